@@ -1,0 +1,56 @@
+# Every target does its own set-up: a fresh clone needs nothing but Python >= 3.11 and make.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# The CPU build of PyTorch, so that a machine without a GPU does not pull gigabytes of CUDA packages.
+# With a GPU: make TORCH=torch TORCH_INDEX= ...
+TORCH       ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
+TORCH_INDEX ?= $(if $(filter torch,$(TORCH)),,https://download.pytorch.org/whl/cpu)
+
+.PHONY: demo test check format protos docs install clean
+
+demo: $(STAMP)  ## one server and four clients on this machine, fedavg against fednc
+	$(BIN)/fednc demo
+
+test: $(STAMP)  ## the whole test suite, at most 6 minutes on two cores
+	$(BIN)/pytest -q
+
+check: $(STAMP) .types  ## format, lint, strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p fednc
+
+format: $(STAMP)  ## rewrite all files in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: $(STAMP)  ## regenerate protos/*_pb2*.py
+	$(BIN)/python -m grpc_tools.protoc -Ifednc/protos=protos --python_out=. --pyi_out=. --grpc_python_out=. \
+	  fednc/protos/federation.proto
+	mv fednc/protos/*_pb2* protos/ && rm -r fednc
+
+docs: $(STAMP)  ## regenerate docs/config.md from the configuration model
+	$(BIN)/python -m fednc.cli.config_docs docs/config.md
+
+install: $(STAMP)
+
+# PyTorch first: a wheel that pip finds on this disk, else PyTorch's CPU index, else the default index.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null \
+	  || $(BIN)/pip install --quiet --no-index --no-deps "$(TORCH)" 2>/dev/null \
+	  || { test -n "$(TORCH_INDEX)" && $(BIN)/pip install --quiet "$(TORCH)" --index-url "$(TORCH_INDEX)"; } \
+	  || $(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -e '.[demo,dev]'
+	touch $@
+
+# mypy and editors follow the package-dir mapping of pyproject.toml through these links.
+.types:
+	mkdir -p .types/fednc
+	for d in bench cli client common protos server; do ln -sfn ../../$$d .types/fednc/$$d; done
+
+clean:
+	rm -rf $(VENV) .types build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Reproducible measurements: every number in the documentation comes from a command here."""

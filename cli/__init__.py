@@ -1,0 +1,1 @@
+"""The `fednc` command: one file per subcommand, no logic."""

@@ -1,0 +1,234 @@
+"""The run file: one pydantic model, read from TOML. It decides everything about a run.
+
+Read by the server, sent to every client as JSON, and the only source of `docs/config.md`. A client brings
+nothing but its address, name, data and device. Knows no task: `[task]` is checked by the task it names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fednc.common.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A table of the run file: unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TaskSection(BaseModel):
+    """What is learnt. The other keys of this table belong to the task that `name` chooses."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field("image", description="task to run; must be installed on the server and on every client")
+
+
+class FrameSection(Section):
+    """The frozen simplex equiangular tight frame that all clients are trained towards."""
+
+    dim: Annotated[int, Field(ge=1)] = Field(128, description="width d of the feature space the frame lives in")
+    vertices: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="size K of the whole label space, classes of later days included; 0: as many as classes",
+    )
+
+
+class MethodSection(Section):
+    """The learning method. `name` sets the defaults of the other keys; a key written here wins."""
+
+    name: Literal["fedavg", "fedprox", "fedetf", "fednc"] = Field("fednc", description="preset for the keys below")
+    head: Literal["linear", "frame"] = Field(
+        "frame", description="`linear`: an ordinary trained classifier; `frame`: the frozen vertices"
+    )
+    loss: Literal["ce", "balanced-ce", "dot"] = Field(
+        "balanced-ce",
+        description="cross-entropy, cross-entropy with the client's class prior, or dot regression to the vertex",
+    )
+    scale: Positive = Field(
+        16.0, description="factor s on the cosines before the softmax (start value if trained)"
+    )
+    train_scale: bool = Field(False, description="learn the scale s and average it with the model")
+    prior_tau: NonNegative = Field(1.0, description="strength of the class prior in `balanced-ce`")
+    dot_weight: Positive = Field(10.0, description="weight of the dot-regression loss")
+    proximal: NonNegative = Field(0.0, description="mu of the proximal term mu/2 |w - w_global|^2")
+    anchor: NonNegative = Field(0.0, description="weight of the pull of features towards the class memory")
+    rehearsal: NonNegative = Field(0.0, description="weight of the rehearsal of the memory of all seen classes")
+    warmup_rounds: Annotated[int, Field(ge=0)] = Field(
+        1, description="rounds without memory terms; their weight then grows linearly over as many rounds"
+    )
+    memory_model: Literal["global", "local"] = Field(
+        "global",
+        description="whose features make the memory: the aggregated model's (exact; one more forward pass and a "
+        "short exchange per round) or each client's own after training (sent with its update)",
+    )
+    memory_momentum: Share = Field(
+        0.0, description="share of the old memory kept at each update; raise it when few clients take part"
+    )
+    readout: Literal["head", "vertex", "memory", "blend"] = Field(
+        "vertex",
+        description="classifier at evaluation: the trained head, the vertices, the class memory, or both blended",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {**PRESETS.get(value.get("name", "fednc"), {}), **value}
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.head == "linear" and (self.loss == "dot" or self.readout == "vertex"):
+            raise ValueError("head = 'linear' has no vertices: use loss 'ce' or 'balanced-ce' and readout 'head'")
+        if self.head == "frame" and self.readout == "head":
+            raise ValueError("head = 'frame' has no trained head: use readout 'vertex', 'memory' or 'blend'")
+        return self
+
+    @property
+    def uses_memory(self) -> bool:
+        """Whether clients must send class sums for training or read-out."""
+        return self.anchor > 0 or self.rehearsal > 0 or self.readout in ("memory", "blend")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fedavg": {"head": "linear", "loss": "ce", "readout": "head"},
+    "fedprox": {"head": "linear", "loss": "ce", "readout": "head", "proximal": 0.01},
+    "fedetf": {"head": "frame", "loss": "balanced-ce", "train_scale": True, "readout": "vertex"},
+    "fednc": {"head": "frame", "loss": "balanced-ce", "readout": "blend"},
+}
+
+
+class TrainSection(Section):
+    """Local training between two exchanges."""
+
+    epochs: Count = Field(1, description="passes over the client's data per round")
+    batch: Count = Field(64, description="examples per step")
+    lr: Positive = Field(0.03, description="learning rate of SGD")
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on the learning rate per round")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD, fresh every round")
+    weight_decay: NonNegative = Field(1e-5, description="weight decay of SGD")
+    clip_norm: NonNegative = Field(0.0, description="bound on the gradient's norm per step; 0: none")
+
+
+class RoundsSection(Section):
+    """How many rounds, with whom, and when to stop waiting."""
+
+    total: Count = Field(20, description="rounds to run")
+    min_clients: Count = Field(2, description="clients needed to start, and replies needed in a round")
+    clients_per_round: Annotated[int, Field(ge=0)] = Field(
+        0, description="clients drawn for each round (seeded); 0: all that are there"
+    )
+    deadline_s: Positive = Field(600.0, description="seconds after which a round goes on without those missing")
+    wait_s: Positive = Field(300.0, description="seconds to wait for `min_clients` before giving up (exit code 5)")
+    rejoin_s: NonNegative = Field(10.0, description="seconds a lost client has to come back to its assignment")
+    evaluate_every: Annotated[int, Field(ge=0)] = Field(
+        1, description="evaluate after every n-th round and after the last; 0: only after the last"
+    )
+
+
+class ShiftSection(Section):
+    """Within-class shift of a simulated split: what makes one client's images unlike another's."""
+
+    rotation_deg: NonNegative = Field(0.0, description="client k's images are rotated by -r ... +r degrees")
+    colour: Share = Field(0.0, description="strength of a per-client gain on each channel")
+    noise: NonNegative = Field(0.0, description="standard deviation of added noise, growing from client to client")
+
+
+class SplitSection(Section):
+    """A simulated split of one data set over clients. Leave it out when every client has data of its own."""
+
+    kind: Literal["dirichlet", "shards", "iid"] = Field("dirichlet", description="how labels are skewed")
+    parts: Count = Field(4, description="number of parts")
+    alpha: Positive = Field(0.1, description="concentration of `dirichlet`: smaller is more skewed")
+    classes_per_part: Count = Field(2, description="classes in each part of `shards`")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the split")
+    shift: ShiftSection = Field(default_factory=ShiftSection)
+
+
+class EvaluateSection(Section):
+    """Where the server's own test data lies. Clients always report on what they hold out."""
+
+    test: str = Field("", description="data of the server, e.g. `digits` or `npz:test.npz`; empty: none")
+    batch: Count = Field(256, description="examples per evaluation batch")
+
+
+class ServerSection(Section):
+    """The server process."""
+
+    listen: str = Field("127.0.0.1:8440", description="HOST:PORT to listen on; port 0 takes a free one")
+    runs: str = Field("runs", description="folder for results, one subfolder per run")
+    ingest_mib: Count = Field(512, description="memory and upload slots that all clients together may occupy")
+    liveness_s: Positive = Field(5.0, description="seconds of silence after which an idle client counts as lost")
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        "run", description="name of the run; the folder under `runs` starts with it"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything random in the run")
+    task: TaskSection = Field(default_factory=TaskSection)
+    frame: FrameSection = Field(default_factory=FrameSection)
+    method: MethodSection = Field(default_factory=MethodSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    rounds: RoundsSection = Field(default_factory=RoundsSection)
+    split: SplitSection | None = None
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    server: ServerSection = Field(default_factory=ServerSection)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the resolved configuration: equal digests mean equal runs."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_run_file(path: Path) -> RunConfig:
+    """The run file at `path`.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or has a key or value that is not allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise ConfigError(
+            f"cannot read run file {path}: {e.strerror}. `fednc init` writes one to start from."
+        ) from e
+    try:
+        return parse_run(tomllib.loads(text), source=str(path))
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{path} is not TOML: {e}") from e
+
+
+def parse_run(values: dict[str, Any], *, source: str = "run") -> RunConfig:
+    """Validated configuration from plain values; errors name every offending key."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as e:
+        raise ConfigError(explain(e, source)) from e
+
+
+def explain(error: ValidationError, source: str, prefix: str = "") -> str:
+    """One line per offending key: where, what was given, what is wrong with it."""
+    lines = [f"{source} cannot be used:"]
+    for item in error.errors(include_url=False, include_context=False):
+        key = ".".join([*filter(None, [prefix]), *map(str, item["loc"])]) or "(file)"
+        given = "" if item["type"] in ("extra_forbidden", "missing") else f" (given: {item['input']!r:.80})"
+        hint = " - no such key; docs/config.md lists them all" if item["type"] == "extra_forbidden" else ""
+        lines.append(f"  {key}: {item['msg']}{given}{hint}")
+    return "\n".join(lines)

@@ -1,0 +1,75 @@
+"""Every error that fednc raises on purpose, in one tree, with the exit code of the command it ends.
+
+    FedncError            1  anything below
+    ├── ConfigError       2  a run file or an option that cannot be used
+    ├── DataError         3  data that is missing, unreadable or does not fit the run
+    ├── AddressError      4  a port that cannot be bound, an address that cannot be resolved
+    ├── QuorumError       5  too few clients before `wait_s`, or too few replies in a round
+    ├── RefusedError      6  the server refuses this client (name taken, version, identity)
+    ├── ProtocolError     7  bytes from the peer that break the agreement
+    ├── MissingExtraError 8  an optional dependency is not installed
+    └── RunFailedError    9  the run ended without a result
+
+A message says the offending value, what was expected and what to do next. Ctrl-C ends with 130.
+"""
+
+from __future__ import annotations
+
+EXIT_INTERRUPTED = 130
+
+
+class FedncError(Exception):
+    """Base of all errors that fednc raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(FedncError):
+    """A run file or an option that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(FedncError):
+    """Data that is missing, unreadable or does not fit the run."""
+
+    exit_code = 3
+
+
+class AddressError(FedncError):
+    """A port that cannot be bound or an address that cannot be resolved."""
+
+    exit_code = 4
+
+
+class QuorumError(FedncError):
+    """Too few clients came before `wait_s`, or too few answered in a round."""
+
+    exit_code = 5
+
+
+class RefusedError(FedncError):
+    """The server refuses this client for good; trying again would not help."""
+
+    exit_code = 6
+
+
+class ProtocolError(FedncError):
+    """Bytes from the peer that break the agreement."""
+
+    exit_code = 7
+
+
+class MissingExtraError(FedncError):
+    """An optional dependency is needed and not installed."""
+
+    exit_code = 8
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'fednc[{extra}]'")
+
+
+class RunFailedError(FedncError):
+    """The run ended without a result."""
+
+    exit_code = 9

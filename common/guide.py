@@ -1,0 +1,54 @@
+"""What the server broadcasts beside the model: the frozen frame, the class memory, where in the run we are.
+
+Built by the server, rebuilt on each client from the bytes it received, read by tasks and losses.
+
+Legend: K vertices of the frame (whole label space), D feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fednc.common.config import MethodSection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """The target of one round.
+
+    Attributes:
+        method: how to train and how to read out.
+        etf_KD: unit rows with pairwise cosine -1/(K-1); frozen, never in an optimiser; on the model's device.
+        mean_KD: the class memory v_c (not renormalised: |v_c| <= 1 is its confidence); zero rows where unseen.
+        seen_K: bool, the classes that have a memory.
+        count_K: examples of each class that *this client* trains on; zeros where it has none.
+        memory_ramp: factor 0 ... 1 on the memory terms of the loss (warm-up).
+    """
+
+    method: MethodSection
+    etf_KD: Tensor
+    mean_KD: Tensor
+    seen_K: Tensor
+    count_K: Tensor
+    memory_ramp: float = 1.0
+
+    def to(self, device: torch.device) -> Guide:
+        """The same guide with its tensors on `device`."""
+        return Guide(
+            method=self.method,
+            etf_KD=self.etf_KD.to(device),
+            mean_KD=self.mean_KD.to(device),
+            seen_K=self.seen_K.to(device),
+            count_K=self.count_K.to(device),
+            memory_ramp=self.memory_ramp,
+        )
+
+
+def memory_ramp(method: MethodSection, server_round: int) -> float:
+    """0 during the warm-up rounds, then linear to 1 over as many rounds (`server_round` counts from 1)."""
+    if method.warmup_rounds == 0:
+        return 1.0
+    return min(1.0, max(0.0, (server_round - method.warmup_rounds) / method.warmup_rounds))

@@ -1,0 +1,159 @@
+"""The task interface: everything the server, the strategy and the link know about a workload.
+
+A task is one folder under `common/tasks/` with a class that derives from `Task`; it is found by name through
+`fednc.common.tasks.get`. Nothing outside that folder may depend on which task runs.
+
+Legend: B batch, D feature width, K label space.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from fednc.common.config import RunConfig, SplitSection, explain
+from fednc.common.errors import ConfigError
+from fednc.common.guide import Guide
+
+Batch = Any  # what a task's own data yields; opaque to everybody else
+Stats = dict[str, Tensor]  # additive sums and counts, float64 or int64: stats of a union = sum of the stats
+
+
+class TaskOptions(BaseModel):
+    """The keys of `[task]` besides `name`: each task derives its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `index` of `of` of a simulated split."""
+
+    index: int
+    of: int
+
+
+class TaskData(ABC):
+    """The examples of one client (or of the server's test), loaded once and resident for the run."""
+
+    @property
+    @abstractmethod
+    def examples(self) -> int:
+        """Number of examples."""
+
+    @property
+    @abstractmethod
+    def count_K(self) -> Tensor:
+        """int64 [K]: examples of each class of the label space."""
+
+    @abstractmethod
+    def train_batches(self, batch: int, generator: torch.Generator) -> Iterator[Batch]:
+        """One epoch in an order drawn from `generator`, augmented if the task augments; batches on the device."""
+
+    @abstractmethod
+    def eval_batches(self, batch: int) -> Iterator[Batch]:
+        """All examples in stored order, never augmented."""
+
+    @abstractmethod
+    def hold_out(self, share: float, seed: int) -> tuple[TaskData, TaskData]:
+        """(training rest, held-out share), disjoint; the same for the same seed."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> TaskData:
+        """The same examples on `device`."""
+
+
+class Task(ABC):
+    """One workload. Stateless but for its options; models and data are passed in."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[TaskOptions]]
+
+    def __init__(self, run: RunConfig) -> None:
+        """Checks `[task]` of the run file.
+
+        Raises:
+            ConfigError: a key or value of `[task]` is not allowed.
+        """
+        self.run = run
+        values = {k: v for k, v in run.task.model_dump().items() if k != "name"}
+        try:
+            self.options = self.Options.model_validate(values)
+        except ValidationError as e:
+            raise ConfigError(explain(e, "run file", prefix="task")) from e
+
+    @property
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """Names of today's classes; class i has vertex i of the frame."""
+
+    @property
+    def label_space(self) -> int:
+        """K: vertices of the frame, reserved ones included."""
+        return self.run.frame.vertices or len(self.class_names)
+
+    @abstractmethod
+    def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
+        """The training examples at data spec `spec`, or one part of them.
+
+        Raises:
+            DataError: missing, unreadable, or not of this run's classes and shapes.
+        """
+
+    @abstractmethod
+    def load_test(self, spec: str) -> TaskData:
+        """The test examples at `spec` (all of them, for data without a test part). Raises DataError."""
+
+    @abstractmethod
+    def load_input(self, spec: str) -> TaskData:
+        """Unlabelled or labelled examples for `fednc predict`. Raises DataError."""
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """A new model, initialised from torch's global generator."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
+        """(scalar to minimise, its named parts)."""
+
+    @abstractmethod
+    def embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(unit features [B, D], labels [B]) for the class memory; no gradients needed."""
+
+    @abstractmethod
+    def statistics(self, model: nn.Module, batch: Batch, guide: Guide) -> Stats:
+        """Additive statistics of one batch; every value float64 or int64 on the CPU."""
+
+    @abstractmethod
+    def metrics(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics of summed statistics; must hold `accuracy`, `loss` and `examples`."""
+
+    @abstractmethod
+    def batch_size_of(self, batch: Batch) -> int:
+        """Number of examples in a batch (for weights and throughput)."""
+
+    def shared_keys(self, model: nn.Module) -> list[str]:
+        """State-dict keys that travel; the others stay on the client."""
+        return list(model.state_dict())
+
+    def before_upload(self, model: nn.Module, global_state: Mapping[str, Tensor]) -> None:
+        """Align symmetries of `model` with the global one before averaging; nothing by default."""
+        del model, global_state
+
+    @abstractmethod
+    def preprocessing(self) -> dict[str, Any]:
+        """What a user of the exported model must do to raw inputs (JSON values)."""
+
+
+def add_stats(total: Stats, new: Mapping[str, Tensor]) -> Stats:
+    """`total` with `new` added, key by key, in place."""
+    for key, value in new.items():
+        total[key] = total[key] + value if key in total else value.clone()
+    return total
