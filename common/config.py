@@ -91,8 +91,10 @@ class MethodSection(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.head == "linear" and (self.loss == "dot" or self.readout == "vertex"):
-            raise ValueError("head = 'linear' has no vertices: use loss 'ce' or 'balanced-ce' and readout 'head'")
+        if self.head == "linear" and (self.loss == "dot" or self.readout in ("vertex", "blend")):
+            raise ValueError(
+                "head = 'linear' has no vertices: use loss 'ce' or 'balanced-ce' and readout 'head' or 'memory'"
+            )
         if self.head == "frame" and self.readout == "head":
             raise ValueError("head = 'frame' has no trained head: use readout 'vertex', 'memory' or 'blend'")
         return self

@@ -1,0 +1,139 @@
+"""Losses: alignment with the target, the pulls of the class memory, the proximal term, and their sum.
+
+Called by tasks at each training step (`objective`) and by the trainer (`proximal`); nothing here waits for the
+device. Must not know models: features come in, scalars go out.
+
+Legend: B batch, D feature width, K label space. Every loss is a mean over its samples and safe for features that
+are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fednc.common.errors import ConfigError
+from fednc.common.frame import unit
+from fednc.common.guide import Guide
+from fednc.common.heads import Head, logits
+
+
+def dot_regression(feat_BD: Tensor, label_B: Tensor, etf_KD: Tensor) -> Tensor:
+    """mean 1/2 (m_y . h - 1)^2 with h = unit(feat), m_y the vertex of the label.
+
+    Its gradient with respect to h is -(1 - cos) m_y: a pull only, which fades on arrival (Yang et al., NeurIPS
+    2022).
+    """
+    return _dot_gap(feat_BD, label_B, etf_KD).mean()
+
+
+def cross_entropy(logit_BK: Tensor, label_B: Tensor, prior_K: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of softmax(logit + prior); without a prior it is the plain one."""
+    return F.cross_entropy(logit_BK if prior_K is None else logit_BK + prior_K, label_B)
+
+
+def class_prior(count_K: Tensor, tau: float) -> Tensor:
+    """tau log(max(n_c, 1) / n), [K] (balanced softmax).
+
+    Added to the logits in training and left out in the read-out, it explains the client's own class frequencies,
+    so that the features need not. Clamping at one example keeps the push on absent classes small but finite.
+    """
+    count_K = count_K.to(torch.get_default_dtype())
+    return tau * torch.log(count_K.clamp(min=1) / count_K.sum().clamp(min=1))
+
+
+def memory_anchor(feat_BD: Tensor, label_B: Tensor, mean_KD: Tensor, seen_K: Tensor) -> Tensor:
+    """Reading A: mean 1/2 |h - v_y|^2 with h = unit(feat), over the samples whose class has a memory; else zero.
+
+    v is not renormalised: along the sphere only its length pulls, so a diffuse class pulls weakly by itself.
+    """
+    gap_BD = unit(feat_BD) - mean_KD.detach()[label_B]
+    return _masked_mean(0.5 * gap_BD.square().sum(dim=1), seen_K[label_B])
+
+
+def memory_rehearsal(feat_KD: Tensor, seen_K: Tensor, head: Head, guide: Guide) -> Tensor:
+    """Reading B: the alignment loss on one memory feature per class, over the classes that have one; else zero.
+
+    Each class counts once, so no prior is needed, and classes that this client lacks are not forgotten.
+
+    Args:
+        feat_KD: the memory as the head's input, with gradient where the caller projected it.
+        seen_K: classes that have a memory.
+    """
+    label_K = torch.arange(feat_KD.shape[0], device=feat_KD.device)
+    if guide.method.loss == "dot":
+        loss_K = _dot_gap(feat_KD, label_K, guide.etf_KD)
+    else:
+        loss_K = F.cross_entropy(logits(head, feat_KD, guide), label_K, reduction="none")
+    return _masked_mean(loss_K, seen_K)
+
+
+def proximal(params: Iterable[Tensor], global_params: Iterable[Tensor]) -> Tensor:
+    """1/2 |w - w_global|^2 over all parameters, in the same order in both; times mu it is FedProx' term."""
+    pairs = zip(params, global_params, strict=True)
+    return 0.5 * torch.stack([(w - w_global.detach()).square().sum() for w, w_global in pairs]).sum()
+
+
+def objective(
+    feat_BD: Tensor, label: Tensor, head: Head, guide: Guide, rehearsal_KD: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a client minimises, but for the proximal term, as `guide.method` says.
+
+    The memory terms grow with `guide.memory_ramp` and are absent while it is 0.
+
+    Args:
+        feat_BD: the model's features, before normalisation.
+        label: B labels in any shape.
+        rehearsal_KD: memory features projected by the model at this step. Rehearsal must reach parameters to be of
+            use; the memory in the guide lies behind the projection and reaches none but the head's. So a task that
+            rehearses keeps its memory before the projection (unit vectors, then everything else holds unchanged),
+            and passes the projected ones. Without them the head alone rehearses.
+
+    Returns:
+        The scalar to minimise and its weighted parts by name, detached.
+
+    Raises:
+        ConfigError: `method.rehearsal` is on, but would train nothing: no projected memory, a frozen head.
+    """
+    method, label_B = guide.method, label.reshape(-1)
+    parts = {"alignment": _alignment(feat_BD, label_B, head, guide)}
+    if method.anchor > 0 and guide.memory_ramp > 0:
+        anchor = memory_anchor(feat_BD, label_B, guide.mean_KD, guide.seen_K)
+        parts["anchor"] = method.anchor * guide.memory_ramp * anchor
+    if method.rehearsal > 0:
+        memory_KD = _rehearsal_features(rehearsal_KD, head, guide)
+        if guide.memory_ramp > 0:
+            rehearsal = memory_rehearsal(memory_KD, guide.seen_K, head, guide)
+            parts["rehearsal"] = method.rehearsal * guide.memory_ramp * rehearsal
+    total = torch.stack(list(parts.values())).sum()
+    return total, {name: part.detach() for name, part in parts.items()}
+
+
+def _alignment(feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide) -> Tensor:
+    method = guide.method
+    if method.loss == "dot":
+        return method.dot_weight * dot_regression(feat_BD, label_B, guide.etf_KD)
+    prior_K = class_prior(guide.count_K, method.prior_tau) if method.loss == "balanced-ce" else None
+    return cross_entropy(logits(head, feat_BD, guide), label_B, prior_K)
+
+
+def _rehearsal_features(rehearsal_KD: Tensor | None, head: Head, guide: Guide) -> Tensor:
+    if rehearsal_KD is not None:
+        return rehearsal_KD
+    if guide.method.loss == "dot" or not any(p.requires_grad for p in head.parameters()):
+        raise ConfigError(
+            f"method.rehearsal = {guide.method.rehearsal:g} would train nothing: this task keeps no memory from "
+            "before its projection, and the head is frozen. Set method.rehearsal = 0 or method.train_scale = true."
+        )
+    return guide.mean_KD
+
+
+def _dot_gap(feat_BD: Tensor, label_B: Tensor, etf_KD: Tensor) -> Tensor:
+    return 0.5 * ((unit(feat_BD) * etf_KD[label_B]).sum(dim=1) - 1).square()
+
+
+def _masked_mean(value_B: Tensor, mask_B: Tensor) -> Tensor:
+    return torch.where(mask_B, value_B, 0.0).sum() / mask_B.sum().clamp(min=1)
