@@ -1,0 +1,143 @@
+"""The pictures of a run: accuracy per round, and the geometry of the class means beside that of the frame.
+
+Called at the end of a demo or a comparison with plain numbers; knows no run, no folder layout, no task.
+matplotlib (extra `demo`) is imported when a picture is drawn, never before.
+
+Legend: K classes shown, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fednc.common.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with every common colour blindness; line style and marker say it once more.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+_MAX_ANNOTATED = 10  # classes; with more the numbers would no longer be legible
+_MAX_LETTERS = 18  # of a class name on an axis
+
+
+def curves(path: Path, series: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Test accuracy per round, one line per method, as a PNG at `path`.
+
+    Args:
+        path: file to write.
+        series: for each method its (round, accuracy in 0 ... 1) points in order, at least one.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = _new_figure((7.2, 4.4))
+    axes = figure.subplots()
+    for place, (name, points) in enumerate(series.items()):
+        _draw_curve(axes, place, name, points)
+    axes.set(xlabel="round", ylabel="test accuracy (%)")
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="best", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def geometry(path: Path, means: Mapping[str, Tensor], etf_KD: Tensor, class_names: Sequence[str]) -> None:
+    """Cosines between class means about their common centre, one heat map per method, the frame's last.
+
+    The centre is taken off first, as neural collapse (NC2) is defined on centred means; the frame is treated
+    alike. A class without a mean (a zero row) is left blank. Only the first len(class_names) rows are shown.
+
+    Args:
+        path: PNG file to write.
+        means: for each method its class means [K or more, D].
+        etf_KD: the frame.
+        class_names: names of today's classes.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    panels = {name: cosines(mean_KD[: len(class_names)]) for name, mean_KD in means.items()}
+    target_KK = cosines(etf_KD[: len(class_names)])
+    labels = [name if len(name) <= _MAX_LETTERS else f"{name[: _MAX_LETTERS - 1]}…" for name in class_names]
+    margin_inch = 0.09 * max(map(len, labels))
+    figure = _new_figure((1.0 + margin_inch + 3.7 * (len(panels) + 1), 4.3 + margin_inch))
+    row = figure.subplots(1, len(panels) + 1, sharey=True, squeeze=False)[0]
+    for axes, (name, cos_KK) in zip(row[:-1], panels.items(), strict=True):
+        _draw_heat_map(axes, cos_KK, f"{name}\nmean distance to frame {_distance(cos_KK, target_KK):.2f}")
+    image = _draw_heat_map(row[-1], target_KK, f"frame\nall pairs {_off_diagonal(target_KK).mean():.2f}")
+    for axes in row:
+        _name_classes(axes, labels)
+    figure.colorbar(image, ax=list(row), label="cosine between centred class means", shrink=0.8, pad=0.01)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def cosines(mean_KD: Tensor) -> Tensor:
+    """float64 [K, K] cosines of the rows about the mean of those that are not zero; NaN at zero rows."""
+    mean_KD = mean_KD.detach().cpu().double()
+    seen_K = mean_KD.norm(dim=1) > 0
+    centred_KD = torch.where(seen_K[:, None], mean_KD - mean_KD[seen_K].mean(dim=0), torch.nan)
+    unit_KD = torch.nn.functional.normalize(centred_KD, dim=1)
+    return unit_KD @ unit_KD.T
+
+
+def _new_figure(size_inch: tuple[float, float]) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        raise MissingExtraError("matplotlib", "demo", "drawing pictures") from e
+    # A bare Figure draws with Agg: no display, no global pyplot state.
+    return Figure(figsize=size_inch, layout="constrained")
+
+
+def _draw_curve(axes: Any, place: int, name: str, points: Sequence[tuple[int, float]]) -> None:
+    rounds, accuracies = [p[0] for p in points], [100 * p[1] for p in points]
+    axes.plot(
+        rounds,
+        accuracies,
+        label=f"{name}, last {accuracies[-1]:.1f} %",
+        color=_COLOURS[place % len(_COLOURS)],
+        linestyle=_DASHES[place % len(_DASHES)],
+        marker=_MARKERS[place % len(_MARKERS)],
+        markersize=4.5,
+        markevery=max(1, len(points) // 20),
+        linewidth=1.8,
+    )
+
+
+def _draw_heat_map(axes: Any, cos_KK: Tensor, title: str) -> Any:
+    image = axes.imshow(cos_KK.numpy(), cmap="PuOr", vmin=-1, vmax=1)
+    axes.set_facecolor("#cccccc")  # shows through where a cell is NaN
+    axes.set_title(title, fontsize=10)
+    if len(cos_KK) <= _MAX_ANNOTATED:
+        for row, column in torch.isfinite(cos_KK).nonzero().tolist():
+            value = cos_KK[row, column].item()
+            ink = "white" if abs(value) > 0.6 else "black"
+            text = (
+                "1" if row == column else f"{round(value, 2) + 0.0:.2f}".replace("0.", ".")
+            )  # + 0.0: no minus before a zero
+            axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=ink)
+    return image
+
+
+def _name_classes(axes: Any, labels: Sequence[str]) -> None:
+    places, size = range(len(labels)), 9 if len(labels) <= _MAX_ANNOTATED else 7
+    axes.set_xticks(places, labels, rotation=90 if max(map(len, labels)) > 2 else 0, fontsize=size)
+    axes.set_yticks(places, labels, fontsize=size)
+    axes.tick_params(length=0)
+
+
+def _off_diagonal(square_KK: Tensor) -> Tensor:
+    return square_KK[~torch.eye(len(square_KK), dtype=torch.bool)]
+
+
+def _distance(cos_KK: Tensor, target_KK: Tensor) -> float:
+    return float(_off_diagonal(cos_KK - target_KK).abs().nanmean())

@@ -1,0 +1,101 @@
+"""The `fednc` command: its subcommands by name, its exit codes, and the one place where errors end.
+
+Entry point of the distribution. A subcommand's module is imported when it is called and not before, so that
+`fednc --help` answers at once; this file must not import torch or flwr.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from fednc.cli.output import say_error
+from fednc.common.errors import EXIT_INTERRUPTED, FedncError
+from fednc.common.flower_env import quiet_flower
+
+# name: (module:attribute, one line for --help); the attribute is a function with typer annotations or a typer app.
+COMMANDS = {
+    "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
+    "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),
+    "predict": ("fednc.cli.predict:command", "Classify images with the model of a finished run."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Knows the names of its commands at once, and their options only when one of them is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The real command in place of its line in `COMMANDS`."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if name else None, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an error of ours becomes one message and the exit code of its class."""
+        try:
+            return super().invoke(ctx)
+        except FedncError as e:
+            say_error(e)
+            raise typer.Exit(e.exit_code) from e
+
+
+def run() -> None:
+    """The console script."""
+    quiet_flower()
+    app()
+
+
+def exit_codes() -> dict[int, str]:
+    """What every exit code means, read off the error classes."""
+    errors = sorted(FedncError.__subclasses__(), key=lambda error: error.exit_code)
+    meanings = {error.exit_code: (error.__doc__ or error.__name__).splitlines()[0] for error in errors}
+    return {0: "Success.", 1: "Any other failure.", **meanings, EXIT_INTERRUPTED: "Interrupted (Ctrl-C)."}
+
+
+def _load(name: str) -> Any:
+    module, attribute = COMMANDS[name][0].split(":")
+    target = getattr(import_module(module), attribute)
+    if not isinstance(target, typer.Typer):
+        single = typer.Typer(add_completion=False)
+        single.command(name)(target)
+        target = single
+    return typer.main.get_command(target)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fednc {metadata.version('fednc')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Federated learning over gRPC in which every client trains towards the same frozen target."""
+    del version
+
+
+def _known_by_name() -> None:
+    """Stands for a command whose module is not imported yet."""
+
+
+def _build() -> typer.Typer:
+    epilog = "\n\n".join(["Exit codes:", *(f"{code:>3}  {meaning}" for code, meaning in exit_codes().items())])
+    # click itself suggests the nearest name; typer would say it a second time
+    built = typer.Typer(
+        cls=LazyGroup, no_args_is_help=True, suggest_commands=False, pretty_exceptions_show_locals=False
+    )
+    built.callback(epilog=epilog)(_root)
+    for name, (_, line) in COMMANDS.items():
+        built.command(name, help=line)(_known_by_name)
+    return built
+
+
+app = _build()
+
+if __name__ == "__main__":
+    run()

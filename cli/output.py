@@ -1,0 +1,77 @@
+"""How every subcommand speaks: to people on stderr, to programs as one JSON object on stdout or in a file.
+
+Called by the files of this folder only. Knows nothing of what is said.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fednc.common.errors import ConfigError
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(line: str, *, style: str = "") -> None:
+    """One line for people, never wrapped or read as markup."""
+    console.print(line, style=style, markup=False, soft_wrap=True)
+
+
+def say_error(error: Exception) -> None:
+    """What went wrong and what to do next, in red where there is a terminal."""
+    say(f"error: {error}", style="bold red")
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on a terminal; elsewhere the same rows as lines of aligned columns."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    if console.is_terminal:
+        console.print(_rich_table(title, columns, cells, rows))
+        return
+    say(title)
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for row in [list(columns), *cells]:
+        say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def write_json(target: str, value: dict[str, Any]) -> None:
+    """`value` as one object: to stdout where `target` is `-`, else to the file `target`.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    try:
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise ConfigError(
+            f"--json {target}: cannot be written ({e.strerror}); give a file in a folder that exists"
+        ) from e
+
+
+def _rich_table(
+    title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[Sequence[object]]
+) -> Table:
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(columns):
+        numeric = all(isinstance(row[place], int | float) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left")
+    for row in cells:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
