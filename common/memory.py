@@ -144,7 +144,7 @@ class ClassMemory:
         Classes without examples in `sums` keep their vector, bit for bit.
         """
         held_K = sums.count_K > 0
-        keep_K1 = torch.where(self.seen_K, momentum, 0.0).double().unsqueeze(1)
+        keep_K1 = momentum * self.seen_K.double().unsqueeze(1)
         moved_KD = keep_K1 * self.mean_KD.double() + (1 - keep_K1) * sums.mean_KD
         return replace(
             self,

@@ -1,0 +1,120 @@
+"""Read-out: which vector a class is compared by, for seen, unseen and reserved classes.
+
+Legend: B batch, K label space, D feature width.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fednc.common.config import MethodSection
+from fednc.common.frame import draw_frame, unit
+from fednc.common.guide import Guide
+from fednc.common.heads import FrameHead, LinearHead
+from fednc.common.readout import readout_logits
+
+K, D, CLASSES, SCALE = 6, 8, 5, 16.0
+ETF_KD = draw_frame(K, D, seed=0).etf_KD
+SEEN_K = torch.tensor([True, False, True, True, False, False])
+HEAD = FrameHead(SCALE, False)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+MEAN_KD = torch.where(
+    SEEN_K[:, None], torch.tensor([0.9, 1, 0.3, 0.6, 1, 1])[:, None] * unit(normal(K, D, seed=1)), 0.0
+)
+
+
+def guide_for(readout: str, seen_K: torch.Tensor = SEEN_K, mean_KD: torch.Tensor = MEAN_KD) -> Guide:
+    name = "fedavg" if readout == "head" else "fednc"
+    return Guide(
+        method=MethodSection(name=name, readout=readout),
+        etf_KD=ETF_KD,
+        mean_KD=mean_KD,
+        seen_K=seen_K,
+        count_K=torch.tensor([100, 0, 0, 0, 0, 0]),
+    )
+
+
+def test_vertex_is_the_scaled_cosine_without_prior():
+    feat_BD = normal(20, D)
+    score_BK = readout_logits(feat_BD, HEAD, guide_for("vertex"), CLASSES)
+    torch.testing.assert_close(score_BK[:, :CLASSES], SCALE * unit(feat_BD) @ ETF_KD[:CLASSES].T)
+    assert readout_logits(ETF_KD[:CLASSES], HEAD, guide_for("vertex"), CLASSES).argmax(dim=1).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_head_is_the_trained_classifier_on_raw_features():
+    head, feat_BD = LinearHead(D, K), 7 * normal(20, D)
+    score_BK = readout_logits(feat_BD, head, guide_for("head"), CLASSES)
+    assert torch.equal(score_BK[:, :CLASSES], head(feat_BD)[:, :CLASSES])
+
+
+def test_memory_compares_by_the_vectors_as_they_are():
+    feat_BD = normal(20, D)
+    score_BK = readout_logits(feat_BD, HEAD, guide_for("memory"), CLASSES)
+    torch.testing.assert_close(score_BK[:, SEEN_K], SCALE * unit(feat_BD) @ MEAN_KD[SEEN_K].T)
+    assert score_BK[:, ~SEEN_K].eq(-torch.inf).all()
+
+
+def test_memory_of_a_linear_head_uses_directions():
+    guide = Guide(
+        method=MethodSection(name="fedavg", readout="memory"),
+        etf_KD=ETF_KD,
+        mean_KD=MEAN_KD,
+        seen_K=SEEN_K,
+        count_K=torch.zeros(K),
+    )
+    scores = [readout_logits(length * normal(20, D), LinearHead(D, K), guide, CLASSES) for length in (1, 10)]
+    torch.testing.assert_close(*scores)
+
+
+@pytest.mark.parametrize("readout", ["memory", "blend"])
+@pytest.mark.parametrize("seen", [[], [CLASSES]], ids=["nothing", "only a reserved class"])
+def test_before_any_memory_the_vertices_decide(readout, seen):
+    feat_BD, seen_K = normal(20, D), torch.zeros(K, dtype=torch.bool)
+    seen_K[seen] = True
+    score_BK = readout_logits(feat_BD, HEAD, guide_for(readout, seen_K, torch.zeros(K, D)), CLASSES)
+    torch.testing.assert_close(score_BK, readout_logits(feat_BD, HEAD, guide_for("vertex"), CLASSES))
+
+
+def test_blend_is_the_mean_of_both_cosines():
+    feat_BD = normal(20, D)
+    score_BK = readout_logits(feat_BD, HEAD, guide_for("blend"), CLASSES)
+    by_vertex_BK, by_memory_BK = unit(feat_BD) @ ETF_KD.T, unit(feat_BD) @ unit(MEAN_KD).T
+    torch.testing.assert_close(score_BK[:, SEEN_K], SCALE * (by_vertex_BK + by_memory_BK)[:, SEEN_K] / 2)
+    torch.testing.assert_close(score_BK[:, [1, 4]], SCALE * by_vertex_BK[:, [1, 4]])
+
+
+def test_blend_does_not_depend_on_the_length_of_memories():
+    feat_BD, longer_KD = normal(20, D), MEAN_KD * torch.arange(1.0, K + 1)[:, None] / 6
+    torch.testing.assert_close(
+        readout_logits(feat_BD, HEAD, guide_for("blend", mean_KD=longer_KD), CLASSES),
+        readout_logits(feat_BD, HEAD, guide_for("blend"), CLASSES),
+    )
+
+
+def test_a_memory_on_its_vertex_changes_nothing():
+    """A class never seen stands as well as one whose memory is its vertex: neither is favoured."""
+    feat_BD, mean_KD = normal(50, D), torch.where(SEEN_K[:, None], 0.4 * ETF_KD, 0.0)
+    blend_BK = readout_logits(feat_BD, HEAD, guide_for("blend", mean_KD=mean_KD), CLASSES)
+    torch.testing.assert_close(blend_BK, readout_logits(feat_BD, HEAD, guide_for("vertex"), CLASSES))
+
+
+@pytest.mark.parametrize("readout", ["head", "vertex", "memory", "blend"])
+@pytest.mark.parametrize("classes", [2, K])
+def test_reserved_classes_are_never_predicted(readout, classes):
+    head = LinearHead(D, K) if readout == "head" else HEAD
+    score_BK = readout_logits(torch.cat([ETF_KD, -ETF_KD]), head, guide_for(readout), classes)
+    assert score_BK[:, classes:].eq(-torch.inf).all()
+    assert score_BK[:, 0].isfinite().all()
+    assert score_BK.argmax(dim=1).max() < classes
