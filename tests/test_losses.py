@@ -104,6 +104,7 @@ def test_gradients_with_respect_to_the_heads():
 def test_gradients_of_the_proximal_term():
     local = [normal(3, 2).requires_grad_(), normal(4, seed=1).requires_grad_()]
     start = [normal(3, 2, seed=2), normal(4, seed=3)]
+    assert not proximal([w.detach() for w in local], local).requires_grad
     assert gradcheck(lambda *w: proximal(w, start), local)
     for gradient, w, w_global in zip(
         torch.autograd.grad(proximal(local, start), local), local, start, strict=True
