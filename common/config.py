@@ -155,7 +155,10 @@ class SplitSection(Section):
     kind: Literal["dirichlet", "shards", "iid"] = Field("dirichlet", description="how labels are skewed")
     parts: Count = Field(4, description="number of parts")
     alpha: Positive = Field(0.1, description="concentration of `dirichlet`: smaller is more skewed")
-    classes_per_part: Count = Field(2, description="classes in each part of `shards`")
+    classes_per_part: Count = Field(
+        2,
+        description="label-sorted shards in each part of `shards`: as many classes, more where a shard straddles two",
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the split")
     shift: ShiftSection = Field(default_factory=ShiftSection)
 

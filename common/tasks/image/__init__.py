@@ -1,0 +1,1 @@
+"""Image classification: the first task. Entered through `task.py`; nothing outside this folder names its files."""

@@ -1,0 +1,187 @@
+"""The image classification task: wires options, data, models and the common losses to the task interface.
+
+Found by name through `fednc.common.tasks`. Must not know servers, clients or the link.
+
+Legend: B batch, D feature width, K label space.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fednc.common.config import RunConfig, SplitSection
+from fednc.common.errors import ConfigError, DataError
+from fednc.common.frame import unit
+from fednc.common.guide import Guide
+from fednc.common.heads import build_head
+from fednc.common.losses import objective
+from fednc.common.readout import readout_logits
+from fednc.common.tasks.base import Part, Stats, Task
+from fednc.common.tasks.image import sources
+from fednc.common.tasks.image.data import UNLABELLED, ImageBatch, ImageData
+from fednc.common.tasks.image.models import ImageModel, build_backbone
+from fednc.common.tasks.image.options import ImageOptions
+from fednc.common.tasks.image.raw import Images
+from fednc.common.tasks.image.shifts import is_shifted, shift_part, shift_test
+from fednc.common.tasks.image.splits import split_index
+
+# Losses are rounded to multiples of this before they are summed in float64: such sums are exact up to 2e9, so
+# batches may be pooled in any order and grouping. It moves a mean loss by 1e-7 at most.
+LOSS_STEP = 2.0**-22
+
+log = logging.getLogger(__name__)
+
+
+class ImageTask(Task):
+    """Image classification. Batches are (normalised images [B, C, H, W], int64 labels [B])."""
+
+    name = "image"
+    Options = ImageOptions
+    options: ImageOptions
+
+    def __init__(self, run: RunConfig) -> None:
+        super().__init__(run)
+        if self.label_space < len(self.class_names):
+            raise ConfigError(
+                f"frame.vertices: {self.label_space} vertices for {len(self.class_names)} classes. Give it at "
+                "least as many, or 0 for exactly as many."
+            )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """`task.classes`."""
+        return self.options.classes
+
+    def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> ImageData:
+        """The training images at `spec`, or one part of them, shifted as the split says. Raises DataError."""
+        images = sources.read(spec, "train", self.options)
+        if part is None:
+            return self._data(images, augment=True)
+        split = _split_with(part, split)
+        data = self._data(images, augment=True).select(split_index(images.label_N.numpy(), split)[part.index])
+        if not is_shifted(split.shift):
+            return data
+        return replace(data, pixel_NCHW=shift_part(data.pixel_NCHW, split, part.index))
+
+    def load_test(self, spec: str) -> ImageData:
+        """The test images at `spec`, mixed from all parts' shifts where the split has any. Raises DataError."""
+        data = self._data(sources.read(spec, "test", self.options))
+        split = self.run.split
+        if split is None or not is_shifted(split.shift):
+            return data
+        return replace(data, pixel_NCHW=shift_test(data.pixel_NCHW, split))
+
+    def load_input(self, spec: str) -> ImageData:
+        """A data spec's test images, or an image file's, a folder's or an .npz's, with names. Raises DataError."""
+        return self._data(sources.read_input(spec, self.options))
+
+    def build_model(self) -> ImageModel:
+        """The head is drawn last, so that all methods start from the same backbone and projection."""
+        backbone, width = build_backbone(self.options)
+        projection = nn.Linear(width, self.run.frame.dim)
+        head = build_head(self.run.method, self.run.frame.dim, self.label_space)
+        return ImageModel(backbone, projection, head)
+
+    def loss(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective of `guide.method` on the features of a batch."""
+        pixel_BCHW, label_B = batch
+        if len(label_B) == 1 and self.options.norm == "batch":
+            # Batch normalisation has no variance over one value per channel; two copies have the same mean loss.
+            pixel_BCHW, label_B = pixel_BCHW.repeat(2, 1, 1, 1), label_B.repeat(2)
+        image_model = _as_image_model(model)
+        return objective(image_model.features(pixel_BCHW), label_B, image_model.head, guide)
+
+    def embed(self, model: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        """(unit features [B, D], labels [B])."""
+        return unit(_as_image_model(model).features(batch[0])), batch[1]
+
+    def scores(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
+        """Read-out scores [B, K] of normalised images [B, C, H, W]: the argmax is the prediction.
+
+        -inf for vertices beyond today's classes.
+        """
+        image_model = _as_image_model(model)
+        return readout_logits(image_model.features(inputs), image_model.head, guide, len(self.class_names))
+
+    def statistics(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> Stats:
+        """Sums over the labelled images of a batch; loss is the cross-entropy of the read-out's softmax."""
+        known_B = batch[1] != UNLABELLED
+        label_B = batch[1][known_B]
+        score_BK = self.scores(model, batch[0], guide)[known_B].float()
+        loss_B = F.cross_entropy(score_BK, label_B, reduction="none").double()
+        hit_B = score_BK.argmax(dim=1) == label_B
+        return {
+            "examples": torch.tensor(len(label_B)),
+            "loss_sum": ((loss_B / LOSS_STEP).round() * LOSS_STEP).sum().cpu(),
+            "correct": hit_B.sum().cpu(),
+            "count_K": torch.bincount(label_B, minlength=self.label_space).cpu(),
+            "correct_K": torch.bincount(label_B[hit_B], minlength=self.label_space).cpu(),
+        }
+
+    def metrics(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
+        """`accuracy`, `loss`, `examples`, and `accuracy/<class>` of each class that has examples.
+
+        Without any example, `examples` is 0 and there is no accuracy or loss: both are NaN.
+        """
+        examples = int(stats["examples"]) if stats else 0
+        if examples == 0:
+            return {"accuracy": float("nan"), "loss": float("nan"), "examples": 0.0}
+        pooled = {
+            "accuracy": int(stats["correct"]) / examples,
+            "loss": float(stats["loss_sum"]) / examples,
+            "examples": float(examples),
+        }
+        per_class = zip(self.class_names, stats["correct_K"].tolist(), stats["count_K"].tolist(), strict=False)
+        return pooled | {f"accuracy/{name}": right / count for name, right, count in per_class if count}
+
+    def batch_size_of(self, batch: ImageBatch) -> int:
+        """B."""
+        return len(batch[1])
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Raw image to model input: colour, size, 0..1, minus mean, divided by std; axes C, H, W."""
+        return {
+            "channels": self.options.channels,
+            "size": self.options.size,
+            "resize": "bilinear with antialiasing, aspect ratio not kept",
+            "range": [0.0, 1.0],
+            "mean": list(self.options.mean),
+            "std": list(self.options.std),
+        }
+
+    def _data(self, images: Images, augment: bool = False) -> ImageData:
+        return ImageData(
+            pixel_NCHW=images.pixel_NCHW,
+            label_N=images.label_N,
+            label_space=self.label_space,
+            mean_C11=torch.tensor(self.options.mean)[:, None, None],
+            std_C11=torch.tensor(self.options.std)[:, None, None],
+            augment=augment and self.options.augment == "crop-flip",
+            names=images.names,
+        )
+
+
+def _as_image_model(model: nn.Module) -> ImageModel:
+    assert isinstance(model, ImageModel)
+    return model
+
+
+def _split_with(part: Part, split: SplitSection | None) -> SplitSection:
+    if split is None:
+        raise DataError(
+            f"part {part.index} of {part.of} was asked for, but the run file has no [split]: leave out "
+            "--partition, all of the data is this client's."
+        )
+    if part.of != split.parts or not 0 <= part.index < part.of:
+        raise DataError(
+            f"part {part.index} of {part.of} does not exist: the run's split has parts 0 to {split.parts - 1} of "
+            f"{split.parts} (split.parts)."
+        )
+    return split
