@@ -52,6 +52,11 @@ class TaskData(ABC):
     def count_K(self) -> Tensor:
         """int64 [K]: examples of each class of the label space."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Where each example came from, for people; may be empty."""
+        return ()
+
     @abstractmethod
     def train_batches(self, batch: int, generator: torch.Generator) -> Iterator[Batch]:
         """One epoch in an order drawn from `generator`, augmented if the task augments; batches on the device."""
@@ -99,6 +104,11 @@ class Task(ABC):
         """K: vertices of the frame, reserved ones included."""
         return self.run.frame.vertices or len(self.class_names)
 
+    @classmethod
+    @abstractmethod
+    def suggest_options(cls, spec: str) -> dict[str, Any]:
+        """Keys of `[task]` that fit the training data at `spec`, for `fednc init`. Raises DataError."""
+
     @abstractmethod
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
         """The training examples at data spec `spec`, or one part of them.
@@ -126,6 +136,14 @@ class Task(ABC):
     @abstractmethod
     def embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(unit features [B, D], labels [B]) for the class memory; no gradients needed."""
+
+    @abstractmethod
+    def scores(self, model: nn.Module, batch: Batch, guide: Guide) -> Tensor:
+        """Read-out scores [B, K], -inf beyond today's classes: argmax predicts, softmax is the confidence."""
+
+    @abstractmethod
+    def unlabelled(self, inputs: Tensor) -> Batch:
+        """A batch of preprocessed inputs [B, ...] whose labels nobody knows."""
 
     @abstractmethod
     def statistics(self, model: nn.Module, batch: Batch, guide: Guide) -> Stats:

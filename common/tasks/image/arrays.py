@@ -46,19 +46,20 @@ def read_npz(place: str, purpose: Purpose, options: ImageOptions, *, labels_need
     Raises:
         DataError: not such a file.
     """
-    file = _load(place)
+    file = load_arrays(place)
     part = "test" if purpose == "test" and "x_test" in file else "train"
-    pixel_NCHW = _pixels(_array(file, f"x_{part}", place), f"npz:{place}: x_{part}")
+    pixel_NCHW = as_pixels(pick(file, f"x_{part}", place), f"npz:{place}: x_{part}")
     if not labels_needed and f"y_{part}" not in file:
         return Images(pixel_NCHW=pixel_NCHW, label_N=torch.full((len(pixel_NCHW),), UNLABELLED))
     found = [str(name) for name in file["classes"]] if "classes" in file else None
-    label_N = map_labels(_array(file, f"y_{part}", place), found, options, f"npz:{place}: y_{part}")
+    label_N = map_labels(pick(file, f"y_{part}", place), found, options, f"npz:{place}: y_{part}")
     if len(label_N) != len(pixel_NCHW):
         raise DataError(f"npz:{place}: {len(pixel_NCHW)} images in x_{part}, {len(label_N)} labels in y_{part}")
     return Images(pixel_NCHW=pixel_NCHW, label_N=label_N)
 
 
-def _load(place: str) -> dict[str, Array]:
+def load_arrays(place: str) -> dict[str, Array]:
+    """Every array of an .npz by name. Raises DataError: missing or not such a file."""
     try:
         with np.load(place, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
@@ -68,13 +69,14 @@ def _load(place: str) -> dict[str, Array]:
         raise DataError(f"npz:{place}: not a readable .npz without pickled objects: {e}") from e
 
 
-def _array(file: dict[str, Array], key: str, place: str) -> Array:
+def pick(file: dict[str, Array], key: str, place: str) -> Array:
+    """One array of a file. Raises DataError where it is not there."""
     if key not in file:
         raise DataError(f"npz:{place}: has no array {key!r}, only {', '.join(sorted(file)) or 'nothing'}")
     return file[key]
 
 
-def _pixels(values: Array, source: str) -> Tensor:
+def as_pixels(values: Array, source: str) -> Tensor:
     """[N, C, H, W] from [N, H, W] or [N, H, W, C]."""
     if values.ndim not in (3, 4):
         raise DataError(f"{source} has shape {list(values.shape)}, expected [N, H, W] or [N, H, W, C]")

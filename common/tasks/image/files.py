@@ -44,7 +44,7 @@ def read_folder(place: str, purpose: Purpose, options: ImageOptions) -> Images:
 
 def read_any_folder(folder: Path, options: ImageOptions) -> Images:
     """A folder of classes (its test part), or of loose images without labels."""
-    loose = _images_in(folder)
+    loose = images_in(folder)
     if loose:
         return read_files(loose, torch.full((len(loose),), UNLABELLED), options)
     return read_folder(str(folder), "test", options)
@@ -79,7 +79,7 @@ def stack(decoded: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:
 
 
 def _read_classes(root: Path, options: ImageOptions) -> Images:
-    folders = {path.name: _images_in(path) for path in sorted(root.iterdir()) if path.is_dir()}
+    folders = {path.name: images_in(path) for path in sorted(root.iterdir()) if path.is_dir()}
     used = sorted(name for name, images in folders.items() if images)
     if not used:
         raise DataError(
@@ -92,7 +92,8 @@ def _read_classes(root: Path, options: ImageOptions) -> Images:
     return read_files([path for _, path in pairs], torch.tensor([k for k, _ in pairs]), options)
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The image files right in `folder`, by name."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
 
 

@@ -31,6 +31,7 @@ from fednc.common.tasks.image.options import ImageOptions
 from fednc.common.tasks.image.raw import Images
 from fednc.common.tasks.image.shifts import is_shifted, shift_part, shift_test
 from fednc.common.tasks.image.splits import split_index
+from fednc.common.tasks.image.suggest import suggest
 
 # Losses are rounded to multiples of this before they are summed in float64: such sums are exact up to 2e9, so
 # batches may be pooled in any order and grouping. It moves a mean loss by 1e-7 at most.
@@ -58,6 +59,11 @@ class ImageTask(Task):
     def class_names(self) -> tuple[str, ...]:
         """`task.classes`."""
         return self.options.classes
+
+    @classmethod
+    def suggest_options(cls, spec: str) -> dict[str, Any]:
+        """Class names, size and colour of the images at `spec`. Raises DataError."""
+        return suggest(spec)
 
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> ImageData:
         """The training images at `spec`, or one part of them, shifted as the split says. Raises DataError."""
@@ -109,6 +115,10 @@ class ImageTask(Task):
         """
         image_model = _as_image_model(model)
         return readout_logits(image_model.features(inputs), image_model.head, guide, len(self.class_names))
+
+    def unlabelled(self, inputs: Tensor) -> ImageBatch:
+        """Normalised images [B, C, H, W] as a batch."""
+        return inputs, torch.full((len(inputs),), UNLABELLED, device=inputs.device)
 
     def statistics(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> Stats:
         """Sums over the labelled images of a batch; loss is the cross-entropy of the read-out's softmax."""
