@@ -138,12 +138,12 @@ class Task(ABC):
         """(unit features [B, D], labels [B]) for the class memory; no gradients needed."""
 
     @abstractmethod
-    def scores(self, model: nn.Module, batch: Batch, guide: Guide) -> Tensor:
-        """Read-out scores [B, K], -inf beyond today's classes: argmax predicts, softmax is the confidence."""
+    def inputs_of(self, batch: Batch) -> Tensor:
+        """Preprocessed inputs [B, ...] of a batch."""
 
     @abstractmethod
-    def unlabelled(self, inputs: Tensor) -> Batch:
-        """A batch of preprocessed inputs [B, ...] whose labels nobody knows."""
+    def scores(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
+        """Read-out scores [B, K], -inf beyond today's classes: argmax predicts, softmax is the confidence."""
 
     @abstractmethod
     def statistics(self, model: nn.Module, batch: Batch, guide: Guide) -> Stats:

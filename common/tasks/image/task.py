@@ -108,6 +108,10 @@ class ImageTask(Task):
         """(unit features [B, D], labels [B])."""
         return unit(_as_image_model(model).features(batch[0])), batch[1]
 
+    def inputs_of(self, batch: ImageBatch) -> Tensor:
+        """Normalised images [B, C, H, W]."""
+        return batch[0]
+
     def scores(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
         """Read-out scores [B, K] of normalised images [B, C, H, W]: the argmax is the prediction.
 
@@ -115,10 +119,6 @@ class ImageTask(Task):
         """
         image_model = _as_image_model(model)
         return readout_logits(image_model.features(inputs), image_model.head, guide, len(self.class_names))
-
-    def unlabelled(self, inputs: Tensor) -> ImageBatch:
-        """Normalised images [B, C, H, W] as a batch."""
-        return inputs, torch.full((len(inputs),), UNLABELLED, device=inputs.device)
 
     def statistics(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> Stats:
         """Sums over the labelled images of a batch; loss is the cross-entropy of the read-out's softmax."""

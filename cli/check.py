@@ -1,0 +1,107 @@
+"""`fednc check`: would this run file and this data work? Everything that can be said without a server.
+
+Does what server and client would do before round 1, on one machine, and shows what it found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fednc.cli.options import Json, Partition, parse_partition
+from fednc.cli.output import say, show_table, write_json
+from fednc.common.config import read_run_file
+
+if TYPE_CHECKING:
+    from fednc.common.tasks.base import Part, Task, TaskData
+
+Found = dict[str, Any]
+
+
+def command(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
+    data: Annotated[
+        str, typer.Option(metavar="SPEC", help="A client's data; without it the server's own test data is read.")
+    ] = "",
+    partition: Partition = "",
+    json: Json = "",
+) -> None:
+    """Validate a run file and data without a server."""
+    from fednc.common import tasks
+    from fednc.common.tasks.base import Part
+
+    run = read_run_file(run_file)
+    chosen = parse_partition(partition)
+    task = tasks.get(run)
+    found = {"run": run.name, "digest": run.digest, "task": task.name, "method": run.method.name, **_model(task)}
+    _show_run(found)
+    if data:
+        found |= _training(task, data, Part(*chosen) if chosen else None)
+    elif run.evaluate.test:
+        found["test"] = _described(task, run.evaluate.test, task.load_test(run.evaluate.test))
+        _show_counts(task, {f"test {run.evaluate.test}": found["test"]})
+    if json:
+        write_json(json, found)
+    say("all of this fits together")
+
+
+def _model(task: Task) -> Found:
+    """The model as the run would start with it; draws the frame too, so that one that cannot exist is told."""
+    from fednc.common.frame import draw_frame
+
+    frame = draw_frame(task.label_space, task.run.frame.dim, task.run.seed)
+    return {
+        "classes": list(task.class_names),
+        "label_space": frame.vertices,
+        "frame_dim": frame.dim,
+        "model_parameters": sum(p.numel() for p in task.build_model().parameters()),
+        "input": task.preprocessing(),
+    }
+
+
+def _training(task: Task, spec: str, part: Part | None) -> Found:
+    """What a client would train on; with a simulated split also how it divides the data."""
+    from fednc.common.tasks.base import Part
+
+    split = task.run.split
+    whole = _described(task, spec, task.load_train(spec, None, None))
+    found: Found = {"data": whole}
+    columns = {"all": whole}
+    wanted = [part] if part else [Part(i, split.parts) for i in range(split.parts)] if split else []
+    parts = [_described(task, spec, task.load_train(spec, each, split)) for each in wanted]
+    columns |= {f"part {each.index}/{each.of}": sizes for each, sizes in zip(wanted, parts, strict=True)}
+    _show_counts(task, columns)
+    if parts:
+        found["parts"] = [{"part": each.index, **sizes} for each, sizes in zip(wanted, parts, strict=True)]
+    if parts and not part:
+        used = sum(sizes["examples"] for sizes in parts)
+        found |= {"used": used, "dropped": whole["examples"] - used}
+        say(f"split: {used:,} of {whole['examples']:,} examples used, {found['dropped']:,} dropped")
+    return found
+
+
+def _described(task: Task, spec: str, data: TaskData) -> Found:
+    counts = dict(zip(task.class_names, data.count_K.tolist(), strict=False))
+    return {"spec": spec, "examples": data.examples, "count": counts}
+
+
+def _show_run(found: Found) -> None:
+    rows = [
+        ["task", found["task"]],
+        ["method", found["method"]],
+        ["classes", len(found["classes"])],
+        ["frame", f"{found['label_space']} vertices in {found['frame_dim']} dimensions"],
+        ["model", f"{found['model_parameters']:,} parameters"],
+        *([f"input {key}", value] for key, value in found["input"].items()),
+    ]
+    show_table(f"run {found['run']}", ["what", "found"], rows)
+
+
+def _show_counts(task: Task, columns: dict[str, Found]) -> None:
+    rows: list[list[object]] = [
+        [name, *(each["count"][name] for each in columns.values())] for name in task.class_names
+    ]
+    rows.append(["total", *(each["examples"] for each in columns.values())])
+    show_table("examples of each class", ["class", *columns], rows)

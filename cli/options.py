@@ -1,0 +1,35 @@
+"""Options that several subcommands share, and how their values are read.
+
+Called by the files of this folder only. Imports nothing heavy at the top: `fednc --help` must stay quick.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from fednc.common.errors import ConfigError
+
+Json = Annotated[
+    str, typer.Option("--json", metavar="PATH|-", help="Write the result as one JSON object there; `-` is stdout.")
+]
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda:N.")]
+Partition = Annotated[
+    str, typer.Option(metavar="I/N", help="Part I (from 0) of the N parts of the run's simulated split.")
+]
+
+
+def parse_partition(text: str) -> tuple[int, int] | None:
+    """(I, N) of `I/N` with 0 <= I < N; None for an empty text.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ConfigError(f"--partition {text}: expected I/N with I from 0 to N-1, e.g. 0/4 for the first of four")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,34 @@
+"""Files that are there whole or not at all.
+
+Used wherever something must survive a crash half way: exported models, checkpoints, summaries.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step: after a crash at any moment it holds the old bytes or the new ones.
+
+    Written beside it, flushed to the disk, renamed over it; the folder is flushed too, or a power cut could
+    undo the rename. Raises OSError.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        Path(name).chmod(0o644)  # mkstemp's are private
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
