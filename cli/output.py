@@ -17,7 +17,7 @@ from rich.table import Table
 
 from fednc.common.errors import ConfigError
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
 
 
 def say(line: str, *, style: str = "") -> None:
