@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttendRequest(_message.Message):
-    __slots__ = ("protocol", "name", "software", "tasks", "methods", "part", "app")
+    __slots__ = ("protocol", "name", "software", "tasks", "methods", "part", "app", "instance")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class AttendRequest(_message.Message):
     METHODS_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     APP_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     name: str
     software: str
@@ -23,7 +24,8 @@ class AttendRequest(_message.Message):
     methods: _containers.RepeatedScalarFieldContainer[str]
     part: Part
     app: str
-    def __init__(self, protocol: _Optional[int] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., app: _Optional[str] = ...) -> None: ...
+    instance: bytes
+    def __init__(self, protocol: _Optional[int] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., app: _Optional[str] = ..., instance: _Optional[bytes] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("index", "of")

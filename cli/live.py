@@ -1,0 +1,114 @@
+"""The live view of a run: a table of rounds and clients on a terminal, plain lines elsewhere.
+
+Listens to the server's events; reads the roster, changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+
+from fednc.cli.output import console, say
+from fednc.common.config import RunConfig
+from fednc.server.events import Event, EventLog
+from fednc.server.federation import Federation
+from fednc.server.roster import Node, NodeState
+
+_SHOWN_ROUNDS = 12
+_REFRESH_PER_S = 4
+
+
+class RunView:
+    """What the screen shows of one run."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self._run = run
+        self._rounds: list[Event] = []
+        self._federation: Federation | None = None
+        self._last = ""
+
+    def watch(self, federation: Federation, port: int) -> None:
+        """The run listens now; show its roster."""
+        del port
+        self._federation = federation
+
+    def note(self, event: Event) -> None:
+        """Take in one event."""
+        if event["kind"] == "round":
+            self._rounds.append(event)
+        self._last = event["text"]
+
+    def __rich__(self) -> Group:
+        return Group(self._rounds_table(), self._clients_table(), self._last)
+
+    def _rounds_table(self) -> Table:
+        done, total = len(self._rounds), self._run.rounds.total
+        table = Table(title=f"{self._run.method.name}: round {done} of {total}", title_justify="left")
+        for name in ("round", "loss", "accuracy", "worst client", "drift", "replies", "seconds"):
+            table.add_column(name, justify="right")
+        for event in self._rounds[-_SHOWN_ROUNDS:]:
+            table.add_row(*_round_cells(event))
+        return table
+
+    def _clients_table(self) -> Table:
+        table = Table(title="clients", title_justify="left")
+        for name in ("name", "state", "part", "examples", "step", "loss", "examples/s", "MiB up", "MiB down"):
+            table.add_column(name, justify="left" if name in ("name", "state") else "right")
+        for node in self._federation.roster.nodes() if self._federation else []:
+            table.add_row(*_client_cells(node))
+        return table
+
+
+def _round_cells(event: Event) -> list[str]:
+    accuracy = event["test"].get("accuracy", event["pooled"].get("accuracy"))
+    worst = event["worst_client"]
+    return [
+        str(event["round"]),
+        _number(event["loss"], ".3f"),
+        _number(accuracy, ".1%"),
+        f"{worst['name']} {worst['accuracy']:.1%}" if worst else "-",
+        _number(event["drift"], ".3f"),
+        str(event["replies"]),
+        f"{event['seconds']:.1f}",
+    ]
+
+
+def _client_cells(node: Node) -> list[str]:
+    at = node.progress
+    silent_s = time.monotonic() - node.last_seen
+    state = f"{node.state} ({silent_s:.0f} s)" if node.state is NodeState.LOST else node.problem or node.state
+    return [
+        node.name,
+        state[:60],
+        f"{node.part.index}/{node.part.of}" if node.part else "own",
+        str(node.examples),
+        f"{at.step}/{at.steps}" if at else "-",
+        f"{at.loss:.3f}" if at else "-",
+        f"{at.examples_per_s:,.0f}" if at else "-",
+        f"{node.bytes_up / 2**20:.1f}",
+        f"{node.bytes_down / 2**20:.1f}",
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+@contextmanager
+def following(run: RunConfig, events: EventLog) -> Iterator[RunView]:
+    """Show the run while the block runs."""
+    view = RunView(run)
+    events.listen(view.note)
+    logging.getLogger("fednc.server").propagate = False  # the view shows what the log says
+    if not console.is_terminal:
+        events.listen(lambda event: say(event["text"]))
+        yield view
+        return
+    with Live(view, console=console, refresh_per_second=_REFRESH_PER_S):
+        yield view

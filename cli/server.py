@@ -1,0 +1,44 @@
+"""`fednc server RUN.toml`: serve one run to its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fednc.cli.options import Json
+from fednc.cli.output import write_json
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="Run file; `fednc init` writes one.")]
+Listen = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Listen here instead of the run file's server.listen.")
+]
+TestData = Annotated[
+    str, typer.Option(metavar="SPEC", help="Test data of the server instead of the run file's evaluate.test.")
+]
+
+
+def command(run_file: RunFile, listen: Listen = "", test_data: TestData = "", json: Json = "") -> None:
+    """Serve one run: wait for clients, run its rounds, write `runs/<id>/`.
+
+    The run file decides everything. Start clients with `fednc client --server HOST:PORT --data SPEC`.
+    Ctrl-C ends the run and tells the clients.
+    """
+    from fednc.cli.interrupt import run_until_interrupted
+    from fednc.cli.live import following
+    from fednc.common.config import read_run_file
+    from fednc.server.events import EventLog
+    from fednc.server.process import new_run_folder, run_server
+
+    run = read_run_file(run_file)
+    if listen:
+        run = run.model_copy(update={"server": run.server.model_copy(update={"listen": listen})})
+    if test_data:
+        run = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test": test_data})})
+    folder = new_run_folder(run)
+    events = EventLog(folder / "events.jsonl")
+    with following(run, events) as live:
+        finished = run_until_interrupted(run_server(run, folder, events, on_listening=live.watch))
+    if json:
+        write_json(json, {**finished.summary, "folder": str(finished.folder)})

@@ -1,0 +1,102 @@
+"""fednc's Flower ClientApp: trains, embeds and evaluates what the server asks for.
+
+Runs unchanged inside our link and on stock Flower. All state that outlives a message is in `resident.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from fednc.client import trainer
+from fednc.client.hooks import CURRENT
+from fednc.client.resident import Resident, resident
+from fednc.common import arrays, exchange, seeds
+from fednc.common.config import RunConfig
+from fednc.common.errors import ProtocolError
+from fednc.common.exchange import EXAMPLES, METRICS, MODEL, STATS, SUMS, Instruction
+from fednc.common.memory import ClassSums
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Local training from the global model; the update and, when asked for, the class sums of its result."""
+    order, here = _prepare(message, context)
+    guide = exchange.guide_of(message.content, here.run.method, order.server_round, here.train.count_K)
+    global_state = _load_model(message, here)
+    torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
+    result = trainer.train(
+        here.task, here.model, here.train, guide.to(here.device), here.run.train, order.server_round,
+        seeds.generator(here.run.seed, "batches", order.server_round, here.node), CURRENT.get(),
+    )  # fmt: skip
+    here.task.before_upload(here.model, global_state)
+    content = RecordDict({MODEL: arrays.to_record(_shared_state(here))})
+    if order.wants_sums:
+        content[SUMS] = exchange.sums_record(_sums(here))
+    metrics = {f"loss/{name}": value for name, value in result.losses.items()}
+    content[METRICS] = MetricRecord(
+        {EXAMPLES: here.train.examples, "steps": result.steps, "seconds": result.seconds, **metrics}
+    )
+    return Message(content, reply_to=message)
+
+
+@app.query("memory")
+def memory(message: Message, context: Context) -> Message:
+    """Class sums of the global model's features over this client's training data."""
+    _, here = _prepare(message, context)
+    _load_model(message, here)
+    metrics = MetricRecord({EXAMPLES: here.train.examples})
+    return Message(RecordDict({SUMS: exchange.sums_record(_sums(here)), METRICS: metrics}), reply_to=message)
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """What this client holds; loads it."""
+    _, here = _prepare(message, context)
+    metrics = {EXAMPLES: here.train.examples, "held-out": here.held_out.examples}
+    counts = MetricRecord({**metrics, "class-counts": here.train.count_K.tolist()})
+    return Message(RecordDict({METRICS: counts}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Additive statistics of the global model over what this client holds out."""
+    order, here = _prepare(message, context)
+    guide = exchange.guide_of(message.content, here.run.method, order.server_round, here.train.count_K)
+    _load_model(message, here)
+    stats = trainer.evaluate(
+        here.task, here.model, here.held_out, guide.to(here.device), here.run.evaluate.batch, CURRENT.get()
+    )
+    content = RecordDict({STATS: arrays.to_record(stats)})
+    content[METRICS] = MetricRecord({EXAMPLES: here.held_out.examples})
+    return Message(content, reply_to=message)
+
+
+def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident]:
+    order = Instruction.of(message)
+    return order, resident(context, RunConfig.model_validate_json(order.run_json))
+
+
+def _load_model(message: Message, here: Resident) -> dict[str, Tensor]:
+    state = arrays.from_record(message.content.array_records[MODEL])
+    expected = here.task.shared_keys(here.model)
+    if list(state) != expected:
+        odd = sorted(set(state) ^ set(expected))[:5]
+        raise ProtocolError(f"the server's model is not this task's: keys differ, for instance {odd}")
+    here.model.load_state_dict(state, strict=False)
+    return state
+
+
+def _shared_state(here: Resident) -> dict[str, Tensor]:
+    state = here.model.state_dict()
+    return {key: state[key] for key in here.task.shared_keys(here.model)}
+
+
+def _sums(here: Resident) -> ClassSums:
+    return trainer.class_sums(
+        here.task, here.model, here.train, here.run.evaluate.batch, here.run.frame.dim, CURRENT.get()
+    )

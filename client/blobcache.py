@@ -1,0 +1,34 @@
+"""Blobs this client already has, so that a frame or an unchanged model travels once. Used by the link alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from fednc.common.arrays import Buffer
+
+
+class BlobCache:
+    """Blobs of the last few assignments, by sha256."""
+
+    def __init__(self, remembered_assignments: int = 2) -> None:
+        self._blobs: dict[bytes, Buffer] = {}
+        self._recent: deque[frozenset[bytes]] = deque(maxlen=remembered_assignments)
+
+    def lacking(self, digests: Iterable[bytes]) -> list[bytes]:
+        """Those that must be downloaded, each once, in order."""
+        return [d for d in dict.fromkeys(digests) if d not in self._blobs]
+
+    def add(self, digest: bytes, data: Buffer) -> None:
+        """Remember one blob until enough assignments did without it."""
+        self._blobs[digest] = data
+
+    def __getitem__(self, digest: bytes) -> Buffer:
+        return self._blobs[digest]
+
+    def settle(self, digests: Iterable[bytes]) -> None:
+        """An assignment with these blobs is complete; forget what the last few did not use."""
+        self._recent.append(frozenset(digests))
+        wanted = frozenset().union(*self._recent)
+        for digest in [d for d in self._blobs if d not in wanted]:
+            del self._blobs[digest]

@@ -1,0 +1,45 @@
+"""The channel between the link and the app that runs inside it: progress out, cancellation in.
+
+A Flower ClientApp gets only a message and a context. What it may do beyond that it finds here; on stock Flower,
+where no link sets the hook, everything is a no-op.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from fednc.common.errors import FedncError
+
+
+class CancelledError(FedncError):
+    """The server no longer waits for this work."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far local work has come."""
+
+    step: int
+    steps: int
+    loss: float
+    examples_per_s: float
+    device_memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the link offers to the work that it runs."""
+
+    report: Callable[[Step], None] = lambda _: None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Raise CancelledError when the work is no longer wanted; called at every batch."""
+        if self.cancelled.is_set():
+            raise CancelledError("cancelled by the server")
+
+
+CURRENT: ContextVar[Hooks] = ContextVar("fednc_hooks", default=Hooks())  # noqa: B039 - never set in place

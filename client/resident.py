@@ -1,0 +1,85 @@
+"""What a client keeps between messages: task, model and data of a run, loaded once.
+
+Flower calls a ClientApp per message; this cache, keyed by run and node, makes it resident. On stock Flower, where
+each message has a process of its own, it is filled anew every time and everything still works.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Context
+from torch import nn
+
+from fednc.common import seeds, tasks
+from fednc.common.config import RunConfig
+from fednc.common.device import pick_device
+from fednc.common.errors import DataError
+from fednc.common.tasks.base import Part, Task, TaskData
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A run as one client lives it."""
+
+    run: RunConfig
+    task: Task
+    model: nn.Module
+    train: TaskData
+    held_out: TaskData
+    device: torch.device
+    node: str
+
+
+_RESIDENTS: dict[tuple[int, int], Resident] = {}
+
+
+def resident(context: Context, run: RunConfig) -> Resident:
+    """The resident state of this node in this run, loaded on first use.
+
+    Raises:
+        ConfigError: a task or device that is not here.
+        DataError: data that does not fit the run.
+    """
+    key = (context.run_id, context.node_id)
+    if key not in _RESIDENTS:
+        _RESIDENTS[key] = _load(context, run)
+    return _RESIDENTS[key]
+
+
+def forget(context: Context) -> None:
+    """The run is over for this node."""
+    _RESIDENTS.pop((context.run_id, context.node_id), None)
+
+
+def _load(context: Context, run: RunConfig) -> Resident:
+    settings = context.node_config
+    task = tasks.get(run)
+    device = pick_device(str(settings.get("device", "auto")))
+    data = task.load_train(_data_spec(context), _part(context, run), run.split)
+    node = str(settings.get("name", context.node_id))
+    share = float(settings.get("val-share", 0.1))
+    train, held_out = data.hold_out(share, seeds.derive(run.seed, "hold-out", node))
+    return Resident(
+        run=run,
+        task=task,
+        model=task.build_model().to(device),
+        train=train.to(device),
+        held_out=held_out.to(device),
+        device=device,
+        node=node,
+    )
+
+
+def _data_spec(context: Context) -> str:
+    spec = str(context.node_config.get("data", context.run_config.get("data", "")))
+    if not spec:
+        raise DataError("this client has no data: start it with --data, e.g. --data digits or --data npz:PATH")
+    return spec
+
+
+def _part(context: Context, run: RunConfig) -> Part | None:
+    if run.split is None:
+        return None
+    return Part(int(context.node_config["partition-id"]), int(context.node_config["num-partitions"]))

@@ -1,0 +1,152 @@
+"""Bulk bytes of one assignment: download what is missing, upload the reply, continue what broke off.
+
+Used by the link; knows nothing of apps or rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import grpc
+from flwr.app import Message, RecordDict
+
+from fednc.client.blobcache import BlobCache
+from fednc.common import records
+from fednc.common.arrays import Buffer
+from fednc.common.errors import ProtocolError
+from fednc.common.wire import CHUNK_BYTES, SESSION_KEY, chunks
+from fednc.protos import federation_pb2 as pb
+from fednc.protos import federation_pb2_grpc as rpc
+
+_TRIES = 3
+Metadata = tuple[tuple[str, bytes], ...]
+
+
+def session_metadata(session: bytes) -> Metadata:
+    """Metadata that ties a call to its node."""
+    return ((SESSION_KEY, session),)
+
+
+async def fetch_content(
+    stub: rpc.FederationStub, metadata: Metadata, manifest: pb.Manifest, cache: BlobCache
+) -> RecordDict:
+    """The content of an assignment, downloading only the blobs that the cache lacks.
+
+    Raises:
+        ProtocolError: bytes that do not match their digest.
+    """
+    metas = list(records.metas_of(manifest))
+    sizes = {meta.digest: meta.size for meta in metas}
+    lacking = cache.lacking(meta.digest for meta in metas)
+    if lacking:
+        await _download(stub, metadata, {digest: sizes[digest] for digest in lacking}, cache)
+    content = records.from_manifest(manifest, iter([cache[meta.digest] for meta in metas]))
+    cache.settle(meta.digest for meta in metas)
+    return content
+
+
+async def _download(
+    stub: rpc.FederationStub, metadata: Metadata, sizes: dict[bytes, int], cache: BlobCache
+) -> None:
+    buffers = {digest: bytearray(size) for digest, size in sizes.items()}
+    call = stub.Download(pb.DownloadRequest(digests=list(sizes)), metadata=metadata)
+    await _fill([memoryview(b) for b in buffers.values()], call)
+    checked = await asyncio.to_thread(lambda: [hashlib.sha256(b).digest() for b in buffers.values()])
+    for digest, found in zip(buffers, checked, strict=True):
+        if digest != found:
+            raise ProtocolError(f"a download of {len(buffers[digest])} bytes does not match its digest")
+        cache.add(digest, buffers[digest])
+
+
+async def _fill(targets: list[memoryview], call: grpc.aio.UnaryStreamCall[pb.DownloadRequest, pb.Chunk]) -> None:
+    targets = [t for t in targets if len(t)]
+    async for chunk in call:
+        data = memoryview(chunk.data)
+        while data:
+            if not targets:
+                raise ProtocolError("a download is longer than announced")
+            taken = min(len(data), len(targets[0]))
+            targets[0][:taken] = data[:taken]
+            data, targets[0] = data[taken:], targets[0][taken:]
+            if not targets[0]:
+                targets.pop(0)
+    if targets:
+        raise ProtocolError("a download is shorter than announced")
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """A finished piece of work, kept until the server has settled it."""
+
+    id: pb.AssignmentId
+    manifest: pb.Manifest = field(default_factory=pb.Manifest)
+    buffers: tuple[Buffer, ...] = ()
+    failure: pb.Failure | None = None
+    upload_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+
+    @classmethod
+    def of(cls, work_id: pb.AssignmentId, message: Message) -> Reply:
+        """The reply that an app returned."""
+        if message.has_error():
+            return cls(work_id, failure=pb.Failure(kind="AppError", reason=message.error.reason or ""))
+        manifest = records.to_manifest(message.content, with_digests=False)
+        return cls(work_id, manifest, tuple(array.data for array in records.arrays_of(message.content)))
+
+    @property
+    def header(self) -> pb.UploadFrame:
+        """The first frame."""
+        header = pb.UploadHeader(
+            id=self.id, upload_id=self.upload_id, manifest=self.manifest, failure=self.failure
+        )
+        return pb.UploadFrame(header=header)
+
+
+async def send_reply(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
+    """Upload a reply from wherever the server says it left off.
+
+    Raises:
+        ProtocolError: the server does not keep to the agreement.
+        grpc.RpcError: the connection broke; call again with the same reply to continue.
+    """
+    for _ in range(_TRIES):
+        receipt = await _send_once(stub, metadata, reply)
+        if receipt.outcome != pb.Receipt.DAMAGED:
+            return receipt
+    raise ProtocolError(f"an upload arrived damaged {_TRIES} times")
+
+
+async def _send_once(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
+    call = stub.Upload(metadata=metadata)
+    await call.write(reply.header)
+    event = await _next_event(call)
+    if event.HasField("grant"):
+        async for frame in _frames(reply, event.grant.offset):
+            await call.write(frame)
+        await call.done_writing()
+        event = await _next_event(call)
+    if not event.HasField("receipt"):
+        raise ProtocolError("the server sent no receipt for an upload")
+    return event.receipt
+
+
+async def _next_event(call: grpc.aio.StreamStreamCall[pb.UploadFrame, pb.UploadEvent]) -> pb.UploadEvent:
+    event = await call.read()
+    if not isinstance(event, pb.UploadEvent):
+        await call.code()  # raises what ended the call, if it was not the server's decision
+        raise ProtocolError(f"an upload ended without a receipt: {await call.details()}")
+    return event
+
+
+async def _frames(reply: Reply, offset: int) -> AsyncIterator[pb.UploadFrame]:
+    crc32, position = 0, 0
+    for piece in chunks(reply.buffers, CHUNK_BYTES):
+        crc32 = zlib.crc32(piece, crc32)
+        position += len(piece)
+        if position > offset:
+            yield pb.UploadFrame(data=piece[max(0, offset - (position - len(piece))) :])
+    yield pb.UploadFrame(end=pb.UploadEnd(crc32=crc32))

@@ -1,0 +1,116 @@
+"""The messages of fednc's own apps: which records an instruction and a reply hold, under which names.
+
+Server and client build and read them through this page only, so that neither knows the other.
+`train`: model, guide -> trained model, class sums. `query`: model -> class sums of that model, or what a node
+holds. `evaluate`: model, guide -> additive statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fednc.common import arrays
+from fednc.common.config import MethodSection, RunConfig
+from fednc.common.errors import ProtocolError
+from fednc.common.frame import Frame
+from fednc.common.guide import Guide, memory_ramp
+from fednc.common.memory import ClassMemory, ClassSums
+
+MODEL, GUIDE, RUN = "model", "guide", "run"
+SUMS, STATS, METRICS = "sums", "stats", "metrics"
+HELLO, MEMORY = "query.hello", "query.memory"
+TRAIN, EVALUATE = "train", "evaluate"
+EXAMPLES = "num-examples"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """What every instruction carries besides arrays."""
+
+    run_json: str
+    server_round: int
+    wants_sums: bool = False  # class sums of the trained model along with the update
+
+    def to_record(self) -> ConfigRecord:
+        """As a record."""
+        return ConfigRecord({"run": self.run_json, "round": self.server_round, "sums": self.wants_sums})
+
+    @classmethod
+    def of(cls, message: Message) -> Instruction:
+        """Out of a message. Raises ProtocolError."""
+        record = message.content.config_records.get(RUN)
+        if record is None:
+            raise ProtocolError("the instruction has no 'run' record; is the server a fednc server?")
+        return cls(
+            run_json=str(record["run"]), server_round=int(record["round"]), wants_sums=bool(record["sums"])  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def guide_record(frame: Frame, memory: ClassMemory) -> ArrayRecord:
+    """Frame and memory as they travel; the frame's bytes never change, so they travel once."""
+    return arrays.to_record({"frame": frame.etf_KD, "mean": memory.mean_KD, "seen": memory.seen_K})
+
+
+def guide_of(content: RecordDict, method: MethodSection, server_round: int, count_K: Tensor) -> Guide:
+    """The guide of an instruction, checked. Raises ProtocolError."""
+    record = content.array_records.get(GUIDE)
+    if record is None or set(record) != {"frame", "mean", "seen"}:
+        raise ProtocolError("the instruction has no complete 'guide' record")
+    tensors = arrays.from_record(record)
+    return Guide(
+        method=method,
+        etf_KD=tensors["frame"],
+        mean_KD=tensors["mean"],
+        seen_K=tensors["seen"],
+        count_K=count_K,
+        memory_ramp=memory_ramp(method, server_round),
+    )
+
+
+def make_guide(run: RunConfig, frame: Frame, memory: ClassMemory, server_round: int) -> Guide:
+    """The guide as the server's own evaluation sees it."""
+    return Guide(
+        method=run.method,
+        etf_KD=frame.etf_KD,
+        mean_KD=memory.mean_KD,
+        seen_K=memory.seen_K,
+        count_K=torch.zeros(frame.vertices, dtype=torch.int64),
+        memory_ramp=memory_ramp(run.method, server_round),
+    )
+
+
+def instruction_content(
+    instruction: Instruction, model: ArrayRecord | None = None, guide: ArrayRecord | None = None
+) -> RecordDict:
+    """Content of an instruction. The records are not copied: one model serves many instructions."""
+    content = RecordDict({RUN: instruction.to_record()})
+    if model is not None:
+        content[MODEL] = model
+    if guide is not None:
+        content[GUIDE] = guide
+    return content
+
+
+def sums_record(sums: ClassSums) -> ArrayRecord:
+    """Class sums as they travel."""
+    return arrays.to_record(sums.to_tensors())
+
+
+def sums_of(content: RecordDict) -> ClassSums:
+    """Class sums of a reply. Raises ProtocolError."""
+    if SUMS not in content.array_records:
+        raise ProtocolError(f"the reply has no {SUMS!r} record")
+    return ClassSums.from_tensors(arrays.from_record(content.array_records[SUMS]))
+
+
+def examples_of(content: RecordDict) -> int:
+    """The number of examples that a reply declares. Raises ProtocolError."""
+    metrics = content.metric_records.get(METRICS, MetricRecord())
+    value = metrics.get(EXAMPLES)
+    if not isinstance(value, int) or value < 0:
+        raise ProtocolError(f"the reply declares {value!r} examples, expected a whole number")
+    return value

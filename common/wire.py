@@ -1,0 +1,49 @@
+"""What both ends of the link agree on besides the messages: versions, names, sizes, channel options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from fednc.common.arrays import Buffer
+
+PROTOCOL = 1
+SESSION_KEY = "fednc-session-bin"
+CHUNK_BYTES = 1 << 20
+_MESSAGE_LIMIT_BYTES = 32 << 20  # an assignment's manifest; bulk travels in chunks
+
+Options = list[tuple[str, int]]
+
+
+def chunks(buffers: Iterable[Buffer], size: int) -> Iterator[bytes]:
+    """The buffers as one run of bytes, cut into pieces of `size`; pieces may span small buffers."""
+    held: list[memoryview] = []
+    length = 0
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while length + len(view) >= size:
+            cut = size - length
+            yield b"".join([*held, view[:cut]])
+            held, length, view = [], 0, view[cut:]
+        if view:
+            held.append(view)
+            length += len(view)
+    if held:
+        yield b"".join(held)
+
+
+def channel_options(liveness_s: float) -> Options:
+    """Options for either end: a silent peer is noticed within `liveness_s`, any byte counts as life."""
+    half_ms = max(100, int(liveness_s * 1000 / 2) - 50)
+    return [
+        ("grpc.keepalive_time_ms", half_ms),
+        ("grpc.keepalive_timeout_ms", half_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 50),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.max_receive_message_length", _MESSAGE_LIMIT_BYTES),
+        ("grpc.max_send_message_length", _MESSAGE_LIMIT_BYTES),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_metadata_size", 16 << 10),
+    ]

@@ -1,0 +1,153 @@
+"""fednc's Flower ServerApp: builds task, frame, model and strategy from the run file and drives the rounds.
+
+Runs over our link (`fednc server`), in one process, or on stock Flower, where the run file comes as the run
+configuration's one string key `run` (JSON).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fednc.common import exchange, seeds, tasks
+from fednc.common.config import RunConfig
+from fednc.common.errors import ConfigError, QuorumError
+from fednc.common.frame import Frame, draw_frame
+from fednc.common.memory import ClassMemory
+from fednc.common.tasks.base import Task
+from fednc.server.evaluation import CentralEvaluation
+from fednc.server.events import EventLog
+from fednc.server.history import History, RoundRecord
+from fednc.server.strategy import FrameStrategy, GlobalState, no_quorum
+
+_TRIES = 3  # of one round below quorum
+_POLL_S = 0.1
+
+
+@dataclass(kw_only=True)
+class RunResult:
+    """What a finished run leaves behind."""
+
+    run: RunConfig
+    task: Task
+    frame: Frame
+    state: GlobalState
+    history: History
+    evaluation: CentralEvaluation | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a process offers to a run beyond Flower's interface; the defaults serve every grid."""
+
+    name_of: Callable[[int], str] = str
+    who_is_there: Callable[[], str] = lambda: ""
+    traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far
+
+
+class FederatedRun:
+    """One run from its first to its last round."""
+
+    def __init__(self, run: RunConfig, events: EventLog) -> None:
+        """Load everything the server needs.
+
+        Raises:
+            ConfigError, DataError: the task or the test data cannot be used.
+        """
+        self.run, self._events, self._around = run, events, Surroundings()
+        self.task = tasks.get(run)
+        self.frame = draw_frame(self.task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"))
+        torch.manual_seed(seeds.derive(run.seed, "model"))
+        model = self.task.build_model()
+        shared = model.state_dict()
+        self.state = GlobalState(
+            model={key: shared[key].clone() for key in self.task.shared_keys(model)},
+            memory=ClassMemory.empty(self.frame.vertices, self.frame.dim),
+        )
+        self.history = History()
+        self.strategy = FrameStrategy(run, self.task, self.frame, self.state, events)
+        self.evaluation = self._central_evaluation(model)
+
+    def _central_evaluation(self, model: torch.nn.Module) -> CentralEvaluation | None:
+        if not self.run.evaluate.test:
+            return None
+        data = self.task.load_test(self.run.evaluate.test)
+        return CentralEvaluation(self.task, model, data, self.run.evaluate.batch)
+
+    def execute(self, grid: Grid, around: Surroundings | None = None) -> RunResult:
+        """Run all rounds over any grid.
+
+        Raises:
+            QuorumError: too few clients came, or too few answered a round three times in a row.
+        """
+        if around:
+            self._around, self.strategy.name_of = around, around.name_of
+        self.strategy.summary()
+        for server_round in range(self.state.completed + 1, self.run.rounds.total + 1):
+            self._one_round(server_round, grid)
+        return RunResult(
+            run=self.run, task=self.task, frame=self.frame, state=self.state, history=self.history,
+            evaluation=self.evaluation,
+        )  # fmt: skip
+
+    def _one_round(self, server_round: int, grid: Grid) -> None:
+        evaluates = self.strategy.evaluates(server_round)
+        for _ in range(_TRIES):
+            self.wait_for_clients(grid)
+            up, down = self._around.traffic()
+            record = self.strategy.run_round(server_round, grid, evaluates=evaluates)
+            if record is not None:
+                break
+        else:
+            raise no_quorum(self.strategy, server_round, _TRIES)
+        if evaluates and self.evaluation:
+            guide = exchange.make_guide(self.run, self.frame, self.state.memory, server_round)
+            metrics = self.evaluation(self.state.model, guide)
+            record.test = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        now_up, now_down = self._around.traffic()
+        record.bytes_up, record.bytes_down = now_up - up, now_down - down
+        self.history.rounds.append(record)
+        self._say(record)
+
+    def _say(self, record: RoundRecord) -> None:
+        accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.1%}"
+        loss = "" if record.loss is None else f", loss {record.loss:.3f}"
+        self._events.emit(
+            "round", f"round {record.round}/{self.run.rounds.total}: {record.replies} replies{loss}{accuracy}"
+            f" ({record.seconds:.1f} s)", **vars(record),
+        )  # fmt: skip
+
+    def wait_for_clients(self, grid: Grid) -> None:
+        """Return once `min_clients` are there. Raises QuorumError after `wait_s`."""
+        wanted, rounds = self.run.rounds.min_clients, self.run.rounds
+        give_up = time.monotonic() + rounds.wait_s
+        told = False
+        while (there := len(list(grid.get_node_ids()))) < wanted:
+            if not told:
+                self._events.emit("waiting", f"waiting for {wanted} clients, {there} ready")
+                told = True
+            if time.monotonic() > give_up:
+                raise QuorumError(
+                    f"{there} of {wanted} clients are ready after {rounds.wait_s:g} s. "
+                    f"{self._around.who_is_there()} Start more clients, or lower rounds.min_clients, "
+                    "or raise rounds.wait_s."
+                )
+            time.sleep(_POLL_S)
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Entry point on stock Flower."""
+    if "run" not in context.run_config:
+        raise ConfigError("the run configuration has no key 'run': pass the run file as one JSON string")
+    run = RunConfig.model_validate_json(str(context.run_config["run"]))
+    FederatedRun(run, EventLog()).execute(grid)

@@ -1,0 +1,60 @@
+"""The global model on the server's own test data: metrics of the task and the geometry of its features.
+
+Called by the strategy in its own thread. Knows no grid.
+
+Legend: N examples, D feature width, K label space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fednc.common.collapse import collapse
+from fednc.common.guide import Guide
+from fednc.common.heads import LinearHead
+from fednc.common.memory import ClassSums
+from fednc.common.tasks.base import Stats, Task, TaskData, add_stats
+
+
+class CentralEvaluation:
+    """Evaluates global states; holds the model and the test data for the run."""
+
+    def __init__(self, task: Task, model: nn.Module, data: TaskData, batch: int) -> None:
+        self._task, self._model, self._data, self._batch = task, model, data, batch
+
+    def __call__(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:
+        """Metrics of the task, and nc1 ... nc4."""
+        self._model.load_state_dict(state, strict=False)
+        self._model.eval()
+        stats: Stats = {}
+        feats, labels = [], []
+        with torch.no_grad():
+            for batch in self._data.eval_batches(self._batch):
+                add_stats(stats, self._task.statistics(self._model, batch, guide))
+                feat_BD, label_B = self._task.embed(self._model, batch)
+                feats.append(feat_BD)
+                labels.append(label_B)
+        geometry = collapse(
+            torch.cat(feats), torch.cat(labels), self._vertices(guide), len(self._task.class_names)
+        )
+        return {**self._task.metrics(stats), **geometry}
+
+    def _vertices(self, guide: Guide) -> Tensor:
+        head = getattr(self._model, "head", None)
+        return head.weight.detach() if isinstance(head, LinearHead) else guide.etf_KD
+
+    def class_means(self, state: Mapping[str, Tensor]) -> Tensor:
+        """[K, D] class means of unit features on the test data."""
+        self._model.load_state_dict(state, strict=False)
+        self._model.eval()
+        sums: ClassSums | None = None
+        with torch.no_grad():
+            for batch in self._data.eval_batches(self._batch):
+                feat_BD, label_B = self._task.embed(self._model, batch)
+                sums = sums or ClassSums.zeros(self._task.label_space, feat_BD.shape[1])
+                sums.add_batch(feat_BD, label_B)
+        assert sums is not None
+        return sums.mean_KD

@@ -1,0 +1,56 @@
+"""What happened, in order: one line per decision for people, one JSON object per line for machines.
+
+Every part of the server emits here, from the event loop and from the strategy's thread; the live table and the
+operator service listen. Knows nothing of what the events mean.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+log = logging.getLogger("fednc.server")
+
+Event = dict[str, Any]
+
+
+class EventLog:
+    """Appends events to `events.jsonl` and hands them to listeners. Safe from any thread."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._listeners: list[Callable[[Event], None]] = []
+        self._file: TextIO | None = path.open("a", encoding="utf-8", buffering=1) if path else None
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener` with every later event, from the thread that emits it."""
+        self._listeners.append(listener)
+
+    def emit(self, kind: str, text: str, /, *, level: int = logging.INFO, **fields: Any) -> None:
+        """Record one event: `text` for people, `fields` for machines."""
+        event: Event = {
+            "at": round(time.time(), 3),
+            "elapsed_s": round(time.monotonic() - self._started, 3),
+            "kind": kind,
+            "text": text,
+            **fields,
+        }
+        with self._lock:
+            if self._file:
+                self._file.write(json.dumps(event, default=str) + "\n")
+        log.log(level, text)
+        for listener in self._listeners:
+            listener(event)
+
+    def close(self) -> None:
+        """Flush and close the file; later events still reach the listeners."""
+        with self._lock:
+            if self._file:
+                self._file.close()
+                self._file = None

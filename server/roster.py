@@ -1,0 +1,136 @@
+"""Who is here: every node by name, what it holds, how it does. Lives on the event loop; no gRPC, no I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fednc.common.errors import RefusedError
+from fednc.common.flower import node_id
+from fednc.common.tasks.base import Part
+from fednc.protos import federation_pb2 as pb
+
+
+class NodeState(StrEnum):
+    """Where a node stands."""
+
+    PREPARING = "preparing"  # attending; loads its data
+    READY = "ready"
+    UNFIT = "unfit"  # attending, but said why it cannot take part
+    LOST = "lost"
+
+
+@dataclass(eq=False)
+class Node:
+    """One client, for as long as the server lives; sessions come and go."""
+
+    name: str
+    node_id: int
+    state: NodeState = NodeState.LOST
+    session: bytes = b""
+    instance: bytes = b""
+    part: Part | None = None
+    examples: int = 0
+    held_out: int = 0
+    class_counts: tuple[int, ...] = ()
+    device: str = ""
+    pid: int = 0
+    problem: str = ""
+    progress: pb.Progress | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    last_seen: float = field(default_factory=time.monotonic)
+    outbox: asyncio.Queue[pb.ServerEvent] = field(default_factory=asyncio.Queue)
+
+    def touch(self) -> None:
+        """Note a sign of life."""
+        self.last_seen = time.monotonic()
+
+
+class Roster:
+    """All nodes ever seen by this server, by name and by session."""
+
+    def __init__(self, parts: int = 0) -> None:
+        self._parts = parts  # of the simulated split; 0: every client has data of its own
+        self._by_name: dict[str, Node] = {}
+        self._by_session: dict[bytes, Node] = {}
+
+    def admit(self, name: str, instance: bytes, wanted: Part | None) -> Node:
+        """A fresh session for `name`.
+
+        Raises:
+            RefusedError: another process attends under that name, or no part of the split is free.
+        """
+        node = self._by_name.get(name)
+        if node and node.state is not NodeState.LOST and not hmac.compare_digest(node.instance, instance):
+            raise RefusedError(f"the name {name!r} is taken by a client that is here; choose another with --name")
+        if node is None:
+            node = Node(name, node_id(name), part=self._free_part(name, wanted))
+            self._by_name[name] = node
+        elif wanted is not None and node.part != wanted:
+            node.part = self._free_part(name, wanted)
+        self._open_session(node, instance)
+        return node
+
+    def _open_session(self, node: Node, instance: bytes) -> None:
+        self._by_session.pop(node.session, None)
+        node.session, node.instance = secrets.token_bytes(16), instance
+        node.state, node.outbox, node.problem = NodeState.PREPARING, asyncio.Queue(), ""
+        node.touch()
+        self._by_session[node.session] = node
+
+    def _free_part(self, name: str, wanted: Part | None) -> Part | None:
+        if not self._parts:
+            if wanted:
+                raise RefusedError("this run has no [split]: each client's data is its own; leave --partition out")
+            return None
+        taken = {n.part.index: n.name for n in self._by_name.values() if n.part and n.name != name}
+        if wanted:
+            return self._wanted_part(wanted, taken)
+        free = [i for i in range(self._parts) if i not in taken]
+        if not free:
+            raise RefusedError(
+                f"all {self._parts} parts of the split are taken: {', '.join(sorted(taken.values()))}"
+            )
+        return Part(free[0], self._parts)
+
+    def _wanted_part(self, wanted: Part, taken: dict[int, str]) -> Part:
+        if wanted.of != self._parts or not 0 <= wanted.index < self._parts:
+            raise RefusedError(
+                f"--partition {wanted.index}/{wanted.of} does not fit: the run's split has parts "
+                f"0/{self._parts} to {self._parts - 1}/{self._parts}"
+            )
+        if wanted.index in taken:
+            raise RefusedError(f"part {wanted.index}/{wanted.of} is taken by {taken[wanted.index]!r}")
+        return wanted
+
+    def by_session(self, session: bytes) -> Node | None:
+        """The node that holds `session`, if it is still current."""
+        node = self._by_session.get(session)
+        if node:
+            node.touch()
+        return node
+
+    def by_id(self, wanted: int) -> Node | None:
+        """The node with a Flower node id."""
+        return next((n for n in self._by_name.values() if n.node_id == wanted), None)
+
+    def lose(self, node: Node, session: bytes) -> bool:
+        """End a session; False when the node has come back under another one meanwhile."""
+        self._by_session.pop(session, None)
+        if node.session != session:
+            return False
+        node.state, node.progress = NodeState.LOST, None
+        return True
+
+    def nodes(self) -> list[Node]:
+        """Everybody, by name."""
+        return [self._by_name[name] for name in sorted(self._by_name)]
+
+    def ready(self) -> list[Node]:
+        """Those who can work, by name."""
+        return [n for n in self.nodes() if n.state is NodeState.READY]

@@ -1,0 +1,84 @@
+"""Uploads on disk: received in order, resumed after a broken connection, committed whole or not at all.
+
+Written by the upload call on the event loop, read by the grid in the strategy's thread. The folder lies on the
+state directory's disk, never on tmpfs, so that replies waiting for the fold cost no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import mmap
+import os
+import zlib
+from pathlib import Path
+
+from fednc.common.errors import ProtocolError
+
+
+class SpooledUpload:
+    """One upload under way."""
+
+    def __init__(self, path: Path, upload_id: bytes, size: int) -> None:
+        self.upload_id, self.size = upload_id, size
+        self.received = 0
+        self.crc32 = 0
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+
+    def append(self, data: bytes) -> None:
+        """Add the next bytes.
+
+        Raises:
+            ProtocolError: more bytes than the header declared.
+            OSError: the disk is full.
+        """
+        if self.received + len(data) > self.size:
+            raise ProtocolError(f"more than the declared {self.size} bytes")
+        self.crc32 = zlib.crc32(data, self.crc32)
+        view = memoryview(data)
+        while view:
+            written = os.write(self._file, view)
+            view = view[written:]
+        self.received += len(data)
+
+    def is_intact(self, crc32: int) -> bool:
+        """Whether all bytes are here and arrived as they were sent."""
+        return self.received == self.size and self.crc32 == crc32
+
+    def take(self, sizes: list[int]) -> list[memoryview]:
+        """The arrays as views on the file. Its name is removed; the bytes go when the last view does."""
+        self._path.unlink()
+        view = memoryview(mmap.mmap(self._file, self.size, prot=mmap.PROT_READ)) if self.size else memoryview(b"")
+        os.close(self._file)
+        self._file = -1
+        ends = list(itertools.accumulate(sizes))
+        return [view[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+    def discard(self) -> None:
+        """Drop everything."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            self._path.unlink(missing_ok=True)
+
+
+class Budget:
+    """A number of bytes that waiting uploads share; one that is larger than all of it may pass alone."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total = total_bytes
+        self._used = 0
+        self._changed = asyncio.Condition()
+
+    async def acquire(self, size: int) -> None:
+        """Wait until `size` bytes fit."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._used == 0 or self._used + size <= self._total)
+            self._used += size
+
+    async def release(self, size: int) -> None:
+        """Give `size` bytes back."""
+        async with self._changed:
+            self._used -= size
+            self._changed.notify_all()

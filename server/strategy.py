@@ -1,0 +1,292 @@
+"""fednc's Flower strategy: broadcasts model, frozen frame and class memory; folds updates and class sums.
+
+One strategy for all methods; what differs is in the configuration. Runs over any Flower grid, in its own thread.
+Flat memory: replies are folded as they arrive and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fednc.common import arrays, exchange, seeds
+from fednc.common.config import RunConfig
+from fednc.common.errors import ProtocolError, QuorumError
+from fednc.common.exchange import EVALUATE, HELLO, MEMORY, METRICS, MODEL, STATS, TRAIN, Instruction
+from fednc.common.frame import Frame
+from fednc.common.memory import ClassMemory, ClassSums, DriftSums, check_sums
+from fednc.common.tasks.base import Stats, Task, add_stats
+from fednc.server.events import EventLog
+from fednc.server.fold import Fold
+from fednc.server.history import RoundRecord
+
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class GlobalState:
+    """What a round starts from and what it leaves behind; all that a checkpoint must hold of the method."""
+
+    model: dict[str, Tensor]
+    memory: ClassMemory
+    completed: int = 0  # rounds
+    record: ArrayRecord = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.record = arrays.to_record(self.model)
+
+    def replace_model(self, model: dict[str, Tensor]) -> None:
+        """The next global model; encoded once for all messages that carry it."""
+        self.model = model
+        self.record = arrays.to_record(model)
+
+
+class FrameStrategy(Strategy):
+    """Federated training towards a frozen frame, with a global class memory."""
+
+    def __init__(self, run: RunConfig, task: Task, frame: Frame, state: GlobalState, events: EventLog) -> None:
+        self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
+        self.name_of: Callable[[int], str] = str
+        self._run_json = run.model_dump_json()
+        self._announced: dict[int, int] = {}  # examples that each node said it trains on
+        self._record = RoundRecord(round=0)
+        self._sums: ClassSums | None = None
+
+    # ---- Flower's interface --------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """One content for all nodes of the round: model, frame, memory."""
+        del config
+        nodes = self.sample(server_round, grid)
+        self._get_to_know(nodes, server_round, grid)
+        instruction = self._instruction(server_round, wants_sums=self._wants_local_sums(server_round))
+        content = exchange.instruction_content(instruction, arrays, self._guide())
+        return self._to(content, nodes, TRAIN, server_round, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The exact weighted mean of the updates, folded as they arrive; None below quorum."""
+        self._record = RoundRecord(round=server_round)
+        fold = Fold(self.state.model, sum(self._announced.values()))
+        drift, self._sums = DriftSums.zeros(*self._memory_shape), ClassSums.zeros(*self._memory_shape)
+        loss = 0.0
+        for reply in self._good(replies):
+            loss += self._take(reply, lambda content: self._fold_in(content, fold, drift)) or 0.0
+        self._record.replies, self._record.examples = fold.updates, fold.weight
+        if fold.updates < self.quorum:
+            return None, None
+        self._record.loss = loss / fold.weight
+        if self._wants_local_sums(server_round):
+            self._record.drift = _finite(drift.value())
+        if self.run.method.memory_model == "local":
+            self.state.memory = self.state.memory.update(self._sums, self.run.method.memory_momentum)
+        self.state.replace_model(fold.mean())
+        return self.state.record, MetricRecord({"loss": self._record.loss, "examples": fold.weight})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """Everybody evaluates the global model on what it holds out."""
+        del config
+        content = exchange.instruction_content(self._instruction(server_round), arrays, self._guide())
+        return self._to(content, list(grid.get_node_ids()), EVALUATE, server_round, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Pooled metrics from additive statistics, and the client that fares worst."""
+        del server_round
+        pooled: Stats = {}
+        worst: dict[str, object] = {}
+        for reply in self._good(replies):
+            metrics = self._take(reply, lambda content: self._pool(content, pooled))
+            if metrics and (not worst or metrics["accuracy"] < worst["accuracy"]):  # type: ignore[operator]
+                worst = {"name": self.name_of(reply.metadata.src_node_id), "accuracy": metrics["accuracy"]}
+        if not pooled:
+            return None
+        self._record.pooled, self._record.worst_client = self.task.metrics(pooled), worst
+        return MetricRecord(dict(self._record.pooled))
+
+    def summary(self) -> None:
+        """Say once what is about to run."""
+        run, frame = self.run, self.frame
+        self.events.emit(
+            "start", f"{run.method.name} on {run.task.name}: {run.rounds.total} rounds, frame K={frame.vertices} "
+            f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}", method=run.method.name, frame=frame.digest,
+            config=run.digest,
+        )  # fmt: skip
+
+    # ---- one round -----------------------------------------------------------------------------------------
+
+    def run_round(self, server_round: int, grid: Grid, *, evaluates: bool) -> RoundRecord | None:
+        """Train, refresh the memory, evaluate. None when too few replies came; the state is then untouched."""
+        started, timeout_s = time.monotonic(), self.run.rounds.deadline_s
+        none = ConfigRecord()
+        replies = grid.send_and_receive(
+            self.configure_train(server_round, self.state.record, none, grid), timeout=timeout_s
+        )
+        model, _ = self.aggregate_train(server_round, replies)
+        self._record.missing = list(getattr(replies, "missing", []))
+        if model is None:
+            return None
+        if self._wants_global_memory(evaluates):
+            self._refresh_memory(server_round, grid, timeout_s)
+        if evaluates:
+            replies = grid.send_and_receive(
+                self.configure_evaluate(server_round, model, none, grid), timeout=timeout_s
+            )
+            self.aggregate_evaluate(server_round, replies)
+        self.state.completed = server_round
+        self._record.seconds = time.monotonic() - started
+        return self._record
+
+    @property
+    def quorum(self) -> int:
+        """Replies without which a round does not count."""
+        wanted = self.run.rounds.clients_per_round or self.run.rounds.min_clients
+        return min(self.run.rounds.min_clients, wanted)
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Why clients failed in the last round, by name."""
+        return self._record.failures
+
+    def sample(self, server_round: int, grid: Grid) -> list[int]:
+        """The nodes of a round, drawn from (seed, round) alone."""
+        nodes = sorted(grid.get_node_ids())
+        count = self.run.rounds.clients_per_round
+        if not count or count >= len(nodes):
+            return nodes
+        draw = random.Random(seeds.derive(self.run.seed, "sample", server_round))  # noqa: S311 - reproducible
+        return sorted(draw.sample(nodes, count))
+
+    def _get_to_know(self, nodes: list[int], server_round: int, grid: Grid) -> None:
+        """Ask nodes we have not met how many examples they hold: the exact fold needs a bound on all weights."""
+        strangers = [node for node in nodes if node not in self._announced]
+        if not strangers:
+            return
+        content = exchange.instruction_content(self._instruction(server_round))
+        messages = self._to(content, strangers, HELLO, server_round, grid)
+        for reply in self._good(grid.send_and_receive(messages, timeout=self.run.rounds.deadline_s)):
+            examples = self._take(reply, exchange.examples_of)
+            if examples is not None:
+                self._announced[reply.metadata.src_node_id] = examples
+
+    def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float) -> None:
+        """Class means of the new global model's features, exact: one forward pass at each client."""
+        content = exchange.instruction_content(self._instruction(server_round), self.state.record)
+        messages = self._to(content, self.sample(server_round, grid), MEMORY, server_round, grid)
+        pooled = ClassSums.zeros(*self._memory_shape)
+        for reply in self._good(grid.send_and_receive(messages, timeout=timeout_s)):
+            sums = self._take(reply, self._checked_sums)
+            if sums is not None:
+                pooled.merge(sums)
+        self.state.memory = self.state.memory.update(pooled, self.run.method.memory_momentum)
+
+    # ---- replies -------------------------------------------------------------------------------------------
+
+    def _good(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Replies with content; the others are noted by name and the round goes on."""
+        for reply in replies:
+            if reply.has_error():
+                self._note_failure(reply, reply.error.reason or f"error {reply.error.code}")
+            else:
+                yield reply
+
+    def _take(self, reply: Message, use: Callable[[RecordDict], T]) -> T | None:
+        try:
+            return use(reply.content)
+        except ProtocolError as e:
+            self._note_failure(reply, str(e))
+            return None
+
+    def _note_failure(self, reply: Message, reason: str) -> None:
+        node = reply.metadata.src_node_id
+        self._announced.pop(node, None)  # ask again: it may have come back with other data
+        self._record.failures[self.name_of(node)] = reason
+        text = f"no {reply.metadata.message_type} from {self.name_of(node)}: {reason}"
+        self.events.emit("no-reply", text, level=logging.WARNING, node=self.name_of(node), reason=reason)
+
+    def _fold_in(self, content: RecordDict, fold: Fold, drift: DriftSums) -> float:
+        examples = exchange.examples_of(content)
+        sums = self._checked_sums(content) if exchange.SUMS in content else None
+        if MODEL not in content.array_records:
+            raise ProtocolError(f"the reply has no {MODEL!r} record")
+        loss = content.metric_records[METRICS].get("loss/loss", math.nan)
+        fold.add(content.array_records[MODEL], examples)
+        if sums is not None:
+            drift.add_client(sums)
+            assert self._sums is not None
+            self._sums.merge(sums)
+        return float(loss) * examples if isinstance(loss, int | float) else math.nan
+
+    def _checked_sums(self, content: RecordDict) -> ClassSums:
+        sums = exchange.sums_of(content)
+        check_sums(sums, self.task.label_space, exchange.examples_of(content))
+        return sums
+
+    def _pool(self, content: RecordDict, pooled: Stats) -> dict[str, float] | None:
+        stats = arrays.from_record(content.array_records.get(STATS, ArrayRecord()))
+        if not stats:
+            return None  # a client that holds nothing out
+        if pooled and {k: v.shape for k, v in stats.items()} != {k: v.shape for k, v in pooled.items()}:
+            raise ProtocolError(f"statistics {sorted(stats)} do not match the others' {sorted(pooled)}")
+        metrics = self.task.metrics(stats)
+        add_stats(pooled, stats)
+        return metrics
+
+    # ---- small parts ---------------------------------------------------------------------------------------
+
+    @property
+    def _memory_shape(self) -> tuple[int, int]:
+        return self.frame.vertices, self.frame.dim
+
+    def _instruction(self, server_round: int, *, wants_sums: bool = False) -> Instruction:
+        return Instruction(run_json=self._run_json, server_round=server_round, wants_sums=wants_sums)
+
+    def _guide(self) -> ArrayRecord:
+        return exchange.guide_record(self.frame, self.state.memory)
+
+    def _to(
+        self, content: RecordDict, nodes: list[int], message_type: str, server_round: int, grid: Grid
+    ) -> Iterator[Message]:
+        return iter([grid.create_message(content, message_type, node, str(server_round)) for node in nodes])
+
+    def evaluates(self, server_round: int) -> bool:
+        """Whether this round ends with an evaluation."""
+        every = self.run.rounds.evaluate_every
+        return server_round == self.run.rounds.total or (every > 0 and server_round % every == 0)
+
+    def _wants_local_sums(self, server_round: int) -> bool:
+        """Sums of the trained local models: for the drift metric, and for a memory made of them."""
+        return self.evaluates(server_round) or self.run.method.memory_model == "local"
+
+    def _wants_global_memory(self, evaluates: bool) -> bool:
+        method = self.run.method
+        if method.memory_model == "local" or not method.uses_memory:
+            return False
+        return evaluates or method.anchor > 0 or method.rehearsal > 0
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def no_quorum(strategy: FrameStrategy, server_round: int, tries: int) -> QuorumError:
+    """The error that ends a run whose round failed too often."""
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in strategy.failures.items()) or "nobody answered"
+    return QuorumError(
+        f"round {server_round} got fewer than {strategy.quorum} replies {tries} times in a row ({reasons}). "
+        "Mend the clients, or lower rounds.min_clients, or raise rounds.deadline_s."
+    )
