@@ -157,7 +157,7 @@ class SplitSection(Section):
     alpha: Positive = Field(0.1, description="concentration of `dirichlet`: smaller is more skewed")
     classes_per_part: Count = Field(
         2,
-        description="label-sorted shards in each part of `shards`: as many classes, more where a shard straddles two",
+        description="label-sorted shards in each part of `shards`: as many classes, more if a shard straddles two",
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the split")
     shift: ShiftSection = Field(default_factory=ShiftSection)

@@ -1,4 +1,4 @@
-"""The pictures: they are drawn for few and many classes, and the cosines in them are those of centred class means."""
+"""The pictures: drawn for few and many classes, and the cosines in them are those of centred class means."""
 
 from __future__ import annotations
 

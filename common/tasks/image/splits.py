@@ -23,7 +23,7 @@ import numpy as np
 
 from fednc.common.config import SplitSection
 from fednc.common.errors import DataError, MissingExtraError
-from fednc.common.files import write_whole
+from fednc.common.files import write_atomically
 from fednc.common.seeds import derive
 from fednc.common.tasks.image.data import Index
 
@@ -189,4 +189,4 @@ def _remember(path: Path, index: list[Index]) -> None:
     np.savez(file, position=np.concatenate(index), size=np.array([len(part) for part in index]))
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, file.getvalue())
+        write_atomically(path, file.getvalue())
