@@ -175,6 +175,9 @@ class ServerSection(Section):
 
     listen: str = Field("127.0.0.1:8440", description="HOST:PORT to listen on; port 0 takes a free one")
     runs: str = Field("runs", description="folder for results, one subfolder per run")
+    keep_checkpoints: Annotated[int, Field(ge=0)] = Field(
+        2, description="checkpoints to keep, one written after every round; 0: none, the run cannot be continued"
+    )
     ingest_mib: Count = Field(512, description="memory and upload slots that all clients together may occupy")
     liveness_s: Positive = Field(5.0, description="seconds of silence after which an idle client counts as lost")
 
@@ -197,8 +200,8 @@ class RunConfig(Section):
 
     @property
     def digest(self) -> str:
-        """sha256 of the resolved configuration: equal digests mean equal runs."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """sha256 of all that bears on the result ([server] does not): equal digests mean equal runs."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"server"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -58,8 +58,8 @@ def _cnn(options: ImageOptions) -> tuple[list[nn.Module], int]:
     for given, out in ((options.channels, narrow), (narrow, wide)):
         # Pooling before the normalisation: the same maxima, a quarter of the work.
         layers += [_conv(given, out), nn.MaxPool2d(2), _norm(options.norm, out), nn.ReLU()]
-    layers += [*_conv_norm_relu(options.norm, wide, wide), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
-    return layers, 4 * wide
+    layers += [*_conv_norm_relu(options.norm, wide, wide), nn.AdaptiveAvgPool2d(3), nn.Flatten()]
+    return layers, 9 * wide
 
 
 def _resnet18(options: ImageOptions) -> tuple[list[nn.Module], int]:
