@@ -18,6 +18,9 @@ from fednc.common.flower_env import quiet_flower
 
 # name: (module:attribute, one line for --help); the attribute is a function with typer annotations or a typer app.
 COMMANDS = {
+    "server": ("fednc.cli.server:command", "Serve one run to its end."),
+    "client": ("fednc.cli.client:command", "Attend a federation with one's own data and device."),
+    "demo": ("fednc.cli.demo:command", "One server and four clients on this machine: fedavg against fednc."),
     "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
     "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),
     "predict": ("fednc.cli.predict:command", "Classify images with the model of a finished run."),

@@ -17,28 +17,38 @@ Listen = Annotated[
 TestData = Annotated[
     str, typer.Option(metavar="SPEC", help="Test data of the server instead of the run file's evaluate.test.")
 ]
+Folder = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the run; one that holds checkpoints of this run file is continued. Default: a new one.",
+    ),
+]
 
 
-def command(run_file: RunFile, listen: Listen = "", test_data: TestData = "", json: Json = "") -> None:
+def command(
+    run_file: RunFile, folder: Folder = "", listen: Listen = "", test_data: TestData = "", json: Json = ""
+) -> None:
     """Serve one run: wait for clients, run its rounds, write `runs/<id>/`.
 
-    The run file decides everything. Start clients with `fednc client --server HOST:PORT --data SPEC`.
+    The run file decides everything. A server that was stopped or killed goes on where it was when it is
+    started again with the same run file and --folder. Clients: `fednc client --server HOST:PORT --data SPEC`.
     Ctrl-C ends the run and tells the clients.
     """
     from fednc.cli.interrupt import run_until_interrupted
     from fednc.cli.live import following
     from fednc.common.config import read_run_file
     from fednc.server.events import EventLog
-    from fednc.server.process import new_run_folder, run_server
+    from fednc.server.process import run_folder, run_server
 
     run = read_run_file(run_file)
     if listen:
         run = run.model_copy(update={"server": run.server.model_copy(update={"listen": listen})})
     if test_data:
         run = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test": test_data})})
-    folder = new_run_folder(run)
-    events = EventLog(folder / "events.jsonl")
+    place = run_folder(run, folder)
+    events = EventLog(place / "events.jsonl")
     with following(run, events) as live:
-        finished = run_until_interrupted(run_server(run, folder, events, on_listening=live.watch))
+        finished = run_until_interrupted(run_server(run, place, events, on_listening=live.watch))
     if json:
         write_json(json, {**finished.summary, "folder": str(finished.folder)})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from fednc.common.errors import ConfigError, QuorumError
 from fednc.common.frame import Frame, draw_frame
 from fednc.common.memory import ClassMemory
 from fednc.common.tasks.base import Task
+from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.evaluation import CentralEvaluation
 from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
@@ -49,6 +50,9 @@ class Surroundings:
     name_of: Callable[[int], str] = str
     who_is_there: Callable[[], str] = lambda: ""
     traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far
+    parts: Callable[[], Mapping[str, int]] = dict  # part of the split that each client has, by name
+    checkpoints: Checkpoints | None = None
+    returning: int = 0  # clients that took part before a restart and are given time to come back
 
 
 class FederatedRun:
@@ -89,6 +93,8 @@ class FederatedRun:
         if around:
             self._around, self.strategy.name_of = around, around.name_of
         self.strategy.summary()
+        if self._around.returning:
+            self._wait_for_returning(grid)
         for server_round in range(self.state.completed + 1, self.run.rounds.total + 1):
             self._one_round(server_round, grid)
         return RunResult(
@@ -113,7 +119,35 @@ class FederatedRun:
         now_up, now_down = self._around.traffic()
         record.bytes_up, record.bytes_down = now_up - up, now_down - down
         self.history.rounds.append(record)
+        if self._around.checkpoints:
+            self._around.checkpoints.save(self._checkpoint())
         self._say(record)
+
+    def _checkpoint(self) -> Checkpoint:
+        bytes_up, bytes_down = self._around.traffic()
+        tensors = {
+            **{f"model.{key}": value for key, value in self.state.model.items()},
+            **{f"memory.{key}": value for key, value in self.state.memory.to_tensors().items()},
+            **{f"extra.{key}": value for key, value in self.state.extra.items()},
+            "frame.etf_KD": self.frame.etf_KD,
+        }
+        return Checkpoint(
+            round=self.state.completed, config_sha256=self.run.digest, tensors=tensors,
+            history=self.history.to_json(), parts=self._around.parts(), bytes_up=bytes_up, bytes_down=bytes_down,
+        )  # fmt: skip
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on after the checkpoint's round. Raises ProtocolError where its frame is not one."""
+        self.frame = Frame.from_tensor(checkpoint.tensors["frame.etf_KD"], self.frame.seed)
+        self.state = GlobalState(
+            model=checkpoint.under("model."),
+            memory=ClassMemory.from_tensors(checkpoint.under("memory.")),
+            extra=checkpoint.under("extra."),
+            completed=checkpoint.round,
+        )
+        self.history = History.from_json(checkpoint.history)
+        self.strategy = FrameStrategy(self.run, self.task, self.frame, self.state, self._events)
+        self._events.emit("resume", f"going on after round {checkpoint.round}", round=checkpoint.round)
 
     def _say(self, record: RoundRecord) -> None:
         accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.1%}"
@@ -122,6 +156,12 @@ class FederatedRun:
             "round", f"round {record.round}/{self.run.rounds.total}: {record.replies} replies{loss}{accuracy}"
             f" ({record.seconds:.1f} s)", **vars(record),
         )  # fmt: skip
+
+    def _wait_for_returning(self, grid: Grid) -> None:
+        """Let those who took part before the restart come back, so that the next round is the one it would be."""
+        give_up = time.monotonic() + self.run.rounds.rejoin_s
+        while len(list(grid.get_node_ids())) < self._around.returning and time.monotonic() < give_up:
+            time.sleep(_POLL_S)
 
     def wait_for_clients(self, grid: Grid) -> None:
         """Return once `min_clients` are there. Raises QuorumError after `wait_s`."""

@@ -83,8 +83,10 @@ class Work:
 class Federation:
     """State of one run's link."""
 
-    def __init__(self, run_id: str, run: RunConfig, spool: Path, events: EventLog) -> None:
-        self.run_id, self.run, self.events = run_id, run, events
+    def __init__(self, run_id: str, run: RunConfig, spool: Path, events: EventLog, *, attempt: int = 0) -> None:
+        """`attempt` counts the starts of this run's server: work handed out before a restart is stale."""
+        self.run_id, self.run, self.events, self.attempt = run_id, run, events, attempt
+        self.earlier_bytes = (0, 0)  # up and down, before a restart
         self.roster = Roster(run.split.parts if run.split else 0)
         self.blobs = BlobStore()
         self.budget = Budget(run.server.ingest_mib << 20)
@@ -254,6 +256,12 @@ class Federation:
         task.add_done_callback(self._background.discard)
 
     # ---- the end -------------------------------------------------------------------------------------------
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes up and down in the whole run, counted at the link."""
+        nodes = self.roster.nodes()
+        up, down = self.earlier_bytes
+        return up + sum(n.bytes_up for n in nodes), down + sum(n.bytes_down for n in nodes)
 
     def finish(self, reason: str, *, failed: bool) -> None:
         """Tell everybody that the run is over."""

@@ -132,6 +132,7 @@ class LinkGrid(Grid):
             message_type=meta.message_type,
             node_id=meta.dst_node_id,
             ordinal=self._ordinals[slot],
+            attempt=self.federation.attempt,
         )
         self._ordinals[slot] += 1
         return Work(work_id, node, message, content, batch)

@@ -64,3 +64,8 @@ class History:
     def to_json(self) -> list[dict[str, Any]]:
         """All rounds as plain values."""
         return [asdict(record) for record in self.rounds]
+
+    @classmethod
+    def from_json(cls, rounds: list[dict[str, Any]]) -> History:
+        """The history that `to_json` gave."""
+        return cls(rounds=[RoundRecord(**record) for record in rounds])

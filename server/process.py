@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fednc.common.config import RunConfig
 from fednc.common.export import export
 from fednc.common.files import write_atomically
 from fednc.server.app import FederatedRun, RunResult, Surroundings
+from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.grid import LinkGrid
@@ -33,8 +35,11 @@ class Finished:
     summary: dict[str, Any]
 
 
-def new_run_folder(run: RunConfig) -> Path:
-    """A new folder `runs/<name>-<time>`; its name is the run's id."""
+def run_folder(run: RunConfig, wanted: str = "") -> Path:
+    """The folder `wanted`, there or not, else a new `runs/<name>-<time>`; its name is the run's id."""
+    if wanted:
+        Path(wanted).mkdir(parents=True, exist_ok=True)
+        return Path(wanted).resolve()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
         folder = Path(run.server.runs) / f"{run.name}-{stamp}{suffix}"
@@ -59,11 +64,17 @@ async def run_server(
         AddressError, ConfigError, DataError, QuorumError
     """
     started = time.monotonic()
-    prepared = await asyncio.to_thread(FederatedRun, run, events)
-    federation = Federation(folder.name, run, folder / "spool", events)
+    checkpoints = Checkpoints(folder, run.server.keep_checkpoints)
+    prepared, kept = await asyncio.to_thread(_prepare, run, events, checkpoints)
+    shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
+    federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
+    if kept:
+        federation.roster.restore(dict(kept.parts))
+        federation.earlier_bytes = (kept.bytes_up, kept.bytes_down)
+    around = _surroundings(federation, checkpoints, returning=len(kept.parts) if kept else 0)
 
     def work(grid: LinkGrid) -> RunResult:
-        return prepared.execute(grid, _surroundings(federation))
+        return prepared.execute(grid, around)
 
     def listening(port: int) -> None:
         host = run.server.listen.rpartition(":")[0]
@@ -73,12 +84,29 @@ async def run_server(
     result = await serve(federation, work, address=run.server.listen, on_listening=listening)
     summary = _summary(result, federation, time.monotonic() - started)
     await asyncio.to_thread(_write_files, folder, result, summary)
-    (folder / "spool").rmdir()
+    shutil.rmtree(folder / "spool", ignore_errors=True)
     events.emit("done", f"run {folder.name} is done; files in {folder}", folder=str(folder))
     return Finished(folder, result, summary)
 
 
-def _surroundings(federation: Federation) -> Surroundings:
+def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tuple[FederatedRun, Checkpoint | None]:
+    """The run as it starts or, where there is a checkpoint, as it goes on."""
+    kept = checkpoints.latest(run.digest)
+    prepared = FederatedRun(run, events)
+    if kept:
+        prepared.restore(kept)
+    return prepared, kept
+
+
+def _count_start(folder: Path) -> int:
+    """How often this run's server was started before."""
+    path = folder / "starts"
+    before = int(path.read_text()) if path.exists() else 0
+    write_atomically(path, str(before + 1).encode())
+    return before
+
+
+def _surroundings(federation: Federation, checkpoints: Checkpoints, *, returning: int) -> Surroundings:
     nodes = federation.roster.nodes
 
     def name_of(node_id: int) -> str:
@@ -87,14 +115,18 @@ def _surroundings(federation: Federation) -> Surroundings:
     def who_is_there() -> str:
         return "There: " + (", ".join(f"{n.name} ({n.problem or n.state})" for n in nodes()) or "nobody") + "."
 
-    def traffic() -> tuple[int, int]:
-        return sum(n.bytes_up for n in nodes()), sum(n.bytes_down for n in nodes())
-
-    return Surroundings(name_of=name_of, who_is_there=who_is_there, traffic=traffic)
+    return Surroundings(
+        name_of=name_of,
+        who_is_there=who_is_there,
+        traffic=federation.traffic,
+        parts=federation.roster.kept_parts,
+        checkpoints=checkpoints,
+        returning=returning,
+    )
 
 
 def _summary(result: RunResult, federation: Federation, duration_s: float) -> dict[str, Any]:
-    nodes = federation.roster.nodes()
+    bytes_up, bytes_down = federation.traffic()
     return {
         "run": federation.run_id,
         "method": result.run.method.name,
@@ -102,11 +134,11 @@ def _summary(result: RunResult, federation: Federation, duration_s: float) -> di
         "config_sha256": result.run.digest,
         "frame_sha256": result.frame.digest,
         "duration_s": round(duration_s, 3),
-        "bytes_up": sum(n.bytes_up for n in nodes),
-        "bytes_down": sum(n.bytes_down for n in nodes),
+        "bytes_up": bytes_up,
+        "bytes_down": bytes_down,
         "clients": [
             {"name": n.name, "examples": n.examples, "held_out": n.held_out, "device": n.device, "pid": n.pid}
-            for n in nodes
+            for n in federation.roster.nodes()
         ],
         **result.history.summary(),
     }

@@ -76,6 +76,16 @@ class Roster:
         self._open_session(node, instance)
         return node
 
+    def restore(self, parts: dict[str, int]) -> None:
+        """Know again, after a restart, who took part and which part of the split each name keeps."""
+        for name, index in parts.items():
+            part = Part(index, self._parts) if self._parts else None
+            self._by_name[name] = Node(name, node_id(name), part=part)
+
+    def kept_parts(self) -> dict[str, int]:
+        """What `restore` wants."""
+        return {n.name: n.part.index if n.part else 0 for n in self._by_name.values() if n.examples}
+
     def _open_session(self, node: Node, instance: bytes) -> None:
         self._by_session.pop(node.session, None)
         node.session, node.instance = secrets.token_bytes(16), instance

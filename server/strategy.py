@@ -40,6 +40,7 @@ class GlobalState:
     model: dict[str, Tensor]
     memory: ClassMemory
     completed: int = 0  # rounds
+    extra: dict[str, Tensor] = field(default_factory=dict)  # what a method keeps on the server between rounds
     record: ArrayRecord = field(init=False)
 
     def __post_init__(self) -> None:
