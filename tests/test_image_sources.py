@@ -112,11 +112,23 @@ def test_arrays_that_do_not_fit_say_so(tmp_path, changed, match):
     assert str(file) in str(e.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 broken", b"\x93NUMPY"])
-def test_a_file_that_is_no_npz(tmp_path, content):
-    (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(DataError, match="not a readable"):
-        read(f"npz:{tmp_path / 'a.npz'}", "train", options())
+def test_a_file_that_is_no_npz(tmp_path):
+    file = tmp_path / "a.npz"
+    np.savez_compressed(file, x_train=np.random.default_rng(0).random((9, 8, 8)))
+    whole = file.read_bytes()
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    scrambled = whole[:200] + bytes(1000) + whole[1200:]
+    for content in (
+        b"",
+        b"no zip",
+        b"PK\x03\x04 broken",
+        whole[:900],
+        scrambled,
+        (tmp_path / "a.npy").read_bytes(),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.npz: not a readable"):
+            read(f"npz:{file}", "train", options())
 
 
 def test_npz_test_part_is_all_where_there_is_none(tmp_path):

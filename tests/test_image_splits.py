@@ -112,6 +112,15 @@ def test_a_read_only_cache_is_no_reason_to_fail(monkeypatch, tmp_path):
     assert len(split_index(labels_of(50, 3), cut("iid", 2))) == 2
 
 
+def test_every_split_reports_what_it_used(caplog):
+    with caplog.at_level("INFO", logger=splits.__name__):
+        for _ in range(2):  # made, then remembered
+            split_index(labels_of(70, 3), cut("iid", 2))
+    assert [r.getMessage() for r in caplog.records] == [
+        "split iid into 2 parts: 70 of 70 examples used, 0 dropped, smallest part 35"
+    ] * 2
+
+
 def test_dropped_examples_are_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(splits, "_iid", lambda *_: [np.arange(10), np.arange(8, 30)])

@@ -49,10 +49,10 @@ def split_index(labels: Index, split: SplitSection) -> list[Index]:
             f"examples, there are {len(labels)}. Use fewer parts or more data."
         )
     cached = _cache_folder() / f"{_key(labels, split)}.npz"
-    index = _remembered(cached, len(labels), split.parts)
-    if index is None:
-        index = _partition(labels, split)
-        _check_complete(index, len(labels), split)
+    remembered = _remembered(cached, len(labels), split.parts)
+    index = _partition(labels, split) if remembered is None else remembered
+    _report_and_check(index, len(labels), split)
+    if remembered is None:
         _remember(cached, index)
     return index
 
@@ -137,7 +137,7 @@ def _missing() -> MissingExtraError:
     return MissingExtraError("flwr-datasets", "demo", "a simulated split ([split] in the run file)")
 
 
-def _check_complete(index: list[Index], examples: int, split: SplitSection) -> None:
+def _report_and_check(index: list[Index], examples: int, split: SplitSection) -> None:
     used = np.unique(np.concatenate(index))
     dealt = sum(len(part) for part in index)
     smallest = min(len(part) for part in index)

@@ -7,7 +7,6 @@ Legend: B batch, D feature width, K label space.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -36,8 +35,6 @@ from fednc.common.tasks.image.suggest import suggest
 # Losses are rounded to multiples of this before they are summed in float64: such sums are exact up to 2e9, so
 # batches may be pooled in any order and grouping. It moves a mean loss by 1e-7 at most.
 LOSS_STEP = 2.0**-22
-
-log = logging.getLogger(__name__)
 
 
 class ImageTask(Task):
