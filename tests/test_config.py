@@ -81,7 +81,7 @@ def test_head_loss_and_readout_must_fit_together() -> None:
 @pytest.mark.parametrize(
     ("path", "key", "schema"), NUMBERS, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_digest_follows_every_number(path: str, key: str, schema: dict[str, Any]) -> None:
+def test_digest_follows_every_number_that_bears_on_the_result(path: str, key: str, schema: dict[str, Any]) -> None:
     base = {"split": {"shift": {}}}
     resolved = parse_run(base).model_dump()
     changed = copy.deepcopy(resolved)
@@ -91,7 +91,7 @@ def test_digest_follows_every_number(path: str, key: str, schema: dict[str, Any]
     table[key] += 1 if schema["type"] == "integer" else -table[key] / 2 if table[key] else 0.5
     same, other = parse_run(resolved), RunConfig.model_validate(changed)
     assert same.digest == parse_run(base).digest
-    assert other.digest != same.digest
+    assert (other.digest != same.digest) == (path != "server")
 
 
 def test_run_files_that_cannot_be_read_say_what_to_do(tmp_path: Path) -> None:
