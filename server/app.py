@@ -139,8 +139,9 @@ class FederatedRun:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after the checkpoint's round. Raises ProtocolError where its frame is not one."""
         self.frame = Frame.from_tensor(checkpoint.tensors["frame.etf_KD"], self.frame.seed)
+        model = checkpoint.under("model.")  # safetensors sorts names; the model's own order is part of it
         self.state = GlobalState(
-            model=checkpoint.under("model."),
+            model={key: model[key] for key in self.state.model},
             memory=ClassMemory.from_tensors(checkpoint.under("memory.")),
             extra=checkpoint.under("extra."),
             completed=checkpoint.round,

@@ -228,7 +228,7 @@ class Federation:
 
     def report_failure(self, work: Work, failure: pb.Failure) -> None:
         """The client says that its work failed."""
-        text = f"{work.node.name} failed: {failure.kind}: {failure.reason.strip().splitlines()[-1:] or ''}"
+        text = f"{work.node.name} failed: {failure.kind}: {failure.reason}"
         self.events.emit("failure", text, level=logging.WARNING, node=work.node.name, failure=failure.kind)
         self._fail(work, failure.code or APP_FAILED, failure.kind, failure.reason)
 
