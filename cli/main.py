@@ -21,9 +21,11 @@ COMMANDS = {
     "server": ("fednc.cli.server:command", "Serve one run to its end."),
     "client": ("fednc.cli.client:command", "Attend a federation with one's own data and device."),
     "demo": ("fednc.cli.demo:command", "One server and four clients on this machine: fedavg against fednc."),
+    "certs": ("fednc.cli.certs:command", "Make certificates and tokens, and take them back."),
     "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
     "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),
     "predict": ("fednc.cli.predict:command", "Classify images with the model of a finished run."),
+    "bench": ("fednc.cli.bench:app", "Reproducible measurements of link, fold and scale."),
 }
 
 

@@ -26,9 +26,19 @@ Folder = Annotated[
 ]
 
 
+Certs = Annotated[
+    str, typer.Option(metavar="DIR", help="Folder of `fednc certs server` instead of the run file's server.certs.")
+]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Plaintext and unproven names, also beyond loopback: for closed networks."),
+]
+
+
 def command(
-    run_file: RunFile, folder: Folder = "", listen: Listen = "", test_data: TestData = "", json: Json = ""
-) -> None:
+    run_file: RunFile, folder: Folder = "", listen: Listen = "", certs: Certs = "", insecure: Insecure = False,
+    test_data: TestData = "", json: Json = "",
+) -> None:  # fmt: skip
     """Serve one run: wait for clients, run its rounds, write `runs/<id>/`.
 
     The run file decides everything. A server that was stopped or killed goes on where it was when it is
@@ -42,8 +52,9 @@ def command(
     from fednc.server.process import run_folder, run_server
 
     run = read_run_file(run_file)
-    if listen:
-        run = run.model_copy(update={"server": run.server.model_copy(update={"listen": listen})})
+    wanted = {"listen": listen, "certs": certs, "insecure": insecure}
+    server = run.server.model_copy(update={key: value for key, value in wanted.items() if value})
+    run = run.model_copy(update={"server": server})
     if test_data:
         run = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test": test_data})})
     place = run_folder(run, folder)

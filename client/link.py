@@ -20,11 +20,12 @@ import grpc
 from flwr.app import Message
 
 from fednc.client.blobcache import BlobCache
+from fednc.client.channel import Credentials, explain, is_expired_refusal, open_channel
 from fednc.client.hooks import CURRENT, CancelledError, Hooks, Step
 from fednc.client.transfer import Metadata, Reply, fetch_content, send_reply, session_metadata
 from fednc.common import flower
 from fednc.common.errors import FedncError, RefusedError
-from fednc.common.wire import PROTOCOL, channel_options
+from fednc.common.wire import PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 
@@ -36,6 +37,7 @@ _FINAL = (
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
 )
 _BACKOFF_S = (0.1, 5.0)  # first and longest pause between attempts
@@ -61,6 +63,7 @@ class LinkConfig:
 
     server: str
     name: str
+    credentials: Credentials | None = None  # None: plaintext
     part: pb.Part | None = None
     tasks: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
@@ -129,17 +132,19 @@ class Link:
             except grpc.aio.AioRpcError as e:
                 if e.code() in _FINAL:
                     raise RefusedError(e.details() or e.code().name) from e
+                if is_expired_refusal(e, self._config.credentials):
+                    raise RefusedError("this client's certificate has expired; the operator can renew it") from e
                 if time.monotonic() - said >= _SAY_SO_EVERY_S:
-                    said = time.monotonic()
-                    log.info("no connection to %s (%s); trying again", self._config.server, _cause(e))
+                    said, why = time.monotonic(), explain(e, self._config.credentials)
+                    log.info("no connection to %s (%s); trying again", self._config.server, why)
             if time.monotonic() - started > _BACKOFF_S[1]:
                 pause_s = _BACKOFF_S[0]  # it was a long attendance, not a failed attempt
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             pause_s = min(2 * pause_s, _BACKOFF_S[1])
 
     async def _attend(self) -> pb.RunOver:
-        options = channel_options(self._config.liveness_s)
-        async with grpc.aio.insecure_channel(self._config.server, options=options) as channel:
+        config = self._config
+        async with open_channel(config.server, config.credentials, config.liveness_s) as channel:
             stub = rpc.FederationStub(channel)
             call = stub.Attend(self._request())
             try:
@@ -159,14 +164,9 @@ class Link:
 
     def _request(self) -> pb.AttendRequest:
         return pb.AttendRequest(
-            protocol=PROTOCOL,
-            name=self._config.name,
-            software=version("fednc"),
-            tasks=self._config.tasks,
-            methods=self._config.methods,
-            part=self._config.part,
-            instance=self._instance,
-        )
+            protocol=PROTOCOL, name=self._config.name, software=version("fednc"), tasks=self._config.tasks,
+            methods=self._config.methods, part=self._config.part, instance=self._instance,
+        )  # fmt: skip
 
     async def _declare(self, welcome: pb.Welcome, session: _Session) -> None:
         if welcome.run_id != self._run_id:
@@ -270,7 +270,7 @@ class Link:
             except grpc.aio.AioRpcError as e:
                 if e.code() is grpc.StatusCode.NOT_FOUND:
                     return None  # the work it belonged to is over
-                log.info("transfer of round %s interrupted (%s)", work.id.group_id, _cause(e))
+                log.info("transfer of round %s interrupted (%s)", work.id.group_id, e.code().name.lower())
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             pause_s = min(2 * pause_s, _BACKOFF_S[1])
         return None
@@ -294,10 +294,6 @@ async def _report(session: _Session) -> None:
             await call.write(await session.progress.get())
     except grpc.aio.AioRpcError:
         pass
-
-
-def _cause(error: grpc.aio.AioRpcError) -> str:
-    return error.code().name.lower().replace("_", " ")
 
 
 def _key(work_id: pb.AssignmentId) -> bytes:

@@ -178,6 +178,22 @@ class ServerSection(Section):
     keep_checkpoints: Annotated[int, Field(ge=0)] = Field(
         2, description="checkpoints to keep, one written after every round; 0: none, the run cannot be continued"
     )
+    auth: Literal["auto", "mtls", "token", "none"] = Field(
+        "auto",
+        description="how clients show who they are: by certificate, by token, or not at all (plaintext); `auto`: "
+        "`mtls` where certificates are given, else `none`, which listens on loopback only",
+    )
+    certs: str = Field("", description="folder with all of the files below, as `fednc certs server` makes it")
+    ca: str = Field("", description="certificate of the authority that nodes' certificates come from")
+    cert: str = Field("", description="certificate of the server")
+    key: str = Field("", description="private key of the server")
+    tokens: str = Field("", description="list of hashed tokens; changes count from the next call on")
+    revoked: str = Field("", description="list of revoked serials; changes count from the next call on")
+    insecure: bool = Field(False, description="allow plaintext and unproven names beyond loopback")
+    reflection: bool = Field(False, description="gRPC reflection on an encrypted port too, for operators")
+    health_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="loopback port of the gRPC health service for probes; 0 takes a free one; none: off"
+    )
     ingest_mib: Count = Field(512, description="memory and upload slots that all clients together may occupy")
     liveness_s: Positive = Field(5.0, description="seconds of silence after which an idle client counts as lost")
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `data` in one step: after a crash at any moment it holds the old bytes or the new ones.
 
     Written beside it, flushed to the disk, renamed over it; the folder is flushed too, or a power cut could
@@ -22,7 +22,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        Path(name).chmod(0o644)  # mkstemp's are private
+        Path(name).chmod(mode)  # mkstemp's are private
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

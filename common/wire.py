@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Iterator
 
 from fednc.common.arrays import Buffer
@@ -29,6 +30,15 @@ def chunks(buffers: Iterable[Buffer], size: int) -> Iterator[bytes]:
             length += len(view)
     if held:
         yield b"".join(held)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT can only be reached from its own machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def channel_options(liveness_s: float) -> Options:

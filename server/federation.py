@@ -23,6 +23,7 @@ from fednc.common.tasks.base import Part
 from fednc.protos import federation_pb2 as pb
 from fednc.server.blobs import BlobStore
 from fednc.server.events import EventLog
+from fednc.server.identity import Refusal
 from fednc.server.roster import Node, NodeState, Roster
 from fednc.server.spool import Budget, SpooledUpload
 
@@ -116,7 +117,7 @@ class Federation:
             node_id=node.node_id,
             session=node.session,
             run_id=self.run_id,
-            run_json=self.run.model_dump_json(),
+            run_json=self.run.model_dump_json(exclude={"server"}),  # its paths are nobody else's business
             part=part,
         )
 
@@ -145,6 +146,14 @@ class Federation:
         if not self.over:
             self.events.emit("lost", f"{node.name} is gone", level=logging.WARNING, node=node.name)
             asyncio.get_running_loop().call_later(self.run.rounds.rejoin_s, self._give_up, node)
+
+    def expel(self, node: Node, refusal: Refusal) -> None:
+        """End a node's attendance with a reason. Its work fails now: nobody waits for its return."""
+        for work in self._works_of(node):
+            self._fail(work, NODE_LOST, "NodeExpelled", f"{node.name}: {refusal.reason}")
+        self.depart(node, node.session)
+        node.session = b""
+        node.outbox.put_nowait(refusal)
 
     def _give_up(self, node: Node) -> None:
         if node.state is NodeState.LOST:

@@ -23,6 +23,7 @@ from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.grid import LinkGrid
+from fednc.server.security import security_of
 from fednc.server.serve import serve
 
 
@@ -64,6 +65,8 @@ async def run_server(
         AddressError, ConfigError, DataError, QuorumError
     """
     started = time.monotonic()
+    address = run.server.listen
+    security = security_of(run.server, address, events)
     checkpoints = Checkpoints(folder, run.server.keep_checkpoints)
     prepared, kept = await asyncio.to_thread(_prepare, run, events, checkpoints)
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
@@ -77,11 +80,9 @@ async def run_server(
         return prepared.execute(grid, around)
 
     def listening(port: int) -> None:
-        host = run.server.listen.rpartition(":")[0]
-        events.emit("listening", f"run {folder.name} listens on {host}:{port}", port=port, plaintext=True)
         on_listening(federation, port)
 
-    result = await serve(federation, work, address=run.server.listen, on_listening=listening)
+    result = await serve(federation, work, address=address, security=security, on_listening=listening)
     summary = _summary(result, federation, time.monotonic() - started)
     await asyncio.to_thread(_write_files, folder, result, summary)
     shutil.rmtree(folder / "spool", ignore_errors=True)

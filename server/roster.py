@@ -13,6 +13,7 @@ from fednc.common.errors import RefusedError
 from fednc.common.flower import node_id
 from fednc.common.tasks.base import Part
 from fednc.protos import federation_pb2 as pb
+from fednc.server.identity import Identity, Refusal
 
 
 class NodeState(StrEnum):
@@ -33,6 +34,7 @@ class Node:
     state: NodeState = NodeState.LOST
     session: bytes = b""
     instance: bytes = b""
+    identity: Identity = field(default_factory=Identity)
     part: Part | None = None
     examples: int = 0
     held_out: int = 0
@@ -44,7 +46,7 @@ class Node:
     bytes_up: int = 0
     bytes_down: int = 0
     last_seen: float = field(default_factory=time.monotonic)
-    outbox: asyncio.Queue[pb.ServerEvent] = field(default_factory=asyncio.Queue)
+    outbox: asyncio.Queue[pb.ServerEvent | Refusal] = field(default_factory=asyncio.Queue)
 
     def touch(self) -> None:
         """Note a sign of life."""
@@ -120,10 +122,7 @@ class Roster:
 
     def by_session(self, session: bytes) -> Node | None:
         """The node that holds `session`, if it is still current."""
-        node = self._by_session.get(session)
-        if node:
-            node.touch()
-        return node
+        return self._by_session.get(session)
 
     def by_id(self, wanted: int) -> Node | None:
         """The node with a Flower node id."""

@@ -14,58 +14,104 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from fednc.common.errors import AddressError, ConfigError
+from fednc.common.errors import AddressError
 from fednc.common.wire import channel_options
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 from fednc.server.federation import Federation
+from fednc.server.gate import Gate
 from fednc.server.grid import LinkGrid
+from fednc.server.identity import Authenticator, Refusal
+from fednc.server.roster import NodeState
+from fednc.server.security import Security, security_of
 from fednc.server.servicer import FederationServicer
 
 T = TypeVar("T")
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"].full_name
 _GOODBYE_S = 3.0  # for clients to take the news that the run is over
+_RECHECK_S = 0.5
 
 
 @dataclass(frozen=True)
 class Listening:
-    """An unstarted server and the port that it holds."""
+    """An unstarted server and the ports that it holds."""
 
     server: grpc.aio.Server
     port: int
+    security: Security
+    probe: grpc.aio.Server | None = None  # the health service
+    probe_port: int | None = None
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self.server.start()
+        if self.probe:
+            await self.probe.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Let calls end for so long, then cut them."""
+        if self.probe:
+            await self.probe.stop(None)
+        await self.server.stop(grace_s)
 
 
-async def make_server(federation: Federation, address: str) -> Listening:
-    """A server with the federation, health and reflection services; not started.
+async def make_server(federation: Federation, address: str, security: Security | None = None) -> Listening:
+    """A server with the federation behind its gate, and one for probes where the run file asks for it.
+
+    Neither is started. `security` defaults to what the run file says.
 
     Raises:
-        AddressError: the port is taken or the host is unknown.
-        ConfigError: plaintext beyond loopback.
+        AddressError: a port is taken or the host is unknown.
+        ConfigError: see `security_of`.
     """
-    host = address.rpartition(":")[0].strip("[]")
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        raise ConfigError(
-            f"server.listen = {address!r}: this version speaks plaintext, so it listens on loopback only"
-        )
-    server = grpc.aio.server(options=channel_options(federation.run.server.liveness_s))
+    section = federation.run.server
+    security = security or security_of(section, address, federation.events)
+    gate = Gate(security.authenticator, federation.events, node_services=(SERVICE,))
+    server = grpc.aio.server(options=channel_options(section.liveness_s), interceptors=[gate])
     rpc.add_FederationServicer_to_server(FederationServicer(federation), server)
-    await _add_standard_services(server)
+    if section.reflection or security.credentials is None:
+        reflection.enable_server_reflection((SERVICE, reflection.SERVICE_NAME), server)
+    port = _bind(server, address, "server.listen", security.credentials)
+    if section.health_port is None:
+        return Listening(server, port, security)
+    probe = await _make_probe()
+    probe_port = _bind(probe, f"127.0.0.1:{section.health_port}", "server.health_port")
+    return Listening(server, port, security, probe, probe_port)
+
+
+def _bind(
+    server: grpc.aio.Server, address: str, key: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
     try:
-        port = server.add_insecure_port(address)
+        if credentials:
+            return server.add_secure_port(address, credentials)
+        return server.add_insecure_port(address)
     except RuntimeError as e:
         raise AddressError(
             f"cannot listen on {address}: the port is taken or the host is unknown; "
-            "stop the other process, or choose another server.listen"
+            f"stop the other process, or choose another {key}"
         ) from e
-    return Listening(server, port)
 
 
-async def _add_standard_services(server: grpc.aio.Server) -> None:
-    checker = health.aio.HealthServicer()
+async def _make_probe() -> grpc.aio.Server:
+    """Health on a port of its own: probes carry no certificates, and it says nothing but `serving`."""
+    server, checker = grpc.aio.server(), health.aio.HealthServicer()
     for name in ("", SERVICE):
         await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server
+
+
+async def drop_invalid(federation: Federation, authenticator: Authenticator) -> None:
+    """End, within a second, the attendance of everybody whose credential was revoked or has expired."""
+    while True:
+        await asyncio.sleep(_RECHECK_S)
+        for node in federation.roster.nodes():
+            if node.state is not NodeState.LOST:
+                try:
+                    authenticator.check(node.identity)
+                except Refusal as refusal:
+                    federation.expel(node, refusal)
 
 
 async def serve(
@@ -73,11 +119,18 @@ async def serve(
     work: Callable[[LinkGrid], T],
     *,
     address: str,
+    security: Security | None = None,
     on_listening: Callable[[int], None] = lambda _: None,
 ) -> T:
     """Listen, run `work(grid)` in a thread, tell the clients how it ended, stop."""
-    listening = await make_server(federation, address)
-    await listening.server.start()
+    listening = await make_server(federation, address, security)
+    await listening.start()
+    warden = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))
+    federation.events.emit(
+        "listening", f"run {federation.run_id} listens on {address.rpartition(':')[0]}:{listening.port}, "
+        f"{'plaintext' if listening.security.credentials is None else listening.security.mode}",
+        port=listening.port, auth=listening.security.mode, probe_port=listening.probe_port,
+    )  # fmt: skip
     on_listening(listening.port)
     grid = LinkGrid(federation, asyncio.get_running_loop())
     reason, failed = "the run is over", False
@@ -88,4 +141,5 @@ async def serve(
         raise
     finally:
         federation.finish(reason, failed=failed)
-        await listening.server.stop(_GOODBYE_S)
+        warden.cancel()
+        await listening.stop(_GOODBYE_S)

@@ -1,6 +1,6 @@
-"""The gRPC face of the federation: authenticates calls, moves bytes, maps errors to status codes.
+"""The gRPC face of the federation: ties calls to nodes, moves bytes, maps errors to status codes.
 
-Thin on purpose; every decision is in `federation.py`.
+Thin on purpose; every decision is in `federation.py`, and who is calling was settled by `gate.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from fednc.common.wire import CHUNK_BYTES, PROTOCOL, SESSION_KEY, chunks
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 from fednc.server.federation import Federation, Work
+from fednc.server.gate import CALLER
+from fednc.server.identity import Refusal
 from fednc.server.roster import Node
 from fednc.server.spool import SpooledUpload
 
@@ -34,6 +36,8 @@ class FederationServicer(rpc.FederationServicer):
         try:
             while True:
                 event = await outbox.get()
+                if isinstance(event, Refusal):
+                    raise event
                 yield event
                 node.touch()
                 if event.HasField("run_over"):
@@ -50,16 +54,21 @@ class FederationServicer(rpc.FederationServicer):
             )
         if not request.name or len(request.name) > 64 or not request.name.isprintable():
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a name has 1 to 64 printable characters")
+        CALLER.get().require_name(request.name)
         try:
-            return self._federation.admit(request)
+            node = self._federation.admit(request)
         except RefusedError as e:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(e))
+        node.identity = CALLER.get()
+        return node
 
     async def _node(self, context: Context) -> Node:
         session = dict(context.invocation_metadata() or ()).get(SESSION_KEY, b"")
         node = self._federation.roster.by_session(session if isinstance(session, bytes) else session.encode())
         if node is None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown session; attend first")
+            await context.abort(grpc.StatusCode.ABORTED, "unknown session; attend first")
+        CALLER.get().require_name(node.name)
+        node.touch()
         return node
 
     async def Declare(self, request: pb.Declaration, context: Context) -> pb.DeclarationReceipt:
@@ -70,6 +79,7 @@ class FederationServicer(rpc.FederationServicer):
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.Chunk]:
         """See federation.proto."""
         node = await self._node(context)
+        session = node.session
         blobs = [self._federation.blobs.get(digest) for digest in request.digests]
         if None in blobs:
             await context.abort(grpc.StatusCode.NOT_FOUND, "a blob is gone: the work it belonged to is over")
@@ -77,6 +87,8 @@ class FederationServicer(rpc.FederationServicer):
             yield pb.Chunk(data=piece)
             node.bytes_down += len(piece)
             node.touch()
+            if node.session != session:
+                await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
 
     async def Upload(
         self, frames: AsyncIterator[pb.UploadFrame], context: Context
@@ -129,7 +141,10 @@ class FederationServicer(rpc.FederationServicer):
     async def Report(self, progress: AsyncIterator[pb.Progress], context: Context) -> pb.ReportSummary:
         """See federation.proto."""
         node, received = await self._node(context), 0
+        session = node.session
         async for message in progress:
+            if node.session != session:
+                break
             node.progress = message
             node.touch()
             received += 1

@@ -1,0 +1,112 @@
+"""`fednc certs`: make a certificate authority, certificates and tokens, and take them back."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fednc.cli.options import Json
+from fednc.cli.output import say, show_table, write_json
+
+if TYPE_CHECKING:
+    from fednc.common.authority import Authority, Issued
+    from fednc.common.credentials import Holder
+
+command = typer.Typer(no_args_is_help=True, help=__doc__)
+
+Dir = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the authority; keep its ca.key private.")]
+Name = Annotated[str, typer.Argument(help="Name of the node; the server's list and records use it.")]
+Hosts = Annotated[
+    list[str], typer.Option("--host", metavar="NAME|IP", help="Where clients dial the server; may be repeated.")
+]
+Days = Annotated[float, typer.Option(min=0.0, help="Days until it expires.")]
+Renew = Annotated[bool, typer.Option("--renew", help="Issue another although there is one in force.")]
+Operator = Annotated[bool, typer.Option("--operator", help="For a person who looks after the server, not a node.")]
+CaName = Annotated[str, typer.Option("--name", help="Name of the authority, for people.")]
+Print = Annotated[bool, typer.Option("--print", help="Print the token to stdout instead of writing its file.")]
+
+
+@command.command("init")
+def init(folder: Dir, name: CaName = "fednc") -> None:
+    """Make a certificate authority in DIR."""
+    from fednc.common.authority import Authority
+
+    Authority.create(folder, name)
+    say(f"{folder}/ca.key signs certificates: keep it private and off the server, with a copy in a safe place")
+
+
+@command.command("server")
+def server(folder: Dir, host: Hosts, days: Days = 365, renew: Renew = False) -> None:
+    """Make the server's certificate; `server.certs = "DIR/server"` uses it."""
+    made = _open(folder).issue_server(host, timedelta(days=days), renew=renew)
+    say(f"{made} is what the server needs: server.certs = {str(made)!r}")
+
+
+@command.command("node")
+def node(folder: Dir, name: Name, days: Days = 365, renew: Renew = False, operator: Operator = False) -> None:
+    """Make a certificate bound to NAME; copy its folder to the node's machine."""
+    made = _open(folder).issue_certificate(_holder(name, operator), timedelta(days=days), renew=renew)
+    say(f"{made} is what {name} needs: copy it there, then fednc client --certs {made.name} ...")
+
+
+@command.command("token")
+def token(
+    folder: Dir, name: Name, days: Days = 90, renew: Renew = False, operator: Operator = False,
+    print_it: Print = False,
+) -> None:  # fmt: skip
+    """Make a token bound to NAME, for servers with auth = "token"; the server keeps its hash only."""
+    authority, holder = _open(folder), _holder(name, operator)
+    made = authority.issue_token(holder, timedelta(days=days), renew=renew)
+    if print_it:
+        typer.echo(made)
+        return
+    place = authority.write_token(holder, made)
+    say(f"{place} is what {name} needs: copy it there, then fednc client --certs {place.name} ...")
+
+
+@command.command("revoke")
+def revoke(folder: Dir, name: Name) -> None:
+    """Take back all certificates and tokens of NAME; a server that reads DIR/server drops it within a second."""
+    authority = _open(folder)
+    taken = authority.revoke(name)
+    say(f"revoked {len(taken)} of {name}; a server elsewhere needs a new copy of {authority.server_folder}")
+
+
+@command.command("list")
+def list_(folder: Dir, json: Json = "") -> None:
+    """Show everything issued and whether it is in force."""
+    authority = _open(folder)
+    revoked = authority.revoked()
+    lines = [(line, _state(line, line.serial in revoked)) for line in authority.issued()]
+    rows = [
+        (line.name, line.role, line.kind, _day(line.expires), state, line.serial[:16]) for line, state in lines
+    ]
+    show_table(str(folder), ("name", "role", "kind", "expires", "state", "serial"), rows)
+    if json:
+        write_json(json, {"issued": [{**line.model_dump(), "state": state} for line, state in lines]})
+
+
+def _open(folder: Path) -> Authority:
+    from fednc.common.authority import Authority
+
+    return Authority(folder)
+
+
+def _holder(name: str, operator: bool) -> Holder:
+    from fednc.common.credentials import Holder, Role
+
+    return Holder(Role.OPERATOR if operator else Role.NODE, name)
+
+
+def _state(line: Issued, revoked: bool) -> str:
+    if revoked:
+        return "revoked"
+    return "in force" if line.expires > time.time() else "expired"
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")

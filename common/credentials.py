@@ -1,0 +1,129 @@
+"""What credentials say and where they lie: names in certificates and tokens, lists of tokens and revocations.
+
+Read by both ends of the link and written by the authority that issues them. Opens no connection, refuses nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+
+from cryptography import x509
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+# One folder per holder, the server's included. A file that does not apply is not there.
+CA, CERT, KEY, TOKEN = "ca.pem", "cert.pem", "key.pem", "token"
+TOKENS, REVOKED = "tokens.json", "revoked.json"
+
+# Names become folders and URIs, so they hold nothing that needs quoting in either.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_URI = re.compile(rf"fednc:(node|operator):({NAME.pattern})")
+
+
+class Role(StrEnum):
+    """What a holder may do: take part in runs, or look after the server."""
+
+    NODE = "node"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Whom a credential speaks for."""
+
+    role: Role
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.name!r}"
+
+    @property
+    def uri(self) -> str:
+        """The name as it stands in a certificate's subject alternative names."""
+        return f"fednc:{self.role}:{self.name}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What matters of a certificate here. `expires` is in seconds since 1970."""
+
+    holder: Holder | None
+    serial: str
+    expires: float
+
+
+@lru_cache(maxsize=4096)
+def read_certificate(pem: bytes) -> Certificate:
+    """The certificate in `pem`; `holder` is None unless it names exactly one. Raises ValueError."""
+    certificate = x509.load_pem_x509_certificate(pem)
+    return Certificate(
+        _holder_of(certificate), f"{certificate.serial_number:x}", certificate.not_valid_after_utc.timestamp()
+    )
+
+
+def _holder_of(certificate: x509.Certificate) -> Holder | None:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    found = [match for uri in uris if (match := _URI.fullmatch(uri))]
+    return Holder(Role(found[0][1]), found[0][2]) if len(found) == 1 else None
+
+
+# ---- tokens -----------------------------------------------------------------------------------------------
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TokenEntry(_Entry):
+    """One token as the server knows it: by its hash."""
+
+    serial: str
+    role: Role
+    name: str
+    sha256: str
+    expires: float
+
+    @property
+    def holder(self) -> Holder:
+        """Whom the token speaks for."""
+        return Holder(self.role, self.name)
+
+
+class RevokedEntry(_Entry):
+    """One certificate or token that counts no more."""
+
+    serial: str
+    name: str
+    when: str
+
+
+TOKEN_LIST = TypeAdapter(list[TokenEntry])
+REVOKED_LIST = TypeAdapter(list[RevokedEntry])
+
+
+def new_token(holder: Holder) -> str:
+    """A fresh token: ROLE.NAME.SECRET with 256 random bits."""
+    return f"{holder.role}.{holder.name}.{secrets.token_urlsafe(32)}"
+
+
+def holder_of_token(token: str) -> Holder | None:
+    """Whom a token claims to speak for; the server's list decides whether it does."""
+    role, _, name = token.rpartition(".")[0].partition(".")
+    return Holder(Role(role), name) if role in set(Role) and NAME.fullmatch(name) else None
+
+
+def token_digest(token: str) -> str:
+    """What the server keeps of a token.
+
+    A plain sha256: slow hashes protect secrets that people choose. Nobody can guess 256 random bits, and the
+    server hashes on every call.
+    """
+    return hashlib.sha256(token.encode()).hexdigest()
