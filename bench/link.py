@@ -1,0 +1,94 @@
+"""`fednc bench link`: what a round costs on the shipped link when training costs nothing.
+
+Every row is a fresh server process and fresh client processes; called by the command. Knows no gRPC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fednc.bench.probe import Child
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One row to measure."""
+
+    params: int
+    clients: int
+    rounds: int
+    warmup: int = 2
+    codec: str = "fp32"
+    tls: bool = False
+    client_processes: int = 0  # 0: one per client, at most one per core
+
+    @property
+    def processes(self) -> int:
+        """Client processes of the row."""
+        return min(self.clients, self.client_processes or os.cpu_count() or 1)
+
+
+def every(
+    params: Sequence[int], clients: Sequence[int], codecs: Sequence[str], tls: Sequence[bool], **common: int
+) -> list[Settings]:
+    """All combinations."""
+    mixes = itertools.product(params, clients, codecs, tls)
+    return [Settings(params=p, clients=n, codec=c, tls=t, **common) for p, n, c, t in mixes]
+
+
+def measure(settings: Settings, say: Callable[[str], None]) -> Row:
+    """One row on our link. Raises RunFailedError where a process fails or a mean is wrong."""
+    asked = {
+        "params": settings.params,
+        "clients": settings.clients,
+        "rounds": settings.rounds,
+        "warmup": settings.warmup,
+    }
+    with Child("fednc.bench.link_server", asked) as server:
+        address = f"127.0.0.1:{server.hear()['port']}"
+        with start_clients("fednc.bench.link_clients", address, settings) as clients:
+            measured = server.hear()
+            peaks = [client.hear()["peak_rss_mib"] for client in clients]
+    result = row("fednc", settings, measured, max(peaks))
+    say(f"fednc: {settings.params:,} parameters x {settings.clients} clients: {result['round_s']:.4f} s per round")
+    return result
+
+
+@contextlib.contextmanager
+def start_clients(module: str, address: str, settings: Settings, **more: Any) -> Iterator[list[Child]]:
+    """The client processes of a row, the clients shared out among them."""
+    ends = [settings.clients * i // settings.processes for i in range(settings.processes + 1)]
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(Child(module, {"server": address, "first": a, "count": b - a, **more}))
+            for a, b in itertools.pairwise(ends)
+        ]
+
+
+def row(engine: str, settings: Settings, measured: Row, client_peak_rss_mib: float | None) -> Row:
+    """A row of the result; every engine has the same keys."""
+    return {
+        "engine": engine,
+        "params": settings.params,
+        "clients": settings.clients,
+        "client_processes": settings.processes,
+        "connections": measured["connections"],
+        "codec": settings.codec,
+        "tls": settings.tls,
+        "checkpoint": False,  # written after the round, outside of what is timed
+        "warmup": settings.warmup,
+        "round_s": statistics.median(measured["round_s"]),
+        "rounds_s": measured["round_s"],
+        "bytes_down": measured["bytes_down"],
+        "bytes_up": measured["bytes_up"],
+        "server_peak_rss_mib": measured["peak_rss_mib"],
+        "client_peak_rss_mib": client_peak_rss_mib,
+    }

@@ -1,0 +1,127 @@
+"""The server process of one row of `fednc bench link`: the shipped federation, grid, strategy and fold.
+
+Started by `bench/link.py`. Tells its port, then one line with what it measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fednc.bench import noop, probe
+from fednc.common import seeds, tasks
+from fednc.common.config import RunConfig, parse_run
+from fednc.common.errors import RunFailedError
+from fednc.common.frame import draw_frame
+from fednc.common.memory import ClassMemory
+from fednc.server.events import EventLog
+from fednc.server.federation import Federation
+from fednc.server.grid import LinkGrid
+from fednc.server.serve import serve
+from fednc.server.strategy import FrameStrategy, GlobalState
+
+_ALLOWED_ERROR = 1e-6  # relative to the largest value: clients add in float32
+_POLL_S = 0.01
+
+
+def main(row: dict[str, Any]) -> None:
+    """Serve one row: `params`, `clients`, `rounds`, `warmup`."""
+    run = _run_file(row)
+    ports: list[int] = []
+
+    def listening(port: int) -> None:
+        ports.append(port)
+        probe.tell(port=port)
+
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as folder:  # a disk, as for a real run
+        federation = Federation("bench", run, Path(folder, "spool"), EventLog())
+        measured = asyncio.run(
+            serve(
+                federation,
+                lambda grid: measure(grid, ports[0], run, row),
+                address=run.server.listen,
+                on_listening=listening,
+            )
+        )
+    probe.tell(**measured)
+
+
+def _run_file(row: dict[str, Any]) -> RunConfig:
+    """The defaults of a run file, for plain averaging."""
+    return parse_run(
+        {
+            "name": "bench",
+            "task": {"classes": ["one", "two"]},
+            "frame": {"dim": 2},
+            "method": {"name": "fedavg"},
+            "rounds": {"total": row["warmup"] + row["rounds"], "min_clients": row["clients"]},
+            "server": {"listen": "127.0.0.1:0"},
+        }
+    )
+
+
+def measure(grid: LinkGrid, port: int, run: RunConfig, row: dict[str, Any]) -> dict[str, Any]:
+    """Run all rounds and say what they cost. Raises RunFailedError where a mean is wrong."""
+    strategy = _strategy(run, row["params"])
+    started = time.monotonic()
+    _wait_for_clients(grid, run)
+    connect_s = time.monotonic() - started
+    round_s = []
+    for server_round in range(1, run.rounds.total + 1):
+        up, down = _traffic(grid)
+        round_s.append(_one_round(server_round, strategy, grid, row["clients"]))
+    now_up, now_down = _traffic(grid)
+    return {
+        "round_s": round_s[row["warmup"] :],
+        "connect_s": connect_s,
+        "connections": probe.connections(port),
+        "bytes_up": now_up - up,
+        "bytes_down": now_down - down,
+        "peak_rss_mib": probe.peak_rss_mib(),
+    }
+
+
+def _strategy(run: RunConfig, params: int) -> FrameStrategy:
+    task = tasks.get(run)
+    frame = draw_frame(task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"))
+    model = {key: torch.from_numpy(value) for key, value in noop.initial_model(params).items()}
+    state = GlobalState(model=model, memory=ClassMemory.empty(frame.vertices, frame.dim))
+    return FrameStrategy(run, task, frame, state, EventLog())
+
+
+def _wait_for_clients(grid: LinkGrid, run: RunConfig) -> None:
+    give_up = time.monotonic() + run.rounds.wait_s
+    while len(grid.ready()) < run.rounds.min_clients:
+        if time.monotonic() > give_up:
+            raise RunFailedError(f"only {len(grid.ready())} of {run.rounds.min_clients} clients came")
+        time.sleep(_POLL_S)
+
+
+def _one_round(server_round: int, strategy: FrameStrategy, grid: LinkGrid, clients: int) -> float:
+    before = {key: value.numpy() for key, value in strategy.state.model.items()}
+    started = time.perf_counter()
+    record = strategy.run_round(server_round, grid, evaluates=False)
+    took_s = time.perf_counter() - started
+    if record is None or record.replies != clients:
+        raise RunFailedError(f"round {server_round}: {strategy.failures or 'too few replies'}")
+    after = {key: value.numpy() for key, value in strategy.state.model.items()}
+    error = noop.error(before, after, noop.mean_delta(clients, server_round))
+    if not error <= _ALLOWED_ERROR:
+        raise RunFailedError(f"round {server_round}: the mean is off by {error:g}")
+    return took_s
+
+
+def _traffic(grid: LinkGrid) -> tuple[int, int]:
+    nodes = grid.federation.roster.nodes()
+    return sum(n.bytes_up for n in nodes), sum(n.bytes_down for n in nodes)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,125 @@
+"""What the benchmarks read off running processes, and how they start processes and hear from them.
+
+Used by the child processes of the benchmarks and by those that start them. Knows nothing of rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+from fednc.common.errors import RunFailedError
+
+_ESTABLISHED = "01"  # state column of /proc/net/tcp
+
+
+def tell(**values: Any) -> None:
+    """One line of JSON to the process that started this one."""
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+class Child:
+    """A Python process started afresh (never forked: grpc does not survive that), killed when nobody needs it."""
+
+    def __init__(self, module: str, argument: object) -> None:
+        command = [sys.executable, "-m", module, json.dumps(argument)]
+        self._module, self._process = module, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def hear(self) -> dict[str, Any]:
+        """The next thing that it tells. Raises RunFailedError when it ends instead."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RunFailedError(f"{self._module} ended with code {self._process.wait()} and told no result")
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if error:
+            self._process.kill()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._process.communicate()
+
+
+def rss_mib() -> float:
+    """Resident memory of this process now."""
+    return _status_mib("VmRSS")
+
+
+def peak_rss_mib() -> float:
+    """Largest resident memory of this process so far, plus that of its largest ended child."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return round(_status_mib("VmHWM") + children, 1)
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def connections(port: int) -> int:
+    """TCP connections that clients hold to `port` of this machine."""
+    rows = [row for table in ("tcp", "tcp6") for row in _table(table)]
+    local = f":{port:04X}"
+    return sum(row[1].endswith(local) and row[3] == _ESTABLISHED for row in rows)
+
+
+def _table(name: str) -> list[list[str]]:
+    path = Path("/proc/self/net", name)
+    return [line.split() for line in path.read_text(encoding="ascii").splitlines()[1:]] if path.exists() else []
+
+
+def raise_file_limit(wanted: int) -> int:
+    """Let this process and its children open `wanted` files, or as many as the system admits; how many it is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = hard == resource.RLIM_INFINITY
+    granted = max(soft, wanted if unlimited else min(wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    return granted
+
+
+def machine() -> dict[str, Any]:
+    """The hardware and software that figures were measured with."""
+    import platform
+
+    import grpc
+    import numpy as np
+    import torch
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "grpc": grpc.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), "")
+
+
+def commit() -> str:
+    """The commit of the source tree, with a `+` where files differ from it; empty outside of one."""
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
+    if found.returncode:
+        return ""
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    return found.stdout.strip() + ("+" if changed.stdout else "")

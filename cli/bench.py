@@ -1,0 +1,80 @@
+"""`fednc bench link|fold|scale`: reproducible measurements. Every number in the documentation comes from here.
+
+Thin: parses options, shows progress on stderr, writes one JSON object.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from fednc.cli.options import Json
+from fednc.cli.output import say, show_table, write_json
+from fednc.common.errors import ConfigError
+
+T = TypeVar("T")
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+Params = Annotated[str, typer.Option(help="Parameters of the model, as a list: 1e5,11e6.")]
+Clients = Annotated[str, typer.Option(help="Clients, as a list: 2,8,64.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds to measure; the figure is their median.")]
+Warmup = Annotated[int, typer.Option(min=1, help="Rounds before those.")]
+Codec = Annotated[str, typer.Option(help="Codecs of the update, as a list: fp32.")]
+Tls = Annotated[str, typer.Option(help="off, or on for mutual TLS, as a list.")]
+Processes = Annotated[int, typer.Option(min=0, help="Client processes; 0: one per client, at most one per core.")]
+
+
+@app.callback()
+def bench() -> None:
+    """Reproducible measurements on this machine: each prints a table and, with --json, one object."""
+
+
+@app.command()
+def link(
+    params: Params = "1e5", clients: Clients = "2", rounds: Rounds = 20, warmup: Warmup = 2, codec: Codec = "fp32",
+    tls: Tls = "off", client_processes: Processes = 0, json: Json = "",
+) -> None:  # fmt: skip
+    """What a round costs on the link when training costs nothing.
+
+    From configure_train to the aggregated arrays in memory, over loopback, with the shipped server and client
+    code in fresh processes for every row. The app adds a constant of (client, round); each mean is checked.
+    """
+    from fednc.bench.link import every, measure
+
+    rows = every(
+        _list("--params", params, _whole), _list("--clients", clients, _whole),
+        _list("--codec", codec, _one_of("fp32")), _list("--tls", tls, lambda text: {"off": False}[text]),
+        rounds=rounds, warmup=warmup, client_processes=client_processes,
+    )  # fmt: skip
+    _report("link", [measure(settings, say) for settings in rows], json)
+
+
+def _whole(text: str) -> int:
+    if not float(text).is_integer() or float(text) < 1:
+        raise ValueError(text)
+    return int(float(text))
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    return {name: name for name in allowed}.__getitem__
+
+
+def _list(option: str, text: str, parse: Callable[[str], T]) -> list[T]:
+    try:
+        return [parse(item.strip()) for item in text.split(",")]
+    except (ValueError, KeyError) as e:
+        raise ConfigError(f"{option} {text}: {e} is not one of its values; `fednc bench --help` shows them") from e
+
+
+def _report(name: str, rows: list[dict[str, Any]], target: str) -> None:
+    from fednc.bench.probe import commit, machine
+
+    plain = {key: [row[key] for row in rows] for key in rows[0] if not isinstance(rows[0][key], list)}
+    show_table(f"bench {name}", list(plain), list(zip(*plain.values(), strict=True)))
+    if target:
+        command = shlex.join(["fednc", *sys.argv[1:]])
+        write_json(target, {"command": command, "commit": commit(), "machine": machine(), "results": rows})
