@@ -18,11 +18,13 @@ from fednc.common.heads import FrameHead, Head, logits
 def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
     """Scores [B, K] whose argmax is the prediction; -inf for vertices reserved beyond today's `classes`.
 
-    `guide.method.readout` chooses the vector p_c that a class is compared by, as s unit(feat) . p_c:
+    `guide.method.readout` chooses what a class is compared by, with h = unit(feat):
 
-    * `head`, `vertex`: the head as trained, that is the vertex m_c for a frame; no class prior;
-    * `memory`: v_c, and -inf for a class never seen. While nothing is seen, the head as trained.
-    * `blend`: (m_c + unit(v_c)) / 2, the mean of the cosines to vertex and memory. A class never seen has m_c: the
+    * `head`, `vertex`: the head as trained, that is s h . m_c with the vertex m_c for a frame; no class prior;
+    * `memory`: the nearest class mean, s (h . v_c - |v_c|^2 / 2) = -s/2 |h - v_c|^2 + const, and -inf for a class
+      never seen. The square matters: without it a class whose features are concentrated (long v_c) wins too often.
+      While nothing is seen, the head as trained.
+    * `blend`: s h . (m_c + unit(v_c)) / 2, the mean of the cosines to vertex and memory. A class never seen has m_c: the
       vertex stands in for the memory it lacks, so both kinds are means of two cosines. Normalising the sum instead
       would favour the classes on which vertex and memory disagree.
 
@@ -40,7 +42,8 @@ def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> T
 
 
 def _by_memory(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
-    score_BK = _scale(head, guide) * (unit(feat_BD) @ guide.mean_KD.T)
+    half_square_K = guide.mean_KD.square().sum(dim=1) / 2
+    score_BK = _scale(head, guide) * (unit(feat_BD) @ guide.mean_KD.T - half_square_K)
     score_BK = score_BK.masked_fill(~guide.seen_K, -torch.inf)
     return torch.where(guide.seen_K[:classes].any(), score_BK, logits(head, feat_BD, guide))
 

@@ -59,10 +59,12 @@ def test_head_is_the_trained_classifier_on_raw_features():
     assert torch.equal(score_BK[:, :CLASSES], head(feat_BD)[:, :CLASSES])
 
 
-def test_memory_compares_by_the_vectors_as_they_are():
+def test_memory_is_the_nearest_class_mean():
     feat_BD = normal(20, D)
     score_BK = readout_logits(feat_BD, HEAD, guide_for("memory"), CLASSES)
-    torch.testing.assert_close(score_BK[:, SEEN_K], SCALE * unit(feat_BD) @ MEAN_KD[SEEN_K].T)
+    distance_BK = torch.cdist(unit(feat_BD), MEAN_KD[SEEN_K]).square()
+    expected_BK = SCALE * (1 - distance_BK) / 2  # |h|^2 = 1 is the same for all classes
+    torch.testing.assert_close(score_BK[:, SEEN_K], expected_BK)
     assert score_BK[:, ~SEEN_K].eq(-torch.inf).all()
 
 
