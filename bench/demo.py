@@ -6,23 +6,22 @@ gRPC between them. Writes one folder with the comparison, both models and two pi
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import logging
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fednc.bench import plots
 from fednc.common.config import RunConfig, parse_run
 from fednc.common.files import write_atomically
+from fednc.common.interrupt import run_until_interrupted
 from fednc.common.tasks.image.sources import read
 from fednc.common.tasks.image.splits import split_digest, split_index
 from fednc.common.tasks.image.task import ImageTask
@@ -38,53 +37,60 @@ LEARNING_RATES = {"fedavg": 0.03, "fednc": 0.03}
 Watch = Callable[[RunConfig, EventLog], contextlib.AbstractContextManager[Any]]
 
 
-@dataclass
-class Edge:
-    """The client processes of the demo."""
-
-    count: int
-    log: Path
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def start(self, port: int) -> None:
-        """Start the clients, once; they stay for the second run."""
-        if self.processes:
-            return
-        for index in range(self.count):
-            command = [sys.executable, "-m", "fednc.cli.main", "client", "--server", f"127.0.0.1:{port}"]
-            command += [
-                "--data",
-                "digits",
-                "--name",
-                f"edge-{index}",
-                "--partition",
-                f"{index}/{self.count}",
-                "--threads",
-                "1",
-                "--device",
-                "cpu",
-            ]
-            with self.log.open("ab") as log:
-                self.processes.append(subprocess.Popen(command, stdout=log, stderr=log))
-
-    def stop(self) -> None:
-        """Ask the clients to leave and see that they do."""
-        for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Where the demo's files lie, and its summary."""
 
     folder: Path
     summary: dict[str, Any]
+
+
+class Stage:
+    """Client processes that stay for as many runs as are served to them, one after the other."""
+
+    def __init__(self, log: Path, clients: int) -> None:
+        self._log, self._clients = log, clients
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._port = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def serve(self, run: RunConfig, folder: Path, watch: Watch) -> Finished:
+        """Serve one run in this process. The first call starts the clients; later ones find them waiting."""
+        folder.mkdir(parents=True)
+        events = EventLog(folder / "events.jsonl")
+        here = run.server.model_copy(update={"listen": f"127.0.0.1:{self._port}"})
+        with watch(run, events) as view:
+
+            def listening(federation: Federation, port: int) -> None:
+                view.watch(federation, port)
+                self._port = port
+                if not self._processes:
+                    self._start_clients()
+
+            served = run_server(run.model_copy(update={"server": here}), folder, events, on_listening=listening)
+            finished = run_until_interrupted(served)
+        events.close()
+        return finished
+
+    def _start_clients(self) -> None:
+        for index in range(self._clients):
+            command = [sys.executable, "-m", "fednc.cli.main", "client", "--server", f"127.0.0.1:{self._port}"]
+            command += ["--data", "digits", "--name", f"edge-{index}", "--partition", f"{index}/{self._clients}"]
+            command += ["--threads", "1", "--device", "cpu"]
+            with self._log.open("ab") as log:
+                self._processes.append(subprocess.Popen(command, stdout=log, stderr=log))
 
 
 def demo_config(method: str, *, seed: int | None = None, runs: str = "runs") -> RunConfig:
@@ -101,56 +107,28 @@ def demo_config(method: str, *, seed: int | None = None, runs: str = "runs") -> 
 def run_demo(watch: Watch, *, seed: int | None = None, runs: str = "runs") -> Comparison:
     """Both methods over real processes; the comparison and its files."""
     started = time.monotonic()
-    first = demo_config(METHODS[0], seed=seed, runs=runs)
-    split_sha256 = _make_split(first)
+    configs = {method: demo_config(method, seed=seed, runs=runs) for method in METHODS}
+    first = configs[METHODS[0]]
+    split_sha256 = make_split(first)
     folder = run_folder(first)
-    finished: dict[str, Finished] = {}
-    with _edge(folder, first) as edge:
-        port = 0
-        for method in METHODS:
-            run = demo_config(method, seed=seed, runs=runs)
-            finished[method], port = _serve(run, folder / method, port, edge, watch)
+    with Stage(folder / "clients.log", parts_of(first)) as stage:
+        finished = {method: stage.serve(run, folder / method, watch) for method, run in configs.items()}
     summary = _summarise(finished, split_sha256, time.monotonic() - started)
     _write(folder, finished, summary)
     return Comparison(folder, summary)
 
 
-@contextlib.contextmanager
-def _edge(folder: Path, run: RunConfig) -> Iterator[Edge]:
+def parts_of(run: RunConfig) -> int:
+    """Number of clients of a simulated split."""
     assert run.split is not None
-    edge = Edge(run.split.parts, folder / "clients.log")
-    try:
-        yield edge
-    finally:
-        edge.stop()
+    return run.split.parts
 
 
-def _make_split(run: RunConfig) -> str:
-    """Make the split here, so that the clients find its index in the cache."""
+def make_split(run: RunConfig) -> str:
+    """Make the split here, so that the clients find its index in the cache; its digest."""
     assert run.split is not None
     labels = read("digits", "train", ImageTask(run).options).label_N.numpy()
     return split_digest(split_index(labels, run.split))
-
-
-def _serve(run: RunConfig, folder: Path, port: int, edge: Edge, watch: Watch) -> tuple[Finished, int]:
-    folder.mkdir()
-    events = EventLog(folder / "events.jsonl")
-    if port:  # the clients of the first run come back to the same address
-        run = run.model_copy(update={"server": run.server.model_copy(update={"listen": f"127.0.0.1:{port}"})})
-    heard = port
-
-    with watch(run, events) as view:
-
-        def listening(federation: Federation, at: int) -> None:
-            nonlocal heard
-            heard = at
-            view.watch(federation, at)
-            edge.start(at)
-
-        finished = asyncio.run(run_server(run, folder, events, on_listening=listening))
-    events.close()
-    logging.getLogger("fednc.server").propagate = True
-    return finished, heard
 
 
 def _summarise(finished: dict[str, Finished], split_sha256: str, duration_s: float) -> dict[str, Any]:

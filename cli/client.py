@@ -50,9 +50,9 @@ def command(
 
     import torch
 
-    from fednc.cli.interrupt import run_until_interrupted
     from fednc.client.channel import credentials_from
     from fednc.common.errors import RunFailedError
+    from fednc.common.interrupt import run_until_interrupted
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if threads:

@@ -45,9 +45,9 @@ def command(
     started again with the same run file and --folder. Clients: `fednc client --server HOST:PORT --data SPEC`.
     Ctrl-C ends the run and tells the clients.
     """
-    from fednc.cli.interrupt import run_until_interrupted
     from fednc.cli.live import following
     from fednc.common.config import read_run_file
+    from fednc.common.interrupt import run_until_interrupted
     from fednc.server.events import EventLog
     from fednc.server.process import run_folder, run_server
 

@@ -1,19 +1,20 @@
 """Ctrl-C for the commands that serve or attend: the first ends cleanly, the second at once.
 
-Called by the files of this folder only.
+Called by the commands and the demo.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from fednc.cli.output import say
 from fednc.common.errors import EXIT_INTERRUPTED
 
+log = logging.getLogger("fednc")
 T = TypeVar("T")
 
 
@@ -34,7 +35,7 @@ def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
             if interrupted:
                 os._exit(EXIT_INTERRUPTED)
             interrupted = True
-            say("ending cleanly; press Ctrl-C again to end at once")
+            log.warning("ending cleanly; press Ctrl-C again to end at once")
             task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM):
