@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -67,7 +67,7 @@ class FrameStrategy(Strategy):
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterator[Message]:
+    ) -> list[Message]:
         """One content for all nodes of the round: model, frame, memory."""
         del config
         nodes = self.sample(server_round, grid)
@@ -83,13 +83,13 @@ class FrameStrategy(Strategy):
         self._record = RoundRecord(round=server_round)
         fold = Fold(self.state.model, sum(self._announced.values()))
         drift, self._sums = DriftSums.zeros(*self._memory_shape), ClassSums.zeros(*self._memory_shape)
-        loss = 0.0
+        losses = []
         for reply in self._good(replies):
-            loss += self._take(reply, lambda content: self._fold_in(content, fold, drift)) or 0.0
+            losses.append(self._take(reply, lambda content: self._fold_in(content, fold, drift)) or 0.0)
         self._record.replies, self._record.examples = fold.updates, fold.weight
         if fold.updates < self.quorum:
             return None, None
-        self._record.loss = loss / fold.weight
+        self._record.loss = sum(sorted(losses)) / fold.weight  # sorted: the same bits in any order of arrival
         if self._wants_local_sums(server_round):
             self._record.drift = _finite(drift.value())
         if self.run.method.memory_model == "local":
@@ -99,7 +99,7 @@ class FrameStrategy(Strategy):
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterator[Message]:
+    ) -> list[Message]:
         """Everybody evaluates the global model on what it holds out."""
         del config
         content = exchange.instruction_content(self._instruction(server_round), arrays, self._guide())
@@ -109,11 +109,12 @@ class FrameStrategy(Strategy):
         """Pooled metrics from additive statistics, and the client that fares worst."""
         del server_round
         pooled: Stats = {}
-        worst: dict[str, object] = {}
+        worst: dict[str, Any] = {}
         for reply in self._good(replies):
             metrics = self._take(reply, lambda content: self._pool(content, pooled))
-            if metrics and (not worst or metrics["accuracy"] < worst["accuracy"]):  # type: ignore[operator]
-                worst = {"name": self.name_of(reply.metadata.src_node_id), "accuracy": metrics["accuracy"]}
+            if metrics:
+                here = {"accuracy": metrics["accuracy"], "name": self.name_of(reply.metadata.src_node_id)}
+                worst = min(worst or here, here, key=lambda one: (one["accuracy"], one["name"]))
         if not pooled:
             return None
         self._record.pooled, self._record.worst_client = self.task.metrics(pooled), worst
@@ -261,8 +262,8 @@ class FrameStrategy(Strategy):
 
     def _to(
         self, content: RecordDict, nodes: list[int], message_type: str, server_round: int, grid: Grid
-    ) -> Iterator[Message]:
-        return iter([grid.create_message(content, message_type, node, str(server_round)) for node in nodes])
+    ) -> list[Message]:  # stock Flower's grid walks through the messages several times
+        return [grid.create_message(content, message_type, node, str(server_round)) for node in nodes]
 
     def evaluates(self, server_round: int) -> bool:
         """Whether this round ends with an evaluation."""

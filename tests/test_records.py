@@ -89,13 +89,16 @@ def test_metrics_and_configs_come_back(metrics, config):
     assert [type(v) for v in back["c"].values()] == [type(v) for v in config.values()]
 
 
-@pytest.mark.parametrize("change", ["dtype", "shape", "truncate", "pickle", "garbage"])
+@pytest.mark.parametrize("change", ["dtype", "shape", "negative", "truncate", "pickle", "garbage"])
 def test_bytes_that_lie_are_refused(change):
     array = arrays.from_numpy(np.ones((4, 4), np.float32))
     if change == "dtype":
         array.dtype = "float64"
     elif change == "shape":
         array.shape = (8, 8)
+    elif change == "negative":  # header and declaration agree, and so does the product
+        array.data = bytes(array.data).replace(b"(4, 4), }  ", b"(-4, -4), }")
+        array.shape = (-4, -4)
     elif change == "truncate":
         array.data = array.data[:-1]
     elif change == "pickle":

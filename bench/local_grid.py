@@ -1,0 +1,140 @@
+"""Flower's `Grid` with all clients in this process, one after the other: comparisons and contract tests run on it.
+
+Runs the shipped client (`AppHost` around the ClientApp) as the link does, without the link: the same run on both
+gives the same bits. Must not know strategies or methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Self
+from uuid import uuid4
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fednc.client.app import app as fednc_app
+from fednc.client.host import AppHost, ClientConfig
+from fednc.common import flower, records
+from fednc.common.arrays import Buffer
+from fednc.common.config import RunConfig
+from fednc.protos import federation_pb2 as pb
+
+_APP_FAILED = 2  # Flower's own code, as the link reports it
+
+
+class LocalGrid(Grid):
+    """The grid of one run. Client i has part i where the run has a simulated split.
+
+    Nothing is shared: every content is taken apart into a manifest and bytes and put together again, in both
+    directions, and the bytes cannot be written to, so that neither side can change the other's arrays.
+    """
+
+    def __init__(
+        self, run: RunConfig, clients: Sequence[ClientConfig],
+        app: Callable[[Message, Context], Message] = fednc_app, run_id: str = "",
+    ) -> None:  # fmt: skip
+        """Load every client's data and model.
+
+        Raises:
+            ConfigError, DataError: a client cannot take part in the run.
+        """
+        self.run_id = run_id or f"{run.name}-{uuid4().hex}"
+        self._run = flower.empty_run(self.run_id)
+        flower.adopt_identity(self.run_id)
+        self._names = {flower.node_id(client.name): client.name for client in clients}
+        self._hosts = {flower.node_id(client.name): AppHost(client, app) for client in clients}
+        self._pushed: dict[str, Iterator[Message]] = {}
+        for index, (node, host) in enumerate(self._hosts.items()):
+            host.prepare(self._welcome(node, run, index))
+
+    def _welcome(self, node: int, run: RunConfig, index: int) -> pb.Welcome:
+        part = pb.Part(index=index, of=run.split.parts) if run.split else None
+        return pb.Welcome(node_id=node, run_id=self.run_id, run_json=run.model_dump_json(), part=part)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free what the clients hold."""
+        for host in self._hosts.values():
+            host.leave()
+
+    def set_run(self, run: Run) -> None:
+        """Part of Flower's interface; our run is known from the start."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Flower's record of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Part of Flower's interface; `ttl` is ignored, see `common/flower.py`."""
+        del ttl
+        return flower.instruction(
+            content, run_id=self.run_id, dst=dst_node_id, message_type=message_type, group_id=group_id
+        )
+
+    def get_node_ids(self) -> list[int]:
+        """All clients, by name."""
+        return sorted(self._names, key=self._names.__getitem__)
+
+    def name_of(self, node: int) -> str:
+        """The name behind a Flower node id."""
+        return self._names[node]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Note the messages; their clients work when they are pulled."""
+        ids = []
+        for message in messages:
+            ids.append(uuid4().hex)
+            self._pushed[ids[-1]] = self.send_and_receive([message])
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies; every one is there when it is asked for."""
+        return [next(self._pushed.pop(message_id)) for message_id in message_ids if message_id in self._pushed]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Take the contents now; each client works when the iterator asks for its reply.
+
+        `timeout` is ignored: nobody is waited for, and a slow machine must not change a result.
+        """
+        del timeout
+        parcels: dict[int, _Parcel] = {}
+        sent = []
+        for message in messages:
+            if id(message.content) not in parcels:  # strategies send one content to all nodes
+                parcels[id(message.content)] = _Parcel(message.content)
+            sent.append((message, parcels[id(message.content)]))
+        return (self._answer(message, parcel) for message, parcel in sent)
+
+    def _answer(self, message: Message, parcel: _Parcel) -> Message:
+        meta = message.metadata
+        received = self.create_message(parcel.open(), meta.message_type, meta.dst_node_id, meta.group_id)
+        try:
+            reply = self._hosts[meta.dst_node_id].work(received)
+        except Exception as e:  # whatever a client's app raises is its own failure, as over the link
+            return flower.reply(message, None, Error(_APP_FAILED, f"{type(e).__name__}: {e}"))
+        if reply.has_error():
+            return flower.reply(message, None, Error(_APP_FAILED, f"AppError: {reply.error.reason}"))
+        return flower.reply(message, _Parcel(reply.content).open(), None)
+
+
+class _Parcel:
+    """A content as it would travel: manifest and bytes, taken at once."""
+
+    def __init__(self, content: RecordDict) -> None:
+        self._manifest = records.to_manifest(content, with_digests=False).SerializeToString()
+        self._buffers: list[Buffer] = [bytes(array.data) for array in records.arrays_of(content)]
+
+    def open(self) -> RecordDict:
+        """A content of its own over the same read-only bytes."""
+        return records.from_manifest(pb.Manifest.FromString(self._manifest), iter(self._buffers))

@@ -1,0 +1,188 @@
+"""One contract for every grid: the same run gives the same bits, whatever carries the messages.
+
+A new engine joins by one line in `GRIDS`. Threads are pinned: with others, sums of floats round differently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import torch
+from flwr.app import Context, Message
+
+from fednc.bench.local_grid import LocalGrid
+from fednc.client import trainer
+from fednc.client.app import app as fednc_app
+from fednc.client.hooks import Hooks
+from fednc.client.host import AppHost, ClientConfig
+from fednc.client.link import Link, LinkConfig
+from fednc.common import exchange, records, seeds, tasks
+from fednc.common.config import PRESETS, RunConfig, parse_run
+from fednc.common.tasks.base import Part, Stats, add_stats
+from fednc.protos import federation_pb2 as pb
+from fednc.server.app import FederatedRun, RunResult, Surroundings
+from fednc.server.events import EventLog
+from fednc.server.federation import Federation
+from fednc.server.grid import LinkGrid
+from fednc.server.serve import serve
+
+App = Callable[[Message, Context], Message]
+CLIENTS = [
+    ClientConfig(name=name, data="digits", device="cpu", val_share=0.2) for name in ("carl", "anna", "bert")
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run_on_local(run: RunConfig, app: App, folder: Path) -> RunResult:
+    del folder
+    prepared = FederatedRun(run, EventLog())
+    with LocalGrid(run, CLIENTS, app) as grid:
+        return prepared.execute(grid, Surroundings(name_of=grid.name_of))
+
+
+def run_on_link(run: RunConfig, app: App, folder: Path) -> RunResult:
+    """A real server on a free port, each client with a real link of its own."""
+
+    async def main() -> RunResult:
+        prepared = FederatedRun(run, EventLog())
+        federation = Federation(f"contract-{uuid4().hex}", run, folder / "spool", EventLog())
+        attending: list[asyncio.Task[pb.RunOver]] = []
+        ports: list[int] = []
+
+        def attend(index: int, client: ClientConfig) -> None:
+            part = pb.Part(index=index, of=len(CLIENTS))
+            config = LinkConfig(server=f"127.0.0.1:{ports[0]}", name=client.name, part=part, once=True)
+            attending.append(asyncio.create_task(Link(config, AppHost(client, app)).run()))
+
+        def work(grid: LinkGrid) -> RunResult:
+            for index, client in enumerate(CLIENTS):  # one by one: CPython before 3.11.8 cannot parse in threads
+                grid.call(partial(attend, index, client))
+                while len(grid.get_node_ids()) <= index:
+                    assert not attending[index].done(), attending[index].exception()
+                    time.sleep(0.01)
+            return prepared.execute(grid, Surroundings(name_of=grid.name_of))
+
+        result = await serve(federation, work, address="127.0.0.1:0", on_listening=ports.append)
+        await asyncio.gather(*attending)
+        return result
+
+    return asyncio.run(main())
+
+
+GRIDS = {"local": run_on_local, "link": run_on_link}
+
+
+def config(**changes: Any) -> RunConfig:
+    values: dict[str, Any] = {
+        "seed": 5,
+        "task": {
+            "classes": [str(i) for i in range(10)], "model": "cnn", "width": 8, "size": 8, "channels": 1,
+            "augment": "crop-flip",
+        },
+        "frame": {"dim": 16},
+        "train": {"batch": 64},
+        "rounds": {"total": 2, "min_clients": 2},
+        "split": {"parts": len(CLIENTS), "alpha": 0.3, "seed": 3},
+        "evaluate": {"test": "digits"},
+    }  # fmt: skip
+    for section, change in changes.items():
+        values[section] = {**values.get(section, {}), **change}
+    return parse_run(values)
+
+
+def history(result: RunResult) -> list[dict[str, Any]]:
+    """All that a run measured but time and traffic."""
+    left_out = ("seconds", "bytes_up", "bytes_down")
+    return [{k: v for k, v in asdict(r).items() if k not in left_out} for r in result.history.rounds]
+
+
+def assert_same_bits(one: RunResult, other: RunResult) -> None:
+    assert history(one) == history(other)
+    for key, value in one.state.model.items():
+        assert torch.equal(value, other.state.model[key]), key
+    assert torch.equal(one.state.memory.mean_KD, other.state.memory.mean_KD)
+    assert torch.equal(one.state.memory.seen_K, other.state.memory.seen_K)
+
+
+VARIANTS = {
+    **{name: {"method": {"name": name}} for name in PRESETS},
+    "partial": {"rounds": {"clients_per_round": 2, "total": 3}, "method": {"memory_momentum": 0.5}},
+    "local-memory": {"method": {"memory_model": "local", "anchor": 0.1}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_grid_gives_the_same_bits(variant: str, tmp_path: Path) -> None:
+    run = config(**VARIANTS[variant])
+    results = [on(run, fednc_app, tmp_path) for on in GRIDS.values()]
+    for other in results[1:]:
+        assert_same_bits(results[0], other)
+    trained = results[0].state.model
+    untrained = FederatedRun(run, EventLog()).state.model
+    assert any(not torch.equal(trained[key], untrained[key]) for key in trained), "the run has trained nothing"
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_client_that_fails_is_named_and_the_round_goes_on(grid: str, tmp_path: Path) -> None:
+    def fails_in_round_2(message: Message, context: Context) -> Message:
+        meta = message.metadata
+        if (context.node_config["name"], meta.group_id, meta.message_type) == ("bert", "2", "train"):
+            raise OSError("the disk is full")
+        return fednc_app(message, context)
+
+    result = GRIDS[grid](config(rounds={"total": 3}), fails_in_round_2, tmp_path)
+    first, second, third = result.history.rounds
+    assert second.failures == {"bert": "OSError: the disk is full"}
+    assert (first.replies, second.replies, third.replies) == (3, 2, 3)
+    assert first.failures == third.failures == {}
+    assert second.examples < first.examples == third.examples
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_nobody_can_reach_anothers_arrays(grid: str, tmp_path: Path) -> None:
+    """Clients scribble over what they sent; in one process, what they received cannot be written to at all."""
+    sent: dict[int, Message] = {}
+
+    def scribbles(message: Message, context: Context) -> Message:
+        if context.node_id in sent:
+            for array in records.arrays_of(sent[context.node_id].content):
+                array.data[:] = bytes(len(array.data))
+        if grid == "local":
+            assert all(memoryview(array.data).readonly for array in records.arrays_of(message.content))
+        sent[context.node_id] = fednc_app(message, context)
+        return sent[context.node_id]
+
+    run = config(method={"name": "fedavg"})
+    assert_same_bits(GRIDS[grid](run, scribbles, tmp_path), run_on_local(run, fednc_app, tmp_path))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_federated_evaluation_equals_the_central_one(grid: str, tmp_path: Path) -> None:
+    """The same statistics from the same batches, to the last bit."""
+    run = config(rounds={"total": 1})
+    result = GRIDS[grid](run, fednc_app, tmp_path)
+    task, model = tasks.get(run), result.task.build_model()
+    model.load_state_dict(result.state.model)
+    guide = exchange.make_guide(run, result.frame, result.state.memory, 1)
+    stats: Stats = {}
+    for index, client in enumerate(CLIENTS):
+        data = task.load_train(client.data, Part(index, len(CLIENTS)), run.split)
+        _, held_out = data.hold_out(client.val_share, seeds.derive(run.seed, "hold-out", client.name))
+        add_stats(stats, trainer.evaluate(task, model, held_out, guide, run.evaluate.batch, Hooks()))
+    assert result.history.rounds[0].pooled == task.metrics(stats)
+    assert stats["examples"] > 100
