@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from fednc.common.errors import FedncError
 
+_HOLD_POLL_S = 0.1
+
 
 class CancelledError(FedncError):
     """The server no longer waits for this work."""
@@ -29,15 +31,24 @@ class Step:
     device_memory_bytes: int = 0
 
 
+def _set_event() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What the link offers to the work that it runs."""
 
     report: Callable[[Step], None] = lambda _: None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    running: threading.Event = field(default_factory=_set_event)  # cleared: hold
 
     def check(self) -> None:
-        """Raise CancelledError when the work is no longer wanted; called at every batch."""
+        """Hold while the client is paused; called at every batch. Raises CancelledError: no longer wanted."""
+        while not (self.cancelled.is_set() or self.running.wait(_HOLD_POLL_S)):
+            pass
         if self.cancelled.is_set():
             raise CancelledError("cancelled by the server")
 

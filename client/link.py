@@ -10,10 +10,10 @@ import asyncio
 import logging
 import random
 import secrets
+import threading
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import grpc
@@ -22,10 +22,10 @@ from flwr.app import Message
 from fednc.client.blobcache import BlobCache
 from fednc.client.channel import Credentials, explain, is_expired_refusal, open_channel
 from fednc.client.hooks import CURRENT, CancelledError, Hooks, Step
-from fednc.client.transfer import Metadata, Reply, fetch_content, send_reply, session_metadata
+from fednc.client.session import Events, Session, attend_request, progress_of, read_event, send_word
+from fednc.client.transfer import Reply, fetch_content, send_reply, session_metadata
 from fednc.common import flower
 from fednc.common.errors import FedncError, RefusedError
-from fednc.common.wire import PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 
@@ -42,6 +42,7 @@ _FINAL = (
 )
 _BACKOFF_S = (0.1, 5.0)  # first and longest pause between attempts
 _SAY_SO_EVERY_S = 10.0
+_DRAIN_POLL_S = 0.05
 
 
 class Host(Protocol):
@@ -72,15 +73,6 @@ class LinkConfig:
 
 
 @dataclass(eq=False)
-class _Session:
-    """One attendance: valid until its stream ends."""
-
-    stub: rpc.FederationStub
-    metadata: Metadata
-    progress: asyncio.Queue[pb.Progress] = field(default_factory=asyncio.Queue)
-
-
-@dataclass(eq=False)
 class _Work:
     """One assignment, from its arrival until the server has settled its reply."""
 
@@ -98,9 +90,12 @@ class Link:
         self._cache = BlobCache()
         self._run_id = ""
         self._declaration: pb.Declaration | None = None
-        self._session: asyncio.Future[_Session] = asyncio.get_running_loop().create_future()
+        self._session: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         self._active: dict[bytes, _Work] = {}
         self._todo: asyncio.Queue[_Work] = asyncio.Queue()
+        self._standing = pb.Declaration.READY
+        self._running = threading.Event()  # cleared: work holds at its next batch
+        self._running.set()
 
     async def run(self) -> pb.RunOver:
         """Attend until the run is over (`once`) or for ever.
@@ -121,6 +116,35 @@ class Link:
             for work in self._active.values():
                 work.hooks.cancelled.set()
             worker.cancel()
+
+    # ---- how this client stands --------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Hold at the next batch, want no more work, and let the server know."""
+        log.info("paused: work holds at its next batch")
+        self._running.clear()
+        self._stand(pb.Declaration.PAUSED)
+
+    def resume(self) -> None:
+        """Go on where `pause` held."""
+        log.info("going on")
+        self._running.set()
+        self._stand(pb.Declaration.READY)
+
+    async def drain(self) -> None:
+        """Want no more work; return when what is at hand is settled, or cannot be."""
+        self._running.set()
+        self._stand(pb.Declaration.LEAVING)
+        while self._active and self._session.done():
+            await asyncio.sleep(_DRAIN_POLL_S)
+
+    def _stand(self, standing: pb.Declaration.Standing) -> None:
+        self._standing = standing
+        if self._session.done() and self._declaration and self._declaration.standing != standing:
+            self._declaration.standing = standing
+            self._session.result().outbox.put_nowait(self._declaration)
+
+    # ---- attending -----------------------------------------------------------------------------------------
 
     async def _attend_patiently(self) -> pb.RunOver:
         """Attend, and come back after broken connections, with growing and jittered pauses."""
@@ -146,13 +170,14 @@ class Link:
         config = self._config
         async with open_channel(config.server, config.credentials, config.liveness_s) as channel:
             stub = rpc.FederationStub(channel)
-            call = stub.Attend(self._request())
+            call = stub.Attend(attend_request(config, self._instance))
             try:
-                welcome = (await _read(call)).welcome
-                session = _Session(stub, session_metadata(welcome.session))
+                welcome = (await read_event(call)).welcome
+                session = Session(stub, session_metadata(welcome.session))
                 await self._declare(welcome, session)
-                reporter = asyncio.create_task(_report(session))
+                reporter = asyncio.create_task(send_word(session))
                 self._session.set_result(session)
+                self._stand(self._standing)
                 try:
                     return await self._listen(call)
                 finally:
@@ -162,13 +187,7 @@ class Link:
                 if self._session.done():
                     self._session = asyncio.get_running_loop().create_future()
 
-    def _request(self) -> pb.AttendRequest:
-        return pb.AttendRequest(
-            protocol=PROTOCOL, name=self._config.name, software=version("fednc"), tasks=self._config.tasks,
-            methods=self._config.methods, part=self._config.part, instance=self._instance,
-        )  # fmt: skip
-
-    async def _declare(self, welcome: pb.Welcome, session: _Session) -> None:
+    async def _declare(self, welcome: pb.Welcome, session: Session) -> None:
         if welcome.run_id != self._run_id:
             self._leave_run()
             self._run_id = welcome.run_id
@@ -179,12 +198,13 @@ class Link:
             except FedncError as e:
                 await session.stub.Declare(pb.Declaration(problem=str(e)), metadata=session.metadata)
                 raise
+        self._declaration.standing = self._standing
         await session.stub.Declare(self._declaration, metadata=session.metadata)
         log.info("ready with %d examples on %s", self._declaration.examples, self._declaration.device)
 
-    async def _listen(self, call: grpc.aio.UnaryStreamCall[pb.AttendRequest, pb.ServerEvent]) -> pb.RunOver:
+    async def _listen(self, call: Events) -> pb.RunOver:
         while True:
-            event = await _read(call)
+            event = await read_event(call)
             if event.HasField("assignment"):
                 self._accept(event.assignment)
             elif event.HasField("cancel"):
@@ -204,22 +224,13 @@ class Link:
         def report(step: Step) -> None:
             loop.call_soon_threadsafe(self._note_progress, assignment.id, step)
 
-        work = _Work(assignment.id, assignment.content, Hooks(report=report))
+        work = _Work(assignment.id, assignment.content, Hooks(report=report, running=self._running))
         self._active[key] = work
         self._todo.put_nowait(work)
 
     def _note_progress(self, work_id: pb.AssignmentId, step: Step) -> None:
         if self._session.done():
-            self._session.result().progress.put_nowait(
-                pb.Progress(
-                    id=work_id,
-                    step=step.step,
-                    steps=step.steps,
-                    loss=step.loss,
-                    examples_per_s=step.examples_per_s,
-                    device_memory_bytes=step.device_memory_bytes,
-                )
-            )
+            self._session.result().outbox.put_nowait(progress_of(work_id, step))
 
     def _leave_run(self) -> None:
         if self._run_id:
@@ -250,7 +261,7 @@ class Link:
         )  # fmt: skip
         CURRENT.set(work.hooks)
         try:
-            reply = Reply.of(work.id, await asyncio.to_thread(self._host.work, message))
+            reply = Reply.of(work.id, await asyncio.to_thread(self._answer, message, work.hooks))
         except CancelledError:
             return
         except Exception as e:
@@ -260,7 +271,11 @@ class Link:
         if receipt and receipt.outcome in (pb.Receipt.LATE, pb.Receipt.REJECTED):
             log.warning("the server did not take the reply of round %s: %s", work.id.group_id, receipt.reason)
 
-    async def _persist(self, work: _Work, step: Callable[[_Session], Awaitable[T]]) -> T | None:
+    def _answer(self, message: Message, hooks: Hooks) -> Message:
+        hooks.check()
+        return self._host.work(message)
+
+    async def _persist(self, work: _Work, step: Callable[[Session], Awaitable[T]]) -> T | None:
         """The step's result, tried again over new sessions until the work is cancelled."""
         pause_s = _BACKOFF_S[0]
         while not work.hooks.cancelled.is_set():
@@ -274,26 +289,6 @@ class Link:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             pause_s = min(2 * pause_s, _BACKOFF_S[1])
         return None
-
-
-async def _read(call: grpc.aio.UnaryStreamCall[pb.AttendRequest, pb.ServerEvent]) -> pb.ServerEvent:
-    event = await call.read()
-    if isinstance(event, pb.ServerEvent):
-        return event
-    await call.code()
-    raise grpc.aio.AioRpcError(
-        grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "the server closed the stream"
-    )
-
-
-async def _report(session: _Session) -> None:
-    """Send progress for as long as the session lasts; it must never disturb the work."""
-    try:
-        call = session.stub.Report(metadata=session.metadata)
-        while True:
-            await call.write(await session.progress.get())
-    except grpc.aio.AioRpcError:
-        pass
 
 
 def _key(work_id: pb.AssignmentId) -> bytes:

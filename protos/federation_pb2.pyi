@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttendRequest(_message.Message):
-    __slots__ = ("protocol", "name", "software", "tasks", "methods", "part", "app", "instance")
+    __slots__ = ("protocol", "name", "software", "tasks", "methods", "part", "app", "instance", "dry_run")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class AttendRequest(_message.Message):
     PART_FIELD_NUMBER: _ClassVar[int]
     APP_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     name: str
     software: str
@@ -25,7 +26,8 @@ class AttendRequest(_message.Message):
     part: Part
     app: str
     instance: bytes
-    def __init__(self, protocol: _Optional[int] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., app: _Optional[str] = ..., instance: _Optional[bytes] = ...) -> None: ...
+    dry_run: bool
+    def __init__(self, protocol: _Optional[int] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., app: _Optional[str] = ..., instance: _Optional[bytes] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("index", "of")
@@ -62,20 +64,30 @@ class Welcome(_message.Message):
     def __init__(self, node_id: _Optional[int] = ..., session: _Optional[bytes] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., part: _Optional[_Union[Part, _Mapping]] = ...) -> None: ...
 
 class Declaration(_message.Message):
-    __slots__ = ("examples", "class_counts", "device", "pid", "problem", "held_out")
+    __slots__ = ("examples", "class_counts", "device", "pid", "problem", "held_out", "standing")
+    class Standing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        READY: _ClassVar[Declaration.Standing]
+        PAUSED: _ClassVar[Declaration.Standing]
+        LEAVING: _ClassVar[Declaration.Standing]
+    READY: Declaration.Standing
+    PAUSED: Declaration.Standing
+    LEAVING: Declaration.Standing
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     CLASS_COUNTS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
     examples: int
     class_counts: _containers.RepeatedScalarFieldContainer[int]
     device: str
     pid: int
     problem: str
     held_out: int
-    def __init__(self, examples: _Optional[int] = ..., class_counts: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., problem: _Optional[str] = ..., held_out: _Optional[int] = ...) -> None: ...
+    standing: Declaration.Standing
+    def __init__(self, examples: _Optional[int] = ..., class_counts: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., problem: _Optional[str] = ..., held_out: _Optional[int] = ..., standing: _Optional[_Union[Declaration.Standing, str]] = ...) -> None: ...
 
 class DeclarationReceipt(_message.Message):
     __slots__ = ()
