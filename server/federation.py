@@ -22,13 +22,16 @@ from fednc.common.errors import ProtocolError
 from fednc.common.tasks.base import Part
 from fednc.protos import federation_pb2 as pb
 from fednc.server.blobs import BlobStore
+from fednc.server.control import DropList, RunControl
 from fednc.server.events import EventLog
-from fednc.server.identity import Refusal
+from fednc.server.identity import FORBIDDEN, Refusal
 from fednc.server.roster import Node, NodeState, Roster
 from fednc.server.spool import Budget, SpooledUpload
 
 # Flower's own error codes, so that foreign strategies read them as they are used to.
 APP_FAILED, NODE_LOST, REPLY_REJECTED = 2, 5, 4
+
+_STANDINGS = {pb.Declaration.PAUSED: NodeState.PAUSED, pb.Declaration.LEAVING: NodeState.LEAVING}
 
 WorkKey = tuple[str, str, str, int, int, int]
 
@@ -36,13 +39,8 @@ WorkKey = tuple[str, str, str, int, int, int]
 def key_of(work_id: pb.AssignmentId) -> WorkKey:
     """What makes an assignment itself."""
     return (
-        work_id.run_id,
-        work_id.group_id,
-        work_id.message_type,
-        work_id.node_id,
-        work_id.ordinal,
-        work_id.attempt,
-    )
+        work_id.run_id, work_id.group_id, work_id.message_type, work_id.node_id, work_id.ordinal, work_id.attempt
+    )  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -90,6 +88,7 @@ class Federation:
         self.earlier_bytes = (0, 0)  # up and down, before a restart
         self.roster = Roster(run.split.parts if run.split else 0)
         self.blobs = BlobStore()
+        self.control, self.dropped = RunControl(), DropList()
         self.budget = Budget(run.server.ingest_mib << 20)
         self._background: set[asyncio.Task[None]] = set()
         self.over: pb.RunOver | None = None
@@ -103,12 +102,17 @@ class Federation:
     def admit(self, request: pb.AttendRequest) -> Node:
         """A node attends. Raises RefusedError."""
         wanted = Part(request.part.index, request.part.of) if request.HasField("part") else None
-        node = self.roster.admit(request.name, request.instance, wanted)
+        self.dropped.check(request.name)
+        if request.dry_run:
+            node = self.roster.rehearse(request.name, wanted)
+        else:
+            node = self.roster.admit(request.name, request.instance, wanted)
         node.outbox.put_nowait(pb.ServerEvent(welcome=self._welcome(node)))
         if self.over:
             node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))
         part = f", part {node.part.index}/{node.part.of}" if node.part else ""
-        self.events.emit("attend", f"{node.name} attends{part}", node=node.name)
+        verb = "looks in (dry run)" if request.dry_run else "attends"
+        self.events.emit("attend", f"{node.name} {verb}{part}", node=node.name)
         return node
 
     def _welcome(self, node: Node) -> pb.Welcome:
@@ -130,30 +134,42 @@ class Federation:
             node.state, node.problem = NodeState.UNFIT, declaration.problem
             text = f"{node.name} cannot take part: {declaration.problem}"
             self.events.emit("unfit", text, level=logging.WARNING, node=node.name, problem=declaration.problem)
-        else:
-            node.state = NodeState.READY
+            return
+        node.state = _STANDINGS.get(declaration.standing, NodeState.READY)
+        if node.state is NodeState.READY:
             self.events.emit(
                 "ready", f"{node.name} is ready: {node.examples} examples on {node.device}", node=node.name,
                 examples=node.examples, class_counts=list(node.class_counts), pid=node.pid, device=node.device,
             )  # fmt: skip
             for work in self._works_of(node):
                 node.outbox.put_nowait(work.event)
+        else:
+            self.events.emit(node.state, f"{node.name} is {node.state}", node=node.name)
 
     def depart(self, node: Node, session: bytes) -> None:
-        """A node's attending stream ended. Its work waits `rejoin_s` for it."""
-        if not self.roster.lose(node, session):
+        """A node's attending stream ended. Its work waits `rejoin_s` for it, unless it said that it leaves."""
+        wait_s = 0.0 if node.state is NodeState.LEAVING else self.run.rounds.rejoin_s
+        if node.state is NodeState.REHEARSING or not self.roster.lose(node, session):
             return
         if not self.over:
             self.events.emit("lost", f"{node.name} is gone", level=logging.WARNING, node=node.name)
-            asyncio.get_running_loop().call_later(self.run.rounds.rejoin_s, self._give_up, node)
+            asyncio.get_running_loop().call_later(wait_s, self._give_up, node)
 
     def expel(self, node: Node, refusal: Refusal) -> None:
         """End a node's attendance with a reason. Its work fails now: nobody waits for its return."""
         for work in self._works_of(node):
             self._fail(work, NODE_LOST, "NodeExpelled", f"{node.name}: {refusal.reason}")
-        self.depart(node, node.session)
+        if node.is_here:
+            self.depart(node, node.session)
         node.session = b""
         node.outbox.put_nowait(refusal)
+
+    def drop(self, node: Node, reason: str) -> None:
+        """End a node's attendance until the run is over. Raises OSError: that cannot be written down."""
+        self.dropped.add(node.name)
+        self.expel(node, Refusal(reason, FORBIDDEN))
+        node.state, node.problem = NodeState.DROPPED, reason
+        self.events.emit("drop", f"{node.name}: {reason}", level=logging.WARNING, node=node.name)
 
     def _give_up(self, node: Node) -> None:
         if node.state is NodeState.LOST:
@@ -168,10 +184,10 @@ class Federation:
         batch.digests = list(blobs)
         for work in batch.works:
             self._works[key_of(work.id)] = work
-            if work.node.state is NodeState.READY:
+            if work.node.state in (NodeState.READY, NodeState.PAUSED):
                 work.node.outbox.put_nowait(work.event)
-            elif work.node.state is NodeState.UNFIT:
-                self._fail(work, NODE_LOST, "NodeUnfit", work.node.problem)
+            elif work.node.state in (NodeState.UNFIT, NodeState.DROPPED):
+                self._fail(work, NODE_LOST, f"Node{work.node.state.title()}", work.node.problem)
             else:
                 asyncio.get_running_loop().call_later(self.run.rounds.rejoin_s, self._give_up, work.node)
 
@@ -186,6 +202,10 @@ class Federation:
         self.blobs.release(batch.digests)
         batch.digests = []
         return missing
+
+    def at_work(self) -> dict[str, str]:
+        """Whose replies are waited for, and the type of the message that each is at."""
+        return {work.node.name: work.id.message_type for work in self._works.values()}
 
     def _works_of(self, node: Node) -> list[Work]:
         return [work for work in self._works.values() if work.node is node]
@@ -275,5 +295,6 @@ class Federation:
     def finish(self, reason: str, *, failed: bool) -> None:
         """Tell everybody that the run is over."""
         self.over = pb.RunOver(reason=reason, failed=failed)
+        self.control.stopping = True
         for node in self.roster.nodes():
             node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))

@@ -21,8 +21,12 @@ class NodeState(StrEnum):
 
     PREPARING = "preparing"  # attending; loads its data
     READY = "ready"
+    PAUSED = "paused"  # by its owner: holds what it is at, wants no more
+    LEAVING = "leaving"  # finishes what it is at, wants no more
     UNFIT = "unfit"  # attending, but said why it cannot take part
     LOST = "lost"
+    DROPPED = "dropped"  # by an operator
+    REHEARSING = "rehearsing"  # a dry run; in no roster
 
 
 @dataclass(eq=False)
@@ -48,6 +52,11 @@ class Node:
     last_seen: float = field(default_factory=time.monotonic)
     outbox: asyncio.Queue[pb.ServerEvent | Refusal] = field(default_factory=asyncio.Queue)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it attends."""
+        return self.state not in (NodeState.LOST, NodeState.DROPPED)
+
     def touch(self) -> None:
         """Note a sign of life."""
         self.last_seen = time.monotonic()
@@ -68,7 +77,7 @@ class Roster:
             RefusedError: another process attends under that name, or no part of the split is free.
         """
         node = self._by_name.get(name)
-        if node and node.state is not NodeState.LOST and not hmac.compare_digest(node.instance, instance):
+        if node and node.is_here and not hmac.compare_digest(node.instance, instance):
             raise RefusedError(f"the name {name!r} is taken by a client that is here; choose another with --name")
         if node is None:
             node = Node(name, node_id(name), part=self._free_part(name, wanted))
@@ -77,6 +86,11 @@ class Roster:
             node.part = self._free_part(name, wanted)
         self._open_session(node, instance)
         return node
+
+    def rehearse(self, name: str, wanted: Part | None) -> Node:
+        """A node for a dry run: it gets what it would get, and takes nothing from anybody."""
+        part = wanted or (Part(0, self._parts) if self._parts else None)
+        return Node(name, node_id(name), NodeState.REHEARSING, part=part)
 
     def restore(self, parts: dict[str, int]) -> None:
         """Know again, after a restart, who took part and which part of the split each name keeps."""

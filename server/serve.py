@@ -22,7 +22,6 @@ from fednc.server.federation import Federation
 from fednc.server.gate import Gate
 from fednc.server.grid import LinkGrid
 from fednc.server.identity import Authenticator, Refusal
-from fednc.server.roster import NodeState
 from fednc.server.security import Security, security_of
 from fednc.server.servicer import FederationServicer
 
@@ -107,7 +106,7 @@ async def drop_invalid(federation: Federation, authenticator: Authenticator) -> 
     while True:
         await asyncio.sleep(_RECHECK_S)
         for node in federation.roster.nodes():
-            if node.state is not NodeState.LOST:
+            if node.is_here:
                 try:
                     authenticator.check(node.identity)
                 except Refusal as refusal:
