@@ -27,12 +27,13 @@ from fednc.common.tasks.image.splits import split_digest, split_index
 from fednc.common.tasks.image.task import ImageTask
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
-from fednc.server.process import Finished, run_folder, run_server
+from fednc.server.process import Finished, run_server
+from fednc.server.results import run_folder
 
 METHODS = ("fedavg", "fednc")
 # Chosen on a validation split of the training data with a tuning seed of its own, from the grid
 # {0.003, 0.01, 0.03, 0.1, 0.3} common to both methods: results/demo-tuning.json holds the table and its command.
-LEARNING_RATES = {"fedavg": 0.03, "fednc": 0.03}
+LEARNING_RATES = {"fedavg": 0.03, "fednc": 0.01}
 
 Watch = Callable[[RunConfig, EventLog], contextlib.AbstractContextManager[Any]]
 

@@ -27,6 +27,9 @@ def command(
     ] = "",
     partition: Partition = "",
     json: Json = "",
+    flower: Annotated[
+        str, typer.Option(metavar="FILE", help="Write the run for stock Flower there: `flwr run ... -c FILE`.")
+    ] = "",
 ) -> None:
     """Validate a run file and data without a server."""
     from fednc.common import tasks
@@ -44,7 +47,16 @@ def command(
         _show_counts(task, {f"test {run.evaluate.test}": found["test"]})
     if json:
         write_json(json, found)
+    if flower:
+        _write_for_flower(Path(flower), run.model_dump_json(), data)
     say("all of this fits together")
+
+
+def _write_for_flower(path: Path, run_json: str, data: str) -> None:
+    """A run configuration: strings only, written as JSON because that is TOML too."""
+    from json import dumps
+
+    path.write_text(f"run = {dumps(run_json)}\ndata = {dumps(data)}\n", encoding="utf-8")
 
 
 def _model(task: Task) -> Found:

@@ -49,7 +49,8 @@ def command(
     from fednc.common.config import read_run_file
     from fednc.common.interrupt import run_until_interrupted
     from fednc.server.events import EventLog
-    from fednc.server.process import run_folder, run_server
+    from fednc.server.process import run_server
+    from fednc.server.results import run_folder
 
     run = read_run_file(run_file)
     wanted = {"listen": listen, "certs": certs, "insecure": insecure}

@@ -15,7 +15,7 @@ from torch import nn
 from fednc.common import seeds, tasks
 from fednc.common.config import RunConfig
 from fednc.common.device import pick_device
-from fednc.common.errors import DataError
+from fednc.common.errors import ConfigError, DataError
 from fednc.common.tasks.base import Part, Task, TaskData
 
 
@@ -58,7 +58,7 @@ def _load(context: Context, run: RunConfig) -> Resident:
     task = tasks.get(run)
     device = pick_device(str(settings.get("device", "auto")))
     data = task.load_train(_data_spec(context), _part(context, run), run.split)
-    node = str(settings.get("name", context.node_id))
+    node = _name(context)
     share = float(settings.get("val-share", 0.1))
     train, held_out = data.hold_out(share, seeds.derive(run.seed, "hold-out", node))
     return Resident(
@@ -72,14 +72,30 @@ def _load(context: Context, run: RunConfig) -> Resident:
     )
 
 
+def _name(context: Context) -> str:
+    """What random streams derive from: the node's name, else its part of the split, else Flower's random id."""
+    settings = context.node_config
+    part = settings.get("partition-id")
+    return str(settings.get("name", context.node_id if part is None else f"part-{part}"))
+
+
 def _data_spec(context: Context) -> str:
     spec = str(context.node_config.get("data", context.run_config.get("data", "")))
     if not spec:
-        raise DataError("this client has no data: start it with --data, e.g. --data digits or --data npz:PATH")
+        raise DataError(
+            "this client has no data: start it with --data, e.g. --data digits or --data npz:PATH; on stock "
+            "Flower set `data` in --node-config or in the run configuration"
+        )
     return spec
 
 
 def _part(context: Context, run: RunConfig) -> Part | None:
     if run.split is None:
         return None
-    return Part(int(context.node_config["partition-id"]), int(context.node_config["num-partitions"]))
+    settings = context.node_config
+    if "partition-id" not in settings or "num-partitions" not in settings:
+        raise ConfigError(
+            "the run has a simulated [split], but this node has no part of it: set partition-id and "
+            "num-partitions in --node-config"
+        )
+    return Part(int(settings["partition-id"]), int(settings["num-partitions"]))

@@ -6,6 +6,8 @@ configuration's one string key `run` (JSON).
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +18,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fednc.common import exchange, seeds, tasks
-from fednc.common.config import RunConfig
+from fednc.common.config import RunConfig, parse_run
 from fednc.common.errors import ConfigError, QuorumError
 from fednc.common.frame import Frame, draw_frame
 from fednc.common.memory import ClassMemory
@@ -25,6 +27,7 @@ from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.evaluation import CentralEvaluation
 from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
+from fednc.server.results import run_folder, summary_of, write_files
 from fednc.server.strategy import FrameStrategy, GlobalState, no_quorum
 
 _TRIES = 3  # of one round below quorum
@@ -187,8 +190,23 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Entry point on stock Flower."""
-    if "run" not in context.run_config:
-        raise ConfigError("the run configuration has no key 'run': pass the run file as one JSON string")
-    run = RunConfig.model_validate_json(str(context.run_config["run"]))
-    FederatedRun(run, EventLog()).execute(grid)
+    """Entry point on stock Flower; writes the same files as `fednc server`."""
+    run = run_of(str(context.run_config.get("run", "")))
+    events = EventLog()
+    events.listen(lambda event: logging.getLogger("flwr").info(event["text"]))
+    result = FederatedRun(run, events).execute(grid)
+    folder = run_folder(run)
+    write_files(folder, result, summary_of(folder.name, result))
+    events.emit("done", f"files in {folder.resolve()}", folder=str(folder))
+
+
+def run_of(text: str) -> RunConfig:
+    """The run file that came as JSON. Raises ConfigError."""
+    try:
+        values = json.loads(text)
+    except ValueError as e:
+        raise ConfigError(
+            f"the run configuration's key 'run' is no run file as JSON: {text!r:.60}; `fednc check RUN.toml "
+            "--flower FILE` writes a file for `flwr run -c FILE`"
+        ) from e
+    return parse_run(values, source="the run configuration's key 'run'")

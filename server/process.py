@@ -6,23 +6,21 @@ Blocking work (task, model, test data, rounds, export) happens in the strategy's
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fednc.common.config import RunConfig
-from fednc.common.export import export
 from fednc.common.files import write_atomically
 from fednc.server.app import FederatedRun, RunResult, Surroundings
 from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.grid import LinkGrid
+from fednc.server.results import summary_of, write_files
 from fednc.server.security import security_of
 from fednc.server.serve import serve
 
@@ -34,22 +32,6 @@ class Finished:
     folder: Path
     result: RunResult
     summary: dict[str, Any]
-
-
-def run_folder(run: RunConfig, wanted: str = "") -> Path:
-    """The folder `wanted`, there or not, else a new `runs/<name>-<time>`; its name is the run's id."""
-    if wanted:
-        Path(wanted).mkdir(parents=True, exist_ok=True)
-        return Path(wanted).resolve()
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
-        folder = Path(run.server.runs) / f"{run.name}-{stamp}{suffix}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise FileExistsError(folder)
 
 
 async def run_server(
@@ -84,7 +66,7 @@ async def run_server(
 
     result = await serve(federation, work, address=address, security=security, on_listening=listening)
     summary = _summary(result, federation, time.monotonic() - started)
-    await asyncio.to_thread(_write_files, folder, result, summary)
+    await asyncio.to_thread(write_files, folder, result, summary)
     shutil.rmtree(folder / "spool", ignore_errors=True)
     events.emit("done", f"run {folder.name} is done; files in {folder}", folder=str(folder))
     return Finished(folder, result, summary)
@@ -128,26 +110,11 @@ def _surroundings(federation: Federation, checkpoints: Checkpoints, *, returning
 
 def _summary(result: RunResult, federation: Federation, duration_s: float) -> dict[str, Any]:
     bytes_up, bytes_down = federation.traffic()
-    return {
-        "run": federation.run_id,
-        "method": result.run.method.name,
-        "seed": result.run.seed,
-        "config_sha256": result.run.digest,
-        "frame_sha256": result.frame.digest,
-        "duration_s": round(duration_s, 3),
-        "bytes_up": bytes_up,
-        "bytes_down": bytes_down,
-        "clients": [
-            {"name": n.name, "examples": n.examples, "held_out": n.held_out, "device": n.device, "pid": n.pid}
-            for n in federation.roster.nodes()
-        ],
-        **result.history.summary(),
-    }
-
-
-def _write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> None:
-    model = result.task.build_model()
-    model.load_state_dict(result.state.model, strict=False)
-    export(folder, model, result.task, result.frame, result.state.memory, result.run)
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
-    write_atomically(folder / "rounds.json", json.dumps(result.history.to_json(), indent=2).encode())
+    clients = [
+        {"name": n.name, "examples": n.examples, "held_out": n.held_out, "device": n.device, "pid": n.pid}
+        for n in federation.roster.nodes()
+    ]
+    return summary_of(
+        federation.run_id, result, duration_s=round(duration_s, 3), bytes_up=bytes_up, bytes_down=bytes_down,
+        clients=clients,
+    )  # fmt: skip

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Make a base image without pulling one: Debian's own packages, unpacked by debootstrap, imported as a single layer.
+#   deploy/base-image.sh [NAME]        needs root, debootstrap, a running engine and a Debian mirror ($MIRROR)
+# Called by `make base-image`, and by the compose scripts when an image cannot be pulled.
+set -euo pipefail
+name=${1:-fednc-base:bookworm}
+mirror=${MIRROR:-http://deb.debian.org/debian}
+
+for tool in debootstrap docker; do
+  command -v "$tool" >/dev/null || { echo "base-image: $tool is missing; apt-get install debootstrap docker.io" >&2; exit 1; }
+done
+[ "$(id -u)" = 0 ] || { echo "base-image: debootstrap must be run by root" >&2; exit 1; }
+
+work=$(mktemp -d)
+# In memory where that is allowed: dpkg syncs every file, which on a disk takes longer than all the rest.
+mount -t tmpfs -o mode=0755,size=1g fednc-base "$work" 2>/dev/null && mounted=1 || mounted=
+trap '[ -z "$mounted" ] || umount "$work"; rm -rf --one-file-system "$work"' EXIT
+
+debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$work/root" "$mirror" \
+  >"$work/log" 2>&1 || { tail -20 "$work/log" >&2; exit 1; }
+root="$work/root"
+( cd "$root" && rm -rf var/cache/apt/archives/*.deb var/lib/apt/lists/* var/log/* usr/share/doc/* usr/share/man/* usr/share/locale/* )
+tar --numeric-owner -C "$root" -c . | docker import --change 'CMD ["python3"]' - "$name" >/dev/null
+echo "base-image: $name is ready"

@@ -1,0 +1,48 @@
+"""The images' HEALTHCHECK: exit code 0 where this container's server or client is well, else 1 and a reason.
+
+Runs inside the container, every few seconds: imports nothing that is slow.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_PORT = 8441  # server.health_port of the run file
+_TIMEOUT_S = 3.0
+_ESTABLISHED = "01"
+
+
+def server_answers(port: int = _PORT) -> bool:
+    """Whether the gRPC health service says SERVING."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[no-untyped-call]
+        try:
+            answer = check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def client_is_connected(tables: tuple[Path, ...] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))) -> bool:
+    """Whether this container has an open connection: a client has one to its server, and no other."""
+    lines = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+    return any(fields[3] == _ESTABLISHED for fields in lines)
+
+
+def main(role: str) -> int:
+    """Check the server or the client."""
+    if role == "server":
+        well, reason = server_answers(), f"no health service on port {_PORT}: server.health_port in the run file?"
+    else:
+        well, reason = client_is_connected(), "not connected to a server"
+    if not well:
+        sys.stderr.write(reason + "\n")
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Write deploy/lock.txt and deploy/lock-demo.txt anew from the versions installed in the environment of $PYTHON.
+#   make lock          needs the index; after a change of pyproject.toml's dependencies
+# Exact versions with the hashes of all their files. PyTorch itself is left out: deploy/Dockerfile names its version,
+# because its CPU build comes from an index of its own.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+links=${TORCH_LINKS:-${PIP_FIND_LINKS:-https://download.pytorch.org/whl/cpu/torch/}}
+
+installed=$(mktemp)
+trap 'rm -f "$installed"' EXIT
+"$python" -m pip freeze --exclude-editable >"$installed"
+compile() {
+  "$python" -m uv pip compile pyproject.toml --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate \
+    --constraints "$installed" --find-links "$links" --no-emit-package torch --no-emit-index-url --no-emit-find-links "$@"
+}
+compile >deploy/lock.txt
+compile --extra demo >deploy/lock-demo.txt

@@ -1,0 +1,56 @@
+"""The files that a finished run leaves in its folder, whichever grid carried it.
+
+Called by the server process and, on stock Flower, by the app itself. Must not know the link.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fednc.common.config import RunConfig
+from fednc.common.export import export
+from fednc.common.files import write_atomically
+
+if TYPE_CHECKING:
+    from fednc.server.app import RunResult
+
+
+def run_folder(run: RunConfig, wanted: str = "") -> Path:
+    """The folder `wanted`, there or not, else a new `runs/<name>-<time>`; its name is the run's id."""
+    if wanted:
+        Path(wanted).mkdir(parents=True, exist_ok=True)
+        return Path(wanted).resolve()
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
+        folder = Path(run.server.runs) / f"{run.name}-{stamp}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(folder)
+
+
+def summary_of(run_id: str, result: RunResult, **measured: Any) -> dict[str, Any]:
+    """What `summary.json` holds; `measured` is what only the carrier of the run knows."""
+    return {
+        "run": run_id,
+        "method": result.run.method.name,
+        "seed": result.run.seed,
+        "config_sha256": result.run.digest,
+        "frame_sha256": result.frame.digest,
+        **measured,
+        **result.history.summary(),
+    }
+
+
+def write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> None:
+    """The model, the summary and all rounds."""
+    model = result.task.build_model()
+    model.load_state_dict(result.state.model, strict=False)
+    export(folder, model, result.task, result.frame, result.state.memory, result.run)
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
+    write_atomically(folder / "rounds.json", json.dumps(result.history.to_json(), indent=2).encode())
