@@ -25,6 +25,7 @@ SUMS, STATS, METRICS = "sums", "stats", "metrics"
 HELLO, MEMORY = "query.hello", "query.memory"
 TRAIN, EVALUATE = "train", "evaluate"
 EXAMPLES = "num-examples"
+MAX_EXAMPLES = 1 << 32  # per client; the fold's precision is shared out over all that are announced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,6 @@ def examples_of(content: RecordDict) -> int:
     """The number of examples that a reply declares. Raises ProtocolError."""
     metrics = content.metric_records.get(METRICS, MetricRecord())
     value = metrics.get(EXAMPLES)
-    if not isinstance(value, int) or value < 0:
-        raise ProtocolError(f"the reply declares {value!r} examples, expected a whole number")
+    if not isinstance(value, int) or not 0 <= value <= MAX_EXAMPLES:
+        raise ProtocolError(f"the reply declares {value!r:.80} examples, expected 0 to {MAX_EXAMPLES}")
     return value

@@ -10,7 +10,9 @@ from fednc.common.arrays import Buffer
 PROTOCOL = 1
 SESSION_KEY = "fednc-session-bin"
 CHUNK_BYTES = 1 << 20
+SHORT_TEXT, LONG_TEXT = 200, 4000  # characters in names and in reasons
 _MESSAGE_LIMIT_BYTES = 32 << 20  # an assignment's manifest; bulk travels in chunks
+_LAYOUT = {ord("\n"): " ", ord("\t"): " "}
 
 Options = list[tuple[str, int]]
 
@@ -30,6 +32,17 @@ def chunks(buffers: Iterable[Buffer], size: int) -> Iterator[bytes]:
             length += len(view)
     if held:
         yield b"".join(held)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a terminal shows the text as it is: no control characters but newline and tab."""
+    return text.isprintable() or text.translate(_LAYOUT).isprintable()
+
+
+def plain(text: str, most: int) -> str:
+    """The text as it may travel: at most so many characters, control characters replaced."""
+    text = text[:most]
+    return text if is_plain(text) else "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
 
 
 def is_loopback(address: str) -> bool:

@@ -150,6 +150,10 @@ class Task(ABC):
         """Additive statistics of one batch; every value float64 or int64 on the CPU."""
 
     @abstractmethod
+    def no_statistics(self) -> Stats:
+        """The statistics of no example at all: every name with its type and shape, all zero."""
+
+    @abstractmethod
     def metrics(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics of summed statistics; must hold `accuracy`, `loss` and `examples`."""
 

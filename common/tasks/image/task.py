@@ -132,6 +132,17 @@ class ImageTask(Task):
             "correct_K": torch.bincount(label_B[hit_B], minlength=self.label_space).cpu(),
         }
 
+    def no_statistics(self) -> Stats:
+        """See Task."""
+        none, none_K = torch.tensor(0), torch.zeros(self.label_space, dtype=torch.int64)
+        return {
+            "examples": none,
+            "loss_sum": torch.tensor(0.0, dtype=torch.float64),
+            "correct": none,
+            "count_K": none_K,
+            "correct_K": none_K,
+        }
+
     def metrics(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
         """`accuracy`, `loss`, `examples`, and `accuracy/<class>` of each class that has examples.
 

@@ -1,0 +1,225 @@
+"""One client's work: takes assignments, fetches what they need, runs the app, sees every reply through.
+
+Filled by the link, which lends it a session while there is a connection. Whatever goes wrong here ends as a reply
+that says so: the server must never wait for a client that has given up. Knows no task and no method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import grpc
+from flwr.app import Message, RecordDict
+
+from fednc.client.blobcache import BlobCache
+from fednc.client.hooks import CURRENT, CancelledError, Hooks, Step
+from fednc.client.session import Session, progress_of
+from fednc.client.transfer import Reply, fetch_content, send_reply
+from fednc.common import faults, flower
+from fednc.common.errors import FedncError, ProtocolError
+from fednc.common.wire import LONG_TEXT, SHORT_TEXT, plain
+from fednc.protos import federation_pb2 as pb
+
+log = logging.getLogger("fednc.client")
+T = TypeVar("T")
+
+BACKOFF_S = (0.1, 5.0)  # first and longest pause between attempts
+_DRAIN_POLL_S = 0.05
+_DOWNLOADS = 3  # tries at one assignment's content
+_POINTLESS = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+
+
+class App(Protocol):
+    """What answers instructions."""
+
+    def work(self, message: Message) -> Message:
+        """Answer one instruction; blocking."""
+
+
+@dataclass(eq=False)
+class _Work:
+    """One assignment, from its arrival until the server has settled its reply."""
+
+    id: pb.AssignmentId
+    content: pb.Manifest
+    hooks: Hooks
+
+    def __str__(self) -> str:
+        return f"{self.id.message_type} of round {self.id.group_id}"
+
+
+class Worker:
+    """The work of one client, one piece after the other."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._cache = BlobCache()
+        self._session: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+        self._active: dict[bytes, _Work] = {}
+        self._todo: asyncio.Queue[_Work] = asyncio.Queue()
+        self.running = threading.Event()  # cleared: work holds at its next batch
+        self.running.set()
+
+    @property
+    def session(self) -> Session | None:
+        """The connection that there is."""
+        return self._session.result() if self._session.done() else None
+
+    def connect(self, session: Session) -> None:
+        """There is a connection to work over."""
+        self._session.set_result(session)
+
+    def disconnect(self) -> None:
+        """It is gone; transfers wait for the next one."""
+        if self._session.done():
+            self._session = asyncio.get_running_loop().create_future()
+
+    def accept(self, assignment: pb.Assignment) -> None:
+        """Take on an assignment; one that is under way already goes on as it is."""
+        key = _key(assignment.id)
+        if key in self._active:
+            return
+        for older in self._active.values():
+            if older.id.attempt < assignment.id.attempt:  # of a server that was restarted since
+                older.hooks.cancelled.set()
+        loop = asyncio.get_running_loop()
+
+        def report(step: Step) -> None:
+            loop.call_soon_threadsafe(self._note_progress, assignment.id, step)
+
+        hooks = Hooks(report=report, running=self.running)
+        self._active[key] = work = _Work(assignment.id, assignment.content, hooks)
+        self._todo.put_nowait(work)
+
+    def cancel(self, cancel: pb.Cancel) -> None:
+        """The server does not wait for this work any more."""
+        work = self._active.get(_key(cancel.id))
+        if work:
+            log.info("%s: %s", work, cancel.reason)
+            work.hooks.cancelled.set()
+
+    def cancel_all(self) -> None:
+        """Nobody waits for anything."""
+        for work in self._active.values():
+            work.hooks.cancelled.set()
+
+    def forget_run(self) -> None:
+        """The run is over; so is its work."""
+        self.cancel_all()
+        self._cache = BlobCache()
+
+    async def drain(self) -> None:
+        """Return when what is at hand is settled, or cannot be."""
+        while self._active and self._session.done():
+            await asyncio.sleep(_DRAIN_POLL_S)
+
+    def _note_progress(self, work_id: pb.AssignmentId, step: Step) -> None:
+        if self.session:
+            self.session.outbox.put_nowait(progress_of(work_id, step))
+
+    # ---- one piece after the other -------------------------------------------------------------------------
+
+    async def work_for_ever(self) -> None:
+        """Answer every assignment that is accepted."""
+        while True:
+            work = await self._todo.get()
+            try:
+                await self._do(work)
+            except Exception:
+                log.exception("%s could not be answered", work)
+            finally:
+                self._active.pop(_key(work.id), None)
+
+    async def _do(self, work: _Work) -> None:
+        reply = await self._reply_to(work)
+        if reply is None:
+            return
+        try:
+            receipt = await self._persist(work, lambda s: send_reply(s.stub, s.metadata, reply))
+        except (FedncError, OSError, MemoryError) as e:
+            failure = _failed(work, e)
+            receipt = await self._persist(work, lambda s: send_reply(s.stub, s.metadata, failure))
+        if receipt and receipt.outcome in (pb.Receipt.LATE, pb.Receipt.REJECTED):
+            log.warning("the server did not take the reply to %s: %s", work, receipt.reason)
+
+    async def _reply_to(self, work: _Work) -> Reply | None:
+        """What the app made of it, or why nothing came of it; None where nobody waits any more."""
+        try:
+            content = await self._fetch(work)
+            if content is None:
+                return None
+            CURRENT.set(work.hooks)
+            return Reply.of(work.id, await asyncio.to_thread(self._answer, work, content))
+        except CancelledError:
+            return None
+        except Exception as e:
+            log.exception("%s failed", work)
+            return _failed(work, e)
+
+    def _answer(self, work: _Work, content: RecordDict) -> Message:
+        message = flower.instruction(
+            content, run_id=work.id.run_id, dst=work.id.node_id, message_type=work.id.message_type,
+            group_id=work.id.group_id,
+        )  # fmt: skip
+        faults.at("client.work")
+        work.hooks.check()
+        answer = self._app.work(message)
+        faults.at("client.reply")
+        return answer
+
+    async def _fetch(self, work: _Work) -> RecordDict | None:
+        """The content; downloaded again where it arrived damaged. Raises ProtocolError where it always does."""
+        for tries_left in reversed(range(_DOWNLOADS)):
+            try:
+                return await self._persist(
+                    work, lambda s: fetch_content(s.stub, s.metadata, work.content, self._cache)
+                )
+            except ProtocolError as e:
+                if not tries_left:
+                    raise
+                log.warning("%s: %s; trying again", work, e)
+        return None
+
+    async def _persist(self, work: _Work, step: Callable[[Session], Awaitable[T]]) -> T | None:
+        """The step's result, tried again over new sessions until the work is cancelled."""
+        pause_s = BACKOFF_S[0]
+        while not work.hooks.cancelled.is_set():
+            session = await asyncio.shield(self._session)
+            try:
+                return await step(session)
+            except grpc.aio.AioRpcError as e:
+                if e.code() is grpc.StatusCode.NOT_FOUND:
+                    return None  # the work it belonged to is over
+                if e.code() in _POINTLESS:
+                    raise ProtocolError(e.details() or e.code().name) from e
+                log.info("transfer for %s interrupted (%s)", work, e.code().name.lower())
+            except asyncio.InvalidStateError:  # gRPC's, for a write on a call that has just ended
+                log.info("transfer for %s interrupted", work)
+            await asyncio.sleep(jittered(pause_s))
+            pause_s = min(2 * pause_s, BACKOFF_S[1])
+        return None
+
+
+def jittered(pause_s: float) -> float:
+    """So that a thousand clients do not come back at the same moment."""
+    return pause_s * random.uniform(0.5, 1.5)  # noqa: S311
+
+
+def _failed(work: _Work, error: BaseException) -> Reply:
+    kind, reason = plain(type(error).__name__, SHORT_TEXT), plain(str(error), LONG_TEXT)
+    return Reply(work.id, failure=pb.Failure(kind=kind, reason=reason))
+
+
+def _key(work_id: pb.AssignmentId) -> bytes:
+    return work_id.SerializeToString(deterministic=True)

@@ -1,0 +1,145 @@
+"""Named points at which tests inject faults: `FEDNC_FAULT=point:n:action[,...]`, refused outside tests.
+
+Called at the critical places of server and client, where it costs one comparison while nothing is planned. Knows
+nothing of what it interrupts. `n` counts the passes of the point in this process, from 1; `*` means every pass.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fednc.common.errors import ConfigError
+
+PLAN, ALLOWED, LOG = "FEDNC_FAULT", "FEDNC_TESTING", "FEDNC_FAULT_LOG"
+
+POINTS = {
+    "file.half": "half of a file that must be there whole or not at all is on the disk",
+    "server.attend": "a client asks to attend",
+    "server.download": "the next chunk goes to a client",
+    "server.upload": "the next chunk of an upload has arrived",
+    "server.committed": "an upload is complete; neither folded nor acknowledged",
+    "server.fold": "a reply is about to be folded",
+    "server.checkpoint.begin": "nothing of the checkpoint is written",
+    "server.checkpoint.tensors": "its tensors are written, its manifest is not",
+    "server.checkpoint.end": "it is complete",
+    "client.download": "the next chunk has come from the server",
+    "client.work": "an assignment is complete and its work begins",
+    "client.reply": "the work is done and its reply not yet under way",
+    "client.upload": "the next chunk goes to the server",
+}
+
+
+class InjectedError(Exception):
+    """What the action `raise` raises."""
+
+
+def _fail_on_full_disk(_: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _raise(_: str) -> None:
+    raise InjectedError("a fault that a test asked for")
+
+
+def _run_out_of_memory(_: str) -> None:
+    raise MemoryError("a fault that a test asked for")
+
+
+def _send_myself(number: signal.Signals) -> Callable[[str], None]:
+    return lambda _: os.kill(os.getpid(), number)
+
+
+_ACTS: Mapping[str, Callable[[str], None]] = {
+    "kill": _send_myself(signal.SIGKILL),
+    "stop": _send_myself(signal.SIGSTOP),
+    "raise": _raise,
+    "memory": _run_out_of_memory,
+    "enospc": _fail_on_full_disk,
+    "delay_ms": lambda wanted: time.sleep(int(wanted) / 1000),
+}
+_SPOILS: Mapping[str, Callable[[bytes], bytes]] = {
+    "corrupt": lambda data: bytes([data[0] ^ 1]) + data[1:] if data else data,
+    "truncate": lambda data: data[: len(data) // 2],
+    "duplicate": lambda data: data + data,
+}
+
+
+@dataclass(frozen=True)
+class _Fault:
+    point: str
+    nth: str
+    action: str
+    wanted: str  # what follows `=` in the action
+
+    @classmethod
+    def parse(cls, text: str) -> _Fault:
+        point, nth, action = (*text.split(":"), "", "")[:3]
+        action, _, wanted = action.partition("=")
+        counts = nth == "*" or nth.isdecimal()
+        if point not in POINTS or not counts or (action not in _ACTS and action not in _SPOILS):
+            raise ConfigError(
+                f"{PLAN}={text}: expected point:n:action with a point of {sorted(POINTS)}, n a number or *, "
+                f"an action of {[*_ACTS, *_SPOILS]}"
+            )
+        return cls(point, nth, action, wanted)
+
+
+class _Plan:
+    def __init__(self, text: str, log: str) -> None:
+        self._faults = [_Fault.parse(each) for each in text.split(",")]
+        self._log = Path(log) if log else None
+        self._lock = threading.Lock()
+        self._passes: Counter[str] = Counter()
+
+    def due(self, point: str) -> list[_Fault]:
+        with self._lock:
+            self._passes[point] += 1
+            now = str(self._passes[point])
+            due = [fault for fault in self._faults if fault.point == point and fault.nth in ("*", now)]
+            if due and self._log:
+                with self._log.open("a") as log:  # before it happens: a killed process writes nothing
+                    log.writelines(f"{os.getpid()} {point} {now} {fault.action}\n" for fault in due)
+            return due
+
+
+_plan: _Plan | None = None
+
+
+def arm(environment: Mapping[str, str]) -> None:
+    """Take the plan of this process from its environment; without one, nothing ever happens.
+
+    Raises:
+        ConfigError: a plan outside tests (`FEDNC_TESTING` is not 1), or one that is none.
+    """
+    global _plan
+    text = environment.get(PLAN, "")
+    if text and environment.get(ALLOWED) != "1":
+        raise ConfigError(f"{PLAN} is set: it breaks this process on purpose, in tests only; unset it")
+    _plan = _Plan(text, environment.get(LOG, "")) if text else None
+
+
+def at(point: str) -> None:
+    """This process has come to a point."""
+    if _plan is not None:
+        for fault in _plan.due(point):
+            _ACTS[fault.action](fault.wanted)
+
+
+def through(point: str, data: bytes) -> bytes:
+    """This process has come to a point with data in its hands, which a fault may spoil."""
+    if _plan is None:
+        return data
+    for fault in _plan.due(point):
+        if fault.action in _SPOILS:
+            data = _SPOILS[fault.action](data)
+        else:
+            _ACTS[fault.action](fault.wanted)
+    return data

@@ -1,0 +1,115 @@
+"""What the server expects of the replies of a run, known before the first of them: names, types, shapes, bytes.
+
+Made once from task, frame and model; asked before an upload is granted. Foreign strategies make none: for their
+replies only the limits in `limits.py` hold. Values are checked later, in the fold's own pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fednc.common import arrays
+from fednc.common.exchange import EVALUATE, HELLO, MEMORY, METRICS, MODEL, STATS, SUMS, TRAIN
+from fednc.common.frame import Frame
+from fednc.common.memory import ClassSums
+from fednc.common.tasks.base import Task
+from fednc.protos import federation_pb2 as pb
+from fednc.server.limits import InvalidError
+
+_SLACK_BYTES = 1024  # for what a serialisation puts before the values
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @classmethod
+    def like(cls, tensor: Tensor) -> Expected:
+        """An array of the tensor's type and shape."""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return cls(dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size())
+
+    def problem(self, meta: pb.ArrayMeta) -> str:
+        """What is wrong with an array that should be this one; empty: nothing."""
+        if (meta.dtype, tuple(meta.shape)) != (self.dtype, self.shape):
+            return f"is {meta.dtype}{list(meta.shape)!s:.80}, expected {self.dtype}{list(self.shape)}"
+        if meta.stype not in (arrays.NPY, arrays.RAW_BF16):
+            return f"has serialisation {meta.stype!r:.40}"
+        if not self.nbytes <= meta.size <= self.nbytes + _SLACK_BYTES:
+            return f"has {meta.size} bytes, expected {self.nbytes} and a header"
+        return ""
+
+
+Layout = Mapping[str, Expected]
+
+
+@dataclass(frozen=True)
+class ReplyForm:
+    """The records of one kind of reply: those that must be there, and those that may."""
+
+    required: Mapping[str, Layout] = field(default_factory=dict)
+    optional: Mapping[str, Layout] = field(default_factory=dict)
+
+    def check(self, manifest: pb.Manifest) -> None:
+        """Raises InvalidError unless the manifest has this form, with one record of metrics beside the arrays."""
+        missing = set(self.required) - {record.name for record in manifest.records}
+        if missing:
+            raise InvalidError("manifest.records", f"the reply has no record {sorted(missing)[0]!r}")
+        allowed = {**self.required, **self.optional}
+        for record in manifest.records:
+            kind = record.WhichOneof("kind")
+            if kind == "arrays" and record.name in allowed:
+                _check_arrays(record, allowed[record.name])
+            elif (record.name, kind) != (METRICS, "metrics"):
+                raise InvalidError(
+                    "manifest.records", f"record {record.name!r:.80} of kind {kind} is not expected"
+                )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What replies hold, by message type, and how many classes there are."""
+
+    label_space: int
+    forms: Mapping[str, ReplyForm]
+
+    @classmethod
+    def of(cls, task: Task, frame: Frame, model: Mapping[str, Tensor]) -> Agreement:
+        """The agreement of a run of fednc's own apps."""
+        weights = _layout(model)
+        sums = _layout(ClassSums.zeros(frame.vertices, frame.dim).to_tensors())
+        return cls(
+            label_space=task.label_space,
+            forms={
+                TRAIN: ReplyForm(required={MODEL: weights}, optional={SUMS: sums}),
+                HELLO: ReplyForm(),
+                MEMORY: ReplyForm(required={SUMS: sums}),
+                EVALUATE: ReplyForm(required={STATS: _layout(task.no_statistics())}),
+            },
+        )
+
+    def check(self, message_type: str, manifest: pb.Manifest) -> None:
+        """Raises InvalidError: the reply has not the form that this type of message asks for."""
+        if message_type in self.forms:
+            self.forms[message_type].check(manifest)
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> Layout:
+    return {key: Expected.like(value) for key, value in tensors.items()}
+
+
+def _check_arrays(record: pb.Record, layout: Layout) -> None:
+    given = {meta.key: meta for meta in record.arrays.items}
+    if len(given) != len(record.arrays.items) or set(given) != set(layout):
+        odd = sorted(set(given) ^ set(layout))[:3]
+        raise InvalidError("manifest.arrays", f"tensor names of {record.name!r} differ, for instance {odd!s:.200}")
+    for key, meta in given.items():
+        if problem := layout[key].problem(meta):
+            raise InvalidError("manifest.arrays", f"tensor {key!r} {problem}")

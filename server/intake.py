@@ -1,0 +1,129 @@
+"""Who may send bulk now: uploads share one budget, wait their turn before a byte flows, and are continued later.
+
+Used by the federation, on the event loop. A share of the budget is held by a running upload and by a complete one
+that waits for the fold, never by a client that is silent or gone: what it has sent stays on the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fednc.server.spool import SpooledUpload
+
+
+class SupersededError(Exception):
+    """The work was settled or taken over by another call while this one waited."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """What one piece of work has sent so far, the call that is sending it, and the share that is held for it."""
+
+    upload: SpooledUpload | None = None
+    call: object | None = None
+    share_bytes: int = 0
+
+
+class Budget:
+    """A number of bytes shared first come, first served; one who wants more than all of it passes alone."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self.used_bytes = 0
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def acquire(self, size: int) -> None:
+        """Wait until it is our turn and `size` bytes fit."""
+        if not size:
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((size, turn))
+        self._serve()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.release(size)  # it was given to us in the moment in which we left
+            else:
+                with suppress(ValueError):
+                    self._queue.remove((size, turn))
+                self._serve()
+            raise
+
+    def release(self, size: int) -> None:
+        """Give `size` bytes back."""
+        self.used_bytes -= size
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._queue and self._fits(self._queue[0][0]):
+            size, turn = self._queue.popleft()
+            if not turn.done():
+                self.used_bytes += size
+                turn.set_result(None)
+
+    def _fits(self, size: int) -> bool:
+        return self.used_bytes == 0 or self.used_bytes + size <= self.total_bytes
+
+
+class Intake:
+    """The uploads of one federation."""
+
+    def __init__(self, folder: Path, total_bytes: int) -> None:
+        """`folder` receives the bytes; it must lie on a disk, not in memory."""
+        self._folder, self._numbers = folder, itertools.count()
+        self.budget = Budget(total_bytes)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    async def open(self, slot: Slot, upload_id: bytes, size: int) -> tuple[object, SpooledUpload]:
+        """(this call, the upload to continue or a new one), once the budget has room for it.
+
+        A call that was sending for the same work is superseded at once: its connection is gone.
+
+        Raises:
+            SupersededError: another call came, or the work was settled, while this one waited.
+            OSError: the spool cannot be written.
+        """
+        self.suspend(slot)
+        call = slot.call = object()
+        await self.budget.acquire(size)
+        if slot.call is not call:
+            self.budget.release(size)
+            raise SupersededError
+        slot.share_bytes = size
+        if slot.upload is None or (slot.upload.upload_id, slot.upload.size) != (upload_id, size):
+            self._discard(slot)
+            try:
+                slot.upload = SpooledUpload(self._folder / f"{next(self._numbers):08d}", upload_id, size)
+            except OSError:
+                self.suspend(slot)
+                raise
+        return call, slot.upload
+
+    def suspend(self, slot: Slot, call: object | None = None) -> None:
+        """Nobody sends for the slot any more; what was received stays. With `call`: unless another took over."""
+        if call is None or slot.call is call:
+            share, slot.share_bytes, slot.call = slot.share_bytes, 0, None
+            if share:
+                self.budget.release(share)
+
+    def drop(self, slot: Slot) -> None:
+        """Forget what was received."""
+        self.suspend(slot)
+        self._discard(slot)
+
+    def _discard(self, slot: Slot) -> None:
+        if slot.upload:
+            slot.upload.discard()
+            slot.upload = None
+
+    def hand_over(self, slot: Slot) -> Slot:
+        """The complete upload with its share, in a slot of its own that no call can touch."""
+        complete = Slot(slot.upload, None, slot.share_bytes)
+        slot.upload, slot.call, slot.share_bytes = None, None, 0
+        return complete
