@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from flwr.app import Context
@@ -24,6 +24,7 @@ from fednc.common.frame import Frame, draw_frame
 from fednc.common.memory import ClassMemory
 from fednc.common.tasks.base import Task
 from fednc.server.checkpoint import Checkpoint, Checkpoints
+from fednc.server.control import RunControl
 from fednc.server.evaluation import CentralEvaluation
 from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
@@ -55,6 +56,7 @@ class Surroundings:
     traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far
     parts: Callable[[], Mapping[str, int]] = dict  # part of the split that each client has, by name
     checkpoints: Checkpoints | None = None
+    control: RunControl = field(default_factory=RunControl)
     returning: int = 0  # clients that took part before a restart and are given time to come back
 
 
@@ -68,6 +70,7 @@ class FederatedRun:
             ConfigError, DataError: the task or the test data cannot be used.
         """
         self.run, self._events, self._around = run, events, Surroundings()
+        self._control = self._around.control
         self.task = tasks.get(run)
         self.frame = draw_frame(self.task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"))
         torch.manual_seed(seeds.derive(run.seed, "model"))
@@ -95,27 +98,33 @@ class FederatedRun:
         """
         if around:
             self._around, self.strategy.name_of = around, around.name_of
+        self._control, self.strategy.is_last = self._around.control, lambda: self._control.stopping
         self.strategy.summary()
         if self._around.returning:
             self._wait_for_returning(grid)
         for server_round in range(self.state.completed + 1, self.run.rounds.total + 1):
-            self._one_round(server_round, grid)
+            if not self._one_round(server_round, grid):
+                self._events.emit("stop", f"stopped before round {server_round}", round=server_round)
+                break
         return RunResult(
             run=self.run, task=self.task, frame=self.frame, state=self.state, history=self.history,
             evaluation=self.evaluation,
         )  # fmt: skip
 
-    def _one_round(self, server_round: int, grid: Grid) -> None:
+    def _one_round(self, server_round: int, grid: Grid) -> bool:
+        """Whether it took place: not when an operator stops the run first."""
+        self._control.round = server_round
         evaluates = self.strategy.evaluates(server_round)
         for _ in range(_TRIES):
-            self.wait_for_clients(grid)
+            if not self.wait_for_clients(grid):
+                return False
             up, down = self._around.traffic()
             record = self.strategy.run_round(server_round, grid, evaluates=evaluates)
             if record is not None:
                 break
         else:
             raise no_quorum(self.strategy, server_round, _TRIES)
-        if evaluates and self.evaluation:
+        if (evaluates or self._control.stopping) and self.evaluation:
             guide = exchange.make_guide(self.run, self.frame, self.state.memory, server_round)
             metrics = self.evaluation(self.state.model, guide)
             record.test = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -124,7 +133,9 @@ class FederatedRun:
         self.history.rounds.append(record)
         if self._around.checkpoints:
             self._around.checkpoints.save(self._checkpoint())
+        self._control.complete(record, self.strategy.fold_s)
         self._say(record)
+        return True
 
     def _checkpoint(self) -> Checkpoint:
         bytes_up, bytes_down = self._around.traffic()
@@ -158,7 +169,7 @@ class FederatedRun:
         loss = "" if record.loss is None else f", loss {record.loss:.3f}"
         self._events.emit(
             "round", f"round {record.round}/{self.run.rounds.total}: {record.replies} replies{loss}{accuracy}"
-            f" ({record.seconds:.1f} s)", **vars(record),
+            f" ({record.seconds:.1f} s)", **vars(record), fold_s=self.strategy.fold_s,
         )  # fmt: skip
 
     def _wait_for_returning(self, grid: Grid) -> None:
@@ -167,12 +178,29 @@ class FederatedRun:
         while len(list(grid.get_node_ids())) < self._around.returning and time.monotonic() < give_up:
             time.sleep(_POLL_S)
 
-    def wait_for_clients(self, grid: Grid) -> None:
-        """Return once `min_clients` are there. Raises QuorumError after `wait_s`."""
+    def wait_for_clients(self, grid: Grid) -> bool:
+        """True once `min_clients` are there and no operator holds the run; False when one stops it.
+
+        Raises:
+            QuorumError: after `wait_s`, pauses not counted.
+        """
+        self._control.waiting = True
+        try:
+            return self._wait_for_clients(grid)
+        finally:
+            self._control.waiting = False
+
+    def _wait_for_clients(self, grid: Grid) -> bool:
         wanted, rounds = self.run.rounds.min_clients, self.run.rounds
         give_up = time.monotonic() + rounds.wait_s
         told = False
-        while (there := len(list(grid.get_node_ids()))) < wanted:
+        while not self._control.stopping:
+            if self._control.paused:
+                give_up = time.monotonic() + rounds.wait_s
+                time.sleep(_POLL_S)
+                continue
+            if (there := len(list(grid.get_node_ids()))) >= wanted:
+                return True
             if not told:
                 self._events.emit("waiting", f"waiting for {wanted} clients, {there} ready")
                 told = True
@@ -183,6 +211,7 @@ class FederatedRun:
                     "or raise rounds.wait_s."
                 )
             time.sleep(_POLL_S)
+        return False
 
 
 app = ServerApp()

@@ -26,10 +26,6 @@ class RunControl:
         self.last: RoundRecord | None = None  # the round completed last
         self.fold_s = 0.0  # spent in its fold
 
-    def begin(self, server_round: int) -> None:
-        """This round is the next."""
-        self.round = server_round
-
     def complete(self, record: RoundRecord, fold_s: float) -> None:
         """A round is over."""
         self.last, self.fold_s = record, fold_s

@@ -53,6 +53,7 @@ async def run_server(
     prepared, kept = await asyncio.to_thread(_prepare, run, events, checkpoints)
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
     federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
+    federation.dropped.keep_in(folder / "dropped.json")
     if kept:
         federation.roster.restore(dict(kept.parts))
         federation.earlier_bytes = (kept.bytes_up, kept.bytes_down)
@@ -104,6 +105,7 @@ def _surroundings(federation: Federation, checkpoints: Checkpoints, *, returning
         traffic=federation.traffic,
         parts=federation.roster.kept_parts,
         checkpoints=checkpoints,
+        control=federation.control,
         returning=returning,
     )
 

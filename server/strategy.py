@@ -58,6 +58,8 @@ class FrameStrategy(Strategy):
     def __init__(self, run: RunConfig, task: Task, frame: Frame, state: GlobalState, events: EventLog) -> None:
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
         self.name_of: Callable[[int], str] = str
+        self.is_last: Callable[[], bool] = bool  # whether the run ends with the round under way
+        self.fold_s = 0.0  # spent in the last fold
         self._run_json = run.model_dump_json()
         self._announced: dict[int, int] = {}  # examples that each node said it trains on
         self._record = RoundRecord(round=0)
@@ -80,7 +82,7 @@ class FrameStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The exact weighted mean of the updates, folded as they arrive; None below quorum."""
-        self._record = RoundRecord(round=server_round)
+        self._record, self.fold_s = RoundRecord(round=server_round), 0.0
         fold = Fold(self.state.model, sum(self._announced.values()))
         drift, self._sums = DriftSums.zeros(*self._memory_shape), ClassSums.zeros(*self._memory_shape)
         losses = []
@@ -142,6 +144,7 @@ class FrameStrategy(Strategy):
         self._record.missing = list(getattr(replies, "missing", []))
         if model is None:
             return None
+        evaluates = evaluates or self.is_last()
         if self._wants_global_memory(evaluates):
             self._refresh_memory(server_round, grid, timeout_s)
         if evaluates:
@@ -226,7 +229,9 @@ class FrameStrategy(Strategy):
         if MODEL not in content.array_records:
             raise ProtocolError(f"the reply has no {MODEL!r} record")
         loss = content.metric_records[METRICS].get("loss/loss", math.nan)
+        started = time.monotonic()
         fold.add(content.array_records[MODEL], examples)
+        self.fold_s += time.monotonic() - started
         if sums is not None:
             drift.add_client(sums)
             assert self._sums is not None
