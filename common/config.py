@@ -194,6 +194,10 @@ class ServerSection(Section):
     health_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         None, description="loopback port of the gRPC health service for probes; 0 takes a free one; none: off"
     )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="port of the Prometheus metrics; anybody who reaches it can read them; 0: off"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address that the metrics are served on")
     ingest_mib: Count = Field(512, description="memory and upload slots that all clients together may occupy")
     liveness_s: Positive = Field(5.0, description="seconds of silence after which an idle client counts as lost")
 

@@ -28,6 +28,11 @@ class EventLog:
         self._listeners: list[Callable[[Event], None]] = []
         self._file: TextIO | None = path.open("a", encoding="utf-8", buffering=1) if path else None
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the log was opened."""
+        return time.monotonic() - self._started
+
     def listen(self, listener: Callable[[Event], None]) -> None:
         """Call `listener` with every later event, from the thread that emits it."""
         self._listeners.append(listener)
@@ -36,7 +41,7 @@ class EventLog:
         """Record one event: `text` for people, `fields` for machines."""
         event: Event = {
             "at": round(time.time(), 3),
-            "elapsed_s": round(time.monotonic() - self._started, 3),
+            "elapsed_s": round(self.elapsed_s, 3),
             "kind": kind,
             "text": text,
             **fields,

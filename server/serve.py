@@ -18,10 +18,14 @@ from fednc.common.errors import AddressError
 from fednc.common.wire import channel_options
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
+from fednc.protos import operator_pb2_grpc as operator_rpc
 from fednc.server.federation import Federation
 from fednc.server.gate import Gate
 from fednc.server.grid import LinkGrid
 from fednc.server.identity import Authenticator, Refusal
+from fednc.server.metrics import MetricsServer
+from fednc.server.operator import SERVICE as OPERATOR_SERVICE
+from fednc.server.operator import OperatorServicer
 from fednc.server.security import Security, security_of
 from fednc.server.servicer import FederationServicer
 
@@ -68,8 +72,9 @@ async def make_server(federation: Federation, address: str, security: Security |
     gate = Gate(security.authenticator, federation.events, node_services=(SERVICE,))
     server = grpc.aio.server(options=channel_options(section.liveness_s), interceptors=[gate])
     rpc.add_FederationServicer_to_server(FederationServicer(federation), server)
+    operator_rpc.add_OperatorServicer_to_server(OperatorServicer(federation), server)
     if section.reflection or security.credentials is None:
-        reflection.enable_server_reflection((SERVICE, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection((SERVICE, OPERATOR_SERVICE, reflection.SERVICE_NAME), server)
     port = _bind(server, address, "server.listen", security.credentials)
     if section.health_port is None:
         return Listening(server, port, security)
@@ -122,6 +127,10 @@ async def serve(
     on_listening: Callable[[int], None] = lambda _: None,
 ) -> T:
     """Listen, run `work(grid)` in a thread, tell the clients how it ended, stop."""
+    section = federation.run.server
+    metrics = (
+        MetricsServer(federation, section.metrics_host, section.metrics_port) if section.metrics_port else None
+    )
     listening = await make_server(federation, address, security)
     await listening.start()
     warden = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))
@@ -129,12 +138,16 @@ async def serve(
         "listening", f"run {federation.run_id} listens on {address.rpartition(':')[0]}:{listening.port}, "
         f"{'plaintext' if listening.security.credentials is None else listening.security.mode}",
         port=listening.port, auth=listening.security.mode, probe_port=listening.probe_port,
+        metrics_port=metrics.port if metrics else None,
     )  # fmt: skip
     on_listening(listening.port)
     grid = LinkGrid(federation, asyncio.get_running_loop())
     reason, failed = "the run is over", False
     try:
-        return await asyncio.to_thread(work, grid)
+        result = await asyncio.to_thread(work, grid)
+        if federation.control.stopping:
+            reason = "an operator stopped the run"
+        return result
     except BaseException as e:
         reason, failed = str(e) or type(e).__name__, True
         raise
@@ -142,3 +155,5 @@ async def serve(
         federation.finish(reason, failed=failed)
         warden.cancel()
         await listening.stop(_GOODBYE_S)
+        if metrics:
+            await asyncio.to_thread(metrics.close)

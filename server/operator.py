@@ -1,0 +1,88 @@
+"""The gRPC face for operators: how the run stands, and the few things that may be asked of it.
+
+Thin on purpose. The gate has settled that the caller is an operator; `control.py` and `federation.py` do the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from fednc.protos import operator_pb2 as pb
+from fednc.protos import operator_pb2_grpc as rpc
+from fednc.server.federation import Federation
+from fednc.server.gate import CALLER
+from fednc.server.status import status_of
+
+Context = grpc.aio.ServicerContext[Any, Any]
+SERVICE = pb.DESCRIPTOR.services_by_name["Operator"].full_name
+_EVERY_S = (0.2, 1.0, 60.0)  # least, default and greatest time between two statuses of Watch
+
+
+class OperatorServicer(rpc.OperatorServicer):
+    """Serves the operators of one federation."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.RunStatus:
+        """See operator.proto."""
+        del request, context
+        return status_of(self._federation)
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.RunStatus]:
+        """See operator.proto."""
+        del context
+        least, default, greatest = _EVERY_S
+        every_s = min(greatest, max(least, request.every_s or default))  # in this order NaN ends as `least`
+        while True:
+            status = status_of(self._federation)
+            yield status
+            if status.over:
+                return
+            await self._sleep(every_s)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but not beyond the end of the run: the server gives open calls little time then."""
+        wake = asyncio.get_running_loop().time() + seconds
+        while not self._federation.over and asyncio.get_running_loop().time() < wake:
+            await asyncio.sleep(_EVERY_S[0])
+
+    async def Control(self, request: pb.ControlRequest, context: Context) -> pb.RunStatus:
+        """See operator.proto."""
+        if self._federation.over:
+            reason = f"the run is over already: {self._federation.over.reason}"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+        command = request.WhichOneof("command")
+        if command is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no command that this server knows")
+        if command == "drop":
+            await self._drop(request.drop.node, context)
+        else:
+            self._pull(command)
+        return status_of(self._federation)
+
+    def _pull(self, command: str) -> None:
+        control, who = self._federation.control, _caller()
+        if command == "stop":
+            control.stopping = True
+            text = f"{who} stops the run: no round after the one under way"
+        else:
+            control.paused = command == "pause"
+            text = f"{who} pauses the run: the next round waits" if control.paused else f"{who} lets the run go on"
+        self._federation.events.emit("control", text, command=command, operator=who)
+
+    async def _drop(self, name: str, context: Context) -> None:
+        nodes = {node.name: node for node in self._federation.roster.nodes()}
+        if name not in nodes:
+            known = ", ".join(nodes) or "nobody"
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no node {name!r} was ever here; there were: {known}")
+        self._federation.drop(nodes[name], f"dropped by {_caller()}")
+
+
+def _caller() -> str:
+    holder = CALLER.get().holder
+    return str(holder) if holder else "an operator"
