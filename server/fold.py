@@ -1,18 +1,24 @@
 """The weighted mean of updates, exact in any order, folded one update at a time.
 
 Called by the strategy as replies arrive; each update is checked completely before anything of it is added. The
-running sum is one float64 per parameter, whatever the number of clients.
+running sum is eight bytes per parameter, whatever the number of clients.
 
-Why any order gives the same bits: weights are integers, every product n*x is first rounded to a grid common to
-the round, (t + q) - q with q = 1.5 * 2^e, and sums of grid points stay below 2^53 grid units, so every addition is
-exact. The only other rounding is the one division at the end. With e = ceil(log2(bound * weight)) + 2 the grid is
-2^(e-52), so the mean is off by at most 2^-50 of the bound.
+Why any order gives the same bits: every product n*x (n a whole number) is rounded by itself to a grid that is
+common to the round, and sums of grid points are sums of whole numbers. Rounding costs one addition: for
+q = 1.5 * 2^e and |t| <= 2^(e-1), the float64 t + q lies in [2^e, 2^(e+1)], where neighbours differ by one step
+2^(e-52) of the grid and their bits, read as a whole number, by one. These bits are what is summed, modulo 2^64;
+those of q are taken off at the end, and the only other rounding is the one division.
+
+How far off: a term by half a step at most. With bound B on |x|, weights of W in all and w at most, 2^e is 2Bw or,
+so that sums stay below 2^62 steps, 2^-10 BW, rounded up to a power of two. So the mean of K updates is off by at
+most B (2^-51 w / (W/K) + 2^-62 K), and B is 2^16 times the largest value of the reference: a step is finer than
+float32's for all values but those far below the tensor's largest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +30,7 @@ from torch import Tensor
 from fednc.common import arrays
 from fednc.common.errors import ProtocolError
 
-_BLOCK = 1 << 14  # float64 block and its float32 source stay in the first two cache levels
+_BLOCK = 1 << 16  # values; with its sum and scratch a block fills about half of a second-level cache
 _HEADROOM = 2.0**16  # how much larger than the reference's largest value an update's may be
 
 Values = NDArray[Any]
@@ -33,46 +39,69 @@ Values = NDArray[Any]
 class TensorFold:
     """Running sum of n*x for one tensor."""
 
-    def __init__(self, reference: Tensor, total_weight: int) -> None:
-        largest = float(reference.abs().max()) if reference.numel() else 0.0
+    def __init__(self, size: int) -> None:
+        self._sum = np.empty(size, np.int64)
+        self._scratch = np.empty(min(_BLOCK, size), np.float64)
+
+    def start(self, largest: float, total_weight: int, largest_weight: int) -> None:
+        """Begin at zero, for values up to `_HEADROOM` times `largest`."""
         self.bound = _HEADROOM * max(1.0, largest)
-        self._q = 1.5 * 2.0 ** (math.ceil(math.log2(self.bound * max(1, total_weight))) + 2)
-        self._sum: NDArray[np.float64] = np.zeros(reference.numel(), np.float64)
-        self._scratch: NDArray[np.float64] = np.empty(min(_BLOCK, reference.numel()), np.float64)
+        exponent = math.ceil(math.log2(self.bound * max(2 * largest_weight, total_weight / 2**10)))
+        self._q = np.float64(1.5 * 2.0**exponent)
+        self._step = 2.0 ** (exponent - 52)
+        self._terms = 0
 
     def check(self, value: Values) -> None:
         """Raises ProtocolError unless all values are finite and within the bound."""
-        if not value.size:
-            return
-        largest = max(float(value.max()), -float(value.min()))
+        largest = _largest(value)
         if not largest <= self.bound:  # NaN compares false
             raise ProtocolError(f"holds {largest}, allowed are finite values up to {self.bound:g}")
 
     def add(self, value: Values, weight: int) -> None:
         """Add weight * value; `check` it first."""
-        flat = value.reshape(-1)
-        for start in range(0, flat.size, _BLOCK):
-            piece = flat[start : start + _BLOCK]
+        for start, piece in _blocks(value):
             term = self._scratch[: piece.size]
-            np.multiply(piece, float(weight), out=term, dtype=np.float64)
-            term += self._q
-            term -= self._q
-            self._sum[start : start + _BLOCK] += term
+            np.copyto(term, piece)
+            np.multiply(term, float(weight), out=term)
+            np.add(term, self._q, out=term)
+            total = self._sum[start : start + piece.size]
+            np.add(total if self._terms else 0, term.view(np.int64), out=total)
+        self._terms += 1
 
-    def mean(self, weight: int) -> NDArray[np.float64]:
-        """The weighted mean."""
-        mean: NDArray[np.float64] = self._sum / weight
-        return mean
+    def mean_into(self, target: Values, weight: int) -> None:
+        """Write the weighted mean into `target`, in its dtype."""
+        bias = np.uint64(self._terms * int(self._q.view(np.int64)) % 2**64).view(np.int64)
+        whole = target.dtype.kind != "f"
+        for (_, total), (_, out) in zip(_blocks(self._sum), _blocks(target), strict=True):
+            mean = np.divide(total - bias, weight / self._step, out=self._scratch[: total.size])
+            np.copyto(out, np.rint(mean) if whole else mean, casting="unsafe")
+
+
+def _largest(value: Values) -> float:
+    """Of the absolute values; NaN where one of them is."""
+    return float(np.max([0.0, *(max(float(piece.max()), -float(piece.min())) for _, piece in _blocks(value))]))
+
+
+def _blocks(value: Values) -> Iterator[tuple[int, Values]]:
+    flat = value.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        yield start, flat[start : start + _BLOCK]
 
 
 class Fold:
     """Weighted mean of whole updates with the names, shapes and dtypes of a reference state."""
 
-    def __init__(self, reference: Mapping[str, Tensor], total_weight: int) -> None:
-        """`total_weight` bounds the sum of all weights that may come."""
+    def __init__(self, reference: Mapping[str, Tensor]) -> None:
+        """Takes memory for states like `reference`; `start` comes next."""
+        self._folds = {k: TensorFold(v.numel()) for k, v in reference.items() if _is_averaged(v)}
+
+    def start(self, reference: Mapping[str, Tensor], weights: Collection[int]) -> None:
+        """Begin at zero; `weights` are all that may come, `reference` is another state like the first one."""
         self._reference = reference
-        self._total_weight = total_weight
-        self._folds = {k: TensorFold(v, total_weight) for k, v in reference.items() if _is_averaged(v)}
+        self._total_weight, self._largest_weight = sum(weights), max(weights, default=1)
+        for key, fold in self._folds.items():
+            largest = _largest(_numpy(reference[key]))
+            fold.start(largest, self._total_weight, self._largest_weight)
         self.weight = 0
         self.updates = 0
 
@@ -83,7 +112,7 @@ class Fold:
             ProtocolError: other names, shapes or dtypes than the reference, values that are not finite or out
                 of bounds, or a weight beyond what was announced.
         """
-        if weight < 1 or self.weight + weight > self._total_weight:
+        if not 1 <= weight <= self._largest_weight or self.weight + weight > self._total_weight:
             raise ProtocolError(f"declares {weight} examples, more than it announced or less than one")
         values = self._checked(update)
         for key, value in values.items():
@@ -106,19 +135,31 @@ class Fold:
                 raise ProtocolError(f"tensor {key!r}: {e}") from e
         return values
 
-    def mean(self) -> dict[str, Tensor]:
+    def mean(self) -> ArrayRecord:
         """The mean of all updates in the reference's dtypes; the reference itself where nothing is averaged."""
-        return {k: self._cast(k, v) for k, v in self._reference.items()}
+        record = ArrayRecord()
+        for key, reference in self._reference.items():
+            record[key] = self._mean_of(key, reference)
+        return record
 
-    def _cast(self, key: str, reference: Tensor) -> Tensor:
+    def _mean_of(self, key: str, reference: Tensor) -> Array:
         if key not in self._folds:
-            return reference.clone()
-        mean = torch.from_numpy(self._folds[key].mean(self.weight)).reshape(reference.shape)
-        return mean.to(reference.dtype) if reference.is_floating_point() else mean.round().to(reference.dtype)
+            return arrays.from_tensor(reference)
+        if reference.dtype is torch.bfloat16:
+            mean = torch.empty(reference.shape)
+            self._folds[key].mean_into(mean.numpy(), self.weight)
+            return arrays.from_tensor(mean.bfloat16())
+        array = arrays.blank_like(reference)
+        self._folds[key].mean_into(arrays.to_numpy(array), self.weight)
+        return array
 
 
 def _is_averaged(value: Tensor) -> bool:
     return value.dtype is not torch.bool
+
+
+def _numpy(value: Tensor) -> Values:
+    return value.float().numpy() if value.dtype is torch.bfloat16 else value.numpy()
 
 
 def _matching(array: Array, reference: Tensor) -> Values:
@@ -127,6 +168,6 @@ def _matching(array: Array, reference: Tensor) -> Values:
         shape = list(reference.shape)
         raise ProtocolError(f"is {array.dtype}{list(array.shape)}, expected {expected}{shape}")
     if array.stype == arrays.RAW_BF16:
-        return arrays.to_tensor(array).float().numpy()
+        return _numpy(arrays.to_tensor(array))
     value = arrays.to_numpy(array)
     return value if value.flags.aligned else value.copy()

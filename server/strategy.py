@@ -41,15 +41,15 @@ class GlobalState:
     memory: ClassMemory
     completed: int = 0  # rounds
     extra: dict[str, Tensor] = field(default_factory=dict)  # what a method keeps on the server between rounds
-    record: ArrayRecord = field(init=False)
+    record: ArrayRecord = field(init=False)  # the model as it travels
 
     def __post_init__(self) -> None:
-        self.record = arrays.to_record(self.model)
+        self.replace_model(arrays.to_record(self.model))
 
-    def replace_model(self, model: dict[str, Tensor]) -> None:
-        """The next global model; encoded once for all messages that carry it."""
-        self.model = model
-        self.record = arrays.to_record(model)
+    def replace_model(self, record: ArrayRecord) -> None:
+        """The next global model. Its tensors share the record's memory: nobody may change them in place."""
+        self.record = record
+        self.model = arrays.from_record(record)
 
 
 class FrameStrategy(Strategy):
@@ -64,6 +64,7 @@ class FrameStrategy(Strategy):
         self._announced: dict[int, int] = {}  # examples that each node said it trains on
         self._record = RoundRecord(round=0)
         self._sums: ClassSums | None = None
+        self._fold = Fold(state.model)  # its memory serves every round
 
     # ---- Flower's interface --------------------------------------------------------------------------------
 
@@ -83,7 +84,8 @@ class FrameStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The exact weighted mean of the updates, folded as they arrive; None below quorum."""
         self._record, self.fold_s = RoundRecord(round=server_round), 0.0
-        fold = Fold(self.state.model, sum(self._announced.values()))
+        fold = self._fold
+        fold.start(self.state.model, self._announced.values())
         drift, self._sums = DriftSums.zeros(*self._memory_shape), ClassSums.zeros(*self._memory_shape)
         losses = []
         for reply in self._good(replies):
