@@ -6,6 +6,7 @@ Entry point of the distribution. A subcommand's module is imported when it is ca
 
 from __future__ import annotations
 
+import os
 from importlib import import_module, metadata
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from fednc.cli.output import say_error
+from fednc.common import faults
 from fednc.common.errors import EXIT_INTERRUPTED, FedncError
 from fednc.common.flower_env import quiet_flower
 
@@ -40,6 +42,7 @@ class LazyGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error of ours becomes one message and the exit code of its class."""
         try:
+            faults.arm(os.environ)
             return super().invoke(ctx)
         except FedncError as e:
             say_error(e)

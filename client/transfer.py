@@ -16,10 +16,10 @@ import grpc
 from flwr.app import Message, RecordDict
 
 from fednc.client.blobcache import BlobCache
-from fednc.common import records
+from fednc.common import faults, records
 from fednc.common.arrays import Buffer
 from fednc.common.errors import ProtocolError
-from fednc.common.wire import CHUNK_BYTES, SESSION_KEY, chunks
+from fednc.common.wire import CHUNK_BYTES, SESSION_KEY, UPWARD_LIMIT_BYTES, chunks
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 
@@ -66,7 +66,7 @@ async def _download(
 async def _fill(targets: list[memoryview], call: grpc.aio.UnaryStreamCall[pb.DownloadRequest, pb.Chunk]) -> None:
     targets = [t for t in targets if len(t)]
     async for chunk in call:
-        data = memoryview(chunk.data)
+        data = memoryview(faults.through("client.download", chunk.data))
         while data:
             if not targets:
                 raise ProtocolError("a download is longer than announced")
@@ -121,8 +121,11 @@ async def send_reply(stub: rpc.FederationStub, metadata: Metadata, reply: Reply)
 
 
 async def _send_once(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
+    header = reply.header
+    if header.ByteSize() > UPWARD_LIMIT_BYTES:
+        raise ProtocolError(f"a manifest of {header.ByteSize()} bytes; at most {UPWARD_LIMIT_BYTES} travel")
     call = stub.Upload(metadata=metadata)
-    await call.write(reply.header)
+    await call.write(header)
     event = await _next_event(call)
     if event.HasField("grant"):
         async for frame in _frames(reply, event.grant.offset):
@@ -148,5 +151,6 @@ async def _frames(reply: Reply, offset: int) -> AsyncIterator[pb.UploadFrame]:
         crc32 = zlib.crc32(piece, crc32)
         position += len(piece)
         if position > offset:
-            yield pb.UploadFrame(data=piece[max(0, offset - (position - len(piece))) :])
+            data = piece[max(0, offset - (position - len(piece))) :]
+            yield pb.UploadFrame(data=faults.through("client.upload", data))
     yield pb.UploadFrame(end=pb.UploadEnd(crc32=crc32))

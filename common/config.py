@@ -49,21 +49,43 @@ class FrameSection(Section):
 class MethodSection(Section):
     """The learning method. `name` sets the defaults of the other keys; a key written here wins."""
 
-    name: Literal["fedavg", "fedprox", "fedetf", "fednc"] = Field("fednc", description="preset for the keys below")
+    name: Literal["fedavg", "fedprox", "scaffold", "moon", "fedntd", "fedlc", "fedetf", "fednc"] = Field(
+        "fednc", description="preset for the keys below"
+    )
     head: Literal["linear", "frame"] = Field(
         "frame", description="`linear`: an ordinary trained classifier; `frame`: the frozen vertices"
     )
-    loss: Literal["ce", "balanced-ce", "dot"] = Field(
+    loss: Literal["ce", "balanced-ce", "calibrated-ce", "dot"] = Field(
         "balanced-ce",
-        description="cross-entropy, cross-entropy with the client's class prior, or dot regression to the vertex",
+        description="cross-entropy, with the client's class prior, with a margin for its rare classes and without "
+        "those it lacks (FedLC), or dot regression to the vertex",
     )
     scale: Positive = Field(
         16.0, description="factor s on the cosines before the softmax (start value if trained)"
     )
     train_scale: bool = Field(False, description="learn the scale s and average it with the model")
-    prior_tau: NonNegative = Field(1.0, description="strength of the class prior in `balanced-ce`")
+    prior_tau: NonNegative = Field(
+        1.0, description="strength of prior or margin in `balanced-ce` and `calibrated-ce`"
+    )
     dot_weight: Positive = Field(10.0, description="weight of the dot-regression loss")
     proximal: NonNegative = Field(0.0, description="mu of the proximal term mu/2 |w - w_global|^2")
+    control_variates: bool = Field(
+        False,
+        description="correct each gradient by the difference of the federation's and the client's own mean gradient "
+        "(SCAFFOLD); doubles what travels",
+    )
+    contrast: NonNegative = Field(
+        0.0,
+        description="weight of the pull towards the global model's features and away from those of the client's own "
+        "previous model (MOON); two more forward passes",
+    )
+    contrast_tau: Positive = Field(0.5, description="temperature of the contrast")
+    distil: NonNegative = Field(
+        0.0,
+        description="weight of the distillation of the global model's scores for all classes but the label (FedNTD); "
+        "one more forward pass",
+    )
+    distil_tau: Positive = Field(1.0, description="temperature of the distillation")
     anchor: NonNegative = Field(0.0, description="weight of the pull of features towards the class memory")
     rehearsal: NonNegative = Field(0.0, description="weight of the rehearsal of the memory of all seen classes")
     warmup_rounds: Annotated[int, Field(ge=0)] = Field(
@@ -100,6 +122,11 @@ class MethodSection(Section):
         return self
 
     @property
+    def compares_models(self) -> bool:
+        """Whether the loss needs the views of other models on each batch."""
+        return self.contrast > 0 or self.distil > 0
+
+    @property
     def uses_memory(self) -> bool:
         """Whether clients must send class sums for training or read-out."""
         return self.anchor > 0 or self.rehearsal > 0 or self.readout in ("memory", "blend")
@@ -108,8 +135,12 @@ class MethodSection(Section):
 PRESETS: dict[str, dict[str, Any]] = {
     "fedavg": {"head": "linear", "loss": "ce", "readout": "head"},
     "fedprox": {"head": "linear", "loss": "ce", "readout": "head", "proximal": 0.01},
+    "scaffold": {"head": "linear", "loss": "ce", "readout": "head", "control_variates": True},
+    "moon": {"head": "linear", "loss": "ce", "readout": "head", "contrast": 1.0},
+    "fedntd": {"head": "linear", "loss": "ce", "readout": "head", "distil": 1.0},
+    "fedlc": {"head": "linear", "loss": "calibrated-ce", "readout": "head"},
     "fedetf": {"head": "frame", "loss": "balanced-ce", "train_scale": True, "readout": "vertex"},
-    "fednc": {"head": "frame", "loss": "balanced-ce", "readout": "blend"},
+    "fednc": {"head": "frame", "loss": "balanced-ce", "scale": 4.0, "readout": "memory"},
 }
 
 
@@ -199,6 +230,9 @@ class ServerSection(Section):
     )
     metrics_host: str = Field("127.0.0.1", description="address that the metrics are served on")
     ingest_mib: Count = Field(512, description="memory and upload slots that all clients together may occupy")
+    quarantine_after: Annotated[int, Field(ge=0)] = Field(
+        3, description="refused messages and replies after which a client is shut out until a restart; 0: never"
+    )
     liveness_s: Positive = Field(5.0, description="seconds of silence after which an idle client counts as lost")
 
 

@@ -9,6 +9,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from fednc.common import faults
+
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `data` in one step: after a crash at any moment it holds the old bytes or the new ones.
@@ -19,7 +21,9 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as f:
-            f.write(data)
+            f.write(data[: len(data) // 2])
+            faults.at("file.half")
+            f.write(data[len(data) // 2 :])
             f.flush()
             os.fsync(f.fileno())
         Path(name).chmod(mode)  # mkstemp's are private

@@ -12,6 +12,7 @@ SESSION_KEY = "fednc-session-bin"
 CHUNK_BYTES = 1 << 20
 SHORT_TEXT, LONG_TEXT = 200, 4000  # characters in names and in reasons
 _MESSAGE_LIMIT_BYTES = 32 << 20  # an assignment's manifest; bulk travels in chunks
+UPWARD_LIMIT_BYTES = CHUNK_BYTES + (3 << 20)  # what a client may say at once: a chunk, or a reply's manifest
 _LAYOUT = {ord("\n"): " ", ord("\t"): " "}
 
 Options = list[tuple[str, int]]
@@ -54,9 +55,9 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def channel_options(liveness_s: float) -> Options:
+def channel_options(liveness_s: float, receive_bytes: int = _MESSAGE_LIMIT_BYTES) -> Options:
     """Options for either end: a silent peer is noticed within `liveness_s`, any byte counts as life."""
-    half_ms = max(100, int(liveness_s * 1000 / 2) - 50)
+    half_ms = max(100, int(liveness_s * 1000 * 0.45))  # a ping after so long, its answer within as long
     return [
         ("grpc.keepalive_time_ms", half_ms),
         ("grpc.keepalive_timeout_ms", half_ms),
@@ -64,7 +65,7 @@ def channel_options(liveness_s: float) -> Options:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 50),
         ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.max_receive_message_length", _MESSAGE_LIMIT_BYTES),
+        ("grpc.max_receive_message_length", receive_bytes),
         ("grpc.max_send_message_length", _MESSAGE_LIMIT_BYTES),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.so_reuseport", 0),

@@ -53,6 +53,7 @@ class Surroundings:
 
     name_of: Callable[[int], str] = str
     who_is_there: Callable[[], str] = lambda: ""
+    reject: Callable[[int, str], None] = lambda _node, _reason: None  # counts a reply that could not be used
     traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far
     parts: Callable[[], Mapping[str, int]] = dict  # part of the split that each client has, by name
     checkpoints: Checkpoints | None = None
@@ -98,6 +99,7 @@ class FederatedRun:
         """
         if around:
             self._around, self.strategy.name_of = around, around.name_of
+            self.strategy.reject = around.reject
         self._control, self.strategy.is_last = self._around.control, lambda: self._control.stopping
         self.strategy.summary()
         if self._around.returning:

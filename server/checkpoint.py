@@ -19,6 +19,7 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from fednc.common import faults
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.files import write_atomically
 
@@ -70,6 +71,7 @@ class Checkpoints:
         """Write one round and drop the oldest. Raises OSError; what was there before stays."""
         if not self._keep:
             return
+        faults.at("server.checkpoint.begin")
         data = safetensors.torch.save({k: v.detach().contiguous().clone() for k, v in checkpoint.tensors.items()})
         manifest = Manifest(
             format=FORMAT,
@@ -83,7 +85,9 @@ class Checkpoints:
         )
         stem = self._stem(checkpoint.round)
         write_atomically(stem.with_suffix(".safetensors"), data)
+        faults.at("server.checkpoint.tensors")
         write_atomically(stem.with_suffix(".json"), json.dumps(manifest.model_dump(mode="json")).encode())
+        faults.at("server.checkpoint.end")
         for manifest_path in self._manifests()[self._keep :]:
             manifest_path.unlink()
             manifest_path.with_suffix(".safetensors").unlink(missing_ok=True)

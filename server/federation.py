@@ -8,79 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
-from collections import deque
-from dataclasses import dataclass, field
+import time
+from collections import Counter, deque
 from pathlib import Path
 
-from flwr.app import Message
-
-from fednc.common import records
 from fednc.common.arrays import Buffer
 from fednc.common.config import RunConfig
-from fednc.common.errors import ProtocolError
+from fednc.common.errors import ProtocolError, RefusedError
 from fednc.common.tasks.base import Part
 from fednc.protos import federation_pb2 as pb
+from fednc.server import limits
+from fednc.server.agreement import Agreement
 from fednc.server.blobs import BlobStore
 from fednc.server.control import DropList, RunControl
 from fednc.server.events import EventLog
 from fednc.server.identity import FORBIDDEN, Refusal
+from fednc.server.intake import Intake
+from fednc.server.limits import InvalidError
 from fednc.server.roster import Node, NodeState, Roster
-from fednc.server.spool import Budget, SpooledUpload
+from fednc.server.work import APP_FAILED, NODE_LOST, REPLY_REJECTED, Batch, Reply, Work, WorkKey, key_of
 
-# Flower's own error codes, so that foreign strategies read them as they are used to.
-APP_FAILED, NODE_LOST, REPLY_REJECTED = 2, 5, 4
+_DAMAGED_UPLOADS = 3  # of one reply, before its work fails
 
 _STANDINGS = {pb.Declaration.PAUSED: NodeState.PAUSED, pb.Declaration.LEAVING: NodeState.LEAVING}
-
-WorkKey = tuple[str, str, str, int, int, int]
-
-
-def key_of(work_id: pb.AssignmentId) -> WorkKey:
-    """What makes an assignment itself."""
-    return (
-        work_id.run_id, work_id.group_id, work_id.message_type, work_id.node_id, work_id.ordinal, work_id.attempt
-    )  # fmt: skip
-
-
-@dataclass(eq=False)
-class Reply:
-    """What came of one piece of work: a committed upload, or a failure."""
-
-    work: Work
-    manifest: pb.Manifest | None = None
-    upload: SpooledUpload | None = None
-    failure: pb.Failure | None = None
-
-
-@dataclass(eq=False)
-class Batch:
-    """The work of one `send_and_receive`; replies are read from another thread."""
-
-    digests: list[bytes] = field(default_factory=list)
-    works: list[Work] = field(default_factory=list)
-    replies: queue.SimpleQueue[Reply] = field(default_factory=queue.SimpleQueue)
-
-
-@dataclass(eq=False)
-class Work:
-    """One assignment under way at one node."""
-
-    id: pb.AssignmentId
-    node: Node
-    instruction: Message
-    content: pb.Manifest
-    batch: Batch
-    upload: SpooledUpload | None = None
-
-    @property
-    def event(self) -> pb.ServerEvent:
-        """The assignment as it goes down the node's stream."""
-        return pb.ServerEvent(assignment=pb.Assignment(id=self.id, content=self.content))
 
 
 class Federation:
     """State of one run's link."""
+
+    app = ""  # name and version of a foreign Flower app; empty: fednc's own
 
     def __init__(self, run_id: str, run: RunConfig, spool: Path, events: EventLog, *, attempt: int = 0) -> None:
         """`attempt` counts the starts of this run's server: work handed out before a restart is stale."""
@@ -89,20 +45,22 @@ class Federation:
         self.roster = Roster(run.split.parts if run.split else 0)
         self.blobs = BlobStore()
         self.control, self.dropped = RunControl(), DropList()
-        self.budget = Budget(run.server.ingest_mib << 20)
-        self._background: set[asyncio.Task[None]] = set()
+        self.intake = Intake(spool, run.server.ingest_mib << 20)
+        self.agreement: Agreement | None = None  # what replies hold, where the strategy has said so
+        self.refusals: Counter[str] = Counter()  # what was turned down, by call and field
         self.over: pb.RunOver | None = None
-        self._spool = spool
         self._works: dict[WorkKey, Work] = {}
         self._committed: deque[WorkKey] = deque(maxlen=4096)
-        spool.mkdir(parents=True, exist_ok=True)
 
     # ---- nodes come and go ---------------------------------------------------------------------------------
 
     def admit(self, request: pb.AttendRequest) -> Node:
-        """A node attends. Raises RefusedError."""
+        """A node attends. Raises RefusedError, Refusal."""
         wanted = Part(request.part.index, request.part.of) if request.HasField("part") else None
         self.dropped.check(request.name)
+        if request.app != self.app:
+            ours, theirs = self.app or "fednc's own", request.app or "fednc's own"
+            raise RefusedError(f"this server runs the app {ours}, this client {theirs}: start it with the same --app")
         if request.dry_run:
             node = self.roster.rehearse(request.name, wanted)
         else:
@@ -138,7 +96,7 @@ class Federation:
         node.state = _STANDINGS.get(declaration.standing, NodeState.READY)
         if node.state is NodeState.READY:
             self.events.emit(
-                "ready", f"{node.name} is ready: {node.examples} examples on {node.device}", node=node.name,
+                "ready", f"{node.name} is ready: {_holds(declaration)}", node=node.name,
                 examples=node.examples, class_counts=list(node.class_counts), pid=node.pid, device=node.device,
             )  # fmt: skip
             for work in self._works_of(node):
@@ -152,8 +110,9 @@ class Federation:
         if node.state is NodeState.REHEARSING or not self.roster.lose(node, session):
             return
         if not self.over:
-            self.events.emit("lost", f"{node.name} is gone", level=logging.WARNING, node=node.name)
-            asyncio.get_running_loop().call_later(wait_s, self._give_up, node)
+            text = f"{node.name} is gone ({time.strftime('%H:%M:%S')})"
+            self.events.emit("lost", text, level=logging.WARNING, node=node.name)
+            asyncio.get_running_loop().call_later(wait_s, self._give_up, node, session)
 
     def expel(self, node: Node, refusal: Refusal) -> None:
         """End a node's attendance with a reason. Its work fails now: nobody waits for its return."""
@@ -171,8 +130,8 @@ class Federation:
         node.state, node.problem = NodeState.DROPPED, reason
         self.events.emit("drop", f"{node.name}: {reason}", level=logging.WARNING, node=node.name)
 
-    def _give_up(self, node: Node) -> None:
-        if node.state is NodeState.LOST:
+    def _give_up(self, node: Node, session: bytes) -> None:
+        if node.state is NodeState.LOST and node.session == session:  # else it has been back meanwhile
             for work in self._works_of(node):
                 self._fail(work, NODE_LOST, "NodeLost", f"{node.name} was lost and did not come back in time")
 
@@ -186,10 +145,12 @@ class Federation:
             self._works[key_of(work.id)] = work
             if work.node.state in (NodeState.READY, NodeState.PAUSED):
                 work.node.outbox.put_nowait(work.event)
-            elif work.node.state in (NodeState.UNFIT, NodeState.DROPPED):
+            elif work.node.state in (NodeState.UNFIT, NodeState.DROPPED, NodeState.QUARANTINED):
                 self._fail(work, NODE_LOST, f"Node{work.node.state.title()}", work.node.problem)
             else:
-                asyncio.get_running_loop().call_later(self.run.rounds.rejoin_s, self._give_up, work.node)
+                asyncio.get_running_loop().call_later(
+                    self.run.rounds.rejoin_s, self._give_up, work.node, work.node.session
+                )
 
     def close(self, batch: Batch, reason: str) -> list[str]:
         """Nobody waits for this batch any more: cancel what is open, free its blobs. Who was still open?"""
@@ -198,7 +159,7 @@ class Federation:
             if self._works.pop(key_of(work.id), None):
                 missing.append(work.node.name)
                 work.node.outbox.put_nowait(pb.ServerEvent(cancel=pb.Cancel(id=work.id, reason=reason)))
-                self._drop_upload(work)
+                self.intake.drop(work.slot)
         self.blobs.release(batch.digests)
         batch.digests = []
         return missing
@@ -211,7 +172,7 @@ class Federation:
         return [work for work in self._works.values() if work.node is node]
 
     def _fail(self, work: Work, code: int, kind: str, reason: str) -> None:
-        self._drop_upload(work)
+        self.intake.drop(work.slot)
         self._settle(work, Reply(work, failure=pb.Failure(code=code, kind=kind, reason=reason)))
 
     def _settle(self, work: Work, reply: Reply) -> None:
@@ -231,29 +192,26 @@ class Federation:
             return pb.Receipt(outcome=pb.Receipt.DUPLICATE, reason="this reply was settled before")
         return pb.Receipt(outcome=pb.Receipt.LATE, reason="nobody waits for this reply any more")
 
-    async def open_upload(self, work: Work, header: pb.UploadHeader) -> SpooledUpload:
-        """The upload to continue, or a new one once the budget has room for it.
+    def has_work(self, work_id: pb.AssignmentId) -> bool:
+        """Whether this work is open."""
+        return key_of(work_id) in self._works
 
-        Raises:
-            OSError: the spool cannot be written.
-        """
-        size = records.bulk_bytes(header.manifest)
-        if work.upload and work.upload.upload_id == header.upload_id and work.upload.size == size:
-            return work.upload
-        self._drop_upload(work)
-        await self.budget.acquire(size)
-        name = f"{work.node.node_id}-{header.upload_id.hex()[:32]}"
-        try:
-            work.upload = SpooledUpload(self._spool / name, header.upload_id, size)
-        except OSError:
-            await self.budget.release(size)
-            raise
-        return work.upload
+    def check_header(self, work: Work, header: pb.UploadHeader) -> None:
+        """Raises InvalidError: this is no reply to that work."""
+        limits.check_header(header, self.intake.budget.total_bytes if self.agreement is None else limits.COUNT)
+        if self.agreement and not header.HasField("failure"):
+            self.agreement.check(work.id.message_type, header.manifest)
 
     def commit(self, work: Work, manifest: pb.Manifest) -> None:
         """The upload of `work` is complete and intact: hand it to whoever waits."""
-        upload, work.upload = work.upload, None
-        self._settle(work, Reply(work, manifest=manifest, upload=upload))
+        slot = self.intake.hand_over(work.slot)
+        self._settle(work, Reply(work, manifest=manifest, slot=slot))
+
+    def note_full_disk(self, work: Work, error: OSError) -> None:
+        """An upload could not be stored; the client tries again until the deadline."""
+        self.intake.drop(work.slot)
+        text = f"cannot store the reply of {work.node.name}: {error.strerror}; free space in the run's folder"
+        self.events.emit("disk", text, level=logging.ERROR, node=work.node.name, errno=error.errno)
 
     def report_failure(self, work: Work, failure: pb.Failure) -> None:
         """The client says that its work failed."""
@@ -263,26 +221,44 @@ class Federation:
 
     def reject(self, work: Work, error: ProtocolError) -> pb.Receipt:
         """The reply breaks the agreement: its work has failed, the round goes on."""
-        text = f"rejected a reply of {work.node.name}: {error}"
-        self.events.emit("rejected", text, level=logging.WARNING, node=work.node.name)
         self._fail(work, REPLY_REJECTED, "Rejected", str(error))
+        self.turn_down(work.node, "Upload", error)
         return pb.Receipt(outcome=pb.Receipt.REJECTED, reason=str(error))
 
-    def drop_damaged(self, work: Work) -> None:
-        """Forget an upload that did not arrive as it was sent; the client sends it again."""
-        self._drop_upload(work)
+    def drop_damaged(self, work: Work) -> pb.Receipt:
+        """Forget an upload that did not arrive as it was sent; the client sends it again, but not for ever."""
+        self.intake.drop(work.slot)
+        work.damaged += 1
+        if work.damaged >= _DAMAGED_UPLOADS:
+            return self.reject(work, InvalidError("crc32", f"the reply arrived damaged {work.damaged} times"))
+        return pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="checksum or length differ; send it again")
 
-    def _drop_upload(self, work: Work) -> None:
-        if work.upload:
-            work.upload.discard()
-            self.free(work.upload)
-            work.upload = None
+    # ---- what is turned down -------------------------------------------------------------------------------
 
-    def free(self, upload: SpooledUpload) -> None:
-        """Give the upload's share of the budget back."""
-        task = asyncio.ensure_future(self.budget.release(upload.size))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+    def turn_down(self, node: Node, call: str, error: ProtocolError) -> None:
+        """Count a message or reply of a node that nobody honest sends; a node that keeps on is quarantined."""
+        field = error.field if isinstance(error, InvalidError) else "content"
+        self.refusals[f"{call}.{field}"] += 1
+        node.rejections += 1
+        if node.state is NodeState.QUARANTINED:
+            return
+        text = f"rejected a message of {node.name} ({call}): {error}"
+        self.events.emit("rejected", text, level=logging.WARNING, node=node.name, call=call, field=field)
+        most = self.run.server.quarantine_after
+        if most and node.rejections >= most:
+            self._quarantine(node, f"{node.rejections} of its messages were rejected, the last: {error}")
+
+    def turn_down_by_id(self, node_id: int, problem: str) -> None:
+        """Count a reply whose content the strategy had to refuse."""
+        node = self.roster.by_id(node_id)
+        if node:
+            self.turn_down(node, "Upload", ProtocolError(problem))
+
+    def _quarantine(self, node: Node, reason: str) -> None:
+        text = f"{node.name} is in quarantine: {reason}"
+        self.expel(node, Refusal(f"{text}. The operator can restart the server to let it in again", FORBIDDEN))
+        node.state, node.problem = NodeState.QUARANTINED, reason
+        self.events.emit("quarantine", text, level=logging.WARNING, node=node.name, reason=reason)
 
     # ---- the end -------------------------------------------------------------------------------------------
 
@@ -296,5 +272,13 @@ class Federation:
         """Tell everybody that the run is over."""
         self.over = pb.RunOver(reason=reason, failed=failed)
         self.control.stopping = True
+        for work in list(self._works.values()):  # so that nobody goes on waiting for it
+            self._fail(work, NODE_LOST, "RunOver", reason)
         for node in self.roster.nodes():
             node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))
+
+
+def _holds(declaration: pb.Declaration) -> str:
+    """Examples and device; a foreign app declares no examples."""
+    examples = f"{declaration.examples} examples on " if declaration.examples else ""
+    return f"{examples}{declaration.device}"

@@ -22,8 +22,9 @@ from fednc.common import flower, records
 from fednc.common.arrays import Buffer
 from fednc.common.errors import ProtocolError
 from fednc.protos import federation_pb2 as pb
-from fednc.server.federation import REPLY_REJECTED, Batch, Federation, Reply, Work
+from fednc.server.federation import Federation
 from fednc.server.roster import Node
+from fednc.server.work import REPLY_REJECTED, Batch, Reply, Work
 
 T = TypeVar("T")
 
@@ -77,6 +78,10 @@ class LinkGrid(Grid):
     def ready(self) -> list[Node]:
         """Nodes that are ready, by name."""
         return self.call(self.federation.roster.ready)
+
+    def reject(self, node: int, problem: str) -> None:
+        """Count a reply that is there, whole and undamaged, but holds what nobody honest sends."""
+        self.call(lambda: self.federation.turn_down_by_id(node, problem))
 
     def name_of(self, node: int) -> str:
         """The name behind a Flower node id."""
@@ -181,16 +186,18 @@ class Replies(Iterator[Message]):
         try:
             return self._to_message(reply)
         except ProtocolError as e:
-            return flower.reply(reply.work.instruction, None, Error(REPLY_REJECTED, str(e)))
+            problem = str(e)
+            self._grid.reject(reply.work.node.node_id, problem)
+            return flower.reply(reply.work.instruction, None, Error(REPLY_REJECTED, problem))
 
     def _to_message(self, reply: Reply) -> Message:
         if reply.failure is not None:
             error = Error(reply.failure.code, f"{reply.failure.kind}: {reply.failure.reason}")
             return flower.reply(reply.work.instruction, None, error)
-        assert reply.upload is not None
+        assert reply.slot.upload is not None
         assert reply.manifest is not None
-        views = reply.upload.take([meta.size for meta in records.metas_of(reply.manifest)])
-        self._grid.call(lambda: self._grid.federation.free(reply.upload))  # type: ignore[arg-type]
+        views = reply.slot.upload.take([meta.size for meta in records.metas_of(reply.manifest)])
+        self._grid.call(lambda: self._grid.federation.intake.suspend(reply.slot))
         content = records.from_manifest(reply.manifest, iter(views))
         return flower.reply(reply.work.instruction, content, None)
 
@@ -202,7 +209,5 @@ class Replies(Iterator[Message]):
         federation = self._grid.federation
         self.missing = self._grid.call(lambda: federation.close(self._batch, reason))
         while not self._batch.replies.empty():
-            upload = self._batch.replies.get().upload
-            if upload:
-                upload.discard()
-                self._grid.call(lambda u=upload: federation.free(u))  # type: ignore[misc]
+            slot = self._batch.replies.get().slot
+            self._grid.call(lambda slot=slot: federation.intake.drop(slot))  # type: ignore[misc]

@@ -9,12 +9,13 @@ import asyncio
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fednc.common.config import RunConfig
 from fednc.common.files import write_atomically
+from fednc.server.agreement import Agreement
 from fednc.server.app import FederatedRun, RunResult, Surroundings
 from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.events import EventLog
@@ -54,13 +55,14 @@ async def run_server(
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
     federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
     federation.dropped.keep_in(folder / "dropped.json")
+    federation.agreement = Agreement.of(prepared.task, prepared.frame, prepared.state.model)
     if kept:
         federation.roster.restore(dict(kept.parts))
         federation.earlier_bytes = (kept.bytes_up, kept.bytes_down)
     around = _surroundings(federation, checkpoints, returning=len(kept.parts) if kept else 0)
 
     def work(grid: LinkGrid) -> RunResult:
-        return prepared.execute(grid, around)
+        return prepared.execute(grid, replace(around, reject=grid.reject))
 
     def listening(port: int) -> None:
         on_listening(federation, port)

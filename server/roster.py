@@ -13,7 +13,9 @@ from fednc.common.errors import RefusedError
 from fednc.common.flower import node_id
 from fednc.common.tasks.base import Part
 from fednc.protos import federation_pb2 as pb
-from fednc.server.identity import Identity, Refusal
+from fednc.server.identity import FORBIDDEN, Identity, Refusal
+
+MOST_NODES = 10_000  # where names cost nothing, somebody may try to fill the memory with them
 
 
 class NodeState(StrEnum):
@@ -26,6 +28,7 @@ class NodeState(StrEnum):
     UNFIT = "unfit"  # attending, but said why it cannot take part
     LOST = "lost"
     DROPPED = "dropped"  # by an operator
+    QUARANTINED = "quarantined"  # by the server: what it sends is rubbish
     REHEARSING = "rehearsing"  # a dry run; in no roster
 
 
@@ -46,6 +49,8 @@ class Node:
     device: str = ""
     pid: int = 0
     problem: str = ""
+    rejections: int = 0  # messages and replies of it that were refused
+    calls: int = 0  # under way, the attending one left out
     progress: pb.Progress | None = None
     bytes_up: int = 0
     bytes_down: int = 0
@@ -55,7 +60,7 @@ class Node:
     @property
     def is_here(self) -> bool:
         """Whether it attends."""
-        return self.state not in (NodeState.LOST, NodeState.DROPPED)
+        return self.state not in (NodeState.LOST, NodeState.DROPPED, NodeState.QUARANTINED)
 
     def touch(self) -> None:
         """Note a sign of life."""
@@ -75,8 +80,13 @@ class Roster:
 
         Raises:
             RefusedError: another process attends under that name, or no part of the split is free.
+            Refusal: the name is in quarantine.
         """
         node = self._by_name.get(name)
+        if node and node.state is NodeState.QUARANTINED:
+            raise Refusal(f"{name!r} is in quarantine: {node.problem}", FORBIDDEN)
+        if node is None and len(self._by_name) >= MOST_NODES:
+            raise RefusedError(f"the server knows {MOST_NODES} names and takes no more")
         if node and node.is_here and not hmac.compare_digest(node.instance, instance):
             raise RefusedError(f"the name {name!r} is taken by a client that is here; choose another with --name")
         if node is None:

@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fednc.common.errors import AddressError
-from fednc.common.wire import channel_options
+from fednc.common.wire import UPWARD_LIMIT_BYTES, channel_options
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 from fednc.protos import operator_pb2_grpc as operator_rpc
@@ -30,9 +30,11 @@ from fednc.server.security import Security, security_of
 from fednc.server.servicer import FederationServicer
 
 T = TypeVar("T")
+G = TypeVar("G", bound=LinkGrid)
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"].full_name
 _GOODBYE_S = 3.0  # for clients to take the news that the run is over
 _RECHECK_S = 0.5
+_STREAMS_PER_CONNECTION = 32
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ async def make_server(federation: Federation, address: str, security: Security |
     section = federation.run.server
     security = security or security_of(section, address, federation.events)
     gate = Gate(security.authenticator, federation.events, node_services=(SERVICE,))
-    server = grpc.aio.server(options=channel_options(section.liveness_s), interceptors=[gate])
+    options = channel_options(section.liveness_s, UPWARD_LIMIT_BYTES)
+    options += [("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION)]
+    server = grpc.aio.server(options=options, interceptors=[gate])
     rpc.add_FederationServicer_to_server(FederationServicer(federation), server)
     operator_rpc.add_OperatorServicer_to_server(OperatorServicer(federation), server)
     if section.reflection or security.credentials is None:
@@ -120,9 +124,10 @@ async def drop_invalid(federation: Federation, authenticator: Authenticator) -> 
 
 async def serve(
     federation: Federation,
-    work: Callable[[LinkGrid], T],
+    work: Callable[[G], T],
     *,
     address: str,
+    grid_type: type[G] = LinkGrid,  # type: ignore[assignment]
     security: Security | None = None,
     on_listening: Callable[[int], None] = lambda _: None,
 ) -> T:
@@ -141,7 +146,7 @@ async def serve(
         metrics_port=metrics.port if metrics else None,
     )  # fmt: skip
     on_listening(listening.port)
-    grid = LinkGrid(federation, asyncio.get_running_loop())
+    grid = grid_type(federation, asyncio.get_running_loop())
     reason, failed = "the run is over", False
     try:
         result = await asyncio.to_thread(work, grid)

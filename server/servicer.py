@@ -5,20 +5,33 @@ Thin on purpose; every decision is in `federation.py`, and who is calling was se
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
+from fednc.common import faults, records
 from fednc.common.errors import ProtocolError, RefusedError
 from fednc.common.wire import CHUNK_BYTES, PROTOCOL, SESSION_KEY, chunks
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
-from fednc.server.federation import Federation, Work
+from fednc.server import limits
+from fednc.server.federation import Federation
 from fednc.server.gate import CALLER
 from fednc.server.identity import Refusal
+from fednc.server.intake import SupersededError
+from fednc.server.limits import InvalidError, require
 from fednc.server.roster import Node
 from fednc.server.spool import SpooledUpload
+from fednc.server.work import Work
+
+_STALL_FACTOR = 3  # times liveness_s without a byte, and an upload gives its share of the budget to others
+_CALLS_PER_NODE = 16  # at once, the attending one left out
+_PROGRESS_PAUSE_S = 0.02
+_COMMITTED = pb.Receipt(outcome=pb.Receipt.COMMITTED)
+_LATE = pb.Receipt(outcome=pb.Receipt.LATE, reason="the work was cancelled or taken over")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -28,9 +41,11 @@ class FederationServicer(rpc.FederationServicer):
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
+        self._stall_s = _STALL_FACTOR * federation.run.server.liveness_s
 
     async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[pb.ServerEvent]:
         """See federation.proto."""
+        faults.at("server.attend")
         node = await self._admit(request, context)
         session, outbox = node.session, node.outbox
         try:
@@ -50,10 +65,13 @@ class FederationServicer(rpc.FederationServicer):
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"the server speaks protocol {PROTOCOL}, this client {request.protocol} "
-                f"(fednc {request.software}); install the same version of fednc on both sides",
+                f"(fednc {request.software:.40}); install the same version of fednc on both sides",
             )
-        if not request.name or len(request.name) > 64 or not request.name.isprintable():
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a name has 1 to 64 printable characters")
+        try:
+            limits.check_attend(request)
+        except InvalidError as e:  # not counted against the name: nobody has proved yet whose it is
+            self._federation.refusals[f"Attend.{e.field}"] += 1
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         CALLER.get().require_name(request.name)
         try:
             node = self._federation.admit(request)
@@ -71,81 +89,128 @@ class FederationServicer(rpc.FederationServicer):
         node.touch()
         return node
 
+    @asynccontextmanager
+    async def _call(self, context: Context, name: str) -> AsyncIterator[Node]:
+        """The node that makes a call other than Attend; what it must not say ends the call and is counted."""
+        node = await self._node(context)
+        if node.calls >= _CALLS_PER_NODE:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{node.calls} calls at once; end some first")
+        node.calls += 1
+        try:
+            yield node
+        except InvalidError as e:
+            self._federation.turn_down(node, name, e)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
+        finally:
+            node.calls -= 1
+
     async def Declare(self, request: pb.Declaration, context: Context) -> pb.DeclarationReceipt:
         """See federation.proto."""
-        self._federation.declare(await self._node(context), request)
+        async with self._call(context, "Declare") as node:
+            agreement = self._federation.agreement
+            limits.check_declaration(request, agreement.label_space if agreement else None)
+            self._federation.declare(node, request)
         return pb.DeclarationReceipt()
 
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.Chunk]:
         """See federation.proto."""
-        node = await self._node(context)
-        session = node.session
-        blobs = [self._federation.blobs.get(digest) for digest in request.digests]
-        if None in blobs:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "a blob is gone: the work it belonged to is over")
-        for piece in chunks([blob for blob in blobs if blob is not None], CHUNK_BYTES):
-            yield pb.Chunk(data=piece)
-            node.bytes_down += len(piece)
-            node.touch()
-            if node.session != session:
-                await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
+        async with self._call(context, "Download") as node:
+            session = node.session
+            limits.check_download(request)
+            blobs = [self._federation.blobs.get(digest) for digest in request.digests]
+            if None in blobs:
+                await context.abort(grpc.StatusCode.NOT_FOUND, "a blob is gone: the work it belonged to is over")
+            for piece in chunks([blob for blob in blobs if blob is not None], CHUNK_BYTES):
+                yield pb.Chunk(data=faults.through("server.download", piece))
+                node.bytes_down += len(piece)
+                node.touch()
+                if node.session != session:
+                    await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
 
     async def Upload(
         self, frames: AsyncIterator[pb.UploadFrame], context: Context
     ) -> AsyncIterator[pb.UploadEvent]:
         """See federation.proto."""
-        node = await self._node(context)
-        first = await anext(frames, None)
-        if first is None or not first.HasField("header"):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "an upload starts with its header")
-        found = self._federation.find_work(node, first.header.id)
-        if isinstance(found, pb.Receipt):
-            yield pb.UploadEvent(receipt=found)
+        async with self._call(context, "Upload") as node:
+            first = await self._next(frames, context)
+            require("header", first is not None and first.HasField("header"), "an upload starts with its header")
+            assert first is not None
+            async for event in self._serve_upload(node, first.header, frames, context):
+                yield event
+
+    async def _serve_upload(
+        self, node: Node, header: pb.UploadHeader, frames: AsyncIterator[pb.UploadFrame], context: Context
+    ) -> AsyncIterator[pb.UploadEvent]:
+        work = self._federation.find_work(node, header.id)
+        if isinstance(work, pb.Receipt):
+            yield pb.UploadEvent(receipt=work)
             return
-        if first.header.HasField("failure"):
-            self._federation.report_failure(found, first.header.failure)
-            yield pb.UploadEvent(receipt=pb.Receipt(outcome=pb.Receipt.COMMITTED))
-            return
+        call: object = None
         try:
-            upload = await self._federation.open_upload(found, first.header)
+            self._federation.check_header(work, header)
+            if header.HasField("failure"):
+                self._federation.report_failure(work, header.failure)
+                yield pb.UploadEvent(receipt=_COMMITTED)
+                return
+            size = records.bulk_bytes(header.manifest)
+            call, upload = await self._federation.intake.open(work.slot, header.upload_id, size)
             yield pb.UploadEvent(grant=pb.Grant(offset=upload.received))
-            receipt = await self._receive(found, upload, first.header, frames)
+            receipt = await self._receive(work, call, header, frames, context)
+        except SupersededError:
+            receipt = _LATE
         except ProtocolError as e:
-            receipt = self._federation.reject(found, e)
+            receipt = self._federation.reject(work, e)
         except OSError as e:
-            await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server cannot store the upload: {e.strerror}"
-            )
+            self._federation.note_full_disk(work, e)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the server cannot store the upload: {e.strerror}")
+        finally:
+            if call:
+                self._federation.intake.suspend(work.slot, call)
         yield pb.UploadEvent(receipt=receipt)
 
     async def _receive(
-        self, work: Work, upload: SpooledUpload, header: pb.UploadHeader, frames: AsyncIterator[pb.UploadFrame]
-    ) -> pb.Receipt:
-        async for frame in frames:
-            if work.upload is not upload:
-                return pb.Receipt(outcome=pb.Receipt.LATE, reason="the work was cancelled or taken over")
+        self, work: Work, call: object, header: pb.UploadHeader, frames: AsyncIterator[pb.UploadFrame],
+        context: Context,
+    ) -> pb.Receipt:  # fmt: skip
+        while frame := await self._next(frames, context):
+            if work.slot.call is not call or work.slot.upload is None:
+                return _LATE
             work.node.touch()
             if frame.HasField("end"):
-                return self._finish(work, upload, header, frame.end.crc32)
-            upload.append(frame.data)
+                return self._finish(work, work.slot.upload, header, frame.end.crc32)
+            require("data", bool(frame.data), "a frame without data")
+            work.slot.upload.append(faults.through("server.upload", frame.data))
             work.node.bytes_up += len(frame.data)
         return pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="stopped before its end; go on from where you were")
 
+    async def _next(self, frames: AsyncIterator[pb.UploadFrame], context: Context) -> pb.UploadFrame | None:
+        """The next frame, None at the end. A client that sends nothing for long gives its place to others."""
+        try:
+            async with asyncio.timeout(self._stall_s):
+                return await anext(frames, None)
+        except TimeoutError:
+            reason = f"no byte for {self._stall_s:g} s; go on from where you were"
+            await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
+
     def _finish(self, work: Work, upload: SpooledUpload, header: pb.UploadHeader, crc32: int) -> pb.Receipt:
         if not upload.is_intact(crc32):
-            self._federation.drop_damaged(work)
-            return pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="checksum or length differ; send it again")
+            return self._federation.drop_damaged(work)
         self._federation.commit(work, header.manifest)
-        return pb.Receipt(outcome=pb.Receipt.COMMITTED)
+        faults.at("server.committed")
+        return _COMMITTED
 
     async def Report(self, progress: AsyncIterator[pb.Progress], context: Context) -> pb.ReportSummary:
         """See federation.proto."""
-        node, received = await self._node(context), 0
-        session = node.session
-        async for message in progress:
-            if node.session != session:
-                break
-            node.progress = message
-            node.touch()
-            received += 1
+        received = 0
+        async with self._call(context, "Report") as node:
+            session = node.session
+            async for message in progress:
+                if node.session != session:
+                    break
+                limits.check_progress(message, node.node_id)
+                if self._federation.has_work(message.id):
+                    node.progress = message
+                node.touch()
+                received += 1
+                await asyncio.sleep(_PROGRESS_PAUSE_S)  # what comes faster waits in the client
         return pb.ReportSummary(received=received)

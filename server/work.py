@@ -1,0 +1,64 @@
+"""One piece of work and what comes of it, as values: made by the grid, kept by the federation.
+
+Knows neither gRPC nor the budget.
+"""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+
+from fednc.protos import federation_pb2 as pb
+from fednc.server.intake import Slot
+from fednc.server.roster import Node
+
+# Flower's own error codes, so that foreign strategies read them as they are used to.
+APP_FAILED, NODE_LOST, REPLY_REJECTED = 2, 5, 4
+
+WorkKey = tuple[str, str, str, int, int, int]
+
+
+def key_of(work_id: pb.AssignmentId) -> WorkKey:
+    """What makes an assignment itself."""
+    return (
+        work_id.run_id, work_id.group_id, work_id.message_type, work_id.node_id, work_id.ordinal, work_id.attempt
+    )  # fmt: skip
+
+
+@dataclass(eq=False)
+class Reply:
+    """What came of one piece of work: a complete upload in its slot, or a failure."""
+
+    work: Work
+    manifest: pb.Manifest | None = None
+    slot: Slot = field(default_factory=Slot)
+    failure: pb.Failure | None = None
+
+
+@dataclass(eq=False)
+class Batch:
+    """The work of one `send_and_receive`; replies are read from another thread."""
+
+    digests: list[bytes] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
+    replies: queue.SimpleQueue[Reply] = field(default_factory=queue.SimpleQueue)
+
+
+@dataclass(eq=False)
+class Work:
+    """One assignment under way at one node."""
+
+    id: pb.AssignmentId
+    node: Node
+    instruction: Message
+    content: pb.Manifest
+    batch: Batch
+    slot: Slot = field(default_factory=Slot)
+    damaged: int = 0  # uploads that did not arrive as they were sent
+
+    @property
+    def event(self) -> pb.ServerEvent:
+        """The assignment as it goes down the node's stream."""
+        return pb.ServerEvent(assignment=pb.Assignment(id=self.id, content=self.content))
