@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fednc.common import arrays, exchange, seeds
+from fednc.common import arrays, exchange, faults, seeds
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError, QuorumError
 from fednc.common.exchange import EVALUATE, HELLO, MEMORY, METRICS, MODEL, STATS, TRAIN, Instruction
@@ -58,6 +58,7 @@ class FrameStrategy(Strategy):
     def __init__(self, run: RunConfig, task: Task, frame: Frame, state: GlobalState, events: EventLog) -> None:
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
         self.name_of: Callable[[int], str] = str
+        self.reject: Callable[[int, str], None] = lambda _node, _reason: None
         self.is_last: Callable[[], bool] = bool  # whether the run ends with the round under way
         self.fold_s = 0.0  # spent in the last fold
         self._run_json = run.model_dump_json()
@@ -216,6 +217,7 @@ class FrameStrategy(Strategy):
             return use(reply.content)
         except ProtocolError as e:
             self._note_failure(reply, str(e))
+            self.reject(reply.metadata.src_node_id, str(e))
             return None
 
     def _note_failure(self, reply: Message, reason: str) -> None:
@@ -230,7 +232,8 @@ class FrameStrategy(Strategy):
         sums = self._checked_sums(content) if exchange.SUMS in content else None
         if MODEL not in content.array_records:
             raise ProtocolError(f"the reply has no {MODEL!r} record")
-        loss = content.metric_records[METRICS].get("loss/loss", math.nan)
+        loss = _loss_of(content)
+        faults.at("server.fold")
         started = time.monotonic()
         fold.add(content.array_records[MODEL], examples)
         self.fold_s += time.monotonic() - started
@@ -238,7 +241,7 @@ class FrameStrategy(Strategy):
             drift.add_client(sums)
             assert self._sums is not None
             self._sums.merge(sums)
-        return float(loss) * examples if isinstance(loss, int | float) else math.nan
+        return loss * examples
 
     def _checked_sums(self, content: RecordDict) -> ClassSums:
         sums = exchange.sums_of(content)
@@ -249,8 +252,11 @@ class FrameStrategy(Strategy):
         stats = arrays.from_record(content.array_records.get(STATS, ArrayRecord()))
         if not stats:
             return None  # a client that holds nothing out
-        if pooled and {k: v.shape for k, v in stats.items()} != {k: v.shape for k, v in pooled.items()}:
-            raise ProtocolError(f"statistics {sorted(stats)} do not match the others' {sorted(pooled)}")
+        none = self.task.no_statistics()
+        if {k: (v.shape, v.dtype) for k, v in stats.items()} != {k: (v.shape, v.dtype) for k, v in none.items()}:
+            raise ProtocolError(f"statistics {sorted(stats)} are not those of the task, {sorted(none)}")
+        if not all((v.double().abs() <= 2.0**53).all() for v in stats.values()):  # NaN compares false
+            raise ProtocolError("statistics are not finite or absurdly large")
         metrics = self.task.metrics(stats)
         add_stats(pooled, stats)
         return metrics
@@ -286,6 +292,13 @@ class FrameStrategy(Strategy):
         if method.memory_model == "local" or not method.uses_memory:
             return False
         return evaluates or method.anchor > 0 or method.rehearsal > 0
+
+
+def _loss_of(content: RecordDict) -> float:
+    loss = content.metric_records[METRICS].get("loss/loss")
+    if not isinstance(loss, int | float) or not math.isfinite(loss):
+        raise ProtocolError(f"the reply's loss is {loss!r:.40}, expected a finite number")
+    return float(loss)
 
 
 def _finite(value: float) -> float | None:
