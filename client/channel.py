@@ -13,7 +13,7 @@ import grpc
 
 from fednc.common import credentials as cred
 from fednc.common.certificates import check_pair
-from fednc.common.errors import ConfigError
+from fednc.common.errors import AddressError, ConfigError, FedncError, RefusedError
 from fednc.common.wire import channel_options, is_loopback
 
 # What core gRPC says when the server's certificate is not accepted -> what that means.
@@ -136,6 +136,18 @@ def explain(error: grpc.aio.AioRpcError, credentials: Credentials | None) -> str
     if _was_hung_up_on(error):
         return f"the server closed the connection before it answered; {_likely(credentials)}"
     return error.code().name.lower().replace("_", " ")
+
+
+def as_error(error: grpc.aio.AioRpcError, server: str, credentials: Credentials | None) -> FedncError:
+    """A failed call of a command that does not try again."""
+    details = error.details() or error.code().name
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        if is_expired_refusal(error, credentials):
+            return RefusedError("this certificate has expired; `fednc certs ... --renew` makes another")
+        return AddressError(f"no answer from {server}: {explain(error, credentials)}")
+    if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+        return ConfigError(details)
+    return RefusedError(details)
 
 
 def is_expired_refusal(error: grpc.aio.AioRpcError, credentials: Credentials | None) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,6 +114,9 @@ class Link:
         """Want no more work; return when what is at hand is settled, or cannot be."""
         self._worker.running.set()
         self._stand(pb.Declaration.LEAVING)
+        if session := self._worker.session:
+            with suppress(TimeoutError):  # the word must be out before we are
+                await asyncio.wait_for(session.outbox.join(), self._config.liveness_s)
         await self._worker.drain()
 
     def _stand(self, standing: pb.Declaration.Standing) -> None:

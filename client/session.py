@@ -74,5 +74,6 @@ async def send_word(session: Session) -> None:
                 await session.stub.Declare(word, metadata=session.metadata)
             else:
                 await call.write(word)
+            session.outbox.task_done()
     except grpc.aio.AioRpcError:
         pass
