@@ -50,7 +50,7 @@ def server(folder: Dir, host: Hosts, days: Days = 365, renew: Renew = False) -> 
 def node(folder: Dir, name: Name, days: Days = 365, renew: Renew = False, operator: Operator = False) -> None:
     """Make a certificate bound to NAME; copy its folder to the node's machine."""
     made = _open(folder).issue_certificate(_holder(name, operator), timedelta(days=days), renew=renew)
-    say(f"{made} is what {name} needs: copy it there, then fednc client --certs {made.name} ...")
+    _say_whose(made, name, operator)
 
 
 @command.command("token")
@@ -65,7 +65,7 @@ def token(
         typer.echo(made)
         return
     place = authority.write_token(holder, made)
-    say(f"{place} is what {name} needs: copy it there, then fednc client --certs {place.name} ...")
+    _say_whose(place, name, operator)
 
 
 @command.command("revoke")
@@ -100,6 +100,11 @@ def _holder(name: str, operator: bool) -> Holder:
     from fednc.common.credentials import Holder, Role
 
     return Holder(Role.OPERATOR if operator else Role.NODE, name)
+
+
+def _say_whose(folder: Path, name: str, operator: bool) -> None:
+    command = "status" if operator else "client"
+    say(f"{folder} is what {name} needs: copy it there, then fednc {command} --certs {folder.name} ...")
 
 
 def _state(line: Issued, revoked: bool) -> str:

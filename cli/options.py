@@ -6,6 +6,7 @@ Called by the files of this folder only. Imports nothing heavy at the top: `fedn
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,14 @@ Json = Annotated[
     str, typer.Option("--json", metavar="PATH|-", help="Write the result as one JSON object there; `-` is stdout.")
 ]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda:N.")]
+Server = Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the server.")]
+Certs = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder that `fednc certs` made for this client or operator.")
+]
+Ca = Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate of the server's authority.")]
+Cert = Annotated[Path | None, typer.Option(metavar="FILE", help="Own certificate; with --key.")]
+Key = Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of --cert.")]
+TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Own token.")]
 Partition = Annotated[
     str, typer.Option(metavar="I/N", help="Part I (from 0) of the N parts of the run's simulated split.")
 ]

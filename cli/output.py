@@ -34,7 +34,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     """A table on a terminal; elsewhere the same rows as lines of aligned columns."""
     cells = [[_cell(value) for value in row] for row in rows]
     if console.is_terminal:
-        console.print(_rich_table(title, columns, cells, rows))
+        console.print(as_table(title, columns, rows))
         return
     say(title)
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
@@ -61,15 +61,14 @@ def write_json(target: str, value: dict[str, Any]) -> None:
         ) from e
 
 
-def _rich_table(
-    title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[Sequence[object]]
-) -> Table:
+def as_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table as a terminal shows it."""
     table = Table(title=title, title_justify="left")
     for place, name in enumerate(columns):
         numeric = all(isinstance(row[place], int | float) for row in rows)
         table.add_column(name, justify="right" if numeric else "left")
-    for row in cells:
-        table.add_row(*map(escape, row))
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row))
     return table
 
 

@@ -66,7 +66,7 @@ def _node(node: Node, work: str, federation: Federation) -> pb.NodeStatus:
     )
     if node.progress:
         status.step, status.steps = node.progress.step, node.progress.steps
-        status.examples_per_s = node.progress.examples_per_s
+        _set_finite(status, "examples_per_s", node.progress.examples_per_s)
         status.device_memory_bytes = node.progress.device_memory_bytes
         _set_finite(status, "loss", node.progress.loss)
     return status

@@ -1,0 +1,184 @@
+"""`fednc status`: how a run stands, and an operator's levers: pause, resume, stop, drop a node."""
+
+from __future__ import annotations
+
+import json as json_module
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fednc.cli.options import Ca, Cert, Certs, Json, Key, Server, TokenFile
+from fednc.cli.output import as_table, console, say, show_table, write_json
+from fednc.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from rich.console import Group
+
+    from fednc.client.operator import Lever, OperatorLink
+    from fednc.protos import operator_pb2 as pb
+
+Watch = Annotated[bool, typer.Option("--watch", help="Follow the run until it is over.")]
+Every = Annotated[float, typer.Option(min=0.2, max=60, metavar="SECONDS", help="With --watch: how often.")]
+Pause = Annotated[bool, typer.Option("--pause", help="Finish the round under way; the next one waits.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Let a paused run go on.")]
+Stop = Annotated[bool, typer.Option("--stop", help="Finish the round under way, then end with all files written.")]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option("--drop", metavar="NAME", help="End this node's session and refuse it until the run is over."),
+]
+
+COLUMNS = (
+    "name", "state", "last seen", "at", "step", "loss", "examples/s", "MiB up", "MiB down", "device", "device MiB"
+)  # fmt: skip
+
+
+def command(
+    server: Server, watch: Watch = False, every: Every = 1.0, pause: Pause = False, resume: Resume = False,
+    stop: Stop = False, drop: Drop = None, certs: Certs = None, ca: Ca = None, cert: Cert = None, key: Key = None,
+    token_file: TokenFile = None, json: Json = "",
+) -> None:  # fmt: skip
+    """Show how a run stands: round, roster, who is missing; pause, resume or stop it, drop a node.
+
+    The server wants an operator's credential (`fednc certs node DIR NAME --operator`, or `token`). One that
+    listens without encryption answers on its own machine, without a credential. With --watch, `--json -` writes
+    one line per status.
+    """
+    from fednc.client.channel import credentials_from
+    from fednc.client.operator import Lever, OperatorLink
+    from fednc.common.interrupt import run_until_interrupted
+    from fednc.common.wire import is_loopback
+
+    if pause and resume:
+        raise ConfigError("--pause and --resume contradict each other; give one of them")
+    if not (certs or ca or is_loopback(server)):
+        raise ConfigError(
+            f"--server {server} is another machine: give --certs DIR with the folder that "
+            "`fednc certs node DIR NAME --operator` made"
+        )
+    credentials = credentials_from(server, certs=certs, ca=ca, cert=cert, key=key, token=token_file)
+    wanted = {Lever.PAUSE: pause, Lever.RESUME: resume, Lever.STOP: stop}
+    levers = [lever for lever, is_wanted in wanted.items() if is_wanted]
+    link = OperatorLink(server, credentials)
+    run_until_interrupted(_ask(link, levers, drop or (), every if watch else 0.0, json))
+
+
+async def _ask(
+    link: OperatorLink, levers: Sequence[Lever], drop: Sequence[str], every_s: float, target: str
+) -> None:
+    await link.drop(drop)
+    await link.pull(levers)
+    if every_s:
+        await _follow(link, every_s, target)
+        return
+    status = await link.status()
+    if target != "-":
+        _show(status)
+    if target:
+        write_json(target, as_json(status))
+
+
+async def _follow(link: OperatorLink, every_s: float, target: str) -> None:
+    with _screen() as show:
+        async for status in link.watch(every_s):
+            if target == "-":
+                sys.stdout.write(json_module.dumps(as_json(status), allow_nan=False) + "\n")
+                sys.stdout.flush()
+                continue
+            show(status)
+            if target:
+                write_json(target, as_json(status))
+
+
+@contextmanager
+def _screen() -> Iterator[Callable[[pb.RunStatus], None]]:
+    """A table that changes in place on a terminal; elsewhere a line whenever it says something new."""
+    from rich.live import Live
+
+    said: list[str] = []
+
+    def print_news(status: pb.RunStatus) -> None:
+        if said[-1:] != [_headline(status)]:
+            said[:] = [_headline(status)]
+            say(said[0])
+
+    if not console.is_terminal:
+        yield print_news
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda status: live.update(_picture(status), refresh=True)
+
+
+def _show(status: pb.RunStatus) -> None:
+    say(_headline(status))
+    show_table("clients", COLUMNS, [_row(node) for node in status.nodes])
+
+
+def _picture(status: pb.RunStatus) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    table = as_table("clients", COLUMNS, [_row(node) for node in status.nodes])
+    return Group(Text(_headline(status)), table)
+
+
+def _headline(status: pb.RunStatus) -> str:
+    """The run in one line."""
+    parts = [f"{status.run_id} ({status.method}): {_phase(status)}"]
+    if status.HasField("accuracy"):
+        parts.append(f"accuracy {status.accuracy:.1%} after round {status.completed}")
+    if status.missing:
+        parts.append(f"waiting for {', '.join(status.missing)}")
+    if status.stopping and not status.over:
+        parts.append("stops after this round")
+    if status.dropped:
+        parts.append(f"dropped: {', '.join(status.dropped)}")
+    return "; ".join(parts)
+
+
+def _phase(status: pb.RunStatus) -> str:
+    where = f"round {status.round} of {status.rounds}"
+    if status.over:
+        return f"over after {status.completed} rounds: {status.over}"
+    if status.paused:
+        return f"{where}, paused" if status.phase == status.WAITING else f"{where}, pauses after it"
+    return f"waiting for clients to begin {where}" if status.phase == status.WAITING else where
+
+
+def _row(node: pb.NodeStatus) -> list[object]:
+    at_work = bool(node.step)
+    return [
+        node.name,
+        f"{node.state}: {node.problem}"[:60] if node.problem else node.state,
+        f"{node.last_seen_s:.0f} s ago",
+        node.work or "-",
+        f"{node.step}/{node.steps}" if at_work else "-",
+        f"{node.loss:.3f}" if node.HasField("loss") else "-",
+        f"{node.examples_per_s:,.0f}" if at_work else "-",
+        f"{node.bytes_up / 2**20:.1f}",
+        f"{node.bytes_down / 2**20:.1f}",
+        node.device,
+        f"{node.device_memory_bytes / 2**20:,.0f}" if node.device_memory_bytes else "-",
+    ]
+
+
+def as_json(message: Message) -> dict[str, Any]:
+    """Every field of a status; null where one is not known, an enumeration's name in small letters."""
+    return {field.name: _value(message, field) for field in message.DESCRIPTOR.fields}
+
+
+def _value(message: Message, field: Any) -> Any:
+    value = getattr(message, field.name)
+    if field.message_type:
+        return [as_json(each) for each in value]
+    if field.enum_type:
+        return field.enum_type.values_by_number[value].name.lower()
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float) else list(value)
