@@ -99,7 +99,8 @@ class Roster:
 
     def rehearse(self, name: str, wanted: Part | None) -> Node:
         """A node for a dry run: it gets what it would get, and takes nothing from anybody."""
-        part = wanted or (Part(0, self._parts) if self._parts else None)
+        known = self._by_name.get(name)
+        part = wanted or (known.part if known else None) or (Part(0, self._parts) if self._parts else None)
         return Node(name, node_id(name), NodeState.REHEARSING, part=part)
 
     def restore(self, parts: dict[str, int]) -> None:
