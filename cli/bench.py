@@ -26,6 +26,8 @@ Warmup = Annotated[int, typer.Option(min=1, help="Rounds before those.")]
 Codec = Annotated[str, typer.Option(help="Codecs of the update, as a list: fp32.")]
 Tls = Annotated[str, typer.Option(help="off, or on for mutual TLS, as a list.")]
 Processes = Annotated[int, typer.Option(min=0, help="Client processes; 0: one per client, at most one per core.")]
+FoldParams = Annotated[int, typer.Option(min=0, help="Values of the array; 0: four times the last-level cache.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Passes; the best one counts.")]
 
 
 @app.callback()
@@ -51,6 +53,17 @@ def link(
         rounds=rounds, warmup=warmup, client_processes=client_processes,
     )  # fmt: skip
     _report("link", [measure(settings, say) for settings in rows], json)
+
+
+@app.command()
+def fold(params: FoldParams = 0, repeats: Repeats = 5, json: Json = "") -> None:
+    """How fast updates are folded, beside how fast this machine copies memory.
+
+    The array is at least four times the last-level cache, unless memory is short or --params says otherwise.
+    """
+    from fednc.bench.fold import measure
+
+    _report("fold", [measure(params, repeats)], json)
 
 
 def _whole(text: str) -> int:
