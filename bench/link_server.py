@@ -25,7 +25,8 @@ from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.grid import LinkGrid
 from fednc.server.serve import serve
-from fednc.server.strategy import FrameStrategy, GlobalState
+from fednc.server.state import GlobalState
+from fednc.server.strategy import FrameStrategy
 
 _ALLOWED_ERROR = 1e-6  # relative to the largest value: clients add in float32
 _POLL_S = 0.01

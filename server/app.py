@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fednc.common import exchange, seeds, tasks
 from fednc.common.config import RunConfig, parse_run
-from fednc.common.errors import ConfigError, QuorumError
+from fednc.common.errors import ConfigError, QuorumError, RunFailedError
 from fednc.common.frame import Frame, draw_frame
 from fednc.common.memory import ClassMemory
 from fednc.common.tasks.base import Task
@@ -29,10 +29,12 @@ from fednc.server.evaluation import CentralEvaluation
 from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
 from fednc.server.results import run_folder, summary_of, write_files
-from fednc.server.strategy import FrameStrategy, GlobalState, no_quorum
+from fednc.server.state import GlobalState
+from fednc.server.strategy import FrameStrategy, no_quorum
 
 _TRIES = 3  # of one round below quorum
 _POLL_S = 0.1
+_DISK_POLL_S = 2.0
 
 
 @dataclass(kw_only=True)
@@ -134,10 +136,28 @@ class FederatedRun:
         record.bytes_up, record.bytes_down = now_up - up, now_down - down
         self.history.rounds.append(record)
         if self._around.checkpoints:
-            self._around.checkpoints.save(self._checkpoint())
+            self._save(self._around.checkpoints)
         self._control.complete(record, self.strategy.fold_s)
         self._say(record)
         return True
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        """No round begins before the last one is safe: where the disk is full, the run waits for space.
+
+        Raises:
+            RunFailedError: after `wait_s`.
+        """
+        give_up = time.monotonic() + self.run.rounds.wait_s
+        while True:
+            try:
+                return checkpoints.save(self._checkpoint())
+            except OSError as e:
+                what = f"the checkpoint of round {self.state.completed} cannot be written: {e.strerror}"
+                if self._control.stopping or time.monotonic() > give_up:
+                    raise RunFailedError(f"{what}. Free space and start again with the same --folder") from e
+                text = f"{what}; the run waits for you to free space in its folder"
+                self._events.emit("disk", text, level=logging.ERROR, errno=e.errno)
+            time.sleep(_DISK_POLL_S)
 
     def _checkpoint(self) -> Checkpoint:
         bytes_up, bytes_down = self._around.traffic()

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,7 +49,8 @@ class EventLog:
         }
         with self._lock:
             if self._file:
-                self._file.write(json.dumps(event, default=str) + "\n")
+                with suppress(OSError):  # a full disk must not end the run; it was logged, and listeners hear it
+                    self._file.write(json.dumps(event, default=str) + "\n")
         log.log(level, text)
         for listener in self._listeners:
             listener(event)

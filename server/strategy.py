@@ -11,45 +11,25 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
 
 from fednc.common import arrays, exchange, faults, seeds
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError, QuorumError
 from fednc.common.exchange import EVALUATE, HELLO, MEMORY, METRICS, MODEL, STATS, TRAIN, Instruction
 from fednc.common.frame import Frame
-from fednc.common.memory import ClassMemory, ClassSums, DriftSums, check_sums
+from fednc.common.memory import ClassSums, DriftSums, check_sums
 from fednc.common.tasks.base import Stats, Task, add_stats
 from fednc.server.events import EventLog
 from fednc.server.fold import Fold
 from fednc.server.history import RoundRecord
+from fednc.server.state import GlobalState
 
 T = TypeVar("T")
-
-
-@dataclass(kw_only=True)
-class GlobalState:
-    """What a round starts from and what it leaves behind; all that a checkpoint must hold of the method."""
-
-    model: dict[str, Tensor]
-    memory: ClassMemory
-    completed: int = 0  # rounds
-    extra: dict[str, Tensor] = field(default_factory=dict)  # what a method keeps on the server between rounds
-    record: ArrayRecord = field(init=False)  # the model as it travels
-
-    def __post_init__(self) -> None:
-        self.replace_model(arrays.to_record(self.model))
-
-    def replace_model(self, record: ArrayRecord) -> None:
-        """The next global model. Its tensors share the record's memory: nobody may change them in place."""
-        self.record = record
-        self.model = arrays.from_record(record)
 
 
 class FrameStrategy(Strategy):
@@ -62,6 +42,7 @@ class FrameStrategy(Strategy):
         self.is_last: Callable[[], bool] = bool  # whether the run ends with the round under way
         self.fold_s = 0.0  # spent in the last fold
         self._run_json = run.model_dump_json()
+        self._trained: list[int] = []  # whose updates are in the model of the round under way
         self._announced: dict[int, int] = {}  # examples that each node said it trains on
         self._record = RoundRecord(round=0)
         self._sums: ClassSums | None = None
@@ -88,9 +69,12 @@ class FrameStrategy(Strategy):
         fold = self._fold
         fold.start(self.state.model, self._announced.values())
         drift, self._sums = DriftSums.zeros(*self._memory_shape), ClassSums.zeros(*self._memory_shape)
-        losses = []
+        losses, self._trained = [], []
         for reply in self._good(replies):
-            losses.append(self._take(reply, lambda content: self._fold_in(content, fold, drift)) or 0.0)
+            loss = self._take(reply, lambda content: self._fold_in(content, fold, drift))
+            if loss is not None:
+                losses.append(loss)
+                self._trained.append(reply.metadata.src_node_id)
         self._record.replies, self._record.examples = fold.updates, fold.weight
         if fold.updates < self.quorum:
             return None, None
@@ -108,7 +92,9 @@ class FrameStrategy(Strategy):
         """Everybody evaluates the global model on what it holds out."""
         del config
         content = exchange.instruction_content(self._instruction(server_round), arrays, self._guide())
-        return self._to(content, list(grid.get_node_ids()), EVALUATE, server_round, grid)
+        nodes = list(grid.get_node_ids())
+        nodes += [node for node in self._trained if node not in nodes]  # just lost: the grid lets them come back
+        return self._to(content, nodes, EVALUATE, server_round, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Pooled metrics from additive statistics, and the client that fares worst."""
@@ -194,7 +180,7 @@ class FrameStrategy(Strategy):
     def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float) -> None:
         """Class means of the new global model's features, exact: one forward pass at each client."""
         content = exchange.instruction_content(self._instruction(server_round), self.state.record)
-        messages = self._to(content, self.sample(server_round, grid), MEMORY, server_round, grid)
+        messages = self._to(content, self._trained, MEMORY, server_round, grid)
         pooled = ClassSums.zeros(*self._memory_shape)
         for reply in self._good(grid.send_and_receive(messages, timeout=timeout_s)):
             sums = self._take(reply, self._checked_sums)
