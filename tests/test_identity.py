@@ -22,6 +22,7 @@ from fednc.common.credentials import Role
 from fednc.common.errors import RefusedError
 from fednc.common.wire import PROTOCOL, SESSION_KEY
 from fednc.protos import federation_pb2 as pb
+from fednc.protos.federation_pb2_grpc import FederationStub
 from fednc.server.federation import NODE_LOST, Batch, Federation, Work
 from fednc.server.roster import NodeState
 
@@ -139,6 +140,32 @@ def open_work(federation: Federation, name: str) -> Batch:
     batch.works.append(Work(work_id, node, instruction, pb.Manifest(), batch))
     federation._works[("run", "1", "train", node.node_id, 0, 0)] = batch.works[0]
     return batch
+
+
+def test_a_download_ends_with_the_session_that_asked_for_it(place: Place) -> None:
+    async def scenario() -> None:
+        credentials, digest = place.certificate("a"), bytes(32)
+        async with (
+            serving(place.folder, place.section()) as server,
+            attending(server, "a", credentials) as link,
+            open_channel(server.address, credentials, 5) as channel,
+        ):
+            await until(is_ready(server, "a"))
+            server.federation.blobs.hold({digest: bytes(64 << 20)})  # more than the connection takes unread
+            session = server.federation.roster.nodes()[0].session
+            call = FederationStub(channel).Download(
+                pb.DownloadRequest(digests=[digest]), metadata=[(SESSION_KEY, session)]
+            )
+            chunks = aiter(call)
+            await anext(chunks)
+            place.authority.revoke("a")
+            with pytest.raises(RefusedError):
+                await asyncio.wait_for(link, 2)
+            with pytest.raises(grpc.aio.AioRpcError) as cut:
+                _ = [chunk async for chunk in chunks]
+            assert cut.value.code() is grpc.StatusCode.ABORTED
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("auth", ["mtls", "token"])
