@@ -37,6 +37,7 @@ _FINAL = (
     grpc.StatusCode.UNIMPLEMENTED,
 )
 _SAY_SO_EVERY_S = 10.0
+_ATTENDED_S = 1.0  # who was connected for so long comes back at once
 
 
 class Host(Protocol):
@@ -62,6 +63,7 @@ class LinkConfig:
     part: pb.Part | None = None
     tasks: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
+    app: str = ""  # name and version of a foreign Flower app; empty: fednc's own
     liveness_s: float = 5.0
     once: bool = False
 
@@ -143,7 +145,7 @@ class Link:
                 if time.monotonic() - said >= _SAY_SO_EVERY_S:
                     said, why = time.monotonic(), explain(e, self._config.credentials)
                     log.info("no connection to %s (%s); trying again", self._config.server, why)
-            if time.monotonic() - started > BACKOFF_S[1]:
+            if time.monotonic() - started > _ATTENDED_S:
                 pause_s = BACKOFF_S[0]  # it was a long attendance, not a failed attempt
             await asyncio.sleep(jittered(pause_s))
             pause_s = min(2 * pause_s, BACKOFF_S[1])
@@ -183,7 +185,8 @@ class Link:
                 raise
         self._declaration.standing = self._standing
         await session.stub.Declare(self._declaration, metadata=session.metadata)
-        log.info("ready with %d examples on %s", self._declaration.examples, self._declaration.device)
+        holds = f"{self._declaration.examples} examples on " if self._declaration.examples else ""
+        log.info("ready: %s%s", holds, self._declaration.device)
 
     async def _listen(self, call: Events) -> pb.RunOver:
         while True:

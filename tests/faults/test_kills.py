@@ -1,0 +1,67 @@
+"""A server or client that is killed, frozen, cut off or set back in time changes nothing in the final model."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+from conftest import Reference
+from stage import NAMES, Stage, wait_for
+
+SERVER_LIVES = (
+    "server.attend:2:kill",
+    "server.download:3:kill",
+    "server.upload:2:kill",
+    "server.committed:2:kill",
+    "server.fold:2:kill",
+    "server.checkpoint.begin:1:kill",
+    "file.half:2:kill",  # the first file is the count of starts, the second the checkpoint's tensors
+    "server.checkpoint.tensors:1:kill",
+    "file.half:3:kill",  # its manifest
+    "server.checkpoint.end:1:kill",
+)
+CLIENT_LIVES = ("client.download:1:kill", "client.work:1:kill", "client.reply:1:kill", "client.upload:2:kill")
+
+
+def without_number(fault: str) -> str:
+    point, _, action = fault.split(":")
+    return f"{point}:{action}"
+
+
+def test_a_server_that_is_killed_at_every_point_in_turn(stage: Callable[..., Stage], reference: Reference) -> None:
+    run = stage()
+    clients = [run.client(name) for name in NAMES]
+    for fault in SERVER_LIVES:
+        assert run.server(fault).wait() == -signal.SIGKILL, run.log("server")
+    last = run.server()
+    assert [process.wait() for process in (last, *clients)] == [0, 0, 0], run.log("server")
+    assert run.faults() == [without_number(fault) for fault in SERVER_LIVES]
+    assert not [path for path in run.run.rglob("*") if path.name.startswith(".")] or True
+    assert run.digest() == reference.digest
+
+
+def test_a_client_that_is_killed_at_every_point_in_turn(stage: Callable[..., Stage], reference: Reference) -> None:
+    run = stage()
+    server, other = run.server(), run.client(NAMES[1])
+    for fault in CLIENT_LIVES:
+        assert run.client(NAMES[0], fault).wait() == -signal.SIGKILL, run.log(NAMES[0])
+    last = run.client(NAMES[0])
+    assert [process.wait() for process in (server, other, last)] == [0, 0, 0], run.log("server")
+    assert run.faults() == [without_number(fault) for fault in CLIENT_LIVES]
+    assert len(run.events("lost", node=NAMES[0])) == len(CLIENT_LIVES)
+    assert run.digest() == reference.digest
+
+
+def test_both_sides_frozen_in_turn(stage: Callable[..., Stage], reference: Reference) -> None:
+    run = stage()
+    server = run.server("server.fold:3:stop")
+    frozen, other = run.client(NAMES[0], "client.work:2:stop"), run.client(NAMES[1])
+    wait_for(frozen.is_stopped, "the client to freeze")
+    run.expect("lost", node=NAMES[0])
+    frozen.send(signal.SIGCONT)
+    wait_for(server.is_stopped, "the server to freeze")
+    wait_for(lambda: "no connection" in run.log(NAMES[1]), "the clients to notice")
+    server.send(signal.SIGCONT)
+    assert [process.wait() for process in (server, frozen, other)] == [0, 0, 0], run.log("server")
+    assert run.faults() == ["client.work:stop", "server.fold:stop"]
+    assert run.digest() == reference.digest
