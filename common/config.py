@@ -71,19 +71,19 @@ class MethodSection(Section):
     proximal: NonNegative = Field(0.0, description="mu of the proximal term mu/2 |w - w_global|^2")
     control_variates: bool = Field(
         False,
-        description="correct each gradient by the difference of the federation's and the client's own mean gradient "
-        "(SCAFFOLD); doubles what travels",
+        description="correct each gradient by the difference of the federation's and the client's own mean "
+        "gradient (SCAFFOLD); doubles what travels",
     )
     contrast: NonNegative = Field(
         0.0,
-        description="weight of the pull towards the global model's features and away from those of the client's own "
-        "previous model (MOON); two more forward passes",
+        description="weight of the pull towards the global model's features and away from those of the client's "
+        "own previous model (MOON); two more forward passes",
     )
     contrast_tau: Positive = Field(0.5, description="temperature of the contrast")
     distil: NonNegative = Field(
         0.0,
-        description="weight of the distillation of the global model's scores for all classes but the label (FedNTD); "
-        "one more forward pass",
+        description="weight of the distillation of the global model's scores for all classes but the label "
+        "(FedNTD); one more forward pass",
     )
     distil_tau: Positive = Field(1.0, description="temperature of the distillation")
     anchor: NonNegative = Field(0.0, description="weight of the pull of features towards the class memory")
