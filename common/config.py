@@ -222,8 +222,8 @@ class ServerSection(Section):
     revoked: str = Field("", description="list of revoked serials; changes count from the next call on")
     insecure: bool = Field(False, description="allow plaintext and unproven names beyond loopback")
     reflection: bool = Field(False, description="gRPC reflection on an encrypted port too, for operators")
-    health_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
-        None, description="loopback port of the gRPC health service for probes; 0 takes a free one; none: off"
+    health_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="loopback port of the gRPC health service for probes; 0: off"
     )
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         0, description="port of the Prometheus metrics; anybody who reaches it can read them; 0: off"

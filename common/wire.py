@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from fednc.common.arrays import Buffer
+if TYPE_CHECKING:  # it would load torch, which an operator's command can do without
+    from fednc.common.arrays import Buffer
 
 PROTOCOL = 1
 SESSION_KEY = "fednc-session-bin"

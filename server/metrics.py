@@ -33,12 +33,12 @@ _SHOWN_STATES = [state for state in NodeState if state is not NodeState.REHEARSI
 class RunCollector(Collector):
     """How the run stands, asked for anew at each scrape."""
 
-    def __init__(self, status: Callable[[], pb.RunStatus]) -> None:
-        self._status = status
+    def __init__(self, ask: Callable[[], tuple[pb.RunStatus, Counter[str]]]) -> None:
+        self._ask = ask
 
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
-        status = self._status()
+        status, rejections = self._ask()
         yield GaugeMetricFamily("fednc_round", "Round under way or about to begin.", status.round)
         yield GaugeMetricFamily("fednc_rounds", "Rounds that the run file asks for.", status.rounds)
         yield GaugeMetricFamily("fednc_rounds_completed", "Rounds completed.", status.completed)
@@ -55,6 +55,7 @@ class RunCollector(Collector):
         traffic.add_metric(["up"], status.bytes_up)
         traffic.add_metric(["down"], status.bytes_down)
         yield traffic
+        yield _rejections(rejections)
 
 
 def _clients(status: pb.RunStatus) -> Metric:
@@ -62,6 +63,14 @@ def _clients(status: pb.RunStatus) -> Metric:
     states = Counter(node.state for node in status.nodes)
     for state in _SHOWN_STATES:
         family.add_metric([state], states[state])
+    return family
+
+
+def _rejections(by_field: Counter[str]) -> Metric:
+    family = CounterMetricFamily("fednc_rejections", "What no honest client sends.", labels=["call", "field"])
+    for name, count in sorted(by_field.items()):
+        call, _, field = name.partition(".")
+        family.add_metric([call, field], count)
     return family
 
 
@@ -73,8 +82,8 @@ class EventCounters:
         self._refusals = CounterMetric(
             "fednc_refusals", "Calls turned away at the gate, by status.", ["status"], registry=registry
         )
-        self._rejections = CounterMetric(
-            "fednc_rejections", "Replies that failed or broke the agreement.", ["client"], registry=registry
+        self._failures = CounterMetric(
+            "fednc_failed_replies", "Work of which no usable reply came.", ["client"], registry=registry
         )
         self._round_s = Histogram("fednc_round_seconds", "Seconds per round.", buckets=_ROUND_S, registry=registry)
         self._fold_s = Histogram(
@@ -88,7 +97,7 @@ class EventCounters:
         if kind == "refused":
             self._refusals.labels(event["status"]).inc(1 + event["unsaid"])
         elif kind == "no-reply":
-            self._rejections.labels(event["node"]).inc()
+            self._failures.labels(event["node"]).inc()
         elif kind == "round":
             self._round_s.observe(event["seconds"])
             self._fold_s.observe(event["fold_s"])
@@ -106,7 +115,11 @@ class MetricsServer:
         registry = CollectorRegistry()
         loop = asyncio.get_running_loop()
         federation.events.listen(EventCounters(registry).note)
-        registry.register(RunCollector(lambda: _on(loop, lambda: status_of(federation))))
+
+        def ask() -> tuple[pb.RunStatus, Counter[str]]:
+            return _on(loop, lambda: (status_of(federation), federation.refusals.copy()))
+
+        registry.register(RunCollector(ask))
         try:
             self._server, self._thread = start_http_server(port, host, registry)
         except OSError as e:
