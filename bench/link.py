@@ -11,11 +11,13 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from fednc.bench.probe import Child
 
 Row = dict[str, Any]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ def every(
     return [Settings(params=p, clients=n, codec=c, tls=t, **common) for p, n, c, t in mixes]
 
 
-def measure(settings: Settings, say: Callable[[str], None]) -> Row:
+def measure(settings: Settings, say: Say) -> Row:
     """One row on our link. Raises RunFailedError where a process fails or a mean is wrong."""
     asked = {
         "params": settings.params,
@@ -60,6 +62,17 @@ def measure(settings: Settings, say: Callable[[str], None]) -> Row:
     result = row("fednc", settings, measured, max(peaks))
     say(f"fednc: {settings.params:,} parameters x {settings.clients} clients: {result['round_s']:.4f} s per round")
     return result
+
+
+def compare(settings: Settings, others: Sequence[str], say: Say) -> list[Row]:
+    """One row on our link, then one for each other engine with `times_ours`: its round over ours."""
+    rows = [measure(settings, say)]
+    for other in others:
+        found = import_module(f"fednc.bench.{other}").measure(
+            settings, rows[0]["bytes_up"] // settings.clients, say
+        )
+        rows.append(found | {"times_ours": found["round_s"] / rows[0]["round_s"]})
+    return rows
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds to measure; the figure 
 Warmup = Annotated[int, typer.Option(min=1, help="Rounds before those.")]
 Codec = Annotated[str, typer.Option(help="Codecs of the update, as a list: fp32.")]
 Tls = Annotated[str, typer.Option(help="off, or on for mutual TLS, as a list.")]
+Against = Annotated[str, typer.Option(help="Measure these beside it: raw (bare gRPC), flower (stock flwr).")]
 Processes = Annotated[int, typer.Option(min=0, help="Client processes; 0: one per client, at most one per core.")]
 FoldParams = Annotated[int, typer.Option(min=0, help="Values of the array; 0: four times the last-level cache.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Passes; the best one counts.")]
@@ -38,21 +39,22 @@ def bench() -> None:
 @app.command()
 def link(
     params: Params = "1e5", clients: Clients = "2", rounds: Rounds = 20, warmup: Warmup = 2, codec: Codec = "fp32",
-    tls: Tls = "off", client_processes: Processes = 0, json: Json = "",
+    tls: Tls = "off", client_processes: Processes = 0, against: Against = "", json: Json = "",
 ) -> None:  # fmt: skip
     """What a round costs on the link when training costs nothing.
 
     From configure_train to the aggregated arrays in memory, over loopback, with the shipped server and client
     code in fresh processes for every row. The app adds a constant of (client, round); each mean is checked.
     """
-    from fednc.bench.link import every, measure
+    from fednc.bench.link import compare, every
 
-    rows = every(
+    settings = every(
         _list("--params", params, _whole), _list("--clients", clients, _whole),
         _list("--codec", codec, _one_of("fp32")), _list("--tls", tls, lambda text: {"off": False}[text]),
         rounds=rounds, warmup=warmup, client_processes=client_processes,
     )  # fmt: skip
-    _report("link", [measure(settings, say) for settings in rows], json)
+    others = _list("--against", against, _one_of("raw", "flower")) if against else []
+    _report("link", [row for one in settings for row in compare(one, others, say)], json)
 
 
 @app.command()
