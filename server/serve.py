@@ -27,7 +27,7 @@ from fednc.server.metrics import MetricsServer
 from fednc.server.operator import SERVICE as OPERATOR_SERVICE
 from fednc.server.operator import OperatorServicer
 from fednc.server.security import Security, security_of
-from fednc.server.servicer import FederationServicer
+from fednc.server.servicer import FederationServicer, add_to
 
 T = TypeVar("T")
 G = TypeVar("G", bound=LinkGrid)
@@ -45,7 +45,6 @@ class Listening:
     port: int
     security: Security
     probe: grpc.aio.Server | None = None  # the health service
-    probe_port: int | None = None
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -75,16 +74,16 @@ async def make_server(federation: Federation, address: str, security: Security |
     options = channel_options(section.liveness_s, UPWARD_LIMIT_BYTES)
     options += [("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION)]
     server = grpc.aio.server(options=options, interceptors=[gate])
-    rpc.add_FederationServicer_to_server(FederationServicer(federation), server)
+    add_to(server, FederationServicer(federation))
     operator_rpc.add_OperatorServicer_to_server(OperatorServicer(federation), server)
     if section.reflection or security.credentials is None:
         reflection.enable_server_reflection((SERVICE, OPERATOR_SERVICE, reflection.SERVICE_NAME), server)
     port = _bind(server, address, "server.listen", security.credentials)
-    if section.health_port is None:
+    if not section.health_port:
         return Listening(server, port, security)
     probe = await _make_probe()
-    probe_port = _bind(probe, f"127.0.0.1:{section.health_port}", "server.health_port")
-    return Listening(server, port, security, probe, probe_port)
+    _bind(probe, f"127.0.0.1:{section.health_port}", "server.health_port")
+    return Listening(server, port, security, probe)
 
 
 def _bind(
@@ -142,7 +141,7 @@ async def serve(
     federation.events.emit(
         "listening", f"run {federation.run_id} listens on {address.rpartition(':')[0]}:{listening.port}, "
         f"{'plaintext' if listening.security.credentials is None else listening.security.mode}",
-        port=listening.port, auth=listening.security.mode, probe_port=listening.probe_port,
+        port=listening.port, auth=listening.security.mode,
         metrics_port=metrics.port if metrics else None,
     )  # fmt: skip
     on_listening(listening.port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -127,8 +128,11 @@ def test_a_client_that_keeps_knocking_does_not_fill_the_log(place: Place) -> Non
 
 def test_health_answers_on_a_port_of_its_own_only(place: Place) -> None:
     async def scenario() -> None:
-        async with serving(place.folder, place.section(health_port=0)) as server:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.listening.probe_port}") as channel:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        async with serving(place.folder, place.section(health_port=port)) as server:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
             async with open_channel(server.address, place.certificate("a"), 5) as channel:
