@@ -9,52 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_setting import CLASSES, make_data, make_guide, make_task
 
-from fednc.common import tasks
-from fednc.common.config import parse_run
 from fednc.common.errors import ConfigError, DataError
-from fednc.common.frame import draw_frame
-from fednc.common.guide import Guide
 from fednc.common.tasks.base import Part, add_stats
-from fednc.common.tasks.image.data import ImageData, crop_and_mirror
-from fednc.common.tasks.image.models import build_backbone
-from fednc.common.tasks.image.options import ImageOptions
+from fednc.common.tasks.image.data import crop_and_mirror
 from fednc.common.tasks.image.task import ImageTask
-
-CLASSES = ["ant", "bee", "cat"]
-DIM = 16
-
-
-def make_task(method="fednc", vertices=0, split=None, **options) -> ImageTask:
-    task = {"name": "image", "classes": CLASSES, "size": 8, "channels": 1, "width": 8, **options}
-    run = {"task": task, "method": {"name": method}, "frame": {"dim": DIM, "vertices": vertices}, "split": split}
-    made = tasks.get(parse_run(run))
-    assert isinstance(made, ImageTask)
-    return made
-
-
-def make_guide(task: ImageTask, data: ImageData | None = None) -> Guide:
-    frame = draw_frame(task.label_space, DIM, seed=0)
-    return Guide(
-        method=task.run.method,
-        etf_KD=frame.etf_KD,
-        mean_KD=0.5 * frame.etf_KD.roll(1, 0),
-        seen_K=torch.ones(task.label_space, dtype=torch.bool),
-        count_K=torch.ones(task.label_space) if data is None else data.count_K,
-    )
-
-
-def make_data(task: ImageTask, examples: int = 50, seed: int = 0, **other) -> ImageData:
-    draw = torch.Generator().manual_seed(seed)
-    size, channels = task.options.size, task.options.channels
-    return ImageData(
-        pixel_NCHW=torch.randint(0, 256, (examples, channels, size, size), dtype=torch.uint8, generator=draw),
-        label_N=torch.randint(0, len(CLASSES), (examples,), generator=draw),
-        label_space=task.label_space,
-        mean_C11=torch.full((channels, 1, 1), 0.5),
-        std_C11=torch.full((channels, 1, 1), 0.25),
-        **other,
-    )
 
 
 def pooled(task, model, guide, batches) -> dict[str, torch.Tensor]:
@@ -63,70 +23,6 @@ def pooled(task, model, guide, batches) -> dict[str, torch.Tensor]:
         for batch in batches:
             add_stats(stats, task.statistics(model, batch, guide))
     return stats
-
-
-def parameters(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-@pytest.mark.parametrize(
-    ("method", "model", "size", "norm"),
-    [
-        ("fedavg", "cnn", 8, "group"),
-        ("fedetf", "cnn", 9, "batch"),
-        ("fedetf", "resnet18", 16, "group"),
-        ("fedavg", "resnet18", 16, "batch"),
-        ("fedavg", "mobilenetv2", 8, "group"),
-        ("fedetf", "mobilenetv2", 8, "batch"),
-    ],
-)
-def test_models_have_their_shapes_and_gradient_reaches_every_parameter(method, model, size, norm):
-    torch.manual_seed(0)
-    task = make_task(method, model=model, norm=norm, size=size, channels=3)
-    net, data = task.build_model(), make_data(task, examples=3)
-    (batch,) = data.train_batches(3, torch.Generator().manual_seed(0))
-    assert net(batch[0]).shape == (3, DIM)
-    loss, parts = task.loss(net, batch, make_guide(task, data))
-    loss.backward()
-    assert loss.shape == ()
-    torch.testing.assert_close(sum(parts.values()), loss.detach())
-    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
-
-
-def test_backbones_have_the_published_sizes():
-    """ResNet-18 and MobileNetV2 without classifier, three input channels (torchvision counts 11,689,512 with a 7x7
-    stem and 513,000 of classifier, and 3,504,872 with 1,281,000 of classifier)."""
-    big = {"classes": CLASSES, "norm": "batch"}
-    resnet, width = build_backbone(ImageOptions(model="resnet18", **big))
-    assert (parameters(resnet), width) == (11_689_512 - 513_000 - 64 * 3 * (49 - 9), 512)
-    mobile, width = build_backbone(ImageOptions(model="mobilenetv2", **big))
-    assert (parameters(mobile), width) == (3_504_872 - 1_281_000, 1280)
-    cnn, _ = build_backbone(ImageOptions(classes=CLASSES, channels=1))
-    assert parameters(cnn) < 120_000
-
-
-@pytest.mark.parametrize("model", ["cnn", "resnet18"])
-def test_a_deep_stage_is_still_four_pixels_wide(model):
-    """The stems are for small images: 32x32 must not shrink to a point before the last stage."""
-    backbone, _ = build_backbone(ImageOptions(classes=CLASSES, model=model))
-    seen = []
-    for module in backbone.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(lambda *call: seen.append(call[2].shape[-1]))
-    backbone(torch.zeros(1, 3, 32, 32))
-    assert min(seen) >= 4
-
-
-@pytest.mark.parametrize("model", ["cnn", "resnet18", "mobilenetv2"])
-def test_all_methods_start_from_the_same_bits(model):
-    states = []
-    for method in ("fedavg", "fedprox", "fedetf", "fednc"):
-        torch.manual_seed(7)
-        state = make_task(method, model=model).build_model().state_dict()
-        states.append({key: value for key, value in state.items() if not key.startswith("head.")})
-    for other in states[1:]:
-        assert other.keys() == states[0].keys()
-        assert all(torch.equal(other[key], states[0][key]) for key in other)
 
 
 def test_one_image_can_be_trained_on_with_batch_norm():
