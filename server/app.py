@@ -30,7 +30,7 @@ from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
 from fednc.server.results import run_folder, summary_of, write_files
 from fednc.server.state import GlobalState
-from fednc.server.strategy import FrameStrategy, no_quorum
+from fednc.server.strategy import FrameStrategy
 
 _TRIES = 3  # of one round below quorum
 _POLL_S = 0.1
@@ -102,18 +102,34 @@ class FederatedRun:
         if around:
             self._around, self.strategy.name_of = around, around.name_of
             self.strategy.reject = around.reject
-        self._control, self.strategy.is_last = self._around.control, lambda: self._control.stopping
+        self._control = self._around.control
         self.strategy.summary()
         if self._around.returning:
             self._wait_for_returning(grid)
         for server_round in range(self.state.completed + 1, self.run.rounds.total + 1):
             if not self._one_round(server_round, grid):
-                self._events.emit("stop", f"stopped before round {server_round}", round=server_round)
+                self._stop_before(server_round, grid)
                 break
         return RunResult(
             run=self.run, task=self.task, frame=self.frame, state=self.state, history=self.history,
             evaluation=self.evaluation,
         )  # fmt: skip
+
+    def _stop_before(self, server_round: int, grid: Grid) -> None:
+        """An operator ends the run: its last round is evaluated, as every run's is."""
+        self._events.emit("stop", f"stopped before round {server_round}", round=server_round)
+        last = self._control.last
+        if last and last.accuracy is None and not self._control.over:
+            self.strategy.evaluate_early(grid)
+            self._test(last)
+            accuracy = "unknown" if last.accuracy is None else f"{last.accuracy:.1%}"
+            self._events.emit("evaluated", f"round {last.round}: accuracy {accuracy}", **vars(last))
+
+    def _test(self, record: RoundRecord) -> None:
+        if self.evaluation:
+            guide = exchange.make_guide(self.run, self.frame, self.state.memory, record.round)
+            metrics = self.evaluation(self.state.model, guide)
+            record.test = {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def _one_round(self, server_round: int, grid: Grid) -> bool:
         """Whether it took place: not when an operator stops the run first."""
@@ -127,11 +143,9 @@ class FederatedRun:
             if record is not None:
                 break
         else:
-            raise no_quorum(self.strategy, server_round, _TRIES)
-        if (evaluates or self._control.stopping) and self.evaluation:
-            guide = exchange.make_guide(self.run, self.frame, self.state.memory, server_round)
-            metrics = self.evaluation(self.state.model, guide)
-            record.test = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            raise _no_quorum(self.strategy, server_round, _TRIES)
+        if evaluates:
+            self._test(record)
         now_up, now_down = self._around.traffic()
         record.bytes_up, record.bytes_down = now_up - up, now_down - down
         self.history.rounds.append(record)
@@ -234,6 +248,14 @@ class FederatedRun:
                 )
             time.sleep(_POLL_S)
         return False
+
+
+def _no_quorum(strategy: FrameStrategy, server_round: int, tries: int) -> QuorumError:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in strategy.failures.items()) or "nobody answered"
+    return QuorumError(
+        f"round {server_round} got fewer than {strategy.quorum} replies {tries} times in a row ({reasons}). "
+        "Mend the clients, or lower rounds.min_clients, or raise rounds.deadline_s."
+    )
 
 
 app = ServerApp()

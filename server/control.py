@@ -21,6 +21,7 @@ class RunControl:
     def __init__(self) -> None:
         self.paused = False  # the next round waits
         self.stopping = False  # no further round begins
+        self.over = False  # nobody is left to ask
         self.waiting = False  # between rounds, for clients or for an operator
         self.round = 0  # under way or about to begin
         self.last: RoundRecord | None = None  # the round completed last

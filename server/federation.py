@@ -271,7 +271,7 @@ class Federation:
     def finish(self, reason: str, *, failed: bool) -> None:
         """Tell everybody that the run is over."""
         self.over = pb.RunOver(reason=reason, failed=failed)
-        self.control.stopping = True
+        self.control.stopping = self.control.over = True
         for work in list(self._works.values()):  # so that nobody goes on waiting for it
             self._fail(work, NODE_LOST, "RunOver", reason)
         for node in self.roster.nodes():

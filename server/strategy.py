@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fednc.common import arrays, exchange, faults, seeds
 from fednc.common.config import RunConfig
-from fednc.common.errors import ProtocolError, QuorumError
+from fednc.common.errors import ProtocolError
 from fednc.common.exchange import EVALUATE, HELLO, MEMORY, METRICS, MODEL, STATS, TRAIN, Instruction
 from fednc.common.frame import Frame
 from fednc.common.memory import ClassSums, DriftSums, check_sums
@@ -39,7 +39,6 @@ class FrameStrategy(Strategy):
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
         self.name_of: Callable[[int], str] = str
         self.reject: Callable[[int, str], None] = lambda _node, _reason: None
-        self.is_last: Callable[[], bool] = bool  # whether the run ends with the round under way
         self.fold_s = 0.0  # spent in the last fold
         self._run_json = run.model_dump_json()
         self._trained: list[int] = []  # whose updates are in the model of the round under way
@@ -133,17 +132,24 @@ class FrameStrategy(Strategy):
         self._record.missing = list(getattr(replies, "missing", []))
         if model is None:
             return None
-        evaluates = evaluates or self.is_last()
         if self._wants_global_memory(evaluates):
             self._refresh_memory(server_round, grid, timeout_s)
         if evaluates:
-            replies = grid.send_and_receive(
-                self.configure_evaluate(server_round, model, none, grid), timeout=timeout_s
-            )
-            self.aggregate_evaluate(server_round, replies)
+            self._evaluate(server_round, grid, timeout_s)
         self.state.completed = server_round
         self._record.seconds = time.monotonic() - started
         return self._record
+
+    def evaluate_early(self, grid: Grid) -> None:
+        """Evaluate the round just completed although it was not its turn: the run ends with it."""
+        server_round, timeout_s = self._record.round, self.run.rounds.deadline_s
+        if self._wants_global_memory(True) and not self._wants_global_memory(False):
+            self._refresh_memory(server_round, grid, timeout_s)
+        self._evaluate(server_round, grid, timeout_s)
+
+    def _evaluate(self, server_round: int, grid: Grid, timeout_s: float) -> None:
+        messages = self.configure_evaluate(server_round, self.state.record, ConfigRecord(), grid)
+        self.aggregate_evaluate(server_round, grid.send_and_receive(messages, timeout=timeout_s))
 
     @property
     def quorum(self) -> int:
@@ -289,12 +295,3 @@ def _loss_of(content: RecordDict) -> float:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def no_quorum(strategy: FrameStrategy, server_round: int, tries: int) -> QuorumError:
-    """The error that ends a run whose round failed too often."""
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in strategy.failures.items()) or "nobody answered"
-    return QuorumError(
-        f"round {server_round} got fewer than {strategy.quorum} replies {tries} times in a row ({reasons}). "
-        "Mend the clients, or lower rounds.min_clients, or raise rounds.deadline_s."
-    )

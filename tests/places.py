@@ -16,7 +16,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from fednc.client.channel import Credentials
-from fednc.client.link import Link, LinkConfig
+from fednc.client.link import Host, Link, LinkConfig
 from fednc.common.authority import Authority
 from fednc.common.config import parse_run
 from fednc.common.credentials import Holder, Role
@@ -111,9 +111,9 @@ class IdleHost:
 
 @asynccontextmanager
 async def attending(
-    server: Serving, name: str, credentials: Credentials | None
+    server: Serving, name: str, credentials: Credentials | None, host: Host | None = None
 ) -> AsyncIterator[asyncio.Task[Any]]:
-    link = Link(LinkConfig(server=server.address, name=name, credentials=credentials), IdleHost())
+    link = Link(LinkConfig(server=server.address, name=name, credentials=credentials), host or IdleHost())
     task = asyncio.create_task(link.run())
     try:
         yield task
