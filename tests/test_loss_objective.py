@@ -42,7 +42,8 @@ def test_presets_build_their_heads():
         "fednc": [],
     }
     assert kinds["fedavg"].weight.shape == (K, D)
-    assert kinds["fedetf"].scale.item() == kinds["fednc"].scale == MethodSection().scale
+    assert kinds["fedetf"].scale.item() == MethodSection(name="fedetf").scale
+    assert kinds["fednc"].scale == MethodSection(name="fednc").scale
 
 
 def test_fedavg_is_plain_cross_entropy_of_a_linear_layer():
