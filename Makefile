@@ -21,7 +21,7 @@ test: $(STAMP)  ## the whole test suite, at most 6 minutes on two cores
 # Without ray the simulation engine is left out, and the tests say so.
 test-flower: $(STAMP)  ## our apps on stock Flower and stock apps on our link, at most 10 minutes on two cores
 	$(BIN)/pip install --quiet -e '.[demo,dev,flower-sim]' || echo "ray cannot be installed here"
-	$(BIN)/pytest -q tests/flower
+	$(BIN)/pytest -q -n 2 tests/flower
 
 check: $(STAMP) .types  ## format, lint, strict types
 	$(BIN)/ruff format --check .

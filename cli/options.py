@@ -16,6 +16,10 @@ from fednc.common.errors import ConfigError
 Json = Annotated[
     str, typer.Option("--json", metavar="PATH|-", help="Write the result as one JSON object there; `-` is stdout.")
 ]
+AppDir = Annotated[
+    Path | None,
+    typer.Option("--app", metavar="DIR", help="Run the Flower app in this folder instead; see docs/flower.md."),
+]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda:N.")]
 Server = Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the server.")]
 Certs = Annotated[

@@ -1,16 +1,20 @@
-"""`fednc server RUN.toml`: serve one run to its end."""
+"""`fednc server RUN.toml`: serve one run to its end. `fednc server --app DIR`: serve any Flower app's."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fednc.cli.options import Json
-from fednc.cli.output import write_json
+from fednc.cli.options import AppDir, Json
+from fednc.cli.output import say, write_json
+from fednc.common.errors import ConfigError
 
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="Run file; `fednc init` writes one.")]
+if TYPE_CHECKING:
+    from fednc.common.config import RunConfig
+
+RunFile = Annotated[Path | None, typer.Argument(metavar="RUN.toml", help="Run file; `fednc init` writes one.")]
 Listen = Annotated[
     str, typer.Option(metavar="HOST:PORT", help="Listen here instead of the run file's server.listen.")
 ]
@@ -35,32 +39,68 @@ Insecure = Annotated[
 ]
 
 
+RunSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--run-config", "-c", metavar="KEY=VALUE", help="With --app: set keys of the app's configuration."
+    ),
+]
+
+
 def command(
-    run_file: RunFile, folder: Folder = "", listen: Listen = "", certs: Certs = "", insecure: Insecure = False,
+    run_file: RunFile = None, app: AppDir = None, run_config: RunSettings = None, folder: Folder = "",
+    listen: Listen = "", certs: Certs = "", insecure: Insecure = False,
     test_data: TestData = "", json: Json = "",
 ) -> None:  # fmt: skip
     """Serve one run: wait for clients, run its rounds, write `runs/<id>/`.
 
     The run file decides everything. A server that was stopped or killed goes on where it was when it is
     started again with the same run file and --folder. Clients: `fednc client --server HOST:PORT --data SPEC`.
-    Ctrl-C ends the run and tells the clients.
+    Ctrl-C ends the run and tells the clients. With --app, [server] and [rounds] of a run file still count.
     """
-    from fednc.cli.live import following
-    from fednc.common.config import read_run_file
-    from fednc.common.interrupt import run_until_interrupted
-    from fednc.server.events import EventLog
-    from fednc.server.process import run_server
-    from fednc.server.results import run_folder
+    from fednc.common.config import RunConfig, read_run_file
 
-    run = read_run_file(run_file)
+    if run_file is None and app is None:
+        raise ConfigError("there is nothing to serve: name a run file (`fednc init` writes one), or --app DIR")
+    run = read_run_file(run_file) if run_file else RunConfig()
     wanted = {"listen": listen, "certs": certs, "insecure": insecure}
     server = run.server.model_copy(update={key: value for key, value in wanted.items() if value})
     run = run.model_copy(update={"server": server})
     if test_data:
         run = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test": test_data})})
+    if app:
+        _serve_app(app, run_config or [], run, folder, json)
+    else:
+        _serve_run(run, folder, json)
+
+
+def _serve_run(run: RunConfig, folder: str, json: str) -> None:
+    from fednc.cli.live import following
+    from fednc.common.interrupt import run_until_interrupted
+    from fednc.server.events import EventLog
+    from fednc.server.process import run_server
+    from fednc.server.results import run_folder
+
     place = run_folder(run, folder)
     events = EventLog(place / "events.jsonl")
     with following(run, events) as live:
         finished = run_until_interrupted(run_server(run, place, events, on_listening=live.watch))
     if json:
         write_json(json, {**finished.summary, "folder": str(finished.folder)})
+
+
+def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, json: str) -> None:
+    from fednc.common.flower import read_app
+    from fednc.common.interrupt import run_until_interrupted
+    from fednc.server.events import EventLog
+    from fednc.server.foreign import run_app, settings_for
+    from fednc.server.results import run_folder
+
+    app = read_app(path)
+    run = settings_for(app, run)
+    place = run_folder(run, folder)
+    events = EventLog(place / "events.jsonl")
+    events.listen(lambda event: say(event["text"]))
+    summary = run_until_interrupted(run_app(app, overrides, run, place, events))
+    if json:
+        write_json(json, {**summary, "folder": str(place)})

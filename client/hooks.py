@@ -20,6 +20,14 @@ class CancelledError(FedncError):
     """The server no longer waits for this work."""
 
 
+class AppFailedError(Exception):
+    """A foreign app's own failure: `kind` is the class of the exception that it raised, elsewhere."""
+
+    def __init__(self, kind: str, reason: str, code: int = 0) -> None:
+        super().__init__(reason)
+        self.kind, self.code = kind, code
+
+
 @dataclass(frozen=True)
 class Step:
     """How far local work has come."""

@@ -37,7 +37,7 @@ def attend_request(config: LinkConfig, instance: bytes = b"", *, dry_run: bool =
     """What opens an attendance."""
     return pb.AttendRequest(
         protocol=PROTOCOL, name=config.name, software=version("fednc"), tasks=config.tasks,
-        methods=config.methods, part=config.part, instance=instance, dry_run=dry_run,
+        methods=config.methods, part=config.part, app=config.app, instance=instance, dry_run=dry_run,
     )  # fmt: skip
 
 

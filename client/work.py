@@ -18,7 +18,7 @@ import grpc
 from flwr.app import Message, RecordDict
 
 from fednc.client.blobcache import BlobCache
-from fednc.client.hooks import CURRENT, CancelledError, Hooks, Step
+from fednc.client.hooks import CURRENT, AppFailedError, CancelledError, Hooks, Step
 from fednc.client.session import Session, progress_of
 from fednc.client.transfer import Reply, fetch_content, send_reply
 from fednc.common import faults, flower
@@ -56,7 +56,7 @@ class _Work:
     hooks: Hooks
 
     def __str__(self) -> str:
-        return f"{self.id.message_type} of round {self.id.group_id}"
+        return f"{self.id.message_type} of round {self.id.group_id}" if self.id.group_id else self.id.message_type
 
 
 class Worker:
@@ -164,7 +164,8 @@ class Worker:
         except CancelledError:
             return None
         except Exception as e:
-            log.exception("%s failed", work)
+            traced = not isinstance(e, AppFailedError)  # whose process has told its own story
+            log.error("%s failed: %s", work, e, exc_info=traced)
             return _failed(work, e)
 
     def _answer(self, work: _Work, content: RecordDict) -> Message:
@@ -217,8 +218,11 @@ def jittered(pause_s: float) -> float:
 
 
 def _failed(work: _Work, error: BaseException) -> Reply:
-    kind, reason = plain(type(error).__name__, SHORT_TEXT), plain(str(error), LONG_TEXT)
-    return Reply(work.id, failure=pb.Failure(kind=kind, reason=reason))
+    kind, code = type(error).__name__, 0
+    if isinstance(error, AppFailedError):  # what was raised elsewhere
+        kind, code = error.kind, error.code
+    failure = pb.Failure(code=code, kind=plain(kind, SHORT_TEXT), reason=plain(str(error), LONG_TEXT))
+    return Reply(work.id, failure=failure)
 
 
 def _key(work_id: pb.AssignmentId) -> bytes:

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import click
 from flwr.app import Error, Message, RecordDict
 from flwr.app.metadata import Metadata
+from flwr.app.user_config import UserConfig
+from flwr.common.config import get_fused_config_from_dir, get_project_config, parse_config_args
+from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from fednc.common.errors import ConfigError
 
 SERVER_NODE_ID = 1  # as on a stock SuperLink
 _FOREVER_S = 10.0 * 365 * 24 * 3600
@@ -28,10 +38,10 @@ def run_number(run_id: str) -> int:
     return node_id(run_id)
 
 
-def adopt_identity(run_id: str) -> None:
-    """Let code in this process create Flower instruction messages without a SuperLink."""
+def adopt_identity(run_id: str, node: int = SERVER_NODE_ID) -> None:
+    """Let code in this process create Flower messages without a SuperLink or a SuperNode."""
     TaskIdentity.run_id = run_number(run_id)
-    TaskIdentity.node_id = SERVER_NODE_ID
+    TaskIdentity.node_id = node
     TaskIdentity.task_id = 0
 
 
@@ -70,3 +80,72 @@ def reply(to: Message, content: RecordDict | None, error: Error | None) -> Messa
 def empty_run(run_id: str) -> Run:
     """A Flower `Run` record for apps that ask the grid for one."""
     return Run.create_empty(run_number(run_id))
+
+
+def stamp(message: Message, message_id: str) -> None:
+    """Give a message the id that replies to it name."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+# ---- folders with a Flower app -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppFolder:
+    """A folder with a Flower app, as its pyproject.toml describes it."""
+
+    path: Path
+    name: str
+    version: str
+    components: Mapping[str, str]  # `serverapp`, `clientapp`: module:attribute
+
+    @property
+    def id(self) -> str:
+        """Name and version, by which server and clients know that they run the same app."""
+        return f"{self.name}/{self.version}"
+
+    def load(self, component: str) -> Any:
+        """Import the ServerApp or ClientApp; the folder comes first in this process's module search path.
+
+        Raises:
+            ConfigError: it is not named, not there, or its import fails.
+        """
+        reference = self.components.get(component, "")
+        try:
+            return load_app(reference, ConfigError, self.path)
+        except ConfigError as e:
+            raise ConfigError(f"the app in {self.path} has no {component} {reference!r}: {e}") from e
+        except Exception as e:  # whatever the app's own modules raise
+            problem = f"{type(e).__name__}: {e}"
+            raise ConfigError(f"{component} {reference!r} of {self.path} cannot be imported: {problem}") from e
+
+    def run_config(self, overrides: Sequence[str]) -> UserConfig:
+        """The app's configuration with `key=value` of keys that it has. Raises ConfigError."""
+        try:
+            return get_fused_config_from_dir(self.path, parse_pairs(overrides))
+        except ValueError as e:
+            raise ConfigError(f"{e}; only keys of [tool.flwr.app.config] in {self.path} can be set") from e
+
+
+def read_app(folder: Path) -> AppFolder:
+    """The Flower app in `folder`. Raises ConfigError."""
+    try:
+        project = get_project_config(folder)
+        return AppFolder(
+            path=folder.resolve(),
+            name=project["project"]["name"],
+            version=project["project"]["version"],
+            components=project["tool"]["flwr"]["app"]["components"],
+        )
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{folder} holds no Flower app: {e}") from e
+    except KeyError as e:
+        raise ConfigError(f"{folder} holds no Flower app: its pyproject.toml has no {e}") from e
+
+
+def parse_pairs(texts: Sequence[str]) -> UserConfig:
+    """`key=value key2="value"` as `flwr run -c` and `--node-config` read it. Raises ConfigError."""
+    try:
+        return parse_config_args(list(texts))
+    except (click.ClickException, ValueError, OSError) as e:
+        raise ConfigError(f"{' '.join(texts)!r:.80} is no list of key=value: {e}") from e

@@ -1,0 +1,135 @@
+"""Flower apps that know nothing of us, over our link: the same files as on stock Flower, byte for byte.
+
+The apps' modules are called `server` and `client`, as many are and as our own folders.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from our_link import OurLink, our_link
+from stock import BIN, environment, stock_flower
+
+APPS = Path(__file__).parent / "apps"
+
+
+def join_all(link: OurLink, app: str, nodes: Iterable[dict[str, Any]]) -> None:
+    for index, config in enumerate(nodes):
+        pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in {"partition-id": index, **config}.items())
+        link.join(f"node-{index}", "--app", str(APPS / app), "--node-config", pairs, "--grace", "1")
+
+
+def on_our_link(app: str, out: Path) -> None:
+    with our_link(out, "--app", str(APPS / app), "-c", f"out={json.dumps(str(out))}") as link:
+        join_all(link, app, [{}, {}])
+        link.finish()
+
+
+def on_stock_flower(app: str, out: Path) -> None:
+    with stock_flower(out) as flower:
+        for index in range(2):
+            flower.add_node(f"node-{index}", {"partition-id": index})
+        flower.run(APPS / app, {"out": str(out)})
+
+
+def read(path: Path) -> Any:
+    if path.suffix == ".json":
+        return path.read_text()
+    with np.load(path) as arrays:
+        return {key: (value.dtype, value.shape, value.tobytes()) for key, value in arrays.items()}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("app", "files"),
+    [("fedavg", ["model.npz", "metrics.json"]), ("dtypes", ["answers.json"]), ("legacy", ["model.npz"])],
+)
+def test_an_app_leaves_the_same_files_as_on_stock_flower(app: str, files: list[str], tmp_path: Path) -> None:
+    ours, stock = tmp_path / "ours", tmp_path / "stock"
+    on_our_link(app, ours)
+    on_stock_flower(app, stock)
+    for name in files:
+        assert len((ours / name).read_bytes()) > 100
+        assert read(ours / name) == read(stock / name), name
+
+
+def test_nodes_that_raise_die_or_hang_do_not_stop_the_round(tmp_path: Path) -> None:
+    """In round 2; in round 3 they are back, with the state that they had after round 1."""
+    app, hows = "trouble", ["none", "raise", "exit", "leave", "sleep"]
+    with our_link(tmp_path, "--app", str(APPS / app), "-c", f"out={json.dumps(str(tmp_path))}") as link:
+        join_all(link, app, [{"how": how} for how in hows])
+        link.finish()
+    first, second, third = json.loads((tmp_path / "rounds.json").read_text())
+    assert first == {"seen": {str(part): 1 for part in range(5)}, "errors": []}
+    assert second["seen"] == {"0": 2}
+    assert second["errors"] == [
+        "AppProcessEnded: the app's process ended with exit code 3 at work",
+        "SystemExit: had enough",
+        "ZeroDivisionError: of no use",
+    ]
+    assert third["seen"] == {"0": 3, **{str(part): 2 for part in range(1, 5)}}
+
+
+def test_an_interrupted_server_ends_its_app_and_tells_the_clients(tmp_path: Path) -> None:
+    with our_link(tmp_path, "--app", str(APPS / "trouble"), "-c", f"out={json.dumps(str(tmp_path))}") as link:
+        join_all(link, "trouble", [{"how": "none"}])  # the app waits for five
+        until_ready(link)
+        link.server.send_signal(signal.SIGINT)
+        link.finish(code=130)
+        assert link.clients[0].wait(10) == 9
+
+
+def until_ready(link: OurLink) -> int:
+    """Process id of the first app that is ready."""
+    give_up = time.monotonic() + 60
+    while not (ready := [event for event in link.events() if event["kind"] == "ready"]):
+        assert time.monotonic() < give_up, link.logs()
+        time.sleep(0.1)
+    return int(ready[0]["pid"])
+
+
+def test_an_app_ends_with_its_client(tmp_path: Path) -> None:
+    with our_link(tmp_path, "--app", str(APPS / "trouble"), "-c", f"out={json.dumps(str(tmp_path))}") as link:
+        join_all(link, "trouble", [{"how": "none"}])
+        pid = until_ready(link)
+        assert psutil.pid_exists(pid)
+        link.clients[0].kill()
+        give_up = time.monotonic() + 10
+        while psutil.pid_exists(pid) and time.monotonic() < give_up:
+            time.sleep(0.05)
+        assert not psutil.pid_exists(pid)
+
+
+def refusal(code: int, folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [BIN / "fednc", *arguments], env=environment(folder / "home"), cwd=folder, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return " ".join(done.stderr.split())
+
+
+def test_who_runs_another_app_is_refused(tmp_path: Path) -> None:
+    with our_link(tmp_path, "--app", str(APPS / "fedavg"), "-c", f"out={json.dumps(str(tmp_path))}") as link:
+        client = ["client", "--server", f"127.0.0.1:{link.port}", "--once"]
+        text = refusal(6, tmp_path, *client, "--app", str(APPS / "legacy"))
+        assert "runs the app fedavg/1.0.0, this client legacy/1.0.0" in text
+        assert "fedavg/1.0.0" in refusal(6, tmp_path, *client, "--data", "digits")
+
+
+def test_settings_and_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    app = str(APPS / "fedavg")
+    assert "'lr' is not present" in refusal(2, tmp_path, "server", "--app", app, "-c", "lr=1")
+    assert "no list of key=value" in refusal(2, tmp_path, "server", "--app", app, "-c", "out=[")
+    assert "holds no Flower app" in refusal(2, tmp_path, "server", "--app", str(tmp_path))
+    assert "nothing to serve" in refusal(2, tmp_path, "server")
+    assert "--data" in refusal(2, tmp_path, "client", "--server", "127.0.0.1:1")
