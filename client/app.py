@@ -1,6 +1,7 @@
 """fednc's Flower ClientApp: trains, embeds and evaluates what the server asks for.
 
-Runs unchanged inside our link and on stock Flower. All state that outlives a message is in `resident.py`.
+Runs unchanged inside our link and on stock Flower. What outlives a message is in `resident.py`
+(loaded once) and `past.py` (remembered).
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from fednc.client import trainer
 from fednc.client.hooks import CURRENT
+from fednc.client.objectives import additions
+from fednc.client.past import Past
 from fednc.client.resident import Resident, resident
 from fednc.common import arrays, exchange, seeds
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError
-from fednc.common.exchange import EXAMPLES, METRICS, MODEL, STATS, SUMS, Instruction
+from fednc.common.exchange import EXAMPLES, EXTRA, METRICS, MODEL, STATS, SUMS, Instruction
 from fednc.common.memory import ClassSums
 
 app = ClientApp()
@@ -28,13 +31,18 @@ def train(message: Message, context: Context) -> Message:
     order, here = _prepare(message, context)
     guide = exchange.guide_of(message.content, here.run.method, order.server_round, here.train.count_K)
     global_state = _load_model(message, here)
+    past = Past(context.state, order.server_round)
+    added = additions(here.run.method, here.model, exchange.extra_of(message.content), past)
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
     result = trainer.train(
         here.task, here.model, here.train, guide.to(here.device), here.run.train, order.server_round,
-        seeds.generator(here.run.seed, "batches", order.server_round, here.node), CURRENT.get(),
+        seeds.generator(here.run.seed, "batches", order.server_round, here.node), CURRENT.get(), added,
     )  # fmt: skip
     here.task.before_upload(here.model, global_state)
     content = RecordDict({MODEL: arrays.to_record(_shared_state(here))})
+    news = {key: value for one in added for key, value in one.finish().items()}
+    if news:
+        content[EXTRA] = arrays.to_record(news)
     if order.wants_sums:
         content[SUMS] = exchange.sums_record(_sums(here))
     metrics = {f"loss/{name}": value for name, value in result.losses.items()}

@@ -1,22 +1,23 @@
 """One client's local work: train towards the guide, embed its classes, evaluate. Called by the app.
 
-One trainer for all methods and tasks; what differs is in the guide (method) and in the task. No gRPC here.
+One trainer for all methods and tasks; what differs is in the guide, in the additions of `objectives.py` and in the
+task. No gRPC here.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from fednc.client.hooks import Hooks, Step
+from fednc.client.objectives import Addition
 from fednc.common.config import TrainSection
 from fednc.common.guide import Guide
-from fednc.common.losses import proximal
 from fednc.common.memory import ClassSums
 from fednc.common.tasks.base import Batch, Stats, Task, TaskData, add_stats
 
@@ -35,9 +36,9 @@ class LocalResult:
 
 def train(
     task: Task, model: nn.Module, data: TaskData, guide: Guide, section: TrainSection, server_round: int,
-    generator: torch.Generator, hooks: Hooks,
+    generator: torch.Generator, hooks: Hooks, additions: Sequence[Addition] = (),
 ) -> LocalResult:  # fmt: skip
-    """Train `model` in place for the section's epochs.
+    """Train `model` in place for the section's epochs; `additions` are what the method adds to plain SGD.
 
     Raises:
         CancelledError: the server no longer waits; the model is then half-trained.
@@ -47,14 +48,16 @@ def train(
     optimiser = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=section.momentum, weight_decay=section.weight_decay
     )
-    start = _start_of(model) if guide.method.proximal else []
+    guide = replace(guide, companions={k: v for one in additions for k, v in one.companions().items()})
     meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
     for _ in range(section.epochs):
         for batch in data.train_batches(section.batch, generator):
             hooks.check()
-            loss, parts = _loss(task, model, batch, guide, start)
+            loss, parts = _loss(task, model, batch, guide, additions)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            for one in additions:
+                one.on_gradients()
             if section.clip_norm:
                 nn.utils.clip_grad_norm_(model.parameters(), section.clip_norm)
             optimiser.step()
@@ -63,17 +66,13 @@ def train(
 
 
 def _loss(
-    task: Task, model: nn.Module, batch: Batch, guide: Guide, start: list[Tensor]
+    task: Task, model: nn.Module, batch: Batch, guide: Guide, additions: Sequence[Addition]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     loss, parts = task.loss(model, batch, guide)
-    if start:
-        parts = {**parts, "proximal": proximal(model.parameters(), start)}
-        loss = loss + guide.method.proximal * parts["proximal"]
+    for one in additions:
+        for name, penalty in one.penalties().items():
+            loss, parts = loss + penalty, {**parts, name: penalty}
     return loss, parts
-
-
-def _start_of(model: nn.Module) -> list[Tensor]:
-    return [p.detach().clone() for p in model.parameters()]
 
 
 class _Meter:

@@ -1,12 +1,13 @@
 """The messages of fednc's own apps: which records an instruction and a reply hold, under which names.
 
 Server and client build and read them through this page only, so that neither knows the other.
-`train`: model, guide -> trained model, class sums. `query`: model -> class sums of that model, or what a node
-holds. `evaluate`: model, guide -> additive statistics.
+`train`: model, guide, the method's extra tensors -> trained model, class sums, changes of the extra tensors.
+`query`: model -> class sums of that model, or what a node holds. `evaluate`: model, guide -> additive statistics.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from fednc.common.frame import Frame
 from fednc.common.guide import Guide, memory_ramp
 from fednc.common.memory import ClassMemory, ClassSums
 
-MODEL, GUIDE, RUN = "model", "guide", "run"
+MODEL, GUIDE, RUN, EXTRA = "model", "guide", "run", "extra"
 SUMS, STATS, METRICS = "sums", "stats", "metrics"
 HELLO, MEMORY = "query.hello", "query.memory"
 TRAIN, EVALUATE = "train", "evaluate"
@@ -85,15 +86,39 @@ def make_guide(run: RunConfig, frame: Frame, memory: ClassMemory, server_round: 
 
 
 def instruction_content(
-    instruction: Instruction, model: ArrayRecord | None = None, guide: ArrayRecord | None = None
-) -> RecordDict:
+    instruction: Instruction, model: ArrayRecord | None = None, guide: ArrayRecord | None = None,
+    extra: ArrayRecord | None = None,
+) -> RecordDict:  # fmt: skip
     """Content of an instruction. The records are not copied: one model serves many instructions."""
     content = RecordDict({RUN: instruction.to_record()})
-    if model is not None:
-        content[MODEL] = model
-    if guide is not None:
-        content[GUIDE] = guide
+    content.update({k: v for k, v in ((MODEL, model), (GUIDE, guide), (EXTRA, extra)) if v is not None})
     return content
+
+
+def control_key(name: str) -> str:
+    """The control variate of parameter `name` among the extra tensors."""
+    return f"control/{name}"
+
+
+def extra_record(extra: Mapping[str, Tensor]) -> ArrayRecord | None:
+    """The method's extra tensors as they travel; None without any."""
+    return arrays.to_record(extra) if extra else None
+
+
+def extra_of(content: RecordDict) -> dict[str, Tensor]:
+    """The method's extra tensors of an instruction, by key."""
+    return arrays.from_record(content.array_records.get(EXTRA, ArrayRecord()))
+
+
+def update_of(content: RecordDict) -> ArrayRecord:
+    """Model and changes of the extra tensors of a reply, as one record. Raises ProtocolError: no model."""
+    if MODEL not in content.array_records:
+        raise ProtocolError(f"the reply has no {MODEL!r} record")
+    update = ArrayRecord()
+    for name in (MODEL, EXTRA):
+        for key, array in content.array_records.get(name, ArrayRecord()).items():
+            update[key] = array
+    return update
 
 
 def sums_record(sums: ClassSums) -> ArrayRecord:

@@ -7,12 +7,15 @@ Legend: K vertices of the frame (whole label space), D feature width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fednc.common.config import MethodSection
+
+GLOBAL, PREVIOUS = "global", "previous"  # companions: the round's start, this client's own last model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,7 @@ class Guide:
         seen_K: bool, the classes that have a memory.
         count_K: examples of each class that *this client* trains on; zeros where it has none.
         memory_ramp: factor 0 ... 1 on the memory terms of the loss (warm-up).
+        companions: frozen models that the loss compares the trained one with; the client's own, they never travel.
     """
 
     method: MethodSection
@@ -34,16 +38,16 @@ class Guide:
     seen_K: Tensor
     count_K: Tensor
     memory_ramp: float = 1.0
+    companions: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Guide:
         """The same guide with its tensors on `device`."""
-        return Guide(
-            method=self.method,
+        return replace(
+            self,
             etf_KD=self.etf_KD.to(device),
             mean_KD=self.mean_KD.to(device),
             seen_K=self.seen_K.to(device),
             count_K=self.count_K.to(device),
-            memory_ramp=self.memory_ramp,
         )
 
 

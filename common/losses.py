@@ -9,7 +9,9 @@ are zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from fednc.common.errors import ConfigError
 from fednc.common.frame import unit
-from fednc.common.guide import Guide
+from fednc.common.guide import GLOBAL, PREVIOUS, Guide
 from fednc.common.heads import Head, logits
 
 
@@ -43,6 +45,39 @@ def class_prior(count_K: Tensor, tau: float) -> Tensor:
     """
     count_K = count_K.to(torch.get_default_dtype())
     return tau * torch.log(count_K.clamp(min=1) / count_K.sum().clamp(min=1))
+
+
+def calibration(count_K: Tensor, tau: float) -> Tensor:
+    """-tau n_c^(-1/4), [K], and -inf for a class without examples.
+
+    Added to the logits in training, it asks for a larger margin the rarer a class is on this client (FedLC: Zhang
+    et al., ICML 2022, arXiv 2209.00189). The paper also leaves the label out of the softmax's denominator, which
+    makes a loss without lower bound; here it stays.
+    """
+    return -tau * count_K.to(torch.get_default_dtype()).pow(-0.25)
+
+
+def not_true_distillation(logit_BK: Tensor, global_BK: Tensor, label_B: Tensor, tau: float) -> Tensor:
+    """tau^2 KL(global || local) between softmaxes at temperature tau over all classes but the label's, batch mean.
+
+    What the global model thinks of the classes that an image does not show is kept; the label is learnt freely
+    (FedNTD: Lee et al., NeurIPS 2022, arXiv 2106.03097).
+    """
+    true_BK = F.one_hot(label_B, logit_BK.shape[1]).bool()
+    local_BK, wanted_BK = (
+        (z[~true_BK].view(len(z), -1) / tau).log_softmax(dim=1) for z in (logit_BK, global_BK.detach())
+    )
+    return tau**2 * F.kl_div(local_BK, wanted_BK, reduction="batchmean", log_target=True)
+
+
+def model_contrast(feat_BD: Tensor, global_BD: Tensor, previous_BD: Tensor, tau: float) -> Tensor:
+    """-log softmax of cos(h, h_global) / tau against cos(h, h_previous) / tau, batch mean.
+
+    Features are pulled to the global model's and away from those of the client's own previous model (MOON: Li,
+    He, Song, CVPR 2021, arXiv 2103.16257).
+    """
+    near_B, far_B = ((unit(feat_BD) * unit(z.detach())).sum(dim=1) / tau for z in (global_BD, previous_BD))
+    return F.softplus(far_B - near_B).mean()
 
 
 def memory_anchor(feat_BD: Tensor, label_B: Tensor, mean_KD: Tensor, seen_K: Tensor) -> Tensor:
@@ -77,9 +112,23 @@ def proximal(params: Iterable[Tensor], global_params: Iterable[Tensor]) -> Tenso
     return 0.5 * torch.stack([(w - w_global.detach()).square().sum() for w, w_global in pairs]).sum()
 
 
+@dataclass(frozen=True)
+class View:
+    """What another model makes of the same batch; without gradient.
+
+    Attributes:
+        feat_BD: its features.
+        logit_BK: its scores before the softmax.
+    """
+
+    feat_BD: Tensor
+    logit_BK: Tensor
+
+
 def objective(
-    feat_BD: Tensor, label: Tensor, head: Head, guide: Guide, rehearsal_KD: Tensor | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
+    feat_BD: Tensor, label: Tensor, head: Head, guide: Guide, rehearsal_KD: Tensor | None = None,
+    views: Mapping[str, View] = MappingProxyType({}),
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """What a client minimises, but for the proximal term, as `guide.method` says.
 
     The memory terms grow with `guide.memory_ramp` and are absent while it is 0.
@@ -91,12 +140,14 @@ def objective(
             use; the memory in the guide lies behind the projection and reaches none but the head's. So a task that
             rehearses keeps its memory before the projection (unit vectors, then everything else holds unchanged),
             and passes the projected ones. Without them the head alone rehearses.
+        views: what each of `guide.companions` makes of the batch, by the same name.
 
     Returns:
         The scalar to minimise and its weighted parts by name, detached.
 
     Raises:
-        ConfigError: `method.rehearsal` is on, but would train nothing: no projected memory, a frozen head.
+        ConfigError: `method.rehearsal` is on, but would train nothing: no projected memory, a frozen head; or the
+            method compares models, and the task gives no views.
     """
     method, label_B = guide.method, label.reshape(-1)
     parts = {"alignment": _alignment(feat_BD, label_B, head, guide)}
@@ -108,6 +159,7 @@ def objective(
         if guide.memory_ramp > 0:
             rehearsal = memory_rehearsal(memory_KD, guide.seen_K, head, guide)
             parts["rehearsal"] = method.rehearsal * guide.memory_ramp * rehearsal
+    parts |= _comparisons(feat_BD, label_B, head, guide, views)
     total = torch.stack(list(parts.values())).sum()
     return total, {name: part.detach() for name, part in parts.items()}
 
@@ -116,8 +168,28 @@ def _alignment(feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide) -> Te
     method = guide.method
     if method.loss == "dot":
         return method.dot_weight * dot_regression(feat_BD, label_B, guide.etf_KD)
-    prior_K = class_prior(guide.count_K, method.prior_tau) if method.loss == "balanced-ce" else None
+    prior_of = {"balanced-ce": class_prior, "calibrated-ce": calibration}.get(method.loss)
+    prior_K = prior_of(guide.count_K, method.prior_tau) if prior_of else None
     return cross_entropy(logits(head, feat_BD, guide), label_B, prior_K)
+
+
+def _comparisons(
+    feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide, views: Mapping[str, View]
+) -> dict[str, Tensor]:
+    method, parts = guide.method, {}
+    if method.compares_models and GLOBAL not in views:
+        raise ConfigError(
+            "method.contrast and method.distil compare models, which this task cannot do: set both to 0"
+        )
+    if method.distil > 0:
+        distilled = not_true_distillation(
+            logits(head, feat_BD, guide), views[GLOBAL].logit_BK, label_B, method.distil_tau
+        )
+        parts["distillation"] = method.distil * distilled
+    if method.contrast > 0 and PREVIOUS in views:  # not before a client's second round
+        near, far = views[GLOBAL].feat_BD, views[PREVIOUS].feat_BD
+        parts["contrast"] = method.contrast * model_contrast(feat_BD, near, far, method.contrast_tau)
+    return parts
 
 
 def _rehearsal_features(rehearsal_KD: Tensor | None, head: Head, guide: Guide) -> Tensor:

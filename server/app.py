@@ -29,7 +29,7 @@ from fednc.server.evaluation import CentralEvaluation
 from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
 from fednc.server.results import run_folder, summary_of, write_files
-from fednc.server.state import GlobalState
+from fednc.server.state import GlobalState, control_variates
 from fednc.server.strategy import FrameStrategy
 
 _TRIES = 3  # of one round below quorum
@@ -82,6 +82,7 @@ class FederatedRun:
         self.state = GlobalState(
             model={key: shared[key].clone() for key in self.task.shared_keys(model)},
             memory=ClassMemory.empty(self.frame.vertices, self.frame.dim),
+            extra=control_variates(model, self.task.shared_keys(model)) if run.method.control_variates else {},
         )
         self.history = History()
         self.strategy = FrameStrategy(run, self.task, self.frame, self.state, events)

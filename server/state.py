@@ -5,12 +5,14 @@ Made and restored by the run, changed by the strategy.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import torch
 from flwr.app import ArrayRecord
-from torch import Tensor
+from torch import Tensor, nn
 
-from fednc.common import arrays
+from fednc.common import arrays, exchange
 from fednc.common.memory import ClassMemory
 
 
@@ -31,3 +33,27 @@ class GlobalState:
         """The next global model. Its tensors share the record's memory: nobody may change them in place."""
         self.record = record
         self.model = arrays.from_record(record)
+
+    @property
+    def folded(self) -> dict[str, Tensor]:
+        """Names, shapes and dtypes of what a client sends: its model, and the changes of the extra tensors."""
+        return {**self.model, **self.extra}
+
+    def advance(self, mean: ArrayRecord, share: float) -> None:
+        """The state after a round: the mean model; extra tensors plus their mean change.
+
+        Args:
+            mean: over those who took part, of all that is `folded`.
+            share: of all examples that they hold; the others changed nothing.
+        """
+        record = ArrayRecord()
+        for key in self.model:
+            record[key] = mean[key]
+        self.extra = {key: value + share * arrays.to_tensor(mean[key]) for key, value in self.extra.items()}
+        self.replace_model(record)
+
+
+def control_variates(model: nn.Module, shared: Collection[str]) -> dict[str, Tensor]:
+    """Extra tensors of a method with control variates: zeros like each shared parameter."""
+    found = {name: p for name, p in model.named_parameters() if name in shared}
+    return {exchange.control_key(name): torch.zeros_like(p) for name, p in found.items()}

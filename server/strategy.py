@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import Strategy
 from fednc.common import arrays, exchange, faults, seeds
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError
-from fednc.common.exchange import EVALUATE, HELLO, MEMORY, METRICS, MODEL, STATS, TRAIN, Instruction
+from fednc.common.exchange import EVALUATE, HELLO, MEMORY, METRICS, STATS, TRAIN, Instruction
 from fednc.common.frame import Frame
 from fednc.common.memory import ClassSums, DriftSums, check_sums
 from fednc.common.tasks.base import Stats, Task, add_stats
@@ -45,7 +45,7 @@ class FrameStrategy(Strategy):
         self._announced: dict[int, int] = {}  # examples that each node said it trains on
         self._record = RoundRecord(round=0)
         self._sums: ClassSums | None = None
-        self._fold = Fold(state.model)  # its memory serves every round
+        self._fold = Fold(state.folded)  # its memory serves every round
 
     # ---- Flower's interface --------------------------------------------------------------------------------
 
@@ -55,9 +55,10 @@ class FrameStrategy(Strategy):
         """One content for all nodes of the round: model, frame, memory."""
         del config
         nodes = self.sample(server_round, grid)
-        self._get_to_know(nodes, server_round, grid)
+        self._get_to_know(list(grid.get_node_ids()) if self.state.extra else nodes, server_round, grid)
         instruction = self._instruction(server_round, wants_sums=self._wants_local_sums(server_round))
-        content = exchange.instruction_content(instruction, arrays, self._guide())
+        extra = exchange.extra_record(self.state.extra)
+        content = exchange.instruction_content(instruction, arrays, self._guide(), extra)
         return self._to(content, nodes, TRAIN, server_round, grid)
 
     def aggregate_train(
@@ -65,8 +66,8 @@ class FrameStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The exact weighted mean of the updates, folded as they arrive; None below quorum."""
         self._record, self.fold_s = RoundRecord(round=server_round), 0.0
-        fold = self._fold
-        fold.start(self.state.model, self._announced.values())
+        fold, announced = self._fold, list(self._announced.values())
+        fold.start(self.state.folded, announced)
         drift, self._sums = DriftSums.zeros(*self._memory_shape), ClassSums.zeros(*self._memory_shape)
         losses, self._trained = [], []
         for reply in self._good(replies):
@@ -82,7 +83,7 @@ class FrameStrategy(Strategy):
             self._record.drift = _finite(drift.value())
         if self.run.method.memory_model == "local":
             self.state.memory = self.state.memory.update(self._sums, self.run.method.memory_momentum)
-        self.state.replace_model(fold.mean())
+        self.state.advance(fold.mean(), share=fold.weight / sum(announced))
         return self.state.record, MetricRecord({"loss": self._record.loss, "examples": fold.weight})
 
     def configure_evaluate(
@@ -222,12 +223,10 @@ class FrameStrategy(Strategy):
     def _fold_in(self, content: RecordDict, fold: Fold, drift: DriftSums) -> float:
         examples = exchange.examples_of(content)
         sums = self._checked_sums(content) if exchange.SUMS in content else None
-        if MODEL not in content.array_records:
-            raise ProtocolError(f"the reply has no {MODEL!r} record")
-        loss = _loss_of(content)
+        update, loss = exchange.update_of(content), _loss_of(content)
         faults.at("server.fold")
         started = time.monotonic()
-        fold.add(content.array_records[MODEL], examples)
+        fold.add(update, examples)
         self.fold_s += time.monotonic() - started
         if sums is not None:
             drift.add_client(sums)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -38,14 +38,6 @@ App = Callable[[Message, Context], Message]
 CLIENTS = [
     ClientConfig(name=name, data="digits", device="cpu", val_share=0.2) for name in ("carl", "anna", "bert")
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run_on_local(run: RunConfig, app: App, folder: Path) -> RunResult:

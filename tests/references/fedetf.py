@@ -2,7 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from references.plain import CLASSES, cosines, federate, frame, start
+from references.frame import cosines, frame
+from references.plain import CLASSES, federate, start
 from torch import nn
 
 

@@ -4,7 +4,6 @@ import copy
 import hashlib
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 WIDTH, CLASSES = 16, 10
@@ -26,17 +25,6 @@ def start(run_seed, head=True):
     return nn.Sequential(
         nn.Sequential(body, nn.Linear(144, WIDTH)), *([nn.Linear(WIDTH, CLASSES)] if head else [])
     )
-
-
-def frame(run_seed):
-    noise = torch.Generator().manual_seed(seed(seed(run_seed, "frame"), "frame"))
-    q, r = torch.linalg.qr(torch.randn(WIDTH, CLASSES, dtype=torch.float64, generator=noise))
-    centre = torch.eye(CLASSES, dtype=torch.float64) - 1 / CLASSES
-    return ((CLASSES / (CLASSES - 1)) ** 0.5 * centre @ (q * r.diagonal().sign()).T).float()
-
-
-def cosines(features, vectors):
-    return F.normalize(features, dim=1) @ vectors.T
 
 
 def federate(model, clients, rounds, run_seed, loss, on_gradients=None, on_trained=None):

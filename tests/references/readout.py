@@ -2,7 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from references.plain import CLASSES, cosines
+from references.frame import cosines
+from references.plain import CLASSES
 
 
 def memory(model, clients):
@@ -11,7 +12,7 @@ def memory(model, clients):
     return torch.stack([feature[y == c].mean(0) for c in range(CLASSES)]).detach()
 
 
-def scores(feature, etf, mean, kind):
+def scores(feature, etf, mean, kind, scale):
     vectors = {"vertex": etf, "memory": mean, "blend": (etf + F.normalize(mean)) / 2}
     nearest = mean.square().sum(1) / 2 if kind == "memory" else 0  # |h - v|^2, less what all classes share
-    return 16.0 * (cosines(feature, vectors[kind]) - nearest)
+    return scale * (cosines(feature, vectors[kind]) - nearest)

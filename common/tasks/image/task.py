@@ -19,8 +19,8 @@ from fednc.common.config import RunConfig, SplitSection
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.frame import unit
 from fednc.common.guide import Guide
-from fednc.common.heads import build_head
-from fednc.common.losses import objective
+from fednc.common.heads import build_head, logits
+from fednc.common.losses import View, objective
 from fednc.common.readout import readout_logits
 from fednc.common.tasks.base import Part, Stats, Task
 from fednc.common.tasks.image import sources
@@ -99,7 +99,8 @@ class ImageTask(Task):
             # Batch normalisation has no variance over one value per channel; two copies have the same mean loss.
             pixel_BCHW, label_B = pixel_BCHW.repeat(2, 1, 1, 1), label_B.repeat(2)
         image_model = _as_image_model(model)
-        return objective(image_model.features(pixel_BCHW), label_B, image_model.head, guide)
+        views = {name: _view(_as_image_model(m), pixel_BCHW, guide) for name, m in guide.companions.items()}
+        return objective(image_model.features(pixel_BCHW), label_B, image_model.head, guide, views=views)
 
     def embed(self, model: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """(unit features [B, D], labels [B])."""
@@ -184,6 +185,12 @@ class ImageTask(Task):
             augment=augment and self.options.augment == "crop-flip",
             names=images.names,
         )
+
+
+def _view(model: ImageModel, pixel_BCHW: Tensor, guide: Guide) -> View:
+    with torch.no_grad():
+        feat_BD = model.features(pixel_BCHW)
+        return View(feat_BD=feat_BD, logit_BK=logits(model.head, feat_BD, guide))
 
 
 def _as_image_model(model: nn.Module) -> ImageModel:
