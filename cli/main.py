@@ -58,7 +58,8 @@ def run() -> None:
 
 def exit_codes() -> dict[int, str]:
     """What every exit code means, read off the error classes."""
-    errors = sorted(FedncError.__subclasses__(), key=lambda error: error.exit_code)
+    public = [error for error in FedncError.__subclasses__() if error.__module__ == FedncError.__module__]
+    errors = sorted(public, key=lambda error: error.exit_code)
     meanings = {error.exit_code: (error.__doc__ or error.__name__).splitlines()[0] for error in errors}
     return {0: "Success.", 1: "Any other failure.", **meanings, EXIT_INTERRUPTED: "Interrupted (Ctrl-C)."}
 
