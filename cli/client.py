@@ -154,7 +154,7 @@ def _own_app(
     from fednc.client.app import app
     from fednc.client.host import AppHost, ClientConfig
     from fednc.common import tasks
-    from fednc.common.config import PRESETS
+    from fednc.common.presets import PRESETS
     from fednc.protos import federation_pb2 as pb
 
     if not data:

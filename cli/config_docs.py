@@ -14,7 +14,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from fednc.common.config import PRESETS, MethodSection, RunConfig
+from fednc.common.config import MethodSection, RunConfig
+from fednc.common.presets import PRESETS
 from fednc.common.tasks import installed
 
 _INTRO = """\

@@ -7,7 +7,7 @@ Runs unchanged inside our link and on stock Flower. What outlives a message is i
 from __future__ import annotations
 
 import torch
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from fednc.client.hooks import CURRENT
 from fednc.client.objectives import additions
 from fednc.client.past import Past
 from fednc.client.resident import Resident, resident
-from fednc.common import arrays, exchange, seeds
+from fednc.common import arrays, codec, exchange, seeds
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError
 from fednc.common.exchange import EXAMPLES, EXTRA, METRICS, MODEL, STATS, SUMS, Instruction
@@ -39,7 +39,7 @@ def train(message: Message, context: Context) -> Message:
         seeds.generator(here.run.seed, "batches", order.server_round, here.node), CURRENT.get(), added,
     )  # fmt: skip
     here.task.before_upload(here.model, global_state)
-    content = RecordDict({MODEL: arrays.to_record(_shared_state(here))})
+    content = RecordDict({MODEL: _encode(here, global_state, past)})
     news = {key: value for one in added for key, value in one.finish().items()}
     if news:
         content[EXTRA] = arrays.to_record(news)
@@ -102,6 +102,15 @@ def _load_model(message: Message, here: Resident) -> dict[str, Tensor]:
 def _shared_state(here: Resident) -> dict[str, Tensor]:
     state = here.model.state_dict()
     return {key: state[key] for key in here.task.shared_keys(here.model)}
+
+
+def _encode(here: Resident, global_state: dict[str, Tensor], past: Past) -> ArrayRecord:
+    update, left = codec.encode_update(
+        _shared_state(here), global_state, here.run.link.codec, past.read("residual")
+    )
+    if left:
+        past.write("residual", left)
+    return update
 
 
 def _sums(here: Resident) -> ClassSums:

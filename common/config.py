@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fednc.common.errors import ConfigError
+from fednc.common.presets import PRESETS
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -132,18 +133,6 @@ class MethodSection(Section):
         return self.anchor > 0 or self.rehearsal > 0 or self.readout in ("memory", "blend")
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "fedavg": {"head": "linear", "loss": "ce", "readout": "head"},
-    "fedprox": {"head": "linear", "loss": "ce", "readout": "head", "proximal": 0.01},
-    "scaffold": {"head": "linear", "loss": "ce", "readout": "head", "control_variates": True},
-    "moon": {"head": "linear", "loss": "ce", "readout": "head", "contrast": 1.0},
-    "fedntd": {"head": "linear", "loss": "ce", "readout": "head", "distil": 1.0},
-    "fedlc": {"head": "linear", "loss": "calibrated-ce", "readout": "head"},
-    "fedetf": {"head": "frame", "loss": "balanced-ce", "train_scale": True, "readout": "vertex"},
-    "fednc": {"head": "frame", "loss": "balanced-ce", "scale": 4.0, "readout": "memory"},
-}
-
-
 class TrainSection(Section):
     """Local training between two exchanges."""
 
@@ -192,6 +181,16 @@ class SplitSection(Section):
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the split")
     shift: ShiftSection = Field(default_factory=ShiftSection)
+
+
+class LinkSection(Section):
+    """How updates travel from the clients to the server."""
+
+    codec: Literal["fp32", "bf16", "int8"] = Field(
+        "fp32",
+        description="`fp32`: the weights as they are; `bf16`, `int8`: their change in a half or a quarter of the "
+        "bytes, what rounding takes being made up for in the next round",
+    )
 
 
 class EvaluateSection(Section):
@@ -249,6 +248,7 @@ class RunConfig(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     rounds: RoundsSection = Field(default_factory=RoundsSection)
     split: SplitSection | None = None
+    link: LinkSection = Field(default_factory=LinkSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     server: ServerSection = Field(default_factory=ServerSection)
 

@@ -6,12 +6,13 @@ replies only the limits in `limits.py` hold. Values are checked later, in the fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fednc.common import arrays
+from fednc.common import arrays, codec
 from fednc.common.exchange import EVALUATE, HELLO, MEMORY, METRICS, MODEL, STATS, SUMS, TRAIN
 from fednc.common.frame import Frame
 from fednc.common.memory import ClassSums
@@ -29,17 +30,22 @@ class Expected:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    codec_stype: str | None = None  # serialisation under which it may also come, as a difference
 
     @classmethod
-    def like(cls, tensor: Tensor) -> Expected:
+    def like(cls, tensor: Tensor, codec_name: str = "fp32") -> Expected:
         """An array of the tensor's type and shape."""
         dtype = str(tensor.dtype).removeprefix("torch.")
-        return cls(dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size())
+        stype = codec.STYPES.get(codec_name) if codec.is_encodable(tensor) else None
+        return cls(dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size(), stype)
 
     def problem(self, meta: pb.ArrayMeta) -> str:
         """What is wrong with an array that should be this one; empty: nothing."""
         if (meta.dtype, tuple(meta.shape)) != (self.dtype, self.shape):
             return f"is {meta.dtype}{list(meta.shape)!s:.80}, expected {self.dtype}{list(self.shape)}"
+        if meta.stype == self.codec_stype:
+            wanted = codec.nbytes(meta.stype, math.prod(self.shape))
+            return "" if meta.size == wanted else f"has {meta.size} encoded bytes, expected {wanted}"
         if meta.stype not in (arrays.NPY, arrays.RAW_BF16):
             return f"has serialisation {meta.stype!r:.40}"
         if not self.nbytes <= meta.size <= self.nbytes + _SLACK_BYTES:
@@ -83,7 +89,7 @@ class Agreement:
     @classmethod
     def of(cls, task: Task, frame: Frame, model: Mapping[str, Tensor]) -> Agreement:
         """The agreement of a run of fednc's own apps."""
-        weights = _layout(model)
+        weights = {key: Expected.like(value, task.run.link.codec) for key, value in model.items()}
         sums = _layout(ClassSums.zeros(frame.vertices, frame.dim).to_tensors())
         return cls(
             label_space=task.label_space,

@@ -27,7 +27,7 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fednc.common import arrays
+from fednc.common import arrays, codec
 from fednc.common.errors import ProtocolError
 
 _BLOCK = 1 << 16  # values; with its sum and scratch a block fills about half of a second-level cache
@@ -167,6 +167,8 @@ def _matching(array: Array, reference: Tensor) -> Values:
     if array.dtype != expected or tuple(array.shape) != tuple(reference.shape):
         shape = list(reference.shape)
         raise ProtocolError(f"is {array.dtype}{list(array.shape)}, expected {expected}{shape}")
+    if codec.is_encoded(array.stype):
+        return (reference + codec.decode(array)).numpy()
     if array.stype == arrays.RAW_BF16:
         return _numpy(arrays.to_tensor(array))
     value = arrays.to_numpy(array)

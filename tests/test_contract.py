@@ -25,7 +25,8 @@ from fednc.client.hooks import Hooks
 from fednc.client.host import AppHost, ClientConfig
 from fednc.client.link import Link, LinkConfig
 from fednc.common import exchange, records, seeds, tasks
-from fednc.common.config import PRESETS, RunConfig, parse_run
+from fednc.common.config import RunConfig, parse_run
+from fednc.common.presets import PRESETS
 from fednc.common.tasks.base import Part, Stats, add_stats
 from fednc.protos import federation_pb2 as pb
 from fednc.server.app import FederatedRun, RunResult, Surroundings

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fednc.common import tasks
-from fednc.common.config import PRESETS, parse_run
+from fednc.common.config import parse_run
 from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.export import FOLDER, MANIFEST, WEIGHTS, export, load
 from fednc.common.files import write_atomically
 from fednc.common.frame import Frame, draw_frame
 from fednc.common.guide import Guide
 from fednc.common.memory import ClassMemory
+from fednc.common.presets import PRESETS
 from fednc.common.tasks.base import Task
 
 CLASSES = ["ant", "bee", "cat"]

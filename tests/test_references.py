@@ -21,7 +21,8 @@ from torch import Tensor
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.host import ClientConfig
 from fednc.common import exchange
-from fednc.common.config import PRESETS, RunConfig, parse_run
+from fednc.common.config import RunConfig, parse_run
+from fednc.common.presets import PRESETS
 from fednc.server.app import FederatedRun, RunResult
 from fednc.server.events import EventLog
 
