@@ -19,12 +19,11 @@ from flwr.app import Message
 
 from fednc.client.channel import Credentials, explain, is_expired_refusal, open_channel
 from fednc.client.session import Events, Session, attend_request, read_event, send_word
-from fednc.client.transfer import session_metadata
+from fednc.client.transfer import make_stub, session_metadata
 from fednc.client.work import BACKOFF_S, Worker, jittered
 from fednc.common.errors import FedncError, RefusedError
 from fednc.common.wire import LONG_TEXT, plain
 from fednc.protos import federation_pb2 as pb
-from fednc.protos import federation_pb2_grpc as rpc
 
 log = logging.getLogger("fednc.client")
 
@@ -153,7 +152,7 @@ class Link:
     async def _attend(self) -> pb.RunOver:
         config = self._config
         async with open_channel(config.server, config.credentials, config.liveness_s) as channel:
-            stub = rpc.FederationStub(channel)
+            stub = make_stub(channel)
             call = stub.Attend(attend_request(config, self._instance))
             try:
                 welcome = (await read_event(call)).welcome

@@ -133,13 +133,13 @@ def at(point: str) -> None:
             _ACTS[fault.action](fault.wanted)
 
 
-def through(point: str, data: bytes) -> bytes:
+def through(point: str, data: bytes | memoryview) -> bytes | memoryview:
     """This process has come to a point with data in its hands, which a fault may spoil."""
     if _plan is None:
         return data
     for fault in _plan.due(point):
         if fault.action in _SPOILS:
-            data = _SPOILS[fault.action](data)
+            data = _SPOILS[fault.action](bytes(data))
         else:
             _ACTS[fault.action](fault.wanted)
     return data

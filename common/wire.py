@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # it would load torch, which an operator's command can do without
-    from fednc.common.arrays import Buffer
 
 PROTOCOL = 1
 SESSION_KEY = "fednc-session-bin"
@@ -18,23 +13,6 @@ UPWARD_LIMIT_BYTES = CHUNK_BYTES + (3 << 20)  # what a client may say at once: a
 _LAYOUT = {ord("\n"): " ", ord("\t"): " "}
 
 Options = list[tuple[str, int]]
-
-
-def chunks(buffers: Iterable[Buffer], size: int) -> Iterator[bytes]:
-    """The buffers as one run of bytes, cut into pieces of `size`; pieces may span small buffers."""
-    held: list[memoryview] = []
-    length = 0
-    for buffer in buffers:
-        view = memoryview(buffer)
-        while length + len(view) >= size:
-            cut = size - length
-            yield b"".join([*held, view[:cut]])
-            held, length, view = [], 0, view[cut:]
-        if view:
-            held.append(view)
-            length += len(view)
-    if held:
-        yield b"".join(held)
 
 
 def is_plain(text: str) -> bool:
@@ -63,6 +41,7 @@ def channel_options(liveness_s: float, receive_bytes: int = _MESSAGE_LIMIT_BYTES
     return [
         ("grpc.keepalive_time_ms", half_ms),
         ("grpc.keepalive_timeout_ms", half_ms),
+        ("grpc.http2.ping_timeout_ms", half_ms),  # gRPC 1.81 lets it win over the line above, and defaults to 60 s
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 50),

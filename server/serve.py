@@ -17,7 +17,6 @@ from grpc_reflection.v1alpha import reflection
 from fednc.common.errors import AddressError
 from fednc.common.wire import UPWARD_LIMIT_BYTES, channel_options
 from fednc.protos import federation_pb2 as pb
-from fednc.protos import federation_pb2_grpc as rpc
 from fednc.protos import operator_pb2_grpc as operator_rpc
 from fednc.server.federation import Federation
 from fednc.server.gate import Gate

@@ -13,6 +13,7 @@ import os
 import zlib
 from pathlib import Path
 
+from fednc.common.bulk import Data
 from fednc.common.errors import ProtocolError
 
 
@@ -26,7 +27,7 @@ class SpooledUpload:
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: Data) -> None:
         """Add the next bytes.
 
         Raises:
