@@ -7,7 +7,8 @@ name=${1:-fednc-base:bookworm}
 mirror=${MIRROR:-http://deb.debian.org/debian}
 
 for tool in debootstrap docker; do
-  command -v "$tool" >/dev/null || { echo "base-image: $tool is missing; apt-get install debootstrap docker.io" >&2; exit 1; }
+  command -v "$tool" >/dev/null \
+    || { echo "base-image: $tool is missing; apt-get install debootstrap docker.io" >&2; exit 1; }
 done
 [ "$(id -u)" = 0 ] || { echo "base-image: debootstrap must be run by root" >&2; exit 1; }
 
@@ -18,7 +19,6 @@ trap '[ -z "$mounted" ] || umount "$work"; rm -rf --one-file-system "$work"' EXI
 
 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$work/root" "$mirror" \
   >"$work/log" 2>&1 || { tail -20 "$work/log" >&2; exit 1; }
-root="$work/root"
-( cd "$root" && rm -rf var/cache/apt/archives/*.deb var/lib/apt/lists/* var/log/* usr/share/doc/* usr/share/man/* usr/share/locale/* )
-tar --numeric-owner -C "$root" -c . | docker import --change 'CMD ["python3"]' - "$name" >/dev/null
+(cd "$work/root" && rm -rf var/cache/apt/archives/*.deb var/lib/apt/lists/* usr/share/{doc,man,locale}/*)
+tar --numeric-owner -C "$work/root" -c . | docker import --change 'CMD ["python3"]' - "$name" >/dev/null
 echo "base-image: $name is ready"

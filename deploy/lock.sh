@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Write deploy/lock.txt and deploy/lock-demo.txt anew from the versions installed in the environment of $PYTHON.
+# Write deploy/lock.txt (with the extra `demo`) and deploy/lock-base.txt (without) anew from the versions installed in the environment of $PYTHON.
 #   make lock          needs the index; after a change of pyproject.toml's dependencies
 # Exact versions with the hashes of all their files. PyTorch itself is left out: deploy/Dockerfile names its version,
 # because its CPU build comes from an index of its own.
@@ -15,5 +15,5 @@ compile() {
   "$python" -m uv pip compile pyproject.toml --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate \
     --constraints "$installed" --find-links "$links" --no-emit-package torch --no-emit-index-url --no-emit-find-links "$@"
 }
-compile >deploy/lock.txt
-compile --extra demo >deploy/lock-demo.txt
+compile --extra demo >deploy/lock.txt
+compile >deploy/lock-base.txt

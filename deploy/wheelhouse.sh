@@ -5,7 +5,7 @@
 # mean what they mean in deploy/Dockerfile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-lock=${LOCK:-deploy/lock-demo.txt}
+lock=${LOCK:-deploy/lock.txt}
 torch=${TORCH:-torch==2.13.0}
 index=${TORCH_INDEX-https://download.pytorch.org/whl/cpu}
 python=${PYTHON_VERSION:-3.11} # of the base image

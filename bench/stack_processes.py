@@ -1,0 +1,73 @@
+"""The machine's processes as anybody on it sees them in /proc: who they are and what they may do.
+
+Used by the containers' checks and by their chaos, which share the machine's list of processes. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process: its command line, and what the kernel says about its rights."""
+
+    pid: int
+    arguments: tuple[str, ...]
+    uids: frozenset[int]  # real, effective, saved, file system
+    capabilities: int  # effective
+    may_gain: bool  # whether it could get more rights by starting another program
+    in_container: bool  # lives in a PID namespace below the one of this list
+
+    def is_node(self, name: str) -> bool:
+        """Whether this is the container of the server (`server`) or of the client of that name."""
+        at = next((i for i, argument in enumerate(self.arguments) if Path(argument).name == "fednc"), None)
+        if at is None or not self.in_container:
+            return False
+        role, *rest = self.arguments[at + 1 :] or [""]
+        named = rest[rest.index("--name") + 1 :][:1] if "--name" in rest else []
+        return role == name == "server" or (role == "client" and named == [name])
+
+
+def running(proc: Path = PROC) -> Iterator[Process]:
+    """All processes; those that end meanwhile are left out."""
+    for folder in proc.iterdir():
+        if folder.name.isdecimal():
+            try:
+                yield _read(folder)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+
+
+def find(name: str, proc: Path = PROC) -> Process | None:
+    """The process of a node, if it is there."""
+    return next((process for process in running(proc) if process.is_node(name)), None)
+
+
+def await_node(name: str, give_up: float, proc: Path = PROC) -> Process:
+    """The process of a node, by monotonic time `give_up` at the latest. Raises LookupError."""
+    while (found := find(name, proc)) is None:
+        if time.monotonic() > give_up:
+            raise LookupError(f"no container runs {name}")
+        time.sleep(_POLL_S)
+    return found
+
+
+def _read(folder: Path) -> Process:
+    lines = (folder / "status").read_text().splitlines()
+    status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+    command = (folder / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    return Process(
+        pid=int(folder.name),
+        arguments=tuple(argument.decode(errors="replace") for argument in command),
+        uids=frozenset(map(int, status["Uid"])),
+        capabilities=int(status["CapEff"][0], 16),
+        may_gain=status["NoNewPrivs"] != ["1"],
+        in_container=len(status["NSpid"]) > 1,
+    )
