@@ -3,7 +3,7 @@
     FedncError            1  anything below
     ├── ConfigError       2  a run file or an option that cannot be used
     ├── DataError         3  data that is missing, unreadable or does not fit the run
-    ├── AddressError      4  a port that cannot be bound, an address that cannot be resolved
+    ├── AddressError      4  a port that cannot be bound, an address that cannot be resolved or does not answer
     ├── QuorumError       5  too few clients before `wait_s`, or too few replies in a round
     ├── RefusedError      6  the server refuses this client (name taken, version, identity)
     ├── ProtocolError     7  bytes from the peer that break the agreement
@@ -37,7 +37,7 @@ class DataError(FedncError):
 
 
 class AddressError(FedncError):
-    """A port that cannot be bound or an address that cannot be resolved."""
+    """A port that cannot be bound, an address that cannot be resolved or does not answer."""
 
     exit_code = 4
 
