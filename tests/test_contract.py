@@ -116,6 +116,8 @@ VARIANTS = {
     **{name: {"method": {"name": name}} for name in PRESETS},
     "partial": {"rounds": {"clients_per_round": 2, "total": 3}, "method": {"memory_momentum": 0.5}},
     "local-memory": {"method": {"memory_model": "local", "anchor": 0.1}},
+    "bf16": {"link": {"codec": "bf16"}},
+    "int8": {"link": {"codec": "int8"}, "rounds": {"total": 3}},
 }
 
 
@@ -179,3 +181,32 @@ def test_federated_evaluation_equals_the_central_one(grid: str, tmp_path: Path) 
         add_stats(stats, trainer.evaluate(task, model, held_out, guide, run.evaluate.batch, Hooks()))
     assert result.history.rounds[0].pooled == task.metrics(stats)
     assert stats["examples"] > 100
+
+
+@pytest.mark.parametrize(("codec", "share", "off"), [("bf16", 0.6, 0.004), ("int8", 0.35, 0.03)])
+def test_a_codec_saves_bytes_and_hardly_changes_the_update(
+    codec: str, share: float, off: float, tmp_path: Path
+) -> None:
+    configs = [config(rounds={"total": 1}, link={"codec": name}) for name in ("fp32", codec)]
+    start = FederatedRun(configs[0], EventLog()).state.model
+    plain, coded = (run_on_local(run, fednc_app, tmp_path).state.model for run in configs)
+    moved = sum((plain[key] - start[key]).square().sum() for key in start).sqrt()
+    apart = sum((plain[key] - coded[key]).square().sum() for key in start).sqrt()
+    assert 0 < apart < off * moved
+    whole, encoded = (uploaded(run, tmp_path) for run in configs)
+    assert encoded < share * whole
+
+
+def uploaded(run: RunConfig, folder: Path) -> int:
+    """Bytes of all model records that clients sent."""
+    total = 0
+
+    def counting(message: Message, context: Context) -> Message:
+        nonlocal total
+        reply = fednc_app(message, context)
+        model = reply.content.array_records.get(exchange.MODEL, {})
+        total += sum(len(array.data) for array in model.values())
+        return reply
+
+    run_on_local(run, counting, folder)
+    return total
