@@ -105,7 +105,9 @@ def following(run: RunConfig, events: EventLog) -> Iterator[RunView]:
     """Show the run while the block runs."""
     view = RunView(run)
     events.listen(view.note)
-    logging.getLogger("fednc.server").propagate = False  # the view shows what the log says
+    log = logging.getLogger("fednc.server")  # the view shows what the log says
+    log.propagate = False
+    log.addHandler(logging.NullHandler())
     if not console.is_terminal:
         events.listen(lambda event: say(event["text"]))
         yield view
