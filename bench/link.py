@@ -58,8 +58,7 @@ def measure(settings: Settings, say: Say) -> Row:
         address = f"127.0.0.1:{server.hear()['port']}"
         with start_clients("fednc.bench.link_clients", address, settings) as clients:
             measured = server.hear()
-            peaks = [client.hear()["peak_rss_mib"] for client in clients]
-    result = row("fednc", settings, measured, max(peaks))
+            result = row("fednc", settings, measured, [client.hear() for client in clients])
     say(f"fednc: {settings.params:,} parameters x {settings.clients} clients: {result['round_s']:.4f} s per round")
     return result
 
@@ -86,22 +85,23 @@ def start_clients(module: str, address: str, settings: Settings, **more: Any) ->
         ]
 
 
-def row(engine: str, settings: Settings, measured: Row, client_peak_rss_mib: float | None) -> Row:
-    """A row of the result; every engine has the same keys."""
+def row(engine: str, settings: Settings, server: Row, clients: Sequence[Row]) -> Row:
+    """A row of the result, of what the server process and the client processes measured."""
     return {
         "engine": engine,
         "params": settings.params,
         "clients": settings.clients,
         "client_processes": settings.processes,
-        "connections": measured["connections"],
+        "connections": server["connections"],
         "codec": settings.codec,
         "tls": settings.tls,
         "checkpoint": False,  # written after the round, outside of what is timed
         "warmup": settings.warmup,
-        "round_s": statistics.median(measured["round_s"]),
-        "rounds_s": measured["round_s"],
-        "bytes_down": measured["bytes_down"],
-        "bytes_up": measured["bytes_up"],
-        "server_peak_rss_mib": measured["peak_rss_mib"],
-        "client_peak_rss_mib": client_peak_rss_mib,
+        "round_s": statistics.median(server["round_s"]),
+        "rounds_s": server["round_s"],
+        "bytes_down": server["bytes_down"],
+        "bytes_up": server["bytes_up"],
+        "server_peak_rss_mib": server["peak_rss_mib"],
+        "client_peak_rss_mib": max(client["peak_rss_mib"] for client in clients),
+        "cpu_s": server["cpu_s"] + sum(client["cpu_s"] for client in clients),
     }

@@ -38,9 +38,9 @@ def _with_chunks(settings: Settings, bytes_each: int, chunk_bytes: int) -> Row:
         address = f"127.0.0.1:{server.hear()['port']}"
         with start_clients("fednc.bench.raw", address, settings, **shared) as clients:
             measured = server.hear()
-            peaks = [client.hear()["peak_rss_mib"] for client in clients]
+            heard = [client.hear() for client in clients]
     measured["round_s"] = measured["round_s"][settings.warmup :]
-    return row("raw", settings, measured, max(peaks)) | {"chunk_bytes": chunk_bytes}
+    return row("raw", settings, measured, heard) | {"chunk_bytes": chunk_bytes}
 
 
 # ---- the server process ------------------------------------------------------------------------------------
@@ -49,11 +49,11 @@ def _with_chunks(settings: Settings, bytes_each: int, chunk_bytes: int) -> Row:
 class Pump:
     """Three calls that count: wait for everybody, bytes down, bytes up."""
 
-    def __init__(self, clients: int, bytes_each: int, chunk_bytes: int, rounds: int) -> None:
+    def __init__(self, clients: int, bytes_each: int, rounds: int, chunk_bytes: int) -> None:
         self._clients, self._bytes_each, self._chunk_bytes = clients, bytes_each, chunk_bytes
         self._barrier = asyncio.Barrier(clients)
         self._left, self._finished = rounds, 0
-        self._started = 0.0
+        self._started, self.worked = 0.0, time.process_time()
         self.port = self.connections = 0
         self.round_s: list[float] = []
         self.over = asyncio.Event()
@@ -101,15 +101,16 @@ def pieces(total: int, size: int) -> Iterator[bytes]:
         yield whole if total - start >= size else whole[: total - start]
 
 
-async def _serve(clients: int, bytes_each: int, **shared: int) -> None:
+async def _serve(clients: int, bytes_each: int, rounds: int, chunk_bytes: int) -> None:
     server = grpc.aio.server(options=channel_options(_LIVENESS_S))
-    pump = Pump(clients, bytes_each, **shared)
+    pump = Pump(clients, bytes_each, rounds, chunk_bytes)
     server.add_generic_rpc_handlers((pump.handlers(),))
     pump.port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     probe.tell(port=pump.port)
     await pump.over.wait()
     probe.tell(
+        cpu_s=(time.process_time() - pump.worked) / rounds,
         round_s=pump.round_s,
         connections=pump.connections,
         bytes_up=bytes_each * clients,
@@ -138,8 +139,10 @@ async def _pump(server: str, bytes_each: int, chunk_bytes: int, rounds: int) -> 
 
 async def _attend(server: str, first: int, count: int, **shared: int) -> None:
     del first
+    worked = time.process_time()
     await asyncio.gather(*(_pump(server, **shared) for _ in range(count)))
-    probe.tell(peak_rss_mib=probe.peak_rss_mib())
+    cpu_s = (time.process_time() - worked) / shared["rounds"]
+    probe.tell(peak_rss_mib=probe.peak_rss_mib(), cpu_s=cpu_s)
 
 
 if __name__ == "__main__":
