@@ -156,13 +156,15 @@ class Link:
             call = stub.Attend(attend_request(config, self._instance))
             try:
                 welcome = (await read_event(call)).welcome
-                session = Session(stub, session_metadata(welcome.session))
-                await self._declare(welcome, session)
+                liveness_s = welcome.liveness_s or config.liveness_s
+                session = Session(stub, session_metadata(welcome.session), liveness_s)
                 reporter = asyncio.create_task(send_word(session))
-                self._worker.connect(session)
-                self._stand(self._standing)
                 try:
-                    return await self._listen(call)
+                    await self._declare(welcome, session)
+                    self._worker.connect(session)
+                    self._stand(self._standing)
+                    session.hear()
+                    return await self._listen(call, session)
                 finally:
                     reporter.cancel()
             finally:
@@ -187,9 +189,9 @@ class Link:
         holds = f"{self._declaration.examples} examples on " if self._declaration.examples else ""
         log.info("ready: %s%s", holds, self._declaration.device)
 
-    async def _listen(self, call: Events) -> pb.RunOver:
+    async def _listen(self, call: Events, session: Session) -> pb.RunOver:
         while True:
-            event = await read_event(call)
+            event = await session.next_event(call)
             if event.HasField("assignment"):
                 self._worker.accept(event.assignment)
             elif event.HasField("cancel"):

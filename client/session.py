@@ -6,6 +6,9 @@ Used by the link, which comes back after broken ones, and by the rehearsal, whic
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -14,7 +17,7 @@ import grpc
 
 from fednc.client.hooks import Step
 from fednc.client.transfer import Metadata
-from fednc.common.wire import PROTOCOL
+from fednc.common.wire import BEATS, BULK_FACTOR, PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 
@@ -30,7 +33,41 @@ class Session:
 
     stub: rpc.FederationStub
     metadata: Metadata
+    liveness_s: float = 5.0
     outbox: asyncio.Queue[pb.Progress | pb.Declaration] = field(default_factory=asyncio.Queue)
+    heard_at: float = field(default_factory=time.monotonic)
+    downloads: int = 0  # under way
+
+    def hear(self) -> None:
+        """Note a sign of life of the server."""
+        self.heard_at = time.monotonic()
+
+    @contextmanager
+    def downloading(self) -> Iterator[None]:
+        """While the block runs, what the server says may be waiting behind bulk data."""
+        self.downloads += 1
+        try:
+            yield
+        finally:
+            self.downloads -= 1
+            self.hear()
+
+    @property
+    def patience_s(self) -> float:
+        """How long the server may be silent."""
+        return self.liveness_s * (BULK_FACTOR if self.downloads else 1)
+
+    async def next_event(self, call: Events) -> pb.ServerEvent:
+        """The next event. Raises AioRpcError when the stream has ended or the server has fallen silent."""
+        reading = asyncio.ensure_future(read_event(call))
+        try:
+            while not (await asyncio.wait({reading}, timeout=self.liveness_s / BEATS))[0]:
+                if time.monotonic() - self.heard_at > self.patience_s:
+                    raise _unavailable(f"the server was silent for {self.patience_s:g} s")
+            self.hear()
+            return reading.result()
+        finally:
+            reading.cancel()
 
 
 def attend_request(config: LinkConfig, instance: bytes = b"", *, dry_run: bool = False) -> pb.AttendRequest:
@@ -59,21 +96,27 @@ async def read_event(call: Events) -> pb.ServerEvent:
     if isinstance(event, pb.ServerEvent):
         return event
     await call.code()
-    raise grpc.aio.AioRpcError(
-        grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "the server closed the stream"
-    )
+    raise _unavailable("the server closed the stream")
+
+
+def _unavailable(details: str) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
 
 async def send_word(session: Session) -> None:
-    """Send progress and changed declarations, in order, while the session lasts; never disturbs the work."""
+    """Send progress, changed declarations and signs of life while the session lasts; never disturbs the work."""
     try:
         call = session.stub.Report(metadata=session.metadata)
         while True:
-            word = await session.outbox.get()
+            try:
+                word = await asyncio.wait_for(session.outbox.get(), session.liveness_s / BEATS)
+            except TimeoutError:
+                await call.write(pb.Progress())
+                continue
             if isinstance(word, pb.Declaration):
                 await session.stub.Declare(word, metadata=session.metadata)
             else:
                 await call.write(word)
             session.outbox.task_done()
-    except grpc.aio.AioRpcError:
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the latter for a call that has just ended
         pass

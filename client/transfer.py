@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import secrets
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import grpc
@@ -44,9 +44,15 @@ def session_metadata(session: bytes) -> Metadata:
 
 
 async def fetch_content(
-    stub: rpc.FederationStub, metadata: Metadata, manifest: pb.Manifest, cache: BlobCache
+    stub: rpc.FederationStub,
+    metadata: Metadata,
+    manifest: pb.Manifest,
+    cache: BlobCache,
+    hear: Callable[[], None] = lambda: None,
 ) -> RecordDict:
     """The content of an assignment, downloading only the blobs that the cache lacks.
+
+    `hear` is called as they come.
 
     Raises:
         ProtocolError: bytes that do not match their digest.
@@ -55,18 +61,22 @@ async def fetch_content(
     sizes = {meta.digest: meta.size for meta in metas}
     lacking = cache.lacking(meta.digest for meta in metas)
     if lacking:
-        await _download(stub, metadata, {digest: sizes[digest] for digest in lacking}, cache)
+        await _download(stub, metadata, {digest: sizes[digest] for digest in lacking}, cache, hear)
     content = records.from_manifest(manifest, iter([cache[meta.digest] for meta in metas]))
     cache.settle(meta.digest for meta in metas)
     return content
 
 
 async def _download(
-    stub: rpc.FederationStub, metadata: Metadata, sizes: dict[bytes, int], cache: BlobCache
+    stub: rpc.FederationStub,
+    metadata: Metadata,
+    sizes: dict[bytes, int],
+    cache: BlobCache,
+    hear: Callable[[], None],
 ) -> None:
     buffers = {digest: new_buffer(size) for digest, size in sizes.items()}
     call = stub.Download(pb.DownloadRequest(digests=list(sizes)), metadata=metadata)
-    await _fill(list(buffers.values()), call)
+    await _fill(list(buffers.values()), call, hear)
     checked = await asyncio.to_thread(lambda: [hashlib.sha256(b).digest() for b in buffers.values()])
     for digest, found in zip(buffers, checked, strict=True):
         if digest != found:
@@ -74,9 +84,12 @@ async def _download(
         cache.add(digest, buffers[digest])
 
 
-async def _fill(targets: list[memoryview], call: grpc.aio.UnaryStreamCall[pb.DownloadRequest, Data]) -> None:
+async def _fill(
+    targets: list[memoryview], call: grpc.aio.UnaryStreamCall[pb.DownloadRequest, Data], hear: Callable[[], None]
+) -> None:
     targets = [t for t in targets if len(t)]
     async for chunk in call:
+        hear()
         data = memoryview(faults.through("client.download", chunk))
         while data:
             if not targets:

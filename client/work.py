@@ -183,14 +183,16 @@ class Worker:
         """The content; downloaded again where it arrived damaged. Raises ProtocolError where it always does."""
         for tries_left in reversed(range(_DOWNLOADS)):
             try:
-                return await self._persist(
-                    work, lambda s: fetch_content(s.stub, s.metadata, work.content, self._cache)
-                )
+                return await self._persist(work, lambda s: self._download(s, work.content))
             except ProtocolError as e:
                 if not tries_left:
                     raise
                 log.warning("%s: %s; trying again", work, e)
         return None
+
+    async def _download(self, session: Session, content: pb.Manifest) -> RecordDict:
+        with session.downloading():
+            return await fetch_content(session.stub, session.metadata, content, self._cache, session.hear)
 
     async def _persist(self, work: _Work, step: Callable[[Session], Awaitable[T]]) -> T | None:
         """The step's result, tried again over new sessions until the work is cancelled."""

@@ -10,6 +10,9 @@ CHUNK_BYTES = 1 << 20
 SHORT_TEXT, LONG_TEXT = 200, 4000  # characters in names and in reasons
 _MESSAGE_LIMIT_BYTES = 32 << 20  # an assignment's manifest; bulk travels in chunks
 UPWARD_LIMIT_BYTES = CHUNK_BYTES + (3 << 20)  # what a client may say at once: a chunk, or a reply's manifest
+BEATS = 4  # signs of life per `liveness_s`
+BULK_FACTOR = 3  # times `liveness_s` that a peer may be silent while it has bulk data on the way
+_PING_TIMEOUT_MS = 120_000
 _LAYOUT = {ord("\n"): " ", ord("\t"): " "}
 
 Options = list[tuple[str, int]]
@@ -36,12 +39,15 @@ def is_loopback(address: str) -> bool:
 
 
 def channel_options(liveness_s: float, receive_bytes: int = _MESSAGE_LIMIT_BYTES) -> Options:
-    """Options for either end: a silent peer is noticed within `liveness_s`, any byte counts as life."""
-    half_ms = max(100, int(liveness_s * 1000 * 0.45))  # a ping after so long, its answer within as long
+    """Options for either end.
+
+    Pings keep the connection open on its way. They do not decide who is lost (see `server/liveness.py`): gRPC
+    gives a ping a fixed time, while on a slow link its answer waits behind megabytes of bulk data.
+    """
     return [
-        ("grpc.keepalive_time_ms", half_ms),
-        ("grpc.keepalive_timeout_ms", half_ms),
-        ("grpc.http2.ping_timeout_ms", half_ms),  # gRPC 1.81 lets it win over the line above, and defaults to 60 s
+        ("grpc.keepalive_time_ms", int(liveness_s * 1000)),
+        ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),  # gRPC 1.81 heeds this one only
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 50),

@@ -50,18 +50,20 @@ class ServerEvent(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., run_over: _Optional[_Union[RunOver, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("node_id", "session", "run_id", "run_json", "part")
+    __slots__ = ("node_id", "session", "run_id", "run_json", "part", "liveness_s")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_JSON_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
+    LIVENESS_S_FIELD_NUMBER: _ClassVar[int]
     node_id: int
     session: bytes
     run_id: str
     run_json: str
     part: Part
-    def __init__(self, node_id: _Optional[int] = ..., session: _Optional[bytes] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., part: _Optional[_Union[Part, _Mapping]] = ...) -> None: ...
+    liveness_s: float
+    def __init__(self, node_id: _Optional[int] = ..., session: _Optional[bytes] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., liveness_s: _Optional[float] = ...) -> None: ...
 
 class Declaration(_message.Message):
     __slots__ = ("examples", "class_counts", "device", "pid", "problem", "held_out", "standing")

@@ -22,7 +22,7 @@ from fednc.server.agreement import Agreement
 from fednc.server.blobs import BlobStore
 from fednc.server.control import DropList, RunControl
 from fednc.server.events import EventLog
-from fednc.server.identity import FORBIDDEN, Refusal
+from fednc.server.identity import FORBIDDEN, UNHEARD, Refusal
 from fednc.server.intake import Intake
 from fednc.server.limits import InvalidError
 from fednc.server.roster import Node, NodeState, Roster
@@ -60,7 +60,9 @@ class Federation:
         self.dropped.check(request.name)
         if request.app != self.app:
             ours, theirs = self.app or "fednc's own", request.app or "fednc's own"
-            raise RefusedError(f"this server runs the app {ours}, this client {theirs}: start it with the same --app")
+            raise RefusedError(
+                f"this server runs the app {ours}, this client {theirs}: start it with the same --app"
+            )
         if request.dry_run:
             node = self.roster.rehearse(request.name, wanted)
         else:
@@ -81,6 +83,7 @@ class Federation:
             run_id=self.run_id,
             run_json=self.run.model_dump_json(exclude={"server"}),  # its paths are nobody else's business
             part=part,
+            liveness_s=self.run.server.liveness_s,
         )
 
     def declare(self, node: Node, declaration: pb.Declaration) -> None:
@@ -113,6 +116,16 @@ class Federation:
             text = f"{node.name} is gone ({time.strftime('%H:%M:%S')})"
             self.events.emit("lost", text, level=logging.WARNING, node=node.name)
             asyncio.get_running_loop().call_later(wait_s, self._give_up, node, session)
+
+    def lose(self, node: Node) -> None:
+        """Nothing was heard of a node: it is lost, and should it hear this, it comes back."""
+        self.depart(node, node.session)
+        reason = f"{node.name} was silent for {self.run.server.liveness_s:g} s; attend again"
+        node.outbox.put_nowait(Refusal(reason, UNHEARD))
+
+    def is_uploading(self, node: Node) -> bool:
+        """Whether an upload of the node has its grant and not yet its end."""
+        return any(work.slot.call for work in self._works_of(node))
 
     def expel(self, node: Node, refusal: Refusal) -> None:
         """End a node's attendance with a reason. Its work fails now: nobody waits for its return."""

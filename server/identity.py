@@ -22,6 +22,7 @@ from fednc.common.wire import is_loopback
 
 T = TypeVar("T")
 UNPROVEN, FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
+UNHEARD = grpc.StatusCode.UNAVAILABLE
 
 
 class Refusal(Exception):

@@ -55,6 +55,7 @@ class Node:
     bytes_up: int = 0
     bytes_down: int = 0
     last_seen: float = field(default_factory=time.monotonic)
+    silent_ticks: int = 0  # of `liveness.py`
     outbox: asyncio.Queue[pb.ServerEvent | Refusal] = field(default_factory=asyncio.Queue)
 
     @property
@@ -64,7 +65,7 @@ class Node:
 
     def touch(self) -> None:
         """Note a sign of life."""
-        self.last_seen = time.monotonic()
+        self.last_seen, self.silent_ticks = time.monotonic(), 0
 
 
 class Roster:
@@ -156,7 +157,7 @@ class Roster:
     def lose(self, node: Node, session: bytes) -> bool:
         """End a session; False when the node has come back under another one meanwhile."""
         self._by_session.pop(session, None)
-        if node.session != session:
+        if node.session != session or not node.is_here:
             return False
         node.state, node.progress = NodeState.LOST, None
         return True

@@ -22,6 +22,7 @@ from fednc.server.federation import Federation
 from fednc.server.gate import Gate
 from fednc.server.grid import LinkGrid
 from fednc.server.identity import Authenticator, Refusal
+from fednc.server.liveness import drop_silent
 from fednc.server.metrics import MetricsServer
 from fednc.server.operator import SERVICE as OPERATOR_SERVICE
 from fednc.server.operator import OperatorServicer
@@ -137,6 +138,7 @@ async def serve(
     listening = await make_server(federation, address, security)
     await listening.start()
     warden = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))
+    watchman = asyncio.create_task(drop_silent(federation))
     federation.events.emit(
         "listening", f"run {federation.run_id} listens on {address.rpartition(':')[0]}:{listening.port}, "
         f"{'plaintext' if listening.security.credentials is None else listening.security.mode}",
@@ -157,6 +159,7 @@ async def serve(
     finally:
         federation.finish(reason, failed=failed)
         warden.cancel()
+        watchman.cancel()
         await listening.stop(_GOODBYE_S)
         if metrics:
             await asyncio.to_thread(metrics.close)

@@ -15,7 +15,7 @@ import grpc
 from fednc.common import bulk, faults, records
 from fednc.common.bulk import Data
 from fednc.common.errors import ProtocolError, RefusedError
-from fednc.common.wire import CHUNK_BYTES, PROTOCOL, SESSION_KEY
+from fednc.common.wire import BEATS, BULK_FACTOR, CHUNK_BYTES, PROTOCOL, SESSION_KEY
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 from fednc.server import limits
@@ -28,7 +28,6 @@ from fednc.server.roster import Node
 from fednc.server.spool import SpooledUpload
 from fednc.server.work import Work
 
-_STALL_FACTOR = 3  # times liveness_s without a byte, and an upload gives its share of the budget to others
 _CALLS_PER_NODE = 16  # at once, the attending one left out
 _PROGRESS_PAUSE_S = 0.02
 _COMMITTED = pb.Receipt(outcome=pb.Receipt.COMMITTED)
@@ -43,7 +42,7 @@ class FederationServicer(rpc.FederationServicer):
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
-        self._stall_s = _STALL_FACTOR * federation.run.server.liveness_s
+        self._stall_s = BULK_FACTOR * federation.run.server.liveness_s
 
     async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[pb.ServerEvent]:
         """See federation.proto."""
@@ -52,15 +51,21 @@ class FederationServicer(rpc.FederationServicer):
         session, outbox = node.session, node.outbox
         try:
             while True:
-                event = await outbox.get()
+                event = await self._next_event(outbox)
                 if isinstance(event, Refusal):
                     raise event
                 yield event
-                node.touch()
                 if event.HasField("run_over"):
                     return
         finally:
             self._federation.depart(node, session)
+
+    async def _next_event(self, outbox: asyncio.Queue[pb.ServerEvent | Refusal]) -> pb.ServerEvent | Refusal:
+        """What the node is told next; where there is nothing to tell, that we are alive."""
+        try:
+            return await asyncio.wait_for(outbox.get(), self._federation.run.server.liveness_s / BEATS)
+        except TimeoutError:
+            return pb.ServerEvent()
 
     async def _admit(self, request: pb.AttendRequest, context: Context) -> Node:
         if request.protocol != PROTOCOL:
@@ -125,7 +130,6 @@ class FederationServicer(rpc.FederationServicer):
             for piece in bulk.chunks([blob for blob in blobs if blob is not None], CHUNK_BYTES):
                 yield faults.through("server.download", piece)
                 node.bytes_down += len(piece)
-                node.touch()
                 if node.session != session:
                     await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
 
@@ -208,10 +212,11 @@ class FederationServicer(rpc.FederationServicer):
             async for message in progress:
                 if node.session != session:
                     break
-                limits.check_progress(message, node.node_id)
-                if self._federation.has_work(message.id):
-                    node.progress = message
                 node.touch()
+                if message.HasField("id"):  # else a sign of life
+                    limits.check_progress(message, node.node_id)
+                    if self._federation.has_work(message.id):
+                        node.progress = message
                 received += 1
                 await asyncio.sleep(_PROGRESS_PAUSE_S)  # what comes faster waits in the client
         return pb.ReportSummary(received=received)
