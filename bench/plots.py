@@ -20,8 +20,9 @@ from fednc.common.errors import MissingExtraError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with every common colour blindness; line style and marker say it once more.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's palette and a grey, told apart with every common colour blindness; line style and marker say it
+# once more.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 _MAX_ANNOTATED = 10  # classes; with more the numbers would no longer be legible
@@ -47,6 +48,57 @@ def curves(path: Path, series: Mapping[str, Sequence[tuple[int, float]]]) -> Non
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="best", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def bands(path: Path, panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, float]]]]]) -> None:
+    """For each panel one line per name, the mean over its curves, in a band from the lowest to the highest.
+
+    Args:
+        path: PNG file to write.
+        panels: by label of the vertical axis, by name, the (round, value) points of each seed.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = _new_figure((7.2, 4.4) if len(panels) == 1 else (4.2 * len(panels), 4.0))
+    for axes, (label, series) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for place, (name, curves_) in enumerate(series.items()):
+            _draw_band(axes, place, name, curves_)
+        axes.set(xlabel="round", ylabel=label)
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def bars(path: Path, rounds: Mapping[str, Sequence[int | None]], label: str) -> None:
+    """One bar per name, the mean of its values, and a dot for each; values that are None are counted in words.
+
+    Args:
+        path: PNG file to write.
+        rounds: by name, the value of each seed.
+        label: of the horizontal axis.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = _new_figure((7.2, 1.2 + 0.4 * len(rounds)))
+    axes = figure.subplots()
+    for place, values in enumerate(rounds.values()):
+        reached = [value for value in values if value is not None]
+        mean = sum(reached) / len(reached) if reached else 0.0
+        axes.barh(place, mean, color=_COLOURS[place % len(_COLOURS)], alpha=0.6)
+        axes.plot(reached, [place] * len(reached), "k.", markersize=5)
+        if len(reached) < len(values):
+            axes.text(mean, place, f"  not reached: {len(values) - len(reached)} of {len(values)}", va="center")
+    axes.set_yticks(range(len(rounds)), list(rounds))
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
@@ -111,6 +163,18 @@ def _draw_curve(axes: Any, place: int, name: str, points: Sequence[tuple[int, fl
         markevery=max(1, len(points) // 20),
         linewidth=1.8,
     )
+
+
+def _draw_band(axes: Any, place: int, name: str, curves_: Sequence[Sequence[tuple[int, float]]]) -> None:
+    by_round: dict[int, list[float]] = {}
+    for number, value in (point for points in curves_ for point in points):
+        by_round.setdefault(number, []).append(value)
+    numbers = sorted(by_round)
+    colour = _COLOURS[place % len(_COLOURS)]
+    means = [sum(by_round[number]) / len(by_round[number]) for number in numbers]
+    axes.plot(numbers, means, label=name, color=colour, linestyle=_DASHES[place % len(_DASHES)], linewidth=1.8)
+    lows, highs = ([pick(by_round[number]) for number in numbers] for pick in (min, max))
+    axes.fill_between(numbers, lows, highs, color=colour, alpha=0.15, linewidth=0)
 
 
 def _draw_heat_map(axes: Any, cos_KK: Tensor, title: str) -> Any:

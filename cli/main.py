@@ -28,6 +28,7 @@ COMMANDS = {
     "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
     "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),
     "predict": ("fednc.cli.predict:command", "Classify images with the model of a finished run."),
+    "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),
     "bench": ("fednc.cli.bench:app", "Reproducible measurements of link, fold and scale."),
 }
 

@@ -1,0 +1,94 @@
+"""`fednc compare`: methods side by side, fairly, on this machine. Thin: options, a progress bar, a table."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fednc.cli.options import Device, Json
+from fednc.cli.output import console, say, write_json
+from fednc.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fednc.bench.report import Compared
+
+File = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Comparison file, as in bench/configs/.")]
+Seeds = Annotated[str, typer.Option(metavar="A,B,C", help="Seeds instead of the file's.")]
+Data = Annotated[
+    list[str] | None, typer.Option("--data", metavar="NAME=PATH", help="Where the data lies that the file names.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Processes; each computes on one thread.")]
+Results = Annotated[Path, typer.Option(metavar="FOLDER", help="Results go to a folder here, named like the file.")]
+
+
+def command(
+    config: File, seeds: Seeds = "", data: Data = None, workers: Workers = 2, device: Device = "cpu",
+    results: Results = Path("results"), json: Json = "",
+) -> None:  # fmt: skip
+    """Compare methods in this machine's processes: same splits, same steps, learning rates tuned alike.
+
+    Every run is a file in the folder of results: start again after an interruption, and only what is missing
+    runs. The folder also gets table.md and pictures. bench/plan.py says what a comparison file may hold.
+    """
+    from fednc.bench.compare import compare
+    from fednc.bench.plan import read_comparison
+    from fednc.bench.report import results_table
+    from fednc.bench.rows import Bench
+
+    plan = read_comparison(config, _whole_numbers(seeds) if seeds else None)
+    places = dict(map(_pair, data or []))
+    options = [part for name in sorted(places) for part in ("--data", f"{name}=PATH")]
+    said = shlex.join(["fednc", "compare", config.name, "--seeds", ",".join(map(str, plan.seeds)), *options])
+    bench = Bench(folder=results / plan.name, command=said, device=device, workers=workers)
+    with _progress() as show:
+        compared = compare(plan, places, bench, show)
+    for setting in plan.settings:
+        say(f"\n{setting.name}")
+        say("\n".join(results_table(compared, setting.name)))
+    say(f"\nFiles in {bench.folder}")
+    if json:
+        write_json(json, _as_json(compared, said))
+
+
+def _as_json(compared: Compared, said: str) -> dict[str, object]:
+    return {"name": compared.plan.name, "command": said, "results": compared.final, "tuning": compared.tuning}
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[float], None]]:
+    """A bar on a terminal; elsewhere a line at every tenth of the way."""
+    from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    if not console.is_terminal:
+        said = [0]
+
+        def tell(share: float) -> None:
+            if share >= said[0] / 10:
+                say(f"{100 * share:.0f} % of all rounds")
+                said[0] = int(10 * share) + 1
+
+        yield tell
+        return
+    with Progress("rounds", BarColumn(), "{task.percentage:.0f} %", TimeElapsedColumn(), TimeRemainingColumn(),
+                  console=console) as bar:  # fmt: skip
+        task = bar.add_task("rounds", total=1.0)
+        yield lambda share: bar.update(task, completed=share)
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as e:
+        raise ConfigError(f"--seeds {text}: expected whole numbers, e.g. --seeds 4,5,6") from e
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise ConfigError(f"--data {text}: expected NAME=PATH, e.g. --data fashion=fashion.npz")
+    return name, path

@@ -1,0 +1,245 @@
+"""`fednc compare`: fair by construction, resumable, one file per run, and nothing counted twice."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+from fednc.bench import plots, report
+from fednc.bench.compare import compare
+from fednc.bench.plan import Comparison, final_rows, read_comparison, tuning_rows
+from fednc.bench.prepared import prepare
+from fednc.bench.rows import Bench, run_rows
+from fednc.cli.main import app
+from fednc.common.config import PRESETS
+from fednc.common.errors import ConfigError, DataError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "bench" / "configs").glob("*.toml"))
+SMOKE = next(path for path in CONFIGS if path.name == "cpu-smoke.toml")
+
+
+def reduced(**changes: Any) -> Comparison:
+    """cpu-smoke with two variants, few images, two rounds."""
+    values = tomllib.loads(SMOKE.read_text(encoding="utf-8"))
+    values["variants"] = [one for one in values["variants"] if one["name"] in ("fedavg", "fednc")]
+    values["data"]["train_examples"], values["seeds"], values["tuning"]["rates"] = 160, [1, 2], [0.01, 0.1]
+    values["run"]["task"]["width"], values["run"]["frame"], values["run"]["rounds"] = 8, {"dim": 16}, {"total": 2}
+    return Comparison.model_validate({**values, **changes})
+
+
+def bench(folder: Path, workers: int = 1) -> Bench:
+    return Bench(folder=folder, command="fednc compare reduced.toml", workers=workers)
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def without_time(result: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in result.items() if k not in ("duration_s", "machine", "commit")}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, report.Compared]:
+    folder = tmp_path_factory.mktemp("compared")
+    shares: list[float] = []
+    compared = compare(reduced(), {}, bench(folder), shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    return folder, compared
+
+
+def test_every_run_has_a_file_that_says_how_to_repeat_it(done: tuple[Path, report.Compared]) -> None:
+    folder, compared = done
+    found = results(folder)
+    assert len(found) == len(compared.tuning) + len(compared.final) == 4 + 4
+    assert len({row["digest"] for row in found.values()}) == len(found)
+    for name, row in found.items():
+        assert row["digest"][:12] in name
+        assert not row["failed"]
+        assert [one["round"] for one in row["rounds"]] == [1, 2]
+        assert all(0 <= one["accuracy"] <= 1 for one in row["rounds"])
+        assert row["machine"]["cpu"]
+        assert row["command"] == "fednc compare reduced.toml"
+        assert str(folder) not in json.dumps(row), "a path of this machine"
+
+
+def test_rates_are_tuned_apart_from_what_is_reported(done: tuple[Path, report.Compared]) -> None:
+    _, compared = done
+    assert {row["seed"] for row in compared.tuning} == {1000}
+    assert {row["seed"] for row in compared.final} == {1, 2}
+    assert {row["data_sha256"] for row in compared.tuning}.isdisjoint(row["data_sha256"] for row in compared.final)
+    for (setting, variant), rate in compared.rates.items():
+        tried = {r["lr"]: r["summary"]["last5"] for r in compared.tuning if r["variant"] == variant}
+        assert tried[rate] == max(tried.values())
+        assert {row["lr"] for row in compared.of(setting, variant)} == {rate}
+
+
+def test_whatever_is_there_is_not_run_again(done: tuple[Path, report.Compared]) -> None:
+    folder, compared = done
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    lost = sorted(before)[0]
+    was = json.loads(lost.read_text())
+    lost.unlink()
+    again = compare(reduced(), {}, bench(folder))
+    after = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    assert {path for path in before if after[path] != before[path]} == {lost}
+    assert without_time(json.loads(lost.read_text())) == without_time(was)
+    assert [row["digest"] for row in again.final] == [row["digest"] for row in compared.final]
+
+
+def test_processes_give_the_same_figures(done: tuple[Path, report.Compared], tmp_path: Path) -> None:
+    plan, rounds = reduced(), []
+    data, _ = prepare(plan, {}, tmp_path)
+    rows = tuning_rows(plan, data.sha256)[:2]
+    spawned = run_rows(rows, data.path, bench(tmp_path, workers=2), rounds.append)
+    here = {row["digest"]: without_time(row) for row in done[1].tuning}
+    assert [without_time(row) for row in spawned] == [here[row.digest] for row in rows]
+    assert sum(rounds) == 4
+
+
+def test_table_and_pictures(done: tuple[Path, report.Compared]) -> None:
+    folder, compared = done
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    rows = compared.of("dirichlet-0.1", "fednc")
+    mean = 50 * sum(row["summary"]["last5"] for row in rows)
+    assert f"| fednc | {compared.rates['dirichlet-0.1', 'fednc']:g} | {mean:.1f} ± " in table
+    for kind in ("accuracy", "geometry", "rounds"):
+        with Image.open(folder / f"dirichlet-0.1-{kind}.png") as picture:
+            assert picture.width > 400
+
+
+def test_a_run_that_diverges_is_a_result_and_never_chosen(tmp_path: Path) -> None:
+    plan = reduced(seeds=[1], tuning={"rates": [0.1, 1e30], "seed": 1000})
+    compared = compare(plan, {}, bench(tmp_path))
+    failed = [row for row in compared.tuning if row["failed"]]
+    assert {row["lr"] for row in failed} == {1e30}
+    assert set(compared.rates.values()) == {0.1}
+    assert "| failed |" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+def test_one_run_under_two_names_is_refused() -> None:
+    twins = [{"name": "fedavg", "method": {"name": "fedavg"}},
+             {"name": "prox-0", "method": {"name": "fedprox", "proximal": 0}}]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"'prox-0'.*is the same run as 'fedavg'"):
+        tuning_rows(reduced(variants=twins), "0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"settings": [{"name": "a", "run": {"method": {"scale": 3}}}]}, "write a variant"),
+        ({"variants": [{"name": "fedavg", "method": {}, "train": {"epochs": 9}}]}, "no such key"),
+        ({"seeds": [1000]}, "seed 1000 tunes"),
+        ({"baseline": "fedsgd"}, "'fedsgd' is not a variant"),
+        ({"settings": [{"name": "a"}, {"name": "a"}]}, "two settings have one name"),
+    ],
+)
+def test_what_would_be_unfair_is_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    values = {**reduced().model_dump(), **changes}
+    path.write_text(_toml(values))
+    with pytest.raises(ConfigError, match=complaint):
+        read_comparison(path)
+
+
+def _toml(values: dict[str, Any]) -> str:
+    """Enough TOML for these files: JSON values under dotted keys, inline tables."""
+
+    def value(one: Any) -> str:
+        if isinstance(one, dict):
+            return "{" + ", ".join(f"{json.dumps(k)} = {value(v)}" for k, v in one.items()) + "}"
+        if isinstance(one, list | tuple):
+            return "[" + ", ".join(map(value, one)) + "]"
+        return json.dumps(one)
+
+    return "\n".join(f"{key} = {value(one)}" for key, one in values.items())
+
+
+def test_all_variants_of_a_setting_differ_in_the_method_alone() -> None:
+    plan = read_comparison(SMOKE)
+    rows = final_rows(plan, {("dirichlet-0.1", name): 0.03 for name in PRESETS}, "0")
+    assert {row.variant for row in rows} == set(PRESETS)
+    rest = [row.run.model_dump(exclude={"method"}) for row in rows if row.seed == 1]
+    assert all(one == rest[0] for one in rest)
+    assert {row.run.split.seed for row in rows if row.run.split} == set(plan.seeds)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_comparison_files_can_be_planned(path: Path) -> None:
+    plan = read_comparison(path)
+    tuning = tuning_rows(plan, "0")
+    assert len(tuning) == len(plan.settings) * len(plan.variants) * len(plan.tuning.rates)
+    assert plan.tuning.rates == (0.003, 0.01, 0.03, 0.1, 0.3)
+
+
+def test_validation_images_come_from_the_training_part_and_are_not_trained_on(tmp_path: Path) -> None:
+    tuning, final = (np.load(one.path) for one in prepare(reduced(data={"source": "digits"}), {}, tmp_path))
+
+    def rows(images: np.ndarray) -> set[bytes]:
+        return {image.tobytes() for image in images}
+
+    assert len(tuning["x_train"]) + len(tuning["x_test"]) == len(final["x_train"])
+    assert len(final["x_train"]) + len(final["x_test"]) == len(load_digits().target)
+    assert rows(tuning["x_train"]) | rows(tuning["x_test"]) == rows(final["x_train"])
+    assert not rows(tuning["x_train"]) & rows(tuning["x_test"])
+    assert not rows(final["x_train"]) & rows(final["x_test"])
+
+
+def result(
+    lr: float, last5: float | None, accuracies: list[float], seed: int = 1, variant: str = "a"
+) -> dict[str, Any]:
+    rounds = [{"round": number, "accuracy": value} for number, value in enumerate(accuracies, start=1)]
+    summary = {} if last5 is None else {"last5": last5, "best": max(accuracies)}
+    return {"setting": "s", "variant": variant, "lr": lr, "seed": seed, "summary": summary, "rounds": rounds}
+
+
+def test_the_smaller_of_two_equal_rates_is_chosen_and_a_failed_one_never() -> None:
+    tuning = [result(0.3, None, []), result(0.1, 0.5, [0.5]), result(0.03, 0.5, [0.5]), result(0.01, 0.4, [0.6])]
+    assert report.choose_rates(tuning) == {("s", "a"): 0.03}
+
+
+def test_rounds_to_target_are_counted_seed_by_seed() -> None:
+    plan = reduced().model_copy(update={"baseline": "a"})
+    final = [
+        result(0.1, 0.5, [0.1, 0.5, 0.4], seed=1), result(0.1, 0.7, [0.1, 0.6, 0.9], seed=2),
+        result(0.1, 0.5, [0.5, 0.6, 0.6], seed=1, variant="b"),
+        result(0.1, 0.5, [0.5, 0.6, 0.8], seed=2, variant="b"),
+    ]  # fmt: skip
+    compared = report.Compared(plan=plan, tuning=[], rates={}, final=final)
+    assert compared.rounds_to_target("s", "a") == [2, 3]
+    assert compared.rounds_to_target("s", "b") == [1, None]
+
+
+def test_bars_and_bands_are_drawn_for_missing_values_too(tmp_path: Path) -> None:
+    plots.bars(tmp_path / "bars.png", {"a": [3, None], "b": [None, None]}, "rounds")
+    plots.bands(tmp_path / "bands.png", {"x": {"a": [[(1, 0.5)], [(1, 0.6), (2, 0.7)]], "b": [[]]}})
+    for name in ("bars", "bands"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 3
+
+
+def test_damaged_results_are_not_believed(tmp_path: Path) -> None:
+    plan = reduced(seeds=[1], tuning={"rates": [0.1], "seed": 1000})
+    row = tuning_rows(plan, prepare(plan, {}, tmp_path)[0].sha256)[0]
+    (tmp_path / row.file_name).write_text("{")
+    with pytest.raises(DataError, match="Delete it"):
+        compare(plan, {}, bench(tmp_path))
+
+
+def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
+    fashion = next(path for path in CONFIGS if path.name == "cpu-fashion.toml")
+    runner = CliRunner()
+    said = runner.invoke(app, ["compare", str(fashion), "--results", str(tmp_path)])
+    assert said.exit_code == ConfigError.exit_code
+    assert "--data fashion=PATH" in said.stderr
+    said = runner.invoke(app, ["compare", str(fashion), "--data", "fashion", "--results", str(tmp_path)])
+    assert (said.exit_code, "expected NAME=PATH" in said.stderr) == (ConfigError.exit_code, True)
