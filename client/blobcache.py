@@ -9,7 +9,7 @@ from fednc.common.arrays import Buffer
 
 
 class BlobCache:
-    """Blobs of the last few assignments, by sha256."""
+    """Blobs of the last few assignments, by fingerprint."""
 
     def __init__(self, remembered_assignments: int = 2) -> None:
         self._blobs: dict[bytes, Buffer] = {}

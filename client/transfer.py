@@ -6,9 +6,7 @@ Used by the link; knows nothing of apps or rounds.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import secrets
-import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -20,6 +18,7 @@ from fednc.common import bulk, faults, records
 from fednc.common.arrays import Buffer, new_buffer
 from fednc.common.bulk import Data
 from fednc.common.errors import ProtocolError
+from fednc.common.fingerprint import Fingerprint, fingerprint
 from fednc.common.wire import CHUNK_BYTES, SESSION_KEY, UPWARD_LIMIT_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
@@ -77,7 +76,7 @@ async def _download(
     buffers = {digest: new_buffer(size) for digest, size in sizes.items()}
     call = stub.Download(pb.DownloadRequest(digests=list(sizes)), metadata=metadata)
     await _fill(list(buffers.values()), call, hear)
-    checked = await asyncio.to_thread(lambda: [hashlib.sha256(b).digest() for b in buffers.values()])
+    checked = await asyncio.to_thread(lambda: [fingerprint(b) for b in buffers.values()])
     for digest, found in zip(buffers, checked, strict=True):
         if digest != found:
             raise ProtocolError(f"a download of {len(buffers[digest])} bytes does not match its digest")
@@ -170,11 +169,11 @@ async def _next_event(call: grpc.aio.StreamStreamCall[pb.UploadFrame | Data, pb.
 
 
 async def _frames(reply: Reply, offset: int) -> AsyncIterator[pb.UploadFrame | Data]:
-    crc32, position = 0, 0
+    sent, position = Fingerprint(), 0
     for piece in bulk.chunks(reply.buffers, CHUNK_BYTES):
-        crc32 = zlib.crc32(piece, crc32)
+        sent.update(piece)
         position += len(piece)
         if position > offset:
             data = piece[max(0, offset - (position - len(piece))) :]
             yield faults.through("client.upload", data)
-    yield pb.UploadFrame(end=pb.UploadEnd(crc32=crc32))
+    yield pb.UploadFrame(end=pb.UploadEnd(digest=sent.finish()))

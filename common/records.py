@@ -6,7 +6,6 @@ manifest's order. Called by the grid and the link; knows nothing of rounds or no
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,15 +13,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fednc.common.arrays import Buffer, make_array
 from fednc.common.errors import ProtocolError
+from fednc.common.fingerprint import fingerprint
 from fednc.protos import federation_pb2 as pb
 
 _DIGEST = "_fednc_digest"  # kept on the Array, so that one that is sent twice is hashed once
 
 
 def digest_of(array: Array) -> bytes:
-    """sha256 of the array's bytes, computed once per array."""
+    """The fingerprint of the array's bytes, computed once per array."""
     if _DIGEST not in array.__dict__:
-        array.__dict__[_DIGEST] = hashlib.sha256(array.data).digest()
+        array.__dict__[_DIGEST] = fingerprint(array.data)
     found: bytes = array.__dict__[_DIGEST]
     return found
 

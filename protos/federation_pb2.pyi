@@ -286,10 +286,10 @@ class Failure(_message.Message):
     def __init__(self, code: _Optional[int] = ..., kind: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class UploadEnd(_message.Message):
-    __slots__ = ("crc32",)
-    CRC32_FIELD_NUMBER: _ClassVar[int]
-    crc32: int
-    def __init__(self, crc32: _Optional[int] = ...) -> None: ...
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
 
 class UploadEvent(_message.Message):
     __slots__ = ("grant", "receipt")

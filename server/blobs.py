@@ -12,7 +12,7 @@ from fednc.common.arrays import Buffer
 
 
 class BlobStore:
-    """Blobs by sha256, counted by the batches of work that refer to them."""
+    """Blobs by fingerprint, counted by the batches of work that refer to them."""
 
     def __init__(self) -> None:
         self._blobs: dict[bytes, Buffer] = {}

@@ -243,7 +243,7 @@ class Federation:
         self.intake.drop(work.slot)
         work.damaged += 1
         if work.damaged >= _DAMAGED_UPLOADS:
-            return self.reject(work, InvalidError("crc32", f"the reply arrived damaged {work.damaged} times"))
+            return self.reject(work, InvalidError("digest", f"the reply arrived damaged {work.damaged} times"))
         return pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="checksum or length differ; send it again")
 
     # ---- what is turned down -------------------------------------------------------------------------------

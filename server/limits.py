@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from fednc.common import records
 from fednc.common.errors import ProtocolError
 from fednc.common.exchange import MAX_EXAMPLES
+from fednc.common.fingerprint import FINGERPRINT_BYTES
 from fednc.common.wire import LONG_TEXT, SHORT_TEXT, is_plain
 from fednc.protos import federation_pb2 as pb
 
 NAME_LENGTH = 64
 INSTALLED = 1000  # tasks or methods
 CLASSES = 1 << 20
-DIGEST_BYTES = 32
+ID_BYTES = 32
 BLOBS = 1 << 16  # per download
 RECORDS = 64
 ARRAYS = 1 << 16
@@ -53,7 +54,7 @@ def check_attend(request: pb.AttendRequest) -> None:
         require(field, len(values) <= INSTALLED, f"{len(values)} entries, at most {INSTALLED} are read")
         for value in values:
             _check_text(field, value, SHORT_TEXT)
-    require("instance", len(request.instance) <= DIGEST_BYTES, "longer than 32 bytes")
+    require("instance", len(request.instance) <= ID_BYTES, "longer than 32 bytes")
     part = request.part
     fits = not request.HasField("part") or part.index < part.of
     require("part", fits, f"part {part.index} of {part.of}; parts are counted from 0")
@@ -78,7 +79,7 @@ def check_download(request: pb.DownloadRequest) -> None:
     """Raises InvalidError."""
     digests = request.digests
     require("digests", len(digests) <= BLOBS, f"{len(digests)} blobs at once, at most {BLOBS}")
-    require("digests", all(len(digest) == DIGEST_BYTES for digest in digests), "a digest has 32 bytes")
+    require("digests", all(len(digest) == FINGERPRINT_BYTES for digest in digests), "a digest has 16 bytes")
     require("digests", len(set(digests)) == len(digests), "a blob is asked for twice")
 
 
@@ -95,7 +96,7 @@ def check_progress(progress: pb.Progress, node_id: int) -> None:
 
 def check_header(header: pb.UploadHeader, most_bytes: int) -> None:
     """Raises InvalidError. `most_bytes` bounds the upload."""
-    require("upload_id", 8 <= len(header.upload_id) <= DIGEST_BYTES, f"{len(header.upload_id)} bytes, not 8 to 32")
+    require("upload_id", 8 <= len(header.upload_id) <= ID_BYTES, f"{len(header.upload_id)} bytes, not 8 to 32")
     if header.HasField("failure"):
         require("manifest", not header.manifest.records, "a failure has no content")
         _check_text("failure.kind", header.failure.kind, SHORT_TEXT)
@@ -128,7 +129,7 @@ def _check_array(meta: pb.ArrayMeta) -> None:
         "manifest.arrays", len(meta.shape) <= DIMENSIONS, f"{len(meta.shape)} dimensions, at most {DIMENSIONS}"
     )
     require("manifest.arrays", math.prod(meta.shape) <= COUNT, "a shape of more values than can be counted")
-    require("manifest.arrays", len(meta.digest) in (0, DIGEST_BYTES), "a digest has 32 bytes")
+    require("manifest.arrays", len(meta.digest) in (0, FINGERPRINT_BYTES), "a digest has 16 bytes")
 
 
 def _check_values(entries: Iterable[pb.Entry]) -> None:

@@ -182,7 +182,7 @@ class FederationServicer(rpc.FederationServicer):
             work.node.touch()
             if isinstance(frame, pb.UploadFrame):
                 require("data", frame.HasField("end"), "a frame without data")
-                return self._finish(work, work.slot.upload, header, frame.end.crc32)
+                return self._finish(work, work.slot.upload, header, frame.end.digest)
             require("data", len(frame) > 0, "a frame without data")
             work.slot.upload.append(faults.through("server.upload", frame))
             work.node.bytes_up += len(frame)
@@ -197,8 +197,8 @@ class FederationServicer(rpc.FederationServicer):
             reason = f"no byte for {self._stall_s:g} s; go on from where you were"
             await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
 
-    def _finish(self, work: Work, upload: SpooledUpload, header: pb.UploadHeader, crc32: int) -> pb.Receipt:
-        if not upload.is_intact(crc32):
+    def _finish(self, work: Work, upload: SpooledUpload, header: pb.UploadHeader, digest: bytes) -> pb.Receipt:
+        if not upload.is_intact(digest):
             return self._federation.drop_damaged(work)
         self._federation.commit(work, header.manifest)
         faults.at("server.committed")

@@ -10,11 +10,11 @@ import asyncio
 import itertools
 import mmap
 import os
-import zlib
 from pathlib import Path
 
 from fednc.common.bulk import Data
 from fednc.common.errors import ProtocolError
+from fednc.common.fingerprint import Fingerprint
 
 
 class SpooledUpload:
@@ -23,7 +23,7 @@ class SpooledUpload:
     def __init__(self, path: Path, upload_id: bytes, size: int) -> None:
         self.upload_id, self.size = upload_id, size
         self.received = 0
-        self.crc32 = 0
+        self._fingerprint = Fingerprint()
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
 
@@ -36,16 +36,16 @@ class SpooledUpload:
         """
         if self.received + len(data) > self.size:
             raise ProtocolError(f"more than the declared {self.size} bytes")
-        self.crc32 = zlib.crc32(data, self.crc32)
+        self._fingerprint.update(data)
         view = memoryview(data)
         while view:
             written = os.write(self._file, view)
             view = view[written:]
         self.received += len(data)
 
-    def is_intact(self, crc32: int) -> bool:
-        """Whether all bytes are here and arrived as they were sent."""
-        return self.received == self.size and self.crc32 == crc32
+    def is_intact(self, digest: bytes) -> bool:
+        """Whether all bytes are here and arrived as they were sent. Asked once, at the end."""
+        return self.received == self.size and self._fingerprint.finish() == digest
 
     def take(self, sizes: list[int]) -> list[memoryview]:
         """The arrays as views on the file. Its name is removed; the bytes go when the last view does."""

@@ -144,7 +144,7 @@ def open_work(federation: Federation, name: str) -> Batch:
 
 def test_a_download_ends_with_the_session_that_asked_for_it(place: Place) -> None:
     async def scenario() -> None:
-        credentials, digest = place.certificate("a"), bytes(32)
+        credentials, digest = place.certificate("a"), bytes(16)
         async with (
             serving(place.folder, place.section()) as server,
             attending(server, "a", credentials) as link,
