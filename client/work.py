@@ -209,9 +209,18 @@ class Worker:
                 log.info("transfer for %s interrupted (%s)", work, e.code().name.lower())
             except asyncio.InvalidStateError:  # gRPC's, for a write on a call that has just ended
                 log.info("transfer for %s interrupted", work)
+            except asyncio.CancelledError:  # also gRPC's, for a call whose channel the link has closed
+                if _is_cancelled():
+                    raise
+                log.info("transfer for %s interrupted (connection closed)", work)
             await asyncio.sleep(jittered(pause_s))
             pause_s = min(2 * pause_s, BACKOFF_S[1])
         return None
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def jittered(pause_s: float) -> float:
