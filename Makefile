@@ -40,6 +40,24 @@ protos: $(STAMP)  ## regenerate protos/*_pb2*.py
 docs: $(STAMP)  ## regenerate docs/config.md from the configuration model
 	$(BIN)/python -m fednc.cli.config_docs docs/config.md
 
+compose-demo:  ## the whole federation in containers, checked from outside; cleans up after itself
+	deploy/compose.sh
+
+compose-chaos:  ## the same while a client and the server are killed in mid-round
+	deploy/compose.sh deploy/compose.chaos.yml
+
+compose-broken:  ## the checks must fail on setups that are broken on purpose
+	tests/compose/broken.sh
+
+wheelhouse:  ## all wheels of the images, for builds without a network
+	deploy/wheelhouse.sh
+
+base-image:  ## a base image without pulling one
+	deploy/base-image.sh
+
+lock: $(STAMP)  ## pin the images' packages to the versions installed here
+	PYTHON=$(BIN)/python deploy/lock.sh
+
 install: $(STAMP)
 
 # PyTorch first: a wheel that pip finds on this disk, else PyTorch's CPU index, else the default index.

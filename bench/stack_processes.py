@@ -35,9 +35,9 @@ class Process:
         return role == name == "server" or (role == "client" and named == [name])
 
 
-def running(proc: Path = PROC) -> Iterator[Process]:
+def running(proc: Path | None = None) -> Iterator[Process]:
     """All processes; those that end meanwhile are left out."""
-    for folder in proc.iterdir():
+    for folder in (proc or PROC).iterdir():
         if folder.name.isdecimal():
             try:
                 yield _read(folder)
@@ -45,12 +45,12 @@ def running(proc: Path = PROC) -> Iterator[Process]:
                 continue
 
 
-def find(name: str, proc: Path = PROC) -> Process | None:
+def find(name: str, proc: Path | None = None) -> Process | None:
     """The process of a node, if it is there."""
     return next((process for process in running(proc) if process.is_node(name)), None)
 
 
-def await_node(name: str, give_up: float, proc: Path = PROC) -> Process:
+def await_node(name: str, give_up: float, proc: Path | None = None) -> Process:
     """The process of a node, by monotonic time `give_up` at the latest. Raises LookupError."""
     while (found := find(name, proc)) is None:
         if time.monotonic() > give_up:

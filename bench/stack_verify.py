@@ -10,7 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,15 @@ def check_all(expected: Expected, report: Callable[[str], None]) -> bool:
     return all(fine)
 
 
+def titles(clients: Sequence[str], *, lost: str = "", resumed: int = 0) -> set[str]:
+    """What is checked in a stack of these clients."""
+    expected = Expected(
+        run=RunConfig(), folder=Path(), server="", clients=tuple(clients), data="any", lost=lost, resumed=resumed,
+        give_up=0.0,
+    )  # fmt: skip
+    return {*_door_checks(""), *_run_checks(expected)}
+
+
 def _check(title: str, check: Callable[[], str], report: Callable[[str], None]) -> bool:
     try:
         report(f"ok      {title}: {check()}")
@@ -64,7 +73,7 @@ def _door_checks(server: str) -> dict[str, Callable[[], str]]:
 def _run_checks(expected: Expected) -> dict[str, Callable[[], str]]:
     folder, names = expected.folder, expected.clients
     checks: dict[str, Callable[[], str]] = {
-        f"{name} is not root": lambda name=name: _confined(await_node(name, expected.give_up))  # type: ignore[misc]
+        f"{name} is not root": lambda name=name: confined(await_node(name, expected.give_up))  # type: ignore[misc]
         for name in ("server", *names)
     }
     checks["the records name the clients"] = lambda: stack_records.check_names(folder, names, expected.give_up)
@@ -82,8 +91,8 @@ def _run_checks(expected: Expected) -> dict[str, Callable[[], str]]:
     return checks
 
 
-def _confined(process: Process) -> str:
-    """Raises ValueError for a process with any privilege."""
+def confined(process: Process) -> str:
+    """What a process may do: nothing. Raises ValueError for one with any privilege."""
     if 0 in process.uids or process.capabilities or process.may_gain:
         raise ValueError(
             f"process {process.pid} has user ids {sorted(process.uids)}, capabilities {process.capabilities:#x}, "

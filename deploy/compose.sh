@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build the images, start the stack, wait for its `verify` service, show what it found, remove everything but the images.
 #   deploy/compose.sh [OVERLAY.yml ...]       exit code: that of verify. Called by `make compose-demo` and its kind.
+#   BUILD=0 deploy/compose.sh ...             with the images as they are
 # Where the base image cannot be pulled, makes one, and builds from wheelhouse/ (both made here when they are missing).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -46,8 +47,10 @@ clean_up() {
 }
 
 log=$(mktemp)
-choose_base
-build
+if [ "${BUILD:-1}" = 1 ]; then
+  choose_base
+  build
+fi
 trap clean_up EXIT
 # `--exit-code-from` would end the stack when the certificate service does, so: start, then wait.
 "${compose[@]}" up -d --no-build >"$log" 2>&1 || { cat "$log" >&2; echo "compose: the stack did not come up" >&2; }
