@@ -1,21 +1,24 @@
 """`fednc bench fold`: how fast updates are folded, beside how fast this machine copies memory.
 
-Called by the command. Measures the shipped fold in this process, on one thread, as the server runs it.
+Called by the command. Measures the shipped fold in this process, on as many threads as the server uses.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
 
 from fednc.common import arrays
-from fednc.server.fold import Fold, TensorFold
+from fednc.server.fold import Fold
+from fednc.server.threads import THREADS, spread
 
 _FOLD_BYTES, _COPY_BYTES, _PAYLOAD_BYTES = 20, 8, 4  # moved per float32 parameter; the fold also updates its sum
 _HELD_BYTES = _PAYLOAD_BYTES + 8 + _PAYLOAD_BYTES  # update, sum, copy
@@ -28,10 +31,8 @@ def measure(params: int = 0, repeats: int = 5) -> dict[str, Any]:
     cache_bytes = last_level_cache()
     size = params or _fitting(4 * cache_bytes // _PAYLOAD_BYTES)
     update = _update(size)
-    add_s, checked_s = _add_s(update, repeats), _checked_add_s(update, repeats)
-    value = arrays.to_numpy(update)
-    target = np.empty_like(value)
-    copy_s = _best_s(lambda: np.copyto(target, value), repeats)
+    add_s, checked_s = _fold_s(update, repeats)
+    copy_s = _copy_s(arrays.to_numpy(update), repeats)
     moved, copied = _FOLD_BYTES * size / add_s / 1e9, _COPY_BYTES * size / copy_s / 1e9
     return {
         "params": size,
@@ -40,7 +41,7 @@ def measure(params: int = 0, repeats: int = 5) -> dict[str, Any]:
         "ratio": round(moved / copied, 3),
         "payload_gb_s": round(_PAYLOAD_BYTES * size / add_s / 1e9, 3),
         "checked_payload_gb_s": round(_PAYLOAD_BYTES * size / checked_s / 1e9, 3),
-        "threads": 1,
+        "threads": THREADS,
         "update_mib": round(_PAYLOAD_BYTES * size / 2**20),
         "last_level_cache_mib": round(cache_bytes / 2**20),
     }
@@ -57,22 +58,27 @@ def _update(size: int) -> Array:
     return update
 
 
-def _add_s(update: Array, repeats: int) -> float:
-    """The fold's own pass, without the check before it."""
-    value = arrays.to_numpy(update)
-    fold = TensorFold(value.size)
-    fold.start(1.0, total_weight=10**6, largest_weight=_WEIGHT)
-    return _best_s(lambda: fold.add(value, _WEIGHT), repeats)
-
-
-def _checked_add_s(update: Array, repeats: int) -> float:
-    """A whole update as the strategy folds it: names, shapes, finite values, bounds, then the pass."""
+def _fold_s(update: Array, repeats: int) -> tuple[float, float]:
+    """The fold's own pass, and a whole update: names, shapes, finite values, bounds, then the pass."""
     reference = {"w": arrays.to_tensor(update)}
     record = ArrayRecord()
     record["w"] = update
     fold = Fold(reference)
-    fold.start(reference, [_WEIGHT] * (repeats + 1))
-    return _best_s(lambda: fold.add(record, _WEIGHT), repeats)
+    fold.start(reference, [_WEIGHT] * (2 * repeats + 2))
+    values = fold.checked(record)
+    add_s = _best_s(lambda: fold.add_values(values, _WEIGHT), repeats)
+    return add_s, _best_s(lambda: fold.add(record, _WEIGHT), repeats)
+
+
+def _copy_s(value: NDArray[Any], repeats: int) -> float:
+    """A copy of the same array on the same threads."""
+    target = np.empty_like(value)
+    places = range(0, value.size, _TILE)
+
+    def copy(place: int) -> None:
+        np.copyto(target[place : place + _TILE], value[place : place + _TILE])
+
+    return _best_s(lambda: spread(((_TILE, partial(copy, place)) for place in places), enough=_TILE), repeats)
 
 
 def _best_s(action: Callable[[], object], repeats: int) -> float:

@@ -18,7 +18,9 @@ float32's for all values but those far below the tensor's largest.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,10 @@ from torch import Tensor
 
 from fednc.common import arrays, codec
 from fednc.common.errors import ProtocolError
+from fednc.server.threads import spread
 
 _BLOCK = 1 << 16  # values; with its sum and scratch a block fills about half of a second-level cache
+_SPAN = 1 << 20  # values that one thread takes at once
 _HEADROOM = 2.0**16  # how much larger than the reference's largest value an update's may be
 
 Values = NDArray[Any]
@@ -41,7 +45,6 @@ class TensorFold:
 
     def __init__(self, size: int) -> None:
         self._sum = np.empty(size, np.int64)
-        self._scratch = np.empty(min(_BLOCK, size), np.float64)
 
     def start(self, largest: float, total_weight: int, largest_weight: int) -> None:
         """Begin at zero, for values up to `_HEADROOM` times `largest`."""
@@ -49,43 +52,45 @@ class TensorFold:
         exponent = math.ceil(math.log2(self.bound * max(2 * largest_weight, total_weight / 2**10)))
         self._q = np.float64(1.5 * 2.0**exponent)
         self._step = 2.0 ** (exponent - 52)
-        self._terms = 0
+        self.updates = 0
 
-    def check(self, value: Values) -> None:
+    def check(self, values: Values) -> None:
         """Raises ProtocolError unless all values are finite and within the bound."""
-        largest = _largest(value)
+        largest = _largest(values)
         if not largest <= self.bound:  # NaN compares false
             raise ProtocolError(f"holds {largest}, allowed are finite values up to {self.bound:g}")
 
-    def add(self, value: Values, weight: int) -> None:
-        """Add weight * value; `check` it first."""
-        for start, piece in _blocks(value):
-            term = self._scratch[: piece.size]
+    def add(self, values: Values, place: int, weight: int) -> None:
+        """Add weight * values from `place` on; `check` them first, and count the update when it is there whole."""
+        scratch = np.empty(min(_BLOCK, values.size), np.float64)
+        for start, piece in _cut(values, _BLOCK):
+            term = scratch[: piece.size]
             np.copyto(term, piece)
             np.multiply(term, float(weight), out=term)
             np.add(term, self._q, out=term)
-            total = self._sum[start : start + piece.size]
-            np.add(total if self._terms else 0, term.view(np.int64), out=total)
-        self._terms += 1
+            total = self._sum[place + start : place + start + piece.size]
+            np.add(total if self.updates else 0, term.view(np.int64), out=total)
 
-    def mean_into(self, target: Values, weight: int) -> None:
-        """Write the weighted mean into `target`, in its dtype."""
-        bias = np.uint64(self._terms * int(self._q.view(np.int64)) % 2**64).view(np.int64)
-        whole = target.dtype.kind != "f"
-        for (_, total), (_, out) in zip(_blocks(self._sum), _blocks(target), strict=True):
-            mean = np.divide(total - bias, weight / self._step, out=self._scratch[: total.size])
+    def mean_into(self, target: Values, place: int, weight: int) -> None:
+        """Write the weighted mean from `place` on into `target`, in its dtype."""
+        bias = np.uint64(self.updates * int(self._q.view(np.int64)) % 2**64).view(np.int64)
+        whole, scratch = target.dtype.kind != "f", np.empty(min(_BLOCK, target.size), np.float64)
+        for start, out in _cut(target, _BLOCK):
+            steps = self._sum[place + start : place + start + out.size] - bias
+            mean = np.divide(steps, weight / self._step, out=scratch[: out.size])
             np.copyto(out, np.rint(mean) if whole else mean, casting="unsafe")
 
 
-def _largest(value: Values) -> float:
+def _largest(values: Values) -> float:
     """Of the absolute values; NaN where one of them is."""
-    return float(np.max([0.0, *(max(float(piece.max()), -float(piece.min())) for _, piece in _blocks(value))]))
+    pieces = (piece for _, piece in _cut(values, _BLOCK))
+    return float(np.max([0.0, *(max(float(piece.max()), -float(piece.min())) for piece in pieces)]))
 
 
-def _blocks(value: Values) -> Iterator[tuple[int, Values]]:
-    flat = value.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):
-        yield start, flat[start : start + _BLOCK]
+def _cut(values: Values, size: int) -> Iterator[tuple[int, Values]]:
+    """Flat pieces of at most `size` values, each with its place."""
+    flat = values.reshape(-1)
+    return ((start, flat[start : start + size]) for start in range(0, flat.size, size))
 
 
 class Fold:
@@ -114,44 +119,65 @@ class Fold:
         """
         if not 1 <= weight <= self._largest_weight or self.weight + weight > self._total_weight:
             raise ProtocolError(f"declares {weight} examples, more than it announced or less than one")
-        values = self._checked(update)
-        for key, value in values.items():
-            self._folds[key].add(value, weight)
+        self.add_values(self.checked(update), weight)
+
+    def add_values(self, values: Mapping[str, Values], weight: int) -> None:
+        """Fold in what `checked` gave."""
+        self._spread(values, lambda key, span, place: self._folds[key].add(span, place, weight))
+        for fold in self._folds.values():
+            fold.updates += 1
         self.weight += weight
         self.updates += 1
 
-    def _checked(self, update: ArrayRecord) -> dict[str, Values]:
+    def checked(self, update: ArrayRecord) -> dict[str, Values]:
+        """The values to fold in. Raises ProtocolError, see `add`."""
         if set(update) != set(self._reference):
             odd = sorted(set(update) ^ set(self._reference))
             raise ProtocolError(f"tensor names differ from the model's, for instance {odd[:3]}")
         values = {}
         for key, reference in self._reference.items():
-            try:
-                value = _matching(update[key], reference)
-                if key in self._folds:
-                    self._folds[key].check(value)
-                    values[key] = value
-            except ProtocolError as e:
-                raise ProtocolError(f"tensor {key!r}: {e}") from e
-        return values
+            with _naming(key):
+                values[key] = _matching(update[key], reference)
+        averaged = {key: values[key] for key in self._folds}
+        self._spread(averaged, self._check)
+        return averaged
+
+    def _check(self, key: str, span: Values, place: int) -> None:
+        del place
+        with _naming(key):
+            self._folds[key].check(span)
+
+    def _spread(self, values: Mapping[str, Values], act: Callable[[str, Values, int], None]) -> None:
+        """`act(key, span of the values, its place)` for all values, on several threads where there are many."""
+        spread(
+            (
+                (span.size, partial(act, key, span, place))
+                for key, value in values.items()
+                for place, span in _cut(value, _SPAN)
+            ),
+            enough=_SPAN,
+        )
 
     def mean(self) -> ArrayRecord:
         """The mean of all updates in the reference's dtypes; the reference itself where nothing is averaged."""
-        record = ArrayRecord()
+        record, targets = ArrayRecord(), {}
         for key, reference in self._reference.items():
-            record[key] = self._mean_of(key, reference)
+            record[key] = arrays.blank_like(reference) if key in self._folds else arrays.from_tensor(reference)
+            if key in self._folds:
+                targets[key] = _numpy(arrays.to_tensor(record[key]))
+        self._spread(targets, lambda key, span, place: self._folds[key].mean_into(span, place, self.weight))
+        for key, mean in targets.items():
+            if self._reference[key].dtype is torch.bfloat16:  # which numpy does not know
+                arrays.to_tensor(record[key]).copy_(torch.from_numpy(mean))
         return record
 
-    def _mean_of(self, key: str, reference: Tensor) -> Array:
-        if key not in self._folds:
-            return arrays.from_tensor(reference)
-        if reference.dtype is torch.bfloat16:
-            mean = torch.empty(reference.shape)
-            self._folds[key].mean_into(mean.numpy(), self.weight)
-            return arrays.from_tensor(mean.bfloat16())
-        array = arrays.blank_like(reference)
-        self._folds[key].mean_into(arrays.to_numpy(array), self.weight)
-        return array
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ProtocolError as e:
+        raise ProtocolError(f"tensor {key!r}: {e}") from e
 
 
 def _is_averaged(value: Tensor) -> bool:
