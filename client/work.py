@@ -12,7 +12,7 @@ import random
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from flwr.app import Message, RecordDict
@@ -68,6 +68,7 @@ class Worker:
         self._session: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         self._active: dict[bytes, _Work] = {}
         self._todo: asyncio.Queue[_Work] = asyncio.Queue()
+        self._transfer: asyncio.Future[Any] | None = None  # under way over the session
         self.running = threading.Event()  # cleared: work holds at its next batch
         self.running.set()
 
@@ -84,6 +85,8 @@ class Worker:
         """It is gone; transfers wait for the next one."""
         if self._session.done():
             self._session = asyncio.get_running_loop().create_future()
+        if self._transfer:
+            self._transfer.cancel()  # a line that swallows everything would never end it
 
     def accept(self, assignment: pb.Assignment) -> None:
         """Take on an assignment; one that is under way already goes on as it is."""
@@ -199,8 +202,9 @@ class Worker:
         pause_s = BACKOFF_S[0]
         while not work.hooks.cancelled.is_set():
             session = await asyncio.shield(self._session)
+            self._transfer = transfer = asyncio.ensure_future(step(session))
             try:
-                return await step(session)
+                return await transfer
             except grpc.aio.AioRpcError as e:
                 if e.code() is grpc.StatusCode.NOT_FOUND:
                     return None  # the work it belonged to is over
@@ -209,8 +213,9 @@ class Worker:
                 log.info("transfer for %s interrupted (%s)", work, e.code().name.lower())
             except asyncio.InvalidStateError:  # gRPC's, for a write on a call that has just ended
                 log.info("transfer for %s interrupted", work)
-            except asyncio.CancelledError:  # also gRPC's, for a call whose channel the link has closed
+            except asyncio.CancelledError:
                 if _is_cancelled():
+                    transfer.cancel()
                     raise
                 log.info("transfer for %s interrupted (connection closed)", work)
             await asyncio.sleep(jittered(pause_s))

@@ -7,6 +7,7 @@ Server and client build and read them through this page only, so that neither kn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -140,3 +141,23 @@ def examples_of(content: RecordDict) -> int:
     if not isinstance(value, int) or not 0 <= value <= MAX_EXAMPLES:
         raise ProtocolError(f"the reply declares {value!r:.80} examples, expected 0 to {MAX_EXAMPLES}")
     return value
+
+
+def loss_of(content: RecordDict) -> float:
+    """The mean training loss that a reply reports. Raises ProtocolError."""
+    loss = content.metric_records.get(METRICS, MetricRecord()).get("loss/loss")
+    if not isinstance(loss, int | float) or not math.isfinite(loss):
+        raise ProtocolError(f"the reply's loss is {loss!r:.40}, expected a finite number")
+    return float(loss)
+
+
+def check_stats(stats: Mapping[str, Tensor], none: Mapping[str, Tensor]) -> None:
+    """Raises ProtocolError unless `stats` has the names, shapes and types of `none`, and holds plausible numbers.
+
+    An infinite loss is one: that of a class which nobody has seen yet, read out from the memory.
+    """
+    if {k: (v.shape, v.dtype) for k, v in stats.items()} != {k: (v.shape, v.dtype) for k, v in none.items()}:
+        raise ProtocolError(f"statistics {sorted(stats)!s:.200} are not those of the task, {sorted(none)}")
+    wide = [value.double() for value in stats.values()]
+    if not all(((v.abs() <= 2.0**53) | (v == math.inf)).all() for v in wide):  # NaN compares false
+        raise ProtocolError("statistics are not numbers, or absurdly large")

@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import Strategy
 from fednc.common import arrays, exchange, faults, seeds
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError
-from fednc.common.exchange import EVALUATE, HELLO, MEMORY, METRICS, STATS, TRAIN, Instruction
+from fednc.common.exchange import EVALUATE, HELLO, MEMORY, STATS, TRAIN, Instruction
 from fednc.common.frame import Frame
 from fednc.common.memory import ClassSums, DriftSums, check_sums
 from fednc.common.tasks.base import Stats, Task, add_stats
@@ -103,12 +103,14 @@ class FrameStrategy(Strategy):
         worst: dict[str, Any] = {}
         for reply in self._good(replies):
             metrics = self._take(reply, lambda content: self._pool(content, pooled))
-            if metrics:
+            if metrics and math.isfinite(metrics["accuracy"]):
                 here = {"accuracy": metrics["accuracy"], "name": self.name_of(reply.metadata.src_node_id)}
                 worst = min(worst or here, here, key=lambda one: (one["accuracy"], one["name"]))
         if not pooled:
             return None
-        self._record.pooled, self._record.worst_client = self.task.metrics(pooled), worst
+        metrics = self.task.metrics(pooled)
+        self._record.pooled = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._record.worst_client = worst
         return MetricRecord(dict(self._record.pooled))
 
     def summary(self) -> None:
@@ -216,14 +218,14 @@ class FrameStrategy(Strategy):
     def _note_failure(self, reply: Message, reason: str) -> None:
         node = reply.metadata.src_node_id
         self._announced.pop(node, None)  # ask again: it may have come back with other data
-        self._record.failures[self.name_of(node)] = reason
+        self._record.failures.setdefault(self.name_of(node), reason)  # the first is the cause
         text = f"no {reply.metadata.message_type} from {self.name_of(node)}: {reason}"
         self.events.emit("no-reply", text, level=logging.WARNING, node=self.name_of(node), reason=reason)
 
     def _fold_in(self, content: RecordDict, fold: Fold, drift: DriftSums) -> float:
         examples = exchange.examples_of(content)
         sums = self._checked_sums(content) if exchange.SUMS in content else None
-        update, loss = exchange.update_of(content), _loss_of(content)
+        update, loss = exchange.update_of(content), exchange.loss_of(content)
         faults.at("server.fold")
         started = time.monotonic()
         fold.add(update, examples)
@@ -243,11 +245,7 @@ class FrameStrategy(Strategy):
         stats = arrays.from_record(content.array_records.get(STATS, ArrayRecord()))
         if not stats:
             return None  # a client that holds nothing out
-        none = self.task.no_statistics()
-        if {k: (v.shape, v.dtype) for k, v in stats.items()} != {k: (v.shape, v.dtype) for k, v in none.items()}:
-            raise ProtocolError(f"statistics {sorted(stats)} are not those of the task, {sorted(none)}")
-        if not all((v.double().abs() <= 2.0**53).all() for v in stats.values()):  # NaN compares false
-            raise ProtocolError("statistics are not finite or absurdly large")
+        exchange.check_stats(stats, self.task.no_statistics())
         metrics = self.task.metrics(stats)
         add_stats(pooled, stats)
         return metrics
@@ -283,13 +281,6 @@ class FrameStrategy(Strategy):
         if method.memory_model == "local" or not method.uses_memory:
             return False
         return evaluates or method.anchor > 0 or method.rehearsal > 0
-
-
-def _loss_of(content: RecordDict) -> float:
-    loss = content.metric_records[METRICS].get("loss/loss")
-    if not isinstance(loss, int | float) or not math.isfinite(loss):
-        raise ProtocolError(f"the reply's loss is {loss!r:.40}, expected a finite number")
-    return float(loss)
 
 
 def _finite(value: float) -> float | None:

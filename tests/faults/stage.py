@@ -1,4 +1,4 @@
-"""A federation of real processes on this machine that can be broken on purpose, and what is left of it afterwards."""
+"""A federation of real processes on this machine that can be broken on purpose, and what is left of it."""
 
 from __future__ import annotations
 

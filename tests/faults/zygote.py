@@ -1,7 +1,7 @@
 """Imports everything once, then forks one `fednc` process per order: start-up would be most of the suite's time.
 
-Orders come as JSON lines on stdin, `{"pid": ...}` and `{"pid": ..., "code": ...}` go out on stdout. What it forks are
-real processes with a command line, an environment and a log of their own.
+Orders come as JSON lines on stdin, `{"pid": ...}` and `{"pid": ..., "code": ...}` go out on stdout. What it forks
+are real processes with a command line, an environment and a log of their own.
 """
 
 from __future__ import annotations
@@ -11,8 +11,20 @@ import os
 import signal
 import sys
 import time
+from importlib import import_module
 from typing import Any
 
+MODULES = (
+    "fednc.cli.client",
+    "fednc.cli.live",
+    "fednc.cli.server",
+    "fednc.client.app",
+    "fednc.client.host",
+    "fednc.client.link",
+    "fednc.common.interrupt",
+    "fednc.common.tasks.image.task",
+    "fednc.server.process",
+)
 alive: set[int] = set()
 
 
@@ -56,16 +68,8 @@ def become(order: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    import fednc.cli.client
-    import fednc.cli.live
-    import fednc.cli.main
-    import fednc.cli.server
-    import fednc.client.app
-    import fednc.client.link
-    import fednc.common.interrupt
-    import fednc.common.tasks.image.task
-    import fednc.server.process
-
+    for module in MODULES:
+        import_module(module)
     assert len(os.listdir("/proc/self/task")) == 1, "only a process with one thread can be forked"
     signal.signal(signal.SIGCHLD, bury)
     say(ready=True)
