@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fednc.common import arrays, codec
-from fednc.common.exchange import EVALUATE, HELLO, MEMORY, METRICS, MODEL, STATS, SUMS, TRAIN
+from fednc.common.exchange import EVALUATE, EXTRA, HELLO, MEMORY, METRICS, MODEL, STATS, SUMS, TRAIN
 from fednc.common.frame import Frame
 from fednc.common.memory import ClassSums
 from fednc.common.tasks.base import Task
@@ -71,6 +71,8 @@ class ReplyForm:
         allowed = {**self.required, **self.optional}
         for record in manifest.records:
             kind = record.WhichOneof("kind")
+            if kind == "arrays" and record.name in self.optional and not record.arrays.items:
+                continue  # of a client that has nothing to tell
             if kind == "arrays" and record.name in allowed:
                 _check_arrays(record, allowed[record.name])
             elif (record.name, kind) != (METRICS, "metrics"):
@@ -87,17 +89,20 @@ class Agreement:
     forms: Mapping[str, ReplyForm]
 
     @classmethod
-    def of(cls, task: Task, frame: Frame, model: Mapping[str, Tensor]) -> Agreement:
-        """The agreement of a run of fednc's own apps."""
+    def of(
+        cls, task: Task, frame: Frame, model: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None
+    ) -> Agreement:
+        """The agreement of a run of fednc's own apps; `extra` is what a method keeps on the server."""
         weights = {key: Expected.like(value, task.run.link.codec) for key, value in model.items()}
         sums = _layout(ClassSums.zeros(frame.vertices, frame.dim).to_tensors())
+        additions = {EXTRA: _layout(extra)} if extra else {}
         return cls(
             label_space=task.label_space,
             forms={
-                TRAIN: ReplyForm(required={MODEL: weights}, optional={SUMS: sums}),
+                TRAIN: ReplyForm(required={MODEL: weights, **additions}, optional={SUMS: sums}),
                 HELLO: ReplyForm(),
                 MEMORY: ReplyForm(required={SUMS: sums}),
-                EVALUATE: ReplyForm(required={STATS: _layout(task.no_statistics())}),
+                EVALUATE: ReplyForm(optional={STATS: _layout(task.no_statistics())}),
             },
         )
 

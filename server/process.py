@@ -55,7 +55,7 @@ async def run_server(
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
     federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
     federation.dropped.keep_in(folder / "dropped.json")
-    federation.agreement = Agreement.of(prepared.task, prepared.frame, prepared.state.model)
+    federation.agreement = Agreement.of(prepared.task, prepared.frame, prepared.state.model, prepared.state.extra)
     if kept:
         federation.roster.restore(dict(kept.parts))
         federation.earlier_bytes = (kept.bytes_up, kept.bytes_down)

@@ -56,6 +56,7 @@ class FrameStrategy(Strategy):
         del config
         nodes = self.sample(server_round, grid)
         self._get_to_know(list(grid.get_node_ids()) if self.state.extra else nodes, server_round, grid)
+        nodes = [node for node in nodes if node in self._announced]  # a weight not announced could not be bounded
         instruction = self._instruction(server_round, wants_sums=self._wants_local_sums(server_round))
         extra = exchange.extra_record(self.state.extra)
         content = exchange.instruction_content(instruction, arrays, self._guide(), extra)
@@ -242,7 +243,7 @@ class FrameStrategy(Strategy):
         return sums
 
     def _pool(self, content: RecordDict, pooled: Stats) -> dict[str, float] | None:
-        stats = arrays.from_record(content.array_records.get(STATS, ArrayRecord()))
+        stats = arrays.from_record(record_of(content, STATS, ArrayRecord) or ArrayRecord())
         if not stats:
             return None  # a client that holds nothing out
         exchange.check_stats(stats, self.task.no_statistics())
