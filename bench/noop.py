@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
@@ -32,7 +32,9 @@ def train(message: Message, context: Context) -> Message:
     """The model, every value of it moved by `delta`."""
     received = message.content
     shift = np.float32(delta(_index(context), _round(received)))
-    model = ArrayRecord({key: _shifted(array, shift) for key, array in received.array_records[MODEL].items()})
+    model = received[MODEL]
+    assert isinstance(model, ArrayRecord)
+    model = ArrayRecord({key: _shifted(array, shift) for key, array in model.items()})
     return Message(RecordDict({MODEL: model, METRICS: _metrics(context)}), reply_to=message)
 
 
@@ -80,7 +82,12 @@ def _index(context: Context) -> int:
 
 def _round(received: RecordDict) -> int:
     """Our strategy and Flower's name the round differently."""
-    values = {key: value for record in received.config_records.values() for key, value in record.items()}
+    values = {
+        key: value
+        for record in received.values()
+        if isinstance(record, ConfigRecord)
+        for key, value in record.items()
+    }
     found = values.get("round", values.get("server-round"))
     assert isinstance(found, int)
     return found

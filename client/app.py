@@ -21,6 +21,7 @@ from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError
 from fednc.common.exchange import EXAMPLES, EXTRA, METRICS, MODEL, STATS, SUMS, Instruction
 from fednc.common.memory import ClassSums
+from fednc.common.records import record_of
 
 app = ClientApp()
 
@@ -90,7 +91,8 @@ def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident]
 
 
 def _load_model(message: Message, here: Resident) -> dict[str, Tensor]:
-    state = arrays.from_record(message.content.array_records[MODEL])
+    record = record_of(message.content, MODEL, ArrayRecord)
+    state = arrays.from_record(record) if record else {}
     expected = here.task.shared_keys(here.model)
     if list(state) != expected:
         odd = sorted(set(state) ^ set(expected))[:5]

@@ -21,6 +21,7 @@ from fednc.common.errors import ProtocolError
 from fednc.common.frame import Frame
 from fednc.common.guide import Guide, memory_ramp
 from fednc.common.memory import ClassMemory, ClassSums
+from fednc.common.records import record_of
 
 MODEL, GUIDE, RUN, EXTRA = "model", "guide", "run", "extra"
 SUMS, STATS, METRICS = "sums", "stats", "metrics"
@@ -45,7 +46,7 @@ class Instruction:
     @classmethod
     def of(cls, message: Message) -> Instruction:
         """Out of a message. Raises ProtocolError."""
-        record = message.content.config_records.get(RUN)
+        record = record_of(message.content, RUN, ConfigRecord)
         if record is None:
             raise ProtocolError("the instruction has no 'run' record; is the server a fednc server?")
         return cls(
@@ -60,7 +61,7 @@ def guide_record(frame: Frame, memory: ClassMemory) -> ArrayRecord:
 
 def guide_of(content: RecordDict, method: MethodSection, server_round: int, count_K: Tensor) -> Guide:
     """The guide of an instruction, checked. Raises ProtocolError."""
-    record = content.array_records.get(GUIDE)
+    record = record_of(content, GUIDE, ArrayRecord)
     if record is None or set(record) != {"frame", "mean", "seen"}:
         raise ProtocolError("the instruction has no complete 'guide' record")
     tensors = arrays.from_record(record)
@@ -108,16 +109,16 @@ def extra_record(extra: Mapping[str, Tensor]) -> ArrayRecord | None:
 
 def extra_of(content: RecordDict) -> dict[str, Tensor]:
     """The method's extra tensors of an instruction, by key."""
-    return arrays.from_record(content.array_records.get(EXTRA, ArrayRecord()))
+    return arrays.from_record(record_of(content, EXTRA, ArrayRecord) or ArrayRecord())
 
 
 def update_of(content: RecordDict) -> ArrayRecord:
     """Model and changes of the extra tensors of a reply, as one record. Raises ProtocolError: no model."""
-    if MODEL not in content.array_records:
+    if record_of(content, MODEL, ArrayRecord) is None:
         raise ProtocolError(f"the reply has no {MODEL!r} record")
     update = ArrayRecord()
     for name in (MODEL, EXTRA):
-        for key, array in content.array_records.get(name, ArrayRecord()).items():
+        for key, array in (record_of(content, name, ArrayRecord) or ArrayRecord()).items():
             update[key] = array
     return update
 
@@ -129,15 +130,16 @@ def sums_record(sums: ClassSums) -> ArrayRecord:
 
 def sums_of(content: RecordDict) -> ClassSums:
     """Class sums of a reply. Raises ProtocolError."""
-    if SUMS not in content.array_records:
+    record = record_of(content, SUMS, ArrayRecord)
+    if record is None:
         raise ProtocolError(f"the reply has no {SUMS!r} record")
-    return ClassSums.from_tensors(arrays.from_record(content.array_records[SUMS]))
+    return ClassSums.from_tensors(arrays.from_record(record))
 
 
 def examples_of(content: RecordDict) -> int:
     """The number of examples that a reply declares. Raises ProtocolError."""
-    metrics = content.metric_records.get(METRICS, MetricRecord())
-    value = metrics.get(EXAMPLES)
+    metrics = record_of(content, METRICS, MetricRecord)
+    value = metrics.get(EXAMPLES) if metrics else None
     if not isinstance(value, int) or not 0 <= value <= MAX_EXAMPLES:
         raise ProtocolError(f"the reply declares {value!r:.80} examples, expected 0 to {MAX_EXAMPLES}")
     return value
@@ -145,7 +147,8 @@ def examples_of(content: RecordDict) -> int:
 
 def loss_of(content: RecordDict) -> float:
     """The mean training loss that a reply reports. Raises ProtocolError."""
-    loss = content.metric_records.get(METRICS, MetricRecord()).get("loss/loss")
+    metrics = record_of(content, METRICS, MetricRecord)
+    loss = metrics.get("loss/loss") if metrics else None
     if not isinstance(loss, int | float) or not math.isfinite(loss):
         raise ProtocolError(f"the reply's loss is {loss!r:.40}, expected a finite number")
     return float(loss)

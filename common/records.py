@@ -7,7 +7,7 @@ manifest's order. Called by the grid and the link; knows nothing of rounds or no
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
@@ -15,6 +15,8 @@ from fednc.common.arrays import Buffer, make_array
 from fednc.common.errors import ProtocolError
 from fednc.common.fingerprint import fingerprint
 from fednc.protos import federation_pb2 as pb
+
+Kind = TypeVar("Kind", ArrayRecord, MetricRecord, ConfigRecord)
 
 _DIGEST = "_fednc_digest"  # kept on the Array, so that one that is sent twice is hashed once
 
@@ -25,6 +27,16 @@ def digest_of(array: Array) -> bytes:
         array.__dict__[_DIGEST] = fingerprint(array.data)
     found: bytes = array.__dict__[_DIGEST]
     return found
+
+
+def record_of(content: RecordDict, name: str, kind: type[Kind]) -> Kind | None:
+    """The record of that name if it is of that kind.
+
+    Not by `content.array_records` and its like: every use of these ties the content into a reference cycle, and
+    its arrays stay in memory until the garbage collector comes by.
+    """
+    record = content.get(name)
+    return record if isinstance(record, kind) else None
 
 
 def to_manifest(content: RecordDict, *, with_digests: bool) -> pb.Manifest:

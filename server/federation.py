@@ -174,7 +174,7 @@ class Federation:
                 work.node.outbox.put_nowait(pb.ServerEvent(cancel=pb.Cancel(id=work.id, reason=reason)))
                 self.intake.drop(work.slot)
         self.blobs.release(batch.digests)
-        batch.digests = []
+        batch.digests, batch.works = [], []  # they refer to each other: the model would wait for the collector
         return missing
 
     def at_work(self) -> dict[str, str]:

@@ -23,6 +23,7 @@ from fednc.common.errors import ProtocolError
 from fednc.common.exchange import EVALUATE, HELLO, MEMORY, STATS, TRAIN, Instruction
 from fednc.common.frame import Frame
 from fednc.common.memory import ClassSums, DriftSums, check_sums
+from fednc.common.records import record_of
 from fednc.common.tasks.base import Stats, Task, add_stats
 from fednc.server.events import EventLog
 from fednc.server.fold import Fold

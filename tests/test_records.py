@@ -1,5 +1,8 @@
 """Bytes on the wire: every dtype and shape that travels comes back bit for bit, and lies are refused."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -120,3 +123,18 @@ def test_a_digest_is_computed_once_and_follows_the_content():
     array = arrays.from_numpy(np.zeros(3, np.float32))
     assert records.digest_of(array) is records.digest_of(array)
     assert records.digest_of(array) != records.digest_of(arrays.from_numpy(np.ones(3, np.float32)))
+
+
+def test_looking_into_a_content_does_not_keep_it_in_memory():
+    """Flower's own `content.array_records` does: a round's updates would wait for the garbage collector."""
+    content = RecordDict({"m": arrays.to_record({"w": torch.ones(3)}), "v": MetricRecord({"n": 1})})
+    gc.disable()
+    try:
+        assert records.record_of(content, "m", ArrayRecord) is content["m"]
+        assert records.record_of(content, "v", ArrayRecord) is None
+        assert records.record_of(content, "x", MetricRecord) is None
+        seen = weakref.ref(content)
+        del content
+        assert seen() is None
+    finally:
+        gc.enable()
