@@ -64,13 +64,13 @@ def measure(settings: Settings, say: Say) -> Row:
 
 
 def compare(settings: Settings, others: Sequence[str], say: Say) -> list[Row]:
-    """One row on our link, then one for each other engine with `times_ours`: its round over ours."""
+    """One row on our link, then one for each other engine with `speedup`: its round over ours."""
     rows = [measure(settings, say)]
     for other in others:
         found = import_module(f"fednc.bench.{other}").measure(
             settings, rows[0]["bytes_up"] // settings.clients, say
         )
-        rows.append(found | {"times_ours": found["round_s"] / rows[0]["round_s"]})
+        rows.append(found | {"speedup": found["round_s"] / rows[0]["round_s"]})
     return rows
 
 
@@ -86,7 +86,7 @@ def start_clients(module: str, address: str, settings: Settings, **more: Any) ->
 
 
 def row(engine: str, settings: Settings, server: Row, clients: Sequence[Row]) -> Row:
-    """A row of the result, of what the server process and the client processes measured."""
+    """A row of the result, of what the server process and the client processes measured (none: not known)."""
     return {
         "engine": engine,
         "params": settings.params,
@@ -102,6 +102,6 @@ def row(engine: str, settings: Settings, server: Row, clients: Sequence[Row]) ->
         "bytes_down": server["bytes_down"],
         "bytes_up": server["bytes_up"],
         "server_peak_rss_mib": server["peak_rss_mib"],
-        "client_peak_rss_mib": max(client["peak_rss_mib"] for client in clients),
-        "cpu_s": server["cpu_s"] + sum(client["cpu_s"] for client in clients),
+        "client_peak_rss_mib": max((client["peak_rss_mib"] for client in clients), default=None),
+        "cpu_s": server["cpu_s"] + sum(client["cpu_s"] for client in clients) if clients else None,
     }
