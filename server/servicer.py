@@ -137,6 +137,8 @@ class FederationServicer(rpc.FederationServicer):
         """See federation.proto."""
         async with self._call(context, "Upload") as node:
             first = await self._next(frames, context)
+            if first is None:
+                return  # nothing was said: the connection broke
             header = first.header if isinstance(first, pb.UploadFrame) and first.HasField("header") else None
             require("header", header is not None, "an upload starts with its header")
             assert header is not None
@@ -235,3 +237,4 @@ def add_to(server: grpc.aio.Server, servicer: FederationServicer) -> None:
     service = pb.DESCRIPTOR.services_by_name["Federation"].full_name
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, calls),))
     rpc.add_FederationServicer_to_server(servicer, server)
+    server.add_registered_method_handlers(service, calls)  # from some gRPC after 1.81 on these win, not the first

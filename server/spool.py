@@ -6,7 +6,6 @@ state directory's disk, never on tmpfs, so that replies waiting for the fold cos
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import mmap
 import os
@@ -62,24 +61,3 @@ class SpooledUpload:
             os.close(self._file)
             self._file = -1
             self._path.unlink(missing_ok=True)
-
-
-class Budget:
-    """A number of bytes that waiting uploads share; one that is larger than all of it may pass alone."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self._total = total_bytes
-        self._used = 0
-        self._changed = asyncio.Condition()
-
-    async def acquire(self, size: int) -> None:
-        """Wait until `size` bytes fit."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._used == 0 or self._used + size <= self._total)
-            self._used += size
-
-    async def release(self, size: int) -> None:
-        """Give `size` bytes back."""
-        async with self._changed:
-            self._used -= size
-            self._changed.notify_all()

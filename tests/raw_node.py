@@ -1,0 +1,98 @@
+"""A node without a client: speaks the protocol by hand, so that tests can say what no client would."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import grpc
+from flwr.app import RecordDict
+
+from fednc.common import flower, records
+from fednc.common.fingerprint import fingerprint
+from fednc.common.wire import PROTOCOL, SESSION_KEY
+from fednc.protos import federation_pb2 as pb
+from fednc.protos import federation_pb2_grpc as rpc
+from fednc.server.federation import Federation
+from fednc.server.roster import Node
+from fednc.server.work import Batch, Work
+
+UPLOAD_ID = bytes(16)
+
+
+@dataclass
+class RawNode:
+    """One that attends, and the federation that it attends at."""
+
+    federation: Federation
+    stub: rpc.FederationStub
+    name: str
+    welcome: pb.Welcome
+    events: grpc.aio.UnaryStreamCall
+    batch: Batch = field(default_factory=Batch)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, bytes]]:
+        return ((SESSION_KEY, self.welcome.session),)
+
+    @property
+    def node(self) -> Node:
+        found = self.federation.roster.by_id(self.welcome.node_id)
+        assert found
+        return found
+
+    async def ended(self) -> grpc.StatusCode:
+        """How the attendance ends."""
+        with suppress(grpc.aio.AioRpcError):
+            while await self.events.read() is not grpc.aio.EOF:
+                pass
+        return await self.events.code()
+
+    async def declare(self, declaration: pb.Declaration | None = None) -> None:
+        await self.stub.Declare(declaration or pb.Declaration(examples=10, device="cpu"), metadata=self.metadata)
+
+    def give_work(self, message_type: str = "train", group: str = "1") -> Work:
+        """An assignment for this node, handed out."""
+        ordinal = len(self.batch.works)
+        work_id = pb.AssignmentId(
+            run_id=self.federation.run_id, group_id=group, message_type=message_type,
+            node_id=self.welcome.node_id, ordinal=ordinal,
+        )  # fmt: skip
+        instruction = flower.instruction(
+            RecordDict(), run_id=self.federation.run_id, dst=self.welcome.node_id, message_type=message_type,
+            group_id=group,
+        )  # fmt: skip
+        work = Work(work_id, self.node, instruction, pb.Manifest(), self.batch)
+        self.batch.works = [work]
+        self.federation.dispatch(self.batch, {})
+        self.batch.works = [work] * (ordinal + 1)
+        return work
+
+    def header(self, work: Work, manifest: pb.Manifest, upload_id: bytes = UPLOAD_ID) -> pb.UploadFrame:
+        return pb.UploadFrame(header=pb.UploadHeader(id=work.id, upload_id=upload_id, manifest=manifest))
+
+    async def upload(self, frames: Sequence[pb.UploadFrame]) -> list[pb.UploadEvent]:
+        """What the server says to these frames, sent at once."""
+        call = self.stub.Upload(iter(frames), metadata=self.metadata)
+        return [event async for event in call]
+
+    async def send(self, work: Work, content: RecordDict) -> pb.Receipt:
+        """A whole reply as a client sends it."""
+        data = b"".join(bytes(array.data) for array in records.arrays_of(content))
+        frames = [self.header(work, records.to_manifest(content, with_digests=False))]
+        frames += [pb.UploadFrame(data=data)] if data else []
+        frames.append(pb.UploadFrame(end=pb.UploadEnd(digest=fingerprint(data))))
+        return (await self.upload(frames))[-1].receipt
+
+
+@asynccontextmanager
+async def attending_by_hand(federation: Federation, port: int, name: str) -> AsyncIterator[RawNode]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = rpc.FederationStub(channel)
+        call = stub.Attend(pb.AttendRequest(protocol=PROTOCOL, name=name, instance=name.encode()))
+        welcome = (await call.read()).welcome
+        node = RawNode(federation, stub, name, welcome, call)
+        await node.declare()
+        yield node
+        call.cancel()
