@@ -72,9 +72,9 @@ def _run_file(row: dict[str, Any]) -> RunConfig:
 def measure(grid: LinkGrid, port: int, run: RunConfig, row: dict[str, Any]) -> dict[str, Any]:
     """Run all rounds and say what they cost. Raises RunFailedError where a mean is wrong."""
     strategy = _strategy(run, row["params"])
-    started = time.monotonic()
+    alone_mib, started = probe.rss_mib(), time.monotonic()
     _wait_for_clients(grid, run)
-    connect_s = time.monotonic() - started
+    connect_s, idle_mib = time.monotonic() - started, probe.rss_mib() - alone_mib
     costs = []
     for server_round in range(1, run.rounds.total + 1):
         up, down = _traffic(grid)
@@ -83,7 +83,8 @@ def measure(grid: LinkGrid, port: int, run: RunConfig, row: dict[str, Any]) -> d
     return {
         "round_s": [wall_s for wall_s, _ in costs[row["warmup"] :]],
         "cpu_s": statistics.fmean(cpu_s for _, cpu_s in costs[row["warmup"] :]),
-        "connect_s": connect_s,
+        "connect_s": connect_s,  # from an empty server to all clients ready, their processes' start included
+        "idle_mib": idle_mib,  # what they cost the server before any work
         "connections": probe.connections(port),
         "bytes_up": now_up - up,
         "bytes_down": now_down - down,

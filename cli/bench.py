@@ -28,6 +28,9 @@ Tls = Annotated[str, typer.Option(help="off, or on for mutual TLS, as a list.")]
 Against = Annotated[str, typer.Option(help="Measure these beside it: raw (bare gRPC), flower (stock flwr).")]
 Processes = Annotated[int, typer.Option(min=0, help="Client processes; 0: one per client, at most one per core.")]
 FoldParams = Annotated[int, typer.Option(min=0, help="Values of the array; 0: four times the last-level cache.")]
+Many = Annotated[int, typer.Option(min=1, help="Clients.")]
+ScaleParams = Annotated[int, typer.Option("--params", min=1, help="Parameters of the model.")]
+ScaleRounds = Annotated[int, typer.Option("--rounds", min=1, help="Rounds to measure after one to warm up.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Passes; the best one counts.")]
 
 
@@ -66,6 +69,14 @@ def fold(params: FoldParams = 0, repeats: Repeats = 5, json: Json = "") -> None:
     from fednc.bench.fold import measure
 
     _report("fold", [measure(params, repeats)], json)
+
+
+@app.command()
+def scale(clients: Many = 1000, params: ScaleParams = 10_000, rounds: ScaleRounds = 3, json: Json = "") -> None:
+    """Many clients that attend, train and are folded, each over a connection of its own."""
+    from fednc.bench.scale import measure
+
+    _report("scale", [measure(clients, params, rounds, say)], json)
 
 
 def _whole(text: str) -> int:
