@@ -100,17 +100,28 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def print_lines(events: EventLog) -> None:
+    """Show every event as a line."""
+    _mute_log()
+    events.listen(lambda event: say(event["text"]))
+
+
+def _mute_log() -> None:
+    """What the log says is shown already."""
+    log = logging.getLogger("fednc.server")
+    log.propagate = False
+    log.addHandler(logging.NullHandler())
+
+
 @contextmanager
 def following(run: RunConfig, events: EventLog) -> Iterator[RunView]:
     """Show the run while the block runs."""
     view = RunView(run)
     events.listen(view.note)
-    log = logging.getLogger("fednc.server")  # the view shows what the log says
-    log.propagate = False
-    log.addHandler(logging.NullHandler())
     if not console.is_terminal:
-        events.listen(lambda event: say(event["text"]))
+        print_lines(events)
         yield view
         return
+    _mute_log()
     with Live(view, console=console, refresh_per_second=_REFRESH_PER_S):
         yield view

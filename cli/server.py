@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fednc.cli.options import AppDir, Json
-from fednc.cli.output import say, write_json
+from fednc.cli.output import write_json
 from fednc.common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
 
 
 def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, json: str) -> None:
+    from fednc.cli.live import print_lines
     from fednc.common.flower import read_app
     from fednc.common.interrupt import run_until_interrupted
     from fednc.server.events import EventLog
@@ -100,7 +101,7 @@ def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, js
     run = settings_for(app, run)
     place = run_folder(run, folder)
     events = EventLog(place / "events.jsonl")
-    events.listen(lambda event: say(event["text"]))
+    print_lines(events)
     summary = run_until_interrupted(run_app(app, overrides, run, place, events))
     if json:
         write_json(json, {**summary, "folder": str(place)})

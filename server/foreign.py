@@ -70,8 +70,12 @@ class AppGrid(LinkGrid):
         return [_as_stock(message) for message in super().pull_messages(message_ids)]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:  # type: ignore[override]
-        """All replies that arrive within `timeout` seconds; the other nodes are told to stop."""
-        return [_as_stock(message) for message in super().send_and_receive(messages, timeout=timeout)]
+        """All replies that arrive within `timeout` seconds; the other nodes are told to stop.
+
+        By node and not by arrival, so that a strategy that adds floats up gives the same bits again.
+        """
+        replies = [_as_stock(message) for message in super().send_and_receive(messages, timeout=timeout)]
+        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
 
 def _as_stock(message: Message) -> Message:

@@ -86,10 +86,11 @@ class StockFlower:
             "--port", str(free_port()), "--node-config", pairs,
         )  # fmt: skip
 
-    def run(self, app: Path, config: Mapping[str, Any]) -> str:
-        """`flwr run` to its end; its log."""
+    def run(self, app: Path, config: Mapping[str, Any] | None = None) -> str:
+        """`flwr run` to its end; its log. Without `config`, run-config.toml is there already."""
         overrides = self.folder / "run-config.toml"
-        overrides.write_text(as_toml(config))
+        if config:
+            overrides.write_text(as_toml(config))
         command = [BIN / "flwr", "run", app, "lab", "--stream", "-c", overrides]
         done = subprocess.run(
             command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=_RUN_S, check=False

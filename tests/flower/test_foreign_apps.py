@@ -62,6 +62,7 @@ def test_an_app_leaves_the_same_files_as_on_stock_flower(app: str, files: list[s
         assert read(ours / name) == read(stock / name), name
 
 
+@pytest.mark.timeout(300)
 def test_nodes_that_raise_die_or_hang_do_not_stop_the_round(tmp_path: Path) -> None:
     """In round 2; in round 3 they are back, with the state that they had after round 1."""
     app, hows = "trouble", ["none", "raise", "exit", "leave", "sleep"]

@@ -79,11 +79,15 @@ def on_our_link(run: RunConfig, folder: Path) -> Path:
 
 
 def on_superlink(run: RunConfig, folder: Path) -> Path:
+    """With the run configuration that `fednc check` writes."""
     with stock_flower(folder) as flower:
+        (folder / "run.toml").write_text(as_run_file(run))
+        check = [BIN / "fednc", "check", "run.toml", "--flower", "run-config.toml"]
+        subprocess.run(check, env=flower.env, cwd=folder, check=True, capture_output=True)
         for index, name in enumerate(NAMES):
             config = {"name": name, "partition-id": index, "num-partitions": 2, "data": "digits", "device": "cpu"}
             flower.add_node(name, config)
-        flower.run(BUNDLE, {"run": run.model_dump_json()})
+        flower.run(BUNDLE)
     return next((folder / "runs").iterdir())
 
 
@@ -100,6 +104,7 @@ def rounds_of(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in each.items() if key not in CARRIED_BY} for each in rounds]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("carrier", [on_our_link, on_superlink, on_simulation])
 def test_every_carrier_gives_the_same_bits(carrier: Callable[[RunConfig, Path], Path], tmp_path: Path) -> None:
     (tmp_path / "local").mkdir()
