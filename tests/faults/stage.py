@@ -20,7 +20,7 @@ import numpy as np
 
 ROUNDS = 4
 NAMES = ("edge-0", "edge-1")
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 RUN_FILE = """
 name = "faults"
 seed = 3

@@ -1,0 +1,15 @@
+"""Every fault point was used by a test of this suite. Runs last (see conftest.py)."""
+
+from __future__ import annotations
+
+import pytest
+
+from fednc.common.faults import POINTS
+
+
+def test_every_point_was_hit(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
+    logs = list(tmp_path_factory.getbasetemp().rglob("faults.log"))
+    if len({item.path for item in request.session.items}) < 2:
+        pytest.skip("only the whole suite hits all points")
+    hit = {line.split()[1] for log in logs for line in log.read_text().splitlines()}
+    assert set(POINTS) - hit == set()
