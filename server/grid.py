@@ -53,6 +53,10 @@ class LinkGrid(Grid):
         self._loop.call_soon_threadsafe(step)
         return done.result()
 
+    def tell(self, function: Callable[[], object]) -> None:
+        """`function()` on the event loop soon, without waiting for it: a thousand replies must not take turns."""
+        self._loop.call_soon_threadsafe(function)
+
     def set_run(self, run: Run) -> None:
         """Part of Flower's interface; our run is known from the start."""
         self._run = run
@@ -197,7 +201,7 @@ class Replies(Iterator[Message]):
         assert reply.slot.upload is not None
         assert reply.manifest is not None
         views = reply.slot.upload.take([meta.size for meta in records.metas_of(reply.manifest)])
-        self._grid.call(lambda: self._grid.federation.intake.suspend(reply.slot))
+        self._grid.tell(lambda: self._grid.federation.intake.suspend(reply.slot))
         content = records.from_manifest(reply.manifest, iter(views))
         return flower.reply(reply.work.instruction, content, None)
 

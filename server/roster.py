@@ -74,6 +74,7 @@ class Roster:
     def __init__(self, parts: int = 0) -> None:
         self._parts = parts  # of the simulated split; 0: every client has data of its own
         self._by_name: dict[str, Node] = {}
+        self._by_id: dict[int, Node] = {}
         self._by_session: dict[bytes, Node] = {}
 
     def admit(self, name: str, instance: bytes, wanted: Part | None) -> Node:
@@ -91,8 +92,7 @@ class Roster:
         if node and node.is_here and not hmac.compare_digest(node.instance, instance):
             raise RefusedError(f"the name {name!r} is taken by a client that is here; choose another with --name")
         if node is None:
-            node = Node(name, node_id(name), part=self._free_part(name, wanted))
-            self._by_name[name] = node
+            node = self._know(Node(name, node_id(name), part=self._free_part(name, wanted)))
         elif wanted is not None and node.part != wanted:
             node.part = self._free_part(name, wanted)
         self._open_session(node, instance)
@@ -108,7 +108,7 @@ class Roster:
         """Know again, after a restart, who took part and which part of the split each name keeps."""
         for name, index in parts.items():
             part = Part(index, self._parts) if self._parts else None
-            self._by_name[name] = Node(name, node_id(name), part=part)
+            self._know(Node(name, node_id(name), part=part))
 
     def kept_parts(self) -> dict[str, int]:
         """What `restore` wants."""
@@ -150,9 +150,13 @@ class Roster:
         """The node that holds `session`, if it is still current."""
         return self._by_session.get(session)
 
+    def _know(self, node: Node) -> Node:
+        self._by_name[node.name] = self._by_id[node.node_id] = node
+        return node
+
     def by_id(self, wanted: int) -> Node | None:
         """The node with a Flower node id."""
-        return next((n for n in self._by_name.values() if n.node_id == wanted), None)
+        return self._by_id.get(wanted)
 
     def lose(self, node: Node, session: bytes) -> bool:
         """End a session; False when the node has come back under another one meanwhile."""
