@@ -16,7 +16,7 @@ demo: $(STAMP)  ## one server and four clients on this machine, fedavg against f
 	$(BIN)/fednc demo
 
 test: $(STAMP)  ## the whole test suite, at most 6 minutes on two cores
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 test-faults: $(STAMP)  ## processes killed, frozen, cut off and lied to, at most 10 minutes on two cores
 	$(BIN)/pytest -q --timeout=300 tests/faults

@@ -24,9 +24,9 @@ def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> T
     * `memory`: the nearest class mean, s (h . v_c - |v_c|^2 / 2) = -s/2 |h - v_c|^2 + const, and -inf for a class
       never seen. The square matters: without it a class whose features are concentrated (long v_c) wins too often.
       While nothing is seen, the head as trained.
-    * `blend`: s h . (m_c + unit(v_c)) / 2, the mean of the cosines to vertex and memory. A class never seen has m_c: the
-      vertex stands in for the memory it lacks, so both kinds are means of two cosines. Normalising the sum instead
-      would favour the classes on which vertex and memory disagree.
+    * `blend`: s h . (m_c + unit(v_c)) / 2, the mean of the cosines to vertex and memory. A class never seen has
+      m_c: the vertex stands in for the memory it lacks, so both kinds are means of two cosines. Normalising the
+      sum instead would favour the classes on which vertex and memory disagree.
 
     The scale s of the head changes no prediction; it makes softmax and log-loss mean what they meant in training.
     """

@@ -5,8 +5,14 @@ It also keeps small models quick where several test processes share few cores.
 
 import pytest
 import torch
+from hypothesis import settings
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+# How long one example takes says more about the machine's other work than about the code.
+settings.register_profile("fednc", deadline=None)
+settings.load_profile("fednc")
