@@ -49,7 +49,9 @@ clean_up() {
 log=$(mktemp)
 if [ "${BUILD:-1}" = 1 ]; then
   choose_base
+  echo "compose: building on $FEDNC_BASE"
   build
+  echo "compose: images are there after $SECONDS s"
 fi
 trap clean_up EXIT
 # `--exit-code-from` would end the stack when the certificate service does, so: start, then wait.
@@ -58,5 +60,6 @@ verify=$("${compose[@]}" ps -aq verify)
 [ -n "$verify" ] || { "${compose[@]}" logs --no-color --tail=20 >&2; exit 1; }
 code=$(timeout "$limit_s" docker wait "$verify") || { echo "compose: no result after $limit_s s" >&2; code=1; }
 docker logs "$verify"
+echo "compose: verify has ended with $code after $SECONDS s"
 [ "$code" = 0 ] || "${compose[@]}" logs --no-color --tail=20 >&2
 exit "$code"
