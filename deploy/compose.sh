@@ -42,7 +42,7 @@ build() {
 }
 
 clean_up() {
-  "${compose[@]}" down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1
+  "${compose[@]}" down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1 || true
   rm -f "$log"
 }
 
