@@ -22,6 +22,7 @@ from fednc.server.roster import Node, NodeState
 
 _SHOWN_ROUNDS = 12
 _REFRESH_PER_S = 4
+_CLASS = "accuracy/"  # prefix of the metrics of single classes
 
 
 class RunView:
@@ -45,16 +46,25 @@ class RunView:
         self._last = event["text"]
 
     def __rich__(self) -> Group:
-        return Group(self._rounds_table(), self._clients_table(), self._last)
+        return Group(self._rounds_table(), self._classes_line(), self._clients_table(), self._last)
 
     def _rounds_table(self) -> Table:
         done, total = len(self._rounds), self._run.rounds.total
         table = Table(title=f"{self._run.method.name}: round {done} of {total}", title_justify="left")
-        for name in ("round", "loss", "accuracy", "worst client", "drift", "replies", "seconds"):
+        for name in ("round", "loss", "test", "held out", "worst client", "drift", "replies", "seconds"):
             table.add_column(name, justify="right")
         for event in self._rounds[-_SHOWN_ROUNDS:]:
             table.add_row(*_round_cells(event))
         return table
+
+    def _classes_line(self) -> str:
+        """Accuracy of each class in the last evaluated round: on test data, else pooled over the clients."""
+        last = next((event for event in reversed(self._rounds) if event["test"] or event["pooled"]), None)
+        if last is None:
+            return ""
+        metrics = last["test"] or last["pooled"]
+        classes = [(key.removeprefix(_CLASS), value) for key, value in metrics.items() if key.startswith(_CLASS)]
+        return "by class: " + ", ".join(f"{name} {value:.0%}" for name, value in classes)
 
     def _clients_table(self) -> Table:
         table = Table(title="clients", title_justify="left")
@@ -66,12 +76,12 @@ class RunView:
 
 
 def _round_cells(event: Event) -> list[str]:
-    accuracy = event["test"].get("accuracy", event["pooled"].get("accuracy"))
     worst = event["worst_client"]
     return [
         str(event["round"]),
         _number(event["loss"], ".3f"),
-        _number(accuracy, ".1%"),
+        _number(event["test"].get("accuracy"), ".1%"),
+        _number(event["pooled"].get("accuracy"), ".1%"),
         f"{worst['name']} {worst['accuracy']:.1%}" if worst else "-",
         _number(event["drift"], ".3f"),
         str(event["replies"]),

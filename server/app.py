@@ -204,9 +204,13 @@ class FederatedRun:
     def _say(self, record: RoundRecord) -> None:
         accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.1%}"
         loss = "" if record.loss is None else f", loss {record.loss:.3f}"
+        held = record.pooled.get("accuracy")
+        worst = record.worst_client
+        clients = "" if held is None else f", held out {held:.1%}"
+        clients += f" (worst {worst['name']} {worst['accuracy']:.1%})" if worst else ""
         self._events.emit(
             "round", f"round {record.round}/{self.run.rounds.total}: {record.replies} replies{loss}{accuracy}"
-            f" ({record.seconds:.1f} s)", **vars(record), fold_s=self.strategy.fold_s,
+            f"{clients} ({record.seconds:.1f} s)", **vars(record), fold_s=self.strategy.fold_s,
         )  # fmt: skip
 
     def _wait_for_returning(self, grid: Grid) -> None:
