@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Make a base image without pulling one: Debian's own packages, unpacked by debootstrap, imported as a single layer.
-#   deploy/base-image.sh [NAME]        needs root, debootstrap, a running engine and a Debian mirror ($MIRROR)
+#   deploy/base-image.sh [NAME]        needs root, debootstrap, a running engine; $MIRROR if debootstrap's own will not do
 # Called by `make base-image`, and by the compose scripts when an image cannot be pulled.
 set -euo pipefail
 name=${1:-fednc-base:bookworm}
-mirror=${MIRROR:-http://deb.debian.org/debian}
 
 for tool in debootstrap docker; do
   command -v "$tool" >/dev/null \
@@ -17,7 +16,7 @@ work=$(mktemp -d)
 mount -t tmpfs -o mode=0755,size=1g fednc-base "$work" 2>/dev/null && mounted=1 || mounted=
 trap '[ -z "$mounted" ] || umount "$work"; rm -rf --one-file-system "$work"' EXIT
 
-debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$work/root" "$mirror" \
+debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$work/root" ${MIRROR:-} \
   >"$work/log" 2>&1 || { tail -20 "$work/log" >&2; exit 1; }
 (cd "$work/root" && rm -rf var/cache/apt/archives/*.deb var/lib/apt/lists/* usr/share/{doc,man,locale}/*)
 tar --numeric-owner -C "$work/root" -c . | docker import --change 'CMD ["python3"]' - "$name" >/dev/null
