@@ -75,9 +75,9 @@ def _unpack(tag: int, message: bytes) -> memoryview | None:
     """The bytes of field `tag` if the message is that field alone; all others are left to protobuf."""
     if len(message) < 2 or message[0] != tag:
         return None
-    length, place = 0, 1
+    length = 0
     for place, byte in enumerate(message[1:6], start=1):
         length |= (byte & 0x7F) << 7 * (place - 1)
-        if byte < 0x80:
-            break
-    return memoryview(message)[place + 1 :] if len(message) == place + 1 + length else None
+        if byte < 0x80:  # the length ends here; one that does not end is protobuf's to refuse
+            return memoryview(message)[place + 1 :] if len(message) == place + 1 + length else None
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fednc.common import bulk
@@ -33,6 +33,9 @@ def test_other_frames_stay_protobufs():
 
 
 @given(st.binary(max_size=40))
+@example(b"\x80")  # a length that does not end
+@example(b"\x80\x80\x80\x80\x80")
+@example(b"\x80\x00")
 def test_any_bytes_are_read_as_protobuf_reads_them(message):
     for tag in (b"", b"\x0a", b"\x12"):
         assert_same(lambda m: bytes(bulk.unpack_chunk(m)), lambda m: pb.Chunk.FromString(m).data, tag + message)
