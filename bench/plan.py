@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from fednc.common.config import Positive, RunConfig, Section, explain, parse_run
+from fednc.common.config import RunConfig, explain, parse_run
 from fednc.common.errors import ConfigError
+from fednc.common.sections import Positive, Section
 
 DATA = "npz:{data}"  # stands for the prepared file in what is written down: its path belongs to one machine
 Values = dict[str, Any]

@@ -14,8 +14,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from fednc.common.config import MethodSection, RunConfig
+from fednc.common.config import RunConfig
 from fednc.common.presets import PRESETS
+from fednc.common.sections import MethodSection
 from fednc.common.tasks import installed
 
 _INTRO = """\

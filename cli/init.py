@@ -17,8 +17,9 @@ import typer
 from pydantic import BaseModel
 
 from fednc.cli.output import say
-from fednc.common.config import MethodSection, TaskSection, parse_run
+from fednc.common.config import parse_run
 from fednc.common.errors import ConfigError
+from fednc.common.sections import MethodSection, TaskSection
 
 Table = Mapping[str, Any]
 

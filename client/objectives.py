@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fednc.client.past import Past
-from fednc.common.config import MethodSection
 from fednc.common.exchange import control_key
 from fednc.common.guide import GLOBAL, PREVIOUS
 from fednc.common.losses import proximal
+from fednc.common.sections import MethodSection
 
 CONTROL = "control"  # in the client's past
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from fednc.client.hooks import Hooks, Step
 from fednc.client.objectives import Addition
-from fednc.common.config import TrainSection
 from fednc.common.guide import Guide
 from fednc.common.memory import ClassSums
+from fednc.common.sections import TrainSection
 from fednc.common.tasks.base import Batch, Stats, Task, TaskData, add_stats
 
 _REPORT_EVERY_S = 0.25

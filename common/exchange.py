@@ -16,12 +16,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor
 
 from fednc.common import arrays
-from fednc.common.config import MethodSection, RunConfig
+from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError
 from fednc.common.frame import Frame
 from fednc.common.guide import Guide, memory_ramp
 from fednc.common.memory import ClassMemory, ClassSums
 from fednc.common.records import record_of
+from fednc.common.sections import MethodSection
 
 MODEL, GUIDE, RUN, EXTRA = "model", "guide", "run", "extra"
 SUMS, STATS, METRICS = "sums", "stats", "metrics"

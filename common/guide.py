@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from fednc.common.config import MethodSection
+from fednc.common.sections import MethodSection
 
 GLOBAL, PREVIOUS = "global", "previous"  # companions: the round's start, this client's own last model
 

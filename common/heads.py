@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fednc.common.config import MethodSection
 from fednc.common.frame import unit
 from fednc.common.guide import Guide
+from fednc.common.sections import MethodSection
 
 
 class LinearHead(nn.Linear):

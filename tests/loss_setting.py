@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
-from fednc.common.config import MethodSection
 from fednc.common.frame import draw_frame, unit
 from fednc.common.guide import Guide
 from fednc.common.heads import FrameHead, logits
 from fednc.common.losses import class_prior, cross_entropy, dot_regression, memory_anchor
+from fednc.common.sections import MethodSection
 
 K, D, B = 6, 9, 8
 COUNT_K = torch.tensor([5, 0, 90, 3, 0, 2])

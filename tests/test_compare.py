@@ -19,8 +19,8 @@ from fednc.bench.plan import Comparison, final_rows, read_comparison, tuning_row
 from fednc.bench.prepared import prepare
 from fednc.bench.rows import Bench, run_rows
 from fednc.cli.main import app
-from fednc.common.config import PRESETS
 from fednc.common.errors import ConfigError, DataError
+from fednc.common.presets import PRESETS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "bench" / "configs").glob("*.toml"))
 SMOKE = next(path for path in CONFIGS if path.name == "cpu-smoke.toml")

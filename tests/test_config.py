@@ -10,9 +10,10 @@ import pytest
 
 from fednc.cli.config_docs import keys, page, sections
 from fednc.common import tasks
-from fednc.common.config import MethodSection, RunConfig, parse_run, read_run_file
+from fednc.common.config import RunConfig, parse_run, read_run_file
 from fednc.common.errors import ConfigError
 from fednc.common.presets import PRESETS
+from fednc.common.sections import MethodSection
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))

@@ -18,9 +18,9 @@ from fednc.cli.main import app
 from fednc.client.channel import credentials_from
 from fednc.common.authority import Authority
 from fednc.common.certificates import issue_to_holder, make_authority
-from fednc.common.config import ServerSection
 from fednc.common.credentials import NAME, Holder, Role, holder_of_token, new_token, read_certificate
 from fednc.common.errors import ConfigError
+from fednc.common.sections import ServerSection
 from fednc.common.wire import is_loopback
 from fednc.server.events import EventLog
 from fednc.server.identity import WatchedFile, read_revoked

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from fednc.common.config import ShiftSection, SplitSection
 from fednc.common.errors import DataError, MissingExtraError
+from fednc.common.sections import ShiftSection, SplitSection
 from fednc.common.tasks.image import splits
 from fednc.common.tasks.image.data import hold_out_index
 from fednc.common.tasks.image.shifts import rotate, shift_part, shift_test

@@ -21,9 +21,10 @@ from raw_node import RawNode, attending_by_hand
 from fednc.client.app import app
 from fednc.client.host import AppHost, ClientConfig
 from fednc.common import arrays, codec, exchange, flower, records
-from fednc.common.config import PRESETS, RunConfig, parse_run
+from fednc.common.config import RunConfig, parse_run
 from fednc.common.exchange import EVALUATE, HELLO, MEMORY, TRAIN
 from fednc.common.fingerprint import fingerprint
+from fednc.common.presets import PRESETS
 from fednc.protos import federation_pb2 as pb
 from fednc.server.agreement import Agreement
 from fednc.server.app import FederatedRun

@@ -23,7 +23,6 @@ from loss_setting import (
 )
 from torch import nn
 
-from fednc.common.config import MethodSection
 from fednc.common.errors import ConfigError
 from fednc.common.heads import FrameHead, LinearHead, build_head
 from fednc.common.losses import (
@@ -31,6 +30,7 @@ from fednc.common.losses import (
     memory_rehearsal,
     objective,
 )
+from fednc.common.sections import MethodSection
 
 
 def test_presets_build_their_heads():

@@ -18,7 +18,6 @@ from torch.autograd import gradcheck
 from fednc.client.app import app as fednc_app
 from fednc.client.objectives import ControlVariates
 from fednc.client.past import Past
-from fednc.common.config import MethodSection
 from fednc.common.errors import ConfigError
 from fednc.common.exchange import EXAMPLES, HELLO, METRICS, control_key
 from fednc.common.frame import draw_frame
@@ -32,6 +31,7 @@ from fednc.common.losses import (
     not_true_distillation,
     objective,
 )
+from fednc.common.sections import MethodSection
 
 B, K, D = 6, 5, 7
 LABEL_B = torch.tensor([0, 1, 2, 3, 3, 0])

@@ -8,11 +8,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fednc.common.config import MethodSection
 from fednc.common.frame import draw_frame, unit
 from fednc.common.guide import Guide
 from fednc.common.heads import FrameHead, LinearHead
 from fednc.common.readout import readout_logits
+from fednc.common.sections import MethodSection
 
 K, D, CLASSES, SCALE = 6, 8, 5, 16.0
 ETF_KD = draw_frame(K, D, seed=0).etf_KD

@@ -17,9 +17,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from fednc.common.config import RunConfig, SplitSection, explain
+from fednc.common.config import RunConfig, explain
 from fednc.common.errors import ConfigError
 from fednc.common.guide import Guide
+from fednc.common.sections import SplitSection
 
 Batch = Any  # what a task's own data yields; opaque to everybody else
 Stats = dict[str, Tensor]  # additive sums and counts, float64 or int64: stats of a union = sum of the stats

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fednc.common.config import ShiftSection, SplitSection
+from fednc.common.sections import ShiftSection, SplitSection
 from fednc.common.seeds import generator
 from fednc.common.tasks.image.data import as_unit_range
 

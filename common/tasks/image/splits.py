@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from fednc.common.config import SplitSection
 from fednc.common.errors import DataError, MissingExtraError
 from fednc.common.files import write_atomically
+from fednc.common.sections import SplitSection
 from fednc.common.seeds import derive
 from fednc.common.tasks.image.data import Index
 

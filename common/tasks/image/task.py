@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fednc.common.config import RunConfig, SplitSection
+from fednc.common.config import RunConfig
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.frame import unit
 from fednc.common.guide import Guide
 from fednc.common.heads import build_head, logits
 from fednc.common.losses import View, objective
 from fednc.common.readout import readout_logits
+from fednc.common.sections import SplitSection
 from fednc.common.tasks.base import Part, Stats, Task
 from fednc.common.tasks.image import sources
 from fednc.common.tasks.image.data import UNLABELLED, ImageBatch, ImageData

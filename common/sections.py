@@ -1,0 +1,229 @@
+"""The sections of the run file, one class per table; `config.py` puts them together.
+
+A new key goes here, with the description that `docs/config.md` shows. Knows no task and reads no file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fednc.common.presets import PRESETS
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A table of the run file: unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TaskSection(BaseModel):
+    """What is learnt. The other keys of this table belong to the task that `name` chooses."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field("image", description="task to run; must be installed on the server and on every client")
+
+
+class FrameSection(Section):
+    """The frozen simplex equiangular tight frame that all clients are trained towards."""
+
+    dim: Annotated[int, Field(ge=1)] = Field(128, description="width d of the feature space the frame lives in")
+    vertices: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="size K of the whole label space, classes of later days included; 0: as many as classes",
+    )
+
+
+class MethodSection(Section):
+    """The learning method. `name` sets the defaults of the other keys; a key written here wins."""
+
+    name: Literal["fedavg", "fedprox", "scaffold", "moon", "fedntd", "fedlc", "fedetf", "fednc"] = Field(
+        "fednc", description="preset for the keys below"
+    )
+    head: Literal["linear", "frame"] = Field(
+        "frame", description="`linear`: an ordinary trained classifier; `frame`: the frozen vertices"
+    )
+    loss: Literal["ce", "balanced-ce", "calibrated-ce", "dot"] = Field(
+        "balanced-ce",
+        description="cross-entropy, with the client's class prior, with a margin for its rare classes and without "
+        "those it lacks (FedLC), or dot regression to the vertex",
+    )
+    scale: Positive = Field(
+        16.0, description="factor s on the cosines before the softmax (start value if trained)"
+    )
+    train_scale: bool = Field(False, description="learn the scale s and average it with the model")
+    prior_tau: NonNegative = Field(
+        1.0, description="strength of prior or margin in `balanced-ce` and `calibrated-ce`"
+    )
+    dot_weight: Positive = Field(10.0, description="weight of the dot-regression loss")
+    proximal: NonNegative = Field(0.0, description="mu of the proximal term mu/2 |w - w_global|^2")
+    control_variates: bool = Field(
+        False,
+        description="correct each gradient by the difference of the federation's and the client's own mean "
+        "gradient (SCAFFOLD); doubles what travels",
+    )
+    contrast: NonNegative = Field(
+        0.0,
+        description="weight of the pull towards the global model's features and away from those of the client's "
+        "own previous model (MOON); two more forward passes",
+    )
+    contrast_tau: Positive = Field(0.5, description="temperature of the contrast")
+    distil: NonNegative = Field(
+        0.0,
+        description="weight of the distillation of the global model's scores for all classes but the label "
+        "(FedNTD); one more forward pass",
+    )
+    distil_tau: Positive = Field(1.0, description="temperature of the distillation")
+    anchor: NonNegative = Field(0.0, description="weight of the pull of features towards the class memory")
+    rehearsal: NonNegative = Field(0.0, description="weight of the rehearsal of the memory of all seen classes")
+    warmup_rounds: Annotated[int, Field(ge=0)] = Field(
+        1, description="rounds without memory terms; their weight then grows linearly over as many rounds"
+    )
+    memory_model: Literal["global", "local"] = Field(
+        "global",
+        description="whose features make the memory: the aggregated model's (exact; one more forward pass and a "
+        "short exchange per round) or each client's own after training (sent with its update)",
+    )
+    memory_momentum: Share = Field(
+        0.0, description="share of the old memory kept at each update; raise it when few clients take part"
+    )
+    readout: Literal["head", "vertex", "memory", "blend"] = Field(
+        "vertex",
+        description="classifier at evaluation: the trained head, the vertices, the class memory, or both blended",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {**PRESETS.get(value.get("name", "fednc"), {}), **value}
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.head == "linear" and (self.loss == "dot" or self.readout in ("vertex", "blend")):
+            raise ValueError(
+                "head = 'linear' has no vertices: use loss 'ce' or 'balanced-ce' and readout 'head' or 'memory'"
+            )
+        if self.head == "frame" and self.readout == "head":
+            raise ValueError("head = 'frame' has no trained head: use readout 'vertex', 'memory' or 'blend'")
+        return self
+
+    @property
+    def compares_models(self) -> bool:
+        """Whether the loss needs the views of other models on each batch."""
+        return self.contrast > 0 or self.distil > 0
+
+    @property
+    def uses_memory(self) -> bool:
+        """Whether clients must send class sums for training or read-out."""
+        return self.anchor > 0 or self.rehearsal > 0 or self.readout in ("memory", "blend")
+
+
+class TrainSection(Section):
+    """Local training between two exchanges."""
+
+    epochs: Count = Field(1, description="passes over the client's data per round")
+    batch: Count = Field(64, description="examples per step")
+    lr: Positive = Field(0.03, description="learning rate of SGD")
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on the learning rate per round")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD, fresh every round")
+    weight_decay: NonNegative = Field(1e-5, description="weight decay of SGD")
+    clip_norm: NonNegative = Field(0.0, description="bound on the gradient's norm per step; 0: none")
+
+
+class RoundsSection(Section):
+    """How many rounds, with whom, and when to stop waiting."""
+
+    total: Count = Field(20, description="rounds to run")
+    min_clients: Count = Field(2, description="clients needed to start, and replies needed in a round")
+    clients_per_round: Annotated[int, Field(ge=0)] = Field(
+        0, description="clients drawn for each round (seeded); 0: all that are there"
+    )
+    deadline_s: Positive = Field(600.0, description="seconds after which a round goes on without those missing")
+    wait_s: Positive = Field(300.0, description="seconds to wait for `min_clients` before giving up (exit code 5)")
+    rejoin_s: NonNegative = Field(10.0, description="seconds a lost client has to come back to its assignment")
+    evaluate_every: Annotated[int, Field(ge=0)] = Field(
+        1, description="evaluate after every n-th round and after the last; 0: only after the last"
+    )
+
+
+class ShiftSection(Section):
+    """Within-class shift of a simulated split: what makes one client's images unlike another's."""
+
+    rotation_deg: NonNegative = Field(0.0, description="client k's images are rotated by -r ... +r degrees")
+    colour: Share = Field(0.0, description="strength of a per-client gain on each channel")
+    noise: NonNegative = Field(0.0, description="standard deviation of added noise, growing from client to client")
+
+
+class SplitSection(Section):
+    """A simulated split of one data set over clients. Leave it out when every client has data of its own."""
+
+    kind: Literal["dirichlet", "shards", "iid"] = Field("dirichlet", description="how labels are skewed")
+    parts: Count = Field(4, description="number of parts")
+    alpha: Positive = Field(0.1, description="concentration of `dirichlet`: smaller is more skewed")
+    classes_per_part: Count = Field(
+        2,
+        description="label-sorted shards in each part of `shards`: as many classes, more if a shard straddles two",
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the split")
+    shift: ShiftSection = Field(default_factory=ShiftSection)
+
+
+class LinkSection(Section):
+    """How updates travel from the clients to the server."""
+
+    codec: Literal["fp32", "bf16", "int8"] = Field(
+        "fp32",
+        description="`fp32`: the weights as they are; `bf16`, `int8`: their change in a half or a quarter of the "
+        "bytes, what rounding takes being made up for in the next round",
+    )
+
+
+class EvaluateSection(Section):
+    """Where the server's own test data lies. Clients always report on what they hold out."""
+
+    test: str = Field("", description="data of the server, e.g. `digits` or `npz:test.npz`; empty: none")
+    batch: Count = Field(256, description="examples per evaluation batch")
+
+
+class ServerSection(Section):
+    """The server process."""
+
+    listen: str = Field("127.0.0.1:8440", description="HOST:PORT to listen on; port 0 takes a free one")
+    runs: str = Field("runs", description="folder for results, one subfolder per run")
+    keep_checkpoints: Annotated[int, Field(ge=0)] = Field(
+        2, description="checkpoints to keep, one written after every round; 0: none, the run cannot be continued"
+    )
+    auth: Literal["auto", "mtls", "token", "none"] = Field(
+        "auto",
+        description="how clients show who they are: by certificate, by token, or not at all (plaintext); `auto`: "
+        "`mtls` where certificates are given, else `none`, which listens on loopback only",
+    )
+    certs: str = Field("", description="folder with all of the files below, as `fednc certs server` makes it")
+    ca: str = Field("", description="certificate of the authority that nodes' certificates come from")
+    cert: str = Field("", description="certificate of the server")
+    key: str = Field("", description="private key of the server")
+    tokens: str = Field("", description="list of hashed tokens; changes count from the next call on")
+    revoked: str = Field("", description="list of revoked serials; changes count from the next call on")
+    insecure: bool = Field(False, description="allow plaintext and unproven names beyond loopback")
+    reflection: bool = Field(False, description="gRPC reflection on an encrypted port too, for operators")
+    health_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="loopback port of the gRPC health service for probes; 0: off"
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="port of the Prometheus metrics; anybody who reaches it can read them; 0: off"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address that the metrics are served on")
+    ingest_mib: Count = Field(512, description="memory and upload slots that all clients together may occupy")
+    quarantine_after: Annotated[int, Field(ge=0)] = Field(
+        3, description="refused messages and replies after which a client is shut out until a restart; 0: never"
+    )
+    liveness_s: Positive = Field(5.0, description="seconds of silence after which an idle client counts as lost")
