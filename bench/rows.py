@@ -25,9 +25,10 @@ from fednc.client.host import ClientConfig
 from fednc.common.config import RunConfig
 from fednc.common.errors import DataError, QuorumError, RunFailedError
 from fednc.common.files import write_atomically
-from fednc.server.app import FederatedRun, RunResult, Surroundings
 from fednc.server.events import EventLog
 from fednc.server.history import RoundRecord
+from fednc.server.run import FederatedRun, RunResult
+from fednc.server.surroundings import Surroundings
 
 Result = dict[str, Any]
 _POLL_S = 0.2

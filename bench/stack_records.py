@@ -17,9 +17,10 @@ from fednc.bench.local_grid import LocalGrid
 from fednc.client.host import ClientConfig
 from fednc.common import export
 from fednc.common.config import RunConfig
-from fednc.server.app import FederatedRun, Surroundings
 from fednc.server.events import EventLog
 from fednc.server.results import write_files
+from fednc.server.run import FederatedRun
+from fednc.server.surroundings import Surroundings
 
 _POLL_S = 0.2
 Event = dict[str, Any]

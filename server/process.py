@@ -16,14 +16,15 @@ from typing import Any
 from fednc.common.config import RunConfig
 from fednc.common.files import write_atomically
 from fednc.server.agreement import Agreement
-from fednc.server.app import FederatedRun, RunResult, Surroundings
 from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.grid import LinkGrid
 from fednc.server.results import summary_of, write_files
+from fednc.server.run import FederatedRun, RunResult
 from fednc.server.security import security_of
 from fednc.server.serve import serve
+from fednc.server.surroundings import Surroundings
 
 
 @dataclass(frozen=True)

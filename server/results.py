@@ -15,7 +15,7 @@ from fednc.common.export import export
 from fednc.common.files import write_atomically
 
 if TYPE_CHECKING:
-    from fednc.server.app import RunResult
+    from fednc.server.run import RunResult
 
 
 def run_folder(run: RunConfig, wanted: str = "") -> Path:

@@ -6,12 +6,11 @@ Flat memory: replies are folded as they arrive and dropped.
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -19,7 +18,6 @@ from flwr.serverapp.strategy import Strategy
 
 from fednc.common import arrays, exchange, faults, seeds
 from fednc.common.config import RunConfig
-from fednc.common.errors import ProtocolError
 from fednc.common.exchange import EVALUATE, HELLO, MEMORY, STATS, TRAIN, Instruction
 from fednc.common.frame import Frame
 from fednc.common.memory import ClassSums, DriftSums, check_sums
@@ -28,9 +26,8 @@ from fednc.common.tasks.base import Stats, Task, add_stats
 from fednc.server.events import EventLog
 from fednc.server.fold import Fold
 from fednc.server.history import RoundRecord
+from fednc.server.replies import Replies, to
 from fednc.server.state import GlobalState
-
-T = TypeVar("T")
 
 
 class FrameStrategy(Strategy):
@@ -38,8 +35,7 @@ class FrameStrategy(Strategy):
 
     def __init__(self, run: RunConfig, task: Task, frame: Frame, state: GlobalState, events: EventLog) -> None:
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
-        self.name_of: Callable[[int], str] = str
-        self.reject: Callable[[int, str], None] = lambda _node, _reason: None
+        self.replies = Replies(events)
         self.fold_s = 0.0  # spent in the last fold
         self._run_json = run.model_dump_json()
         self._trained: list[int] = []  # whose updates are in the model of the round under way
@@ -55,25 +51,28 @@ class FrameStrategy(Strategy):
     ) -> list[Message]:
         """One content for all nodes of the round: model, frame, memory."""
         del config
+        for node in self.replies.failed:
+            self._announced.pop(node, None)  # ask again: it may have come back with other data
+        self.replies.forget_failures()
         nodes = self.sample(server_round, grid)
         self._get_to_know(list(grid.get_node_ids()) if self.state.extra else nodes, server_round, grid)
         nodes = [node for node in nodes if node in self._announced]  # a weight not announced could not be bounded
         instruction = self._instruction(server_round, wants_sums=self._wants_local_sums(server_round))
         extra = exchange.extra_record(self.state.extra)
         content = exchange.instruction_content(instruction, arrays, self._guide(), extra)
-        return self._to(content, nodes, TRAIN, server_round, grid)
+        return to(grid, content, nodes, TRAIN, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The exact weighted mean of the updates, folded as they arrive; None below quorum."""
-        self._record, self.fold_s = RoundRecord(round=server_round), 0.0
+        self._record, self.fold_s = RoundRecord(round=server_round, failures=self.replies.failures), 0.0
         fold, announced = self._fold, list(self._announced.values())
         fold.start(self.state.folded, announced)
         drift, self._sums = DriftSums.zeros(*self._memory_shape), ClassSums.zeros(*self._memory_shape)
         losses, self._trained = [], []
-        for reply in self._good(replies):
-            loss = self._take(reply, lambda content: self._fold_in(content, fold, drift))
+        for reply in self.replies.good(replies):
+            loss = self.replies.take(reply, lambda content: self._fold_in(content, fold, drift))
             if loss is not None:
                 losses.append(loss)
                 self._trained.append(reply.metadata.src_node_id)
@@ -96,17 +95,17 @@ class FrameStrategy(Strategy):
         content = exchange.instruction_content(self._instruction(server_round), arrays, self._guide())
         nodes = list(grid.get_node_ids())
         nodes += [node for node in self._trained if node not in nodes]  # just lost: the grid lets them come back
-        return self._to(content, nodes, EVALUATE, server_round, grid)
+        return to(grid, content, nodes, EVALUATE, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Pooled metrics from additive statistics, and the client that fares worst."""
         del server_round
         pooled: Stats = {}
         worst: dict[str, Any] = {}
-        for reply in self._good(replies):
-            metrics = self._take(reply, lambda content: self._pool(content, pooled))
+        for reply in self.replies.good(replies):
+            metrics = self.replies.take(reply, lambda content: self._pool(content, pooled))
             if metrics and math.isfinite(metrics["accuracy"]):
-                here = {"accuracy": metrics["accuracy"], "name": self.name_of(reply.metadata.src_node_id)}
+                here = {"accuracy": metrics["accuracy"], "name": self.replies.name_of(reply.metadata.src_node_id)}
                 worst = min(worst or here, here, key=lambda one: (one["accuracy"], one["name"]))
         if not pooled:
             return None
@@ -165,7 +164,7 @@ class FrameStrategy(Strategy):
     @property
     def failures(self) -> Mapping[str, str]:
         """Why clients failed in the last round, by name."""
-        return self._record.failures
+        return self.replies.failures
 
     def sample(self, server_round: int, grid: Grid) -> list[int]:
         """The nodes of a round, drawn from (seed, round) alone."""
@@ -182,47 +181,22 @@ class FrameStrategy(Strategy):
         if not strangers:
             return
         content = exchange.instruction_content(self._instruction(server_round))
-        messages = self._to(content, strangers, HELLO, server_round, grid)
-        for reply in self._good(grid.send_and_receive(messages, timeout=self.run.rounds.deadline_s)):
-            examples = self._take(reply, exchange.examples_of)
+        for reply in self.replies.ask(grid, content, strangers, HELLO, server_round, self.run.rounds.deadline_s):
+            examples = self.replies.take(reply, exchange.examples_of)
             if examples is not None:
                 self._announced[reply.metadata.src_node_id] = examples
 
     def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float) -> None:
         """Class means of the new global model's features, exact: one forward pass at each client."""
         content = exchange.instruction_content(self._instruction(server_round), self.state.record)
-        messages = self._to(content, self._trained, MEMORY, server_round, grid)
         pooled = ClassSums.zeros(*self._memory_shape)
-        for reply in self._good(grid.send_and_receive(messages, timeout=timeout_s)):
-            sums = self._take(reply, self._checked_sums)
+        for reply in self.replies.ask(grid, content, self._trained, MEMORY, server_round, timeout_s):
+            sums = self.replies.take(reply, self._checked_sums)
             if sums is not None:
                 pooled.merge(sums)
         self.state.memory = self.state.memory.update(pooled, self.run.method.memory_momentum)
 
     # ---- replies -------------------------------------------------------------------------------------------
-
-    def _good(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Replies with content; the others are noted by name and the round goes on."""
-        for reply in replies:
-            if reply.has_error():
-                self._note_failure(reply, reply.error.reason or f"error {reply.error.code}")
-            else:
-                yield reply
-
-    def _take(self, reply: Message, use: Callable[[RecordDict], T]) -> T | None:
-        try:
-            return use(reply.content)
-        except ProtocolError as e:
-            self._note_failure(reply, str(e))
-            self.reject(reply.metadata.src_node_id, str(e))
-            return None
-
-    def _note_failure(self, reply: Message, reason: str) -> None:
-        node = reply.metadata.src_node_id
-        self._announced.pop(node, None)  # ask again: it may have come back with other data
-        self._record.failures.setdefault(self.name_of(node), reason)  # the first is the cause
-        text = f"no {reply.metadata.message_type} from {self.name_of(node)}: {reason}"
-        self.events.emit("no-reply", text, level=logging.WARNING, node=self.name_of(node), reason=reason)
 
     def _fold_in(self, content: RecordDict, fold: Fold, drift: DriftSums) -> float:
         examples = exchange.examples_of(content)
@@ -263,11 +237,6 @@ class FrameStrategy(Strategy):
 
     def _guide(self) -> ArrayRecord:
         return exchange.guide_record(self.frame, self.state.memory)
-
-    def _to(
-        self, content: RecordDict, nodes: list[int], message_type: str, server_round: int, grid: Grid
-    ) -> list[Message]:  # stock Flower's grid walks through the messages several times
-        return [grid.create_message(content, message_type, node, str(server_round)) for node in nodes]
 
     def evaluates(self, server_round: int) -> bool:
         """Whether this round ends with an evaluation."""

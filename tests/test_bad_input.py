@@ -26,10 +26,10 @@ from fednc.common.errors import (
     QuorumError,
     RefusedError,
 )
-from fednc.server.app import FederatedRun
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.roster import NodeState
+from fednc.server.run import FederatedRun
 from fednc.server.serve import serve
 
 DIGITS = [str(i) for i in range(10)]

@@ -29,11 +29,12 @@ from fednc.common.config import RunConfig, parse_run
 from fednc.common.presets import PRESETS
 from fednc.common.tasks.base import Part, Stats, add_stats
 from fednc.protos import federation_pb2 as pb
-from fednc.server.app import FederatedRun, RunResult, Surroundings
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.grid import LinkGrid
+from fednc.server.run import FederatedRun, RunResult
 from fednc.server.serve import serve
+from fednc.server.surroundings import Surroundings
 
 App = Callable[[Message, Context], Message]
 CLIENTS = [

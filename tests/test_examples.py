@@ -10,8 +10,8 @@ import pytest
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.host import ClientConfig
 from fednc.common.config import RunConfig, read_run_file
-from fednc.server.app import FederatedRun
 from fednc.server.events import EventLog
+from fednc.server.run import FederatedRun
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 

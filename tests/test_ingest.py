@@ -27,12 +27,12 @@ from fednc.common.fingerprint import fingerprint
 from fednc.common.presets import PRESETS
 from fednc.protos import federation_pb2 as pb
 from fednc.server.agreement import Agreement
-from fednc.server.app import FederatedRun
 from fednc.server.events import EventLog
 from fednc.server.intake import Budget
 from fednc.server.limits import InvalidError
 from fednc.server.liveness import drop_silent
 from fednc.server.roster import NodeState
+from fednc.server.run import FederatedRun
 
 MIB = 1 << 20
 

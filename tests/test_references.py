@@ -23,8 +23,8 @@ from fednc.client.host import ClientConfig
 from fednc.common import exchange
 from fednc.common.config import RunConfig, parse_run
 from fednc.common.presets import PRESETS
-from fednc.server.app import FederatedRun, RunResult
 from fednc.server.events import EventLog
+from fednc.server.run import FederatedRun, RunResult
 
 FOLDER = Path(__file__).parent / "references"
 ROUNDS, SEED = 2, 11

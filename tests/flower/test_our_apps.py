@@ -20,9 +20,9 @@ from stock import BIN, environment, stock_flower
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.host import ClientConfig
 from fednc.common.config import RunConfig, parse_run
-from fednc.server.app import FederatedRun
 from fednc.server.events import EventLog
 from fednc.server.results import summary_of, write_files
+from fednc.server.run import FederatedRun
 
 BUNDLE = Path(__file__).parents[2] / "deploy" / "flower"
 NAMES = ["part-0", "part-1"]  # as nodes without a name call themselves in the simulation engine

@@ -1,0 +1,203 @@
+"""One run: builds task, frame, model and strategy from the run file and drives the rounds over any Flower grid.
+
+Called by `process.py` over our link, by `app.py` on stock Flower, and by `bench/` in one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from flwr.serverapp import Grid
+
+from fednc.common import exchange, seeds, tasks
+from fednc.common.config import RunConfig
+from fednc.common.errors import QuorumError, RunFailedError
+from fednc.common.frame import Frame, draw_frame
+from fednc.common.memory import ClassMemory
+from fednc.common.tasks.base import Task
+from fednc.server.checkpoint import Checkpoint, Checkpoints
+from fednc.server.evaluation import CentralEvaluation
+from fednc.server.events import EventLog
+from fednc.server.history import History, RoundRecord
+from fednc.server.state import GlobalState, control_variates
+from fednc.server.strategy import FrameStrategy
+from fednc.server.surroundings import Surroundings, Waiting
+
+_TRIES = 3  # of one round below quorum
+_DISK_POLL_S = 2.0
+
+
+@dataclass(kw_only=True)
+class RunResult:
+    """What a finished run leaves behind."""
+
+    run: RunConfig
+    task: Task
+    frame: Frame
+    state: GlobalState
+    history: History
+    evaluation: CentralEvaluation | None
+
+
+class FederatedRun:
+    """One run from its first to its last round."""
+
+    def __init__(self, run: RunConfig, events: EventLog) -> None:
+        """Load everything the server needs.
+
+        Raises:
+            ConfigError, DataError: the task or the test data cannot be used.
+        """
+        self.run, self._events, self._around = run, events, Surroundings()
+        self._control = self._around.control
+        self.task = tasks.get(run)
+        self.frame = draw_frame(self.task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"))
+        torch.manual_seed(seeds.derive(run.seed, "model"))
+        model = self.task.build_model()
+        shared = model.state_dict()
+        self.state = GlobalState(
+            model={key: shared[key].clone() for key in self.task.shared_keys(model)},
+            memory=ClassMemory.empty(self.frame.vertices, self.frame.dim),
+            extra=control_variates(model, self.task.shared_keys(model)) if run.method.control_variates else {},
+        )
+        self.history = History()
+        self.strategy = FrameStrategy(run, self.task, self.frame, self.state, events)
+        self.evaluation = self._central_evaluation(model)
+
+    def _central_evaluation(self, model: torch.nn.Module) -> CentralEvaluation | None:
+        if not self.run.evaluate.test:
+            return None
+        data = self.task.load_test(self.run.evaluate.test)
+        return CentralEvaluation(self.task, model, data, self.run.evaluate.batch)
+
+    def execute(self, grid: Grid, around: Surroundings | None = None) -> RunResult:
+        """Run all rounds over any grid.
+
+        Raises:
+            QuorumError: too few clients came, or too few answered a round three times in a row.
+        """
+        if around:
+            self._around = around
+            self.strategy.replies.name_of, self.strategy.replies.reject = around.name_of, around.reject
+        self._control = self._around.control
+        self.strategy.summary()
+        self._waiting = Waiting(self.run.rounds, grid, self._around, self._events)
+        if self._around.returning:
+            self._waiting.for_returning()
+        for server_round in range(self.state.completed + 1, self.run.rounds.total + 1):
+            if not self._one_round(server_round, grid):
+                self._stop_before(server_round, grid)
+                break
+        return RunResult(
+            run=self.run, task=self.task, frame=self.frame, state=self.state, history=self.history,
+            evaluation=self.evaluation,
+        )  # fmt: skip
+
+    def _stop_before(self, server_round: int, grid: Grid) -> None:
+        """An operator ends the run: its last round is evaluated, as every run's is."""
+        self._events.emit("stop", f"stopped before round {server_round}", round=server_round)
+        last = self._control.last
+        if last and last.accuracy is None and not self._control.over:
+            self.strategy.evaluate_early(grid)
+            self._test(last)
+            accuracy = "unknown" if last.accuracy is None else f"{last.accuracy:.1%}"
+            self._events.emit("evaluated", f"round {last.round}: accuracy {accuracy}", **vars(last))
+
+    def _test(self, record: RoundRecord) -> None:
+        if self.evaluation:
+            guide = exchange.make_guide(self.run, self.frame, self.state.memory, record.round)
+            metrics = self.evaluation(self.state.model, guide)
+            record.test = {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def _one_round(self, server_round: int, grid: Grid) -> bool:
+        """Whether it took place: not when an operator stops the run first."""
+        self._control.round = server_round
+        evaluates = self.strategy.evaluates(server_round)
+        for _ in range(_TRIES):
+            if not self._waiting.for_clients():
+                return False
+            up, down = self._around.traffic()
+            record = self.strategy.run_round(server_round, grid, evaluates=evaluates)
+            if record is not None:
+                break
+        else:
+            raise _no_quorum(self.strategy, server_round, _TRIES)
+        if evaluates:
+            self._test(record)
+        now_up, now_down = self._around.traffic()
+        record.bytes_up, record.bytes_down = now_up - up, now_down - down
+        self.history.rounds.append(record)
+        if self._around.checkpoints:
+            self._save(self._around.checkpoints)
+        self._control.complete(record, self.strategy.fold_s)
+        self._say(record)
+        return True
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        """No round begins before the last one is safe: where the disk is full, the run waits for space.
+
+        Raises:
+            RunFailedError: after `wait_s`.
+        """
+        give_up = time.monotonic() + self.run.rounds.wait_s
+        while True:
+            try:
+                return checkpoints.save(self._checkpoint())
+            except OSError as e:
+                what = f"the checkpoint of round {self.state.completed} cannot be written: {e.strerror}"
+                if self._control.stopping or time.monotonic() > give_up:
+                    raise RunFailedError(f"{what}. Free space and start again with the same --folder") from e
+                text = f"{what}; the run waits for you to free space in its folder"
+                self._events.emit("disk", text, level=logging.ERROR, errno=e.errno)
+            time.sleep(_DISK_POLL_S)
+
+    def _checkpoint(self) -> Checkpoint:
+        bytes_up, bytes_down = self._around.traffic()
+        tensors = {
+            **{f"model.{key}": value for key, value in self.state.model.items()},
+            **{f"memory.{key}": value for key, value in self.state.memory.to_tensors().items()},
+            **{f"extra.{key}": value for key, value in self.state.extra.items()},
+            "frame.etf_KD": self.frame.etf_KD,
+        }
+        return Checkpoint(
+            round=self.state.completed, config_sha256=self.run.digest, tensors=tensors,
+            history=self.history.to_json(), parts=self._around.parts(), bytes_up=bytes_up, bytes_down=bytes_down,
+        )  # fmt: skip
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on after the checkpoint's round. Raises ProtocolError where its frame is not one."""
+        self.frame = Frame.from_tensor(checkpoint.tensors["frame.etf_KD"], self.frame.seed)
+        model = checkpoint.under("model.")  # safetensors sorts names; the model's own order is part of it
+        self.state = GlobalState(
+            model={key: model[key] for key in self.state.model},
+            memory=ClassMemory.from_tensors(checkpoint.under("memory.")),
+            extra=checkpoint.under("extra."),
+            completed=checkpoint.round,
+        )
+        self.history = History.from_json(checkpoint.history)
+        self.strategy = FrameStrategy(self.run, self.task, self.frame, self.state, self._events)
+        self._events.emit("resume", f"going on after round {checkpoint.round}", round=checkpoint.round)
+
+    def _say(self, record: RoundRecord) -> None:
+        accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.1%}"
+        loss = "" if record.loss is None else f", loss {record.loss:.3f}"
+        held = record.pooled.get("accuracy")
+        worst = record.worst_client
+        clients = "" if held is None else f", held out {held:.1%}"
+        clients += f" (worst {worst['name']} {worst['accuracy']:.1%})" if worst else ""
+        self._events.emit(
+            "round", f"round {record.round}/{self.run.rounds.total}: {record.replies} replies{loss}{accuracy}"
+            f"{clients} ({record.seconds:.1f} s)", **vars(record), fold_s=self.strategy.fold_s,
+        )  # fmt: skip
+
+
+def _no_quorum(strategy: FrameStrategy, server_round: int, tries: int) -> QuorumError:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in strategy.failures.items()) or "nobody answered"
+    return QuorumError(
+        f"round {server_round} got fewer than {strategy.quorum} replies {tries} times in a row ({reasons}). "
+        "Mend the clients, or lower rounds.min_clients, or raise rounds.deadline_s."
+    )

@@ -1,0 +1,83 @@
+"""What a process offers to a run beyond Flower's interface, and waiting for the clients that a run needs.
+
+Given to the run by whoever owns the grid. Must not know strategies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.serverapp import Grid
+
+from fednc.common.errors import QuorumError
+from fednc.common.sections import RoundsSection
+from fednc.server.checkpoint import Checkpoints
+from fednc.server.control import RunControl
+from fednc.server.events import EventLog
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a process offers to a run beyond Flower's interface; the defaults serve every grid."""
+
+    name_of: Callable[[int], str] = str
+    who_is_there: Callable[[], str] = lambda: ""
+    reject: Callable[[int, str], None] = lambda _node, _reason: None  # counts a reply that could not be used
+    traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far
+    parts: Callable[[], Mapping[str, int]] = dict  # part of the split that each client has, by name
+    checkpoints: Checkpoints | None = None
+    control: RunControl = field(default_factory=RunControl)
+    returning: int = 0  # clients that took part before a restart and are given time to come back
+
+
+class Waiting:
+    """For clients to be there before a round begins, and for an operator's pause to end."""
+
+    def __init__(self, rounds: RoundsSection, grid: Grid, around: Surroundings, events: EventLog) -> None:
+        self._rounds, self._grid, self._around, self._events = rounds, grid, around, events
+
+    def for_returning(self) -> None:
+        """Let those who took part before the restart come back, so that the next round is the one it would be."""
+        give_up = time.monotonic() + self._rounds.rejoin_s
+        while self._there < self._around.returning and time.monotonic() < give_up:
+            time.sleep(_POLL_S)
+
+    def for_clients(self) -> bool:
+        """True once `min_clients` are there and no operator holds the run; False when one stops it.
+
+        Raises:
+            QuorumError: after `wait_s`, pauses not counted.
+        """
+        self._around.control.waiting = True
+        try:
+            return self._for_clients()
+        finally:
+            self._around.control.waiting = False
+
+    def _for_clients(self) -> bool:
+        control, give_up, told = self._around.control, time.monotonic() + self._rounds.wait_s, False
+        while not control.stopping:
+            if control.paused:
+                give_up = time.monotonic() + self._rounds.wait_s
+            elif (there := self._there) >= self._rounds.min_clients:
+                return True
+            elif time.monotonic() > give_up:
+                raise QuorumError(
+                    f"{there} of {self._rounds.min_clients} clients are ready after {self._rounds.wait_s:g} s. "
+                    f"{self._around.who_is_there()} Start more clients, or lower rounds.min_clients, "
+                    "or raise rounds.wait_s."
+                )
+            elif not told:
+                text = f"waiting for {self._rounds.min_clients} clients, {there} ready"
+                self._events.emit("waiting", text)
+                told = True
+            time.sleep(_POLL_S)
+        return False
+
+    @property
+    def _there(self) -> int:
+        return len(list(self._grid.get_node_ids()))
