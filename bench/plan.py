@@ -111,7 +111,9 @@ class Row:
     @property
     def digest(self) -> str:
         """sha256 (hex) of all that decides the outcome: the resolved run and the data, but for names."""
-        resolved = self.run.model_dump(mode="json", exclude={"name": True, "method": {"name"}, "server": True})
+        run = self.run.decisive()
+        resolved = {**run, "method": {k: v for k, v in run["method"].items() if k != "name"}}
+        del resolved["name"]
         text = json.dumps({"run": resolved, "data": self.data_sha256}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

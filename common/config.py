@@ -12,10 +12,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from fednc.common.errors import ConfigError
 from fednc.common.sections import (
+    LATER,
     EvaluateSection,
     FrameSection,
     LinkSection,
@@ -48,9 +49,12 @@ class RunConfig(Section):
 
     @property
     def digest(self) -> str:
-        """sha256 of all that bears on the result ([server] does not): equal digests mean equal runs."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"server"}), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """sha256 (hex) of all that bears on the result: equal digests mean equal runs."""
+        return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()
+
+    def decisive(self) -> dict[str, Any]:
+        """All that bears on the result, as plain values: without [server], and without `LATER` keys not used."""
+        return _without_unused(self, self.model_dump(mode="json", exclude={"server"}))
 
 
 def read_run_file(path: Path) -> RunConfig:
@@ -77,6 +81,17 @@ def parse_run(values: dict[str, Any], *, source: str = "run") -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as e:
         raise ConfigError(explain(e, source)) from e
+
+
+def _without_unused(section: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
+    kept = dict(values)
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if LATER in field.metadata and value == field.get_default(call_default_factory=True):
+            kept.pop(key, None)
+        elif key in kept and isinstance(value, BaseModel):
+            kept[key] = _without_unused(value, kept[key])
+    return kept
 
 
 def explain(error: ValidationError, source: str, prefix: str = "") -> str:

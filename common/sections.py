@@ -17,6 +17,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+class Later:
+    """Marks a key that came after the first runs: at its default it is in no digest, so that theirs stay."""
+
+
+LATER = Later()
+
+
 class Section(BaseModel):
     """A table of the run file: unknown keys are errors, values never change after reading."""
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field
 
 from fednc.cli.config_docs import keys, page, sections
 from fednc.common import tasks
 from fednc.common.config import RunConfig, parse_run, read_run_file
 from fednc.common.errors import ConfigError
 from fednc.common.presets import PRESETS
-from fednc.common.sections import MethodSection
+from fednc.common.sections import LATER, MethodSection, Section
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
@@ -94,6 +95,36 @@ def test_digest_follows_every_number_that_bears_on_the_result(path: str, key: st
     same, other = parse_run(resolved), RunConfig.model_validate(changed)
     assert same.digest == parse_run(base).digest
     assert (other.digest != same.digest) == (path != "server")
+
+
+@pytest.mark.parametrize(
+    ("values", "digest"),
+    [
+        ({}, "be7581b2e294ec98da4ef3bac63e6b010dee420c0e88b70401419374afc30310"),
+        (
+            {"method": {"name": "scaffold"}, "split": {"shift": {}}, "seed": 4},
+            "bcc50c7f1af033df7e605a5bfc190a278e5e6dab5bfd51d7cb4c14017a38206d",
+        ),
+    ],
+    ids=["defaults", "scaffold"],
+)
+def test_keys_that_came_later_leave_older_digests_as_they_were(values: dict[str, Any], digest: str) -> None:
+    """Checkpoints and results name their run by it: a new key is marked `LATER`."""
+    assert parse_run({"method": {"name": "fedavg"}, **values}).digest == digest
+
+
+def test_a_later_key_counts_as_soon_as_it_is_used() -> None:
+    class Inner(Section):
+        key: Annotated[int, LATER] = 3
+
+    class WithLater(RunConfig):
+        inner: Inner = Field(default_factory=Inner)
+        whole: Annotated[Inner, LATER] = Field(default_factory=Inner)
+
+    plain = WithLater()
+    assert plain.decisive() == {**RunConfig().decisive(), "inner": {}}
+    assert plain.digest == WithLater(inner=Inner(key=3), whole=Inner()).digest
+    assert len({plain.digest, WithLater(inner=Inner(key=4)).digest, WithLater(whole=Inner(key=4)).digest}) == 3
 
 
 def test_run_files_that_cannot_be_read_say_what_to_do(tmp_path: Path) -> None:
