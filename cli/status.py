@@ -29,7 +29,11 @@ Resume = Annotated[bool, typer.Option("--resume", help="Let a paused run go on."
 Stop = Annotated[bool, typer.Option("--stop", help="Finish the round under way, then end with all files written.")]
 Drop = Annotated[
     list[str] | None,
-    typer.Option("--drop", metavar="NAME", help="End this node's session and refuse it until the run is over."),
+    typer.Option("--drop", metavar="NAME", help="End this node's session and refuse it until it is readmitted."),
+]
+Readmit = Annotated[
+    list[str] | None,
+    typer.Option("--readmit", metavar="NAME", help="Let a node in again that was dropped or put into quarantine."),
 ]
 
 COLUMNS = (
@@ -39,10 +43,10 @@ COLUMNS = (
 
 def command(
     server: Server, watch: Watch = False, every: Every = 1.0, pause: Pause = False, resume: Resume = False,
-    stop: Stop = False, drop: Drop = None, certs: Certs = None, ca: Ca = None, cert: Cert = None, key: Key = None,
-    token_file: TokenFile = None, json: Json = "",
+    stop: Stop = False, drop: Drop = None, readmit: Readmit = None, certs: Certs = None, ca: Ca = None,
+    cert: Cert = None, key: Key = None, token_file: TokenFile = None, json: Json = "",
 ) -> None:  # fmt: skip
-    """Show how a run stands: round, roster, who is missing; pause, resume or stop it, drop a node.
+    """Show how a run stands: round, roster, who is missing; pause, resume or stop it, drop or readmit a node.
 
     The server wants an operator's credential (`fednc certs node DIR NAME --operator`, or `token`). One that
     listens without encryption answers on its own machine, without a credential. With --watch, `--json -` writes
@@ -64,13 +68,15 @@ def command(
     wanted = {Lever.PAUSE: pause, Lever.RESUME: resume, Lever.STOP: stop}
     levers = [lever for lever, is_wanted in wanted.items() if is_wanted]
     link = OperatorLink(server, credentials)
-    run_until_interrupted(_ask(link, levers, drop or (), every if watch else 0.0, json))
+    run_until_interrupted(_ask(link, levers, drop or (), readmit or (), every if watch else 0.0, json))
 
 
 async def _ask(
-    link: OperatorLink, levers: Sequence[Lever], drop: Sequence[str], every_s: float, target: str
-) -> None:
+    link: OperatorLink, levers: Sequence[Lever], drop: Sequence[str], readmit: Sequence[str], every_s: float,
+    target: str,
+) -> None:  # fmt: skip
     await link.drop(drop)
+    await link.readmit(readmit)
     await link.pull(levers)
     if every_s:
         await _follow(link, every_s, target)
@@ -137,6 +143,8 @@ def _headline(status: pb.RunStatus) -> str:
         parts.append("stops after this round")
     if status.dropped:
         parts.append(f"dropped: {', '.join(status.dropped)}")
+    if status.quarantined:
+        parts.append(f"in quarantine until --readmit: {', '.join(status.quarantined)}")
     return "; ".join(parts)
 
 

@@ -32,7 +32,7 @@ class OperatorLink:
     Every method raises:
         AddressError: the server does not answer.
         RefusedError: the credential is not one of an operator, or the run is over.
-        ConfigError: no such node.
+        ConfigError: no such node, or none that is shut out.
     """
 
     server: str
@@ -56,10 +56,16 @@ class OperatorLink:
                 await stub.Control(requests[lever], timeout=_ANSWER_S)
 
     async def drop(self, nodes: Sequence[str]) -> None:
-        """End these nodes' sessions; they are refused until the run is over."""
+        """End these nodes' sessions; they are refused until they are readmitted."""
         async with self._stub() as stub:
             for node in nodes:
                 await stub.Control(pb.ControlRequest(drop=pb.Drop(node=node)), timeout=_ANSWER_S)
+
+    async def readmit(self, nodes: Sequence[str]) -> None:
+        """Let these nodes in again."""
+        async with self._stub() as stub:
+            for node in nodes:
+                await stub.Control(pb.ControlRequest(readmit=pb.Readmit(node=node)), timeout=_ANSWER_S)
 
     async def watch(self, every_s: float = 0) -> AsyncIterator[pb.RunStatus]:
         """How the run stands, again and again until it is over; 0: as often as the server likes."""

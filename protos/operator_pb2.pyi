@@ -18,16 +18,18 @@ class WatchRequest(_message.Message):
     def __init__(self, every_s: _Optional[float] = ...) -> None: ...
 
 class ControlRequest(_message.Message):
-    __slots__ = ("pause", "resume", "stop", "drop")
+    __slots__ = ("pause", "resume", "stop", "drop", "readmit")
     PAUSE_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     DROP_FIELD_NUMBER: _ClassVar[int]
+    READMIT_FIELD_NUMBER: _ClassVar[int]
     pause: Pause
     resume: Resume
     stop: Stop
     drop: Drop
-    def __init__(self, pause: _Optional[_Union[Pause, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ...) -> None: ...
+    readmit: Readmit
+    def __init__(self, pause: _Optional[_Union[Pause, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., readmit: _Optional[_Union[Readmit, _Mapping]] = ...) -> None: ...
 
 class Pause(_message.Message):
     __slots__ = ()
@@ -47,8 +49,14 @@ class Drop(_message.Message):
     node: str
     def __init__(self, node: _Optional[str] = ...) -> None: ...
 
+class Readmit(_message.Message):
+    __slots__ = ("node",)
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    def __init__(self, node: _Optional[str] = ...) -> None: ...
+
 class RunStatus(_message.Message):
-    __slots__ = ("run_id", "method", "round", "rounds", "phase", "paused", "stopping", "nodes", "missing", "completed", "loss", "accuracy", "round_s", "fold_s", "bytes_up", "bytes_down", "elapsed_s", "over", "dropped")
+    __slots__ = ("run_id", "method", "round", "rounds", "phase", "paused", "stopping", "nodes", "missing", "completed", "loss", "accuracy", "round_s", "fold_s", "bytes_up", "bytes_down", "elapsed_s", "over", "dropped", "quarantined")
     class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STARTING: _ClassVar[RunStatus.Phase]
@@ -78,6 +86,7 @@ class RunStatus(_message.Message):
     ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
     OVER_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     method: str
     round: int
@@ -97,7 +106,8 @@ class RunStatus(_message.Message):
     elapsed_s: float
     over: str
     dropped: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run_id: _Optional[str] = ..., method: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[_Union[RunStatus.Phase, str]] = ..., paused: _Optional[bool] = ..., stopping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., completed: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., round_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., elapsed_s: _Optional[float] = ..., over: _Optional[str] = ..., dropped: _Optional[_Iterable[str]] = ...) -> None: ...
+    quarantined: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run_id: _Optional[str] = ..., method: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[_Union[RunStatus.Phase, str]] = ..., paused: _Optional[bool] = ..., stopping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., completed: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., round_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., elapsed_s: _Optional[float] = ..., over: _Optional[str] = ..., dropped: _Optional[_Iterable[str]] = ..., quarantined: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("name", "state", "problem", "last_seen_s", "work", "step", "steps", "loss", "examples_per_s", "device_memory_bytes", "bytes_up", "bytes_down", "examples", "held_out", "device", "part")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from pathlib import Path
 
 from fednc.common.arrays import Buffer
@@ -20,12 +20,13 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server import limits
 from fednc.server.agreement import Agreement
 from fednc.server.blobs import BlobStore
-from fednc.server.control import DropList, RunControl
+from fednc.server.control import RunControl
 from fednc.server.events import EventLog
-from fednc.server.identity import FORBIDDEN, UNHEARD, Refusal
+from fednc.server.identity import UNHEARD, Refusal
 from fednc.server.intake import Intake
 from fednc.server.limits import InvalidError
 from fednc.server.roster import Node, NodeState, Roster
+from fednc.server.shutout import Doorkeeper
 from fednc.server.work import APP_FAILED, NODE_LOST, REPLY_REJECTED, Batch, Reply, Work, WorkKey, key_of
 
 _DAMAGED_UPLOADS = 3  # of one reply, before its work fails
@@ -44,10 +45,10 @@ class Federation:
         self.earlier_bytes = (0, 0)  # up and down, before a restart
         self.roster = Roster(run.split.parts if run.split else 0)
         self.blobs = BlobStore()
-        self.control, self.dropped = RunControl(), DropList()
+        self.control = RunControl()
+        self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self.expel)
         self.intake = Intake(spool, run.server.ingest_mib << 20)
         self.agreement: Agreement | None = None  # what replies hold, where the strategy has said so
-        self.refusals: Counter[str] = Counter()  # what was turned down, by call and field
         self.over: pb.RunOver | None = None
         self._works: dict[WorkKey, Work] = {}
         self._committed: deque[WorkKey] = deque(maxlen=4096)
@@ -57,7 +58,7 @@ class Federation:
     def admit(self, request: pb.AttendRequest) -> Node:
         """A node attends. Raises RefusedError, Refusal."""
         wanted = Part(request.part.index, request.part.of) if request.HasField("part") else None
-        self.dropped.check(request.name)
+        self.door.check(request.name)
         if request.app != self.app:
             ours, theirs = self.app or "fednc's own", request.app or "fednc's own"
             raise RefusedError(
@@ -135,13 +136,6 @@ class Federation:
             self.depart(node, node.session)
         node.session = b""
         node.outbox.put_nowait(refusal)
-
-    def drop(self, node: Node, reason: str) -> None:
-        """End a node's attendance until the run is over. Raises OSError: that cannot be written down."""
-        self.dropped.add(node.name)
-        self.expel(node, Refusal(reason, FORBIDDEN))
-        node.state, node.problem = NodeState.DROPPED, reason
-        self.events.emit("drop", f"{node.name}: {reason}", level=logging.WARNING, node=node.name)
 
     def _give_up(self, node: Node, session: bytes) -> None:
         if node.state is NodeState.LOST and node.session == session:  # else it has been back meanwhile
@@ -235,7 +229,7 @@ class Federation:
     def reject(self, work: Work, error: ProtocolError) -> pb.Receipt:
         """The reply breaks the agreement: its work has failed, the round goes on."""
         self._fail(work, REPLY_REJECTED, "Rejected", str(error))
-        self.turn_down(work.node, "Upload", error)
+        self.door.turn_down(work.node, "Upload", error)
         return pb.Receipt(outcome=pb.Receipt.REJECTED, reason=str(error))
 
     def drop_damaged(self, work: Work) -> pb.Receipt:
@@ -245,33 +239,6 @@ class Federation:
         if work.damaged >= _DAMAGED_UPLOADS:
             return self.reject(work, InvalidError("digest", f"the reply arrived damaged {work.damaged} times"))
         return pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="checksum or length differ; send it again")
-
-    # ---- what is turned down -------------------------------------------------------------------------------
-
-    def turn_down(self, node: Node, call: str, error: ProtocolError) -> None:
-        """Count a message or reply of a node that nobody honest sends; a node that keeps on is quarantined."""
-        field = error.field if isinstance(error, InvalidError) else "content"
-        self.refusals[f"{call}.{field}"] += 1
-        node.rejections += 1
-        if node.state is NodeState.QUARANTINED:
-            return
-        text = f"rejected a message of {node.name} ({call}): {error}"
-        self.events.emit("rejected", text, level=logging.WARNING, node=node.name, call=call, field=field)
-        most = self.run.server.quarantine_after
-        if most and node.rejections >= most:
-            self._quarantine(node, f"{node.rejections} of its messages were rejected, the last: {error}")
-
-    def turn_down_by_id(self, node_id: int, problem: str) -> None:
-        """Count a reply whose content the strategy had to refuse."""
-        node = self.roster.by_id(node_id)
-        if node:
-            self.turn_down(node, "Upload", ProtocolError(problem))
-
-    def _quarantine(self, node: Node, reason: str) -> None:
-        text = f"{node.name} is in quarantine: {reason}"
-        self.expel(node, Refusal(f"{text}. The operator can restart the server to let it in again", FORBIDDEN))
-        node.state, node.problem = NodeState.QUARANTINED, reason
-        self.events.emit("quarantine", text, level=logging.WARNING, node=node.name, reason=reason)
 
     # ---- the end -------------------------------------------------------------------------------------------
 

@@ -107,6 +107,7 @@ async def run_app(
         raise ConfigError(f"the serverapp of {app.path} is a {type(server_app).__name__}, not a ServerApp")
     run_id = f"{folder.name}-{secrets.token_hex(4)}"  # the app starts from the beginning, so it is another run
     federation = AppFederation(run_id, run, folder / "spool", events, app, config)
+    federation.door.keep_in(folder)
     work = _call(server_app, federation.run_id, config)
     await serve(federation, work, address=run.server.listen, grid_type=AppGrid)
     bytes_up, bytes_down = federation.traffic()

@@ -1,7 +1,8 @@
 """Stands before every call of every service: nobody gets further without an identity that holds.
 
 An interceptor and not a line in each method, so that a method or service that is added later is guarded too.
-Decides nothing itself: `identity.py` does.
+Decides nothing itself: `identity.py` does. Messages are decoded here, behind the identity: gRPC itself would do it
+before, for anybody, and answer what cannot be decoded with a traceback in the log.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from fednc.common.credentials import Role
 from fednc.server.events import EventLog
-from fednc.server.identity import Authenticator, Caller, Identity, Refusal
+from fednc.server.identity import GIBBERISH, Authenticator, Caller, Identity, Refusal
 
 # Who makes the call that is being served. Unset outside the gate: a service without it fails.
 CALLER: ContextVar[Identity] = ContextVar("fednc_caller")
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Decode = Callable[[bytes], Any]
 _QUIET_S = 10.0  # between two log lines about one peer
 _PEERS = 1024  # remembered for that; more peers than this only cost more log lines
 
@@ -32,9 +35,17 @@ _PEERS = 1024  # remembered for that; more peers than this only cost more log li
 class Gate(grpc.aio.ServerInterceptor):
     """Lets callers through as the role that a service is for; `node_services` are for nodes, all others not."""
 
-    def __init__(self, authenticator: Authenticator, events: EventLog, node_services: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        events: EventLog,
+        node_services: tuple[str, ...],
+        note_gibberish: Callable[[Identity, str], None] = lambda _caller, _method: None,
+    ) -> None:
+        """`note_gibberish` is told of a caller, and of the method, whose message cannot be decoded."""
         self.authenticator = authenticator
         self._node_services = node_services
+        self._note_gibberish = note_gibberish
         self._refusals = _RefusalLog(events)
 
     async def intercept_service(
@@ -45,12 +56,31 @@ class Gate(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = str(handler_call_details.method)
-        role = Role.NODE if method.split("/")[1] in self._node_services else Role.OPERATOR
-        behaviour = getattr(handler, _kind(handler))
+        service, name = method.split("/")[1:]
+        role = Role.NODE if service in self._node_services else Role.OPERATOR
+        behaviour = self._decoding(handler, name)
         guard = self._guard_stream if handler.response_streaming else self._guard_unary
         return getattr(grpc, f"{_kind(handler)}_rpc_method_handler")(
-            guard(behaviour, method, role), handler.request_deserializer, handler.response_serializer
+            guard(behaviour, method, role), None, handler.response_serializer
         )
+
+    def _decoding(self, handler: Any, name: str) -> Callable[..., Any]:
+        """The handler's behaviour, for messages as they came."""
+        behaviour, decode = getattr(handler, _kind(handler)), handler.request_deserializer
+        if handler.request_streaming:
+            return lambda messages, context: behaviour(self._decoded(messages, decode, name), context)
+        return lambda message, context: behaviour(self._decode(message, decode, name), context)
+
+    async def _decoded(self, messages: AsyncIterator[bytes], decode: Decode, name: str) -> AsyncIterator[Any]:
+        async for message in messages:
+            yield self._decode(message, decode, name)
+
+    def _decode(self, message: bytes, decode: Decode, name: str) -> Any:
+        try:
+            return decode(message)
+        except DecodeError:
+            self._note_gibberish(CALLER.get(), name)
+            raise Refusal(f"{len(message)} bytes that are no message of {name}", GIBBERISH) from None
 
     def _guard_unary(self, behaviour: Callable[..., Awaitable[Any]], method: str, role: Role) -> Any:
         async def guarded(request: Any, context: Context) -> Any:

@@ -85,7 +85,7 @@ class LinkGrid(Grid):
 
     def reject(self, node: int, problem: str) -> None:
         """Count a reply that is there, whole and undamaged, but holds what nobody honest sends."""
-        self.call(lambda: self.federation.turn_down_by_id(node, problem))
+        self.call(lambda: self.federation.door.turn_down_reply(node, problem))
 
     def name_of(self, node: int) -> str:
         """The name behind a Flower node id."""

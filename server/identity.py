@@ -22,7 +22,7 @@ from fednc.common.wire import is_loopback
 
 T = TypeVar("T")
 UNPROVEN, FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
-UNHEARD = grpc.StatusCode.UNAVAILABLE
+UNHEARD, GIBBERISH = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT
 
 
 class Refusal(Exception):

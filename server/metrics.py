@@ -117,7 +117,7 @@ class MetricsServer:
         federation.events.listen(EventCounters(registry).note)
 
         def ask() -> tuple[pb.RunStatus, Counter[str]]:
-            return _on(loop, lambda: (status_of(federation), federation.refusals.copy()))
+            return _on(loop, lambda: (status_of(federation), federation.door.refusals.copy()))
 
         registry.register(RunCollector(ask))
         try:

@@ -1,6 +1,6 @@
 """The gRPC face for operators: how the run stands, and the few things that may be asked of it.
 
-Thin on purpose. The gate has settled that the caller is an operator; `control.py` and `federation.py` do the work.
+Thin on purpose. The gate has settled that the caller is an operator; `control.py` and `shutout.py` do the work.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fednc.server.status import status_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE = pb.DESCRIPTOR.services_by_name["Operator"].full_name
+_NAMED = 20  # names in a reason
 _EVERY_S = (0.2, 1.0, 60.0)  # least, default and greatest time between two statuses of Watch
 
 
@@ -59,10 +60,16 @@ class OperatorServicer(rpc.OperatorServicer):
         command = request.WhichOneof("command")
         if command is None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no command that this server knows")
-        if command == "drop":
-            await self._drop(request.drop.node, context)
-        else:
-            self._pull(command)
+        try:
+            if command == "drop":
+                await self._drop(request.drop.node, context)
+            elif command == "readmit":
+                await self._readmit(request.readmit.node, context)
+            else:
+                self._pull(command)
+        except OSError as e:
+            reason = f"done, but a restart will forget it: {e.strerror}; free space in the run's folder"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         return status_of(self._federation)
 
     def _pull(self, command: str) -> None:
@@ -76,11 +83,25 @@ class OperatorServicer(rpc.OperatorServicer):
         self._federation.events.emit("control", text, command=command, operator=who)
 
     async def _drop(self, name: str, context: Context) -> None:
-        nodes = {node.name: node for node in self._federation.roster.nodes()}
-        if name not in nodes:
-            known = ", ".join(nodes) or "nobody"
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no node {name!r} was ever here; there were: {known}")
-        self._federation.drop(nodes[name], f"dropped by {_caller()}")
+        node = self._federation.roster.by_name(name)
+        if node is None:
+            known = [each.name for each in self._federation.roster.nodes()]
+            reason = f"no node {name!r:.80} was ever here; there were: {_some(known)}"
+            await context.abort(grpc.StatusCode.NOT_FOUND, reason)
+        self._federation.door.drop(node, f"dropped by {_caller()}")
+
+    async def _readmit(self, name: str, context: Context) -> None:
+        door = self._federation.door
+        if not door.readmit(name, _caller()):
+            out = [*door.dropped, *door.quarantined]
+            reason = f"{name!r:.80} is not shut out; those who are: {_some(out)}"
+            await context.abort(grpc.StatusCode.NOT_FOUND, reason)
+
+
+def _some(names: list[str]) -> str:
+    """The first names, of what may be ten thousand: a status's text has to fit into a header."""
+    shown = ", ".join(names[:_NAMED]) or "nobody"
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 
 def _caller() -> str:

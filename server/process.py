@@ -55,7 +55,7 @@ async def run_server(
     prepared, kept = await asyncio.to_thread(_prepare, run, events, checkpoints)
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
     federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
-    federation.dropped.keep_in(folder / "dropped.json")
+    federation.door.keep_in(folder)
     federation.agreement = Agreement.of(prepared.task, prepared.frame, prepared.state.model, prepared.state.extra)
     if kept:
         federation.roster.restore(dict(kept.parts))

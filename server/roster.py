@@ -13,7 +13,7 @@ from fednc.common.errors import RefusedError
 from fednc.common.flower import node_id
 from fednc.common.tasks.base import Part
 from fednc.protos import federation_pb2 as pb
-from fednc.server.identity import FORBIDDEN, Identity, Refusal
+from fednc.server.identity import Identity, Refusal
 
 MOST_NODES = 10_000  # where names cost nothing, somebody may try to fill the memory with them
 
@@ -82,11 +82,8 @@ class Roster:
 
         Raises:
             RefusedError: another process attends under that name, or no part of the split is free.
-            Refusal: the name is in quarantine.
         """
         node = self._by_name.get(name)
-        if node and node.state is NodeState.QUARANTINED:
-            raise Refusal(f"{name!r} is in quarantine: {node.problem}", FORBIDDEN)
         if node is None and len(self._by_name) >= MOST_NODES:
             raise RefusedError(f"the server knows {MOST_NODES} names and takes no more")
         if node and node.is_here and not hmac.compare_digest(node.instance, instance):
@@ -153,6 +150,10 @@ class Roster:
     def _know(self, node: Node) -> Node:
         self._by_name[node.name] = self._by_id[node.node_id] = node
         return node
+
+    def by_name(self, name: str) -> Node | None:
+        """The node of that name."""
+        return self._by_name.get(name)
 
     def by_id(self, wanted: int) -> Node | None:
         """The node with a Flower node id."""

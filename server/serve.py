@@ -70,7 +70,7 @@ async def make_server(federation: Federation, address: str, security: Security |
     """
     section = federation.run.server
     security = security or security_of(section, address, federation.events)
-    gate = Gate(security.authenticator, federation.events, node_services=(SERVICE,))
+    gate = Gate(security.authenticator, federation.events, (SERVICE,), federation.door.turn_down_gibberish)
     options = channel_options(section.liveness_s, UPWARD_LIMIT_BYTES)
     options += [("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION)]
     server = grpc.aio.server(options=options, interceptors=[gate])

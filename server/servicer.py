@@ -77,7 +77,7 @@ class FederationServicer(rpc.FederationServicer):
         try:
             limits.check_attend(request)
         except InvalidError as e:  # not counted against the name: nobody has proved yet whose it is
-            self._federation.refusals[f"Attend.{e.field}"] += 1
+            self._federation.door.refusals[f"Attend.{e.field}"] += 1
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         CALLER.get().require_name(request.name)
         try:
@@ -106,7 +106,7 @@ class FederationServicer(rpc.FederationServicer):
         try:
             yield node
         except InvalidError as e:
-            self._federation.turn_down(node, name, e)
+            self._federation.door.turn_down(node, name, e)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         finally:
             node.calls -= 1

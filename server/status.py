@@ -31,7 +31,8 @@ def status_of(federation: Federation) -> pb.RunStatus:
         bytes_down=bytes_down,
         elapsed_s=federation.events.elapsed_s,
         over=federation.over.reason if federation.over else "",
-        dropped=list(federation.dropped),
+        dropped=list(federation.door.dropped),
+        quarantined=list(federation.door.quarantined),
     )
     if control.last:
         status.completed, status.round_s, status.fold_s = control.last.round, control.last.seconds, control.fold_s

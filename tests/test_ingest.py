@@ -223,7 +223,7 @@ def test_who_keeps_sending_rubbish_is_shut_out_by_name(tmp_path: Path) -> None:
             [event] = [event for event in server.events if event["kind"] == "quarantine"]
             assert event["node"] == "bad"
             assert (await good.send(good.give_work(), content(100))).outcome == pb.Receipt.COMMITTED
-            assert sum(server.federation.refusals.values()) == 3
+            assert sum(server.federation.door.refusals.values()) == 3
 
     in_loop(run())
 

@@ -49,7 +49,7 @@ def test_metrics_say_what_the_status_says_and_count_what_happened(place: Place) 
                 await until(is_ready(server, "a"))
                 node_of(server, "a").bytes_up = 7
                 server.federation.control.round = 3
-                server.federation.refusals["Upload.manifest.arrays"] += 2
+                server.federation.door.refusals["Upload.manifest.arrays"] += 2
                 for _ in range(2):
                     await invoke(node, STATUS)  # refused, the second one silently
                 for seconds in (0.2, 50.0):

@@ -27,7 +27,6 @@ from fednc.common.credentials import Role
 from fednc.common.errors import AddressError, ConfigError, RefusedError
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import operator_pb2 as op
-from fednc.server.control import DropList
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.identity import FORBIDDEN, Anybody, Caller, Refusal
@@ -153,7 +152,7 @@ def test_an_operator_holds_a_run_drops_a_node_and_ends_the_run_with_its_files(tm
         ("an operator stopped the run", False)
     ] * 2
     assert isinstance(ends["c"], RefusedError)
-    assert json.loads((tmp_path / "dropped.json").read_text()) == ["c"]
+    assert json.loads((tmp_path / "dropped.json").read_text()) == {"c": "dropped by an operator"}
 
 
 # ---- levers one by one ---------------------------------------------------------------------------------------
@@ -161,14 +160,15 @@ def test_an_operator_holds_a_run_drops_a_node_and_ends_the_run_with_its_files(tm
 
 def test_a_dropped_node_fails_its_work_and_stays_out(place: Place) -> None:
     credentials, host = place.certificate("a"), WorkingHost()
+    ops = place.certificate("ops", role=Role.OPERATOR)
 
     async def scenario() -> None:
         async with (
             serving(place.folder, place.section()) as server,
             attending(server, "a", credentials, host) as link,
         ):
-            server.federation.dropped.keep_in(place.folder / "dropped.json")
-            operator = OperatorLink(server.address, place.certificate("ops", role=Role.OPERATOR))
+            server.federation.door.keep_in(place.folder)
+            operator = OperatorLink(server.address, ops)
             with pytest.raises(ConfigError, match="no node 'nobody-of-this-name' was ever here"):
                 await operator.drop(["nobody-of-this-name"])
             await until(is_ready(server, "a"))
@@ -184,16 +184,28 @@ def test_a_dropped_node_fails_its_work_and_stays_out(place: Place) -> None:
             assert later.replies.get_nowait().failure is not None
             host.done.set()
             async with attending(server, "a", credentials) as again:
-                with pytest.raises(RefusedError, match="until this run is over"):
+                with pytest.raises(RefusedError, match="until one readmits it"):
                     await asyncio.wait_for(again, 2)
             assert node_of(server, "a").state is NodeState.DROPPED
 
+    async def restarted() -> None:
+        async with serving(place.folder, place.section()) as server:
+            server.federation.door.keep_in(place.folder)
+            async with attending(server, "a", credentials) as again:
+                with pytest.raises(RefusedError, match="until one readmits it"):
+                    await asyncio.wait_for(again, 2)
+            operator = OperatorLink(server.address, ops)
+            assert list((await operator.status()).dropped) == ["a"]
+            await operator.readmit(["a"])
+            assert list((await operator.status()).dropped) == []
+            with pytest.raises(ConfigError, match="'a' is not shut out; those who are: nobody"):
+                await operator.readmit(["a"])
+            async with attending(server, "a", credentials):
+                await until(is_ready(server, "a"))
+
     asyncio.run(scenario())
-    restarted = DropList()
-    restarted.keep_in(place.folder / "dropped.json")
-    restarted.check("b")
-    with pytest.raises(RefusedError, match="until this run is over"):
-        restarted.check("a")
+    asyncio.run(restarted())
+    assert json.loads((place.folder / "dropped.json").read_text()) == {}
 
 
 def test_once_the_run_is_over_nothing_may_be_asked(place: Place) -> None:
