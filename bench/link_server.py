@@ -22,6 +22,7 @@ from fednc.common.config import RunConfig, parse_run
 from fednc.common.errors import RunFailedError
 from fednc.common.frame import draw_frame
 from fednc.common.memory import ClassMemory
+from fednc.common.stand_in import Memories
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.grid import LinkGrid
@@ -96,7 +97,7 @@ def _strategy(run: RunConfig, params: int) -> FrameStrategy:
     task = tasks.get(run)
     frame = draw_frame(task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"))
     model = {key: torch.from_numpy(value) for key, value in noop.initial_model(params).items()}
-    state = GlobalState(model=model, memory=ClassMemory.empty(frame.vertices, frame.dim))
+    state = GlobalState(model=model, memories=Memories.all_from(ClassMemory.empty(frame.vertices, frame.dim)))
     return FrameStrategy(run, task, frame, state, EventLog())
 
 

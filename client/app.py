@@ -20,8 +20,10 @@ from fednc.common import arrays, codec, exchange, seeds
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError
 from fednc.common.exchange import EXAMPLES, EXTRA, METRICS, MODEL, STATS, SUMS, Instruction
+from fednc.common.guide import Guide
 from fednc.common.memory import ClassSums
 from fednc.common.records import record_of
+from fednc.common.stand_in import with_own_means
 
 app = ClientApp()
 
@@ -32,6 +34,8 @@ def train(message: Message, context: Context) -> Message:
     order, here = _prepare(message, context)
     guide = exchange.guide_of(message.content, here.run.method, order.server_round, here.train.count_K)
     global_state = _load_model(message, here)
+    if here.run.method.trains_with_memory and guide.memory_ramp > 0:
+        guide = _own(guide, here)
     past = Past(context.state, order.server_round)
     added = additions(here.run.method, here.model, exchange.extra_of(message.content), past)
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
@@ -77,6 +81,8 @@ def evaluate(message: Message, context: Context) -> Message:
     order, here = _prepare(message, context)
     guide = exchange.guide_of(message.content, here.run.method, order.server_round, here.train.count_K)
     _load_model(message, here)
+    if here.run.method.uses_memory:
+        guide = _own(guide, here)
     stats = trainer.evaluate(
         here.task, here.model, here.held_out, guide.to(here.device), here.run.evaluate.batch, CURRENT.get()
     )
@@ -113,6 +119,11 @@ def _encode(here: Resident, global_state: dict[str, Tensor], past: Past) -> Arra
     if left:
         past.write("residual", left)
     return update
+
+
+def _own(guide: Guide, here: Resident) -> Guide:
+    """With this client's own class means of the model it was sent, where they stand in for the class memory."""
+    return with_own_means(guide, _sums(here)) if here.run.method.memory_source == "own" else guide
 
 
 def _sums(here: Resident) -> ClassSums:

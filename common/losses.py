@@ -10,7 +10,7 @@ are zero.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -89,6 +89,25 @@ def memory_anchor(feat_BD: Tensor, label_B: Tensor, mean_KD: Tensor, seen_K: Ten
     return _masked_mean(0.5 * gap_BD.square().sum(dim=1), seen_K[label_B])
 
 
+def memory_centre(feat_BD: Tensor, label_B: Tensor, mean_KD: Tensor, seen_K: Tensor) -> Tensor:
+    """Mean over the classes in the batch that have a memory of 1/2 |mean of their h - v_c|^2; else zero.
+
+    Unlike the anchor it leaves the spread within a class alone, and each class counts once.
+    """
+    label_K = torch.arange(len(mean_KD), device=feat_BD.device)
+    member_KB = (label_K[:, None] == label_B).to(feat_BD.dtype)
+    count_K = member_KB.sum(dim=1)
+    centre_KD = member_KB @ unit(feat_BD) / count_K.clamp(min=1)[:, None]
+    gap_K = 0.5 * (centre_KD - mean_KD.detach()).square().sum(dim=1)
+    return _masked_mean(gap_K, seen_K & (count_K > 0))
+
+
+def blended_targets(etf_KD: Tensor, mean_KD: Tensor, seen_K: Tensor, share: float) -> Tensor:
+    """Reading C: unit((1 - share) m_c + share v_c) [K, D]; the vertex m_c where class c has no memory."""
+    blend_KD = unit((1 - share) * etf_KD + share * mean_KD.detach())
+    return torch.where(seen_K[:, None], blend_KD, etf_KD)
+
+
 def memory_rehearsal(feat_KD: Tensor, seen_K: Tensor, head: Head, guide: Guide) -> Tensor:
     """Reading B: the alignment loss on one memory feature per class, over the classes that have one; else zero.
 
@@ -150,10 +169,10 @@ def objective(
             method compares models, and the task gives no views.
     """
     method, label_B = guide.method, label.reshape(-1)
-    parts = {"alignment": _alignment(feat_BD, label_B, head, guide)}
-    if method.anchor > 0 and guide.memory_ramp > 0:
-        anchor = memory_anchor(feat_BD, label_B, guide.mean_KD, guide.seen_K)
-        parts["anchor"] = method.anchor * guide.memory_ramp * anchor
+    parts = {"alignment": _alignment(feat_BD, label_B, head, _with_targets(guide))}
+    for name, weight, pull in (("anchor", method.anchor, memory_anchor), ("centre", method.centre, memory_centre)):
+        if weight > 0 and guide.memory_ramp > 0:
+            parts[name] = weight * guide.memory_ramp * pull(feat_BD, label_B, guide.mean_KD, guide.seen_K)
     if method.rehearsal > 0:
         memory_KD = _rehearsal_features(rehearsal_KD, head, guide)
         if guide.memory_ramp > 0:
@@ -162,6 +181,14 @@ def objective(
     parts |= _comparisons(feat_BD, label_B, head, guide, views)
     total = torch.stack(list(parts.values())).sum()
     return total, {name: part.detach() for name, part in parts.items()}
+
+
+def _with_targets(guide: Guide) -> Guide:
+    """The guide with the training targets in place of the vertices."""
+    share = guide.method.target_blend * guide.memory_ramp
+    if share == 0:
+        return guide
+    return replace(guide, etf_KD=blended_targets(guide.etf_KD, guide.mean_KD, guide.seen_K, share))
 
 
 def _alignment(feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide) -> Tensor:

@@ -89,7 +89,13 @@ class MethodSection(Section):
     )
     distil_tau: Positive = Field(1.0, description="temperature of the distillation")
     anchor: NonNegative = Field(0.0, description="weight of the pull of features towards the class memory")
+    centre: Annotated[NonNegative, LATER] = Field(
+        0.0, description="weight of the pull of each class's mean in the batch towards the class memory"
+    )
     rehearsal: NonNegative = Field(0.0, description="weight of the rehearsal of the memory of all seen classes")
+    target_blend: Annotated[Share, LATER] = Field(
+        0.0, description="share b of the memory in the training targets: normalised (1-b) vertex + b memory"
+    )
     warmup_rounds: Annotated[int, Field(ge=0)] = Field(
         1, description="rounds without memory terms; their weight then grows linearly over as many rounds"
     )
@@ -100,6 +106,15 @@ class MethodSection(Section):
     )
     memory_momentum: Share = Field(
         0.0, description="share of the old memory kept at each update; raise it when few clients take part"
+    )
+    memory_source: Annotated[
+        Literal["memory", "vertex", "own", "shuffled", "stale", "random"],
+        LATER,
+    ] = Field(
+        "memory",
+        description="what every use of the class memory is given: the memory, or, as a control that shows what it "
+        "is worth, the class's vertex, the client's own class means (the server: those of one client), the memory "
+        "of another class, the memory as it was after the warm-up, or random vectors of its length",
     )
     readout: Literal["head", "vertex", "memory", "blend"] = Field(
         "vertex",
@@ -119,6 +134,8 @@ class MethodSection(Section):
             raise ValueError(
                 "head = 'linear' has no vertices: use loss 'ce' or 'balanced-ce' and readout 'head' or 'memory'"
             )
+        if self.head == "linear" and self.target_blend > 0:
+            raise ValueError("head = 'linear' has no vertices to blend targets with: set target_blend = 0")
         if self.head == "frame" and self.readout == "head":
             raise ValueError("head = 'frame' has no trained head: use readout 'vertex', 'memory' or 'blend'")
         return self
@@ -131,7 +148,12 @@ class MethodSection(Section):
     @property
     def uses_memory(self) -> bool:
         """Whether clients must send class sums for training or read-out."""
-        return self.anchor > 0 or self.rehearsal > 0 or self.readout in ("memory", "blend")
+        return self.trains_with_memory or self.readout in ("memory", "blend")
+
+    @property
+    def trains_with_memory(self) -> bool:
+        """Whether the class memory bears on training, not on the read-out alone."""
+        return max(self.anchor, self.centre, self.rehearsal, self.target_blend) > 0
 
 
 class TrainSection(Section):

@@ -51,6 +51,8 @@ def write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> Non
     """The model, the summary and all rounds."""
     model = result.task.build_model()
     model.load_state_dict(result.state.model, strict=False)
-    export(folder, model, result.task, result.frame, result.state.memory, result.run)
+    run, memories = result.run, result.state.memories
+    memory = memories.under(run.method.memory_source, result.frame.etf_KD, run.seed)
+    export(folder, model, result.task, result.frame, memory, run)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     write_atomically(folder / "rounds.json", json.dumps(result.history.to_json(), indent=2).encode())

@@ -18,6 +18,7 @@ from fednc.common.config import RunConfig
 from fednc.common.errors import QuorumError, RunFailedError
 from fednc.common.frame import Frame, draw_frame
 from fednc.common.memory import ClassMemory
+from fednc.common.stand_in import Memories
 from fednc.common.tasks.base import Task
 from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.evaluation import CentralEvaluation
@@ -61,7 +62,7 @@ class FederatedRun:
         shared = model.state_dict()
         self.state = GlobalState(
             model={key: shared[key].clone() for key in self.task.shared_keys(model)},
-            memory=ClassMemory.empty(self.frame.vertices, self.frame.dim),
+            memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.frame.dim)),
             extra=control_variates(model, self.task.shared_keys(model)) if run.method.control_variates else {},
         )
         self.history = History()
@@ -109,7 +110,7 @@ class FederatedRun:
 
     def _test(self, record: RoundRecord) -> None:
         if self.evaluation:
-            guide = exchange.make_guide(self.run, self.frame, self.state.memory, record.round)
+            guide = exchange.make_guide(self.run, self.frame, self.strategy.memory, record.round)
             metrics = self.evaluation(self.state.model, guide)
             record.test = {name: value for name, value in metrics.items() if math.isfinite(value)}
 
@@ -159,7 +160,7 @@ class FederatedRun:
         bytes_up, bytes_down = self._around.traffic()
         tensors = {
             **{f"model.{key}": value for key, value in self.state.model.items()},
-            **{f"memory.{key}": value for key, value in self.state.memory.to_tensors().items()},
+            **self.state.memories.to_tensors(self.run.method.memory_source),
             **{f"extra.{key}": value for key, value in self.state.extra.items()},
             "frame.etf_KD": self.frame.etf_KD,
         }
@@ -174,7 +175,7 @@ class FederatedRun:
         model = checkpoint.under("model.")  # safetensors sorts names; the model's own order is part of it
         self.state = GlobalState(
             model={key: model[key] for key in self.state.model},
-            memory=ClassMemory.from_tensors(checkpoint.under("memory.")),
+            memories=Memories.from_tensors(checkpoint.tensors),
             extra=checkpoint.under("extra."),
             completed=checkpoint.round,
         )

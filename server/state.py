@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fednc.common import arrays, exchange
 from fednc.common.memory import ClassMemory
+from fednc.common.stand_in import Memories
 
 
 @dataclass(kw_only=True)
@@ -21,13 +22,18 @@ class GlobalState:
     """What a round starts from and what it leaves behind; all that a checkpoint must hold of the method."""
 
     model: dict[str, Tensor]
-    memory: ClassMemory
+    memories: Memories
     completed: int = 0  # rounds
     extra: dict[str, Tensor] = field(default_factory=dict)  # what a method keeps on the server between rounds
     record: ArrayRecord = field(init=False)  # the model as it travels
 
     def __post_init__(self) -> None:
         self.replace_model(arrays.to_record(self.model))
+
+    @property
+    def memory(self) -> ClassMemory:
+        """The class memory, whatever stands in for it where it is used."""
+        return self.memories.real
 
     def replace_model(self, record: ArrayRecord) -> None:
         """The next global model. Its tensors share the record's memory: nobody may change them in place."""

@@ -10,6 +10,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -20,8 +21,9 @@ from fednc.common import arrays, exchange, faults, seeds
 from fednc.common.config import RunConfig
 from fednc.common.exchange import EVALUATE, HELLO, MEMORY, STATS, TRAIN, Instruction
 from fednc.common.frame import Frame
-from fednc.common.memory import ClassSums, DriftSums, check_sums
+from fednc.common.memory import ClassMemory, ClassSums, DriftSums, check_sums
 from fednc.common.records import record_of
+from fednc.common.stand_in import Pool
 from fednc.common.tasks.base import Stats, Task, add_stats
 from fednc.server.events import EventLog
 from fednc.server.fold import Fold
@@ -41,7 +43,7 @@ class FrameStrategy(Strategy):
         self._trained: list[int] = []  # whose updates are in the model of the round under way
         self._announced: dict[int, int] = {}  # examples that each node said it trains on
         self._record = RoundRecord(round=0)
-        self._sums: ClassSums | None = None
+        self._local = Pool(*self._memory_shape, run.seed)
         self._fold = Fold(state.folded)  # its memory serves every round
 
     # ---- Flower's interface --------------------------------------------------------------------------------
@@ -69,13 +71,14 @@ class FrameStrategy(Strategy):
         self._record, self.fold_s = RoundRecord(round=server_round, failures=self.replies.failures), 0.0
         fold, announced = self._fold, list(self._announced.values())
         fold.start(self.state.folded, announced)
-        drift, self._sums = DriftSums.zeros(*self._memory_shape), ClassSums.zeros(*self._memory_shape)
+        drift, self._local = DriftSums.zeros(*self._memory_shape), Pool(*self._memory_shape, self.run.seed)
         losses, self._trained = [], []
         for reply in self.replies.good(replies):
-            loss = self.replies.take(reply, lambda content: self._fold_in(content, fold, drift))
+            node = reply.metadata.src_node_id
+            loss = self.replies.take(reply, partial(self._fold_in, node=node, fold=fold, drift=drift))
             if loss is not None:
                 losses.append(loss)
-                self._trained.append(reply.metadata.src_node_id)
+                self._trained.append(node)
         self._record.replies, self._record.examples = fold.updates, fold.weight
         if fold.updates < self.quorum:
             return None, None
@@ -83,7 +86,7 @@ class FrameStrategy(Strategy):
         if self._wants_local_sums(server_round):
             self._record.drift = _finite(drift.value())
         if self.run.method.memory_model == "local":
-            self.state.memory = self.state.memory.update(self._sums, self.run.method.memory_momentum)
+            self._remember(server_round, self._local)
         self.state.advance(fold.mean(), share=fold.weight / sum(announced))
         return self.state.record, MetricRecord({"loss": self._record.loss, "examples": fold.weight})
 
@@ -189,16 +192,22 @@ class FrameStrategy(Strategy):
     def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float) -> None:
         """Class means of the new global model's features, exact: one forward pass at each client."""
         content = exchange.instruction_content(self._instruction(server_round), self.state.record)
-        pooled = ClassSums.zeros(*self._memory_shape)
+        pool = Pool(*self._memory_shape, self.run.seed)
         for reply in self.replies.ask(grid, content, self._trained, MEMORY, server_round, timeout_s):
             sums = self.replies.take(reply, self._checked_sums)
             if sums is not None:
-                pooled.merge(sums)
-        self.state.memory = self.state.memory.update(pooled, self.run.method.memory_momentum)
+                pool.add(sums, reply.metadata.src_node_id)
+        self._remember(server_round, pool)
+
+    def _remember(self, server_round: int, pool: Pool) -> None:
+        method = self.run.method
+        self.state.memories = self.state.memories.updated(
+            pool, method.memory_momentum, warming_up=server_round <= method.warmup_rounds
+        )
 
     # ---- replies -------------------------------------------------------------------------------------------
 
-    def _fold_in(self, content: RecordDict, fold: Fold, drift: DriftSums) -> float:
+    def _fold_in(self, content: RecordDict, node: int, fold: Fold, drift: DriftSums) -> float:
         examples = exchange.examples_of(content)
         sums = self._checked_sums(content) if exchange.SUMS in content else None
         update, loss = exchange.update_of(content), exchange.loss_of(content)
@@ -208,8 +217,7 @@ class FrameStrategy(Strategy):
         self.fold_s += time.monotonic() - started
         if sums is not None:
             drift.add_client(sums)
-            assert self._sums is not None
-            self._sums.merge(sums)
+            self._local.add(sums, node)
         return loss * examples
 
     def _checked_sums(self, content: RecordDict) -> ClassSums:
@@ -229,6 +237,11 @@ class FrameStrategy(Strategy):
     # ---- small parts ---------------------------------------------------------------------------------------
 
     @property
+    def memory(self) -> ClassMemory:
+        """What clients and read-out are given as the class memory."""
+        return self.state.memories.under(self.run.method.memory_source, self.frame.etf_KD, self.run.seed)
+
+    @property
     def _memory_shape(self) -> tuple[int, int]:
         return self.frame.vertices, self.frame.dim
 
@@ -236,7 +249,7 @@ class FrameStrategy(Strategy):
         return Instruction(run_json=self._run_json, server_round=server_round, wants_sums=wants_sums)
 
     def _guide(self) -> ArrayRecord:
-        return exchange.guide_record(self.frame, self.state.memory)
+        return exchange.guide_record(self.frame, self.memory)
 
     def evaluates(self, server_round: int) -> bool:
         """Whether this round ends with an evaluation."""
@@ -251,7 +264,7 @@ class FrameStrategy(Strategy):
         method = self.run.method
         if method.memory_model == "local" or not method.uses_memory:
             return False
-        return evaluates or method.anchor > 0 or method.rehearsal > 0
+        return evaluates or method.trains_with_memory
 
 
 def _finite(value: float) -> float | None:

@@ -117,6 +117,10 @@ VARIANTS = {
     **{name: {"method": {"name": name}} for name in PRESETS},
     "partial": {"rounds": {"clients_per_round": 2, "total": 3}, "method": {"memory_momentum": 0.5}},
     "local-memory": {"method": {"memory_model": "local", "anchor": 0.1}},
+    "own-memory": {
+        "method": {"memory_source": "own", "anchor": 0.5, "centre": 0.5, "target_blend": 0.2},
+        "rounds": {"total": 3},
+    },
     "bf16": {"link": {"codec": "bf16"}},
     "int8": {"link": {"codec": "int8"}, "rounds": {"total": 3}},
 }
