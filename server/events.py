@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -61,3 +62,34 @@ class EventLog:
             if self._file:
                 self._file.close()
                 self._file = None
+
+
+class NodeEvents:
+    """Records what nodes cause: one that causes thousands of events must not fill the disk with them."""
+
+    def __init__(self, events: EventLog, at_once: float = 200, per_s: float = 0.5) -> None:
+        """So many events of one node at once, and so many per second after that."""
+        self._events, self._at_once, self._per_s = events, at_once, per_s
+        self._accounts: dict[str, _Account] = {}
+
+    def emit(self, kind: str, text: str, /, *, node: str, level: int = logging.INFO, **fields: Any) -> None:
+        """Record one event, or count it as left out."""
+        now = time.monotonic()
+        account = self._accounts.setdefault(node, _Account(self._at_once, now))
+        account.left = min(self._at_once, account.left + (now - account.at) * self._per_s)
+        account.at = now
+        if account.left < 1:
+            account.unsaid += 1
+            return
+        account.left -= 1
+        if account.unsaid:
+            text = f"{text} ({account.unsaid} more about {node} before, not recorded)"
+            fields["unsaid"], account.unsaid = account.unsaid, 0
+        self._events.emit(kind, text, level=level, node=node, **fields)
+
+
+@dataclass
+class _Account:
+    left: float  # events that may be recorded now
+    at: float  # when that was
+    unsaid: int = 0

@@ -21,7 +21,7 @@ from fednc.server import limits
 from fednc.server.agreement import Agreement
 from fednc.server.blobs import BlobStore
 from fednc.server.control import RunControl
-from fednc.server.events import EventLog
+from fednc.server.events import EventLog, NodeEvents
 from fednc.server.identity import UNHEARD, Refusal
 from fednc.server.intake import Intake
 from fednc.server.limits import InvalidError
@@ -46,7 +46,8 @@ class Federation:
         self.roster = Roster(run.split.parts if run.split else 0)
         self.blobs = BlobStore()
         self.control = RunControl()
-        self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self.expel)
+        self._node_events = NodeEvents(events)
+        self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self._node_events, self.expel)
         self.intake = Intake(spool, run.server.ingest_mib << 20)
         self.agreement: Agreement | None = None  # what replies hold, where the strategy has said so
         self.over: pb.RunOver | None = None
@@ -73,7 +74,7 @@ class Federation:
             node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))
         part = f", part {node.part.index}/{node.part.of}" if node.part else ""
         verb = "looks in (dry run)" if request.dry_run else "attends"
-        self.events.emit("attend", f"{node.name} {verb}{part}", node=node.name)
+        self._node_events.emit("attend", f"{node.name} {verb}{part}", node=node.name)
         return node
 
     def _welcome(self, node: Node) -> pb.Welcome:
@@ -88,25 +89,31 @@ class Federation:
         )
 
     def declare(self, node: Node, declaration: pb.Declaration) -> None:
-        """A node says what it holds: it is ready, or says why it is not."""
+        """A node says what it holds: it is ready, or says why it is not. Said again, it changes nothing."""
+        was, node.declaration = node.declaration, declaration
+        if was == declaration:
+            return
         node.device, node.pid = declaration.device, declaration.pid
         node.examples, node.held_out = declaration.examples, declaration.held_out
         node.class_counts = tuple(declaration.class_counts)
         if declaration.problem:
             node.state, node.problem = NodeState.UNFIT, declaration.problem
             text = f"{node.name} cannot take part: {declaration.problem}"
-            self.events.emit("unfit", text, level=logging.WARNING, node=node.name, problem=declaration.problem)
+            self._node_events.emit(
+                "unfit", text, level=logging.WARNING, node=node.name, problem=declaration.problem
+            )
             return
         node.state = _STANDINGS.get(declaration.standing, NodeState.READY)
         if node.state is NodeState.READY:
-            self.events.emit(
+            self._node_events.emit(
                 "ready", f"{node.name} is ready: {_holds(declaration)}", node=node.name,
                 examples=node.examples, class_counts=list(node.class_counts), pid=node.pid, device=node.device,
             )  # fmt: skip
-            for work in self._works_of(node):
-                node.outbox.put_nowait(work.event)
+            if was is None or was.standing == pb.Declaration.LEAVING:  # while it was paused all was sent
+                for work in self._works_of(node):
+                    node.outbox.put_nowait(work.event)
         else:
-            self.events.emit(node.state, f"{node.name} is {node.state}", node=node.name)
+            self._node_events.emit(node.state, f"{node.name} is {node.state}", node=node.name)
 
     def depart(self, node: Node, session: bytes) -> None:
         """A node's attending stream ended. Its work waits `rejoin_s` for it, unless it said that it leaves."""
@@ -115,7 +122,7 @@ class Federation:
             return
         if not self.over:
             text = f"{node.name} is gone ({time.strftime('%H:%M:%S')})"
-            self.events.emit("lost", text, level=logging.WARNING, node=node.name)
+            self._node_events.emit("lost", text, level=logging.WARNING, node=node.name)
             asyncio.get_running_loop().call_later(wait_s, self._give_up, node, session)
 
     def lose(self, node: Node) -> None:
@@ -218,12 +225,12 @@ class Federation:
         """An upload could not be stored; the client tries again until the deadline."""
         self.intake.drop(work.slot)
         text = f"cannot store the reply of {work.node.name}: {error.strerror}; free space in the run's folder"
-        self.events.emit("disk", text, level=logging.ERROR, node=work.node.name, errno=error.errno)
+        self._node_events.emit("disk", text, level=logging.ERROR, node=work.node.name, errno=error.errno)
 
     def report_failure(self, work: Work, failure: pb.Failure) -> None:
         """The client says that its work failed."""
         text = f"{work.node.name} failed: {failure.kind}: {failure.reason}"
-        self.events.emit("failure", text, level=logging.WARNING, node=work.node.name, failure=failure.kind)
+        self._node_events.emit("failure", text, level=logging.WARNING, node=work.node.name, failure=failure.kind)
         self._fail(work, failure.code or APP_FAILED, failure.kind, failure.reason)
 
     def reject(self, work: Work, error: ProtocolError) -> pb.Receipt:

@@ -26,6 +26,7 @@ ARRAYS = 1 << 16
 DIMENSIONS = 32
 ENTRIES = 1 << 12
 LIST_VALUES = 1 << 18
+DECLARATIONS = 1000  # of one session; a client declares again when its owner pauses it or lets it go on
 COUNT = 1 << 53  # steps and sizes: what a float can count
 
 
@@ -73,6 +74,12 @@ def check_declaration(declaration: pb.Declaration, label_space: int | None) -> N
     _check_text("device", declaration.device, SHORT_TEXT)
     _check_text("problem", declaration.problem, LONG_TEXT)
     require("pid", declaration.pid <= 1 << 22, f"{declaration.pid} is no process")
+    require("standing", declaration.standing in pb.Declaration.Standing.values(), "no standing that there is")
+
+
+def check_id(work_id: pb.AssignmentId, node_id: int) -> None:
+    """Raises InvalidError."""
+    require("id", work_id.node_id == node_id, "it names somebody else's work")
 
 
 def check_download(request: pb.DownloadRequest) -> None:
@@ -85,7 +92,7 @@ def check_download(request: pb.DownloadRequest) -> None:
 
 def check_progress(progress: pb.Progress, node_id: int) -> None:
     """Raises InvalidError."""
-    require("id", progress.id.node_id == node_id, "progress of somebody else's work")
+    check_id(progress.id, node_id)
     require("step", progress.step <= COUNT, f"step {progress.step}")
     require("steps", progress.steps <= COUNT, f"{progress.steps} steps")
     speed = progress.examples_per_s

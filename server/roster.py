@@ -15,6 +15,7 @@ from fednc.common.tasks.base import Part
 from fednc.protos import federation_pb2 as pb
 from fednc.server.identity import Identity, Refusal
 
+Outbox = asyncio.Queue[pb.ServerEvent | Refusal | None]  # None: the node attends over another connection now
 MOST_NODES = 10_000  # where names cost nothing, somebody may try to fill the memory with them
 
 
@@ -41,6 +42,8 @@ class Node:
     state: NodeState = NodeState.LOST
     session: bytes = b""
     instance: bytes = b""
+    declaration: pb.Declaration | None = None  # of this session, the latest
+    declarations: int = 0  # of this session
     identity: Identity = field(default_factory=Identity)
     part: Part | None = None
     examples: int = 0
@@ -56,7 +59,7 @@ class Node:
     bytes_down: int = 0
     last_seen: float = field(default_factory=time.monotonic)
     silent_ticks: int = 0  # of `liveness.py`
-    outbox: asyncio.Queue[pb.ServerEvent | Refusal] = field(default_factory=asyncio.Queue)
+    outbox: Outbox = field(default_factory=asyncio.Queue)
 
     @property
     def is_here(self) -> bool:
@@ -113,7 +116,9 @@ class Roster:
 
     def _open_session(self, node: Node, instance: bytes) -> None:
         self._by_session.pop(node.session, None)
+        node.outbox.put_nowait(None)
         node.session, node.instance = secrets.token_bytes(16), instance
+        node.declaration, node.declarations = None, 0
         node.state, node.outbox, node.problem = NodeState.PREPARING, asyncio.Queue(), ""
         node.touch()
         self._by_session[node.session] = node

@@ -24,7 +24,7 @@ from fednc.server.gate import CALLER
 from fednc.server.identity import Refusal
 from fednc.server.intake import SupersededError
 from fednc.server.limits import InvalidError, require
-from fednc.server.roster import Node
+from fednc.server.roster import Node, Outbox
 from fednc.server.spool import SpooledUpload
 from fednc.server.work import Work
 
@@ -52,6 +52,8 @@ class FederationServicer(rpc.FederationServicer):
         try:
             while True:
                 event = await self._next_event(outbox)
+                if event is None:
+                    return
                 if isinstance(event, Refusal):
                     raise event
                 yield event
@@ -60,7 +62,7 @@ class FederationServicer(rpc.FederationServicer):
         finally:
             self._federation.depart(node, session)
 
-    async def _next_event(self, outbox: asyncio.Queue[pb.ServerEvent | Refusal]) -> pb.ServerEvent | Refusal:
+    async def _next_event(self, outbox: Outbox) -> pb.ServerEvent | Refusal | None:
         """What the node is told next; where there is nothing to tell, that we are alive."""
         try:
             return await asyncio.wait_for(outbox.get(), self._federation.run.server.liveness_s / BEATS)
@@ -116,6 +118,9 @@ class FederationServicer(rpc.FederationServicer):
         async with self._call(context, "Declare") as node:
             agreement = self._federation.agreement
             limits.check_declaration(request, agreement.label_space if agreement else None)
+            node.declarations += 1
+            most = limits.DECLARATIONS
+            require("standing", node.declarations <= most, f"declared {most} times in one session")
             self._federation.declare(node, request)
         return pb.DeclarationReceipt()
 
@@ -142,6 +147,7 @@ class FederationServicer(rpc.FederationServicer):
             header = first.header if isinstance(first, pb.UploadFrame) and first.HasField("header") else None
             require("header", header is not None, "an upload starts with its header")
             assert header is not None
+            limits.check_id(header.id, node.node_id)
             async for event in self._serve_upload(node, header, frames, context):
                 yield event
 

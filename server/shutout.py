@@ -14,7 +14,7 @@ from pathlib import Path
 from fednc.common.credentials import Role
 from fednc.common.errors import ProtocolError, RefusedError
 from fednc.common.files import write_atomically
-from fednc.server.events import EventLog
+from fednc.server.events import EventLog, NodeEvents
 from fednc.server.identity import FORBIDDEN, Identity, Refusal
 from fednc.server.limits import InvalidError
 from fednc.server.roster import Node, NodeState, Roster
@@ -60,10 +60,16 @@ class Doorkeeper:
     """Refuses whom an operator dropped, counts what nobody honest sends, and quarantines who keeps sending it."""
 
     def __init__(
-        self, most: int, roster: Roster, events: EventLog, expel: Callable[[Node, Refusal], None]
+        self,
+        most: int,
+        roster: Roster,
+        events: EventLog,
+        node_events: NodeEvents,
+        expel: Callable[[Node, Refusal], None],
     ) -> None:
         """`most` refused messages or replies of a node are too many; 0: never."""
-        self._most, self._roster, self._events, self._expel = most, roster, events, expel
+        self._most, self._roster, self._expel = most, roster, expel
+        self._events, self._node_events = events, node_events
         self.dropped, self.quarantined = ShutOut(), ShutOut()
         self.refusals: Counter[str] = Counter()  # what was turned down, by call and field
 
@@ -106,7 +112,7 @@ class Doorkeeper:
         if node.state is NodeState.QUARANTINED:
             return
         text = f"rejected a message of {node.name} ({call}): {error}"
-        self._events.emit("rejected", text, level=logging.WARNING, node=node.name, call=call, field=field)
+        self._node_events.emit("rejected", text, level=logging.WARNING, node=node.name, call=call, field=field)
         if self._most and node.rejections >= self._most:
             self._quarantine(node, f"{node.rejections} of its messages were rejected, the last: {error}")
 
