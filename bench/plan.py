@@ -111,8 +111,17 @@ class Row:
     @property
     def digest(self) -> str:
         """sha256 (hex) of all that decides the outcome: the resolved run and the data, but for names."""
+        return self._digest({"name"})
+
+    @property
+    def training(self) -> str:
+        """sha256 (hex) of what decides the trained models: rows that share it differ in the read-out alone."""
+        trains = self.run.method.trains_with_memory
+        return self._digest({"name"} if trains else {"name", "readout", "memory_source"})
+
+    def _digest(self, left_out: set[str]) -> str:
         run = self.run.decisive()
-        resolved = {**run, "method": {k: v for k, v in run["method"].items() if k != "name"}}
+        resolved = {**run, "method": {k: v for k, v in run["method"].items() if k not in left_out}}
         del resolved["name"]
         text = json.dumps({"run": resolved, "data": self.data_sha256}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tomllib
 from pathlib import Path
@@ -44,7 +45,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def without_time(result: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in result.items() if k not in ("duration_s", "machine", "commit")}
+    return {k: v for k, v in result.items() if k not in ("duration_s", "shared_by", "machine", "commit")}
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,39 @@ def test_processes_give_the_same_figures(done: tuple[Path, report.Compared], tmp
     here = {row["digest"]: without_time(row) for row in done[1].tuning}
     assert [without_time(row) for row in spawned] == [here[row.digest] for row in rows]
     assert sum(rounds) == 4
+
+
+def test_rows_that_share_a_training_have_the_figures_of_runs_of_their_own(tmp_path: Path) -> None:
+    read_outs = [
+        ("vertex", "memory"),
+        *itertools.product(("memory", "blend"), ("memory", "own", "stale", "random")),
+    ]
+    variants = [{"name": "fedavg", "method": {"name": "fedavg"}}] + [
+        {"name": f"{how}-{source}", "method": {"name": "fednc", "readout": how, "memory_source": source}}
+        for how, source in read_outs
+    ]
+    plan = reduced(variants=variants, tuning={"rates": [0.1], "seed": 1000}, seeds=[1])
+    data, _ = prepare(plan, {}, tmp_path)
+    rows = tuning_rows(plan, data.sha256)
+    for name in ("together", "alone"):
+        (tmp_path / name).mkdir()
+    together = run_rows(rows, data.path, bench(tmp_path / "together"))
+    alone = [run_rows([row], data.path, bench(tmp_path / "alone"))[0] for row in rows]
+    assert [one["shared_by"] for one in together] == [1] + [len(read_outs)] * len(read_outs)
+    assert [without_time(one) for one in together] == [without_time(one) for one in alone]
+    assert len({json.dumps(one["rounds"]) for one in together}) == len(rows)
+
+
+def test_only_rows_that_train_alike_share_a_training() -> None:
+    base = {"name": "fednc", "anchor": 1.0, "readout": "vertex"}
+    changes = [{}, {"readout": "memory"}, {"memory_source": "vertex"}, {"anchor": 2.0}, {"anchor": 0.0}]
+    variants = [{"name": f"v{i}", "method": {**base, **change}} for i, change in enumerate(changes)]
+    rows = tuning_rows(reduced(variants=variants, baseline="v0", tuning={"rates": [0.1], "seed": 1000}), "0")
+    assert len({row.training for row in rows}) == len(rows), "the memory bears on training"
+    unused = [{**v, "method": {**v["method"], "anchor": 0.0}} for v in variants[:2]]
+    rows = tuning_rows(reduced(variants=unused, baseline="v0", tuning={"rates": [0.1, 0.3], "seed": 1000}), "0")
+    assert [rows[0].training, rows[1].training] == [rows[2].training, rows[3].training]
+    assert rows[0].training != rows[1].training
 
 
 def test_table_and_pictures(done: tuple[Path, report.Compared]) -> None:

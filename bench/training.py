@@ -1,0 +1,105 @@
+"""One training run in this process, and every row that it settles: rows may differ in how a model is read out.
+
+Called by `rows.py`, in a process with one thread. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fednc.bench.local_grid import LocalGrid
+from fednc.bench.plan import DATA, Row
+from fednc.client.host import ClientConfig
+from fednc.common import exchange
+from fednc.common.config import RunConfig
+from fednc.common.errors import QuorumError
+from fednc.server.events import EventLog
+from fednc.server.history import History, RoundRecord
+from fednc.server.run import FederatedRun
+from fednc.server.surroundings import Surroundings
+
+_DIGITS = 6  # kept of figures: a file for people, not for arithmetic
+
+
+def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], None]) -> list[dict[str, Any]]:
+    """What the files of `rows`, which have one `Row.training`, say of the outcome: failure, summary, rounds.
+
+    The run is that of a row that needs the class memory, where one does: making it changes no model, so that every
+    row gets the figures of a run of its own, bit for bit.
+    """
+    lead = next((row for row in rows if row.run.method.uses_memory), rows[0])
+    run = _placed(lead.run, data)
+    assert run.split is not None
+    names = [f"client-{index:03d}" for index in range(run.split.parts)]
+    clients = [ClientConfig(name=name, data=run.evaluate.test, device=device, val_share=0) for name in names]
+    events, failed = EventLog(), ""
+    with LocalGrid(run, clients) as grid:
+        prepared = FederatedRun(run, events)
+        others = {row.digest: ReadOut(row.run, prepared) for row in rows if row is not lead}
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["kind"] == "round":
+                for other in others.values():
+                    other.take(prepared.history.rounds[-1])
+                on_round()
+
+        events.listen(on_event)
+        try:
+            prepared.execute(grid, Surroundings(name_of=grid.name_of))
+        except QuorumError as e:  # the loss was no number any more
+            failed = str(e)
+    histories = {lead.digest: prepared.history, **{digest: other.history for digest, other in others.items()}}
+    return [_outcome(histories[row.digest], failed) for row in rows]
+
+
+class ReadOut:
+    """The history that a run of its own would have, of a row that trains alike and reads out in another way."""
+
+    def __init__(self, run: RunConfig, training: FederatedRun) -> None:
+        self._run, self._training = run, training
+        self.history = History()
+
+    def take(self, record: RoundRecord) -> None:
+        """Read the model of the round just ended. The geometry of its features is in `record` already."""
+        self.history.rounds.append(replace(record, test={**record.test, **self._metrics(record)}))
+
+    def _metrics(self, record: RoundRecord) -> dict[str, float]:
+        training, method = self._training, self._run.method
+        if training.evaluation is None or not record.test:
+            return {}
+        memory = training.state.memories.under(method.memory_source, training.frame.etf_KD, self._run.seed)
+        guide = exchange.make_guide(self._run, training.frame, memory, record.round)
+        metrics = training.evaluation.metrics(training.state.model, guide)
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _placed(run: RunConfig, data: Path) -> RunConfig:
+    test = run.evaluate.test.replace(DATA, f"npz:{data}")
+    return run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test": test})})
+
+
+def _outcome(history: History, failed: str) -> dict[str, Any]:
+    summary = {} if failed else {k: _rounded(v) for k, v in history.summary().items() if _says_something(v)}
+    return {"failed": failed, "summary": summary, "rounds": [_brief(record) for record in history.rounds]}
+
+
+def _says_something(value: Any) -> bool:
+    return value is not None and value != {} and value != []
+
+
+def _brief(record: RoundRecord) -> dict[str, Any]:
+    test = {key: value for key, value in record.test.items() if not key.startswith("accuracy/")}
+    train = {"round": record.round, "train_loss": record.loss, "drift": record.drift}
+    return {key: _rounded(value) for key, value in {**train, **test}.items() if key != "examples"}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return round(value, _DIGITS) if isinstance(value, float) else value
