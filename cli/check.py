@@ -63,7 +63,7 @@ def _model(task: Task) -> Found:
     """The model as the run would start with it; draws the frame too, so that one that cannot exist is told."""
     from fednc.common.frame import draw_frame
 
-    frame = draw_frame(task.label_space, task.run.frame.dim, task.run.seed)
+    frame = draw_frame(task.label_space, task.run.frame.dim, task.run.seed, task.run.frame.kind)
     return {
         "classes": list(task.class_names),
         "label_space": frame.vertices,

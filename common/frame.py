@@ -1,5 +1,6 @@
 """The frozen target: K unit vectors whose pairwise cosine is -1/(K-1), a simplex equiangular tight frame.
 
+For comparisons it may also be K orthonormal vectors, which are at equal angles too, but narrower ones.
 Drawn once by the server (`draw_frame`), checked on arrival by each client (`Frame.from_tensor`), read by heads and
 losses. Must not know models, methods or the link.
 
@@ -66,7 +67,7 @@ class Frame:
         return cls(etf_KD=etf_KD, seed=seed, digest=found)
 
 
-def draw_frame(vertices: int, dim: int, seed: int) -> Frame:
+def draw_frame(vertices: int, dim: int, seed: int, kind: str = "simplex") -> Frame:
     """A random frame with `vertices` = K vertices in `dim` = D dimensions, uniform over all rotations.
 
     sqrt(K/(K-1)) Q (I - 11^T/K) with Q the sign-fixed QR factor of a Gaussian matrix, in float64. Not of a uniform
@@ -74,18 +75,23 @@ def draw_frame(vertices: int, dim: int, seed: int) -> Frame:
     orthogonal to 1 takes the place of the centring. Extra vertices may be reserved for classes of later days: any
     subset of rows keeps its pairwise cosine -1/(K-1).
 
+    With `kind` "orthogonal" it is Q alone: the same draw, neither centred nor rescaled.
+
     Raises:
-        ConfigError: K < 2 or D < K-1, where no such frame exists.
+        ConfigError: K < 2 or D < K-1 (K for an orthogonal one), where no such frame exists.
     """
     if vertices < 2:
         raise ConfigError(
             f"a frame needs at least 2 vertices, given: {vertices}. Give the run two classes or more."
         )
-    if dim < vertices - 1:
+    needed = vertices if kind == "orthogonal" else vertices - 1
+    if dim < needed:
         raise ConfigError(
-            f"frame.dim = {dim} is too narrow for {vertices} vertices: they need at least {vertices - 1} "
-            f"dimensions. Set frame.dim = {vertices - 1} or more, or fewer frame.vertices."
+            f"frame.dim = {dim} is too narrow for {vertices} vertices: they need at least {needed} "
+            f"dimensions. Set frame.dim = {needed} or more, or fewer frame.vertices."
         )
+    if kind == "orthogonal":
+        return Frame.from_tensor(_random_orthonormal(dim, vertices, seed).T.contiguous().to(torch.float32), seed)
     basis_KR = _centred_basis(vertices) if dim == vertices - 1 else _centring(vertices)
     turn_DR = _random_orthonormal(dim, basis_KR.shape[1], seed)
     etf_KD = math.sqrt(vertices / (vertices - 1)) * basis_KR @ turn_DR.T
@@ -138,11 +144,11 @@ def _checked(etf_KD: Tensor) -> Tensor:
         )
     vertices = etf_KD.shape[0]
     gram_KK = etf_KD.double() @ etf_KD.double().T
-    wanted_KK = _centring(vertices) * (vertices / (vertices - 1))
-    error = (gram_KK - wanted_KK).abs().max().item()
-    if not error <= TOLERANCE:  # also refuses NaN
+    simplex_KK = _centring(vertices) * (vertices / (vertices - 1))
+    errors = [(gram_KK - wanted_KK).abs().max().item() for wanted_KK in (simplex_KK, torch.eye(vertices))]
+    if not any(error <= TOLERANCE for error in errors):  # also refuses NaN
         raise ProtocolError(
-            f"not a simplex equiangular tight frame: an entry of the Gram matrix is off by {error:.3g}, allowed "
-            f"are {TOLERANCE:g}. Use the frame that the server sent, unchanged."
+            f"not a simplex equiangular tight frame: an entry of the Gram matrix is off by {errors[0]:.3g}, "
+            f"allowed are {TOLERANCE:g}. Use the frame that the server sent, unchanged."
         )
     return etf_KD

@@ -41,6 +41,10 @@ class TaskSection(BaseModel):
 class FrameSection(Section):
     """The frozen simplex equiangular tight frame that all clients are trained towards."""
 
+    kind: Annotated[Literal["simplex", "orthogonal"], LATER] = Field(
+        "simplex",
+        description="`simplex`: pairwise cosine -1/(K-1); `orthogonal`: cosine 0, to compare with",
+    )
     dim: Annotated[int, Field(ge=1)] = Field(128, description="width d of the feature space the frame lives in")
     vertices: Annotated[int, Field(ge=0)] = Field(
         0,

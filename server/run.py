@@ -56,7 +56,9 @@ class FederatedRun:
         self.run, self._events, self._around = run, events, Surroundings()
         self._control = self._around.control
         self.task = tasks.get(run)
-        self.frame = draw_frame(self.task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"))
+        self.frame = draw_frame(
+            self.task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"), run.frame.kind
+        )
         torch.manual_seed(seeds.derive(run.seed, "model"))
         model = self.task.build_model()
         shared = model.state_dict()

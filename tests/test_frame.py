@@ -37,6 +37,16 @@ def test_rows_are_unit_equiangular_and_sum_to_zero(shape, seed):
 
 
 @settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 9), SEEDS)
+def test_orthogonal_targets_are_the_same_draw_not_centred(vertices, spare, seed):
+    orthogonal_KD = draw_frame(vertices, vertices + spare, seed, "orthogonal").etf_KD
+    torch.testing.assert_close(orthogonal_KD @ orthogonal_KD.T, torch.eye(vertices), atol=2e-6, rtol=0)
+    centred_KD = orthogonal_KD - orthogonal_KD.mean(dim=0)
+    simplex_KD = draw_frame(vertices, vertices + spare, seed).etf_KD
+    torch.testing.assert_close(unit(centred_KD), simplex_KD, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=30, deadline=None)
 @given(st.integers(3, 30), SEEDS, st.data())
 def test_any_subset_keeps_its_angles(vertices, seed, data):
     rows = data.draw(st.lists(st.integers(0, vertices - 1), min_size=2, unique=True))
@@ -58,6 +68,11 @@ def test_seed_decides_the_draw(dim):
     first, again, other = (draw_frame(5, dim, seed) for seed in (1, 1, 2))
     assert torch.equal(first.etf_KD, again.etf_KD)
     assert first.digest == again.digest != other.digest
+
+
+def test_orthogonal_targets_need_one_dimension_each():
+    with pytest.raises(ConfigError, match="at least 10"):
+        draw_frame(10, 9, 0, "orthogonal")
 
 
 @pytest.mark.parametrize(("vertices", "dim"), [(10, 8), (3, 1), (100, 64)])
