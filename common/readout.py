@@ -24,9 +24,10 @@ def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> T
     * `memory`: the nearest class mean, s (h . v_c - |v_c|^2 / 2) = -s/2 |h - v_c|^2 + const, and -inf for a class
       never seen. The square matters: without it a class whose features are concentrated (long v_c) wins too often.
       While nothing is seen, the head as trained.
-    * `blend`: s h . (m_c + unit(v_c)) / 2, the mean of the cosines to vertex and memory. A class never seen has
-      m_c: the vertex stands in for the memory it lacks, so both kinds are means of two cosines. Normalising the
-      sum instead would favour the classes on which vertex and memory disagree.
+    * `blend`: both, s ((1 - w) h . m_c + w (h . v_c - |v_c|^2 / 2)), w = 1 / (2 - k^2) with k the mean length of
+      the memories: features of variance 1 - k^2 around their class means make the nearest mean 1 / (1 - k^2)
+      times as sure, so w grows from 1/2 to 1 as classes collapse. A class never seen has v_c = k m_c: its vertex
+      stands in for the memory it lacks. While nothing is seen, the vertices.
 
     The scale s of the head changes no prediction; it makes softmax and log-loss mean what they meant in training.
     """
@@ -36,21 +37,30 @@ def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> T
     elif readout == "memory":
         score_BK = _by_memory(feat_BD, head, guide, classes)
     else:
-        score_BK = _scale(head, guide) * (unit(feat_BD) @ _blended(guide).T)
+        score_BK = _blended(feat_BD, head, guide, classes)
     reserved_K = torch.arange(score_BK.shape[1], device=score_BK.device) >= classes
     return score_BK.masked_fill(reserved_K, -torch.inf)
 
 
 def _by_memory(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
-    half_square_K = guide.mean_KD.square().sum(dim=1) / 2
-    score_BK = _scale(head, guide) * (unit(feat_BD) @ guide.mean_KD.T - half_square_K)
+    score_BK = _scale(head, guide) * _nearest_mean(feat_BD, guide.mean_KD)
     score_BK = score_BK.masked_fill(~guide.seen_K, -torch.inf)
     return torch.where(guide.seen_K[:classes].any(), score_BK, logits(head, feat_BD, guide))
 
 
-def _blended(guide: Guide) -> Tensor:
-    memory_KD = torch.where(guide.seen_K.unsqueeze(1), unit(guide.mean_KD), guide.etf_KD)
-    return (guide.etf_KD + memory_KD) / 2
+def _blended(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
+    length_K = guide.mean_KD.norm(dim=1)
+    length = length_K[guide.seen_K].mean().nan_to_num(0.0)
+    memory_KD = torch.where(guide.seen_K.unsqueeze(1), guide.mean_KD, length * guide.etf_KD)
+    weight = 1 / (2 - length.square())
+    by_vertex_BK, by_memory_BK = unit(feat_BD) @ guide.etf_KD.T, _nearest_mean(feat_BD, memory_KD)
+    score_BK = _scale(head, guide) * torch.lerp(by_vertex_BK, by_memory_BK, weight)
+    return torch.where(guide.seen_K[:classes].any(), score_BK, logits(head, feat_BD, guide))
+
+
+def _nearest_mean(feat_BD: Tensor, mean_KD: Tensor) -> Tensor:
+    """h . v - |v|^2 / 2, which is 1/2 - |h - v|^2 / 2, [B, K]."""
+    return unit(feat_BD) @ mean_KD.T - mean_KD.square().sum(dim=1) / 2
 
 
 def _scale(head: Head, guide: Guide) -> Tensor | float:

@@ -89,27 +89,35 @@ def test_before_any_memory_the_vertices_decide(readout, seen):
     torch.testing.assert_close(score_BK, readout_logits(feat_BD, HEAD, guide_for("vertex"), CLASSES))
 
 
-def test_blend_is_the_mean_of_both_cosines():
+def test_blend_is_the_likelihood_of_both():
+    """Up to a factor: cosine to the vertex, plus the nearest mean in units of the variance within classes."""
     feat_BD = normal(20, D)
-    score_BK = readout_logits(feat_BD, HEAD, guide_for("blend"), CLASSES)
-    by_vertex_BK, by_memory_BK = unit(feat_BD) @ ETF_KD.T, unit(feat_BD) @ unit(MEAN_KD).T
-    torch.testing.assert_close(score_BK[:, SEEN_K], SCALE * (by_vertex_BK + by_memory_BK)[:, SEEN_K] / 2)
-    torch.testing.assert_close(score_BK[:, [1, 4]], SCALE * by_vertex_BK[:, [1, 4]])
+    variance = 1 - MEAN_KD[SEEN_K].norm(dim=1).mean().square()
+    distance_BK = torch.cdist(unit(feat_BD), MEAN_KD).square()
+    likelihood_BK = unit(feat_BD) @ ETF_KD.T - distance_BK / (2 * variance)
+    score_BK = readout_logits(feat_BD, HEAD, guide_for("blend"), CLASSES)[:, SEEN_K]
+    gap_BK, expected_BK = score_BK - score_BK[:, :1], likelihood_BK[:, SEEN_K] - likelihood_BK[:, SEEN_K][:, :1]
+    torch.testing.assert_close(gap_BK, SCALE * expected_BK * variance / (1 + variance))
 
 
-def test_blend_does_not_depend_on_the_length_of_memories():
-    feat_BD, longer_KD = normal(20, D), MEAN_KD * torch.arange(1.0, K + 1)[:, None] / 6
-    torch.testing.assert_close(
-        readout_logits(feat_BD, HEAD, guide_for("blend", mean_KD=longer_KD), CLASSES),
-        readout_logits(feat_BD, HEAD, guide_for("blend"), CLASSES),
-    )
+@pytest.mark.parametrize("length", [1e-6, 1.0])
+def test_blend_trusts_the_memory_as_much_as_it_is_long(length):
+    """Half where features point anywhere; wholly where all features of a class are one."""
+    feat_BD, mean_KD = normal(20, D), length * unit(normal(K, D, seed=2))
+    seen_K = torch.ones(K, dtype=torch.bool)
+    score = {name: readout_logits(feat_BD, HEAD, guide_for(name, seen_K, mean_KD), K) for name in (
+        "vertex", "memory", "blend",
+    )}  # fmt: skip
+    expected = score["memory"] if length == 1.0 else (score["memory"] + score["vertex"]) / 2
+    torch.testing.assert_close(score["blend"], expected)
 
 
-def test_a_memory_on_its_vertex_changes_nothing():
+def test_a_memory_on_its_vertex_changes_no_prediction():
     """A class never seen stands as well as one whose memory is its vertex: neither is favoured."""
     feat_BD, mean_KD = normal(50, D), torch.where(SEEN_K[:, None], 0.4 * ETF_KD, 0.0)
     blend_BK = readout_logits(feat_BD, HEAD, guide_for("blend", mean_KD=mean_KD), CLASSES)
-    torch.testing.assert_close(blend_BK, readout_logits(feat_BD, HEAD, guide_for("vertex"), CLASSES))
+    vertex_BK = readout_logits(feat_BD, HEAD, guide_for("vertex"), CLASSES)
+    assert torch.equal(blend_BK.argsort(dim=1), vertex_BK.argsort(dim=1))
 
 
 @pytest.mark.parametrize("readout", ["head", "vertex", "memory", "blend"])

@@ -13,6 +13,8 @@ def memory(model, clients):
 
 
 def scores(feature, etf, mean, kind, scale):
-    vectors = {"vertex": etf, "memory": mean, "blend": (etf + F.normalize(mean)) / 2}
-    nearest = mean.square().sum(1) / 2 if kind == "memory" else 0  # |h - v|^2, less what all classes share
-    return scale * (cosines(feature, vectors[kind]) - nearest)
+    vertex = cosines(feature, etf)
+    nearest = cosines(feature, mean) - mean.square().sum(1) / 2  # |h - v|^2, less what all share
+    variance = 1 - mean.norm(dim=1).mean() ** 2
+    both = (variance * vertex + nearest) / (1 + variance)
+    return scale * {"vertex": vertex, "memory": nearest, "blend": both}[kind]
