@@ -116,7 +116,7 @@ def _one_round(server_round: int, strategy: FrameStrategy, grid: LinkGrid, clien
     record = strategy.run_round(server_round, grid, evaluates=False)
     took_s, worked_s = time.perf_counter() - started, time.process_time() - worked
     if record is None or record.replies != clients:
-        raise RunFailedError(f"round {server_round}: {strategy.failures or 'too few replies'}")
+        raise RunFailedError(f"round {server_round}: {strategy.replies.failures or 'too few replies'}")
     after = {key: value.numpy() for key, value in strategy.state.model.items()}
     error = noop.error(before, after, noop.mean_delta(clients, server_round))
     if not error <= _ALLOWED_ERROR:

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -38,11 +38,12 @@ _BOUNDS = {
 
 
 def sections(model: type[BaseModel] = RunConfig, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """(dotted name, class) of every table of the run file, the file itself first under the empty name."""
+    """(dotted name, class) of every table of the run file, itself first under the empty name; `[x]` may repeat."""
     yield path, model
     for key, field in model.model_fields.items():
         if inner := _section_class(field.annotation):
-            yield from sections(inner, f"{path}.{key}" if path else key)
+            name = f"{path}.{key}" if path else key
+            yield from sections(inner, f"[{name}]" if get_origin(field.annotation) is tuple else name)
 
 
 def keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:

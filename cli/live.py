@@ -49,7 +49,7 @@ class RunView:
         return Group(self._rounds_table(), self._classes_line(), self._clients_table(), self._last)
 
     def _rounds_table(self) -> Table:
-        done, total = len(self._rounds), self._run.rounds.total
+        done, total = len(self._rounds), self._run.all_rounds
         table = Table(title=f"{self._run.method.name}: round {done} of {total}", title_justify="left")
         for name in ("round", "loss", "test", "held out", "worst client", "drift", "replies", "seconds"):
             table.add_column(name, justify="right")

@@ -16,14 +16,17 @@ from fednc.client.hooks import CURRENT
 from fednc.client.objectives import additions
 from fednc.client.past import Past
 from fednc.client.resident import Resident, resident
+from fednc.client.withhold import withhold
 from fednc.common import arrays, codec, exchange, seeds
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError
-from fednc.common.exchange import EXAMPLES, EXTRA, METRICS, MODEL, STATS, SUMS, Instruction
+from fednc.common.exchange import EXAMPLES, EXTRA, METRICS, MODEL, STATS, SUMS, WITHHELD, Instruction
 from fednc.common.guide import Guide
 from fednc.common.memory import ClassSums
 from fednc.common.records import record_of
+from fednc.common.stages import Stage
 from fednc.common.stand_in import with_own_means
+from fednc.common.tasks.base import TaskData
 
 app = ClientApp()
 
@@ -31,28 +34,31 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Local training from the global model; the update and, when asked for, the class sums of its result."""
-    order, here = _prepare(message, context)
-    guide = exchange.guide_of(message.content, here.run.method, order.server_round, here.train.count_K)
+    order, here, stage = _prepare(message, context)
+    mine, _ = here.at(stage)
+    guide = _guide(message, here, order.server_round, mine)
     global_state = _load_model(message, here)
     if here.run.method.trains_with_memory and guide.memory_ramp > 0:
-        guide = _own(guide, here)
+        guide = _own(guide, here, mine)
+    keys = here.task.trained_keys(here.model, stage)
     past = Past(context.state, order.server_round)
     added = additions(here.run.method, here.model, exchange.extra_of(message.content), past)
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
     result = trainer.train(
-        here.task, here.model, here.train, guide.to(here.device), here.run.train, order.server_round,
+        here.task, here.model, mine, guide.to(here.device), stage.train, stage.round_within(order.server_round),
         seeds.generator(here.run.seed, "batches", order.server_round, here.node), CURRENT.get(), added,
+        frozen=set(global_state) - set(keys),
     )  # fmt: skip
     here.task.before_upload(here.model, global_state)
-    content = RecordDict({MODEL: _encode(here, global_state, past)})
+    content = RecordDict({MODEL: _encode(here, keys, global_state, past)})
     news = {key: value for one in added for key, value in one.finish().items()}
     if news:
         content[EXTRA] = arrays.to_record(news)
     if order.wants_sums:
-        content[SUMS] = exchange.sums_record(_sums(here))
+        content[SUMS] = exchange.sums_record(_sent(here, mine)[0])
     metrics = {f"loss/{name}": value for name, value in result.losses.items()}
     content[METRICS] = MetricRecord(
-        {EXAMPLES: here.train.examples, "steps": result.steps, "seconds": result.seconds, **metrics}
+        {EXAMPLES: mine.examples, "steps": result.steps, "seconds": result.seconds, **metrics}
     )
     return Message(content, reply_to=message)
 
@@ -60,40 +66,50 @@ def train(message: Message, context: Context) -> Message:
 @app.query("memory")
 def memory(message: Message, context: Context) -> Message:
     """Class sums of the global model's features over this client's training data."""
-    _, here = _prepare(message, context)
+    _, here, stage = _prepare(message, context)
     _load_model(message, here)
-    metrics = MetricRecord({EXAMPLES: here.train.examples})
-    return Message(RecordDict({SUMS: exchange.sums_record(_sums(here)), METRICS: metrics}), reply_to=message)
+    mine, _ = here.at(stage)
+    sums, withheld = _sent(here, mine)
+    metrics = MetricRecord({EXAMPLES: mine.examples, WITHHELD: withheld})
+    return Message(RecordDict({SUMS: exchange.sums_record(sums), METRICS: metrics}), reply_to=message)
 
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """What this client holds; loads it."""
-    _, here = _prepare(message, context)
-    metrics = {EXAMPLES: here.train.examples, "held-out": here.held_out.examples}
-    counts = MetricRecord({**metrics, "class-counts": here.train.count_K.tolist()})
+    _, here, stage = _prepare(message, context)
+    mine, held_out = here.at(stage)
+    metrics = {EXAMPLES: mine.examples, "held-out": held_out.examples}
+    counts = MetricRecord({**metrics, "class-counts": mine.count_K.tolist()})
     return Message(RecordDict({METRICS: counts}), reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Additive statistics of the global model over what this client holds out."""
-    order, here = _prepare(message, context)
-    guide = exchange.guide_of(message.content, here.run.method, order.server_round, here.train.count_K)
+    order, here, stage = _prepare(message, context)
+    mine, held_out = here.at(stage)
+    guide = _guide(message, here, order.server_round, mine)
     _load_model(message, here)
     if here.run.method.uses_memory:
-        guide = _own(guide, here)
+        guide = _own(guide, here, mine)
     stats = trainer.evaluate(
-        here.task, here.model, here.held_out, guide.to(here.device), here.run.evaluate.batch, CURRENT.get()
+        here.task, here.model, held_out, guide.to(here.device), here.run.evaluate.batch, CURRENT.get()
     )
     content = RecordDict({STATS: arrays.to_record(stats)})
-    content[METRICS] = MetricRecord({EXAMPLES: here.held_out.examples})
+    content[METRICS] = MetricRecord({EXAMPLES: held_out.examples})
     return Message(content, reply_to=message)
 
 
-def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident]:
+def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident, Stage]:
     order = Instruction.of(message)
-    return order, resident(context, RunConfig.model_validate_json(order.run_json))
+    here = resident(context, RunConfig.model_validate_json(order.run_json))
+    return order, here, here.task.stage(order.server_round)
+
+
+def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) -> Guide:
+    guide = exchange.guide_of(message.content, here.run.method, server_round, mine.count_K)
+    return here.task.within_stage(guide, server_round)
 
 
 def _load_model(message: Message, here: Resident) -> dict[str, Tensor]:
@@ -107,26 +123,26 @@ def _load_model(message: Message, here: Resident) -> dict[str, Tensor]:
     return state
 
 
-def _shared_state(here: Resident) -> dict[str, Tensor]:
+def _encode(here: Resident, keys: list[str], global_state: dict[str, Tensor], past: Past) -> ArrayRecord:
     state = here.model.state_dict()
-    return {key: state[key] for key in here.task.shared_keys(here.model)}
-
-
-def _encode(here: Resident, global_state: dict[str, Tensor], past: Past) -> ArrayRecord:
-    update, left = codec.encode_update(
-        _shared_state(here), global_state, here.run.link.codec, past.read("residual")
-    )
+    trained = {key: state[key] for key in keys}
+    update, left = codec.encode_update(trained, global_state, here.run.link.codec, past.read("residual"))
     if left:
         past.write("residual", left)
     return update
 
 
-def _own(guide: Guide, here: Resident) -> Guide:
+def _own(guide: Guide, here: Resident, mine: TaskData) -> Guide:
     """With this client's own class means of the model it was sent, where they stand in for the class memory."""
-    return with_own_means(guide, _sums(here)) if here.run.method.memory_source == "own" else guide
+    return with_own_means(guide, _sums(here, mine)) if here.run.method.memory_source == "own" else guide
 
 
-def _sums(here: Resident) -> ClassSums:
+def _sums(here: Resident, mine: TaskData) -> ClassSums:
     return trainer.class_sums(
-        here.task, here.model, here.train, here.run.evaluate.batch, here.run.frame.dim, CURRENT.get()
+        here.task, here.model, mine, here.run.evaluate.batch, here.task.memory_dim, CURRENT.get()
     )
+
+
+def _sent(here: Resident, mine: TaskData) -> tuple[ClassSums, int]:
+    """What of the class sums leaves this machine, and how many classes do not."""
+    return withhold(_sums(here, mine), here.task.min_sum_examples, here.task.class_names)

@@ -6,7 +6,7 @@ each message has a process of its own, it is filled anew every time and everythi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from flwr.app import Context
@@ -16,6 +16,7 @@ from fednc.common import seeds, tasks
 from fednc.common.config import RunConfig
 from fednc.common.device import pick_device
 from fednc.common.errors import ConfigError, DataError
+from fednc.common.stages import Stage
 from fednc.common.tasks.base import Part, Task, TaskData
 
 
@@ -30,6 +31,18 @@ class Resident:
     held_out: TaskData
     device: torch.device
     node: str
+    _stages: dict[int, tuple[TaskData, TaskData]] = field(default_factory=dict)
+
+    def at(self, stage: Stage) -> tuple[TaskData, TaskData]:
+        """(what it trains on, what it holds out) in a stage: examples of its classes; of all classes so far."""
+        if not self.task.takes_sessions:
+            return self.train, self.held_out
+        if stage.number not in self._stages:
+            mine = self.train.of_classes(stage.earlier, stage.classes)
+            if stage.shots:
+                mine = mine.few(stage.shots, seeds.derive(self.run.seed, "shots", self.node))
+            self._stages[stage.number] = mine, self.held_out.of_classes(0, stage.classes)
+        return self._stages[stage.number]
 
 
 _RESIDENTS: dict[tuple[int, int], Resident] = {}

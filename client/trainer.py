@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,17 +37,23 @@ class LocalResult:
 def train(
     task: Task, model: nn.Module, data: TaskData, guide: Guide, section: TrainSection, server_round: int,
     generator: torch.Generator, hooks: Hooks, additions: Sequence[Addition] = (),
+    frozen: Collection[str] = (),
 ) -> LocalResult:  # fmt: skip
     """Train `model` in place for the section's epochs; `additions` are what the method adds to plain SGD.
+
+    Args:
+        server_round: what the decay of the learning rate counts.
+        frozen: keys of the state dict that stay as they are, bit for bit; for the rest of the run.
 
     Raises:
         CancelledError: the server no longer waits; the model is then half-trained.
     """
     model.train()
+    if frozen:
+        freeze(model, frozenset(frozen))
     lr = section.lr * section.lr_decay ** (server_round - 1)
-    optimiser = torch.optim.SGD(
-        model.parameters(), lr=lr, momentum=section.momentum, weight_decay=section.weight_decay
-    )
+    params = [p for p in model.parameters() if p.requires_grad] if frozen else list(model.parameters())
+    optimiser = torch.optim.SGD(params, lr=lr, momentum=section.momentum, weight_decay=section.weight_decay)
     guide = replace(guide, companions={k: v for one in additions for k, v in one.companions().items()})
     meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
     for _ in range(section.epochs):
@@ -59,10 +65,25 @@ def train(
             for one in additions:
                 one.on_gradients()
             if section.clip_norm:
-                nn.utils.clip_grad_norm_(model.parameters(), section.clip_norm)
+                nn.utils.clip_grad_norm_(params, section.clip_norm)
             optimiser.step()
             meter.add(task.batch_size_of(batch), loss, parts)
     return meter.result()
+
+
+def freeze(model: nn.Module, keys: frozenset[str], prefix: str = "") -> None:
+    """Parameters among `keys` get no gradient; a module all of whose state is among them is in evaluation mode.
+
+    So running statistics do not move either, and nothing in such a module is random.
+    """
+    own = {prefix + key for key in model.state_dict()}
+    if own and own <= keys:
+        model.eval().requires_grad_(False)
+        return
+    for name, param in model.named_parameters(recurse=False):
+        param.requires_grad_(param.requires_grad and prefix + name not in keys)
+    for name, child in model.named_children():
+        freeze(child, keys, f"{prefix}{name}.")
 
 
 def _loss(

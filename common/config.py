@@ -19,6 +19,7 @@ from fednc.common.sections import (
     LATER,
     EvaluateSection,
     FrameSection,
+    InitSection,
     LinkSection,
     MethodSection,
     RoundsSection,
@@ -28,6 +29,7 @@ from fednc.common.sections import (
     TaskSection,
     TrainSection,
 )
+from fednc.common.session import SessionSection
 
 
 class RunConfig(Section):
@@ -40,12 +42,19 @@ class RunConfig(Section):
     task: TaskSection = Field(default_factory=TaskSection)
     frame: FrameSection = Field(default_factory=FrameSection)
     method: MethodSection = Field(default_factory=MethodSection)
+    init: Annotated[InitSection, LATER] = Field(default_factory=InitSection)
     train: TrainSection = Field(default_factory=TrainSection)
     rounds: RoundsSection = Field(default_factory=RoundsSection)
+    sessions: Annotated[tuple[SessionSection, ...], LATER] = ()
     split: SplitSection | None = None
     link: LinkSection = Field(default_factory=LinkSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     server: ServerSection = Field(default_factory=ServerSection)
+
+    @property
+    def all_rounds(self) -> int:
+        """Rounds of the beginning and of all sessions."""
+        return self.rounds.total + sum(session.rounds for session in self.sessions)
 
     @property
     def digest(self) -> str:

@@ -30,6 +30,8 @@ class Guide:
         count_K: examples of each class that *this client* trains on; zeros where it has none.
         memory_ramp: factor 0 ... 1 on the memory terms of the loss (warm-up).
         companions: frozen models that the loss compares the trained one with; the client's own, they never travel.
+        classes: classes that exist so far: vertices from there on are nobody's; None: all of the task's.
+        earlier: classes from before the session under way.
     """
 
     method: MethodSection
@@ -39,6 +41,8 @@ class Guide:
     count_K: Tensor
     memory_ramp: float = 1.0
     companions: Mapping[str, nn.Module] = field(default_factory=dict)
+    classes: int | None = None
+    earlier: int = 0
 
     def to(self, device: torch.device) -> Guide:
         """The same guide with its tensors on `device`."""

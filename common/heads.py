@@ -40,17 +40,42 @@ class FrameHead(nn.Module):
         return self.scale * (unit(feat_BD) @ etf_KD.T)
 
 
-Head = LinearHead | FrameHead
+class CosineHead(nn.Module):
+    """Cosines to trained class vectors, times a scale: what a frame is compared with where nothing is frozen.
+
+    Attributes:
+        weight: [K, D], one class vector per row; only its direction counts.
+        scale: s; a parameter [] if trainable, else a plain number.
+    """
+
+    scale: Tensor | float
+
+    def __init__(self, dim: int, label_space: int, scale: float, trainable: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(label_space, dim))
+        self.scale = nn.Parameter(torch.tensor(scale)) if trainable else scale
+
+    def forward(self, feat_BD: Tensor) -> Tensor:
+        """s cos(feat, weight), [B, K]."""
+        return self.scale * (unit(feat_BD) @ unit(self.weight).T)
+
+
+Head = LinearHead | FrameHead | CosineHead
 
 
 def build_head(method: MethodSection, dim: int, label_space: int) -> Head:
     """The head that `method` asks for."""
     if method.head == "linear":
         return LinearHead(dim, label_space)
+    if method.head == "cosine":
+        return CosineHead(dim, label_space, method.scale, method.train_scale)
     return FrameHead(method.scale, method.train_scale)
 
 
 def logits(head: Head, feat_BD: Tensor, guide: Guide) -> Tensor:
-    """Scores before the softmax in training, [B, K], without class prior."""
-    scores_BK: Tensor = head(feat_BD) if isinstance(head, LinearHead) else head(feat_BD, guide.etf_KD)
-    return scores_BK
+    """Scores before the softmax in training, [B, K], without class prior; -inf where there is no class yet."""
+    scores_BK: Tensor = head(feat_BD, guide.etf_KD) if isinstance(head, FrameHead) else head(feat_BD)
+    if guide.classes is None:
+        return scores_BK
+    later_K = torch.arange(scores_BK.shape[1], device=scores_BK.device) >= guide.classes
+    return scores_BK.masked_fill(later_K, -torch.inf)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fednc.common.frame import unit
 from fednc.common.guide import Guide
-from fednc.common.heads import FrameHead, Head, logits
+from fednc.common.heads import CosineHead, FrameHead, Head, logits
 
 
 def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
@@ -64,4 +64,4 @@ def _nearest_mean(feat_BD: Tensor, mean_KD: Tensor) -> Tensor:
 
 
 def _scale(head: Head, guide: Guide) -> Tensor | float:
-    return head.scale if isinstance(head, FrameHead) else guide.method.scale
+    return head.scale if isinstance(head, FrameHead | CosineHead) else guide.method.scale

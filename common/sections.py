@@ -58,8 +58,10 @@ class MethodSection(Section):
     name: Literal["fedavg", "fedprox", "scaffold", "moon", "fedntd", "fedlc", "fedetf", "fednc"] = Field(
         "fednc", description="preset for the keys below"
     )
-    head: Literal["linear", "frame"] = Field(
-        "frame", description="`linear`: an ordinary trained classifier; `frame`: the frozen vertices"
+    head: Literal["linear", "cosine", "frame"] = Field(
+        "frame",
+        description="`linear`: an ordinary trained classifier; `cosine`: trained class vectors, compared by "
+        "direction; `frame`: the frozen vertices",
     )
     loss: Literal["ce", "balanced-ce", "calibrated-ce", "dot"] = Field(
         "balanced-ce",
@@ -134,12 +136,13 @@ class MethodSection(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.head == "linear" and (self.loss == "dot" or self.readout in ("vertex", "blend")):
+        if self.head != "frame" and (self.loss == "dot" or self.readout in ("vertex", "blend")):
             raise ValueError(
-                "head = 'linear' has no vertices: use loss 'ce' or 'balanced-ce' and readout 'head' or 'memory'"
+                f"head = {self.head!r} has no vertices: use loss 'ce' or 'balanced-ce' and readout 'head' or "
+                "'memory'"
             )
-        if self.head == "linear" and self.target_blend > 0:
-            raise ValueError("head = 'linear' has no vertices to blend targets with: set target_blend = 0")
+        if self.head != "frame" and self.target_blend > 0:
+            raise ValueError(f"head = {self.head!r} has no vertices to blend targets with: set target_blend = 0")
         if self.head == "frame" and self.readout == "head":
             raise ValueError("head = 'frame' has no trained head: use readout 'vertex', 'memory' or 'blend'")
         return self
@@ -218,6 +221,38 @@ class LinkSection(Section):
         description="`fp32`: the weights as they are; `bf16`, `int8`: their change in a half or a quarter of the "
         "bytes, what rounding takes being made up for in the next round",
     )
+
+
+class InitSection(Section):
+    """What happens to the drawn weights before round 1."""
+
+    kind: Literal["ordinary", "nio", "nio-exact"] = Field(
+        "ordinary",
+        description="`ordinary`: nothing; `nio`, cheap: each client learns one scale for each tensor that makes the "
+        "gradients of its own sub-batches agree, the server takes geometric means; `nio-exact`: the scales that "
+        "make the clients' gradients agree, in two exchanges per iteration",
+    )
+    gain: Positive = Field(1.0, description="factor on the drawn weights (biases stay), before anything else")
+    report: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="measure cosine, norm and loss of the clients' gradients before and after, for which each sends "
+        "its gradient's direction twice; `auto`: with all kinds but `ordinary`",
+    )
+    iters: Count = Field(100, description="iterations")
+    lr: Positive = Field(0.01, description="step on the scales")
+    clip: Positive = Field(1.0, description="bound on each slope")
+    gamma: Positive = Field(
+        5.0, description="bound on the mean gradient norm; above it, the norm is lowered instead"
+    )
+    objective: Literal["cosine", "cosine-norm", "cosine-square"] = Field(
+        "cosine", description="what rises: mean cosine, and `gn_mul` times the sum of norms or of their squares"
+    )
+    gn_mul: NonNegative = Field(1.0, description="weight of the norms in the objective")
+    batch: Count = Field(128, description="examples per iteration and client")
+    sub_batches: Annotated[int, Field(ge=2)] = Field(
+        4, description="sub-batches that `nio` cuts a batch into; for `nio-exact` each client's batch is one"
+    )
+    overlap: Share = Field(0.2, description="by how much sub-batches of `nio` reach into their neighbours")
 
 
 class EvaluateSection(Section):

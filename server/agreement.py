@@ -92,9 +92,14 @@ class Agreement:
     def of(
         cls, task: Task, frame: Frame, model: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None
     ) -> Agreement:
-        """The agreement of a run of fednc's own apps; `extra` is what a method keeps on the server."""
+        """The agreement of a run of fednc's own apps in one stage.
+
+        Args:
+            model: the tensors that clients train in it.
+            extra: what a method keeps on the server.
+        """
         weights = {key: Expected.like(value, task.run.link.codec) for key, value in model.items()}
-        sums = _layout(ClassSums.zeros(frame.vertices, frame.dim).to_tensors())
+        sums = _layout(ClassSums.zeros(frame.vertices, task.memory_dim).to_tensors())
         additions = {EXTRA: _layout(extra)} if extra else {}
         return cls(
             label_space=task.label_space,

@@ -38,6 +38,8 @@ class Manifest(BaseModel):
     tensors_sha256: str
     history: list[dict[str, Any]] = []
     parts: dict[str, int] = {}  # part of the split that each name keeps
+    classes: dict[str, Any] | None = None  # of a run with sessions: the registry so far
+    opened: int = 0  # the session that has been opened since the round; 0: none
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -51,6 +53,8 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]  # `model.*`, `memory.*`, `extra.*`, `frame.etf_KD`
     history: list[dict[str, Any]] = field(default_factory=list)
     parts: Mapping[str, int] = field(default_factory=dict)
+    classes: dict[str, Any] | None = None
+    opened: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -80,10 +84,12 @@ class Checkpoints:
             tensors_sha256=hashlib.sha256(data).hexdigest(),
             history=checkpoint.history,
             parts=dict(checkpoint.parts),
+            classes=checkpoint.classes,
+            opened=checkpoint.opened,
             bytes_up=checkpoint.bytes_up,
             bytes_down=checkpoint.bytes_down,
         )
-        stem = self._stem(checkpoint.round)
+        stem = self._stem(checkpoint)
         write_atomically(stem.with_suffix(".safetensors"), data)
         faults.at("server.checkpoint.tensors")
         write_atomically(stem.with_suffix(".json"), json.dumps(manifest.model_dump(mode="json")).encode())
@@ -116,8 +122,10 @@ class Checkpoints:
             raise DataError(f"none of the {len(manifests)} checkpoints in {self._folder} is intact")
         return None
 
-    def _stem(self, server_round: int) -> Path:
-        return self._folder / f"round-{server_round:06d}"
+    def _stem(self, checkpoint: Checkpoint) -> Path:
+        """An opened session has a file of its own, which sorts behind that of the round before it."""
+        opened = f"s{checkpoint.opened}" if checkpoint.opened else ""
+        return self._folder / f"round-{checkpoint.round:06d}{opened}"
 
     def _manifests(self) -> list[Path]:
         return sorted(self._folder.glob("round-*.json"), reverse=True)
@@ -139,6 +147,8 @@ def _read(path: Path) -> Checkpoint:
         tensors=safetensors.torch.load(data),
         history=manifest.history,
         parts=manifest.parts,
+        classes=manifest.classes,
+        opened=manifest.opened,
         bytes_up=manifest.bytes_up,
         bytes_down=manifest.bytes_down,
     )

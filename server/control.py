@@ -18,6 +18,7 @@ class RunControl:
         self.over = False  # nobody is left to ask
         self.waiting = False  # between rounds, for clients or for an operator
         self.round = 0  # under way or about to begin
+        self.next_session: int | None = None  # that waits for an operator, who starts it by writing None
         self.last: RoundRecord | None = None  # the round completed last
         self.fold_s = 0.0  # spent in its fold
 

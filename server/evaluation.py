@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fednc.common.collapse import collapse
 from fednc.common.guide import Guide
-from fednc.common.heads import LinearHead
+from fednc.common.heads import CosineHead, LinearHead
 from fednc.common.memory import ClassSums
 from fednc.common.tasks.base import Stats, Task, TaskData, add_stats
 
@@ -26,19 +26,18 @@ class CentralEvaluation:
         self._task, self._model, self._data, self._batch = task, model, data, batch
 
     def __call__(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:
-        """Metrics of the task, and nc1 ... nc4."""
+        """Metrics of the task over the classes that exist, and nc1 ... nc4."""
         self._load(state)
         stats: Stats = {}
         feats, labels = [], []
         with torch.no_grad():
-            for batch in self._data.eval_batches(self._batch):
+            for batch in self._known(guide).eval_batches(self._batch):
                 add_stats(stats, self._task.statistics(self._model, batch, guide))
-                feat_BD, label_B = self._task.embed(self._model, batch)
+                feat_BD, label_B = self._task.aligned(self._model, batch)
                 feats.append(feat_BD)
                 labels.append(label_B)
-        geometry = collapse(
-            torch.cat(feats), torch.cat(labels), self._vertices(guide), len(self._task.class_names)
-        )
+        classes = len(self._task.class_names) if guide.classes is None else guide.classes
+        geometry = collapse(torch.cat(feats), torch.cat(labels), self._vertices(guide), classes)
         return {**self._task.metrics(stats), **geometry}
 
     def metrics(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:
@@ -46,7 +45,7 @@ class CentralEvaluation:
         self._load(state)
         stats: Stats = {}
         with torch.no_grad():
-            for batch in self._data.eval_batches(self._batch):
+            for batch in self._known(guide).eval_batches(self._batch):
                 add_stats(stats, self._task.statistics(self._model, batch, guide))
         return self._task.metrics(stats)
 
@@ -54,9 +53,13 @@ class CentralEvaluation:
         self._model.load_state_dict(state, strict=False)
         self._model.eval()
 
+    def _known(self, guide: Guide) -> TaskData:
+        """The examples of the classes that exist."""
+        return self._data if guide.classes is None else self._data.of_classes(0, guide.classes)
+
     def _vertices(self, guide: Guide) -> Tensor:
         head = getattr(self._model, "head", None)
-        return head.weight.detach() if isinstance(head, LinearHead) else guide.etf_KD
+        return head.weight.detach() if isinstance(head, LinearHead | CosineHead) else guide.etf_KD
 
     def class_means(self, state: Mapping[str, Tensor]) -> Tensor:
         """[K, D] class means of unit features on the test data."""
@@ -64,7 +67,7 @@ class CentralEvaluation:
         sums: ClassSums | None = None
         with torch.no_grad():
             for batch in self._data.eval_batches(self._batch):
-                feat_BD, label_B = self._task.embed(self._model, batch)
+                feat_BD, label_B = self._task.aligned(self._model, batch)
                 sums = sums or ClassSums.zeros(self._task.label_space, feat_BD.shape[1])
                 sums.add_batch(feat_BD, label_B)
         assert sums is not None

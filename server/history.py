@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ class RoundRecord:
     pooled: dict[str, float] = field(default_factory=dict)  # metrics over all clients' held-out examples
     worst_client: dict[str, Any] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)  # metrics on the server's own test data
+    session: int | None = None  # that ended with this round
+    memory_cosines: dict[str, float] = field(default_factory=dict)  # of each class's memory to its vertex, by name
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -50,6 +53,7 @@ class History:
         values = [accuracy for _, accuracy in self.accuracies]
         last = next((r for r in reversed(self.rounds) if r.test or r.pooled), None)
         last5 = values[-5:]
+        sessions = session_figures([r for r in self.rounds if r.session is not None])
         return {
             "rounds": len(self.rounds),
             "accuracy": values[-1] if values else None,
@@ -59,6 +63,7 @@ class History:
             "nc1": last.test.get("nc1") if last else None,
             "pooled_accuracy": last.pooled.get("accuracy") if last else None,
             "worst_client": last.worst_client if last else {},
+            **sessions,
         }
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -69,3 +74,27 @@ class History:
     def from_json(cls, rounds: list[dict[str, Any]]) -> History:
         """The history that `to_json` gave."""
         return cls(rounds=[RoundRecord(**record) for record in rounds])
+
+
+def session_figures(ends: Sequence[RoundRecord]) -> dict[str, Any]:
+    """What the rounds that ended a session say of them; nothing without any.
+
+    `session_acc`: after each session over all classes seen by then; `mean` of them; `drop` from the first to the
+    last; `novel`: on all classes of later sessions, at the end; `sessions`: all that is known of each.
+    """
+    accuracies = [record.accuracy for record in ends if record.accuracy is not None]
+    if not ends or len(accuracies) < len(ends):
+        return {}
+    measured = [record.test or record.pooled for record in ends]
+    told = ("accuracy", "base", "novel", "newest", "harmonic")
+    return {
+        "session_acc": accuracies,
+        "mean": sum(accuracies) / len(accuracies),
+        "drop": accuracies[0] - accuracies[-1],
+        "novel": measured[-1].get("novel"),
+        "sessions": [
+            {"session": record.session, "round": record.round, **{k: v for k, v in found.items() if k in told},
+             "memory_cosines": record.memory_cosines}
+            for record, found in zip(ends, measured, strict=True)
+        ],
+    }  # fmt: skip

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fednc.server.results import summary_of, write_files
 from fednc.server.run import FederatedRun, RunResult
 from fednc.server.security import security_of
 from fednc.server.serve import serve
+from fednc.server.state import GlobalState
 from fednc.server.surroundings import Surroundings
 
 
@@ -56,14 +58,15 @@ async def run_server(
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
     federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
     federation.door.keep_in(folder)
-    federation.agreement = Agreement.of(prepared.task, prepared.frame, prepared.state.model, prepared.state.extra)
+    _agree(federation, prepared, prepared.state)
     if kept:
         federation.roster.restore(dict(kept.parts))
         federation.earlier_bytes = (kept.bytes_up, kept.bytes_down)
     around = _surroundings(federation, checkpoints, returning=len(kept.parts) if kept else 0)
 
     def work(grid: LinkGrid) -> RunResult:
-        return prepared.execute(grid, replace(around, reject=grid.reject))
+        agree = partial(_agree, federation, prepared)
+        return prepared.execute(grid, replace(around, reject=grid.reject, agree=agree))
 
     def listening(port: int) -> None:
         on_listening(federation, port)
@@ -83,6 +86,11 @@ def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tupl
     if kept:
         prepared.restore(kept)
     return prepared, kept
+
+
+def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:
+    """What clients send in the stage under way; assigned at once, for the event loop reads it meanwhile."""
+    federation.agreement = Agreement.of(prepared.task, prepared.frame, state.trainable, state.extra)
 
 
 def _count_start(folder: Path) -> int:

@@ -13,17 +13,20 @@ from dataclasses import dataclass
 import torch
 from flwr.serverapp import Grid
 
-from fednc.common import exchange, seeds, tasks
+from fednc.common import seeds, tasks
 from fednc.common.config import RunConfig
 from fednc.common.errors import QuorumError, RunFailedError
 from fednc.common.frame import Frame, draw_frame
 from fednc.common.memory import ClassMemory
+from fednc.common.registry import ClassRegistry
+from fednc.common.stages import Stage
 from fednc.common.stand_in import Memories
 from fednc.common.tasks.base import Task
 from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.evaluation import CentralEvaluation
 from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
+from fednc.server.sessions import Sessions
 from fednc.server.state import GlobalState, control_variates
 from fednc.server.strategy import FrameStrategy
 from fednc.server.surroundings import Surroundings, Waiting
@@ -60,11 +63,13 @@ class FederatedRun:
             self.task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"), run.frame.kind
         )
         torch.manual_seed(seeds.derive(run.seed, "model"))
-        model = self.task.build_model()
+        self._model = model = self.task.build_model()
+        self._entered: Stage | None = None
+        self._opened = 0  # the session whose memory has been pooled
         shared = model.state_dict()
         self.state = GlobalState(
             model={key: shared[key].clone() for key in self.task.shared_keys(model)},
-            memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.frame.dim)),
+            memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.task.memory_dim)),
             extra=control_variates(model, self.task.shared_keys(model)) if run.method.control_variates else {},
         )
         self.history = History()
@@ -91,14 +96,37 @@ class FederatedRun:
         self._waiting = Waiting(self.run.rounds, grid, self._around, self._events)
         if self._around.returning:
             self._waiting.for_returning()
-        for server_round in range(self.state.completed + 1, self.run.rounds.total + 1):
-            if not self._one_round(server_round, grid):
+        self._sessions = Sessions(self.strategy, self._control, self._events, self.run.rounds.wait_s)
+        for server_round in range(self.state.completed + 1, self.run.all_rounds + 1):
+            if not (self._enter(server_round, grid) and self._one_round(server_round, grid)):
                 self._stop_before(server_round, grid)
                 break
         return RunResult(
             run=self.run, task=self.task, frame=self.frame, state=self.state, history=self.history,
             evaluation=self.evaluation,
         )  # fmt: skip
+
+    def _enter(self, server_round: int, grid: Grid) -> bool:
+        """Pass into the stage of a round; False when an operator stops the run instead."""
+        stage = self.task.stage(server_round)
+        if stage == self._entered:
+            return True
+        begins = not stage.is_first and server_round == stage.first and self._opened != stage.number
+        if begins and stage.waits and not self._sessions.wait_for_operator(stage):
+            return False
+        self._narrow(stage)
+        if begins:
+            if not (self._waiting.for_clients(stage.min_clients) and self._sessions.open(stage, grid)):
+                return False
+            self._opened = stage.number
+            self._save()
+        self._entered = stage
+        return True
+
+    def _narrow(self, stage: Stage) -> None:
+        self.state.narrow(self.task.trained_keys(self._model, stage))
+        self.strategy.enter(stage)
+        self._around.agree(self.state)
 
     def _stop_before(self, server_round: int, grid: Grid) -> None:
         """An operator ends the run: its last round is evaluated, as every run's is."""
@@ -112,16 +140,25 @@ class FederatedRun:
 
     def _test(self, record: RoundRecord) -> None:
         if self.evaluation:
-            guide = exchange.make_guide(self.run, self.frame, self.strategy.memory, record.round)
-            metrics = self.evaluation(self.state.model, guide)
+            metrics = self.evaluation(self.state.model, self.strategy.guide_at(record.round))
             record.test = {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def _end_stage(self, record: RoundRecord) -> None:
+        """What is told of a session when its last round is over."""
+        stage = self.strategy.stage
+        if self.task.takes_sessions and record.round == stage.last:
+            record.session = stage.number
+            self._model.load_state_dict(self.state.model, strict=False)
+            record.memory_cosines = self.task.memory_cosines(self._model, self.strategy.guide_at(record.round))
+            if stage.is_first:
+                self._sessions.warn(stage)
 
     def _one_round(self, server_round: int, grid: Grid) -> bool:
         """Whether it took place: not when an operator stops the run first."""
         self._control.round = server_round
         evaluates = self.strategy.evaluates(server_round)
         for _ in range(_TRIES):
-            if not self._waiting.for_clients():
+            if not self._waiting.for_clients(self.strategy.quorum):
                 return False
             up, down = self._around.traffic()
             record = self.strategy.run_round(server_round, grid, evaluates=evaluates)
@@ -131,16 +168,20 @@ class FederatedRun:
             raise _no_quorum(self.strategy, server_round, _TRIES)
         if evaluates:
             self._test(record)
+        self._end_stage(record)
         now_up, now_down = self._around.traffic()
         record.bytes_up, record.bytes_down = now_up - up, now_down - down
         self.history.rounds.append(record)
-        if self._around.checkpoints:
-            self._save(self._around.checkpoints)
+        self._save()
         self._control.complete(record, self.strategy.fold_s)
         self._say(record)
         return True
 
-    def _save(self, checkpoints: Checkpoints) -> None:
+    def _save(self) -> None:
+        if self._around.checkpoints:
+            self._save_to(self._around.checkpoints)
+
+    def _save_to(self, checkpoints: Checkpoints) -> None:
         """No round begins before the last one is safe: where the disk is full, the run waits for space.
 
         Raises:
@@ -169,7 +210,14 @@ class FederatedRun:
         return Checkpoint(
             round=self.state.completed, config_sha256=self.run.digest, tensors=tensors,
             history=self.history.to_json(), parts=self._around.parts(), bytes_up=bytes_up, bytes_down=bytes_down,
+            classes=self.registry.to_json() if self.run.sessions else None,
+            opened=self._opened if self.task.stage(self.state.completed).number < self._opened else 0,
         )  # fmt: skip
+
+    @property
+    def registry(self) -> ClassRegistry:
+        """The classes so far."""
+        return self.task.registry.first(self.strategy.stage.number)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after the checkpoint's round. Raises ProtocolError where its frame is not one."""
@@ -181,6 +229,9 @@ class FederatedRun:
             extra=checkpoint.under("extra."),
             completed=checkpoint.round,
         )
+        if checkpoint.classes:
+            self.task.registry.check_continues(ClassRegistry.from_json(checkpoint.classes))
+        self._opened = checkpoint.opened
         self.history = History.from_json(checkpoint.history)
         self.strategy = FrameStrategy(self.run, self.task, self.frame, self.state, self._events)
         self._events.emit("resume", f"going on after round {checkpoint.round}", round=checkpoint.round)
@@ -193,13 +244,15 @@ class FederatedRun:
         clients = "" if held is None else f", held out {held:.1%}"
         clients += f" (worst {worst['name']} {worst['accuracy']:.1%})" if worst else ""
         self._events.emit(
-            "round", f"round {record.round}/{self.run.rounds.total}: {record.replies} replies{loss}{accuracy}"
+            "round", f"round {record.round}/{self.run.all_rounds}: {record.replies} replies{loss}{accuracy}"
             f"{clients} ({record.seconds:.1f} s)", **vars(record), fold_s=self.strategy.fold_s,
         )  # fmt: skip
 
 
 def _no_quorum(strategy: FrameStrategy, server_round: int, tries: int) -> QuorumError:
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in strategy.failures.items()) or "nobody answered"
+    reasons = (
+        "; ".join(f"{name}: {reason}" for name, reason in strategy.replies.failures.items()) or "nobody answered"
+    )
     return QuorumError(
         f"round {server_round} got fewer than {strategy.quorum} replies {tries} times in a row ({reasons}). "
         "Mend the clients, or lower rounds.min_clients, or raise rounds.deadline_s."

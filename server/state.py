@@ -25,6 +25,7 @@ class GlobalState:
     memories: Memories
     completed: int = 0  # rounds
     extra: dict[str, Tensor] = field(default_factory=dict)  # what a method keeps on the server between rounds
+    trained: frozenset[str] | None = None  # tensors of the model that the stage under way trains; None: all
     record: ArrayRecord = field(init=False)  # the model as it travels
 
     def __post_init__(self) -> None:
@@ -42,20 +43,34 @@ class GlobalState:
 
     @property
     def folded(self) -> dict[str, Tensor]:
-        """Names, shapes and dtypes of what a client sends: its model, and the changes of the extra tensors."""
-        return {**self.model, **self.extra}
+        """Names, shapes and dtypes of what a client sends: what it trained, changes of the extra tensors."""
+        return {**self.trainable, **self.extra}
+
+    @property
+    def trainable(self) -> dict[str, Tensor]:
+        """The tensors of the model that the stage under way trains."""
+        return {key: value for key, value in self.model.items() if self.trained is None or key in self.trained}
+
+    def narrow(self, trained: Collection[str]) -> None:
+        """From now on only these tensors of the model are trained; the others stay as they are, bit for bit."""
+        self.trained = frozenset(trained)
+        kept = {exchange.control_key(key) for key in trained}
+        self.extra = {key: value for key, value in self.extra.items() if key in kept}
 
     def advance(self, mean: ArrayRecord, share: float) -> None:
         """The state after a round: the mean model; extra tensors plus their mean change.
 
         Args:
-            mean: over those who took part, of all that is `folded`.
+            mean: over those who took part, of all that is `folded`; what it lacks stays.
             share: of all examples that they hold; the others changed nothing.
         """
         record = ArrayRecord()
         for key in self.model:
-            record[key] = mean[key]
-        self.extra = {key: value + share * arrays.to_tensor(mean[key]) for key, value in self.extra.items()}
+            record[key] = mean[key] if key in mean else self.record[key]
+        changed = {
+            key: value + share * arrays.to_tensor(mean[key]) for key, value in self.extra.items() if key in mean
+        }
+        self.extra = {**self.extra, **changed}
         self.replace_model(record)
 
 

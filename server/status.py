@@ -21,7 +21,7 @@ def status_of(federation: Federation) -> pb.RunStatus:
         run_id=federation.run_id,
         method=federation.run.method.name,
         round=control.round,
-        rounds=federation.run.rounds.total,
+        rounds=federation.run.all_rounds,
         phase=_phase(federation),
         paused=control.paused,
         stopping=control.stopping,

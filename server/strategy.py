@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -17,14 +17,18 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fednc.common import arrays, exchange, faults, seeds
+from fednc.common import exchange, faults, seeds
 from fednc.common.config import RunConfig
-from fednc.common.exchange import EVALUATE, HELLO, MEMORY, STATS, TRAIN, Instruction
+from fednc.common.exchange import EVALUATE, HELLO, MEMORY, TRAIN, Instruction
 from fednc.common.frame import Frame
-from fednc.common.memory import ClassMemory, ClassSums, DriftSums, check_sums
-from fednc.common.records import record_of
+from fednc.common.guide import Guide
+from fednc.common.memory import ClassMemory, ClassSums, DriftSums
+from fednc.common.stages import Stage
 from fednc.common.stand_in import Pool
 from fednc.common.tasks.base import Stats, Task, add_stats
+from fednc.server import schedule
+from fednc.server.central import fit_centrally
+from fednc.server.checked import stats_in, sums_in
 from fednc.server.events import EventLog
 from fednc.server.fold import Fold
 from fednc.server.history import RoundRecord
@@ -39,12 +43,12 @@ class FrameStrategy(Strategy):
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
         self.replies = Replies(events)
         self.fold_s = 0.0  # spent in the last fold
-        self._run_json = run.model_dump_json()
+        self.stage: Stage = task.stage(state.completed + 1)
         self._trained: list[int] = []  # whose updates are in the model of the round under way
         self._announced: dict[int, int] = {}  # examples that each node said it trains on
         self._record = RoundRecord(round=0)
         self._local = Pool(*self._memory_shape, run.seed)
-        self._fold = Fold(state.folded)  # its memory serves every round
+        self._fold = Fold(state.folded)  # its memory serves every round of a stage
 
     # ---- Flower's interface --------------------------------------------------------------------------------
 
@@ -58,8 +62,11 @@ class FrameStrategy(Strategy):
         self.replies.forget_failures()
         nodes = self.sample(server_round, grid)
         self._get_to_know(list(grid.get_node_ids()) if self.state.extra else nodes, server_round, grid)
-        nodes = [node for node in nodes if node in self._announced]  # a weight not announced could not be bounded
-        instruction = self._instruction(server_round, wants_sums=self._wants_local_sums(server_round))
+        # A weight that was not announced could not be bounded; who holds nothing of the stage has none.
+        nodes = [node for node in nodes if self._announced.get(node)]
+        instruction = self._instruction(
+            server_round, wants_sums=schedule.wants_local_sums(self.run, self.stage, server_round)
+        )
         extra = exchange.extra_record(self.state.extra)
         content = exchange.instruction_content(instruction, arrays, self._guide(), extra)
         return to(grid, content, nodes, TRAIN, server_round)
@@ -83,7 +90,7 @@ class FrameStrategy(Strategy):
         if fold.updates < self.quorum:
             return None, None
         self._record.loss = sum(sorted(losses)) / fold.weight  # sorted: the same bits in any order of arrival
-        if self._wants_local_sums(server_round):
+        if schedule.wants_local_sums(self.run, self.stage, server_round):
             self._record.drift = _finite(drift.value())
         if self.run.method.memory_model == "local":
             self._remember(server_round, self._local)
@@ -121,37 +128,64 @@ class FrameStrategy(Strategy):
         """Say once what is about to run."""
         run, frame = self.run, self.frame
         self.events.emit(
-            "start", f"{run.method.name} on {run.task.name}: {run.rounds.total} rounds, frame K={frame.vertices} "
+            "start", f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds, frame K={frame.vertices} "
             f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}", method=run.method.name, frame=frame.digest,
             config=run.digest,
         )  # fmt: skip
+
+    # ---- stages --------------------------------------------------------------------------------------------
+
+    def enter(self, stage: Stage) -> None:
+        """The state is narrowed to what the stage trains; what clients hold of it is not known yet."""
+        self.stage, self._announced, self._fold = stage, {}, Fold(self.state.folded)
+
+    def holders(self, grid: Grid) -> list[int]:
+        """Nodes that hold examples of the stage's classes; asks those that have not said so yet."""
+        nodes = sorted(grid.get_node_ids())
+        self._get_to_know(nodes, self.stage.first, grid)
+        return [node for node in nodes if self._announced.get(node)]
+
+    def pool_new_classes(self, grid: Grid) -> None:
+        """Class means of the stage's classes into the memory."""
+        self._refresh_memory(self.stage.first, grid, self.run.rounds.deadline_s, self.holders(grid))
+
+    def _fit(self, server_round: int) -> None:
+        """The server trains alone, on the class memory."""
+        self._record = RoundRecord(round=server_round)
+        generator = seeds.generator(self.run.seed, "fit", server_round)
+        loss = fit_centrally(self.task, self.state, self.guide_at(server_round), self.stage, generator)
+        self._record.loss = _finite(loss)
 
     # ---- one round -----------------------------------------------------------------------------------------
 
     def run_round(self, server_round: int, grid: Grid, *, evaluates: bool) -> RoundRecord | None:
         """Train, refresh the memory, evaluate. None when too few replies came; the state is then untouched."""
         started, timeout_s = time.monotonic(), self.run.rounds.deadline_s
-        none = ConfigRecord()
-        replies = grid.send_and_receive(
-            self.configure_train(server_round, self.state.record, none, grid), timeout=timeout_s
-        )
-        model, _ = self.aggregate_train(server_round, replies)
-        self._record.missing = list(getattr(replies, "missing", []))
-        if model is None:
+        if self.task.fits_centrally(self.stage):
+            self._fit(server_round)
+        elif not self._train(server_round, grid, timeout_s):
             return None
-        if self._wants_global_memory(evaluates):
-            self._refresh_memory(server_round, grid, timeout_s)
+        if self._wants_global_memory(server_round, evaluates):
+            nodes = sorted(grid.get_node_ids()) if self.task.takes_sessions else self._trained
+            self._refresh_memory(server_round, grid, timeout_s, nodes)
         if evaluates:
             self._evaluate(server_round, grid, timeout_s)
         self.state.completed = server_round
         self._record.seconds = time.monotonic() - started
         return self._record
 
+    def _train(self, server_round: int, grid: Grid, timeout_s: float) -> bool:
+        messages = self.configure_train(server_round, self.state.record, ConfigRecord(), grid)
+        replies = grid.send_and_receive(messages, timeout=timeout_s)
+        model, _ = self.aggregate_train(server_round, replies)
+        self._record.missing = list(getattr(replies, "missing", []))
+        return model is not None
+
     def evaluate_early(self, grid: Grid) -> None:
         """Evaluate the round just completed although it was not its turn: the run ends with it."""
         server_round, timeout_s = self._record.round, self.run.rounds.deadline_s
-        if self._wants_global_memory(True) and not self._wants_global_memory(False):
-            self._refresh_memory(server_round, grid, timeout_s)
+        if self._wants_global_memory(server_round, True) and not self._wants_global_memory(server_round, False):
+            self._refresh_memory(server_round, grid, timeout_s, self._trained)
         self._evaluate(server_round, grid, timeout_s)
 
     def _evaluate(self, server_round: int, grid: Grid, timeout_s: float) -> None:
@@ -161,18 +195,12 @@ class FrameStrategy(Strategy):
     @property
     def quorum(self) -> int:
         """Replies without which a round does not count."""
-        wanted = self.run.rounds.clients_per_round or self.run.rounds.min_clients
-        return min(self.run.rounds.min_clients, wanted)
-
-    @property
-    def failures(self) -> Mapping[str, str]:
-        """Why clients failed in the last round, by name."""
-        return self.replies.failures
+        return self.stage.min_clients
 
     def sample(self, server_round: int, grid: Grid) -> list[int]:
-        """The nodes of a round, drawn from (seed, round) alone."""
+        """The nodes of a round, drawn from (seed, round) alone. In a session all: few hold its classes."""
         nodes = sorted(grid.get_node_ids())
-        count = self.run.rounds.clients_per_round
+        count = self.run.rounds.clients_per_round if self.stage.is_first else 0
         if not count or count >= len(nodes):
             return nodes
         draw = random.Random(seeds.derive(self.run.seed, "sample", server_round))  # noqa: S311 - reproducible
@@ -189,11 +217,11 @@ class FrameStrategy(Strategy):
             if examples is not None:
                 self._announced[reply.metadata.src_node_id] = examples
 
-    def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float) -> None:
+    def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]) -> None:
         """Class means of the new global model's features, exact: one forward pass at each client."""
         content = exchange.instruction_content(self._instruction(server_round), self.state.record)
         pool = Pool(*self._memory_shape, self.run.seed)
-        for reply in self.replies.ask(grid, content, self._trained, MEMORY, server_round, timeout_s):
+        for reply in self.replies.ask(grid, content, nodes, MEMORY, server_round, timeout_s):
             sums = self.replies.take(reply, self._checked_sums)
             if sums is not None:
                 pool.add(sums, reply.metadata.src_node_id)
@@ -221,15 +249,12 @@ class FrameStrategy(Strategy):
         return loss * examples
 
     def _checked_sums(self, content: RecordDict) -> ClassSums:
-        sums = exchange.sums_of(content)
-        check_sums(sums, self.task.label_space, exchange.examples_of(content))
-        return sums
+        return sums_in(content, self.task, self.stage)
 
     def _pool(self, content: RecordDict, pooled: Stats) -> dict[str, float] | None:
-        stats = arrays.from_record(record_of(content, STATS, ArrayRecord) or ArrayRecord())
-        if not stats:
-            return None  # a client that holds nothing out
-        exchange.check_stats(stats, self.task.no_statistics())
+        stats = stats_in(content, self.task)
+        if stats is None:
+            return None
         metrics = self.task.metrics(stats)
         add_stats(pooled, stats)
         return metrics
@@ -241,30 +266,30 @@ class FrameStrategy(Strategy):
         """What clients and read-out are given as the class memory."""
         return self.state.memories.under(self.run.method.memory_source, self.frame.etf_KD, self.run.seed)
 
+    def guide_at(self, server_round: int) -> Guide:
+        """The guide as the server's own evaluation and fit see it."""
+        made = exchange.make_guide(self.run, self.frame, self.memory, server_round)
+        return self.task.within_stage(made, server_round)
+
     @property
     def _memory_shape(self) -> tuple[int, int]:
-        return self.frame.vertices, self.frame.dim
+        return self.frame.vertices, self.task.memory_dim
 
     def _instruction(self, server_round: int, *, wants_sums: bool = False) -> Instruction:
-        return Instruction(run_json=self._run_json, server_round=server_round, wants_sums=wants_sums)
+        return Instruction(run_json=self.run.model_dump_json(), server_round=server_round, wants_sums=wants_sums)
 
     def _guide(self) -> ArrayRecord:
         return exchange.guide_record(self.frame, self.memory)
 
     def evaluates(self, server_round: int) -> bool:
         """Whether this round ends with an evaluation."""
-        every = self.run.rounds.evaluate_every
-        return server_round == self.run.rounds.total or (every > 0 and server_round % every == 0)
+        return schedule.evaluates(self.run, self.stage, server_round)
 
-    def _wants_local_sums(self, server_round: int) -> bool:
-        """Sums of the trained local models: for the drift metric, and for a memory made of them."""
-        return self.evaluates(server_round) or self.run.method.memory_model == "local"
-
-    def _wants_global_memory(self, evaluates: bool) -> bool:
-        method = self.run.method
-        if method.memory_model == "local" or not method.uses_memory:
-            return False
-        return evaluates or method.trains_with_memory
+    def _wants_global_memory(self, server_round: int, evaluating: bool) -> bool:
+        sessions = self.task.takes_sessions
+        return schedule.wants_global_memory(
+            self.run, self.stage, server_round, evaluating=evaluating, takes_sessions=sessions
+        )
 
 
 def _finite(value: float) -> float | None:

@@ -16,6 +16,7 @@ from fednc.common.sections import RoundsSection
 from fednc.server.checkpoint import Checkpoints
 from fednc.server.control import RunControl
 from fednc.server.events import EventLog
+from fednc.server.state import GlobalState
 
 _POLL_S = 0.1
 
@@ -29,6 +30,7 @@ class Surroundings:
     reject: Callable[[int, str], None] = lambda _node, _reason: None  # counts a reply that could not be used
     traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far
     parts: Callable[[], Mapping[str, int]] = dict  # part of the split that each client has, by name
+    agree: Callable[[GlobalState], None] = lambda _state: None  # told what clients send from now on
     checkpoints: Checkpoints | None = None
     control: RunControl = field(default_factory=RunControl)
     returning: int = 0  # clients that took part before a restart and are given time to come back
@@ -46,33 +48,33 @@ class Waiting:
         while self._there < self._around.returning and time.monotonic() < give_up:
             time.sleep(_POLL_S)
 
-    def for_clients(self) -> bool:
-        """True once `min_clients` are there and no operator holds the run; False when one stops it.
+    def for_clients(self, needed: int) -> bool:
+        """True once so many clients are there and no operator holds the run; False when one stops it.
 
         Raises:
             QuorumError: after `wait_s`, pauses not counted.
         """
         self._around.control.waiting = True
         try:
-            return self._for_clients()
+            return self._for_clients(needed)
         finally:
             self._around.control.waiting = False
 
-    def _for_clients(self) -> bool:
+    def _for_clients(self, needed: int) -> bool:
         control, give_up, told = self._around.control, time.monotonic() + self._rounds.wait_s, False
         while not control.stopping:
             if control.paused:
                 give_up = time.monotonic() + self._rounds.wait_s
-            elif (there := self._there) >= self._rounds.min_clients:
+            elif (there := self._there) >= needed:
                 return True
             elif time.monotonic() > give_up:
                 raise QuorumError(
-                    f"{there} of {self._rounds.min_clients} clients are ready after {self._rounds.wait_s:g} s. "
+                    f"{there} of {needed} clients are ready after {self._rounds.wait_s:g} s. "
                     f"{self._around.who_is_there()} Start more clients, or lower rounds.min_clients, "
                     "or raise rounds.wait_s."
                 )
             elif not told:
-                text = f"waiting for {self._rounds.min_clients} clients, {there} ready"
+                text = f"waiting for {needed} clients, {there} ready"
                 self._events.emit("waiting", text)
                 told = True
             time.sleep(_POLL_S)

@@ -29,6 +29,8 @@ NUMBERS = [
 
 def with_value(path: str, key: str, value: Any) -> dict[str, Any]:
     """Plain values of a run file in which only `path.key` is set."""
+    if path.startswith("["):  # a table that may repeat
+        return {path[1:-1]: [{key: value}]}
     values: dict[str, Any] = {}
     table = values
     for name in filter(None, path.split(".")):
@@ -38,6 +40,7 @@ def with_value(path: str, key: str, value: Any) -> dict[str, Any]:
 
 
 def dotted(path: str, key: str) -> str:
+    path = f"{path[1:-1]}.0" if path.startswith("[") else path
     return f"{path}.{key}".lstrip(".")
 
 
@@ -85,12 +88,12 @@ def test_head_loss_and_readout_must_fit_together() -> None:
     ("path", "key", "schema"), NUMBERS, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_digest_follows_every_number_that_bears_on_the_result(path: str, key: str, schema: dict[str, Any]) -> None:
-    base = {"split": {"shift": {}}}
+    base = {"split": {"shift": {}}, "sessions": [{"classes": ["late"]}]}
     resolved = parse_run(base).model_dump()
     changed = copy.deepcopy(resolved)
     table = changed
-    for name in filter(None, path.split(".")):
-        table = table[name]
+    for name in filter(None, path.strip("[]").split(".")):
+        table = table[name][0] if path.startswith("[") else table[name]
     table[key] += 1 if schema["type"] == "integer" else -table[key] / 2 if table[key] else 0.5
     same, other = parse_run(resolved), RunConfig.model_validate(changed)
     assert same.digest == parse_run(base).digest

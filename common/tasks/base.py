@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from fednc.common.config import RunConfig, explain
 from fednc.common.errors import ConfigError
 from fednc.common.guide import Guide
-from fednc.common.sections import SplitSection
+from fednc.common.registry import ClassRegistry
+from fednc.common.sections import SplitSection, TrainSection
+from fednc.common.stages import Stage, stage_at, stages_of
 
 Batch = Any  # what a task's own data yields; opaque to everybody else
 Stats = dict[str, Tensor]  # additive sums and counts, float64 or int64: stats of a union = sum of the stats
@@ -74,12 +76,21 @@ class TaskData(ABC):
     def to(self, device: torch.device) -> TaskData:
         """The same examples on `device`."""
 
+    def of_classes(self, first: int, end: int) -> TaskData:
+        """The examples of classes `first` to `end` - 1, in stored order; for tasks that take sessions."""
+        raise NotImplementedError(f"{type(self).__name__} cannot choose among classes ({first} to {end})")
+
+    def few(self, shots: int, seed: int) -> TaskData:
+        """At most `shots` examples of each class, drawn by `seed`; for tasks that take sessions."""
+        raise NotImplementedError(f"{type(self).__name__} cannot draw {shots} examples of each class ({seed})")
+
 
 class Task(ABC):
     """One workload. Stateless but for its options; models and data are passed in."""
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    takes_sessions: ClassVar[bool] = False  # classes may come later, in [[sessions]]
     Options: ClassVar[type[TaskOptions]]
 
     def __init__(self, run: RunConfig) -> None:
@@ -94,16 +105,82 @@ class Task(ABC):
             self.options = self.Options.model_validate(values)
         except ValidationError as e:
             raise ConfigError(explain(e, "run file", prefix="task")) from e
+        if run.sessions and not self.takes_sessions:
+            raise ConfigError(
+                f"task.name: {self.name!r} learns all of its classes at once. Leave out [[sessions]], or name "
+                "a task that takes them (docs/config.md)."
+            )
 
     @property
     @abstractmethod
     def class_names(self) -> tuple[str, ...]:
-        """Names of today's classes; class i has vertex i of the frame."""
+        """Names of the classes, those of all [[sessions]] included; class i has vertex i of the frame."""
 
     @property
     def label_space(self) -> int:
         """K: vertices of the frame, reserved ones included."""
         return self.run.frame.vertices or len(self.class_names)
+
+    # ---- classes that come later ---------------------------------------------------------------------------
+
+    @property
+    def registry(self) -> ClassRegistry:
+        """Which class has which vertex, by session. Raises ConfigError: a clash, or no room."""
+        later = [session.classes for session in self.run.sessions]
+        own = len(self.class_names) - sum(map(len, later))
+        return ClassRegistry((self.class_names[:own], *later), self.label_space)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What the run consists of; one stage without [[sessions]]."""
+        return stages_of(self.run, self.registry.groups)
+
+    def stage(self, server_round: int) -> Stage:
+        """The stage of a round."""
+        return stage_at(self.stages, server_round)
+
+    def within_stage(self, guide: Guide, server_round: int) -> Guide:
+        """`guide` with what a round's stage says of classes; as it is for a task that takes no sessions."""
+        if not self.takes_sessions:
+            return guide
+        stage = self.stage(server_round)
+        return replace(guide, classes=stage.classes, earlier=stage.earlier)
+
+    def trained_keys(self, model: nn.Module, stage: Stage) -> list[str]:
+        """The shared keys that a stage trains and that travel up, in order; the others stay as they are, for ever.
+
+        So every stage's are among those of the stage before.
+        """
+        del stage
+        return self.shared_keys(model)
+
+    @property
+    def memory_dim(self) -> int:
+        """Width of what `embed` gives, and so of the class memory."""
+        return self.run.frame.dim
+
+    @property
+    def min_sum_examples(self) -> int:
+        """A client keeps a class's sum of features to itself when it is over fewer of its examples."""
+        return 1
+
+    def aligned(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(unit features [B, D] in the frame's space, labels [B]): what is compared with the vertices."""
+        return self.embed(model, batch)
+
+    def memory_cosines(self, model: nn.Module, guide: Guide) -> dict[str, float]:
+        """Cosine of each class's memory, in the frame's space, to its vertex, by class name; {} where untold."""
+        del model, guide
+        return {}
+
+    def fits_centrally(self, stage: Stage) -> bool:
+        """Whether the server alone trains in this stage, by `fit`; clients are not asked."""
+        del stage
+        return False
+
+    def fit(self, model: nn.Module, guide: Guide, section: TrainSection, generator: torch.Generator) -> float:
+        """Train on the class memory alone, in place; the mean loss. For tasks that fit centrally."""
+        raise NotImplementedError(f"{type(self).__name__} does not fit centrally")
 
     @classmethod
     @abstractmethod

@@ -85,6 +85,18 @@ class ImageData(TaskData):
         rest, held = hold_out_index(self.label_N.cpu().numpy(), share, seed)
         return self.select(rest), self.select(held)
 
+    def of_classes(self, first: int, end: int) -> ImageData:
+        """See TaskData."""
+        label_N = self.label_N.cpu().numpy()
+        return self.select(np.flatnonzero((label_N >= first) & (label_N < end)))
+
+    def few(self, shots: int, seed: int) -> ImageData:
+        """See TaskData."""
+        label_N = self.label_N.cpu().numpy()
+        shuffled_N = torch.randperm(len(label_N), generator=seeded(seed, "shots")).numpy()
+        drawn = [shuffled_N[label_N[shuffled_N] == c][:shots] for c in np.unique(label_N)]
+        return self.select(np.sort(np.concatenate([shuffled_N[:0], *drawn])))
+
     def select(self, index: Index) -> ImageData:
         """The images at `index`, in that order."""
         row_B = torch.from_numpy(index).to(self.label_N.device)

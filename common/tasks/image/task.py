@@ -117,7 +117,8 @@ class ImageTask(Task):
         -inf for vertices beyond today's classes.
         """
         image_model = _as_image_model(model)
-        return readout_logits(image_model.features(inputs), image_model.head, guide, len(self.class_names))
+        classes = len(self.class_names) if guide.classes is None else guide.classes
+        return readout_logits(image_model.features(inputs), image_model.head, guide, classes)
 
     def statistics(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> Stats:
         """Sums over the labelled images of a batch; loss is the cross-entropy of the read-out's softmax."""
@@ -211,3 +212,6 @@ def _split_with(part: Part, split: SplitSection | None) -> SplitSection:
             f"{split.parts} (split.parts)."
         )
     return split
+
+
+TASK = ImageTask

@@ -1,0 +1,25 @@
+"""Training at the server itself, on the class memory alone; clients send nothing but sums.
+
+Called by the strategy in stages where the task says so.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fednc.common import arrays
+from fednc.common.guide import Guide
+from fednc.common.stages import Stage
+from fednc.common.tasks.base import Task
+from fednc.server.state import GlobalState
+
+
+def fit_centrally(task: Task, state: GlobalState, guide: Guide, stage: Stage, generator: torch.Generator) -> float:
+    """Train what the stage trains and put it into `state`; the loss."""
+    with torch.random.fork_rng(devices=[]):
+        model = task.build_model()
+    model.load_state_dict(state.model, strict=False)
+    loss = task.fit(model, guide, stage.train, generator)
+    trained = model.state_dict()
+    state.advance(arrays.to_record({key: trained[key] for key in state.trainable}), share=0)
+    return loss
