@@ -7,9 +7,9 @@ and by tests; what is run is decided in `plan.py`, how in `rows.py`, what is mad
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from fednc.bench.plan import Comparison, final_rows, tuning_rows
+from fednc.bench.plan import Comparison, Row, final_rows, tuning_rows
 from fednc.bench.prepared import prepare
 from fednc.bench.report import Compared, choose_rates, draw, report
 from fednc.bench.rows import Bench, run_rows
@@ -38,7 +38,7 @@ def compare(
     for_tuning, for_report = prepare(plan, places, bench.folder)
     tuning = tuning_rows(plan, for_tuning.sha256)
     of_tuning = sum(row.run.rounds.total for row in tuning)
-    total = of_tuning + of_tuning // len(plan.tuning.rates) * len(plan.seeds)
+    total = of_tuning + len(plan.variants) * len(plan.seeds) * sum(_rounds_by_setting(tuning).values())
     done = 0
 
     def count(rounds: int) -> None:
@@ -52,6 +52,10 @@ def compare(
     compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
     _write(compared, bench)
     return compared
+
+
+def _rounds_by_setting(rows: Sequence[Row]) -> dict[str, int]:
+    return {row.setting: row.run.rounds.total for row in rows}
 
 
 def _write(compared: Compared, bench: Bench) -> None:

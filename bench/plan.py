@@ -34,6 +34,15 @@ class Variant(Section):
     name: Name = Field(description="what tables and plots call it")
     method: Values = Field(description="keys of [method] of the run file")
     frame: Values = Field(default_factory=dict, description="keys of [frame] of the run file")
+    rate_like: str = Field(
+        "",
+        description="variant whose learning rates it takes; empty: it is tuned itself. For variants a line apart",
+    )
+
+    @property
+    def tuned_as(self) -> str:
+        """The variant whose rates it has: itself, if no other."""
+        return self.rate_like or self.name
 
 
 class Setting(Section):
@@ -87,6 +96,10 @@ class Comparison(Section):
             found = [one.name for one in names]
             if len(set(found)) < len(found):
                 raise ValueError(f"two {kind}s have one name: {', '.join(found)}")
+        tuned = {variant.name for variant in self.variants if not variant.rate_like}
+        for variant in self.variants:
+            if variant.rate_like and variant.rate_like not in tuned:
+                raise ValueError(f"rate_like = {variant.rate_like!r} of {variant.name!r} is not a tuned variant")
         if self.baseline not in [variant.name for variant in self.variants]:
             raise ValueError(f"baseline {self.baseline!r} is not a variant")
         if self.tuning.seed in self.seeds:
@@ -150,22 +163,22 @@ def read_comparison(path: Path, seeds: tuple[int, ...] | None = None) -> Compari
 
 
 def tuning_rows(plan: Comparison, data_sha256: str) -> list[Row]:
-    """Every variant in every setting at every rate. Raises ConfigError: a run that cannot be, or one run twice."""
+    """Every variant that is tuned, in every setting, at every rate. Raises ConfigError: a run that cannot be, or one run twice."""
     rates, seed = plan.tuning.rates, plan.tuning.seed
     return _distinct([
         _row(plan, "tuning", setting, variant, seed, lr, data_sha256)
-        for setting, variant in _pairs(plan) for lr in rates
+        for setting, variant in _pairs(plan) if not variant.rate_like for lr in rates
     ])  # fmt: skip
 
 
 def final_rows(plan: Comparison, rates: dict[tuple[str, str], float], data_sha256: str) -> list[Row]:
-    """Every variant in every setting with every seed, at the rate that `rates` has for (setting, variant).
+    """Every variant in every setting with every seed, at the rate that `rates` has for (setting, tuned variant).
 
     Raises:
         ConfigError: a run that cannot be, or one run twice.
     """
     return _distinct([
-        _row(plan, "final", setting, variant, seed, rates[setting.name, variant.name], data_sha256)
+        _row(plan, "final", setting, variant, seed, rates[setting.name, variant.tuned_as], data_sha256)
         for setting, variant in _pairs(plan) for seed in plan.seeds
     ])  # fmt: skip
 

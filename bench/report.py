@@ -72,7 +72,7 @@ def results_table(compared: Compared, setting: str) -> Iterator[str]:
     for variant in compared.plan.variants:
         rows = compared.of(setting, variant.name)
         cells = [
-            variant.name, f"{compared.rates[setting, variant.name]:g}", _percent([_last5(row) for row in rows]),
+            variant.name, f"{compared.rates[setting, variant.tuned_as]:g}", _percent([_last5(row) for row in rows]),
             _percent([_best(row) for row in rows]), _rounds(compared.rounds_to_target(setting, variant.name)),
             _mean(rows, "drift", ".4f"), _mean(rows, "nc1", ".2f"), f"{fmean(r['duration_s'] for r in rows):.0f}",
         ]  # fmt: skip
@@ -82,7 +82,7 @@ def results_table(compared: Compared, setting: str) -> Iterator[str]:
 def _tuning_table(compared: Compared, setting: str) -> Iterator[str]:
     rates = sorted(compared.plan.tuning.rates)
     yield from _table_head(("variant", *(f"{rate:g}" for rate in rates)))
-    for variant in compared.plan.variants:
+    for variant in (one for one in compared.plan.variants if not one.rate_like):
         found = {
             row["lr"]: "failed" if row["failed"] else f"{100 * _last5(row):.1f}"
             for row in compared.tuning

@@ -84,6 +84,20 @@ def test_rates_are_tuned_apart_from_what_is_reported(done: tuple[Path, report.Co
         assert {row["lr"] for row in compared.of(setting, variant)} == {rate}
 
 
+def test_variants_a_line_apart_may_share_the_rate_of_one(tmp_path: Path) -> None:
+    variants = [
+        {"name": name, "rate_like": like, "method": {"name": "fednc", "readout": "vertex", "anchor": anchor}}
+        for name, like, anchor in (("fednc", "", 0.0), ("pulled", "fednc", 1.0))
+    ]
+    compared = compare(reduced(variants=variants, baseline="fednc", seeds=[1]), {}, bench(tmp_path))
+    assert {row["variant"] for row in compared.tuning} == {"fednc"}
+    assert len({row["lr"] for row in compared.final}) == 1
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert table.count("| pulled |") == 1, "in the results, not in the tuning table"
+    with pytest.raises(ValueError, match="'fednc' of 'pulled' is not a tuned variant"):
+        reduced(variants=[{**one, "rate_like": "fednc"} for one in variants], baseline="fednc")
+
+
 def test_whatever_is_there_is_not_run_again(done: tuple[Path, report.Compared]) -> None:
     folder, compared = done
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
@@ -211,8 +225,19 @@ def test_all_variants_of_a_setting_differ_in_the_method_alone() -> None:
 def test_comparison_files_can_be_planned(path: Path) -> None:
     plan = read_comparison(path)
     tuning = tuning_rows(plan, "0")
-    assert len(tuning) == len(plan.settings) * len(plan.variants) * len(plan.tuning.rates)
+    tuned = [variant for variant in plan.variants if not variant.rate_like]
+    assert len(tuning) == len(plan.settings) * len(tuned) * len(plan.tuning.rates)
+    assert set(plan.tuning.rates) <= {0.003, 0.01, 0.03, 0.1, 0.3}
+    final = final_rows(plan, {(row.setting, row.variant): 0.03 for row in tuning}, "1")
+    assert len(final) == len(plan.settings) * len(plan.variants) * len(plan.seeds)
+
+
+@pytest.mark.parametrize("name", ["cpu-smoke.toml", "cpu-fashion.toml", "full.toml"])
+def test_methods_are_compared_on_the_whole_grid(name: str) -> None:
+    plan = read_comparison(SMOKE.with_name(name))
     assert plan.tuning.rates == (0.003, 0.01, 0.03, 0.1, 0.3)
+    assert not any(variant.rate_like for variant in plan.variants)
+    assert {variant.name for variant in plan.variants} >= set(PRESETS)
 
 
 def test_validation_images_come_from_the_training_part_and_are_not_trained_on(tmp_path: Path) -> None:
