@@ -37,7 +37,7 @@ def compare(
     """
     for_tuning, for_report = prepare(plan, places, bench.folder)
     tuning = tuning_rows(plan, for_tuning.sha256)
-    of_tuning = sum(row.run.rounds.total for row in tuning)
+    of_tuning = sum(row.run.all_rounds for row in tuning)
     total = of_tuning + len(plan.variants) * len(plan.seeds) * sum(_rounds_by_setting(tuning).values())
     done = 0
 
@@ -55,7 +55,7 @@ def compare(
 
 
 def _rounds_by_setting(rows: Sequence[Row]) -> dict[str, int]:
-    return {row.setting: row.run.rounds.total for row in rows}
+    return {row.setting: row.run.all_rounds for row in rows}
 
 
 def _write(compared: Compared, bench: Bench) -> None:

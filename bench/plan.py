@@ -163,7 +163,11 @@ def read_comparison(path: Path, seeds: tuple[int, ...] | None = None) -> Compari
 
 
 def tuning_rows(plan: Comparison, data_sha256: str) -> list[Row]:
-    """Every variant that is tuned, in every setting, at every rate. Raises ConfigError: a run that cannot be, or one run twice."""
+    """Every variant that is tuned, in every setting, at every rate.
+
+    Raises:
+        ConfigError: a run that cannot be, or one run twice.
+    """
     rates, seed = plan.tuning.rates, plan.tuning.seed
     return _distinct([
         _row(plan, "tuning", setting, variant, seed, lr, data_sha256)

@@ -70,9 +70,9 @@ def results_table(compared: Compared, setting: str) -> Iterator[str]:
     head = ("variant", "lr", "last 5", "best", "rounds", "drift", "NC1", "s per run")
     yield from _table_head(head)
     for variant in compared.plan.variants:
-        rows = compared.of(setting, variant.name)
+        rows, rate = compared.of(setting, variant.name), compared.rates[setting, variant.tuned_as]
         cells = [
-            variant.name, f"{compared.rates[setting, variant.tuned_as]:g}", _percent([_last5(row) for row in rows]),
+            variant.name, f"{rate:g}", _percent([_last5(row) for row in rows]),
             _percent([_best(row) for row in rows]), _rounds(compared.rounds_to_target(setting, variant.name)),
             _mean(rows, "drift", ".4f"), _mean(rows, "nc1", ".2f"), f"{fmean(r['duration_s'] for r in rows):.0f}",
         ]  # fmt: skip

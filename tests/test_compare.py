@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import tomllib
 from pathlib import Path
@@ -94,7 +93,7 @@ def test_variants_a_line_apart_may_share_the_rate_of_one(tmp_path: Path) -> None
     assert len({row["lr"] for row in compared.final}) == 1
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert table.count("| pulled |") == 1, "in the results, not in the tuning table"
-    with pytest.raises(ValueError, match="'fednc' of 'pulled' is not a tuned variant"):
+    with pytest.raises(ValueError, match="rate_like = 'fednc' of 'fednc' is not a tuned variant"):
         reduced(variants=[{**one, "rate_like": "fednc"} for one in variants], baseline="fednc")
 
 
@@ -122,10 +121,7 @@ def test_processes_give_the_same_figures(done: tuple[Path, report.Compared], tmp
 
 
 def test_rows_that_share_a_training_have_the_figures_of_runs_of_their_own(tmp_path: Path) -> None:
-    read_outs = [
-        ("vertex", "memory"),
-        *itertools.product(("memory", "blend"), ("memory", "own", "stale", "random")),
-    ]
+    read_outs = [("vertex", "memory"), ("memory", "memory"), ("memory", "own"), ("blend", "stale")]
     variants = [{"name": "fedavg", "method": {"name": "fedavg"}}] + [
         {"name": f"{how}-{source}", "method": {"name": "fednc", "readout": how, "memory_source": source}}
         for how, source in read_outs
