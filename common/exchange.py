@@ -29,6 +29,7 @@ SUMS, STATS, METRICS = "sums", "stats", "metrics"
 HELLO, MEMORY = "query.hello", "query.memory"
 TRAIN, EVALUATE = "train", "evaluate"
 EXAMPLES, WITHHELD = "num-examples", "withheld"
+MAX_LOSS = 2.0**128  # beyond float32; the sum over all examples of a federation stays finite
 MAX_EXAMPLES = 1 << 32  # per client; the fold's precision is shared out over all that are announced
 
 
@@ -157,8 +158,8 @@ def loss_of(content: RecordDict) -> float:
     """The mean training loss that a reply reports. Raises ProtocolError."""
     metrics = record_of(content, METRICS, MetricRecord)
     loss = metrics.get("loss/loss") if metrics else None
-    if not isinstance(loss, int | float) or not math.isfinite(loss):
-        raise ProtocolError(f"the reply's loss is {loss!r:.40}, expected a finite number")
+    if not isinstance(loss, int | float) or not abs(loss) <= MAX_LOSS:  # NaN compares false
+        raise ProtocolError(f"the reply's loss is {loss!r:.40}, expected a finite number of float32")
     return float(loss)
 
 

@@ -142,6 +142,7 @@ def _check_array(meta: pb.ArrayMeta) -> None:
 def _check_values(entries: Iterable[pb.Entry]) -> None:
     entries = list(entries)
     require("manifest.values", len(entries) <= ENTRIES, f"{len(entries)} values, at most {ENTRIES}")
+    require("manifest.values", len({entry.key for entry in entries}) == len(entries), "a value occurs twice")
     for entry in entries:
         _check_text("manifest.values", entry.key, SHORT_TEXT)
         filled = [len(values) for _, values in entry.list.ListFields()]
