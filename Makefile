@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 TORCH       ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 TORCH_INDEX ?= $(if $(filter torch,$(TORCH)),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-faults test-flower check format protos docs install clean
+.PHONY: demo test test-faults test-flower check format protos docs results install clean
 
 demo: $(STAMP)  ## one server and four clients on this machine, fedavg against fednc
 	$(BIN)/fednc demo
@@ -42,6 +42,9 @@ protos: $(STAMP)  ## regenerate protos/*_pb2*.py
 
 docs: $(STAMP)  ## regenerate docs/config.md from the configuration model
 	$(BIN)/python -m fednc.cli.config_docs docs/config.md
+
+results: $(STAMP)  ## rewrite docs/results.md from results/
+	$(BIN)/python -m fednc.bench.page docs/results.md
 
 compose-demo:  ## the whole federation in containers, checked from outside; cleans up after itself
 	deploy/compose.sh

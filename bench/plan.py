@@ -58,6 +58,14 @@ class Setting(Section):
         return self
 
 
+class Part(Section):
+    """A part of a method: what it is worth is how far `variant` is ahead of the best of `against`."""
+
+    name: str = Field(description="what the part is, in a few words")
+    variant: str = Field(description="variant that has it")
+    against: tuple[str, ...] = Field(min_length=1, description="variants without it, and its controls")
+
+
 class Tuning(Section):
     """How each variant gets its learning rate in each setting: on a validation split, with a seed of its own."""
 
@@ -88,6 +96,8 @@ class Comparison(Section):
     tuning: Tuning = Field(default_factory=Tuning)
     run: Values = Field(description="a run file: what all rows have in common")
     settings: tuple[Setting, ...] = Field(min_length=1)
+    parts: tuple[Part, ...] = Field((), description="what the comparison says of parts of a method")
+    pictured: tuple[str, ...] = Field((), description="variants that pictures show; empty: all")
     variants: tuple[Variant, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -100,6 +110,10 @@ class Comparison(Section):
         for variant in self.variants:
             if variant.rate_like and variant.rate_like not in tuned:
                 raise ValueError(f"rate_like = {variant.rate_like!r} of {variant.name!r} is not a tuned variant")
+        named = {variant.name for variant in self.variants}
+        for name in (*self.pictured, *(one for part in self.parts for one in (part.variant, *part.against))):
+            if name not in named:
+                raise ValueError(f"pictured or a part names {name!r}, which is not a variant")
         if self.baseline not in [variant.name for variant in self.variants]:
             raise ValueError(f"baseline {self.baseline!r} is not a variant")
         if self.tuning.seed in self.seeds:

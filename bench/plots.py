@@ -26,6 +26,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 _MAX_ANNOTATED = 10  # classes; with more the numbers would no longer be legible
+_MAX_COLUMNS = 4  # heat maps side by side
 _MAX_LETTERS = 18  # of a class name on an axis
 
 
@@ -130,6 +131,33 @@ def geometry(path: Path, means: Mapping[str, Tensor], etf_KD: Tensor, class_name
         _name_classes(axes, labels)
     figure.colorbar(image, ax=list(row), label="cosine between centred class means", shrink=0.8, pad=0.01)
     figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def heat_maps(path: Path, panels: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
+    """Cosines of class means with class vectors, one heat map per method: collapse is a diagonal of ones.
+
+    Args:
+        path: PNG file to write.
+        panels: for each method [K, K]; rows are class means, columns class vectors. NaN is left blank.
+        class_names: K names.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    labels = [name if len(name) <= _MAX_LETTERS else f"{name[: _MAX_LETTERS - 1]}…" for name in class_names]
+    columns = min(len(panels), _MAX_COLUMNS)
+    rows = -(-len(panels) // columns)
+    margin_inch = 0.09 * max(map(len, labels))
+    figure = _new_figure((1.0 + margin_inch + 3.7 * columns, 0.4 + margin_inch + 3.9 * rows))
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, (name, cosine_KK) in zip(grid, panels.items(), strict=False):
+        own = cosine_KK.diagonal().nanmean()
+        image = _draw_heat_map(axes, cosine_KK, f"{name}\nmean with its own class vector {own:.2f}")
+    for place, axes in enumerate(grid):
+        axes.set_visible(place < len(panels))
+        _name_classes(axes, labels)
+    figure.colorbar(image, ax=list(grid), label="cosine of class mean with class vector", shrink=0.8, pad=0.01)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def cosines(mean_KD: Tensor) -> Tensor:

@@ -5,17 +5,22 @@ Called by `compare.py`. Pure: everything here follows from what the results file
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fednc.bench import plots
-from fednc.bench.plan import Comparison
+from fednc.bench.plan import Comparison, Variant
 
 Result = dict[str, Any]
 Rates = dict[tuple[str, str], float]
+_KNOWN = {"rounds", "accuracy", "best", "last5", "drift", "nc1", "pooled_accuracy", "worst_client"}
 _GEOMETRY = {"drift": "cross-client class drift", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3", "nc4": "NC4"}
 
 
@@ -35,14 +40,14 @@ class Compared:
     def rounds_to_target(self, setting: str, variant: str) -> list[int | None]:
         """For each seed the first round that reaches the baseline's best with that seed; None: no round does."""
         targets = {row["seed"]: _best(row) for row in self.of(setting, self.plan.baseline)}
-        return [_first_round(row, targets[row["seed"]]) for row in self.of(setting, variant)]
+        return [_first_round(row, targets.get(row["seed"], math.inf)) for row in self.of(setting, variant)]
 
 
 def choose_rates(tuning: Sequence[Result]) -> Rates:
     """The rate with the best mean of the last five rounds; the smaller one of two that are equal."""
     rates: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in tuning:
-        rates.setdefault((row["setting"], row["variant"]), []).append((_last5(row), -row["lr"]))
+        rates.setdefault((row["setting"], row["variant"]), []).append((last5(row), -row["lr"]))
     return {key: -max(found)[1] for key, found in rates.items()}
 
 
@@ -55,44 +60,70 @@ def report(compared: Compared, command: str) -> str:
         f"torch {one['machine']['torch']}.",
         f"Test accuracy in %: mean ± standard deviation over seeds {', '.join(map(str, plan.seeds))}. `last 5`: "
         f"mean of the last five rounds. `rounds`: until the best of {plan.baseline} with that seed is reached; "
-        "mean over the seeds that do. The learning rate of each row is its best on a validation split "
+        "mean over the seeds that do. `s per run`: training runs that several variants share are divided by "
+        "their number. The learning rate of each row is its best on a validation split "
         "(below).", "",
     ]  # fmt: skip
     for setting in plan.settings:
         lines += [f"## {setting.name}", "", *results_table(compared, setting.name), ""]
         lines += [f"Validation accuracy (last 5, %) by learning rate, seed {plan.tuning.seed}:", ""]
-        lines += [*_tuning_table(compared, setting.name), ""]
+        lines += [*tuning_table(compared, setting.name), ""]
     return "\n".join(lines)
 
 
 def results_table(compared: Compared, setting: str) -> Iterator[str]:
     """The lines of one setting's table."""
-    head = ("variant", "lr", "last 5", "best", "rounds", "drift", "NC1", "s per run")
-    yield from _table_head(head)
+    others = sorted({key for row in compared.final for key in row["summary"] if _is_figure(row, key)})
+    yield from table_head(("variant", "lr", "last 5", "best", "rounds", "drift", "NC1", *others, "s per run"))
     for variant in compared.plan.variants:
-        rows, rate = compared.of(setting, variant.name), compared.rates[setting, variant.tuned_as]
-        cells = [
-            variant.name, f"{rate:g}", _percent([_last5(row) for row in rows]),
-            _percent([_best(row) for row in rows]), _rounds(compared.rounds_to_target(setting, variant.name)),
-            _mean(rows, "drift", ".4f"), _mean(rows, "nc1", ".2f"), f"{fmean(r['duration_s'] for r in rows):.0f}",
-        ]  # fmt: skip
-        yield f"| {' | '.join(cells)} |"
+        cells = _cells(compared, setting, variant, others) or ["not run", *[""] * (len(others) + 6)]
+        yield f"| {variant.name} | {' | '.join(cells)} |"
 
 
-def _tuning_table(compared: Compared, setting: str) -> Iterator[str]:
+def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[str]) -> list[str]:
+    rows = compared.of(setting, variant.name)
+    if not rows:
+        return []
+    return [
+        f"{compared.rates[setting, variant.tuned_as]:g}", _percent([last5(row) for row in rows]),
+        _percent([_best(row) for row in rows]), _rounds(compared.rounds_to_target(setting, variant.name)),
+        _mean(rows, "drift", ".4f"), _mean(rows, "nc1", ".2f"), *(_figure(rows, key) for key in others),
+        f"{fmean(r['duration_s'] / r.get('shared_by', 1) for r in rows):.0f}",
+    ]  # fmt: skip
+
+
+def _is_figure(row: Result, key: str) -> bool:
+    """Whether the summary has figures under `key` that the table has no column for."""
+    value = row["summary"][key]
+    numbers = value if isinstance(value, list) and value else [value]
+    return key not in _KNOWN and all(isinstance(one, int | float) for one in numbers)
+
+
+def _figure(rows: Sequence[Result], key: str) -> str:
+    """Mean over the seeds; of a list, one mean for each place in it."""
+    values = [row["summary"][key] for row in rows if row["summary"].get(key) is not None]
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    return " / ".join(f"{fmean(place):.4g}" for place in zip(*lists, strict=True)) or "-"
+
+
+def tuning_table(compared: Compared, setting: str) -> Iterator[str]:
+    """The lines of one setting's table of validation accuracy by learning rate; the chosen one is bold."""
     rates = sorted(compared.plan.tuning.rates)
-    yield from _table_head(("variant", *(f"{rate:g}" for rate in rates)))
+    yield from table_head(("variant", *(f"{rate:g}" for rate in rates)))
     for variant in (one for one in compared.plan.variants if not one.rate_like):
         found = {
-            row["lr"]: "failed" if row["failed"] else f"{100 * _last5(row):.1f}"
+            row["lr"]: "failed" if row["failed"] else f"{100 * last5(row):.1f}"
             for row in compared.tuning
             if (row["setting"], row["variant"]) == (setting, variant.name)
         }
-        found[compared.rates[setting, variant.name]] = f"**{found[compared.rates[setting, variant.name]]}**"
-        yield f"| {variant.name} | {' | '.join(found[rate] for rate in rates)} |"
+        chosen = compared.rates.get((setting, variant.name))
+        if chosen in found:
+            found[chosen] = f"**{found[chosen]}**"
+        yield f"| {variant.name} | {' | '.join(found.get(rate, 'not run') for rate in rates)} |"
 
 
-def _table_head(names: Sequence[str]) -> Iterator[str]:
+def table_head(names: Sequence[str]) -> Iterator[str]:
+    """The first two lines of a Markdown table."""
     yield f"| {' | '.join(names)} |"
     yield f"|{'---|' * len(names)}"
 
@@ -113,7 +144,8 @@ def _mean(rows: Sequence[Result], key: str, form: str) -> str:
     return format(fmean(values), form) if values else "-"
 
 
-def _last5(row: Result) -> float:
+def last5(row: Result) -> float:
+    """Mean accuracy of the last five rounds."""
     return float(row["summary"].get("last5") or 0.0)  # a run that failed classifies nothing
 
 
@@ -126,14 +158,14 @@ def _first_round(row: Result, target: float) -> int | None:
 
 
 def draw(compared: Compared, folder: Path) -> None:
-    """For each setting accuracy per round, rounds to target, and geometry per round, as PNG files in `folder`.
+    """For each setting PNG files in `folder`: accuracy, geometry, rounds to target, class means and vectors.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    variants = [variant.name for variant in compared.plan.variants]
+    pictured = compared.plan.pictured or [variant.name for variant in compared.plan.variants]
     for setting in (setting.name for setting in compared.plan.settings):
-        rows = {variant: compared.of(setting, variant) for variant in variants}
+        rows = {variant: compared.of(setting, variant) for variant in pictured}
         accuracy = {variant: [_curve(row, "accuracy", 100) for row in found] for variant, found in rows.items()}
         plots.bands(folder / f"{setting}-accuracy.png", {"test accuracy (%)": accuracy})
         geometry = {
@@ -141,10 +173,31 @@ def draw(compared: Compared, folder: Path) -> None:
             for key, title in _GEOMETRY.items()
         }
         plots.bands(folder / f"{setting}-geometry.png", geometry)
-        reached = {variant: compared.rounds_to_target(setting, variant) for variant in variants}
+        reached = {variant: compared.rounds_to_target(setting, variant) for variant in pictured}
         title = f"rounds until the best of {compared.plan.baseline}"
         plots.bars(folder / f"{setting}-rounds.png", reached, title)
+        panels = {variant: _alignment(found) for variant, found in rows.items() if any(map(_aligned, found))}
+        if panels:
+            plots.heat_maps(folder / f"{setting}-alignment.png", panels, _class_names(compared, setting))
 
 
 def _curve(row: Result, key: str, factor: float = 1) -> list[tuple[int, float]]:
     return [(one["round"], factor * one[key]) for one in row["rounds"] if one.get(key) is not None]
+
+
+def _aligned(row: Result) -> bool:
+    return "alignment" in row
+
+
+def _alignment(rows: Sequence[Result]) -> Tensor:
+    """[K, K], the mean over the seeds."""
+    found = [
+        [[float(value) for value in line.split()] for line in row["alignment"]] for row in filter(_aligned, rows)
+    ]
+    return torch.tensor(found, dtype=torch.float64).nanmean(dim=0)
+
+
+def _class_names(compared: Compared, setting: str) -> list[str]:
+    config = next(row for row in compared.final if row["setting"] == setting)["config"]
+    later = [name for session in config.get("sessions", []) for name in session["classes"]]
+    return [*config["task"]["classes"], *later]

@@ -53,7 +53,8 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
         except QuorumError as e:  # the loss was no number any more
             failed = str(e)
     histories = {lead.digest: prepared.history, **{digest: other.history for digest, other in others.items()}}
-    return [_outcome(histories[row.digest], failed) for row in rows]
+    figures = {} if failed or lead.kind == "tuning" else _alignment(prepared)
+    return [{**_outcome(histories[row.digest], failed), **figures} for row in rows]
 
 
 class ReadOut:
@@ -73,8 +74,18 @@ class ReadOut:
             return {}
         memory = training.state.memories.under(method.memory_source, training.frame.etf_KD, self._run.seed)
         guide = exchange.make_guide(self._run, training.frame, memory, record.round)
+        guide = training.task.within_stage(guide, record.round)
         metrics = training.evaluation.metrics(training.state.model, guide)
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _alignment(training: FederatedRun) -> dict[str, list[str]]:
+    """Cosine of each class's mean on the test data with each class vector, at the end: one line for each class."""
+    if training.evaluation is None:
+        return {}
+    guide = exchange.make_guide(training.run, training.frame, training.state.memory, training.state.completed)
+    cosine_KK = training.evaluation.alignment(training.state.model, guide)
+    return {"alignment": [" ".join(f"{value:.3f}" for value in row) for row in cosine_KK.tolist()]}
 
 
 def _placed(run: RunConfig, data: Path) -> RunConfig:

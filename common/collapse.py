@@ -65,6 +65,18 @@ def class_cosines(mean_KD: Tensor) -> Tensor:
     return direction_KD @ direction_KD.T
 
 
+def alignment(mean_KD: Tensor, vertices_KD: Tensor) -> Tensor:
+    """float64 [K, K]: cosine of class i's mean, about the centre of all means, with class vector j.
+
+    Under collapse onto a frame it is the frame's own Gram matrix. NaN in the row of a class whose mean is zero:
+    nobody has seen it, and it does not move the centre.
+    """
+    mean_KD, seen_K = mean_KD.detach().double(), mean_KD.any(dim=1)
+    centred_KD = mean_KD - mean_KD[seen_K].mean(dim=0)
+    cosine_KK = unit(centred_KD) @ unit(vertices_KD.detach().double()).T
+    return cosine_KK.masked_fill(~seen_K[:, None], math.nan)
+
+
 def _class_means(feat_ND: Tensor, index_N: Tensor, present: int) -> Tensor:
     sum_PD = feat_ND.new_zeros(present, feat_ND.shape[1]).index_add_(0, index_N, feat_ND)
     return sum_PD / torch.bincount(index_N, minlength=present).unsqueeze(1)

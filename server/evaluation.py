@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fednc.common.collapse import collapse
+from fednc.common.collapse import alignment, collapse
 from fednc.common.guide import Guide
 from fednc.common.heads import CosineHead, LinearHead
 from fednc.common.memory import ClassSums
@@ -60,6 +60,10 @@ class CentralEvaluation:
     def _vertices(self, guide: Guide) -> Tensor:
         head = getattr(self._model, "head", None)
         return head.weight.detach() if isinstance(head, LinearHead | CosineHead) else guide.etf_KD
+
+    def alignment(self, state: Mapping[str, Tensor], guide: Guide) -> Tensor:
+        """float64 [K, K]: cosines of the centred class means on the test data with the class vectors."""
+        return alignment(self.class_means(state), self._vertices(guide))
 
     def class_means(self, state: Mapping[str, Tensor]) -> Tensor:
         """[K, D] class means of unit features on the test data."""

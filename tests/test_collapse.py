@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fednc.common.collapse import METRICS, class_cosines, collapse
+from fednc.common.collapse import METRICS, alignment, class_cosines, collapse
 from fednc.common.frame import draw_frame
 
 K, D, PER_CLASS = 6, 12, 15
@@ -135,3 +135,21 @@ def test_class_cosines():
     assert missing[2].isnan().all()
     assert missing[:, 2].isnan().all()
     assert missing.isnan().sum() == 2 * K - 1
+
+
+def test_alignment_is_the_frames_gram_matrix_under_collapse_and_its_diagonal_is_nc3_cos() -> None:
+    etf_KD = draw_frame(5, 9, seed=0).etf_KD
+    mean_KD = 0.3 * etf_KD + torch.randn(9)
+    torch.testing.assert_close(alignment(mean_KD, etf_KD), (etf_KD @ etf_KD.T).double(), atol=1e-5, rtol=0)
+    feat_ND, label_N = torch.randn(40, 9), torch.arange(40) % 5
+    mean_KD = torch.stack([feat_ND[label_N == c].mean(dim=0) for c in range(5)])
+    found = alignment(mean_KD, etf_KD).diagonal().mean().item()
+    assert abs(found - collapse(feat_ND, label_N, etf_KD, 5)["nc3_cos"]) < 1e-6
+
+
+def test_alignment_leaves_out_a_class_that_nobody_has_seen() -> None:
+    etf_KD, mean_KD = draw_frame(5, 9, seed=0).etf_KD, torch.randn(5, 9)
+    mean_KD[3] = 0
+    found = alignment(mean_KD, etf_KD)
+    assert found[3].isnan().all()
+    torch.testing.assert_close(found[:3], alignment(mean_KD[[0, 1, 2, 4]], etf_KD)[:3])
