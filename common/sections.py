@@ -185,6 +185,11 @@ class RoundsSection(Section):
     )
     deadline_s: Positive = Field(600.0, description="seconds after which a round goes on without those missing")
     wait_s: Positive = Field(300.0, description="seconds to wait for `min_clients` before giving up (exit code 5)")
+    max_update_norm: Annotated[NonNegative, LATER] = Field(
+        0.0,
+        description="largest L2 norm of a client's change of the model; an update beyond it is refused and counts "
+        "towards quarantine; 0: any",
+    )
     rejoin_s: NonNegative = Field(10.0, description="seconds a lost client has to come back to its assignment")
     evaluate_every: Annotated[int, Field(ge=0)] = Field(
         1, description="evaluate after every n-th round and after the last; 0: only after the last"
@@ -292,6 +297,8 @@ class ServerSection(Section):
     metrics_host: str = Field("127.0.0.1", description="address that the metrics are served on")
     ingest_mib: Count = Field(512, description="memory and upload slots that all clients together may occupy")
     quarantine_after: Annotated[int, Field(ge=0)] = Field(
-        3, description="refused messages and replies after which a client is shut out until a restart; 0: never"
+        3,
+        description="refused messages and replies after which a client is shut out until an operator readmits it; "
+        "0: never",
     )
     liveness_s: Positive = Field(5.0, description="seconds of silence after which an idle client counts as lost")

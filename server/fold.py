@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -87,10 +88,28 @@ def _largest(values: Values) -> float:
     return float(np.max([0.0, *(max(float(piece.max()), -float(piece.min())) for piece in pieces)]))
 
 
+def _square_distance(values: Values, origin: Values) -> float:
+    scratch, squares = np.empty(min(_BLOCK, values.size)), []
+    for start, piece in _cut(values, _BLOCK):
+        change = scratch[: piece.size]
+        np.subtract(piece, origin[start : start + piece.size], out=change, dtype=np.float64)
+        with np.errstate(over="ignore"):  # infinite is too far
+            squares.append(float(np.square(change, out=change).sum()))
+    return math.fsum(squares)
+
+
 def _cut(values: Values, size: int) -> Iterator[tuple[int, Values]]:
     """Flat pieces of at most `size` values, each with its place."""
     flat = values.reshape(-1)
     return ((start, flat[start : start + size]) for start in range(0, flat.size, size))
+
+
+@dataclass(frozen=True)
+class NormBound:
+    """How far an update may be from the global model: L2 norm over all floating-point tensors of `keys`."""
+
+    most: float
+    keys: Collection[str]  # of tensors that come as they are, not as changes
 
 
 class Fold:
@@ -100,9 +119,13 @@ class Fold:
         """Takes memory for states like `reference`; `start` comes next."""
         self._folds = {k: TensorFold(v.numel()) for k, v in reference.items() if _is_averaged(v)}
 
-    def start(self, reference: Mapping[str, Tensor], weights: Collection[int]) -> None:
+    def start(
+        self, reference: Mapping[str, Tensor], weights: Collection[int], bound: NormBound | None = None
+    ) -> None:
         """Begin at zero; `weights` are all that may come, `reference` is another state like the first one."""
-        self._reference = reference
+        self._reference, self._bound = reference, bound
+        within = {key: reference[key] for key in bound.keys if key in self._folds} if bound else {}
+        self._from = {key: _numpy(value).reshape(-1) for key, value in within.items() if value.is_floating_point()}
         self._total_weight, self._largest_weight = sum(weights), max(weights, default=1)
         for key, fold in self._folds.items():
             largest = _largest(_numpy(reference[key]))
@@ -115,7 +138,7 @@ class Fold:
 
         Raises:
             ProtocolError: other names, shapes or dtypes than the reference, values that are not finite or out
-                of bounds, or a weight beyond what was announced.
+                of bounds, a change of a larger norm than allowed, or a weight beyond what was announced.
         """
         if not 1 <= weight <= self._largest_weight or self.weight + weight > self._total_weight:
             raise ProtocolError(f"declares {weight} examples, more than it announced or less than one")
@@ -139,13 +162,19 @@ class Fold:
             with _naming(key):
                 values[key] = _matching(update[key], reference)
         averaged = {key: values[key] for key in self._folds}
-        self._spread(averaged, self._check)
+        squares: list[float] = []
+        self._spread(averaged, partial(self._check, squares))
+        norm = math.sqrt(math.fsum(squares))  # exact, so that threads do not change it
+        if self._bound and not norm <= self._bound.most:
+            raise ProtocolError(f"changes the model by a norm of {norm:.6g}, allowed are {self._bound.most:g}")
         return averaged
 
-    def _check(self, key: str, span: Values, place: int) -> None:
-        del place
+    def _check(self, squares: list[float], key: str, span: Values, place: int) -> None:
+        """Notes in `squares` what the span adds to the square of the norm."""
         with _naming(key):
             self._folds[key].check(span)
+        if key in self._from:
+            squares.append(_square_distance(span, self._from[key][place : place + span.size]))
 
     def _spread(self, values: Mapping[str, Values], act: Callable[[str, Values, int], None]) -> None:
         """`act(key, span of the values, its place)` for all values, on several threads where there are many."""

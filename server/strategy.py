@@ -30,7 +30,7 @@ from fednc.server import schedule
 from fednc.server.central import fit_centrally
 from fednc.server.checked import stats_in, sums_in
 from fednc.server.events import EventLog
-from fednc.server.fold import Fold
+from fednc.server.fold import Fold, NormBound
 from fednc.server.history import RoundRecord
 from fednc.server.replies import Replies, to
 from fednc.server.state import GlobalState
@@ -77,7 +77,7 @@ class FrameStrategy(Strategy):
         """The exact weighted mean of the updates, folded as they arrive; None below quorum."""
         self._record, self.fold_s = RoundRecord(round=server_round, failures=self.replies.failures), 0.0
         fold, announced = self._fold, list(self._announced.values())
-        fold.start(self.state.folded, announced)
+        fold.start(self.state.folded, announced, self._norm_bound)
         drift, self._local = DriftSums.zeros(*self._memory_shape), Pool(*self._memory_shape, self.run.seed)
         losses, self._trained = [], []
         for reply in self.replies.good(replies):
@@ -191,6 +191,11 @@ class FrameStrategy(Strategy):
     def _evaluate(self, server_round: int, grid: Grid, timeout_s: float) -> None:
         messages = self.configure_evaluate(server_round, self.state.record, ConfigRecord(), grid)
         self.aggregate_evaluate(server_round, grid.send_and_receive(messages, timeout=timeout_s))
+
+    @property
+    def _norm_bound(self) -> NormBound | None:
+        most = self.run.rounds.max_update_norm
+        return NormBound(most, self.state.trainable.keys()) if most else None
 
     @property
     def quorum(self) -> int:

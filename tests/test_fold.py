@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 import struct
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from flwr.app import ArrayRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fednc.common import arrays
+from fednc.common import arrays, codec
 from fednc.common.errors import ProtocolError
-from fednc.server.fold import Fold
+from fednc.server.fold import Fold, NormBound
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8]
 UNIT_ROUNDOFF = {torch.float64: 2**-53, torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
@@ -155,6 +156,59 @@ def test_values_in_unaligned_memory():
     fold = started({"w": torch.zeros(2)}, [1])
     fold.add(record, 1)
     assert arrays.from_record(fold.mean())["w"].tolist() == [1.0, 2.0]
+
+
+# ---- how far an update may be ------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 1000),
+    size=st.sampled_from([1, 5, 70_000]),
+    share=st.floats(0, 3).filter(lambda share: abs(share - 1) > 1e-5),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_a_change_of_a_larger_norm_than_allowed_is_refused_and_leaves_nothing(seed, size, share, dtype):
+    draw = torch.Generator().manual_seed(seed)
+    reference = {
+        "w": torch.randn(size, generator=draw).to(dtype), "b": torch.randn(3, generator=draw),
+        "steps": torch.tensor(7), "control": torch.zeros(2),
+    }  # fmt: skip
+    change = {key: torch.randn(reference[key].shape, generator=draw).to(reference[key].dtype) for key in "wb"}
+    update = {key: reference[key] + change[key] for key in "wb"}
+    norm = sum(float(((update[key].double() - reference[key].double()) ** 2).sum()) for key in "wb") ** 0.5
+    update |= {"steps": torch.tensor(10**5), "control": torch.full((2,), 1e3)}  # which are not bounded
+
+    fold = Fold(reference)
+    fold.start(reference, [2, 3], NormBound(share * norm, ["w", "b", "steps"]))
+    fold.add(arrays.to_record(reference), 2)
+    alone = bits(arrays.from_record(fold.mean()))
+    if share > 1:
+        fold.add(arrays.to_record(update), 3)
+        assert (fold.updates, fold.weight) == (2, 5)
+    else:
+        with pytest.raises(ProtocolError, match="changes the model by a norm of"):
+            fold.add(arrays.to_record(update), 3)
+        assert (fold.updates, fold.weight) == (1, 2)
+        assert bits(arrays.from_record(fold.mean())) == alone
+
+
+def test_a_norm_that_overflows_is_too_large():
+    reference = {"w": torch.full((2,), 1e300, dtype=torch.float64)}
+    fold = Fold(reference)
+    fold.start(reference, [1], NormBound(1e300, "w"))
+    with pytest.raises(ProtocolError, match="norm of inf"):
+        fold.add(arrays.to_record({"w": torch.full((2,), -1e300, dtype=torch.float64)}), 1)
+
+
+def test_a_bound_on_the_norm_counts_what_a_codec_stands_for():
+    reference = {"w": torch.ones(4, 4)}
+    record, _ = codec.encode_update({"w": torch.full((4, 4), 2.0)}, reference, "int8", {})
+    for most, is_taken in ((4.1, True), (3.9, False)):
+        fold = Fold(reference)
+        fold.start(reference, [1], NormBound(most, "w"))
+        with nullcontext() if is_taken else pytest.raises(ProtocolError, match="norm of 4"):
+            fold.add(record, 1)
 
 
 # ---- whole or nothing --------------------------------------------------------------------------------------
