@@ -238,10 +238,15 @@ class InitSection(Section):
         "make the clients' gradients agree, in two exchanges per iteration",
     )
     gain: Positive = Field(1.0, description="factor on the drawn weights (biases stay), before anything else")
-    report: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="measure cosine, norm and loss of the clients' gradients before and after, for which each sends "
-        "its gradient's direction twice; `auto`: with all kinds but `ordinary`",
+    min_rise: NonNegative = Field(
+        0.1,
+        description="learnt scales are used where they raise the mean cosine of the clients' gradients by this much; "
+        "else the weights stay as they were drawn",
+    )
+    report: bool = Field(
+        False,
+        description="measure cosine, norm and loss of the clients' gradients with `ordinary` too; each client sends "
+        "the direction of its gradient for that, with other kinds once before and once after",
     )
     iters: Count = Field(100, description="iterations")
     lr: Positive = Field(0.01, description="step on the scales")
@@ -253,7 +258,7 @@ class InitSection(Section):
         "cosine", description="what rises: mean cosine, and `gn_mul` times the sum of norms or of their squares"
     )
     gn_mul: NonNegative = Field(1.0, description="weight of the norms in the objective")
-    batch: Count = Field(128, description="examples per iteration and client")
+    batch: Count = Field(128, description="examples of a client per iteration")
     sub_batches: Annotated[int, Field(ge=2)] = Field(
         4, description="sub-batches that `nio` cuts a batch into; for `nio-exact` each client's batch is one"
     )

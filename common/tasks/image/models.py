@@ -1,4 +1,4 @@
-"""Models for small images: a CNN for CPUs, ResNet-18 and MobileNetV2 with strides for 32x32.
+"""Models for small images: a CNN for CPUs, a plain one without normalisation, ResNet-18 and MobileNetV2 for 32x32.
 
 Built by the task. All are backbone -> linear projection -> head, with no activation after the projection: the
 vertices of the frame point everywhere, and features that cannot be negative would reach at best a cosine of 0.71.
@@ -10,6 +10,7 @@ Legend: B batch, C channels, H height, W width, D feature width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ GROUPS = 8  # divides every channel count below
 class ImageModel(nn.Module):
     """Backbone, projection and head. Calling the model gives its features; the head is applied by the losses."""
 
-    def __init__(self, backbone: nn.Module, projection: nn.Linear, head: Head) -> None:
+    def __init__(self, backbone: nn.Module, projection: nn.Module, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
         self.projection = projection
@@ -44,11 +45,14 @@ def build_backbone(options: ImageOptions) -> tuple[nn.Module, int]:
 
     Channels-last weights: convolutions on the CPU are 1.4 times as fast with them.
     """
-    layers, width = {"cnn": _cnn, "resnet18": _resnet18, "mobilenetv2": _mobilenetv2}[options.model](options)
+    builders = {"cnn": _cnn, "plain": _plain, "resnet18": _resnet18, "mobilenetv2": _mobilenetv2}
+    layers, width = builders[options.model](options)
     backbone = nn.Sequential(*layers)
+    # Without normalisation the signal must keep its size on the way in; with it, that decides nothing.
+    mode: Literal["fan_in", "fan_out"] = "fan_in" if options.model == "plain" else "fan_out"
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
     return backbone.to(memory_format=torch.channels_last), width  # type: ignore[call-overload]
 
 
@@ -60,6 +64,18 @@ def _cnn(options: ImageOptions) -> tuple[list[nn.Module], int]:
         layers += [_conv(given, out), nn.MaxPool2d(2), _norm(options.norm, out), nn.ReLU()]
     layers += [*_conv_norm_relu(options.norm, wide, wide), nn.AdaptiveAvgPool2d(3), nn.Flatten()]
     return layers, 9 * wide
+
+
+def _plain(options: ImageOptions) -> tuple[list[nn.Module], int]:
+    """Seven convolutions without normalisation or shortcut: all that helps or hurts it is its initialisation."""
+    layers: list[nn.Module] = []
+    given = options.channels
+    for stride in (1, 1, 2, 1, 2, 1, 1):
+        conv = nn.Conv2d(given, options.width, 3, stride, padding=1)
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        layers += [conv, nn.ReLU()]
+        given = options.width
+    return [*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten()], 4 * given
 
 
 def _resnet18(options: ImageOptions) -> tuple[list[nn.Module], int]:

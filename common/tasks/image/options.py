@@ -22,16 +22,19 @@ class ImageOptions(TaskOptions):
         min_length=1,
         description="names of the classes; class i has vertex i of the frame. Data is mapped to them by name",
     )
-    model: Literal["cnn", "resnet18", "mobilenetv2"] = Field(
+    model: Literal["cnn", "plain", "resnet18", "mobilenetv2"] = Field(
         "cnn",
-        description="`cnn`: small, for CPUs; `resnet18`: with a stem for small images; `mobilenetv2`: strides for "
+        description="`cnn`: small, for CPUs; `plain`: seven convolutions without normalisation, which trains from a "
+        "good initialisation only; `resnet18`: with a stem for small images; `mobilenetv2`: strides for "
         "32x32",
     )
     norm: Literal["group", "batch"] = Field(
-        "group", description="normalisation layers; `batch` averages its running statistics with the weights"
+        "group",
+        description="normalisation layers (`plain` has none); `batch` averages its running statistics with the weights",
     )
     width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)] = Field(
-        32, description="channels of the first layer of `cnn`; the later ones have twice as many"
+        32,
+        description="channels of `cnn`'s first layer, its later ones have twice as many; of all layers of `plain`",
     )
     size: Annotated[int, Field(ge=4, le=1024)] = Field(
         32, description="height and width of the images in pixels; folder and hf images are resized to it"

@@ -1,0 +1,44 @@
+"""RescaleAdam (GradInit, NeurIPS 2021; NIO, NeurIPS 2022): Adam on one scale for each tensor, with two branches.
+
+Called with a slope from wherever it was computed; knows neither models nor clients.
+
+Legend: P scaled tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Branch = Literal["objective", "constraint"]
+_MEAN, _SQUARE = 0.9, 0.999  # Adam's betas
+_EPS = 1e-8
+
+
+class RescaleAdam:
+    """Each branch has a first moment and a step count of its own; the second moment is common to both.
+
+    Attributes:
+        scale_P: float64, the scales so far; ones at first.
+        steps: taken in each branch.
+    """
+
+    def __init__(self, floor_P: Tensor, lr: float, clip: float) -> None:
+        """`floor_P`: least value of each scale. `clip`: bound on each slope."""
+        self._floor_P, self._lr, self._clip = floor_P.double(), lr, clip
+        self.scale_P = torch.ones_like(self._floor_P)
+        self.steps: dict[Branch, int] = {"objective": 0, "constraint": 0}
+        self._mean_P = {branch: torch.zeros_like(self._floor_P) for branch in self.steps}
+        self._square_P = torch.zeros_like(self._floor_P)
+
+    def step(self, branch: Branch, slope_P: Tensor) -> None:
+        """Move against `slope_P`, the derivative of what the branch minimises."""
+        slope_P = slope_P.double().clamp(-self._clip, self._clip)
+        self.steps[branch] += 1
+        self._mean_P[branch].lerp_(slope_P, 1 - _MEAN)
+        self._square_P.lerp_(slope_P.square(), 1 - _SQUARE)
+        mean_P = self._mean_P[branch] / (1 - _MEAN ** self.steps[branch])
+        square_P = self._square_P / (1 - _SQUARE ** sum(self.steps.values()))
+        self.scale_P = torch.maximum(self.scale_P - self._lr * mean_P / (square_P.sqrt() + _EPS), self._floor_P)

@@ -1,0 +1,23 @@
+"""Overlapping sub-batches of one batch. Called by whoever learns scales on one data set; must not know models.
+
+Legend: B batch.
+"""
+
+from __future__ import annotations
+
+
+def windows(batch: int, parts: int, overlap: float) -> list[slice]:
+    """`parts` runs of a batch of B examples; with L = B // parts, run s is [(1-r) L s, (1+r) L (s+1)), rounded down.
+
+    The first begins at 0 and the last ends at B, so that every example is in one at least. Without overlap and
+    where `parts` divides B they are a partition. NIO (NeurIPS 2022, arXiv 2210.05956).
+
+    Args:
+        batch: B, at least `parts`.
+        parts: number of runs.
+        overlap: r in 0 ... 1, by how much each run is longer at both ends.
+    """
+    length = batch // parts
+    starts = [int((1 - overlap) * length * s) for s in range(parts)]
+    ends = [min(batch, int((1 + overlap) * length * (s + 1))) for s in range(parts - 1)]
+    return [slice(start, end) for start, end in zip(starts, [*ends, batch], strict=True)]
