@@ -213,9 +213,10 @@ def _draw_heat_map(axes: Any, cos_KK: Tensor, title: str) -> Any:
         for row, column in torch.isfinite(cos_KK).nonzero().tolist():
             value = cos_KK[row, column].item()
             ink = "white" if abs(value) > 0.6 else "black"
-            text = (
-                "1" if row == column else f"{round(value, 2) + 0.0:.2f}".replace("0.", ".")
-            )  # + 0.0: no minus before a zero
+            text = f"{round(value, 2) + 0.0:.2f}".replace("0.", ".").removesuffix(
+                ".00"
+            )  # + 0.0: no minus before 0
+            text = text or "0"
             axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=ink)
     return image
 

@@ -6,7 +6,7 @@ Called by `compare.py`. Pure: everything here follows from what the results file
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -168,17 +168,27 @@ def draw(compared: Compared, folder: Path) -> None:
         rows = {variant: compared.of(setting, variant) for variant in pictured}
         accuracy = {variant: [_curve(row, "accuracy", 100) for row in found] for variant, found in rows.items()}
         plots.bands(folder / f"{setting}-accuracy.png", {"test accuracy (%)": accuracy})
+        models = _by_models(rows)
         geometry = {
-            title: {variant: [_curve(row, key) for row in found] for variant, found in rows.items()}
+            title: {name: [_curve(row, key) for row in found] for name, found in models.items()}
             for key, title in _GEOMETRY.items()
         }
         plots.bands(folder / f"{setting}-geometry.png", geometry)
         reached = {variant: compared.rounds_to_target(setting, variant) for variant in pictured}
         title = f"rounds until the best of {compared.plan.baseline}"
         plots.bars(folder / f"{setting}-rounds.png", reached, title)
-        panels = {variant: _alignment(found) for variant, found in rows.items() if any(map(_aligned, found))}
+        panels = {name: _alignment(found) for name, found in models.items() if any(map(_aligned, found))}
         if panels:
             plots.heat_maps(folder / f"{setting}-alignment.png", panels, _class_names(compared, setting))
+
+
+def _by_models(rows: Mapping[str, list[Result]]) -> dict[str, list[Result]]:
+    """Rows by variant; variants that differ in the read-out alone, whose features are the same, under one name."""
+    named: dict[tuple[str, ...], list[str]] = {}
+    for variant, found in rows.items():
+        models = tuple(str(row.get("training", row["digest"])) for row in found)
+        named.setdefault(models, []).append(variant)
+    return {" = ".join(names): rows[names[0]] for names in named.values()}
 
 
 def _curve(row: Result, key: str, factor: float = 1) -> list[tuple[int, float]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fednc.bench.plots import cosines, curves, geometry
+from fednc.bench.plots import cosines, curves, geometry, heat_maps
 from fednc.common.frame import draw_frame
 
 
@@ -47,3 +47,15 @@ def test_curves_show_every_series(tmp_path: Path) -> None:
 
     fedavg, fednc = [(1, 0.4), (2, 0.5)], [(1, 0.6), (2, 0.7)]
     assert drawn(fedavg=fedavg) != drawn(fedavg=fedavg, fednc=fednc)
+
+
+def test_heat_maps_have_a_panel_for_each_method_in_rows_of_four(tmp_path: Path) -> None:
+    names, sizes = [f"class {c}" for c in range(6)], []
+    for count in (1, 3, 4, 5):
+        panels = {f"method {i}": torch.rand(6, 6, dtype=torch.float64) * 2 - 1 for i in range(count)}
+        panels["method 0"][2] = torch.nan
+        heat_maps(tmp_path / "maps.png", panels, names)
+        with Image.open(tmp_path / "maps.png") as image:
+            sizes.append(image.size)
+    assert sizes[0][0] < sizes[1][0] < sizes[2][0]
+    assert sizes[3][1] > 1.5 * sizes[2][1]
