@@ -85,12 +85,13 @@ def command(
     import logging
     import os
 
+    signals = _note_early_signals()
     import torch
 
     from fednc.client.bounds import Reserve
     from fednc.client.channel import credentials_from
     from fednc.client.link import LinkConfig
-    from fednc.client.rehearsal import rehearse
+    from fednc.client.rehearsal import rehearse, rehearse_foreign
     from fednc.common.errors import RunFailedError
     from fednc.common.interrupt import run_until_interrupted
 
@@ -112,16 +113,26 @@ def command(
     config = LinkConfig(server=server, name=name, credentials=credentials, once=once, **traits)
     if dry_run:
         if app:
-            raise ConfigError("--dry-run measures fednc's own app; leave --app out")
-        _show_rehearsal(run_until_interrupted(rehearse(config, host)), json)
+            run_id = run_until_interrupted(rehearse_foreign(config, host))
+            say(f"dry run for {run_id}: the server takes {name}, and the app {config.app} is loaded here")
+        else:
+            _show_rehearsal(run_until_interrupted(rehearse(config, host)), json)
         return
     host = Reserve(host, min_free_gib) if min_free_gib else host
-    over = run_until_interrupted(_attend(config, host, max_hours))
+    over = run_until_interrupted(_attend(config, host, max_hours, signals))
     if over and over.failed:
         raise RunFailedError(f"the server ended the run: {over.reason}")
 
 
-async def _attend(config: LinkConfig, host: Host, max_hours: float) -> pb.RunOver | None:
+def _note_early_signals() -> list[int]:
+    """Pause and resume as they come while this process still loads; by default they would end it."""
+    noted: list[int] = []
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, _frame: noted.append(number))
+    return noted
+
+
+async def _attend(config: LinkConfig, host: Host, max_hours: float, early: list[int]) -> pb.RunOver | None:
     """How the run ended; None where the client's hours were over before."""
     from fednc.client.bounds import attend_for
     from fednc.client.link import Link
@@ -129,6 +140,8 @@ async def _attend(config: LinkConfig, host: Host, max_hours: float) -> pb.RunOve
     link, loop = Link(config, host), asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, link.pause)
     loop.add_signal_handler(signal.SIGUSR2, link.resume)
+    if early[-1:] == [signal.SIGUSR1]:
+        link.pause()
     return await (attend_for(link, max_hours) if max_hours else link.run())
 
 

@@ -24,7 +24,8 @@ class BlobCache:
         self._blobs[digest] = data
 
     def __getitem__(self, digest: bytes) -> Buffer:
-        return self._blobs[digest]
+        """One blob, which an app may read and not change: it may be the next assignment's too."""
+        return memoryview(self._blobs[digest]).toreadonly()
 
     def settle(self, digests: Iterable[bytes]) -> None:
         """An assignment with these blobs is complete; forget what the last few did not use."""

@@ -100,6 +100,19 @@ async def rehearse(config: LinkConfig, host: Host) -> Rehearsal:
     )
 
 
+async def rehearse_foreign(config: LinkConfig, host: Host) -> str:
+    """Look in at the server and load a foreign app; the run's id. What the app does in a round is its own affair.
+
+    Raises: see `rehearse`.
+    """
+    welcome = await _look_in(config)
+    try:
+        await asyncio.to_thread(host.prepare, welcome)
+    finally:
+        host.leave()
+    return welcome.run_id
+
+
 async def _look_in(config: LinkConfig) -> pb.Welcome:
     try:
         async with open_channel(config.server, config.credentials, config.liveness_s) as channel:

@@ -6,6 +6,8 @@ each message has a process of its own, it is filled anew every time and everythi
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -45,7 +47,29 @@ class Resident:
         return self._stages[stage.number]
 
 
-_RESIDENTS: dict[tuple[int, int], Resident] = {}
+class Residents:
+    """Those of this process: of all nodes of the runs used last. A run left without a word is forgotten."""
+
+    def __init__(self, runs: int = 2) -> None:
+        self._most = runs
+        self._by_run: OrderedDict[int, dict[int, Resident]] = OrderedDict()  # the run used last at the end
+
+    def get(self, run_id: int, node_id: int, load: Callable[[], Resident]) -> Resident:
+        """The node's resident, loaded on first use. Raises what `load` raises."""
+        nodes = self._by_run.setdefault(run_id, {})
+        self._by_run.move_to_end(run_id)
+        if len(self._by_run) > self._most:
+            self._by_run.popitem(last=False)
+        if node_id not in nodes:
+            nodes[node_id] = load()
+        return nodes[node_id]
+
+    def forget(self, run_id: int, node_id: int) -> None:
+        """The run is over for this node."""
+        self._by_run.get(run_id, {}).pop(node_id, None)
+
+
+_RESIDENTS = Residents()
 
 
 def resident(context: Context, run: RunConfig) -> Resident:
@@ -55,15 +79,12 @@ def resident(context: Context, run: RunConfig) -> Resident:
         ConfigError: a task or device that is not here.
         DataError: data that does not fit the run.
     """
-    key = (context.run_id, context.node_id)
-    if key not in _RESIDENTS:
-        _RESIDENTS[key] = _load(context, run)
-    return _RESIDENTS[key]
+    return _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
 
 
 def forget(context: Context) -> None:
     """The run is over for this node."""
-    _RESIDENTS.pop((context.run_id, context.node_id), None)
+    _RESIDENTS.forget(context.run_id, context.node_id)
 
 
 def _load(context: Context, run: RunConfig) -> Resident:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ import pytest
 from our_link import OurLink, our_link
 from stock import BIN, environment, stock_flower
 
+from fednc.common.authority import Authority
+from fednc.common.credentials import Holder, Role
+
+YEAR = timedelta(days=365)
 APPS = Path(__file__).parent / "apps"
 
 
@@ -125,6 +130,30 @@ def test_who_runs_another_app_is_refused(tmp_path: Path) -> None:
         text = refusal(6, tmp_path, *client, "--app", str(APPS / "legacy"))
         assert "runs the app fedavg/1.0.0, this client legacy/1.0.0" in text
         assert "fedavg/1.0.0" in refusal(6, tmp_path, *client, "--data", "digits")
+
+
+def test_an_app_over_tls_and_its_dry_run(tmp_path: Path) -> None:
+    authority, folder = Authority.create(tmp_path / "ca", "apps"), APPS / "fedavg"
+    authority.issue_server(["127.0.0.1"], YEAR)
+    certs = [str(authority.issue_certificate(Holder(Role.NODE, f"node-{i}"), YEAR)) for i in range(2)]
+    (tmp_path / "run.toml").write_text(f"[server]\ncerts = {json.dumps(str(authority.server_folder))}\n")
+    app, out = ("--app", str(folder)), f"out={json.dumps(str(tmp_path))}"
+    with our_link(tmp_path, "run.toml", *app, "-c", out) as link:
+        client = ["client", "--server", f"127.0.0.1:{link.port}", "--once", *app]
+        assert "dry run" in refusal(0, tmp_path, *client, "--certs", certs[0], "--dry-run")
+        assert "does not let you act as 'node-0'" in refusal(
+            6, tmp_path, *client, "--certs", certs[1], "--name", "node-0", "--dry-run"
+        )
+        assert [event["text"] for event in link.events() if event["kind"] == "attend"] == [
+            "node-0 looks in (dry run)"
+        ]
+        for index, each in enumerate(certs):
+            link.join(f"node-{index}", *app, "--certs", each, "--node-config", f"partition-id={index}")
+        events = link.finish()
+    assert [event["auth"] for event in events if event["kind"] == "listening"] == ["mtls"]
+    on_our_link("fedavg", tmp_path / "plain")
+    for name in ("model.npz", "metrics.json"):
+        assert read(tmp_path / name) == read(tmp_path / "plain" / name)
 
 
 def test_settings_and_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
