@@ -1,4 +1,4 @@
-"""`fednc bench link|fold|scale`: reproducible measurements. Every number in the documentation comes from here.
+"""`fednc bench link|fold|scale|trainer`: reproducible measurements; the numbers in the documentation are theirs.
 
 Thin: parses options, shows progress on stderr, writes one JSON object.
 """
@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from fednc.cli.options import Json
+from fednc.cli.options import Device, Json
 from fednc.cli.output import say, show_table, write_json
 from fednc.common.errors import ConfigError
 
@@ -31,6 +31,12 @@ FoldParams = Annotated[int, typer.Option(min=0, help="Values of the array; 0: fo
 Many = Annotated[int, typer.Option(min=1, help="Clients.")]
 ScaleParams = Annotated[int, typer.Option("--params", min=1, help="Parameters of the model.")]
 ScaleRounds = Annotated[int, typer.Option("--rounds", min=1, help="Rounds to measure after one to warm up.")]
+Model = Annotated[str, typer.Option(help="cnn, plain, resnet18 or mobilenetv2, for images of 32 x 32.")]
+Width = Annotated[int, typer.Option(min=8, help="Width of `cnn` and `plain`.")]
+Images = Annotated[int, typer.Option(min=1, help="Images of an epoch.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images per step.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads on the CPU.")]
+Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Passes; the best one counts.")]
 
 
@@ -77,6 +83,25 @@ def scale(clients: Many = 1000, params: ScaleParams = 10_000, rounds: ScaleRound
     from fednc.bench.scale import measure
 
     _report("scale", [measure(clients, params, rounds, say)], json)
+
+
+@app.command()
+def trainer(
+    model: Model = "cnn", width: Width = 32, images: Images = 2048, batch: Batch = 64, repeats: Repeats = 5,
+    device: Device = "auto", threads: Threads = 1, precision: Precision = "fp32", json: Json = "",
+) -> None:  # fmt: skip
+    """Images per second of the trainer, beside a plain PyTorch loop on the same model.
+
+    Random images that lie on the device. An overhead is time over that of the plain loop, less 1; the loops take
+    turns.
+    """
+    from fednc.bench.trainer import measure
+
+    row = measure(
+        model, images=images, batch=batch, repeats=repeats, device=device, threads=threads, width=width,
+        precision=_list("--precision", precision, _one_of("fp32", "bf16"))[0],
+    )  # fmt: skip
+    _report("trainer", [row], json)
 
 
 def _whole(text: str) -> int:

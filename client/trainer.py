@@ -59,7 +59,8 @@ def train(
     for _ in range(section.epochs):
         for batch in data.train_batches(section.batch, generator):
             hooks.check()
-            loss, parts = _loss(task, model, batch, guide, additions)
+            with torch.autocast(guide.etf_KD.device.type, torch.bfloat16, enabled=section.precision == "bf16"):
+                loss, parts = _loss(task, model, batch, guide, additions)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             for one in additions:

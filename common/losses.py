@@ -168,6 +168,10 @@ def objective(
         ConfigError: `method.rehearsal` is on, but would train nothing: no projected memory, a frozen head; or the
             method compares models, and the task gives no views.
     """
+    if torch.is_autocast_enabled(feat_BD.device.type):  # layers may be coarse, losses may not
+        with torch.autocast(feat_BD.device.type, enabled=False):
+            wide = {name: View(view.feat_BD.float(), view.logit_BK.float()) for name, view in views.items()}
+            return objective(feat_BD.float(), label, head, guide, _float(rehearsal_KD), wide)
     method, label_B = guide.method, label.reshape(-1)
     parts = {"alignment": _alignment(feat_BD, label_B, head, _with_targets(guide))}
     for name, weight, pull in (("anchor", method.anchor, memory_anchor), ("centre", method.centre, memory_centre)):
@@ -181,6 +185,10 @@ def objective(
     parts |= _comparisons(feat_BD, label_B, head, guide, views)
     total = torch.stack(list(parts.values())).sum()
     return total, {name: part.detach() for name, part in parts.items()}
+
+
+def _float(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.float()
 
 
 def _with_targets(guide: Guide) -> Guide:

@@ -1,0 +1,159 @@
+"""`fednc bench trainer`: images per second of the shipped trainer, beside a plain PyTorch loop on the same model.
+
+Called by the command. Random images that lie on the device, one process, as many threads as asked for. The loops
+take turns, so that a machine that slows down slows all of them.
+
+Legend: N images, B batch, C channels, H height, W width, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fednc.client.hooks import Hooks
+from fednc.client.trainer import train
+from fednc.common import exchange, tasks
+from fednc.common.config import RunConfig, parse_run
+from fednc.common.device import pick_device
+from fednc.common.frame import draw_frame
+from fednc.common.memory import ClassMemory
+from fednc.common.tasks.base import Task
+from fednc.common.tasks.image.data import ImageData
+from fednc.common.tasks.image.models import build_backbone
+from fednc.common.tasks.image.options import ImageOptions
+
+CLASSES, SIZE, CHANNELS = 10, 32, 3
+_PRODUCT = 1024, 4096  # side of the matrices whose product measures the device: CPU, GPU
+_PRODUCT_TRIES = 5
+
+
+def measure(
+    model: str, *, images: int, batch: int, repeats: int, device: str, threads: int, precision: str, width: int
+) -> dict[str, Any]:
+    """Best of `repeats` epochs over `images` random images, for fednc, for fedavg, and for the plain loop.
+
+    Returns:
+        Images per second of each; `overhead` of fednc and of fedavg, time over that of the plain loop less 1; what
+        the device does of arithmetic in the plain loop, beside a product of large matrices.
+
+    Raises:
+        ConfigError: a model or device that is not here.
+    """
+    torch.set_num_threads(threads)
+    here = pick_device(device)
+    loops = {name: _ours(_run(name, model, batch, precision, width), images, here) for name in ("fednc", "fedavg")}
+    flops, loops["plain"] = _plain(_run("fedavg", model, batch, precision, width), images, here)
+    best = dict.fromkeys(loops, float("inf"))
+    for again in range(repeats + 1):
+        for name, epoch in loops.items():
+            took_s = _timed(epoch, here)
+            best[name] = min(best[name], took_s) if again else best[name]  # the first time warms up
+    done, possible = flops / best["plain"] / 1e12, _product_tflop_s(here, precision)
+    return {
+        "model": model, "width": width, "device": str(here), "threads": threads, "precision": precision,
+        "images": images, "batch": batch,
+        **{f"{name}_images_s": round(images / took_s, 1) for name, took_s in best.items()},
+        **{f"{name}_overhead": round(best[name] / best["plain"] - 1, 4) for name in ("fednc", "fedavg")},
+        "plain_tflop_s": round(done, 4), "product_tflop_s": round(possible, 4), "ratio": round(done / possible, 4),
+    }  # fmt: skip
+
+
+def _run(method: str, model: str, batch: int, precision: str, width: int) -> RunConfig:
+    classes = [str(c) for c in range(CLASSES)]
+    return parse_run({
+        "task": {"classes": classes, "model": model, "size": SIZE, "channels": CHANNELS, "width": width},
+        "method": {"name": method}, "train": {"batch": batch, "precision": precision},
+    })  # fmt: skip
+
+
+def _images(task: Task, images: int) -> ImageData:
+    draw = torch.Generator().manual_seed(0)
+    return ImageData(
+        pixel_NCHW=torch.randint(0, 256, (images, CHANNELS, SIZE, SIZE), dtype=torch.uint8, generator=draw),
+        label_N=torch.randint(0, CLASSES, (images,), generator=draw), label_space=task.label_space,
+        mean_C11=torch.full((CHANNELS, 1, 1), 0.5), std_C11=torch.full((CHANNELS, 1, 1), 0.25),
+    )  # fmt: skip
+
+
+def _ours(run: RunConfig, images: int, device: torch.device) -> Callable[[], None]:
+    """An epoch of the shipped trainer."""
+    torch.manual_seed(0)
+    task = tasks.get(run)
+    model, data = task.build_model().to(device), _images(task, images).to(device)
+    frame = draw_frame(task.label_space, run.frame.dim, seed=0)
+    guide = exchange.make_guide(run, frame, ClassMemory.empty(frame.vertices, frame.dim), 1).to(device)
+    generator = torch.Generator().manual_seed(0)
+
+    def epoch() -> None:
+        train(task, model, data, guide, run.train, 1, generator, Hooks())
+
+    return epoch
+
+
+class _Plain(nn.Module):
+    def __init__(self, options: ImageOptions, dim: int) -> None:
+        super().__init__()
+        backbone, width = build_backbone(options)
+        self.layers = nn.Sequential(backbone, nn.Linear(width, dim), nn.Linear(dim, CLASSES))
+
+    def forward(self, pixel_BCHW: Tensor) -> Tensor:
+        logit_BK: Tensor = self.layers(pixel_BCHW)
+        return logit_BK
+
+
+def _plain(run: RunConfig, images: int, device: torch.device) -> tuple[int, Callable[[], None]]:
+    """(arithmetic operations, an epoch) of what one would write down without any of our code but the model's."""
+    torch.manual_seed(0)
+    options = ImageOptions.model_validate({k: v for k, v in run.task.model_dump().items() if k != "name"})
+    model = _Plain(options, run.frame.dim).to(device)
+    section, data = run.train, _images(tasks.get(run), images).to(device)
+    half = section.precision == "bf16"
+    optimiser = torch.optim.SGD(
+        model.parameters(), lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay
+    )
+
+    def step(row_B: Tensor) -> None:
+        pixel_BCHW = (data.pixel_NCHW[row_B].float() / 255 - data.mean_C11) / data.std_C11
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = F.cross_entropy(model(pixel_BCHW), data.label_N[row_B])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    def epoch() -> None:
+        model.train()
+        for row_B in torch.randperm(images, device=device).split(section.batch):
+            step(row_B)
+
+    with FlopCounterMode(display=False) as counter:
+        step(torch.arange(min(section.batch, images), device=device))
+    return counter.get_total_flops() * images // min(section.batch, images), epoch
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    _wait_for(device)
+    started = time.perf_counter()
+    work()
+    _wait_for(device)
+    return time.perf_counter() - started
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _product_tflop_s(device: torch.device, precision: str) -> float:
+    side = _PRODUCT[device.type == "cuda"]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    one, other, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
+    took_s = min(_timed(partial(torch.mm, one, other, out=out), device) for _ in range(_PRODUCT_TRIES))
+    return 2 * side**3 / took_s / 1e12
