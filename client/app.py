@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fednc.client import trainer
 from fednc.client.hooks import CURRENT
+from fednc.client.initialise import Volunteer
 from fednc.client.objectives import additions
 from fednc.client.past import Past
 from fednc.client.resident import Resident, resident
@@ -84,6 +85,24 @@ def hello(message: Message, context: Context) -> Message:
     return Message(RecordDict({METRICS: counts}), reply_to=message)
 
 
+@app.query("init_gradient")
+def init_gradient(message: Message, context: Context) -> Message:
+    """Direction and norm of this client's gradient at scales of the drawn weights."""
+    return Message(_volunteer(message, context).gradient(message.content), reply_to=message)
+
+
+@app.query("init_slope")
+def init_slope(message: Message, context: Context) -> Message:
+    """How what the initialisation minimises changes with these scales, as far as it is this client's."""
+    return Message(_volunteer(message, context).slope(message.content), reply_to=message)
+
+
+@app.query("init_scales")
+def init_scales(message: Message, context: Context) -> Message:
+    """Scales that this client learns alone."""
+    return Message(_volunteer(message, context).scales(), reply_to=message)
+
+
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Additive statistics of the global model over what this client holds out."""
@@ -105,6 +124,14 @@ def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident,
     order = Instruction.of(message)
     here = resident(context, RunConfig.model_validate_json(order.run_json))
     return order, here, here.task.stage(order.server_round)
+
+
+def _volunteer(message: Message, context: Context) -> Volunteer:
+    order, here, stage = _prepare(message, context)
+    mine, _ = here.at(stage)
+    guide = _guide(message, here, order.server_round, mine)
+    _load_model(message, here)
+    return Volunteer(here, mine, guide, CURRENT.get())
 
 
 def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) -> Guide:

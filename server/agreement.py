@@ -15,6 +15,8 @@ from torch import Tensor
 from fednc.common import arrays, codec
 from fednc.common.exchange import EVALUATE, EXTRA, HELLO, MEMORY, METRICS, MODEL, STATS, SUMS, TRAIN
 from fednc.common.frame import Frame
+from fednc.common.initialise import messages
+from fednc.common.initialise.probe import Layout
 from fednc.common.memory import ClassSums
 from fednc.common.tasks.base import Task
 from fednc.protos import federation_pb2 as pb
@@ -53,15 +55,15 @@ class Expected:
         return ""
 
 
-Layout = Mapping[str, Expected]
+Arrays = Mapping[str, Expected]
 
 
 @dataclass(frozen=True)
 class ReplyForm:
     """The records of one kind of reply: those that must be there, and those that may."""
 
-    required: Mapping[str, Layout] = field(default_factory=dict)
-    optional: Mapping[str, Layout] = field(default_factory=dict)
+    required: Mapping[str, Arrays] = field(default_factory=dict)
+    optional: Mapping[str, Arrays] = field(default_factory=dict)
 
     def check(self, manifest: pb.Manifest) -> None:
         """Raises InvalidError unless the manifest has this form, with one record of metrics beside the arrays."""
@@ -90,13 +92,15 @@ class Agreement:
 
     @classmethod
     def of(
-        cls, task: Task, frame: Frame, model: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None
-    ) -> Agreement:
+        cls, task: Task, frame: Frame, model: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None,
+        initial: Layout | None = None,
+    ) -> Agreement:  # fmt: skip
         """The agreement of a run of fednc's own apps in one stage.
 
         Args:
             model: the tensors that clients train in it.
             extra: what a method keeps on the server.
+            initial: what is scaled before round 1, if anything.
         """
         weights = {key: Expected.like(value, task.run.link.codec) for key, value in model.items()}
         sums = _layout(ClassSums.zeros(frame.vertices, task.memory_dim).to_tensors())
@@ -108,6 +112,10 @@ class Agreement:
                 HELLO: ReplyForm(),
                 MEMORY: ReplyForm(required={SUMS: sums}),
                 EVALUATE: ReplyForm(optional={STATS: _layout(task.no_statistics())}),
+                **{
+                    question: ReplyForm(optional={messages.INIT: _layout(answer)})
+                    for question, answer in (messages.forms(initial) if initial else {}).items()
+                },
             },
         )
 
@@ -117,11 +125,11 @@ class Agreement:
             self.forms[message_type].check(manifest)
 
 
-def _layout(tensors: Mapping[str, Tensor]) -> Layout:
+def _layout(tensors: Mapping[str, Tensor]) -> Arrays:
     return {key: Expected.like(value) for key, value in tensors.items()}
 
 
-def _check_arrays(record: pb.Record, layout: Layout) -> None:
+def _check_arrays(record: pb.Record, layout: Arrays) -> None:
     given = {meta.key: meta for meta in record.arrays.items}
     if len(given) != len(record.arrays.items) or set(given) != set(layout):
         odd = sorted(set(given) ^ set(layout))[:3]

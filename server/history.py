@@ -26,6 +26,7 @@ class RoundRecord:
     memory_cosines: dict[str, float] = field(default_factory=dict)  # of each class's memory to its vertex, by name
     bytes_up: int = 0
     bytes_down: int = 0
+    init: dict[str, Any] = field(default_factory=dict)  # of the first round: what became of the drawn weights
 
     @property
     def accuracy(self) -> float | None:
@@ -64,6 +65,7 @@ class History:
             "pooled_accuracy": last.pooled.get("accuracy") if last else None,
             "worst_client": last.worst_client if last else {},
             **sessions,
+            **({"init": self.rounds[0].init} if self.rounds and self.rounds[0].init else {}),
         }
 
     def to_json(self) -> list[dict[str, Any]]:

@@ -90,7 +90,9 @@ def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tupl
 
 def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:
     """What clients send in the stage under way; assigned at once, for the event loop reads it meanwhile."""
-    federation.agreement = Agreement.of(prepared.task, prepared.frame, state.trainable, state.extra)
+    federation.agreement = Agreement.of(
+        prepared.task, prepared.frame, state.trainable, state.extra, prepared.layout
+    )
 
 
 def _count_start(folder: Path) -> int:

@@ -9,14 +9,16 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from flwr.serverapp import Grid
 
-from fednc.common import seeds, tasks
+from fednc.common import arrays, seeds, tasks
 from fednc.common.config import RunConfig
 from fednc.common.errors import QuorumError, RunFailedError
 from fednc.common.frame import Frame, draw_frame
+from fednc.common.initialise.probe import Layout
 from fednc.common.memory import ClassMemory
 from fednc.common.registry import ClassRegistry
 from fednc.common.stages import Stage
@@ -26,6 +28,7 @@ from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.evaluation import CentralEvaluation
 from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
+from fednc.server.initialise import Conversation, draw_with_gain, initialise, scaled, speaks
 from fednc.server.sessions import Sessions
 from fednc.server.state import GlobalState, control_variates
 from fednc.server.strategy import FrameStrategy
@@ -64,6 +67,9 @@ class FederatedRun:
         )
         torch.manual_seed(seeds.derive(run.seed, "model"))
         self._model = model = self.task.build_model()
+        draw_with_gain(model, run.init.gain)
+        self.layout = Layout.of(model, self.task.shared_keys(model)) if speaks(run) else None
+        self._initialised: dict[str, Any] = {}
         self._entered: Stage | None = None
         self._opened = 0  # the session whose memory has been pooled
         shared = model.state_dict()
@@ -98,7 +104,8 @@ class FederatedRun:
             self._waiting.for_returning()
         self._sessions = Sessions(self.strategy, self._control, self._events, self.run.rounds.wait_s)
         for server_round in range(self.state.completed + 1, self.run.all_rounds + 1):
-            if not (self._enter(server_round, grid) and self._one_round(server_round, grid)):
+            begins = self._enter(server_round, grid) and self._initialise(server_round, grid)
+            if not (begins and self._one_round(server_round, grid)):
                 self._stop_before(server_round, grid)
                 break
         return RunResult(
@@ -121,6 +128,21 @@ class FederatedRun:
             self._opened = stage.number
             self._save()
         self._entered = stage
+        return True
+
+    def _initialise(self, server_round: int, grid: Grid) -> bool:
+        """What [init] asks for before round 1; False when an operator stops the run instead."""
+        if self.layout is None or server_round > 1:
+            return True
+        strategy = self.strategy
+        if not self._waiting.for_clients(strategy.quorum):
+            return False
+        clients = Conversation(
+            self.run, self.layout, self.state.record, strategy.guide(), strategy.replies, grid,
+            strategy.sample(server_round, grid), strategy.quorum,
+        )  # fmt: skip
+        scale_P, self._initialised = initialise(clients, self._events)
+        self.state.replace_model(arrays.to_record(scaled(self.state.model, self.layout, scale_P)))
         return True
 
     def _narrow(self, stage: Stage) -> None:
@@ -171,6 +193,7 @@ class FederatedRun:
         self._end_stage(record)
         now_up, now_down = self._around.traffic()
         record.bytes_up, record.bytes_down = now_up - up, now_down - down
+        record.init, self._initialised = self._initialised, {}
         self.history.rounds.append(record)
         self._save()
         self._control.complete(record, self.strategy.fold_s)

@@ -68,7 +68,7 @@ class FrameStrategy(Strategy):
             server_round, wants_sums=schedule.wants_local_sums(self.run, self.stage, server_round)
         )
         extra = exchange.extra_record(self.state.extra)
-        content = exchange.instruction_content(instruction, arrays, self._guide(), extra)
+        content = exchange.instruction_content(instruction, arrays, self.guide(), extra)
         return to(grid, content, nodes, TRAIN, server_round)
 
     def aggregate_train(
@@ -102,7 +102,7 @@ class FrameStrategy(Strategy):
     ) -> list[Message]:
         """Everybody evaluates the global model on what it holds out."""
         del config
-        content = exchange.instruction_content(self._instruction(server_round), arrays, self._guide())
+        content = exchange.instruction_content(self._instruction(server_round), arrays, self.guide())
         nodes = list(grid.get_node_ids())
         nodes += [node for node in self._trained if node not in nodes]  # just lost: the grid lets them come back
         return to(grid, content, nodes, EVALUATE, server_round)
@@ -283,7 +283,8 @@ class FrameStrategy(Strategy):
     def _instruction(self, server_round: int, *, wants_sums: bool = False) -> Instruction:
         return Instruction(run_json=self.run.model_dump_json(), server_round=server_round, wants_sums=wants_sums)
 
-    def _guide(self) -> ArrayRecord:
+    def guide(self) -> ArrayRecord:
+        """Frame and memory as they travel now."""
         return exchange.guide_record(self.frame, self.memory)
 
     def evaluates(self, server_round: int) -> bool:

@@ -1,1 +1,1 @@
-"""Before round one: what happens to the drawn weights. Pure numerics, for both sides of the link and for one process."""
+"""Before round one: what becomes of the drawn weights. Numerics, for both sides of the link and one process."""

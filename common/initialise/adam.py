@@ -7,6 +7,7 @@ Legend: P scaled tensors.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -42,3 +43,9 @@ class RescaleAdam:
         mean_P = self._mean_P[branch] / (1 - _MEAN ** self.steps[branch])
         square_P = self._square_P / (1 - _SQUARE ** sum(self.steps.values()))
         self.scale_P = torch.maximum(self.scale_P - self._lr * mean_P / (square_P.sqrt() + _EPS), self._floor_P)
+
+
+def largest_scale(lr: float, iters: int) -> float:
+    """What no scale exceeds after `iters` steps: one step is longest where a branch's first slope is by far the
+    largest so far, lr / sqrt(1 - 0.999)."""
+    return 1 + lr * iters / math.sqrt(1 - _SQUARE)

@@ -42,8 +42,8 @@ def aim(section: InitSection, norms: Sequence[float]) -> Aim:
 
 
 def mean_cosine(sum_N: Tensor, units: int) -> float:
-    """Mean cosine over all ordered pairs of different ones among `units` unit vectors with sum `sum_N`."""
-    return (float(sum_N.double().square().sum()) - units) / (units * units - units)
+    """Mean cosine over all pairs among `units` unit vectors with sum `sum_N`; 1 for a single one."""
+    return (float(sum_N.double().square().sum()) - units) / (units * units - units) if units > 1 else 1.0
 
 
 def share(gradient: Gradient, others_N: Tensor, units: int, aim: Aim) -> Tensor:
@@ -52,13 +52,13 @@ def share(gradient: Gradient, others_N: Tensor, units: int, aim: Aim) -> Tensor:
     The mean cosine is 1/(D^2-D) sum_s u_s . (V - u_s) with V = sum_s u_s, hence its derivative
     2/(D^2-D) sum_s (du_s/dalpha)^T (V - u_s): `others_N` = V - u_s is a constant for sub-batch s.
     """
-    agreement = 2 / (units * units - units) * (gradient.unit_N @ others_N.detach())
+    agreement = 2 / max(1, units * units - units) * (gradient.unit_N @ others_N.detach())
     return aim.cosine * agreement + aim.norm * gradient.norm + aim.square * gradient.norm.square()
 
 
 def learn(probe: Probe, draws: Iterable[Sequence[Batch]], section: InitSection) -> RescaleAdam:
     """Learn scales from sub-batches, D of them in each draw; the model is left at them."""
-    adam = RescaleAdam(probe.floor_P, section.lr, section.clip)
+    adam = RescaleAdam(probe.layout.floor_P, section.lr, section.clip)
     for batches in draws:
         gradients = [probe.gradient(batch) for batch in batches]
         sum_N = torch.stack([one.unit_N.detach() for one in gradients]).sum(dim=0)

@@ -37,30 +37,60 @@ class Gradient:
     loss: Tensor
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What of a model is scaled, and what its gradients are made of; the same on both sides.
+
+    Attributes:
+        scaled: P names of all tensors that are shared, trained and not zero.
+        differentiated: names of those in gradients: shared and trained, but not batch normalisation's own.
+        weights: N, values in a gradient.
+    """
+
+    scaled: tuple[str, ...]
+    differentiated: tuple[str, ...]
+    weights: int
+
+    @classmethod
+    def of(cls, model: nn.Module, shared: Collection[str]) -> Layout:
+        """Of a model with its first weights."""
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad and name in shared}
+        normed = _batch_norm_parameters(model)
+        differentiated = {name: p for name, p in trained.items() if name not in normed}
+        return cls(
+            scaled=tuple(name for name, p in trained.items() if p.detach().any()),
+            differentiated=tuple(differentiated),
+            weights=sum(p.numel() for p in differentiated.values()),
+        )
+
+    @property
+    def floor_P(self) -> Tensor:
+        """float64 [P]: the least scale of each tensor."""
+        least = [BIAS_FLOOR if name.rpartition(".")[2] == "bias" else WEIGHT_FLOOR for name in self.scaled]
+        return torch.tensor(least, dtype=torch.float64)
+
+
 class Probe:
     """One model at its first weights p_0, times scales: p = alpha_p p_0.
 
     Attributes:
-        names: tensors that have a scale: all that are shared and trained and not zero.
-        floor_P: least value of each scale.
+        layout: what is scaled and differentiated.
     """
 
     def __init__(self, task: Task, model: nn.Module, guide: Guide, shared: Collection[str]) -> None:
         """`model` is changed in place, by `set`; leave it with `set(ones)`."""
         self._task, self._model, self._guide = task, model, guide
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad and name in shared}
-        self._scaled = {name: p for name, p in trained.items() if p.detach().any()}
-        self._start = {name: p.detach().clone() for name, p in self._scaled.items()}
-        normed = _batch_norm_parameters(model)
-        self._differentiated = [p for name, p in trained.items() if name not in normed]
-        self.names = list(self._scaled)
-        self.floor_P = floors(self.names)
+        self.layout = Layout.of(model, shared)
+        parameters = dict(model.named_parameters())
+        self._scaled = [parameters[name] for name in self.layout.scaled]
+        self._start = [p.detach().clone() for p in self._scaled]
+        self._differentiated = [parameters[name] for name in self.layout.differentiated]
 
     def set(self, scale_P: Tensor) -> None:
         """Give the model the weights alpha_p p_0."""
         with torch.no_grad():
-            for scale, (name, p) in zip(scale_P.tolist(), self._scaled.items(), strict=True):
-                torch.mul(self._start[name], scale, out=p)
+            for scale, start, p in zip(scale_P.tolist(), self._start, self._scaled, strict=True):
+                p.copy_(start * scale)
 
     def gradient(self, batch: Batch) -> Gradient:
         """Of the mean loss over `batch`, without batch normalisation's own parameters (as the source has it)."""
@@ -72,32 +102,27 @@ class Probe:
 
     def slope(self, value: Tensor) -> Tensor:
         """float64 [P]: d value / d alpha_p = <d value / dp, p_0>, by one double backward."""
-        found = torch.autograd.grad(value, list(self._scaled.values()), materialize_grads=True)
-        slopes = [(one.double() * self._start[name]).sum() for name, one in zip(self.names, found, strict=True)]
+        found = torch.autograd.grad(value, self._scaled, materialize_grads=True)
+        slopes = [(one.double() * start).sum() for start, one in zip(self._start, found, strict=True)]
         return torch.stack(slopes).cpu()
-
-
-def floors(names: Collection[str]) -> Tensor:
-    """float64 [P]: the least scale of each named tensor."""
-    least = [BIAS_FLOOR if name.rpartition(".")[2] == "bias" else WEIGHT_FLOOR for name in names]
-    return torch.tensor(least, dtype=torch.float64)
 
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, but batch normalisation uses each batch's own statistics and remembers none."""
     training = {module: module.training for module in model.modules()}
-    tracking = {module: module.track_running_stats for module in training if isinstance(module, _BatchNorm)}
+    normed = [module for module in training if isinstance(module, _BatchNorm)]
+    tracking = {module: module.track_running_stats for module in normed}
     model.eval()
-    for module in tracking:
-        module.training, module.track_running_stats = True, False
+    for norm in tracking:
+        norm.training, norm.track_running_stats = True, False
     try:
         yield
     finally:
         for module, was in training.items():
             module.training = was
-        for module, tracked in tracking.items():
-            module.track_running_stats = tracked
+        for norm, tracked in tracking.items():
+            norm.track_running_stats = tracked
 
 
 def _batch_norm_parameters(model: nn.Module) -> set[str]:

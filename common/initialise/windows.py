@@ -5,9 +5,13 @@ Legend: B batch.
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 
 def windows(batch: int, parts: int, overlap: float) -> list[slice]:
-    """`parts` runs of a batch of B examples; with L = B // parts, run s is [(1-r) L s, (1+r) L (s+1)), rounded down.
+    """`parts` runs of a batch of B examples; L = B // parts; run s is [(1-r) L s, (1+r) L (s+1)), rounded down.
 
     The first begins at 0 and the last ends at B, so that every example is in one at least. Without overlap and
     where `parts` divides B they are a partition. NIO (NeurIPS 2022, arXiv 2210.05956).
@@ -21,3 +25,12 @@ def windows(batch: int, parts: int, overlap: float) -> list[slice]:
     starts = [int((1 - overlap) * length * s) for s in range(parts)]
     ends = [min(batch, int((1 + overlap) * length * (s + 1))) for s in range(parts - 1)]
     return [slice(start, end) for start, end in zip(starts, [*ends, batch], strict=True)]
+
+
+def cut(batch: Any, rows: slice) -> Any:
+    """Some examples of a task's batch: of tensors [B, ...], alone or in tuples, lists and dicts."""
+    if isinstance(batch, Tensor):
+        return batch[rows]
+    if isinstance(batch, dict):
+        return {key: cut(part, rows) for key, part in batch.items()}
+    return type(batch)(cut(part, rows) for part in batch)

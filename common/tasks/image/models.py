@@ -69,7 +69,7 @@ def _cnn(options: ImageOptions) -> tuple[list[nn.Module], int]:
 def _plain(options: ImageOptions) -> tuple[list[nn.Module], int]:
     """Seven convolutions without normalisation or shortcut: all that helps or hurts it is its initialisation."""
     layers: list[nn.Module] = []
-    given = options.channels
+    given: int = options.channels
     for stride in (1, 1, 2, 1, 2, 1, 1):
         conv = nn.Conv2d(given, options.width, 3, stride, padding=1)
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
