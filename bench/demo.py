@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from fednc.bench import plots
+from fednc.common import tasks
 from fednc.common.config import RunConfig, parse_run
 from fednc.common.files import write_atomically
 from fednc.common.interrupt import run_until_interrupted
-from fednc.common.tasks.image.sources import read
-from fednc.common.tasks.image.splits import split_digest, split_index
-from fednc.common.tasks.image.task import ImageTask
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.process import Finished, run_server
@@ -128,8 +126,7 @@ def parts_of(run: RunConfig) -> int:
 def make_split(run: RunConfig) -> str:
     """Make the split here, so that the clients find its index in the cache; its digest."""
     assert run.split is not None
-    labels = read("digits", "train", ImageTask(run).options).label_N.numpy()
-    return split_digest(split_index(labels, run.split))
+    return tasks.get(run).make_split("digits", run.split)
 
 
 def _summarise(finished: dict[str, Finished], split_sha256: str, duration_s: float) -> dict[str, Any]:

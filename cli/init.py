@@ -71,14 +71,15 @@ def command(
 
 
 def _values(kind: Kind, data: str) -> Table:
-    from fednc.common.tasks.image.task import ImageTask
+    from fednc.common.tasks import task_class
 
+    default = task_class(TaskSection().name)
     spec = data or ("digits" if kind is Kind.digits else "")
     if spec and spec.partition(":")[0] != kind.value:
         raise ConfigError(
             f"--data {data}: is no {kind.value} data; give `fednc init {kind.value} --data {_SPECS[kind]}`"
         )
-    task = {"name": ImageTask.name, **(ImageTask.suggest_options(spec) if spec else _PLACEHOLDERS)}
+    task = {"name": default.name, **(default.suggest_options(spec) if spec else _PLACEHOLDERS)}
     values: dict[str, Any] = {
         "name": kind.value,
         "task": task,

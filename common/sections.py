@@ -72,6 +72,9 @@ class MethodSection(Section):
         16.0, description="factor s on the cosines before the softmax (start value if trained)"
     )
     train_scale: bool = Field(False, description="learn the scale s and average it with the model")
+    loss_over: Annotated[Literal["seen", "all"], LATER] = Field(
+        "seen", description="where classes come later, cross-entropy over those seen so far, or over all vertices"
+    )
     prior_tau: NonNegative = Field(
         1.0, description="strength of prior or margin in `balanced-ce` and `calibrated-ce`"
     )
@@ -175,8 +178,8 @@ class TrainSection(Section):
     clip_norm: NonNegative = Field(0.0, description="bound on the gradient's norm per step; 0: none")
     precision: Annotated[Literal["fp32", "bf16"], LATER] = Field(
         "fp32",
-        description="arithmetic of the layers in training; weights, losses and all that is sent stay fp32. `bf16`: "
-        "twice as fast or more on a recent GPU, and a little less exact",
+        description="arithmetic of the layers in training; weights, losses and all that is sent stay fp32. `bf16` is "
+        "faster on GPUs made for it, and a little less exact",
     )
 
 

@@ -104,7 +104,7 @@ def watched() -> Iterator[Watched]:
         patch.setattr(torch.optim.SGD, "__init__", noting)
         found = Watched()
     found.optimised = [tuple(optimised)]
-    yield found
+    return found
 
 
 def test_2_one_frame_from_beginning_to_end_and_in_no_optimiser(watched: Watched) -> None:

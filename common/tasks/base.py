@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
@@ -202,6 +203,14 @@ class Task(ABC):
     @abstractmethod
     def load_input(self, spec: str) -> TaskData:
         """Unlabelled or labelled examples for `fednc predict`. Raises DataError."""
+
+    @abstractmethod
+    def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
+        """Arrays of which an .npz file makes the same two sets again, as data spec `npz:PATH`."""
+
+    @abstractmethod
+    def make_split(self, spec: str, split: SplitSection) -> str:
+        """Make the simulated split of the training data at `spec` and remember it here; its digest (hex)."""
 
     @abstractmethod
     def build_model(self) -> nn.Module:

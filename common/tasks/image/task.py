@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,14 +24,14 @@ from fednc.common.heads import build_head, logits
 from fednc.common.losses import View, objective
 from fednc.common.readout import readout_logits
 from fednc.common.sections import SplitSection
-from fednc.common.tasks.base import Part, Stats, Task
+from fednc.common.tasks.base import Part, Stats, Task, TaskData
 from fednc.common.tasks.image import sources
 from fednc.common.tasks.image.data import UNLABELLED, ImageBatch, ImageData
 from fednc.common.tasks.image.models import ImageModel, build_backbone
 from fednc.common.tasks.image.options import ImageOptions
 from fednc.common.tasks.image.raw import Images
 from fednc.common.tasks.image.shifts import is_shifted, shift_part, shift_test
-from fednc.common.tasks.image.splits import split_index
+from fednc.common.tasks.image.splits import split_digest, split_index
 from fednc.common.tasks.image.suggest import suggest
 
 # Losses are rounded to multiples of this before they are summed in float64: such sums are exact up to 2e9, so
@@ -85,6 +86,22 @@ class ImageTask(Task):
     def load_input(self, spec: str) -> ImageData:
         """A data spec's test images, or an image file's, a folder's or an .npz's, with names. Raises DataError."""
         return self._data(sources.read_input(spec, self.options))
+
+    def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
+        """x_train, y_train, x_test, y_test as they are stored, and the class names that the labels count."""
+        assert isinstance(train, ImageData)
+        assert isinstance(test, ImageData)
+        return {
+            "x_train": _as_stored(train),
+            "y_train": train.label_N.numpy(),
+            "x_test": _as_stored(test),
+            "y_test": test.label_N.numpy(),
+            "classes": np.array(self.class_names),
+        }
+
+    def make_split(self, spec: str, split: SplitSection) -> str:
+        """See Task."""
+        return split_digest(split_index(sources.read(spec, "train", self.options).label_N.numpy(), split))
 
     def build_model(self) -> ImageModel:
         """The head is drawn last, so that all methods start from the same backbone and projection."""
@@ -187,6 +204,11 @@ class ImageTask(Task):
             augment=augment and self.options.augment == "crop-flip",
             names=images.names,
         )
+
+
+def _as_stored(data: ImageData) -> np.ndarray[Any, Any]:
+    pixel_NHWC = data.pixel_NCHW.numpy().transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(pixel_NHWC[..., 0] if pixel_NHWC.shape[3] == 1 else pixel_NHWC)
 
 
 def _view(model: ImageModel, pixel_BCHW: Tensor, guide: Guide) -> View:
