@@ -34,6 +34,7 @@ class Variant(Section):
     name: Name = Field(description="what tables and plots call it")
     method: Values = Field(description="keys of [method] of the run file")
     frame: Values = Field(default_factory=dict, description="keys of [frame] of the run file")
+    init: Values = Field(default_factory=dict, description="keys of [init] of the run file, over the setting's")
     rate_like: str = Field(
         "",
         description="variant whose learning rates it takes; empty: it is tuned itself. For variants a line apart",
@@ -210,6 +211,7 @@ def _row(
 ) -> Row:
     values = _merged(plan.run, setting.run, {
         "name": plan.name, "seed": seed, "method": variant.method, "frame": variant.frame, "train": {"lr": lr},
+        **({"init": variant.init} if variant.init else {}),
         "split": {"seed": seed}, "evaluate": {"test": DATA},
     })  # fmt: skip
     source = f"{plan.name}, setting {setting.name}, variant {variant.name}"

@@ -32,7 +32,7 @@ class RunView:
         self._run = run
         self._rounds: list[Event] = []
         self._federation: Federation | None = None
-        self._last = ""
+        self._last = self._init = ""
 
     def watch(self, federation: Federation, port: int) -> None:
         """The run listens now; show its roster."""
@@ -43,10 +43,12 @@ class RunView:
         """Take in one event."""
         if event["kind"] == "round":
             self._rounds.append(event)
+        elif event["kind"] == "init":
+            self._init = event["text"]
         self._last = event["text"]
 
     def __rich__(self) -> Group:
-        return Group(self._rounds_table(), self._classes_line(), self._clients_table(), self._last)
+        return Group(self._init, self._rounds_table(), self._classes_line(), self._clients_table(), self._last)
 
     def _rounds_table(self) -> Table:
         done, total = len(self._rounds), self._run.all_rounds

@@ -59,3 +59,11 @@ def test_clients_are_listed_with_their_state(view):
     assert "edge-1" in shown
     assert "ready" in shown
     assert "404" in shown
+
+
+def test_what_the_initialisation_did_stays_in_sight(view):
+    view, events = view
+    assert "gradient cosine" not in screen(view)
+    events.emit("init", "initialisation nio-exact: gradient cosine -0.3 -> 0.4")
+    events.emit("round", "round 3/5", **ROUND)
+    assert "gradient cosine -0.3 -> 0.4" in screen(view)
