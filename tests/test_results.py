@@ -137,7 +137,12 @@ def test_committed_rows_hold_no_path_of_a_machine() -> None:
 
 def test_what_does_not_pay_comes_first(full: Place) -> None:
     lines = full.page().splitlines()
-    assert lines[2].startswith("**What does not pay:** the pull (-10.0 ± 0.0 on easy, -10.0 ± 0.0 on hard)")
+    assert lines[2] == (
+        "**fednc takes more than 50% of the baseline's rounds to the baseline's best on:** small, easy (100%); "
+        "small, hard (100%)."
+    )
+    assert lines[4] == "**What does not pay:** the pull (-10.0 ± 0.0 on easy, -10.0 ± 0.0 on hard)."
+    assert lines[6].startswith("**fednc is ahead of the best other method on:** small, easy (+20.0 ± 0.0 points")
     table = next(line for line in lines if line.startswith("| the pull |"))
     assert table.count("costs (best: fednc)") == 2
 
@@ -146,10 +151,11 @@ def test_a_method_that_is_behind_is_named_before_all(full: Place) -> None:
     for row in full.rows():
         if (row.kind, row.variant, row.setting) == ("final", "fednc", "hard"):
             full.put(row, 0.4)
-    said = full.page().splitlines()[2]
+    said, _, slow = full.page().splitlines()[2:5]
     assert said.startswith("**fednc is not ahead of the best other method on:** small, hard (")
     assert "against fedavg" in said
     assert "easy" not in said
+    assert "small, hard (not reached with every seed)" in slow
 
 
 def test_rounds_are_compared_with_the_baselines(full: Place) -> None:
