@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import grpc
 from flwr.app import RecordDict
 
+from fednc.client.channel import Credentials, open_channel
 from fednc.common import flower, records
 from fednc.common.fingerprint import fingerprint
 from fednc.common.wire import PROTOCOL, SESSION_KEY
@@ -26,11 +27,15 @@ class RawNode:
     """One that attends, and the federation that it attends at."""
 
     federation: Federation
-    stub: rpc.FederationStub
+    channel: grpc.aio.Channel
     name: str
     welcome: pb.Welcome
     events: grpc.aio.UnaryStreamCall
     batch: Batch = field(default_factory=Batch)
+
+    @property
+    def stub(self) -> rpc.FederationStub:
+        return rpc.FederationStub(self.channel)
 
     @property
     def metadata(self) -> tuple[tuple[str, bytes]]:
@@ -64,9 +69,8 @@ class RawNode:
             group_id=group,
         )  # fmt: skip
         work = Work(work_id, self.node, instruction, pb.Manifest(), self.batch)
-        self.batch.works = [work]
-        self.federation.dispatch(self.batch, {})
-        self.batch.works = [work] * (ordinal + 1)
+        self.federation.dispatch(Batch(works=[work]), {})
+        self.batch.works.append(work)
         return work
 
     def header(self, work: Work, manifest: pb.Manifest, upload_id: bytes = UPLOAD_ID) -> pb.UploadFrame:
@@ -87,12 +91,14 @@ class RawNode:
 
 
 @asynccontextmanager
-async def attending_by_hand(federation: Federation, port: int, name: str) -> AsyncIterator[RawNode]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = rpc.FederationStub(channel)
-        call = stub.Attend(pb.AttendRequest(protocol=PROTOCOL, name=name, instance=name.encode()))
+async def attending_by_hand(
+    federation: Federation, port: int, name: str, credentials: Credentials | None = None
+) -> AsyncIterator[RawNode]:
+    async with open_channel(f"127.0.0.1:{port}", credentials, 5) as channel:
+        request = pb.AttendRequest(protocol=PROTOCOL, name=name, instance=name.encode())
+        call = rpc.FederationStub(channel).Attend(request)
         welcome = (await call.read()).welcome
-        node = RawNode(federation, stub, name, welcome, call)
+        node = RawNode(federation, channel, name, welcome, call)
         await node.declare()
         yield node
         call.cancel()
