@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
@@ -25,6 +25,7 @@ from fednc.protos import federation_pb2_grpc as rpc
 
 _TRIES = 3
 Metadata = tuple[tuple[str, bytes], ...]
+Call = grpc.aio.StreamStreamCall[pb.UploadFrame | Data, pb.UploadEvent]
 
 
 def make_stub(channel: grpc.aio.Channel) -> rpc.FederationStub:
@@ -121,6 +122,11 @@ class Reply:
         return cls(work_id, manifest, tuple(array.data for array in records.arrays_of(message.content)))
 
     @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return sum(len(buffer) for buffer in self.buffers)
+
+    @property
     def header(self) -> pb.UploadFrame:
         """The first frame."""
         header = pb.UploadHeader(
@@ -151,29 +157,37 @@ async def _send_once(stub: rpc.FederationStub, metadata: Metadata, reply: Reply)
     await call.write(header)
     event = await _next_event(call)
     if event.HasField("grant"):
-        async for frame in _frames(reply, event.grant.offset):
-            await call.write(frame)
-        await call.done_writing()
-        event = await _next_event(call)
+        event = await _send_data(call, reply, event.grant)
     if not event.HasField("receipt"):
         raise ProtocolError("the server sent no receipt for an upload")
     return event.receipt
 
 
-async def _next_event(call: grpc.aio.StreamStreamCall[pb.UploadFrame | Data, pb.UploadEvent]) -> pb.UploadEvent:
+async def _send_data(call: Call, reply: Reply, grant: pb.Grant) -> pb.UploadEvent:
+    """Send from where the grant says, as far as it and those after it allow; what the server says then."""
+    sent, position, until = Fingerprint(), 0, grant.until or reply.size
+    for piece in bulk.chunks(reply.buffers, CHUNK_BYTES):
+        sent.update(piece)
+        rest = memoryview(piece)[max(0, grant.offset - position) :]
+        position += len(piece)
+        while rest:
+            allowed = min(until - (position - len(rest)), grant.frame or CHUNK_BYTES)
+            if allowed <= 0:
+                event = await _next_event(call)
+                if not event.HasField("grant"):
+                    return event
+                until = event.grant.until
+                continue
+            await call.write(faults.through("client.upload", rest[:allowed]))
+            rest = rest[allowed:]
+    await call.write(pb.UploadFrame(end=pb.UploadEnd(digest=sent.finish())))
+    await call.done_writing()
+    return await _next_event(call)
+
+
+async def _next_event(call: Call) -> pb.UploadEvent:
     event = await call.read()
     if not isinstance(event, pb.UploadEvent):
         await call.code()  # raises what ended the call, if it was not the server's decision
         raise ProtocolError(f"an upload ended without a receipt: {await call.details()}")
     return event
-
-
-async def _frames(reply: Reply, offset: int) -> AsyncIterator[pb.UploadFrame | Data]:
-    sent, position = Fingerprint(), 0
-    for piece in bulk.chunks(reply.buffers, CHUNK_BYTES):
-        sent.update(piece)
-        position += len(piece)
-        if position > offset:
-            data = piece[max(0, offset - (position - len(piece))) :]
-            yield faults.through("client.upload", data)
-    yield pb.UploadFrame(end=pb.UploadEnd(digest=sent.finish()))

@@ -300,10 +300,14 @@ class UploadEvent(_message.Message):
     def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("offset",)
+    __slots__ = ("offset", "until", "frame")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
     offset: int
-    def __init__(self, offset: _Optional[int] = ...) -> None: ...
+    until: int
+    frame: int
+    def __init__(self, offset: _Optional[int] = ..., until: _Optional[int] = ..., frame: _Optional[int] = ...) -> None: ...
 
 class Receipt(_message.Message):
     __slots__ = ("outcome", "reason")

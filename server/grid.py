@@ -22,6 +22,7 @@ from fednc.common import flower, records
 from fednc.common.arrays import Buffer
 from fednc.common.errors import ProtocolError
 from fednc.protos import federation_pb2 as pb
+from fednc.server import heap
 from fednc.server.federation import Federation
 from fednc.server.roster import Node
 from fednc.server.work import REPLY_REJECTED, Batch, Reply, Work
@@ -215,3 +216,4 @@ class Replies(Iterator[Message]):
         while not self._batch.replies.empty():
             slot = self._batch.replies.get().slot
             self._grid.call(lambda slot=slot: federation.intake.drop(slot))  # type: ignore[misc]
+        heap.give_back()

@@ -152,6 +152,11 @@ class Roster:
         """The node that holds `session`, if it is still current."""
         return self._by_session.get(session)
 
+    @property
+    def attending(self) -> int:
+        """How many sessions are open."""
+        return len(self._by_session)
+
     def _know(self, node: Node) -> Node:
         self._by_name[node.name] = self._by_id[node.node_id] = node
         return node

@@ -18,6 +18,7 @@ from fednc.common.errors import AddressError
 from fednc.common.wire import UPWARD_LIMIT_BYTES, channel_options
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import operator_pb2_grpc as operator_rpc
+from fednc.server import heap
 from fednc.server.federation import Federation
 from fednc.server.gate import Gate
 from fednc.server.grid import LinkGrid
@@ -135,6 +136,7 @@ async def serve(
     metrics = (
         MetricsServer(federation, section.metrics_host, section.metrics_port) if section.metrics_port else None
     )
+    heap.keep_together()
     listening = await make_server(federation, address, security)
     await listening.start()
     warden = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))

@@ -6,13 +6,14 @@ Thin on purpose; every decision is in `federation.py`, and who is calling was se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from fednc.common import bulk, faults, records
+from fednc.common.arrays import Buffer
 from fednc.common.bulk import Data
 from fednc.common.errors import ProtocolError, RefusedError
 from fednc.common.wire import BEATS, BULK_FACTOR, CHUNK_BYTES, PROTOCOL, SESSION_KEY
@@ -26,11 +27,13 @@ from fednc.server.intake import SupersededError
 from fednc.server.limits import InvalidError, require
 from fednc.server.roster import Node, Outbox
 from fednc.server.spool import SpooledUpload
+from fednc.server.window import Window
 from fednc.server.work import Work
 
 _CALLS_PER_NODE = 16  # at once, the attending one left out
 _PROGRESS_PAUSE_S = 0.02
 _COMMITTED = pb.Receipt(outcome=pb.Receipt.COMMITTED)
+_BROKEN_OFF = pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="stopped before its end; go on from where you were")
 _LATE = pb.Receipt(outcome=pb.Receipt.LATE, reason="the work was cancelled or taken over")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,6 +45,8 @@ class FederationServicer(rpc.FederationServicer):
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
+        budget_bytes = federation.intake.budget.total_bytes
+        self._downward, self._upward = Window(budget_bytes), Window(budget_bytes)
         self._stall_s = BULK_FACTOR * federation.run.server.liveness_s
 
     async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[pb.ServerEvent]:
@@ -132,11 +137,20 @@ class FederationServicer(rpc.FederationServicer):
             blobs = [self._federation.blobs.get(digest) for digest in request.digests]
             if None in blobs:
                 await context.abort(grpc.StatusCode.NOT_FOUND, "a blob is gone: the work it belonged to is over")
-            for piece in bulk.chunks([blob for blob in blobs if blob is not None], CHUNK_BYTES):
-                yield faults.through("server.download", piece)
-                node.bytes_down += len(piece)
-                if node.session != session:
-                    await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
+            with self._downward.transfer():
+                for piece in self._pieces([blob for blob in blobs if blob is not None]):
+                    yield faults.through("server.download", piece)
+                    node.bytes_down += len(piece)
+                    if node.session != session:
+                        await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
+
+    def _pieces(self, blobs: list[Buffer]) -> Iterator[Data]:
+        for chunk in bulk.chunks(blobs, CHUNK_BYTES):
+            rest = memoryview(chunk)
+            while rest:
+                piece = rest[: self._downward.piece_bytes()]
+                yield piece
+                rest = rest[len(piece) :]
 
     async def Upload(self, frames: Frames, context: Context) -> AsyncIterator[pb.UploadEvent]:
         """See federation.proto."""
@@ -167,8 +181,8 @@ class FederationServicer(rpc.FederationServicer):
                 return
             size = records.bulk_bytes(header.manifest)
             call, upload = await self._federation.intake.open(work.slot, header.upload_id, size)
-            yield pb.UploadEvent(grant=pb.Grant(offset=upload.received))
-            receipt = await self._receive(work, call, header, frames, context)
+            with self._upward.transfer():
+                receipt = await self._receive(work, call, upload, header, frames, context)
         except SupersededError:
             receipt = _LATE
         except ProtocolError as e:
@@ -182,9 +196,18 @@ class FederationServicer(rpc.FederationServicer):
         yield pb.UploadEvent(receipt=receipt)
 
     async def _receive(
-        self, work: Work, call: object, header: pb.UploadHeader, frames: Frames, context: Context
-    ) -> pb.Receipt:
-        while (frame := await self._next(frames, context)) is not None:
+        self, work: Work, call: object, upload: SpooledUpload, header: pb.UploadHeader, frames: Frames,
+        context: Context,
+    ) -> pb.Receipt:  # fmt: skip
+        until = -1
+        while True:
+            granted, until = until, self._upward.extend(until, upload.received, upload.size)
+            if until != granted:
+                frame_bytes = self._upward.piece_bytes(self._federation.roster.attending)
+                grant = pb.Grant(offset=upload.received, until=until, frame=frame_bytes)
+                await context.write(pb.UploadEvent(grant=grant))
+            if (frame := await self._next(frames, context)) is None:
+                return _BROKEN_OFF
             if work.slot.call is not call or work.slot.upload is None:
                 return _LATE
             work.node.touch()
@@ -192,9 +215,8 @@ class FederationServicer(rpc.FederationServicer):
                 require("data", frame.HasField("end"), "a frame without data")
                 return self._finish(work, work.slot.upload, header, frame.end.digest)
             require("data", len(frame) > 0, "a frame without data")
-            work.slot.upload.append(faults.through("server.upload", frame))
+            upload.append(faults.through("server.upload", frame))
             work.node.bytes_up += len(frame)
-        return pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="stopped before its end; go on from where you were")
 
     async def _next(self, frames: Frames, context: Context) -> pb.UploadFrame | Data | None:
         """The next frame, None at the end. A client that sends nothing for long gives its place to others."""
