@@ -141,7 +141,7 @@ def _first_instruction(welcome: pb.Welcome) -> Message:
     model = task.build_model()
     shared = {key: model.state_dict()[key] for key in task.shared_keys(model)}
     frame = draw_frame(task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"), run.frame.kind)
-    guide = exchange.guide_record(frame, ClassMemory.empty(frame.vertices, frame.dim))
+    guide = exchange.guide_record(frame, ClassMemory.empty(frame.vertices, task.memory_dim))
     content = exchange.instruction_content(
         Instruction(run_json=welcome.run_json, server_round=1), arrays.to_record(shared), guide
     )

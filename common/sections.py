@@ -101,7 +101,11 @@ class MethodSection(Section):
     centre: Annotated[NonNegative, LATER] = Field(
         0.0, description="weight of the pull of each class's mean in the batch towards the class memory"
     )
-    rehearsal: NonNegative = Field(0.0, description="weight of the rehearsal of the memory of all seen classes")
+    rehearsal: NonNegative = Field(
+        0.0,
+        description="weight of the rehearsal of the memory of all seen classes, by trained class vectors or, where "
+        "those are frozen, by the projection, from before which the memory then is",
+    )
     target_blend: Annotated[Share, LATER] = Field(
         0.0, description="share b of the memory in the training targets: normalised (1-b) vertex + b memory"
     )

@@ -56,6 +56,12 @@ def build_backbone(options: ImageOptions) -> tuple[nn.Module, int]:
     return backbone.to(memory_format=torch.channels_last), width  # type: ignore[call-overload]
 
 
+def width_of(options: ImageOptions) -> int:
+    """Width of the backbone's features; nothing is drawn and no memory taken."""
+    with torch.device("meta"):
+        return build_backbone(options)[1]
+
+
 def _cnn(options: ImageOptions) -> tuple[list[nn.Module], int]:
     narrow, wide = options.width, 2 * options.width
     layers: list[nn.Module] = []

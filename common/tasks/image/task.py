@@ -2,7 +2,7 @@
 
 Found by name through `fednc.common.tasks`. Must not know servers, clients or the link.
 
-Legend: B batch, D feature width, K label space.
+Legend: B batch, D feature width, W width before the projection, K label space.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fednc.common.sections import SplitSection
 from fednc.common.tasks.base import Part, Stats, Task, TaskData
 from fednc.common.tasks.image import sources
 from fednc.common.tasks.image.data import UNLABELLED, ImageBatch, ImageData
-from fednc.common.tasks.image.models import ImageModel, build_backbone
+from fednc.common.tasks.image.models import ImageModel, build_backbone, width_of
 from fednc.common.tasks.image.options import ImageOptions
 from fednc.common.tasks.image.raw import Images
 from fednc.common.tasks.image.shifts import is_shifted, shift_part, shift_test
@@ -53,6 +53,8 @@ class ImageTask(Task):
                 f"frame.vertices: {self.label_space} vertices for {len(self.class_names)} classes. Give it at "
                 "least as many, or 0 for exactly as many."
             )
+        if self._rehearses:
+            _check_rehearsal(run)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -103,6 +105,19 @@ class ImageTask(Task):
         """See Task."""
         return split_digest(split_index(sources.read(spec, "train", self.options).label_N.numpy(), split))
 
+    @property
+    def _rehearses(self) -> bool:
+        """Whether the memory is that of features before the projection, for the projection to rehearse.
+
+        Trained class vectors rehearse features as they are; frozen ones leave nothing but the projection.
+        """
+        return self.run.method.rehearsal > 0 and self.run.method.head == "frame"
+
+    @property
+    def memory_dim(self) -> int:
+        """D, or the backbone's width for a memory from before the projection."""
+        return width_of(self.options) if self._rehearses else self.run.frame.dim
+
     def build_model(self) -> ImageModel:
         """The head is drawn last, so that all methods start from the same backbone and projection."""
         backbone, width = build_backbone(self.options)
@@ -118,10 +133,19 @@ class ImageTask(Task):
             pixel_BCHW, label_B = pixel_BCHW.repeat(2, 1, 1, 1), label_B.repeat(2)
         image_model = _as_image_model(model)
         views = {name: _view(_as_image_model(m), pixel_BCHW, guide) for name, m in guide.companions.items()}
-        return objective(image_model.features(pixel_BCHW), label_B, image_model.head, guide, views=views)
+        deep_BW = image_model.backbone(pixel_BCHW)
+        feat_BD = image_model.projection(deep_BW)
+        again_KD = _projected_memory(image_model, deep_BW, guide) if self._rehearses else None
+        return objective(feat_BD, label_B, image_model.head, guide, again_KD, views)
 
     def embed(self, model: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        """(unit features [B, D], labels [B])."""
+        """(unit features [B, D], labels [B]); before the projection where that is what the memory is made of."""
+        if self._rehearses:
+            return unit(_as_image_model(model).backbone(batch[0])), batch[1]
+        return self.aligned(model, batch)
+
+    def aligned(self, model: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        """See Task."""
         return unit(_as_image_model(model).features(batch[0])), batch[1]
 
     def inputs_of(self, batch: ImageBatch) -> Tensor:
@@ -209,6 +233,24 @@ class ImageTask(Task):
 def _as_stored(data: ImageData) -> np.ndarray[Any, Any]:
     pixel_NHWC = data.pixel_NCHW.numpy().transpose(0, 2, 3, 1)
     return np.ascontiguousarray(pixel_NHWC[..., 0] if pixel_NHWC.shape[3] == 1 else pixel_NHWC)
+
+
+def _projected_memory(model: ImageModel, deep_BW: Tensor, guide: Guide) -> Tensor:
+    """[K, D]: the memory of unit features, made as long as those of the batch are, through the projection."""
+    length = torch.linalg.vector_norm(deep_BW.detach().float(), dim=1).mean()
+    again_KD: Tensor = model.projection(length * guide.mean_KD)
+    return again_KD
+
+
+def _check_rehearsal(run: RunConfig) -> None:
+    method = run.method
+    others = max(method.anchor, method.centre, method.target_blend) > 0 or method.readout != "vertex"
+    if others or method.memory_source == "vertex":
+        raise ConfigError(
+            "method.rehearsal towards a frame keeps the class memory from before the projection, where there are "
+            "no vertices: set readout = 'vertex', leave anchor, centre and target_blend at 0, and memory_source "
+            "other than 'vertex'"
+        )
 
 
 def _view(model: ImageModel, pixel_BCHW: Tensor, guide: Guide) -> View:
