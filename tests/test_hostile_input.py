@@ -1,4 +1,4 @@
-"""Holes that hostile input once found, each kept shut. tests/faults/test_hostile.py sends ten thousand per call."""
+"""Holes that hostile input once found, each kept shut. tests/faults/test_hostile.py sends ten thousand."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from fednc.common import arrays, exchange
 from fednc.common.credentials import Role
 from fednc.common.errors import ConfigError, ProtocolError
 from fednc.protos import federation_pb2 as pb
+from fednc.server import limits
 from fednc.server.events import Event, EventLog, NodeEvents
 from fednc.server.roster import MOST_NODES, NodeState
 
@@ -160,14 +161,16 @@ def test_who_attends_again_leaves_nothing_of_the_time_before(tmp_path: Path) -> 
     """The stream of the old attendance stayed open for ever: one node could have thousands."""
 
     async def scenario() -> None:
-        async with serving(tmp_path, OPEN) as server:
-            async with attending_by_hand(server.federation, server.listening.port, "a") as first:
-                again = first.stub.Attend(pb.AttendRequest(protocol=1, name="a", instance=b"a"))
-                await again.read()
-                assert await asyncio.wait_for(first.ended(), 2) is grpc.StatusCode.OK
-                assert first.node.state is NodeState.PREPARING
-                assert not [event for event in server.events if event["kind"] in ("lost", "refused")]
-                again.cancel()
+        async with (
+            serving(tmp_path, OPEN) as server,
+            attending_by_hand(server.federation, server.listening.port, "a") as first,
+        ):
+            again = first.stub.Attend(pb.AttendRequest(protocol=1, name="a", instance=b"a"))
+            await again.read()
+            assert await asyncio.wait_for(first.ended(), 2) is grpc.StatusCode.OK
+            assert first.node.state is NodeState.PREPARING
+            assert not [event for event in server.events if event["kind"] in ("lost", "refused")]
+            again.cancel()
 
     in_loop(scenario())
 
@@ -187,10 +190,11 @@ def test_who_says_the_same_again_causes_nothing(tmp_path: Path) -> None:
                 await node.declare()
             assert len(server.events) == before
             assert node.node.outbox.empty()
-            standings = [pb.Declaration.PAUSED, pb.Declaration.READY]
+            flips = [pb.Declaration(examples=10, standing=turn % 2) for turn in range(limits.DECLARATIONS - 21)]
+            for declaration in flips:
+                await node.declare(declaration)
             with pytest.raises(grpc.aio.AioRpcError, match="declared 1000 times in one session"):
-                for turn in range(1000):
-                    await node.declare(pb.Declaration(examples=10, standing=standings[turn % 2]))
+                await node.declare()
             assert len(server.events) - before < 230
             assert server.federation.door.refusals == Counter({"Declare.standing": 1})
 
