@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 TORCH       ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 TORCH_INDEX ?= $(if $(filter torch,$(TORCH)),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-faults test-flower check format protos docs results install clean
+.PHONY: demo test test-faults test-flower check format protos docs bench results install clean
 
 demo: $(STAMP)  ## one server and four clients on this machine, fedavg against fednc
 	$(BIN)/fednc demo
@@ -42,6 +42,14 @@ protos: $(STAMP)  ## regenerate protos/*_pb2*.py
 
 docs: $(STAMP)  ## regenerate docs/config.md from the configuration model
 	$(BIN)/python -m fednc.cli.config_docs docs/config.md
+
+bench: $(STAMP)  ## measure link, fold, scale and trainer on a machine that does nothing else, into results/bench
+	mkdir -p results/bench
+	$(BIN)/fednc bench link --params 1e5 --clients 2 --against raw,flower --json results/bench/link-small.json
+	$(BIN)/fednc bench link --params 11e6 --clients 2 --rounds 3 --against raw,flower --json results/bench/link.json
+	$(BIN)/fednc bench fold --json results/bench/fold.json
+	$(BIN)/fednc bench scale --clients 1000 --json results/bench/scale.json
+	$(BIN)/fednc bench trainer --json results/bench/trainer.json
 
 results: $(STAMP)  ## rewrite docs/results.md from results/
 	$(BIN)/python -m fednc.bench.page docs/results.md

@@ -18,6 +18,7 @@ from fednc.bench.gains import OURS, Gain, conclusions, gains, has_contest, other
 from fednc.bench.plan import Part, read_comparison
 from fednc.bench.report import Compared, Result, results_table, table_head, tuning_table
 
+_BENCHES = ("link", "fold", "scale", "trainer")
 _PICTURES = ("accuracy", "rounds", "geometry", "alignment")
 _INTRO = """
 Written by `make results` from the files in `results/`, each of which holds its command, commit, hardware and
@@ -45,10 +46,11 @@ def page(configs: Path, results: Path) -> str:
     found = [read_folder(plan, results / plan.name) for plan in plans]
     shown = [(one.compared, one) for one in found if one.compared]
     lines = ["# Results", "", *conclusions([compared for compared, _ in shown])]
-    lines += [*_INTRO.splitlines()[1:], "", *_tiers(found)]
+    measured = sorted((results / "bench").glob("*.json"))
+    lines += [*_INTRO.splitlines()[1:], "", *_tiers(found), *_measured(measured)]
     for compared, one in shown:
         lines += ["", *_section(compared, one, results / one.plan.name, configs)]
-    return "\n".join([*lines, *_benches(sorted((results / "bench").glob("*.json")))]) + "\n"
+    return "\n".join([*lines, *_benches(measured)]) + "\n"
 
 
 def _tiers(found: Sequence[Found]) -> Iterator[str]:
@@ -57,6 +59,12 @@ def _tiers(found: Sequence[Found]) -> Iterator[str]:
         name, older = one.plan.name, f", {one.older} shown of an earlier version" if one.older else ""
         state = "not run" if not one.there else "complete" if one.there == one.planned else "partly run"
         yield f"| [{name}](../bench/configs/{name}.toml) | {one.there} of {one.planned}{older} | {state} |"
+
+
+def _measured(paths: Sequence[Path]) -> Iterator[str]:
+    for kind in _BENCHES:
+        there = [path.stem for path in paths if path.stem.split("-")[0] == kind]
+        yield f"| `fednc bench {kind}` | {', '.join(there) or 'none'} | {'complete' if there else 'not run'} |"
 
 
 def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> Iterator[str]:

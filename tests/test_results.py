@@ -172,6 +172,7 @@ def test_lists_of_figures_have_a_column(full: Place) -> None:
 def test_what_is_missing_is_listed_as_not_run(place: Place) -> None:
     assert "| 0 of 20 | not run |" in place.page()
     assert "Nothing has been measured yet." in place.page()
+    assert "| `fednc bench scale` | none | not run |" in place.page()
     for row in place.rows():
         if row.setting == "easy" and row.variant != "pulled":
             place.put(row)
@@ -230,4 +231,5 @@ def test_measurements_have_a_table_with_their_command(place: Place) -> None:
     said = place.page()
     assert "## fold\n\n    fednc bench fold --json -\n\nCommit abc; a CPU, 2 cores, 4.0 GiB." in said
     assert "| ratio | 0.6123 |" in said
+    assert "| `fednc bench fold` | fold | complete |" in said
     assert "| clients | round_s |\n|---|---|\n| 2 | 0.5 |\n| 8 | 1.25 |" in said
