@@ -245,32 +245,32 @@ class InitSection(Section):
 
     kind: Literal["ordinary", "nio", "nio-exact"] = Field(
         "ordinary",
-        description="`ordinary`: nothing; `nio`, cheap: each client learns one scale for each tensor that makes the "
-        "gradients of its own sub-batches agree, the server takes geometric means; `nio-exact`: the scales that "
+        description="`ordinary`: nothing; `nio`, cheap: each client learns one scale for each tensor, so that the "
+        "gradients of its own sub-batches agree, and the server takes geometric means; `nio-exact`: scales that "
         "make the clients' gradients agree, in two exchanges per iteration",
     )
     gain: Positive = Field(1.0, description="factor on the drawn weights (biases stay), before anything else")
     min_rise: NonNegative = Field(
-        0.1,
-        description="learnt scales are used where they raise the mean cosine of the clients' gradients by this much; "
-        "else the weights stay as they were drawn",
+        0.3,
+        description="learnt scales are used where they raise the mean cosine of the clients' gradients by this "
+        "much; else the weights stay as they were drawn",
     )
     report: bool = Field(
         False,
         description="measure cosine, norm and loss of the clients' gradients with `ordinary` too; each client sends "
         "the direction of its gradient for that, with other kinds once before and once after",
     )
-    iters: Count = Field(100, description="iterations")
-    lr: Positive = Field(0.01, description="step on the scales")
+    iters: Count = Field(80, description="iterations")
+    lr: Positive = Field(0.05, description="step on the scales")
     clip: Positive = Field(1.0, description="bound on each slope")
     gamma: Positive = Field(
-        5.0, description="bound on the mean gradient norm; above it, the norm is lowered instead"
+        100.0, description="bound on the mean gradient norm; above it, the norm is lowered instead"
     )
     objective: Literal["cosine", "cosine-norm", "cosine-square"] = Field(
         "cosine", description="what rises: mean cosine, and `gn_mul` times the sum of norms or of their squares"
     )
     gn_mul: NonNegative = Field(1.0, description="weight of the norms in the objective")
-    batch: Count = Field(128, description="examples of a client per iteration")
+    batch: Count = Field(32, description="examples of a client per iteration")
     sub_batches: Annotated[int, Field(ge=2)] = Field(
         4, description="sub-batches that `nio` cuts a batch into; for `nio-exact` each client's batch is one"
     )

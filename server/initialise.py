@@ -223,7 +223,7 @@ def initialise(clients: Conversation, events: EventLog) -> tuple[Tensor, dict[st
     found = clients.survey(learnt.scale_P, REPORT).summary() if changed else before
     used = changed and found.cosine - before.cosine >= section.min_rise
     told: dict[str, Any] = {
-        "kind": section.kind, "used": used, "before": asdict(before), "learnt": asdict(found),
+        "initialiser": section.kind, "used": used, "before": asdict(before), "learnt": asdict(found),
         "after": asdict(found if used else before), "steps": dict(learnt.steps),
         "scales": dict(zip(clients.layout.scaled, learnt.scale_P.tolist(), strict=True)) if changed else {},
         "seconds": time.monotonic() - started,

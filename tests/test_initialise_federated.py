@@ -1,0 +1,351 @@
+"""NIO over a federation: equal to the central form, over any grid, with clients that fail, lie or hold nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from initialise_setting import Place, digits_run
+
+from fednc.bench.local_grid import LocalGrid
+from fednc.client.app import app as fednc_app
+from fednc.client.hooks import Hooks
+from fednc.client.host import AppHost, ClientConfig
+from fednc.client.initialise import Volunteer
+from fednc.client.link import Link, LinkConfig
+from fednc.client.resident import Resident
+from fednc.common import arrays, exchange, seeds
+from fednc.common.config import RunConfig
+from fednc.common.errors import ProtocolError, QuorumError
+from fednc.common.initialise import messages
+from fednc.common.initialise.nio import learn
+from fednc.common.initialise.probe import Layout, Probe, batch_statistics
+from fednc.common.initialise.windows import cut, windows
+from fednc.common.memory import ClassMemory
+from fednc.common.records import to_manifest
+from fednc.protos import federation_pb2 as pb
+from fednc.server.agreement import Agreement
+from fednc.server.checkpoint import Checkpoints
+from fednc.server.events import Event, EventLog
+from fednc.server.federation import Federation
+from fednc.server.grid import LinkGrid
+from fednc.server.initialise import scaled
+from fednc.server.limits import InvalidError
+from fednc.server.run import FederatedRun, RunResult
+from fednc.server.serve import serve
+from fednc.server.surroundings import Surroundings
+
+NAMES = ("anna", "bert", "carl")
+CLIENTS = [ClientConfig(name=name, data="digits", device="cpu", val_share=0) for name in NAMES]
+SPLIT = {"kind": "iid", "parts": 3}
+INIT = {"kind": "nio-exact", "iters": 4, "batch": 16, "lr": 0.05, "min_rise": 0.0, "gamma": 100.0}
+App = Callable[[Message, Context], Message]
+
+
+def small_run(init: dict[str, Any] | None = None, rounds: int = 1, min_clients: int = 3, **keys: Any) -> RunConfig:
+    tables = {"task": {"width": 8}, "frame": {"dim": 16}, "train": {"batch": 256}, **keys}
+    chosen = {"total": rounds, "min_clients": min_clients}
+    return digits_run(**{**tables, "rounds": chosen, **({"init": init} if init is not None else {})})
+
+
+def local(run: RunConfig, app: App = fednc_app, around: Surroundings | None = None) -> RunResult:
+    with LocalGrid(run, CLIENTS, app) as grid:
+        return FederatedRun(run, EventLog()).execute(grid, around or Surroundings(name_of=grid.name_of))
+
+
+def told(result: RunResult) -> dict[str, Any]:
+    found: dict[str, Any] = result.history.summary()["init"]
+    return found
+
+
+def same_bits(one: RunResult, other: RunResult) -> bool:
+    return all(torch.equal(value, other.state.model[key]) for key, value in one.state.model.items())
+
+
+# ---- equal to the central form
+
+
+def central_place(run: RunConfig) -> tuple[Place, Probe]:
+    """All that one client has, with the weights that the server drew."""
+    here, prepared = Place(run), FederatedRun(run, EventLog())
+    here.model.load_state_dict(prepared.state.model)
+    guide = exchange.make_guide(run, prepared.frame, ClassMemory.empty(10, run.frame.dim), 1)
+    return here, Probe(here.task, here.model, guide, here.task.shared_keys(here.model))
+
+
+@pytest.mark.parametrize("objective", ["cosine", "cosine-norm", "cosine-square"])
+def test_exact_is_central_where_all_hold_the_same_data(objective: str) -> None:
+    """Each client's batch is one of the sub-batches that one process would draw."""
+    run = small_run({**INIT, "iters": 8, "objective": objective, "gain": 1.2, "gamma": 1.0})
+    here, probe = central_place(run)
+
+    def draws() -> Iterator[list[Any]]:
+        for iteration in range(run.init.iters):
+            streams = [seeds.generator(run.seed, "init", iteration, name) for name in NAMES]
+            yield [next(here.data.train_batches(run.init.batch, stream)) for stream in streams]
+
+    with batch_statistics(here.model):
+        adam = learn(probe, draws(), run.init)
+    found = told(local(run))
+    assert found["steps"] == adam.steps
+    assert min(adam.steps.values()) > 0, "both branches are compared"
+    learnt_P = torch.tensor([found["scales"][name] for name in probe.layout.scaled], dtype=torch.float64)
+    torch.testing.assert_close(learnt_P, adam.scale_P, rtol=0, atol=1e-5)
+    assert float((adam.scale_P - 1).abs().max()) > 0.05
+
+
+def test_cheap_is_central_where_all_hold_the_same_data() -> None:
+    run = small_run({**INIT, "kind": "nio", "min_rise": 0.0})
+    here, probe = central_place(run)
+
+    def draws() -> Iterator[list[Any]]:
+        for iteration in range(run.init.iters):
+            batch = next(here.data.train_batches(run.init.batch, seeds.generator(run.seed, "init", iteration)))
+            yield [cut(batch, rows) for rows in windows(16, run.init.sub_batches, run.init.overlap)]
+
+    with batch_statistics(here.model):
+        adam = learn(probe, draws(), run.init)
+    found = told(local(run))["scales"]
+    learnt_P = torch.tensor([found[name] for name in probe.layout.scaled], dtype=torch.float64)
+    torch.testing.assert_close(learnt_P, adam.scale_P, rtol=0, atol=1e-5)
+
+
+# ---- off is off
+
+
+def test_without_it_nothing_changes() -> None:
+    """A run of old, one that says `ordinary`, one that only measures, and one whose scales are not good enough."""
+    plain = local(small_run(split=SPLIT))
+    assert "init" not in plain.history.summary()
+    said = local(small_run({"kind": "ordinary"}, split=SPLIT))
+    assert said.run.digest == plain.run.digest
+    measured = local(small_run({"report": True}, split=SPLIT))
+    assert told(measured)["before"] == told(measured)["after"]
+    refused = local(small_run({**INIT, "min_rise": 2.0}, split=SPLIT))
+    assert not told(refused)["used"]
+    assert told(refused)["after"] == told(refused)["before"] != told(refused)["learnt"]
+    assert all(same_bits(plain, other) for other in (said, measured, refused))
+
+
+def test_gain_and_scales_are_all_that_changes_the_first_weights() -> None:
+    plain, loud = (FederatedRun(small_run({"gain": gain}), EventLog()) for gain in (1.0, 1.5))
+    for key, value in plain.state.model.items():
+        torch.testing.assert_close(loud.state.model[key], value * (1.5 if value.ndim > 1 else 1.0))
+    run = small_run(INIT, split=SPLIT)
+    events, first = EventLog(), list[dict[str, torch.Tensor]]()
+    with LocalGrid(run, CLIENTS) as grid:
+        prepared = FederatedRun(run, events)
+        drawn, layout = prepared.state.model, prepared.layout
+        events.listen(lambda event: first.append(prepared.state.model) if event["kind"] == "init" else None)
+
+        def keep(message: Message, context: Context) -> Message:
+            if message.metadata.message_type == "train":
+                first.append(arrays.from_record(message.content["model"]))  # type: ignore[arg-type]
+            return fednc_app(message, context)
+
+    with LocalGrid(run, CLIENTS, keep) as grid:
+        result = prepared.execute(grid)
+    scales = told(result)["scales"]
+    assert layout is not None
+    assert told(result)["used"]
+    expected = scaled(drawn, layout, torch.tensor([scales[name] for name in layout.scaled], dtype=torch.float64))
+    assert all(torch.equal(first[-1][key], value) for key, value in expected.items())
+    assert any(not torch.equal(drawn[key], value) for key, value in expected.items())
+
+
+# ---- what is told
+
+
+def test_what_it_did_is_told_measured_and_kept(tmp_path: Path) -> None:
+    run, events, heard = small_run(INIT, rounds=2, split=SPLIT), EventLog(), list[Event]()
+    events.listen(heard.append)
+    with LocalGrid(run, CLIENTS) as grid:
+        checkpoints = Checkpoints(tmp_path, keep=2)
+        full = FederatedRun(run, events).execute(grid, Surroundings(checkpoints=checkpoints))
+    found = told(full)
+    assert found["after"]["cosine"] >= found["before"]["cosine"]
+    assert found["before"]["clients"] == 3
+    (event,) = [event for event in heard if event["kind"] == "init"]
+    assert f"cosine {found['before']['cosine']:+.3f}" in event["text"]
+    assert event["after"] == found["after"]
+
+    (tmp_path / "checkpoints" / "round-000002.json").unlink()
+    kept = checkpoints.latest(run.digest)
+    assert kept is not None
+    asked = list[str]()
+
+    def listening(message: Message, context: Context) -> Message:
+        asked.append(message.metadata.message_type)
+        return fednc_app(message, context)
+
+    with LocalGrid(run, CLIENTS, listening) as grid:
+        again = FederatedRun(run, EventLog())
+        again.restore(kept)
+        resumed = again.execute(grid)
+    assert asked
+    assert not [kind for kind in asked if kind.startswith("query.init")], "it is done once"
+    assert told(resumed) == found
+    assert same_bits(full, resumed)
+
+
+# ---- clients that fail, lie or hold nothing
+
+
+def spoiling(spoil: Callable[[Message, Message], Message]) -> App:
+    """The app, with what `spoil` makes of the first client's answers to the initialisation."""
+
+    def app(message: Message, context: Context) -> Message:
+        reply = fednc_app(message, context)
+        ours = context.node_config["name"] == NAMES[0] and message.metadata.message_type.startswith("query.init")
+        return spoil(message, reply) if ours else reply
+
+    return app
+
+
+def fail(message: Message, reply: Message) -> Message:
+    raise RuntimeError("out of memory")
+
+
+def lie(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Message, Message], Message]:
+    def spoil(message: Message, reply: Message) -> Message:
+        ((key, value),) = arrays.from_record(reply.content[messages.INIT]).items()  # type: ignore[arg-type]
+        reply.content[messages.INIT] = arrays.to_record({key: change(value)})
+        return reply
+
+    return spoil
+
+
+LIES = {
+    "no number": lie(lambda value: value * float("nan")),
+    "absurd": lie(lambda value: value * 1e30),
+    "too short": lie(lambda value: value[:-1]),
+    "another type": lie(lambda value: value.half()),
+}
+
+
+@pytest.mark.parametrize("spoil", [fail, *LIES.values()], ids=["fails", *LIES])
+@pytest.mark.parametrize("kind", ["nio", "nio-exact"])
+def test_a_client_that_cannot_be_used_is_left_out(kind: str, spoil: Callable[[Message, Message], Message]) -> None:
+    run = small_run({**INIT, "kind": kind, "iters": 2}, split=SPLIT, min_clients=2)
+    rejected = list[int]()
+    around = Surroundings(reject=lambda node, _reason: rejected.append(node))
+    result = local(run, spoiling(spoil), around)
+    assert told(result)["before"]["clients"] == 2
+    assert bool(rejected) == (spoil is not fail)
+    assert result.history.rounds[0].replies == 3, "it trains all the same"
+
+
+def test_below_the_quorum_the_run_says_who_failed() -> None:
+    with pytest.raises(QuorumError, match=r"2 answers .* 3 are needed.*out of memory"):
+        local(small_run(INIT, split=SPLIT), spoiling(fail))
+
+
+def test_a_client_without_examples_has_no_voice() -> None:
+    run = small_run(INIT)
+    here, _ = central_place(run)
+    train, _ = here.data.hold_out(0.5, 0)
+    empty = train.select(torch.zeros(0, dtype=torch.int64).numpy())  # type: ignore[attr-defined]
+    resident = Resident(
+        run=run,
+        task=here.task,
+        model=here.model,
+        train=empty,
+        held_out=empty,
+        device=torch.device("cpu"),
+        node="a",
+    )
+    volunteer = Volunteer(resident, empty, here.guide, Hooks())
+    content = RecordDict({messages.ORDER: messages.Order(iteration=0).to_record()})
+    layout = Layout.of(here.model, here.task.shared_keys(here.model))
+    assert messages.answer_in(volunteer.gradient(content), layout) is None
+    assert messages.scales_in(volunteer.scales(), layout, run.init) is None
+    assert not volunteer.slope(content)[messages.INIT]
+
+
+def test_scales_that_no_steps_reach_are_refused() -> None:
+    run = small_run({**INIT, "kind": "nio"})
+    here, _ = central_place(run)
+    layout = Layout.of(here.model, here.task.shared_keys(here.model))
+    for value in (0.001, 1e6):
+        scale_P = torch.full((len(layout.scaled),), value, dtype=torch.float64)
+        reply = RecordDict({messages.INIT: arrays.to_record({messages.SCALE: scale_P})})
+        with pytest.raises(ProtocolError, match="scales of"):
+            messages.scales_in(reply, layout, run.init)
+
+
+def test_norms_and_directions_are_checked() -> None:
+    layout = Layout(scaled=("w",), differentiated=("w",), weights=2)
+    good = messages.Answer(torch.tensor([0.6, 0.8]), 2.0, 1.0)
+    assert messages.answer_in(good.to_content(), layout) is not None
+    for bad in (
+        messages.Answer(torch.tensor([6.0, 8.0]), 2.0, 1.0), messages.Answer(good.unit_N, -1.0, 1.0),
+        messages.Answer(good.unit_N, float("inf"), 1.0), messages.Answer(good.unit_N, 1.0, float("nan")),
+    ):  # fmt: skip
+        with pytest.raises(ProtocolError):
+            messages.answer_in(bad.to_content(), layout)
+
+
+# ---- over the link
+
+
+def over_the_link(run: RunConfig, folder: Path) -> RunResult:
+    """A real server on a free port, each client with a link of its own, replies bounded by the agreement."""
+
+    async def main() -> RunResult:
+        prepared, ports, attending = FederatedRun(run, EventLog()), list[int](), list[asyncio.Task[pb.RunOver]]()
+        federation = Federation("init", run, folder / "spool", EventLog())
+        federation.agreement = Agreement.of(
+            prepared.task, prepared.frame, prepared.state.model, initial=prepared.layout
+        )
+
+        def attend(index: int, client: ClientConfig) -> None:
+            part = pb.Part(index=index, of=len(CLIENTS))
+            config = LinkConfig(server=f"127.0.0.1:{ports[0]}", name=client.name, part=part, once=True)
+            attending.append(asyncio.create_task(Link(config, AppHost(client, fednc_app)).run()))
+
+        def work(grid: LinkGrid) -> RunResult:
+            for index, client in enumerate(CLIENTS):
+                grid.call(partial(attend, index, client))
+                while len(grid.get_node_ids()) <= index:
+                    time.sleep(0.01)
+            return prepared.execute(grid, Surroundings(name_of=grid.name_of))
+
+        result = await serve(federation, work, address="127.0.0.1:0", on_listening=ports.append)
+        await asyncio.gather(*attending)
+        return result
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["nio", "nio-exact"])
+def test_the_link_gives_the_bits_of_one_process(kind: str, tmp_path: Path) -> None:
+    run = small_run({**INIT, "kind": kind}, split=SPLIT)
+    linked, here = over_the_link(run, tmp_path), local(run)
+    assert {**told(linked), "seconds": 0} == {**told(here), "seconds": 0}
+    assert same_bits(linked, here)
+
+
+def test_the_link_refuses_what_has_another_form() -> None:
+    prepared = FederatedRun(small_run(INIT), EventLog())
+    model, layout = prepared.state.model, prepared.layout
+    assert layout is not None
+    agreement = Agreement.of(prepared.task, prepared.frame, model, initial=layout)
+
+    def reply(weights: int) -> pb.Manifest:
+        content = RecordDict({messages.INIT: arrays.to_record({messages.UNIT: torch.zeros(weights)})})
+        content[messages.METRICS] = MetricRecord()
+        return to_manifest(content, with_digests=False)
+
+    agreement.check(messages.GRADIENT, reply(layout.weights))
+    agreement.check(messages.GRADIENT, to_manifest(RecordDict({messages.INIT: ArrayRecord()}), with_digests=False))
+    with pytest.raises(InvalidError):
+        agreement.check(messages.GRADIENT, reply(layout.weights + 1))
+    with pytest.raises(InvalidError):
+        agreement.check(messages.SCALES, reply(layout.weights))
