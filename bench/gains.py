@@ -15,6 +15,7 @@ from fednc.bench.plan import Comparison
 from fednc.bench.report import Compared, last5
 
 OURS = "fednc"
+ERRORS, POINTS = 2.0, 0.5  # a mean gain counts beyond as many standard errors, and beyond as many points
 _FEW_ROUNDS = 0.5
 
 
@@ -37,7 +38,8 @@ class Gain:
         if len(self.of_seed) < 2:
             return 0
         error = stdev(self.of_seed) / math.sqrt(len(self.of_seed))
-        return (self.mean > error) - (self.mean < -error)
+        least = max(ERRORS * error, POINTS)
+        return (self.mean > least) - (self.mean < -least)
 
     def __str__(self) -> str:
         spread = f" ± {stdev(self.of_seed):.1f}" if len(self.of_seed) > 1 else ""

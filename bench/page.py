@@ -14,19 +14,19 @@ from statistics import fmean
 from typing import Any
 
 from fednc.bench.folder import Found, read_folder
-from fednc.bench.gains import OURS, Gain, conclusions, gains, has_contest, others
+from fednc.bench.gains import ERRORS, OURS, POINTS, Gain, conclusions, gains, has_contest, others
 from fednc.bench.plan import Part, read_comparison
 from fednc.bench.report import Compared, Result, results_table, table_head, tuning_table
 
 _BENCHES = ("link", "fold", "scale", "trainer")
 _PICTURES = ("accuracy", "rounds", "geometry", "alignment")
-_INTRO = """
+_INTRO = f"""
 Written by `make results` from the files in `results/`, each of which holds its command, commit, hardware and
 seeds; CI fails where this page says anything else. Accuracies are of the global model on a balanced test set, in
 per cent, mean ± standard deviation over seeds. Learning rates were tuned for each method on a validation split
 with a seed that no result uses. A gain is a difference of the means of the last five rounds, in points, seed by
-seed. It pays in a setting where its mean over the seeds exceeds its standard error, and costs where it is as far
-below zero.
+seed. It pays in a setting where its mean over the seeds exceeds {ERRORS:g} standard errors and {POINTS:g} points,
+and costs where it is as far below zero.
 
 ## What was run
 """

@@ -213,9 +213,19 @@ def test_a_gain_is_taken_seed_by_seed_from_the_best_rival(full: Place) -> None:
 
 @pytest.mark.parametrize(
     ("of_seed", "verdict"),
-    [((1.0, 2.0, 3.0), 1), ((-3.0, 2.0, 2.0), 0), ((-1.0, -2.0), -1), ((5.0,), 0), ((0.0, 0.0), 0)],
+    [
+        ((1.0, 2.0, 3.0), 1),
+        ((0.5, 2.0, 3.5), 1),
+        ((0.0, 2.0, 4.0), 0),
+        ((0.4, 0.5, 0.4), 0),
+        ((-1.0, -1.2), -1),
+        ((5.0,), 0),
+        ((0.0, 0.0), 0),
+    ],
 )
-def test_a_gain_counts_beyond_its_standard_error(of_seed: tuple[float, ...], verdict: int) -> None:
+def test_a_gain_counts_beyond_two_standard_errors_and_half_a_point(
+    of_seed: tuple[float, ...], verdict: int
+) -> None:
     assert Gain("s", of_seed, "x").verdict == verdict
 
 
