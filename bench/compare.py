@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from fednc.bench import initial
 from fednc.bench.plan import Comparison, Row, final_rows, tuning_rows
 from fednc.bench.prepared import prepare
 from fednc.bench.report import Compared, choose_rates, draw, report
@@ -62,5 +63,6 @@ def _write(compared: Compared, bench: Bench) -> None:
     write_atomically(bench.folder / "table.md", report(compared, bench.command).encode())
     try:
         draw(compared, bench.folder)
+        initial.draw(bench.folder / "initialisation.png", compared.final)
     except MissingExtraError as e:
         log.warning("no pictures: %s", e)

@@ -40,7 +40,7 @@ def curves(path: Path, series: Mapping[str, Sequence[tuple[int, float]]]) -> Non
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = _new_figure((7.2, 4.4))
+    figure = new_figure((7.2, 4.4))
     axes = figure.subplots()
     for place, (name, points) in enumerate(series.items()):
         _draw_curve(axes, place, name, points)
@@ -62,7 +62,7 @@ def bands(path: Path, panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = _new_figure((7.2, 4.4) if len(panels) == 1 else (4.2 * len(panels), 4.0))
+    figure = new_figure((7.2, 4.4) if len(panels) == 1 else (4.2 * len(panels), 4.0))
     for axes, (label, series) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
@@ -87,7 +87,7 @@ def bars(path: Path, rounds: Mapping[str, Sequence[int | None]], label: str) -> 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = _new_figure((7.2, 1.2 + 0.4 * len(rounds)))
+    figure = new_figure((7.2, 1.2 + 0.4 * len(rounds)))
     axes = figure.subplots()
     for place, values in enumerate(rounds.values()):
         reached = [value for value in values if value is not None]
@@ -122,7 +122,7 @@ def geometry(path: Path, means: Mapping[str, Tensor], etf_KD: Tensor, class_name
     target_KK = cosines(etf_KD[: len(class_names)])
     labels = [name if len(name) <= _MAX_LETTERS else f"{name[: _MAX_LETTERS - 1]}…" for name in class_names]
     margin_inch = 0.09 * max(map(len, labels))
-    figure = _new_figure((1.0 + margin_inch + 3.7 * (len(panels) + 1), 4.3 + margin_inch))
+    figure = new_figure((1.0 + margin_inch + 3.7 * (len(panels) + 1), 4.3 + margin_inch))
     row = figure.subplots(1, len(panels) + 1, sharey=True, squeeze=False)[0]
     for axes, (name, cos_KK) in zip(row[:-1], panels.items(), strict=True):
         _draw_heat_map(axes, cos_KK, f"{name}\nmean distance to frame {_distance(cos_KK, target_KK):.2f}")
@@ -148,7 +148,7 @@ def heat_maps(path: Path, panels: Mapping[str, Tensor], class_names: Sequence[st
     columns = min(len(panels), _MAX_COLUMNS)
     rows = -(-len(panels) // columns)
     margin_inch = 0.09 * max(map(len, labels))
-    figure = _new_figure((1.0 + margin_inch + 3.7 * columns, 0.4 + margin_inch + 3.9 * rows))
+    figure = new_figure((1.0 + margin_inch + 3.7 * columns, 0.4 + margin_inch + 3.9 * rows))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, (name, cosine_KK) in zip(grid, panels.items(), strict=False):
         own = cosine_KK.diagonal().nanmean()
@@ -169,7 +169,8 @@ def cosines(mean_KD: Tensor) -> Tensor:
     return unit_KD @ unit_KD.T
 
 
-def _new_figure(size_inch: tuple[float, float]) -> Figure:
+def new_figure(size_inch: tuple[float, float]) -> Figure:
+    """An empty figure. Raises MissingExtraError: matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as e:

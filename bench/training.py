@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fednc.bench import initial
 from fednc.bench.local_grid import LocalGrid
 from fednc.bench.plan import DATA, Row
 from fednc.client.host import ClientConfig
@@ -94,7 +95,8 @@ def _placed(run: RunConfig, data: Path) -> RunConfig:
 
 
 def _outcome(history: History, failed: str) -> dict[str, Any]:
-    summary = {} if failed else {k: _rounded(v) for k, v in history.summary().items() if _says_something(v)}
+    told = {**history.summary(), **initial.figures(history)}
+    summary = {} if failed else {k: _rounded(v) for k, v in told.items() if _says_something(v)}
     return {"failed": failed, "summary": summary, "rounds": [_brief(record) for record in history.rounds]}
 
 
