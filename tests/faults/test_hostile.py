@@ -17,6 +17,16 @@ from hypothesis import strategies as st
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 BATCH, BATCHES = 50, 100  # of each half: 10,000 messages per call
 CALLERS = {"Attend": "stranger", "Declare": "hostile", "Download": "hostile", "Report": "hostile"}
+REASONS = {
+    "Attend": {"name", "software", "app", "tasks", "methods", "instance", "part"},
+    "Declare": {"examples", "held_out", "class_counts", "device", "problem", "pid", "standing"},
+    "Download": {"digests"},
+    "Report": {"id", "step", "steps", "examples_per_s", "device_memory_bytes"},
+    "Upload": {
+        "header", "id", "upload_id", "manifest", "manifest.records", "manifest.arrays", "manifest.values",
+        "manifest.size", "failure.kind", "failure.reason", "failure.code", "data", "content",
+    },
+}  # fmt: skip
 OPERATORS = ("Status", "Watch", "Control")
 MANY = settings(
     max_examples=BATCHES,
@@ -91,6 +101,7 @@ def test_messages_that_are_valid_but_for_one_field(place: HostilePlace, call: st
 
     attack()
     assert sent >= BATCH * BATCHES
+    assert {reason.partition(".")[2] for reason in counted} == REASONS.get(call, set())
     print(call, sent, dict(counted))
 
 
@@ -131,6 +142,7 @@ def test_replies_of_which_one_thing_is_wrong(place: HostilePlace) -> None:
 
     attack()
     assert sent >= BATCH * BATCHES
+    assert {reason.partition(".")[2] for reason in counted} == REASONS["Upload"]
     print("Upload", sent, dict(counted))
 
 
