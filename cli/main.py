@@ -24,6 +24,7 @@ COMMANDS = {
     "client": ("fednc.cli.client:command", "Attend a federation with one's own data and device."),
     "demo": ("fednc.cli.demo:command", "One server and four clients on this machine: fedavg against fednc."),
     "status": ("fednc.cli.status:command", "Show how a run stands; pause, resume, stop it, drop a node."),
+    "session": ("fednc.cli.session:app", "Start the next session of a run whose classes come later."),
     "certs": ("fednc.cli.certs:command", "Make certificates and tokens, and take them back."),
     "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
     "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),

@@ -38,10 +38,11 @@ def command(
     predictions = _predictions(model, data)
     _show_predictions(predictions)
     result = {"run": model.run.name, "input": inputs, "examples": data.examples, "predictions": predictions}
-    if data.count_K.sum() > 0:
-        metrics = _metrics(model, data)
+    known = data.of_classes(0, len(model.class_names)) if model.task.takes_sessions else data
+    if known.count_K.sum() > 0:
+        metrics = _metrics(model, known)
         result["metrics"] = metrics
-        _show_metrics(model, data, metrics)
+        _show_metrics(model, known, metrics)
     if json:
         write_json(json, result)
 

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,23 +53,32 @@ def command(
     listens without encryption answers on its own machine, without a credential. With --watch, `--json -` writes
     one line per status.
     """
-    from fednc.client.channel import credentials_from
-    from fednc.client.operator import Lever, OperatorLink
+    from fednc.client.operator import Lever
     from fednc.common.interrupt import run_until_interrupted
-    from fednc.common.wire import is_loopback
 
     if pause and resume:
         raise ConfigError("--pause and --resume contradict each other; give one of them")
+    link = operator_link(server, certs, ca, cert, key, token_file)
+    wanted = {Lever.PAUSE: pause, Lever.RESUME: resume, Lever.STOP: stop}
+    levers = [lever for lever, is_wanted in wanted.items() if is_wanted]
+    run_until_interrupted(_ask(link, levers, drop or (), readmit or (), every if watch else 0.0, json))
+
+
+def operator_link(
+    server: str, certs: Path | None, ca: Path | None, cert: Path | None, key: Path | None, token: Path | None
+) -> OperatorLink:
+    """The operator's end of the link. Raises ConfigError: another machine is asked without credentials."""
+    from fednc.client.channel import credentials_from
+    from fednc.client.operator import OperatorLink
+    from fednc.common.wire import is_loopback
+
     if not (certs or ca or is_loopback(server)):
         raise ConfigError(
             f"--server {server} is another machine: give --certs DIR with the folder that "
             "`fednc certs node DIR NAME --operator` made"
         )
-    credentials = credentials_from(server, certs=certs, ca=ca, cert=cert, key=key, token=token_file)
-    wanted = {Lever.PAUSE: pause, Lever.RESUME: resume, Lever.STOP: stop}
-    levers = [lever for lever, is_wanted in wanted.items() if is_wanted]
-    link = OperatorLink(server, credentials)
-    run_until_interrupted(_ask(link, levers, drop or (), readmit or (), every if watch else 0.0, json))
+    credentials = credentials_from(server, certs=certs, ca=ca, cert=cert, key=key, token=token)
+    return OperatorLink(server, credentials)
 
 
 async def _ask(
@@ -150,6 +160,10 @@ def _headline(status: pb.RunStatus) -> str:
 
 def _phase(status: pb.RunStatus) -> str:
     where = f"round {status.round} of {status.rounds}"
+    if status.sessions:
+        where += f", session {status.session} of {status.sessions} ({len(status.classes)} classes)"
+    if status.HasField("waiting_session") and not status.over:
+        return f"session {status.waiting_session} waits for an operator: fednc session next"
     if status.over:
         return f"over after {status.completed} rounds: {status.over}"
     if status.paused:

@@ -67,6 +67,18 @@ class OperatorLink:
             for node in nodes:
                 await stub.Control(pb.ControlRequest(readmit=pb.Readmit(node=node)), timeout=_ANSWER_S)
 
+    async def next_session(self, classes: Sequence[str]) -> pb.RunStatus:
+        """Start the session that waits, with classes of these names where the run file has none.
+
+        Raises also:
+            ConfigError: the names clash or find no room.
+            RefusedError: no session waits.
+        """
+        async with self._stub() as stub:
+            request = pb.ControlRequest(next_session=pb.NextSession(classes=classes))
+            status: pb.RunStatus = await stub.Control(request, timeout=_ANSWER_S)
+            return status
+
     async def watch(self, every_s: float = 0) -> AsyncIterator[pb.RunStatus]:
         """How the run stands, again and again until it is over; 0: as often as the server likes."""
         async with self._stub() as stub:

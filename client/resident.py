@@ -79,6 +79,10 @@ def resident(context: Context, run: RunConfig) -> Resident:
         ConfigError: a task or device that is not here.
         DataError: data that does not fit the run.
     """
+    found = _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
+    if found.run.sessions == run.sessions:
+        return found
+    forget(context)  # classes have got their names since
     return _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
 
 

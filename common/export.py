@@ -61,11 +61,13 @@ class ExportedModel(nn.Module):
     mean_KD: Tensor
     seen_K: Tensor
 
-    def __init__(self, task: Task, model: nn.Module, frame: Frame, memory: ClassMemory) -> None:
+    def __init__(
+        self, task: Task, model: nn.Module, frame: Frame, memory: ClassMemory, class_names: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self.task = task
         self.run: RunConfig = task.run
-        self.class_names = task.class_names
+        self.class_names = class_names
         self.model = model
         self.register_buffer("etf_KD", frame.etf_KD)
         self.register_buffer("mean_KD", memory.mean_KD)
@@ -81,6 +83,7 @@ class ExportedModel(nn.Module):
             mean_KD=self.mean_KD,
             seen_K=self.seen_K,
             count_K=torch.zeros_like(self.seen_K, dtype=torch.int64),
+            classes=len(self.class_names) if self.task.takes_sessions else None,
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -88,11 +91,17 @@ class ExportedModel(nn.Module):
         return self.task.scores(self.model, inputs, self.guide)[:, : len(self.class_names)]
 
 
-def export(folder: Path, model: nn.Module, task: Task, frame: Frame, memory: ClassMemory, run: RunConfig) -> None:
+def export(
+    folder: Path, model: nn.Module, task: Task, frame: Frame, memory: ClassMemory, run: RunConfig,
+    class_names: tuple[str, ...] | None = None,
+) -> None:  # fmt: skip
     """Write model/model.safetensors and model/model.json in the run's folder `folder`.
 
     Each file is replaced whole, the manifest last: a crash in between leaves a digest that does not match, which
     `load` refuses, and never a model that mixes two runs.
+
+    Args:
+        class_names: those that the model knows; None: all of the task's.
     """
     state = model.state_dict()
     tensors = {
@@ -108,7 +117,7 @@ def export(folder: Path, model: nn.Module, task: Task, frame: Frame, memory: Cla
         task_version=task.version,
         run=run,
         run_digest=run.digest,
-        class_names=task.class_names,
+        class_names=task.class_names if class_names is None else class_names,
         preprocessing=task.preprocessing(),
         frame_seed=frame.seed,
         frame_sha256=frame.digest,
@@ -138,7 +147,8 @@ def load(path: Path | str) -> ExportedModel:
     model = task.build_model()
     model.load_state_dict({**model.state_dict(), **_under("model.", tensors)})
     frame = Frame.from_tensor(tensors["frame.etf_KD"], manifest.frame_seed, manifest.frame_sha256)
-    return ExportedModel(task, model, frame, ClassMemory.from_tensors(_under("memory.", tensors)))
+    memory = ClassMemory.from_tensors(_under("memory.", tensors))
+    return ExportedModel(task, model, frame, memory, manifest.class_names)
 
 
 def _model_folder(path: Path) -> Path:

@@ -69,6 +69,13 @@ def stage_at(stages: tuple[Stage, ...], server_round: int) -> Stage:
     return next((stage for stage in stages if server_round <= stage.last), stages[-1])
 
 
+def with_names(run: RunConfig, number: int, names: tuple[str, ...]) -> RunConfig:
+    """`run` whose session `number` has these classes."""
+    sessions = list(run.sessions)
+    sessions[number - 1] = sessions[number - 1].model_copy(update={"classes": names})
+    return run.model_copy(update={"sessions": tuple(sessions)})
+
+
 def _next(before: Stage, train: TrainSection, session: SessionSection, classes: int) -> Stage:
     changed = {"lr": train.lr * session.lr_factor, "epochs": session.epochs or train.epochs}
     return Stage(

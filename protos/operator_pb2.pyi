@@ -18,18 +18,20 @@ class WatchRequest(_message.Message):
     def __init__(self, every_s: _Optional[float] = ...) -> None: ...
 
 class ControlRequest(_message.Message):
-    __slots__ = ("pause", "resume", "stop", "drop", "readmit")
+    __slots__ = ("pause", "resume", "stop", "drop", "readmit", "next_session")
     PAUSE_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     DROP_FIELD_NUMBER: _ClassVar[int]
     READMIT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_SESSION_FIELD_NUMBER: _ClassVar[int]
     pause: Pause
     resume: Resume
     stop: Stop
     drop: Drop
     readmit: Readmit
-    def __init__(self, pause: _Optional[_Union[Pause, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., readmit: _Optional[_Union[Readmit, _Mapping]] = ...) -> None: ...
+    next_session: NextSession
+    def __init__(self, pause: _Optional[_Union[Pause, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., readmit: _Optional[_Union[Readmit, _Mapping]] = ..., next_session: _Optional[_Union[NextSession, _Mapping]] = ...) -> None: ...
 
 class Pause(_message.Message):
     __slots__ = ()
@@ -55,8 +57,14 @@ class Readmit(_message.Message):
     node: str
     def __init__(self, node: _Optional[str] = ...) -> None: ...
 
+class NextSession(_message.Message):
+    __slots__ = ("classes",)
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, classes: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class RunStatus(_message.Message):
-    __slots__ = ("run_id", "method", "round", "rounds", "phase", "paused", "stopping", "nodes", "missing", "completed", "loss", "accuracy", "round_s", "fold_s", "bytes_up", "bytes_down", "elapsed_s", "over", "dropped", "quarantined")
+    __slots__ = ("run_id", "method", "round", "rounds", "phase", "paused", "stopping", "nodes", "missing", "completed", "loss", "accuracy", "round_s", "fold_s", "bytes_up", "bytes_down", "elapsed_s", "over", "dropped", "quarantined", "session", "sessions", "waiting_session", "classes")
     class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STARTING: _ClassVar[RunStatus.Phase]
@@ -87,6 +95,10 @@ class RunStatus(_message.Message):
     OVER_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_SESSION_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     method: str
     round: int
@@ -107,7 +119,11 @@ class RunStatus(_message.Message):
     over: str
     dropped: _containers.RepeatedScalarFieldContainer[str]
     quarantined: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run_id: _Optional[str] = ..., method: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[_Union[RunStatus.Phase, str]] = ..., paused: _Optional[bool] = ..., stopping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., completed: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., round_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., elapsed_s: _Optional[float] = ..., over: _Optional[str] = ..., dropped: _Optional[_Iterable[str]] = ..., quarantined: _Optional[_Iterable[str]] = ...) -> None: ...
+    session: int
+    sessions: int
+    waiting_session: int
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run_id: _Optional[str] = ..., method: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[_Union[RunStatus.Phase, str]] = ..., paused: _Optional[bool] = ..., stopping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., completed: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., round_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., elapsed_s: _Optional[float] = ..., over: _Optional[str] = ..., dropped: _Optional[_Iterable[str]] = ..., quarantined: _Optional[_Iterable[str]] = ..., session: _Optional[int] = ..., sessions: _Optional[int] = ..., waiting_session: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("name", "state", "problem", "last_seen_s", "work", "step", "steps", "loss", "examples_per_s", "device_memory_bytes", "bytes_up", "bytes_down", "examples", "held_out", "device", "part")

@@ -6,6 +6,8 @@ Knows neither gRPC nor nodes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from fednc.server.history import RoundRecord
 
 
@@ -18,7 +20,13 @@ class RunControl:
         self.over = False  # nobody is left to ask
         self.waiting = False  # between rounds, for clients or for an operator
         self.round = 0  # under way or about to begin
-        self.next_session: int | None = None  # that waits for an operator, who starts it by writing None
+        self.waiting_session: int | None = None  # that waits for an operator
+        self.started: tuple[str, ...] | None = (
+            None  # an operator starts it, with classes of these names or its own
+        )
+        self.check_session: Callable[[Sequence[str]], None] = lambda _names: None  # raises ConfigError
+        self.session = 0  # under way
+        self.class_names: tuple[str, ...] = ()  # so far
         self.last: RoundRecord | None = None  # the round completed last
         self.fold_s = 0.0  # spent in its fold
 

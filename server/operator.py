@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from fednc.common.errors import ConfigError
 from fednc.protos import operator_pb2 as pb
 from fednc.protos import operator_pb2_grpc as rpc
 from fednc.server.federation import Federation
@@ -65,6 +66,8 @@ class OperatorServicer(rpc.OperatorServicer):
                 await self._drop(request.drop.node, context)
             elif command == "readmit":
                 await self._readmit(request.readmit.node, context)
+            elif command == "next_session":
+                await self._next_session(tuple(request.next_session.classes), context)
             else:
                 self._pull(command)
         except OSError as e:
@@ -96,6 +99,19 @@ class OperatorServicer(rpc.OperatorServicer):
             out = [*door.dropped, *door.quarantined]
             reason = f"{name!r:.80} is not shut out; those who are: {_some(out)}"
             await context.abort(grpc.StatusCode.NOT_FOUND, reason)
+
+    async def _next_session(self, names: tuple[str, ...], context: Context) -> None:
+        control, who = self._federation.control, _caller()
+        if control.waiting_session is None or control.started is not None:
+            where = f"session {control.session} is under way" if control.session else "the beginning is under way"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"no session waits for an operator: {where}")
+        try:
+            control.check_session(names)
+        except ConfigError as e:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
+        text = f"{who} starts session {control.waiting_session}"
+        self._federation.events.emit("control", text, command="next_session", operator=who, classes=list(names))
+        control.started = names
 
 
 def _some(names: list[str]) -> str:

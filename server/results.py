@@ -42,6 +42,7 @@ def summary_of(run_id: str, result: RunResult, **measured: Any) -> dict[str, Any
         "seed": result.run.seed,
         "config_sha256": result.run.digest,
         "frame_sha256": result.frame.digest,
+        "classes": list(result.class_names),
         **measured,
         **result.history.summary(),
     }
@@ -53,6 +54,6 @@ def write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> Non
     model.load_state_dict(result.state.model, strict=False)
     run, memories = result.run, result.state.memories
     memory = memories.under(run.method.memory_source, result.frame.etf_KD, run.seed)
-    export(folder, model, result.task, result.frame, memory, run)
+    export(folder, model, result.task, result.frame, memory, run, result.class_names)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     write_atomically(folder / "rounds.json", json.dumps(result.history.to_json(), indent=2).encode())

@@ -5,9 +5,7 @@ Called by `process.py` over our link, by `app.py` on stock Flower, and by `bench
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,26 +14,26 @@ from flwr.serverapp import Grid
 
 from fednc.common import arrays, seeds, tasks
 from fednc.common.config import RunConfig
-from fednc.common.errors import QuorumError, RunFailedError
+from fednc.common.errors import QuorumError
 from fednc.common.frame import Frame, draw_frame
 from fednc.common.initialise.probe import Layout
 from fednc.common.memory import ClassMemory
 from fednc.common.registry import ClassRegistry
-from fednc.common.stages import Stage
+from fednc.common.stages import Stage, with_names
 from fednc.common.stand_in import Memories
 from fednc.common.tasks.base import Task
-from fednc.server.checkpoint import Checkpoint, Checkpoints
+from fednc.server.checkpoint import Checkpoint
 from fednc.server.evaluation import CentralEvaluation
 from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
 from fednc.server.initialise import Conversation, draw_with_gain, initialise, scaled, speaks
+from fednc.server.patience import save_patiently
 from fednc.server.sessions import Sessions
 from fednc.server.state import GlobalState, control_variates
 from fednc.server.strategy import FrameStrategy
 from fednc.server.surroundings import Surroundings, Waiting
 
 _TRIES = 3  # of one round below quorum
-_DISK_POLL_S = 2.0
 
 
 @dataclass(kw_only=True)
@@ -48,6 +46,7 @@ class RunResult:
     state: GlobalState
     history: History
     evaluation: CentralEvaluation | None
+    class_names: tuple[str, ...]  # so far
 
 
 class FederatedRun:
@@ -61,6 +60,7 @@ class FederatedRun:
         """
         self.run, self._events, self._around = run, events, Surroundings()
         self._control = self._around.control
+        self._digest = run.digest  # of the run file; names that operators give are no part of it
         self.task = tasks.get(run)
         self.frame = draw_frame(
             self.task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"), run.frame.kind
@@ -110,7 +110,7 @@ class FederatedRun:
                 break
         return RunResult(
             run=self.run, task=self.task, frame=self.frame, state=self.state, history=self.history,
-            evaluation=self.evaluation,
+            evaluation=self.evaluation, class_names=self.registry.names,
         )  # fmt: skip
 
     def _enter(self, server_round: int, grid: Grid) -> bool:
@@ -119,8 +119,11 @@ class FederatedRun:
         if stage == self._entered:
             return True
         begins = not stage.is_first and server_round == stage.first and self._opened != stage.number
-        if begins and stage.waits and not self._sessions.wait_for_operator(stage):
-            return False
+        if begins and stage.waits:
+            names = self._sessions.wait_for_operator(stage)
+            if names is None:
+                return False
+            stage = self._name(stage, names)
         self._narrow(stage)
         if begins:
             if not (self._waiting.for_clients(stage.min_clients) and self._sessions.open(stage, grid)):
@@ -145,9 +148,22 @@ class FederatedRun:
         self.state.replace_model(arrays.to_record(scaled(self.state.model, self.layout, scale_P)))
         return True
 
+    def _name(self, stage: Stage, names: tuple[str, ...]) -> Stage:
+        """The stage as it is when its classes have these names, which the run file may have left open."""
+        if names != self.run.sessions[stage.number - 1].classes:
+            self._adopt(with_names(self.run, stage.number, names))
+        return self.task.stages[stage.number]
+
+    def _adopt(self, run: RunConfig) -> None:
+        """Go on with `run`, in which classes have names that they had not before."""
+        self.run, self.task = run, tasks.get(run)
+        self.strategy.run, self.strategy.task = self.run, self.task
+        self.evaluation = self._central_evaluation(self._model)
+
     def _narrow(self, stage: Stage) -> None:
         self.state.narrow(self.task.trained_keys(self._model, stage))
         self.strategy.enter(stage)
+        self._control.session, self._control.class_names = stage.number, self.registry.names
         self._around.agree(self.state)
 
     def _stop_before(self, server_round: int, grid: Grid) -> None:
@@ -201,26 +217,11 @@ class FederatedRun:
         return True
 
     def _save(self) -> None:
+        """No round begins before the last one is safe. Raises RunFailedError."""
         if self._around.checkpoints:
-            self._save_to(self._around.checkpoints)
-
-    def _save_to(self, checkpoints: Checkpoints) -> None:
-        """No round begins before the last one is safe: where the disk is full, the run waits for space.
-
-        Raises:
-            RunFailedError: after `wait_s`.
-        """
-        give_up = time.monotonic() + self.run.rounds.wait_s
-        while True:
-            try:
-                return checkpoints.save(self._checkpoint())
-            except OSError as e:
-                what = f"the checkpoint of round {self.state.completed} cannot be written: {e.strerror}"
-                if self._control.stopping or time.monotonic() > give_up:
-                    raise RunFailedError(f"{what}. Free space and start again with the same --folder") from e
-                text = f"{what}; the run waits for you to free space in its folder"
-                self._events.emit("disk", text, level=logging.ERROR, errno=e.errno)
-            time.sleep(_DISK_POLL_S)
+            save_patiently(
+                self._around.checkpoints, self._checkpoint(), self.run.rounds.wait_s, self._control, self._events
+            )
 
     def _checkpoint(self) -> Checkpoint:
         bytes_up, bytes_down = self._around.traffic()
@@ -231,7 +232,7 @@ class FederatedRun:
             "frame.etf_KD": self.frame.etf_KD,
         }
         return Checkpoint(
-            round=self.state.completed, config_sha256=self.run.digest, tensors=tensors,
+            round=self.state.completed, config_sha256=self._digest, tensors=tensors,
             history=self.history.to_json(), parts=self._around.parts(), bytes_up=bytes_up, bytes_down=bytes_down,
             classes=self.registry.to_json() if self.run.sessions else None,
             opened=self._opened if self.task.stage(self.state.completed).number < self._opened else 0,
@@ -252,12 +253,19 @@ class FederatedRun:
             extra=checkpoint.under("extra."),
             completed=checkpoint.round,
         )
-        if checkpoint.classes:
-            self.task.registry.check_continues(ClassRegistry.from_json(checkpoint.classes))
         self._opened = checkpoint.opened
         self.history = History.from_json(checkpoint.history)
+        if checkpoint.classes:
+            self._recall(ClassRegistry.from_json(checkpoint.classes))
         self.strategy = FrameStrategy(self.run, self.task, self.frame, self.state, self._events)
         self._events.emit("resume", f"going on after round {checkpoint.round}", round=checkpoint.round)
+
+    def _recall(self, registry: ClassRegistry) -> None:
+        """Give classes the names they had. Raises ConfigError: the run file has others in their places."""
+        for number, names in enumerate(registry.groups[1:], start=1):
+            if not self.run.sessions[number - 1].classes:
+                self._adopt(with_names(self.run, number, names))
+        self.task.registry.check_continues(registry)
 
     def _say(self, record: RoundRecord) -> None:
         accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.1%}"

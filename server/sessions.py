@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from functools import partial
 
 from flwr.serverapp import Grid
 
-from fednc.common.errors import QuorumError
+from fednc.common.errors import ConfigError, QuorumError
 from fednc.common.stages import Stage
 from fednc.server.control import RunControl
 from fednc.server.events import EventLog
@@ -25,16 +27,26 @@ class Sessions:
     def __init__(self, strategy: FrameStrategy, control: RunControl, events: EventLog, wait_s: float) -> None:
         self._strategy, self._control, self._events, self._wait_s = strategy, control, events, wait_s
 
-    def wait_for_operator(self, stage: Stage) -> bool:
-        """True when an operator starts the session; False when one stops the run instead."""
-        self._control.next_session = stage.number
+    def wait_for_operator(self, stage: Stage) -> tuple[str, ...] | None:
+        """Names of the classes when an operator starts the session; None when one stops the run instead."""
+        control, own = self._control, self._strategy.task.registry.groups[stage.number]
+        control.check_session = partial(self._check, stage, own)
+        control.waiting_session, control.started = stage.number, None
         text = f"session {stage.number} waits for an operator: fednc session next"
         self._events.emit("session-waits", text, session=stage.number)
-        while not self._control.stopping and self._control.next_session is not None:
+        while not control.stopping and control.started is None:
             time.sleep(_POLL_S)
-        started = self._control.next_session is None
-        self._control.next_session = None
-        return started
+        control.waiting_session = None
+        return None if control.started is None else own or control.started
+
+    def _check(self, stage: Stage, own: tuple[str, ...], names: Sequence[str]) -> None:
+        """Raises ConfigError: no session of these names can follow."""
+        if own and names:
+            raise ConfigError(
+                f"the run file names the classes of session {stage.number}: {', '.join(own)}. Leave out --class"
+            )
+        if not own:
+            self._strategy.task.registry.first(stage.number - 1).extended(names)
 
     def open(self, stage: Stage, grid: Grid) -> bool:
         """Pool the memory of the new classes once enough clients hold examples; False: an operator stops the run.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from fednc.bench.local_grid import LocalGrid
 from fednc.client import trainer
 from fednc.client.app import app
+from fednc.client.resident import Resident, resident
 from fednc.common import tasks
 from fednc.common.arrays import to_tensor
 from fednc.common.errors import ConfigError
@@ -68,6 +68,7 @@ class Watched:
     def __init__(self) -> None:
         self.run = config()
         self.frames: set[str] = set()
+        self.residents: dict[int, Resident] = {}
         self.sent: list[tuple[int, dict[str, Tensor]]] = []  # round, model
         self.updates: list[tuple[int, set[str]]] = []
         self.optimised: list[tuple[Tensor, ...]] = []
@@ -78,6 +79,7 @@ class Watched:
 
     def _answer(self, message: Message, context: Any) -> Message:
         answer = app(message, context)
+        self.residents[context.node_id] = resident(context, self.run)
         if message.metadata.message_type == TRAIN:
             server_round = int(message.metadata.group_id)
             model, frame = message.content[MODEL], message.content[GUIDE]
@@ -91,7 +93,7 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched() -> Iterator[Watched]:
+def watched() -> Watched:
     before = torch.optim.SGD.__init__
     optimised: list[Tensor] = []
 
@@ -193,10 +195,8 @@ def test_6_the_memory_is_the_mean_of_what_was_sent_and_nothing_else(watched: Wat
     model.load_state_dict(result.state.model, strict=False)
     model.eval()
     sums = ClassSums.zeros(12, task.memory_dim)
-    with LocalGrid(watched.run, clients(watched.run)) as grid, torch.no_grad():
-        from fednc.client.resident import _RESIDENTS
-
-        for here in [resident for (_, node), resident in _RESIDENTS.items() if node in grid.get_node_ids()]:
+    with torch.no_grad():
+        for here in watched.residents.values():
             for stage in task.stages:
                 mine, _ = here.at(stage)
                 assert stage.is_first or mine.count_K.max() <= 5

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from fednc.common.sections import Count, Share
 from fednc.common.tasks.image.options import ImageOptions
@@ -46,3 +46,10 @@ class FewShotOptions(ImageOptions):
     copies: Count = Field(
         1, description="in sessions: how often the memory of a class of an earlier session is rehearsed per step"
     )
+
+    _takes_unknown: bool = PrivateAttr(False)
+
+    @property
+    def takes_unknown(self) -> bool:
+        """Where an operator starts sessions: data may hold classes that nobody has asked for yet."""
+        return self._takes_unknown

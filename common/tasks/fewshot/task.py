@@ -44,6 +44,7 @@ class FewShotTask(ImageTask):
         later = tuple(name for session in run.sessions for name in session.classes)
         # Unchecked on purpose: the registry says what is wrong with a name that is there twice.
         self.options = self.options.model_copy(update={"classes": self.options.classes + later})
+        self.options._takes_unknown = any(session.start == "operator" for session in run.sessions)
         _check(self.registry.names, run)
 
     @property

@@ -50,6 +50,11 @@ class ImageOptions(TaskOptions):
         description="training images as they are, or moved by up to an eighth of the size and mirrored at random",
     )
 
+    @property
+    def takes_unknown(self) -> bool:
+        """Whether data may hold classes that the run has no name for yet; they are left aside."""
+        return False
+
     @model_validator(mode="before")
     @classmethod
     def _grey_middle(cls, value: Any) -> Any:

@@ -45,13 +45,14 @@ def map_names(found: Sequence[str], options: ImageOptions, source: str) -> Index
         DataError: names that the run does not have; lists both sides.
     """
     unknown = sorted(set(found) - set(options.classes))
-    if unknown:
+    if unknown and not options.takes_unknown:
         raise DataError(
             f"{source}: classes {_quoted(unknown)} are not in this run. The data has "
             f"{_quoted(sorted(set(found)))}; the run has {_quoted(options.classes)}. "
             "Rename or remove them in the data, or use another run file."
         )
-    return np.array([options.classes.index(name) for name in found], dtype=np.int64)
+    place = {name: i for i, name in enumerate(options.classes)}
+    return np.array([place.get(name, UNLABELLED) for name in found], dtype=np.int64)
 
 
 def map_labels(

@@ -1,0 +1,42 @@
+"""`fednc session`: an operator's word on a run whose classes come in sessions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fednc.cli.options import Ca, Cert, Certs, Json, Key, Server, TokenFile
+from fednc.cli.output import say, write_json
+
+Classes = Annotated[
+    list[str] | None,
+    typer.Option("--class", metavar="NAME", help="A new class, where the run file names none; once for each."),
+]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def _root() -> None:
+    """Start sessions of a run whose classes come later."""
+
+
+@app.command("next")
+def start_next(
+    server: Server, classes: Classes = None, certs: Certs = None, ca: Ca = None, cert: Cert = None,
+    key: Key = None, token_file: TokenFile = None, json: Json = "",
+) -> None:  # fmt: skip
+    """Start the session that waits for an operator ([[sessions]] with start = "operator").
+
+    Clients that hold examples of its classes should be there, or come soon: the session waits for them. The server
+    wants an operator's credential, as for `fednc status`.
+    """
+    from fednc.cli.status import as_json, operator_link
+    from fednc.common.interrupt import run_until_interrupted
+
+    link = operator_link(server, certs, ca, cert, key, token_file)
+    status = run_until_interrupted(link.next_session(classes or ()))
+    say(f"session {status.waiting_session or status.session} of {status.sessions} starts")
+    if json:
+        write_json(json, as_json(status))
