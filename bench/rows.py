@@ -141,7 +141,7 @@ def _write(row: Row, outcome: Result, took_s: float, shared_by: int, bench: Benc
         "variant": row.variant, "seed": row.seed, "lr": row.lr, **outcome,
         "duration_s": round(took_s, 2), "shared_by": shared_by, "command": bench.command,
         "commit": commit(), "machine": machine(), "device": bench.device, "data_sha256": row.data_sha256,
-        "config": row.run.model_dump(mode="json", exclude={"server"}),
+        "config": row.run.decisive(),
     }  # fmt: skip
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     write_atomically(bench.folder / row.file_name, text.encode())
