@@ -43,9 +43,9 @@ clientapp = "fednc.bench.noop:app"
 """
 
 
-def measure(settings: Settings, bytes_each: int, say: Say) -> Row:
+def measure(settings: Settings, ours: Row, say: Say) -> Row:
     """One row on stock flwr. Raises RunFailedError with its logs where it does not come to an end."""
-    del bytes_each  # the app itself decides what travels
+    del ours  # the app itself decides what travels
     with tempfile.TemporaryDirectory(prefix="fednc-bench-") as name, _installation(Path(name), settings) as env:
         _run(Path(name), env)
         out = Path(name, "figures.json")

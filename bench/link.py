@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from fednc.bench.keys import keys
 from fednc.bench.probe import Child
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
+_SERVER, _CLIENTS = "fednc.bench.link_server", "fednc.bench.link_clients"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class Settings:
     rounds: int
     warmup: int = 2
     codec: str = "fp32"
-    tls: bool = False
+    tls: str = "off"
     client_processes: int = 0  # 0: one per client, at most one per core
 
     @property
@@ -39,7 +41,7 @@ class Settings:
 
 
 def every(
-    params: Sequence[int], clients: Sequence[int], codecs: Sequence[str], tls: Sequence[bool], **common: int
+    params: Sequence[int], clients: Sequence[int], codecs: Sequence[str], tls: Sequence[str], **common: int
 ) -> list[Settings]:
     """All combinations."""
     mixes = itertools.product(params, clients, codecs, tls)
@@ -48,28 +50,36 @@ def every(
 
 def measure(settings: Settings, say: Say) -> Row:
     """One row on our link. Raises RunFailedError where a process fails or a mean is wrong."""
+    with keys(settings.tls, settings.clients) as folder:
+        result = row("fednc", settings, *run(settings, folder))
+    say(
+        f"fednc: {settings.params:,} parameters x {settings.clients} clients, {settings.codec}, "
+        f"TLS {settings.tls}: {result['round_s']:.4f} s per round"
+    )
+    return result
+
+
+def run(settings: Settings, keys_folder: str) -> tuple[Row, list[Row]]:
+    """What server and client processes measured. Raises RunFailedError."""
     asked = {
         "params": settings.params,
         "clients": settings.clients,
         "rounds": settings.rounds,
         "warmup": settings.warmup,
+        "codec": settings.codec,
+        "keys": keys_folder,
     }
-    with Child("fednc.bench.link_server", asked) as server:
+    with Child(_SERVER, asked) as server:
         address = f"127.0.0.1:{server.hear()['port']}"
-        with start_clients("fednc.bench.link_clients", address, settings) as clients:
-            measured = server.hear()
-            result = row("fednc", settings, measured, [client.hear() for client in clients])
-    say(f"fednc: {settings.params:,} parameters x {settings.clients} clients: {result['round_s']:.4f} s per round")
-    return result
+        with start_clients(_CLIENTS, address, settings, keys=keys_folder, codec=settings.codec) as clients:
+            return server.hear(), [client.hear() for client in clients]
 
 
 def compare(settings: Settings, others: Sequence[str], say: Say) -> list[Row]:
     """One row on our link, then one for each other engine with `speedup`: its round over ours."""
     rows = [measure(settings, say)]
     for other in others:
-        found = import_module(f"fednc.bench.{other}").measure(
-            settings, rows[0]["bytes_up"] // settings.clients, say
-        )
+        found = import_module(f"fednc.bench.{other}").measure(settings, rows[0], say)
         rows.append(found | {"speedup": found["round_s"] / rows[0]["round_s"]})
     return rows
 

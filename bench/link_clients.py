@@ -10,20 +10,24 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from fednc.bench import noop, probe
+from fednc.bench.keys import name_of
+from fednc.client.channel import Credentials
 from fednc.client.link import Link, LinkConfig
-from fednc.common import flower
+from fednc.common import arrays, codec, flower
+from fednc.common.records import record_of
 from fednc.protos import federation_pb2 as pb
 
 
 class NoopHost:
     """The no-op Flower app inside a link."""
 
-    def __init__(self, index: int) -> None:
-        self._index = index
+    def __init__(self, index: int, codec_name: str) -> None:
+        self._index, self._codec = index, codec_name
         self._context: Context | None = None
         self.worked: list[float] = []  # processor time of this process at each piece of work
 
@@ -42,23 +46,33 @@ class NoopHost:
         """One call of the app."""
         assert self._context is not None
         self.worked.append(time.process_time())
-        return noop.app(message, self._context)
+        reply = noop.app(message, self._context)
+        return self._encoded(message, reply) if self._codec != "fp32" else reply
+
+    def _encoded(self, message: Message, reply: Message) -> Message:
+        """The reply as our own client sends it; no error feedback: each round's mean is checked by itself."""
+        before, after = (record_of(one.content, noop.MODEL, ArrayRecord) for one in (message, reply))
+        if before and after:
+            state, reference = arrays.from_record(after), arrays.from_record(before)
+            reply.content[noop.MODEL], _ = codec.encode_update(state, reference, self._codec, {})
+        return reply
 
     def leave(self) -> None:
         """Nothing to free."""
 
 
-async def _attend(server: str, index: int) -> float:
+async def _attend(server: str, index: int, keys: str, codec_name: str) -> float:
     """Processor time of this process per piece of work."""
-    host = NoopHost(index)
-    config = LinkConfig(server=server, name=f"bench-{index:04}", once=True)
+    host, name = NoopHost(index, codec_name), name_of(index)
+    credentials = Credentials.from_folder(Path(keys, name)) if keys else None
+    config = LinkConfig(server=server, name=name, credentials=credentials, once=True)
     await Link(config, host).run()
     return (host.worked[-1] - host.worked[1]) / (len(host.worked) - 2)  # the first two were a greeting and a start
 
 
-async def main(server: str, first: int, count: int) -> None:
+async def main(server: str, first: int, count: int, keys: str, codec: str) -> None:
     """Attend as `count` clients from number `first` on, each over its own connection, until the run is over."""
-    cpu_s = await asyncio.gather(*(_attend(server, first + i) for i in range(count)))
+    cpu_s = await asyncio.gather(*(_attend(server, first + i, keys, codec) for i in range(count)))
     probe.tell(peak_rss_mib=probe.peak_rss_mib(), cpu_s=max(cpu_s))
 
 

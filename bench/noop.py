@@ -39,9 +39,9 @@ def train(message: Message, context: Context) -> Message:
 
 
 def initial_model(params: int) -> dict[str, NDArray[np.float32]]:
-    """Random float32 weights in a few tensors, `params` values in all."""
+    """Random float32 weights in a few tensors, `params` values in all; in two dimensions for the codecs."""
     flat = np.random.default_rng(0).standard_normal(params, dtype=np.float32)
-    return {f"layer{i:02}": part for i, part in enumerate(np.array_split(flat, min(_TENSORS, params)))}
+    return {f"layer{i:02}": part[np.newaxis] for i, part in enumerate(np.array_split(flat, min(_TENSORS, params)))}
 
 
 def delta(index: int, server_round: int) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,9 @@ class Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RunFailedError(f"{self._module} ended with code {self._process.wait()} and told no result")
+            code = self._process.wait()
+            killed = f"was killed by {signal.Signals(-code).name} (is memory short?)" if code < 0 else ""
+            raise RunFailedError(f"{self._module} {killed or f'ended with code {code}'} and told no result")
         told: dict[str, Any] = json.loads(line)
         return told
 

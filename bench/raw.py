@@ -10,30 +10,38 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 
 from fednc.bench import probe
+from fednc.bench.keys import keys, name_of
 from fednc.bench.link import Row, Say, Settings, row, start_clients
 from fednc.bench.probe import Child
+from fednc.client.channel import Credentials, open_channel
+from fednc.common.sections import ServerSection
 from fednc.common.wire import channel_options
+from fednc.server.events import EventLog
+from fednc.server.security import security_of
 
 CHUNKS = (256 << 10, 1 << 20, 4 << 20)
 _LIVENESS_S = 5.0
 _SERVICE = "fednc.bench.Raw"
 
 
-def measure(settings: Settings, bytes_each: int, say: Say) -> Row:
-    """The fastest of three chunk sizes, `bytes_each` down and then up per client and round."""
-    rows = [_with_chunks(settings, bytes_each, size) for size in CHUNKS]
+def measure(settings: Settings, ours: Row, say: Say) -> Row:
+    """The fastest of three chunk sizes; as many bytes down and then up per client and round as in our row."""
+    down, up = ours["bytes_down"] // settings.clients, ours["bytes_up"] // settings.clients
+    with keys(settings.tls, settings.clients) as folder:
+        rows = [_with_chunks(settings, {"down": down, "up": up, "keys": folder}, size) for size in CHUNKS]
     best = min(rows, key=lambda found: found["round_s"])
-    say(f"raw gRPC: {bytes_each:,} bytes x {settings.clients} clients: {best['round_s']:.4f} s per round")
+    say(f"raw gRPC: {down:,} + {up:,} bytes x {settings.clients} clients: {best['round_s']:.4f} s per round")
     return best
 
 
-def _with_chunks(settings: Settings, bytes_each: int, chunk_bytes: int) -> Row:
-    shared = {"bytes_each": bytes_each, "chunk_bytes": chunk_bytes, "rounds": settings.rounds + settings.warmup}
+def _with_chunks(settings: Settings, what: dict[str, Any], chunk_bytes: int) -> Row:
+    shared = {**what, "chunk_bytes": chunk_bytes, "rounds": settings.rounds + settings.warmup}
     with Child("fednc.bench.raw", {"clients": settings.clients, **shared}) as server:
         address = f"127.0.0.1:{server.hear()['port']}"
         with start_clients("fednc.bench.raw", address, settings, **shared) as clients:
@@ -49,8 +57,8 @@ def _with_chunks(settings: Settings, bytes_each: int, chunk_bytes: int) -> Row:
 class Pump:
     """Three calls that count: wait for everybody, bytes down, bytes up."""
 
-    def __init__(self, clients: int, bytes_each: int, rounds: int, chunk_bytes: int) -> None:
-        self._clients, self._bytes_each, self._chunk_bytes = clients, bytes_each, chunk_bytes
+    def __init__(self, clients: int, down: int, up: int, rounds: int, chunk_bytes: int) -> None:
+        self._clients, self._down, self._up, self._chunk_bytes = clients, down, up, chunk_bytes
         self._barrier = asyncio.Barrier(clients)
         self._left, self._finished = rounds, 0
         self._started, self.worked = 0.0, time.process_time()
@@ -67,7 +75,7 @@ class Pump:
 
     async def down(self, _request: bytes, _context: object) -> AsyncIterator[bytes]:
         """The model, so to say."""
-        for piece in pieces(self._bytes_each, self._chunk_bytes):
+        for piece in pieces(self._down, self._chunk_bytes):
             yield piece
 
     async def up(self, frames: AsyncIterator[bytes], _context: object) -> bytes:
@@ -75,7 +83,7 @@ class Pump:
         counted = 0
         async for frame in frames:
             counted += len(frame)
-        assert counted == self._bytes_each
+        assert counted == self._up
         self._finished += 1
         if self._finished == self._clients:
             self.round_s.append(time.perf_counter() - self._started)
@@ -101,11 +109,13 @@ def pieces(total: int, size: int) -> Iterator[bytes]:
         yield whole if total - start >= size else whole[: total - start]
 
 
-async def _serve(clients: int, bytes_each: int, rounds: int, chunk_bytes: int) -> None:
+async def _serve(clients: int, down: int, up: int, rounds: int, chunk_bytes: int, keys: str) -> None:
     server = grpc.aio.server(options=channel_options(_LIVENESS_S))
-    pump = Pump(clients, bytes_each, rounds, chunk_bytes)
+    pump = Pump(clients, down, up, rounds, chunk_bytes)
     server.add_generic_rpc_handlers((pump.handlers(),))
-    pump.port = server.add_insecure_port("127.0.0.1:0")
+    section, address = ServerSection(certs=f"{keys}/server" if keys else ""), "127.0.0.1:0"
+    credentials = security_of(section, address, EventLog()).credentials
+    pump.port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     await server.start()
     probe.tell(port=pump.port)
     await pump.over.wait()
@@ -113,8 +123,8 @@ async def _serve(clients: int, bytes_each: int, rounds: int, chunk_bytes: int) -
         cpu_s=(time.process_time() - pump.worked) / rounds,
         round_s=pump.round_s,
         connections=pump.connections,
-        bytes_up=bytes_each * clients,
-        bytes_down=bytes_each * clients,
+        bytes_up=up * clients,
+        bytes_down=down * clients,
         peak_rss_mib=probe.peak_rss_mib(),
     )
     await server.stop(1)
@@ -123,24 +133,24 @@ async def _serve(clients: int, bytes_each: int, rounds: int, chunk_bytes: int) -
 # ---- the client processes ----------------------------------------------------------------------------------
 
 
-async def _pump(server: str, bytes_each: int, chunk_bytes: int, rounds: int) -> None:
-    async with grpc.aio.insecure_channel(server, options=channel_options(_LIVENESS_S)) as channel:
+async def _pump(server: str, index: int, down: int, up: int, chunk_bytes: int, rounds: int, keys: str) -> None:
+    credentials = Credentials.from_folder(Path(keys, name_of(index))) if keys else None
+    async with open_channel(server, credentials, _LIVENESS_S) as channel:
         begin: Any = channel.unary_unary(f"/{_SERVICE}/Begin")
-        down: Any = channel.unary_stream(f"/{_SERVICE}/Down")
-        up: Any = channel.stream_unary(f"/{_SERVICE}/Up")
+        receive: Any = channel.unary_stream(f"/{_SERVICE}/Down")
+        send: Any = channel.stream_unary(f"/{_SERVICE}/Up")
         for _ in range(rounds):
             await begin(b"")
             counted = 0
-            async for piece in down(b""):
+            async for piece in receive(b""):
                 counted += len(piece)
-            assert counted == bytes_each
-            await up(pieces(bytes_each, chunk_bytes))
+            assert counted == down
+            await send(pieces(up, chunk_bytes))
 
 
-async def _attend(server: str, first: int, count: int, **shared: int) -> None:
-    del first
+async def _attend(server: str, first: int, count: int, **shared: Any) -> None:
     worked = time.process_time()
-    await asyncio.gather(*(_pump(server, **shared) for _ in range(count)))
+    await asyncio.gather(*(_pump(server, first + i, **shared) for i in range(count)))
     cpu_s = (time.process_time() - worked) / shared["rounds"]
     probe.tell(peak_rss_mib=probe.peak_rss_mib(), cpu_s=cpu_s)
 

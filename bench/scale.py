@@ -10,16 +10,20 @@ import statistics
 import time
 from typing import Any
 
-from fednc.bench.link import Say, Settings, start_clients
-from fednc.bench.probe import Child, raise_file_limit
+from fednc.bench.keys import keys
+from fednc.bench.link import Say, Settings, run
+from fednc.bench.probe import raise_file_limit
 from fednc.common.errors import RunFailedError
 
 _FILES_PER_CLIENT, _FILES_ASIDE = 3, 512  # a connection on either side of a process, and the spooled upload
 
 
-def measure(clients: int, params: int, rounds: int, say: Say) -> dict[str, Any]:
-    """One row. Raises RunFailedError where the system lets a process open too few files."""
-    started = time.monotonic()
+def measure(clients: int, params: int, rounds: int, say: Say, tls: str = "off") -> dict[str, Any]:
+    """One row; certificates are made before its clock starts.
+
+    Raises:
+        RunFailedError: the system lets a process open too few files.
+    """
     wanted = _FILES_PER_CLIENT * clients + _FILES_ASIDE
     files = raise_file_limit(wanted)
     if files < wanted:
@@ -27,15 +31,12 @@ def measure(clients: int, params: int, rounds: int, say: Say) -> dict[str, Any]:
             f"{clients} clients need {wanted} open files, the limit is {files}: raise `ulimit -Hn`"
         )
     settings = Settings(
-        params=params, clients=clients, rounds=rounds, warmup=1, client_processes=os.cpu_count() or 1
+        params=params, clients=clients, rounds=rounds, warmup=1, client_processes=os.cpu_count() or 1, tls=tls
     )
-    asked = {"params": params, "clients": clients, "rounds": rounds, "warmup": settings.warmup}
-    with Child("fednc.bench.link_server", asked) as server:
-        address = f"127.0.0.1:{server.hear()['port']}"
-        with start_clients("fednc.bench.link_clients", address, settings) as processes:
-            measured = server.hear()
-            for process in processes:
-                process.hear()
+    with keys(tls, clients) as folder:
+        started = time.monotonic()
+        measured, _ = run(settings, folder)
+        total_s = time.monotonic() - started
     round_s = statistics.median(measured["round_s"])
     say(f"{clients} clients: {measured['connect_s']:.1f} s to connect, {round_s:.2f} s per round")
     return {
@@ -47,7 +48,7 @@ def measure(clients: int, params: int, rounds: int, say: Say) -> dict[str, Any]:
         "kib_per_idle_client": round(1024 * measured["idle_mib"] / clients, 1),
         "round_s": round(round_s, 4),
         "rounds_s": measured["round_s"],
-        "total_s": round(time.monotonic() - started, 2),
+        "total_s": round(total_s, 2),
         "tls": settings.tls,
         "files": files,
     }

@@ -23,8 +23,8 @@ Params = Annotated[str, typer.Option(help="Parameters of the model, as a list: 1
 Clients = Annotated[str, typer.Option(help="Clients, as a list: 2,8,64.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds to measure; the figure is their median.")]
 Warmup = Annotated[int, typer.Option(min=1, help="Rounds before those.")]
-Codec = Annotated[str, typer.Option(help="Codecs of the update, as a list: fp32.")]
-Tls = Annotated[str, typer.Option(help="off, or on for mutual TLS, as a list.")]
+Codec = Annotated[str, typer.Option(help="Codecs of the update, as a list: fp32,bf16,int8.")]
+Tls = Annotated[str, typer.Option(help="off or mtls (certificates on both sides), as a list.")]
 Against = Annotated[str, typer.Option(help="Measure these beside it: raw (bare gRPC), flower (stock flwr).")]
 Processes = Annotated[int, typer.Option(min=0, help="Client processes; 0: one per client, at most one per core.")]
 FoldParams = Annotated[int, typer.Option(min=0, help="Values of the array; 0: four times the last-level cache.")]
@@ -55,11 +55,13 @@ def link(
     From configure_train to the aggregated arrays in memory, over loopback, with the shipped server and client
     code in fresh processes for every row. The app adds a constant of (client, round); each mean is checked.
     """
+    from fednc.bench.keys import TLS
     from fednc.bench.link import compare, every
+    from fednc.common.codec import CODECS
 
     settings = every(
         _list("--params", params, _whole), _list("--clients", clients, _whole),
-        _list("--codec", codec, _one_of("fp32")), _list("--tls", tls, lambda text: {"off": False}[text]),
+        _list("--codec", codec, _one_of(*CODECS)), _list("--tls", tls, _one_of(*TLS)),
         rounds=rounds, warmup=warmup, client_processes=client_processes,
     )  # fmt: skip
     others = _list("--against", against, _one_of("raw", "flower")) if against else []
@@ -78,11 +80,15 @@ def fold(params: FoldParams = 0, repeats: Repeats = 5, json: Json = "") -> None:
 
 
 @app.command()
-def scale(clients: Many = 1000, params: ScaleParams = 10_000, rounds: ScaleRounds = 3, json: Json = "") -> None:
+def scale(
+    clients: Many = 1000, params: ScaleParams = 10_000, rounds: ScaleRounds = 3, tls: Tls = "off", json: Json = "",
+) -> None:  # fmt: skip
     """Many clients that attend, train and are folded, each over a connection of its own."""
+    from fednc.bench.keys import TLS
     from fednc.bench.scale import measure
 
-    _report("scale", [measure(clients, params, rounds, say)], json)
+    modes = _list("--tls", tls, _one_of(*TLS))
+    _report("scale", [measure(clients, params, rounds, say, mode) for mode in modes], json)
 
 
 @app.command()
