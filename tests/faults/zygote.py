@@ -34,7 +34,10 @@ def say(**words: Any) -> None:
 
 def bury(*_: Any) -> None:
     while alive:
-        pid, status = os.waitpid(-1, os.WNOHANG)
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:  # this handler was itself interrupted, by itself, which buried the last one
+            return
         if not pid:
             return
         alive.discard(pid)
