@@ -223,7 +223,6 @@ def test_comparison_files_can_be_planned(path: Path) -> None:
     tuning = tuning_rows(plan, "0")
     tuned = [variant for variant in plan.variants if not variant.rate_like]
     assert len(tuning) == len(plan.settings) * len(tuned) * len(plan.tuning.rates)
-    assert set(plan.tuning.rates) <= {0.003, 0.01, 0.03, 0.1, 0.3}
     final = final_rows(plan, {(row.setting, row.variant): 0.03 for row in tuning}, "1")
     assert len(final) == len(plan.settings) * len(plan.variants) * len(plan.seeds)
 
