@@ -14,6 +14,7 @@ from fednc.bench.plan import Comparison, Row, final_rows, tuning_rows
 from fednc.bench.prepared import prepare
 from fednc.bench.report import Compared, choose_rates, draw, report
 from fednc.bench.rows import Bench, run_rows
+from fednc.bench.sessions import draw_sessions
 from fednc.common.errors import MissingExtraError
 from fednc.common.files import write_atomically
 
@@ -63,6 +64,8 @@ def _write(compared: Compared, bench: Bench) -> None:
     write_atomically(bench.folder / "table.md", report(compared, bench.command).encode())
     try:
         draw(compared, bench.folder)
+        for setting in compared.plan.settings:
+            draw_sessions(compared.final, setting.name, bench.folder)
         initial.draw(bench.folder / "initialisation.png", compared.final)
     except MissingExtraError as e:
         log.warning("no pictures: %s", e)

@@ -52,12 +52,15 @@ def curves(path: Path, series: Mapping[str, Sequence[tuple[int, float]]]) -> Non
     figure.savefig(path, dpi=150)
 
 
-def bands(path: Path, panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, float]]]]]) -> None:
+def bands(
+    path: Path, panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, float]]]]], across: str = "round"
+) -> None:
     """For each panel one line per name, the mean over its curves, in a band from the lowest to the highest.
 
     Args:
         path: PNG file to write.
         panels: by label of the vertical axis, by name, the (round, value) points of each seed.
+        across: label of the horizontal axis.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -68,7 +71,7 @@ def bands(path: Path, panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[
     ):
         for place, (name, curves_) in enumerate(series.items()):
             _draw_band(axes, place, name, curves_)
-        axes.set(xlabel="round", ylabel=label)
+        axes.set(xlabel=across, ylabel=label)
         axes.locator_params(axis="x", integer=True)
         axes.grid(axis="y", color="#dddddd", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)

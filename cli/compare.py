@@ -56,7 +56,14 @@ def command(
 
 
 def _as_json(compared: Compared, said: str) -> dict[str, object]:
-    return {"name": compared.plan.name, "command": said, "results": compared.final, "tuning": compared.tuning}
+    """All results; `rows` is a short form of those of runs in sessions."""
+    from fednc.bench.sessions import session_rows
+
+    rows = session_rows(compared.final)
+    return {
+        "name": compared.plan.name, "command": said, **({"rows": rows} if rows else {}),
+        "results": compared.final, "tuning": compared.tuning,
+    }  # fmt: skip
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def build_head(method: MethodSection, dim: int, label_space: int) -> Head:
 def logits(head: Head, feat_BD: Tensor, guide: Guide) -> Tensor:
     """Scores before the softmax in training, [B, K], without class prior; -inf where there is no class yet."""
     scores_BK: Tensor = head(feat_BD, guide.etf_KD) if isinstance(head, FrameHead) else head(feat_BD)
-    if guide.classes is None or guide.method.loss_over == "all":
+    if guide.classes is None:
         return scores_BK
     later_K = torch.arange(scores_BK.shape[1], device=scores_BK.device) >= guide.classes
     return scores_BK.masked_fill(later_K, -torch.inf)

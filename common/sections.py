@@ -72,9 +72,6 @@ class MethodSection(Section):
         16.0, description="factor s on the cosines before the softmax (start value if trained)"
     )
     train_scale: bool = Field(False, description="learn the scale s and average it with the model")
-    loss_over: Annotated[Literal["seen", "all"], LATER] = Field(
-        "seen", description="where classes come later, cross-entropy over those seen so far, or over all vertices"
-    )
     prior_tau: NonNegative = Field(
         1.0, description="strength of prior or margin in `balanced-ce` and `calibrated-ce`"
     )
