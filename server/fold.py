@@ -111,6 +111,11 @@ class NormBound:
     most: float
     keys: Collection[str]  # of tensors that come as they are, not as changes
 
+    @classmethod
+    def of(cls, most: float, keys: Collection[str]) -> NormBound | None:
+        """The bound that a run file asks for; 0: none."""
+        return cls(most, keys) if most else None
+
 
 class Fold:
     """Weighted mean of whole updates with the names, shapes and dtypes of a reference state."""

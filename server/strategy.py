@@ -77,7 +77,8 @@ class FrameStrategy(Strategy):
         """The exact weighted mean of the updates, folded as they arrive; None below quorum."""
         self._record, self.fold_s = RoundRecord(round=server_round, failures=self.replies.failures), 0.0
         fold, announced = self._fold, list(self._announced.values())
-        fold.start(self.state.folded, announced, self._norm_bound)
+        bound = NormBound.of(self.run.rounds.max_update_norm, self.state.trainable)
+        fold.start(self.state.folded, announced, bound)
         drift, self._local = DriftSums.zeros(*self._memory_shape), Pool(*self._memory_shape, self.run.seed)
         losses, self._trained = [], []
         for reply in self.replies.good(replies):
@@ -149,12 +150,11 @@ class FrameStrategy(Strategy):
         """Class means of the stage's classes into the memory."""
         self._refresh_memory(self.stage.first, grid, self.run.rounds.deadline_s, self.holders(grid))
 
-    def _fit(self, server_round: int) -> None:
+    def _fit(self, server_round: int, steps: int) -> float:
         """The server trains alone, on the class memory."""
-        self._record = RoundRecord(round=server_round)
+        section = self.stage.train.model_copy(update={"epochs": steps})
         generator = seeds.generator(self.run.seed, "fit", server_round)
-        loss = fit_centrally(self.task, self.state, self.guide_at(server_round), self.stage, generator)
-        self._record.loss = _finite(loss)
+        return fit_centrally(self.task, self.state, self.guide_at(server_round), section, generator)
 
     # ---- one round -----------------------------------------------------------------------------------------
 
@@ -162,12 +162,15 @@ class FrameStrategy(Strategy):
         """Train, refresh the memory, evaluate. None when too few replies came; the state is then untouched."""
         started, timeout_s = time.monotonic(), self.run.rounds.deadline_s
         if self.task.fits_centrally(self.stage):
-            self._fit(server_round)
+            self._record = RoundRecord(round=server_round)
+            self._record.loss = _finite(self._fit(server_round, self.stage.train.epochs))
         elif not self._train(server_round, grid, timeout_s):
             return None
         if self._wants_global_memory(server_round, evaluates):
             nodes = sorted(grid.get_node_ids()) if self.task.takes_sessions else self._trained
             self._refresh_memory(server_round, grid, timeout_s, nodes)
+            if self.task.settling_steps and self.stage.is_first:
+                self._fit(server_round, self.task.settling_steps)
         if evaluates:
             self._evaluate(server_round, grid, timeout_s)
         self.state.completed = server_round
@@ -191,11 +194,6 @@ class FrameStrategy(Strategy):
     def _evaluate(self, server_round: int, grid: Grid, timeout_s: float) -> None:
         messages = self.configure_evaluate(server_round, self.state.record, ConfigRecord(), grid)
         self.aggregate_evaluate(server_round, grid.send_and_receive(messages, timeout=timeout_s))
-
-    @property
-    def _norm_bound(self) -> NormBound | None:
-        most = self.run.rounds.max_update_norm
-        return NormBound(most, self.state.trainable.keys()) if most else None
 
     @property
     def quorum(self) -> int:
