@@ -1,7 +1,7 @@
 """What a row of a comparison says of its initialisation, and the picture of it: cosine and norm before and after.
 
-Called where rows are written and where pictures are drawn. Runs nothing; matplotlib (extra `demo`) is imported when
-a picture is drawn.
+Called where rows are written and where pictures are drawn. Runs nothing; matplotlib (extra `demo`) is imported
+when a picture is drawn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def figures(history: History) -> dict[str, Any]:
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Bars before and after, means over seeds with a dot for each, as a PNG at `path`; none where none was measured.
+    """Bars before and after, means over seeds with a dot for each, as a PNG at `path`; none if nothing is known.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
