@@ -19,7 +19,7 @@ from fednc.bench.plan import Part, read_comparison
 from fednc.bench.report import Compared, Result, results_table, table_head, tuning_table
 
 _BENCHES = ("link", "fold", "scale", "trainer")
-_PICTURES = ("accuracy", "rounds", "geometry", "alignment")
+_PICTURES = ("accuracy", "sessions", "rounds", "geometry", "alignment")
 _INTRO = f"""
 Written by `make results` from the files in `results/`, each of which holds its command, commit, hardware and
 seeds; CI fails where this page says anything else. Accuracies are of the global model on a balanced test set, in
@@ -84,6 +84,10 @@ def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> I
         yield from ["", f"### {setting.name}", "", *results_table(compared, setting.name), ""]
         yield from [f"Validation accuracy (last 5) by learning rate, seed {plan.tuning.seed}:", ""]
         yield from [*tuning_table(compared, setting.name), *_pictures(folder, setting.name)]
+    of_settings = {f"{setting.name}-{kind}" for setting in found.plan.settings for kind in _PICTURES}
+    for path in sorted(folder.glob("*.png")):
+        if path.stem not in of_settings:
+            yield from ["", f"![{path.stem}](../results/{folder.name}/{path.name})"]
 
 
 def _comment(config: Path) -> Iterator[str]:

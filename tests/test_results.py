@@ -235,6 +235,15 @@ def test_a_gain_counts_beyond_two_standard_errors_and_half_a_point(
     assert Gain("s", of_seed, "x").verdict == verdict
 
 
+def test_every_picture_is_shown_once(full: Place) -> None:
+    names = ["easy-accuracy", "easy-sessions", "hard-alignment", "initialisation"]
+    for name in names:
+        (full.results / "small" / f"{name}.png").touch()
+    said = full.page()
+    assert [said.count(f"(../results/small/{name}.png)") for name in names] == [1] * 4
+    assert said.index("easy-sessions") < said.index("### hard") < said.index("hard-alignment")
+
+
 def test_measurements_have_a_table_with_their_command(place: Place) -> None:
     (place.results / "bench").mkdir()
     machine = {"cpu": "a CPU", "cores": 2, "memory_gib": 4.0}
