@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import grpc
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from hostile_messages import OK, Attack
-from hostile_uploads import DUPLICATE, EXAMPLES, HostileReply, Model, honest_content
+from hostile_uploads import DUPLICATE, EXAMPLES, FAR, HostileReply, Model, honest_content
 from places import Serving, make_place, until
 from raw_node import RawNode, attending_by_hand
 
@@ -83,7 +83,7 @@ class HostilePlace:
             {
                 "task": {"name": "image", "classes": list("0123456789"), "size": 8, "channels": 1, "width": 8},
                 "frame": {"dim": DIM},
-                "rounds": {"min_clients": 1},
+                "rounds": {"min_clients": 1, "max_update_norm": FAR},
                 "server": place.section(auth="token", quarantine_after=0, listen="127.0.0.1:0"),
             }
         )

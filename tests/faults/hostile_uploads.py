@@ -27,6 +27,7 @@ REJECTED, COMMITTED, DAMAGED = pb.Receipt.REJECTED, pb.Receipt.COMMITTED, pb.Rec
 LATE, DUPLICATE = pb.Receipt.LATE, pb.Receipt.DUPLICATE
 HEADER = b"<header>"
 EXAMPLES = 10  # that every node announces
+FAR = 100.0  # norm beyond which a change is too large
 
 
 class Model(dict[str, Tensor]):
@@ -206,7 +207,7 @@ def _content_attacks(draw: DrawFn, model: Model, sums: SearchStrategy[RecordDict
     floats = [index for index, value in enumerate(model.values()) if value.is_floating_point() and value.numel()]
     reply, place = to_reply(honest_content(model)), draw(st.sampled_from(floats))
     metrics = {entry.key: entry for entry in _metrics(reply.header)}
-    ways = ("value", "head", "magic", "length", "examples", "loss", "strange", "raw", "sums")
+    ways = ("value", "head", "magic", "length", "examples", "loss", "strange", "raw", "far", "sums")
     what = draw(st.sampled_from(ways))
     match what:
         case "value":
@@ -231,6 +232,11 @@ def _content_attacks(draw: DrawFn, model: Model, sums: SearchStrategy[RecordDict
             reply = to_reply(honest_content(model, **{"loss/loss": draw(_BAD_LOSSES)}))
         case "strange":
             metrics[draw(st.sampled_from(sorted(metrics)))].scalar.CopyFrom(draw(_STRANGE_METRICS))
+        case "far":
+            far = {
+                key: value + draw(st.floats(2, 1000)) for key, value in model.items() if value.is_floating_point()
+            }
+            reply = to_reply(honest_content(Model({**model, **far})))
         case "raw":
             _model(reply.header)[place].stype = arrays.RAW_BF16
         case _:
