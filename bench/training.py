@@ -16,6 +16,7 @@ from fednc.bench.local_grid import LocalGrid
 from fednc.bench.plan import DATA, Row
 from fednc.client.host import ClientConfig
 from fednc.common import exchange
+from fednc.common.collapse import METRICS
 from fednc.common.config import RunConfig
 from fednc.common.errors import QuorumError
 from fednc.server.events import EventLog
@@ -67,7 +68,8 @@ class ReadOut:
 
     def take(self, record: RoundRecord) -> None:
         """Read the model of the round just ended. The geometry of its features is in `record` already."""
-        self.history.rounds.append(replace(record, test={**record.test, **self._metrics(record)}))
+        geometry = {name: value for name, value in record.test.items() if name in METRICS}
+        self.history.rounds.append(replace(record, test={**self._metrics(record), **geometry}))
 
     def _metrics(self, record: RoundRecord) -> dict[str, float]:
         training, method = self._training, self._run.method

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
@@ -18,9 +19,17 @@ from fednc.bench.compare import compare
 from fednc.bench.plan import Comparison, final_rows, read_comparison, tuning_rows
 from fednc.bench.prepared import prepare
 from fednc.bench.rows import Bench, run_rows
+from fednc.bench.training import ReadOut
 from fednc.cli.main import app
+from fednc.common.config import parse_run
 from fednc.common.errors import ConfigError, DataError
+from fednc.common.memory import ClassMemory
 from fednc.common.presets import PRESETS
+from fednc.common.sections import EvaluateSection
+from fednc.common.stand_in import Memories
+from fednc.server.events import EventLog
+from fednc.server.history import RoundRecord
+from fednc.server.run import FederatedRun
 
 CONFIGS = sorted((Path(__file__).parents[1] / "bench" / "configs").glob("*.toml"))
 SMOKE = next(path for path in CONFIGS if path.name == "cpu-smoke.toml")
@@ -136,6 +145,23 @@ def test_rows_that_share_a_training_have_the_figures_of_runs_of_their_own(tmp_pa
     assert [one["shared_by"] for one in together] == [1] + [len(read_outs)] * len(read_outs)
     assert [without_time(one) for one in together] == [without_time(one) for one in alone]
     assert len({json.dumps(one["rounds"]) for one in together}) == len(rows)
+
+
+def test_a_figure_that_is_no_number_is_not_taken_from_another_read_out() -> None:
+    """A class that the memory has not seen yet makes an infinite loss, which records leave out."""
+    plan = reduced(tuning={"rates": [0.1], "seed": 1000}, seeds=[1])
+    run = next(row.run for row in tuning_rows(plan, "0") if row.variant == "fednc")
+    training = FederatedRun(run.model_copy(update={"evaluate": EvaluateSection(test="digits")}), EventLog())
+    seen_K = torch.arange(10) > 0
+    memory = ClassMemory(mean_KD=training.frame.etf_KD * seen_K[:, None], seen_K=seen_K)
+    training.state.memories = Memories.all_from(memory)
+    other = ReadOut(parse_run({**run.model_dump(), "method": {"name": "fednc", "readout": "memory"}}), training)
+    other.take(RoundRecord(round=1, test={"accuracy": 2.0, "loss": 3.0, "accuracy/0": 4.0, "nc1": 5.0}))
+    (record,) = other.history.rounds
+    assert "loss" not in record.test
+    assert record.test["nc1"] == 5.0
+    assert record.test["accuracy"] <= 1
+    assert record.test["accuracy/0"] == 0.0
 
 
 def test_only_rows_that_train_alike_share_a_training() -> None:
