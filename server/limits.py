@@ -22,7 +22,7 @@ CLASSES = 1 << 20
 ID_BYTES = 32
 BLOBS = 1 << 16  # per download
 RECORDS = 64
-ARRAYS = 1 << 16
+ARRAYS = 1 << 14  # of one reply, as are entries: looking at a header must not hold the others up
 DIMENSIONS = 32
 ENTRIES = 1 << 12
 LIST_VALUES = 1 << 18
@@ -118,10 +118,12 @@ def _check_manifest(manifest: pb.Manifest) -> None:
     given = manifest.records
     require("manifest.records", len(given) <= RECORDS, f"{len(given)} records, at most {RECORDS}")
     require("manifest.records", len({r.name for r in given}) == len(given), "a record occurs twice")
-    metas = list(records.metas_of(manifest))
-    require("manifest.arrays", len(metas) <= ARRAYS, f"{len(metas)} arrays, at most {ARRAYS}")
-    for meta in metas:
+    arrays = sum(len(record.arrays.items) for record in given)
+    require("manifest.arrays", arrays <= ARRAYS, f"{arrays} arrays, at most {ARRAYS}")
+    for meta in records.metas_of(manifest):
         _check_array(meta)
+    entries = sum(len(record.metrics.entries) + len(record.config.entries) for record in given)
+    require("manifest.values", entries <= ENTRIES, f"{entries} values, at most {ENTRIES}")
     for record in given:
         _check_text("manifest.records", record.name, SHORT_TEXT)
         require("manifest.records", record.WhichOneof("kind") is not None, "a record has no kind")
@@ -141,7 +143,6 @@ def _check_array(meta: pb.ArrayMeta) -> None:
 
 def _check_values(entries: Iterable[pb.Entry]) -> None:
     entries = list(entries)
-    require("manifest.values", len(entries) <= ENTRIES, f"{len(entries)} values, at most {ENTRIES}")
     require("manifest.values", len({entry.key for entry in entries}) == len(entries), "a value occurs twice")
     for entry in entries:
         _check_text("manifest.values", entry.key, SHORT_TEXT)

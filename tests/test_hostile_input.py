@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
@@ -25,6 +26,7 @@ from fednc.common.errors import ConfigError, ProtocolError
 from fednc.protos import federation_pb2 as pb
 from fednc.server import limits
 from fednc.server.events import Event, EventLog, NodeEvents
+from fednc.server.limits import InvalidError
 from fednc.server.roster import MOST_NODES, NodeState
 
 OPEN = {"auth": "none"}
@@ -214,6 +216,32 @@ def test_one_node_cannot_fill_the_log() -> None:
     said = len(loud) + sum(event.get("unsaid", 0) for event in loud)
     assert said <= 2000
     assert all(f"({event['unsaid']} more about loud" in event["text"] for event in loud if "unsaid" in event)
+
+
+def widest_headers() -> dict[str, pb.UploadHeader]:
+    """As much of everything as one message can hold."""
+    headers = {
+        name: pb.UploadHeader(upload_id=bytes(16)) for name in ("values", "arrays", "records", "shape", "list")
+    }
+    for number in range(64):
+        record = headers["values"].manifest.records.add(name=str(number))
+        record.metrics.entries.extend(pb.Entry(key=str(i), scalar=pb.Scalar(int=1)) for i in range(4096))
+    items = [pb.ArrayMeta(key=str(i), dtype="float32", shape=[1], size=132) for i in range(60_000)]
+    headers["arrays"].manifest.records.add(name="model").arrays.items.extend(items)
+    headers["records"].manifest.records.extend([pb.Record()] * 500_000)
+    headers["shape"].manifest.records.add(name="model").arrays.items.add(key="w", shape=[1] * 1_000_000)
+    entry = headers["list"].manifest.records.add(name="metrics").metrics.entries.add(key="a")
+    entry.list.ints.extend([1] * 1_000_000)
+    return headers
+
+
+def test_the_widest_headers_do_not_hold_the_event_loop_up() -> None:
+    """One header with 64 times 4,096 values took 0.6 s, in which the server heard nobody."""
+    for name, header in widest_headers().items():
+        started = time.process_time()
+        with pytest.raises(InvalidError):
+            limits.check_header(header, 1 << 50)
+        assert time.process_time() - started < 0.2, name
 
 
 def test_a_reason_fits_into_a_header_whatever_names_there_are(tmp_path: Path) -> None:
