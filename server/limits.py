@@ -18,7 +18,7 @@ from fednc.protos import federation_pb2 as pb
 
 NAME_LENGTH = 64
 INSTALLED = 1000  # tasks or methods
-CLASSES = 1 << 20
+CLASSES = 1 << 12  # where the run says nothing of classes; each declaration with them is a line of the log
 ID_BYTES = 32
 BLOBS = 1 << 16  # per download
 RECORDS = 64

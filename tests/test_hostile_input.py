@@ -244,6 +244,15 @@ def test_the_widest_headers_do_not_hold_the_event_loop_up() -> None:
         assert time.process_time() - started < 0.2, name
 
 
+def test_a_run_without_classes_logs_no_megabytes_of_them() -> None:
+    most = pb.Declaration(class_counts=[0] * limits.CLASSES)
+    limits.check_declaration(most, None)
+    most.class_counts.append(0)
+    with pytest.raises(InvalidError, match="4097 classes where there are 4096"):
+        limits.check_declaration(most, None)
+    limits.check_declaration(most, 5000)
+
+
 def test_a_reason_fits_into_a_header_whatever_names_there_are(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path, OPEN) as server:
