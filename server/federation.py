@@ -109,7 +109,7 @@ class Federation:
                 "ready", f"{node.name} is ready: {_holds(declaration)}", node=node.name,
                 examples=node.examples, class_counts=list(node.class_counts), pid=node.pid, device=node.device,
             )  # fmt: skip
-            if was is None or was.standing == pb.Declaration.LEAVING:  # while it was paused all was sent
+            if was is None or was.standing != pb.Declaration.READY:  # it may have missed some
                 for work in self._works_of(node):
                     node.outbox.put_nowait(work.event)
         else:

@@ -86,6 +86,25 @@ def test_who_is_readmitted_while_the_server_lives_begins_anew(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
+def test_work_handed_out_while_a_paused_node_was_away_reaches_it_when_it_goes_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            serving(tmp_path, OPEN) as server,
+            attending_by_hand(server.federation, server.listening.port, "a") as first,
+        ):
+            node = first.node
+            server.federation.depart(node, node.session)
+            work = first.give_work()
+            call = first.stub.Attend(pb.AttendRequest(protocol=1, name="a", instance=b"a"))
+            again = RawNode(server.federation, first.channel, "a", (await call.read()).welcome, call)
+            await again.declare(pb.Declaration(examples=10, standing=pb.Declaration.PAUSED))
+            await again.declare(pb.Declaration(examples=10))
+            assert (await asyncio.wait_for(call.read(), 2)).assignment.id == work.id
+            call.cancel()
+
+    asyncio.run(scenario())
+
+
 def test_a_full_disk_takes_nothing_from_a_quarantine_but_its_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
