@@ -75,7 +75,7 @@ def _metrics(model: ExportedModel, data: TaskData) -> dict[str, float]:
 
 def _show_predictions(predictions: list[dict[str, Any]]) -> None:
     rows = [[row["name"], row["class"], f"{row['confidence']:.1%}"] for row in predictions[:SHOWN]]
-    show_table("predictions", ["image", "class", "confidence"], rows)
+    show_table("predictions", ["example", "class", "confidence"], rows)
     if len(predictions) > SHOWN:
         say(f"... and {len(predictions) - SHOWN:,} more of {len(predictions):,}; --json PATH writes them all")
 

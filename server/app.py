@@ -23,6 +23,11 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Entry point on stock Flower; writes the same files as `fednc server`."""
     run = run_of(str(context.run_config.get("run", "")))
+    if any(session.start == "operator" for session in run.sessions):
+        raise ConfigError(
+            "[[sessions]] with start = 'operator' needs fednc's own server: on stock Flower nobody can start them. "
+            "Set start = 'at-once'"
+        )
     events = EventLog()
     events.listen(lambda event: logging.getLogger("flwr").info(event["text"]))
     result = FederatedRun(run, events).execute(grid)

@@ -14,12 +14,15 @@ from fednc.common.tasks.base import Task
 from fednc.server.state import GlobalState
 
 
-def fit_centrally(task: Task, state: GlobalState, guide: Guide, stage: Stage, generator: torch.Generator) -> float:
-    """Train what the stage trains and put it into `state`; the loss."""
+def fit_centrally(
+    task: Task, state: GlobalState, guide: Guide, stage: Stage, steps: int, generator: torch.Generator
+) -> float:
+    """Train what the task fits and put it into `state`; the loss."""
+    section = stage.train.model_copy(update={"epochs": steps})
     with torch.random.fork_rng(devices=[]):
         model = task.build_model()
     model.load_state_dict(state.model, strict=False)
-    loss = task.fit(model, guide, stage.train, generator)
+    loss = task.fit(model, guide, section, generator)
     trained = model.state_dict()
     state.advance(arrays.to_record({key: trained[key] for key in state.trainable}), share=0)
     return loss

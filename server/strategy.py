@@ -152,9 +152,8 @@ class FrameStrategy(Strategy):
 
     def _fit(self, server_round: int, steps: int) -> float:
         """The server trains alone, on the class memory."""
-        section = self.stage.train.model_copy(update={"epochs": steps})
         generator = seeds.generator(self.run.seed, "fit", server_round)
-        return fit_centrally(self.task, self.state, self.guide_at(server_round), section, generator)
+        return fit_centrally(self.task, self.state, self.guide_at(server_round), self.stage, steps, generator)
 
     # ---- one round -----------------------------------------------------------------------------------------
 

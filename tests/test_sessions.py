@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tomllib
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from places import until
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
+from fednc.bench.compare import compare
+from fednc.bench.plan import Comparison
+from fednc.bench.rows import Bench
+from fednc.bench.sessions import session_rows
 from fednc.cli.main import app as cli
 from fednc.client.app import app
 from fednc.client.host import AppHost, ClientConfig
@@ -166,6 +171,15 @@ def test_the_server_can_fit_alone_and_clients_send_sums_only() -> None:
     assert ends[-1].test["novel"] > 0.2
 
 
+def test_settling_aligns_the_memory_with_its_vertices_and_leaves_the_backbone() -> None:
+    runs = [carry_out(config(task={"settle": steps}, sessions=SESSIONS[:1]))[0] for steps in (0, 20)]
+    before, after = (result.history.rounds[1].memory_cosines for result in runs)
+    assert min(after.values()) > min(before.values())
+    plain, settled = (result.state.model for result in runs)
+    moved = {key for key in plain if not torch.equal(plain[key], settled[key])}
+    assert moved == {key for key in plain if key.startswith("projection.")}
+
+
 # ---- what is told --------------------------------------------------------------------------------------------
 
 
@@ -298,3 +312,26 @@ def test_the_exported_model_knows_only_the_classes_seen_so_far(tmp_path: Path) -
     out = json.loads((tmp_path / "out.json").read_text())
     assert {row["class"] for row in out["predictions"]} <= {*BASE, "6", "7"}
     assert out["metrics"]["examples"] == 8 * 9
+
+
+# ---- compared ------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_of_sessions_gives_plain_rows_and_pictures(tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "bench" / "configs" / "fscil-digits.toml"
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    values["run"]["rounds"]["total"], values["run"]["task"]["width"] = 2, 8
+    for session in values["run"]["sessions"]:
+        session |= {"rounds": 1, "epochs": 2}
+    values |= {"settings": values["settings"][2:], "seeds": [1]}
+    values["tuning"]["rates"] = [0.03]
+    plan = Comparison.model_validate(values)
+    compared = compare(plan, {}, Bench(folder=tmp_path, command="fednc compare", workers=1))
+    rows = session_rows(compared.final)
+    assert [row["method"] for row in rows] == ["frame-dot", "cosine-ce", "nearest-mean"]
+    for row in rows:
+        assert set(row) == {"method", "split", "seed", "session_acc", "mean", "drop", "novel", "config_sha"}
+        assert len(row["session_acc"]) == 3
+        assert row["mean"] == pytest.approx(sum(row["session_acc"]) / 3, abs=1e-5)
+    assert len({row["config_sha"] for row in rows}) == 3
+    assert (tmp_path / "dirichlet-0.1-sessions.png").stat().st_size > 5000

@@ -179,6 +179,11 @@ class Task(ABC):
         del stage
         return False
 
+    @property
+    def settling_steps(self) -> int:
+        """Epochs of `fit` by which the server settles the model on the memory that ends the beginning; 0: none."""
+        return 0
+
     def fit(self, model: nn.Module, guide: Guide, section: TrainSection, generator: torch.Generator) -> float:
         """Train on the class memory alone, in place; the mean loss. For tasks that fit centrally."""
         raise NotImplementedError(f"{type(self).__name__} does not fit centrally")

@@ -37,6 +37,11 @@ class FewShotOptions(ImageOptions):
         description="who fits the projection in a session: the clients that hold examples of its classes, or the "
         "server from the class memory alone, while clients only send sums",
     )
+    settle: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="steps by which the server fits the projection to the memory when the beginning is over: what "
+        "averaging unlike clients left askew, their pooled class means put right",
+    )
     balance: bool = Field(
         True, description="in sessions: weight each class by 1 / its share of the batch, of examples and memories"
     )

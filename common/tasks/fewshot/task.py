@@ -82,6 +82,11 @@ class FewShotTask(ImageTask):
         """In sessions, where `task.fit` says so."""
         return self.options.fit == "server" and not stage.is_first
 
+    @property
+    def settling_steps(self) -> int:
+        """`task.settle`."""
+        return self.options.settle
+
     def fit(self, model: nn.Module, guide: Guide, section: TrainSection, generator: torch.Generator) -> float:
         """`section.epochs` steps on the memory alone; the projection's and the head's parameters move."""
         found = _model(model)
