@@ -25,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
     run = run_of(str(context.run_config.get("run", "")))
     if any(session.start == "operator" for session in run.sessions):
         raise ConfigError(
-            "[[sessions]] with start = 'operator' needs fednc's own server: on stock Flower nobody can start them. "
+            "[[sessions]] with start = 'operator' needs fednc's own server: on stock Flower nobody starts them. "
             "Set start = 'at-once'"
         )
     events = EventLog()
