@@ -100,8 +100,8 @@ class MethodSection(Section):
     )
     rehearsal: NonNegative = Field(
         0.0,
-        description="weight of the rehearsal of the memory of all seen classes, by trained class vectors or, where "
-        "those are frozen, by the projection, from before which the memory then is",
+        description="weight of the rehearsal of the memory of all seen classes, by trained class vectors or, "
+        "where those are frozen, by the projection, from before which the memory then is",
     )
     target_blend: Annotated[Share, LATER] = Field(
         0.0, description="share b of the memory in the training targets: normalised (1-b) vertex + b memory"
@@ -179,8 +179,8 @@ class TrainSection(Section):
     clip_norm: NonNegative = Field(0.0, description="bound on the gradient's norm per step; 0: none")
     precision: Annotated[Literal["fp32", "bf16"], LATER] = Field(
         "fp32",
-        description="arithmetic of the layers in training; weights, losses and all that is sent stay fp32. `bf16` is "
-        "faster on GPUs made for it, and a little less exact",
+        description="arithmetic of the layers in training; weights, losses and all that is sent stay fp32. `bf16` "
+        "is faster on GPUs made for it, and a little less exact",
     )
 
 
@@ -254,8 +254,8 @@ class InitSection(Section):
     )
     report: bool = Field(
         False,
-        description="measure cosine, norm and loss of the clients' gradients with `ordinary` too; each client sends "
-        "the direction of its gradient for that, with other kinds once before and once after",
+        description="measure cosine, norm and loss of the clients' gradients with `ordinary` too; each client "
+        "sends the direction of its gradient for that, with other kinds once before and once after",
     )
     iters: Count = Field(80, description="iterations")
     lr: Positive = Field(0.05, description="step on the scales")

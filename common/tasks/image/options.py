@@ -24,12 +24,13 @@ class ImageOptions(TaskOptions):
     )
     model: Literal["cnn", "plain", "resnet18", "mobilenetv2"] = Field(
         "cnn",
-        description="`cnn`: small, for CPUs; `plain`: seven convolutions without normalisation, which needs a good "
-        "initialisation; `resnet18`: with a stem for small images; `mobilenetv2`: strides for 32x32",
+        description="`cnn`: small, for CPUs; `plain`: seven convolutions without normalisation, which needs a "
+        "good initialisation; `resnet18`: with a stem for small images; `mobilenetv2`: strides for 32x32",
     )
     norm: Literal["group", "batch"] = Field(
         "group",
-        description="normalisation layers, but for `plain`; `batch` averages its running statistics with the weights",
+        description="normalisation layers, but for `plain`; `batch` averages its running statistics with the "
+        "weights",
     )
     width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)] = Field(
         32,
