@@ -11,8 +11,6 @@ from typing import Self
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fednc.client.app import app as fednc_app
 from fednc.client.host import AppHost, ClientConfig
@@ -24,7 +22,7 @@ from fednc.protos import federation_pb2 as pb
 _APP_FAILED = 2  # Flower's own code, as the link reports it
 
 
-class LocalGrid(Grid):
+class LocalGrid(flower.RunGrid):
     """The grid of one run. Client i has part i where the run has a simulated split.
 
     Nothing is shared: every content is taken apart into a manifest and bytes and put together again, in both
@@ -40,9 +38,7 @@ class LocalGrid(Grid):
         Raises:
             ConfigError, DataError: a client cannot take part in the run.
         """
-        self.run_id = run_id or f"{run.name}-{uuid4().hex}"
-        self._run = flower.empty_run(self.run_id)
-        flower.adopt_identity(self.run_id)
+        super().__init__(run_id or f"{run.name}-{uuid4().hex}")
         self._names = {flower.node_id(client.name): client.name for client in clients}
         self._hosts = {flower.node_id(client.name): AppHost(client, app) for client in clients}
         self._pushed: dict[str, Iterator[Message]] = {}
@@ -63,24 +59,6 @@ class LocalGrid(Grid):
         """Free what the clients hold."""
         for host in self._hosts.values():
             host.leave()
-
-    def set_run(self, run: Run) -> None:
-        """Part of Flower's interface; our run is known from the start."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """Flower's record of the run."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Part of Flower's interface; `ttl` is ignored, see `common/flower.py`."""
-        del ttl
-        return flower.instruction(
-            content, run_id=self.run_id, dst=dst_node_id, message_type=message_type, group_id=group_id
-        )
 
     def get_node_ids(self) -> list[int]:
         """All clients, by name."""

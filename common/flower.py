@@ -18,6 +18,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.app.user_config import UserConfig
 from flwr.common.config import get_fused_config_from_dir, get_project_config, parse_config_args
+from flwr.serverapp import Grid
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -80,6 +81,32 @@ def reply(to: Message, content: RecordDict | None, error: Error | None) -> Messa
 def empty_run(run_id: str) -> Run:
     """A Flower `Run` record for apps that ask the grid for one."""
     return Run.create_empty(run_number(run_id))
+
+
+class RunGrid(Grid):
+    """What Flower asks of every grid, for a grid of one run that is known from the start."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id, self._run = run_id, empty_run(run_id)
+        adopt_identity(run_id)
+
+    def set_run(self, run: Run) -> None:
+        """Take Flower's record of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Flower's record of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """An instruction to one node; `ttl` is ignored, see the top of this file."""
+        del ttl
+        return instruction(
+            content, run_id=self.run_id, dst=dst_node_id, message_type=message_type, group_id=group_id
+        )
 
 
 def stamp(message: Message, message_id: str) -> None:

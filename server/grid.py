@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Self, TypeVar
 
-from flwr.app import Error, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from flwr.app import Error, Message
 
 from fednc.common import flower, records
 from fednc.common.arrays import Buffer
@@ -30,16 +28,15 @@ from fednc.server.work import REPLY_REJECTED, Batch, Reply, Work
 T = TypeVar("T")
 
 
-class LinkGrid(Grid):
+class LinkGrid(flower.RunGrid):
     """The grid of one run. Its methods block and must not be called on the event loop."""
 
     def __init__(self, federation: Federation, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(federation.run_id)
         self.federation = federation
         self._loop = loop
-        self._run = flower.empty_run(federation.run_id)
         self._ordinals: Counter[tuple[str, str, int]] = Counter()
         self._pushed: dict[str, Replies] = {}
-        flower.adopt_identity(federation.run_id)
 
     def call(self, function: Callable[[], T]) -> T:
         """`function()` on the event loop, its result here."""
@@ -57,24 +54,6 @@ class LinkGrid(Grid):
     def tell(self, function: Callable[[], object]) -> None:
         """`function()` on the event loop soon, without waiting for it: a thousand replies must not take turns."""
         self._loop.call_soon_threadsafe(function)
-
-    def set_run(self, run: Run) -> None:
-        """Part of Flower's interface; our run is known from the start."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """Flower's record of the run."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Part of Flower's interface; `ttl` is ignored, see `common/flower.py`."""
-        del ttl
-        return flower.instruction(
-            content, run_id=self.federation.run_id, dst=dst_node_id, message_type=message_type, group_id=group_id
-        )
 
     def get_node_ids(self) -> list[int]:
         """Nodes that are ready, by name."""
