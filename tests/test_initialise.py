@@ -244,7 +244,7 @@ def test_batch_normalisation_is_scaled_but_not_in_gradients() -> None:
 # ---- 7 and 8: what it is worth
 
 GAMMA = 5.0
-RESCUE = {"batch": 64, "iters": 60, "lr": 0.02, "objective": "cosine", "gamma": GAMMA}
+RESCUE = {"batch": 64, "iters": 100, "lr": 0.02, "objective": "cosine", "gamma": GAMMA}
 
 
 def learnt(gain: float, seed: int) -> tuple[Place, tuple[float, float], tuple[float, float]]:
