@@ -20,7 +20,7 @@ from fednc.bench.keys import keys, name_of
 from fednc.bench.link import Row, Say, Settings, row, start_clients
 from fednc.bench.probe import Child
 from fednc.client.channel import Credentials, open_channel
-from fednc.common.sections import ServerSection
+from fednc.common.serving import ServerSection
 from fednc.common.wire import channel_options
 from fednc.server.events import EventLog
 from fednc.server.security import security_of

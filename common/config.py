@@ -24,11 +24,11 @@ from fednc.common.sections import (
     MethodSection,
     RoundsSection,
     Section,
-    ServerSection,
     SplitSection,
     TaskSection,
     TrainSection,
 )
+from fednc.common.serving import ServerSection
 from fednc.common.session import SessionSection
 
 

@@ -18,7 +18,7 @@ import grpc
 from fednc.common import credentials as cred
 from fednc.common.certificates import check_pair
 from fednc.common.errors import ConfigError
-from fednc.common.sections import ServerSection
+from fednc.common.serving import ServerSection
 from fednc.common.wire import is_loopback
 from fednc.server.events import EventLog
 from fednc.server.identity import (

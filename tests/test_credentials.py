@@ -20,7 +20,7 @@ from fednc.common.authority import Authority
 from fednc.common.certificates import issue_to_holder, make_authority
 from fednc.common.credentials import NAME, Holder, Role, holder_of_token, new_token, read_certificate
 from fednc.common.errors import ConfigError
-from fednc.common.sections import ServerSection
+from fednc.common.serving import ServerSection
 from fednc.common.wire import is_loopback
 from fednc.server.events import EventLog
 from fednc.server.identity import WatchedFile, read_revoked

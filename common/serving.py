@@ -1,0 +1,49 @@
+"""`[server]` of the run file: process, security and budgets. `config.py` puts it among the other tables.
+
+A new key goes here, with the description that `docs/config.md` shows. Nothing here bears on a run's result.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fednc.common.sections import Count, Positive, Section
+
+
+class ServerSection(Section):
+    """The server process."""
+
+    listen: str = Field("127.0.0.1:8440", description="HOST:PORT to listen on; port 0 takes a free one")
+    runs: str = Field("runs", description="folder for results, one subfolder per run")
+    keep_checkpoints: Annotated[int, Field(ge=0)] = Field(
+        2, description="checkpoints to keep, one written after every round; 0: none, the run cannot be continued"
+    )
+    auth: Literal["auto", "mtls", "token", "none"] = Field(
+        "auto",
+        description="how clients show who they are: by certificate, by token, or not at all (plaintext); `auto`: "
+        "`mtls` where certificates are given, else `none`, which listens on loopback only",
+    )
+    certs: str = Field("", description="folder with all of the files below, as `fednc certs server` makes it")
+    ca: str = Field("", description="certificate of the authority that nodes' certificates come from")
+    cert: str = Field("", description="certificate of the server")
+    key: str = Field("", description="private key of the server")
+    tokens: str = Field("", description="list of hashed tokens; changes count from the next call on")
+    revoked: str = Field("", description="list of revoked serials; changes count from the next call on")
+    insecure: bool = Field(False, description="allow plaintext and unproven names beyond loopback")
+    reflection: bool = Field(False, description="gRPC reflection on an encrypted port too, for operators")
+    health_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="loopback port of the gRPC health service for probes; 0: off"
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="port of the Prometheus metrics; anybody who reaches it can read them; 0: off"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address that the metrics are served on")
+    ingest_mib: Count = Field(512, description="memory and upload slots that all clients together may occupy")
+    quarantine_after: Annotated[int, Field(ge=0)] = Field(
+        3,
+        description="refused messages and replies after which a client is shut out until an operator readmits it; "
+        "0: never",
+    )
+    liveness_s: Positive = Field(5.0, description="seconds of silence after which an idle client counts as lost")
