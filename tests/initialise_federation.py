@@ -1,0 +1,54 @@
+"""Three clients with digits in one process, for the tests of the federated initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from flwr.app import Context, Message
+from initialise_setting import Place, digits_run
+
+from fednc.bench.local_grid import LocalGrid
+from fednc.client.app import app as fednc_app
+from fednc.client.host import ClientConfig
+from fednc.common import exchange
+from fednc.common.config import RunConfig
+from fednc.common.initialise.probe import Probe
+from fednc.server.events import EventLog
+from fednc.server.run import FederatedRun, RunResult
+from fednc.server.surroundings import Surroundings
+
+NAMES = ("anna", "bert", "carl")
+CLIENTS = [ClientConfig(name=name, data="digits", device="cpu", val_share=0) for name in NAMES]
+SPLIT = {"kind": "iid", "parts": 3}
+INIT = {"kind": "nio-exact", "iters": 4, "batch": 16, "lr": 0.05, "min_rise": 0.0, "gamma": 100.0}
+App = Callable[[Message, Context], Message]
+
+
+def small_run(init: dict[str, Any] | None = None, rounds: int = 1, min_clients: int = 3, **keys: Any) -> RunConfig:
+    tables = {"task": {"width": 8}, "frame": {"dim": 16}, "train": {"batch": 256}, **keys}
+    chosen = {"total": rounds, "min_clients": min_clients}
+    return digits_run(**{**tables, "rounds": chosen, **({"init": init} if init is not None else {})})
+
+
+def local(run: RunConfig, app: App = fednc_app, around: Surroundings | None = None) -> RunResult:
+    with LocalGrid(run, CLIENTS, app) as grid:
+        return FederatedRun(run, EventLog()).execute(grid, around or Surroundings(name_of=grid.name_of))
+
+
+def told(result: RunResult) -> dict[str, Any]:
+    found: dict[str, Any] = result.history.summary()["init"]
+    return found
+
+
+def same_bits(one: RunResult, other: RunResult) -> bool:
+    return all(torch.equal(value, other.state.model[key]) for key, value in one.state.model.items())
+
+
+def central_place(run: RunConfig) -> tuple[Place, Probe]:
+    """All that one client has, with the weights that the server drew."""
+    here, prepared = Place(run), FederatedRun(run, EventLog())
+    here.model.load_state_dict(prepared.state.model)
+    guide = exchange.make_guide(run, prepared.frame, ClassMemory.empty(10, run.frame.dim), 1)
+    return here, Probe(here.task, here.model, guide, here.task.shared_keys(here.model))
