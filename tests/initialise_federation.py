@@ -15,6 +15,7 @@ from fednc.client.host import ClientConfig
 from fednc.common import exchange
 from fednc.common.config import RunConfig
 from fednc.common.initialise.probe import Probe
+from fednc.common.memory import ClassMemory
 from fednc.server.events import EventLog
 from fednc.server.run import FederatedRun, RunResult
 from fednc.server.surroundings import Surroundings
