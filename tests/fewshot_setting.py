@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.datasets import load_digits
 
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.host import ClientConfig
 from fednc.common.config import RunConfig, parse_run
+from fednc.common.frame import draw_frame
+from fednc.common.guide import Guide
 from fednc.server.events import Event, EventLog
 from fednc.server.run import FederatedRun, RunResult
 from fednc.server.surroundings import Surroundings
@@ -61,3 +68,25 @@ def carry_out(run: RunConfig, val_share: float = 0.0) -> tuple[RunResult, list[E
     prepared, events = prepare(run)
     with LocalGrid(run, clients(run, val_share)) as grid:
         return prepared.execute(grid, Surroundings(name_of=grid.name_of)), events
+
+
+K, D = 10, 16
+FRAME = draw_frame(K, D, seed=3)
+
+
+def guide(run: Any = None, **changes: Any) -> Guide:
+    plain = Guide(
+        method=(run or config()).method, etf_KD=FRAME.etf_KD, mean_KD=torch.zeros(K, D),
+        seen_K=torch.zeros(K, dtype=torch.bool), count_K=torch.zeros(K, dtype=torch.int64),
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+def write_npz(path: Path, labels: Sequence[int], order: Sequence[str], each: int = 40) -> Path:
+    """Digits of these labels, under class names in this order."""
+    digits = load_digits()
+    index = np.concatenate([np.flatnonzero(digits.target == label)[:each] for label in labels])
+    place = {name: i for i, name in enumerate(order)}
+    y = np.array([place[str(label)] for label in digits.target[index]])
+    np.savez(path, x_train=(digits.images[index] * 15.9).astype(np.uint8), y_train=y, classes=list(order))
+    return path

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fewshot_setting import COSINE, DOT, NEAREST, carry_out, clients, config, prepare
+from fewshot_setting import COSINE, DOT, FRAME, NEAREST, D, K, carry_out, clients, config, guide, prepare
 from flwr.app import ArrayRecord, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,30 +18,15 @@ from fednc.bench.local_grid import LocalGrid
 from fednc.client import trainer
 from fednc.client.app import app
 from fednc.client.resident import Resident, resident
-from fednc.common import tasks
 from fednc.common.arrays import to_tensor
-from fednc.common.errors import ConfigError
 from fednc.common.exchange import GUIDE, MODEL, TRAIN
 from fednc.common.frame import draw_frame, frame_digest, unit
-from fednc.common.guide import Guide
 from fednc.common.heads import FrameHead
 from fednc.common.losses import dot_regression
 from fednc.common.memory import ClassMemory, ClassSums
-from fednc.common.tasks.fewshot.objective import balancing_weights, pull, rehearsed, session_loss
+from fednc.common.tasks.fewshot.objective import balancing_weights, pull
 from fednc.server.run import FederatedRun, RunResult
 from fednc.server.surroundings import Surroundings
-
-K, D = 10, 16
-FRAME = draw_frame(K, D, seed=3)
-
-
-def guide(run: Any = None, **changes: Any) -> Guide:
-    plain = Guide(
-        method=(run or config()).method, etf_KD=FRAME.etf_KD, mean_KD=torch.zeros(K, D),
-        seen_K=torch.zeros(K, dtype=torch.bool), count_K=torch.zeros(K, dtype=torch.int64),
-    )  # fmt: skip
-    return replace(plain, **changes)
-
 
 # ---- 1: the frame --------------------------------------------------------------------------------------------
 
@@ -280,27 +265,3 @@ def _run_until(prepared: FederatedRun, grid: LocalGrid, rounds: int) -> Any:
     prepared.execute(grid, around)
     assert prepared.state.completed == rounds
     return prepared._checkpoint()
-
-
-# ---- what a session minimises --------------------------------------------------------------------------------
-
-
-def test_memory_stands_in_for_classes_without_examples_and_copies_count() -> None:
-    seen_K = torch.arange(K) < 8
-    held_K = torch.arange(K) >= 6
-    memory_KD = torch.randn(K, D)
-    mean_MD, label_M = rehearsed(guide(mean_KD=memory_KD, seen_K=seen_K), base=4, copies=3, held_K=held_K)
-    assert label_M.tolist() == [0, 1, 2, 3, 4, 4, 4, 5, 5, 5]
-    assert torch.equal(mean_MD, memory_KD[label_M])
-
-
-def test_mixing_half_and_half_keeps_a_batch_of_one_class_as_it_is() -> None:
-    feat_ND, label_N = torch.randn(1, D).repeat(6, 1), torch.full((6,), 2)
-    head = FrameHead(16.0, trainable=False)
-    plain, mixed = (session_loss(feat_ND, label_N, head, guide(), balance=True, mixup=p) for p in (0.0, 1.0))
-    assert plain.item() == pytest.approx(mixed.item(), rel=1e-5)
-
-
-def test_memory_terms_that_mean_nothing_here_are_refused() -> None:
-    with pytest.raises(ConfigError, match="before the projection"):
-        tasks.get(config(method={**DOT, "anchor": 0.1}))
