@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # once more.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+_Dash = str | tuple[int, tuple[float, ...]]
+_DASHES: tuple[_Dash, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 _MAX_ANNOTATED = 10  # classes; with more the numbers would no longer be legible
 _MAX_COLUMNS = 4  # heat maps side by side
 _MAX_LETTERS = 18  # of a class name on an axis
@@ -189,7 +190,7 @@ def _draw_curve(axes: Any, place: int, name: str, points: Sequence[tuple[int, fl
         accuracies,
         label=f"{name}, last {accuracies[-1]:.1f} %",
         color=_COLOURS[place % len(_COLOURS)],
-        linestyle=_DASHES[place % len(_DASHES)],
+        linestyle=_dash(place),
         marker=_MARKERS[place % len(_MARKERS)],
         markersize=4.5,
         markevery=max(1, len(points) // 20),
@@ -204,9 +205,14 @@ def _draw_band(axes: Any, place: int, name: str, curves_: Sequence[Sequence[tupl
     numbers = sorted(by_round)
     colour = _COLOURS[place % len(_COLOURS)]
     means = [sum(by_round[number]) / len(by_round[number]) for number in numbers]
-    axes.plot(numbers, means, label=name, color=colour, linestyle=_DASHES[place % len(_DASHES)], linewidth=1.8)
+    axes.plot(numbers, means, label=name, color=colour, linestyle=_dash(place), linewidth=1.8)
     lows, highs = ([pick(by_round[number]) for number in numbers] for pick in (min, max))
     axes.fill_between(numbers, lows, highs, color=colour, alpha=0.15, linewidth=0)
+
+
+def _dash(place: int) -> _Dash:
+    """Another one for the second user of a colour."""
+    return _DASHES[(place + place // len(_COLOURS)) % len(_DASHES)]
 
 
 def _draw_heat_map(axes: Any, cos_KK: Tensor, title: str) -> Any:
