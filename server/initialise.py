@@ -1,7 +1,7 @@
 """Before round one: scales of the drawn weights, learnt with the clients, and what that did to their gradients.
 
 Called once by the run, before anything is trained; what it leaves behind is in the first checkpoint. Speaks with
-clients over any grid. A new kind joins by a class and a line in `_KINDS`.
+clients over any grid. A new kind joins by a function and a line in `_KINDS`.
 
 Legend: P scaled tensors, N weights in gradients.
 """
@@ -9,7 +9,7 @@ Legend: P scaled tensors, N weights in gradients.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -24,7 +24,7 @@ from fednc.common.errors import QuorumError
 from fednc.common.exchange import Instruction
 from fednc.common.initialise import messages, nio
 from fednc.common.initialise.adam import RescaleAdam
-from fednc.common.initialise.messages import REPORT, Answer, Order
+from fednc.common.initialise.messages import REPORT, Order
 from fednc.common.initialise.probe import Layout
 from fednc.server.events import EventLog
 from fednc.server.replies import Replies
@@ -81,12 +81,9 @@ class Conversation:
         content = self._content(Order(iteration=iteration), {messages.SCALE: scale_P})
         survey = Survey(sum_N=torch.zeros(self.layout.weights, dtype=torch.float64), answers={})
 
-        def take(node: int, answer: Answer | None) -> None:
-            if answer:
-                survey.sum_N += (answer.unit_N.double() / _GRAIN).round_() * _GRAIN
-                survey.answers[node] = (answer.norm, answer.loss)
-
-        self._ask(messages.GRADIENT, content, lambda c: messages.answer_in(c, self.layout), take)
+        for node, answer in self._ask(messages.GRADIENT, content, lambda c: messages.answer_in(c, self.layout)):
+            survey.sum_N += (answer.unit_N.double() / _GRAIN).round_() * _GRAIN
+            survey.answers[node] = (answer.norm, answer.loss)
         return survey
 
     def slope(self, scale_P: Tensor, iteration: int, survey: Survey, aim: nio.Aim) -> Tensor:
@@ -95,30 +92,17 @@ class Conversation:
             iteration=iteration, units=len(survey.answers), cosine=aim.cosine, norm=aim.norm, square=aim.square
         )
         given = {messages.SCALE: scale_P, messages.SUM: survey.sum_N.float()}
-        like, slopes = messages.forms(self.layout)[messages.SLOPE][messages.SLOPES], dict[int, Tensor]()
-
-        def take(node: int, slope_P: Tensor | None) -> None:
-            if slope_P is not None:
-                slopes[node] = slope_P
-
-        def read(content: RecordDict) -> Tensor | None:
-            return messages.tensor_in(content, messages.SLOPES, like)
-
-        self._ask(messages.SLOPE, self._content(order, given), read, take)
+        like = messages.forms(self.layout)[messages.SLOPE][messages.SLOPES]
+        content = self._content(order, given)
+        slopes = dict(self._ask(messages.SLOPE, content, lambda c: messages.tensor_in(c, messages.SLOPES, like)))
         return torch.stack([slopes[node] for node in sorted(slopes)]).sum(dim=0)
 
     def scales(self) -> list[Tensor]:
         """What each client learnt alone, by node. Raises QuorumError."""
-        found = dict[int, Tensor]()
-
-        def take(node: int, scale_P: Tensor | None) -> None:
-            if scale_P is not None:
-                found[node] = scale_P
-
-        def read(content: RecordDict) -> Tensor | None:
-            return messages.scales_in(content, self.layout, self.run.init)
-
-        self._ask(messages.SCALES, RecordDict(self._common), read, take)
+        content = RecordDict(self._common)
+        found = dict(self._ask(
+            messages.SCALES, content, lambda c: messages.scales_in(c, self.layout, self.run.init)
+        ))  # fmt: skip
         return [found[node] for node in sorted(found)]
 
     def _content(self, order: Order, given: Mapping[str, Tensor]) -> RecordDict:
@@ -127,9 +111,12 @@ class Conversation:
         )
 
     def _ask(
-        self, question: str, content: RecordDict, read: Callable[[RecordDict], T], take: Callable[[int, T], None]
-    ) -> None:
-        """Put a question to all; those who fail are asked again while they are needed for a quorum."""
+        self, question: str, content: RecordDict, read: Callable[[RecordDict], T | None]
+    ) -> Iterator[tuple[int, T]]:
+        """(node, what `read` finds in its answer) as they arrive, without those who have nothing to say.
+
+        Those who fail are asked again while they are needed for a quorum.
+        """
         answered = set[int]()
         for _ in range(_TRIES):
             nodes = [node for node in self._nodes if node not in answered]
@@ -137,15 +124,15 @@ class Conversation:
             for reply in self._replies.ask(self._grid, content, nodes, question, 0, timeout_s):
                 read_or_not = self._replies.take(reply, lambda found: (read(found),))
                 if read_or_not:
-                    take(reply.metadata.src_node_id, read_or_not[0])
                     answered.add(reply.metadata.src_node_id)
+                    if (found := read_or_not[0]) is not None:
+                        yield reply.metadata.src_node_id, found
             if len(answered) >= self._quorum:
                 self._nodes = [node for node in self._nodes if node in answered]  # the others come with round 1
                 return
-        reasons = "; ".join(f"{name}: {why}" for name, why in self._replies.failures.items()) or "nobody answered"
         raise QuorumError(
             f"the initialisation got {len(answered)} answers to {question}, {self._quorum} are needed "
-            f"({reasons}). Mend the clients, or lower rounds.min_clients, or leave [init] out."
+            f"({self._replies.reasons}). Mend the clients, or lower rounds.min_clients, or leave [init] out."
         )
 
 

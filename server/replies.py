@@ -59,6 +59,11 @@ class Replies:
             self.reject(reply.metadata.src_node_id, str(e))
             return None
 
+    @property
+    def reasons(self) -> str:
+        """The failures in one line."""
+        return "; ".join(f"{name}: {reason}" for name, reason in self.failures.items()) or "nobody answered"
+
     def forget_failures(self) -> None:
         """Begin anew: a new record belongs to a new round."""
         self.failures, self.failed = {}, set()

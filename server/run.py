@@ -281,10 +281,8 @@ class FederatedRun:
 
 
 def _no_quorum(strategy: FrameStrategy, server_round: int, tries: int) -> QuorumError:
-    reasons = (
-        "; ".join(f"{name}: {reason}" for name, reason in strategy.replies.failures.items()) or "nobody answered"
-    )
     return QuorumError(
-        f"round {server_round} got fewer than {strategy.quorum} replies {tries} times in a row ({reasons}). "
+        f"round {server_round} got fewer than {strategy.quorum} replies {tries} times in a row "
+        f"({strategy.replies.reasons}). "
         "Mend the clients, or lower rounds.min_clients, or raise rounds.deadline_s."
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from flwr.app import Context, Message
+from grids import App, in_one_process
 from initialise_setting import Place, digits_run
 
-from fednc.bench.local_grid import LocalGrid
 from fednc.client.app import app as fednc_app
 from fednc.client.host import ClientConfig
 from fednc.common import exchange
@@ -24,7 +22,6 @@ NAMES = ("anna", "bert", "carl")
 CLIENTS = [ClientConfig(name=name, data="digits", device="cpu", val_share=0) for name in NAMES]
 SPLIT = {"kind": "iid", "parts": 3}
 INIT = {"kind": "nio-exact", "iters": 4, "batch": 16, "lr": 0.05, "min_rise": 0.0, "gamma": 100.0}
-App = Callable[[Message, Context], Message]
 
 
 def small_run(init: dict[str, Any] | None = None, rounds: int = 1, min_clients: int = 3, **keys: Any) -> RunConfig:
@@ -34,8 +31,7 @@ def small_run(init: dict[str, Any] | None = None, rounds: int = 1, min_clients: 
 
 
 def local(run: RunConfig, app: App = fednc_app, around: Surroundings | None = None) -> RunResult:
-    with LocalGrid(run, CLIENTS, app) as grid:
-        return FederatedRun(run, EventLog()).execute(grid, around or Surroundings(name_of=grid.name_of))
+    return in_one_process(run, CLIENTS, app, around)
 
 
 def told(result: RunResult) -> dict[str, Any]:

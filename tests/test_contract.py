@@ -5,38 +5,26 @@ A new engine joins by one line in `GRIDS`. Threads are pinned: with others, sums
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import torch
 from flwr.app import Context, Message
+from grids import App, in_one_process, over_the_link
 
-from fednc.bench.local_grid import LocalGrid
 from fednc.client import trainer
 from fednc.client.app import app as fednc_app
 from fednc.client.hooks import Hooks
-from fednc.client.host import AppHost, ClientConfig
-from fednc.client.link import Link, LinkConfig
+from fednc.client.host import ClientConfig
 from fednc.common import exchange, records, seeds, tasks
 from fednc.common.config import RunConfig, parse_run
 from fednc.common.presets import PRESETS
 from fednc.common.tasks.base import Part, Stats, add_stats
-from fednc.protos import federation_pb2 as pb
 from fednc.server.events import EventLog
-from fednc.server.federation import Federation
-from fednc.server.grid import LinkGrid
 from fednc.server.run import FederatedRun, RunResult
-from fednc.server.serve import serve
-from fednc.server.surroundings import Surroundings
 
-App = Callable[[Message, Context], Message]
 CLIENTS = [
     ClientConfig(name=name, data="digits", device="cpu", val_share=0.2) for name in ("carl", "anna", "bert")
 ]
@@ -44,38 +32,11 @@ CLIENTS = [
 
 def run_on_local(run: RunConfig, app: App, folder: Path) -> RunResult:
     del folder
-    prepared = FederatedRun(run, EventLog())
-    with LocalGrid(run, CLIENTS, app) as grid:
-        return prepared.execute(grid, Surroundings(name_of=grid.name_of))
+    return in_one_process(run, CLIENTS, app)
 
 
 def run_on_link(run: RunConfig, app: App, folder: Path) -> RunResult:
-    """A real server on a free port, each client with a real link of its own."""
-
-    async def main() -> RunResult:
-        prepared = FederatedRun(run, EventLog())
-        federation = Federation(f"contract-{uuid4().hex}", run, folder / "spool", EventLog())
-        attending: list[asyncio.Task[pb.RunOver]] = []
-        ports: list[int] = []
-
-        def attend(index: int, client: ClientConfig) -> None:
-            part = pb.Part(index=index, of=len(CLIENTS))
-            config = LinkConfig(server=f"127.0.0.1:{ports[0]}", name=client.name, part=part, once=True)
-            attending.append(asyncio.create_task(Link(config, AppHost(client, app)).run()))
-
-        def work(grid: LinkGrid) -> RunResult:
-            for index, client in enumerate(CLIENTS):  # one by one: CPython before 3.11.8 cannot parse in threads
-                grid.call(partial(attend, index, client))
-                while len(grid.get_node_ids()) <= index:
-                    assert not attending[index].done(), attending[index].exception()
-                    time.sleep(0.01)
-            return prepared.execute(grid, Surroundings(name_of=grid.name_of))
-
-        result = await serve(federation, work, address="127.0.0.1:0", on_listening=ports.append)
-        await asyncio.gather(*attending)
-        return result
-
-    return asyncio.run(main())
+    return over_the_link(run, CLIENTS, app, folder)
 
 
 GRIDS = {"local": run_on_local, "link": run_on_link}

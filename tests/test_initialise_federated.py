@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from grids import over_the_link
 from initialise_federation import CLIENTS, INIT, NAMES, SPLIT, central_place, local, same_bits, small_run, told
 
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app import app as fednc_app
-from fednc.client.host import AppHost, ClientConfig
-from fednc.client.link import Link, LinkConfig
 from fednc.common import arrays, seeds
-from fednc.common.config import RunConfig
 from fednc.common.initialise import messages
 from fednc.common.initialise.nio import learn
 from fednc.common.initialise.probe import batch_statistics
@@ -29,12 +24,9 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server.agreement import Agreement
 from fednc.server.checkpoint import Checkpoints
 from fednc.server.events import Event, EventLog
-from fednc.server.federation import Federation
-from fednc.server.grid import LinkGrid
 from fednc.server.initialise import scaled
 from fednc.server.limits import InvalidError
-from fednc.server.run import FederatedRun, RunResult
-from fednc.server.serve import serve
+from fednc.server.run import FederatedRun
 from fednc.server.surroundings import Surroundings
 
 # ---- equal to the central form
@@ -158,39 +150,10 @@ def test_what_it_did_is_told_measured_and_kept(tmp_path: Path) -> None:
 # ---- over the link
 
 
-def over_the_link(run: RunConfig, folder: Path) -> RunResult:
-    """A real server on a free port, each client with a link of its own, replies bounded by the agreement."""
-
-    async def main() -> RunResult:
-        prepared, ports, attending = FederatedRun(run, EventLog()), list[int](), list[asyncio.Task[pb.RunOver]]()
-        federation = Federation("init", run, folder / "spool", EventLog())
-        federation.agreement = Agreement.of(
-            prepared.task, prepared.frame, prepared.state.model, initial=prepared.layout
-        )
-
-        def attend(index: int, client: ClientConfig) -> None:
-            part = pb.Part(index=index, of=len(CLIENTS))
-            config = LinkConfig(server=f"127.0.0.1:{ports[0]}", name=client.name, part=part, once=True)
-            attending.append(asyncio.create_task(Link(config, AppHost(client, fednc_app)).run()))
-
-        def work(grid: LinkGrid) -> RunResult:
-            for index, client in enumerate(CLIENTS):
-                grid.call(partial(attend, index, client))
-                while len(grid.get_node_ids()) <= index:
-                    time.sleep(0.01)
-            return prepared.execute(grid, Surroundings(name_of=grid.name_of))
-
-        result = await serve(federation, work, address="127.0.0.1:0", on_listening=ports.append)
-        await asyncio.gather(*attending)
-        return result
-
-    return asyncio.run(main())
-
-
 @pytest.mark.parametrize("kind", ["nio", "nio-exact"])
 def test_the_link_gives_the_bits_of_one_process(kind: str, tmp_path: Path) -> None:
     run = small_run({**INIT, "kind": kind}, split=SPLIT)
-    linked, here = over_the_link(run, tmp_path), local(run)
+    linked, here = over_the_link(run, CLIENTS, fednc_app, tmp_path, agreed=True), local(run)
     assert {**told(linked), "seconds": 0} == {**told(here), "seconds": 0}
     assert same_bits(linked, here)
 
