@@ -102,11 +102,19 @@ def _comment(config: Path) -> Iterator[str]:
 def _provenance(rows: Sequence[Result]) -> Iterator[str]:
     told = {
         "Commit": {row["commit"] or "unknown" for row in rows},
-        "hardware": {f"{row['machine']['cpu']}, {row['machine']['cores']} cores, {row['device']}" for row in rows},
+        "hardware": {f"{_processor(row['machine'])}, {_device(row)}" for row in rows},
         "torch": {row["machine"]["torch"] for row in rows},
         "seeds": {str(row["seed"]) for row in rows},
     }
     yield "; ".join(f"{name} {', '.join(sorted(values))}" for name, values in told.items()) + "."
+
+
+def _processor(machine: dict[str, Any]) -> str:
+    return f"{machine['cpu']}, {machine['cores']} cores"
+
+
+def _device(row: Result) -> str:
+    return str(row["machine"]["gpu"] if row["device"].startswith("cuda") else row["device"])
 
 
 def _contest(compared: Compared) -> Iterator[str]:
@@ -156,8 +164,8 @@ def _benches(paths: Sequence[Path]) -> Iterator[str]:
         told = json.loads(path.read_bytes())
         machine = told["machine"]
         yield from ["", f"## {path.stem}", "", f"    {told['command']}", ""]
-        hardware = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
-        yield f"Commit {told['commit'] or 'unknown'}; {hardware}."
+        commit, memory = told["commit"] or "unknown", f"{machine['memory_gib']} GiB"
+        yield f"Commit {commit}; {', '.join([_processor(machine), memory, *filter(None, [machine.get('gpu')])])}."
         yield from ["", *_plain_table(told["results"])]
 
 

@@ -101,7 +101,11 @@ def machine() -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from fednc.common.device import device_name
+
+    gpus = [device_name(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
     return {
+        **({"gpu": ", ".join(gpus)} if gpus else {}),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -119,10 +123,13 @@ def _cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the source tree, with a `+` where files differ from it; empty outside of one."""
+    """The commit of the source tree, with a `+` where files differ from it.
+
+    Outside of one what FEDNC_COMMIT says, for a tree that was copied without its history; else empty.
+    """
     here = Path(__file__).parent
     found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
     if found.returncode:
-        return ""
+        return os.environ.get("FEDNC_COMMIT", "")
     changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
     return found.stdout.strip() + ("+" if changed.stdout else "")

@@ -85,7 +85,10 @@ class ControlVariates(Addition):
         self._own = {n: own[n].to(device) if own else torch.zeros_like(p) for n, p in self._params.items()}
         self._shift = {n: control[control_key(n)].to(device) - self._own[n] for n in self._params}
         self._sum = {n: torch.zeros_like(p) for n, p in self._params.items()}
-        self._steps, self._past = 0, past
+        self._steps, self._past = (
+            torch.zeros((), dtype=torch.int64, device=device),
+            past,
+        )  # on a GPU, counted there
 
     def on_gradients(self) -> None:
         self._steps += 1
@@ -96,7 +99,8 @@ class ControlVariates(Addition):
             param.grad += self._shift[name]
 
     def finish(self) -> Mapping[str, Tensor]:
-        new = {name: total / self._steps for name, total in self._sum.items()}
+        steps = int(self._steps)
+        new = {name: total / steps for name, total in self._sum.items()}
         self._past.write(CONTROL, new)
         return {control_key(name): value - self._own[name] for name, value in new.items()}
 

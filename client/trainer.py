@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fednc.client.hooks import Hooks, Step
 from fednc.client.objectives import Addition
+from fednc.client.steps import Steps, beside_default_stream, capture_for
 from fednc.common.guide import Guide
 from fednc.common.memory import ClassSums
 from fednc.common.sections import TrainSection
@@ -53,22 +54,31 @@ def train(
         freeze(model, frozenset(frozen))
     lr = section.lr * section.lr_decay ** (server_round - 1)
     params = [p for p in model.parameters() if p.requires_grad] if frozen else list(model.parameters())
-    optimiser = torch.optim.SGD(params, lr=lr, momentum=section.momentum, weight_decay=section.weight_decay)
+    device = guide.etf_KD.device
+    optimiser = torch.optim.SGD(
+        params, lr=lr, momentum=section.momentum, weight_decay=section.weight_decay, fused=device.type == "cuda"
+    )
     guide = replace(guide, companions={k: v for one in additions for k, v in one.companions().items()})
+
+    def step(batch: Batch) -> dict[str, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=section.precision == "bf16"):
+            loss, parts = _loss(task, model, batch, guide, additions)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        for one in additions:
+            one.on_gradients()
+        if section.clip_norm:
+            nn.utils.clip_grad_norm_(params, section.clip_norm)
+        optimiser.step()
+        return {"loss": loss.detach(), **parts}
+
+    take = Steps(step, capture_for(device) if task.same_for_each_batch(guide) else None)
     meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
-    for _ in range(section.epochs):
-        for batch in data.train_batches(section.batch, generator):
-            hooks.check()
-            with torch.autocast(guide.etf_KD.device.type, torch.bfloat16, enabled=section.precision == "bf16"):
-                loss, parts = _loss(task, model, batch, guide, additions)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            for one in additions:
-                one.on_gradients()
-            if section.clip_norm:
-                nn.utils.clip_grad_norm_(params, section.clip_norm)
-            optimiser.step()
-            meter.add(task.batch_size_of(batch), loss, parts)
+    with beside_default_stream(device):
+        for _ in range(section.epochs):
+            for batch in data.train_batches(section.batch, generator):
+                hooks.check()
+                meter.add(task.batch_size_of(batch), take(batch))
     return meter.result()
 
 
@@ -106,17 +116,17 @@ class _Meter:
         self._examples = self._steps = 0
         self._started = self._reported = time.monotonic()
 
-    def add(self, examples: int, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+    def add(self, examples: int, losses: Mapping[str, Tensor]) -> None:
         """Count one step."""
         self._examples += examples
         self._steps += 1
-        for name, value in {"loss": loss, **parts}.items():
+        for name, value in losses.items():
             summed = value.detach() * examples
             self._sums[name] = self._sums[name] + summed if name in self._sums else summed
         now = time.monotonic()
         if now - self._reported >= _REPORT_EVERY_S:
             self._reported = now
-            self._hooks.report(self._step(float(loss.detach()), now))
+            self._hooks.report(self._step(float(losses["loss"]), now))
 
     def _step(self, loss: float, now: float) -> Step:
         speed = self._examples / max(1e-9, now - self._started)

@@ -30,3 +30,8 @@ def pick_device(name: str) -> torch.device:
             "use auto, cpu or cuda:N"
         )
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or what the GPU calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -3,8 +3,8 @@
 Called by tasks at each training step (`objective`) and by the trainer (`proximal`); nothing here waits for the
 device. Must not know models: features come in, scalars go out.
 
-Legend: B batch, D feature width, K label space. Every loss is a mean over its samples and safe for features that
-are zero.
+Legend: B batch, D feature width, K label space, R the K-1 classes other than the label. Every loss is a mean over
+its samples and safe for features that are zero.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ def not_true_distillation(logit_BK: Tensor, global_BK: Tensor, label_B: Tensor, 
     What the global model thinks of the classes that an image does not show is kept; the label is learnt freely
     (FedNTD: Lee et al., NeurIPS 2022, arXiv 2106.03097).
     """
-    true_BK = F.one_hot(label_B, logit_BK.shape[1]).bool()
+    other_R = torch.arange(logit_BK.shape[1] - 1, device=logit_BK.device)
+    other_BR = other_R + (other_R >= label_B[:, None])  # a mask would wait for the device
     local_BK, wanted_BK = (
-        (z[~true_BK].view(len(z), -1) / tau).log_softmax(dim=1) for z in (logit_BK, global_BK.detach())
+        (z.gather(1, other_BR) / tau).log_softmax(dim=1) for z in (logit_BK, global_BK.detach())
     )
     return tau**2 * F.kl_div(local_BK, wanted_BK, reduction="batchmean", log_target=True)
 

@@ -13,7 +13,7 @@ from image_setting import CLASSES, make_data, make_guide, make_task
 
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.tasks.base import Part, add_stats
-from fednc.common.tasks.image.data import crop_and_mirror
+from fednc.common.tasks.image.data import crop_and_mirror, draw_moves
 from fednc.common.tasks.image.task import ImageTask
 
 
@@ -65,11 +65,13 @@ def test_evaluation_keeps_the_stored_order():
 
 def test_augmentation_moves_and_mirrors_and_follows_the_generator():
     pixel = torch.arange(1, 65, dtype=torch.uint8).reshape(1, 1, 8, 8).expand(400, 3, 8, 8)
-    first, second = (crop_and_mirror(pixel, torch.Generator().manual_seed(1)) for _ in range(2))
+    first, second, other = (
+        crop_and_mirror(pixel, draw_moves(400, 8, torch.Generator().manual_seed(seed))) for seed in (1, 1, 2)
+    )
     assert first.shape == pixel.shape
     assert first.dtype == torch.uint8
     assert torch.equal(first, second)
-    assert not torch.equal(first, crop_and_mirror(pixel, torch.Generator().manual_seed(2)))
+    assert not torch.equal(first, other)
     padded = torch.nn.functional.pad(pixel[:1], (1, 1, 1, 1))
     possible = [padded[0, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
     possible += [crop.flip(-1) for crop in possible]

@@ -225,6 +225,14 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
         """(scalar to minimise, its named parts)."""
 
+    def same_for_each_batch(self, guide: Guide) -> bool:
+        """Whether `loss` does the same to every batch of one shape: then a GPU may replay it (`client/steps.py`).
+
+        It must not wait for the device, nor draw or decide anything on the CPU, and batches are tuples of tensors.
+        """
+        del guide
+        return False
+
     @abstractmethod
     def embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(unit features [B, D], labels [B]) for the class memory; no gradients needed."""

@@ -78,6 +78,10 @@ class FewShotTask(ImageTask):
             feat_BC = found.pooled(batch[0])
         return self._fit_loss(found, feat_BC, batch[1], guide, held_K)
 
+    def same_for_each_batch(self, guide: Guide) -> bool:
+        """In the beginning; in sessions features are mixed by chance."""
+        return not guide.earlier
+
     def fits_centrally(self, stage: Stage) -> bool:
         """In sessions, where `task.fit` says so."""
         return self.options.fit == "server" and not stage.is_first

@@ -66,12 +66,17 @@ class ImageData(TaskData):
         """One epoch in an order drawn from `generator` (a CPU one), augmented if the run says so.
 
         A last batch of a single image joins the batch before it: batch normalisation cannot learn from one.
+        Everything is drawn before the first batch and goes to the device at once: a copy per batch would make the
+        device wait for the CPU at every step.
         """
-        order_N = torch.randperm(self.examples, generator=generator).to(self.label_N.device)
-        for row_B in _runs(order_N, batch):
+        order_N = torch.randperm(self.examples, generator=generator)
+        runs, height, device = _runs(self.examples, batch), self.pixel_NCHW.shape[2], self.label_N.device
+        drawn = [draw_moves(length, height, generator) for length in runs if self.augment]
+        moves = torch.cat(drawn, dim=1).to(device).split(runs, dim=1) if drawn else ()
+        for i, row_B in enumerate(order_N.to(device).split(runs)):
             pixel_BCHW = self.pixel_NCHW[row_B]
-            if self.augment:
-                pixel_BCHW = crop_and_mirror(pixel_BCHW, generator)
+            if moves:
+                pixel_BCHW = crop_and_mirror(pixel_BCHW, moves[i])
             yield self._normalised(pixel_BCHW), self.label_N[row_B]
 
     def eval_batches(self, batch: int) -> Iterator[ImageBatch]:
@@ -122,23 +127,31 @@ def as_unit_range(pixel_NCHW: Tensor) -> Tensor:
     return pixel_NCHW.float() / 255 if pixel_NCHW.dtype == torch.uint8 else pixel_NCHW
 
 
-def crop_and_mirror(pixel_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to an eighth of its size (black moves in) and mirrored left to right with chance 1/2.
+def draw_moves(batch: int, height: int, generator: torch.Generator) -> Tensor:
+    """int64 [3, B] for `crop_and_mirror`: down, right, mirrored. Drawn on the CPU: every device sees the same.
 
-    One gather for the whole batch; drawn on the CPU, so that every device sees the same crops.
+    Each image moves by up to an eighth of its size and is mirrored with chance 1/2.
     """
-    batch, _, height, width = pixel_BCHW.shape
-    pad = max(1, height // 8)
-    offset_2B = torch.randint(0, 2 * pad + 1, (2, batch), generator=generator)
+    offset_2B = torch.randint(0, 2 * _margin(height) + 1, (2, batch), generator=generator)
     mirror_B = torch.rand(batch, generator=generator) < 0.5
-    row_BH = offset_2B[0, :, None] + torch.arange(height)
-    step_W = torch.arange(width)
-    column_BW = offset_2B[1, :, None] + torch.where(mirror_B[:, None], step_W.flip(0), step_W)
-    device = pixel_BCHW.device
+    return torch.cat([offset_2B, mirror_B[None]])
+
+
+def crop_and_mirror(pixel_BCHW: Tensor, move_3B: Tensor) -> Tensor:
+    """Each image moved (black moves in) and mirrored left to right as `move_3B` says: one gather for the batch."""
+    batch, _, height, width = pixel_BCHW.shape
+    pad, device = _margin(height), pixel_BCHW.device
+    down_B1, right_B1, mirror_B1 = move_3B.unsqueeze(2)
+    step_W = torch.arange(width, device=device)
+    row_BH = down_B1 + torch.arange(height, device=device)
+    column_BW = right_B1 + torch.where(mirror_B1.bool(), step_W.flip(0), step_W)
     padded_BHWC = F.pad(pixel_BCHW, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
     image_B11 = torch.arange(batch, device=device)[:, None, None]
-    cropped_BHWC = padded_BHWC[image_B11, row_BH.to(device)[:, :, None], column_BW.to(device)[:, None, :]]
-    return cropped_BHWC.permute(0, 3, 1, 2)
+    return padded_BHWC[image_B11, row_BH[:, :, None], column_BW[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _margin(height: int) -> int:
+    return max(1, height // 8)
 
 
 def hold_out_index(label_N: Index, share: float, seed: int) -> tuple[Index, Index]:
@@ -161,9 +174,9 @@ def hold_out_index(label_N: Index, share: float, seed: int) -> tuple[Index, Inde
     return np.setdiff1d(np.arange(len(label_N)), held), np.sort(held)
 
 
-def _runs(order_N: Tensor, batch: int) -> Iterator[Tensor]:
-    """Consecutive runs of `batch`; a last run of one is appended to the run before it."""
-    runs = list(order_N.split(batch)) if len(order_N) else []
-    if len(runs) > 1 and len(runs[-1]) == 1 and batch > 1:
-        runs[-2:] = [order_N[(len(runs) - 2) * batch :]]
-    yield from runs
+def _runs(examples: int, batch: int) -> list[int]:
+    """Lengths of consecutive runs of `batch`; a last run of one joins the run before it."""
+    runs = [batch] * (examples // batch) + [examples % batch] * (examples % batch > 0)
+    if len(runs) > 1 and runs[-1] == 1 and batch > 1:
+        runs[-2:] = [batch + 1]
+    return runs

@@ -138,6 +138,11 @@ class ImageTask(Task):
         again_KD = _projected_memory(image_model, deep_BW, guide) if self._rehearses else None
         return objective(feat_BD, label_B, image_model.head, guide, again_KD, views)
 
+    def same_for_each_batch(self, guide: Guide) -> bool:
+        """It does."""
+        del guide
+        return True
+
     def embed(self, model: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """(unit features [B, D], labels [B]); before the projection where that is what the memory is made of."""
         if self._rehearses:
