@@ -7,7 +7,7 @@ and by tests; what is run is decided in `plan.py`, how in `rows.py`, what is mad
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from fednc.bench import initial
 from fednc.bench.plan import Comparison, Row, final_rows, tuning_rows
@@ -39,8 +39,7 @@ def compare(
     """
     for_tuning, for_report = prepare(plan, places, bench.folder)
     tuning = tuning_rows(plan, for_tuning.sha256)
-    of_tuning = sum(row.run.all_rounds for row in tuning)
-    total = of_tuning + len(plan.variants) * len(plan.seeds) * sum(_rounds_by_setting(tuning).values())
+    total = sum(row.run.all_rounds for row in [*tuning, *_final_rows_at_any_rate(plan)])
     done = 0
 
     def count(rounds: int) -> None:
@@ -56,8 +55,10 @@ def compare(
     return compared
 
 
-def _rounds_by_setting(rows: Sequence[Row]) -> dict[str, int]:
-    return {row.setting: row.run.all_rounds for row in rows}
+def _final_rows_at_any_rate(plan: Comparison) -> list[Row]:
+    rate = plan.tuning.rates[0]
+    names = [(setting.name, variant.tuned_as) for setting in plan.settings for variant in plan.variants]
+    return final_rows(plan, dict.fromkeys(names, rate), "")
 
 
 def _write(compared: Compared, bench: Bench) -> None:

@@ -74,6 +74,10 @@ class Tuning(Section):
         1000, description="seed of runs and splits that tune; no result uses it"
     )
     rates: tuple[Positive, ...] = Field((0.003, 0.01, 0.03, 0.1, 0.3), min_length=1, description="the common grid")
+    rounds: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="rounds of a run that tunes, where a whole one takes too long; 0: as many as the others have",
+    )
     val_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="share of the training data that tunes and is not trained on meanwhile"
     )
@@ -218,7 +222,9 @@ def _row(
     clients = parse_run(values, source=source).split
     assert clients is not None
     per_round = values.get("rounds", {}).get("clients_per_round", 0)
-    values = _merged(values, {"rounds": {"min_clients": per_round or clients.parts}})  # nobody may drop out unseen
+    fewer = {"total": plan.tuning.rounds} if kind == "tuning" and plan.tuning.rounds else {}
+    # Nobody may drop out unseen.
+    values = _merged(values, {"rounds": {"min_clients": per_round or clients.parts, **fewer}})
     return Row(
         kind=kind, setting=setting.name, variant=variant.name, seed=seed, lr=lr,
         run=parse_run(values, source=source), data_sha256=data_sha256,

@@ -32,14 +32,16 @@ from fednc.common.tasks.image.data import ImageData
 from fednc.common.tasks.image.models import build_backbone
 from fednc.common.tasks.image.options import ImageOptions
 
+OURS = ("fednc", "fedavg")
 CLASSES, SIZE, CHANNELS = 10, 32, 3
 _PRODUCT = 1024, 4096  # side of the matrices whose product measures the device: CPU, GPU
 _PRODUCT_TRIES = 5
 
 
 def measure(
-    model: str, *, images: int, batch: int, repeats: int, device: str, threads: int, precision: str, width: int
-) -> dict[str, Any]:
+    model: str, *, norm: str, width: int, images: int, batch: int, repeats: int, device: str, threads: int,
+    precision: str,
+) -> dict[str, Any]:  # fmt: skip
     """Best of `repeats` epochs over `images` random images, for fednc, for fedavg, and for the plain loop.
 
     Returns:
@@ -50,31 +52,34 @@ def measure(
         ConfigError: a model or device that is not here.
     """
     torch.set_num_threads(threads)
-    here = pick_device(device)
-    loops = {name: _ours(_run(name, model, batch, precision, width), images, here) for name in ("fednc", "fedavg")}
-    flops, loops["plain"] = _plain(_run("fedavg", model, batch, precision, width), images, here, replayed=False)
+    here, network = pick_device(device), {"model": model, "norm": norm, "width": width}
+    runs = {name: _run(name, network, batch, precision) for name in OURS}
+    loops = {name: _ours(run, images, here) for name, run in runs.items()}
+    flops, loops["plain"] = _plain(runs["fedavg"], images, here, replayed=False)
     if here.type == "cuda":
-        _, loops["replayed"] = _plain(_run("fedavg", model, batch, precision, width), images, here, replayed=True)
-    best = dict.fromkeys(loops, float("inf"))
-    for again in range(repeats + 1):
-        for name, epoch in loops.items():
-            took_s = _timed(epoch, here)
-            best[name] = min(best[name], took_s) if again else best[name]  # the first time warms up
-    plain_s = min(best["plain"], best.get("replayed", best["plain"]))
+        _, loops["replayed"] = _plain(runs["fedavg"], images, here, replayed=True)
+    best = _best(loops, repeats, here)
+    plain_s = min(best[name] for name in best if name not in OURS)
     done, possible = flops / plain_s / 1e12, _product_tflop_s(here, precision)
     return {
-        "model": model, "width": width, "device": device_name(here), "threads": threads, "precision": precision,
+        **network, "device": device_name(here), "threads": threads, "precision": precision,
         "images": images, "batch": batch,
         **{f"{name}_images_s": round(images / took_s, 1) for name, took_s in best.items()},
-        **{f"{name}_overhead": round(best[name] / plain_s - 1, 4) for name in ("fednc", "fedavg")},
+        **{f"{name}_overhead": round(best[name] / plain_s - 1, 4) for name in OURS},
         "plain_tflop_s": round(done, 4), "product_tflop_s": round(possible, 4), "ratio": round(done / possible, 4),
     }  # fmt: skip
 
 
-def _run(method: str, model: str, batch: int, precision: str, width: int) -> RunConfig:
+def _best(loops: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Seconds of each loop's fastest epoch; one before those warms up."""
+    passes = [{name: _timed(epoch, device) for name, epoch in loops.items()} for _ in range(repeats + 1)][1:]
+    return {name: min(took_s[name] for took_s in passes) for name in loops}
+
+
+def _run(method: str, network: dict[str, Any], batch: int, precision: str) -> RunConfig:
     classes = [str(c) for c in range(CLASSES)]
     return parse_run({
-        "task": {"classes": classes, "model": model, "size": SIZE, "channels": CHANNELS, "width": width},
+        "task": {"classes": classes, "size": SIZE, "channels": CHANNELS, **network},
         "method": {"name": method}, "train": {"batch": batch, "precision": precision},
     })  # fmt: skip
 

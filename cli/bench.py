@@ -32,6 +32,7 @@ Many = Annotated[int, typer.Option(min=1, help="Clients.")]
 ScaleParams = Annotated[int, typer.Option("--params", min=1, help="Parameters of the model.")]
 ScaleRounds = Annotated[int, typer.Option("--rounds", min=1, help="Rounds to measure after one to warm up.")]
 Model = Annotated[str, typer.Option(help="cnn, plain, resnet18 or mobilenetv2, for images of 32 x 32.")]
+Norm = Annotated[str, typer.Option(help="group or batch, but for `plain`.")]
 Width = Annotated[int, typer.Option(min=8, help="Width of `cnn` and `plain`.")]
 Images = Annotated[int, typer.Option(min=1, help="Images of an epoch.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images per step.")]
@@ -93,8 +94,9 @@ def scale(
 
 @app.command()
 def trainer(
-    model: Model = "cnn", width: Width = 32, images: Images = 2048, batch: Batch = 64, repeats: Repeats = 5,
-    device: Device = "auto", threads: Threads = 1, precision: Precision = "fp32", json: Json = "",
+    model: Model = "cnn", norm: Norm = "group", width: Width = 32, images: Images = 2048, batch: Batch = 64,
+    repeats: Repeats = 5, device: Device = "auto", threads: Threads = 1, precision: Precision = "fp32",
+    json: Json = "",
 ) -> None:  # fmt: skip
     """Images per second of the trainer, beside a plain PyTorch loop on the same model.
 
@@ -105,6 +107,7 @@ def trainer(
 
     row = measure(
         model, images=images, batch=batch, repeats=repeats, device=device, threads=threads, width=width,
+        norm=_list("--norm", norm, _one_of("group", "batch"))[0],
         precision=_list("--precision", precision, _one_of("fp32", "bf16"))[0],
     )  # fmt: skip
     _report("trainer", [row], json)

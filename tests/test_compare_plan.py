@@ -52,6 +52,16 @@ def _toml(values: dict[str, Any]) -> str:
     return "\n".join(f"{key} = {value(one)}" for key, one in values.items())
 
 
+def test_tuning_may_be_shorter_and_changes_nothing_else() -> None:
+    plan = reduced()
+    shorter = plan.model_copy(update={"tuning": plan.tuning.model_copy(update={"rounds": 1})})
+    for row, short in zip(tuning_rows(plan, "0"), tuning_rows(shorter, "0"), strict=True):
+        assert short.run.rounds.total == 1 < row.run.rounds.total
+        assert short.run.model_copy(update={"rounds": row.run.rounds}) == row.run
+    rates = {(one.name, v.tuned_as): 0.1 for one in plan.settings for v in plan.variants}
+    assert final_rows(shorter, rates, "0") == final_rows(plan, rates, "0")
+
+
 def test_all_variants_of_a_setting_differ_in_the_method_alone() -> None:
     plan = read_comparison(SMOKE)
     rows = final_rows(plan, {("dirichlet-0.1", name): 0.03 for name in PRESETS}, "0")
