@@ -18,6 +18,7 @@ from fednc.client.host import ClientConfig
 from fednc.common import exchange
 from fednc.common.collapse import METRICS
 from fednc.common.config import RunConfig
+from fednc.common.device import pick_device
 from fednc.common.errors import QuorumError
 from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
@@ -40,7 +41,7 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
     clients = [ClientConfig(name=name, data=run.evaluate.test, device=device, val_share=0) for name in names]
     events, failed = EventLog(), ""
     with LocalGrid(run, clients) as grid:
-        prepared = FederatedRun(run, events)
+        prepared = FederatedRun(run, events, pick_device(device))
         others = {row.digest: ReadOut(row.run, prepared) for row in rows if row is not lead}
 
         def on_event(event: dict[str, Any]) -> None:

@@ -142,12 +142,15 @@ class _Meter:
 
 
 def class_sums(task: Task, model: nn.Module, data: TaskData, batch: int, dim: int, hooks: Hooks) -> ClassSums:
-    """Sums and counts of unit features over each class: evaluation mode, no augmentation, one pass."""
-    sums = ClassSums.zeros(task.label_space, dim)
+    """Sums and counts of unit features over each class: evaluation mode, no augmentation, one pass.
+
+    Summed where the model is, which no batch waits for; the sums are on the CPU.
+    """
+    sums = ClassSums.zeros(task.label_space, dim, next(model.parameters()).device)
     for piece in _evaluating(model, data, batch, hooks):
         feat_BD, label_B = task.embed(model, piece)
         sums.add_batch(feat_BD, label_B)
-    return sums
+    return sums.to(torch.device("cpu"))
 
 
 def evaluate(task: Task, model: nn.Module, data: TaskData, guide: Guide, batch: int, hooks: Hooks) -> Stats:

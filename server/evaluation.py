@@ -20,14 +20,16 @@ from fednc.common.tasks.base import Stats, Task, TaskData, add_stats
 
 
 class CentralEvaluation:
-    """Evaluates global states; holds the model and the test data for the run."""
+    """Evaluates global states; holds the model and the test data for the run, on `device`."""
 
-    def __init__(self, task: Task, model: nn.Module, data: TaskData, batch: int) -> None:
-        self._task, self._model, self._data, self._batch = task, model, data, batch
+    def __init__(self, task: Task, model: nn.Module, data: TaskData, batch: int, device: torch.device) -> None:
+        self._task, self._model, self._data = task, model.to(device), data.to(device)
+        self._batch, self._device = batch, device
 
     def __call__(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:
         """Metrics of the task over the classes that exist, and nc1 ... nc4."""
         self._load(state)
+        guide = guide.to(self._device)
         stats: Stats = {}
         feats, labels = [], []
         with torch.no_grad():
@@ -43,6 +45,7 @@ class CentralEvaluation:
     def metrics(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:
         """Metrics of the task alone: what `__call__` says of them, without the geometry."""
         self._load(state)
+        guide = guide.to(self._device)
         stats: Stats = {}
         with torch.no_grad():
             for batch in self._known(guide).eval_batches(self._batch):
@@ -63,16 +66,16 @@ class CentralEvaluation:
 
     def alignment(self, state: Mapping[str, Tensor], guide: Guide) -> Tensor:
         """float64 [K, K]: cosines of the centred class means on the test data with the class vectors."""
-        return alignment(self.class_means(state), self._vertices(guide))
+        return alignment(self.class_means(state), self._vertices(guide).cpu())
 
     def class_means(self, state: Mapping[str, Tensor]) -> Tensor:
-        """[K, D] class means of unit features on the test data."""
+        """[K, D] class means of unit features on the test data, on the CPU."""
         self._load(state)
         sums: ClassSums | None = None
         with torch.no_grad():
             for batch in self._data.eval_batches(self._batch):
                 feat_BD, label_B = self._task.aligned(self._model, batch)
-                sums = sums or ClassSums.zeros(self._task.label_space, feat_BD.shape[1])
+                sums = sums or ClassSums.zeros(self._task.label_space, feat_BD.shape[1], feat_BD.device)
                 sums.add_batch(feat_BD, label_B)
         assert sums is not None
-        return sums.mean_KD
+        return sums.mean_KD.cpu()

@@ -35,6 +35,8 @@ from fednc.server.surroundings import Surroundings, Waiting
 
 _TRIES = 3  # of one round below quorum
 
+CPU = torch.device("cpu")
+
 
 @dataclass(kw_only=True)
 class RunResult:
@@ -52,14 +54,19 @@ class RunResult:
 class FederatedRun:
     """One run from its first to its last round."""
 
-    def __init__(self, run: RunConfig, events: EventLog) -> None:
+    def __init__(self, run: RunConfig, events: EventLog, device: torch.device = CPU) -> None:
         """Load everything the server needs.
+
+        Args:
+            run: the run file.
+            events: hears what happens.
+            device: where the server's own test data are evaluated.
 
         Raises:
             ConfigError, DataError: the task or the test data cannot be used.
         """
         self.run, self._events, self._around = run, events, Surroundings()
-        self._control = self._around.control
+        self._control, self._device = self._around.control, device
         self._digest = run.digest  # of the run file; names that operators give are no part of it
         self.task = tasks.get(run)
         self.frame = draw_frame(
@@ -86,7 +93,7 @@ class FederatedRun:
         if not self.run.evaluate.test:
             return None
         data = self.task.load_test(self.run.evaluate.test)
-        return CentralEvaluation(self.task, model, data, self.run.evaluate.batch)
+        return CentralEvaluation(self.task, model, data, self.run.evaluate.batch, self._device)
 
     def execute(self, grid: Grid, around: Surroundings | None = None) -> RunResult:
         """Run all rounds over any grid.
