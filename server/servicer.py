@@ -27,11 +27,12 @@ from fednc.server.intake import SupersededError
 from fednc.server.limits import InvalidError, require
 from fednc.server.roster import Node, Outbox
 from fednc.server.spool import SpooledUpload
-from fednc.server.window import Window
+from fednc.server.window import Allowance, Window
 from fednc.server.work import Work
 
 _CALLS_PER_NODE = 16  # at once, the attending one left out
 _PROGRESS_PAUSE_S = 0.02
+_EARLY_S = 0.005  # for what a client sent ahead of its grant, and gRPC holds, to show
 _COMMITTED = pb.Receipt(outcome=pb.Receipt.COMMITTED)
 _BROKEN_OFF = pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="stopped before its end; go on from where you were")
 _LATE = pb.Receipt(outcome=pb.Receipt.LATE, reason="the work was cancelled or taken over")
@@ -46,8 +47,11 @@ class FederationServicer(rpc.FederationServicer):
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         budget_bytes = federation.intake.budget.total_bytes
-        self._downward, self._upward = Window(budget_bytes), Window(budget_bytes)
-        self._stall_s = BULK_FACTOR * federation.run.server.liveness_s
+        run = federation.run
+        nodes = max(run.rounds.min_clients, run.split.parts if run.split else 0)
+        self._downward, self._upward = Window(budget_bytes), Window(budget_bytes, nodes)
+        self.http2_options = self._upward.http2_options
+        self._stall_s = BULK_FACTOR * run.server.liveness_s
 
     async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[pb.ServerEvent]:
         """See federation.proto."""
@@ -199,14 +203,14 @@ class FederationServicer(rpc.FederationServicer):
         self, work: Work, call: object, upload: SpooledUpload, header: pb.UploadHeader, frames: Frames,
         context: Context,
     ) -> pb.Receipt:  # fmt: skip
-        until = -1
+        frame_bytes = self._upward.piece_bytes(self._federation.roster.attending)
+        allowance = Allowance(self._upward, upload.size, frame_bytes)
         while True:
-            granted, until = until, self._upward.extend(until, upload.received, upload.size)
-            if until != granted:
-                frame_bytes = self._upward.piece_bytes(self._federation.roster.attending)
-                grant = pb.Grant(offset=upload.received, until=until, frame=frame_bytes)
-                await context.write(pb.UploadEvent(grant=grant))
-            if (frame := await self._next(frames, context)) is None:
+            if allowance.extend(upload.received):
+                frame = await self._grant(allowance, upload.received, frames, context)
+            else:
+                frame = await self._next(frames, context)
+            if frame is None:
                 return _BROKEN_OFF
             if work.slot.call is not call or work.slot.upload is None:
                 return _LATE
@@ -215,8 +219,25 @@ class FederationServicer(rpc.FederationServicer):
                 require("data", frame.HasField("end"), "a frame without data")
                 return self._finish(work, work.slot.upload, header, frame.end.digest)
             require("data", len(frame) > 0, "a frame without data")
+            allowance.check(upload.received, len(frame))
             upload.append(faults.through("server.upload", frame))
             work.node.bytes_up += len(frame)
+
+    async def _grant(
+        self, allowance: Allowance, received: int, frames: Frames, context: Context
+    ) -> pb.UploadFrame | Data | None:
+        """Let the client go on, and what it sends next."""
+        reading = asyncio.ensure_future(self._next(frames, context))
+        try:
+            if allowance.ends_test:
+                await asyncio.wait([reading], timeout=_EARLY_S)
+                early = reading.done() and not reading.exception() and reading.result() is not None
+                require("grant", not early, f"data went on after byte {received} before it was granted")
+            grant = pb.Grant(offset=received, until=allowance.until, frame=allowance.frame_bytes)
+            await context.write(pb.UploadEvent(grant=grant))
+            return await reading
+        finally:
+            reading.cancel()
 
     async def _next(self, frames: Frames, context: Context) -> pb.UploadFrame | Data | None:
         """The next frame, None at the end. A client that sends nothing for long gives its place to others."""
