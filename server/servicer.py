@@ -6,20 +6,19 @@ Thin on purpose; every decision is in `federation.py`, and who is calling was se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from fednc.common import bulk, faults, records
-from fednc.common.arrays import Buffer
 from fednc.common.bulk import Data
 from fednc.common.errors import ProtocolError, RefusedError
-from fednc.common.wire import BEATS, BULK_FACTOR, CHUNK_BYTES, PROTOCOL, SESSION_KEY
+from fednc.common.wire import BEATS, BULK_FACTOR, PROTOCOL, SESSION_KEY
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
-from fednc.server import limits
+from fednc.server import limits, outflow
 from fednc.server.federation import Federation
 from fednc.server.gate import CALLER
 from fednc.server.identity import Refusal
@@ -33,6 +32,8 @@ from fednc.server.work import Work
 _CALLS_PER_NODE = 16  # at once, the attending one left out
 _PROGRESS_PAUSE_S = 0.02
 _EARLY_S = 0.005  # for what a client sent ahead of its grant, and gRPC holds, to show
+_GONE = "a blob is gone: the work it belonged to is over"
+_NOTHING: tuple[bytes, ...] = ()
 _COMMITTED = pb.Receipt(outcome=pb.Receipt.COMMITTED)
 _BROKEN_OFF = pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="stopped before its end; go on from where you were")
 _LATE = pb.Receipt(outcome=pb.Receipt.LATE, reason="the work was cancelled or taken over")
@@ -133,28 +134,29 @@ class FederationServicer(rpc.FederationServicer):
             self._federation.declare(node, request)
         return pb.DeclarationReceipt()
 
-    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[Data]:
+    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[bytes]:
         """See federation.proto."""
         async with self._call(context, "Download") as node:
-            session = node.session
+            session, get = node.session, self._federation.blobs.get
             limits.check_download(request)
-            blobs = [self._federation.blobs.get(digest) for digest in request.digests]
-            if None in blobs:
-                await context.abort(grpc.StatusCode.NOT_FOUND, "a blob is gone: the work it belonged to is over")
+            blobs = [blob for blob in map(get, request.digests) if blob is not None]
+            if len(blobs) < len(request.digests):
+                await context.abort(grpc.StatusCode.NOT_FOUND, _GONE)
+            going = outflow.send(
+                blobs, self._downward, context.write, stall_s=self._stall_s,
+                is_wanted=lambda: node.session == session and None not in map(get, request.digests),
+            )  # fmt: skip
+            left = sum(map(len, blobs))
+            del blobs  # a model whose round is over must not be held for one who reads nothing
             with self._downward.transfer():
-                for piece in self._pieces([blob for blob in blobs if blob is not None]):
-                    yield faults.through("server.download", piece)
-                    node.bytes_down += len(piece)
+                async for size in going:
+                    node.bytes_down, left = node.bytes_down + size, left - size
                     if node.session != session:
                         await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
-
-    def _pieces(self, blobs: list[Buffer]) -> Iterator[Data]:
-        for chunk in bulk.chunks(blobs, CHUNK_BYTES):
-            rest = memoryview(chunk)
-            while rest:
-                piece = rest[: self._downward.piece_bytes()]
-                yield piece
-                rest = rest[len(piece) :]
+            if left:
+                await context.abort(grpc.StatusCode.ABORTED, _GONE)
+        for each in _NOTHING:  # makes it a generator, as streams are to the gate
+            yield each
 
     async def Upload(self, frames: Frames, context: Context) -> AsyncIterator[pb.UploadEvent]:
         """See federation.proto."""
@@ -276,9 +278,7 @@ class FederationServicer(rpc.FederationServicer):
 def add_to(server: grpc.aio.Server, servicer: FederationServicer) -> None:
     """What the generated code does, and before it the two calls of bulk data, which skip protobuf's copies."""
     calls: dict[str, Any] = {
-        "Download": grpc.unary_stream_rpc_method_handler(
-            servicer.Download, pb.DownloadRequest.FromString, bulk.pack_chunk
-        ),
+        "Download": grpc.unary_stream_rpc_method_handler(servicer.Download, pb.DownloadRequest.FromString, None),
         "Upload": grpc.stream_stream_rpc_method_handler(
             servicer.Upload, bulk.unpack_frame, pb.UploadEvent.SerializeToString
         ),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import torch
 from flwr.app import RecordDict
@@ -298,6 +300,35 @@ def test_what_nobody_reads_stays_within_http2s_window(tmp_path: Path, ingest_mib
             sent = await flood(waiting, bytes(16 << 10), 64 * MIB)
             window = max(64 << 10, (ingest_mib << 20) // 128 // 2)
             assert window // 2 < sent <= 1.5 * window + (128 << 10), "gRPC lets in half as much again"
+
+    in_loop(run())
+
+
+def test_who_does_not_read_a_download_delays_nobody_and_holds_no_model(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            place(tmp_path, liveness_s=0.2) as server,
+            attending_by_hand(server.federation, server.listening.port, "slow") as slow,
+            attending_by_hand(server.federation, server.listening.port, "quick") as quick,
+        ):
+            data, digest = np.ones(32 * MIB, np.uint8), bytes(16)
+            held = weakref.ref(data)
+            server.federation.blobs.hold({digest: memoryview(data)})
+            request = pb.DownloadRequest(digests=[digest])
+            unread = [slow.stub.Download(request, metadata=slow.metadata) for _ in range(3)]
+            await until(lambda: slow.node.calls == 3)
+            received = [len(chunk.data) async for chunk in quick.stub.Download(request, metadata=quick.metadata)]
+            assert sum(received) == len(data)
+            await asyncio.sleep(1)
+            assert slow.node.calls == 3, "a round that is not over waits for who is slow"
+            server.federation.blobs.release([digest])
+            del data
+            await until(lambda: held() is None)
+            for call in unread:
+                with pytest.raises(grpc.aio.AioRpcError) as ended:
+                    _ = [chunk async for chunk in call]
+                assert ended.value.code() is grpc.StatusCode.ABORTED
+            await until(lambda: slow.node.calls == 0)
 
     in_loop(run())
 
