@@ -56,7 +56,8 @@ def command(
 
     The run file decides everything. A server that was stopped or killed goes on where it was when it is
     started again with the same run file and --folder. Clients: `fednc client --server HOST:PORT --data SPEC`.
-    Ctrl-C ends the run and tells the clients. With --app, [server] and [rounds] of a run file still count.
+    Ctrl-C ends the run and tells the clients. With --app, the tables `server` and `rounds` of a run file
+    still count.
     """
     from fednc.common.config import RunConfig, read_run_file
 

@@ -73,9 +73,10 @@ async def make_server(federation: Federation, address: str, security: Security |
     security = security or security_of(section, address, federation.events)
     gate = Gate(security.authenticator, federation.events, (SERVICE,), federation.door.turn_down_gibberish)
     options = channel_options(section.liveness_s, UPWARD_LIMIT_BYTES)
-    options += [("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION)]
+    servicer = FederationServicer(federation)
+    options += [("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION), *servicer.http2_options]
     server = grpc.aio.server(options=options, interceptors=[gate])
-    add_to(server, FederationServicer(federation))
+    add_to(server, servicer)
     operator_rpc.add_OperatorServicer_to_server(OperatorServicer(federation), server)
     if section.reflection or security.credentials is None:
         reflection.enable_server_reflection((SERVICE, OPERATOR_SERVICE, reflection.SERVICE_NAME), server)

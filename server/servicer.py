@@ -6,20 +6,19 @@ Thin on purpose; every decision is in `federation.py`, and who is calling was se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from fednc.common import bulk, faults, records
-from fednc.common.arrays import Buffer
 from fednc.common.bulk import Data
 from fednc.common.errors import ProtocolError, RefusedError
-from fednc.common.wire import BEATS, BULK_FACTOR, CHUNK_BYTES, PROTOCOL, SESSION_KEY
+from fednc.common.wire import BEATS, BULK_FACTOR, PROTOCOL, SESSION_KEY
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
-from fednc.server import limits
+from fednc.server import limits, outflow
 from fednc.server.federation import Federation
 from fednc.server.gate import CALLER
 from fednc.server.identity import Refusal
@@ -27,11 +26,14 @@ from fednc.server.intake import SupersededError
 from fednc.server.limits import InvalidError, require
 from fednc.server.roster import Node, Outbox
 from fednc.server.spool import SpooledUpload
-from fednc.server.window import Window
+from fednc.server.window import Allowance, Window
 from fednc.server.work import Work
 
 _CALLS_PER_NODE = 16  # at once, the attending one left out
 _PROGRESS_PAUSE_S = 0.02
+_EARLY_S = 0.005  # for what a client sent ahead of its grant, and gRPC holds, to show
+_GONE = "a blob is gone: the work it belonged to is over"
+_NOTHING: tuple[bytes, ...] = ()
 _COMMITTED = pb.Receipt(outcome=pb.Receipt.COMMITTED)
 _BROKEN_OFF = pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="stopped before its end; go on from where you were")
 _LATE = pb.Receipt(outcome=pb.Receipt.LATE, reason="the work was cancelled or taken over")
@@ -46,8 +48,11 @@ class FederationServicer(rpc.FederationServicer):
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         budget_bytes = federation.intake.budget.total_bytes
-        self._downward, self._upward = Window(budget_bytes), Window(budget_bytes)
-        self._stall_s = BULK_FACTOR * federation.run.server.liveness_s
+        run = federation.run
+        nodes = max(run.rounds.min_clients, run.split.parts if run.split else 0)
+        self._downward, self._upward = Window(budget_bytes), Window(budget_bytes, nodes)
+        self.http2_options = self._upward.http2_options
+        self._stall_s = BULK_FACTOR * run.server.liveness_s
 
     async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[pb.ServerEvent]:
         """See federation.proto."""
@@ -129,28 +134,29 @@ class FederationServicer(rpc.FederationServicer):
             self._federation.declare(node, request)
         return pb.DeclarationReceipt()
 
-    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[Data]:
+    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[bytes]:
         """See federation.proto."""
         async with self._call(context, "Download") as node:
-            session = node.session
+            session, get = node.session, self._federation.blobs.get
             limits.check_download(request)
-            blobs = [self._federation.blobs.get(digest) for digest in request.digests]
-            if None in blobs:
-                await context.abort(grpc.StatusCode.NOT_FOUND, "a blob is gone: the work it belonged to is over")
+            blobs = [blob for blob in map(get, request.digests) if blob is not None]
+            if len(blobs) < len(request.digests):
+                await context.abort(grpc.StatusCode.NOT_FOUND, _GONE)
+            going = outflow.send(
+                blobs, self._downward, context.write, stall_s=self._stall_s,
+                is_wanted=lambda: node.session == session and None not in map(get, request.digests),
+            )  # fmt: skip
+            left = sum(map(len, blobs))
+            del blobs  # a model whose round is over must not be held for one who reads nothing
             with self._downward.transfer():
-                for piece in self._pieces([blob for blob in blobs if blob is not None]):
-                    yield faults.through("server.download", piece)
-                    node.bytes_down += len(piece)
+                async for size in going:
+                    node.bytes_down, left = node.bytes_down + size, left - size
                     if node.session != session:
                         await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
-
-    def _pieces(self, blobs: list[Buffer]) -> Iterator[Data]:
-        for chunk in bulk.chunks(blobs, CHUNK_BYTES):
-            rest = memoryview(chunk)
-            while rest:
-                piece = rest[: self._downward.piece_bytes()]
-                yield piece
-                rest = rest[len(piece) :]
+            if left:
+                await context.abort(grpc.StatusCode.ABORTED, _GONE)
+        for each in _NOTHING:  # makes it a generator, as streams are to the gate
+            yield each
 
     async def Upload(self, frames: Frames, context: Context) -> AsyncIterator[pb.UploadEvent]:
         """See federation.proto."""
@@ -199,14 +205,14 @@ class FederationServicer(rpc.FederationServicer):
         self, work: Work, call: object, upload: SpooledUpload, header: pb.UploadHeader, frames: Frames,
         context: Context,
     ) -> pb.Receipt:  # fmt: skip
-        until = -1
+        frame_bytes = self._upward.piece_bytes(self._federation.roster.attending)
+        allowance = Allowance(self._upward, upload.size, frame_bytes)
         while True:
-            granted, until = until, self._upward.extend(until, upload.received, upload.size)
-            if until != granted:
-                frame_bytes = self._upward.piece_bytes(self._federation.roster.attending)
-                grant = pb.Grant(offset=upload.received, until=until, frame=frame_bytes)
-                await context.write(pb.UploadEvent(grant=grant))
-            if (frame := await self._next(frames, context)) is None:
+            if allowance.extend(upload.received):
+                frame = await self._grant(allowance, upload.received, frames, context)
+            else:
+                frame = await self._next(frames, context)
+            if frame is None:
                 return _BROKEN_OFF
             if work.slot.call is not call or work.slot.upload is None:
                 return _LATE
@@ -215,8 +221,25 @@ class FederationServicer(rpc.FederationServicer):
                 require("data", frame.HasField("end"), "a frame without data")
                 return self._finish(work, work.slot.upload, header, frame.end.digest)
             require("data", len(frame) > 0, "a frame without data")
+            allowance.check(upload.received, len(frame))
             upload.append(faults.through("server.upload", frame))
             work.node.bytes_up += len(frame)
+
+    async def _grant(
+        self, allowance: Allowance, received: int, frames: Frames, context: Context
+    ) -> pb.UploadFrame | Data | None:
+        """Let the client go on, and what it sends next."""
+        reading = asyncio.ensure_future(self._next(frames, context))
+        try:
+            if allowance.ends_test:
+                await asyncio.wait([reading], timeout=_EARLY_S)
+                early = reading.done() and not reading.exception() and reading.result() is not None
+                require("grant", not early, f"data went on after byte {received} before it was granted")
+            grant = pb.Grant(offset=received, until=allowance.until, frame=allowance.frame_bytes)
+            await context.write(pb.UploadEvent(grant=grant))
+            return await reading
+        finally:
+            reading.cancel()
 
     async def _next(self, frames: Frames, context: Context) -> pb.UploadFrame | Data | None:
         """The next frame, None at the end. A client that sends nothing for long gives its place to others."""
@@ -255,9 +278,7 @@ class FederationServicer(rpc.FederationServicer):
 def add_to(server: grpc.aio.Server, servicer: FederationServicer) -> None:
     """What the generated code does, and before it the two calls of bulk data, which skip protobuf's copies."""
     calls: dict[str, Any] = {
-        "Download": grpc.unary_stream_rpc_method_handler(
-            servicer.Download, pb.DownloadRequest.FromString, bulk.pack_chunk
-        ),
+        "Download": grpc.unary_stream_rpc_method_handler(servicer.Download, pb.DownloadRequest.FromString, None),
         "Upload": grpc.stream_stream_rpc_method_handler(
             servicer.Upload, bulk.unpack_frame, pb.UploadEvent.SerializeToString
         ),

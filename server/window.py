@@ -9,19 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fednc.common.wire import CHUNK_BYTES
+from fednc.common.wire import CHUNK_BYTES, Options
+from fednc.server.limits import require
 
 _PART_OF_BUDGET = 128
 _LEAST_BYTES = 64 << 10  # below this a transfer costs more in messages than it saves in memory
+_MOST_STREAM_BYTES = 1 << 30  # HTTP/2 counts its windows in 31 bits
 
 
 class Window:
     """One direction."""
 
-    def __init__(self, budget_bytes: int) -> None:
-        """`budget_bytes` is the run file's `ingest_mib`; a small part of it may be in flight."""
+    def __init__(self, budget_bytes: int, nodes: int = 1) -> None:
+        """`budget_bytes` is the run file's `ingest_mib`; a small part of it may be in flight. So many `nodes` are
+        expected to transfer at once; more may.
+        """
         self.total_bytes = budget_bytes // _PART_OF_BUDGET
+        self.stream_bytes = min(_MOST_STREAM_BYTES, self._part(nodes))  # what HTTP/2 takes before anybody reads
         self.transfers = 0
+
+    @property
+    def http2_options(self) -> Options:
+        """HTTP/2's own windows, within ours: fixed at the start, as gRPC has it, instead of its guess of what the
+        line can carry, which grows to a gibibyte per stream.
+        """
+        return [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", self.stream_bytes)]
 
     @contextmanager
     def transfer(self) -> Iterator[None]:
@@ -47,3 +59,33 @@ class Window:
 
     def _part(self, of: int) -> int:
         return max(_LEAST_BYTES, self.total_bytes // max(1, of))
+
+
+class Allowance:
+    """What one upload may send: up to where, and how much in one message. Not a byte more is taken.
+
+    A sender that does not wait for grants would not be found out by counting, for grants come before they are
+    needed. So where HTTP/2 lets more in than a share, the first grant is a test: it is used up before the next is
+    made, and nothing honest can come in between.
+    """
+
+    def __init__(self, window: Window, size: int, frame_bytes: int) -> None:
+        self._window, self._size, self.frame_bytes = window, size, frame_bytes
+        self.until = -1  # nothing is granted yet
+        self._is_test = self.ends_test = False
+
+    def extend(self, received: int) -> bool:
+        """Whether the sender is to be told a new `until`."""
+        if self._is_test and received < self.until:
+            return False
+        before, self.until = self.until, self._window.extend(self.until, received, self._size)
+        self.ends_test = self._is_test
+        share = self.until - received
+        self._is_test = before < 0 and self.until < self._size and share < self._window.stream_bytes
+        return self.until != before
+
+    def check(self, received: int, length: int) -> None:
+        """Raises InvalidError: a message of so many bytes after those received is more than was granted."""
+        require("grant", length <= self.frame_bytes, f"{length} bytes at once; {self.frame_bytes} were granted")
+        fits = received + length <= self.until or self.until == self._size  # then it is the header that it breaks
+        require("grant", fits, f"byte {received + length} was sent; granted were bytes up to {self.until}")

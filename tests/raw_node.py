@@ -20,6 +20,17 @@ from fednc.server.roster import Node
 from fednc.server.work import Batch, Work
 
 UPLOAD_ID = bytes(16)
+PIECE_BYTES = 64 << 10  # what every upload is granted at least
+
+
+def data_frames(data: bytes) -> list[pb.UploadFrame]:
+    """Data in messages as long as any server takes."""
+    return [pb.UploadFrame(data=data[i : i + PIECE_BYTES]) for i in range(0, len(data), PIECE_BYTES)]
+
+
+def end_frame(data: bytes) -> pb.UploadFrame:
+    """The end of an upload of `data`."""
+    return pb.UploadFrame(end=pb.UploadEnd(digest=fingerprint(data)))
 
 
 @dataclass
@@ -85,9 +96,7 @@ class RawNode:
         """A whole reply as a client sends it."""
         data = b"".join(bytes(array.data) for array in records.arrays_of(content))
         frames = [self.header(work, records.to_manifest(content, with_digests=False))]
-        frames += [pb.UploadFrame(data=data)] if data else []
-        frames.append(pb.UploadFrame(end=pb.UploadEnd(digest=fingerprint(data))))
-        return (await self.upload(frames))[-1].receipt
+        return (await self.upload([*frames, *data_frames(data), end_frame(data)]))[-1].receipt
 
 
 @asynccontextmanager

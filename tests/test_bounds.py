@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
-import torch
 from google.protobuf.message_factory import GetMessageClass
 from hands import PARTS, WorkingHost, digits_run, hand_out, node_of
-from places import IdleHost, Place, Serving, attending, invoke, is_ready, make_place, serving, until
+from places import IdleHost, Place, Serving, attending, invoke, is_ready, serving, until
 
 from fednc.client import bounds, rehearsal
 from fednc.client.app import app
@@ -27,19 +25,6 @@ from fednc.common.config import parse_run
 from fednc.common.errors import AddressError, RefusedError
 from fednc.protos import federation_pb2 as pb
 from fednc.server.roster import NodeState
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return make_place(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 async def attend(server: Serving, host: Host, hours: float) -> tuple[Link, asyncio.Task[pb.RunOver | None]]:

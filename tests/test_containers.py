@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -125,6 +126,36 @@ def test_the_run_cannot_start_before_the_door_was_tried() -> None:
 def test_an_overlay_changes_services_that_are_there(path: Path) -> None:
     new = yaml.safe_load(path.read_text())["services"].keys() - SERVICES.keys()
     assert new == ({"chaos"} if path.name == "compose.chaos.yml" else set())
+
+
+def composers() -> list[list[str]]:
+    """The Compose programs that are here: v2 as a plugin of docker, 1.29 as docker-compose."""
+    candidates = [["docker", "compose"], ["docker-compose"]]
+    return [each for each in candidates if shutil.which(each[0]) and answer([*each, "version"]).returncode == 0]
+
+
+def answer(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_compose_reads_each_stack_as_it_is_meant(stack: str) -> None:
+    """Needs no engine. Of the stack with GPUs each client gets one, and nobody else any."""
+    if not composers():
+        pytest.skip("neither Compose v2 nor docker-compose is installed")
+    over = ["-f", str(STACKS[stack])] if STACKS[stack] else []
+    for composer in composers():
+        read = answer([*composer, "-f", "docker-compose.yml", *over, "config"])
+        assert read.returncode == 0, read.stderr
+        services = yaml.safe_load(read.stdout)["services"]
+        assert services.keys() == with_overlay(STACKS[stack]).keys()
+        devices = {name: devices_of(service) for name, service in services.items() if devices_of(service)}
+        gpu = [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+        assert devices == (dict.fromkeys(CLIENTS, gpu) if "gpu" in stack else {})
+
+
+def devices_of(service: dict[str, Any]) -> Any:
+    return service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
 
 
 def test_every_broken_setup_is_expected_to_fail_by_a_check_that_exists() -> None:

@@ -29,11 +29,6 @@ ATTEND = pb.DESCRIPTOR.services_by_name["Federation"].methods_by_name["Attend"]
 FORBIDDEN = grpc.StatusCode.PERMISSION_DENIED
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return make_place(tmp_path)
-
-
 # ---- handshakes that fail ----------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from flwr.app import RecordDict
 from google.protobuf.descriptor import MethodDescriptor
-from places import Place, attending, invoke, is_ready, make_place, serving, until
+from places import Place, attending, invoke, is_ready, serving, until
 
 from fednc.client.channel import Credentials, open_channel
 from fednc.common import flower
@@ -29,11 +29,6 @@ from fednc.server.roster import NodeState
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"]
 METHODS, ATTEND = list(SERVICE.methods), SERVICE.methods_by_name["Attend"]
 UNPROVEN, FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return make_place(tmp_path)
 
 
 # ---- every call --------------------------------------------------------------------------------------------

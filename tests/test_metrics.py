@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import urllib.request
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hands import node_of
-from places import Place, attending, invoke, is_ready, make_place, serving, until
+from places import Place, attending, invoke, is_ready, serving, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from fednc.client.channel import open_channel
@@ -20,11 +19,6 @@ from fednc.server.roster import NodeState
 from fednc.server.status import status_of
 
 STATUS = op.DESCRIPTOR.services_by_name["Operator"].methods_by_name["Status"]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return make_place(tmp_path)
 
 
 def scrape(port: int) -> dict[tuple[str, ...], float]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-import torch
 from google.protobuf.descriptor import MethodDescriptor
 from hands import WorkingHost, digits_run, hand_out, node_of
-from places import Place, attending, invoke, is_ready, make_place, serving, until
+from places import Place, attending, invoke, is_ready, serving, until
 
 from fednc.cli.status import as_json
 from fednc.client.app import app
@@ -35,19 +34,6 @@ from fednc.server.roster import NodeState
 from fednc.server.work import NODE_LOST
 
 METHODS = list(op.DESCRIPTOR.services_by_name["Operator"].methods)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return make_place(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # ---- who may ask ---------------------------------------------------------------------------------------------

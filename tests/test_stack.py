@@ -6,12 +6,11 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from places import make_place, serving
 from stack_traces import FEDNC, PYTHON, add_process, over, write_records
 
@@ -109,14 +108,6 @@ def config(seed: int = 1) -> RunConfig:
             "split": {"parts": 2, "alpha": 1.0},
         }
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fednc.common.wire import CHUNK_BYTES
-from fednc.server.window import Window
+from fednc.server.limits import InvalidError
+from fednc.server.window import Allowance, Window
 
 LEAST = 64 << 10
 
@@ -28,15 +30,41 @@ def test_transfers_share_the_window(transfers, budget_mib):
 
 @given(
     size=st.integers(0, 10 << 20), frame=st.integers(1, 1 << 20), start=st.integers(0, 10 << 20),
-    others=st.lists(st.integers(0, 300), min_size=1),
+    others=st.lists(st.integers(0, 300), min_size=1), nodes=st.integers(1, 300),
 )  # fmt: skip
-def test_a_sender_that_keeps_to_its_grants_gets_all_bytes_through(size, frame, start, others):
-    window, received, granted, rounds = Window(64 << 20), min(start, size), -1, 0
-    while received < size or granted < 0:
+def test_a_sender_that_keeps_to_its_grants_gets_all_bytes_through(size, frame, start, others, nodes):
+    window, received, rounds = Window(64 << 20, nodes), min(start, size), 0
+    allowance = Allowance(window, size, frame)
+    while received < size or allowance.until < 0:
         window.transfers = 1 + others[rounds % len(others)]  # come and go
-        extended = window.extend(granted, received, size)
-        assert extended >= granted
-        assert extended > received or extended == size
-        granted, rounds = extended, rounds + 1
-        received += min(frame, granted - received)
-    assert granted <= size
+        before = allowance.until
+        assert allowance.extend(received) == (allowance.until > before)
+        assert allowance.until > received or allowance.until == size
+        assert not allowance.ends_test or received == before, "what was sent under the grant is called early"
+        rounds += 1
+        length = min(frame, allowance.until - received)
+        if length:
+            allowance.check(received, length)
+        received += length
+    assert allowance.until <= size
+
+
+@given(size=st.integers(1, 10 << 20), frame=st.integers(1, 1 << 20), others=st.integers(1, 300))
+def test_not_a_byte_beyond_the_grant_is_taken(size, frame, others):
+    window = Window(64 << 20)
+    window.transfers = others
+    allowance = Allowance(window, size, frame)
+    allowance.extend(0)
+    with pytest.raises(InvalidError, match="at once"):
+        allowance.check(0, frame + 1)
+    if allowance.until < size:
+        with pytest.raises(InvalidError, match="up to"):
+            allowance.check(allowance.until, 1)
+
+
+@given(budget_mib=st.integers(1, 1 << 30), nodes=st.integers(1, 2000))
+def test_http2_lets_in_a_nodes_share_of_the_window(budget_mib, nodes):
+    window = Window(budget_mib << 20, nodes)
+    assert window.stream_bytes < 1 << 31
+    assert nodes * window.stream_bytes <= max(window.total_bytes, nodes * LEAST)
+    assert ("grpc.http2.lookahead_bytes", window.stream_bytes) in window.http2_options

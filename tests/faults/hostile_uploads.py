@@ -27,6 +27,7 @@ REJECTED, COMMITTED, DAMAGED = pb.Receipt.REJECTED, pb.Receipt.COMMITTED, pb.Rec
 LATE, DUPLICATE = pb.Receipt.LATE, pb.Receipt.DUPLICATE
 HEADER = b"<header>"
 EXAMPLES = 10  # that every node announces
+MOST_AT_ONCE = 1 << 20  # bytes in one message, however few uploads share the window
 FAR = 100.0  # norm beyond which a change is too large
 
 
@@ -298,6 +299,7 @@ def _frame_attacks(draw: DrawFn, model: Model) -> HostileReply:
             [
                 ([header, whole, data_frame(b"\0"), end], (REJECTED, "Upload.content")),
                 ([header, first, first, second, end], (REJECTED, "Upload.content")),
+                ([header, data_frame(bytes(MOST_AT_ONCE + 1)), end], (REJECTED, "Upload.grant")),
                 ([header, data_frame(b""), whole, end], rejected),
                 ([header, header, whole, end], rejected),
                 ([header, b"", whole, end], rejected),

@@ -1,9 +1,15 @@
-"""A system clock that is ten minutes wrong, for every library in the process, gRPC's core included."""
+"""System clocks that are ten minutes wrong, ahead and behind, for all of a process, gRPC's core included.
+
+With a small library of our own (wrong_clock.c): libfaketime leaves gRPC's waits alone, so that they come ten
+minutes late, and breaks Python's. Without a C compiler, test_links.py has wrong clocks as Python sees them.
+"""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,28 +21,18 @@ from fednc.common.authority import Authority
 from fednc.common.credentials import Holder, Role
 
 YEAR = timedelta(days=365)
-# Libfaketime can put a client's clock back. Put ahead, gRPC's core waits in futexes until a time of day that comes
-# ten minutes too late; in the server, `time.sleep` fails (an absolute wait on the clock that is not faked). Both
-# are its own faults: tests/faults/test_links.py has clocks that are ahead, as Python sees them.
-WRONG_S = {NAMES[0]: -600, NAMES[1]: 0}
-SLOWLY_S = 270.0  # waits until a time of day that is past end at once: gRPC spins, and trains on what is left
-FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
+WRONG_S = 600
+SOURCE = Path(__file__).with_name("wrong_clock.c")
 
 
 class WrongClocks(Zygote):
-    """Starts processes as users do, under libfaketime.
-
-    Only the wall clock is wrong: a monotonic clock counts from the machine's start and is never set.
-    """
+    """Starts processes as users do, each with a clock of its own."""
 
     def __init__(self, library: Path) -> None:
         self._library = library
 
     def start(self, args: list[str], env: dict[str, str], log: Path, skew_s: float) -> Process:
-        if skew_s:
-            env = env | {
-                "LD_PRELOAD": str(self._library), "FAKETIME": f"{skew_s:+g}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }  # fmt: skip
+        env = env | {"LD_PRELOAD": str(self._library), "WRONG_CLOCK_S": f"{skew_s:.0f}"}
         command = [sys.executable, "-m", "fednc.cli.main", *args]
         process = subprocess.Popen(
             command, env=environment(**env), stdout=log.open("wb"), stderr=subprocess.STDOUT
@@ -45,35 +41,56 @@ class WrongClocks(Zygote):
 
 
 @pytest.fixture(scope="module")
-def library() -> Path:
-    found = [path for folder in FOLDERS for path in Path(folder).glob("**/faketime/libfaketime.so.1")]
-    if not found:
-        pytest.skip("libfaketime is not installed (Debian: apt-get install faketime)")
-    return found[0]
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler or sys.platform != "linux":
+        pytest.skip("needs Linux and a C compiler")
+    made = tmp_path_factory.mktemp("clock") / "wrong_clock.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", made, SOURCE, "-ldl", "-lpthread"], check=True)
+    return made
 
 
-def test_a_client_whose_system_clock_is_ten_minutes_behind(
-    data: Path, tmp_path: Path, reference: Reference, library: Path
+def test_the_clock_is_wrong_and_waits_are_not(library: Path) -> None:
+    program = (
+        "import queue, threading, time\n"
+        "began = time.monotonic(); time.sleep(0.1); threading.Event().wait(0.1)\n"
+        "try: queue.Queue().get(timeout=0.1)\n"
+        "except queue.Empty: pass\n"
+        "print(time.time(), time.monotonic() - began)\n"
+    )
+    for wrong_s in (WRONG_S, -WRONG_S):
+        env = environment(LD_PRELOAD=str(library), WRONG_CLOCK_S=str(wrong_s))
+        out = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+        now_s, waited_s = map(float, out.stdout.split())
+        assert abs(now_s - time.time() - wrong_s) < 60
+        assert 0.3 <= waited_s < 10
+
+
+@pytest.mark.parametrize("server_s", [WRONG_S, -WRONG_S], ids=["server-ahead", "server-behind"])
+def test_a_server_and_a_client_whose_clocks_are_wrong_in_opposite_directions(
+    data: Path, tmp_path: Path, reference: Reference, library: Path, server_s: int
 ) -> None:
     authority = Authority.create(tmp_path / "ca", "faults")
     authority.issue_server(["127.0.0.1"], YEAR)
     for name in NAMES:
         authority.issue_certificate(Holder(Role.NODE, name), YEAR)
     run = Stage(WrongClocks(library), tmp_path, data, certs=tmp_path / "ca")
+    true_s = time.time()
     try:
-        server = run.server()
-        clients = [run.client(name, skew_s=WRONG_S[name]) for name in NAMES]
-        assert [process.wait(SLOWLY_S) for process in (server, *clients)] == [0, 0, 0], run.log("server")
+        server = run.server(skew_s=server_s)
+        clients = [run.client(NAMES[0], skew_s=-server_s), run.client(NAMES[1])]
+        assert [process.wait() for process in (server, *clients)] == [0, 0, 0], run.log("server")
     finally:
         run.end()
-    ready = {event["node"]: event for event in run.events("ready")}
-    assert set(ready) == set(NAMES)
-    hours = {name: run.log(name)[:8] for name in NAMES}  # of each log's first line
-    assert _seconds(hours[NAMES[1]], hours[NAMES[0]]) > 500, f"the clock was not wrong: {hours}"
+    began = run.events("listening")[0]["at"] - true_s
+    assert -100 < began - server_s < 100, "the server's clock was not wrong"
+    hours = [run.log(name)[:8] for name in NAMES]  # of each client's first line
+    assert abs(_seconds(*hours) + server_s) < 100, f"the client's clock was not wrong: {hours}"
+    assert not run.events("lost")
     assert run.digest() == reference.digest
 
 
 def _seconds(later: str, earlier: str) -> int:
-    """Between two times of day."""
+    """Between two times of day, the shorter way."""
     times = [sum(int(n) * 60**i for i, n in enumerate(reversed(each.split(":")))) for each in (later, earlier)]
-    return (times[0] - times[1]) % 86400
+    return (times[0] - times[1] + 43200) % 86400 - 43200

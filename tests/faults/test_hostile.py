@@ -24,7 +24,7 @@ REASONS = {
     "Report": {"id", "step", "steps", "examples_per_s", "device_memory_bytes"},
     "Upload": {
         "header", "id", "upload_id", "manifest", "manifest.records", "manifest.arrays", "manifest.values",
-        "manifest.size", "failure.kind", "failure.reason", "failure.code", "data", "content",
+        "manifest.size", "failure.kind", "failure.reason", "failure.code", "data", "grant", "content",
     },
 }  # fmt: skip
 OPERATORS = ("Status", "Watch", "Control")

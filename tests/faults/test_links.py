@@ -53,6 +53,7 @@ def test_bytes_spoiled_on_the_way_and_a_reply_that_comes_twice(
 def test_clocks_that_are_ten_minutes_wrong_and_encryption(
     stage: Callable[..., Stage], reference: Reference, tmp_path: Path
 ) -> None:
+    """As Python sees them; in tests/faults/test_clocks.py as the whole process does."""
     authority = Authority.create(tmp_path / "ca", "faults")
     authority.issue_server(["127.0.0.1"], YEAR)
     for name in NAMES:
