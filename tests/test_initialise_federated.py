@@ -15,6 +15,7 @@ from initialise_federation import CLIENTS, INIT, NAMES, SPLIT, central_place, lo
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app import app as fednc_app
 from fednc.common import arrays, seeds
+from fednc.common.config import parse_run
 from fednc.common.initialise import messages
 from fednc.common.initialise.nio import learn
 from fednc.common.initialise.probe import batch_statistics
@@ -85,6 +86,25 @@ def test_without_it_nothing_changes() -> None:
     assert not told(refused)["used"]
     assert told(refused)["after"] == told(refused)["before"] != told(refused)["learnt"]
     assert all(same_bits(plain, other) for other in (said, measured, refused))
+
+
+def test_without_it_a_run_is_one_from_before_there_was_any() -> None:
+    """Nothing is asked, and the digest is that of the commit before [init]."""
+    run = parse_run(
+        {"name": "before", "task": {"classes": [str(i) for i in range(10)], "size": 8, "channels": 1, "width": 8},
+         "method": {"name": "fedavg"}, "frame": {"dim": 16}, "train": {"batch": 256}, "split": SPLIT,
+         "rounds": {"total": 1, "min_clients": 3}}
+    )  # fmt: skip
+    assert run.digest == "c2089c4c5d8abb66cb68b3acfcb9fd4a7163a8f419d17be2bf04f9c600ef7df3"
+    asked = set[str]()
+
+    def listening(message: Message, context: Context) -> Message:
+        asked.add(message.metadata.message_type)
+        return fednc_app(message, context)
+
+    local(run, listening)
+    assert asked
+    assert not [kind for kind in asked if kind.startswith("query.init")]
 
 
 def test_gain_and_scales_are_all_that_changes_the_first_weights() -> None:
