@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fednc.client.hooks import Hooks
 from fednc.client.resident import Resident
-from fednc.common import arrays, seeds
+from fednc.common import arrays, faults, seeds
 from fednc.common.errors import ProtocolError
 from fednc.common.guide import Guide
 from fednc.common.initialise import messages, nio
@@ -50,8 +50,8 @@ class Volunteer:
             return _reply()
         self._set_scales(content)
         with batch_statistics(self._here.model):
-            found = self._probe.gradient(batch)
-        return Answer(found.unit_N.detach(), float(found.norm.detach()), float(found.loss)).to_content()
+            found = self._probe.gradient(batch, for_slope=False)
+        return Answer(found.unit_N, float(found.norm), float(found.loss)).to_content()
 
     def slope(self, content: RecordDict) -> RecordDict:
         """This client's share of the slope of what is minimised. Raises ProtocolError."""
@@ -100,6 +100,7 @@ class Volunteer:
             yield [cut(batch, rows) for rows in cuts]
 
     def _draw(self, size: int, *path: str | int) -> Batch | None:
+        faults.at("client.initialise")
         generator = seeds.generator(self._here.run.seed, "init", *path)
         return next(self._data.train_batches(size, generator), None)
 

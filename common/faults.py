@@ -27,11 +27,13 @@ POINTS = {
     "server.upload": "the next chunk of an upload has arrived",
     "server.committed": "an upload is complete; neither folded nor acknowledged",
     "server.fold": "a reply is about to be folded",
+    "server.initialise": "an answer to a question before round 1 is about to be used",
     "server.checkpoint.begin": "nothing of the checkpoint is written",
     "server.checkpoint.tensors": "its tensors are written, its manifest is not",
     "server.checkpoint.end": "it is complete",
     "client.download": "the next chunk has come from the server",
     "client.work": "an assignment is complete and its work begins",
+    "client.initialise": "a batch for the initialisation is about to be drawn",
     "client.reply": "the work is done and its reply not yet under way",
     "client.upload": "the next chunk goes to the server",
 }

@@ -257,11 +257,11 @@ class InitSection(Section):
         description="measure cosine, norm and loss of the clients' gradients with `ordinary` too; each client "
         "sends the direction of its gradient for that, with other kinds once before and once after",
     )
-    iters: Count = Field(80, description="iterations")
+    iters: Count = Field(40, description="iterations; used are the best scales of them all within `gamma`")
     lr: Positive = Field(0.05, description="step on the scales")
     clip: Positive = Field(1.0, description="bound on each slope")
     gamma: Positive = Field(
-        100.0, description="bound on the mean gradient norm; above it, the norm is lowered instead"
+        30.0, description="bound on the mean gradient norm; above it, the norm is lowered instead"
     )
     objective: Literal["cosine", "cosine-norm", "cosine-square"] = Field(
         "cosine", description="what rises: mean cosine, and `gn_mul` times the sum of norms or of their squares"

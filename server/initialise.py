@@ -18,13 +18,13 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
-from fednc.common import arrays, exchange
+from fednc.common import arrays, exchange, faults
 from fednc.common.config import RunConfig
 from fednc.common.errors import QuorumError
 from fednc.common.exchange import Instruction
 from fednc.common.initialise import messages, nio
-from fednc.common.initialise.adam import RescaleAdam
 from fednc.common.initialise.messages import REPORT, Order
+from fednc.common.initialise.nio import Learnt
 from fednc.common.initialise.probe import Layout
 from fednc.server.events import EventLog
 from fednc.server.replies import Replies
@@ -122,6 +122,7 @@ class Conversation:
             nodes = [node for node in self._nodes if node not in answered]
             timeout_s = self.run.rounds.deadline_s
             for reply in self._replies.ask(self._grid, content, nodes, question, 0, timeout_s):
+                faults.at("server.initialise")
                 read_or_not = self._replies.take(reply, lambda found: (read(found),))
                 if read_or_not:
                     answered.add(reply.metadata.src_node_id)
@@ -134,14 +135,6 @@ class Conversation:
             f"the initialisation got {len(answered)} answers to {question}, {self._quorum} are needed "
             f"({self._replies.reasons}). Mend the clients, or lower rounds.min_clients, or leave [init] out."
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learnt:
-    """Scales, and how many steps were taken in each branch."""
-
-    scale_P: Tensor
-    steps: Mapping[Any, int]
 
 
 class Initialiser(Protocol):
@@ -171,14 +164,14 @@ def by_each(clients: Conversation) -> Learnt:
 def together(clients: Conversation) -> Learnt:
     """As if the server held each client's batch as one sub-batch: directions, then slopes, in every iteration."""
     section = clients.run.init
-    adam = RescaleAdam(clients.layout.floor_P, section.lr, section.clip)
+    search = nio.Search(clients.layout.floor_P, section)
     for iteration in range(section.iters):
-        survey = clients.survey(adam.scale_P, iteration)
+        survey = clients.survey(search.scale_P, iteration)
         if not survey.answers:
             break
-        now = nio.aim(section, survey.norms)
-        adam.step(now.branch, clients.slope(adam.scale_P, iteration, survey, now))
-    return Learnt(scale_P=adam.scale_P, steps=dict(adam.steps))
+        now = search.aim(survey.sum_N, survey.norms)
+        search.step(now, clients.slope(search.scale_P, iteration, survey, now))
+    return search.learnt()
 
 
 _KINDS: dict[str, Initialiser] = {"ordinary": ordinary, "nio": by_each, "nio-exact": together}

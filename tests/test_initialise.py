@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fednc.common.initialise.adam import RescaleAdam, largest_scale
-from fednc.common.initialise.nio import aim, learn, mean_cosine, share
+from fednc.common.initialise.nio import Learnt, Search, aim, learn, mean_cosine, share
 from fednc.common.initialise.probe import Layout, batch_statistics
 from fednc.common.initialise.windows import cut, windows
 from fednc.common.sections import InitSection
@@ -154,8 +154,8 @@ def test_every_tensor_stays_a_positive_multiple_of_itself() -> None:
     here = place({**SMALL, "iters": 20, "lr": 0.2}, seed=1)
     before = {name: p.detach().clone() for name, p in here.model.named_parameters()}
     draws = itertools.islice(map(here.cuts, here.batches()), 20)
-    adam = learn(here.probe, draws, here.section)
-    scales = dict(zip(here.probe.layout.scaled, adam.scale_P.tolist(), strict=True))
+    found = learn(here.probe, draws, here.section)
+    scales = dict(zip(here.probe.layout.scaled, found.scale_P.tolist(), strict=True))
     for name, p in here.model.named_parameters():
         if name in scales:
             torch.testing.assert_close(p.detach(), before[name] * scales[name])
@@ -192,9 +192,9 @@ def test_a_constraint_step_lowers_the_norm_on_its_batch() -> None:
     here = place({**SMALL, "gain": 1.5, "gamma": 1.0, "iters": 1}, seed=2)
     batches = here.cuts(next(here.batches()))
     _, before = here.measure(batches)
-    adam = learn(here.probe, [batches], here.section)
+    found = learn(here.probe, [batches], here.section)
     _, after = here.measure(batches)
-    assert adam.steps == {"objective": 0, "constraint": 1}
+    assert found.steps == {"objective": 0, "constraint": 1}
     assert after < before
 
 
@@ -211,6 +211,37 @@ def test_moments_of_the_branches_do_not_mix() -> None:
         torch.testing.assert_close(moved, torch.tensor([-0.01, 0.01], dtype=torch.float64))
     torch.testing.assert_close(mixed.scale_P, torch.ones(2, dtype=torch.float64))
     torch.testing.assert_close(alone.scale_P, torch.tensor([0.96, 1.04], dtype=torch.float64))
+
+
+# ---- the best of the path
+
+
+def walked(cosines_and_norms: list[tuple[float, float]], **section: object) -> tuple[Learnt, list[torch.Tensor]]:
+    """A search of one tensor that finds these cosines (of two directions) and norms on its way."""
+    search = Search(torch.zeros(1), InitSection.model_validate({"gamma": 10.0, **section}))
+    path = []
+    for cosine, norm in cosines_and_norms:
+        path.append(search.scale_P)
+        sum_N = torch.tensor([2 + 2 * cosine]).sqrt()
+        search.step(search.aim(sum_N, [norm, norm]), torch.tensor([-1.0]))
+    return search.learnt(), [*path, search.scale_P]
+
+
+@given(st.lists(st.tuples(st.floats(-0.9, 0.9), st.floats(0.1, 20)), min_size=1, max_size=8))
+def test_learnt_are_the_best_scales_within_the_bound_or_the_last(way: list[tuple[float, float]]) -> None:
+    found, path = walked(way)
+    within = [cosine for cosine, norm in way if norm <= 10]
+    if not within:
+        assert torch.equal(found.scale_P, path[-1])
+    else:
+        chosen = next(i for i, scale_P in enumerate(path) if torch.equal(scale_P, found.scale_P))
+        assert way[chosen][1] <= 10
+        assert way[chosen][0] == pytest.approx(max(within), abs=1e-5)
+
+
+def test_with_norms_in_the_objective_they_decide_too() -> None:
+    found, path = walked([(0.5, 1.0), (0.4, 9.0), (0.9, 11.0)], objective="cosine-norm")
+    assert torch.equal(found.scale_P, path[1])
 
 
 # ---- 6: batch normalisation

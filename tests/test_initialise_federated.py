@@ -15,6 +15,7 @@ from initialise_federation import CLIENTS, INIT, NAMES, SPLIT, central_place, lo
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app import app as fednc_app
 from fednc.common import arrays, seeds
+from fednc.common.config import parse_run
 from fednc.common.initialise import messages
 from fednc.common.initialise.nio import learn
 from fednc.common.initialise.probe import batch_statistics
@@ -44,17 +45,17 @@ def test_exact_is_central_where_all_hold_the_same_data(objective: str) -> None:
             yield [next(here.data.train_batches(run.init.batch, stream)) for stream in streams]
 
     with batch_statistics(here.model):
-        adam = learn(probe, draws(), run.init)
+        central = learn(probe, draws(), run.init)
     found = told(local(run))
-    assert found["steps"] == adam.steps
-    assert min(adam.steps.values()) > 0, "both branches are compared"
+    assert found["steps"] == central.steps
+    assert min(central.steps.values()) > 0, "both branches are compared"
     learnt_P = torch.tensor([found["scales"][name] for name in probe.layout.scaled], dtype=torch.float64)
-    torch.testing.assert_close(learnt_P, adam.scale_P, rtol=0, atol=1e-5)
-    assert float((adam.scale_P - 1).abs().max()) > 0.05
+    torch.testing.assert_close(learnt_P, central.scale_P, rtol=0, atol=1e-5)
+    assert float((central.scale_P - 1).abs().max()) > 0.05
 
 
 def test_cheap_is_central_where_all_hold_the_same_data() -> None:
-    run = small_run({**INIT, "kind": "nio", "min_rise": 0.0})
+    run = small_run({**INIT, "kind": "nio", "iters": 16})
     here, probe = central_place(run)
 
     def draws() -> Iterator[list[Any]]:
@@ -63,10 +64,11 @@ def test_cheap_is_central_where_all_hold_the_same_data() -> None:
             yield [cut(batch, rows) for rows in windows(16, run.init.sub_batches, run.init.overlap)]
 
     with batch_statistics(here.model):
-        adam = learn(probe, draws(), run.init)
+        central = learn(probe, draws(), run.init)
     found = told(local(run))["scales"]
     learnt_P = torch.tensor([found[name] for name in probe.layout.scaled], dtype=torch.float64)
-    torch.testing.assert_close(learnt_P, adam.scale_P, rtol=0, atol=1e-5)
+    torch.testing.assert_close(learnt_P, central.scale_P, rtol=0, atol=1e-5)
+    assert float((central.scale_P - 1).abs().max()) > 0.05
 
 
 # ---- off is off
@@ -84,6 +86,25 @@ def test_without_it_nothing_changes() -> None:
     assert not told(refused)["used"]
     assert told(refused)["after"] == told(refused)["before"] != told(refused)["learnt"]
     assert all(same_bits(plain, other) for other in (said, measured, refused))
+
+
+def test_without_it_a_run_is_one_from_before_there_was_any() -> None:
+    """Nothing is asked, and the digest is that of the commit before [init]."""
+    run = parse_run(
+        {"name": "before", "task": {"classes": [str(i) for i in range(10)], "size": 8, "channels": 1, "width": 8},
+         "method": {"name": "fedavg"}, "frame": {"dim": 16}, "train": {"batch": 256}, "split": SPLIT,
+         "rounds": {"total": 1, "min_clients": 3}}
+    )  # fmt: skip
+    assert run.digest == "c2089c4c5d8abb66cb68b3acfcb9fd4a7163a8f419d17be2bf04f9c600ef7df3"
+    asked = set[str]()
+
+    def listening(message: Message, context: Context) -> Message:
+        asked.add(message.metadata.message_type)
+        return fednc_app(message, context)
+
+    local(run, listening)
+    assert asked
+    assert not [kind for kind in asked if kind.startswith("query.init")]
 
 
 def test_gain_and_scales_are_all_that_changes_the_first_weights() -> None:

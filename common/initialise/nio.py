@@ -7,7 +7,8 @@ Legend: P scaled tensors, D sub-batches, N weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,10 @@ class Aim:
     cosine: float = 0.0
     norm: float = 0.0
     square: float = 0.0
+
+    def value(self, cosine: float, norms: Sequence[float]) -> float:
+        """What is minimised, where the sub-batches' gradients stand like this."""
+        return self.cosine * cosine + sum(self.norm * norm + self.square * norm**2 for norm in norms)
 
 
 def aim(section: InitSection, norms: Sequence[float]) -> Aim:
@@ -56,14 +61,63 @@ def share(gradient: Gradient, others_N: Tensor, units: int, aim: Aim) -> Tensor:
     return aim.cosine * agreement + aim.norm * gradient.norm + aim.square * gradient.norm.square()
 
 
-def learn(probe: Probe, draws: Iterable[Sequence[Batch]], section: InitSection) -> RescaleAdam:
+@dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """Scales [P], and how many steps were taken in each branch."""
+
+    scale_P: Tensor
+    steps: Mapping[Branch, int]
+
+
+class Search:
+    """A path of scales, and the best of those on it where the mean norm was within the bound.
+
+    A step of the constraint branch is long: its slopes are far larger than those of the objective, with which it
+    shares the second moment. Near the bound the path is therefore a saw, and its end is any point of a tooth; the
+    source trains from the end. Where nothing was within the bound, the end is what there is.
+
+    Attributes:
+        scale_P: float64, where the path is now; ones at first.
+    """
+
+    def __init__(self, floor_P: Tensor, section: InitSection) -> None:
+        self._section = section
+        self._adam = RescaleAdam(floor_P, section.lr, section.clip)
+        self._least = math.inf
+        self._best_P: Tensor | None = None
+
+    @property
+    def scale_P(self) -> Tensor:
+        return self._adam.scale_P
+
+    def aim(self, sum_N: Tensor, norms: Sequence[float]) -> Aim:
+        """What the next step minimises, with these directions' sum and norms at `scale_P`."""
+        now = aim(self._section, norms)
+        value = now.value(mean_cosine(sum_N, len(norms)), norms)
+        if now.branch == "objective" and value < self._least:
+            self._least, self._best_P = value, self.scale_P
+        return now
+
+    def step(self, now: Aim, slope_P: Tensor) -> None:
+        """Move against the slope of `now`, [P]."""
+        self._adam.step(now.branch, slope_P)
+
+    def learnt(self) -> Learnt:
+        """The best of all scales that `aim` was asked about."""
+        best_P = self.scale_P if self._best_P is None else self._best_P
+        return Learnt(scale_P=best_P, steps=dict(self._adam.steps))
+
+
+def learn(probe: Probe, draws: Iterable[Sequence[Batch]], section: InitSection) -> Learnt:
     """Learn scales from sub-batches, D of them in each draw; the model is left at them."""
-    adam = RescaleAdam(probe.layout.floor_P, section.lr, section.clip)
+    search = Search(probe.layout.floor_P, section)
     for batches in draws:
         gradients = [probe.gradient(batch) for batch in batches]
         sum_N = torch.stack([one.unit_N.detach() for one in gradients]).sum(dim=0)
-        now = aim(section, [float(one.norm.detach()) for one in gradients])
+        now = search.aim(sum_N, [float(one.norm.detach()) for one in gradients])
         total = torch.stack([share(one, sum_N - one.unit_N, len(gradients), now) for one in gradients]).sum()
-        adam.step(now.branch, probe.slope(total))
-        probe.set(adam.scale_P)
-    return adam
+        search.step(now, probe.slope(total))
+        probe.set(search.scale_P)
+    found = search.learnt()
+    probe.set(found.scale_P)
+    return found

@@ -24,7 +24,7 @@ _TINY = 1e-30  # below any norm that is not zero
 
 @dataclass(frozen=True)
 class Gradient:
-    """One sub-batch's gradient at the scales that are set; differentiable in the model's weights.
+    """One sub-batch's gradient at the scales that are set; differentiable in the model's weights if asked for.
 
     Attributes:
         unit_N: the gradient's direction; zeros where it has none.
@@ -92,10 +92,15 @@ class Probe:
             for scale, start, p in zip(scale_P.tolist(), self._start, self._scaled, strict=True):
                 p.copy_(start * scale)
 
-    def gradient(self, batch: Batch) -> Gradient:
-        """Of the mean loss over `batch`, without batch normalisation's own parameters (as the source has it)."""
+    def gradient(self, batch: Batch, *, for_slope: bool = True) -> Gradient:
+        """Of the mean loss over `batch`, without batch normalisation's own parameters (as the source has it).
+
+        Args:
+            batch: examples.
+            for_slope: whether it can be differentiated, which takes longer.
+        """
         loss, _ = self._task.loss(self._model, batch, self._guide)
-        found = torch.autograd.grad(loss, self._differentiated, create_graph=True, materialize_grads=True)
+        found = torch.autograd.grad(loss, self._differentiated, create_graph=for_slope, materialize_grads=True)
         flat_N = torch.cat([one.reshape(-1) for one in found])
         norm = torch.linalg.vector_norm(flat_N)
         return Gradient(flat_N / norm.clamp_min(_TINY), norm, loss.detach())
