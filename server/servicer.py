@@ -6,17 +6,16 @@ Thin on purpose; every decision is in `federation.py`, and who is calling was se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from fednc.common import bulk, faults, records
-from fednc.common.arrays import Buffer
-from fednc.common.bulk import Data
+from fednc.common.bulk import Data, Piece
 from fednc.common.errors import ProtocolError, RefusedError
-from fednc.common.wire import BEATS, BULK_FACTOR, CHUNK_BYTES, PROTOCOL, SESSION_KEY
+from fednc.common.wire import BEATS, BULK_FACTOR, PROTOCOL, SESSION_KEY
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 from fednc.server import limits
@@ -129,7 +128,7 @@ class FederationServicer(rpc.FederationServicer):
             self._federation.declare(node, request)
         return pb.DeclarationReceipt()
 
-    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[Data]:
+    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[Piece]:
         """See federation.proto."""
         async with self._call(context, "Download") as node:
             session = node.session
@@ -137,20 +136,14 @@ class FederationServicer(rpc.FederationServicer):
             blobs = [self._federation.blobs.get(digest) for digest in request.digests]
             if None in blobs:
                 await context.abort(grpc.StatusCode.NOT_FOUND, "a blob is gone: the work it belonged to is over")
+            run = bulk.Run(blob for blob in blobs if blob is not None)
             with self._downward.transfer():
-                for piece in self._pieces([blob for blob in blobs if blob is not None]):
-                    yield faults.through("server.download", piece)
-                    node.bytes_down += len(piece)
+                while run.left:
+                    piece = run.take(self._downward.piece_bytes())
+                    yield faults.through_all("server.download", piece)
+                    node.bytes_down += bulk.size_of(piece)
                     if node.session != session:
                         await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
-
-    def _pieces(self, blobs: list[Buffer]) -> Iterator[Data]:
-        for chunk in bulk.chunks(blobs, CHUNK_BYTES):
-            rest = memoryview(chunk)
-            while rest:
-                piece = rest[: self._downward.piece_bytes()]
-                yield piece
-                rest = rest[len(piece) :]
 
     async def Upload(self, frames: Frames, context: Context) -> AsyncIterator[pb.UploadEvent]:
         """See federation.proto."""
