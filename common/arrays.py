@@ -11,6 +11,8 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import weakref
+from collections import deque
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fednc.common.errors import ProtocolError
@@ -31,6 +34,8 @@ Buffer = bytes | bytearray | memoryview
 _NUMERIC = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
 DTYPES = {name: np.dtype(name) for name in _NUMERIC.split()}  # that travel; all that numpy and PyTorch share
 _ALIGNMENT = 64  # bytes; a cache line, and a multiple of every item
+_LARGE_BYTES = 4 << 20
+_IDLE: deque[NDArray[np.uint8]] = deque(maxlen=2)  # large pieces of memory that are free
 _MAGIC = b"\x93NUMPY\x01\x00"
 _MOST_DIMENSIONS, _MOST_VALUES = 32, 1 << 56  # numpy counts bytes, of up to 16 per value, in 63 bits
 
@@ -49,8 +54,23 @@ def new_buffers(sizes: Collection[int]) -> list[memoryview]:
     numpy asks for huge pages where a piece is large, and filling many small pieces costs five times as much.
     """
     ends = list(itertools.accumulate(_aligned(size) for size in sizes))
-    whole = np.empty(ends[-1] if ends else 0, np.uint8).data
+    whole = _piece_of_memory(ends[-1] if ends else 0).data
     return [whole[end - _aligned(size) :][:size] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _piece_of_memory(size: int) -> NDArray[np.uint8]:
+    """A large one that nobody uses any more is used again: the system would clear every page of a new one."""
+    if size < _LARGE_BYTES:
+        return np.empty(size, np.uint8)
+    try:
+        owner = _IDLE.pop()
+    except IndexError:
+        owner = np.empty(0, np.uint8)
+    if not size <= owner.size <= 2 * size:
+        owner = np.empty(size, np.uint8)
+    piece = owner[:size]
+    weakref.finalize(piece, _IDLE.append, owner).atexit = False
+    return piece
 
 
 def _aligned(size: int) -> int:
@@ -64,7 +84,10 @@ def blank_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """
     record = ArrayRecord()
     heads = [_head(value) for value in tensors.values()]
-    sizes = [len(head) + value.numel() * value.element_size() for head, value in zip(heads, tensors.values())]
+    sizes = [
+        len(head) + value.numel() * value.element_size()
+        for head, value in zip(heads, tensors.values(), strict=True)
+    ]
     for (key, value), head, data in zip(tensors.items(), heads, new_buffers(sizes), strict=True):
         data[: len(head)] = head
         dtype, stype = str(value.dtype).removeprefix("torch."), NPY if head else RAW_BF16

@@ -34,7 +34,7 @@ from fednc.common import arrays, codec
 from fednc.common.errors import ProtocolError
 from fednc.server.threads import spread
 
-_BLOCK = 1 << 17  # values; large enough that threads seldom meet between two of numpy's loops, small enough for caches
+_BLOCK = 1 << 17  # values; longer blocks fall out of the caches, shorter ones make threads wait for each other
 _SPAN = 1 << 20  # values that one thread takes at once
 _HEADROOM = 2.0**16  # how much larger than the reference's largest value an update's may be
 
