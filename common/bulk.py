@@ -24,7 +24,7 @@ class Run:
     """Buffers as one run of bytes, taken from its start in pieces of any size: views, nothing is copied."""
 
     def __init__(self, buffers: Iterable[Buffer]) -> None:
-        self._views = deque(view for view in map(memoryview, buffers) if len(view))
+        self._views = deque(memoryview(buffer) for buffer in buffers if len(buffer))
         self.left = sum(map(len, self._views))
 
     def take(self, size: int) -> Piece:

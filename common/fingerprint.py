@@ -24,7 +24,7 @@ class Fingerprint:
 
     def update(self, *data: Buffer) -> None:
         """The next bytes."""
-        for view in map(memoryview, data):
+        for view in [memoryview(each) for each in data]:
             for start in range(0, len(view), _PIECE_BYTES):
                 self._gmac.authenticate_additional_data(view[start : start + _PIECE_BYTES])
 

@@ -1,8 +1,8 @@
 """Uploads, on disk: received in order, resumed after a broken connection, committed whole or not at all.
 
 Written by the upload call on the event loop, read by the grid in the strategy's thread. The folder lies on the
-state directory's disk, never on tmpfs, so that replies waiting for the fold cost no memory; only small ones stay in
-memory, up to a small part of the budget.
+state directory's disk, never on tmpfs, so that replies waiting for the fold cost no memory; only small ones
+stay in memory, up to a small part of the budget.
 """
 
 from __future__ import annotations
