@@ -47,8 +47,11 @@ bench: $(STAMP)  ## measure link, fold, scale and trainer on a machine that does
 	mkdir -p results/bench
 	$(BIN)/fednc bench link --params 1e5 --clients 2 --against raw,flower --json results/bench/link-small.json
 	$(BIN)/fednc bench link --params 11e6 --clients 2 --rounds 3 --against raw,flower --json results/bench/link.json
+	$(BIN)/fednc bench link --params 11e6,86e6 --clients 2 --rounds 3 --tls off,mtls --json results/bench/link-tls.json
+	$(BIN)/fednc bench link --params 11e6 --clients 2,64 --rounds 2 --json results/bench/link-clients.json
 	$(BIN)/fednc bench fold --json results/bench/fold.json
 	$(BIN)/fednc bench scale --clients 1000 --json results/bench/scale.json
+	$(BIN)/fednc bench scale --clients 1000 --tls mtls --json results/bench/scale-mtls.json
 	$(BIN)/fednc bench trainer --json results/bench/trainer.json
 
 results: $(STAMP)  ## rewrite docs/results.md from results/

@@ -49,7 +49,7 @@ def measure(params: int = 0, repeats: int = 5) -> dict[str, Any]:
 
 def _update(size: int) -> Array:
     """An update of `size` random values."""
-    update = arrays.blank_like(torch.empty(size, device="meta"))
+    update = arrays.blank_record({"w": torch.empty(size, device="meta")})["w"]
     value = arrays.to_numpy(update)
     tile = np.random.default_rng(0).standard_normal(min(size, _TILE), dtype=np.float32)
     for start in range(0, size, _TILE):

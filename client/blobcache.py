@@ -31,5 +31,11 @@ class BlobCache:
         """An assignment with these blobs is complete; forget what the last few did not use."""
         self._recent.append(frozenset(digests))
         wanted = frozenset().union(*self._recent)
-        for digest in [d for d in self._blobs if d not in wanted]:
-            del self._blobs[digest]
+        places = {_place(self._blobs.pop(digest)) for digest in set(self._blobs) - wanted}
+        for digest, data in self._blobs.items():
+            if _place(data) in places:  # what came together lies together, and would all stay
+                self._blobs[digest] = bytes(data)
+
+
+def _place(data: Buffer) -> int:
+    return id(memoryview(data).obj)

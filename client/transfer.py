@@ -15,8 +15,8 @@ from flwr.app import Message, RecordDict
 
 from fednc.client.blobcache import BlobCache
 from fednc.common import bulk, faults, records
-from fednc.common.arrays import Buffer, new_buffer
-from fednc.common.bulk import Data
+from fednc.common.arrays import Buffer, new_buffers
+from fednc.common.bulk import Data, Piece
 from fednc.common.errors import ProtocolError
 from fednc.common.fingerprint import Fingerprint, fingerprint
 from fednc.common.wire import CHUNK_BYTES, SESSION_KEY, UPWARD_LIMIT_BYTES
@@ -25,7 +25,7 @@ from fednc.protos import federation_pb2_grpc as rpc
 
 _TRIES = 3
 Metadata = tuple[tuple[str, bytes], ...]
-Call = grpc.aio.StreamStreamCall[pb.UploadFrame | Data, pb.UploadEvent]
+Call = grpc.aio.StreamStreamCall[pb.UploadFrame | Piece, pb.UploadEvent]
 
 
 def make_stub(channel: grpc.aio.Channel) -> rpc.FederationStub:
@@ -74,7 +74,7 @@ async def _download(
     cache: BlobCache,
     hear: Callable[[], None],
 ) -> None:
-    buffers = {digest: new_buffer(size) for digest, size in sizes.items()}
+    buffers = dict(zip(sizes, new_buffers(sizes.values()), strict=True))
     call = stub.Download(pb.DownloadRequest(digests=list(sizes)), metadata=metadata)
     await _fill(list(buffers.values()), call, hear)
     checked = await asyncio.to_thread(lambda: [fingerprint(b) for b in buffers.values()])
@@ -165,21 +165,19 @@ async def _send_once(stub: rpc.FederationStub, metadata: Metadata, reply: Reply)
 
 async def _send_data(call: Call, reply: Reply, grant: pb.Grant) -> pb.UploadEvent:
     """Send from where the grant says, as far as it and those after it allow; what the server says then."""
-    sent, position, until = Fingerprint(), 0, grant.until or reply.size
-    for piece in bulk.chunks(reply.buffers, CHUNK_BYTES):
-        sent.update(piece)
-        rest = memoryview(piece)[max(0, grant.offset - position) :]
-        position += len(piece)
-        while rest:
-            allowed = min(until - (position - len(rest)), grant.frame or CHUNK_BYTES)
-            if allowed <= 0:
-                event = await _next_event(call)
-                if not event.HasField("grant"):
-                    return event
-                until = event.grant.until
-                continue
-            await call.write(faults.through("client.upload", rest[:allowed]))
-            rest = rest[allowed:]
+    sent, run, until = Fingerprint(), bulk.Run(reply.buffers), grant.until or reply.size
+    sent.update(*run.take(grant.offset))
+    while run.left:
+        allowed = min(until - (reply.size - run.left), grant.frame or CHUNK_BYTES)
+        if allowed > 0:
+            piece = run.take(allowed)
+            sent.update(*piece)
+            await call.write(faults.through_all("client.upload", piece))
+            continue
+        event = await _next_event(call)
+        if not event.HasField("grant"):
+            return event
+        until = event.grant.until
     await call.write(pb.UploadFrame(end=pb.UploadEnd(digest=sent.finish())))
     await call.done_writing()
     return await _next_event(call)

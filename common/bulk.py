@@ -6,40 +6,54 @@ view on the message coming in. Used where Download and Upload are declared; all 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable
 
 from fednc.common.arrays import Buffer
 from fednc.protos import federation_pb2 as pb
 
-Data = bytes | memoryview
+Data = bytes | memoryview  # as it comes in
+Piece = list[memoryview]  # as it goes out, in one message: views on whatever it lies in
 
 _LENGTH_DELIMITED = 2  # protobuf's wire type of bytes
 _CHUNK_TAG = pb.Chunk.DATA_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 _FRAME_TAG = pb.UploadFrame.DATA_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
 
-def chunks(buffers: Iterable[Buffer], size: int) -> Iterator[Data]:
-    """The buffers as one run of bytes, in pieces of at most `size`: views on large buffers, small ones joined."""
-    small: list[memoryview] = []
-    length = 0
-    for buffer in buffers:
-        view = memoryview(buffer)
-        is_large = len(view) > size // 4
-        if length and (is_large or length + len(view) > size):
-            yield b"".join(small)
-            small, length = [], 0
-        if is_large:
-            yield from (view[start : start + size] for start in range(0, len(view), size))
-        else:
-            small.append(view)
-            length += len(view)
-    if length:
-        yield b"".join(small)
+class Run:
+    """Buffers as one run of bytes, taken from its start in pieces of any size: views, nothing is copied."""
+
+    def __init__(self, buffers: Iterable[Buffer]) -> None:
+        self._views = deque(memoryview(buffer) for buffer in buffers if len(buffer))
+        self.left = sum(map(len, self._views))
+
+    def take(self, size: int) -> Piece:
+        """The next `size` bytes, or as many as there are."""
+        piece, size = [], min(size, self.left)
+        self.left -= size
+        while size:
+            view = self._views.popleft()
+            if len(view) > size:
+                self._views.appendleft(view[size:])
+                view = view[:size]
+            piece.append(view)
+            size -= len(view)
+        return piece
+
+    def drop(self) -> None:
+        """Let go of all that is left."""
+        self._views.clear()
+        self.left = 0
 
 
-def pack_chunk(data: Data) -> bytes:
-    """`Chunk(data=data).SerializeToString()`."""
-    return _pack(_CHUNK_TAG, data)
+def size_of(piece: Piece) -> int:
+    """Bytes."""
+    return sum(map(len, piece))
+
+
+def pack_chunk(piece: Piece) -> bytes:
+    """`Chunk(data=piece).SerializeToString()`."""
+    return _pack(_CHUNK_TAG, piece)
 
 
 def unpack_chunk(message: bytes) -> Data:
@@ -48,8 +62,8 @@ def unpack_chunk(message: bytes) -> Data:
     return pb.Chunk.FromString(message).data if data is None else data
 
 
-def pack_frame(frame: pb.UploadFrame | Data) -> bytes:
-    """A frame; data stands for `UploadFrame(data=data)`."""
+def pack_frame(frame: pb.UploadFrame | Piece) -> bytes:
+    """A frame; a piece stands for `UploadFrame(data=piece)`."""
     return frame.SerializeToString() if isinstance(frame, pb.UploadFrame) else _pack(_FRAME_TAG, frame)
 
 
@@ -62,13 +76,13 @@ def unpack_frame(message: bytes) -> pb.UploadFrame | Data:
     return frame.data if frame.HasField("data") else frame
 
 
-def _pack(tag: int, data: Data) -> bytes:
-    head, rest = bytearray([tag]), len(data)
+def _pack(tag: int, piece: Piece) -> bytes:
+    head, rest = bytearray([tag]), size_of(piece)
     while rest > 0x7F:
         head.append(rest & 0x7F | 0x80)
         rest >>= 7
     head.append(rest)
-    return b"".join((head, data))
+    return b"".join((head, *piece))
 
 
 def _unpack(tag: int, message: bytes) -> memoryview | None:

@@ -54,10 +54,11 @@ def encode_update(
         codec: one of `CODECS`.
         residual: what rounding took from this client's update of the round before; empty in the first.
     """
+    whole = arrays.to_record({k: v for k, v in state.items() if codec == "fp32" or not is_encodable(v)})
     record, left = ArrayRecord(), {}
     for key, value in state.items():
-        if codec == "fp32" or not is_encodable(value):
-            record[key] = arrays.from_tensor(value)
+        if key in whole:
+            record[key] = whole[key]
             continue
         wanted = value.detach().cpu() - reference[key].cpu()
         if key in residual:

@@ -145,3 +145,8 @@ def through(point: str, data: bytes | memoryview) -> bytes | memoryview:
         else:
             _ACTS[fault.action](fault.wanted)
     return data
+
+
+def through_all(point: str, piece: list[memoryview]) -> list[memoryview]:
+    """The same for data that lies in several places."""
+    return piece if _plan is None else [memoryview(through(point, b"".join(piece)))]

@@ -22,11 +22,11 @@ class Fingerprint:
     def __init__(self) -> None:
         self._gmac = _GMAC.encryptor()
 
-    def update(self, data: Buffer) -> None:
+    def update(self, *data: Buffer) -> None:
         """The next bytes."""
-        view = memoryview(data)
-        for start in range(0, len(view), _PIECE_BYTES):
-            self._gmac.authenticate_additional_data(view[start : start + _PIECE_BYTES])
+        for view in [memoryview(each) for each in data]:
+            for start in range(0, len(view), _PIECE_BYTES):
+                self._gmac.authenticate_additional_data(view[start : start + _PIECE_BYTES])
 
     def finish(self) -> bytes:
         """The fingerprint of all of them; nothing can follow."""

@@ -34,7 +34,7 @@ from fednc.common import arrays, codec
 from fednc.common.errors import ProtocolError
 from fednc.server.threads import spread
 
-_BLOCK = 1 << 16  # values; with its sum and scratch a block fills about half of a second-level cache
+_BLOCK = 1 << 17  # values; longer blocks fall out of the caches, shorter ones make threads wait for each other
 _SPAN = 1 << 20  # values that one thread takes at once
 _HEADROOM = 2.0**16  # how much larger than the reference's largest value an update's may be
 
@@ -194,11 +194,12 @@ class Fold:
 
     def mean(self) -> ArrayRecord:
         """The mean of all updates in the reference's dtypes; the reference itself where nothing is averaged."""
-        record, targets = ArrayRecord(), {}
+        record, targets = arrays.blank_record(self._reference), {}
         for key, reference in self._reference.items():
-            record[key] = arrays.blank_like(reference) if key in self._folds else arrays.from_tensor(reference)
             if key in self._folds:
                 targets[key] = _numpy(arrays.to_tensor(record[key]))
+            else:
+                arrays.to_tensor(record[key]).copy_(reference)
         self._spread(targets, lambda key, span, place: self._folds[key].mean_into(span, place, self.weight))
         for key, mean in targets.items():
             if self._reference[key].dtype is torch.bfloat16:  # which numpy does not know

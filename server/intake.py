@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fednc.server.spool import SpooledUpload
+from fednc.server.spool import FileStore, MemoryStore, SpooledUpload
+
+_SMALL_BYTES = 64 << 10  # an upload that need not go to the disk
+_PART_IN_MEMORY = 8  # of the budget, for all of those
 
 
 class SupersededError(Exception):
@@ -78,6 +82,7 @@ class Intake:
         """`folder` receives the bytes; it must lie on a disk, not in memory."""
         self._folder, self._numbers = folder, itertools.count()
         self.budget = Budget(total_bytes)
+        self._room = threading.Semaphore(total_bytes // _PART_IN_MEMORY // _SMALL_BYTES)  # for small uploads
         folder.mkdir(parents=True, exist_ok=True)
 
     async def open(self, slot: Slot, upload_id: bytes, size: int) -> tuple[object, SpooledUpload]:
@@ -99,11 +104,17 @@ class Intake:
         if slot.upload is None or (slot.upload.upload_id, slot.upload.size) != (upload_id, size):
             self._discard(slot)
             try:
-                slot.upload = SpooledUpload(self._folder / f"{next(self._numbers):08d}", upload_id, size)
+                slot.upload = SpooledUpload(self._store(size), upload_id, size)
             except OSError:
                 self.suspend(slot)
                 raise
         return call, slot.upload
+
+    def _store(self, size: int) -> MemoryStore | FileStore:
+        """Raises OSError."""
+        if size <= _SMALL_BYTES and self._room.acquire(blocking=False):
+            return MemoryStore(self._room.release)
+        return FileStore(self._folder / f"{next(self._numbers):08d}")
 
     def suspend(self, slot: Slot, call: object | None = None) -> None:
         """Nobody sends for the slot any more; what was received stays. With `call`: unless another took over."""

@@ -6,12 +6,10 @@ Used by the servicer, on the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fednc.common import bulk, faults
 from fednc.common.arrays import Buffer
-from fednc.common.bulk import Data
-from fednc.common.wire import CHUNK_BYTES
 from fednc.server.window import Window
 
 
@@ -28,26 +26,18 @@ async def send(
     `is_wanted` is asked every `stall_s` that the client reads nothing. Once it is not, the blobs are let go, and
     nothing follows what is on its way: gRPC cannot end a call before that is read.
     """
-    pieces = _pieces(blobs, window)
+    run = bulk.Run(blobs)
     del blobs
-    for piece in pieces:
-        data, size = bulk.pack_chunk(faults.through("server.download", piece)), len(piece)
+    while run.left:
+        piece = run.take(window.piece_bytes())
+        data, size = bulk.pack_chunk(faults.through_all("server.download", piece)), bulk.size_of(piece)
         del piece
         writing = asyncio.ensure_future(write(data))
         try:
             while not (await asyncio.wait([writing], timeout=stall_s))[0]:
                 if not is_wanted():
-                    pieces.close()
+                    run.drop()
             await writing
         finally:
             writing.cancel()
         yield size
-
-
-def _pieces(blobs: list[Buffer], window: Window) -> Generator[Data, None, None]:
-    for chunk in bulk.chunks(blobs, CHUNK_BYTES):
-        rest = memoryview(chunk)
-        while rest:
-            piece = rest[: window.piece_bytes()]
-            yield piece
-            rest = rest[len(piece) :]

@@ -1,7 +1,8 @@
-"""Uploads on disk: received in order, resumed after a broken connection, committed whole or not at all.
+"""Uploads, on disk: received in order, resumed after a broken connection, committed whole or not at all.
 
 Written by the upload call on the event loop, read by the grid in the strategy's thread. The folder lies on the
-state directory's disk, never on tmpfs, so that replies waiting for the fold cost no memory.
+state directory's disk, never on tmpfs, so that replies waiting for the fold cost no memory; only small ones
+stay in memory, up to a small part of the budget.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from fednc.common.bulk import Data
@@ -19,12 +22,11 @@ from fednc.common.fingerprint import Fingerprint
 class SpooledUpload:
     """One upload under way."""
 
-    def __init__(self, path: Path, upload_id: bytes, size: int) -> None:
+    def __init__(self, store: MemoryStore | FileStore, upload_id: bytes, size: int) -> None:
         self.upload_id, self.size = upload_id, size
         self.received = 0
         self._fingerprint = Fingerprint()
-        self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._store = store
 
     def append(self, data: Data) -> None:
         """Add the next bytes.
@@ -36,10 +38,7 @@ class SpooledUpload:
         if self.received + len(data) > self.size:
             raise ProtocolError(f"more than the declared {self.size} bytes")
         self._fingerprint.update(data)
-        view = memoryview(data)
-        while view:
-            written = os.write(self._file, view)
-            view = view[written:]
+        self._store.append(data)
         self.received += len(data)
 
     def is_intact(self, digest: bytes) -> bool:
@@ -47,17 +46,65 @@ class SpooledUpload:
         return self.received == self.size and self._fingerprint.finish() == digest
 
     def take(self, sizes: list[int]) -> list[memoryview]:
-        """The arrays as views on the file. Its name is removed; the bytes go when the last view does."""
-        self._path.unlink()
-        view = memoryview(mmap.mmap(self._file, self.size, prot=mmap.PROT_READ)) if self.size else memoryview(b"")
-        os.close(self._file)
-        self._file = -1
+        """The arrays as views on what was stored, which goes when the last view does."""
+        view = self._store.take(self.size)
         ends = list(itertools.accumulate(sizes))
         return [view[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
     def discard(self) -> None:
         """Drop everything."""
+        self._store.discard()
+
+
+class FileStore:
+    """Bytes on the disk. The file's name is removed when they are taken."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+
+    def append(self, data: Data) -> None:
+        """Raises OSError: the disk is full."""
+        view = memoryview(data)
+        while view:
+            written = os.write(self._file, view)
+            view = view[written:]
+
+    def take(self, size: int) -> memoryview:
+        """All of them, read-only; nothing can follow."""
+        self._path.unlink()
+        view = memoryview(mmap.mmap(self._file, size, prot=mmap.PROT_READ)) if size else memoryview(b"")
+        os.close(self._file)
+        self._file = -1
+        return view
+
+    def discard(self) -> None:
+        """Drop them."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
             self._path.unlink(missing_ok=True)
+
+
+class MemoryStore:
+    """Bytes in memory: for small uploads, where making a file costs more than all that goes into it."""
+
+    def __init__(self, free: Callable[[], None]) -> None:
+        """`free` is called once, when the upload is taken or dropped."""
+        self._data, self._free = bytearray(), weakref.finalize(self, free)
+
+    def append(self, data: Data) -> None:
+        """More of them."""
+        self._data += data
+
+    def take(self, size: int) -> memoryview:
+        """All of them, read-only; nothing can follow."""
+        view = memoryview(self._data)[:size].toreadonly()
+        self.discard()
+        return view
+
+    def discard(self) -> None:
+        """Drop them."""
+        self._data = bytearray()
+        self._free()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import example, given
@@ -18,8 +20,9 @@ def test_frames_are_what_protobuf_makes(size, kind):
     data = bytes(range(256)) * (size // 256 + 1)
     piece = kind(data[:size])
     if size:  # an empty field is not written at all
-        assert bulk.pack_chunk(piece) == pb.Chunk(data=bytes(piece)).SerializeToString()
-        assert bulk.pack_frame(piece) == pb.UploadFrame(data=bytes(piece)).SerializeToString()
+        parts = [memoryview(piece)[: size // 3], memoryview(piece)[size // 3 :]]
+        assert bulk.pack_chunk(parts) == pb.Chunk(data=bytes(piece)).SerializeToString()
+        assert bulk.pack_frame(parts) == pb.UploadFrame(data=bytes(piece)).SerializeToString()
     assert bulk.unpack_chunk(pb.Chunk(data=bytes(piece)).SerializeToString()) == piece
     assert bulk.unpack_frame(pb.UploadFrame(data=bytes(piece)).SerializeToString()) == piece
 
@@ -63,21 +66,29 @@ def assert_same(ours, protobufs, message):
 
 @given(
     lengths=st.lists(st.integers(0, 70), max_size=12),
-    size=st.sampled_from([1, 7, 16, 64]),
+    sizes=st.lists(st.integers(1, 64), min_size=1, max_size=5),
     kind=st.sampled_from([bytes, bytearray, memoryview]),
 )
-def test_chunks_hold_every_byte_in_order(lengths, size, kind):
-    run = bytes(i % 251 for i in range(sum(lengths)))
+def test_pieces_hold_every_byte_in_order_and_as_many_as_asked_for(lengths, sizes, kind):
+    whole = bytes(i % 251 for i in range(sum(lengths)))
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-    buffers = [kind(run[end - n : end]) for n, end in zip(lengths, ends, strict=True)]
-    pieces = [bytes(piece) for piece in bulk.chunks(buffers, size)]
-    assert b"".join(pieces) == run
-    assert all(0 < len(piece) <= size for piece in pieces)
-    assert len(pieces) <= 2 * len(run) // max(1, size // 4) + 2, "small buffers travel together"
+    run = bulk.Run(kind(whole[end - n : end]) for n, end in zip(lengths, ends, strict=True))
+    seen = b""
+    for size in itertools.cycle(sizes):
+        piece = run.take(size)
+        assert bulk.size_of(piece) == min(size, len(whole) - len(seen))
+        seen += b"".join(piece)
+        assert run.left == len(whole) - len(seen)
+        if not run.left:
+            break
+    assert seen == whole
+    assert run.take(1) == []
 
 
-def test_large_buffers_are_not_copied():
+def test_buffers_are_not_copied():
     data = bytearray(300)
-    pieces = list(bulk.chunks([data], 100))
+    run = bulk.Run([data[:0], data])
+    run.take(200)
+    [piece] = run.take(100)
     data[250] = 7
-    assert pieces[2][50] == 7
+    assert piece[50] == 7

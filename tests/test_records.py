@@ -70,8 +70,8 @@ def test_special_floats_keep_their_bits(special):
 
 def test_our_bytes_are_flowers_bytes():
     value = np.arange(12, dtype=np.float32).reshape(3, 4)
-    assert bytes(arrays.from_numpy(value).data) == Array(value).data
-    assert np.array_equal(arrays.from_numpy(value).numpy(), value)
+    assert bytes(arrays.from_tensor(torch.from_numpy(value)).data) == Array(value).data
+    assert np.array_equal(arrays.from_tensor(torch.from_numpy(value)).numpy(), value)
 
 
 SCALARS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False))
@@ -94,7 +94,7 @@ def test_metrics_and_configs_come_back(metrics, config):
 
 @pytest.mark.parametrize("change", ["dtype", "shape", "negative", "truncate", "pickle", "garbage"])
 def test_bytes_that_lie_are_refused(change):
-    array = arrays.from_numpy(np.ones((4, 4), np.float32))
+    array = arrays.from_tensor(torch.ones((4, 4)))
     if change == "dtype":
         array.dtype = "float64"
     elif change == "shape":
@@ -120,9 +120,9 @@ def test_duplicate_names_are_refused():
 
 
 def test_a_digest_is_computed_once_and_follows_the_content():
-    array = arrays.from_numpy(np.zeros(3, np.float32))
+    array = arrays.from_tensor(torch.zeros(3))
     assert records.digest_of(array) is records.digest_of(array)
-    assert records.digest_of(array) != records.digest_of(arrays.from_numpy(np.ones(3, np.float32)))
+    assert records.digest_of(array) != records.digest_of(arrays.from_tensor(torch.ones(3)))
 
 
 def test_looking_into_a_content_does_not_keep_it_in_memory():
