@@ -36,6 +36,13 @@ Data = Annotated[
 ]
 Name = Annotated[str, typer.Option(help="Stable name of this client; default: the certificate's or token's.")]
 ValShare = Annotated[float, typer.Option(min=0, max=0.9, help="Share of the data held out for evaluation.")]
+MinSumExamples = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Send no sum of a class's features over fewer examples, even if the run would; the stricter counts.",
+    ),
+]
 Once = Annotated[bool, typer.Option("--once", help="Leave after one run instead of staying for the next.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads for training; 0: PyTorch's default.")]
 MaxHours = Annotated[
@@ -70,8 +77,9 @@ def command(
     server: Server, data: Data = "", app: AppDir = None, node_config: NodeConfig = "", grace: Grace = 10.0,
     name: Name = "", certs: Certs = None, ca: Ca = None, cert: Cert = None,
     key: Key = None, token_file: TokenFile = None, insecure: Insecure = False, partition: Partition = "",
-    device: Device = "auto", val_share: ValShare = 0.1, once: Once = False, threads: Threads = 0,
-    max_hours: MaxHours = 0, min_free_gib: MinFreeGib = 0, dry_run: DryRun = False, json: Json = "",
+    device: Device = "auto", val_share: ValShare = 0.1, min_sum_examples: MinSumExamples = 0,
+    once: Once = False, threads: Threads = 0, max_hours: MaxHours = 0, min_free_gib: MinFreeGib = 0,
+    dry_run: DryRun = False, json: Json = "",
 ) -> None:  # fmt: skip
     """Attend a federation: train on this machine's data whenever the server asks.
 
@@ -109,7 +117,7 @@ def command(
     if app:
         host, traits = _foreign_app(app, node_config, part, grace, threads)
     else:
-        host, traits = _own_app(name, data, part, device, val_share)
+        host, traits = _own_app(name, data, part, device, val_share, min_sum_examples)
     config = LinkConfig(server=server, name=name, credentials=credentials, once=once, **traits)
     if dry_run:
         if app:
@@ -161,7 +169,7 @@ def _show_rehearsal(rehearsal: Rehearsal, target: str) -> None:
 
 
 def _own_app(
-    name: str, data: str, part: tuple[int, int] | None, device: str, val_share: float
+    name: str, data: str, part: tuple[int, int] | None, device: str, val_share: float, least: int
 ) -> tuple[Host, dict[str, Any]]:
     """fednc's own app, and what the server must know of it."""
     from fednc.client.app import app
@@ -174,7 +182,8 @@ def _own_app(
         raise ConfigError("say with --data what this client trains on, e.g. --data digits or --data npz:PATH")
     installed = tuple(f"{task_name}/{task.version}" for task_name, task in tasks.installed().items())
     wanted = pb.Part(index=part[0], of=part[1]) if part else None
-    host = AppHost(ClientConfig(name=name, data=data, device=device, val_share=val_share), app)
+    config = ClientConfig(name=name, data=data, device=device, val_share=val_share, min_sum_examples=least)
+    host = AppHost(config, app)
     return host, {"part": wanted, "tasks": installed, "methods": tuple(PRESETS)}
 
 

@@ -56,7 +56,7 @@ def train(message: Message, context: Context) -> Message:
     if news:
         content[EXTRA] = arrays.to_record(news)
     if order.wants_sums:
-        content[SUMS] = exchange.sums_record(_sent(here, mine)[0])
+        content[SUMS] = exchange.sums_record(_sent(here, mine, stage)[0])
     metrics = {f"loss/{name}": value for name, value in result.losses.items()}
     content[METRICS] = MetricRecord(
         {EXAMPLES: mine.examples, "steps": result.steps, "seconds": result.seconds, **metrics}
@@ -70,7 +70,7 @@ def memory(message: Message, context: Context) -> Message:
     _, here, stage = _prepare(message, context)
     _load_model(message, here)
     mine, _ = here.at(stage)
-    sums, withheld = _sent(here, mine)
+    sums, withheld = _sent(here, mine, stage)
     metrics = MetricRecord({EXAMPLES: mine.examples, WITHHELD: withheld})
     return Message(RecordDict({SUMS: exchange.sums_record(sums), METRICS: metrics}), reply_to=message)
 
@@ -170,6 +170,7 @@ def _sums(here: Resident, mine: TaskData) -> ClassSums:
     )
 
 
-def _sent(here: Resident, mine: TaskData) -> tuple[ClassSums, int]:
-    """What of the class sums leaves this machine, and how many classes do not."""
-    return withhold(_sums(here, mine), here.task.min_sum_examples, here.task.class_names)
+def _sent(here: Resident, mine: TaskData, stage: Stage) -> tuple[ClassSums, int]:
+    """What of the class sums leaves this machine, and how many classes do not; said once in a stage."""
+    told = here.told.setdefault(stage.number, set())
+    return withhold(_sums(here, mine), here.min_sum_examples, here.task.class_names, told)

@@ -18,12 +18,17 @@ from fednc.protos import federation_pb2 as pb
 
 @dataclass(frozen=True, kw_only=True)
 class ClientConfig:
-    """What a client brings of its own."""
+    """What a client brings of its own.
+
+    Attributes:
+        min_sum_examples: it sends no class sum over fewer of its examples; a run may ask for more, not for less.
+    """
 
     name: str
     data: str
     device: str = "auto"
     val_share: float = 0.1
+    min_sum_examples: int = 0
 
 
 class AppHost:
@@ -55,6 +60,7 @@ class AppHost:
             "data": self._config.data,
             "device": self._config.device,
             "val-share": self._config.val_share,
+            "min-sum-examples": self._config.min_sum_examples,
         }
         if welcome.HasField("part"):
             settings |= {"partition-id": welcome.part.index, "num-partitions": welcome.part.of}

@@ -24,7 +24,12 @@ from fednc.common.tasks.base import Part, Task, TaskData
 
 @dataclass(frozen=True)
 class Resident:
-    """A run as one client lives it."""
+    """A run as one client lives it.
+
+    Attributes:
+        min_sum_examples: class sums over fewer examples stay here; the run's floor, or its own if stricter.
+        told: by stage, the classes whose sums were said to stay here.
+    """
 
     run: RunConfig
     task: Task
@@ -33,6 +38,8 @@ class Resident:
     held_out: TaskData
     device: torch.device
     node: str
+    min_sum_examples: int
+    told: dict[int, set[str]] = field(default_factory=dict)
     _stages: dict[int, tuple[TaskData, TaskData]] = field(default_factory=dict)
 
     def at(self, stage: Stage) -> tuple[TaskData, TaskData]:
@@ -107,6 +114,7 @@ def _load(context: Context, run: RunConfig) -> Resident:
         held_out=held_out.to(device),
         device=device,
         node=node,
+        min_sum_examples=max(task.min_sum_examples, int(settings.get("min-sum-examples", 0))),
     )
 
 

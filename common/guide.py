@@ -32,6 +32,7 @@ class Guide:
         companions: frozen models that the loss compares the trained one with; the client's own, they never travel.
         classes: classes that exist so far: vertices from there on are nobody's; None: all of the task's.
         earlier: classes from before the session under way.
+        virtual: vertices, the last ones, on which `method.virtual_share` has classes learnt that no data has.
     """
 
     method: MethodSection
@@ -43,6 +44,7 @@ class Guide:
     companions: Mapping[str, nn.Module] = field(default_factory=dict)
     classes: int | None = None
     earlier: int = 0
+    virtual: int = 0
 
     def to(self, device: torch.device) -> Guide:
         """The same guide with its tensors on `device`."""

@@ -77,5 +77,6 @@ def logits(head: Head, feat_BD: Tensor, guide: Guide) -> Tensor:
     scores_BK: Tensor = head(feat_BD, guide.etf_KD) if isinstance(head, FrameHead) else head(feat_BD)
     if guide.classes is None:
         return scores_BK
-    later_K = torch.arange(scores_BK.shape[1], device=scores_BK.device) >= guide.classes
+    vertex_K = torch.arange(scores_BK.shape[1], device=scores_BK.device)
+    later_K = (vertex_K >= guide.classes) & (vertex_K < scores_BK.shape[1] - guide.virtual)
     return scores_BK.masked_fill(later_K, -torch.inf)

@@ -126,6 +126,17 @@ class MethodSection(Section):
         "is worth, the class's vertex, the client's own class means (the server: those of one client), the memory "
         "of another class, the memory as it was after the warm-up, or random vectors of its length",
     )
+    virtual_share: Annotated[Share, LATER] = Field(
+        0.0,
+        description="where classes come in sessions: share of the beginning's examples that are altered (images: "
+        "turned) and learnt as classes of their own, on the last vertices, so that features tell apart more than "
+        "today's classes. As many vertices must be spare as today's classes have alterations",
+    )
+    spread: Annotated[int, Field(ge=0), LATER] = Field(
+        0,
+        description="where classes come in sessions: the memory of a class is rehearsed as so many features per "
+        "step, drawn around it as far apart as its length says; 0: as the one vector that it is",
+    )
     readout: Literal["head", "vertex", "memory", "blend"] = Field(
         "vertex",
         description="classifier at evaluation: the trained head, the vertices, the class memory, or both blended",
@@ -224,6 +235,11 @@ class SplitSection(Section):
         description="label-sorted shards in each part of `shards`: as many classes, more if a shard straddles two",
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the split")
+    sites: Annotated[int, Field(ge=0), LATER] = Field(
+        0,
+        description="parts that hold the classes of [[sessions]]: for each class those with most examples of it, "
+        "the others have none; 0: as the split has it",
+    )
     shift: ShiftSection = Field(default_factory=ShiftSection)
 
 

@@ -72,8 +72,9 @@ class Sessions:
         if missing:
             least = self._strategy.task.min_sum_examples
             text = (
-                f"no memory of {', '.join(missing)[:200]}: no client holds {least} examples or more of it, and "
-                "sums over fewer stay on clients (min_sum_examples). Later sessions will not rehearse it"
+                f"no memory of {', '.join(missing)[:200]}: no client sent a sum of it. Sums over fewer than "
+                f"{least} examples, or than a client's own floor, stay there (min_sum_examples). Later sessions "
+                "will not rehearse it"
             )
             self._events.emit("no-memory", text, level=logging.WARNING, classes=missing)
 

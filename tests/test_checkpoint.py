@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from fednc.bench.local_grid import LocalGrid
+from fednc.client.host import ClientConfig
+from fednc.common.config import parse_run
 from fednc.common.errors import ConfigError, DataError
 from fednc.server.checkpoint import Checkpoint, Checkpoints
+from fednc.server.events import EventLog
+from fednc.server.run import FederatedRun
+from fednc.server.surroundings import Surroundings
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -104,3 +110,27 @@ def test_another_run_file_is_refused(tmp_path):
 
 def test_the_first_format_still_loads():
     assert_same(Checkpoints(ASSETS / "checkpoint-1", keep=0).latest("c" * 64), checkpoint(7))
+
+
+def test_a_run_checkpointed_before_classes_came_in_sessions_goes_on_to_the_same_model(tmp_path):
+    run = parse_run({
+        "seed": 3, "task": {"classes": list("0123456789"), "width": 8, "size": 8, "channels": 1},
+        "frame": {"dim": 16}, "rounds": {"total": 2, "min_clients": 2}, "evaluate": {"test": "digits"},
+        "split": {"kind": "iid", "parts": 2},
+    })  # fmt: skip
+    clients = [ClientConfig(name=name, data="digits", device="cpu") for name in "ab"]
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    with LocalGrid(run, clients) as grid:
+        undisturbed = FederatedRun(run, EventLog()).execute(grid, Surroundings(checkpoints=checkpoints))
+    (tmp_path / "checkpoints" / "round-000002.json").unlink()
+    manifest = tmp_path / "checkpoints" / "round-000001.json"
+    first = json.loads((ASSETS / "checkpoint-1" / "checkpoints" / "round-000007.json").read_text())
+    now = json.loads(manifest.read_text())
+    assert now.keys() - first.keys() == {"classes", "opened"}
+    manifest.write_text(json.dumps({key: now[key] for key in first} | {"format": first["format"]}))
+    again = FederatedRun(run, EventLog())
+    again.restore(checkpoints.latest(run.digest))
+    with LocalGrid(run, clients) as grid:
+        resumed = again.execute(grid)
+    assert [record.round for record in resumed.history.rounds] == [1, 2]
+    assert all(torch.equal(value, resumed.state.model[key]) for key, value in undisturbed.state.model.items())

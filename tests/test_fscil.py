@@ -1,4 +1,8 @@
-"""What makes few-shot sessions work: the ten mechanisms that the method stands on, each on this implementation."""
+"""What makes few-shot sessions work: the mechanisms that the method stands on, each on this implementation.
+
+Numbered as the list of ten in which the method was specified. The ninth, a lead over the learnable head, is no
+test: docs/incremental.md has the figures, which do not bear it out.
+"""
 
 from __future__ import annotations
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fewshot_setting import BASE, SESSIONS, carry_out, config, write_npz
+from fewshot_setting import BASE, SESSIONS, carry_out, clients, config, prepare, write_npz
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fednc.bench.local_grid import LocalGrid
 from fednc.client.host import ClientConfig
 from fednc.client.withhold import withhold
 from fednc.common import tasks
@@ -19,6 +21,7 @@ from fednc.common.config import parse_run
 from fednc.common.errors import ConfigError, DataError, QuorumError
 from fednc.common.memory import ClassSums
 from fednc.common.registry import ClassRegistry
+from fednc.server.surroundings import Surroundings
 
 NAMES = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=4, unique=True)
 
@@ -75,14 +78,36 @@ def test_clients_whose_classes_stand_in_another_order_are_mapped_by_name(tmp_pat
 # ---- what stays on a client ----------------------------------------------------------------------------------
 
 
-def test_sums_over_few_examples_stay_and_the_client_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    sums = ClassSums.zeros(3, 2).add_batch(torch.eye(2)[[0] * 7], torch.tensor([0] * 5 + [1] * 2))
-    sent, withheld = withhold(sums, 5, ["cat", "dog", "eel"])
+def test_sums_over_few_examples_stay_and_the_client_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    sums, told = (
+        ClassSums.zeros(3, 2).add_batch(torch.eye(2)[[0] * 7], torch.tensor([0] * 5 + [1] * 2)),
+        set[str](),
+    )
+    withhold(sums, 5, ["cat", "dog", "eel"], told)
+    sent, withheld = withhold(sums, 5, ["cat", "dog", "eel"], told)
+    assert caplog.text.count("class 'dog'") == 1
     assert (sent.count_K.tolist(), withheld) == ([5, 0, 0], 1)
     assert not sent.sum_KD[1].any()
     assert torch.equal(sent.sum_KD[0], sums.sum_KD[0])
-    assert "class 'dog'" in caplog.text
     assert "fewer than min_sum_examples = 5" in caplog.text
+
+
+def test_the_stricter_of_the_runs_and_a_clients_own_floor_counts() -> None:
+    run = config(parts=1, rounds={"min_clients": 1})
+    for floor, remembered in ((2, True), (6, False)):  # the run's is 5, and so are the shots
+        [client] = clients(run)
+        prepared, events = prepare(run)
+        with LocalGrid(run, [replace(client, min_sum_examples=floor)]) as grid:
+            seen_K = prepared.execute(grid, Surroundings(name_of=grid.name_of)).state.memory.seen_K
+        assert seen_K.tolist() == [True] * 6 + [remembered] * 4 + [False] * 2
+        assert remembered == (not [event for event in events if event["kind"] == "no-memory"])
+
+
+def test_a_client_says_once_in_a_stage_what_it_keeps(caplog: pytest.LogCaptureFixture) -> None:
+    one_shot = [{**session, "shots": 1} for session in SESSIONS]
+    carry_out(config(parts=1, sessions=one_shot, rounds={"min_clients": 1, "evaluate_every": 1}))
+    kept = [record.args[0] for record in caplog.records if "stays here" in record.msg and record.args]
+    assert kept == ["6", "7", "8", "9"]
 
 
 def test_one_shot_sessions_are_trained_but_not_remembered_unless_the_run_allows_it() -> None:
@@ -115,10 +140,6 @@ def test_a_client_cannot_change_the_memory_of_other_classes() -> None:
 def test_without_anybody_who_holds_the_new_classes_a_session_waits_and_says_so(tmp_path: Path) -> None:
     run = config(parts=1, split=None, rounds={"wait_s": 0.5, "min_clients": 1}, evaluate={"test": ""})
     data = write_npz(tmp_path / "base.npz", range(6), BASE)
-    from fewshot_setting import prepare
-
-    from fednc.bench.local_grid import LocalGrid
-
     prepared, events = prepare(run)
     with (
         LocalGrid(run, [ClientConfig(name="a", data=f"npz:{data}", device="cpu", val_share=0)]) as grid,

@@ -111,6 +111,11 @@ class Task(ABC):
                 f"task.name: {self.name!r} learns all of its classes at once. Leave out [[sessions]], or name "
                 "a task that takes them (docs/config.md)."
             )
+        if (run.method.virtual_share or run.method.spread) and not self.takes_sessions:
+            raise ConfigError(
+                f"method.virtual_share and spread are for tasks that take [[sessions]], {self.name!r} does not: "
+                "set both to 0"
+            )
 
     @property
     @abstractmethod

@@ -21,17 +21,36 @@ MIX = 0.5  # of a feature in its mixture; the published value, fixed
 
 
 def rehearsed(guide: Guide, base: int, copies: int, held_K: Tensor) -> tuple[Tensor, Tensor]:
-    """(memories [M, C], labels [M]) of all classes but those that are held.
+    """(memories [M, C], labels [M]), or with `method.spread` features drawn around them.
 
     Args:
         guide: with the class memory.
         base: classes of the beginning; those of sessions stand `copies` times.
-        held_K: classes of which there are examples, which say more than their mean.
+        held_K: classes of which there are examples. They say more than their mean, which is left out, but not more
+            than what is drawn around it.
     """
-    vertex_K = torch.arange(len(guide.seen_K), device=guide.seen_K.device)
-    label_M = vertex_K[guide.seen_K & ~held_K]
-    label_M = label_M.repeat_interleave(torch.where(label_M < base, 1, copies))
-    return guide.mean_KD[label_M], label_M
+    vertex_K, spread = torch.arange(len(guide.seen_K), device=guide.seen_K.device), guide.method.spread
+    label_M = vertex_K[guide.seen_K if spread else guide.seen_K & ~held_K]
+    label_M = label_M.repeat_interleave(torch.where(label_M < base, 1, copies) * max(1, spread))
+    mean_MC = guide.mean_KD[label_M]
+    return (drawn_around(mean_MC, deviation(guide, base)) if spread else mean_MC), label_M
+
+
+def deviation(guide: Guide, base: int) -> Tensor:
+    """Standard deviation [] per coordinate of unit features around their class mean, in classes of the beginning.
+
+    E|h - v|^2 = 1 - |v|^2 for unit features h of mean v, so the memory says it by itself. Classes of few examples
+    are taken to be as wide: the mean of few is longer than that of many.
+    """
+    seen_K = guide.seen_K[:base]
+    variance_K = (1 - guide.mean_KD[:base].square().sum(dim=1)).clamp(min=0)
+    return (variance_K[seen_K].mean() / guide.mean_KD.shape[1]).sqrt().nan_to_num(0.0)
+
+
+def drawn_around(mean_MC: Tensor, deviation: Tensor) -> Tensor:
+    """A unit feature around each mean; from torch's global generator on the CPU, the same for every device."""
+    noise_MC = torch.randn(mean_MC.shape).to(mean_MC)
+    return unit(mean_MC + deviation * noise_MC)
 
 
 def balancing_weights(label_N: Tensor) -> Tensor:

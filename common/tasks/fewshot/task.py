@@ -18,14 +18,16 @@ from fednc.common.errors import ConfigError
 from fednc.common.frame import unit
 from fednc.common.guide import Guide
 from fednc.common.heads import build_head
-from fednc.common.sections import TrainSection
+from fednc.common.sections import SplitSection, TrainSection
 from fednc.common.stages import Stage
 from fednc.common.tasks.base import Stats
 from fednc.common.tasks.fewshot.figures import figures
 from fednc.common.tasks.fewshot.models import FewShotModel, build_model, width_of
 from fednc.common.tasks.fewshot.objective import rehearsed, session_loss
 from fednc.common.tasks.fewshot.options import FewShotOptions
-from fednc.common.tasks.image.data import UNLABELLED, ImageBatch
+from fednc.common.tasks.fewshot.virtual import TURNS, with_virtual
+from fednc.common.tasks.image.data import UNLABELLED, ImageBatch, Index
+from fednc.common.tasks.image.splits import at_few_sites
 from fednc.common.tasks.image.task import ImageTask
 
 FROZEN = "backbone."  # after the beginning: parameters and statistics
@@ -46,6 +48,7 @@ class FewShotTask(ImageTask):
         self.options = self.options.model_copy(update={"classes": self.options.classes + later})
         self.options._takes_unknown = any(session.start == "operator" for session in run.sessions)
         _check(self.registry.names, run)
+        _check_room(self.label_space - len(self.registry.names), self.stages[0].classes, run)
 
     @property
     def memory_dim(self) -> int:
@@ -69,9 +72,16 @@ class FewShotTask(ImageTask):
         keys = self.shared_keys(model)
         return keys if stage.is_first else [key for key in keys if not key.startswith(FROZEN)]
 
+    def _parts(self, label_N: Index, split: SplitSection) -> list[Index]:
+        """The classes of sessions at few sites only, where the split says so."""
+        parts, first = super()._parts(label_N, split), self.stages[0].classes
+        return at_few_sites(label_N, parts, split.sites, first) if split.sites else parts
+
     def loss(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
         """In the beginning the image task's; in sessions that of `objective.py` over batch and memory."""
         if not guide.earlier:
+            if guide.method.virtual_share:
+                batch, guide = with_virtual(batch, guide, self.stages[0].classes)
             return super().loss(model, batch, guide)
         found, held_K = _model(model), guide.count_K > 0
         with torch.no_grad():
@@ -112,9 +122,9 @@ class FewShotTask(ImageTask):
     def _fit_loss(
         self, model: FewShotModel, feat_BC: Tensor, label_B: Tensor, guide: Guide, held_K: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        options = self.options
-        mean_MC, label_M = rehearsed(guide, self.stages[0].classes, options.copies, held_K)
-        feat_ND = model.projection(torch.cat([feat_BC, mean_MC]))
+        options, base = self.options, self.stages[0].classes
+        memory_MC, label_M = rehearsed(guide, base, options.copies, held_K)
+        feat_ND = model.projection(torch.cat([feat_BC, memory_MC]))
         loss = session_loss(
             feat_ND, torch.cat([label_B, label_M]), model.head, guide, balance=options.balance, mixup=options.mixup
         )
@@ -188,6 +198,15 @@ def _check(names: tuple[str, ...], run: RunConfig) -> None:
         )
     if len(names) < 2:
         raise ConfigError("task.classes: the beginning and the sessions have one class together; give two or more")
+
+
+def _check_room(spare: int, base: int, run: RunConfig) -> None:
+    """Raises ConfigError: virtual classes without vertices."""
+    if run.method.virtual_share and spare < TURNS * base:
+        raise ConfigError(
+            f"method.virtual_share: {base} classes turned {TURNS} ways need {TURNS * base} spare vertices, there "
+            f"are {spare}. Raise frame.vertices, or set virtual_share = 0."
+        )
 
 
 TASK = FewShotTask

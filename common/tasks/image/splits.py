@@ -57,6 +57,19 @@ def split_index(labels: Index, split: SplitSection) -> list[Index]:
     return index
 
 
+def at_few_sites(labels: Index, index: list[Index], sites: int, first: int) -> list[Index]:
+    """`index` whose classes from `first` on are left to the `sites` parts that have most examples of each.
+
+    Parts that have equally many go by their number. Examples of such a class elsewhere are nobody's.
+    """
+    found = list(index)
+    for label in np.unique(labels[labels >= first]):
+        count_P = np.array([(labels[part] == label).sum() for part in index])
+        for place in np.argsort(-count_P, kind="stable")[sites:]:
+            found[place] = found[place][labels[found[place]] != label]
+    return found
+
+
 def split_digest(index: list[Index]) -> str:
     """sha256 (hex) of the parts' sizes and of all positions, little-endian int64."""
     sizes = np.array([len(part) for part in index], dtype="<i8")
@@ -159,7 +172,7 @@ def _key(labels: Index, split: SplitSection) -> str:
         library = version("flwr-datasets")
     except PackageNotFoundError as e:
         raise _missing() from e
-    settings = split.model_dump(mode="json", exclude={"shift"})
+    settings = split.model_dump(mode="json", exclude={"shift", "sites"})
     text = json.dumps({"split": settings, "flwr-datasets": library}, sort_keys=True)
     return hashlib.sha256(text.encode() + b"\n" + labels.astype("<i8").tobytes()).hexdigest()
 

@@ -26,7 +26,7 @@ from fednc.common.readout import readout_logits
 from fednc.common.sections import SplitSection
 from fednc.common.tasks.base import Part, Stats, Task, TaskData
 from fednc.common.tasks.image import sources
-from fednc.common.tasks.image.data import UNLABELLED, ImageBatch, ImageData
+from fednc.common.tasks.image.data import UNLABELLED, ImageBatch, ImageData, Index
 from fednc.common.tasks.image.models import ImageModel, build_backbone, width_of
 from fednc.common.tasks.image.options import ImageOptions
 from fednc.common.tasks.image.raw import Images
@@ -72,10 +72,14 @@ class ImageTask(Task):
         if part is None:
             return self._data(images, augment=True)
         split = _split_with(part, split)
-        data = self._data(images, augment=True).select(split_index(images.label_N.numpy(), split)[part.index])
+        data = self._data(images, augment=True).select(self._parts(images.label_N.numpy(), split)[part.index])
         if not is_shifted(split.shift):
             return data
         return replace(data, pixel_NCHW=shift_part(data.pixel_NCHW, split, part.index))
+
+    def _parts(self, label_N: Index, split: SplitSection) -> list[Index]:
+        """Which images each part has."""
+        return split_index(label_N, split)
 
     def load_test(self, spec: str) -> ImageData:
         """The test images at `spec`, mixed from all parts' shifts where the split has any. Raises DataError."""
