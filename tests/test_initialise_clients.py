@@ -82,6 +82,7 @@ def test_a_client_without_examples_has_no_voice() -> None:
         held_out=empty,
         device=torch.device("cpu"),
         node="a",
+        min_sum_examples=1,
     )
     volunteer = Volunteer(resident, empty, here.guide, Hooks())
     content = RecordDict({messages.ORDER: messages.Order(iteration=0).to_record()})
