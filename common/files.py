@@ -36,3 +36,14 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def filesystem_of(path: Path) -> str:
+    """Type of the file system that `path` lies on, e.g. `ext4`; empty where the system does not say."""
+    number = path.stat().st_dev
+    mounts = Path("/proc/self/mountinfo")
+    for line in mounts.read_text(encoding="utf-8").splitlines() if mounts.exists() else []:
+        place, _, kind = line.partition(" - ")
+        if place.split()[2] == f"{os.major(number)}:{os.minor(number)}":
+            return kind.split()[0]
+    return ""

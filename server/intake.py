@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fednc.common.files import filesystem_of
 from fednc.server.spool import FileStore, MemoryStore, SpooledUpload
 
+log = logging.getLogger("fednc.server")
+_IN_MEMORY = ("tmpfs", "ramfs")
 _SMALL_BYTES = 64 << 10  # an upload that need not go to the disk
 _PART_IN_MEMORY = 8  # of the budget, for all of those
 
@@ -84,6 +88,10 @@ class Intake:
         self.budget = Budget(total_bytes)
         self._room = threading.Semaphore(total_bytes // _PART_IN_MEMORY // _SMALL_BYTES)  # for small uploads
         folder.mkdir(parents=True, exist_ok=True)
+        if (kind := filesystem_of(folder)) in _IN_MEMORY:
+            log.warning(
+                "uploads that wait take memory, for the run's folder lies in it (%s): put it on a disk", kind
+            )
 
     async def open(self, slot: Slot, upload_id: bytes, size: int) -> tuple[object, SpooledUpload]:
         """(this call, the upload to continue or a new one), once the budget has room for it.

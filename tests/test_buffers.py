@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from fednc.client.blobcache import BlobCache
 from fednc.common import arrays
+from fednc.common.files import filesystem_of
 from fednc.common.fingerprint import Fingerprint
 from fednc.server.intake import Intake, Slot
 from fednc.server.spool import FileStore, MemoryStore, SpooledUpload
@@ -106,3 +108,13 @@ def test_small_uploads_stay_in_memory_up_to_their_part_of_the_budget(tmp_path: P
         assert (list(tmp_path.iterdir()), intake.budget.used_bytes) == ([], 0)
 
     asyncio.run(main())
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no folder in memory")
+def test_a_spool_in_memory_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        Intake(Path(folder) / "spool", 1 << 30)
+    assert "put it on a disk" in caplog.text
+    caplog.clear()
+    Intake(tmp_path / "spool", 1 << 30)
+    assert bool(caplog.text) == (filesystem_of(tmp_path) in ("tmpfs", "ramfs"))
