@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import fewshot_setting
 import pytest
 import torch
 from flwr.app import RecordDict
@@ -18,6 +20,7 @@ from fednc.client.hooks import Hooks
 from fednc.client.objectives import additions
 from fednc.client.past import Past
 from fednc.client.steps import Losses, Step, Steps, Tensors
+from fednc.common import tasks
 from fednc.common.config import parse_run
 from fednc.common.exchange import control_key
 
@@ -47,6 +50,17 @@ def test_every_batch_is_trained_on_once_and_a_shape_that_comes_again_is_captured
         for number, size in enumerate(sizes)
     ]
     assert sorted(captured) == sorted(size for size in first if sizes.count(size) > 1)
+
+
+def test_a_task_that_draws_in_its_loss_is_not_captured() -> None:
+    """What was drawn while a step is captured would be drawn again at every replay."""
+    run = fewshot_setting.config()
+    guide = fewshot_setting.guide(run)
+    turning = guide.method.model_copy(update={"virtual_share": 0.5})
+    task = tasks.get(run)
+    assert task.same_for_each_batch(guide)
+    assert not task.same_for_each_batch(replace(guide, earlier=6))
+    assert not task.same_for_each_batch(replace(guide, method=turning))
 
 
 def test_nothing_is_captured_on_a_cpu() -> None:

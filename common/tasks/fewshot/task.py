@@ -89,8 +89,8 @@ class FewShotTask(ImageTask):
         return self._fit_loss(found, feat_BC, batch[1], guide, held_K)
 
     def same_for_each_batch(self, guide: Guide) -> bool:
-        """In the beginning; in sessions features are mixed by chance."""
-        return not guide.earlier
+        """In the beginning, but for images turned by chance; in sessions features are mixed by chance."""
+        return not (guide.earlier or guide.method.virtual_share)
 
     def fits_centrally(self, stage: Stage) -> bool:
         """In sessions, where `task.fit` says so."""
