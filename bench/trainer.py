@@ -127,8 +127,9 @@ def _plain(run: RunConfig, images: int, device: torch.device, *, replayed: bool)
     section, data = run.train, _images(tasks.get(run), images).to(device)
     half = section.precision == "bf16"
     optimiser = torch.optim.SGD(
-        model.parameters(), lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay
-    )
+        model.parameters(), lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay,
+        fused=device.type == "cuda",
+    )  # fmt: skip
 
     def step(rows: tuple[Tensor, ...]) -> dict[str, Tensor]:
         pixel_BCHW = (data.pixel_NCHW[rows[0]].float() / 255 - data.mean_C11) / data.std_C11

@@ -37,8 +37,8 @@ class Volunteer:
     """One client with the model that it was sent."""
 
     def __init__(self, here: Resident, data: TaskData, guide: Guide, hooks: Hooks) -> None:
-        # What compares a model with earlier ones has none to compare with yet.
-        method = guide.method.model_copy(update={"contrast": 0.0, "distil": 0.0})
+        # What compares a model with earlier ones has none to compare with yet; one batch has one gradient.
+        method = guide.method.model_copy(update={"contrast": 0.0, "distil": 0.0, "virtual_share": 0.0})
         self._here, self._data, self._hooks = here, data, hooks
         guide = replace(guide, method=method).to(here.device)
         self._probe = Probe(here.task, here.model, guide, here.task.shared_keys(here.model))

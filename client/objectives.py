@@ -85,10 +85,8 @@ class ControlVariates(Addition):
         self._own = {n: own[n].to(device) if own else torch.zeros_like(p) for n, p in self._params.items()}
         self._shift = {n: control[control_key(n)].to(device) - self._own[n] for n in self._params}
         self._sum = {n: torch.zeros_like(p) for n, p in self._params.items()}
-        self._steps, self._past = (
-            torch.zeros((), dtype=torch.int64, device=device),
-            past,
-        )  # on a GPU, counted there
+        self._steps = torch.zeros((), dtype=torch.int64, device=device)  # counted there: steps may be replayed
+        self._past = past
 
     def on_gradients(self) -> None:
         self._steps += 1

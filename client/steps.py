@@ -8,7 +8,7 @@ taken once: the first of a shape as written, the others as replays. Knows no met
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -81,9 +81,11 @@ def beside_default_stream(device: torch.device) -> Iterator[None]:
         return
     stream = _stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream(device).wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:  # a cancelled round too leaves replays behind, which must not write into the next one
+        torch.cuda.current_stream(device).wait_stream(stream)
 
 
 @cache
@@ -107,6 +109,9 @@ def _recorded(work: Callable[[], T], pool: Pool | None) -> tuple[torch.cuda.CUDA
     graph.capture_begin(pool, "thread_local")
     try:
         result = work()
-    finally:
-        graph.capture_end()
+    except BaseException:
+        with suppress(RuntimeError):  # says only that something else had failed
+            graph.capture_end()
+        raise
+    graph.capture_end()
     return graph, result

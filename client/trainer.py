@@ -103,7 +103,7 @@ def _loss(
     loss, parts = task.loss(model, batch, guide)
     for one in additions:
         for name, penalty in one.penalties().items():
-            loss, parts = loss + penalty, {**parts, name: penalty}
+            loss, parts = loss + penalty, {**parts, name: penalty.detach()}
     return loss, parts
 
 

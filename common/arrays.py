@@ -14,6 +14,7 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -62,15 +63,21 @@ def _piece_of_memory(size: int) -> NDArray[np.uint8]:
     """A large one that nobody uses any more is used again: the system would clear every page of a new one."""
     if size < _LARGE_BYTES:
         return np.empty(size, np.uint8)
-    try:
-        owner = _IDLE.pop()
-    except IndexError:
-        owner = np.empty(0, np.uint8)
-    if not size <= owner.size <= 2 * size:
-        owner = np.empty(size, np.uint8)
-    piece = owner[:size]
+    owner = _idle(size)
+    piece = owner[:size]  # a slice of this by numpy would refer to its owner, and not keep it: hand out its bytes
     weakref.finalize(piece, _IDLE.append, owner).atexit = False
     return piece
+
+
+def _idle(size: int) -> NDArray[np.uint8]:
+    """A free piece that is not much too large, else a new one."""
+    for _ in range(len(_IDLE)):
+        with suppress(IndexError):  # another thread took it
+            owner = _IDLE.popleft()
+            if size <= owner.size <= 2 * size:
+                return owner
+            _IDLE.append(owner)
+    return np.empty(size, np.uint8)
 
 
 def _aligned(size: int) -> int:

@@ -7,6 +7,7 @@ Legend: N examples, D feature width, K label space.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -23,7 +24,7 @@ class CentralEvaluation:
     """Evaluates global states; holds the model and the test data for the run, on `device`."""
 
     def __init__(self, task: Task, model: nn.Module, data: TaskData, batch: int, device: torch.device) -> None:
-        self._task, self._model, self._data = task, model.to(device), data.to(device)
+        self._task, self._model, self._data = task, copy.deepcopy(model).to(device), data.to(device)
         self._batch, self._device = batch, device
 
     def __call__(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:

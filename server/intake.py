@@ -1,7 +1,8 @@
 """Who may send bulk now: uploads share one budget, wait their turn before a byte flows, and are continued later.
 
 Used by the federation, on the event loop. A share of the budget is held by a running upload and by a complete one
-that waits for the fold, never by a client that is silent or gone: what it has sent stays on the disk.
+that waits for the fold, never by a client that is silent or gone: what it has sent stays on the disk or, if small,
+in memory, within a part of the budget.
 """
 
 from __future__ import annotations

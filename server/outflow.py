@@ -23,12 +23,12 @@ async def send(
 ) -> AsyncIterator[int]:
     """The size of each piece, when the client has taken it.
 
-    `is_wanted` is asked every `stall_s` that the client reads nothing. Once it is not, the blobs are let go, and
-    nothing follows what is on its way: gRPC cannot end a call before that is read.
+    `is_wanted` is asked before each piece, and every `stall_s` that the client reads nothing. Once it is not, the
+    blobs are let go, and nothing follows what is on its way: gRPC cannot end a call before that is read.
     """
     run = bulk.Run(blobs)
     del blobs
-    while run.left:
+    while run.left and is_wanted():
         piece = run.take(window.piece_bytes())
         data, size = bulk.pack_chunk(faults.through_all("server.download", piece)), bulk.size_of(piece)
         del piece

@@ -151,10 +151,10 @@ class FederationServicer(rpc.FederationServicer):
             with self._downward.transfer():
                 async for size in going:
                     node.bytes_down, left = node.bytes_down + size, left - size
-                    if node.session != session:
-                        await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
+            if node.session != session:
+                await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
             if left:
-                await context.abort(grpc.StatusCode.ABORTED, _GONE)
+                await context.abort(grpc.StatusCode.NOT_FOUND, _GONE)
         for each in _NOTHING:  # makes it a generator, as streams are to the gate
             yield each
 

@@ -87,12 +87,17 @@ class FileStore:
             self._path.unlink(missing_ok=True)
 
 
+class _Bytes(bytearray):
+    """One that can say when nobody holds it any more."""
+
+
 class MemoryStore:
-    """Bytes in memory: for small uploads, where making a file costs more than all that goes into it."""
+    """Bytes in memory: for small uploads, of which there are many."""
 
     def __init__(self, free: Callable[[], None]) -> None:
-        """`free` is called once, when the upload is taken or dropped."""
-        self._data, self._free = bytearray(), weakref.finalize(self, free)
+        """`free` is called once, when nobody holds the bytes any more."""
+        self._data = _Bytes()
+        weakref.finalize(self._data, free)
 
     def append(self, data: Data) -> None:
         """More of them."""
@@ -106,5 +111,4 @@ class MemoryStore:
 
     def discard(self) -> None:
         """Drop them."""
-        self._data = bytearray()
-        self._free()
+        self._data = _Bytes()

@@ -109,7 +109,7 @@ def test_who_does_not_read_a_download_delays_nobody_and_holds_no_model(tmp_path:
             for call in unread:
                 with pytest.raises(grpc.aio.AioRpcError) as ended:
                     _ = [chunk async for chunk in call]
-                assert ended.value.code() is grpc.StatusCode.ABORTED
+                assert ended.value.code() is grpc.StatusCode.NOT_FOUND
             await until(lambda: slow.node.calls == 0)
 
     in_loop(run())

@@ -75,7 +75,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def trained(values: dict[str, Any], device: torch.device, rounds: int = 2) -> dict[str, Tensor]:
-    """State of a small network after some rounds of two epochs; nothing is left over between two calls."""
+    """State of a small network after some rounds of three epochs; nothing is left over between two calls."""
     torch.manual_seed(0)
     name = values.get("method", {}).get("name", "fednc")
     task = make_task(name, channels=3, norm="batch", augment="crop-flip")

@@ -48,7 +48,7 @@ class FewShotTask(ImageTask):
         self.options = self.options.model_copy(update={"classes": self.options.classes + later})
         self.options._takes_unknown = any(session.start == "operator" for session in run.sessions)
         _check(self.registry.names, run)
-        _check_room(self.label_space - len(self.registry.names), self.stages[0].classes, run)
+        _check_room(self.label_space, self.stages[0].classes, run)
 
     @property
     def memory_dim(self) -> int:
@@ -200,8 +200,12 @@ def _check(names: tuple[str, ...], run: RunConfig) -> None:
         raise ConfigError("task.classes: the beginning and the sessions have one class together; give two or more")
 
 
-def _check_room(spare: int, base: int, run: RunConfig) -> None:
-    """Raises ConfigError: virtual classes without vertices."""
+def _check_room(vertices: int, base: int, run: RunConfig) -> None:
+    """Raises ConfigError: virtual classes without vertices.
+
+    Classes that an operator names take whatever vertex is next: by then virtual classes have done their work.
+    """
+    spare = vertices - base - sum(len(one.classes) for one in run.sessions if one.start != "operator")
     if run.method.virtual_share and spare < TURNS * base:
         raise ConfigError(
             f"method.virtual_share: {base} classes turned {TURNS} ways need {TURNS * base} spare vertices, there "
