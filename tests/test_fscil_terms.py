@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 import torch
 from fewshot_setting import DOT, D, K, carry_out, config, guide
+from flwr.app import RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fednc.common import tasks
+from fednc.client.hooks import Hooks
+from fednc.client.initialise import Volunteer
+from fednc.client.resident import Resident
+from fednc.common import arrays, exchange, tasks
 from fednc.common.config import parse_run
 from fednc.common.errors import ConfigError
-from fednc.common.frame import unit
+from fednc.common.frame import draw_frame, unit
 from fednc.common.heads import CosineHead, FrameHead, logits
+from fednc.common.initialise import messages
+from fednc.common.initialise.probe import Layout
+from fednc.common.memory import ClassMemory
+from fednc.common.stages import with_names
 from fednc.common.tasks.fewshot.objective import deviation, rehearsed, session_loss
 from fednc.common.tasks.fewshot.virtual import TURNS, with_virtual
 from fednc.common.tasks.image.splits import at_few_sites
@@ -118,3 +126,33 @@ def test_a_run_whose_later_classes_are_at_one_site_asks_that_site_alone() -> Non
     assert replies[:2] == [3, 3]
     assert all(1 <= found <= 2 for found in replies[2:])  # two classes: one site or two
     assert result.state.memory.seen_K[:10].all()
+
+
+def test_an_operator_may_name_classes_where_virtual_ones_had_their_place() -> None:
+    sessions = [{"classes": [], "shots": 5, "rounds": 1, "start": "operator"}]
+    run = config(method={**DOT, "virtual_share": 0.5}, frame={"dim": 32, "vertices": 24}, sessions=sessions)
+    assert tasks.get(run).label_space == 24
+    named = tasks.get(with_names(run, 1, ("6", "7")))  # the run is under way: it must not end here
+    assert named.class_names[-2:] == ("6", "7")
+
+
+def test_the_gradient_of_one_batch_is_the_same_at_every_asking() -> None:
+    run = config(
+        method={**DOT, "virtual_share": 0.5}, frame={"dim": 32, "vertices": 30}, init={"kind": "nio-exact"}
+    )
+    task = tasks.get(run)
+    here = Resident(
+        run=run, task=task, model=task.build_model(), train=task.load_train("digits", None, None),
+        held_out=task.load_test("digits"), device=torch.device("cpu"), node="a", min_sum_examples=1,
+    )  # fmt: skip
+    frame = draw_frame(30, 32, 0)
+    guide = exchange.make_guide(run, frame, ClassMemory.empty(30, task.memory_dim), 1)
+    mine, _ = here.at(task.stage(1))
+    volunteer = Volunteer(here, mine, task.within_stage(guide, 1), Hooks())
+    order = RecordDict({messages.ORDER: messages.Order(iteration=0).to_record()})
+    layout = Layout.of(here.model, task.shared_keys(here.model))
+    order[messages.INIT] = arrays.to_record({messages.SCALE: torch.ones(len(layout.scaled))})
+    first, again = (messages.answer_in(volunteer.gradient(order), layout) for _ in range(2))
+    assert first is not None
+    assert again is not None
+    assert torch.equal(first.unit_N, again.unit_N)
