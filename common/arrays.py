@@ -70,13 +70,13 @@ def _piece_of_memory(size: int) -> NDArray[np.uint8]:
 
 
 def _idle(size: int) -> NDArray[np.uint8]:
-    """A free piece that is not much too large, else a new one."""
+    """The piece freed last that is not much too large, else a new one."""
     for _ in range(len(_IDLE)):
         with suppress(IndexError):  # another thread took it
-            owner = _IDLE.popleft()
+            owner = _IDLE.pop()
             if size <= owner.size <= 2 * size:
                 return owner
-            _IDLE.append(owner)
+            _IDLE.appendleft(owner)
     return np.empty(size, np.uint8)
 
 
@@ -116,11 +116,6 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
         header, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     )
     return header.getvalue()
-
-
-def from_tensor(value: Tensor) -> Array:
-    """An `Array` of a tensor on any device, of any dtype that travels."""
-    return to_record({"": value})[""]
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:

@@ -276,7 +276,7 @@ def test_any_four_bytes_are_folded_or_refused(data):
     """Whatever a client sends as a float32: it is its own mean, or it was no number within the bound."""
     (value,) = struct.unpack("<f", data)
     record = ArrayRecord()
-    record["w"] = arrays.from_tensor(torch.frombuffer(bytearray(data), dtype=torch.float32))
+    record["w"] = arrays.to_record({"w": torch.frombuffer(bytearray(data), dtype=torch.float32)})["w"]
     fold = started({"w": torch.ones(1)}, [1])
     try:
         fold.add(record, 1)
