@@ -31,10 +31,10 @@ _DIGITS = 6  # kept of figures: a file for people, not for arithmetic
 def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], None]) -> list[dict[str, Any]]:
     """What the files of `rows`, which have one `Row.training`, say of the outcome: failure, summary, rounds.
 
-    The run is that of a row that needs the class memory, where one does: making it changes no model, so that every
-    row gets the figures of a run of its own, bit for bit.
+    The run is that of the row that needs most of the class memory: making it changes no model, so that every row
+    gets the figures of a run of its own, bit for bit.
     """
-    lead = next((row for row in rows if row.run.method.uses_memory), rows[0])
+    lead = max(rows, key=lambda row: (row.run.method.needs_moments, row.run.method.uses_memory))
     run = _placed(lead.run, data)
     assert run.split is not None
     names = [f"client-{index:03d}" for index in range(run.split.parts)]

@@ -17,7 +17,7 @@ from fednc.client.initialise import Volunteer
 from fednc.client.objectives import additions
 from fednc.client.past import Past
 from fednc.client.resident import Resident, resident
-from fednc.client.withhold import withhold
+from fednc.client.withhold import sendable
 from fednc.common import arrays, codec, exchange, seeds
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError
@@ -56,7 +56,8 @@ def train(message: Message, context: Context) -> Message:
     if news:
         content[EXTRA] = arrays.to_record(news)
     if order.wants_sums:
-        content[SUMS] = exchange.sums_record(_sent(here, mine, stage)[0])
+        moment = here.run.method.needs_moments and here.run.method.memory_model == "local"
+        content[SUMS] = exchange.sums_record(_sent(here, mine, stage, moment=moment)[0])
     metrics = {f"loss/{name}": value for name, value in result.losses.items()}
     content[METRICS] = MetricRecord(
         {EXAMPLES: mine.examples, "steps": result.steps, "seconds": result.seconds, **metrics}
@@ -70,7 +71,7 @@ def memory(message: Message, context: Context) -> Message:
     _, here, stage = _prepare(message, context)
     _load_model(message, here)
     mine, _ = here.at(stage)
-    sums, withheld = _sent(here, mine, stage)
+    sums, withheld = _sent(here, mine, stage, moment=here.run.method.needs_moments)
     metrics = MetricRecord({EXAMPLES: mine.examples, WITHHELD: withheld})
     return Message(RecordDict({SUMS: exchange.sums_record(sums), METRICS: metrics}), reply_to=message)
 
@@ -161,16 +162,18 @@ def _encode(here: Resident, keys: list[str], global_state: dict[str, Tensor], pa
 
 def _own(guide: Guide, here: Resident, mine: TaskData) -> Guide:
     """With this client's own class means of the model it was sent, where they stand in for the class memory."""
-    return with_own_means(guide, _sums(here, mine)) if here.run.method.memory_source == "own" else guide
+    if here.run.method.memory_source != "own":
+        return guide
+    return with_own_means(guide, _sums(here, mine, torch.ones_like(mine.count_K, dtype=torch.bool)))
 
 
-def _sums(here: Resident, mine: TaskData) -> ClassSums:
-    return trainer.class_sums(
-        here.task, here.model, mine, here.run.evaluate.batch, here.task.memory_dim, CURRENT.get()
-    )
+def _sums(here: Resident, mine: TaskData, told_K: Tensor, *, moment: bool = False) -> ClassSums:
+    batch, hooks = here.run.evaluate.batch, CURRENT.get()
+    return trainer.class_sums(here.task, here.model, mine, batch, hooks, told_K, moment=moment)
 
 
-def _sent(here: Resident, mine: TaskData, stage: Stage) -> tuple[ClassSums, int]:
+def _sent(here: Resident, mine: TaskData, stage: Stage, *, moment: bool) -> tuple[ClassSums, int]:
     """What of the class sums leaves this machine, and how many classes do not; said once in a stage."""
     told = here.told.setdefault(stage.number, set())
-    return withhold(_sums(here, mine), here.min_sum_examples, here.task.class_names, told)
+    told_K = sendable(mine.count_K, here.min_sum_examples, here.task.class_names, told)
+    return _sums(here, mine, told_K, moment=moment), int((~told_K).sum())

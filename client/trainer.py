@@ -141,15 +141,23 @@ class _Meter:
         return LocalResult(self._examples, self._steps, now - self._started, losses)
 
 
-def class_sums(task: Task, model: nn.Module, data: TaskData, batch: int, dim: int, hooks: Hooks) -> ClassSums:
+def class_sums(
+    task: Task, model: nn.Module, data: TaskData, batch: int, hooks: Hooks, told_K: Tensor, *, moment: bool
+) -> ClassSums:
     """Sums and counts of unit features over each class: evaluation mode, no augmentation, one pass.
 
     Summed where the model is, which no batch waits for; the sums are on the CPU.
+
+    Args:
+        told_K: bool, classes that are summed.
+        moment: second moments too.
     """
-    sums = ClassSums.zeros(task.label_space, dim, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    sums, told_K = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment), told_K.to(device)
     for piece in _evaluating(model, data, batch, hooks):
         feat_BD, label_B = task.embed(model, piece)
-        sums.add_batch(feat_BD, label_B)
+        sums.add_batch(feat_BD * told_K[label_B.reshape(-1)].unsqueeze(1), label_B)
+    sums.count_K.mul_(told_K)
     return sums.to(torch.device("cpu"))
 
 

@@ -58,13 +58,14 @@ class Instruction:
 
 def guide_record(frame: Frame, memory: ClassMemory) -> ArrayRecord:
     """Frame and memory as they travel; the frame's bytes never change, so they travel once."""
-    return arrays.to_record({"frame": frame.etf_KD, "mean": memory.mean_KD, "seen": memory.seen_K})
+    metric = {} if memory.metric_DD is None else {"metric": memory.metric_DD}
+    return arrays.to_record({"frame": frame.etf_KD, "mean": memory.mean_KD, "seen": memory.seen_K, **metric})
 
 
 def guide_of(content: RecordDict, method: MethodSection, server_round: int, count_K: Tensor) -> Guide:
     """The guide of an instruction, checked. Raises ProtocolError."""
     record = record_of(content, GUIDE, ArrayRecord)
-    if record is None or set(record) != {"frame", "mean", "seen"}:
+    if record is None or set(record) - {"metric"} != {"frame", "mean", "seen"}:
         raise ProtocolError("the instruction has no complete 'guide' record")
     tensors = arrays.from_record(record)
     return Guide(
@@ -72,6 +73,7 @@ def guide_of(content: RecordDict, method: MethodSection, server_round: int, coun
         etf_KD=tensors["frame"],
         mean_KD=tensors["mean"],
         seen_K=tensors["seen"],
+        metric_DD=tensors.get("metric"),
         count_K=count_K,
         memory_ramp=memory_ramp(method, server_round),
     )
@@ -84,6 +86,7 @@ def make_guide(run: RunConfig, frame: Frame, memory: ClassMemory, server_round: 
         etf_KD=frame.etf_KD,
         mean_KD=memory.mean_KD,
         seen_K=memory.seen_K,
+        metric_DD=memory.metric_DD,
         count_K=torch.zeros(frame.vertices, dtype=torch.int64),
         memory_ramp=memory_ramp(run.method, server_round),
     )

@@ -60,6 +60,7 @@ class ExportedModel(nn.Module):
     etf_KD: Tensor
     mean_KD: Tensor
     seen_K: Tensor
+    metric_DD: Tensor | None
 
     def __init__(
         self, task: Task, model: nn.Module, frame: Frame, memory: ClassMemory, class_names: tuple[str, ...]
@@ -72,6 +73,7 @@ class ExportedModel(nn.Module):
         self.register_buffer("etf_KD", frame.etf_KD)
         self.register_buffer("mean_KD", memory.mean_KD)
         self.register_buffer("seen_K", memory.seen_K)
+        self.register_buffer("metric_DD", memory.metric_DD)
         self.eval()
 
     @property
@@ -82,6 +84,7 @@ class ExportedModel(nn.Module):
             etf_KD=self.etf_KD,
             mean_KD=self.mean_KD,
             seen_K=self.seen_K,
+            metric_DD=self.metric_DD,
             count_K=torch.zeros_like(self.seen_K, dtype=torch.int64),
             classes=len(self.class_names) if self.task.takes_sessions else None,
         )

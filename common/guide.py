@@ -27,6 +27,7 @@ class Guide:
         etf_KD: unit rows with pairwise cosine -1/(K-1); frozen, never in an optimiser; on the model's device.
         mean_KD: the class memory v_c (not renormalised: |v_c| <= 1 is its confidence); zero rows where unseen.
         seen_K: bool, the classes that have a memory.
+        metric_DD: in which distances to the memory are measured; None: as they are.
         count_K: examples of each class that *this client* trains on; zeros where it has none.
         memory_ramp: factor 0 ... 1 on the memory terms of the loss (warm-up).
         companions: frozen models that the loss compares the trained one with; the client's own, they never travel.
@@ -45,6 +46,7 @@ class Guide:
     classes: int | None = None
     earlier: int = 0
     virtual: int = 0
+    metric_DD: Tensor | None = None
 
     def to(self, device: torch.device) -> Guide:
         """The same guide with its tensors on `device`."""
@@ -54,6 +56,7 @@ class Guide:
             mean_KD=self.mean_KD.to(device),
             seen_K=self.seen_K.to(device),
             count_K=self.count_K.to(device),
+            metric_DD=None if self.metric_DD is None else self.metric_DD.to(device),
         )
 
 

@@ -1,4 +1,4 @@
-"""Class memory: per-class sums of unit features, the global vector per class, and the drift between clients.
+"""Class memory: per-class sums of unit features, and the global vector per class.
 
 Sums are made by clients, merged by the server as replies arrive, kept in checkpoints. Must not know where features
 come from: the width is whatever the task embeds, equal to the frame's or not.
@@ -7,14 +7,17 @@ Why the merge is exact in any order. A float64 running sum is not: (a+b)+c and a
 each feature is rounded to a common fixed grid, multiples of 2^-24, before it is added. Features lie in the unit
 ball, so up to 2^29 of them per class add up to less than 2^53 steps of the grid, and every sum on the way is a
 float64 without rounding: identical bits for any order, batch size, partition over clients, or device. The price is
-at most 2^-25 per coordinate of a mean, less than float32 rounds away anyway.
+at most 2^-25 per coordinate of a mean, less than float32 rounds away anyway. Second moments are sums of products
+of features that were rounded to multiples of 2^-15: the products are multiples of 2^-30, so a plain matrix product
+is as exact, up to 2^23 examples in the whole federation.
 
-Legend: K label space, D feature width, B batch.
+Legend: K label space, D feature width, B batch, T = D (D + 1) / 2 places of an upper triangle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NoReturn, Self
 
@@ -22,9 +25,10 @@ import torch
 from torch import Tensor
 
 from fednc.common.errors import ProtocolError
+from fednc.common.metric import inverse_covariance
 
 SUM_GRID_BITS = 24  # exact for up to 2^29 examples of a class in the whole federation
-DRIFT_GRID_BITS = 32  # exact for up to 2^21 clients; finer, for the drift is a difference of near-equal numbers
+MOMENT_GRID_BITS = 30  # of products; their factors have half as many
 NORM_SLACK = 1e-6  # float32 unit vectors may be this much longer than 1
 
 
@@ -35,27 +39,41 @@ class ClassSums:
     Attributes:
         sum_KD: float64, per class the sum of its features (unit vectors).
         count_K: int64, examples in each sum.
+        moment_DD: float64, sum of h h^T over the features h of all classes; None where the read-out needs none.
     """
 
     sum_KD: Tensor
     count_K: Tensor
+    moment_DD: Tensor | None = None
 
     @classmethod
-    def zeros(cls, label_space: int, dim: int, device: torch.device | None = None) -> ClassSums:
-        """Sums over no examples."""
+    def zeros(
+        cls, label_space: int, dim: int, device: torch.device | None = None, *, moment: bool = False
+    ) -> ClassSums:
+        """Sums over no examples, with second moments if `moment`."""
         return cls(
             sum_KD=torch.zeros(label_space, dim, dtype=torch.float64, device=device),
             count_K=torch.zeros(label_space, dtype=torch.int64, device=device),
+            moment_DD=torch.zeros(dim, dim, dtype=torch.float64, device=device) if moment else None,
         )
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ClassSums:
         """What `to_tensors` gave. Raises ProtocolError: names, types or shapes are not those of class sums."""
-        return cls(**_checked(tensors, "class sums", sum_KD=torch.float64, count_K=torch.int64))
+        types = {"sum_KD": torch.float64, "count_K": torch.int64}
+        if "moment_T" not in tensors:
+            return cls(**_checked(tensors, "class sums", types))
+        found = _checked(tensors, "class sums", {**types, "moment_T": torch.float32})
+        return cls(
+            sum_KD=found["sum_KD"],
+            count_K=found["count_K"],
+            moment_DD=_square(found["moment_T"].double(), found["sum_KD"].shape[1]),
+        )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """By name, for the wire and checkpoints."""
-        return {"sum_KD": self.sum_KD, "count_K": self.count_K}
+        """By name, for the wire. Of second moments the upper triangle, in float32: rounded, but on the grid."""
+        sums = {"sum_KD": self.sum_KD, "count_K": self.count_K}
+        return sums if self.moment_DD is None else {**sums, "moment_T": _triangle(self.moment_DD).float()}
 
     @property
     def mean_KD(self) -> Tensor:
@@ -64,9 +82,12 @@ class ClassSums:
 
     def add_batch(self, feat_BD: Tensor, label_B: Tensor) -> Self:
         """Add unit features (any float type) with their labels (any shape of B elements), in place."""
-        label_B = label_B.reshape(-1)
-        self.sum_KD.index_add_(0, label_B, _on_grid(feat_BD.detach().double(), SUM_GRID_BITS))
+        label_B, feat_BD = label_B.reshape(-1), feat_BD.detach().double()
+        self.sum_KD.index_add_(0, label_B, on_grid(feat_BD, SUM_GRID_BITS))
         self.count_K.index_add_(0, label_B, torch.ones_like(label_B, dtype=torch.int64))
+        if self.moment_DD is not None:
+            coarse_BD = on_grid(feat_BD, MOMENT_GRID_BITS // 2)
+            self.moment_DD.addmm_(coarse_BD.T, coarse_BD)
         return self
 
     def merge(self, other: ClassSums) -> Self:
@@ -74,16 +95,30 @@ class ClassSums:
         if other.sum_KD.shape != self.sum_KD.shape:
             _refuse(f"shape {list(other.sum_KD.shape)} instead of {list(self.sum_KD.shape)}")
         # A peer may send sums that are off the grid (noise, another version); ours do not change here.
-        self.sum_KD.copy_(_on_grid(self.sum_KD, SUM_GRID_BITS) + _on_grid(other.sum_KD, SUM_GRID_BITS))
+        self.sum_KD.copy_(on_grid(self.sum_KD, SUM_GRID_BITS) + on_grid(other.sum_KD, SUM_GRID_BITS))
         self.count_K.add_(other.count_K)
+        if self.moment_DD is not None and other.moment_DD is not None:
+            self.moment_DD.add_(on_grid(other.moment_DD, MOMENT_GRID_BITS))
         return self
 
     def __add__(self, other: ClassSums) -> ClassSums:
-        return ClassSums(sum_KD=self.sum_KD.clone(), count_K=self.count_K.clone()).merge(other)
+        return self.map(Tensor.clone).merge(other)
 
     def to(self, device: torch.device) -> ClassSums:
         """The same sums on `device`."""
-        return ClassSums(sum_KD=self.sum_KD.to(device), count_K=self.count_K.to(device))
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> ClassSums:
+        """With `change` of each tensor."""
+        moment_DD = None if self.moment_DD is None else change(self.moment_DD)
+        return ClassSums(sum_KD=change(self.sum_KD), count_K=change(self.count_K), moment_DD=moment_DD)
+
+    @property
+    def scatter_DD(self) -> Tensor:
+        """float64 covariance of features around their class means, over all classes; needs second moments."""
+        assert self.moment_DD is not None
+        between_DD = (self.sum_KD.T * self.count_K.clamp(min=1).reciprocal()) @ self.sum_KD
+        return (self.moment_DD - between_DD) / self.count_K.sum().clamp(min=1)
 
 
 def check_sums(sums: ClassSums, label_space: int, declared_examples: int) -> None:
@@ -107,6 +142,21 @@ def check_sums(sums: ClassSums, label_space: int, declared_examples: int) -> Non
     if too_long_K.any():
         c = int(too_long_K.nonzero()[0])
         _refuse(f"a sum of length {norm_K[c].item():.6g} for the {int(sums.count_K[c])} examples of class {c}")
+    if sums.moment_DD is not None:
+        _check_moment(sums.moment_DD, int(sums.count_K.sum()))
+
+
+def _check_moment(moment_DD: Tensor, examples: int) -> None:
+    """Squares of unit features add up to their number, and no product is larger than its two squares allow."""
+    square_D = moment_DD.diagonal()
+    if not torch.isfinite(moment_DD).all() or (square_D < 0).any():
+        _refuse("second moments that are not finite, or negative squares")
+    # Twice what rounding can add to the squares of unit vectors.
+    slack = examples * math.sqrt(len(square_D)) * 2.0 ** (1 - MOMENT_GRID_BITS // 2)
+    if abs(square_D.sum().item() - examples) > slack:
+        _refuse(f"squares that add up to {square_D.sum().item():.6g} for {examples} examples")
+    if (moment_DD.abs() > (square_D[:, None] * square_D).sqrt() + slack).any():
+        _refuse("a product of two features larger than their squares allow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +169,13 @@ class ClassMemory:
     Attributes:
         mean_KD: float32; not renormalised, so that its length (at most 1) tells how concentrated the class is.
         seen_K: bool, classes that somebody ever held; the rows of the others are zero.
+        metric_DD: float32, in which a feature's distance to a class is measured: the inverse of the features'
+            covariance around their class means (`metric.py`). None before it was known, or where nothing needs it.
     """
 
     mean_KD: Tensor
     seen_K: Tensor
+    metric_DD: Tensor | None = None
 
     @classmethod
     def empty(cls, label_space: int, dim: int) -> ClassMemory:
@@ -132,16 +185,21 @@ class ClassMemory:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ClassMemory:
         """What `to_tensors` gave. Raises ProtocolError: names, types or shapes are not those of a memory."""
-        return cls(**_checked(tensors, "class memory", mean_KD=torch.float32, seen_K=torch.bool))
+        types = {"mean_KD": torch.float32, "seen_K": torch.bool}
+        if "metric_DD" in tensors:
+            types["metric_DD"] = torch.float32
+        return cls(**_checked(tensors, "class memory", types))
 
     def to_tensors(self) -> dict[str, Tensor]:
         """By name, for the wire and checkpoints."""
-        return {"mean_KD": self.mean_KD, "seen_K": self.seen_K}
+        known = {"mean_KD": self.mean_KD, "seen_K": self.seen_K}
+        return known if self.metric_DD is None else {**known, "metric_DD": self.metric_DD}
 
     def update(self, sums: ClassSums, momentum: float) -> ClassMemory:
         """v <- w for a class seen for the first time, else momentum v + (1 - momentum) w; w is the mean in `sums`.
 
-        Classes without examples in `sums` keep their vector, bit for bit.
+        Classes without examples in `sums` keep their vector, bit for bit. The metric is that of `sums` alone: it
+        is over all classes, so few clients are enough for it.
         """
         held_K = sums.count_K > 0
         keep_K1 = momentum * self.seen_K.double().unsqueeze(1)
@@ -150,53 +208,12 @@ class ClassMemory:
             self,
             mean_KD=torch.where(held_K.unsqueeze(1), moved_KD.float(), self.mean_KD),
             seen_K=self.seen_K | held_K,
+            metric_DD=self.metric_DD if sums.moment_DD is None else _metric(sums),
         )
 
 
-@dataclass(eq=False)
-class DriftSums:
-    """Cross-client class drift, streamed: mean over classes c and over clients k holding c of |v_kc - v_c|^2.
-
-    v_kc is the client's own class mean and v_c the plain mean of these over the clients holding c. Kept as sums of
-    1, v and |v|^2 per class, for mean |v - mean v|^2 = mean |v|^2 - |mean v|^2: no list of clients, any order.
-
-    Attributes:
-        square_K: float64, sum over clients of |v_kc|^2.
-        sum_KD: float64, sum over clients of v_kc.
-        clients_K: int64, clients holding the class.
-    """
-
-    square_K: Tensor
-    sum_KD: Tensor
-    clients_K: Tensor
-
-    @classmethod
-    def zeros(cls, label_space: int, dim: int) -> DriftSums:
-        """No client yet."""
-        return cls(
-            square_K=torch.zeros(label_space, dtype=torch.float64),
-            sum_KD=torch.zeros(label_space, dim, dtype=torch.float64),
-            clients_K=torch.zeros(label_space, dtype=torch.int64),
-        )
-
-    def add_client(self, sums: ClassSums) -> Self:
-        """Add one client's class sums, in place."""
-        held_K = sums.count_K > 0
-        mean_KD = _on_grid(torch.where(held_K.unsqueeze(1), sums.mean_KD, 0.0), DRIFT_GRID_BITS)
-        self.square_K.add_(_on_grid(mean_KD.square().sum(dim=1), DRIFT_GRID_BITS))
-        self.sum_KD.add_(mean_KD)
-        self.clients_K.add_(held_K)
-        return self
-
-    def value(self) -> float:
-        """The drift; NaN before any client held any class."""
-        clients_K = self.clients_K.clamp(min=1)
-        centre_KD = self.sum_KD / clients_K.unsqueeze(1)
-        spread_K = (self.square_K / clients_K - centre_KD.square().sum(dim=1)).clamp(min=0)
-        return spread_K[self.clients_K > 0].mean().item()
-
-
-def _on_grid(value: Tensor, bits: int) -> Tensor:
+def on_grid(value: Tensor, bits: int) -> Tensor:
+    """Rounded to multiples of 2^-bits."""
     return torch.round(value * 2.0**bits) * 2.0**-bits
 
 
@@ -204,20 +221,36 @@ def _refuse(what: str) -> NoReturn:
     raise ProtocolError(f"class sums with {what}: this client's update is not used")
 
 
-def _checked(tensors: Mapping[str, Tensor], what: str, **dtypes: torch.dtype) -> dict[str, Tensor]:
-    """`tensors` if they are a matrix [K, D] and a vector [K] with just these names and types, in this order."""
+def _metric(sums: ClassSums) -> Tensor:
+    """The metric of a round's sums."""
+    return inverse_covariance(sums.scatter_DD, int(sums.count_K.sum() - (sums.count_K > 0).sum())).float()
+
+
+def _triangle(moment_DD: Tensor) -> Tensor:
+    upper, across = torch.triu_indices(*moment_DD.shape)
+    return moment_DD[upper, across]
+
+
+def _square(moment_T: Tensor, dim: int) -> Tensor:
+    upper, across = torch.triu_indices(dim, dim)
+    moment_DD = moment_T.new_zeros(dim, dim)
+    moment_DD[upper, across] = moment_DD[across, upper] = moment_T
+    return moment_DD
+
+
+def _checked(tensors: Mapping[str, Tensor], what: str, types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """`tensors` if they have just these names and types and fit each other: [K, D], [K], then [D, D] or [T]."""
     given = {name: (value.dtype, list(value.shape)) for name, value in tensors.items()}
-    matrix, vector = (tensors.get(name) for name in dtypes)
-    fits = (
-        matrix is not None
-        and vector is not None
-        and {name: dtype for name, (dtype, _) in given.items()} == dtypes
-        and (matrix.dim(), vector.dim()) == (2, 1)
-        and matrix.shape[0] == vector.shape[0]
-    )
-    if not fits:
+    if {name: dtype for name, (dtype, _) in given.items()} != types or not _fit(*(tensors[n] for n in types)):
         raise ProtocolError(
-            f"not a {what}: given {given}, expected a matrix [K, D] and a vector [K] with types {dtypes}. "
+            f"not a {what}: given {given}, expected a matrix [K, D] and a vector [K] with types {types}. "
             "Update both sides to the same version of fednc."
         )
     return dict(tensors)
+
+
+def _fit(matrix: Tensor, vector: Tensor, square: Tensor | None = None) -> bool:
+    if (matrix.dim(), vector.dim()) != (2, 1) or matrix.shape[0] != vector.shape[0]:
+        return False
+    dim = matrix.shape[1]
+    return square is None or list(square.shape) in ([dim, dim], [dim * (dim + 1) // 2])

@@ -15,5 +15,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fedntd": {"head": "linear", "loss": "ce", "readout": "head", "distil": 1.0},
     "fedlc": {"head": "linear", "loss": "calibrated-ce", "readout": "head"},
     "fedetf": {"head": "frame", "loss": "balanced-ce", "train_scale": True, "readout": "vertex"},
-    "fednc": {"head": "frame", "loss": "balanced-ce", "scale": 4.0, "readout": "blend"},
+    "fednc": {"head": "frame", "loss": "balanced-ce", "scale": 4.0, "readout": "discriminant"},
 }

@@ -24,6 +24,10 @@ def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> T
     * `memory`: the nearest class mean, s (h . v_c - |v_c|^2 / 2) = -s/2 |h - v_c|^2 + const, and -inf for a class
       never seen. The square matters: without it a class whose features are concentrated (long v_c) wins too often.
       While nothing is seen, the head as trained.
+    * `discriminant`: the nearest class mean in the metric A of the memory, the inverse covariance of features
+      around their means: h . A v_c - v_c . A v_c / 2 with h and v_c less the mean of all v_c, Fisher's linear
+      discriminant. It is the log-likelihood of a class less that of the mean, so it has no scale; -inf for a class
+      never seen. While nothing is seen, the head as trained.
     * `blend`: both, s ((1 - w) h . m_c + w (h . v_c - |v_c|^2 / 2)), w = 1 / (2 - k^2) with k the mean length of
       the memories: features of variance 1 - k^2 around their class means make the nearest mean 1 / (1 - k^2)
       times as sure, so w grows from 1/2 to 1 as classes collapse. A class never seen has v_c = k m_c: its vertex
@@ -34,7 +38,7 @@ def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> T
     readout = guide.method.readout
     if readout in ("head", "vertex"):
         score_BK = logits(head, feat_BD, guide)
-    elif readout == "memory":
+    elif readout in ("memory", "discriminant"):
         score_BK = _by_memory(feat_BD, head, guide, classes)
     else:
         score_BK = _blended(feat_BD, head, guide, classes)
@@ -43,7 +47,12 @@ def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> T
 
 
 def _by_memory(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
-    score_BK = _scale(head, guide) * _nearest_mean(feat_BD, guide.mean_KD)
+    if guide.method.readout == "discriminant" and guide.metric_DD is not None:
+        centre_D = guide.mean_KD[guide.seen_K].mean(dim=0)
+        centred_KD = guide.mean_KD - centre_D
+        score_BK = _nearest_mean(unit(feat_BD) - centre_D, centred_KD, centred_KD @ guide.metric_DD)
+    else:
+        score_BK = _scale(head, guide) * _nearest_mean(unit(feat_BD), guide.mean_KD, guide.mean_KD)
     score_BK = score_BK.masked_fill(~guide.seen_K, -torch.inf)
     return torch.where(guide.seen_K[:classes].any(), score_BK, logits(head, feat_BD, guide))
 
@@ -53,14 +62,14 @@ def _blended(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
     length = length_K[guide.seen_K].mean().nan_to_num(0.0)
     memory_KD = torch.where(guide.seen_K.unsqueeze(1), guide.mean_KD, length * guide.etf_KD)
     weight = 1 / (2 - length.square())
-    by_vertex_BK, by_memory_BK = unit(feat_BD) @ guide.etf_KD.T, _nearest_mean(feat_BD, memory_KD)
+    by_vertex_BK, by_memory_BK = unit(feat_BD) @ guide.etf_KD.T, _nearest_mean(unit(feat_BD), memory_KD, memory_KD)
     score_BK = _scale(head, guide) * torch.lerp(by_vertex_BK, by_memory_BK, weight)
     return torch.where(guide.seen_K[:classes].any(), score_BK, logits(head, feat_BD, guide))
 
 
-def _nearest_mean(feat_BD: Tensor, mean_KD: Tensor) -> Tensor:
-    """h . v - |v|^2 / 2, which is 1/2 - |h - v|^2 / 2, [B, K]."""
-    return unit(feat_BD) @ mean_KD.T - mean_KD.square().sum(dim=1) / 2
+def _nearest_mean(feat_BD: Tensor, mean_KD: Tensor, axis_KD: Tensor) -> Tensor:
+    """h . a - v . a / 2 with a = A v, [B, K]: the squared distances |h|^2 / 2 - |h - v|^2 / 2 in the metric A."""
+    return feat_BD @ axis_KD.T - (mean_KD * axis_KD).sum(dim=1) / 2
 
 
 def _scale(head: Head, guide: Guide) -> Tensor | float:

@@ -117,10 +117,7 @@ class MethodSection(Section):
     memory_momentum: Share = Field(
         0.0, description="share of the old memory kept at each update; raise it when few clients take part"
     )
-    memory_source: Annotated[
-        Literal["memory", "vertex", "own", "shuffled", "stale", "random"],
-        LATER,
-    ] = Field(
+    memory_source: Annotated[Literal["memory", "vertex", "own", "shuffled", "stale", "random"], LATER] = Field(
         "memory",
         description="what every use of the class memory is given: the memory, or, as a control that shows what it "
         "is worth, the class's vertex, the client's own class means (the server: those of one client), the memory "
@@ -137,9 +134,10 @@ class MethodSection(Section):
         description="where classes come in sessions: the memory of a class is rehearsed as so many features per "
         "step, drawn around it as far apart as its length says; 0: as the one vector that it is",
     )
-    readout: Literal["head", "vertex", "memory", "blend"] = Field(
+    readout: Literal["head", "vertex", "memory", "blend", "discriminant"] = Field(
         "vertex",
-        description="classifier at evaluation: the trained head, the vertices, the class memory, or both blended",
+        description="classifier at evaluation: the trained head, the vertices, the class memory, both blended, or "
+        "the memory in the metric of features within classes, for which clients also send their second moments",
     )
 
     @model_validator(mode="before")
@@ -151,15 +149,14 @@ class MethodSection(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.head != "frame" and (self.loss == "dot" or self.readout in ("vertex", "blend")):
+        wants_vertices = self.loss == "dot" or self.readout in ("vertex", "blend") or self.target_blend > 0
+        if self.head != "frame" and wants_vertices:
             raise ValueError(
-                f"head = {self.head!r} has no vertices: use loss 'ce' or 'balanced-ce' and readout 'head' or "
-                "'memory'"
+                f"head = {self.head!r} has no vertices: use loss 'ce' or 'balanced-ce', readout 'head', 'memory' "
+                "or 'discriminant', and target_blend = 0"
             )
-        if self.head != "frame" and self.target_blend > 0:
-            raise ValueError(f"head = {self.head!r} has no vertices to blend targets with: set target_blend = 0")
         if self.head == "frame" and self.readout == "head":
-            raise ValueError("head = 'frame' has no trained head: use readout 'vertex', 'memory' or 'blend'")
+            raise ValueError("head = 'frame' has no trained head: use another readout")
         return self
 
     @property
@@ -170,7 +167,12 @@ class MethodSection(Section):
     @property
     def uses_memory(self) -> bool:
         """Whether clients must send class sums for training or read-out."""
-        return self.trains_with_memory or self.readout in ("memory", "blend")
+        return self.trains_with_memory or self.readout in ("memory", "blend", "discriminant")
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether class sums come with second moments of all features."""
+        return self.readout == "discriminant"
 
     @property
     def trains_with_memory(self) -> bool:

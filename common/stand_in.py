@@ -70,15 +70,16 @@ class Memories:
         """
         if source == "memory":
             return self.real
-        if source in ("stale", "own"):
-            return self.early if source == "stale" else self.single
-        seen_K = self.real.seen_K
+        if source == "stale":
+            return self.early
+        if source == "own":
+            return replace(self.single, metric_DD=self.real.metric_DD)
         stand_in_KD = {
             "vertex": etf_KD,
             "shuffled": _shuffled(self.real, seed),
             "random": _random(self.real, seed),
         }
-        return ClassMemory(mean_KD=torch.where(seen_K[:, None], stand_in_KD[source], 0.0), seen_K=seen_K)
+        return replace(self.real, mean_KD=torch.where(self.real.seen_K[:, None], stand_in_KD[source], 0.0))
 
 
 class Pool:
@@ -87,8 +88,9 @@ class Pool:
     That one is the first holder in an order of all nodes drawn from `seed`: the same one while it is there.
     """
 
-    def __init__(self, label_space: int, dim: int, seed: int) -> None:
-        self.all, self.one = ClassSums.zeros(label_space, dim), ClassSums.zeros(label_space, dim)
+    def __init__(self, label_space: int, dim: int, seed: int, *, moment: bool = False) -> None:
+        self.all = ClassSums.zeros(label_space, dim, moment=moment)
+        self.one = ClassSums.zeros(label_space, dim)
         self._seed, self._rank_K = seed, torch.full((label_space,), torch.iinfo(torch.int64).max)
 
     def add(self, sums: ClassSums, node: int) -> None:

@@ -103,12 +103,14 @@ class Agreement:
             initial: what is scaled before round 1, if anything.
         """
         weights = {key: Expected.like(value, task.run.link.codec) for key, value in model.items()}
-        sums = _layout(ClassSums.zeros(frame.vertices, task.memory_dim).to_tensors())
+        method, shape = task.run.method, (frame.vertices, task.memory_dim)
+        sums = _layout(ClassSums.zeros(*shape, moment=method.needs_moments).to_tensors())
+        local = sums if method.memory_model == "local" else _layout(ClassSums.zeros(*shape).to_tensors())
         additions = {EXTRA: _layout(extra)} if extra else {}
         return cls(
             label_space=task.label_space,
             forms={
-                TRAIN: ReplyForm(required={MODEL: weights, **additions}, optional={SUMS: sums}),
+                TRAIN: ReplyForm(required={MODEL: weights, **additions}, optional={SUMS: local}),
                 HELLO: ReplyForm(),
                 MEMORY: ReplyForm(required={SUMS: sums}),
                 EVALUATE: ReplyForm(optional={STATS: _layout(task.no_statistics())}),

@@ -19,10 +19,11 @@ from flwr.serverapp.strategy import Strategy
 
 from fednc.common import exchange, faults, seeds
 from fednc.common.config import RunConfig
+from fednc.common.drift import DriftSums
 from fednc.common.exchange import EVALUATE, HELLO, MEMORY, TRAIN, Instruction
 from fednc.common.frame import Frame
 from fednc.common.guide import Guide
-from fednc.common.memory import ClassMemory, ClassSums, DriftSums
+from fednc.common.memory import ClassMemory, ClassSums
 from fednc.common.stages import Stage
 from fednc.common.stand_in import Pool
 from fednc.common.tasks.base import Stats, Task, add_stats
@@ -47,7 +48,7 @@ class FrameStrategy(Strategy):
         self._trained: list[int] = []  # whose updates are in the model of the round under way
         self._announced: dict[int, int] = {}  # examples that each node said it trains on
         self._record = RoundRecord(round=0)
-        self._local = Pool(*self._memory_shape, run.seed)
+        self._local = self._pool_of_sums()
         self._fold = Fold(state.folded)  # its memory serves every round of a stage
 
     # ---- Flower's interface --------------------------------------------------------------------------------
@@ -79,8 +80,8 @@ class FrameStrategy(Strategy):
         fold, announced = self._fold, list(self._announced.values())
         bound = NormBound.of(self.run.rounds.max_update_norm, self.state.trainable)
         fold.start(self.state.folded, announced, bound)
-        drift, self._local = DriftSums.zeros(*self._memory_shape), Pool(*self._memory_shape, self.run.seed)
-        losses, self._trained = [], []
+        self._local, losses, self._trained = self._pool_of_sums(), [], []
+        drift = DriftSums.zeros(*self._local.all.sum_KD.shape)
         for reply in self.replies.good(replies):
             node = reply.metadata.src_node_id
             loss = self.replies.take(reply, partial(self._fold_in, node=node, fold=fold, drift=drift))
@@ -222,7 +223,7 @@ class FrameStrategy(Strategy):
     def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]) -> None:
         """Class means of the new global model's features, exact: one forward pass at each client."""
         content = exchange.instruction_content(self._instruction(server_round), self.state.record)
-        pool = Pool(*self._memory_shape, self.run.seed)
+        pool = self._pool_of_sums()
         for reply in self.replies.ask(grid, content, nodes, MEMORY, server_round, timeout_s):
             sums = self.replies.take(reply, self._checked_sums)
             if sums is not None:
@@ -273,9 +274,9 @@ class FrameStrategy(Strategy):
         made = exchange.make_guide(self.run, self.frame, self.memory, server_round)
         return self.task.within_stage(made, server_round)
 
-    @property
-    def _memory_shape(self) -> tuple[int, int]:
-        return self.frame.vertices, self.task.memory_dim
+    def _pool_of_sums(self) -> Pool:
+        method, shape = self.run.method, (self.frame.vertices, self.task.memory_dim)
+        return Pool(*shape, self.run.seed, moment=method.needs_moments)
 
     def _instruction(self, server_round: int, *, wants_sums: bool = False) -> Instruction:
         return Instruction(run_json=self.run.model_dump_json(), server_round=server_round, wants_sums=wants_sums)

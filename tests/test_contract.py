@@ -72,6 +72,8 @@ def assert_same_bits(one: RunResult, other: RunResult) -> None:
         assert torch.equal(value, other.state.model[key]), key
     assert torch.equal(one.state.memory.mean_KD, other.state.memory.mean_KD)
     assert torch.equal(one.state.memory.seen_K, other.state.memory.seen_K)
+    metrics = [result.state.memory.metric_DD for result in (one, other)]
+    assert metrics == [None, None] or torch.equal(*metrics)
 
 
 VARIANTS = {

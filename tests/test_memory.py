@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fednc.common.drift import DriftSums
 from fednc.common.errors import ProtocolError
 from fednc.common.frame import unit
-from fednc.common.memory import ClassMemory, ClassSums, DriftSums, check_sums
+from fednc.common.memory import ClassMemory, ClassSums, check_sums
 
 K, D = 5, 7
 
@@ -26,11 +27,12 @@ def examples(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sums_of(feat_ND: torch.Tensor, label_N: torch.Tensor) -> ClassSums:
-    return ClassSums.zeros(K, D).add_batch(feat_ND, label_N)
+    return ClassSums.zeros(K, D, moment=True).add_batch(feat_ND, label_N)
 
 
 def identical(a: ClassSums, b: ClassSums) -> bool:
-    return torch.equal(a.sum_KD, b.sum_KD) and torch.equal(a.count_K, b.count_K)
+    moments = a.moment_DD is not None and b.moment_DD is not None and torch.equal(a.moment_DD, b.moment_DD)
+    return torch.equal(a.sum_KD, b.sum_KD) and torch.equal(a.count_K, b.count_K) and moments
 
 
 def constant_sums(**vectors: float) -> ClassSums:
@@ -48,7 +50,7 @@ def test_merge_is_pooled_data_bit_for_bit_in_any_partition_and_order(count, clie
     g = torch.Generator().manual_seed(seed + 1)
     owner_N = torch.randint(clients, (count,), generator=g)
     parts = [sums_of(feat_ND[owner_N == k], label_N[owner_N == k]) for k in range(clients)]
-    merged = ClassSums.zeros(K, D)
+    merged = ClassSums.zeros(K, D, moment=True)
     for k in torch.randperm(clients, generator=g).tolist():
         merged.merge(parts[k])
     assert identical(merged, sums_of(feat_ND, label_N))
@@ -58,13 +60,17 @@ def test_twenty_orders_of_many_clients_give_identical_bits():
     """Sums of size 1e4 off the grid, as after added noise: a plain float64 sum differs between orders here."""
     g = torch.Generator().manual_seed(0)
     parts = [
-        ClassSums(1e4 * torch.randn(K, D, dtype=torch.float64, generator=g), torch.ones(K, dtype=torch.int64))
+        ClassSums(
+            sum_KD=1e4 * torch.randn(K, D, dtype=torch.float64, generator=g),
+            count_K=torch.ones(K, dtype=torch.int64),
+            moment_DD=1e4 * torch.randn(D, D, dtype=torch.float64, generator=g),
+        )
         for _ in range(300)
     ]
     orders = [torch.randperm(300, generator=g).tolist() for _ in range(20)]
     results, naive = [], []
     for order in orders:
-        total = ClassSums.zeros(K, D)
+        total = ClassSums.zeros(K, D, moment=True)
         for k in order:
             total.merge(parts[k])
         results.append(total)
@@ -90,6 +96,30 @@ def test_plus_leaves_its_operands_alone():
     assert identical(a, before)
     assert identical(total, b + a)
     assert identical(total, a.merge(b))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 300), st.integers(0, 10**6))
+def test_second_moments_on_the_wire_are_those_of_the_data_but_for_rounding(count, seed):
+    feat_ND, label_N = examples(count, seed)
+    received = ClassSums.from_tensors(sums_of(feat_ND, label_N).to_tensors())
+    exact_DD = feat_ND.double().T @ feat_ND.double()
+    assert received.moment_DD is not None
+    torch.testing.assert_close(received.moment_DD, exact_DD, rtol=0, atol=count * 2.0**-14)
+    assert torch.equal(received.moment_DD, received.moment_DD.T)
+
+
+def test_scatter_is_the_covariance_around_class_means():
+    feat_ND, label_N = examples(4000, seed=3)
+    sums = sums_of(feat_ND, label_N)
+    centred_ND = feat_ND.double() - sums.mean_KD[label_N]
+    torch.testing.assert_close(sums.scatter_DD, centred_ND.T @ centred_ND / 4000, rtol=0, atol=1e-6)
+
+
+def test_moments_that_nobody_asked_for_are_left_aside():
+    plain, full = ClassSums.zeros(K, D), sums_of(*examples(20, seed=1))
+    assert plain.merge(full).moment_DD is None
+    assert "moment_T" not in plain.to_tensors()
 
 
 def test_labels_of_any_shape():
@@ -120,10 +150,13 @@ def test_first_memory_is_the_pooled_mean_whatever_the_momentum():
 
 
 def test_tensors_round_trip():
-    sums = sums_of(*examples(30, seed=0))
+    sums = ClassSums.from_tensors(sums_of(*examples(30, seed=0)).to_tensors())  # moments are rounded once
     memory = ClassMemory.empty(K, D).update(sums, 0.5)
     assert identical(ClassSums.from_tensors(sums.to_tensors()), sums)
-    again = ClassMemory.from_tensors(memory.to_tensors())
+    again = ClassMemory.from_tensors(dict(sorted(memory.to_tensors().items())))  # checkpoints sort names
+    assert memory.metric_DD is not None
+    assert again.metric_DD is not None
+    assert torch.equal(again.metric_DD, memory.metric_DD)
     assert torch.equal(again.mean_KD, memory.mean_KD)
     assert torch.equal(again.seen_K, memory.seen_K)
 
@@ -137,8 +170,10 @@ def test_tensors_round_trip():
         lambda t: t.update(count_K=t["count_K"][:-1]),
         lambda t: t.update(sum_KD=t["sum_KD"][0]),
         lambda t: t.update(count_K=t["count_K"].unsqueeze(1)),
+        lambda t: t.update(moment_T=t["moment_T"].double()),
+        lambda t: t.update(moment_T=t["moment_T"][:-1]),
     ],
-    ids=["missing", "extra", "type", "rows", "vector", "matrix"],
+    ids=["missing", "extra", "type", "rows", "vector", "matrix", "moment's type", "moment's size"],
 )
 def test_from_tensors_refuses_other_tensors(spoil):
     tensors = sums_of(*examples(30, seed=0)).to_tensors()
@@ -169,8 +204,25 @@ def test_identical_features_pass():
         (lambda s: s.count_K[0].add_(1), "51 examples where 50"),
         (lambda s: s.count_K[:2].fill_(2**62), "where 50"),
         (lambda s: s.count_K.fill_(2**62), "where 50"),
+        (lambda s: s.moment_DD[0, 0].fill_(torch.nan), "not finite"),
+        (lambda s: s.moment_DD[1, 1].fill_(-1.0), "negative squares"),
+        (lambda s: s.moment_DD.mul_(1.1), r"add up to 5\d.* for 50"),
+        (lambda s: s.moment_DD[0, 1].fill_(50.0), "larger than their squares"),
     ],
-    ids=["too long", "unheld", "nan", "inf", "negative", "more than declared", "huge", "wraps around"],
+    ids=[
+        "too long",
+        "unheld",
+        "nan",
+        "inf",
+        "negative",
+        "more than declared",
+        "huge",
+        "wraps around",
+        "moment nan",
+        "negative square",
+        "squares",
+        "product",
+    ],
 )
 def test_impossible_sums_are_refused(spoil, reason):
     sums = sums_of(*examples(50, seed=0))

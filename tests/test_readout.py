@@ -5,6 +5,8 @@ Legend: B batch, K label space, D feature width.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -68,6 +70,26 @@ def test_memory_is_the_nearest_class_mean():
     assert score_BK[:, ~SEEN_K].eq(-torch.inf).all()
 
 
+def test_discriminant_is_the_nearest_class_mean_in_the_metric():
+    feat_BD, root_DD = normal(20, D), normal(D, D, seed=3)
+    guide = replace(guide_for("discriminant"), metric_DD=root_DD @ root_DD.T)
+    vectors_VD = torch.cat([MEAN_KD[SEEN_K], MEAN_KD[SEEN_K].mean(dim=0, keepdim=True)])
+    *distance_KB, to_all_B = torch.cdist(vectors_VD @ root_DD, unit(feat_BD) @ root_DD).square()
+    score_BK = readout_logits(feat_BD, HEAD, guide, CLASSES)
+    expected_KB = (to_all_B - torch.stack(distance_KB)) / 2
+    torch.testing.assert_close(score_BK[:, SEEN_K].T, expected_KB, rtol=1e-4, atol=1e-4)
+    assert score_BK[:, ~SEEN_K].eq(-torch.inf).all()
+
+
+def test_discriminant_without_a_metric_and_with_none_in_it_is_the_memory():
+    feat_BD, by_memory = normal(20, D), guide_for("memory")
+    memory_BK = readout_logits(feat_BD, HEAD, by_memory, CLASSES)
+    assert torch.equal(readout_logits(feat_BD, HEAD, guide_for("discriminant"), CLASSES), memory_BK)
+    flat = replace(guide_for("discriminant"), metric_DD=torch.eye(D))
+    flat_BK = SCALE * readout_logits(feat_BD, HEAD, flat, CLASSES)
+    torch.testing.assert_close(flat_BK.log_softmax(dim=1), memory_BK.log_softmax(dim=1))
+
+
 def test_memory_of_a_linear_head_uses_directions():
     guide = Guide(
         method=MethodSection(name="fedavg", readout="memory"),
@@ -80,7 +102,7 @@ def test_memory_of_a_linear_head_uses_directions():
     torch.testing.assert_close(*scores)
 
 
-@pytest.mark.parametrize("readout", ["memory", "blend"])
+@pytest.mark.parametrize("readout", ["memory", "blend", "discriminant"])
 @pytest.mark.parametrize("seen", [[], [CLASSES]], ids=["nothing", "only a reserved class"])
 def test_before_any_memory_the_vertices_decide(readout, seen):
     feat_BD, seen_K = normal(20, D), torch.zeros(K, dtype=torch.bool)
@@ -120,7 +142,7 @@ def test_a_memory_on_its_vertex_changes_no_prediction():
     assert torch.equal(blend_BK.argsort(dim=1), vertex_BK.argsort(dim=1))
 
 
-@pytest.mark.parametrize("readout", ["head", "vertex", "memory", "blend"])
+@pytest.mark.parametrize("readout", ["head", "vertex", "memory", "blend", "discriminant"])
 @pytest.mark.parametrize("classes", [2, K])
 def test_reserved_classes_are_never_predicted(readout, classes):
     head = LinearHead(D, K) if readout == "head" else HEAD

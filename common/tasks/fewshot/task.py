@@ -190,11 +190,16 @@ def _check(names: tuple[str, ...], run: RunConfig) -> None:
     """Raises ConfigError: a method that does not fit a memory from before the projection."""
     method = run.method
     stands_in = method.memory_source != "memory" or method.memory_model == "local"
-    if method.trains_with_memory or method.compares_models or method.readout == "blend" or stands_in:
+    if (
+        method.trains_with_memory
+        or method.compares_models
+        or method.readout in ("blend", "discriminant")
+        or stands_in
+    ):
         raise ConfigError(
             f"task.name {run.task.name!r} keeps its memory before the projection and rehearses it by itself: "
             "leave method.anchor, centre, rehearsal, target_blend, contrast and distil at 0, memory_source and "
-            "memory_model at their defaults, and readout other than 'blend'"
+            "memory_model at their defaults, and readout 'vertex', 'head' or 'memory'"
         )
     if len(names) < 2:
         raise ConfigError("task.classes: the beginning and the sessions have one class together; give two or more")
