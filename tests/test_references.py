@@ -131,7 +131,7 @@ def test_fednc_equals_its_reference(method: dict[str, Any], clients: list[Client
         metric_DD = readout.metric(reference, clients)
         theirs = readout.scores(reference(inputs), frame.frame(SEED), mean_KD, kind, scale, metric_DD)
     # A metric multiplies what float32 and the grid of the sums have rounded.
-    off = 0.002 * theirs.abs().max().item() if kind == "discriminant" else 2e-5
+    off = 0.01 * theirs.abs().max().item() if kind == "discriminant" else 2e-5
     torch.testing.assert_close(ours, theirs.to(ours.dtype), atol=off, rtol=0)
     assert torch.equal(ours.argmax(dim=1), theirs.argmax(dim=1))
 
