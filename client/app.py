@@ -167,13 +167,13 @@ def _own(guide: Guide, here: Resident, mine: TaskData) -> Guide:
     return with_own_means(guide, _sums(here, mine, torch.ones_like(mine.count_K, dtype=torch.bool)))
 
 
-def _sums(here: Resident, mine: TaskData, told_K: Tensor, *, moment: bool = False) -> ClassSums:
+def _sums(here: Resident, mine: TaskData, summed_K: Tensor, *, moment: bool = False) -> ClassSums:
     batch, hooks = here.run.evaluate.batch, CURRENT.get()
-    return trainer.class_sums(here.task, here.model, mine, batch, hooks, told_K, moment=moment)
+    return trainer.class_sums(here.task, here.model, mine, batch, hooks, summed_K, moment=moment)
 
 
 def _sent(here: Resident, mine: TaskData, stage: Stage, *, moment: bool) -> tuple[ClassSums, int]:
     """What of the class sums leaves this machine, and how many classes do not; said once in a stage."""
     told = here.told.setdefault(stage.number, set())
-    told_K = sendable(mine.count_K, here.min_sum_examples, here.task.class_names, told)
-    return _sums(here, mine, told_K, moment=moment), int((~told_K).sum())
+    summed_K = sendable(mine.count_K, here.min_sum_examples, here.task.class_names, told)
+    return _sums(here, mine, summed_K, moment=moment), int((~summed_K).sum())

@@ -109,7 +109,8 @@ async def send_word(session: Session) -> None:
         call = session.stub.Report(metadata=session.metadata)
         while True:
             try:
-                word = await asyncio.wait_for(session.outbox.get(), session.liveness_s / BEATS)
+                async with asyncio.timeout(session.liveness_s / BEATS):
+                    word = await session.outbox.get()
             except TimeoutError:
                 await call.write(pb.Progress())
                 continue

@@ -142,22 +142,22 @@ class _Meter:
 
 
 def class_sums(
-    task: Task, model: nn.Module, data: TaskData, batch: int, hooks: Hooks, told_K: Tensor, *, moment: bool
+    task: Task, model: nn.Module, data: TaskData, batch: int, hooks: Hooks, summed_K: Tensor, *, moment: bool
 ) -> ClassSums:
     """Sums and counts of unit features over each class: evaluation mode, no augmentation, one pass.
 
     Summed where the model is, which no batch waits for; the sums are on the CPU.
 
     Args:
-        told_K: bool, classes that are summed.
+        summed_K: bool, classes that are summed.
         moment: second moments too.
     """
     device = next(model.parameters()).device
-    sums, told_K = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment), told_K.to(device)
+    sums, summed_K = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment), summed_K.to(device)
     for piece in _evaluating(model, data, batch, hooks):
         feat_BD, label_B = task.embed(model, piece)
-        sums.add_batch(feat_BD * told_K[label_B.reshape(-1)].unsqueeze(1), label_B)
-    sums.count_K.mul_(told_K)
+        sums.add_batch(feat_BD * summed_K[label_B.reshape(-1)].unsqueeze(1), label_B)
+    sums.count_K.mul_(summed_K)
     return sums.to(torch.device("cpu"))
 
 

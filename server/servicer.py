@@ -75,7 +75,8 @@ class FederationServicer(rpc.FederationServicer):
     async def _next_event(self, outbox: Outbox) -> pb.ServerEvent | Refusal | None:
         """What the node is told next; where there is nothing to tell, that we are alive."""
         try:
-            return await asyncio.wait_for(outbox.get(), self._federation.run.server.liveness_s / BEATS)
+            async with asyncio.timeout(self._federation.run.server.liveness_s / BEATS):
+                return await outbox.get()
         except TimeoutError:
             return pb.ServerEvent()
 
@@ -229,14 +230,16 @@ class FederationServicer(rpc.FederationServicer):
         self, allowance: Allowance, received: int, frames: Frames, context: Context
     ) -> pb.UploadFrame | Data | None:
         """Let the client go on, and what it sends next."""
+        grant = pb.UploadEvent(grant=pb.Grant(offset=received, until=allowance.until, frame=allowance.frame_bytes))
+        if not allowance.ends_test:
+            await context.write(grant)
+            return await self._next(frames, context)
         reading = asyncio.ensure_future(self._next(frames, context))
         try:
-            if allowance.ends_test:
-                await asyncio.wait([reading], timeout=_EARLY_S)
-                early = reading.done() and not reading.exception() and reading.result() is not None
-                require("grant", not early, f"data went on after byte {received} before it was granted")
-            grant = pb.Grant(offset=received, until=allowance.until, frame=allowance.frame_bytes)
-            await context.write(pb.UploadEvent(grant=grant))
+            await asyncio.wait([reading], timeout=_EARLY_S)
+            early = reading.done() and not reading.exception() and reading.result() is not None
+            require("grant", not early, f"data went on after byte {received} before it was granted")
+            await context.write(grant)
             return await reading
         finally:
             reading.cancel()
