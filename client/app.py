@@ -173,7 +173,10 @@ def _sums(here: Resident, mine: TaskData, summed_K: Tensor, *, moment: bool = Fa
 
 
 def _sent(here: Resident, mine: TaskData, stage: Stage, *, moment: bool) -> tuple[ClassSums, int]:
-    """What of the class sums leaves this machine, and how many classes do not; said once in a stage."""
+    """What of the class sums leaves this machine, and how many classes do not; said once in a stage.
+
+    Second moments go in the first stage alone: what is embedded is frozen in sessions, which bring few examples.
+    """
     told = here.told.setdefault(stage.number, set())
     summed_K = sendable(mine.count_K, here.min_sum_examples, here.task.class_names, told)
-    return _sums(here, mine, summed_K, moment=moment), int((~summed_K).sum())
+    return _sums(here, mine, summed_K, moment=moment and stage.is_first), int((~summed_K).sum())

@@ -37,23 +37,34 @@ def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> T
     """
     readout = guide.method.readout
     if readout in ("head", "vertex"):
-        score_BK = logits(head, feat_BD, guide)
-    elif readout in ("memory", "discriminant"):
-        score_BK = _by_memory(feat_BD, head, guide, classes)
-    else:
-        score_BK = _blended(feat_BD, head, guide, classes)
+        return as_trained(feat_BD, head, guide, classes)
+    read = _by_memory if readout in ("memory", "discriminant") else _blended
+    return _existing(read(feat_BD, head, guide, classes), classes)
+
+
+def as_trained(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
+    """Scores [B, K] of the head as trained."""
+    return _existing(logits(head, feat_BD, guide), classes)
+
+
+def _existing(score_BK: Tensor, classes: int) -> Tensor:
     reserved_K = torch.arange(score_BK.shape[1], device=score_BK.device) >= classes
     return score_BK.masked_fill(reserved_K, -torch.inf)
 
 
-def _by_memory(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
+def memory_scores(unit_BD: Tensor, guide: Guide, scale: Tensor | float) -> Tensor:
+    """Scores [B, K] of unit features in the memory's space by the read-out `memory` or `discriminant`."""
     if guide.method.readout == "discriminant" and guide.metric_DD is not None:
         centre_D = guide.mean_KD[guide.seen_K].mean(dim=0)
         centred_KD = guide.mean_KD - centre_D
-        score_BK = _nearest_mean(unit(feat_BD) - centre_D, centred_KD, centred_KD @ guide.metric_DD)
+        score_BK = _nearest_mean(unit_BD - centre_D, centred_KD, centred_KD @ guide.metric_DD)
     else:
-        score_BK = _scale(head, guide) * _nearest_mean(unit(feat_BD), guide.mean_KD, guide.mean_KD)
-    score_BK = score_BK.masked_fill(~guide.seen_K, -torch.inf)
+        score_BK = scale * _nearest_mean(unit_BD, guide.mean_KD, guide.mean_KD)
+    return score_BK.masked_fill(~guide.seen_K, -torch.inf)
+
+
+def _by_memory(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
+    score_BK = memory_scores(unit(feat_BD), guide, _scale(head, guide))
     return torch.where(guide.seen_K[:classes].any(), score_BK, logits(head, feat_BD, guide))
 
 

@@ -93,7 +93,7 @@ class Agreement:
     @classmethod
     def of(
         cls, task: Task, frame: Frame, model: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None,
-        initial: Layout | None = None,
+        initial: Layout | None = None, *, is_first: bool = True,
     ) -> Agreement:  # fmt: skip
         """The agreement of a run of fednc's own apps in one stage.
 
@@ -101,10 +101,11 @@ class Agreement:
             model: the tensors that clients train in it.
             extra: what a method keeps on the server.
             initial: what is scaled before round 1, if anything.
+            is_first: whether it is the first stage; the metric of the class memory is made in that one.
         """
         weights = {key: Expected.like(value, task.run.link.codec) for key, value in model.items()}
         method, shape = task.run.method, (frame.vertices, task.memory_dim)
-        sums = _layout(ClassSums.zeros(*shape, moment=method.needs_moments).to_tensors())
+        sums = _layout(ClassSums.zeros(*shape, moment=method.needs_moments and is_first).to_tensors())
         local = sums if method.memory_model == "local" else _layout(ClassSums.zeros(*shape).to_tensors())
         additions = {EXTRA: _layout(extra)} if extra else {}
         return cls(

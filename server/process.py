@@ -91,8 +91,9 @@ def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tupl
 def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:
     """What clients send in the stage under way; assigned at once, for the event loop reads it meanwhile."""
     federation.agreement = Agreement.of(
-        prepared.task, prepared.frame, state.trainable, state.extra, prepared.layout
-    )
+        prepared.task, prepared.frame, state.trainable, state.extra, prepared.layout,
+        is_first=prepared.strategy.stage.is_first,
+    )  # fmt: skip
 
 
 def _count_start(folder: Path) -> int:

@@ -275,8 +275,8 @@ class FrameStrategy(Strategy):
         return self.task.within_stage(made, server_round)
 
     def _pool_of_sums(self) -> Pool:
-        method, shape = self.run.method, (self.frame.vertices, self.task.memory_dim)
-        return Pool(*shape, self.run.seed, moment=method.needs_moments)
+        moment = self.run.method.needs_moments and self.stage.is_first
+        return Pool(self.frame.vertices, self.task.memory_dim, self.run.seed, moment=moment)
 
     def _instruction(self, server_round: int, *, wants_sums: bool = False) -> Instruction:
         return Instruction(run_json=self.run.model_dump_json(), server_round=server_round, wants_sums=wants_sums)

@@ -28,6 +28,7 @@ SESSIONS: list[dict[str, Any]] = [
 DOT = {"name": "fednc", "loss": "dot", "readout": "vertex"}
 COSINE = {"name": "fednc", "head": "cosine", "loss": "ce", "readout": "head"}
 NEAREST = {"name": "fednc", "loss": "dot", "readout": "memory"}
+DISCRIMINANT = {"name": "fednc", "loss": "dot", "readout": "discriminant"}
 
 
 def config(parts: int = 3, **changes: Any) -> RunConfig:

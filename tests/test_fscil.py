@@ -12,7 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from fewshot_setting import COSINE, DOT, FRAME, NEAREST, D, K, carry_out, clients, config, guide, prepare
+from fewshot_setting import (
+    COSINE,
+    DISCRIMINANT,
+    DOT,
+    FRAME,
+    NEAREST,
+    D,
+    K,
+    carry_out,
+    clients,
+    config,
+    guide,
+    prepare,
+)
 from flwr.app import ArrayRecord, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -216,7 +229,9 @@ def test_7_any_partition_of_the_examples_gives_the_pooled_mean(parts: int, seed:
         assert torch.allclose(memory.mean_KD[c], feat_ND[label_N == c].mean(dim=0), atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [DOT, COSINE, NEAREST], ids=["frame", "cosine", "nearest"])
+@pytest.mark.parametrize(
+    "method", [DOT, COSINE, NEAREST, DISCRIMINANT], ids=["frame", "cosine", "nearest", "discriminant"]
+)
 def test_8_only_classes_seen_are_predicted_and_all_of_them_are_tested(method: dict[str, Any]) -> None:
     result, _ = carry_out(config(method=method))
     task = result.task
@@ -225,11 +240,11 @@ def test_8_only_classes_seen_are_predicted_and_all_of_them_are_tested(method: di
     model.eval()
     inputs = torch.randn(300, 1, 8, 8)
     plain = replace(guide(result.run), etf_KD=result.frame.etf_KD, mean_KD=result.state.memory.mean_KD,
-                    seen_K=result.state.memory.seen_K)  # fmt: skip
+                    seen_K=result.state.memory.seen_K, metric_DD=result.state.memory.metric_DD)  # fmt: skip
     for stage in task.stages:
         with torch.no_grad():
             scores = task.scores(model, inputs, task.within_stage(plain, stage.last))
-        if method is not NEAREST:  # whose memory has the later classes by now
+        if method not in (NEAREST, DISCRIMINANT):  # whose memory has the later classes by now
             assert scores[:, stage.classes :].isneginf().all()
             assert scores[:, : stage.classes].isfinite().all()
     test = task.load_test("digits").count_K
@@ -239,6 +254,26 @@ def test_8_only_classes_seen_are_predicted_and_all_of_them_are_tested(method: di
         assert record.test["examples"] == test[: stage.classes].sum()
         told = {name for name in record.test if name.startswith("accuracy/")}
         assert told == {f"accuracy/{name}" for name in task.class_names[: stage.classes]}
+
+
+def test_the_metric_is_that_of_the_beginning() -> None:
+    """Sessions bring few examples of each class; the covariance around five of them says little."""
+    run = config(method=DISCRIMINANT)
+    prepared, _ = prepare(run)
+    with LocalGrid(run, clients(run)) as grid:
+        begun = _run_until(prepared, grid, rounds=2).tensors["memory.metric_DD"]
+    result, _ = carry_out(run)
+    assert begun.shape == (result.task.memory_dim, result.task.memory_dim)
+    assert result.state.memory.metric_DD is not None
+    assert torch.equal(result.state.memory.metric_DD, begun)
+
+
+@pytest.mark.parametrize("method", [NEAREST, DISCRIMINANT], ids=["nearest", "discriminant"])
+def test_before_there_is_a_memory_the_head_reads_out(method: dict[str, Any]) -> None:
+    run = config(method=method, rounds={"evaluate_every": 1})
+    first = carry_out(run)[0].history.rounds[0].test["accuracy"]
+    by_vertex = carry_out(config(method=DOT, rounds={"evaluate_every": 1}))[0].history.rounds[0].test["accuracy"]
+    assert first == by_vertex
 
 
 def test_10_neither_the_order_of_clients_nor_a_restart_changes_memory_or_model() -> None:

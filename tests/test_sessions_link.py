@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from fewshot_setting import BASE, SESSIONS, config, write_npz
+from fewshot_setting import BASE, DISCRIMINANT, DOT, SESSIONS, config, write_npz
 from places import until
 from typer.testing import CliRunner
 
@@ -60,7 +60,8 @@ def link_run(**changes: Any) -> RunConfig:
     return config(parts=2, **sections)
 
 
-def test_after_the_beginning_only_the_projection_travels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [DOT, DISCRIMINANT], ids=["vertex", "discriminant"])
+def test_after_the_beginning_only_the_projection_travels(method: dict[str, Any], tmp_path: Path) -> None:
     specs = {
         name: f"npz:{write_npz(tmp_path / f'{name}.npz', range(10), [str(i) for i in range(10)])}" for name in "ab"
     }
@@ -70,7 +71,9 @@ def test_after_the_beginning_only_the_projection_travels(tmp_path: Path) -> None
     async def scenario(federation: Federation, operator: OperatorLink) -> None:
         del federation, operator
 
-    finished = asyncio.run(with_run(link_run(sessions=sessions, **wide), tmp_path / "run", specs, scenario))
+    finished = asyncio.run(
+        with_run(link_run(sessions=sessions, method=method, **wide), tmp_path / "run", specs, scenario)
+    )
     result = finished.result
     model = result.state.model
     sizes = {key: value.numel() * value.element_size() for key, value in model.items()}

@@ -18,6 +18,7 @@ from fednc.common.errors import ConfigError
 from fednc.common.frame import unit
 from fednc.common.guide import Guide
 from fednc.common.heads import build_head
+from fednc.common.readout import as_trained, memory_scores
 from fednc.common.sections import SplitSection, TrainSection
 from fednc.common.stages import Stage
 from fednc.common.tasks.base import Stats
@@ -139,12 +140,13 @@ class FewShotTask(ImageTask):
         return unit(_model(model).features(batch[0])), batch[1]
 
     def scores(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
-        """As the image task's; by memory: nearest class mean of backbone features, once there are any."""
-        if guide.method.readout != "memory" or not guide.seen_K.any():
+        """As the image task's; by memory: of backbone features, once there are any, and by the head until then."""
+        found = _model(model)
+        if guide.method.readout not in ("memory", "discriminant"):
             return super().scores(model, inputs, guide)
-        half_square_K = guide.mean_KD.square().sum(dim=1) / 2
-        score_BK = guide.method.scale * (_model(model).pooled(inputs) @ guide.mean_KD.T - half_square_K)
-        return score_BK.masked_fill(~guide.seen_K, -torch.inf)
+        if guide.seen_K.any():
+            return memory_scores(found.pooled(inputs), guide, guide.method.scale)
+        return as_trained(found.features(inputs), found.head, guide, guide.classes or len(self.class_names))
 
     def memory_cosines(self, model: nn.Module, guide: Guide) -> dict[str, float]:
         """Of the projected memory to the vertex, for the classes that have one."""
@@ -190,16 +192,11 @@ def _check(names: tuple[str, ...], run: RunConfig) -> None:
     """Raises ConfigError: a method that does not fit a memory from before the projection."""
     method = run.method
     stands_in = method.memory_source != "memory" or method.memory_model == "local"
-    if (
-        method.trains_with_memory
-        or method.compares_models
-        or method.readout in ("blend", "discriminant")
-        or stands_in
-    ):
+    if method.trains_with_memory or method.compares_models or method.readout == "blend" or stands_in:
         raise ConfigError(
             f"task.name {run.task.name!r} keeps its memory before the projection and rehearses it by itself: "
             "leave method.anchor, centre, rehearsal, target_blend, contrast and distil at 0, memory_source and "
-            "memory_model at their defaults, and readout 'vertex', 'head' or 'memory'"
+            "memory_model at their defaults, and readout other than 'blend'"
         )
     if len(names) < 2:
         raise ConfigError("task.classes: the beginning and the sessions have one class together; give two or more")
