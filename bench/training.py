@@ -34,7 +34,7 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
     The run is that of the row that needs most of the class memory: making it changes no model, so that every row
     gets the figures of a run of its own, bit for bit.
     """
-    lead = max(rows, key=lambda row: (row.run.method.needs_moments, row.run.method.uses_memory))
+    lead = max(rows, key=_needs)
     run = _placed(lead.run, data)
     assert run.split is not None
     names = [f"client-{index:03d}" for index in range(run.split.parts)]
@@ -58,6 +58,12 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
     histories = {lead.digest: prepared.history, **{digest: other.history for digest, other in others.items()}}
     figures = {} if failed or lead.kind == "tuning" else _alignment(prepared)
     return [{**_outcome(histories[row.digest], failed), **figures} for row in rows]
+
+
+def _needs(row: Row) -> tuple[bool, bool]:
+    """Ordered by how much of the memory a row reads out: its metric too, its vectors, nothing."""
+    method = row.run.method
+    return method.readout == "discriminant", method.uses_memory
 
 
 class ReadOut:

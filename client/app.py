@@ -56,8 +56,7 @@ def train(message: Message, context: Context) -> Message:
     if news:
         content[EXTRA] = arrays.to_record(news)
     if order.wants_sums:
-        moment = here.run.method.needs_moments and here.run.method.memory_model == "local"
-        content[SUMS] = exchange.sums_record(_sent(here, mine, stage, moment=moment)[0])
+        content[SUMS] = exchange.sums_record(_sent(here, mine, stage, "local")[0])
     metrics = {f"loss/{name}": value for name, value in result.losses.items()}
     content[METRICS] = MetricRecord(
         {EXAMPLES: mine.examples, "steps": result.steps, "seconds": result.seconds, **metrics}
@@ -71,7 +70,7 @@ def memory(message: Message, context: Context) -> Message:
     _, here, stage = _prepare(message, context)
     _load_model(message, here)
     mine, _ = here.at(stage)
-    sums, withheld = _sent(here, mine, stage, moment=here.run.method.needs_moments)
+    sums, withheld = _sent(here, mine, stage, "global")
     metrics = MetricRecord({EXAMPLES: mine.examples, WITHHELD: withheld})
     return Message(RecordDict({SUMS: exchange.sums_record(sums), METRICS: metrics}), reply_to=message)
 
@@ -172,11 +171,12 @@ def _sums(here: Resident, mine: TaskData, summed_K: Tensor, *, moment: bool = Fa
     return trainer.class_sums(here.task, here.model, mine, batch, hooks, summed_K, moment=moment)
 
 
-def _sent(here: Resident, mine: TaskData, stage: Stage, *, moment: bool) -> tuple[ClassSums, int]:
-    """What of the class sums leaves this machine, and how many classes do not; said once in a stage.
+def _sent(here: Resident, mine: TaskData, stage: Stage, model: str) -> tuple[ClassSums, int]:
+    """What of the class sums of a model leaves this machine, and how many classes do not; said once in a stage.
 
     Second moments go in the first stage alone: what is embedded is frozen in sessions, which bring few examples.
     """
     told = here.told.setdefault(stage.number, set())
     summed_K = sendable(mine.count_K, here.min_sum_examples, here.task.class_names, told)
-    return _sums(here, mine, summed_K, moment=moment and stage.is_first), int((~summed_K).sum())
+    moment = stage.is_first and here.run.method.needs_moments(model)
+    return _sums(here, mine, summed_K, moment=moment), int((~summed_K).sum())

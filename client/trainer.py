@@ -156,7 +156,7 @@ def class_sums(
     sums, summed_K = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment), summed_K.to(device)
     for piece in _evaluating(model, data, batch, hooks):
         feat_BD, label_B = task.embed(model, piece)
-        sums.add_batch(feat_BD * summed_K[label_B.reshape(-1)].unsqueeze(1), label_B)
+        sums.add_batch(torch.where(summed_K[label_B.reshape(-1)].unsqueeze(1), feat_BD, 0.0), label_B)
     sums.count_K.mul_(summed_K)
     return sums.to(torch.device("cpu"))
 

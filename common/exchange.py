@@ -56,9 +56,9 @@ class Instruction:
         )  # fmt: skip
 
 
-def guide_record(frame: Frame, memory: ClassMemory) -> ArrayRecord:
-    """Frame and memory as they travel; the frame's bytes never change, so they travel once."""
-    metric = {} if memory.metric_DD is None else {"metric": memory.metric_DD}
+def guide_record(frame: Frame, memory: ClassMemory, *, evaluates: bool = False) -> ArrayRecord:
+    """Frame and memory as they travel, with its metric to who evaluates. The frame never changes and goes once."""
+    metric = {"metric": memory.metric_DD} if evaluates and memory.metric_DD is not None else {}
     return arrays.to_record({"frame": frame.etf_KD, "mean": memory.mean_KD, "seen": memory.seen_K, **metric})
 
 
@@ -68,12 +68,15 @@ def guide_of(content: RecordDict, method: MethodSection, server_round: int, coun
     if record is None or set(record) - {"metric"} != {"frame", "mean", "seen"}:
         raise ProtocolError("the instruction has no complete 'guide' record")
     tensors = arrays.from_record(record)
+    metric_DD, dim = tensors.get("metric"), tensors["mean"].shape[-1]
+    if metric_DD is not None and metric_DD.shape != (dim, dim):
+        raise ProtocolError(f"the guide's metric is {list(metric_DD.shape)}, its memory {dim} wide")
     return Guide(
         method=method,
         etf_KD=tensors["frame"],
         mean_KD=tensors["mean"],
         seen_K=tensors["seen"],
-        metric_DD=tensors.get("metric"),
+        metric_DD=metric_DD,
         count_K=count_K,
         memory_ramp=memory_ramp(method, server_round),
     )

@@ -9,7 +9,8 @@ ball, so up to 2^29 of them per class add up to less than 2^53 steps of the grid
 float64 without rounding: identical bits for any order, batch size, partition over clients, or device. The price is
 at most 2^-25 per coordinate of a mean, less than float32 rounds away anyway. Second moments are sums of products
 of features that were rounded to multiples of 2^-15: the products are multiples of 2^-30, so a plain matrix product
-is as exact, up to 2^23 examples in the whole federation.
+is as exact, up to 2^23 examples in the whole federation. They travel as float32, so here another partition gives
+other bits; another order does not.
 
 Legend: K label space, D feature width, B batch, T = D (D + 1) / 2 places of an upper triangle.
 """
@@ -91,13 +92,15 @@ class ClassSums:
         return self
 
     def merge(self, other: ClassSums) -> Self:
-        """Add the sums of other examples, in place. Raises ProtocolError: they have another shape."""
+        """Add the sums of other examples, in place. Raises ProtocolError: another shape, or no moments."""
         if other.sum_KD.shape != self.sum_KD.shape:
             _refuse(f"shape {list(other.sum_KD.shape)} instead of {list(self.sum_KD.shape)}")
         # A peer may send sums that are off the grid (noise, another version); ours do not change here.
         self.sum_KD.copy_(on_grid(self.sum_KD, SUM_GRID_BITS) + on_grid(other.sum_KD, SUM_GRID_BITS))
         self.count_K.add_(other.count_K)
-        if self.moment_DD is not None and other.moment_DD is not None:
+        if self.moment_DD is not None:
+            if other.moment_DD is None:
+                _refuse("no second moments, which this run reads out by")
             self.moment_DD.add_(on_grid(other.moment_DD, MOMENT_GRID_BITS))
         return self
 
@@ -115,10 +118,10 @@ class ClassSums:
 
     @property
     def scatter_DD(self) -> Tensor:
-        """float64 covariance of features around their class means, over all classes; needs second moments."""
+        """float64 sum of (h - v)(h - v)^T, v the mean of the feature h's class; needs second moments."""
         assert self.moment_DD is not None
         between_DD = (self.sum_KD.T * self.count_K.clamp(min=1).reciprocal()) @ self.sum_KD
-        return (self.moment_DD - between_DD) / self.count_K.sum().clamp(min=1)
+        return self.moment_DD - between_DD
 
 
 def check_sums(sums: ClassSums, label_space: int, declared_examples: int) -> None:
@@ -143,20 +146,19 @@ def check_sums(sums: ClassSums, label_space: int, declared_examples: int) -> Non
         c = int(too_long_K.nonzero()[0])
         _refuse(f"a sum of length {norm_K[c].item():.6g} for the {int(sums.count_K[c])} examples of class {c}")
     if sums.moment_DD is not None:
-        _check_moment(sums.moment_DD, int(sums.count_K.sum()))
+        _check_moment(sums, sums.moment_DD)
 
 
-def _check_moment(moment_DD: Tensor, examples: int) -> None:
-    """Squares of unit features add up to their number, and no product is larger than its two squares allow."""
-    square_D = moment_DD.diagonal()
-    if not torch.isfinite(moment_DD).all() or (square_D < 0).any():
-        _refuse("second moments that are not finite, or negative squares")
+def _check_moment(sums: ClassSums, moment_DD: Tensor) -> None:
+    """Squares of n unit features add up to n at most, and in no direction do they vary less than not at all."""
+    examples, square = int(sums.count_K.sum()), moment_DD.trace().item()
     # Twice what rounding can add to the squares of unit vectors.
-    slack = examples * math.sqrt(len(square_D)) * 2.0 ** (1 - MOMENT_GRID_BITS // 2)
-    if abs(square_D.sum().item() - examples) > slack:
-        _refuse(f"squares that add up to {square_D.sum().item():.6g} for {examples} examples")
-    if (moment_DD.abs() > (square_D[:, None] * square_D).sqrt() + slack).any():
-        _refuse("a product of two features larger than their squares allow")
+    slack = examples * math.sqrt(len(moment_DD)) * 2.0 ** (1 - MOMENT_GRID_BITS // 2)
+    if not torch.isfinite(moment_DD).all() or square > examples + slack:
+        _refuse(f"squares that add up to {square:.6g} for {examples} examples")
+    shifted_DD = sums.scatter_DD + (slack + NORM_SLACK) * torch.eye(len(moment_DD))
+    if torch.linalg.cholesky_ex(shifted_DD).info:
+        _refuse("second moments that no features of these class sums have")
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,17 +200,19 @@ class ClassMemory:
     def update(self, sums: ClassSums, momentum: float) -> ClassMemory:
         """v <- w for a class seen for the first time, else momentum v + (1 - momentum) w; w is the mean in `sums`.
 
-        Classes without examples in `sums` keep their vector, bit for bit. The metric is that of `sums` alone: it
-        is over all classes, so few clients are enough for it.
+        Classes without examples in `sums` keep their vector, bit for bit. The metric is that of `sums` alone, and
+        is kept where they say nothing of it: it wants several examples in them for each of its D dimensions.
         """
-        held_K = sums.count_K > 0
+        held_K, examples = sums.count_K > 0, int(sums.count_K.sum())
+        freedom = examples - int(held_K.sum())
+        says_nothing = sums.moment_DD is None or freedom < 1
         keep_K1 = momentum * self.seen_K.double().unsqueeze(1)
         moved_KD = keep_K1 * self.mean_KD.double() + (1 - keep_K1) * sums.mean_KD
         return replace(
             self,
             mean_KD=torch.where(held_K.unsqueeze(1), moved_KD.float(), self.mean_KD),
             seen_K=self.seen_K | held_K,
-            metric_DD=self.metric_DD if sums.moment_DD is None else _metric(sums),
+            metric_DD=self.metric_DD if says_nothing else inverse_covariance(sums.scatter_DD / examples, freedom),
         )
 
 
@@ -219,11 +223,6 @@ def on_grid(value: Tensor, bits: int) -> Tensor:
 
 def _refuse(what: str) -> NoReturn:
     raise ProtocolError(f"class sums with {what}: this client's update is not used")
-
-
-def _metric(sums: ClassSums) -> Tensor:
-    """The metric of a round's sums."""
-    return inverse_covariance(sums.scatter_DD, int(sums.count_K.sum() - (sums.count_K > 0).sum())).float()
 
 
 def _triangle(moment_DD: Tensor) -> Tensor:
@@ -239,18 +238,15 @@ def _square(moment_T: Tensor, dim: int) -> Tensor:
 
 
 def _checked(tensors: Mapping[str, Tensor], what: str, types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-    """`tensors` if they have just these names and types and fit each other: [K, D], [K], then [D, D] or [T]."""
+    """`tensors` if they have just these names and types and fit each other; a name's end says its shape."""
     given = {name: (value.dtype, list(value.shape)) for name, value in tensors.items()}
-    if {name: dtype for name, (dtype, _) in given.items()} != types or not _fit(*(tensors[n] for n in types)):
+    _, matrix = given.get(next(iter(types)), (None, []))  # [K, D], the first of the names
+    labels, dim = (*matrix, 0, 0)[:2]
+    shape_of = {"KD": [labels, dim], "K": [labels], "DD": [dim, dim], "T": [dim * (dim + 1) // 2]}
+    expected = {name: (dtype, shape_of[name.rpartition("_")[2]]) for name, dtype in types.items()}
+    if given != expected:
         raise ProtocolError(
             f"not a {what}: given {given}, expected a matrix [K, D] and a vector [K] with types {types}. "
             "Update both sides to the same version of fednc."
         )
     return dict(tensors)
-
-
-def _fit(matrix: Tensor, vector: Tensor, square: Tensor | None = None) -> bool:
-    if (matrix.dim(), vector.dim()) != (2, 1) or matrix.shape[0] != vector.shape[0]:
-        return False
-    dim = matrix.shape[1]
-    return square is None or list(square.shape) in ([dim, dim], [dim * (dim + 1) // 2])

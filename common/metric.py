@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FLOOR = 2.0**-30  # variance below which there is no telling from rounding: features are multiples of 2^-15
+FLOOR = 2.0**-20  # variance below which there is no telling from rounding: features are multiples of 2^-15
 
 
 def inverse_covariance(scatter_DD: Tensor, freedom: int) -> Tensor:
-    """float64 inverse [D, D] of a covariance, shrunk towards a multiple of the identity as few examples ask for.
+    """float32 inverse [D, D] of a covariance, shrunk towards a multiple of the identity as few examples ask for.
 
     (1 - r) S + r (tr S / D) I with the r of the oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero, IEEE
     Trans. Signal Processing 58, 2010, eq. 23): nothing to choose, next to 0 with many examples, 1 with none. All
@@ -32,4 +32,4 @@ def inverse_covariance(scatter_DD: Tensor, freedom: int) -> Tensor:
     share = (wanted / ((max(0, freedom) + 1 - 2 / dim) * (square - squared_sum / dim))).nan_to_num(1.0).clamp(0, 1)
     shrunk_D = torch.lerp(value_D, mean.expand(dim), share) + FLOOR
     inverse_DD: Tensor = (vector_DD / shrunk_D) @ vector_DD.T
-    return inverse_DD
+    return inverse_DD.float()

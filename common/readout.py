@@ -1,4 +1,5 @@
-"""How a trained model classifies: by its trained head, the vertices, the class memory, or both blended.
+"""How a trained model classifies: by its trained head, the vertices, the class memory, both blended, or a
+discriminant that follows from the memory.
 
 Called at evaluation and prediction. Must not know how the memory came about.
 
@@ -26,8 +27,9 @@ def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> T
       While nothing is seen, the head as trained.
     * `discriminant`: the nearest class mean in the metric A of the memory, the inverse covariance of features
       around their means: h . A v_c - v_c . A v_c / 2 with h and v_c less the mean of all v_c, Fisher's linear
-      discriminant. It is the log-likelihood of a class less that of the mean, so it has no scale; -inf for a class
-      never seen. While nothing is seen, the head as trained.
+      discriminant. It is the log-likelihood of a class less that of the mean, so it has no scale, and its log-loss
+      is none of training's; -inf for a class never seen. While nothing is seen, the head as trained; as `memory`
+      while no class had two examples to tell how they vary.
     * `blend`: both, s ((1 - w) h . m_c + w (h . v_c - |v_c|^2 / 2)), w = 1 / (2 - k^2) with k the mean length of
       the memories: features of variance 1 - k^2 around their class means make the nearest mean 1 / (1 - k^2)
       times as sure, so w grows from 1/2 to 1 as classes collapse. A class never seen has v_c = k m_c: its vertex
@@ -79,7 +81,7 @@ def _blended(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
 
 
 def _nearest_mean(feat_BD: Tensor, mean_KD: Tensor, axis_KD: Tensor) -> Tensor:
-    """h . a - v . a / 2 with a = A v, [B, K]: the squared distances |h|^2 / 2 - |h - v|^2 / 2 in the metric A."""
+    """h . a - v . a / 2 with a = A v, [B, K]: (|h|^2 - |h - v|^2) / 2 in the metric A."""
     return feat_BD @ axis_KD.T - (mean_KD * axis_KD).sum(dim=1) / 2
 
 

@@ -115,7 +115,9 @@ class MethodSection(Section):
         "short exchange per round) or each client's own after training (sent with its update)",
     )
     memory_momentum: Share = Field(
-        0.0, description="share of the old memory kept at each update; raise it when few clients take part"
+        0.0,
+        description="share of the old vectors kept at each update; raise it when few clients take part. The "
+        "metric of `discriminant` is that of the last round",
     )
     memory_source: Annotated[Literal["memory", "vertex", "own", "shuffled", "stale", "random"], LATER] = Field(
         "memory",
@@ -169,10 +171,9 @@ class MethodSection(Section):
         """Whether clients must send class sums for training or read-out."""
         return self.trains_with_memory or self.readout in ("memory", "blend", "discriminant")
 
-    @property
-    def needs_moments(self) -> bool:
-        """Whether class sums come with second moments of all features."""
-        return self.readout == "discriminant"
+    def needs_moments(self, model: str) -> bool:
+        """Whether class sums of this `memory_model` come with second moments of all features."""
+        return self.readout == "discriminant" and self.memory_model == model
 
     @property
     def trains_with_memory(self) -> bool:

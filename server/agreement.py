@@ -93,7 +93,7 @@ class Agreement:
     @classmethod
     def of(
         cls, task: Task, frame: Frame, model: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None,
-        initial: Layout | None = None, *, is_first: bool = True,
+        initial: Layout | None = None, *, is_first: bool,
     ) -> Agreement:  # fmt: skip
         """The agreement of a run of fednc's own apps in one stage.
 
@@ -104,16 +104,19 @@ class Agreement:
             is_first: whether it is the first stage; the metric of the class memory is made in that one.
         """
         weights = {key: Expected.like(value, task.run.link.codec) for key, value in model.items()}
-        method, shape = task.run.method, (frame.vertices, task.memory_dim)
-        sums = _layout(ClassSums.zeros(*shape, moment=method.needs_moments and is_first).to_tensors())
-        local = sums if method.memory_model == "local" else _layout(ClassSums.zeros(*shape).to_tensors())
+        sums = {
+            model: _layout(ClassSums.zeros(
+                frame.vertices, task.memory_dim, moment=is_first and task.run.method.needs_moments(model)
+            ).to_tensors())
+            for model in ("global", "local")
+        }  # fmt: skip
         additions = {EXTRA: _layout(extra)} if extra else {}
         return cls(
             label_space=task.label_space,
             forms={
-                TRAIN: ReplyForm(required={MODEL: weights, **additions}, optional={SUMS: local}),
+                TRAIN: ReplyForm(required={MODEL: weights, **additions}, optional={SUMS: sums["local"]}),
                 HELLO: ReplyForm(),
-                MEMORY: ReplyForm(required={SUMS: sums}),
+                MEMORY: ReplyForm(required={SUMS: sums["global"]}),
                 EVALUATE: ReplyForm(optional={STATS: _layout(task.no_statistics())}),
                 **{
                     question: ReplyForm(optional={messages.INIT: _layout(answer)})

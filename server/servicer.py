@@ -6,9 +6,9 @@ Thin on purpose; every decision is in `federation.py`, and who is calling was se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -38,6 +38,7 @@ _COMMITTED = pb.Receipt(outcome=pb.Receipt.COMMITTED)
 _BROKEN_OFF = pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="stopped before its end; go on from where you were")
 _LATE = pb.Receipt(outcome=pb.Receipt.LATE, reason="the work was cancelled or taken over")
 
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 Frames = AsyncIterator[pb.UploadFrame | Data]
 
@@ -232,7 +233,7 @@ class FederationServicer(rpc.FederationServicer):
         """Let the client go on, and what it sends next."""
         grant = pb.UploadEvent(grant=pb.Grant(offset=received, until=allowance.until, frame=allowance.frame_bytes))
         if not allowance.ends_test:
-            await context.write(grant)
+            await self._within_patience(context.write(grant), context)
             return await self._next(frames, context)
         reading = asyncio.ensure_future(self._next(frames, context))
         try:
@@ -245,10 +246,14 @@ class FederationServicer(rpc.FederationServicer):
             reading.cancel()
 
     async def _next(self, frames: Frames, context: Context) -> pb.UploadFrame | Data | None:
-        """The next frame, None at the end. A client that sends nothing for long gives its place to others."""
+        """The next frame, None at the end."""
+        return await self._within_patience(anext(frames, None), context)
+
+    async def _within_patience(self, step: Awaitable[T], context: Context) -> T:
+        """A client that neither sends nor reads for long gives its place to others."""
         try:
             async with asyncio.timeout(self._stall_s):
-                return await anext(frames, None)
+                return await step
         except TimeoutError:
             reason = f"no byte for {self._stall_s:g} s; go on from where you were"
             await context.abort(grpc.StatusCode.UNAVAILABLE, reason)

@@ -48,7 +48,7 @@ class FrameStrategy(Strategy):
         self._trained: list[int] = []  # whose updates are in the model of the round under way
         self._announced: dict[int, int] = {}  # examples that each node said it trains on
         self._record = RoundRecord(round=0)
-        self._local = self._pool_of_sums()
+        self._local = self._pool_of_sums("local")
         self._fold = Fold(state.folded)  # its memory serves every round of a stage
 
     # ---- Flower's interface --------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class FrameStrategy(Strategy):
         fold, announced = self._fold, list(self._announced.values())
         bound = NormBound.of(self.run.rounds.max_update_norm, self.state.trainable)
         fold.start(self.state.folded, announced, bound)
-        self._local, losses, self._trained = self._pool_of_sums(), [], []
+        self._local, losses, self._trained = self._pool_of_sums("local"), [], []
         drift = DriftSums.zeros(*self._local.all.sum_KD.shape)
         for reply in self.replies.good(replies):
             node = reply.metadata.src_node_id
@@ -104,7 +104,7 @@ class FrameStrategy(Strategy):
     ) -> list[Message]:
         """Everybody evaluates the global model on what it holds out."""
         del config
-        content = exchange.instruction_content(self._instruction(server_round), arrays, self.guide())
+        content = exchange.instruction_content(self._instruction(server_round), arrays, self.guide(evaluates=True))
         nodes = list(grid.get_node_ids())
         nodes += [node for node in self._trained if node not in nodes]  # just lost: the grid lets them come back
         return to(grid, content, nodes, EVALUATE, server_round)
@@ -223,7 +223,7 @@ class FrameStrategy(Strategy):
     def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]) -> None:
         """Class means of the new global model's features, exact: one forward pass at each client."""
         content = exchange.instruction_content(self._instruction(server_round), self.state.record)
-        pool = self._pool_of_sums()
+        pool = self._pool_of_sums("global")
         for reply in self.replies.ask(grid, content, nodes, MEMORY, server_round, timeout_s):
             sums = self.replies.take(reply, self._checked_sums)
             if sums is not None:
@@ -274,16 +274,16 @@ class FrameStrategy(Strategy):
         made = exchange.make_guide(self.run, self.frame, self.memory, server_round)
         return self.task.within_stage(made, server_round)
 
-    def _pool_of_sums(self) -> Pool:
-        moment = self.run.method.needs_moments and self.stage.is_first
+    def _pool_of_sums(self, model: str) -> Pool:
+        moment = self.run.method.needs_moments(model) and self.stage.is_first
         return Pool(self.frame.vertices, self.task.memory_dim, self.run.seed, moment=moment)
 
     def _instruction(self, server_round: int, *, wants_sums: bool = False) -> Instruction:
         return Instruction(run_json=self.run.model_dump_json(), server_round=server_round, wants_sums=wants_sums)
 
-    def guide(self) -> ArrayRecord:
+    def guide(self, *, evaluates: bool = False) -> ArrayRecord:
         """Frame and memory as they travel now."""
-        return exchange.guide_record(self.frame, self.memory)
+        return exchange.guide_record(self.frame, self.memory, evaluates=evaluates)
 
     def evaluates(self, server_round: int) -> bool:
         """Whether this round ends with an evaluation."""

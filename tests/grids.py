@@ -45,7 +45,7 @@ def over_the_link(
         federation = Federation(f"test-{uuid4().hex}", run, folder / "spool", EventLog())
         if agreed:
             federation.agreement = Agreement.of(
-                prepared.task, prepared.frame, prepared.state.model, initial=prepared.layout
+                prepared.task, prepared.frame, prepared.state.model, initial=prepared.layout, is_first=True
             )
         attending: list[asyncio.Task[pb.RunOver]] = []
         ports: list[int] = []

@@ -117,7 +117,10 @@ def test_processes_give_the_same_figures(done: tuple[Path, report.Compared], tmp
 
 
 def test_rows_that_share_a_training_have_the_figures_of_runs_of_their_own(tmp_path: Path) -> None:
-    read_outs = [("vertex", "memory"), ("memory", "memory"), ("memory", "own"), ("blend", "stale")]
+    read_outs = [
+        ("vertex", "memory"), ("memory", "memory"), ("memory", "own"), ("blend", "stale"),
+        ("discriminant", "memory"), ("discriminant", "own"), ("discriminant", "stale"),
+    ]  # fmt: skip
     variants = [{"name": "fedavg", "method": {"name": "fedavg"}}] + [
         {"name": f"{how}-{source}", "method": {"name": "fednc", "readout": how, "memory_source": source}}
         for how, source in read_outs

@@ -256,32 +256,12 @@ def test_8_only_classes_seen_are_predicted_and_all_of_them_are_tested(method: di
         assert told == {f"accuracy/{name}" for name in task.class_names[: stage.classes]}
 
 
-def test_the_metric_is_that_of_the_beginning() -> None:
-    """Sessions bring few examples of each class; the covariance around five of them says little."""
-    run = config(method=DISCRIMINANT)
-    prepared, _ = prepare(run)
-    with LocalGrid(run, clients(run)) as grid:
-        begun = _run_until(prepared, grid, rounds=2).tensors["memory.metric_DD"]
-    result, _ = carry_out(run)
-    assert begun.shape == (result.task.memory_dim, result.task.memory_dim)
-    assert result.state.memory.metric_DD is not None
-    assert torch.equal(result.state.memory.metric_DD, begun)
-
-
-@pytest.mark.parametrize("method", [NEAREST, DISCRIMINANT], ids=["nearest", "discriminant"])
-def test_before_there_is_a_memory_the_head_reads_out(method: dict[str, Any]) -> None:
-    run = config(method=method, rounds={"evaluate_every": 1})
-    first = carry_out(run)[0].history.rounds[0].test["accuracy"]
-    by_vertex = carry_out(config(method=DOT, rounds={"evaluate_every": 1}))[0].history.rounds[0].test["accuracy"]
-    assert first == by_vertex
-
-
 def test_10_neither_the_order_of_clients_nor_a_restart_changes_memory_or_model() -> None:
     run = config()
     result, _ = carry_out(run)
     prepared, _ = prepare(run)
     with LocalGrid(run, clients(run)) as grid:
-        stopped = _run_until(prepared, _backwards(grid), rounds=3)
+        stopped = run_until(prepared, _backwards(grid), rounds=3)
     again, _ = prepare(run)
     again.restore(stopped)
     with LocalGrid(run, clients(run)) as grid:
@@ -297,7 +277,7 @@ def _backwards(grid: LocalGrid) -> LocalGrid:
     return grid
 
 
-def _run_until(prepared: FederatedRun, grid: LocalGrid, rounds: int) -> Any:
+def run_until(prepared: FederatedRun, grid: LocalGrid, rounds: int) -> Any:
     """The checkpoint after so many rounds."""
     around = Surroundings(name_of=grid.name_of)
     prepared._events.listen(lambda e: setattr(around.control, "stopping", e.get("round") == rounds))

@@ -173,7 +173,8 @@ def image_run(method: dict[str, Any], link: dict[str, Any]) -> RunConfig:
 def test_every_reply_of_our_own_client_fits_the_agreement(preset: str, codec_name: str) -> None:
     run = image_run({"name": preset}, {"codec": codec_name})
     prepared = FederatedRun(run, EventLog())
-    agreement = Agreement.of(prepared.task, prepared.frame, prepared.state.model, prepared.state.extra)
+    task, frame, state = prepared.task, prepared.frame, prepared.state
+    agreement = Agreement.of(task, frame, state.model, state.extra, is_first=True)
     flower.adopt_identity("run")
     host = AppHost(ClientConfig(name="a", data="digits", device="cpu", val_share=0.0), app)
     welcome = pb.Welcome(node_id=7, run_id="run", run_json=run.model_dump_json(), part=pb.Part(index=0, of=30))

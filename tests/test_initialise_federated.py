@@ -183,7 +183,7 @@ def test_the_link_refuses_what_has_another_form() -> None:
     prepared = FederatedRun(small_run(INIT), EventLog())
     model, layout = prepared.state.model, prepared.layout
     assert layout is not None
-    agreement = Agreement.of(prepared.task, prepared.frame, model, initial=layout)
+    agreement = Agreement.of(prepared.task, prepared.frame, model, initial=layout, is_first=True)
 
     def reply(weights: int) -> pb.Manifest:
         content = RecordDict({messages.INIT: arrays.to_record({messages.UNIT: torch.zeros(weights)})})

@@ -258,4 +258,8 @@ def test_a_run_goes_on_from_a_checkpoint_with_what_its_source_needs(trained: dic
         before, after = (m.under(source, trained[source].frame.etf_KD, run.seed) for m in (state.memories, again))
         assert torch.equal(before.mean_KD, after.mean_KD)
         assert torch.equal(before.seen_K, after.seen_K)
+        assert before.metric_DD is not None
+        assert after.metric_DD is not None
+        assert torch.equal(before.metric_DD, after.metric_DD)
+        assert torch.equal(before.metric_DD, state.memory.metric_DD) == (source != "stale")
     assert not torch.equal(trained["stale"].state.memories.early.mean_KD, trained["stale"].state.memory.mean_KD)
