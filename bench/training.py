@@ -63,7 +63,7 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
 def _needs(row: Row) -> tuple[bool, bool]:
     """Ordered by how much of the memory a row reads out: its metric too, its vectors, nothing."""
     method = row.run.method
-    return method.readout == "discriminant", method.uses_memory
+    return method.needs_moments(method.memory_model, is_first=True), method.uses_memory
 
 
 class ReadOut:

@@ -178,5 +178,5 @@ def _sent(here: Resident, mine: TaskData, stage: Stage, model: str) -> tuple[Cla
     """
     told = here.told.setdefault(stage.number, set())
     summed_K = sendable(mine.count_K, here.min_sum_examples, here.task.class_names, told)
-    moment = stage.is_first and here.run.method.needs_moments(model)
+    moment = here.run.method.needs_moments(model, is_first=stage.is_first)
     return _sums(here, mine, summed_K, moment=moment), int((~summed_K).sum())

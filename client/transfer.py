@@ -78,8 +78,7 @@ async def _download(
     buffers = dict(zip(sizes, new_buffers(sizes.values()), strict=True))
     call = stub.Download(pb.DownloadRequest(digests=list(sizes)), metadata=metadata)
     await _fill(list(buffers.values()), call, hear)
-    filled = list(buffers.values())
-    small = sum(map(len, filled)) <= _SMALL_BYTES
+    filled, small = list(buffers.values()), sum(sizes.values()) <= _SMALL_BYTES
     checked = _fingerprints(filled) if small else await asyncio.to_thread(_fingerprints, filled)
     for digest, found in zip(buffers, checked, strict=True):
         if digest != found:

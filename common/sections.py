@@ -171,9 +171,9 @@ class MethodSection(Section):
         """Whether clients must send class sums for training or read-out."""
         return self.trains_with_memory or self.readout in ("memory", "blend", "discriminant")
 
-    def needs_moments(self, model: str) -> bool:
-        """Whether class sums of this `memory_model` come with second moments of all features."""
-        return self.readout == "discriminant" and self.memory_model == model
+    def needs_moments(self, model: str, *, is_first: bool) -> bool:
+        """Whether class sums of this `memory_model` come with second moments; in the first stage at most."""
+        return is_first and self.readout == "discriminant" and self.memory_model == model
 
     @property
     def trains_with_memory(self) -> bool:

@@ -106,7 +106,7 @@ class Agreement:
         weights = {key: Expected.like(value, task.run.link.codec) for key, value in model.items()}
         sums = {
             model: _layout(ClassSums.zeros(
-                frame.vertices, task.memory_dim, moment=is_first and task.run.method.needs_moments(model)
+                frame.vertices, task.memory_dim, moment=task.run.method.needs_moments(model, is_first=is_first)
             ).to_tensors())
             for model in ("global", "local")
         }  # fmt: skip

@@ -275,7 +275,7 @@ class FrameStrategy(Strategy):
         return self.task.within_stage(made, server_round)
 
     def _pool_of_sums(self, model: str) -> Pool:
-        moment = self.run.method.needs_moments(model) and self.stage.is_first
+        moment = self.run.method.needs_moments(model, is_first=self.stage.is_first)
         return Pool(self.frame.vertices, self.task.memory_dim, self.run.seed, moment=moment)
 
     def _instruction(self, server_round: int, *, wants_sums: bool = False) -> Instruction:
