@@ -19,6 +19,7 @@ from fednc.bench.keys import name_of
 from fednc.client.channel import Credentials
 from fednc.client.link import Link, LinkConfig
 from fednc.common import arrays, codec, flower
+from fednc.common.collector import spare_what_is_loaded
 from fednc.common.records import record_of
 from fednc.protos import federation_pb2 as pb
 
@@ -77,4 +78,5 @@ async def main(server: str, first: int, count: int, keys: str, codec: str) -> No
 
 
 if __name__ == "__main__":
+    spare_what_is_loaded()
     asyncio.run(main(**json.loads(sys.argv[1])))

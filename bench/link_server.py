@@ -18,6 +18,7 @@ import torch
 
 from fednc.bench import noop, probe
 from fednc.common import seeds, tasks
+from fednc.common.collector import spare_what_is_loaded
 from fednc.common.config import RunConfig, parse_run
 from fednc.common.errors import RunFailedError
 from fednc.common.frame import draw_frame
@@ -44,6 +45,7 @@ def main(row: dict[str, Any]) -> None:
         ports.append(port)
         probe.tell(port=port)
 
+    spare_what_is_loaded()
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd()) as folder:  # a disk, as for a real run
         federation = Federation("bench", run, Path(folder, "spool"), EventLog())
         measured = asyncio.run(

@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Iterable
 
 from fednc.common.arrays import Buffer
+from fednc.common.wire import REMEMBERED_ASSIGNMENTS
 
 
 class BlobCache:
     """Blobs of the last few assignments, by fingerprint."""
 
-    def __init__(self, remembered_assignments: int = 2) -> None:
+    def __init__(self, remembered_assignments: int = REMEMBERED_ASSIGNMENTS) -> None:
         self._blobs: dict[bytes, Buffer] = {}
         self._recent: deque[frozenset[bytes]] = deque(maxlen=remembered_assignments)
 

@@ -157,7 +157,8 @@ class Link:
             try:
                 welcome = (await read_event(call)).welcome
                 liveness_s = welcome.liveness_s or config.liveness_s
-                session = Session(stub, session_metadata(welcome.session), liveness_s)
+                metadata = session_metadata(welcome.session)
+                session = Session(stub, metadata, liveness_s, welcome.whole_bytes)
                 reporter = asyncio.create_task(send_word(session))
                 try:
                     await self._declare(welcome, session)

@@ -34,6 +34,7 @@ class Session:
     stub: rpc.FederationStub
     metadata: Metadata
     liveness_s: float = 5.0
+    whole_bytes: int = 0  # a reply with so much data may go in one message
     outbox: asyncio.Queue[pb.Progress | pb.Declaration] = field(default_factory=asyncio.Queue)
     heard_at: float = field(default_factory=time.monotonic)
     downloads: int = 0  # under way
@@ -105,15 +106,13 @@ def _unavailable(details: str) -> grpc.aio.AioRpcError:
 
 async def send_word(session: Session) -> None:
     """Send progress, changed declarations and signs of life while the session lasts; never disturbs the work."""
+    loop = asyncio.get_running_loop()
     try:
         call = session.stub.Report(metadata=session.metadata)
         while True:
-            try:
-                async with asyncio.timeout(session.liveness_s / BEATS):
-                    word = await session.outbox.get()
-            except TimeoutError:
-                await call.write(pb.Progress())
-                continue
+            beat = loop.call_later(session.liveness_s / BEATS, session.outbox.put_nowait, pb.Progress())
+            word = await session.outbox.get()
+            beat.cancel()
             if isinstance(word, pb.Declaration):
                 await session.stub.Declare(word, metadata=session.metadata)
             else:

@@ -1,4 +1,4 @@
-"""Bulk bytes of one assignment: download what is missing, upload the reply, continue what broke off.
+"""The bytes of one assignment: download what did not come with it, upload the reply, continue what broke off.
 
 Used by the link; knows nothing of apps or rounds.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import grpc
@@ -19,11 +19,12 @@ from fednc.common.arrays import Buffer, new_buffers
 from fednc.common.bulk import Data, Piece
 from fednc.common.errors import ProtocolError
 from fednc.common.fingerprint import Fingerprint, fingerprint
-from fednc.common.wire import CHUNK_BYTES, SESSION_KEY, UPWARD_LIMIT_BYTES
+from fednc.common.wire import CHUNK_BYTES, SESSION_KEY, UPWARD_LIMIT_BYTES, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 
 _TRIES = 3
+_HEADER_BYTES = UPWARD_LIMIT_BYTES - WHOLE_BYTES - 1024  # the rest is for the data and their heads
 _SMALL_BYTES = 256 << 10  # hashed sooner than a thread takes over
 Metadata = tuple[tuple[str, bytes], ...]
 Call = grpc.aio.StreamStreamCall[pb.UploadFrame | Piece, pb.UploadEvent]
@@ -42,6 +43,15 @@ def make_stub(channel: grpc.aio.Channel) -> rpc.FederationStub:
 def session_metadata(session: bytes) -> Metadata:
     """Metadata that ties a call to its node."""
     return ((SESSION_KEY, session),)
+
+
+def take_along(blobs: Iterable[bytes], manifest: pb.Manifest, cache: BlobCache) -> None:
+    """Into the cache with blobs that came with an assignment. One that is damaged is none, and downloaded."""
+    wanted = {meta.digest for meta in records.metas_of(manifest)}
+    for blob in blobs:
+        data = _arrived(blob)
+        if (digest := fingerprint(data)) in wanted:
+            cache.add(digest, data)
 
 
 async def fetch_content(
@@ -96,7 +106,7 @@ async def _fill(
     targets = [t for t in targets if len(t)]
     async for chunk in call:
         hear()
-        data = memoryview(faults.through("client.download", chunk))
+        data = memoryview(_arrived(chunk))
         while data:
             if not targets:
                 raise ProtocolError("a download is longer than announced")
@@ -133,32 +143,43 @@ class Reply:
         return sum(len(buffer) for buffer in self.buffers)
 
     @property
-    def header(self) -> pb.UploadFrame:
-        """The first frame."""
+    def header(self) -> pb.UploadHeader:
+        """What comes before the data. Raises ProtocolError where it is too long to travel."""
         header = pb.UploadHeader(
             id=self.id, upload_id=self.upload_id, manifest=self.manifest, failure=self.failure
         )
-        return pb.UploadFrame(header=header)
+        if header.ByteSize() > _HEADER_BYTES:
+            raise ProtocolError(f"a manifest of {header.ByteSize()} bytes; at most {_HEADER_BYTES} travel")
+        return header
 
 
-async def send_reply(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
-    """Upload a reply from wherever the server says it left off.
+async def send_reply(
+    stub: rpc.FederationStub, metadata: Metadata, reply: Reply, whole_bytes: int = 0
+) -> pb.Receipt:
+    """Upload a reply: in one message up to `whole_bytes` of data, else from where the server says it left off.
 
     Raises:
-        ProtocolError: the server does not keep to the agreement.
+        ProtocolError: the server does not keep to the agreement, or the reply's manifest is too long.
         grpc.RpcError: the connection broke; call again with the same reply to continue.
     """
+    send = _send_whole if whole_bytes and reply.size <= whole_bytes else _send_in_frames
     for _ in range(_TRIES):
-        receipt = await _send_once(stub, metadata, reply)
+        receipt = await send(stub, metadata, reply)
         if receipt.outcome != pb.Receipt.DAMAGED:
             return receipt
     raise ProtocolError(f"an upload arrived damaged {_TRIES} times")
 
 
-async def _send_once(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
-    header = reply.header
-    if header.ByteSize() > UPWARD_LIMIT_BYTES:
-        raise ProtocolError(f"a manifest of {header.ByteSize()} bytes; at most {UPWARD_LIMIT_BYTES} travel")
+async def _send_whole(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
+    data = b"".join(reply.buffers)
+    sent = b"".join(_on_its_way([memoryview(data)]))
+    upload = pb.WholeUpload(header=reply.header, data=sent, digest=fingerprint(data))
+    receipt: pb.Receipt = await stub.UploadWhole(upload, metadata=metadata)
+    return receipt
+
+
+async def _send_in_frames(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
+    header = pb.UploadFrame(header=reply.header)
     call = stub.Upload(metadata=metadata)
     await call.write(header)
     event = await _next_event(call)
@@ -178,7 +199,7 @@ async def _send_data(call: Call, reply: Reply, grant: pb.Grant) -> pb.UploadEven
         if allowed > 0:
             piece = run.take(allowed)
             sent.update(*piece)
-            await call.write(faults.through_all("client.upload", piece))
+            await call.write(_on_its_way(piece))
             continue
         event = await _next_event(call)
         if not event.HasField("grant"):
@@ -187,6 +208,14 @@ async def _send_data(call: Call, reply: Reply, grant: pb.Grant) -> pb.UploadEven
     await call.write(pb.UploadFrame(end=pb.UploadEnd(digest=sent.finish())))
     await call.done_writing()
     return await _next_event(call)
+
+
+def _on_its_way(piece: Piece) -> Piece:
+    return faults.through_all("client.upload", piece)
+
+
+def _arrived(data: Data) -> Data:
+    return faults.through("client.download", data)
 
 
 async def _next_event(call: Call) -> pb.UploadEvent:

@@ -20,7 +20,7 @@ from flwr.app import Message, RecordDict
 from fednc.client.blobcache import BlobCache
 from fednc.client.hooks import CURRENT, AppFailedError, CancelledError, Hooks, Step
 from fednc.client.session import Session, progress_of
-from fednc.client.transfer import Reply, fetch_content, send_reply
+from fednc.client.transfer import Reply, fetch_content, send_reply, take_along
 from fednc.common import faults, flower
 from fednc.common.errors import FedncError, ProtocolError
 from fednc.common.wire import LONG_TEXT, SHORT_TEXT, plain
@@ -53,6 +53,7 @@ class _Work:
 
     id: pb.AssignmentId
     content: pb.Manifest
+    blobs: list[bytes]  # what came along
     hooks: Hooks
 
     def __str__(self) -> str:
@@ -102,7 +103,7 @@ class Worker:
             loop.call_soon_threadsafe(self._note_progress, assignment.id, step)
 
         hooks = Hooks(report=report, running=self.running)
-        self._active[key] = work = _Work(assignment.id, assignment.content, hooks)
+        self._active[key] = work = _Work(assignment.id, assignment.content, list(assignment.blobs), hooks)
         self._todo.put_nowait(work)
 
     def cancel(self, cancel: pb.Cancel) -> None:
@@ -149,12 +150,14 @@ class Worker:
         if reply is None:
             return
         try:
-            receipt = await self._persist(work, lambda s: send_reply(s.stub, s.metadata, reply))
+            receipt = await self._send(work, reply)
         except (FedncError, OSError, MemoryError) as e:
-            failure = _failed(work, e)
-            receipt = await self._persist(work, lambda s: send_reply(s.stub, s.metadata, failure))
+            receipt = await self._send(work, _failed(work, e))
         if receipt and receipt.outcome in (pb.Receipt.LATE, pb.Receipt.REJECTED):
             log.warning("the server did not take the reply to %s: %s", work, receipt.reason)
+
+    async def _send(self, work: _Work, reply: Reply) -> pb.Receipt | None:
+        return await self._persist(work, lambda s: send_reply(s.stub, s.metadata, reply, s.whole_bytes))
 
     async def _reply_to(self, work: _Work) -> Reply | None:
         """What the app made of it, or why nothing came of it; None where nobody waits any more."""
@@ -184,6 +187,8 @@ class Worker:
 
     async def _fetch(self, work: _Work) -> RecordDict | None:
         """The content; downloaded again where it arrived damaged. Raises ProtocolError where it always does."""
+        take_along(work.blobs, work.content, self._cache)
+        work.blobs.clear()
         for tries_left in reversed(range(_DOWNLOADS)):
             try:
                 return await self._persist(work, lambda s: self._download(s, work.content))

@@ -44,8 +44,7 @@ _MOST_DIMENSIONS, _MOST_VALUES = 32, 1 << 56  # numpy counts bytes, of up to 16 
 def make_array(dtype: str, shape: tuple[int, ...], stype: str, data: Buffer) -> Array:
     """An `Array` over any buffer. Flower's constructor insists on `bytes`, which would cost a copy."""
     array = Array.__new__(Array)
-    array.dtype, array.shape, array.stype = dtype, shape, stype
-    array.data = data  # type: ignore[assignment]
+    array.__dict__.update(dtype=dtype, shape=shape, stype=stype, data=data)  # its setters cost more than the rest
     return array
 
 

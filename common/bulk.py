@@ -14,9 +14,11 @@ from fednc.protos import federation_pb2 as pb
 
 Data = bytes | memoryview  # as it comes in
 Piece = list[memoryview]  # as it goes out, in one message: views on whatever it lies in
+Parts = tuple[bytes, ...]  # of an assignment: fields as protobuf makes them, which together are the message
 
 _LENGTH_DELIMITED = 2  # protobuf's wire type of bytes
 _CHUNK_TAG = pb.Chunk.DATA_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
+_EVENT_TAG = pb.ServerEvent.ASSIGNMENT_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 _FRAME_TAG = pb.UploadFrame.DATA_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
 
@@ -46,7 +48,7 @@ class Run:
         self.left = 0
 
 
-def size_of(piece: Piece) -> int:
+def size_of(piece: Piece | Parts) -> int:
     """Bytes."""
     return sum(map(len, piece))
 
@@ -67,6 +69,11 @@ def pack_frame(frame: pb.UploadFrame | Piece) -> bytes:
     return frame.SerializeToString() if isinstance(frame, pb.UploadFrame) else _pack(_FRAME_TAG, frame)
 
 
+def pack_event(event: pb.ServerEvent | Parts) -> bytes:
+    """An event; parts stand for `ServerEvent(assignment=...)`."""
+    return event.SerializeToString() if isinstance(event, pb.ServerEvent) else _pack(_EVENT_TAG, event)
+
+
 def unpack_frame(message: bytes) -> pb.UploadFrame | Data:
     """A frame, or its data where that is what it holds."""
     data = _unpack(_FRAME_TAG, message)
@@ -76,7 +83,7 @@ def unpack_frame(message: bytes) -> pb.UploadFrame | Data:
     return frame.data if frame.HasField("data") else frame
 
 
-def _pack(tag: int, piece: Piece) -> bytes:
+def _pack(tag: int, piece: Piece | Parts) -> bytes:
     head, rest = bytearray([tag]), size_of(piece)
     while rest > 0x7F:
         head.append(rest & 0x7F | 0x80)

@@ -7,6 +7,8 @@ import ipaddress
 PROTOCOL = 1
 SESSION_KEY = "fednc-session-bin"
 CHUNK_BYTES = 1 << 20
+WHOLE_BYTES = 64 << 10  # what is no bulk: it comes with its assignment, and goes back in one message
+REMEMBERED_ASSIGNMENTS = 2  # whose blobs a client keeps
 SHORT_TEXT, LONG_TEXT = 200, 4000  # characters in names and in reasons
 _MESSAGE_LIMIT_BYTES = 32 << 20  # an assignment's manifest; bulk travels in chunks
 UPWARD_LIMIT_BYTES = CHUNK_BYTES + (3 << 20)  # what a client may say at once: a chunk, or a reply's manifest

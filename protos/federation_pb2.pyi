@@ -50,20 +50,22 @@ class ServerEvent(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., run_over: _Optional[_Union[RunOver, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("node_id", "session", "run_id", "run_json", "part", "liveness_s")
+    __slots__ = ("node_id", "session", "run_id", "run_json", "part", "liveness_s", "whole_bytes")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_JSON_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     LIVENESS_S_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     node_id: int
     session: bytes
     run_id: str
     run_json: str
     part: Part
     liveness_s: float
-    def __init__(self, node_id: _Optional[int] = ..., session: _Optional[bytes] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., liveness_s: _Optional[float] = ...) -> None: ...
+    whole_bytes: int
+    def __init__(self, node_id: _Optional[int] = ..., session: _Optional[bytes] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., liveness_s: _Optional[float] = ..., whole_bytes: _Optional[int] = ...) -> None: ...
 
 class Declaration(_message.Message):
     __slots__ = ("examples", "class_counts", "device", "pid", "problem", "held_out", "standing")
@@ -120,12 +122,14 @@ class AssignmentId(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., group_id: _Optional[str] = ..., message_type: _Optional[str] = ..., node_id: _Optional[int] = ..., ordinal: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("id", "content")
+    __slots__ = ("id", "content", "blobs")
     ID_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
     id: AssignmentId
     content: Manifest
-    def __init__(self, id: _Optional[_Union[AssignmentId, _Mapping]] = ..., content: _Optional[_Union[Manifest, _Mapping]] = ...) -> None: ...
+    blobs: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, id: _Optional[_Union[AssignmentId, _Mapping]] = ..., content: _Optional[_Union[Manifest, _Mapping]] = ..., blobs: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("id", "reason")
@@ -290,6 +294,16 @@ class UploadEnd(_message.Message):
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
     def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
+
+class WholeUpload(_message.Message):
+    __slots__ = ("header", "data", "digest")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    data: bytes
+    digest: bytes
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class UploadEvent(_message.Message):
     __slots__ = ("grant", "receipt")

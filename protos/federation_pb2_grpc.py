@@ -54,6 +54,11 @@ class FederationStub:
                 request_serializer=fednc_dot_protos_dot_federation__pb2.UploadFrame.SerializeToString,
                 response_deserializer=fednc_dot_protos_dot_federation__pb2.UploadEvent.FromString,
                 _registered_method=True)
+        self.UploadWhole = channel.unary_unary(
+                '/fednc.v1.Federation/UploadWhole',
+                request_serializer=fednc_dot_protos_dot_federation__pb2.WholeUpload.SerializeToString,
+                response_deserializer=fednc_dot_protos_dot_federation__pb2.Receipt.FromString,
+                _registered_method=True)
         self.Report = channel.stream_unary(
                 '/fednc.v1.Federation/Report',
                 request_serializer=fednc_dot_protos_dot_federation__pb2.Progress.SerializeToString,
@@ -92,6 +97,13 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadWhole(self, request, context):
+        """One reply in one message, where it is small; see `Welcome.whole_bytes`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Report(self, request_iterator, context):
         """Live progress of local work.
         """
@@ -121,6 +133,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.Upload,
                     request_deserializer=fednc_dot_protos_dot_federation__pb2.UploadFrame.FromString,
                     response_serializer=fednc_dot_protos_dot_federation__pb2.UploadEvent.SerializeToString,
+            ),
+            'UploadWhole': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadWhole,
+                    request_deserializer=fednc_dot_protos_dot_federation__pb2.WholeUpload.FromString,
+                    response_serializer=fednc_dot_protos_dot_federation__pb2.Receipt.SerializeToString,
             ),
             'Report': grpc.stream_unary_rpc_method_handler(
                     servicer.Report,
@@ -236,6 +253,33 @@ class Federation:
             '/fednc.v1.Federation/Upload',
             fednc_dot_protos_dot_federation__pb2.UploadFrame.SerializeToString,
             fednc_dot_protos_dot_federation__pb2.UploadEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadWhole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fednc.v1.Federation/UploadWhole',
+            fednc_dot_protos_dot_federation__pb2.WholeUpload.SerializeToString,
+            fednc_dot_protos_dot_federation__pb2.Receipt.FromString,
             options,
             channel_credentials,
             insecure,

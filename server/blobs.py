@@ -31,6 +31,10 @@ class BlobStore:
             if self._uses[digest] <= 0:
                 del self._uses[digest], self._blobs[digest]
 
+    def __getitem__(self, digest: bytes) -> Buffer:
+        """The bytes of a blob that some work refers to."""
+        return self._blobs[digest]
+
     def get(self, digest: bytes) -> Buffer | None:
         """The bytes, or None when no work refers to them any more."""
         return self._blobs.get(digest)

@@ -13,9 +13,11 @@ from collections import deque
 from pathlib import Path
 
 from fednc.common.arrays import Buffer
+from fednc.common.bulk import Parts
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError, RefusedError
 from fednc.common.tasks.base import Part
+from fednc.common.wire import REMEMBERED_ASSIGNMENTS, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.server import limits
 from fednc.server.agreement import Agreement
@@ -86,6 +88,7 @@ class Federation:
             run_json=self.run.model_dump_json(exclude={"server"}),  # its paths are nobody else's business
             part=part,
             liveness_s=self.run.server.liveness_s,
+            whole_bytes=WHOLE_BYTES,
         )
 
     def declare(self, node: Node, declaration: pb.Declaration) -> None:
@@ -111,7 +114,7 @@ class Federation:
             )  # fmt: skip
             if was is None or was.standing != pb.Declaration.READY:  # it may have missed some
                 for work in self._works_of(node):
-                    node.outbox.put_nowait(work.event)
+                    node.outbox.put_nowait(work.id)
         else:
             self._node_events.emit(node.state, f"{node.name} is {node.state}", node=node.name)
 
@@ -158,13 +161,27 @@ class Federation:
         for work in batch.works:
             self._works[key_of(work.id)] = work
             if work.node.state in (NodeState.READY, NodeState.PAUSED):
-                work.node.outbox.put_nowait(work.event)
+                work.node.outbox.put_nowait(work.id)
             elif work.node.state in (NodeState.UNFIT, NodeState.DROPPED, NodeState.QUARANTINED):
                 self._fail(work, NODE_LOST, f"Node{work.node.state.title()}", work.node.problem)
             else:
                 asyncio.get_running_loop().call_later(
                     self.run.rounds.rejoin_s, self._give_up, work.node, work.node.session
                 )
+
+    def assignment(self, work_id: pb.AssignmentId) -> Parts | pb.ServerEvent:
+        """The work as it goes down its node's stream, with the small blobs that the node lacks.
+
+        A sign of life where it is over meanwhile.
+        """
+        work = self._works.get(key_of(work_id))
+        if work is None:
+            return pb.ServerEvent()
+        node, sizes = work.node, work.content.sizes
+        along = work.content.along(node.given)
+        node.given = (*node.given, sizes.keys())[-REMEMBERED_ASSIGNMENTS:]
+        node.bytes_down += sum(sizes[digest] for digest in along)
+        return work.event(along, self.blobs.__getitem__)
 
     def close(self, batch: Batch, reason: str) -> list[str]:
         """Nobody waits for this batch any more: cancel what is open, free its blobs. Who was still open?"""

@@ -1,107 +1,31 @@
 """The weighted mean of updates, exact in any order, folded one update at a time.
 
 Called by the strategy as replies arrive; each update is checked completely before anything of it is added. The
-running sum is eight bytes per parameter, whatever the number of clients.
-
-Why any order gives the same bits: every product n*x (n a whole number) is rounded by itself to a grid that is
-common to the round, and sums of grid points are sums of whole numbers. Rounding costs one addition: for
-q = 1.5 * 2^e and |t| <= 2^(e-1), the float64 t + q lies in [2^e, 2^(e+1)], where neighbours differ by one step
-2^(e-52) of the grid and their bits, read as a whole number, by one. These bits are what is summed, modulo 2^64;
-those of q are taken off at the end, and the only other rounding is the one division.
-
-How far off: a term by half a step at most. With bound B on |x|, weights of W in all and w at most, 2^e is 2Bw or,
-so that sums stay below 2^62 steps, 2^-10 BW, rounded up to a power of two. So the mean of K updates is off by at
-most B (2^-51 w / (W/K) + 2^-62 K), and B is 2^16 times the largest value of the reference: a step is finer than
-float32's for all values but those far below the tensor's largest.
+running sum is eight bytes per parameter, whatever the number of clients (`exact.py`). Small tensors are folded
+together: a network has hundreds, and each by itself costs more in calls than in arithmetic.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fednc.common import arrays, codec
 from fednc.common.errors import ProtocolError
+from fednc.server.exact import BLOCK, ExactSum, Values, cut, largest
 from fednc.server.threads import spread
 
-_BLOCK = 1 << 17  # values; longer blocks fall out of the caches, shorter ones make threads wait for each other
 _SPAN = 1 << 20  # values that one thread takes at once
-_HEADROOM = 2.0**16  # how much larger than the reference's largest value an update's may be
+_SMALL = 1 << 13  # values of a tensor that is folded with others
 
-Values = NDArray[Any]
-
-
-class TensorFold:
-    """Running sum of n*x for one tensor."""
-
-    def __init__(self, size: int) -> None:
-        self._sum = np.empty(size, np.int64)
-
-    def start(self, largest: float, total_weight: int, largest_weight: int) -> None:
-        """Begin at zero, for values up to `_HEADROOM` times `largest`."""
-        self.bound = _HEADROOM * max(1.0, largest)
-        exponent = math.ceil(math.log2(self.bound * max(2 * largest_weight, total_weight / 2**10)))
-        self._q = np.float64(1.5 * 2.0**exponent)
-        self._step = 2.0 ** (exponent - 52)
-        self.updates = 0
-
-    def check(self, values: Values) -> None:
-        """Raises ProtocolError unless all values are finite and within the bound."""
-        largest = _largest(values)
-        if not largest <= self.bound:  # NaN compares false
-            raise ProtocolError(f"holds {largest}, allowed are finite values up to {self.bound:g}")
-
-    def add(self, values: Values, place: int, weight: int) -> None:
-        """Add weight * values from `place` on; `check` them first, and count the update when it is there whole."""
-        scratch = np.empty(min(_BLOCK, values.size), np.float64)
-        for start, piece in _cut(values, _BLOCK):
-            term = scratch[: piece.size]
-            np.copyto(term, piece)
-            np.multiply(term, float(weight), out=term)
-            np.add(term, self._q, out=term)
-            total = self._sum[place + start : place + start + piece.size]
-            np.add(total if self.updates else 0, term.view(np.int64), out=total)
-
-    def mean_into(self, target: Values, place: int, weight: int) -> None:
-        """Write the weighted mean from `place` on into `target`, in its dtype."""
-        bias = np.uint64(self.updates * int(self._q.view(np.int64)) % 2**64).view(np.int64)
-        whole, scratch = target.dtype.kind != "f", np.empty(min(_BLOCK, target.size), np.float64)
-        for start, out in _cut(target, _BLOCK):
-            steps = self._sum[place + start : place + start + out.size] - bias
-            mean = np.divide(steps, weight / self._step, out=scratch[: out.size])
-            np.copyto(out, np.rint(mean) if whole else mean, casting="unsafe")
-
-
-def _largest(values: Values) -> float:
-    """Of the absolute values; NaN where one of them is."""
-    pieces = (piece for _, piece in _cut(values, _BLOCK))
-    return float(np.max([0.0, *(max(float(piece.max()), -float(piece.min())) for piece in pieces)]))
-
-
-def _square_distance(values: Values, origin: Values) -> float:
-    scratch, squares = np.empty(min(_BLOCK, values.size)), []
-    for start, piece in _cut(values, _BLOCK):
-        change = scratch[: piece.size]
-        np.subtract(piece, origin[start : start + piece.size], out=change, dtype=np.float64)
-        with np.errstate(over="ignore"):  # infinite is too far
-            squares.append(float(np.square(change, out=change).sum()))
-    return math.fsum(squares)
-
-
-def _cut(values: Values, size: int) -> Iterator[tuple[int, Values]]:
-    """Flat pieces of at most `size` values, each with its place."""
-    flat = values.reshape(-1)
-    return ((start, flat[start : start + size]) for start in range(0, flat.size, size))
+Form = tuple[str, tuple[int, ...]]  # dtype and shape
 
 
 @dataclass(frozen=True)
@@ -122,19 +46,22 @@ class Fold:
 
     def __init__(self, reference: Mapping[str, Tensor]) -> None:
         """Takes memory for states like `reference`; `start` comes next."""
-        self._folds = {k: TensorFold(v.numel()) for k, v in reference.items() if _is_averaged(v)}
+        self._forms = {key: _form(value) for key, value in reference.items()}
+        self._groups = _grouped(reference)
+        self._sums = [ExactSum([reference[key].numel() for key in group]) for group in self._groups]
 
     def start(
         self, reference: Mapping[str, Tensor], weights: Collection[int], bound: NormBound | None = None
     ) -> None:
         """Begin at zero; `weights` are all that may come, `reference` is another state like the first one."""
         self._reference, self._bound = reference, bound
-        within = {key: reference[key] for key in bound.keys if key in self._folds} if bound else {}
-        self._from = {key: _numpy(value).reshape(-1) for key, value in within.items() if value.is_floating_point()}
+        within = [key for key in self._forms if bound and key in bound.keys]
+        self._from = {k: _numpy(reference[k]).reshape(-1) for k in within if reference[k].is_floating_point()}
         self._total_weight, self._largest_weight = sum(weights), max(weights, default=1)
-        for key, fold in self._folds.items():
-            largest = _largest(_numpy(reference[key]))
-            fold.start(largest, self._total_weight, self._largest_weight)
+        for group, total in zip(self._groups, self._sums, strict=True):
+            total.start(
+                [largest(_numpy(reference[key])) for key in group], self._total_weight, self._largest_weight
+            )
         self.weight = 0
         self.updates = 0
 
@@ -149,85 +76,130 @@ class Fold:
             raise ProtocolError(f"declares {weight} examples, more than it announced or less than one")
         self.add_values(self.checked(update), weight)
 
-    def add_values(self, values: Mapping[str, Values], weight: int) -> None:
+    def add_values(self, values: Sequence[Values], weight: int) -> None:
         """Fold in what `checked` gave."""
-        self._spread(values, lambda key, span, place: self._folds[key].add(span, place, weight))
-        for fold in self._folds.values():
-            fold.updates += 1
+        _spread(values, lambda group, span, place: self._sums[group].add(span, place, weight))
+        for total in self._sums:
+            total.updates += 1
         self.weight += weight
         self.updates += 1
 
-    def checked(self, update: ArrayRecord) -> dict[str, Values]:
-        """The values to fold in. Raises ProtocolError, see `add`."""
-        if set(update) != set(self._reference):
-            odd = sorted(set(update) ^ set(self._reference))
+    def checked(self, update: ArrayRecord) -> list[Values]:
+        """The values to fold in, by group. Raises ProtocolError, see `add`."""
+        if set(update) != set(self._forms):
+            odd = sorted(set(update) ^ set(self._forms))
             raise ProtocolError(f"tensor names differ from the model's, for instance {odd[:3]}")
-        values = {}
-        for key, reference in self._reference.items():
-            with _naming(key):
-                values[key] = _matching(update[key], reference)
-        averaged = {key: values[key] for key in self._folds}
-        squares: list[float] = []
-        self._spread(averaged, partial(self._check, squares))
+        values = {key: self._matching(key, update[key]) for key in self._forms}
+        grouped = [_in_a_row([values[key] for key in group]) for group in self._groups]
+        _spread(grouped, self._check)
+        if self._bound:
+            self._check_norm(self._bound, [values[key] for key in self._from])
+        return grouped
+
+    def _matching(self, key: str, array: Array) -> Values:
+        try:
+            return _matching(array, self._forms[key], self._reference[key])
+        except ProtocolError as e:
+            raise ProtocolError(f"tensor {key!r}: {e}") from e
+
+    def _check(self, group: int, span: Values, _place: int) -> None:
+        total = self._sums[group]
+        for key, found, bound in zip(self._groups[group], total.largest(span), total.bounds, strict=True):
+            if not found <= bound:  # NaN compares false
+                raise ProtocolError(f"tensor {key!r}: holds {found}, allowed are finite values up to {bound:g}")
+
+    def _check_norm(self, bound: NormBound, values: Sequence[Values]) -> None:
+        origins, squares = list(self._from.values()), list[float]()
+
+        def note(index: int, span: Values, place: int) -> None:
+            squares.append(_square_distance(span, origins[index][place : place + span.size]))
+
+        _spread(values, note)
         norm = math.sqrt(math.fsum(squares))  # exact, so that threads do not change it
-        if self._bound and not norm <= self._bound.most:
-            raise ProtocolError(f"changes the model by a norm of {norm:.6g}, allowed are {self._bound.most:g}")
-        return averaged
-
-    def _check(self, squares: list[float], key: str, span: Values, place: int) -> None:
-        """Notes in `squares` what the span adds to the square of the norm."""
-        with _naming(key):
-            self._folds[key].check(span)
-        if key in self._from:
-            squares.append(_square_distance(span, self._from[key][place : place + span.size]))
-
-    def _spread(self, values: Mapping[str, Values], act: Callable[[str, Values, int], None]) -> None:
-        """`act(key, span of the values, its place)` for all values, on several threads where there are many."""
-        spread(
-            (
-                (span.size, partial(act, key, span, place))
-                for key, value in values.items()
-                for place, span in _cut(value, _SPAN)
-            ),
-            enough=_SPAN,
-        )
+        if not norm <= bound.most:
+            raise ProtocolError(f"changes the model by a norm of {norm:.6g}, allowed are {bound.most:g}")
 
     def mean(self) -> ArrayRecord:
         """The mean of all updates in the reference's dtypes; the reference itself where nothing is averaged."""
-        record, targets = arrays.blank_record(self._reference), {}
-        for key, reference in self._reference.items():
-            if key in self._folds:
-                targets[key] = _numpy(arrays.to_tensor(record[key]))
-            else:
-                arrays.to_tensor(record[key]).copy_(reference)
-        self._spread(targets, lambda key, span, place: self._folds[key].mean_into(span, place, self.weight))
-        for key, mean in targets.items():
-            if self._reference[key].dtype is torch.bfloat16:  # which numpy does not know
-                arrays.to_tensor(record[key]).copy_(torch.from_numpy(mean))
+        record = arrays.blank_record(self._reference)
+        tensors = {key: arrays.to_tensor(record[key]) for key in record}
+        for key in set(tensors).difference(*self._groups):
+            tensors[key].copy_(self._reference[key])
+        targets = [_target([tensors[key] for key in group]) for group in self._groups]
+        _spread(targets, lambda group, span, place: self._sums[group].mean_into(span, place, self.weight))
+        for group, mean in zip(self._groups, targets, strict=True):
+            parts = torch.from_numpy(mean).reshape(-1).split([tensors[key].numel() for key in group])
+            for key, part in zip(group, parts, strict=True):
+                if part.data_ptr() != tensors[key].data_ptr():  # else the mean was made in place
+                    tensors[key].copy_(part.reshape(tensors[key].shape))
         return record
 
 
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    try:
-        yield
-    except ProtocolError as e:
-        raise ProtocolError(f"tensor {key!r}: {e}") from e
+def _spread(values: Sequence[Values], act: Callable[[int, Values, int], None]) -> None:
+    """`act(index, span of the values, its place)` for all values, on several threads where there are many."""
+    spread(
+        (
+            (span.size, partial(act, index, span, place))
+            for index, value in enumerate(values)
+            for place, span in cut(value, _SPAN)
+        ),
+        enough=_SPAN,
+    )
 
 
-def _is_averaged(value: Tensor) -> bool:
-    return value.dtype is not torch.bool
+def _grouped(reference: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of the tensors that are averaged, those together that are folded together: small ones of one type."""
+    groups: list[list[str]] = []
+    room: dict[
+        torch.dtype, tuple[list[str], int]
+    ] = {}  # the last group of each type, and how many values still fit
+    for key, value in reference.items():
+        if value.dtype is torch.bool:
+            continue
+        group, left = room.get(value.dtype, ([], 0))
+        if not 0 < value.numel() <= _SMALL:
+            groups.append([key])
+        elif value.numel() <= left:
+            group.append(key)
+            room[value.dtype] = group, left - value.numel()
+        else:
+            groups.append([key])
+            room[value.dtype] = groups[-1], BLOCK - value.numel()
+    return groups
+
+
+def _in_a_row(values: Sequence[Values]) -> Values:
+    return values[0] if len(values) == 1 else np.concatenate([each.reshape(-1) for each in values])
+
+
+def _target(tensors: Sequence[Tensor]) -> Values:
+    """Memory for the mean of a group: a single tensor's own where numpy knows its type."""
+    first = _numpy(tensors[0])
+    return first if len(tensors) == 1 else np.empty(sum(each.numel() for each in tensors), first.dtype)
+
+
+def _square_distance(values: Values, origin: Values) -> float:
+    scratch, squares = np.empty(min(BLOCK, values.size)), []
+    for start, piece in cut(values, BLOCK):
+        change = scratch[: piece.size]
+        np.subtract(piece, origin[start : start + piece.size], out=change, dtype=np.float64)
+        with np.errstate(over="ignore"):  # infinite is too far
+            squares.append(float(np.square(change, out=change).sum()))
+    return math.fsum(squares)
 
 
 def _numpy(value: Tensor) -> Values:
     return value.float().numpy() if value.dtype is torch.bfloat16 else value.numpy()
 
 
-def _matching(array: Array, reference: Tensor) -> Values:
-    expected = str(reference.dtype).removeprefix("torch.")
-    if array.dtype != expected or tuple(array.shape) != tuple(reference.shape):
-        shape = list(reference.shape)
-        raise ProtocolError(f"is {array.dtype}{list(array.shape)}, expected {expected}{shape}")
+def _form(value: Tensor) -> Form:
+    return str(value.dtype).removeprefix("torch."), tuple(value.shape)
+
+
+def _matching(array: Array, form: Form, reference: Tensor) -> Values:
+    dtype, shape = form
+    if array.dtype != dtype or tuple(array.shape) != shape:
+        raise ProtocolError(f"is {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}")
     if codec.is_encoded(array.stype):
         return (reference + codec.decode(array)).numpy()
     if array.stype == arrays.RAW_BF16:

@@ -23,7 +23,7 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server import heap
 from fednc.server.federation import Federation
 from fednc.server.roster import Node
-from fednc.server.work import REPLY_REJECTED, Batch, Reply, Work
+from fednc.server.work import REPLY_REJECTED, Batch, Content, Reply, Work
 
 T = TypeVar("T")
 
@@ -98,18 +98,18 @@ class LinkGrid(flower.RunGrid):
 
     def _send(self, messages: list[Message], timeout_s: float | None = None) -> Replies:
         batch = Batch()
-        manifests: dict[int, pb.Manifest] = {}
+        contents: dict[int, Content] = {}
         blobs: dict[bytes, Buffer] = {}
         for message in messages:
             content = message.content
-            if id(content) not in manifests:  # strategies send one content to all nodes: encode it once
-                manifests[id(content)] = records.to_manifest(content, with_digests=True)
+            if id(content) not in contents:  # strategies send one content to all nodes
+                contents[id(content)] = Content(records.to_manifest(content, with_digests=True))
                 blobs.update({records.digest_of(a): a.data for a in records.arrays_of(content)})
-            batch.works.append(self._work(message, manifests[id(content)], batch))
+            batch.works.append(self._work(message, contents[id(content)], batch))
         self.call(lambda: self.federation.dispatch(batch, blobs))
         return Replies(self, batch, timeout_s)
 
-    def _work(self, message: Message, content: pb.Manifest, batch: Batch) -> Work:
+    def _work(self, message: Message, content: Content, batch: Batch) -> Work:
         meta = message.metadata
         node = self.federation.roster.by_id(meta.dst_node_id)
         if node is None:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fednc.common.files import filesystem_of
+from fednc.common.wire import WHOLE_BYTES
 from fednc.server.spool import FileStore, MemoryStore, SpooledUpload
 
 log = logging.getLogger("fednc.server")
 _IN_MEMORY = ("tmpfs", "ramfs")
-_SMALL_BYTES = 64 << 10  # an upload that need not go to the disk
 _PART_IN_MEMORY = 8  # of the budget, for all of those
 
 
@@ -87,7 +87,7 @@ class Intake:
         """`folder` receives the bytes; it must lie on a disk, not in memory."""
         self._folder, self._numbers = folder, itertools.count()
         self.budget = Budget(total_bytes)
-        self._room = threading.Semaphore(total_bytes // _PART_IN_MEMORY // _SMALL_BYTES)  # for small uploads
+        self._room = threading.Semaphore(total_bytes // _PART_IN_MEMORY // WHOLE_BYTES)  # for small uploads
         folder.mkdir(parents=True, exist_ok=True)
         if (kind := filesystem_of(folder)) in _IN_MEMORY:
             log.warning(
@@ -121,7 +121,7 @@ class Intake:
 
     def _store(self, size: int) -> MemoryStore | FileStore:
         """Raises OSError."""
-        if size <= _SMALL_BYTES and self._room.acquire(blocking=False):
+        if size <= WHOLE_BYTES and self._room.acquire(blocking=False):
             return MemoryStore(self._room.release)
         return FileStore(self._folder / f"{next(self._numbers):08d}")
 

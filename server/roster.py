@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -15,7 +16,8 @@ from fednc.common.tasks.base import Part
 from fednc.protos import federation_pb2 as pb
 from fednc.server.identity import Identity, Refusal
 
-Outbox = asyncio.Queue[pb.ServerEvent | Refusal | None]  # None: the node attends over another connection now
+# An id stands for its assignment, which is made when it goes; None: the node attends over another connection now.
+Outbox = asyncio.Queue[pb.ServerEvent | pb.AssignmentId | Refusal | None]
 MOST_NODES = 10_000  # where names cost nothing, somebody may try to fill the memory with them
 
 
@@ -60,6 +62,7 @@ class Node:
     last_seen: float = field(default_factory=time.monotonic)
     silent_ticks: int = 0  # of `liveness.py`
     outbox: Outbox = field(default_factory=asyncio.Queue)
+    given: tuple[Collection[bytes], ...] = ()  # blobs of the last few assignments of this session
 
     @property
     def is_here(self) -> bool:
@@ -118,7 +121,7 @@ class Roster:
         self._by_session.pop(node.session, None)
         node.outbox.put_nowait(None)
         node.session, node.instance = secrets.token_bytes(16), instance
-        node.declaration, node.declarations = None, 0
+        node.declaration, node.declarations, node.given = None, 0, ()
         node.state, node.outbox, node.problem = NodeState.PREPARING, asyncio.Queue(), ""
         node.touch()
         self._by_session[node.session] = node

@@ -6,15 +6,15 @@ Thin on purpose; every decision is in `federation.py`, and who is calling was se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
-from fednc.common import bulk, faults, records
-from fednc.common.bulk import Data
-from fednc.common.errors import ProtocolError, RefusedError
+from fednc.common import bulk, faults
+from fednc.common.errors import RefusedError
 from fednc.common.wire import BEATS, BULK_FACTOR, PROTOCOL, SESSION_KEY
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
@@ -22,25 +22,18 @@ from fednc.server import limits, outflow
 from fednc.server.federation import Federation
 from fednc.server.gate import CALLER
 from fednc.server.identity import Refusal
-from fednc.server.intake import SupersededError
+from fednc.server.inflow import Frames, Inflow
 from fednc.server.limits import InvalidError, require
 from fednc.server.roster import Node, Outbox
-from fednc.server.spool import SpooledUpload
-from fednc.server.window import Allowance, Window
-from fednc.server.work import Work
+from fednc.server.window import Window
 
 _CALLS_PER_NODE = 16  # at once, the attending one left out
 _PROGRESS_PAUSE_S = 0.02
-_EARLY_S = 0.005  # for what a client sent ahead of its grant, and gRPC holds, to show
 _GONE = "a blob is gone: the work it belonged to is over"
 _NOTHING: tuple[bytes, ...] = ()
-_COMMITTED = pb.Receipt(outcome=pb.Receipt.COMMITTED)
-_BROKEN_OFF = pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="stopped before its end; go on from where you were")
-_LATE = pb.Receipt(outcome=pb.Receipt.LATE, reason="the work was cancelled or taken over")
 
-T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
-Frames = AsyncIterator[pb.UploadFrame | Data]
+Event = pb.ServerEvent | bulk.Parts
 
 
 class FederationServicer(rpc.FederationServicer):
@@ -51,11 +44,12 @@ class FederationServicer(rpc.FederationServicer):
         budget_bytes = federation.intake.budget.total_bytes
         run = federation.run
         nodes = max(run.rounds.min_clients, run.split.parts if run.split else 0)
-        self._downward, self._upward = Window(budget_bytes), Window(budget_bytes, nodes)
-        self.http2_options = self._upward.http2_options
-        self._stall_s = BULK_FACTOR * run.server.liveness_s
+        self._beat_s, self._stall_s = run.server.liveness_s / BEATS, BULK_FACTOR * run.server.liveness_s
+        self._downward, upward = Window(budget_bytes), Window(budget_bytes, nodes)
+        self._inflow = Inflow(federation, upward, self._stall_s)
+        self.http2_options = upward.http2_options
 
-    async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[pb.ServerEvent]:
+    async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[Event]:
         """See federation.proto."""
         faults.at("server.attend")
         node = await self._admit(request, context)
@@ -68,18 +62,19 @@ class FederationServicer(rpc.FederationServicer):
                 if isinstance(event, Refusal):
                     raise event
                 yield event
-                if event.HasField("run_over"):
+                if isinstance(event, pb.ServerEvent) and event.HasField("run_over"):
                     return
         finally:
             self._federation.depart(node, session)
 
-    async def _next_event(self, outbox: Outbox) -> pb.ServerEvent | Refusal | None:
+    async def _next_event(self, outbox: Outbox) -> Event | Refusal | None:
         """What the node is told next; where there is nothing to tell, that we are alive."""
+        beat = asyncio.get_running_loop().call_later(self._beat_s, outbox.put_nowait, pb.ServerEvent())
         try:
-            async with asyncio.timeout(self._federation.run.server.liveness_s / BEATS):
-                return await outbox.get()
-        except TimeoutError:
-            return pb.ServerEvent()
+            said = await outbox.get()
+        finally:
+            beat.cancel()
+        return self._federation.assignment(said) if isinstance(said, pb.AssignmentId) else said
 
     async def _admit(self, request: pb.AttendRequest, context: Context) -> Node:
         if request.protocol != PROTOCOL:
@@ -163,113 +158,20 @@ class FederationServicer(rpc.FederationServicer):
     async def Upload(self, frames: Frames, context: Context) -> AsyncIterator[pb.UploadEvent]:
         """See federation.proto."""
         async with self._call(context, "Upload") as node:
-            first = await self._next(frames, context)
-            if first is None:
-                return  # nothing was said: the connection broke
-            header = first.header if isinstance(first, pb.UploadFrame) and first.HasField("header") else None
-            require("header", header is not None, "an upload starts with its header")
-            assert header is not None
-            limits.check_id(header.id, node.node_id)
-            async for event in self._serve_upload(node, header, frames, context):
-                yield event
+            receipt = await self._inflow.stream(node, frames, context)
+            if receipt is not None:
+                yield pb.UploadEvent(receipt=receipt)
 
-    async def _serve_upload(
-        self, node: Node, header: pb.UploadHeader, frames: Frames, context: Context
-    ) -> AsyncIterator[pb.UploadEvent]:
-        work = self._federation.find_work(node, header.id)
-        if isinstance(work, pb.Receipt):
-            yield pb.UploadEvent(receipt=work)
-            return
-        call: object = None
-        try:
-            self._federation.check_header(work, header)
-            if header.HasField("failure"):
-                self._federation.report_failure(work, header.failure)
-                yield pb.UploadEvent(receipt=_COMMITTED)
-                return
-            size = records.bulk_bytes(header.manifest)
-            call, upload = await self._federation.intake.open(work.slot, header.upload_id, size)
-            with self._upward.transfer():
-                receipt = await self._receive(work, call, upload, header, frames, context)
-        except SupersededError:
-            receipt = _LATE
-        except ProtocolError as e:
-            receipt = self._federation.reject(work, e)
-        except OSError as e:
-            self._federation.note_full_disk(work, e)
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the server cannot store the upload: {e.strerror}")
-        finally:
-            if call:
-                self._federation.intake.suspend(work.slot, call)
-        yield pb.UploadEvent(receipt=receipt)
-
-    async def _receive(
-        self, work: Work, call: object, upload: SpooledUpload, header: pb.UploadHeader, frames: Frames,
-        context: Context,
-    ) -> pb.Receipt:  # fmt: skip
-        frame_bytes = self._upward.piece_bytes(self._federation.roster.attending)
-        allowance = Allowance(self._upward, upload.size, frame_bytes)
-        while True:
-            if allowance.extend(upload.received):
-                frame = await self._grant(allowance, upload.received, frames, context)
-            else:
-                frame = await self._next(frames, context)
-            if frame is None:
-                return _BROKEN_OFF
-            if work.slot.call is not call or work.slot.upload is None:
-                return _LATE
-            work.node.touch()
-            if isinstance(frame, pb.UploadFrame):
-                require("data", frame.HasField("end"), "a frame without data")
-                return self._finish(work, work.slot.upload, header, frame.end.digest)
-            require("data", len(frame) > 0, "a frame without data")
-            allowance.check(upload.received, len(frame))
-            upload.append(faults.through("server.upload", frame))
-            work.node.bytes_up += len(frame)
-
-    async def _grant(
-        self, allowance: Allowance, received: int, frames: Frames, context: Context
-    ) -> pb.UploadFrame | Data | None:
-        """Let the client go on, and what it sends next."""
-        grant = pb.UploadEvent(grant=pb.Grant(offset=received, until=allowance.until, frame=allowance.frame_bytes))
-        if not allowance.ends_test:
-            await self._within_patience(context.write(grant), context)
-            return await self._next(frames, context)
-        reading = asyncio.ensure_future(self._next(frames, context))
-        try:
-            await asyncio.wait([reading], timeout=_EARLY_S)
-            early = reading.done() and not reading.exception() and reading.result() is not None
-            require("grant", not early, f"data went on after byte {received} before it was granted")
-            await context.write(grant)
-            return await reading
-        finally:
-            reading.cancel()
-
-    async def _next(self, frames: Frames, context: Context) -> pb.UploadFrame | Data | None:
-        """The next frame, None at the end."""
-        return await self._within_patience(anext(frames, None), context)
-
-    async def _within_patience(self, step: Awaitable[T], context: Context) -> T:
-        """A client that neither sends nor reads for long gives its place to others."""
-        try:
-            async with asyncio.timeout(self._stall_s):
-                return await step
-        except TimeoutError:
-            reason = f"no byte for {self._stall_s:g} s; go on from where you were"
-            await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
-
-    def _finish(self, work: Work, upload: SpooledUpload, header: pb.UploadHeader, digest: bytes) -> pb.Receipt:
-        if not upload.is_intact(digest):
-            return self._federation.drop_damaged(work)
-        self._federation.commit(work, header.manifest)
-        faults.at("server.committed")
-        return _COMMITTED
+    async def UploadWhole(self, request: pb.WholeUpload, context: Context) -> pb.Receipt:
+        """See federation.proto."""
+        async with self._call(context, "UploadWhole") as node:
+            return await self._inflow.whole(node, request, context)
 
     async def Report(self, progress: AsyncIterator[pb.Progress], context: Context) -> pb.ReportSummary:
         """See federation.proto."""
         received = 0
         async with self._call(context, "Report") as node:
-            session = node.session
+            session, before = node.session, 0.0
             async for message in progress:
                 if node.session != session:
                     break
@@ -279,13 +181,18 @@ class FederationServicer(rpc.FederationServicer):
                     if self._federation.has_work(message.id):
                         node.progress = message
                 received += 1
-                await asyncio.sleep(_PROGRESS_PAUSE_S)  # what comes faster waits in the client
+                if time.monotonic() - before < _PROGRESS_PAUSE_S:
+                    await asyncio.sleep(_PROGRESS_PAUSE_S)  # what comes faster waits in the client
+                before = time.monotonic()
         return pb.ReportSummary(received=received)
 
 
 def add_to(server: grpc.aio.Server, servicer: FederationServicer) -> None:
-    """What the generated code does, and before it the two calls of bulk data, which skip protobuf's copies."""
+    """What the generated code does, and before it the calls that carry data, which skip protobuf's copies."""
     calls: dict[str, Any] = {
+        "Attend": grpc.unary_stream_rpc_method_handler(
+            servicer.Attend, pb.AttendRequest.FromString, bulk.pack_event
+        ),
         "Download": grpc.unary_stream_rpc_method_handler(servicer.Download, pb.DownloadRequest.FromString, None),
         "Upload": grpc.stream_stream_rpc_method_handler(
             servicer.Upload, bulk.unpack_frame, pb.UploadEvent.SerializeToString

@@ -1,4 +1,4 @@
-"""One piece of work and what comes of it, as values: made by the grid, kept by the federation.
+"""One piece of work, what it asks for and what comes of it: made by the grid, kept by the federation.
 
 Knows neither gRPC nor the budget.
 """
@@ -6,10 +6,15 @@ Knows neither gRPC nor the budget.
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message
 
+from fednc.common import records
+from fednc.common.arrays import Buffer
+from fednc.common.bulk import Parts
+from fednc.common.wire import WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.server.intake import Slot
 from fednc.server.roster import Node
@@ -25,6 +30,27 @@ def key_of(work_id: pb.AssignmentId) -> WorkKey:
     return (
         work_id.run_id, work_id.group_id, work_id.message_type, work_id.node_id, work_id.ordinal, work_id.attempt
     )  # fmt: skip
+
+
+class Content:
+    """What one node or many are sent: encoded once, however many they are."""
+
+    def __init__(self, manifest: pb.Manifest) -> None:
+        self.sizes = {meta.digest: meta.size for meta in records.metas_of(manifest)}
+        self._manifest = manifest
+        self._encoded: dict[tuple[bytes, ...], bytes] = {}
+
+    def along(self, given: Iterable[Collection[bytes]]) -> tuple[bytes, ...]:
+        """The blobs to send along to a node that was `given` others: those that it lacks, where they are small."""
+        lacking = tuple(digest for digest in self.sizes if not any(digest in each for each in given))
+        return lacking if sum(self.sizes[digest] for digest in lacking) <= WHOLE_BYTES else ()
+
+    def encoded(self, along: tuple[bytes, ...], blob: Callable[[bytes], Buffer]) -> bytes:
+        """Manifest and blobs as they stand in an assignment."""
+        if along not in self._encoded:
+            blobs = [bytes(blob(digest)) for digest in along]
+            self._encoded[along] = pb.Assignment(content=self._manifest, blobs=blobs).SerializeToString()
+        return self._encoded[along]
 
 
 @dataclass(eq=False)
@@ -53,12 +79,11 @@ class Work:
     id: pb.AssignmentId
     node: Node
     instruction: Message
-    content: pb.Manifest
+    content: Content
     batch: Batch
     slot: Slot = field(default_factory=Slot)
     damaged: int = 0  # uploads that did not arrive as they were sent
 
-    @property
-    def event(self) -> pb.ServerEvent:
-        """The assignment as it goes down the node's stream."""
-        return pb.ServerEvent(assignment=pb.Assignment(id=self.id, content=self.content))
+    def event(self, along: tuple[bytes, ...], blob: Callable[[bytes], Buffer]) -> Parts:
+        """The assignment as it goes down the node's stream, and blobs with it."""
+        return pb.Assignment(id=self.id).SerializeToString(), self.content.encoded(along, blob)

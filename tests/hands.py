@@ -14,7 +14,7 @@ from fednc.common import flower
 from fednc.common.config import RunConfig, parse_run
 from fednc.protos import federation_pb2 as pb
 from fednc.server.roster import Node
-from fednc.server.work import Batch, Work
+from fednc.server.work import Batch, Content, Work
 
 PARTS = 12  # of which the clients take a few: small data, quick rounds
 
@@ -45,7 +45,7 @@ def hand_out(server: Serving, *names: str) -> Batch:
         content = flower.instruction(
             RecordDict(), run_id="run", dst=node.node_id, message_type="train", group_id="1"
         )
-        batch.works.append(Work(work_id, node, content, pb.Manifest(), batch))
+        batch.works.append(Work(work_id, node, content, Content(pb.Manifest()), batch))
     server.federation.dispatch(batch, {})
     return batch
 

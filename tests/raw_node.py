@@ -17,7 +17,7 @@ from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 from fednc.server.federation import Federation
 from fednc.server.roster import Node
-from fednc.server.work import Batch, Work
+from fednc.server.work import Batch, Content, Work
 
 UPLOAD_ID = bytes(16)
 PIECE_BYTES = 64 << 10  # what every upload is granted at least
@@ -79,7 +79,7 @@ class RawNode:
             RecordDict(), run_id=self.federation.run_id, dst=self.welcome.node_id, message_type=message_type,
             group_id=group,
         )  # fmt: skip
-        work = Work(work_id, self.node, instruction, pb.Manifest(), self.batch)
+        work = Work(work_id, self.node, instruction, Content(pb.Manifest()), self.batch)
         self.federation.dispatch(Batch(works=[work]), {})
         self.batch.works.append(work)
         return work

@@ -27,6 +27,20 @@ def test_frames_are_what_protobuf_makes(size, kind):
     assert bulk.unpack_frame(pb.UploadFrame(data=bytes(piece)).SerializeToString()) == piece
 
 
+@given(
+    blobs=st.lists(st.binary(max_size=300), max_size=3),
+    key=st.text(max_size=200),
+    ordinal=st.integers(0, 2**32 - 1),
+)
+def test_an_assignment_in_parts_is_the_whole_one(blobs, key, ordinal):
+    content = pb.Manifest(records=[pb.Record(name=key)])
+    whole = pb.Assignment(id=pb.AssignmentId(ordinal=ordinal), content=content, blobs=blobs)
+    parts = [pb.Assignment(id=whole.id), pb.Assignment(content=content, blobs=blobs)]
+    event = bulk.pack_event(tuple(part.SerializeToString() for part in parts))
+    assert pb.ServerEvent.FromString(event) == pb.ServerEvent(assignment=whole)
+    assert bulk.pack_event(pb.ServerEvent(assignment=whole)) == event
+
+
 def test_other_frames_stay_protobufs():
     for frame in (
         pb.UploadFrame(end=pb.UploadEnd(digest=bytes(16))),

@@ -25,6 +25,7 @@ from fednc.protos import federation_pb2 as pb
 from fednc.protos.federation_pb2_grpc import FederationStub
 from fednc.server.federation import NODE_LOST, Batch, Federation, Work
 from fednc.server.roster import NodeState
+from fednc.server.work import Content
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"]
 METHODS, ATTEND = list(SERVICE.methods), SERVICE.methods_by_name["Attend"]
@@ -132,7 +133,7 @@ def open_work(federation: Federation, name: str) -> Batch:
         RecordDict(), run_id="run", dst=node.node_id, message_type="train", group_id="1"
     )
     batch = Batch()
-    batch.works.append(Work(work_id, node, instruction, pb.Manifest(), batch))
+    batch.works.append(Work(work_id, node, instruction, Content(pb.Manifest()), batch))
     federation._works[("run", "1", "train", node.node_id, 0, 0)] = batch.works[0]
     return batch
 

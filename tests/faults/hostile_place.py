@@ -36,6 +36,7 @@ from fednc.server.serve import make_server
 from fednc.server.work import Batch
 
 T = TypeVar("T")
+Ending = tuple[pb.Receipt.Outcome | None, grpc.StatusCode, str]  # the last receipt's outcome, status, reason
 DIM = 16
 AT_ONCE = 8
 OVERTAKEN = "Internal error from Core"  # what gRPC's client says of a receipt that overtakes what is being written
@@ -249,7 +250,7 @@ class HostilePlace:
         self._attacking = replies
         works = [self.hostile.give_work(exchange.TRAIN) for _ in replies]
         ends = await _together(
-            lambda both: self._upload(both[0].to_frames(both[1].id), both[0].times),
+            lambda both: self._reply(both[0], both[1].id),
             list(zip(replies, works, strict=True)),
         )
         for reply, (outcome, code, details) in zip(replies, ends, strict=True):
@@ -268,10 +269,17 @@ class HostilePlace:
         )
         return [code for _, code, _ in ends]
 
-    async def _upload(
-        self, frames: Sequence[bytes], times: int = 1
-    ) -> tuple[pb.Receipt.Outcome | None, grpc.StatusCode, str]:
-        """(the last receipt's outcome, status, reason)."""
+    async def _reply(self, reply: HostileReply, work_id: pb.AssignmentId) -> Ending:
+        if not reply.whole:
+            return await self._upload(reply.to_frames(work_id), reply.times)
+        for _ in range(reply.times):
+            call = self.hostile.channel.unary_unary(_path("UploadWhole"))(
+                reply.to_whole(work_id), metadata=self.hostile.metadata, timeout=CALL_S
+            )
+            code, details = await call.code(), await call.details()
+        return pb.Receipt.FromString(await call).outcome if code is OK else None, code, details
+
+    async def _upload(self, frames: Sequence[bytes], times: int = 1) -> Ending:
         outcome = None
         for _ in range(times):
             call = self._stream("Upload", self.hostile.channel, self.hostile.metadata)

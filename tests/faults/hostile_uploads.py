@@ -48,6 +48,7 @@ class HostileReply:
     counted: str = ""
     outcome: pb.Receipt.Outcome | None = REJECTED
     code: grpc.StatusCode = OK
+    whole: bool = False  # in one message
     times: int = 1  # that it is sent; what was settled before is a duplicate
     edits: Sequence[Edit] = ()  # to the header's bytes
     how: object = ""
@@ -57,12 +58,22 @@ class HostileReply:
 
     def to_frames(self, work_id: pb.AssignmentId) -> list[bytes]:
         """As sent for this work; what the header's id says already, it keeps."""
-        header = pb.UploadHeader(id=work_id)
-        header.MergeFrom(self.header)
+        header = self._header(work_id)
         first, data = pb.UploadFrame(header=header).SerializeToString(), b"".join(self.pieces)
         if self.frames is not None:
             return [spoil_bytes(first, self.edits) if frame is HEADER else frame for frame in self.frames]
         return [first, *([data_frame(data)] if data else []), end_frame(fingerprint(data))]
+
+    def to_whole(self, work_id: pb.AssignmentId) -> bytes:
+        """The same in one message."""
+        data = b"".join(self.pieces)
+        upload = pb.WholeUpload(header=self._header(work_id), data=data, digest=fingerprint(data))
+        return upload.SerializeToString()
+
+    def _header(self, work_id: pb.AssignmentId) -> pb.UploadHeader:
+        header = pb.UploadHeader(id=work_id)
+        header.MergeFrom(self.header)
+        return header
 
 
 def data_frame(data: bytes) -> bytes:
@@ -242,7 +253,7 @@ def _content_attacks(draw: DrawFn, model: Model, sums: SearchStrategy[RecordDict
             _model(reply.header)[place].stype = arrays.RAW_BF16
         case _:
             reply = to_reply(draw(sums))
-    reply.how = (what, place)
+    reply.how, reply.whole = (what, place), draw(st.booleans())
     reply.outcome, reply.counted = COMMITTED, "Upload.content"
     return reply
 
@@ -279,7 +290,7 @@ def _header_attacks(draw: DrawFn, model: Model) -> HostileReply:
     name, values, spoil = draw(st.sampled_from(HEADER_HURTS))
     value = draw(values)
     spoil(reply.header, value)
-    reply.how = (name, value)
+    reply.how, reply.whole = (name, value), draw(st.booleans())
     reply.counted = f"Upload.{name}"
     if draw(st.booleans()):  # again: it was settled
         reply.times = 2
@@ -325,7 +336,7 @@ def _frame_attacks(draw: DrawFn, model: Model) -> HostileReply:
 def _id_attacks(draw: DrawFn, model: Model, node_id: int) -> HostileReply:
     """`id` is the server's to fill in, see `hostile_place.py`: here it is set only where it lies."""
     reply = to_reply(honest_content(model))
-    reply.outcome = LATE
+    reply.outcome, reply.whole = LATE, draw(st.booleans())
     match draw(st.sampled_from(("text", "ordinal", "attempt", "node"))):
         case "text":
             setattr(reply.header.id, draw(_OTHER_IDS), draw(st.text(min_size=1, max_size=9)))
@@ -335,7 +346,8 @@ def _id_attacks(draw: DrawFn, model: Model, node_id: int) -> HostileReply:
             reply.header.id.attempt = draw(st.integers(1, 2**32 - 1))
         case _:
             reply.header.id.node_id = draw(st.integers(1, 2**64 - 1).filter(lambda v: v != node_id))
-            reply.outcome, reply.code, reply.counted = None, INVALID, "Upload.id"
+            reply.outcome, reply.code = None, INVALID
+            reply.counted = "UploadWhole.id" if reply.whole else "Upload.id"
             reply.frames = [HEADER]
     return reply
 

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 BATCH, BATCHES = 50, 100  # of each half: 10,000 messages per call
-CALLERS = {"Attend": "stranger", "Declare": "hostile", "Download": "hostile", "Report": "hostile"}
+CALLERS = {"Attend": "stranger"} | dict.fromkeys(("Declare", "Download", "Report", "UploadWhole"), "hostile")
 REASONS = {
     "Attend": {"name", "software", "app", "tasks", "methods", "instance", "part"},
     "Declare": {"examples", "held_out", "class_counts", "device", "problem", "pid", "standing"},
     "Download": {"digests"},
     "Report": {"id", "step", "steps", "examples_per_s", "device_memory_bytes"},
+    "UploadWhole": {"header", "id", "data"},
     "Upload": {
         "header", "id", "upload_id", "manifest", "manifest.records", "manifest.arrays", "manifest.values",
         "manifest.size", "failure.kind", "failure.reason", "failure.code", "data", "grant", "content",
@@ -67,6 +68,7 @@ def bad(place: HostilePlace, call: str) -> st.SearchStrategy[Any]:
         "Declare": hm.BAD_DECLARATIONS,
         "Download": hm.BAD_DOWNLOADS,
         "Report": hm.bad_progresses(me),
+        "UploadWhole": hm.bad_wholes(me),
         "Status": hm.BAD_STATUSES,
         "Watch": hm.BAD_WATCHES,
         "Control": hm.BAD_CONTROLS,
@@ -80,6 +82,7 @@ def valid(place: HostilePlace, call: str) -> st.SearchStrategy[Any]:
         "Declare": hm.DECLARATIONS,
         "Download": hm.DOWNLOADS,
         "Report": hm.progresses(me),
+        "UploadWhole": hm.wholes(me),
         "Status": hm.STATUSES,
         "Watch": hm.WATCHES,
         "Control": hm.CONTROLS,

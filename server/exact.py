@@ -1,0 +1,95 @@
+"""Sums of n*x that any order makes alike, over one tensor or over several small ones that lie in a row.
+
+Called by the fold, which knows names, updates and replies; knows numbers alone.
+
+Why any order gives the same bits: every product n*x (n a whole number) is rounded by itself to a grid that is
+common to the round, and sums of grid points are sums of whole numbers. Rounding costs one addition: for
+q = 1.5 * 2^e and |t| <= 2^(e-1), the float64 t + q lies in [2^e, 2^(e+1)], where neighbours differ by one step
+2^(e-52) of the grid and their bits, read as a whole number, by one. These bits are what is summed, modulo 2^64;
+those of q are taken off at the end, and the only other rounding is the one division.
+
+How far off: a term by half a step at most. With bound B on |x|, weights of W in all and w at most, 2^e is 2Bw or,
+so that sums stay below 2^62 steps, 2^-10 BW, rounded up to a power of two. So the mean of K updates is off by at
+most B (2^-51 w / (W/K) + 2^-62 K), and B is 2^16 times the largest value of the reference: a step is finer than
+float32's for all values but those far below the tensor's largest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 1 << 17  # values; longer blocks fall out of the caches, shorter ones make threads wait for each other
+_HEADROOM = 2.0**16  # how much larger than the reference's largest value an update's may be
+
+Values = NDArray[Any]
+
+
+class ExactSum:
+    """Running sum of n*x over tensors in a row, each with a grid of its own."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        """Values of each tensor; none of several may be empty, and several have at most `BLOCK` in all."""
+        self._sizes, self._starts = list(sizes), np.cumsum([0, *sizes[:-1]])
+        self._sum = np.empty(sum(sizes), np.int64)
+
+    def start(self, largest: Sequence[float], total_weight: int, largest_weight: int) -> None:
+        """Begin at zero, for values of each tensor up to `_HEADROOM` times its `largest`."""
+        self.bounds = [_HEADROOM * max(1.0, each) for each in largest]
+        room = max(2 * largest_weight, total_weight / 2**10)
+        exponents = [math.ceil(math.log2(bound * room)) for bound in self.bounds]
+        self._q = self._each([1.5 * 2.0**exponent for exponent in exponents])
+        self._step = self._each([2.0 ** (exponent - 52) for exponent in exponents])
+        self.updates = 0
+
+    def _each(self, values: Sequence[float]) -> NDArray[np.float64]:
+        """One value per tensor, for all values of it; of a single one, numpy spreads it."""
+        return np.array(values) if len(values) == 1 else np.repeat(np.array(values), self._sizes)
+
+    def largest(self, values: Values) -> list[float]:
+        """Of the absolute values of each tensor; NaN where one of them is. A single tensor may come in spans."""
+        if len(self._sizes) == 1:
+            return [largest(values)]
+        high, low = (f.reduceat(values, self._starts).astype(np.float64) for f in (np.maximum, np.minimum))
+        return np.maximum(high, -low).tolist()  # type: ignore[no-any-return]
+
+    def add(self, values: Values, place: int, weight: int) -> None:
+        """Add weight * values from `place` on; ask `largest` first, and count the update once it is whole."""
+        scratch = np.empty(min(BLOCK, values.size), np.float64)
+        for start, piece in cut(values, BLOCK):
+            term, here = scratch[: piece.size], slice(place + start, place + start + piece.size)
+            np.copyto(term, piece)
+            np.multiply(term, float(weight), out=term)
+            np.add(term, _part(self._q, here), out=term)
+            total = self._sum[here]
+            np.add(total if self.updates else 0, term.view(np.int64), out=total)
+
+    def mean_into(self, target: Values, place: int, weight: int) -> None:
+        """Write the weighted mean from `place` on into `target`, in its dtype."""
+        whole, scratch = target.dtype.kind != "f", np.empty(min(BLOCK, target.size), np.float64)
+        bias = (self._q.view(np.uint64) * np.uint64(self.updates)).view(np.int64)
+        for start, out in cut(target, BLOCK):
+            here = slice(place + start, place + start + out.size)
+            steps = self._sum[here] - _part(bias, here)
+            mean = np.divide(steps, weight / _part(self._step, here), out=scratch[: out.size])
+            np.copyto(out, np.rint(mean) if whole else mean, casting="unsafe")
+
+
+def _part(each: Values, here: slice) -> Values:
+    return each if each.size == 1 else each[here]
+
+
+def largest(values: Values) -> float:
+    """Of the absolute values; NaN where one of them is."""
+    pieces = (piece for _, piece in cut(values, BLOCK))
+    return float(np.max([0.0, *(max(float(piece.max()), -float(piece.min())) for piece in pieces)]))
+
+
+def cut(values: Values, size: int) -> Iterator[tuple[int, Values]]:
+    """Flat pieces of at most `size` values, each with its place."""
+    flat = values.reshape(-1)
+    return ((start, flat[start : start + size]) for start in range(0, flat.size, size))
