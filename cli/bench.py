@@ -22,7 +22,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 Params = Annotated[str, typer.Option(help="Parameters of the model, as a list: 1e5,11e6.")]
 Clients = Annotated[str, typer.Option(help="Clients, as a list: 2,8,64.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds to measure; the figure is their median.")]
-Warmup = Annotated[int, typer.Option(min=1, help="Rounds before those.")]
+Warmup = Annotated[int, typer.Option(min=1, help="Rounds before those; clients keep the blobs of two.")]
 Codec = Annotated[str, typer.Option(help="Codecs of the update, as a list: fp32,bf16,int8.")]
 Tls = Annotated[str, typer.Option(help="off or mtls (certificates on both sides), as a list.")]
 Against = Annotated[str, typer.Option(help="Measure these beside it: raw (bare gRPC), flower (stock flwr).")]
@@ -48,7 +48,7 @@ def bench() -> None:
 
 @app.command()
 def link(
-    params: Params = "1e5", clients: Clients = "2", rounds: Rounds = 20, warmup: Warmup = 2, codec: Codec = "fp32",
+    params: Params = "1e5", clients: Clients = "2", rounds: Rounds = 20, warmup: Warmup = 3, codec: Codec = "fp32",
     tls: Tls = "off", client_processes: Processes = 0, against: Against = "", json: Json = "",
 ) -> None:  # fmt: skip
     """What a round costs on the link when training costs nothing.

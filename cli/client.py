@@ -100,6 +100,7 @@ def command(
     from fednc.client.channel import credentials_from
     from fednc.client.link import LinkConfig
     from fednc.client.rehearsal import rehearse, rehearse_foreign
+    from fednc.common.collector import spare_what_is_loaded
     from fednc.common.errors import RunFailedError
     from fednc.common.interrupt import run_until_interrupted
 
@@ -127,6 +128,7 @@ def command(
             _show_rehearsal(run_until_interrupted(rehearse(config, host)), json)
         return
     host = Reserve(host, min_free_gib) if min_free_gib else host
+    spare_what_is_loaded()
     over = run_until_interrupted(_attend(config, host, max_hours, signals))
     if over and over.failed:
         raise RunFailedError(f"the server ended the run: {over.reason}")

@@ -77,6 +77,7 @@ def command(
 
 def _serve_run(run: RunConfig, folder: str, json: str) -> None:
     from fednc.cli.live import following
+    from fednc.common.collector import spare_what_is_loaded
     from fednc.common.interrupt import run_until_interrupted
     from fednc.server.events import EventLog
     from fednc.server.process import run_server
@@ -84,6 +85,7 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
 
     place = run_folder(run, folder)
     events = EventLog(place / "events.jsonl")
+    spare_what_is_loaded()
     with following(run, events) as live:
         finished = run_until_interrupted(run_server(run, place, events, on_listening=live.watch))
     if json:
@@ -92,6 +94,7 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
 
 def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, json: str) -> None:
     from fednc.cli.live import print_lines
+    from fednc.common.collector import spare_what_is_loaded
     from fednc.common.flower import read_app
     from fednc.common.interrupt import run_until_interrupted
     from fednc.server.events import EventLog
@@ -103,6 +106,7 @@ def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, js
     place = run_folder(run, folder)
     events = EventLog(place / "events.jsonl")
     print_lines(events)
+    spare_what_is_loaded()
     summary = run_until_interrupted(run_app(app, overrides, run, place, events))
     if json:
         write_json(json, {**summary, "folder": str(place)})

@@ -22,7 +22,7 @@ from fednc.client.session import Events, Session, attend_request, read_event, se
 from fednc.client.transfer import make_stub, session_metadata
 from fednc.client.work import BACKOFF_S, Worker, jittered
 from fednc.common.errors import FedncError, RefusedError
-from fednc.common.wire import LONG_TEXT, plain
+from fednc.common.wire import LONG_TEXT, WHOLE_BYTES, plain
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
@@ -158,7 +158,7 @@ class Link:
                 welcome = (await read_event(call)).welcome
                 liveness_s = welcome.liveness_s or config.liveness_s
                 metadata = session_metadata(welcome.session)
-                session = Session(stub, metadata, liveness_s, welcome.whole_bytes)
+                session = Session(stub, metadata, liveness_s, min(welcome.whole_bytes, WHOLE_BYTES))
                 reporter = asyncio.create_task(send_word(session))
                 try:
                     await self._declare(welcome, session)

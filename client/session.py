@@ -111,8 +111,10 @@ async def send_word(session: Session) -> None:
         call = session.stub.Report(metadata=session.metadata)
         while True:
             beat = loop.call_later(session.liveness_s / BEATS, session.outbox.put_nowait, pb.Progress())
-            word = await session.outbox.get()
-            beat.cancel()
+            try:
+                word = await session.outbox.get()
+            finally:
+                beat.cancel()
             if isinstance(word, pb.Declaration):
                 await session.stub.Declare(word, metadata=session.metadata)
             else:

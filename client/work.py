@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -53,7 +53,7 @@ class _Work:
 
     id: pb.AssignmentId
     content: pb.Manifest
-    blobs: list[bytes]  # what came along
+    blobs: Sequence[bytes]  # what came along
     hooks: Hooks
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ class Worker:
             loop.call_soon_threadsafe(self._note_progress, assignment.id, step)
 
         hooks = Hooks(report=report, running=self.running)
-        self._active[key] = work = _Work(assignment.id, assignment.content, list(assignment.blobs), hooks)
+        self._active[key] = work = _Work(assignment.id, assignment.content, assignment.blobs, hooks)
         self._todo.put_nowait(work)
 
     def cancel(self, cancel: pb.Cancel) -> None:
@@ -188,7 +188,6 @@ class Worker:
     async def _fetch(self, work: _Work) -> RecordDict | None:
         """The content; downloaded again where it arrived damaged. Raises ProtocolError where it always does."""
         take_along(work.blobs, work.content, self._cache)
-        work.blobs.clear()
         for tries_left in reversed(range(_DOWNLOADS)):
             try:
                 return await self._persist(work, lambda s: self._download(s, work.content))

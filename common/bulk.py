@@ -1,7 +1,7 @@
 """Bulk data straight to and from the wire: the very bytes that protobuf makes of it, without protobuf's copies.
 
 Generated code copies a chunk three times on either side. Here it is joined with its head once going out, and is a
-view on the message coming in. Used where Download and Upload are declared; all other messages stay protobuf's.
+view on the message coming in. Used where Download, Upload and Attend are declared; all others stay protobuf's.
 """
 
 from __future__ import annotations

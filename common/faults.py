@@ -31,7 +31,7 @@ POINTS = {
     "server.checkpoint.begin": "nothing of the checkpoint is written",
     "server.checkpoint.tensors": "its tensors are written, its manifest is not",
     "server.checkpoint.end": "it is complete",
-    "client.download": "the next chunk has come from the server",
+    "client.download": "the next chunk, or a blob with an assignment, has come from the server",
     "client.work": "an assignment is complete and its work begins",
     "client.initialise": "a batch for the initialisation is about to be drawn",
     "client.reply": "the work is done and its reply not yet under way",
@@ -136,8 +136,8 @@ def at(point: str) -> None:
 
 
 def through(point: str, data: bytes | memoryview) -> bytes | memoryview:
-    """This process has come to a point with data in its hands, which a fault may spoil."""
-    if _plan is None:
+    """This process has come to a point with data in its hands, which a fault may spoil; with none, it has not."""
+    if _plan is None or not data:
         return data
     for fault in _plan.due(point):
         if fault.action in _SPOILS:

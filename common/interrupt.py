@@ -12,7 +12,6 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from fednc.common.collector import spare_what_is_loaded
 from fednc.common.errors import EXIT_INTERRUPTED
 
 log = logging.getLogger("fednc")
@@ -43,7 +42,6 @@ def run_until_interrupted(main: Coroutine[Any, Any, T]) -> T:
             loop.add_signal_handler(number, interrupt)
         return await task
 
-    spare_what_is_loaded()
     try:
         return asyncio.run(guarded())
     except asyncio.CancelledError:

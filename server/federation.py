@@ -181,7 +181,7 @@ class Federation:
         along = work.content.along(node.given)
         node.given = (*node.given, sizes.keys())[-REMEMBERED_ASSIGNMENTS:]
         node.bytes_down += sum(sizes[digest] for digest in along)
-        return work.event(along, self.blobs.__getitem__)
+        return work.event(self.blobs[digest] for digest in along)
 
     def close(self, batch: Batch, reason: str) -> list[str]:
         """Nobody waits for this batch any more: cancel what is open, free its blobs. Who was still open?"""

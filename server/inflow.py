@@ -45,7 +45,8 @@ class Inflow:
 
     async def whole(self, node: Node, upload: pb.WholeUpload, context: Context) -> pb.Receipt:
         """What is said to a reply that is all there. Raises InvalidError."""
-        header, data = upload.header, upload.data
+        header, data = pb.UploadHeader(), upload.data
+        header.CopyFrom(upload.header)  # a part of the message would hold all of it, and its data, until the fold
         require("header", upload.HasField("header"), "an upload has a header")
         require("data", len(data) <= WHOLE_BYTES, f"{len(data)} bytes at once, at most {WHOLE_BYTES} come whole")
 

@@ -56,7 +56,7 @@ class FederationServicer(rpc.FederationServicer):
         session, outbox = node.session, node.outbox
         try:
             while True:
-                event = await self._next_event(outbox)
+                event = await self._next_event(node, outbox)
                 if event is None:
                     return
                 if isinstance(event, Refusal):
@@ -67,14 +67,16 @@ class FederationServicer(rpc.FederationServicer):
         finally:
             self._federation.depart(node, session)
 
-    async def _next_event(self, outbox: Outbox) -> Event | Refusal | None:
+    async def _next_event(self, node: Node, outbox: Outbox) -> Event | Refusal | None:
         """What the node is told next; where there is nothing to tell, that we are alive."""
         beat = asyncio.get_running_loop().call_later(self._beat_s, outbox.put_nowait, pb.ServerEvent())
         try:
             said = await outbox.get()
         finally:
             beat.cancel()
-        return self._federation.assignment(said) if isinstance(said, pb.AssignmentId) else said
+        if not isinstance(said, pb.AssignmentId):
+            return said
+        return self._federation.assignment(said) if node.outbox is outbox else None
 
     async def _admit(self, request: pb.AttendRequest, context: Context) -> Node:
         if request.protocol != PROTOCOL:

@@ -6,7 +6,7 @@ Knows neither gRPC nor the budget.
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -37,20 +37,12 @@ class Content:
 
     def __init__(self, manifest: pb.Manifest) -> None:
         self.sizes = {meta.digest: meta.size for meta in records.metas_of(manifest)}
-        self._manifest = manifest
-        self._encoded: dict[tuple[bytes, ...], bytes] = {}
+        self.encoded = pb.Assignment(content=manifest).SerializeToString()  # as it stands in an assignment
 
-    def along(self, given: Iterable[Collection[bytes]]) -> tuple[bytes, ...]:
+    def along(self, given: Iterable[Collection[bytes]]) -> list[bytes]:
         """The blobs to send along to a node that was `given` others: those that it lacks, where they are small."""
-        lacking = tuple(digest for digest in self.sizes if not any(digest in each for each in given))
-        return lacking if sum(self.sizes[digest] for digest in lacking) <= WHOLE_BYTES else ()
-
-    def encoded(self, along: tuple[bytes, ...], blob: Callable[[bytes], Buffer]) -> bytes:
-        """Manifest and blobs as they stand in an assignment."""
-        if along not in self._encoded:
-            blobs = [bytes(blob(digest)) for digest in along]
-            self._encoded[along] = pb.Assignment(content=self._manifest, blobs=blobs).SerializeToString()
-        return self._encoded[along]
+        lacking = [digest for digest in self.sizes if not any(digest in each for each in given)]
+        return lacking if sum(self.sizes[digest] for digest in lacking) <= WHOLE_BYTES else []
 
 
 @dataclass(eq=False)
@@ -84,6 +76,7 @@ class Work:
     slot: Slot = field(default_factory=Slot)
     damaged: int = 0  # uploads that did not arrive as they were sent
 
-    def event(self, along: tuple[bytes, ...], blob: Callable[[bytes], Buffer]) -> Parts:
+    def event(self, blobs: Iterable[Buffer]) -> Parts:
         """The assignment as it goes down the node's stream, and blobs with it."""
-        return pb.Assignment(id=self.id).SerializeToString(), self.content.encoded(along, blob)
+        rest = pb.Assignment(id=self.id, blobs=map(bytes, blobs))
+        return rest.SerializeToString(), self.content.encoded

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import torch
 from flwr.app import Message, RecordDict
 from places import Serving, attending, is_ready, until
-from raw_node import UPLOAD_ID, RawNode, attending_by_hand, data_frames, end_frame
-from test_ingest import COMMITTED, MIB, content, in_loop, place
+from test_ingest import MIB, in_loop, place
 
-from fednc.common import arrays, faults, records
-from fednc.common.fingerprint import fingerprint
+from fednc.common import arrays, faults
 from fednc.common.wire import WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.server.grid import LinkGrid
 from fednc.server.servicer import FederationServicer
-from fednc.server.work import Work
 
 HEAD_BYTES = 128  # of .npy
 
@@ -181,124 +176,5 @@ def test_a_server_that_takes_nothing_whole_gets_frames(
             await until(is_ready(server, "a"))
             assert (await ask(server, "a", of_values(w=torch.ones(3))))["w"].tolist() == [0.5] * 3
             assert calls == ["Upload"]
-
-    in_loop(run())
-
-
-# ---- by hand -----------------------------------------------------------------------------------------------
-
-
-def whole(work: Work, reply: RecordDict, **fields: Any) -> pb.WholeUpload:
-    """As a client sends it."""
-    data = b"".join(bytes(array.data) for array in records.arrays_of(reply))
-    header = pb.UploadHeader(
-        id=work.id, upload_id=UPLOAD_ID, manifest=records.to_manifest(reply, with_digests=False)
-    )
-    return pb.WholeUpload(**{"header": header, "data": data, "digest": fingerprint(data)} | fields)
-
-
-async def send(node: RawNode, upload: pb.WholeUpload) -> pb.Receipt:
-    receipt: pb.Receipt = await node.stub.UploadWhole(upload, metadata=node.metadata)
-    return receipt
-
-
-def test_a_whole_reply_is_taken_once_and_counts_like_any_other(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with (
-            place(tmp_path) as server,
-            attending_by_hand(server.federation, server.listening.port, "a") as node,
-        ):
-            work, reply = node.give_work(), content(1000, 2.0)
-            assert (await send(node, whole(work, reply))).outcome == COMMITTED
-            assert (await send(node, whole(work, reply))).outcome == pb.Receipt.DUPLICATE
-            assert (await node.send(work, reply)).outcome == pb.Receipt.DUPLICATE
-            other = node.give_work()
-            failure = pb.UploadHeader(id=other.id, upload_id=UPLOAD_ID, failure=pb.Failure(kind="OSError"))
-            assert (await send(node, pb.WholeUpload(header=failure))).outcome == COMMITTED
-            first, second = node.batch.replies.get_nowait(), node.batch.replies.get_nowait()
-            assert second.failure
-            assert second.failure.kind == "OSError"
-            assert first.slot.upload
-            assert first.slot.upload.received == node.node.bytes_up
-            assert server.federation.intake.budget.used_bytes == node.node.bytes_up
-
-    in_loop(run())
-
-
-def test_a_reply_that_began_in_frames_ends_whole(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with (
-            place(tmp_path) as server,
-            attending_by_hand(server.federation, server.listening.port, "a") as node,
-        ):
-            work, reply = node.give_work(), content(1000, 2.0)
-            broken = node.stub.Upload(metadata=node.metadata)
-            await broken.write(node.header(work, records.to_manifest(reply, with_digests=False)))
-            await broken.read()
-            await broken.write(pb.UploadFrame(data=whole(work, reply).data[:700]))
-            await until(lambda: node.node.bytes_up == 700)
-            assert (await send(node, whole(work, reply))).outcome == COMMITTED
-            taken, data = node.batch.replies.get_nowait().slot.upload, whole(work, reply).data
-            assert taken
-            assert bytes(taken.take([len(data)])[0]) == data
-            assert node.node.bytes_up == len(data), "a byte was counted twice"
-            with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-                await broken.write(pb.UploadFrame(data=b"late"))
-
-    in_loop(run())
-
-
-def test_a_whole_reply_waits_for_room_and_the_later_one_wins(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with (
-            place(tmp_path, ingest_mib=1) as server,
-            attending_by_hand(server.federation, server.listening.port, "large") as large,
-            attending_by_hand(server.federation, server.listening.port, "small") as small,
-        ):
-            filling, held = content(MIB - 1000), large.stub.Upload(metadata=large.metadata)
-            await held.write(large.header(large.give_work(), records.to_manifest(filling, with_digests=False)))
-            await held.read()
-            work, reply = small.give_work(), content(60_000, 1.0)
-            first = asyncio.create_task(send(small, whole(work, reply)))
-            await until(lambda: small.node.calls == 1)
-            second = asyncio.create_task(send(small, whole(work, reply)))
-            await until(lambda: small.node.calls == 2)
-            assert not first.done(), "there was no room for it"
-            data = b"".join(bytes(array.data) for array in records.arrays_of(filling))
-            for frame in (*data_frames(data), end_frame(data)):
-                await held.write(frame)
-            await until(lambda: large.batch.replies.qsize() == 1)
-            large.federation.intake.drop(large.batch.replies.get().slot)
-            outcomes = {(await first).outcome, (await second).outcome}
-            assert outcomes == {pb.Receipt.LATE, COMMITTED}
-            assert small.batch.replies.qsize() == 1
-
-    in_loop(run())
-
-
-def test_a_whole_reply_of_which_one_thing_is_wrong(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with (
-            place(tmp_path, quarantine_after=0) as server,
-            attending_by_hand(server.federation, server.listening.port, "a") as node,
-        ):
-            reply, too_much = content(1000), content(WHOLE_BYTES)
-            header = pb.UploadHeader(id=pb.AssignmentId(node_id=node.welcome.node_id + 1), upload_id=UPLOAD_ID)
-            wrong = {
-                "header": pb.WholeUpload(data=b"x"),
-                "data": whole(node.give_work(), too_much),
-                "id": whole(node.give_work(), reply, header=header),
-            }
-            for field, upload in wrong.items():
-                with pytest.raises(grpc.aio.AioRpcError) as ended:
-                    await send(node, upload)
-                assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-                assert (ended.value.details() or "").startswith(field)
-            assert server.federation.door.refusals == {f"UploadWhole.{field}": 1 for field in wrong}
-            work = node.give_work()
-            for outcome in (pb.Receipt.DAMAGED, pb.Receipt.DAMAGED, pb.Receipt.REJECTED):
-                assert (await send(node, whole(work, reply, digest=bytes(16)))).outcome == outcome
-            assert node.batch.replies.get_nowait().failure
-            assert server.federation.intake.budget.used_bytes == 0
 
     in_loop(run())

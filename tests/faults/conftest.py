@@ -36,8 +36,9 @@ def stage(zygote: Zygote, data: Path, tmp_path: Path) -> Iterator[Callable[..., 
     """Makes the stage of a run."""
     stages = []
 
-    def make(**options: Any) -> Stage:
-        stages.append(Stage(zygote, tmp_path, data, **options))
+    def make(place: str = "", **options: Any) -> Stage:
+        (tmp_path / place).mkdir(exist_ok=True)
+        stages.append(Stage(zygote, tmp_path / place, data, **options))
         return stages[-1]
 
     yield make

@@ -29,8 +29,9 @@ name = "image"
 classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
 size = 8
 channels = 1
+width = {width}
 [frame]
-dim = 1200
+dim = {dim}
 [train]
 batch = 50
 lr = 0.01
@@ -145,6 +146,8 @@ class Stage:
     min_clients: int = 2
     deadline_s: float = 60
     total: int = ROUNDS
+    dim: int = 1200  # megabytes of model
+    width: int = 32
     port: int = 0
     processes: list[Process] = field(default_factory=list)
 
@@ -153,8 +156,8 @@ class Stage:
             self.port = free.getsockname()[1]
         auth = "mtls" if self.certs else "none"
         text = RUN_FILE.format(
-            total=self.total, min_clients=self.min_clients, deadline_s=self.deadline_s, auth=auth,
-            certs=self.certs / "server" if self.certs else "",
+            total=self.total, dim=self.dim, width=self.width, min_clients=self.min_clients,
+            deadline_s=self.deadline_s, auth=auth, certs=self.certs / "server" if self.certs else "",
         )  # fmt: skip
         (self.folder / "run.toml").write_text(text)
 

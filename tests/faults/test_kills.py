@@ -8,6 +8,8 @@ from collections.abc import Callable
 from conftest import Reference
 from stage import NAMES, Stage, wait_for
 
+from fednc.common.wire import WHOLE_BYTES
+
 SERVER_LIVES = (
     "server.attend:2:kill",
     "server.download:3:kill",
@@ -64,3 +66,25 @@ def test_both_sides_frozen_in_turn(stage: Callable[..., Stage], reference: Refer
     assert [process.wait() for process in (server, frozen, other)] == [0, 0, 0], run.log("server")
     assert run.faults() == ["client.work:stop", "server.fold:stop"]
     assert run.digest() == reference.digest
+
+
+def test_small_models_that_travel_whole_survive_it_too(stage: Callable[..., Stage]) -> None:
+    """The model comes with its assignment and goes back in one message."""
+    calm, broken = (stage(place, dim=12, width=8) for place in ("calm", "broken"))
+    processes = [calm.server(), *map(calm.client, NAMES)]
+    assert [process.wait() for process in processes] == [0, 0, 0], calm.log("server")
+    assert (calm.run / "model" / "model.safetensors").stat().st_size < WHOLE_BYTES
+    other = broken.client(NAMES[1])
+    for fault in ("server.upload:1:kill", "server.committed:3:kill"):
+        server = broken.server(fault)
+        mine = broken.client(NAMES[0])
+        assert server.wait() == -signal.SIGKILL, broken.log("server")
+        mine.send(signal.SIGKILL)
+    server = broken.server("server.upload:4:corrupt")
+    for fault in ("client.download:1:kill", "client.upload:1:kill"):
+        assert broken.client(NAMES[0], fault).wait() == -signal.SIGKILL, broken.log(NAMES[0])
+    last = broken.client(NAMES[0], "client.download:2:corrupt,client.upload:2:corrupt")
+    assert [process.wait() for process in (server, other, last)] == [0, 0, 0], broken.log("server")
+    assert len(broken.faults()) == 7
+    assert not broken.events("rejected")
+    assert broken.digest() == calm.digest()
