@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "protos": {"protos"},
 }
 FILES = [path for floor in MAY_IMPORT for path in sorted((ROOT / floor).rglob("*.py"))]
-OURS = [path for path in [*FILES, *sorted((ROOT / "tests").glob("*.py"))] if "_pb2" not in path.name]
+OURS = [path for path in [*FILES, *sorted((ROOT / "tests").rglob("*.py"))] if "_pb2" not in path.name]
 
 
 def name(path: Path) -> str:

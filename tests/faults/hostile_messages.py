@@ -15,7 +15,6 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from fednc.common.wire import WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import operator_pb2 as op
 from fednc.server import limits
@@ -257,29 +256,6 @@ def bad_progresses(node_id: int) -> SearchStrategy[Attack]:
             setting("steps", HUGE_64),
             setting("examples_per_s", NOT_A_SPEED),
             setting("device_memory_bytes", HUGE_64),
-        ],
-    )
-
-
-# ---- UploadWhole -------------------------------------------------------------------------------------------
-
-
-def wholes(node_id: int) -> SearchStrategy[pb.WholeUpload]:
-    """Of work that there is not: what is in a header is in `hostile_uploads.py`."""
-    work_id = st.builds(pb.AssignmentId, node_id=st.just(node_id), run_id=st.text(max_size=3))
-    header = st.builds(pb.UploadHeader, id=work_id, upload_id=st.just(bytes(16)))
-    return st.builds(pb.WholeUpload, header=header, data=st.binary(max_size=9), digest=DIGESTS)
-
-
-def bad_wholes(node_id: int) -> SearchStrategy[Attack]:
-    others = st.integers(0, 2**64 - 1).filter(lambda v: v != node_id)
-    return spoilt(
-        "UploadWhole",
-        wholes(node_id),
-        [
-            Hurt("header", st.none(), lambda m, _: m.ClearField("header")),
-            Hurt("id", others, lambda m, v: setattr(m.header.id, "node_id", v)),
-            setting("data", st.integers(WHOLE_BYTES + 1, 2 * WHOLE_BYTES).map(bytes)),
         ],
     )
 

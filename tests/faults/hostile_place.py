@@ -8,15 +8,16 @@ import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from hostile_calls import CALL_S, OVERTAKEN, Caller, together
 from hostile_messages import OK, Attack
-from hostile_uploads import DUPLICATE, EXAMPLES, FAR, HostileReply, Model, honest_content
+from hostile_reply import DUPLICATE, EXAMPLES, FAR, HostileReply, Model, honest_content
 from places import Serving, make_place, until
 from raw_node import RawNode, attending_by_hand
 
@@ -25,7 +26,6 @@ from fednc.common import exchange
 from fednc.common.config import parse_run
 from fednc.common.credentials import Role
 from fednc.protos import federation_pb2 as pb
-from fednc.protos import operator_pb2 as op
 from fednc.server.agreement import Agreement
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
@@ -36,17 +36,7 @@ from fednc.server.serve import make_server
 from fednc.server.work import Batch
 
 T = TypeVar("T")
-Ending = tuple[pb.Receipt.Outcome | None, grpc.StatusCode, str]  # the last receipt's outcome, status, reason
 DIM = 16
-AT_ONCE = 8
-OVERTAKEN = "Internal error from Core"  # what gRPC's client says of a receipt that overtakes what is being written
-CALL_S = 30.0
-KINDS = {
-    method.name: method
-    for service in (pb, op)
-    for s in service.DESCRIPTOR.services_by_name.values()
-    for method in s.methods
-}
 
 
 class Complaints(logging.Handler):
@@ -100,13 +90,16 @@ class HostilePlace:
         await self._listening.start()
         self.server = Serving(self.federation, self._listening, [])
         self.honest, self.hostile = [await self._attend(name, place.token(name)) for name in ("honest", "hostile")]
-        channel = self._stack.enter_async_context
-        self._channels = {
-            "hostile": self.hostile.channel,
-            "stranger": await channel(open_channel(self.server.address, place.token("stranger"), 60)),
-            "operator": await channel(open_channel(self.server.address, place.token("ops", Role.OPERATOR), 60)),
+        self._callers = {
+            "hostile": Caller(self.hostile.channel, self.hostile.metadata),
+            "stranger": await self._stranger(place.token("stranger")),
+            "operator": await self._stranger(place.token("ops", Role.OPERATOR)),
         }
         await self._begin_round()
+
+    async def _stranger(self, credentials: Any) -> Caller:
+        channel = open_channel(self.server.address, credentials, 60)
+        return Caller(await self._stack.enter_async_context(channel))
 
     async def _attend(self, name: str, credentials: Any) -> RawNode:
         node = await self._stack.enter_async_context(
@@ -216,43 +209,21 @@ class HostilePlace:
 
     async def send_all(self, name: str, attacks: Sequence[Attack], caller: str) -> None:
         """Each as a call of its own, a few at once; each ends as it must."""
-        ends = await _together(lambda attack: self._send(name, attack.message, caller), attacks)
+        ends = await together(lambda attack: self._callers[caller].send(name, attack.message), attacks)
         for attack, (code, details) in zip(attacks, ends, strict=True):
             assert code is attack.code, f"{attack} ended with {code}: {details}"
 
     async def send_gibberish(self, name: str, messages: Sequence[bytes], caller: str) -> list[grpc.StatusCode]:
         """The same with bytes that may be anything."""
-        ends = await _together(lambda message: self._send(name, message, caller), messages)
+        ends = await together(lambda message: self._callers[caller].send(name, message), messages)
         return [code for code, _ in ends]
-
-    async def _send(self, name: str, message: bytes, caller: str) -> tuple[grpc.StatusCode, str]:
-        metadata = self.hostile.metadata if caller == "hostile" else ()
-        method, channel = KINDS[name], self._channels[caller]
-        if method.client_streaming:
-            call = self._stream(name, channel, metadata)
-            await _write(call, [message], ends=True)
-        elif method.server_streaming:
-            call = channel.unary_stream(_path(name))(message, metadata=metadata, timeout=CALL_S)
-            with suppress(grpc.aio.AioRpcError):
-                if await call.read() is not grpc.aio.EOF:
-                    call.cancel()
-                    return OK, ""
-        else:
-            call = channel.unary_unary(_path(name))(message, metadata=metadata, timeout=CALL_S)
-        return await call.code(), await call.details()
-
-    def _stream(self, name: str, channel: grpc.aio.Channel, metadata: Any) -> Any:
-        kind = channel.stream_stream if KINDS[name].server_streaming else channel.stream_unary
-        return kind(_path(name))(metadata=metadata, timeout=CALL_S)
 
     async def upload_all(self, replies: Sequence[HostileReply]) -> Counter[str]:
         """One piece of work for each reply; what must be counted."""
         self._attacking = replies
         works = [self.hostile.give_work(exchange.TRAIN) for _ in replies]
-        ends = await _together(
-            lambda both: self._reply(both[0], both[1].id),
-            list(zip(replies, works, strict=True)),
-        )
+        caller, pairs = self._callers["hostile"], list(zip(replies, works, strict=True))
+        ends = await together(lambda both: caller.reply(both[0], both[1].id), pairs)
         for reply, (outcome, code, details) in zip(replies, ends, strict=True):
             expected = [(DUPLICATE if reply.times > 1 else reply.outcome, reply.code)]
             if details == OVERTAKEN:
@@ -264,37 +235,9 @@ class HostilePlace:
         """Whatever comes of it."""
         self._attacking = replies
         works = [self.hostile.give_work(exchange.TRAIN) for _ in replies]
-        ends = await _together(
-            lambda both: self._upload(both[0].to_frames(both[1].id), 1), list(zip(replies, works, strict=True))
-        )
+        caller, pairs = self._callers["hostile"], list(zip(replies, works, strict=True))
+        ends = await together(lambda both: caller.upload(both[0].to_frames(both[1].id)), pairs)
         return [code for _, code, _ in ends]
-
-    async def _reply(self, reply: HostileReply, work_id: pb.AssignmentId) -> Ending:
-        if not reply.whole:
-            return await self._upload(reply.to_frames(work_id), reply.times)
-        for _ in range(reply.times):
-            call = self.hostile.channel.unary_unary(_path("UploadWhole"))(
-                reply.to_whole(work_id), metadata=self.hostile.metadata, timeout=CALL_S
-            )
-            code, details = await call.code(), await call.details()
-        return pb.Receipt.FromString(await call).outcome if code is OK else None, code, details
-
-    async def _upload(self, frames: Sequence[bytes], times: int = 1) -> Ending:
-        outcome = None
-        for _ in range(times):
-            call = self._stream("Upload", self.hostile.channel, self.hostile.metadata)
-            await _write(call, frames[:1], ends=False)
-            with suppress(grpc.aio.AioRpcError):
-                while (event := await call.read()) is not grpc.aio.EOF:
-                    event = pb.UploadEvent.FromString(event)
-                    if event.HasField("grant"):
-                        await _write(call, frames[1:], ends=True)
-                    else:
-                        outcome = event.receipt.outcome
-            code, details = await call.code(), await call.details()
-            if details == OVERTAKEN:
-                code = OK
-        return outcome, code, details
 
     # ---- after ---------------------------------------------------------------------------------------------
 
@@ -322,26 +265,3 @@ class HostilePlace:
         self.run(stop())
         self._runner.close()
         self._log.close()
-
-
-async def _together(act: Callable[[Any], Awaitable[T]], over: Sequence[Any]) -> list[T]:
-    gate = asyncio.Semaphore(AT_ONCE)
-
-    async def one(each: Any) -> T:
-        async with gate:
-            return await act(each)
-
-    return list(await asyncio.gather(*(one(each) for each in over)))
-
-
-async def _write(call: Any, frames: Sequence[bytes], *, ends: bool) -> None:
-    """As far as the server reads."""
-    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        for frame in frames:
-            await call.write(frame)
-        if ends:
-            await call.done_writing()
-
-
-def _path(name: str) -> str:
-    return f"/{KINDS[name].containing_service.full_name}/{name}"

@@ -11,6 +11,7 @@ import hostile_messages as hm
 import hostile_uploads as hu
 import pytest
 from hostile_place import DIM, HostilePlace
+from hostile_reply import HostileReply
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 
@@ -68,7 +69,7 @@ def bad(place: HostilePlace, call: str) -> st.SearchStrategy[Any]:
         "Declare": hm.BAD_DECLARATIONS,
         "Download": hm.BAD_DOWNLOADS,
         "Report": hm.bad_progresses(me),
-        "UploadWhole": hm.bad_wholes(me),
+        "UploadWhole": hu.bad_wholes(me),
         "Status": hm.BAD_STATUSES,
         "Watch": hm.BAD_WATCHES,
         "Control": hm.BAD_CONTROLS,
@@ -82,7 +83,7 @@ def valid(place: HostilePlace, call: str) -> st.SearchStrategy[Any]:
         "Declare": hm.DECLARATIONS,
         "Download": hm.DOWNLOADS,
         "Report": hm.progresses(me),
-        "UploadWhole": hm.wholes(me),
+        "UploadWhole": hu.wholes(me),
         "Status": hm.STATUSES,
         "Watch": hm.WATCHES,
         "Control": hm.CONTROLS,
@@ -133,7 +134,7 @@ def test_replies_of_which_one_thing_is_wrong(place: HostilePlace) -> None:
 
     @MANY
     @given(st.lists(hu.bad_replies(place.model, hm.CLASSES, DIM, me), min_size=BATCH, max_size=BATCH))
-    def attack(batch: list[hu.HostileReply]) -> None:
+    def attack(batch: list[HostileReply]) -> None:
         nonlocal sent, counted
         expected = Counter[str]()
 
@@ -154,7 +155,7 @@ def test_frames_that_may_be_anything(place: HostilePlace) -> None:
 
     @MANY
     @given(st.lists(hu.gibberish_replies(place.model), min_size=BATCH, max_size=BATCH))
-    def attack(batch: list[hu.HostileReply]) -> None:
+    def attack(batch: list[HostileReply]) -> None:
         async def send() -> None:
             ends.update(await place.upload_gibberish(batch))
 
