@@ -123,7 +123,7 @@ def _cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the source tree, with a `+` where files differ from it.
+    """The commit of the source tree, with a `+` where files differ from it; what benches measured is no source.
 
     Outside of one what FEDNC_COMMIT says, for a tree that was copied without its history; else empty.
     """
@@ -131,5 +131,6 @@ def commit() -> str:
     found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
     if found.returncode:
         return os.environ.get("FEDNC_COMMIT", "")
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    wanted = ["git", "status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)results/bench"]
+    changed = subprocess.run(wanted, cwd=here, capture_output=True, text=True)
     return found.stdout.strip() + ("+" if changed.stdout else "")
