@@ -129,10 +129,7 @@ class Fold:
         targets = [_target([tensors[key] for key in group]) for group in self._groups]
         _spread(targets, lambda group, span, place: self._sums[group].mean_into(span, place, self.weight))
         for group, mean in zip(self._groups, targets, strict=True):
-            parts = torch.from_numpy(mean).reshape(-1).split([tensors[key].numel() for key in group])
-            for key, part in zip(group, parts, strict=True):
-                if part.data_ptr() != tensors[key].data_ptr():  # else the mean was made in place
-                    tensors[key].copy_(part.reshape(tensors[key].shape))
+            _share_out(mean, [tensors[key] for key in group])
         return record
 
 
@@ -151,9 +148,8 @@ def _spread(values: Sequence[Values], act: Act) -> None:
 def _grouped(reference: Mapping[str, Tensor]) -> list[list[str]]:
     """Names of the tensors that are averaged, those together that are folded together: small ones of one type."""
     groups: list[list[str]] = []
-    room: dict[
-        torch.dtype, tuple[list[str], int]
-    ] = {}  # the last group of each type, and how many values still fit
+    # The last group of each type, and how many values still fit.
+    room: dict[torch.dtype, tuple[list[str], int]] = {}
     for key, value in reference.items():
         if value.dtype is torch.bool:
             continue
@@ -177,6 +173,13 @@ def _target(tensors: Sequence[Tensor]) -> Values:
     """Memory for the mean of a group: a single tensor's own where numpy knows its type."""
     first = _numpy(tensors[0])
     return first if len(tensors) == 1 else np.empty(sum(each.numel() for each in tensors), first.dtype)
+
+
+def _share_out(mean: Values, tensors: Sequence[Tensor]) -> None:
+    parts = torch.from_numpy(mean).reshape(-1).split([each.numel() for each in tensors])
+    for part, tensor in zip(parts, tensors, strict=True):
+        if part.data_ptr() != tensor.data_ptr():  # else the mean was made in place
+            tensor.copy_(part.reshape(tensor.shape))
 
 
 def _square_distance(values: Values, origin: Values) -> float:
