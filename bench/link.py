@@ -29,7 +29,7 @@ class Settings:
     params: int
     clients: int
     rounds: int
-    warmup: int = 3  # clients keep the blobs of two rounds: with the third they have all memory that they need
+    warmup: int = 3  # clients keep the blobs of two rounds, and the third is slower than all after it
     codec: str = "fp32"
     tls: str = "off"
     client_processes: int = 0  # 0: one per client, at most one per core

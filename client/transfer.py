@@ -171,9 +171,9 @@ async def send_reply(
 
 
 async def _send_whole(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
-    data = b"".join(reply.buffers)
-    sent = b"".join(_on_its_way([memoryview(data)]))
-    upload = pb.WholeUpload(header=reply.header, data=sent, digest=fingerprint(data))
+    piece = bulk.Run(reply.buffers).take(reply.size)
+    data, digest = b"".join(_on_its_way(piece)), fingerprint(*piece)
+    upload = pb.WholeUpload(header=reply.header, data=data, digest=digest)
     receipt: pb.Receipt = await stub.UploadWhole(upload, metadata=metadata)
     return receipt
 

@@ -10,5 +10,4 @@ def spare_what_is_loaded() -> None:
 
     Of torch and flwr that is two hundred thousand objects, and a tenth of a second in which a server hears nobody.
     """
-    gc.collect()
     gc.freeze()

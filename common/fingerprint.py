@@ -34,8 +34,8 @@ class Fingerprint:
         return self._gmac.tag
 
 
-def fingerprint(data: Buffer) -> bytes:
-    """Of bytes that are all there."""
+def fingerprint(*data: Buffer) -> bytes:
+    """Of bytes that are all there, in one piece or in several."""
     found = Fingerprint()
-    found.update(data)
+    found.update(*data)
     return found.finish()

@@ -44,7 +44,6 @@ class ExactSum:
         exponents = [math.ceil(math.log2(bound * room)) for bound in self.bounds]
         self._q = self._each([1.5 * 2.0**exponent for exponent in exponents])
         self._step = self._each([2.0 ** (exponent - 52) for exponent in exponents])
-        self.updates = 0
 
     def _each(self, values: Sequence[float]) -> NDArray[np.float64]:
         """One value per tensor, for all values of it; of a single one, numpy spreads it."""
@@ -57,8 +56,8 @@ class ExactSum:
         high, low = (f.reduceat(values, self._starts).astype(np.float64) for f in (np.maximum, np.minimum))
         return np.maximum(high, -low).tolist()  # type: ignore[no-any-return]
 
-    def add(self, values: Values, place: int, weight: int) -> None:
-        """Add weight * values from `place` on; ask `largest` first, and count the update once it is whole."""
+    def add(self, values: Values, place: int, weight: int, *, is_first: bool) -> None:
+        """Add weight * values from `place` on, of the first update or a later one; ask `largest` before."""
         scratch = np.empty(min(BLOCK, values.size), np.float64)
         for start, piece in cut(values, BLOCK):
             term, here = scratch[: piece.size], slice(place + start, place + start + piece.size)
@@ -66,12 +65,12 @@ class ExactSum:
             np.multiply(term, float(weight), out=term)
             np.add(term, _part(self._q, here), out=term)
             total = self._sum[here]
-            np.add(total if self.updates else 0, term.view(np.int64), out=total)
+            np.add(0 if is_first else total, term.view(np.int64), out=total)
 
-    def mean_into(self, target: Values, place: int, weight: int) -> None:
-        """Write the weighted mean from `place` on into `target`, in its dtype."""
+    def mean_into(self, target: Values, place: int, weight: int, updates: int) -> None:
+        """Write the mean of so many updates, of `weight` in all, from `place` on into `target`, in its dtype."""
         whole, scratch = target.dtype.kind != "f", np.empty(min(BLOCK, target.size), np.float64)
-        bias = (self._q.view(np.uint64) * np.uint64(self.updates)).view(np.int64)
+        bias = (self._q.view(np.uint64) * np.uint64(updates)).view(np.int64)
         for start, out in cut(target, BLOCK):
             here = slice(place + start, place + start + out.size)
             steps = self._sum[here] - _part(bias, here)

@@ -79,9 +79,8 @@ class Fold:
 
     def add_values(self, values: Sequence[Values], weight: int) -> None:
         """Fold in what `checked` gave."""
-        _spread(values, lambda group, span, place: self._sums[group].add(span, place, weight))
-        for total in self._sums:
-            total.updates += 1
+        is_first = not self.updates
+        _spread(values, lambda group, span, place: self._sums[group].add(span, place, weight, is_first=is_first))
         self.weight += weight
         self.updates += 1
 
@@ -127,7 +126,8 @@ class Fold:
         for key in set(tensors).difference(*self._groups):
             tensors[key].copy_(self._reference[key])
         targets = [_target([tensors[key] for key in group]) for group in self._groups]
-        _spread(targets, lambda group, span, place: self._sums[group].mean_into(span, place, self.weight))
+        whole = self.weight, self.updates
+        _spread(targets, lambda group, span, place: self._sums[group].mean_into(span, place, *whole))
         for group, mean in zip(self._groups, targets, strict=True):
             _share_out(mean, [tensors[key] for key in group])
         return record

@@ -23,6 +23,11 @@ UPLOAD_ID = bytes(16)
 PIECE_BYTES = 64 << 10  # what every upload is granted at least
 
 
+def data_of(content: RecordDict) -> bytes:
+    """All data of a reply, in the manifest's order."""
+    return b"".join(bytes(array.data) for array in records.arrays_of(content))
+
+
 def data_frames(data: bytes) -> list[pb.UploadFrame]:
     """Data in messages as long as any server takes."""
     return [pb.UploadFrame(data=data[i : i + PIECE_BYTES]) for i in range(0, len(data), PIECE_BYTES)]
@@ -94,7 +99,7 @@ class RawNode:
 
     async def send(self, work: Work, content: RecordDict) -> pb.Receipt:
         """A whole reply as a client sends it."""
-        data = b"".join(bytes(array.data) for array in records.arrays_of(content))
+        data = data_of(content)
         frames = [self.header(work, records.to_manifest(content, with_digests=False))]
         return (await self.upload([*frames, *data_frames(data), end_frame(data)]))[-1].receipt
 

@@ -16,7 +16,7 @@ from flwr.app import RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import Serving, serving, until
-from raw_node import RawNode, attending_by_hand, data_frames, end_frame
+from raw_node import RawNode, attending_by_hand, data_frames, data_of, end_frame
 
 from fednc.client.app import app
 from fednc.client.host import AppHost, ClientConfig
@@ -111,7 +111,7 @@ def test_a_client_that_opens_an_upload_and_stalls_does_not_starve_others(tmp_pat
             attending_by_hand(server.federation, server.listening.port, "quick") as quick,
         ):
             whole = content(MIB - 1000, 1.0)
-            data = b"".join(bytes(array.data) for array in records.arrays_of(whole))
+            data = data_of(whole)
             slow_work, quick_work = slow.give_work(), quick.give_work()
             header = slow.header(slow_work, records.to_manifest(whole, with_digests=False))
             stalled = slow.stub.Upload(metadata=slow.metadata)

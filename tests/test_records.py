@@ -9,6 +9,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raw_node import data_of
 
 from fednc.common import arrays, records
 from fednc.common.errors import ProtocolError
@@ -33,7 +34,7 @@ def array_of(value: torch.Tensor) -> Array:
 
 def over_the_wire(content: RecordDict) -> RecordDict:
     manifest = records.to_manifest(content, with_digests=True)
-    stream = b"".join(bytes(a.data) for a in records.arrays_of(content))
+    stream = data_of(content)
     assert len(stream) == records.bulk_bytes(manifest)
     parsed = pb.Manifest.FromString(manifest.SerializeToString())
     offset, pieces = 0, []

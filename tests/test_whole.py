@@ -9,23 +9,19 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message, RecordDict
-from places import Serving, attending, is_ready, until
+from places import IdleHost, Serving, attending, is_ready, until
 from test_ingest import MIB, in_loop, place
 
 from fednc.common import arrays, faults
 from fednc.common.wire import WHOLE_BYTES
-from fednc.protos import federation_pb2 as pb
 from fednc.server.grid import LinkGrid
 from fednc.server.servicer import FederationServicer
 
 HEAD_BYTES = 128  # of .npy
 
 
-class Halving:
+class Halving(IdleHost):
     """An app that answers with half of what it is sent."""
-
-    def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
-        return pb.Declaration(examples=1, device="cpu")
 
     def work(self, message: Message) -> Message:
         halves = {
@@ -34,9 +30,6 @@ class Halving:
         }
         reply = RecordDict({name: arrays.to_record(half) for name, half in halves.items()})
         return Message(reply, reply_to=message)
-
-    def leave(self) -> None:
-        pass
 
 
 def of_values(**tensors: torch.Tensor) -> RecordDict:

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from flwr.app import RecordDict
 from places import until
-from raw_node import UPLOAD_ID, RawNode, attending_by_hand, data_frames, end_frame
+from raw_node import UPLOAD_ID, RawNode, attending_by_hand, data_frames, data_of, end_frame
 from test_ingest import COMMITTED, MIB, content, in_loop, place
 
 from fednc.bench.probe import rss_mib
@@ -24,7 +24,7 @@ from fednc.server.work import Work
 
 def whole(work: Work, reply: RecordDict, **fields: Any) -> pb.WholeUpload:
     """As a client sends it."""
-    data = b"".join(bytes(array.data) for array in records.arrays_of(reply))
+    data = data_of(reply)
     header = pb.UploadHeader(
         id=work.id, upload_id=UPLOAD_ID, manifest=records.to_manifest(reply, with_digests=False)
     )
@@ -89,10 +89,10 @@ def test_a_reply_that_began_in_frames_ends_whole(tmp_path: Path) -> None:
             broken = node.stub.Upload(metadata=node.metadata)
             await broken.write(node.header(work, records.to_manifest(reply, with_digests=False)))
             await broken.read()
-            await broken.write(pb.UploadFrame(data=whole(work, reply).data[:700]))
+            await broken.write(pb.UploadFrame(data=data_of(reply)[:700]))
             await until(lambda: node.node.bytes_up == 700)
             assert (await send(node, whole(work, reply))).outcome == COMMITTED
-            taken, data = node.batch.replies.get_nowait().slot.upload, whole(work, reply).data
+            taken, data = node.batch.replies.get_nowait().slot.upload, data_of(reply)
             assert taken
             assert bytes(taken.take([len(data)])[0]) == data
             assert node.node.bytes_up == len(data), "a byte was counted twice"
@@ -118,7 +118,7 @@ def test_a_whole_reply_waits_for_room_and_the_later_one_wins(tmp_path: Path) -> 
             second = asyncio.create_task(send(small, whole(work, reply)))
             await until(lambda: small.node.calls == 2)
             assert not first.done(), "there was no room for it"
-            data = b"".join(bytes(array.data) for array in records.arrays_of(filling))
+            data = data_of(filling)
             for frame in (*data_frames(data), end_frame(data)):
                 await held.write(frame)
             await until(lambda: large.batch.replies.qsize() == 1)
