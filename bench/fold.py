@@ -65,7 +65,7 @@ def _fold_s(update: Array, repeats: int) -> tuple[float, float]:
     record["w"] = update
     fold = Fold(reference)
     fold.start(reference, [_WEIGHT] * (2 * repeats + 2))
-    values = fold.checked(record)
+    values = fold.checked(fold.values(record))
     add_s = _best_s(lambda: fold.add_values(values, _WEIGHT), repeats)
     return add_s, _best_s(lambda: fold.add(record, _WEIGHT), repeats)
 

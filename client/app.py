@@ -21,7 +21,18 @@ from fednc.client.withhold import sendable
 from fednc.common import arrays, codec, exchange, seeds
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError
-from fednc.common.exchange import EXAMPLES, EXTRA, METRICS, MODEL, STATS, SUMS, WITHHELD, Instruction
+from fednc.common.exchange import (
+    CLASS_COUNTS,
+    EXAMPLES,
+    EXTRA,
+    HELD_OUT,
+    METRICS,
+    MODEL,
+    STATS,
+    SUMS,
+    WITHHELD,
+    Instruction,
+)
 from fednc.common.guide import Guide
 from fednc.common.memory import ClassSums
 from fednc.common.records import record_of
@@ -80,8 +91,8 @@ def hello(message: Message, context: Context) -> Message:
     """What this client holds; loads it."""
     _, here, stage = _prepare(message, context)
     mine, held_out = here.at(stage)
-    metrics = {EXAMPLES: mine.examples, "held-out": held_out.examples}
-    counts = MetricRecord({**metrics, "class-counts": mine.count_K.tolist()})
+    metrics = {EXAMPLES: mine.examples, HELD_OUT: held_out.examples}
+    counts = MetricRecord({**metrics, CLASS_COUNTS: mine.count_K.tolist()})
     return Message(RecordDict({METRICS: counts}), reply_to=message)
 
 

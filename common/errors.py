@@ -8,7 +8,8 @@
     ├── RefusedError      6  the server refuses this client (name taken, version, identity)
     ├── ProtocolError     7  bytes from the peer that break the agreement
     ├── MissingExtraError 8  an optional dependency is not installed
-    └── RunFailedError    9  the run ended without a result
+    ├── RunFailedError    9  the run ended without a result
+    └── DivergedError    10  training diverged; the last good model is kept
 
 A message says the offending value, what was expected and what to do next. Ctrl-C ends with 130.
 """
@@ -60,6 +61,14 @@ class ProtocolError(FedncError):
     exit_code = 7
 
 
+class StaleError(ProtocolError):
+    """A reply that does not fit what its node said before, as of one that came back with other data."""
+
+
+class UnusableValuesError(ProtocolError):
+    """Values that are not finite or out of bounds: one node's fault, or that of the model that all were sent."""
+
+
 class MissingExtraError(FedncError):
     """An optional dependency is needed and not installed."""
 
@@ -73,3 +82,9 @@ class RunFailedError(FedncError):
     """The run ended without a result."""
 
     exit_code = 9
+
+
+class DivergedError(FedncError):
+    """Most clients of a round sent values that are not finite: it is the run's fault, not theirs."""
+
+    exit_code = 10

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fednc.common import arrays
 from fednc.common.config import RunConfig
-from fednc.common.errors import ProtocolError
+from fednc.common.errors import ProtocolError, UnusableValuesError
 from fednc.common.frame import Frame
 from fednc.common.guide import Guide, memory_ramp
 from fednc.common.memory import ClassMemory, ClassSums
@@ -28,7 +28,7 @@ MODEL, GUIDE, RUN, EXTRA = "model", "guide", "run", "extra"
 SUMS, STATS, METRICS = "sums", "stats", "metrics"
 HELLO, MEMORY = "query.hello", "query.memory"
 TRAIN, EVALUATE = "train", "evaluate"
-EXAMPLES, WITHHELD = "num-examples", "withheld"
+EXAMPLES, HELD_OUT, CLASS_COUNTS, WITHHELD = "num-examples", "held-out", "class-counts", "withheld"
 MAX_LOSS = 2.0**128  # beyond float32; the sum over all examples of a federation stays finite
 MAX_EXAMPLES = 1 << 32  # per client; the fold's precision is shared out over all that are announced
 
@@ -165,7 +165,7 @@ def loss_of(content: RecordDict) -> float:
     metrics = record_of(content, METRICS, MetricRecord)
     loss = metrics.get("loss/loss") if metrics else None
     if not isinstance(loss, int | float) or not abs(loss) <= MAX_LOSS:  # NaN compares false
-        raise ProtocolError(f"the reply's loss is {loss!r:.40}, expected a finite number of float32")
+        raise UnusableValuesError(f"the reply's loss is {loss!r:.40}, expected a finite number of float32")
     return float(loss)
 
 
@@ -178,4 +178,4 @@ def check_stats(stats: Mapping[str, Tensor], none: Mapping[str, Tensor]) -> None
         raise ProtocolError(f"statistics {sorted(stats)!s:.200} are not those of the task, {sorted(none)}")
     wide = [value.double() for value in stats.values()]
     if not all(((v.abs() <= 2.0**53) | (v == math.inf)).all() for v in wide):  # NaN compares false
-        raise ProtocolError("statistics are not numbers, or absurdly large")
+        raise UnusableValuesError("statistics are not numbers, or absurdly large")

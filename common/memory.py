@@ -18,14 +18,14 @@ Legend: K label space, D feature width, B batch, T = D (D + 1) / 2 places of an 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
 
-from fednc.common.errors import ProtocolError
+from fednc.common.errors import ProtocolError, UnusableValuesError
 from fednc.common.metric import inverse_covariance
 
 SUM_GRID_BITS = 24  # exact for up to 2^29 examples of a class in the whole federation
@@ -116,6 +116,16 @@ class ClassSums:
         moment_DD = None if self.moment_DD is None else change(self.moment_DD)
         return ClassSums(sum_KD=change(self.sum_KD), count_K=change(self.count_K), moment_DD=moment_DD)
 
+    def of_fewer(self, counted: int, held: int) -> ClassSums:
+        """As if the sender held only `counted` of its `held` examples: the same means, of less weight."""
+        if counted >= held:
+            return self
+        count_K = (self.count_K.double() * (counted / held)).ceil().long()
+        share_K = count_K / self.count_K.clamp(min=1)
+        share = int(count_K.sum()) / max(1, int(self.count_K.sum()))
+        moment_DD = None if self.moment_DD is None else self.moment_DD * share
+        return ClassSums(sum_KD=self.sum_KD * share_K.unsqueeze(1), count_K=count_K, moment_DD=moment_DD)
+
     @property
     def scatter_DD(self) -> Tensor:
         """float64 sum of (h - v)(h - v)^T, v the mean of the feature h's class; needs second moments."""
@@ -124,22 +134,26 @@ class ClassSums:
         return self.moment_DD - between_DD
 
 
-def check_sums(sums: ClassSums, label_space: int, declared_examples: int) -> None:
-    """Refuse sums that no set of `declared_examples` unit features can have.
+def check_sums(sums: ClassSums, label_space: int, announced_K: Sequence[int]) -> None:
+    """Refuse sums that no unit features of the announced examples can have.
+
+    Args:
+        announced_K: examples of each class that the sender said it holds.
 
     Raises:
-        ProtocolError: other classes than the run's, counts below 0 or above those declared, values that are not
-            finite, or a sum longer than its count (unit features cannot add up to more).
+        ProtocolError: other classes than the run's, counts below 0 or above those announced, or a sum longer than
+            its count (unit features cannot add up to more).
+        UnusableValuesError: values that are not finite.
     """
     if sums.count_K.shape[0] != label_space:
         _refuse(f"{sums.count_K.shape[0]} classes instead of the run's {label_space}")
-    if (sums.count_K < 0).any():
-        _refuse(f"a negative count ({int(sums.count_K.min())})")
-    # Both: the total of absurd counts may wrap around in 64 bits.
-    if (sums.count_K > declared_examples).any() or int(sums.count_K.sum()) > declared_examples:
-        _refuse(f"counts of {int(sums.count_K.sum())} examples where {declared_examples} were declared")
-    if not torch.isfinite(sums.sum_KD).all():
-        _refuse("values that are not finite")
+    beyond_K = (sums.count_K < 0) | (sums.count_K > torch.tensor(announced_K, dtype=torch.int64))
+    if beyond_K.any():
+        c = int(beyond_K.nonzero()[0])
+        _refuse(f"{int(sums.count_K[c])} examples of class {c} where {announced_K[c]} were announced")
+    given = [sums.sum_KD] if sums.moment_DD is None else [sums.sum_KD, sums.moment_DD]
+    if not all(torch.isfinite(each).all() for each in given):
+        raise UnusableValuesError("class sums with values that are not finite")
     norm_K = torch.linalg.vector_norm(sums.sum_KD, dim=1)
     too_long_K = norm_K > sums.count_K * (1 + NORM_SLACK) + NORM_SLACK
     if too_long_K.any():
@@ -152,9 +166,11 @@ def check_sums(sums: ClassSums, label_space: int, declared_examples: int) -> Non
 def _check_moment(sums: ClassSums, moment_DD: Tensor) -> None:
     """Squares of n unit features add up to n at most, and in no direction do they vary less than not at all."""
     examples, square = int(sums.count_K.sum()), moment_DD.trace().item()
-    # Twice what rounding can add to the squares of unit vectors.
-    slack = examples * math.sqrt(len(moment_DD)) * 2.0 ** (1 - MOMENT_GRID_BITS // 2)
-    if not torch.isfinite(moment_DD).all() or square > examples + slack:
+    # A feature of length 1 is rounded by at most e; its square, as a matrix, changes by at most 2 e + e^2 in any
+    # direction. The sum travels as float32. An honest sender needs that much where all its features are the same.
+    e = math.sqrt(len(moment_DD)) * 2.0 ** (-MOMENT_GRID_BITS // 2 - 1)
+    slack = examples * (2 * e + e * e + 2.0**-24)
+    if square > examples * (1 + NORM_SLACK) + slack:
         _refuse(f"squares that add up to {square:.6g} for {examples} examples")
     shifted_DD = sums.scatter_DD + (slack + NORM_SLACK) * torch.eye(len(moment_DD))
     if torch.linalg.cholesky_ex(shifted_DD).info:

@@ -213,6 +213,25 @@ class RoundsSection(Section):
         description="largest L2 norm of a client's change of the model; an update beyond it is refused and counts "
         "towards quarantine; 0: any",
     )
+    max_examples: Annotated[int, Field(ge=0), LATER] = Field(
+        0,
+        description="most examples that a client counts for, whatever it says it holds; 0: what it says, but a "
+        "client that claims more than 5 times the median of a round of three or more counts for the median",
+    )
+    outlier_ratio: Annotated[float, Field(ge=0), LATER] = Field(
+        10.0,
+        description="in rounds of three or more clients: an update whose L2 norm is beyond so many times the "
+        "median norm is scaled down to the median, one beyond 10 times that is left out; 0: neither",
+    )
+    robust: Annotated[Literal["none", "clip", "trim"], LATER] = Field(
+        "none",
+        description="`clip`: each tensor of each update is scaled down to the median norm of the round's; `trim`: "
+        "the mean of each value without the largest and the smallest ones. Both keep a round's updates on the "
+        "disk until the last one is there, and neither applies below three clients",
+    )
+    trim_share: Annotated[float, Field(gt=0, lt=0.5), LATER] = Field(
+        0.2, description="share of a round's clients that `trim` leaves out at each end, at least one"
+    )
     rejoin_s: NonNegative = Field(10.0, description="seconds a lost client has to come back to its assignment")
     evaluate_every: Annotated[int, Field(ge=0)] = Field(
         1, description="evaluate after every n-th round and after the last; 0: only after the last"

@@ -60,12 +60,25 @@ class ExactSum:
         """Add weight * values from `place` on, of the first update or a later one; ask `largest` before."""
         scratch = np.empty(min(BLOCK, values.size), np.float64)
         for start, piece in cut(values, BLOCK):
-            term, here = scratch[: piece.size], slice(place + start, place + start + piece.size)
-            np.copyto(term, piece)
-            np.multiply(term, float(weight), out=term)
-            np.add(term, _part(self._q, here), out=term)
+            here = slice(place + start, place + start + piece.size)
             total = self._sum[here]
-            np.add(0 if is_first else total, term.view(np.int64), out=total)
+            np.add(0 if is_first else total, self._term(piece, weight, here, scratch), out=total)
+
+    def remove(self, values: Values, place: int, weight: int) -> None:
+        """Undo an `add` of the same values and weight: sums are whole numbers, so nothing of it is left."""
+        scratch = np.empty(min(BLOCK, values.size), np.float64)
+        for start, piece in cut(values, BLOCK):
+            here = slice(place + start, place + start + piece.size)
+            total = self._sum[here]
+            np.subtract(total, self._term(piece, weight, here, scratch), out=total)
+
+    def _term(self, piece: Values, weight: int, here: slice, scratch: Values) -> Values:
+        """weight * values on the grid, as whole numbers; in the memory of `scratch`."""
+        term = scratch[: piece.size]
+        np.copyto(term, piece)
+        np.multiply(term, float(weight), out=term)
+        np.add(term, _part(self._q, here), out=term)
+        return term.view(np.int64)
 
     def mean_into(self, target: Values, place: int, weight: int, updates: int) -> None:
         """Write the mean of so many updates, of `weight` in all, from `place` on into `target`, in its dtype."""

@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from fednc.common import arrays, codec
-from fednc.common.errors import ProtocolError
+from fednc.common.errors import ProtocolError, UnusableValuesError
 from fednc.server.exact import BLOCK, ExactSum, Values, cut, largest
 from fednc.server.threads import spread
 
@@ -56,8 +56,6 @@ class Fold:
     ) -> None:
         """Begin at zero; `weights` are all that may come, `reference` is another state like the first one."""
         self._reference, self._bound = reference, bound
-        within = [key for key in self._forms if bound and key in bound.keys]
-        self._from = {k: _numpy(reference[k]).reshape(-1) for k in within if reference[k].is_floating_point()}
         self._total_weight, self._largest_weight = sum(weights), max(weights, default=1)
         for group, total in zip(self._groups, self._sums, strict=True):
             total.start(
@@ -66,35 +64,89 @@ class Fold:
         self.weight = 0
         self.updates = 0
 
-    def add(self, update: ArrayRecord, weight: int) -> None:
-        """Fold one update in, whole or not at all.
+    def add(self, update: ArrayRecord, weight: int) -> dict[str, Values]:
+        """Fold one update in, whole or not at all; its values by name, for those who want to look at them.
 
         Raises:
-            ProtocolError: other names, shapes or dtypes than the reference, values that are not finite or out
-                of bounds, a change of a larger norm than allowed, or a weight beyond what was announced.
+            ProtocolError: other names, shapes or dtypes than the reference, or a weight beyond those announced.
+            UnusableValuesError: values that are not finite or out of bounds, or a larger change than allowed.
         """
         if not 1 <= weight <= self._largest_weight or self.weight + weight > self._total_weight:
             raise ProtocolError(f"declares {weight} examples, more than it announced or less than one")
-        self.add_values(self.checked(update), weight)
+        values = self.values(update)
+        self.add_values(self.checked(values), weight)
+        return values
 
-    def add_values(self, values: Sequence[Values], weight: int) -> None:
+    def add_values(self, grouped: Sequence[Values], weight: int) -> None:
         """Fold in what `checked` gave."""
         is_first = not self.updates
-        _spread(values, lambda group, span, place: self._sums[group].add(span, place, weight, is_first=is_first))
+        _spread(grouped, lambda group, span, place: self._sums[group].add(span, place, weight, is_first=is_first))
         self.weight += weight
         self.updates += 1
 
-    def checked(self, update: ArrayRecord) -> list[Values]:
-        """The values to fold in, by group. Raises ProtocolError, see `add`."""
+    def remove(self, update: ArrayRecord, weight: int) -> None:
+        """Undo an `add` of the same update and weight, bit for bit."""
+        grouped = self._grouped(self.values(update))
+        _spread(grouped, lambda group, span, place: self._sums[group].remove(span, place, weight))
+        self.weight -= weight
+        self.updates -= 1
+
+    def checked(self, values: Mapping[str, Values]) -> list[Values]:
+        """The values to fold in, by group. Raises UnusableValuesError, see `add`."""
+        grouped = self._grouped(values)
+        _spread(grouped, self._check)
+        if self._bound:
+            norm = math.sqrt(math.fsum(self.squares(values, self._bound.keys).values()))
+            if not norm <= self._bound.most:
+                text = f"changes the model by a norm of {norm:.6g}, allowed are {self._bound.most:g}"
+                raise UnusableValuesError(text)
+        return grouped
+
+    def values(self, update: ArrayRecord) -> dict[str, Values]:
+        """The values of each tensor, looked at for form alone. Raises ProtocolError."""
         if set(update) != set(self._forms):
             odd = sorted(set(update) ^ set(self._forms))
             raise ProtocolError(f"tensor names differ from the model's, for instance {odd[:3]}")
-        values = {key: self._matching(key, update[key]) for key in self._forms}
-        grouped = [_in_a_row([values[key] for key in group]) for group in self._groups]
-        _spread(grouped, self._check)
-        if self._bound:
-            self._check_norm(self._bound, [values[key] for key in self._from])
-        return grouped
+        return {key: self._matching(key, update[key]) for key in self._forms}
+
+    def _grouped(self, values: Mapping[str, Values]) -> list[Values]:
+        return [_in_a_row([values[key] for key in group]) for group in self._groups]
+
+    def squares(
+        self, values: Mapping[str, Values], keys: Collection[str], *, are_changes: bool = False
+    ) -> dict[str, float]:
+        """Squared L2 norm of the change that each floating-point tensor among `keys` makes to the reference.
+
+        Args:
+            are_changes: the values are changes themselves.
+        """
+        floating = [key for key in self._forms if key in keys and self._reference[key].is_floating_point()]
+        origins = [None if are_changes else _numpy(self._reference[key]).reshape(-1) for key in floating]
+        found: list[list[float]] = [[] for _ in floating]
+
+        def note(index: int, span: Values, place: int) -> None:
+            origin = origins[index]
+            here = None if origin is None else origin[place : place + span.size]
+            found[index].append(_square_distance(span, here))
+
+        _spread([values[key] for key in floating], note)
+        # Added exactly, so that threads do not change the sum.
+        return {key: math.fsum(parts) for key, parts in zip(floating, found, strict=True)}
+
+    def scaled(self, update: ArrayRecord, factors: Mapping[str, float], changes: Collection[str]) -> ArrayRecord:
+        """`update` with the changes of the tensors in `factors` scaled by these.
+
+        Args:
+            changes: names of tensors whose values are changes already.
+        """
+        values, tensors = self.values(update), {}
+        for key, value in values.items():
+            given = torch.tensor(value).reshape(self._reference[key].shape)
+            if key in factors and self._reference[key].is_floating_point():
+                origin = 0.0 if key in changes else self._reference[key].double()
+                given = origin + factors[key] * (given.double() - origin)
+            tensors[key] = given.to(self._reference[key].dtype)
+        return arrays.to_record(tensors)
 
     def _matching(self, key: str, array: Array) -> Values:
         try:
@@ -106,18 +158,9 @@ class Fold:
         total = self._sums[group]
         for key, found, bound in zip(self._groups[group], total.largest(span), total.bounds, strict=True):
             if not found <= bound:  # NaN compares false
-                raise ProtocolError(f"tensor {key!r}: holds {found}, allowed are finite values up to {bound:g}")
-
-    def _check_norm(self, bound: NormBound, values: Sequence[Values]) -> None:
-        origins, squares = list(self._from.values()), list[float]()
-
-        def note(index: int, span: Values, place: int) -> None:
-            squares.append(_square_distance(span, origins[index][place : place + span.size]))
-
-        _spread(values, note)
-        norm = math.sqrt(math.fsum(squares))  # exact, so that threads do not change it
-        if not norm <= bound.most:
-            raise ProtocolError(f"changes the model by a norm of {norm:.6g}, allowed are {bound.most:g}")
+                raise UnusableValuesError(
+                    f"tensor {key!r}: holds {found}, allowed are finite values up to {bound:g}"
+                )
 
     def mean(self) -> ArrayRecord:
         """The mean of all updates in the reference's dtypes; the reference itself where nothing is averaged."""
@@ -182,11 +225,12 @@ def _share_out(mean: Values, tensors: Sequence[Tensor]) -> None:
             tensor.copy_(part.reshape(tensor.shape))
 
 
-def _square_distance(values: Values, origin: Values) -> float:
+def _square_distance(values: Values, origin: Values | None) -> float:
     scratch, squares = np.empty(min(BLOCK, values.size)), []
     for start, piece in cut(values, BLOCK):
         change = scratch[: piece.size]
-        np.subtract(piece, origin[start : start + piece.size], out=change, dtype=np.float64)
+        of = 0.0 if origin is None else origin[start : start + piece.size]
+        np.subtract(piece, of, out=change, dtype=np.float64)
         with np.errstate(over="ignore"):  # infinite is too far
             squares.append(float(np.square(change, out=change).sum()))
     return math.fsum(squares)

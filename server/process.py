@@ -21,6 +21,7 @@ from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.grid import LinkGrid
+from fednc.server.holdings import Declared
 from fednc.server.results import summary_of, write_files
 from fednc.server.run import FederatedRun, RunResult
 from fednc.server.security import security_of
@@ -110,11 +111,16 @@ def _surroundings(federation: Federation, checkpoints: Checkpoints, *, returning
     def name_of(node_id: int) -> str:
         return next((n.name for n in nodes() if n.node_id == node_id), str(node_id))
 
+    def declared(node_id: int) -> Declared | None:
+        node = federation.roster.by_id(node_id)
+        return node.declared if node else None
+
     def who_is_there() -> str:
         return "There: " + (", ".join(f"{n.name} ({n.problem or n.state})" for n in nodes()) or "nobody") + "."
 
     return Surroundings(
         name_of=name_of,
+        declared=declared,
         who_is_there=who_is_there,
         traffic=federation.traffic,
         parts=federation.roster.kept_parts,

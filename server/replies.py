@@ -12,10 +12,11 @@ from typing import TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fednc.common.errors import ProtocolError
+from fednc.common.errors import ProtocolError, StaleError, UnusableValuesError
 from fednc.server.events import EventLog
 
 T = TypeVar("T")
+log = logging.getLogger("fednc.server")
 
 
 class Replies:
@@ -34,30 +35,67 @@ class Replies:
         self.reject: Callable[[int, str], None] = lambda _node, _reason: None
         self.failures: dict[str, str] = {}
         self.failed: set[int] = set()
+        self.answered: set[int] = set()  # in the exchange under way
+        self._used = 0  # replies of it that could be used
+        self._unusable: dict[int, str] = {}  # nodes whose values were not finite, or out of bounds
 
     def ask(
         self, grid: Grid, content: RecordDict, nodes: Iterable[int], message_type: str, group: int,
         timeout_s: float,
     ) -> Iterator[Message]:  # fmt: skip
         """Good replies to one content sent to all `nodes`, as they arrive."""
+        self.begin()
         return self.good(grid.send_and_receive(to(grid, content, nodes, message_type, group), timeout=timeout_s))
+
+    def begin(self) -> None:
+        """A new exchange."""
+        self.answered, self._used, self._unusable = set(), 0, {}
+
+    def settle(self) -> bool:
+        """The exchange is over. Whether most clients sent values that cannot be used: then the run is the cause.
+
+        Else they are counted against those who sent them.
+        """
+        unusable, self._unusable = self._unusable, {}
+        if len(unusable) > self._used:
+            return True
+        for node, problem in unusable.items():
+            self.reject(node, problem)
+        return False
 
     def good(self, replies: Iterable[Message]) -> Iterator[Message]:
         """Replies with content; the others are noted."""
         for reply in replies:
+            self.answered.add(reply.metadata.src_node_id)
             if reply.has_error():
                 self._note(reply, reply.error.reason or f"error {reply.error.code}")
             else:
                 yield reply
 
     def take(self, reply: Message, use: Callable[[RecordDict], T]) -> T | None:
-        """What `use` makes of the reply; None, noted and counted against the node, where it cannot be used."""
+        """What `use` makes of the reply; None, noted, where it cannot be used.
+
+        Whatever goes wrong costs this reply and nothing else. What nobody honest sends is counted against the
+        node; values that are not finite only once the exchange is over, see `settle`.
+        """
+        node = reply.metadata.src_node_id
         try:
-            return use(reply.content)
+            used = use(reply.content)
+        except StaleError as e:
+            self._note(reply, str(e))
+        except UnusableValuesError as e:
+            self._note(reply, str(e))
+            self._unusable[node] = str(e)
         except ProtocolError as e:
             self._note(reply, str(e))
-            self.reject(reply.metadata.src_node_id, str(e))
-            return None
+            self.reject(node, str(e))
+        except Exception as e:
+            log.exception("a reply of %s could not be handled", self.name_of(node))
+            self._note(reply, f"{type(e).__name__} while it was handled")
+        else:
+            self._used += 1
+            return used
+        return None
 
     @property
     def reasons(self) -> str:

@@ -65,6 +65,11 @@ class Node:
     given: tuple[Collection[bytes], ...] = ()  # blobs of the last few assignments of this session
 
     @property
+    def declared(self) -> tuple[int, int, tuple[int, ...]] | None:
+        """Examples, held-out ones and examples per class, as declared last; None before that."""
+        return (self.examples, self.held_out, self.class_counts) if self.declaration else None
+
+    @property
     def is_here(self) -> bool:
         """Whether it attends."""
         return self.state not in (NodeState.LOST, NodeState.DROPPED, NodeState.QUARANTINED)

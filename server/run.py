@@ -104,6 +104,7 @@ class FederatedRun:
         if around:
             self._around = around
             self.strategy.replies.name_of, self.strategy.replies.reject = around.name_of, around.reject
+            self.strategy.clients.declared = around.declared
         self._control = self._around.control
         self.strategy.summary()
         self._waiting = Waiting(self.run.rounds, grid, self._around, self._events)

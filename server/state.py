@@ -5,8 +5,10 @@ Made and restored by the run, changed by the strategy.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from flwr.app import ArrayRecord
@@ -30,6 +32,14 @@ class GlobalState:
 
     def __post_init__(self) -> None:
         self.replace_model(arrays.to_record(self.model))
+
+    def snapshot(self) -> Self:
+        """The state as it is now. Tensors are never changed in place, so they are shared."""
+        return copy.copy(self)
+
+    def go_back_to(self, earlier: Self) -> None:
+        """Be what `snapshot` gave."""
+        self.__dict__.update(earlier.__dict__)
 
     @property
     def memory(self) -> ClassMemory:

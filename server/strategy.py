@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,8 @@ from flwr.serverapp.strategy import Strategy
 from fednc.common import exchange, faults, seeds
 from fednc.common.config import RunConfig
 from fednc.common.drift import DriftSums
-from fednc.common.exchange import EVALUATE, HELLO, MEMORY, TRAIN, Instruction
+from fednc.common.errors import DivergedError, ProtocolError, StaleError
+from fednc.common.exchange import EVALUATE, MEMORY, TRAIN, Instruction
 from fednc.common.frame import Frame
 from fednc.common.guide import Guide
 from fednc.common.memory import ClassMemory, ClassSums
@@ -29,11 +30,13 @@ from fednc.common.stand_in import Pool
 from fednc.common.tasks.base import Stats, Task, add_stats
 from fednc.server import schedule
 from fednc.server.central import fit_centrally
-from fednc.server.checked import stats_in, sums_in
+from fednc.server.checked import of_fewer, stats_in, sums_in
 from fednc.server.events import EventLog
 from fednc.server.fold import Fold, NormBound
 from fednc.server.history import RoundRecord
+from fednc.server.participants import Participants
 from fednc.server.replies import Replies, to
+from fednc.server.round_mean import RoundMean
 from fednc.server.state import GlobalState
 
 
@@ -43,10 +46,12 @@ class FrameStrategy(Strategy):
     def __init__(self, run: RunConfig, task: Task, frame: Frame, state: GlobalState, events: EventLog) -> None:
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
         self.replies = Replies(events)
+        self.clients = Participants(run.rounds, self.replies, events)
         self.fold_s = 0.0  # spent in the last fold
         self.stage: Stage = task.stage(state.completed + 1)
         self._trained: list[int] = []  # whose updates are in the model of the round under way
-        self._announced: dict[int, int] = {}  # examples that each node said it trains on
+        self._weights: dict[int, int] = {}  # examples that each node of the round under way counts for
+        self._held_out: dict[int, int] = {}  # the same of its held-out examples
         self._record = RoundRecord(round=0)
         self._local = self._pool_of_sums("local")
         self._fold = Fold(state.folded)  # its memory serves every round of a stage
@@ -58,46 +63,56 @@ class FrameStrategy(Strategy):
     ) -> list[Message]:
         """One content for all nodes of the round: model, frame, memory."""
         del config
-        for node in self.replies.failed:
-            self._announced.pop(node, None)  # ask again: it may have come back with other data
+        self.clients.forget(self.replies.failed)  # they may have come back with other data
         self.replies.forget_failures()
         nodes = self.sample(server_round, grid)
         self._get_to_know(list(grid.get_node_ids()) if self.state.extra else nodes, server_round, grid)
         # A weight that was not announced could not be bounded; who holds nothing of the stage has none.
-        nodes = [node for node in nodes if self._announced.get(node)]
+        self._weights = self.clients.examples(nodes)
         instruction = self._instruction(
             server_round, wants_sums=schedule.wants_local_sums(self.run, self.stage, server_round)
         )
         extra = exchange.extra_record(self.state.extra)
         content = exchange.instruction_content(instruction, arrays, self.guide(), extra)
-        return to(grid, content, nodes, TRAIN, server_round)
+        self.replies.begin()
+        return to(grid, content, list(self._weights), TRAIN, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The exact weighted mean of the updates, folded as they arrive; None below quorum."""
+        """The exact weighted mean of the updates, folded as they arrive; None below quorum.
+
+        Raises:
+            DivergedError: most clients sent values that are not finite.
+        """
         self._record, self.fold_s = RoundRecord(round=server_round, failures=self.replies.failures), 0.0
-        fold, announced = self._fold, list(self._announced.values())
         bound = NormBound.of(self.run.rounds.max_update_norm, self.state.trainable)
-        fold.start(self.state.folded, announced, bound)
-        self._local, losses, self._trained = self._pool_of_sums("local"), [], []
+        self._fold.start(self.state.folded, self._weights.values(), bound)
+        mean = RoundMean(
+            self._fold, self.state, self.run.rounds, len(self._weights), self.events, self.replies.name_of
+        )
+        losses: dict[int, float] = {}
+        self._local, self._trained = self._pool_of_sums("local"), []
         drift = DriftSums.zeros(*self._local.all.sum_KD.shape)
         for reply in self.replies.good(replies):
             node = reply.metadata.src_node_id
-            loss = self.replies.take(reply, partial(self._fold_in, node=node, fold=fold, drift=drift))
+            loss = self.replies.take(reply, partial(self._fold_in, node=node, mean=mean, drift=drift))
             if loss is not None:
-                losses.append(loss)
-                self._trained.append(node)
-        self._record.replies, self._record.examples = fold.updates, fold.weight
-        if fold.updates < self.quorum:
+                losses[node] = loss
+        self._end_exchange(server_round, self._weights)
+        if len(losses) < self.quorum:
             return None, None
-        self._record.loss = sum(sorted(losses)) / fold.weight  # sorted: the same bits in any order of arrival
+        record, left_out = mean.finish()
+        self._trained = [node for node in losses if node not in left_out]
+        self._record.replies, self._record.examples = self._fold.updates, self._fold.weight
+        # Sorted: the same bits in any order of arrival.
+        self._record.loss = sum(sorted(losses[node] for node in self._trained)) / self._fold.weight
         if schedule.wants_local_sums(self.run, self.stage, server_round):
             self._record.drift = _finite(drift.value())
         if self.run.method.memory_model == "local":
             self._remember(server_round, self._local)
-        self.state.advance(fold.mean(), share=fold.weight / sum(announced))
-        return self.state.record, MetricRecord({"loss": self._record.loss, "examples": fold.weight})
+        self.state.advance(record, share=self._fold.weight / self.clients.examples_of_all)
+        return self.state.record, MetricRecord({"loss": self._record.loss, "examples": self._fold.weight})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -107,18 +122,23 @@ class FrameStrategy(Strategy):
         content = exchange.instruction_content(self._instruction(server_round), arrays, self.guide(evaluates=True))
         nodes = list(grid.get_node_ids())
         nodes += [node for node in self._trained if node not in nodes]  # just lost: the grid lets them come back
-        return to(grid, content, nodes, EVALUATE, server_round)
+        nodes = self.clients.present(server_round, nodes)
+        self._get_to_know(nodes, server_round, grid)
+        self._held_out = self.clients.held_out(nodes)
+        self.replies.begin()
+        return to(grid, content, list(self._held_out), EVALUATE, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Pooled metrics from additive statistics, and the client that fares worst."""
-        del server_round
         pooled: Stats = {}
         worst: dict[str, Any] = {}
         for reply in self.replies.good(replies):
-            metrics = self.replies.take(reply, lambda content: self._pool(content, pooled))
+            node = reply.metadata.src_node_id
+            metrics = self.replies.take(reply, partial(self._pool, node=node, pooled=pooled))
             if metrics and math.isfinite(metrics["accuracy"]):
-                here = {"accuracy": metrics["accuracy"], "name": self.replies.name_of(reply.metadata.src_node_id)}
+                here = {"accuracy": metrics["accuracy"], "name": self.replies.name_of(node)}
                 worst = min(worst or here, here, key=lambda one: (one["accuracy"], one["name"]))
+        self._end_exchange(server_round, self._held_out)
         if not pooled:
             return None
         metrics = self.task.metrics(pooled)
@@ -139,13 +159,14 @@ class FrameStrategy(Strategy):
 
     def enter(self, stage: Stage) -> None:
         """The state is narrowed to what the stage trains; what clients hold of it is not known yet."""
-        self.stage, self._announced, self._fold = stage, {}, Fold(self.state.folded)
+        self.stage, self._fold = stage, Fold(self.state.folded)
+        self.clients.forget()
 
     def holders(self, grid: Grid) -> list[int]:
         """Nodes that hold examples of the stage's classes; asks those that have not said so yet."""
         nodes = sorted(grid.get_node_ids())
         self._get_to_know(nodes, self.stage.first, grid)
-        return [node for node in nodes if self._announced.get(node)]
+        return list(self.clients.examples(nodes))
 
     def pool_new_classes(self, grid: Grid) -> None:
         """Class means of the stage's classes into the memory."""
@@ -159,7 +180,19 @@ class FrameStrategy(Strategy):
     # ---- one round -----------------------------------------------------------------------------------------
 
     def run_round(self, server_round: int, grid: Grid, *, evaluates: bool) -> RoundRecord | None:
-        """Train, refresh the memory, evaluate. None when too few replies came; the state is then untouched."""
+        """Train, refresh the memory, evaluate. None when too few replies came; the state is then untouched.
+
+        Raises:
+            DivergedError: most clients sent values that are not finite; the state is that of the round before.
+        """
+        before = self.state.snapshot()
+        try:
+            return self._round(server_round, grid, evaluates=evaluates)
+        except DivergedError:
+            self.state.go_back_to(before)
+            raise
+
+    def _round(self, server_round: int, grid: Grid, *, evaluates: bool) -> RoundRecord | None:
         started, timeout_s = time.monotonic(), self.run.rounds.deadline_s
         if self.task.fits_centrally(self.stage):
             self._record = RoundRecord(round=server_round)
@@ -202,32 +235,46 @@ class FrameStrategy(Strategy):
 
     def sample(self, server_round: int, grid: Grid) -> list[int]:
         """The nodes of a round, drawn from (seed, round) alone. In a session all: few hold its classes."""
-        nodes = sorted(grid.get_node_ids())
+        here = sorted(grid.get_node_ids())
+        nodes = self.clients.present(server_round, here)
+        if len(nodes) < self.quorum:
+            nodes = here
         count = self.run.rounds.clients_per_round if self.stage.is_first else 0
         if not count or count >= len(nodes):
             return nodes
         draw = random.Random(seeds.derive(self.run.seed, "sample", server_round))  # noqa: S311 - reproducible
         return sorted(draw.sample(nodes, count))
 
-    def _get_to_know(self, nodes: list[int], server_round: int, grid: Grid) -> None:
-        """Ask nodes we have not met how many examples they hold: the exact fold needs a bound on all weights."""
-        strangers = [node for node in nodes if node not in self._announced]
-        if not strangers:
-            return
-        content = exchange.instruction_content(self._instruction(server_round))
-        for reply in self.replies.ask(grid, content, strangers, HELLO, server_round, self.run.rounds.deadline_s):
-            examples = self.replies.take(reply, exchange.examples_of)
-            if examples is not None:
-                self._announced[reply.metadata.src_node_id] = examples
+    def _get_to_know(self, nodes: Iterable[int], server_round: int, grid: Grid) -> None:
+        def question() -> RecordDict:
+            return exchange.instruction_content(self._instruction(server_round))
+
+        self.clients.get_to_know(nodes, server_round, grid, question, self.task.label_space)
+
+    def _end_exchange(self, server_round: int, asked: Collection[int]) -> None:
+        """Raises DivergedError: most answers hold values that are not finite."""
+        self.clients.note_answers(server_round, asked)
+        if self.replies.settle():
+            train = self.run.train
+            raise DivergedError(
+                f"the model diverged in round {server_round}: most clients sent values that are not finite or far "
+                f"out of bounds. Lower train.lr ({train.lr:g}) or set train.clip_norm ({train.clip_norm:g}); the "
+                f"model of round {self.state.completed} is kept"
+            )
 
     def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]) -> None:
         """Class means of the new global model's features, exact: one forward pass at each client."""
+        nodes = self.clients.present(server_round, nodes)
+        self._get_to_know(nodes, server_round, grid)
+        counted = self.clients.examples(nodes)
         content = exchange.instruction_content(self._instruction(server_round), self.state.record)
         pool = self._pool_of_sums("global")
-        for reply in self.replies.ask(grid, content, nodes, MEMORY, server_round, timeout_s):
-            sums = self.replies.take(reply, self._checked_sums)
+        for reply in self.replies.ask(grid, content, list(counted), MEMORY, server_round, timeout_s):
+            node = reply.metadata.src_node_id
+            sums = self.replies.take(reply, partial(self._checked_sums, node=node, counted=counted))
             if sums is not None:
-                pool.add(sums, reply.metadata.src_node_id)
+                pool.add(sums, node)
+        self._end_exchange(server_round, counted)
         self._remember(server_round, pool)
 
     def _remember(self, server_round: int, pool: Pool) -> None:
@@ -238,28 +285,37 @@ class FrameStrategy(Strategy):
 
     # ---- replies -------------------------------------------------------------------------------------------
 
-    def _fold_in(self, content: RecordDict, node: int, fold: Fold, drift: DriftSums) -> float:
-        examples = exchange.examples_of(content)
-        sums = self._checked_sums(content) if exchange.SUMS in content else None
+    def _fold_in(self, content: RecordDict, node: int, mean: RoundMean, drift: DriftSums) -> float:
+        weight = min(exchange.examples_of(content), self._weights[node])
+        sums = self._checked_sums(content, node, self._weights) if exchange.SUMS in content else None
         update, loss = exchange.update_of(content), exchange.loss_of(content)
         faults.at("server.fold")
         started = time.monotonic()
-        fold.add(update, examples)
+        mean.add(node, update, weight)
         self.fold_s += time.monotonic() - started
         if sums is not None:
             drift.add_client(sums)
             self._local.add(sums, node)
-        return loss * examples
+        return loss * weight
 
-    def _checked_sums(self, content: RecordDict) -> ClassSums:
-        return sums_in(content, self.task, self.stage)
+    def _checked_sums(self, content: RecordDict, node: int, counted: Mapping[int, int]) -> ClassSums:
+        """The class sums of a reply, of as many examples as the node counts for."""
+        holding = self.clients.holding(node)
+        try:
+            sums = sums_in(content, self.task, self.stage, holding.count_K)
+        except ProtocolError as e:
+            if self.clients.has_changed(node):
+                raise StaleError(str(e)) from e
+            raise
+        return sums.of_fewer(counted[node], holding.examples)
 
-    def _pool(self, content: RecordDict, pooled: Stats) -> dict[str, float] | None:
-        stats = stats_in(content, self.task)
+    def _pool(self, content: RecordDict, node: int, pooled: Stats) -> dict[str, float] | None:
+        claimed = self.clients.holding(node).held_out
+        stats = stats_in(content, self.task, claimed)
         if stats is None:
             return None
         metrics = self.task.metrics(stats)
-        add_stats(pooled, stats)
+        add_stats(pooled, of_fewer(stats, self._held_out[node], claimed))
         return metrics
 
     # ---- small parts ---------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from fednc.common.sections import RoundsSection
 from fednc.server.checkpoint import Checkpoints
 from fednc.server.control import RunControl
 from fednc.server.events import EventLog
+from fednc.server.holdings import Declared
 from fednc.server.state import GlobalState
 
 _POLL_S = 0.1
@@ -26,6 +27,7 @@ class Surroundings:
     """What a process offers to a run beyond Flower's interface; the defaults serve every grid."""
 
     name_of: Callable[[int], str] = str
+    declared: Callable[[int], Declared | None] = lambda _node: None  # what a node said it holds when it attended
     who_is_there: Callable[[], str] = lambda: ""
     reject: Callable[[int, str], None] = lambda _node, _reason: None  # counts a reply that could not be used
     traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far

@@ -161,12 +161,12 @@ def test_from_tensors_refuses_other_tensors(spoil):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 500), st.integers(0, 10**6))
 def test_honest_sums_pass(count, seed):
-    check_sums(sums_of(*examples(count, seed)), K, count)
+    check_sums(sums_of(*examples(count, seed)), K, [count] * K)
 
 
 def test_identical_features_pass():
     feat_1D, _ = examples(1, seed=0)
-    check_sums(sums_of(feat_1D.expand(4096, D), torch.zeros(4096, dtype=torch.int64)), K, 4096)
+    check_sums(sums_of(feat_1D.expand(4096, D), torch.zeros(4096, dtype=torch.int64)), K, [4096] * K)
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,10 @@ def test_identical_features_pass():
         (lambda s: s.sum_KD[K - 1].add_(1e-3), f"for the 0 examples of class {K - 1}"),
         (lambda s: s.sum_KD[2, 3].fill_(torch.nan), "not finite"),
         (lambda s: s.sum_KD[2, 3].fill_(torch.inf), "not finite"),
-        (lambda s: s.count_K[0].fill_(-3), r"negative count \(-3\)"),
-        (lambda s: s.count_K[0].add_(1), "51 examples where 50"),
-        (lambda s: s.count_K[:2].fill_(2**62), "where 50"),
-        (lambda s: s.count_K.fill_(2**62), "where 50"),
-        (lambda s: s.moment_DD[0, 0].fill_(torch.nan), "add up to nan"),
+        (lambda s: s.count_K[0].fill_(-3), "-3 examples of class 0"),
+        (lambda s: s.count_K[0].add_(1), r"\d+ examples of class 0 where \d+ were announced"),
+        (lambda s: s.count_K.fill_(2**62), f"{2**62} examples of class 0"),
+        (lambda s: s.moment_DD[0, 0].fill_(torch.nan), "not finite"),
         (lambda s: s.moment_DD[1, 1].fill_(-1.0), "no features of these class sums"),
         (lambda s: s.moment_DD.mul_(1.1), r"add up to 5\d.* for 50"),
         (lambda s: s.moment_DD.copy_(50 / D * (2 * torch.eye(D) - 1)), "no features of these class sums"),
@@ -193,7 +192,6 @@ def test_identical_features_pass():
         "negative",
         "more than declared",
         "huge",
-        "wraps around",
         "moment nan",
         "negative square",
         "squares",
@@ -202,15 +200,16 @@ def test_identical_features_pass():
 )
 def test_impossible_sums_are_refused(spoil, reason):
     sums = sums_of(*examples(50, seed=0))
-    check_sums(sums, K, 50)
+    announced_K = sums.count_K.tolist()
+    check_sums(sums, K, announced_K)
     spoil(sums)
     with pytest.raises(ProtocolError, match=reason):
-        check_sums(sums, K, 50)
+        check_sums(sums, K, announced_K)
 
 
 def test_another_label_space_is_refused():
     with pytest.raises(ProtocolError, match="4 classes instead of the run's 5"):
-        check_sums(ClassSums.zeros(4, D), K, 10)
+        check_sums(ClassSums.zeros(4, D), K, [10] * K)
 
 
 def test_momentum_acts_in_float64():

@@ -62,4 +62,4 @@ def test_honest_sums_of_collapsed_classes_and_of_features_without_direction_pass
     feat_ND = unit(unit(centre_KD)[label_N] + spread * torch.randn(count, 96, generator=g))
     feat_ND[::7] = 0.0  # what `unit` makes of features that are next to nothing
     sums = ClassSums.zeros(K, 96, moment=True).add_batch(feat_ND, label_N)
-    check_sums(ClassSums.from_tensors(sums.to_tensors()), K, count)
+    check_sums(ClassSums.from_tensors(sums.to_tensors()), K, [count] * K)

@@ -126,9 +126,10 @@ def test_a_client_cannot_change_the_memory_of_other_classes() -> None:
     sums = ClassSums.zeros(12, task.memory_dim)
     sums.count_K[3] = 5
     content = RecordDict({SUMS: sums_record(sums), METRICS: MetricRecord({EXAMPLES: 10})})
-    assert sums_in(content, task, task.stages[0]).count_K[3] == 5
+    announced_K = [5] * 12
+    assert sums_in(content, task, task.stages[0], announced_K).count_K[3] == 5
     with pytest.raises(ProtocolError, match="not of stage 1"):
-        sums_in(content, task, task.stages[1])
+        sums_in(content, task, task.stages[1], announced_K)
 
 
 def test_without_anybody_who_holds_the_new_classes_a_session_waits_and_says_so(tmp_path: Path) -> None:

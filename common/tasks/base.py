@@ -258,6 +258,18 @@ class Task(ABC):
     def no_statistics(self) -> Stats:
         """The statistics of no example at all: every name with its type and shape, all zero."""
 
+    def check_statistics(self, stats: Stats, announced: int) -> bool:
+        """Whether there is an example in statistics of the right names, types and shapes that a client sent.
+
+        Args:
+            announced: examples that the client said it holds out.
+
+        Raises:
+            ProtocolError: no examples of that number have these statistics.
+        """
+        del stats
+        return announced > 0
+
     @abstractmethod
     def metrics(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics of summed statistics; must hold `accuracy`, `loss` and `examples`."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fednc.common.config import RunConfig
-from fednc.common.errors import ConfigError
+from fednc.common.errors import ConfigError, ProtocolError
 from fednc.common.frame import unit
 from fednc.common.guide import Guide
 from fednc.common.heads import build_head
@@ -166,6 +166,13 @@ class FewShotTask(ImageTask):
     def no_statistics(self) -> Stats:
         """See Task."""
         return {**super().no_statistics(), "evaluated_S": self._none_by_stage()}
+
+    def check_statistics(self, stats: Stats, announced: int) -> bool:
+        """See Task."""
+        evaluated_S = stats["evaluated_S"]
+        if bool((evaluated_S < 0).any()) or int(evaluated_S.sum()) != int(stats["examples"]):
+            raise ProtocolError("the examples of all stages are not those that were evaluated")
+        return super().check_statistics(stats, announced)
 
     def metrics(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
         """The image task's, and `base`, `novel`, `newest` and `harmonic` of `figures.py`."""

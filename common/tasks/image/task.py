@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fednc.common.config import RunConfig
-from fednc.common.errors import ConfigError, DataError
+from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.frame import unit
 from fednc.common.guide import Guide
 from fednc.common.heads import build_head, logits
@@ -195,6 +195,18 @@ class ImageTask(Task):
             "count_K": none_K,
             "correct_K": none_K,
         }
+
+    def check_statistics(self, stats: Stats, announced: int) -> bool:
+        """See Task."""
+        examples, correct, count_K, correct_K = (
+            stats[key] for key in ("examples", "correct", "count_K", "correct_K")
+        )
+        fits = 0 <= int(examples) <= announced and bool((correct_K >= 0).all() and (correct_K <= count_K).all())
+        # Each count first: the total of absurd counts may wrap around in 64 bits.
+        fits = fits and bool((count_K <= examples).all()) and int(count_K.sum()) == int(examples)
+        if not fits or int(correct_K.sum()) != int(correct) or not stats["loss_sum"] >= 0:
+            raise ProtocolError(f"the statistics contradict each other, or the {announced} examples held out")
+        return int(examples) > 0
 
     def metrics(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
         """`accuracy`, `loss`, `examples`, and `accuracy/<class>` of each class that has examples.

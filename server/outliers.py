@@ -1,0 +1,87 @@
+"""Updates that are far larger than the others of their round: found when the last one is there, then taken back.
+
+Called by the strategy around the fold. Updates are folded as they arrive, so that nothing waits; only the few
+largest are kept, on the disk where they came by our link, until the median norm of the round is known. The fold's
+sums are exact, so taking one back leaves no trace, and the result is the same in any order of arrival.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from statistics import median_high
+
+from flwr.app import ArrayRecord
+
+from fednc.server.exact import Values
+from fednc.server.fold import Fold
+
+_ABSURD = 10  # times the ratio: nobody's training changes a model so much more than everybody else's
+_CLEAR_MAJORITY = 3  # contributors below which there is no telling who is the outlier
+_MOST_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """An update that did not count as it was sent."""
+
+    node: int
+    times: float  # the median norm
+    is_left_out: bool  # else it was scaled down to the median
+
+
+class OutlierGuard:
+    """Around the fold of one round."""
+
+    def __init__(
+        self, fold: Fold, model: Collection[str], extra: Collection[str], *, ratio: float, asked: int
+    ) -> None:
+        """The fold has been started.
+
+        Args:
+            model: names of the tensors that come as they are.
+            extra: names of those that come as changes.
+            ratio: how many times the median norm are too many; 0: any norm is taken.
+            asked: nodes that may contribute.
+        """
+        self._fold, self._model, self._extra, self._ratio = fold, model, extra, ratio
+        self._is_on = ratio > 0 and asked >= _CLEAR_MAJORITY
+        self._most_kept = max(1, min(_MOST_KEPT, asked // 4))
+        self._norms: dict[int, tuple[float, float]] = {}
+        self._kept: list[tuple[float, int, ArrayRecord, int]] = []  # a heap, the smallest first
+
+    def add(self, node: int, update: ArrayRecord, weight: int) -> None:
+        """Fold an update in, whole or not at all. Raises ProtocolError, as the fold does."""
+        values = self._fold.add(update, weight)
+        if self._is_on:
+            self._norms[node] = self._norms_of(values)
+            self._keep(node, update, weight)
+
+    def _norms_of(self, values: Mapping[str, Values]) -> tuple[float, float]:
+        model = self._fold.squares(values, self._model)
+        extra = self._fold.squares(values, self._extra, are_changes=True)
+        return math.sqrt(math.fsum(model.values())), math.sqrt(math.fsum(extra.values()))
+
+    def _keep(self, node: int, update: ArrayRecord, weight: int) -> None:
+        heapq.heappush(self._kept, (max(self._norms[node]), node, update, weight))
+        if len(self._kept) > self._most_kept:
+            heapq.heappop(self._kept)
+
+    def settle(self) -> list[Outlier]:
+        """All updates are there: take back those that are too large, by node."""
+        if len(self._norms) < _CLEAR_MAJORITY:
+            return []
+        usual = [median_high(norms) for norms in zip(*self._norms.values(), strict=True)]
+        found = []
+        for _, node, update, weight in sorted(self._kept, key=lambda kept: kept[1]):
+            times = max(n / u if u else 0.0 for n, u in zip(self._norms[node], usual, strict=True))
+            if times > self._ratio:
+                found.append(Outlier(node, times, times > _ABSURD * self._ratio))
+                self._fold.remove(update, weight)
+                if not found[-1].is_left_out:
+                    factors = dict.fromkeys([*self._model, *self._extra], 1 / times)
+                    self._fold.add(self._fold.scaled(update, factors, self._extra), weight)
+        self._kept = []
+        return found

@@ -1,0 +1,108 @@
+"""Means that a minority of hostile clients cannot pull far: norms clipped to the median, or extremes trimmed.
+
+Called by the strategy in place of the streaming fold where `rounds.robust` asks for it. Both need all updates of a
+round at once. What came by our link stays on the disk and is read through mappings: no memory, but as much disk as
+the round's updates together, until it is over. Norm clipping: Sun et al., arXiv 1911.07963; coordinate-wise
+trimmed mean: Yin et al., arXiv 1803.01498. Both act on each tensor among those who sent it, and need three.
+
+Legend: C contributors, N values of a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from statistics import median_high
+from typing import Literal
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+from fednc.common import arrays
+from fednc.server.exact import Values, cut
+from fednc.server.fold import Fold
+
+LEAST = 3  # contributors; below, there is no majority
+_VALUES_AT_ONCE = 1 << 21  # of all contributors together
+
+
+@dataclass(frozen=True)
+class _Update:
+    node: int
+    record: ArrayRecord
+    weight: int
+    squares: Mapping[str, float]
+
+
+class RobustMean:
+    """The updates of one round, until the last one is there."""
+
+    def __init__(
+        self, fold: Fold, changes: Collection[str], kind: Literal["clip", "trim"], trim_share: float
+    ) -> None:
+        """`changes` are the names of tensors that come as changes; `fold` has been started."""
+        self._fold, self._changes, self._kind, self._trim_share = fold, changes, kind, trim_share
+        self._updates: list[_Update] = []
+
+    def add(self, node: int, update: ArrayRecord, weight: int) -> None:
+        """Check an update and keep it. Raises ProtocolError, as the fold does."""
+        values = self._fold.values(update)
+        self._fold.checked(values)
+        squares = self._fold.squares(values, set(values) - set(self._changes))
+        squares |= self._fold.squares(values, self._changes, are_changes=True)
+        self._updates.append(_Update(node, update, weight, squares))
+
+    def __len__(self) -> int:
+        return len(self._updates)
+
+    def mean(self) -> ArrayRecord:
+        """Of all updates; the ordinary mean of fewer than `LEAST`. The fold then knows their number and weight."""
+        updates = sorted(self._updates, key=lambda update: update.node)  # any order of arrival gives the same bits
+        self._updates = []
+        applies = len(updates) >= LEAST
+        factors = self._factors(updates) if applies and self._kind == "clip" else [{} for _ in updates]
+        for update, each in zip(updates, factors, strict=True):
+            record = self._fold.scaled(update.record, each, self._changes) if each else update.record
+            self._fold.add(record, update.weight)
+        mean = self._fold.mean()
+        if applies and self._kind == "trim":
+            self._trim(mean, updates)
+        return mean
+
+    def _factors(self, updates: list[_Update]) -> list[dict[str, float]]:
+        """For each update the tensors that are too large, and by how much they are scaled."""
+        usual = {key: median_high(update.squares[key] for update in updates) for key in updates[0].squares}
+        return [
+            {key: math.sqrt(usual[key] / square) for key, square in update.squares.items() if square > usual[key]}
+            for update in updates
+        ]
+
+    def _trim(self, mean: ArrayRecord, updates: list[_Update]) -> None:
+        """Overwrite the floating-point tensors of `mean` by trimmed means."""
+        values = [self._fold.values(update.record) for update in updates]
+        weight_C = np.array([update.weight for update in updates], np.float64)
+        cut_off = min(max(1, math.floor(self._trim_share * len(updates))), (len(updates) - 1) // 2)
+        for key in updates[0].squares:
+            target = arrays.to_tensor(mean[key])
+            found_N = trimmed_mean([each[key] for each in values], weight_C, cut_off)
+            target.copy_(_shaped(found_N, target))
+
+
+def trimmed_mean(rows: list[Values], weight_C: Values, cut_off: int) -> Values:
+    """float64 [N]: at each place the weighted mean without the `cut_off` largest and smallest values."""
+    rows = [row.reshape(-1) for row in rows]
+    found_N = np.empty(rows[0].size)
+    for start, out_B in cut(found_N, max(1, _VALUES_AT_ONCE // len(rows))):
+        piece_CB = np.stack([row[start : start + out_B.size] for row in rows]).astype(np.float64)
+        order_CB = np.argsort(piece_CB, axis=0, kind="stable")[cut_off : len(rows) - cut_off]
+        kept_CB = np.take_along_axis(piece_CB, order_CB, axis=0)
+        share_CB = weight_C[order_CB]
+        np.divide((kept_CB * share_CB).sum(axis=0), share_CB.sum(axis=0), out=out_B)
+    return found_N
+
+
+def _shaped(value_N: Values, like: Tensor) -> Tensor:
+    return torch.from_numpy(value_N).reshape(like.shape).to(like.dtype)

@@ -1,0 +1,58 @@
+"""The mean of one round, whichever way `[rounds]` asks for it: streamed with a look for outliers, or robust.
+
+Called by the strategy as replies arrive; says whose update did not count as it was sent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from flwr.app import ArrayRecord
+
+from fednc.common.sections import RoundsSection
+from fednc.server.events import EventLog
+from fednc.server.fold import Fold
+from fednc.server.outliers import OutlierGuard
+from fednc.server.robust import LEAST, RobustMean
+from fednc.server.state import GlobalState
+
+
+class RoundMean:
+    """Takes the updates of one round; the fold has been started."""
+
+    def __init__(
+        self,
+        fold: Fold,
+        state: GlobalState,
+        rounds: RoundsSection,
+        asked: int,
+        events: EventLog,
+        name_of: Callable[[int], str],
+    ) -> None:
+        """`asked` nodes may contribute."""
+        self._events, self._name_of, self._fold = events, name_of, fold
+        self._robust: RobustMean | None = None
+        if rounds.robust == "none":
+            self._guard = OutlierGuard(fold, state.trainable, state.extra, ratio=rounds.outlier_ratio, asked=asked)
+        else:
+            self._robust = RobustMean(fold, state.extra, rounds.robust, rounds.trim_share)
+
+    def add(self, node: int, update: ArrayRecord, weight: int) -> None:
+        """Take one update, whole or not at all. Raises ProtocolError, as the fold does."""
+        (self._robust or self._guard).add(node, update, weight)
+
+    def finish(self) -> tuple[ArrayRecord, set[int]]:
+        """The mean, and the nodes whose updates are not in it. The fold knows number and weight of the others."""
+        if self._robust is not None:
+            if len(self._robust) < LEAST:
+                text = f"rounds.robust does not apply: {len(self._robust)} updates came, it needs {LEAST}"
+                self._events.emit("robust", text, level=logging.WARNING, updates=len(self._robust))
+            return self._robust.mean(), set()
+        outliers = self._guard.settle()
+        for outlier in outliers:
+            name = self._name_of(outlier.node)
+            done = "left out" if outlier.is_left_out else "scaled down to the median"
+            text = f"the update of {name} is {outlier.times:.3g} times as large as the median: {done}"
+            self._events.emit("outlier", text, level=logging.WARNING, node=name, times=outlier.times, done=done)
+        return self._fold.mean(), {outlier.node for outlier in outliers if outlier.is_left_out}
