@@ -20,7 +20,7 @@ from fednc.common.records import record_of
 Declared = tuple[int, int, tuple[int, ...]]  # examples, held out, examples per class
 
 # Ten Dirichlet(0.05) splits over ten clients stayed below: at most 4.0 times the median.
-FAR = 5
+FAR, ABSURD = 5, 50
 # With two clients there is no majority to compare with: this only keeps the precision of the exact sum.
 FAR_IN_A_PAIR = 64
 _CLEAR_MAJORITY = 3
@@ -68,7 +68,8 @@ def believed(claims: Mapping[int, int], most: int = 0) -> dict[int, int]:
     """How many examples each node counts for, of those that it claims.
 
     A claim beyond `FAR` times the median counts as the median, not as the bound: somebody who lies would otherwise
-    always get the most that is allowed. An operator who knows of a large site sets `most` instead.
+    always get the most that is allowed. Beyond `ABSURD` times the median it is not believed at all and counts for one
+    example. An operator who knows of a large site sets `most` instead.
 
     Args:
         claims: positive numbers of examples, by node.
@@ -80,4 +81,10 @@ def believed(claims: Mapping[int, int], most: int = 0) -> dict[int, int]:
         bound = FAR_IN_A_PAIR * min(claims.values(), default=1)
         return {node: min(claim, bound) for node, claim in claims.items()}
     usual = median_high(claims.values())
-    return {node: claim if claim <= FAR * usual else usual for node, claim in claims.items()}
+    return {node: _plausible(claim, usual) for node, claim in claims.items()}
+
+
+def _plausible(claim: int, usual: int) -> int:
+    if claim <= FAR * usual:
+        return claim
+    return usual if claim <= ABSURD * usual else 1

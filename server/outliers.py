@@ -3,6 +3,10 @@
 Called by the strategy around the fold. Updates are folded as they arrive, so that nothing waits; only the few
 largest are kept, on the disk where they came by our link, until the median norm of the round is known. The fold's
 sums are exact, so taking one back leaves no trace, and the result is the same in any order of arrival.
+
+What is too large is not cut to the bound, which is the most that a liar could get, but scaled to less than the
+median, and the less the larger it was, as redescending estimators do (Hampel et al., Robust Statistics, 1986): a site
+whose update really is large still counts, one that is scaled up gains nothing by it.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ class Outlier:
 
     node: int
     times: float  # the median norm
-    is_left_out: bool  # else it was scaled down to the median
+    is_left_out: bool  # else it was scaled down to the median or less
 
 
 class OutlierGuard:
@@ -81,7 +85,7 @@ class OutlierGuard:
                 found.append(Outlier(node, times, times > _ABSURD * self._ratio))
                 self._fold.remove(update, weight)
                 if not found[-1].is_left_out:
-                    factors = dict.fromkeys([*self._model, *self._extra], 1 / times)
+                    factors = dict.fromkeys([*self._model, *self._extra], self._ratio / times**2)
                     self._fold.add(self._fold.scaled(update, factors, self._extra), weight)
         self._kept = []
         return found

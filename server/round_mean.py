@@ -52,7 +52,7 @@ class RoundMean:
         outliers = self._guard.settle()
         for outlier in outliers:
             name = self._name_of(outlier.node)
-            done = "left out" if outlier.is_left_out else "scaled down to the median"
+            done = "left out" if outlier.is_left_out else "scaled down"
             text = f"the update of {name} is {outlier.times:.3g} times as large as the median: {done}"
             self._events.emit("outlier", text, level=logging.WARNING, node=name, times=outlier.times, done=done)
         return self._fold.mean(), {outlier.node for outlier in outliers if outlier.is_left_out}
