@@ -216,14 +216,14 @@ class RoundsSection(Section):
     max_examples: Annotated[int, Field(ge=0), LATER] = Field(
         0,
         description="most examples that a client counts for, whatever it says it holds; 0: what it says, but a "
-        "client that claims more than 5 times the median of a round of three or more counts for the median, one that "
-        "claims more than 50 times as many for one example",
+        "client that claims more than 5 times the median of a round of three or more counts for the median, and "
+        "one that claims more than 50 times the median for one example",
     )
     outlier_ratio: Annotated[float, Field(ge=0), LATER] = Field(
         5.0,
         description="in rounds of three or more clients: an update whose L2 norm is beyond so many times the "
-        "median norm is scaled down to the median or, the larger it is, to less; one beyond 10 times that is left out; "
-        "0: any size is taken",
+        "median norm is scaled down to the median or, the larger it is, to less; one beyond 10 times that is left "
+        "out; 0: any size is taken",
     )
     robust: Annotated[Literal["none", "clip", "trim"], LATER] = Field(
         "none",

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+_EXPLODED = 10  # times the best loss
+_SMALL_LOSS = 0.1  # near zero a multiple says nothing
+
 
 @dataclass(kw_only=True)
 class RoundRecord:
@@ -44,6 +47,12 @@ class History:
     def accuracies(self) -> list[tuple[int, float]]:
         """(round, accuracy) where evaluated."""
         return [(r.round, r.accuracy) for r in self.rounds if r.accuracy is not None]
+
+    @property
+    def has_exploded(self) -> bool:
+        """Whether the training loss of the last round is far above the best one, on its way to NaN."""
+        losses = [r.loss for r in self.rounds if r.loss is not None]
+        return bool(losses) and losses[-1] > _EXPLODED * max(min(losses), _SMALL_LOSS)
 
     def rounds_to(self, target: float) -> int | None:
         """The first round that reaches `target`."""

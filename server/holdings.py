@@ -68,8 +68,8 @@ def believed(claims: Mapping[int, int], most: int = 0) -> dict[int, int]:
     """How many examples each node counts for, of those that it claims.
 
     A claim beyond `FAR` times the median counts as the median, not as the bound: somebody who lies would otherwise
-    always get the most that is allowed. Beyond `ABSURD` times the median it is not believed at all and counts for one
-    example. An operator who knows of a large site sets `most` instead.
+    always get the most that is allowed. Beyond `ABSURD` times the median it is not believed at all and counts for
+    one example. An operator who knows of a large site sets `most` instead.
 
     Args:
         claims: positive numbers of examples, by node.

@@ -5,8 +5,8 @@ largest are kept, on the disk where they came by our link, until the median norm
 sums are exact, so taking one back leaves no trace, and the result is the same in any order of arrival.
 
 What is too large is not cut to the bound, which is the most that a liar could get, but scaled to less than the
-median, and the less the larger it was, as redescending estimators do (Hampel et al., Robust Statistics, 1986): a site
-whose update really is large still counts, one that is scaled up gains nothing by it.
+median, and the less the larger it was, as redescending estimators do (Hampel et al., Robust Statistics, 1986): a
+site whose update really is large still counts, one that is scaled up gains nothing by it.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Blocking work (task, model, test data, rounds, export) happens in the strategy's
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fednc.common.config import RunConfig
+from fednc.common.errors import FedncError
 from fednc.common.files import write_atomically
 from fednc.server.agreement import Agreement
 from fednc.server.checkpoint import Checkpoint, Checkpoints
@@ -72,12 +74,34 @@ async def run_server(
     def listening(port: int) -> None:
         on_listening(federation, port)
 
-    result = await serve(federation, work, address=address, security=security, on_listening=listening)
+    try:
+        result = await serve(federation, work, address=address, security=security, on_listening=listening)
+    except BaseException as e:  # interrupts too
+        _keep_last_good(folder, prepared, federation, time.monotonic() - started, e)
+        raise
     summary = _summary(result, federation, time.monotonic() - started)
     await asyncio.to_thread(write_files, folder, result, summary)
     shutil.rmtree(folder / "spool", ignore_errors=True)
     events.emit("done", f"run {folder.name} is done; files in {folder}", folder=str(folder))
     return Finished(folder, result, summary)
+
+
+def _keep_last_good(
+    folder: Path, prepared: FederatedRun, federation: Federation, duration_s: float, cause: BaseException
+) -> None:
+    """Write the files of the last good round, so that a run that ends too early is of use."""
+    events, result = federation.events, prepared.last_good
+    if result is None:
+        return
+    ended = str(cause) if isinstance(cause, FedncError) else "interrupted"
+    try:
+        write_files(folder, result, {**_summary(result, federation, duration_s), "ended": ended})
+    except OSError as e:
+        text = f"the model of the last good round cannot be written: {e.strerror}"
+        events.emit("disk", text, level=logging.ERROR)
+        return
+    text = f"the model of round {result.state.completed}, history and summary are in {folder}"
+    events.emit("kept", text, round=result.state.completed, folder=str(folder))
 
 
 def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tuple[FederatedRun, Checkpoint | None]:

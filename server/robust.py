@@ -55,7 +55,9 @@ class RobustMean:
         squares |= self._fold.squares(values, self._changes, are_changes=True)
         self._updates.append(_Update(node, update, weight, squares))
 
-    def __len__(self) -> int:
+    @property
+    def updates(self) -> int:
+        """How many are there."""
         return len(self._updates)
 
     def mean(self) -> ArrayRecord:

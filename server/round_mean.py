@@ -32,24 +32,24 @@ class RoundMean:
     ) -> None:
         """`asked` nodes may contribute."""
         self._events, self._name_of, self._fold = events, name_of, fold
-        self._robust: RobustMean | None = None
+        self._mean: RobustMean | OutlierGuard
         if rounds.robust == "none":
-            self._guard = OutlierGuard(fold, state.trainable, state.extra, ratio=rounds.outlier_ratio, asked=asked)
+            self._mean = OutlierGuard(fold, state.trainable, state.extra, ratio=rounds.outlier_ratio, asked=asked)
         else:
-            self._robust = RobustMean(fold, state.extra, rounds.robust, rounds.trim_share)
+            self._mean = RobustMean(fold, state.extra, rounds.robust, rounds.trim_share)
 
     def add(self, node: int, update: ArrayRecord, weight: int) -> None:
         """Take one update, whole or not at all. Raises ProtocolError, as the fold does."""
-        (self._robust or self._guard).add(node, update, weight)
+        self._mean.add(node, update, weight)
 
     def finish(self) -> tuple[ArrayRecord, set[int]]:
         """The mean, and the nodes whose updates are not in it. The fold knows number and weight of the others."""
-        if self._robust is not None:
-            if len(self._robust) < LEAST:
-                text = f"rounds.robust does not apply: {len(self._robust)} updates came, it needs {LEAST}"
-                self._events.emit("robust", text, level=logging.WARNING, updates=len(self._robust))
-            return self._robust.mean(), set()
-        outliers = self._guard.settle()
+        if isinstance(self._mean, RobustMean):
+            if self._mean.updates < LEAST:
+                text = f"rounds.robust does not apply: {self._mean.updates} updates came, it needs {LEAST}"
+                self._events.emit("robust", text, level=logging.WARNING, updates=self._mean.updates)
+            return self._mean.mean(), set()
+        outliers = self._mean.settle()
         for outlier in outliers:
             name = self._name_of(outlier.node)
             done = "left out" if outlier.is_left_out else "scaled down"

@@ -79,6 +79,7 @@ class FederatedRun:
         self._initialised: dict[str, Any] = {}
         self._entered: Stage | None = None
         self._opened = 0  # the session whose memory has been pooled
+        self._good: GlobalState | None = None  # after the last round whose loss had not exploded
         shared = model.state_dict()
         self.state = GlobalState(
             model={key: shared[key].clone() for key in self.task.shared_keys(model)},
@@ -116,8 +117,16 @@ class FederatedRun:
             if not (begins and self._one_round(server_round, grid)):
                 self._stop_before(server_round, grid)
                 break
+        return self._result(self.state)
+
+    @property
+    def last_good(self) -> RunResult | None:
+        """What a run that ends too early leaves behind: the model of its last good round; None without one."""
+        return None if self._good is None else self._result(self._good)
+
+    def _result(self, state: GlobalState) -> RunResult:
         return RunResult(
-            run=self.run, task=self.task, frame=self.frame, state=self.state, history=self.history,
+            run=self.run, task=self.task, frame=self.frame, state=state, history=self.history,
             evaluation=self.evaluation, class_names=self.registry.names,
         )  # fmt: skip
 
@@ -219,6 +228,8 @@ class FederatedRun:
         record.bytes_up, record.bytes_down = now_up - up, now_down - down
         record.init, self._initialised = self._initialised, {}
         self.history.rounds.append(record)
+        if not self.history.has_exploded:
+            self._good = self.state.snapshot()
         self._save()
         self._control.complete(record, self.strategy.fold_s)
         self._say(record)
@@ -263,6 +274,7 @@ class FederatedRun:
         )
         self._opened = checkpoint.opened
         self.history = History.from_json(checkpoint.history)
+        self._good = self.state.snapshot()
         if checkpoint.classes:
             self._recall(ClassRegistry.from_json(checkpoint.classes))
         self.strategy = FrameStrategy(self.run, self.task, self.frame, self.state, self._events)

@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from fednc.common.errors import AddressError
+from fednc.common.errors import AddressError, DivergedError
 from fednc.common.wire import UPWARD_LIMIT_BYTES, channel_options
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import operator_pb2_grpc as operator_rpc
@@ -157,7 +157,7 @@ async def serve(
             reason = "an operator stopped the run"
         return result
     except BaseException as e:
-        reason, failed = str(e) or type(e).__name__, True
+        reason, failed = str(e) or type(e).__name__, not isinstance(e, DivergedError)  # not the clients' fault
         raise
     finally:
         federation.finish(reason, failed=failed)

@@ -100,7 +100,13 @@ def test_units_call_commands_that_exist_and_know_the_exit_codes(path: Path) -> N
     words = shlex.split(service["ExecStart"])
     assert words[0].endswith("/fednc")
     assert {word for word in words if word.startswith("--")} <= options_of(words[1:])
-    hopeless = [errors.ConfigError, errors.DataError, errors.RefusedError, errors.MissingExtraError]
+    hopeless = [
+        errors.ConfigError,
+        errors.DataError,
+        errors.RefusedError,
+        errors.MissingExtraError,
+        errors.DivergedError,
+    ]
     assert service["RestartPreventExitStatus"] == " ".join(str(error.exit_code) for error in hopeless)
     assert service["SuccessExitStatus"] == str(errors.EXIT_INTERRUPTED)
     assert "leave it stopped after 2, 3, 6 and 8" in PAGE
