@@ -227,12 +227,13 @@ class RoundsSection(Section):
     )
     robust: Annotated[Literal["none", "clip", "trim"], LATER] = Field(
         "none",
-        description="`clip`: each tensor of each update is scaled down to the median norm of the round's; `trim`: "
-        "the mean of each value without the largest and the smallest ones. Both keep a round's updates on the "
-        "disk until the last one is there, and neither applies below three clients",
+        description="means that a minority of hostile clients cannot pull far. `clip`: each tensor of each update "
+        "is scaled down to the median norm of the round's; `trim`: for each tensor the clients farthest from the "
+        "median are left out. Both keep a round's updates on the disk until the last one is there, and neither "
+        "applies below three clients",
     )
     trim_share: Annotated[float, Field(gt=0, lt=0.5), LATER] = Field(
-        0.2, description="share of a round's clients that `trim` leaves out at each end, at least one"
+        0.2, description="share of a round's clients that `trim` leaves out, at least one"
     )
     rejoin_s: NonNegative = Field(10.0, description="seconds a lost client has to come back to its assignment")
     evaluate_every: Annotated[int, Field(ge=0)] = Field(

@@ -109,7 +109,7 @@ def test_units_call_commands_that_exist_and_know_the_exit_codes(path: Path) -> N
     ]
     assert service["RestartPreventExitStatus"] == " ".join(str(error.exit_code) for error in hopeless)
     assert service["SuccessExitStatus"] == str(errors.EXIT_INTERRUPTED)
-    assert "leave it stopped after 2, 3, 6 and 8" in PAGE
+    assert "leave it stopped after 2, 3, 6, 8 and 10" in PAGE
     hardened = {"NoNewPrivileges": "yes", "ProtectSystem": "strict", "CapabilityBoundingSet": "", "User": "fednc"}
     assert {key: service[key] for key in hardened} == hardened
 
