@@ -164,7 +164,9 @@ def loss_of(content: RecordDict) -> float:
     """The mean training loss that a reply reports. Raises ProtocolError."""
     metrics = record_of(content, METRICS, MetricRecord)
     loss = metrics.get("loss/loss") if metrics else None
-    if not isinstance(loss, int | float) or not abs(loss) <= MAX_LOSS:  # NaN compares false
+    if not isinstance(loss, int | float):
+        raise ProtocolError(f"the reply's loss is {loss!r:.40}, expected a number")
+    if not abs(loss) <= MAX_LOSS:  # NaN compares false
         raise UnusableValuesError(f"the reply's loss is {loss!r:.40}, expected a finite number of float32")
     return float(loss)
 

@@ -27,12 +27,17 @@ class Participants:
         self._rounds, self._replies, self._events = rounds, replies, events
         self.declared: Callable[[int], Declared | None] = lambda _node: None  # by a node when it attended
         self._announced: dict[int, tuple[Holding, Declared | None]] = {}  # and what it had declared by then
+        self._is_first = True
         self._absentees = Absentees()
         self._capped: set[int] = set()  # of whom it was said that they count for less than they claim
 
-    def forget(self, nodes: Iterable[int] | None = None) -> None:
-        """Ask these nodes again, or all: they may hold something else now."""
-        for node in list(self._announced) if nodes is None else nodes:
+    def enter(self, *, is_first: bool) -> None:
+        """Another stage: all are asked again. Classes named later were in nobody's first declaration."""
+        self._announced, self._is_first = {}, is_first
+
+    def forget(self, nodes: Iterable[int]) -> None:
+        """Ask these nodes again: they may hold something else now."""
+        for node in nodes:
             self._announced.pop(node, None)
 
     def get_to_know(
@@ -55,7 +60,8 @@ class Participants:
         for reply in self._replies.ask(grid, content(), strangers, HELLO, server_round, timeout_s):
             node = reply.metadata.src_node_id
             declared = self.declared(node)
-            holding = self._replies.take(reply, partial(Holding.of, label_space=label_space, declared=declared))
+            bound = declared if self._is_first else None
+            holding = self._replies.take(reply, partial(Holding.of, label_space=label_space, declared=bound))
             if holding is not None:
                 self._announced[node] = holding, declared
         self.note_answers(server_round, strangers)

@@ -4,10 +4,10 @@ Called by the strategy in place of the streaming fold where `rounds.robust` asks
 round at once. What came by our link stays on the disk and is read through mappings: no memory, but as much disk as
 the round's updates together, until it is over. Both act on each tensor among those who sent it, and need three.
 
-`clip` is norm clipping (Sun et al., arXiv 1911.07963). `trim` leaves out, for each tensor, the contributors that are
-farthest from the coordinate-wise median. The trimmed mean of Yin et al. (arXiv 1803.01498) does that value by value;
-where clients differ as much as non-iid data make them, it throws away the honest extremes with the others and loses
-up to ten points more under sign flips (docs/robust.md).
+`clip` is norm clipping (Sun et al., arXiv 1911.07963). `trim` leaves out, for each tensor, the contributors that
+are farthest from the coordinate-wise median. The trimmed mean of Yin et al. (arXiv 1803.01498) does that value by
+value; where clients differ as much as non-iid data make them, it throws away honest extremes with the others and
+loses up to ten points more under sign flips (docs/robust.md).
 
 Legend: C contributors, N values of a tensor, B values of a block.
 """
@@ -97,7 +97,7 @@ class RobustMean:
 
 
 def mean_of_nearest(rows: list[Values], weight_C: Values, dropped: int) -> Values:
-    """float64 [N]: the weighted mean without the `dropped` rows that are farthest from the coordinate-wise median."""
+    """float64 [N]: the weighted mean without the `dropped` rows that are farthest from the median."""
     rows = [row.reshape(-1) for row in rows]
     distance_C = np.zeros(len(rows))
     for _, piece_CB in _blocks(rows):

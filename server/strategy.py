@@ -160,7 +160,7 @@ class FrameStrategy(Strategy):
     def enter(self, stage: Stage) -> None:
         """The state is narrowed to what the stage trains; what clients hold of it is not known yet."""
         self.stage, self._fold = stage, Fold(self.state.folded)
-        self.clients.forget()
+        self.clients.enter(is_first=stage.is_first)
 
     def holders(self, grid: Grid) -> list[int]:
         """Nodes that hold examples of the stage's classes; asks those that have not said so yet."""
@@ -286,7 +286,7 @@ class FrameStrategy(Strategy):
     # ---- replies -------------------------------------------------------------------------------------------
 
     def _fold_in(self, content: RecordDict, node: int, mean: RoundMean, drift: DriftSums) -> float:
-        weight = min(exchange.examples_of(content), self._weights[node])
+        weight = min(self._examples_in(content, node), self._weights[node])
         sums = self._checked_sums(content, node, self._weights) if exchange.SUMS in content else None
         update, loss = exchange.update_of(content), exchange.loss_of(content)
         faults.at("server.fold")
@@ -297,6 +297,13 @@ class FrameStrategy(Strategy):
             drift.add_client(sums)
             self._local.add(sums, node)
         return loss * weight
+
+    def _examples_in(self, content: RecordDict, node: int) -> int:
+        examples, announced = exchange.examples_of(content), self.clients.holding(node).examples
+        if not 1 <= examples <= announced:
+            problem = f"declares {examples} examples where {announced} were announced"
+            raise StaleError(problem) if self.clients.has_changed(node) else ProtocolError(problem)
+        return examples
 
     def _checked_sums(self, content: RecordDict, node: int, counted: Mapping[int, int]) -> ClassSums:
         """The class sums of a reply, of as many examples as the node counts for."""

@@ -54,10 +54,9 @@ def test_no_floor_imports_a_higher_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", OURS, ids=name)
-def test_every_file_says_what_lives_there_and_is_short(path: Path) -> None:
+def test_every_file_says_what_lives_there(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(source)), "open the file with what lives here"
-    assert len(source.splitlines()) <= 300
 
 
 def test_nothing_of_one_machine_is_committed() -> None:

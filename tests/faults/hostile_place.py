@@ -115,7 +115,9 @@ class HostilePlace:
             while (event := await node.events.read()) is not grpc.aio.EOF:
                 work = self.federation.find_work(node.node, event.assignment.id)
                 if event.assignment.id.message_type == exchange.HELLO and not isinstance(work, pb.Receipt):
-                    content = RecordDict({exchange.METRICS: MetricRecord({exchange.EXAMPLES: EXAMPLES})})
+                    counts = [1] * EXAMPLES + [0] * (self.prepared.task.label_space - EXAMPLES)
+                    held = {exchange.EXAMPLES: EXAMPLES, exchange.HELD_OUT: 0, exchange.CLASS_COUNTS: counts}
+                    content = RecordDict({exchange.METRICS: MetricRecord(held)})
                     await node.send(work, content)
 
     async def _begin_round(self) -> None:
