@@ -217,7 +217,7 @@ class RoundsSection(Section):
         0,
         description="most examples that a client counts for, whatever it says it holds; 0: what it says, but a "
         "client that claims more than 5 times the median of a round of three or more counts for the median, and "
-        "one that claims more than 50 times the median for one example",
+        "one that claims more than 50 times the median is left out",
     )
     outlier_ratio: Annotated[float, Field(ge=0), LATER] = Field(
         5.0,

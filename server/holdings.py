@@ -69,7 +69,7 @@ def believed(claims: Mapping[int, int], most: int = 0) -> dict[int, int]:
 
     A claim beyond `FAR` times the median counts as the median, not as the bound: somebody who lies would otherwise
     always get the most that is allowed. Beyond `ABSURD` times the median it is not believed at all and counts for
-    one example. An operator who knows of a large site sets `most` instead.
+    nothing: 0. An operator who knows of a large site sets `most` instead.
 
     Args:
         claims: positive numbers of examples, by node.
@@ -87,4 +87,4 @@ def believed(claims: Mapping[int, int], most: int = 0) -> dict[int, int]:
 def _plausible(claim: int, usual: int) -> int:
     if claim <= FAR * usual:
         return claim
-    return usual if claim <= ABSURD * usual else 1
+    return usual if claim <= ABSURD * usual else 0

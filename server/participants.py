@@ -79,12 +79,16 @@ class Participants:
         return self._announced[node][0] if node in self._announced else Holding(0, 0, ())
 
     def examples(self, nodes: Iterable[int]) -> dict[int, int]:
-        """The training examples that each of these nodes counts for; without those that hold none."""
+        """The training examples that each of these nodes counts for; without those that hold none.
+
+        0 for one whose claim is not believed: it is asked, but what it sends is not used.
+        """
         return self._counted({node: self.holding(node).examples for node in nodes})
 
     def held_out(self, nodes: Iterable[int]) -> dict[int, int]:
-        """The same of the examples that they hold out."""
-        return self._counted({node: self.holding(node).held_out for node in nodes})
+        """The same of the examples that they hold out, without those that count for none."""
+        counted = self._counted({node: self.holding(node).held_out for node in nodes})
+        return {node: count for node, count in counted.items() if count}
 
     @property
     def examples_of_all(self) -> int:

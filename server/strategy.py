@@ -103,7 +103,7 @@ class FrameStrategy(Strategy):
         if len(losses) < self.quorum:
             return None, None
         record, left_out = mean.finish()
-        self._trained = [node for node in losses if node not in left_out]
+        self._trained = [node for node in losses if self._weights[node] and node not in left_out]
         self._record.replies, self._record.examples = self._fold.updates, self._fold.weight
         # Sorted: the same bits in any order of arrival.
         self._record.loss = sum(sorted(losses[node] for node in self._trained)) / self._fold.weight
@@ -266,7 +266,7 @@ class FrameStrategy(Strategy):
         """Class means of the new global model's features, exact: one forward pass at each client."""
         nodes = self.clients.present(server_round, nodes)
         self._get_to_know(nodes, server_round, grid)
-        counted = self.clients.examples(nodes)
+        counted = {node: count for node, count in self.clients.examples(nodes).items() if count}
         content = exchange.instruction_content(self._instruction(server_round), self.state.record)
         pool = self._pool_of_sums("global")
         for reply in self.replies.ask(grid, content, list(counted), MEMORY, server_round, timeout_s):
@@ -289,6 +289,8 @@ class FrameStrategy(Strategy):
         weight = min(self._examples_in(content, node), self._weights[node])
         sums = self._checked_sums(content, node, self._weights) if exchange.SUMS in content else None
         update, loss = exchange.update_of(content), exchange.loss_of(content)
+        if not weight:
+            return 0.0
         faults.at("server.fold")
         started = time.monotonic()
         mean.add(node, update, weight)

@@ -246,7 +246,7 @@ class HostilePlace:
     def finish(self) -> ArrayRecord:
         """End the round; the model that came of it."""
         self._batches.put(None)
-        self._thread.join(CALL_S)
+        self.run(asyncio.to_thread(self._thread.join, CALL_S))  # the strategy counts on the loop what it refused
         assert not self._thread.is_alive()
         return self.prepared.state.record
 
