@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 TORCH       ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 TORCH_INDEX ?= $(if $(filter torch,$(TORCH)),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-faults test-flower check format protos docs bench results install clean
+.PHONY: demo test test-faults test-attacks test-flower check format protos docs bench results install clean
 
 demo: $(STAMP)  ## one server and four clients on this machine, fedavg against fednc
 	$(BIN)/fednc demo
@@ -20,6 +20,9 @@ test: $(STAMP)  ## the whole test suite, at most 6 minutes on two cores
 
 test-faults: $(STAMP)  ## processes killed, frozen, cut off and lied to, at most 10 minutes on two cores
 	$(BIN)/pytest -q --timeout=300 tests/faults
+
+test-attacks: $(STAMP)  ## nodes that are let in and lie, at most 10 minutes on two cores
+	$(BIN)/pytest -q -n 2 --timeout=300 tests/attacks
 
 # Without ray the simulation engine is left out, and the tests say so.
 test-flower: $(STAMP)  ## our apps on stock Flower and stock apps on our link, at most 10 minutes on two cores
