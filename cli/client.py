@@ -77,7 +77,8 @@ Grace = Annotated[
 
 
 def command(
-    server: Server, data: Data = "", class_names: ClassNames = "", columns: Columns = "", app: AppDir = None, node_config: NodeConfig = "", grace: Grace = 10.0,
+    server: Server, data: Data = "", class_names: ClassNames = "", columns: Columns = "",
+    app: AppDir = None, node_config: NodeConfig = "", grace: Grace = 10.0,
     name: Name = "", certs: Certs = None, ca: Ca = None, cert: Cert = None,
     key: Key = None, token_file: TokenFile = None, insecure: Insecure = False, partition: Partition = "",
     device: Device = "auto", val_share: ValShare = 0.1, min_sum_examples: MinSumExamples = 0,

@@ -52,8 +52,8 @@ _OPENING = """\
 
 
 _MEASURED = """\
-# task.mean and task.std were measured on one site's images. Everybody who joins prepares images with them: if sites
-# differ much, agree on values, or leave both out (0.5).
+# task.mean and task.std were measured on one site's images, and everybody who joins prepares images with them.
+# If sites differ much, agree on values, or leave both out (0.5).
 """
 
 
@@ -86,8 +86,8 @@ def command(
         say(f"{spec}: {note}", style="yellow")
     if found.measured:
         say(
-            "task.mean and task.std come from this site's images, and every client will use them: agree on them with "
-            "the other sites, or leave both out (0.5)"
+            "task.mean and task.std come from this site's images, and every client will use them: agree on them "
+            "with the other sites, or leave both out (0.5)"
         )
     data_option = f" --data {spec}" if spec and spec != "digits" else ""
     say(f"wrote {output}; next: fednc check {output}{data_option}, then fednc server {output}")

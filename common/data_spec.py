@@ -61,7 +61,7 @@ def parse_spec(text: str) -> DataSpec:
 
 
 def with_options(spec: str, class_names: str = "", columns: str = "") -> str:
-    """`spec` with the values of `--class-names` and `--columns`. Raises DataError: a value that cannot be meant."""
+    """`spec` with the values of `--class-names` and `--columns`. Raises DataError: one that cannot be meant."""
     given = {CLASS_NAMES: class_names, COLUMNS: columns}
     added = "&".join(f"{key}={quote(value, safe=_KEPT + ',=%')}" for key, value in given.items() if value)
     if not added:
@@ -91,8 +91,8 @@ def _names(text: str, value: str) -> tuple[str, ...]:
     names = tuple(unquote(name).strip() for name in value.split(","))
     if not all(names):
         raise DataError(
-            f"data {text!r}: {CLASS_NAMES} has an empty name. Give one name for each label from 0 on, separated by "
-            "commas (a comma inside a name is %2C)."
+            f"data {text!r}: {CLASS_NAMES} has an empty name. Give one name for each label from 0 on, "
+            "separated by commas (a comma inside a name is %2C)."
         )
     return names
 

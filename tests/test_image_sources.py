@@ -66,7 +66,7 @@ def test_names_that_no_label_uses_do_not_matter(tmp_path):
         ),
         ({"y_train": np.array([0.0, 1, 2, 0])}, "labels are float64"),
         ({"y_train": np.array([0, 1])}, "4 images in x_train, 2 labels in y_train"),
-        ({"y_train": None}, "has no array 'y_train', only x_train"),
+        ({"y_train": None}, "has no array 'y_train', only classes, x_train"),
         ({"x_train": None}, "has no array 'x_train'"),
         ({"x_train": np.zeros((4, 8, 8, 3), np.uint8)}, "have 3 channels, this run's have 1"),
         ({"x_train": np.zeros((4, 9, 8), np.uint8)}, "are 9x8, this run's are 8x8"),

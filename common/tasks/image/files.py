@@ -1,7 +1,8 @@
 """Images that come as files: folders with one subfolder per class, loose images, a single one.
 
-Called by `sources.py` and, for its encoded images, by `hub.py`; `folders.py` finds the files. Every image is turned upright, checked for colour
-and resized to the run's size (bilinear with antialiasing, both sides alike); one that does not decode is named.
+Called by `sources.py` and, for its encoded images, by `hub.py`; `folders.py` finds the files. Every image is
+turned upright, checked for colour and resized to the run's size (bilinear with antialiasing, both sides alike);
+those that do not decode are named.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -69,7 +70,7 @@ def read_files(paths: Sequence[Path], label_N: Tensor, options: ImageOptions, so
 
 
 def decode_all(decoders: Iterable[Callable[[], Pixels]], source: str) -> list[Pixels]:
-    """What each decoder gives. Raises DataError naming all images that cannot be used, the first ones one by one."""
+    """What each decoder gives. Raises DataError naming the images that cannot be used, up to ten."""
     with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter lock
         found = list(pool.map(_or_error, decoders))
     bad = [each for each in found if isinstance(each, DataError)]

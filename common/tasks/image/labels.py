@@ -39,7 +39,7 @@ def name_list(values: Values, source: str) -> list[str]:
     """Class names as text from an array. Raises DataError: not a list of distinct names."""
     if values.ndim != 1 or values.dtype.kind not in "USiu":
         raise DataError(
-            f"{source}: class names are {values.dtype} {list(values.shape)}, expected a list of texts [K], one for "
+            f"{source}: class names are {values.dtype} {list(values.shape)}, expected texts [K], one for "
             "each label from 0 on"
         )
     names = [as_text(value, source) for value in values]
@@ -135,7 +135,7 @@ def _by_number(used: Values, options: ImageOptions, source: str) -> Index:
         return position
     raise DataError(
         f"{source}: labels {quoted(list(unknown))} have no names, and the run's classes are "
-        f"{quoted(options.classes)}. Say what the labels mean: --class-names a,b,c (a is label 0, b is label 1, ...), "
+        f"{quoted(options.classes)}. Say what the labels mean: --class-names a,b,c (a is label 0, b is 1, ...), "
         "?class-names=a,b,c behind the data, or an array `classes` in the file."
     )
 

@@ -1,6 +1,6 @@
 """What every source gives: images, labels, and what people must know of how they were read.
 
-Used by the readers (`arrays.py`, `files.py`, `folders.py`, `hub.py`) and by `sources.py`, which chooses among them.
+Used by the readers (`arrays.py`, `files.py`, `hub.py`) and by `sources.py`, which chooses among them.
 
 Legend: N images, C channels, H height, W width.
 """

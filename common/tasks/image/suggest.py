@@ -1,7 +1,7 @@
 """`[task]` keys that fit data which is at hand: class names, size, colour, mean and standard deviation.
 
-Called through the task by `fednc init`, before there is a run file. Guesses once; from then on the run file says. What
-would stop a client stops it here, but for images in folders, of which only the first bytes are read.
+Called through the task by `fednc init`, before there is a run file. Guesses once; from then on the run file says.
+What would stop a client stops it here, but for images in folders, of which only the first bytes are read.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -108,7 +108,7 @@ def _moments(pixel_NCHW: torch.Tensor, spec: DataSpec) -> dict[str, list[float]]
     std_C = [round(value, ROUNDED) for value in sample_NCHW.std(dim=(0, 2, 3), correction=0).tolist()]
     if min(std_C) <= 0:
         raise DataError(
-            f"{spec.source}: x_train has the same value everywhere in a channel (mean {mean_C}, std {std_C}): there "
+            f"{spec.source}: x_train has one value everywhere in a channel (mean {mean_C}, std {std_C}): there "
             "is nothing to learn from it. Look at the images, or leave the channel out."
         )
     return {"mean": mean_C, "std": std_C}
@@ -127,7 +127,7 @@ def _of_folder(spec: DataSpec) -> Suggestion:
     if 0 < len(grey) < len(paths):
         colour = next(path for path, (is_grey, _) in zip(paths, fine, strict=True) if not is_grey)
         raise DataError(
-            f"{spec.source}: {len(grey)} images are grey (first: {grey[0]}) and {len(paths) - len(grey)} have colour "
+            f"{spec.source}: {len(grey)} images are grey (first: {grey[0]}) and {len(paths) - len(grey)} coloured "
             f"(first: {colour}). Convert them: a run takes one kind."
         )
     size = min(LARGEST_GUESS, fine[0][1])
