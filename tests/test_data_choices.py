@@ -1,4 +1,4 @@
-"""What only the owner of data can say: names of labels, columns, what is tested on; what `init` and `check` say."""
+"""What only the owner of data can say (names of labels, columns, test data), and what `init` and `check` say."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_the_owners_suffix_says_the_same_as_the_options():
     "spec",
     [
         "npz:a?classnames=a,b", "npz:a?class-names=a,,b", "npz:a?class-names=", "hf:a?columns=img",
-        "digits?columns=image=a", "hf:a?columns=image=a,image=b", "npz:a?class-names=a&class-names=b", "npz:a?columns=label=y",
-        "folder:a?class-names=a,b", "hf:a?columns=mask=a",
+        "digits?columns=image=a", "hf:a?columns=image=a,image=b", "npz:a?class-names=a&class-names=b",
+        "npz:a?columns=label=y", "folder:a?class-names=a,b", "hf:a?columns=mask=a",
     ],
 )  # fmt: skip
 def test_suffixes_that_cannot_be_meant(spec):

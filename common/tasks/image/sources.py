@@ -107,8 +107,8 @@ def _divided(images: Images, purpose: Purpose, share: float, source: str) -> Ima
         return images if share in (0, 1) else _note_share(images, "left for the test", share, take_test=False)
     if share == 0:
         raise DataError(
-            f"{source} has no test part, and its {len(images.label_N)} images may be training data: scores "
-            "on them say nothing. Set evaluate.test_share, e.g. 0.2: that share is tested on, clients leave it out "
+            f"{source} has no test part, and its {len(images.label_N)} images may be training data: scores on "
+            "them say nothing. Set evaluate.test_share, e.g. 0.2: that share is tested on, clients leave it out "
             "(1: nobody trains on this data, all of it is test data). Or name data that has a test part: x_test "
             "and y_test in an .npz, a folder `test` beside `train`, a split `test`."
         )
