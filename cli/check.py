@@ -5,14 +5,17 @@ Does what server and client would do before round 1, on one machine, and shows w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fednc.cli.options import Json, Partition, parse_partition
+from fednc.cli.options import ClassNames, Columns, Json, Partition, parse_partition
 from fednc.cli.output import say, show_table, write_json
 from fednc.common.config import read_run_file
+from fednc.common.data_spec import with_options
+from fednc.common.errors import ConfigError, FedncError
 
 if TYPE_CHECKING:
     from fednc.common.tasks.base import Part, Task, TaskData
@@ -25,31 +28,70 @@ def command(
     data: Annotated[
         str, typer.Option(metavar="SPEC", help="A client's data; without it the server's own test data is read.")
     ] = "",
+    class_names: ClassNames = "",
+    columns: Columns = "",
     partition: Partition = "",
     json: Json = "",
     flower: Annotated[
         str, typer.Option(metavar="FILE", help="Write the run for stock Flower there: `flwr run ... -c FILE`.")
     ] = "",
 ) -> None:
-    """Validate a run file and data without a server."""
+    """Validate a run file and data without a server: every image is decoded, everything is told at once."""
     from fednc.common import tasks
     from fednc.common.tasks.base import Part
 
     run = read_run_file(run_file)
     chosen = parse_partition(partition)
     task = tasks.get(run)
-    found = {"run": run.name, "digest": run.digest, "task": task.name, "method": run.method.name, **_model(task)}
-    _show_run(found)
-    if data:
-        found |= _training(task, data, Part(*chosen) if chosen else None)
-    elif run.evaluate.test:
-        found["test"] = _described(task, run.evaluate.test, task.load_test(run.evaluate.test))
-        _show_counts(task, {f"test {run.evaluate.test}": found["test"]})
+    found, errors = _collected(
+        lambda: _the_run(task),
+        lambda: (
+            _the_data(task, with_options(data, class_names, columns), Part(*chosen) if chosen else None)
+            if data
+            else _the_test(task, bool(class_names or columns or partition))
+        ),
+    )
+    if errors:
+        raise errors[0] if len(errors) == 1 else type(errors[0])("\n".join(map(str, errors)))
     if json:
         write_json(json, found)
     if flower:
-        _write_for_flower(Path(flower), run.model_dump_json(), data)
-    say("all of this fits together")
+        _write_for_flower(
+            Path(flower), run.model_dump_json(), with_options(data, class_names, columns) if data else ""
+        )
+    notes = [note for key in ("data", "test") for note in found.get(key, {}).get("notes", [])]
+    say("all of this fits together" + (f"; {len(notes)} remarks on the data above" if notes else ""))
+
+
+def _collected(*checks: Callable[[], Found]) -> tuple[Found, list[FedncError]]:
+    """What all checks found, and all that is wrong: one error must not hide the next."""
+    found: Found = {}
+    errors: list[FedncError] = []
+    for check in checks:
+        try:
+            found |= check()
+        except FedncError as e:
+            errors.append(e)
+    return found, errors
+
+
+def _the_run(task: Task) -> Found:
+    run = task.run
+    found = {"run": run.name, "digest": run.digest, "task": task.name, "method": run.method.name, **_model(task)}
+    _show_run(found)
+    return found
+
+
+def _the_test(task: Task, has_options: bool) -> Found:
+    if has_options:
+        raise ConfigError("--class-names, --columns and --partition say what --data means: give --data SPEC too")
+    spec = task.run.evaluate.test
+    if not spec:
+        return {}
+    test = _described(task, spec, task.load_test(spec))
+    _show_notes(test)
+    _show_counts(task, {f"test {spec}": test})
+    return {"test": test}
 
 
 def _write_for_flower(path: Path, run_json: str, data: str) -> None:
@@ -73,7 +115,7 @@ def _model(task: Task) -> Found:
     }
 
 
-def _training(task: Task, spec: str, part: Part | None) -> Found:
+def _the_data(task: Task, spec: str, part: Part | None) -> Found:
     """What a client would train on; with a simulated split also how it divides the data."""
     from fednc.common.tasks.base import Part
 
@@ -84,6 +126,7 @@ def _training(task: Task, spec: str, part: Part | None) -> Found:
     wanted = [part] if part else [Part(i, split.parts) for i in range(split.parts)] if split else []
     parts = [_described(task, spec, task.load_train(spec, each, split)) for each in wanted]
     columns |= {f"part {each.index}/{each.of}": sizes for each, sizes in zip(wanted, parts, strict=True)}
+    _show_notes(whole)
     _show_counts(task, columns)
     if parts:
         found["parts"] = [{"part": each.index, **sizes} for each, sizes in zip(wanted, parts, strict=True)]
@@ -96,7 +139,12 @@ def _training(task: Task, spec: str, part: Part | None) -> Found:
 
 def _described(task: Task, spec: str, data: TaskData) -> Found:
     counts = dict(zip(task.class_names, data.count_K.tolist(), strict=False))
-    return {"spec": spec, "examples": data.examples, "count": counts}
+    return {"spec": spec, "examples": data.examples, "count": counts, "notes": list(data.notes)}
+
+
+def _show_notes(described: Found) -> None:
+    for note in described["notes"]:
+        say(f"{described['spec']}: {note}", style="yellow")
 
 
 def _show_run(found: Found) -> None:

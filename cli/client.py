@@ -15,6 +15,8 @@ from fednc.cli.options import (
     Ca,
     Cert,
     Certs,
+    ClassNames,
+    Columns,
     Device,
     Json,
     Key,
@@ -24,6 +26,7 @@ from fednc.cli.options import (
     parse_partition,
 )
 from fednc.cli.output import say, show_table, write_json
+from fednc.common.data_spec import with_options
 from fednc.common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,7 +77,8 @@ Grace = Annotated[
 
 
 def command(
-    server: Server, data: Data = "", app: AppDir = None, node_config: NodeConfig = "", grace: Grace = 10.0,
+    server: Server, data: Data = "", class_names: ClassNames = "", columns: Columns = "",
+    app: AppDir = None, node_config: NodeConfig = "", grace: Grace = 10.0,
     name: Name = "", certs: Certs = None, ca: Ca = None, cert: Cert = None,
     key: Key = None, token_file: TokenFile = None, insecure: Insecure = False, partition: Partition = "",
     device: Device = "auto", val_share: ValShare = 0.1, min_sum_examples: MinSumExamples = 0,
@@ -118,7 +122,8 @@ def command(
     if app:
         host, traits = _foreign_app(app, node_config, part, grace, threads)
     else:
-        host, traits = _own_app(name, data, part, device, val_share, min_sum_examples)
+        spec = with_options(data, class_names, columns) if data else ""
+        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples)
     config = LinkConfig(server=server, name=name, credentials=credentials, once=once, **traits)
     if dry_run:
         if app:

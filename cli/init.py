@@ -9,17 +9,23 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
+from fednc.cli.options import ClassNames
 from fednc.cli.output import say
 from fednc.common.config import parse_run
+from fednc.common.data_spec import with_options
 from fednc.common.errors import ConfigError
-from fednc.common.sections import MethodSection, TaskSection
+from fednc.common.sections import FrameSection, MethodSection, TaskSection
+
+if TYPE_CHECKING:
+    from fednc.common.tasks.base import Suggestion
 
 Table = Mapping[str, Any]
 
@@ -41,7 +47,13 @@ _OPENING = """\
 # A run of fednc. This file decides everything about the run; clients bring their data and their device.
 #   fednc server {path}
 #   fednc client --server HOST:PORT --data SPEC
-# A key that begins with `# ` has the value it would have anyway; take the `# ` away to change it.
+{measured}# A key that begins with `# ` has the value it would have anyway; take the `# ` away to change it.
+"""
+
+
+_MEASURED = """\
+# task.mean and task.std were measured on one site's images, and everybody who joins prepares images with them.
+# If sites differ much, agree on values, or leave both out (0.5).
 """
 
 
@@ -50,12 +62,15 @@ def command(
     data: Annotated[
         str, typer.Option(help="Data to read class names and image size from, e.g. npz:images.npz.")
     ] = "",
+    class_names: ClassNames = "",
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("run.toml"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Write a commented run file to start from."""
-    values = _values(kind, data)
-    text = run_file(values, output)
+    spec = data or ("digits" if kind is Kind.digits else "")
+    spec = with_options(spec, class_names) if spec else ""
+    values, found = _values(kind, spec)
+    text = run_file(values, output, measured=found.measured)
     try:
         with output.open("w" if force else "x", encoding="utf-8") as f:
             f.write(text)
@@ -65,21 +80,30 @@ def command(
         ) from e
     except OSError as e:
         raise ConfigError(f"{output}: cannot be written ({e.strerror}); name another file with --output") from e
-    if values["task"]["classes"] is _PLACEHOLDERS["classes"]:
+    if not spec:
         say(f"{output}: put your own class names into task.classes, and the images' size and channels below")
-    say(f"wrote {output}; next: fednc check {output}, then fednc server {output}")
+    for note in found.notes:
+        say(f"{spec}: {note}", style="yellow")
+    if found.measured:
+        say(
+            "task.mean and task.std come from this site's images, and every client will use them: agree on them "
+            "with the other sites, or leave both out (0.5)"
+        )
+    data_option = f" --data {spec}" if spec and spec != "digits" else ""
+    say(f"wrote {output}; next: fednc check {output}{data_option}, then fednc server {output}")
 
 
-def _values(kind: Kind, data: str) -> Table:
-    from fednc.common.tasks import task_class
+def _values(kind: Kind, spec: str) -> tuple[Table, Suggestion]:
+    from fednc.common.tasks import get, task_class
+    from fednc.common.tasks.base import Suggestion
 
     default = task_class(TaskSection().name)
-    spec = data or ("digits" if kind is Kind.digits else "")
-    if spec and spec.partition(":")[0] != kind.value:
+    if spec and spec.partition("?")[0].partition(":")[0] != kind.value:
         raise ConfigError(
-            f"--data {data}: is no {kind.value} data; give `fednc init {kind.value} --data {_SPECS[kind]}`"
+            f"--data {spec}: is no {kind.value} data; give `fednc init {kind.value} --data {_SPECS[kind]}`"
         )
-    task = {"name": default.name, **(default.suggest_options(spec) if spec else _PLACEHOLDERS)}
+    found = default.suggest_options(spec) if spec else Suggestion(dict(_PLACEHOLDERS))
+    task = {"name": default.name, **found.options}
     values: dict[str, Any] = {
         "name": kind.value,
         "task": task,
@@ -89,16 +113,22 @@ def _values(kind: Kind, data: str) -> Table:
     }
     if kind is Kind.digits:
         values |= {"split": {"kind": "dirichlet", "parts": 2, "alpha": 0.1}, "evaluate": {"test": spec}}
-    return values
+    needed = len(task["classes"]) - 1
+    if needed > FrameSection().dim:
+        values["frame"] = {"dim": 1 << (needed - 1).bit_length()}
+        note = f"frame.dim = {values['frame']['dim']}: {needed + 1} classes need at least {needed} dimensions"
+        found = replace(found, notes=(*found.notes, note))
+    get(parse_run(dict(values)))  # what is written can be read
+    return values, found
 
 
-def run_file(values: Table, path: Path) -> str:
+def run_file(values: Table, path: Path, *, measured: bool = False) -> str:
     """TOML with `values` set and every other key of the run file as a comment with its default."""
     from fednc.cli.config_docs import sections
     from fednc.common.tasks import task_class
 
     run = parse_run(dict(values))
-    parts = [_OPENING.format(path=path)]
+    parts = [_OPENING.format(path=path, measured=_MEASURED if measured else "")]
     for name, model in sections():
         given = _at(values, name)
         optional = given is None and _at(run.model_dump(), name) is None

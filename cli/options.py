@@ -33,6 +33,17 @@ Partition = Annotated[
     str, typer.Option(metavar="I/N", help="Part I (from 0) of the N parts of the run's simulated split.")
 ]
 
+ClassNames = Annotated[
+    str,
+    typer.Option(
+        metavar="A,B,C", help="Names of the data's integer labels 0, 1, 2, ..., where the data has none itself."
+    ),
+]
+Columns = Annotated[
+    str,
+    typer.Option(metavar="image=NAME,label=NAME", help="Columns of an hf: data set, where several can be meant."),
+]
+
 
 def parse_partition(text: str) -> tuple[int, int] | None:
     """(I, N) of `I/N` with 0 <= I < N; None for an empty text.

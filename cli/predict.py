@@ -35,6 +35,8 @@ def command(
     chosen = pick_device(device)
     model = load(run_folder).to(chosen)
     data = model.task.load_input(inputs).to(chosen)
+    for note in data.notes:
+        say(f"{inputs}: {note}", style="yellow")
     predictions = _predictions(model, data)
     _show_predictions(predictions)
     result = {"run": model.run.name, "input": inputs, "examples": data.examples, "predictions": predictions}

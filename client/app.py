@@ -19,7 +19,7 @@ from fednc.client.past import Past
 from fednc.client.resident import Resident, resident
 from fednc.client.withhold import sendable
 from fednc.common import arrays, codec, exchange, seeds
-from fednc.common.config import RunConfig
+from fednc.common.config import parse_run_json
 from fednc.common.errors import ProtocolError
 from fednc.common.exchange import (
     CLASS_COUNTS,
@@ -133,7 +133,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident, Stage]:
     order = Instruction.of(message)
-    here = resident(context, RunConfig.model_validate_json(order.run_json))
+    here = resident(context, parse_run_json(order.run_json, source="the server's run file"))
     return order, here, here.task.stage(order.server_round)
 
 

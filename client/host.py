@@ -11,8 +11,7 @@ from flwr.app.user_config import UserConfigValue
 
 from fednc.client.resident import forget, resident
 from fednc.common import flower
-from fednc.common.config import RunConfig
-from fednc.common.errors import ConfigError
+from fednc.common.config import parse_run_json
 from fednc.protos import federation_pb2 as pb
 
 
@@ -40,10 +39,7 @@ class AppHost:
 
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         """Load task, model and data of the run. Raises ConfigError, DataError."""
-        try:
-            run = RunConfig.model_validate_json(welcome.run_json)
-        except ValueError as e:
-            raise ConfigError(f"the server's run file is not one that this version of fednc knows: {e}") from e
+        run = parse_run_json(welcome.run_json, source="the server's run file (is its fednc newer than this one?)")
         self._context = self._make_context(welcome)
         here = resident(self._context, run)
         return pb.Declaration(

@@ -6,6 +6,7 @@ each message has a process of its own, it is filled anew every time and everythi
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from fednc.common.device import pick_device
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.stages import Stage
 from fednc.common.tasks.base import Part, Task, TaskData
+
+log = logging.getLogger("fednc.client")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def _load(context: Context, run: RunConfig) -> Resident:
     device = pick_device(str(settings.get("device", "auto")))
     data = task.load_train(_data_spec(context), _part(context, run), run.split)
     node = _name(context)
+    for note in data.notes:
+        log.info("data of %s: %s", node, note)
     share = float(settings.get("val-share", 0.1))
     train, held_out = data.hold_out(share, seeds.derive(run.seed, "hold-out", node))
     return Resident(

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from fednc.common.errors import ConfigError
+from fednc.common.evaluating import EvaluateSection
 from fednc.common.sections import (
     LATER,
-    EvaluateSection,
     FrameSection,
     InitSection,
     LinkSection,
@@ -74,6 +74,8 @@ def read_run_file(path: Path) -> RunConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"run file {path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from e
     except OSError as e:
         raise ConfigError(
             f"cannot read run file {path}: {e.strerror}. `fednc init` writes one to start from."
@@ -88,6 +90,14 @@ def parse_run(values: dict[str, Any], *, source: str = "run") -> RunConfig:
     """Validated configuration from plain values; errors name every offending key."""
     try:
         return RunConfig.model_validate(values)
+    except ValidationError as e:
+        raise ConfigError(explain(e, source)) from e
+
+
+def parse_run_json(text: str | bytes, *, source: str) -> RunConfig:
+    """As `parse_run`, from JSON: what a server sends to its clients."""
+    try:
+        return RunConfig.model_validate_json(text)
     except ValidationError as e:
         raise ConfigError(explain(e, source)) from e
 
@@ -108,7 +118,10 @@ def explain(error: ValidationError, source: str, prefix: str = "") -> str:
     lines = [f"{source} cannot be used:"]
     for item in error.errors(include_url=False, include_context=False):
         key = ".".join([*filter(None, [prefix]), *map(str, item["loc"])]) or "(file)"
-        given = "" if item["type"] in ("extra_forbidden", "missing") else f" (given: {item['input']!r:.80})"
+        # a table is shown by its name alone: what is wrong with its keys together is in the message
+        shown = item["type"] not in ("extra_forbidden", "missing") and not isinstance(item["input"], dict)
+        given = f" (given: {item['input']!r:.80})" if shown else ""
         hint = " - no such key; docs/config.md lists them all" if item["type"] == "extra_forbidden" else ""
-        lines.append(f"  {key}: {item['msg']}{given}{hint}")
+        said = " ".join(item["msg"].removeprefix("Value error, ").split())
+        lines.append(f"  {key}: {said}{given}{hint}")
     return "\n".join(lines)

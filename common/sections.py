@@ -313,10 +313,3 @@ class InitSection(Section):
         4, description="sub-batches that `nio` cuts a batch into; for `nio-exact` each client's batch is one"
     )
     overlap: Share = Field(0.2, description="by how much sub-batches of `nio` reach into their neighbours")
-
-
-class EvaluateSection(Section):
-    """Where the server's own test data lies. Clients always report on what they hold out."""
-
-    test: str = Field("", description="data of the server, e.g. `digits` or `npz:test.npz`; empty: none")
-    batch: Count = Field(256, description="examples per evaluation batch")

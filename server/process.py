@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from fednc.common.config import RunConfig
 from fednc.common.errors import FedncError
 from fednc.common.files import write_atomically
+from fednc.common.tasks.base import Task
 from fednc.server.agreement import Agreement
 from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.events import EventLog
@@ -65,7 +67,7 @@ async def run_server(
     if kept:
         federation.roster.restore(dict(kept.parts))
         federation.earlier_bytes = (kept.bytes_up, kept.bytes_down)
-    around = _surroundings(federation, checkpoints, returning=len(kept.parts) if kept else 0)
+    around = _surroundings(federation, checkpoints, prepared.task, returning=len(kept.parts) if kept else 0)
 
     def work(grid: LinkGrid) -> RunResult:
         agree = partial(_agree, federation, prepared)
@@ -129,7 +131,7 @@ def _count_start(folder: Path) -> int:
     return before
 
 
-def _surroundings(federation: Federation, checkpoints: Checkpoints, *, returning: int) -> Surroundings:
+def _surroundings(federation: Federation, checkpoints: Checkpoints, task: Task, *, returning: int) -> Surroundings:
     nodes = federation.roster.nodes
 
     def name_of(node_id: int) -> str:
@@ -142,10 +144,18 @@ def _surroundings(federation: Federation, checkpoints: Checkpoints, *, returning
     def who_is_there() -> str:
         return "There: " + (", ".join(f"{n.name} ({n.problem or n.state})" for n in nodes()) or "nobody") + "."
 
+    def missing_classes() -> list[str]:
+        counts = [node.class_counts for node in nodes()]
+        if task.takes_sessions or not any(counts):  # classes may come later, or no client told any
+            return []
+        seen = [any(of_class) for of_class in zip_longest(*counts, fillvalue=0)]
+        return [name for name, has in zip_longest(task.class_names, seen[: len(task.class_names)]) if not has]
+
     return Surroundings(
         name_of=name_of,
         declared=declared,
         who_is_there=who_is_there,
+        missing_classes=missing_classes,
         traffic=federation.traffic,
         parts=federation.roster.kept_parts,
         checkpoints=checkpoints,

@@ -94,6 +94,8 @@ class FederatedRun:
         if not self.run.evaluate.test:
             return None
         data = self.task.load_test(self.run.evaluate.test)
+        for note in data.notes:
+            self._events.emit("data", f"test data: {note}")
         return CentralEvaluation(self.task, model, data, self.run.evaluate.batch, self._device)
 
     def execute(self, grid: Grid, around: Surroundings | None = None) -> RunResult:

@@ -5,6 +5,7 @@ Given to the run by whoever owns the grid. Must not know strategies.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from fednc.server.holdings import Declared
 from fednc.server.state import GlobalState
 
 _POLL_S = 0.1
+_NAMED = 20  # classes named in one line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Surroundings:
     name_of: Callable[[int], str] = str
     declared: Callable[[int], Declared | None] = lambda _node: None  # what a node said it holds when it attended
     who_is_there: Callable[[], str] = lambda: ""
+    missing_classes: Callable[[], list[str]] = list  # of which no client that is there has an example
     reject: Callable[[int, str], None] = lambda _node, _reason: None  # counts a reply that could not be used
     traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far
     parts: Callable[[], Mapping[str, int]] = dict  # part of the split that each client has, by name
@@ -43,6 +46,7 @@ class Waiting:
 
     def __init__(self, rounds: RoundsSection, grid: Grid, around: Surroundings, events: EventLog) -> None:
         self._rounds, self._grid, self._around, self._events = rounds, grid, around, events
+        self._told_missing = False
 
     def for_returning(self) -> None:
         """Let those who took part before the restart come back, so that the next round is the one it would be."""
@@ -68,6 +72,7 @@ class Waiting:
             if control.paused:
                 give_up = time.monotonic() + self._rounds.wait_s
             elif (there := self._there) >= needed:
+                self._tell_missing()
                 return True
             elif time.monotonic() > give_up:
                 raise QuorumError(
@@ -81,6 +86,19 @@ class Waiting:
                 told = True
             time.sleep(_POLL_S)
         return False
+
+    def _tell_missing(self) -> None:
+        """Before the first round only: it asks every client's node, and those who come later may have them."""
+        missing = [] if self._told_missing else self._around.missing_classes()
+        self._told_missing = True
+        if missing:
+            named = ", ".join(map(repr, missing[:_NAMED])) + (", ..." if len(missing) > _NAMED else "")
+            self._events.emit(
+                "missing-classes",
+                f"no client trains on an example of {len(missing)} classes: {named}",
+                level=logging.WARNING,
+                classes=missing,
+            )
 
     @property
     def _there(self) -> int:

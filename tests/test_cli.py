@@ -130,7 +130,7 @@ def test_init_never_overwrites_unless_told() -> None:
 def colour_npz(path: Path, classes: list[str], images: int = 12, size: int = 8) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     x, y = random.integers(0, 256, (images, size, size, 3), dtype=np.uint8), np.arange(images) % len(classes)
-    np.savez(path, x_train=x, y_train=y, classes=classes)
+    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y, classes=classes)
     return x, y
 
 

@@ -23,8 +23,8 @@ from fednc.bench.training import ReadOut
 from fednc.cli.main import app
 from fednc.common.config import parse_run
 from fednc.common.errors import ConfigError, DataError
+from fednc.common.evaluating import EvaluateSection
 from fednc.common.memory import ClassMemory
-from fednc.common.sections import EvaluateSection
 from fednc.common.stand_in import Memories
 from fednc.server.events import EventLog
 from fednc.server.history import RoundRecord

@@ -81,7 +81,9 @@ def test_augmentation_moves_and_mirrors_and_follows_the_generator():
 
 def test_training_is_augmented_if_the_run_says_so_and_testing_never(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(6) % 3)
+    np.savez(
+        tmp_path / "a.npz", x_train=x, y_train=np.arange(6) % 3, x_test=x, y_test=np.arange(6) % 3, classes=CLASSES
+    )
     for augment in ("none", "crop-flip"):
         task = make_task(augment=augment)
         train, test = (
@@ -166,7 +168,14 @@ def test_parts_cover_the_data_and_are_shifted_alike_at_test(tmp_path, monkeypatc
     split = {"kind": "iid", "parts": 3, "shift": {"colour": 0.5}}
     task = make_task(split=split)
     x = np.full((30, 8, 8), 100, dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(30) % 3)
+    np.savez(
+        tmp_path / "a.npz",
+        x_train=x,
+        y_train=np.arange(30) % 3,
+        x_test=x,
+        y_test=np.arange(30) % 3,
+        classes=CLASSES,
+    )
     spec = f"npz:{tmp_path / 'a.npz'}"
     parts = [task.load_train(spec, Part(k, 3), task.run.split) for k in range(3)]
     assert sum(part.examples for part in parts) == 30

@@ -36,6 +36,15 @@ class TaskOptions(BaseModel):
 
 
 @dataclass(frozen=True)
+class Suggestion:
+    """Keys of `[task]` that fit some data, what people must know of it, and whether mean and std were measured."""
+
+    options: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    measured: bool = False
+
+
+@dataclass(frozen=True)
 class Part:
     """Part `index` of `of` of a simulated split."""
 
@@ -59,6 +68,11 @@ class TaskData(ABC):
     @property
     def names(self) -> tuple[str, ...]:
         """Where each example came from, for people; may be empty."""
+        return ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was read and what was left out and why, a sentence each; may be empty."""
         return ()
 
     @abstractmethod
@@ -195,7 +209,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def suggest_options(cls, spec: str) -> dict[str, Any]:
+    def suggest_options(cls, spec: str) -> Suggestion:
         """Keys of `[task]` that fit the training data at `spec`, for `fednc init`. Raises DataError."""
 
     @abstractmethod

@@ -41,6 +41,7 @@ class ImageData(TaskData):
         std_C11: per channel, divides what remains.
         augment: whether training batches are cropped and mirrored.
         names: where each image came from (for `fednc predict`); may be empty.
+        notes: what was read and what was left out, for people.
     """
 
     pixel_NCHW: Tensor
@@ -50,6 +51,7 @@ class ImageData(TaskData):
     std_C11: Tensor
     augment: bool = False
     names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def examples(self) -> int:

@@ -1,7 +1,6 @@
-"""What every source gives, and how its class names become the run's.
+"""What every source gives: images, labels, and what people must know of how they were read.
 
-Used by the readers (`arrays.py`, `files.py`, `hub.py`) and by `sources.py`, which chooses among them. Labels are
-mapped by name, never by position, so two clients may store their classes in any order.
+Used by the readers (`arrays.py`, `files.py`, `hub.py`) and by `sources.py`, which chooses among them.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -9,18 +8,17 @@ Legend: N images, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fednc.common.errors import DataError
-from fednc.common.tasks.image.data import UNLABELLED, Index
-from fednc.common.tasks.image.options import ImageOptions
+from fednc.common.tasks.image.data import Index
 
 Purpose = Literal["train", "test"]
+LISTED = 10  # bad images named in one error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,59 +29,27 @@ class Images:
         pixel_NCHW: uint8 in 0..255 or float32 in 0..1.
         label_N: int64 positions in the run's `classes`; -1 where there is no label.
         names: where each image came from; empty where that is not worth telling.
+        has_test: whether the source has a test part; if not, these are all of its images.
+        notes: what was read and what was left out, a sentence each.
     """
 
     pixel_NCHW: Tensor
     label_N: Tensor
     names: tuple[str, ...] = ()
+    has_test: bool = False
+    notes: tuple[str, ...] = ()
+
+    def select(self, index: Index) -> Images:
+        """The images at `index`, in that order."""
+        row = torch.from_numpy(index)
+        names = tuple(self.names[i] for i in index) if self.names else ()
+        return replace(self, pixel_NCHW=self.pixel_NCHW[row], label_N=self.label_N[row], names=names)
 
 
-def map_names(found: Sequence[str], options: ImageOptions, source: str) -> Index:
-    """For each of the data's class names its position in the run's `classes`.
-
-    Raises:
-        DataError: names that the run does not have; lists both sides.
-    """
-    unknown = sorted(set(found) - set(options.classes))
-    if unknown and not options.takes_unknown:
-        raise DataError(
-            f"{source}: classes {_quoted(unknown)} are not in this run. The data has "
-            f"{_quoted(sorted(set(found)))}; the run has {_quoted(options.classes)}. "
-            "Rename or remove them in the data, or use another run file."
-        )
-    place = {name: i for i, name in enumerate(options.classes)}
-    return np.array([place.get(name, UNLABELLED) for name in found], dtype=np.int64)
-
-
-def map_labels(
-    labels: np.ndarray[Any, Any], found: Sequence[str] | None, options: ImageOptions, source: str
-) -> Tensor:
-    """int64 [N]: integer labels as positions in the run's `classes`.
-
-    Args:
-        found: the data's own class names, which its labels count; only those in use need to be the run's. None:
-            the labels count the run's classes.
-
-    Raises:
-        DataError: labels that are no integers, or outside the class list.
-    """
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{source}: labels are {labels.dtype} {list(labels.shape)}, expected integers [N]")
-    names = options.classes if found is None else found
-    outside = labels[(labels < 0) | (labels >= len(names))]
-    if len(outside):
-        whose = "the run has" if found is None else "its own list has"
-        raise DataError(
-            f"{source}: label {outside[0]} is outside 0..{len(names) - 1}: {whose} {len(names)} classes "
-            f"({_quoted(names)}). Correct the labels or the list."
-        )
-    if found is None:
-        return torch.from_numpy(labels.astype(np.int64))
-    used = np.unique(labels)
-    position = np.full(len(names), UNLABELLED, dtype=np.int64)
-    position[used] = map_names([str(names[i]) for i in used], options, source)
-    return torch.from_numpy(position[labels])
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(repr(str(name)) for name in names)
+def several(errors: Sequence[DataError], total: int, source: str) -> DataError:
+    """One error for all images that cannot be used: a first bad one must not hide the next."""
+    if len(errors) == 1:
+        return errors[0]
+    more = len(errors) - LISTED
+    lines = [f"{source}: {len(errors)} of {total} images cannot be used:", *map(str, errors[:LISTED])]
+    return DataError("\n  ".join([*lines, *([f"... and {more} more"] if more > 0 else [])]))

@@ -24,12 +24,12 @@ from fednc.common.heads import build_head, logits
 from fednc.common.losses import View, objective
 from fednc.common.readout import readout_logits
 from fednc.common.sections import SplitSection
-from fednc.common.tasks.base import Part, Stats, Task, TaskData
+from fednc.common.tasks.base import Part, Stats, Suggestion, Task, TaskData
 from fednc.common.tasks.image import sources
 from fednc.common.tasks.image.data import UNLABELLED, ImageBatch, ImageData, Index
 from fednc.common.tasks.image.models import ImageModel, build_backbone, width_of
 from fednc.common.tasks.image.options import ImageOptions
-from fednc.common.tasks.image.raw import Images
+from fednc.common.tasks.image.raw import Images, Purpose
 from fednc.common.tasks.image.shifts import is_shifted, shift_part, shift_test
 from fednc.common.tasks.image.splits import split_digest, split_index
 from fednc.common.tasks.image.suggest import suggest
@@ -62,13 +62,13 @@ class ImageTask(Task):
         return self.options.classes
 
     @classmethod
-    def suggest_options(cls, spec: str) -> dict[str, Any]:
+    def suggest_options(cls, spec: str) -> Suggestion:
         """Class names, size and colour of the images at `spec`. Raises DataError."""
         return suggest(spec)
 
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> ImageData:
         """The training images at `spec`, or one part of them, shifted as the split says. Raises DataError."""
-        images = sources.read(spec, "train", self.options)
+        images = self._read(spec, "train")
         if part is None:
             return self._data(images, augment=True)
         split = _split_with(part, split)
@@ -83,7 +83,7 @@ class ImageTask(Task):
 
     def load_test(self, spec: str) -> ImageData:
         """The test images at `spec`, mixed from all parts' shifts where the split has any. Raises DataError."""
-        data = self._data(sources.read(spec, "test", self.options))
+        data = self._data(self._read(spec, "test"))
         split = self.run.split
         if split is None or not is_shifted(split.shift):
             return data
@@ -91,7 +91,7 @@ class ImageTask(Task):
 
     def load_input(self, spec: str) -> ImageData:
         """A data spec's test images, or an image file's, a folder's or an .npz's, with names. Raises DataError."""
-        return self._data(sources.read_input(spec, self.options))
+        return self._data(sources.read_input(spec, self.options, self.run.evaluate.test_share))
 
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
         """x_train, y_train, x_test, y_test as they are stored, and the class names that the labels count."""
@@ -107,7 +107,7 @@ class ImageTask(Task):
 
     def make_split(self, spec: str, split: SplitSection) -> str:
         """See Task."""
-        return split_digest(split_index(sources.read(spec, "train", self.options).label_N.numpy(), split))
+        return split_digest(split_index(self._read(spec, "train").label_N.numpy(), split))
 
     @property
     def _rehearses(self) -> bool:
@@ -239,6 +239,9 @@ class ImageTask(Task):
             "std": list(self.options.std),
         }
 
+    def _read(self, spec: str, purpose: Purpose) -> Images:
+        return sources.read(spec, purpose, self.options, self.run.evaluate.test_share)
+
     def _data(self, images: Images, augment: bool = False) -> ImageData:
         return ImageData(
             pixel_NCHW=images.pixel_NCHW,
@@ -248,6 +251,7 @@ class ImageTask(Task):
             std_C11=torch.tensor(self.options.std)[:, None, None],
             augment=augment and self.options.augment == "crop-flip",
             names=images.names,
+            notes=images.notes,
         )
 
 

@@ -1,0 +1,107 @@
+"""How people say which data they mean: `KIND:PLACE`, with what only its owner knows behind a `?`.
+
+Read by the tasks' readers; written by commands that have options for it (`--class-names`, `--columns`). The suffix
+is the one form that works everywhere a spec does: on the command line, in `evaluate.test`, in a Flower node's
+configuration. Knows no kind of data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote, unquote
+
+from fednc.common.errors import DataError
+
+CLASS_NAMES, COLUMNS = "class-names", "columns"
+_SUFFIX = re.compile(r"(?P<before>.*)\?(?P<options>[A-Za-z_-]+=.*)", re.DOTALL)
+_KEPT = " /:+()'!"  # written as they are in a suffix: they separate nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """A spec, taken apart.
+
+    Attributes:
+        text: the spec as it was given, for messages.
+        kind: what stands before the colon; the whole place where there is no colon.
+        place: what stands behind the colon.
+        has_colon: whether there was one.
+        class_names: the names that integer labels count, from 0, as the data's owner says; empty: not said.
+        columns: which column of a table has which role.
+    """
+
+    text: str
+    kind: str
+    place: str
+    has_colon: bool
+    class_names: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The spec without its suffix, for messages."""
+        return f"{self.kind}:{self.place}" if self.has_colon else self.kind
+
+
+def parse_spec(text: str) -> DataSpec:
+    """A spec's parts. Raises DataError: a suffix with an unknown, repeated or empty option."""
+    match = _SUFFIX.fullmatch(text)
+    before, options = (match["before"], _options(text, match["options"])) if match else (text, {})
+    kind, colon, place = before.partition(":")
+    return DataSpec(
+        text=text,
+        kind=kind,
+        place=place,
+        has_colon=bool(colon),
+        class_names=_names(text, options[CLASS_NAMES]) if CLASS_NAMES in options else (),
+        columns=_columns(text, options[COLUMNS]) if COLUMNS in options else {},
+    )
+
+
+def with_options(spec: str, class_names: str = "", columns: str = "") -> str:
+    """`spec` with the values of `--class-names` and `--columns`. Raises DataError: one that cannot be meant."""
+    given = {CLASS_NAMES: class_names, COLUMNS: columns}
+    added = "&".join(f"{key}={quote(value, safe=_KEPT + ',=%')}" for key, value in given.items() if value)
+    if not added:
+        return spec
+    parse_spec(f"x:x?{added}")  # speaks of the option, not of the spec
+    joined = f"{spec}{'&' if _SUFFIX.fullmatch(spec) else '?'}{added}"
+    parse_spec(joined)
+    return joined
+
+
+def _options(text: str, suffix: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for item in suffix.split("&"):
+        key, equals, value = item.partition("=")
+        if key not in (CLASS_NAMES, COLUMNS) or not equals:
+            raise DataError(
+                f"data {text!r}: no option {key!r} behind the `?`; expected {CLASS_NAMES}=a,b,c or "
+                f"{COLUMNS}=image=NAME,label=NAME, joined by `&`"
+            )
+        if key in found:
+            raise DataError(f"data {text!r}: {key} is given twice; give it once")
+        found[key] = value
+    return found
+
+
+def _names(text: str, value: str) -> tuple[str, ...]:
+    names = tuple(unquote(name).strip() for name in value.split(","))
+    if not all(names):
+        raise DataError(
+            f"data {text!r}: {CLASS_NAMES} has an empty name. Give one name for each label from 0 on, "
+            "separated by commas (a comma inside a name is %2C)."
+        )
+    return names
+
+
+def _columns(text: str, value: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for item in value.split(","):
+        role, equals, name = item.partition("=")
+        if not (equals and name) or role not in ("image", "label") or role in found:
+            raise DataError(f"data {text!r}: {COLUMNS} must be image=NAME,label=NAME, or one of the two")
+        found[role] = unquote(name)
+    return found
