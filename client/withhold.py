@@ -32,3 +32,13 @@ def sendable(count_K: Tensor, least: int, class_names: Sequence[str], told: set[
                 *(name, int(count_K[vertex]), least),
             )
     return ~few_K
+
+
+def fitting_batch(examples: int, batch: int, least: int) -> int:
+    """The smallest batch from `batch` on that leaves no last batch of an epoch of fewer than `least` examples.
+
+    A short last batch weighs its few examples more than the others weigh theirs.
+    """
+    if least <= 1 or examples <= batch:
+        return batch
+    return next(size for size in range(batch, examples + 1) if not 0 < examples % size < least)

@@ -103,12 +103,12 @@ def _without_unused(section: BaseModel, values: dict[str, Any]) -> dict[str, Any
     return kept
 
 
-def explain(error: ValidationError, source: str, prefix: str = "") -> str:
+def explain(error: ValidationError, source: str, prefix: str = "", *, page: str = "docs/config.md") -> str:
     """One line per offending key: where, what was given, what is wrong with it."""
     lines = [f"{source} cannot be used:"]
     for item in error.errors(include_url=False, include_context=False):
         key = ".".join([*filter(None, [prefix]), *map(str, item["loc"])]) or "(file)"
         given = "" if item["type"] in ("extra_forbidden", "missing") else f" (given: {item['input']!r:.80})"
-        hint = " - no such key; docs/config.md lists them all" if item["type"] == "extra_forbidden" else ""
+        hint = f" - no such key; {page} lists them all" if item["type"] == "extra_forbidden" else ""
         lines.append(f"  {key}: {item['msg']}{given}{hint}")
     return "\n".join(lines)
