@@ -66,7 +66,8 @@ PolicyFile = Annotated[
         "--policy",
         metavar="FILE",
         help="What a server may ask of this client, in TOML; see examples/policies/strict.toml. The rest is "
-        "refused with a reason, and the run goes on without the reply. With --dry-run: shows what of the run it refuses.",
+        "refused with a reason, and the run goes on without the reply. With --dry-run: shows what of the run is "
+        "refused.",
     ),
 ]
 AuditFile = Annotated[
