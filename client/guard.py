@@ -32,6 +32,7 @@ from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
 
+_MORE_THAN_ANY = 1 << 62  # examples: sums of all classes stay here, and what an update brings of them is empty
 _KEPT_ANSWERS, _KEPT_BYTES = 32, 8 << 20  # of answers that are given again without being counted
 
 
@@ -54,9 +55,10 @@ class Owner:
     def bind(self, config: ClientConfig) -> ClientConfig:
         """A client's own settings, no laxer than the policy, and with subsets that no server chooses."""
         floor = self.policy.floor
+        least = floor.sum_examples if self.policy.allow.class_sums else _MORE_THAN_ANY
         return replace(
             config,
-            min_sum_examples=max(config.min_sum_examples, floor.sum_examples),
+            min_sum_examples=max(config.min_sum_examples, least),
             min_batch=floor.batch,
             secret=self.ledger.secret,
         )

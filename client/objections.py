@@ -77,8 +77,9 @@ def to_coming(policy: Policy, run: RunConfig) -> Iterator[Objection]:
     """What the run will ask for and not get, although this client takes part; for people."""
     if not policy.allow.gradients and (run.init.kind != "ordinary" or run.init.report):
         yield Objection("gradients", "the initialisation asks for gradients; allow.gradients = false")
-    if not policy.allow.class_sums and run.method.uses_memory:
-        yield Objection("class-sums", "the method needs class sums; allow.class_sums = false")
+    if not policy.allow.class_sums:
+        use = "the method needs them" if run.method.uses_memory else "this method only measures with them"
+        yield Objection("class-sums", f"{use}; allow.class_sums = false")
     if not policy.allow.evaluation:
         yield Objection("evaluation", "clients evaluate the model; allow.evaluation = false")
 
@@ -101,7 +102,7 @@ def to_instruction(policy: Policy, run: RunConfig, order: Instruction, kind: str
         yield Objection("rounds", f"round {order.server_round} of {run.all_rounds}")
     if kind in GRADIENTS:
         yield from _to_gradients(policy, run, kind)
-    if (kind == MEMORY or (kind == TRAIN and order.wants_sums)) and not policy.allow.class_sums:
+    if kind == MEMORY and not policy.allow.class_sums:  # those that go with an update are empty, see `Owner.bind`
         yield Objection("class-sums", "allow.class_sums = false")
     if kind == EVALUATE and not policy.allow.evaluation:
         yield Objection("evaluation", "allow.evaluation = false")
@@ -138,7 +139,7 @@ def _to_sums(policy: Policy, content: RecordDict, held: pb.Declaration) -> Itera
     sums, floor = exchange.sums_of(content), policy.floor
     counts = sums.count_K.long().tolist()
     summed = [count for count in counts if count]
-    if not policy.allow.class_sums:
+    if summed and not policy.allow.class_sums:
         yield Objection("class-sums", "allow.class_sums = false")
     if summed and min(summed) < floor.sum_examples:
         yield Objection("sum", f"a sum over {min(summed)} examples; floor.sum_examples = {floor.sum_examples}")
@@ -147,5 +148,6 @@ def _to_sums(policy: Policy, content: RecordDict, held: pb.Declaration) -> Itera
     whole = all(count in (0, all_) for count, all_ in zip(counts, held.class_counts, strict=True))
     if not (whole or policy.allow.subsets):
         yield Objection("subset", "a sum over some of a class's examples")
-    if sums.sum_KD[sums.count_K == 0].any():
+    has_moment = sums.moment_DD is not None and bool(sums.moment_DD.any())
+    if sums.sum_KD[sums.count_K == 0].any() or (has_moment and not summed):
         yield Objection("sum", "a sum without a count")

@@ -1,4 +1,4 @@
-"""Clients whose owner has a policy: over made-up images, with an audit log to read. Shared by the policy's tests."""
+"""Clients whose owner has a policy: over made-up images, with a log to read. Shared by the policy's tests."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def test_no_update_is_the_gradient_of_one_batch(hurry: str, tmp_path: Path) -> N
 
 
 def test_with_full_decay_an_update_is_the_last_batch_alone(tmp_path: Path) -> None:
-    """Why `forgetting` has a ceiling: where lr * weight_decay = 1, an update does not show where it started from."""
+    """Why `forgetting` has a ceiling: where lr * weight_decay = 1, an update does not show its start."""
     keys = {"lr": 2**-10, "weight_decay": 2.0**10, "momentum": 0.0, "batch": 1, "epochs": 1}
     forgets = hostile_run(method={"name": "fedavg"}, train=keys)
     site, _ = site_for_gradients(tmp_path, None)
