@@ -27,8 +27,8 @@ from fednc.cli.output import say
 from fednc.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fednc.client.guard import Owner
     from fednc.client.link import Host, LinkConfig
+    from fednc.client.owner import Owner
     from fednc.protos import federation_pb2 as pb
 
 Data = Annotated[

@@ -11,9 +11,10 @@ from pathlib import Path
 from fednc.cli.output import say, show_table, write_json
 from fednc.client.audit import Audit
 from fednc.client.foresight import Foresight
-from fednc.client.guard import Guard, Owner
+from fednc.client.guard import Guard
 from fednc.client.ledger import Ledger
 from fednc.client.link import Host, LinkConfig
+from fednc.client.owner import Owner
 from fednc.client.policy import SENTENCES, read_policy
 from fednc.client.rehearsal import Rehearsal, rehearse
 from fednc.common.errors import ConfigError

@@ -8,10 +8,10 @@ from __future__ import annotations
 from flwr.app import Message
 
 from fednc.client import objections
-from fednc.client.guard import Owner, judge_run, run_of
 from fednc.client.ledger import data_fingerprint
 from fednc.client.link import Host
 from fednc.client.objections import Objection
+from fednc.client.owner import Owner, judge_run, run_of
 from fednc.protos import federation_pb2 as pb
 
 

@@ -19,11 +19,11 @@ from flwr.app import Message, RecordDict
 from fednc.client import objections
 from fednc.client.audit import Audit, describe
 from fednc.client.hooks import CURRENT, CancelledError, Step
-from fednc.client.host import ClientConfig
-from fednc.client.ledger import Ledger, data_fingerprint
+from fednc.client.ledger import data_fingerprint
 from fednc.client.link import Host
 from fednc.client.objections import GRADIENTS, Objection
-from fednc.client.policy import REFUSED, SENTENCES, OwnerRefusalError, Policy
+from fednc.client.owner import Owner, judge_run, run_of, to_changed_run
+from fednc.client.policy import REFUSED, SENTENCES, OwnerRefusalError
 from fednc.common import records
 from fednc.common.config import RunConfig
 from fednc.common.errors import ConfigError
@@ -32,36 +32,7 @@ from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
 
-_MORE_THAN_ANY = 1 << 62  # examples: sums of all classes stay here, and what an update brings of them is empty
 _KEPT_ANSWERS, _KEPT_BYTES = 32, 8 << 20  # of answers that are given again without being counted
-
-
-@dataclass(frozen=True)
-class Owner:
-    """What a policy is judged with.
-
-    Attributes:
-        policy: what its file says.
-        ledger: what it remembers.
-        data: data spec of this client.
-        val_share: share of the data that is held out.
-    """
-
-    policy: Policy
-    ledger: Ledger
-    data: str
-    val_share: float
-
-    def bind(self, config: ClientConfig) -> ClientConfig:
-        """A client's own settings, no laxer than the policy, and with subsets that no server chooses."""
-        floor = self.policy.floor
-        least = floor.sum_examples if self.policy.allow.class_sums else _MORE_THAN_ANY
-        return replace(
-            config,
-            min_sum_examples=max(config.min_sum_examples, least),
-            min_batch=floor.batch,
-            secret=self.ledger.secret,
-        )
 
 
 @dataclass
@@ -184,7 +155,7 @@ class Guard:
         if here is None:
             raise OwnerRefusalError("run-changed", "no run was let in")
         kind = message.metadata.message_type
-        _refuse_first(_to_changed_run(here.run, order))
+        _refuse_first(to_changed_run(here.run, order))
         _refuse_first(objections.to_instruction(owner.policy, here.run, order, kind))
         asked = _fingerprint(message)
         if kind == TRAIN and here.trained.setdefault(order.server_round, asked) != asked:
@@ -255,36 +226,9 @@ class _Progress:
         self._report(step if self._shows_loss else replace(step, loss=0.0))
 
 
-def judge_run(owner: Owner, run: RunConfig, welcome: pb.Welcome) -> list[Objection]:
-    """What the policy has against the run file."""
-    return list(objections.to_run(owner.policy, run, has_part=welcome.HasField("part")))
-
-
-def run_of(welcome: pb.Welcome) -> RunConfig:
-    """The run file of a welcome. Raises ConfigError."""
-    try:
-        return RunConfig.model_validate_json(welcome.run_json)
-    except ValueError as e:
-        raise ConfigError(f"the server's run file is not one that this version of fednc knows: {e}") from e
-
-
 def _refuse_first(found: Iterable[Objection]) -> None:
     for code, detail in found:
         raise OwnerRefusalError(code, detail)
-
-
-def _to_changed_run(run: RunConfig, order: Instruction) -> list[Objection]:
-    """Every instruction brings its run file. Names of the classes of sessions may come later, nothing else may."""
-    try:
-        given = RunConfig.model_validate_json(order.run_json)
-    except ValueError as e:
-        return [Objection("run-changed", f"{type(e).__name__}")]
-    return [] if _fixed(given) == _fixed(run) else [Objection("run-changed", f"digest {given.digest}")]
-
-
-def _fixed(run: RunConfig) -> dict[str, Any]:
-    named = [one.model_copy(update={"classes": ()}) if one.start == "operator" else one for one in run.sessions]
-    return run.model_copy(update={"sessions": tuple(named)}).decisive()
 
 
 def _fingerprint(message: Message) -> bytes:

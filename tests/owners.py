@@ -10,9 +10,10 @@ from typing import Any
 
 from fednc.client.app import app
 from fednc.client.audit import Audit
-from fednc.client.guard import Guard, Owner
+from fednc.client.guard import Guard
 from fednc.client.host import AppHost, ClientConfig
 from fednc.client.ledger import Ledger
+from fednc.client.owner import Owner
 from fednc.client.policy import Policy
 
 STRICT = Path(__file__).parents[1] / "examples" / "policies" / "strict.toml"
