@@ -26,7 +26,7 @@ from fednc.client.owner import Owner, judge_run, run_of, to_changed_run
 from fednc.client.policy import REFUSED, SENTENCES, OwnerRefusalError
 from fednc.common import records
 from fednc.common.config import RunConfig
-from fednc.common.errors import ConfigError
+from fednc.common.errors import ConfigError, FedncError
 from fednc.common.exchange import EVALUATE, HELLO, RUN, TRAIN, Instruction
 from fednc.protos import federation_pb2 as pb
 
@@ -35,11 +35,14 @@ log = logging.getLogger("fednc.client")
 _KEPT_ANSWERS, _KEPT_BYTES = 32, 8 << 20  # of answers that are given again without being counted
 
 
+class BarredError(ConfigError):
+    """The policy is against the whole run."""
+
+
 @dataclass
 class _Attendance:
     """A run as this client was let into it."""
 
-    run_id: str
     run: RunConfig
     held: pb.Declaration = field(default_factory=pb.Declaration)
     data: str = ""  # fingerprint
@@ -53,33 +56,44 @@ class Guard:
     def __init__(self, host: Host, audit: Audit | None, owner: Owner | None = None) -> None:
         self._host, self._audit, self._owner = host, audit, owner
         self._attendance: _Attendance | None = None
+        self._run_id = self._digest = ""
         self._lock = threading.Lock()
 
     # ---- a run -------------------------------------------------------------------------------------------------
 
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         """See Host. Raises ConfigError too where the policy is against the whole run."""
-        if self._owner is None:
-            held = self._host.prepare(welcome)
-        else:
-            attendance = _Attendance(welcome.run_id, run_of(welcome))
-            found = judge_run(self._owner, attendance.run, welcome)
-            self._bar(found, welcome)
-            held = self._host.prepare(welcome)
-            try:
-                self._enter(self._owner, attendance, held, welcome)
-            except BaseException:
-                self._host.leave()
-                raise
-        if self._audit:
-            self._audit.begin_run(
-                run_id=welcome.run_id, digest=self._digest(), bytes=held.ByteSize(),
-                sha256=hashlib.sha256(held.SerializeToString(deterministic=True)).hexdigest(),
-            )  # fmt: skip
+        self._run_id, self._digest = welcome.run_id, ""
+        try:
+            held = self._let_in(self._owner, welcome) if self._owner else self._host.prepare(welcome)
+            if self._audit:
+                data = held.SerializeToString(deterministic=True)
+                digest = hashlib.sha256(data).hexdigest()
+                self._audit.begin_run(run_id=self._run_id, digest=self._digest, bytes=len(data), sha256=digest)
+        except OSError as e:
+            self._bar([Objection("records", str(e))])
+            raise
+        except BarredError:
+            raise  # written down already
+        except FedncError as e:
+            self._note("failed", "declaration", 0, error=type(e).__name__)
+            raise
         return held
 
-    def _enter(self, owner: Owner, attendance: _Attendance, held: pb.Declaration, welcome: pb.Welcome) -> None:
-        self._bar(objections.to_data(owner.policy, attendance.run, held), welcome)
+    def _let_in(self, owner: Owner, welcome: pb.Welcome) -> pb.Declaration:
+        attendance = _Attendance(run_of(welcome))
+        self._digest = attendance.run.digest
+        self._bar(judge_run(owner, attendance.run, welcome))
+        held = self._host.prepare(welcome)
+        try:
+            self._enter(owner, attendance, held)
+        except BaseException:
+            self._host.leave()
+            raise
+        return held
+
+    def _enter(self, owner: Owner, attendance: _Attendance, held: pb.Declaration) -> None:
+        self._bar(objections.to_data(owner.policy, attendance.run, held))
         attendance.held, attendance.data = held, data_fingerprint(owner.data)
         share = owner.ledger.pin_hold_out(attendance.data, owner.val_share)
         if share != owner.val_share:
@@ -88,22 +102,22 @@ class Guard:
                 f"the difference would tell of single examples. Start with --val-share {share:g}."
             )
         code = owner.ledger.admit_run(
-            attendance.data, attendance.run.digest, welcome.run_id, owner.policy.quota,
+            attendance.data, self._digest, self._run_id, owner.policy.quota,
             pin=owner.policy.runs.pin_first,
         )  # fmt: skip
-        self._bar([Objection(code, f"digest {attendance.run.digest}")] if code else [], welcome)
+        self._bar([Objection(code, f"digest {self._digest}")] if code else [])
         self._attendance = attendance
 
-    def _bar(self, found: Iterable[Objection], welcome: pb.Welcome) -> None:
-        """Take no part in the run where anything was found; the server hears the codes, the owner the details."""
+    def _bar(self, found: Iterable[Objection]) -> None:
+        """Raises BarredError where anything was found; the server hears the codes, the owner the details."""
         against = list(found)
         if not against:
             return
         for code, detail in against:
             log.error("policy: %s: %s (%s)", code, SENTENCES[code], detail)
-            self._note_refusal("run", 0, code, detail, run_id=welcome.run_id)
+            self._note_refusal("run", 0, code, detail)
         codes = dict.fromkeys(code for code, _ in against)
-        raise ConfigError(f"{REFUSED}: " + "; ".join(f"{code}: {SENTENCES[code]}" for code in codes))
+        raise BarredError(f"{REFUSED}: " + "; ".join(f"{code}: {SENTENCES[code]}" for code in codes))
 
     def leave(self) -> None:
         """See Host."""
@@ -188,28 +202,28 @@ class Guard:
 
     # ---- what is written down ---------------------------------------------------------------------------------
 
-    def _digest(self) -> str:
-        return self._attendance.run.digest if self._attendance else ""
-
     def _note(self, outcome: str, kind: str, server_round: int, **facts: Any) -> None:
         """Into the audit log. Raises OwnerRefusalError: it cannot be written, and nothing leaves."""
         if self._audit is None:
             return
-        run_id = self._attendance.run_id if self._attendance else ""
         try:
             self._audit.write(
-                outcome, run_id=run_id, digest=self._digest(), round=server_round, kind=kind[:80], **facts
+                outcome, run_id=self._run_id, digest=self._digest, round=server_round, kind=kind[:80], **facts
             )
         except OSError as e:
             raise OwnerRefusalError("records", str(e)) from e
 
-    def _note_refusal(self, kind: str, server_round: int, code: str, detail: str, run_id: str = "") -> None:
+    def _note_refusal(self, kind: str, server_round: int, code: str, detail: str) -> None:
         if self._audit is None:
             return
-        run_id = run_id or (self._attendance.run_id if self._attendance else "")
         try:
             self._audit.refuse(
-                run_id=run_id, digest=self._digest(), round=server_round, kind=kind[:80], code=code, detail=detail
+                run_id=self._run_id,
+                digest=self._digest,
+                round=server_round,
+                kind=kind[:80],
+                code=code,
+                detail=detail,
             )
         except OSError as e:
             log.error("the audit log could not be written: %s", e.strerror)  # it is refused all the same

@@ -80,8 +80,8 @@ class Ledger:
             if pin and use.pinned not in ("", digest):
                 return "pinned"
             run = f"{digest}/{hashlib.sha256(run_id.encode()).hexdigest()}"
-            if run not in use.runs:
-                if quota.runs_per_day and len(use.runs) >= quota.runs_per_day:
+            if quota.runs_per_day and run not in use.runs:
+                if len(use.runs) >= quota.runs_per_day:
                     return "runs-quota"
                 use.runs.append(run)
             use.pinned = use.pinned or digest

@@ -96,8 +96,8 @@ class Ceiling(Section):
     lr: NonNegative = Field(1.0, description="learning rate; 0: any")
     forgetting: NonNegative = Field(
         0.1,
-        description="learning rate times (weight decay + proximal term): near 1, an update is what the last batch "
-        "made of it; 0: any",
+        description="lr / (1 - momentum) times (weight decay + proximal term): near 1, an update is what the last "
+        "batch made of it; 0: any",
     )
     download_mib: NonNegative = Field(0.0, description="size of what one instruction brings, in MiB; 0: any")
 
