@@ -28,10 +28,12 @@ from fednc.common import records
 from fednc.common.config import RunConfig
 from fednc.common.errors import ConfigError, FedncError
 from fednc.common.exchange import EVALUATE, HELLO, RUN, TRAIN, Instruction
+from fednc.common.wire import SHORT_TEXT, plain
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
 
+_ROUND_DIGITS = 10
 _KEPT_ANSWERS, _KEPT_BYTES = 32, 8 << 20  # of answers that are given again without being counted
 
 
@@ -63,7 +65,7 @@ class Guard:
 
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         """See Host. Raises ConfigError too where the policy is against the whole run."""
-        self._run_id, self._digest = welcome.run_id, ""
+        self._run_id, self._digest = welcome.run_id[:SHORT_TEXT], _digest_of(welcome)
         try:
             held = self._let_in(self._owner, welcome) if self._owner else self._host.prepare(welcome)
             if self._audit:
@@ -82,7 +84,6 @@ class Guard:
 
     def _let_in(self, owner: Owner, welcome: pb.Welcome) -> pb.Declaration:
         attendance = _Attendance(run_of(welcome))
-        self._digest = attendance.run.digest
         self._bar(judge_run(owner, attendance.run, welcome))
         held = self._host.prepare(welcome)
         try:
@@ -140,7 +141,8 @@ class Guard:
             return self._work(message)
 
     def _work(self, message: Message) -> Message:
-        kind, server_round = message.metadata.message_type, 0
+        kind, group = message.metadata.message_type, message.metadata.group_id
+        server_round = int(group) if group.isdecimal() and len(group) < _ROUND_DIGITS else 0
         progress = _Progress(
             CURRENT.get().report, shows_loss=not self._owner or self._owner.policy.allow.progress_loss
         )
@@ -152,7 +154,9 @@ class Guard:
             else:
                 reply = self._ask_host(message, progress)
         except OwnerRefusalError as e:
-            log.warning("policy: refused %s of round %d: %s (%s)", kind, server_round, e, e.detail)
+            log.warning(
+                "policy: refused %s of round %d: %s (%s)", plain(kind, SHORT_TEXT), server_round, e, e.detail
+            )
             self._note_refusal(kind, server_round, e.reason_code, e.detail)
             raise
         except CancelledError:
@@ -238,6 +242,14 @@ class _Progress:
     def __call__(self, step: Step) -> None:
         self.sent += 1
         self._report(step if self._shows_loss else replace(step, loss=0.0))
+
+
+def _digest_of(welcome: pb.Welcome) -> str:
+    """The run file's digest; empty where this version cannot read it, which a foreign app need not."""
+    try:
+        return run_of(welcome).digest
+    except ConfigError:
+        return ""
 
 
 def _refuse_first(found: Iterable[Objection]) -> None:

@@ -13,12 +13,11 @@ from fednc.client.host import ClientConfig
 from fednc.client.ledger import Ledger
 from fednc.client.objections import Objection
 from fednc.client.policy import Policy
+from fednc.client.withhold import NEVER
 from fednc.common.config import RunConfig
 from fednc.common.errors import ConfigError
 from fednc.common.exchange import Instruction
 from fednc.protos import federation_pb2 as pb
-
-_MORE_THAN_ANY = 1 << 62  # examples: sums of all classes stay here, and what an update brings of them is empty
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Owner:
     def bind(self, config: ClientConfig) -> ClientConfig:
         """A client's own settings, no laxer than the policy, and with subsets that no server chooses."""
         floor = self.policy.floor
-        least = floor.sum_examples if self.policy.allow.class_sums else _MORE_THAN_ANY
+        least = floor.sum_examples if self.policy.allow.class_sums else NEVER
         return replace(
             config,
             min_sum_examples=max(config.min_sum_examples, least),

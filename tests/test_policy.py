@@ -230,3 +230,21 @@ def test_the_help_teaches_and_a_foreign_app_has_no_policy(tmp_path: Path) -> Non
     refused = runner.invoke(command, arguments)
     assert refused.exit_code == ConfigError.exit_code
     assert "cannot judge those of --app" in refused.output
+
+
+def test_the_page_lists_every_key_with_its_default_and_every_code() -> None:
+    page = (STRICT.parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    text = page.partition("## A client that can say no\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:3] == "| `"]
+    keys = {
+        f"`{table}.{key}`": (
+            f"`{json.dumps(value)}`",
+            type(getattr(Policy(), table)).model_fields[key].description,
+        )
+        for table, values in Policy().model_dump(mode="json", exclude={"state"}).items()
+        for key, value in values.items()
+    }
+    told = {row[0]: (row[1], row[2]) for row in rows if len(row) == 3}
+    assert told.pop("`state`")[0] == '`""`'
+    assert told == keys
+    assert {row[0]: row[1] for row in rows if len(row) == 2} == {f"`{k}`": v for k, v in SENTENCES.items()}
