@@ -24,7 +24,7 @@ from fednc.client.guard import Guard
 from fednc.client.host import AppHost
 from fednc.client.ledger import Ledger, data_fingerprint
 from fednc.client.owner import Owner
-from fednc.client.policy import OwnerRefusalError, Policy, Quota, read_policy
+from fednc.client.policy import SENTENCES, OwnerRefusalError, Policy, Quota, read_policy
 from fednc.client.withhold import fitting_batch
 from fednc.common.errors import ConfigError
 from fednc.common.exchange import METRICS, TRAIN

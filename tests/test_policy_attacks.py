@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hostile_server import (
+    closest,
     content_of,
     gradients,
     hostile_run,
@@ -88,7 +89,7 @@ def test_sums_over_seeds_are_stopped_by(name: str, tmp_path: Path) -> None:
     policy, code = STOPPED_BY[name]
     site, wanted = site_for_sums(tmp_path, policy)
     found = list(sums_over_seeds(site.start, SEEDS, SUMS))
-    assert recovered(images_from_sums(found), wanted) == 0
+    assert closest(images_from_sums(found), wanted) > 20, "grey levels; no image is anything like it"
     assert len({tuple(sum_D.tolist()) for sum_D, _ in found}) <= 1
     sent, refused = site.log(outcome="sent", kind=MEMORY), site.log(outcome="refused", code=code)
     assert len(sent) == len(found)
