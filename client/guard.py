@@ -201,8 +201,11 @@ class Guard:
             raise OwnerRefusalError(code, "see [quota]")
 
     def _ask_host(self, message: Message, progress: _Progress) -> Message:
-        CURRENT.set(replace(CURRENT.get(), report=progress))
-        return self._host.work(message)
+        token = CURRENT.set(replace(CURRENT.get(), report=progress))
+        try:
+            return self._host.work(message)
+        finally:
+            CURRENT.reset(token)
 
     # ---- what is written down ---------------------------------------------------------------------------------
 

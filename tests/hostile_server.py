@@ -201,6 +201,6 @@ def recovered(images: list[np.ndarray[Any, Any]], wanted: np.ndarray[Any, Any]) 
 
 
 def closest(images: list[np.ndarray[Any, Any]], wanted: np.ndarray[Any, Any]) -> float:
-    """The mean error, in grey levels of 255, of the best guess at any wanted image; unrelated noise has about 85."""
+    """The mean error, in grey levels of 255, of the best guess at any wanted image; of mere noise about 85."""
     errors = [np.abs(image.astype(float) - one.astype(float)).mean() for image in images for one in wanted]
     return min(errors, default=255.0)

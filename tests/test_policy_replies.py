@@ -188,3 +188,12 @@ def test_what_a_server_is_told_depends_on_nothing_but_the_code() -> None:
         error = OwnerRefusalError(code, "17 examples of class 'hiv-positive'")
         assert (error.kind, str(error)) == (policy.REFUSED, f"{code}: {sentence}")
         assert "hiv" not in str(error)
+
+
+def test_one_instruction_leaves_nothing_behind_for_the_next(site: Site) -> None:
+    hooks = Hooks()
+    CURRENT.set(hooks)
+    host = attending(site)
+    for server_round in (1, 2):
+        host.work(instruction(content_of(RUN, server_round), TRAIN))
+    assert CURRENT.get() is hooks
