@@ -25,13 +25,13 @@ from fednc.cli.options import (
     TokenFile,
     parse_partition,
 )
-from fednc.cli.output import say, show_table, write_json
+from fednc.cli.output import say
 from fednc.common.data_spec import with_options
 from fednc.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from fednc.client.link import Host, LinkConfig
-    from fednc.client.rehearsal import Rehearsal
+    from fednc.client.owner import Owner
     from fednc.protos import federation_pb2 as pb
 
 Data = Annotated[
@@ -63,6 +63,25 @@ DryRun = Annotated[
         "not count this client.",
     ),
 ]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        metavar="FILE",
+        help="What a server may ask of this client, in TOML; see examples/policies/strict.toml. The rest is "
+        "refused with a reason, and the run goes on without the reply. With --dry-run: shows what of the run is "
+        "refused.",
+    ),
+]
+AuditFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--audit",
+        metavar="FILE",
+        help="Append a line to this file for each reply that leaves and each refusal: time, run, kind, bytes, "
+        "sha256. With --policy the default is audit.jsonl in its state folder.",
+    ),
+]
 Insecure = Annotated[
     bool,
     typer.Option("--insecure", help="Plaintext beyond loopback: for closed networks, if the server does too."),
@@ -83,7 +102,7 @@ def command(
     key: Key = None, token_file: TokenFile = None, insecure: Insecure = False, partition: Partition = "",
     device: Device = "auto", val_share: ValShare = 0.1, min_sum_examples: MinSumExamples = 0,
     once: Once = False, threads: Threads = 0, max_hours: MaxHours = 0, min_free_gib: MinFreeGib = 0,
-    dry_run: DryRun = False, json: Json = "",
+    dry_run: DryRun = False, policy: PolicyFile = None, audit: AuditFile = None, json: Json = "",
 ) -> None:  # fmt: skip
     """Attend a federation: train on this machine's data whenever the server asks.
 
@@ -93,6 +112,13 @@ def command(
 
     SIGUSR1 pauses: work holds at its next batch and the server hands out no more; SIGUSR2 goes on. A round does
     not wait longer for a paused client than for any other. --json goes with --dry-run.
+
+    With --policy this client can say no. Its owner decides which tasks, methods and runs are allowed, how often
+    the same data may be asked about, how many examples a reply must be made of, and whether gradients and class
+    sums may be asked for at all. A server can neither read nor change the file. To write one, copy
+    examples/policies/strict.toml, then look what it makes of a run:
+    fednc client --server HOST:PORT --data SPEC --policy FILE --dry-run.
+    docs/deploy.md lists the keys and says what a policy cannot do.
     """
     import logging
     import os
@@ -100,10 +126,11 @@ def command(
     signals = _note_early_signals()
     import torch
 
+    from fednc.cli.policy import guarded, read_owner, refuse_for_foreign, show_dry_run
     from fednc.client.bounds import Reserve
     from fednc.client.channel import credentials_from
     from fednc.client.link import LinkConfig
-    from fednc.client.rehearsal import rehearse, rehearse_foreign
+    from fednc.client.rehearsal import rehearse_foreign
     from fednc.common.collector import spare_what_is_loaded
     from fednc.common.errors import RunFailedError
     from fednc.common.interrupt import run_until_interrupted
@@ -119,19 +146,23 @@ def command(
         say("INSECURE: whoever is on the way can read and change the model and all updates", style="yellow")
     holder = credentials.holder if credentials else None
     name = name or (holder.name if holder else f"{socket.gethostname()}-{os.getpid()}")
+    owner = None
     if app:
+        refuse_for_foreign(policy)
         host, traits = _foreign_app(app, node_config, part, grace, threads)
     else:
         spec = with_options(data, class_names, columns) if data else ""
-        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples)
+        owner = read_owner(policy, spec, val_share)
+        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner)
     config = LinkConfig(server=server, name=name, credentials=credentials, once=once, **traits)
     if dry_run:
         if app:
             run_id = run_until_interrupted(rehearse_foreign(config, host))
             say(f"dry run for {run_id}: the server takes {name}, and the app {config.app} is loaded here")
         else:
-            _show_rehearsal(run_until_interrupted(rehearse(config, host)), json)
+            show_dry_run(config, host, owner, json)
         return
+    host, config = guarded(host, config, owner, audit)
     host = Reserve(host, min_free_gib) if min_free_gib else host
     spare_what_is_loaded()
     over = run_until_interrupted(_attend(config, host, max_hours, signals))
@@ -160,24 +191,10 @@ async def _attend(config: LinkConfig, host: Host, max_hours: float, early: list[
     return await (attend_for(link, max_hours) if max_hours else link.run())
 
 
-def _show_rehearsal(rehearsal: Rehearsal, target: str) -> None:
-    show_table(
-        f"dry run for {rehearsal.run_id}",
-        ("device", "part", "examples", "held out", "batch", "s per batch", "examples/s", "peak MiB"),
-        [
-            (
-                rehearsal.device, rehearsal.part or "own", rehearsal.examples, rehearsal.held_out, rehearsal.batch,
-                rehearsal.batch_s, round(rehearsal.examples_per_s), rehearsal.memory_bytes >> 20,
-            )
-        ],
-    )  # fmt: skip
-    if target:
-        write_json(target, rehearsal.to_json())
-
-
 def _own_app(
-    name: str, data: str, part: tuple[int, int] | None, device: str, val_share: float, least: int
-) -> tuple[Host, dict[str, Any]]:
+    name: str, data: str, part: tuple[int, int] | None, device: str, val_share: float, least: int,
+    owner: Owner | None,
+) -> tuple[Host, dict[str, Any]]:  # fmt: skip
     """fednc's own app, and what the server must know of it."""
     from fednc.client.app import app
     from fednc.client.host import AppHost, ClientConfig
@@ -190,6 +207,7 @@ def _own_app(
     installed = tuple(f"{task_name}/{task.version}" for task_name, task in tasks.installed().items())
     wanted = pb.Part(index=part[0], of=part[1]) if part else None
     config = ClientConfig(name=name, data=data, device=device, val_share=val_share, min_sum_examples=least)
+    config = owner.bind(config) if owner else config
     host = AppHost(config, app)
     return host, {"part": wanted, "tasks": installed, "methods": tuple(PRESETS)}
 

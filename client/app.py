@@ -17,7 +17,7 @@ from fednc.client.initialise import Volunteer
 from fednc.client.objectives import additions
 from fednc.client.past import Past
 from fednc.client.resident import Resident, resident
-from fednc.client.withhold import sendable
+from fednc.client.withhold import fitting_batch, sendable
 from fednc.common import arrays, codec, exchange, seeds
 from fednc.common.config import parse_run_json
 from fednc.common.errors import ProtocolError
@@ -55,9 +55,13 @@ def train(message: Message, context: Context) -> Message:
     keys = here.task.trained_keys(here.model, stage)
     past = Past(context.state, order.server_round)
     added = additions(here.run.method, here.model, exchange.extra_of(message.content), past)
+    section = stage.train
+    batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
+    if batch != section.batch:
+        section = section.model_copy(update={"batch": batch})
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
     result = trainer.train(
-        here.task, here.model, mine, guide.to(here.device), stage.train, stage.round_within(order.server_round),
+        here.task, here.model, mine, guide.to(here.device), section, stage.round_within(order.server_round),
         seeds.generator(here.run.seed, "batches", order.server_round, here.node), CURRENT.get(), added,
         frozen=set(global_state) - set(keys),
     )  # fmt: skip

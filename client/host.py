@@ -21,6 +21,9 @@ class ClientConfig:
 
     Attributes:
         min_sum_examples: it sends no class sum over fewer of its examples; a run may ask for more, not for less.
+        min_batch: it trains on no batch of fewer of its examples, not even the last of an epoch.
+        secret: where there is one, what it holds out and the order of its batches follow from it, and no server
+            knows or chooses them.
     """
 
     name: str
@@ -28,6 +31,8 @@ class ClientConfig:
     device: str = "auto"
     val_share: float = 0.1
     min_sum_examples: int = 0
+    min_batch: int = 0
+    secret: str = ""
 
 
 class AppHost:
@@ -57,6 +62,8 @@ class AppHost:
             "device": self._config.device,
             "val-share": self._config.val_share,
             "min-sum-examples": self._config.min_sum_examples,
+            "min-batch": self._config.min_batch,
+            "secret": self._config.secret,
         }
         if welcome.HasField("part"):
             settings |= {"partition-id": welcome.part.index, "num-partitions": welcome.part.of}

@@ -20,7 +20,7 @@ from flwr.app import Message
 from fednc.client.channel import Credentials, explain, is_expired_refusal, open_channel
 from fednc.client.session import Events, Session, attend_request, read_event, send_word
 from fednc.client.transfer import make_stub, session_metadata
-from fednc.client.work import BACKOFF_S, Worker, jittered
+from fednc.client.work import BACKOFF_S, BeforeDownload, Worker, accept_any_size, jittered
 from fednc.common.errors import FedncError, RefusedError
 from fednc.common.wire import LONG_TEXT, WHOLE_BYTES, plain
 from fednc.protos import federation_pb2 as pb
@@ -65,6 +65,7 @@ class LinkConfig:
     app: str = ""  # name and version of a foreign Flower app; empty: fednc's own
     liveness_s: float = 5.0
     once: bool = False
+    before_download: BeforeDownload = accept_any_size  # may refuse what an instruction brings
 
 
 class Link:
@@ -73,7 +74,7 @@ class Link:
     def __init__(self, config: LinkConfig, host: Host) -> None:
         self._config, self._host = config, host
         self._instance = secrets.token_bytes(8)
-        self._worker = Worker(host)
+        self._worker = Worker(host, config.before_download)
         self._run_id = ""
         self._declaration: pb.Declaration | None = None
         self._standing = pb.Declaration.READY

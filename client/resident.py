@@ -30,7 +30,10 @@ class Resident:
     """A run as one client lives it.
 
     Attributes:
+        node: what its random streams derive from besides the run's seed.
+        subset_seed: what decides which examples it holds out and draws; the run's seed, unless its owner says.
         min_sum_examples: class sums over fewer examples stay here; the run's floor, or its own if stricter.
+        min_batch: it trains on no smaller batch.
         told: by stage, the classes whose sums were said to stay here.
     """
 
@@ -41,7 +44,9 @@ class Resident:
     held_out: TaskData
     device: torch.device
     node: str
+    subset_seed: int
     min_sum_examples: int
+    min_batch: int = 0
     told: dict[int, set[str]] = field(default_factory=dict)
     _stages: dict[int, tuple[TaskData, TaskData]] = field(default_factory=dict)
 
@@ -52,7 +57,7 @@ class Resident:
         if stage.number not in self._stages:
             mine = self.train.of_classes(stage.earlier, stage.classes)
             if stage.shots:
-                mine = mine.few(stage.shots, seeds.derive(self.run.seed, "shots", self.node))
+                mine = mine.few(stage.shots, seeds.derive(self.subset_seed, "shots", self.node))
             self._stages[stage.number] = mine, self.held_out.of_classes(0, stage.classes)
         return self._stages[stage.number]
 
@@ -110,7 +115,8 @@ def _load(context: Context, run: RunConfig) -> Resident:
     for note in data.notes:
         log.info("data of %s: %s", node, note)
     share = float(settings.get("val-share", 0.1))
-    train, held_out = data.hold_out(share, seeds.derive(run.seed, "hold-out", node))
+    subset_seed = 0 if settings.get("secret") else run.seed  # `node` holds the secret
+    train, held_out = data.hold_out(share, seeds.derive(subset_seed, "hold-out", node))
     return Resident(
         run=run,
         task=task,
@@ -119,13 +125,20 @@ def _load(context: Context, run: RunConfig) -> Resident:
         held_out=held_out.to(device),
         device=device,
         node=node,
+        subset_seed=subset_seed,
+        min_batch=int(settings.get("min-batch", 0)),
         min_sum_examples=max(task.min_sum_examples, int(settings.get("min-sum-examples", 0))),
     )
 
 
 def _name(context: Context) -> str:
-    """What random streams derive from: the node's name, else its part of the split, else Flower's random id."""
+    """What random streams derive from: the node's name, else its part of the split, else Flower's random id.
+
+    With a secret of its owner's, nobody else can draw the same.
+    """
     settings = context.node_config
+    if secret := str(settings.get("secret", "")):
+        return f"{secret}/{settings.get('name', '')}"
     part = settings.get("partition-id")
     return str(settings.get("name", context.node_id if part is None else f"part-{part}"))
 

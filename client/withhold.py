@@ -14,6 +14,8 @@ from torch import Tensor
 
 log = logging.getLogger("fednc.client")
 
+NEVER = 1 << 62  # more examples than anybody has: no sum is sent, and none is missed
+
 
 def sendable(count_K: Tensor, least: int, class_names: Sequence[str], told: set[str]) -> Tensor:
     """bool [K], the classes whose features may be summed: all but those of fewer than `least` examples here.
@@ -24,7 +26,7 @@ def sendable(count_K: Tensor, least: int, class_names: Sequence[str], told: set[
     """
     few_K = (count_K > 0) & (count_K < least)
     for vertex in few_K.nonzero().flatten().tolist():
-        if (name := class_names[vertex]) not in told:
+        if (name := class_names[vertex]) not in told and least < NEVER:
             told.add(name)
             log.warning(
                 "class %r: its sum of features stays here, for it is over %d of this client's examples, fewer "
@@ -32,3 +34,13 @@ def sendable(count_K: Tensor, least: int, class_names: Sequence[str], told: set[
                 *(name, int(count_K[vertex]), least),
             )
     return ~few_K
+
+
+def fitting_batch(examples: int, batch: int, least: int) -> int:
+    """The smallest batch from `batch` on that leaves no last batch of an epoch of fewer than `least` examples.
+
+    A short last batch weighs its few examples more than the others weigh theirs.
+    """
+    if least <= 1 or examples <= batch:
+        return batch
+    return next(size for size in range(batch, examples + 1) if not 0 < examples % size < least)

@@ -21,13 +21,14 @@ from fednc.client.blobcache import BlobCache
 from fednc.client.hooks import CURRENT, AppFailedError, CancelledError, Hooks, Step
 from fednc.client.session import Session, progress_of
 from fednc.client.transfer import Reply, fetch_content, send_reply, take_along
-from fednc.common import faults, flower
+from fednc.common import faults, flower, records
 from fednc.common.errors import FedncError, ProtocolError
 from fednc.common.wire import LONG_TEXT, SHORT_TEXT, plain
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
 T = TypeVar("T")
+BeforeDownload = Callable[[pb.AssignmentId, int], None]  # work, bytes that it brings; raises to refuse
 
 BACKOFF_S = (0.1, 5.0)  # first and longest pause between attempts
 _DRAIN_POLL_S = 0.05
@@ -60,11 +61,15 @@ class _Work:
         return f"{self.id.message_type} of round {self.id.group_id}" if self.id.group_id else self.id.message_type
 
 
+def accept_any_size(_work_id: pb.AssignmentId, _size: int) -> None:
+    """Refuses no download."""
+
+
 class Worker:
     """The work of one client, one piece after the other."""
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    def __init__(self, app: App, before_download: BeforeDownload = accept_any_size) -> None:
+        self._app, self._before_download = app, before_download
         self._cache = BlobCache()
         self._session: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         self._active: dict[bytes, _Work] = {}
@@ -187,6 +192,7 @@ class Worker:
 
     async def _fetch(self, work: _Work) -> RecordDict | None:
         """The content; downloaded again where it arrived damaged. Raises ProtocolError where it always does."""
+        self._before_download(work.id, records.bulk_bytes(work.content))
         take_along(work.blobs, work.content, self._cache)
         for tries_left in reversed(range(_DOWNLOADS)):
             try:

@@ -113,7 +113,7 @@ def _without_unused(section: BaseModel, values: dict[str, Any]) -> dict[str, Any
     return kept
 
 
-def explain(error: ValidationError, source: str, prefix: str = "") -> str:
+def explain(error: ValidationError, source: str, prefix: str = "", *, page: str = "docs/config.md") -> str:
     """One line per offending key: where, what was given, what is wrong with it."""
     lines = [f"{source} cannot be used:"]
     for item in error.errors(include_url=False, include_context=False):
@@ -121,7 +121,7 @@ def explain(error: ValidationError, source: str, prefix: str = "") -> str:
         # a table is shown by its name alone: what is wrong with its keys together is in the message
         shown = item["type"] not in ("extra_forbidden", "missing") and not isinstance(item["input"], dict)
         given = f" (given: {item['input']!r:.80})" if shown else ""
-        hint = " - no such key; docs/config.md lists them all" if item["type"] == "extra_forbidden" else ""
+        hint = f" - no such key; {page} lists them all" if item["type"] == "extra_forbidden" else ""
         said = " ".join(item["msg"].removeprefix("Value error, ").split())
         lines.append(f"  {key}: {said}{given}{hint}")
     return "\n".join(lines)
