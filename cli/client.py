@@ -18,6 +18,7 @@ from fednc.cli.options import (
     Device,
     Json,
     Key,
+    NoProxy,
     Partition,
     Server,
     TokenFile,
@@ -60,6 +61,15 @@ DryRun = Annotated[
         "not count this client.",
     ),
 ]
+StopS = Annotated[
+    float,
+    typer.Option(
+        "--stop-s",
+        min=0.1,
+        metavar="SECONDS",
+        help="End so long after SIGTERM or Ctrl-C even if a thread is stuck.",
+    ),
+]
 Insecure = Annotated[
     bool,
     typer.Option("--insecure", help="Plaintext beyond loopback: for closed networks, if the server does too."),
@@ -79,7 +89,7 @@ def command(
     key: Key = None, token_file: TokenFile = None, insecure: Insecure = False, partition: Partition = "",
     device: Device = "auto", val_share: ValShare = 0.1, min_sum_examples: MinSumExamples = 0,
     once: Once = False, threads: Threads = 0, max_hours: MaxHours = 0, min_free_gib: MinFreeGib = 0,
-    dry_run: DryRun = False, json: Json = "",
+    dry_run: DryRun = False, no_proxy: NoProxy = False, stop_s: StopS = 10.0, json: Json = "",
 ) -> None:  # fmt: skip
     """Attend a federation: train on this machine's data whenever the server asks.
 
@@ -119,17 +129,17 @@ def command(
         host, traits = _foreign_app(app, node_config, part, grace, threads)
     else:
         host, traits = _own_app(name, data, part, device, val_share, min_sum_examples)
-    config = LinkConfig(server=server, name=name, credentials=credentials, once=once, **traits)
+    config = LinkConfig(server=server, name=name, credentials=credentials, once=once, direct=no_proxy, **traits)
     if dry_run:
         if app:
-            run_id = run_until_interrupted(rehearse_foreign(config, host))
+            run_id = run_until_interrupted(rehearse_foreign(config, host), stop_s=stop_s)
             say(f"dry run for {run_id}: the server takes {name}, and the app {config.app} is loaded here")
         else:
-            _show_rehearsal(run_until_interrupted(rehearse(config, host)), json)
+            _show_rehearsal(run_until_interrupted(rehearse(config, host), stop_s=stop_s), json)
         return
     host = Reserve(host, min_free_gib) if min_free_gib else host
     spare_what_is_loaded()
-    over = run_until_interrupted(_attend(config, host, max_hours, signals))
+    over = run_until_interrupted(_attend(config, host, max_hours, signals), stop_s=stop_s)
     if over and over.failed:
         raise RunFailedError(f"the server ended the run: {over.reason}")
 

@@ -15,7 +15,13 @@ A message says the offending value, what was expected and what to do next. Ctrl-
 
 from __future__ import annotations
 
+import errno
+import os
+
 EXIT_INTERRUPTED = 130
+
+# What time may mend, so that a service manager is right to start the command again.
+_PASSING = (errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ESTALE)
 
 
 class FedncError(Exception):
@@ -73,3 +79,21 @@ class RunFailedError(FedncError):
     """The run ended without a result."""
 
     exit_code = 9
+
+
+def of_system(error: OSError) -> FedncError:
+    """What the operating system refused, as one of our own errors: which path, why, and what to do.
+
+    A full disk or too many open files may pass, which exit code 1 says; a path that cannot be used will not.
+    """
+    what = f"{error.filename}: " if error.filename not in (None, "") else ""
+    why = error.strerror or str(error) or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FedncError(f"{what}{why}: free some space, or use a folder on another disk")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return FedncError(f"{what}{why}: allow more open files (ulimit -n, LimitNOFILE=)")
+    if error.errno in _PASSING or error.filename is None:
+        return FedncError(f"{what}{why}; if it happens again, look at the machine's log")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ConfigError(f"{what}{why} for user {os.geteuid()}: give another path, or that user the right to it")
+    return ConfigError(f"{what}{why}: check the path")
