@@ -186,17 +186,17 @@ def _own_app(
     """fednc's own app, and what the server must know of it."""
     from fednc.client.app import app
     from fednc.client.host import AppHost, ClientConfig
-    from fednc.common import tasks
-    from fednc.common.presets import PRESETS
+    from fednc.common import versions
     from fednc.protos import federation_pb2 as pb
 
     if not data:
         raise ConfigError("say with --data what this client trains on, e.g. --data digits or --data npz:PATH")
-    installed = tuple(f"{task_name}/{task.version}" for task_name, task in tasks.installed().items())
     wanted = pb.Part(index=part[0], of=part[1]) if part else None
     config = ClientConfig(name=name, data=data, device=device, val_share=val_share, min_sum_examples=least)
     host = AppHost(config, app)
-    return host, {"part": wanted, "tasks": installed, "methods": tuple(PRESETS)}
+    return host, {
+        "part": wanted, "tasks": versions.installed_tasks(), "methods": versions.installed_methods(),
+    }  # fmt: skip
 
 
 def _foreign_app(
