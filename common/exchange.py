@@ -46,7 +46,7 @@ class Instruction:
     def under(cls, run: RunConfig, server_round: int, *, wants_sums: bool = False) -> Instruction:
         """Of this run, as this side has it installed."""
         return cls(
-            run_json=run.model_dump_json(), server_round=server_round, wants_sums=wants_sums,
+            run_json=run.model_dump_json(exclude={"server"}), server_round=server_round, wants_sums=wants_sums,
             versions=versions.of_run(run),
         )  # fmt: skip
 

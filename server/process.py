@@ -18,6 +18,7 @@ from fednc.common.config import RunConfig
 from fednc.common.files import write_atomically
 from fednc.server.agreement import Agreement
 from fednc.server.checkpoint import Checkpoint, Checkpoints
+from fednc.server.continuing import as_text
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.grid import LinkGrid
@@ -81,7 +82,10 @@ async def run_server(
 
 def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tuple[FederatedRun, Checkpoint | None]:
     """The run as it starts or, where there is a checkpoint, as it goes on."""
-    kept = checkpoints.latest(run.digest)
+    kept = checkpoints.latest(run.digest, run.decisive())
+    if kept and kept.changed:
+        text = f"the run file has changed since round {kept.round}: {as_text(kept.changed)}"
+        events.emit("changed", text, round=kept.round, changed=kept.changed)
     prepared = FederatedRun(run, events)
     if kept:
         prepared.restore(kept)
