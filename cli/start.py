@@ -14,3 +14,7 @@ def run() -> None:
     from fednc.cli.main import run as run_command
 
     run_command()
+
+
+if __name__ == "__main__":
+    run()

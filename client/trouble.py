@@ -12,6 +12,7 @@ import grpc
 
 from fednc.client.channel import Credentials
 from fednc.common.errors import AddressError, ConfigError, FedncError, RefusedError
+from fednc.common.wire import plain
 
 _NO_FEDNC = "what answers there is not a fednc server: check host and port"
 _UNKNOWN_HOST = "the host name cannot be looked up: check its spelling, and this machine's DNS"
@@ -49,6 +50,7 @@ _SIGNS = {
 }
 # The server refused us in the handshake, where no reason can travel.
 _CLOSED = ("Socket closed", "Connection reset", "Broken pipe")
+_SAID = 200  # characters of a text that says nothing we know
 _CODE = re.compile(r"(?:response code|with status:|status) ?:? ?(\d{3})")
 
 
@@ -68,7 +70,8 @@ def _meaning(error: grpc.aio.AioRpcError, credentials: Credentials | None) -> st
         return f"the server closed the connection before it answered; {_likely(credentials)}"
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time: the host is off, a firewall drops the connection, or the server is overloaded"
-    return error.code().name.lower().replace("_", " ")
+    said = plain(details.partition("\n")[0], _SAID)
+    return error.code().name.lower().replace("_", " ") + (f": {said}" if said else "")
 
 
 def as_error(

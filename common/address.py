@@ -33,7 +33,8 @@ def parse_address(text: str, option: str, *, may_choose_port: bool = False) -> A
     Raises:
         ConfigError: anything but HOST:PORT, with what to write instead where that can be told.
     """
-    given = f"{option} {text}".strip() if text else f"{option} (empty)".strip()
+    shown = (text if text.isprintable() else repr(text)) or "(empty)"
+    given = f"{option} {shown}" if option else shown
     bare = _without_url(text)
     if bare != text:
         hint = f": write {bare}" if re.search(r"[^:]:[0-9]+$", bare) else ""
@@ -42,7 +43,8 @@ def parse_address(text: str, option: str, *, may_choose_port: bool = False) -> A
     if _is_ipv6(text) or (":" in host and not host.startswith("[")):
         raise ConfigError(f"{given}: an IPv6 address needs brackets: {_bracketed(text)}")
     if not colon or text.endswith("]"):
-        raise ConfigError(f"{given}: the port is missing: write {text or 'HOST'}:8440 (8440 is the usual port)")
+        host = text if text and text.isprintable() else "HOST"
+        raise ConfigError(f"{given}: the port is missing: write {host}:8440 (8440 is the usual port)")
     if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > _PORTS or (int(port) == 0 and not may_choose_port):
         lowest = 0 if may_choose_port else 1
         raise ConfigError(f"{given}: the port is {port!r}; expected a number from {lowest} to {_PORTS}")

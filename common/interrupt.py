@@ -65,6 +65,7 @@ def run_until_interrupted(main: Coroutine[Any, Any, T], *, stop_s: float = STOP_
             log.warning("ending cleanly; press Ctrl-C again to end at once")
             task.cancel()
 
+        loop.set_exception_handler(_report)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, interrupt)
         return await task
@@ -78,6 +79,12 @@ def run_until_interrupted(main: Coroutine[Any, Any, T], *, stop_s: float = STOP_
     finally:
         if not _others_are_alive():
             watchdog.cancel()
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What goes wrong where nobody awaits it. A call that was cut when the server ended is no error of anybody."""
+    if not isinstance(context.get("exception"), asyncio.CancelledError):
+        loop.default_exception_handler(context)
 
 
 def _leave_behind(stop_s: float) -> None:

@@ -39,5 +39,6 @@ def claimed(folder: Path) -> Iterator[None]:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
+        fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked meanwhile may have a copy of the handle
     finally:
         os.close(handle)
