@@ -77,7 +77,7 @@ class Credentials:
 
     def _token(self) -> str:
         token = _read(self.token).decode(errors="replace").strip()
-        if cred.holder_of_token(token) is None:
+        if not token.isascii() or cred.holder_of_token(token) is None:
             raise ConfigError(f"{self.token} holds no token; `fednc certs token` makes the file: copy it again")
         return token
 
