@@ -1,9 +1,9 @@
 """Every error that fednc raises on purpose, in one tree, with the exit code of the command it ends.
 
     FedncError            1  anything below
-    ├── ConfigError       2  a run file or an option that cannot be used
+    ├── ConfigError       2  a run file, an option or a path that cannot be used
     ├── DataError         3  data that is missing, unreadable or does not fit the run
-    ├── AddressError      4  a port that cannot be bound, an address that cannot be resolved or does not answer
+    ├── AddressError      4  a port or folder that is taken, an address that cannot be resolved or does not answer
     ├── QuorumError       5  too few clients before `wait_s`, or too few replies in a round
     ├── RefusedError      6  the server refuses this client (name taken, version, identity)
     ├── ProtocolError     7  bytes from the peer that break the agreement
@@ -31,7 +31,7 @@ class FedncError(Exception):
 
 
 class ConfigError(FedncError):
-    """A run file or an option that cannot be used."""
+    """A run file, an option or a path that cannot be used."""
 
     exit_code = 2
 
@@ -43,7 +43,7 @@ class DataError(FedncError):
 
 
 class AddressError(FedncError):
-    """A port that cannot be bound, an address that cannot be resolved or does not answer."""
+    """A port or folder that is taken, an address that cannot be resolved or does not answer."""
 
     exit_code = 4
 
