@@ -10,13 +10,16 @@ STAMP  := $(VENV)/.installed
 TORCH       ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 TORCH_INDEX ?= $(if $(filter torch,$(TORCH)),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-faults test-attacks test-flower check format protos docs bench results install clean
+.PHONY: demo test test-pythons test-faults test-attacks test-flower check format protos docs bench results install clean
 
 demo: $(STAMP)  ## one server and four clients on this machine, fedavg against fednc
 	$(BIN)/fednc demo
 
 test: $(STAMP)  ## the whole test suite, at most 6 minutes on two cores
 	$(BIN)/pytest -q -n 2 --dist loadfile
+
+test-pythons:  ## the whole test suite on every other Python (3.12 to 3.14) that is on this machine
+	.ci/pythons
 
 test-faults: $(STAMP)  ## processes killed, frozen, cut off and lied to, at most 10 minutes on two cores
 	$(BIN)/pytest -q --timeout=300 tests/faults
@@ -96,4 +99,4 @@ $(STAMP): pyproject.toml
 	for d in bench cli client common protos server; do ln -sfn ../../$$d .types/fednc/$$d; done
 
 clean:
-	rm -rf $(VENV) .types build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* .types build *.egg-info .mypy_cache .ruff_cache .hypothesis

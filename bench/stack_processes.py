@@ -28,7 +28,7 @@ class Process:
     def is_node(self, name: str) -> bool:
         """Whether this is the container of the server (`server`) or of the client of that name."""
         at = next((i for i, argument in enumerate(self.arguments) if Path(argument).name == "fednc"), None)
-        if at is None or not self.in_container:
+        if at is None or at > 1 or not self.in_container:  # further on, it is what an init process has started
             return False
         role, *rest = self.arguments[at + 1 :] or [""]
         named = rest[rest.index("--name") + 1 :][:1] if "--name" in rest else []

@@ -20,6 +20,7 @@ from fednc.cli.options import (
     Device,
     Json,
     Key,
+    NoProxy,
     Partition,
     Server,
     TokenFile,
@@ -82,6 +83,15 @@ AuditFile = Annotated[
         "sha256. With --policy the default is audit.jsonl in its state folder.",
     ),
 ]
+StopS = Annotated[
+    float,
+    typer.Option(
+        "--stop-s",
+        min=0.1,
+        metavar="SECONDS",
+        help="End so long after SIGTERM or Ctrl-C even if a thread is stuck.",
+    ),
+]
 Insecure = Annotated[
     bool,
     typer.Option("--insecure", help="Plaintext beyond loopback: for closed networks, if the server does too."),
@@ -102,7 +112,8 @@ def command(
     key: Key = None, token_file: TokenFile = None, insecure: Insecure = False, partition: Partition = "",
     device: Device = "auto", val_share: ValShare = 0.1, min_sum_examples: MinSumExamples = 0,
     once: Once = False, threads: Threads = 0, max_hours: MaxHours = 0, min_free_gib: MinFreeGib = 0,
-    dry_run: DryRun = False, policy: PolicyFile = None, audit: AuditFile = None, json: Json = "",
+    dry_run: DryRun = False, policy: PolicyFile = None, audit: AuditFile = None, no_proxy: NoProxy = False,
+    stop_s: StopS = 10.0, json: Json = "",
 ) -> None:  # fmt: skip
     """Attend a federation: train on this machine's data whenever the server asks.
 
@@ -154,18 +165,18 @@ def command(
         spec = with_options(data, class_names, columns) if data else ""
         owner = read_owner(policy, spec, val_share)
         host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner)
-    config = LinkConfig(server=server, name=name, credentials=credentials, once=once, **traits)
+    config = LinkConfig(server=server, name=name, credentials=credentials, once=once, direct=no_proxy, **traits)
     if dry_run:
         if app:
-            run_id = run_until_interrupted(rehearse_foreign(config, host))
+            run_id = run_until_interrupted(rehearse_foreign(config, host), stop_s=stop_s)
             say(f"dry run for {run_id}: the server takes {name}, and the app {config.app} is loaded here")
         else:
-            show_dry_run(config, host, owner, json)
+            show_dry_run(config, host, owner, json, stop_s=stop_s)
         return
     host, config = guarded(host, config, owner, audit)
     host = Reserve(host, min_free_gib) if min_free_gib else host
     spare_what_is_loaded()
-    over = run_until_interrupted(_attend(config, host, max_hours, signals))
+    over = run_until_interrupted(_attend(config, host, max_hours, signals), stop_s=stop_s)
     if over and over.failed:
         raise RunFailedError(f"the server ended the run: {over.reason}")
 
@@ -198,18 +209,18 @@ def _own_app(
     """fednc's own app, and what the server must know of it."""
     from fednc.client.app import app
     from fednc.client.host import AppHost, ClientConfig
-    from fednc.common import tasks
-    from fednc.common.presets import PRESETS
+    from fednc.common import versions
     from fednc.protos import federation_pb2 as pb
 
     if not data:
         raise ConfigError("say with --data what this client trains on, e.g. --data digits or --data npz:PATH")
-    installed = tuple(f"{task_name}/{task.version}" for task_name, task in tasks.installed().items())
     wanted = pb.Part(index=part[0], of=part[1]) if part else None
     config = ClientConfig(name=name, data=data, device=device, val_share=val_share, min_sum_examples=least)
     config = owner.bind(config) if owner else config
     host = AppHost(config, app)
-    return host, {"part": wanted, "tasks": installed, "methods": tuple(PRESETS)}
+    return host, {
+        "part": wanted, "tasks": versions.installed_tasks(), "methods": versions.installed_methods(),
+    }  # fmt: skip
 
 
 def _foreign_app(

@@ -14,9 +14,11 @@ import typer
 from typer.core import TyperGroup
 
 from fednc.cli.output import say_error
+from fednc.cli.sink import drain_console, guard_console
 from fednc.common import faults
-from fednc.common.errors import EXIT_INTERRUPTED, FedncError
+from fednc.common.errors import EXIT_INTERRUPTED, FedncError, of_system
 from fednc.common.flower_env import quiet_flower
+from fednc.common.interrupt import end_at_once_while_loading, interrupt_as_usual
 
 # name: (module:attribute, one line for --help); the attribute is a function with typer annotations or a typer app.
 COMMANDS = {
@@ -34,6 +36,10 @@ COMMANDS = {
 }
 
 
+# They hear signals themselves, and have nothing to clean up before that.
+_HEAR_THEMSELVES = ("server", "client")
+
+
 class LazyGroup(TyperGroup):
     """Knows the names of its commands at once, and their options only when one of them is called."""
 
@@ -43,19 +49,33 @@ class LazyGroup(TyperGroup):
         return name, _load(name) if name else None, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an error of ours becomes one message and the exit code of its class."""
+        """Run the command; an error of ours becomes one message and the exit code of its class.
+
+        So does what the operating system refuses: a traceback helps nobody against a folder without write access.
+        """
         try:
             faults.arm(os.environ)
             return super().invoke(ctx)
         except FedncError as e:
-            say_error(e)
-            raise typer.Exit(e.exit_code) from e
+            raise _ended_by(e) from e
+        except OSError as e:
+            raise _ended_by(of_system(e)) from e
 
 
 def run() -> None:
-    """The console script."""
+    """The console script, once signals are heard."""
+    guard_console()
+    end_at_once_while_loading()
     quiet_flower()
-    app()
+    try:
+        app()
+    finally:
+        drain_console()
+
+
+def _ended_by(error: FedncError) -> typer.Exit:
+    say_error(error)
+    return typer.Exit(error.exit_code)
 
 
 def exit_codes() -> dict[int, str]:
@@ -67,6 +87,8 @@ def exit_codes() -> dict[int, str]:
 
 
 def _load(name: str) -> Any:
+    if name not in _HEAR_THEMSELVES:
+        interrupt_as_usual()
     module, attribute = COMMANDS[name][0].split(":")
     target = getattr(import_module(module), attribute)
     if not isinstance(target, typer.Typer):

@@ -29,6 +29,9 @@ Ca = Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate of th
 Cert = Annotated[Path | None, typer.Option(metavar="FILE", help="Own certificate; with --key.")]
 Key = Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of --cert.")]
 TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Own token.")]
+NoProxy = Annotated[
+    bool, typer.Option("--no-proxy", help="Connect past the proxy that http_proxy and the like name.")
+]
 Partition = Annotated[
     str, typer.Option(metavar="I/N", help="Part I (from 0) of the N parts of the run's simulated split.")
 ]

@@ -50,8 +50,7 @@ def write_json(target: str, value: dict[str, Any]) -> None:
     """
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     if target == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        _write_stdout(text)
         return
     try:
         Path(target).write_text(text, encoding="utf-8")
@@ -59,6 +58,16 @@ def write_json(target: str, value: dict[str, Any]) -> None:
         raise ConfigError(
             f"--json {target}: cannot be written ({e.strerror}); give a file in a folder that exists"
         ) from e
+
+
+def _write_stdout(text: str) -> None:
+    """Raises ConfigError: whoever reads the result is gone, or the disk behind it full."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    failed = getattr(sys.stdout, "failed", None)  # of the command's console, which itself never fails
+    if failed:
+        why = getattr(failed, "strerror", None) or str(failed)
+        raise ConfigError(f"--json -: stdout cannot be written ({why}); give a file instead")
 
 
 def as_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

@@ -47,11 +47,11 @@ def guarded(host: Host, config: LinkConfig, owner: Owner | None, audit: Path | N
     return guard, replace(config, before_download=guard.before_download)
 
 
-def show_dry_run(config: LinkConfig, host: Host, owner: Owner | None, target: str) -> None:
+def show_dry_run(config: LinkConfig, host: Host, owner: Owner | None, target: str, *, stop_s: float) -> None:
     """Rehearse and show the result, and with a policy what of the run it refuses."""
     foresight = Foresight(host, owner) if owner else None
     try:
-        rehearsal = run_until_interrupted(rehearse(config, foresight or host))
+        rehearsal = run_until_interrupted(rehearse(config, foresight or host), stop_s=stop_s)
     except Exception:
         if foresight:
             _show_objections(foresight)

@@ -59,12 +59,15 @@ def command(
     Ctrl-C ends the run and tells the clients. With --app, the tables `server` and `rounds` of a run file
     still count.
     """
+    from fednc.common.address import parse_address
     from fednc.common.config import RunConfig, read_run_file
 
     if run_file is None and app is None:
         raise ConfigError("there is nothing to serve: name a run file (`fednc init` writes one), or --app DIR")
     run = read_run_file(run_file) if run_file else RunConfig()
     wanted = {"listen": listen, "certs": certs, "insecure": insecure}
+    if listen:
+        parse_address(listen, "--listen", may_choose_port=True)
     server = run.server.model_copy(update={key: value for key, value in wanted.items() if value})
     run = run.model_copy(update={"server": server})
     if test_data:
@@ -79,15 +82,18 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
     from fednc.cli.live import following
     from fednc.common.collector import spare_what_is_loaded
     from fednc.common.interrupt import run_until_interrupted
+    from fednc.server.claim import claimed
     from fednc.server.events import EventLog
     from fednc.server.process import run_server
     from fednc.server.results import run_folder
 
     place = run_folder(run, folder)
-    events = EventLog(place / "events.jsonl")
-    spare_what_is_loaded()
-    with following(run, events) as live:
-        finished = run_until_interrupted(run_server(run, place, events, on_listening=live.watch))
+    with claimed(place):
+        events = EventLog(place / "events.jsonl")
+        spare_what_is_loaded()
+        with following(run, events) as live:
+            serving = run_server(run, place, events, on_listening=live.watch)
+            finished = run_until_interrupted(serving, stop_s=run.server.stop_s)
     if json:
         write_json(json, {**finished.summary, "folder": str(finished.folder)})
 
@@ -97,6 +103,7 @@ def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, js
     from fednc.common.collector import spare_what_is_loaded
     from fednc.common.flower import read_app
     from fednc.common.interrupt import run_until_interrupted
+    from fednc.server.claim import claimed
     from fednc.server.events import EventLog
     from fednc.server.foreign import run_app, settings_for
     from fednc.server.results import run_folder
@@ -104,9 +111,11 @@ def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, js
     app = read_app(path)
     run = settings_for(app, run)
     place = run_folder(run, folder)
-    events = EventLog(place / "events.jsonl")
-    print_lines(events)
-    spare_what_is_loaded()
-    summary = run_until_interrupted(run_app(app, overrides, run, place, events))
+    with claimed(place):
+        events = EventLog(place / "events.jsonl")
+        print_lines(events)
+        spare_what_is_loaded()
+        serving = run_app(app, overrides, run, place, events)
+        summary = run_until_interrupted(serving, stop_s=run.server.stop_s)
     if json:
         write_json(json, {**summary, "folder": str(place)})

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fednc.cli.options import Ca, Cert, Certs, Json, Key, Server, TokenFile
+from fednc.cli.options import Ca, Cert, Certs, Json, Key, NoProxy, Server, TokenFile
 from fednc.cli.output import say, write_json
 
 Classes = Annotated[
@@ -25,7 +25,7 @@ def _root() -> None:
 @app.command("next")
 def start_next(
     server: Server, classes: Classes = None, certs: Certs = None, ca: Ca = None, cert: Cert = None,
-    key: Key = None, token_file: TokenFile = None, json: Json = "",
+    key: Key = None, token_file: TokenFile = None, no_proxy: NoProxy = False, json: Json = "",
 ) -> None:  # fmt: skip
     """Start the session that waits for an operator ([[sessions]] with start = "operator").
 
@@ -35,7 +35,7 @@ def start_next(
     from fednc.cli.status import as_json, operator_link
     from fednc.common.interrupt import run_until_interrupted
 
-    link = operator_link(server, certs, ca, cert, key, token_file)
+    link = operator_link(server, certs, ca, cert, key, token_file, direct=no_proxy)
     status = run_until_interrupted(link.next_session(classes or ()))
     say(f"session {status.waiting_session or status.session} of {status.sessions} starts")
     if json:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fednc.cli.options import Ca, Cert, Certs, Json, Key, Server, TokenFile
+from fednc.cli.options import Ca, Cert, Certs, Json, Key, NoProxy, Server, TokenFile
 from fednc.cli.output import as_table, console, say, show_table, write_json
 from fednc.common.errors import ConfigError
 
@@ -45,7 +45,7 @@ COLUMNS = (
 def command(
     server: Server, watch: Watch = False, every: Every = 1.0, pause: Pause = False, resume: Resume = False,
     stop: Stop = False, drop: Drop = None, readmit: Readmit = None, certs: Certs = None, ca: Ca = None,
-    cert: Cert = None, key: Key = None, token_file: TokenFile = None, json: Json = "",
+    cert: Cert = None, key: Key = None, token_file: TokenFile = None, no_proxy: NoProxy = False, json: Json = "",
 ) -> None:  # fmt: skip
     """Show how a run stands: round, roster, who is missing; pause, resume or stop it, drop or readmit a node.
 
@@ -58,27 +58,36 @@ def command(
 
     if pause and resume:
         raise ConfigError("--pause and --resume contradict each other; give one of them")
-    link = operator_link(server, certs, ca, cert, key, token_file)
+    link = operator_link(server, certs, ca, cert, key, token_file, direct=no_proxy)
     wanted = {Lever.PAUSE: pause, Lever.RESUME: resume, Lever.STOP: stop}
     levers = [lever for lever, is_wanted in wanted.items() if is_wanted]
     run_until_interrupted(_ask(link, levers, drop or (), readmit or (), every if watch else 0.0, json))
 
 
 def operator_link(
-    server: str, certs: Path | None, ca: Path | None, cert: Path | None, key: Path | None, token: Path | None
+    server: str,
+    certs: Path | None,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    token: Path | None,
+    *,
+    direct: bool = False,
 ) -> OperatorLink:
     """The operator's end of the link. Raises ConfigError: another machine is asked without credentials."""
     from fednc.client.channel import credentials_from
     from fednc.client.operator import OperatorLink
+    from fednc.common.address import parse_address
     from fednc.common.wire import is_loopback
 
+    parse_address(server, "--server")
     if not (certs or ca or is_loopback(server)):
         raise ConfigError(
             f"--server {server} is another machine: give --certs DIR with the folder that "
             "`fednc certs node DIR NAME --operator` made"
         )
     credentials = credentials_from(server, certs=certs, ca=ca, cert=cert, key=key, token=token)
-    return OperatorLink(server, credentials)
+    return OperatorLink(server, credentials, direct)
 
 
 async def _ask(

@@ -18,8 +18,8 @@ from fednc.client.objectives import additions
 from fednc.client.past import Past
 from fednc.client.resident import Resident, resident
 from fednc.client.withhold import fitting_batch, sendable
-from fednc.common import arrays, codec, exchange, seeds
-from fednc.common.config import parse_run_json
+from fednc.common import arrays, codec, exchange, seeds, versions
+from fednc.common.config import RunConfig, parse_run_json
 from fednc.common.errors import ProtocolError
 from fednc.common.exchange import (
     CLASS_COUNTS,
@@ -137,8 +137,24 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident, Stage]:
     order = Instruction.of(message)
-    here = resident(context, parse_run_json(order.run_json, source="the server's run file"))
+    run = parse_run_json(order.run_json, source="the server's run file")
+    _check_versions(order, run)
+    here = resident(context, run)
     return order, here, here.task.stage(order.server_round)
+
+
+def _check_versions(order: Instruction, run: RunConfig) -> None:
+    """Raises ProtocolError: the server trains with another version, which would spoil the model unnoticed."""
+    if len(order.versions) != 3:
+        return  # of a server that does not say yet
+    software, task, method = versions.of_run(run)
+    problem = (
+        versions.package_differs(software, order.versions[0], "the server")
+        or versions.entry_differs("task", task, order.versions[1:2], "the server")
+        or versions.entry_differs("method", method, order.versions[2:], "the server")
+    )
+    if problem:
+        raise ProtocolError(problem)
 
 
 def _volunteer(message: Message, context: Context) -> Volunteer:

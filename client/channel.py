@@ -1,4 +1,4 @@
-"""The channel to the server: how it is protected, and what it means when it cannot be opened.
+"""The channel to the server: how it is protected and which way it takes.
 
 Used by the link. Knows nothing of sessions or work.
 """
@@ -8,25 +8,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
+from fednc.client.proxy import proxy_options
 from fednc.common import credentials as cred
-from fednc.common.certificates import check_pair
-from fednc.common.errors import AddressError, ConfigError, FedncError, RefusedError
+from fednc.common.address import parse_address
+from fednc.common.certificates import check_authority, check_pair
+from fednc.common.errors import ConfigError
 from fednc.common.wire import channel_options, is_loopback
-
-# What core gRPC says when the server's certificate is not accepted -> what that means.
-_HANDSHAKE = {
-    "Hostname Verification": "the server's certificate is not for this host; dial a name or address that it lists",
-    "certificate has expired": "the server's certificate has expired; the operator must renew it",
-    "WRONG_VERSION_NUMBER": "the server speaks plaintext; ask its operator, or leave the certificates out",
-    "unsupported certificate purpose": "the certificate that the server shows is not one of a server",
-    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not of the authority in {ca}",
-    "BAD_SIGNATURE": "the server's certificate is not of the authority in {ca}",
-}
-# The server refused us in the handshake, where no reason can travel.
-_CLOSED = ("Socket closed", "Connection reset", "Broken pipe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +45,41 @@ class Credentials:
         """Whom they speak for. Raises ConfigError."""
         if self.cert:
             return self._certificate().holder
-        return cred.holder_of_token(_read(self.token).decode().strip()) if self.token else None
+        return cred.holder_of_token(self._token()) if self.token else None
 
     @property
     def has_expired(self) -> bool:
-        """Whether our own certificate has, by this machine's clock."""
-        return bool(self.cert) and self._certificate().expires <= time.time()
+        """Whether our own certificate has, by this machine's clock; not where it cannot be read just now."""
+        try:
+            return bool(self.cert) and self._certificate().expires <= time.time()
+        except ConfigError:
+            return False
 
     def for_channel(self) -> grpc.ChannelCredentials:
         """What gRPC needs of them. Raises ConfigError."""
-        authority = _read(self.ca)
+        authority = self._authority()
         if self.cert:
             return grpc.ssl_channel_credentials(authority, *self._pair())
         tls = grpc.ssl_channel_credentials(authority)
         if not self.token:
             return tls
-        token = grpc.access_token_call_credentials(_read(self.token).decode().strip())
-        return grpc.composite_channel_credentials(tls, token)
+        return grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(self._token()))
+
+    def _authority(self) -> bytes:
+        authority = _read(self.ca)
+        try:
+            check_authority(authority)
+        except ValueError as e:
+            raise ConfigError(
+                f"{self.ca} is no certificate of an authority ({e}); `fednc certs` calls it ca.pem"
+            ) from e
+        return authority
+
+    def _token(self) -> str:
+        token = _read(self.token).decode(errors="replace").strip()
+        if not token.isascii() or cred.holder_of_token(token) is None:
+            raise ConfigError(f"{self.token} holds no token; `fednc certs token` makes the file: copy it again")
+        return token
 
     def _certificate(self) -> cred.Certificate:
         try:
@@ -100,8 +109,10 @@ def credentials_from(
     """What the options of a command ask for; None is plaintext.
 
     Raises:
-        ConfigError: the options contradict each other or leave the link open by accident.
+        ConfigError: the address cannot be one, or the options contradict each other or leave the link open by
+            accident.
     """
+    parse_address(server, "--server")
     given = [option for option in (certs, ca, cert, key, token) if option]
     if insecure and given:
         raise ConfigError(f"--insecure is plaintext, where {given[0]} would not be used; leave one of them out")
@@ -119,53 +130,22 @@ def credentials_from(
     return None
 
 
-def open_channel(server: str, credentials: Credentials | None, liveness_s: float) -> grpc.aio.Channel:
-    """A channel; plaintext without credentials. Raises ConfigError."""
-    options = channel_options(liveness_s)
-    if credentials is None:
+class ForChannel(Protocol):
+    """What gives a channel its credentials."""
+
+    def for_channel(self) -> grpc.ChannelCredentials | None:
+        """None is plaintext. Raises ConfigError."""
+
+
+def open_channel(
+    server: str, credentials: ForChannel | None, liveness_s: float, *, direct: bool = False
+) -> grpc.aio.Channel:
+    """A channel; plaintext without credentials, past any proxy if `direct`. Raises ConfigError."""
+    options = [*channel_options(liveness_s), *proxy_options(server, direct=direct)]
+    found = credentials.for_channel() if credentials else None
+    if found is None:
         return grpc.aio.insecure_channel(server, options=options)
-    return grpc.aio.secure_channel(server, credentials.for_channel(), options=options)
-
-
-def explain(error: grpc.aio.AioRpcError, credentials: Credentials | None) -> str:
-    """What a failed connection means, for people."""
-    details = error.details() or ""
-    for sign, meaning in _HANDSHAKE.items():
-        if sign in details:
-            return meaning.format(ca=credentials.ca if credentials else "--ca")
-    if _was_hung_up_on(error):
-        return f"the server closed the connection before it answered; {_likely(credentials)}"
-    return error.code().name.lower().replace("_", " ")
-
-
-def as_error(error: grpc.aio.AioRpcError, server: str, credentials: Credentials | None) -> FedncError:
-    """A failed call of a command that does not try again."""
-    details = error.details() or error.code().name
-    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        if is_expired_refusal(error, credentials):
-            return RefusedError("this certificate has expired; `fednc certs ... --renew` makes another")
-        return AddressError(f"no answer from {server}: {explain(error, credentials)}")
-    if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
-        return ConfigError(details)
-    return RefusedError(details)
-
-
-def is_expired_refusal(error: grpc.aio.AioRpcError, credentials: Credentials | None) -> bool:
-    """Whether the server hung up on a certificate of ours that has expired: TLS lets it give no reason."""
-    return _was_hung_up_on(error) and credentials is not None and credentials.has_expired
-
-
-def _was_hung_up_on(error: grpc.aio.AioRpcError) -> bool:
-    details = error.details() or ""
-    return "failed to connect" in details and any(sign in details for sign in _CLOSED)
-
-
-def _likely(credentials: Credentials | None) -> str:
-    if credentials is None:
-        return "it was stopped, or it asks for TLS (--certs)"
-    if credentials.cert:
-        return f"it was stopped, or it does not accept {credentials.cert}"
-    return "it was stopped, or it asks for a certificate (--cert and --key)"
+    return grpc.aio.secure_channel(server, found, options=options)
 
 
 def _read(path: Path | None) -> bytes:

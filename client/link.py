@@ -17,9 +17,13 @@ from typing import Protocol
 import grpc
 from flwr.app import Message
 
-from fednc.client.channel import Credentials, explain, is_expired_refusal, open_channel
+from fednc.client.channel import Credentials, open_channel
+from fednc.client.patience import Patience
+from fednc.client.proxy import proxy_on_the_way
+from fednc.client.renewal import Renewing
 from fednc.client.session import Events, Session, attend_request, read_event, send_word
 from fednc.client.transfer import make_stub, session_metadata
+from fednc.client.trouble import explain, is_expired_refusal, refusal_of
 from fednc.client.work import BACKOFF_S, BeforeDownload, Worker, accept_any_size, jittered
 from fednc.common.errors import FedncError, RefusedError
 from fednc.common.wire import LONG_TEXT, WHOLE_BYTES, plain
@@ -66,6 +70,7 @@ class LinkConfig:
     liveness_s: float = 5.0
     once: bool = False
     before_download: BeforeDownload = accept_any_size  # may refuse what an instruction brings
+    direct: bool = False  # past any proxy
 
 
 class Link:
@@ -78,6 +83,9 @@ class Link:
         self._run_id = ""
         self._declaration: pb.Declaration | None = None
         self._standing = pb.Declaration.READY
+        self._keys = Renewing(config.credentials)
+        self._proxy = proxy_on_the_way(config.server, direct=config.direct)
+        self._patience = Patience(config.server, _SAY_SO_EVERY_S)
 
     async def run(self) -> pb.RunOver:
         """Attend until the run is over (`once`) or for ever.
@@ -94,6 +102,7 @@ class Link:
                 self._leave_run()
                 if self._config.once:
                     return over
+                self._patience.wait_for_next_run()
         finally:
             self._worker.cancel_all()
             worker.cancel()
@@ -132,19 +141,17 @@ class Link:
 
     async def _attend_patiently(self) -> pb.RunOver:
         """Attend, and come back after broken connections, with growing and jittered pauses."""
-        pause_s, said = BACKOFF_S[0], time.monotonic() - _SAY_SO_EVERY_S
+        pause_s = BACKOFF_S[0]
         while True:
             started = time.monotonic()
             try:
                 return await self._attend()
             except grpc.aio.AioRpcError as e:
                 if e.code() in _FINAL:
-                    raise RefusedError(e.details() or e.code().name) from e
+                    raise RefusedError(refusal_of(e, self._config.credentials, self._proxy)) from e
                 if is_expired_refusal(e, self._config.credentials):
                     raise RefusedError("this client's certificate has expired; the operator can renew it") from e
-                if time.monotonic() - said >= _SAY_SO_EVERY_S:
-                    said, why = time.monotonic(), explain(e, self._config.credentials)
-                    log.info("no connection to %s (%s); trying again", self._config.server, why)
+                self._patience.note(explain(e, self._config.credentials, self._proxy))
             if time.monotonic() - started > _ATTENDED_S:
                 pause_s = BACKOFF_S[0]  # it was a long attendance, not a failed attempt
             await asyncio.sleep(jittered(pause_s))
@@ -152,11 +159,13 @@ class Link:
 
     async def _attend(self) -> pb.RunOver:
         config = self._config
-        async with open_channel(config.server, config.credentials, config.liveness_s) as channel:
+        opened = open_channel(config.server, self._keys, config.liveness_s, direct=config.direct)
+        async with opened as channel:
             stub = make_stub(channel)
             call = stub.Attend(attend_request(config, self._instance))
             try:
                 welcome = (await read_event(call)).welcome
+                self._patience.connected()
                 liveness_s = welcome.liveness_s or config.liveness_s
                 metadata = session_metadata(welcome.session)
                 session = Session(stub, metadata, liveness_s, min(welcome.whole_bytes, WHOLE_BYTES))

@@ -9,7 +9,9 @@ from enum import StrEnum
 
 import grpc
 
-from fednc.client.channel import Credentials, as_error, open_channel
+from fednc.client.channel import Credentials, open_channel
+from fednc.client.proxy import proxy_on_the_way
+from fednc.client.trouble import as_error
 from fednc.protos import operator_pb2 as pb
 from fednc.protos import operator_pb2_grpc as rpc
 
@@ -37,6 +39,7 @@ class OperatorLink:
 
     server: str
     credentials: Credentials | None = None
+    direct: bool = False  # past any proxy
 
     async def status(self) -> pb.RunStatus:
         """How the run stands."""
@@ -88,7 +91,8 @@ class OperatorLink:
     @asynccontextmanager
     async def _stub(self) -> AsyncIterator[rpc.OperatorStub]:
         try:
-            async with open_channel(self.server, self.credentials, _LIVENESS_S) as channel:
+            async with open_channel(self.server, self.credentials, _LIVENESS_S, direct=self.direct) as channel:
                 yield rpc.OperatorStub(channel)
         except grpc.aio.AioRpcError as e:
-            raise as_error(e, self.server, self.credentials) from e
+            proxy = proxy_on_the_way(self.server, direct=self.direct)
+            raise as_error(e, self.server, self.credentials, proxy) from e

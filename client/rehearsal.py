@@ -17,10 +17,12 @@ import grpc
 import torch
 from flwr.app import Message
 
-from fednc.client.channel import as_error, open_channel
+from fednc.client.channel import open_channel
 from fednc.client.hooks import CURRENT, Hooks
 from fednc.client.link import Host, LinkConfig
+from fednc.client.proxy import proxy_on_the_way
 from fednc.client.session import attend_request, read_event
+from fednc.client.trouble import as_error
 from fednc.common import arrays, exchange, flower, seeds, tasks
 from fednc.common.config import RunConfig
 from fednc.common.exchange import Instruction
@@ -115,13 +117,15 @@ async def rehearse_foreign(config: LinkConfig, host: Host) -> str:
 
 async def _look_in(config: LinkConfig) -> pb.Welcome:
     try:
-        async with open_channel(config.server, config.credentials, config.liveness_s) as channel:
+        opened = open_channel(config.server, config.credentials, config.liveness_s, direct=config.direct)
+        async with opened as channel:
             call = rpc.FederationStub(channel).Attend(attend_request(config, dry_run=True))
             welcome = (await read_event(call)).welcome
             call.cancel()
             return welcome
     except grpc.aio.AioRpcError as e:
-        raise as_error(e, config.server, config.credentials) from e
+        proxy = proxy_on_the_way(config.server, direct=config.direct)
+        raise as_error(e, config.server, config.credentials, proxy) from e
 
 
 def _time_a_batch(host: Host, welcome: pb.Welcome) -> float:

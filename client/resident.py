@@ -95,9 +95,9 @@ def resident(context: Context, run: RunConfig) -> Resident:
         DataError: data that does not fit the run.
     """
     found = _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
-    if found.run.sessions == run.sessions:
+    if found.run == run.model_copy(update={"server": found.run.server}):
         return found
-    forget(context)  # classes have got their names since
+    forget(context)  # classes have got their names since, or a run that goes on has another run file
     return _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
 
 

@@ -145,6 +145,8 @@ class Worker:
             work = await self._todo.get()
             try:
                 await self._do(work)
+            except FedncError as e:  # the server does not take it, and says why
+                log.error("%s could not be answered: %s", work, e)
             except Exception:
                 log.exception("%s could not be answered", work)
             finally:

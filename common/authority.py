@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from fednc.common import credentials as cred
+from fednc.common.address import parse_host
 from fednc.common.certificates import KeyPair, issue_to_holder, issue_to_server, make_authority
 from fednc.common.errors import ConfigError
 from fednc.common.files import write_atomically
@@ -93,6 +94,8 @@ class Authority:
         """A certificate for a server that answers at `hosts`; its folder. Raises ConfigError."""
         if not hosts:
             raise ConfigError("--host is missing: clients must find the name or address that they dial in here")
+        for host in hosts:
+            parse_host(host, "--host", may_be_wildcard=True)
         try:
             return self._certify(
                 self.server_folder, ("server", ", ".join(hosts)), lifetime, renew,

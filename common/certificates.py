@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -50,10 +51,24 @@ class KeyPair:
 
 
 def check_pair(cert_pem: bytes, key_pem: bytes) -> None:
-    """Raises ValueError: not PEM, or certificate and key (of any kind) do not belong together."""
-    key = serialization.load_pem_private_key(key_pem, None)
+    """Raises ValueError: not PEM, encrypted, or certificate and key (of any kind) do not belong together."""
+    try:
+        key = serialization.load_pem_private_key(key_pem, None)
+    except TypeError as e:
+        raise ValueError(
+            "the key is encrypted, and nobody is there to type its password: store it decrypted "
+            "(openssl pkey -in KEY -out NEW), readable by its user only"
+        ) from e
+    except UnsupportedAlgorithm as e:
+        raise ValueError(f"the key is of a kind that cannot be used: {e}") from e
     if key.public_key() != x509.load_pem_x509_certificate(cert_pem).public_key():
         raise ValueError("certificate and key do not belong together")
+
+
+def check_authority(pem: bytes) -> None:
+    """Raises ValueError: not PEM, or no certificate in it."""
+    if not x509.load_pem_x509_certificates(pem):
+        raise ValueError("there is no certificate in it")
 
 
 def make_authority(name: str, lifetime: timedelta) -> KeyPair:

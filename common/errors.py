@@ -1,9 +1,9 @@
 """Every error that fednc raises on purpose, in one tree, with the exit code of the command it ends.
 
     FedncError            1  anything below
-    ├── ConfigError       2  a run file or an option that cannot be used
+    ├── ConfigError       2  a run file, an option or a path that cannot be used
     ├── DataError         3  data that is missing, unreadable or does not fit the run
-    ├── AddressError      4  a port that cannot be bound, an address that cannot be resolved or does not answer
+    ├── AddressError      4  a port or folder that is taken, an address that cannot be resolved or does not answer
     ├── QuorumError       5  too few clients before `wait_s`, or too few replies in a round
     ├── RefusedError      6  the server refuses this client (name taken, version, identity)
     ├── ProtocolError     7  bytes from the peer that break the agreement
@@ -16,7 +16,13 @@ A message says the offending value, what was expected and what to do next. Ctrl-
 
 from __future__ import annotations
 
+import errno
+import os
+
 EXIT_INTERRUPTED = 130
+
+# What time may mend, so that a service manager is right to start the command again.
+_PASSING = (errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ESTALE)
 
 
 class FedncError(Exception):
@@ -26,7 +32,7 @@ class FedncError(Exception):
 
 
 class ConfigError(FedncError):
-    """A run file or an option that cannot be used."""
+    """A run file, an option or a path that cannot be used."""
 
     exit_code = 2
 
@@ -38,7 +44,7 @@ class DataError(FedncError):
 
 
 class AddressError(FedncError):
-    """A port that cannot be bound, an address that cannot be resolved or does not answer."""
+    """A port or folder that is taken, an address that cannot be resolved or does not answer."""
 
     exit_code = 4
 
@@ -88,3 +94,21 @@ class DivergedError(FedncError):
     """Most clients of a round sent values that are not finite: it is the run's fault, not theirs."""
 
     exit_code = 10
+
+
+def of_system(error: OSError) -> FedncError:
+    """What the operating system refused, as one of our own errors: which path, why, and what to do.
+
+    A full disk or too many open files may pass, which exit code 1 says; a path that cannot be used will not.
+    """
+    what = f"{error.filename}: " if error.filename not in (None, "") else ""
+    why = error.strerror or str(error) or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FedncError(f"{what}{why}: free some space, or use a folder on another disk")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return FedncError(f"{what}{why}: allow more open files (ulimit -n, LimitNOFILE=)")
+    if error.errno in _PASSING or error.filename is None:
+        return FedncError(f"{what}{why}; if it happens again, look at the machine's log")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ConfigError(f"{what}{why} for user {os.geteuid()}: give another path, or that user the right to it")
+    return ConfigError(f"{what}{why}: check the path")

@@ -15,7 +15,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fednc.common import arrays
+from fednc.common import arrays, versions
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError, UnusableValuesError
 from fednc.common.frame import Frame
@@ -40,10 +40,20 @@ class Instruction:
     run_json: str
     server_round: int
     wants_sums: bool = False  # class sums of the trained model along with the update
+    versions: tuple[str, ...] = ()  # of package, task and method at the server; see versions.py
+
+    @classmethod
+    def under(cls, run: RunConfig, server_round: int, *, wants_sums: bool = False) -> Instruction:
+        """Of this run, as this side has it installed."""
+        return cls(
+            run_json=run.model_dump_json(exclude={"server"}), server_round=server_round, wants_sums=wants_sums,
+            versions=versions.of_run(run),
+        )  # fmt: skip
 
     def to_record(self) -> ConfigRecord:
         """As a record."""
-        return ConfigRecord({"run": self.run_json, "round": self.server_round, "sums": self.wants_sums})
+        more = {"versions": list(self.versions)} if self.versions else {}
+        return ConfigRecord({"run": self.run_json, "round": self.server_round, "sums": self.wants_sums, **more})
 
     @classmethod
     def of(cls, message: Message) -> Instruction:
@@ -51,8 +61,10 @@ class Instruction:
         record = record_of(message.content, RUN, ConfigRecord)
         if record is None:
             raise ProtocolError("the instruction has no 'run' record; is the server a fednc server?")
+        told = record.get("versions", ())
         return cls(
-            run_json=str(record["run"]), server_round=int(record["round"]), wants_sums=bool(record["sums"])  # type: ignore[arg-type]
+            run_json=str(record["run"]), server_round=int(record["round"]), wants_sums=bool(record["sums"]),  # type: ignore[arg-type]
+            versions=tuple(map(str, told)) if isinstance(told, list) else (),
         )  # fmt: skip
 
 

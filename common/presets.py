@@ -17,3 +17,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fedetf": {"head": "frame", "loss": "balanced-ce", "train_scale": True, "readout": "vertex"},
     "fednc": {"head": "frame", "loss": "balanced-ce", "scale": 4.0, "readout": "discriminant"},
 }
+
+# Raise a method's number when the same run file would train another way than before; those not named have 1.
+METHOD_VERSIONS: dict[str, int] = {}

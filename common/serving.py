@@ -5,10 +5,13 @@ A new key goes here, with the description that `docs/config.md` shows. Nothing h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from fednc.common.address import parse_address, parse_host
+from fednc.common.errors import ConfigError
 from fednc.common.sections import Count, Positive, Section
 
 
@@ -46,4 +49,25 @@ class ServerSection(Section):
         description="refused messages and replies after which a client is shut out until an operator readmits it; "
         "0: never",
     )
+    stop_s: Positive = Field(
+        10.0, description="seconds after SIGTERM or Ctrl-C at which the server ends even if a thread is stuck"
+    )
     liveness_s: Positive = Field(5.0, description="seconds of silence after which an idle client counts as lost")
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        return _or_value_error(lambda: str(parse_address(value, "", may_choose_port=True)))
+
+    @field_validator("metrics_host")
+    @classmethod
+    def _is_host(cls, value: str) -> str:
+        return _or_value_error(lambda: parse_host(value, ""))
+
+
+def _or_value_error(parse: Callable[[], str]) -> str:
+    """What pydantic reports with the key's place."""
+    try:
+        return parse()
+    except ConfigError as e:
+        raise ValueError(str(e)) from e

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch import Tensor
 from fednc.common import faults
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.files import write_atomically
+from fednc.server import continuing
+from fednc.server.continuing import Changes
 
 log = logging.getLogger("fednc.server")
 FORMAT = 1
@@ -35,6 +37,9 @@ class Manifest(BaseModel):
     format: int
     round: int
     config_sha256: str
+    config: dict[str, Any] | None = (
+        None  # what that is the digest of; of earlier checkpoints only the digest is known
+    )
     tensors_sha256: str
     history: list[dict[str, Any]] = []
     parts: dict[str, int] = {}  # part of the split that each name keeps
@@ -50,6 +55,8 @@ class Checkpoint:
 
     round: int
     config_sha256: str
+    config: dict[str, Any] | None = None
+    changed: Changes = field(default_factory=dict)  # keys that the run file has changed since
     tensors: Mapping[str, Tensor]  # `model.*`, `memory.*`, `extra.*`, `frame.etf_KD`
     history: list[dict[str, Any]] = field(default_factory=list)
     parts: Mapping[str, int] = field(default_factory=dict)
@@ -81,6 +88,7 @@ class Checkpoints:
             format=FORMAT,
             round=checkpoint.round,
             config_sha256=checkpoint.config_sha256,
+            config=checkpoint.config,
             tensors_sha256=hashlib.sha256(data).hexdigest(),
             history=checkpoint.history,
             parts=dict(checkpoint.parts),
@@ -98,8 +106,11 @@ class Checkpoints:
             manifest_path.unlink()
             manifest_path.with_suffix(".safetensors").unlink(missing_ok=True)
 
-    def latest(self, config_sha256: str) -> Checkpoint | None:
+    def latest(self, config_sha256: str, config: dict[str, Any] | None = None) -> Checkpoint | None:
         """The newest intact checkpoint, or None where the run has none yet.
+
+        Of a run file with another digest it counts where only keys differ that may change in a run that goes on.
+        `config` is what the digest is of.
 
         Raises:
             ConfigError: it belongs to another run file.
@@ -112,15 +123,22 @@ class Checkpoints:
             except (DataError, OSError) as e:
                 log.warning("checkpoint %s is not intact (%s); trying the one before", path.name, e)
                 continue
-            if found.config_sha256 != config_sha256:
-                raise ConfigError(
-                    f"{self._folder.parent} holds a run of another run file (config {found.config_sha256[:12]}, "
-                    f"yours {config_sha256[:12]}): give the same file, or another --folder"
-                )
-            return found
+            return found if found.config_sha256 == config_sha256 else self._continued(found, config_sha256, config)
         if manifests:
             raise DataError(f"none of the {len(manifests)} checkpoints in {self._folder} is intact")
         return None
+
+    def _continued(self, found: Checkpoint, config_sha256: str, config: dict[str, Any] | None) -> Checkpoint:
+        folder = self._folder.parent
+        if found.config is None or config is None:
+            raise ConfigError(
+                f"{folder} holds a run of another run file (config {found.config_sha256[:12]}, "
+                f"yours {config_sha256[:12]}): give the same file, or another --folder"
+            )
+        changed = continuing.changes(found.config, config)
+        has_sessions = bool(found.config.get("sessions") or config.get("sessions"))
+        continuing.check(changed, folder, completed=found.round, has_sessions=has_sessions)
+        return replace(found, changed=changed)
 
     def _stem(self, checkpoint: Checkpoint) -> Path:
         """An opened session has a file of its own, which sorts behind that of the round before it."""
@@ -144,6 +162,7 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(
         round=manifest.round,
         config_sha256=manifest.config_sha256,
+        config=manifest.config,
         tensors=safetensors.torch.load(data),
         history=manifest.history,
         parts=manifest.parts,

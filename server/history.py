@@ -29,6 +29,7 @@ class RoundRecord:
     memory_cosines: dict[str, float] = field(default_factory=dict)  # of each class's memory to its vertex, by name
     bytes_up: int = 0
     bytes_down: int = 0
+    changed: dict[str, list[Any]] = field(default_factory=dict)  # keys of the run file since the round before
     init: dict[str, Any] = field(default_factory=dict)  # of the first round: what became of the drawn weights
 
     @property

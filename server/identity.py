@@ -10,7 +10,7 @@ import hmac
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 from urllib.parse import unquote
@@ -178,9 +178,11 @@ class ByToken:
     def check(self, identity: Identity) -> None:
         """See Authenticator."""
         entries = self._tokens.value.get(identity.holder, ()) if identity.holder else ()
-        if identity.serial not in {entry.serial for entry in entries}:
+        entry = next((each for each in entries if each.serial == identity.serial), None)
+        if entry is None:
             raise Refusal(f"the token of {identity.holder} was taken off the server's list")
-        _check_in_force("token", identity, self._revoked)
+        # As the list has it now: what was true when the token was first shown may have been shortened.
+        _check_in_force("token", replace(identity, expires=entry.expires), self._revoked)
 
 
 def _check_in_force(kind: str, identity: Identity, revoked: WatchedFile[frozenset[str]] | None) -> None:

@@ -72,7 +72,7 @@ class Conversation:
         grid: Grid, nodes: Sequence[int], quorum: int,
     ) -> None:  # fmt: skip
         self.run, self.layout = run, layout
-        instruction = Instruction(run_json=run.model_dump_json(), server_round=1)
+        instruction = Instruction.under(run, 1)
         self._common = dict(exchange.instruction_content(instruction, model, guide))  # sent again and again, once
         self._replies, self._grid, self._nodes, self._quorum = replies, grid, list(nodes), quorum
 

@@ -22,6 +22,7 @@ from fednc.common.files import write_atomically
 from fednc.common.tasks.base import Task
 from fednc.server.agreement import Agreement
 from fednc.server.checkpoint import Checkpoint, Checkpoints
+from fednc.server.continuing import as_text
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.grid import LinkGrid
@@ -108,7 +109,10 @@ def _keep_last_good(
 
 def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tuple[FederatedRun, Checkpoint | None]:
     """The run as it starts or, where there is a checkpoint, as it goes on."""
-    kept = checkpoints.latest(run.digest)
+    kept = checkpoints.latest(run.digest, run.decisive())
+    if kept and kept.changed:
+        text = f"the run file has changed since round {kept.round}: {as_text(kept.changed)}"
+        events.emit("changed", text, round=kept.round, changed=kept.changed)
     prepared = FederatedRun(run, events)
     if kept:
         prepared.restore(kept)

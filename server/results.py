@@ -5,12 +5,15 @@ Called by the server process and, on stock Flower, by the app itself. Must not k
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fednc.common.config import RunConfig
+from fednc.common.errors import ConfigError
 from fednc.common.export import export
 from fednc.common.files import write_atomically
 
@@ -19,7 +22,28 @@ if TYPE_CHECKING:
 
 
 def run_folder(run: RunConfig, wanted: str = "") -> Path:
-    """The folder `wanted`, there or not, else a new `runs/<name>-<time>`; its name is the run's id."""
+    """The folder `wanted`, there or not, else a new `runs/<name>-<time>`; its name is the run's id.
+
+    Raises:
+        ConfigError: no folder can be made there, or nothing written into it.
+    """
+    try:
+        return _writable(_make_folder(run, wanted))
+    except OSError as e:
+        key = f"--folder {wanted}" if wanted else f"server.runs = {run.server.runs!r}"
+        raise ConfigError(
+            f"{key}: the run's folder cannot be written ({e.strerror}: {e.filename}, user {os.geteuid()}); give a "
+            "--folder that this user may write to"
+        ) from e
+
+
+def _writable(folder: Path) -> Path:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return folder
+
+
+def _make_folder(run: RunConfig, wanted: str) -> Path:
     if wanted:
         Path(wanted).mkdir(parents=True, exist_ok=True)
         return Path(wanted).resolve()

@@ -23,6 +23,7 @@ from fednc.common.stages import Stage, with_names
 from fednc.common.stand_in import Memories
 from fednc.common.tasks.base import Task
 from fednc.server.checkpoint import Checkpoint
+from fednc.server.continuing import Changes
 from fednc.server.evaluation import CentralEvaluation
 from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
@@ -67,7 +68,7 @@ class FederatedRun:
         """
         self.run, self._events, self._around = run, events, Surroundings()
         self._control, self._device = self._around.control, device
-        self._digest = run.digest  # of the run file; names that operators give are no part of it
+        self._digest, self._config = run.digest, run.decisive()  # names that operators give are no part of it
         self.task = tasks.get(run)
         self.frame = draw_frame(
             self.task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"), run.frame.kind
@@ -77,6 +78,7 @@ class FederatedRun:
         draw_with_gain(model, run.init.gain)
         self.layout = Layout.of(model, self.task.shared_keys(model)) if speaks(run) else None
         self._initialised: dict[str, Any] = {}
+        self._changed: Changes = {}  # by the run file, since the checkpoint that the run goes on from
         self._entered: Stage | None = None
         self._opened = 0  # the session whose memory has been pooled
         self._good: GlobalState | None = None  # after the last round whose loss had not exploded
@@ -229,6 +231,7 @@ class FederatedRun:
         now_up, now_down = self._around.traffic()
         record.bytes_up, record.bytes_down = now_up - up, now_down - down
         record.init, self._initialised = self._initialised, {}
+        record.changed, self._changed = self._changed, {}
         self.history.rounds.append(record)
         if not self.history.has_exploded:
             self._good = self.state.snapshot()
@@ -253,7 +256,7 @@ class FederatedRun:
             "frame.etf_KD": self.frame.etf_KD,
         }
         return Checkpoint(
-            round=self.state.completed, config_sha256=self._digest, tensors=tensors,
+            round=self.state.completed, config_sha256=self._digest, config=self._config, tensors=tensors,
             history=self.history.to_json(), parts=self._around.parts(), bytes_up=bytes_up, bytes_down=bytes_down,
             classes=self.registry.to_json() if self.run.sessions else None,
             opened=self._opened if self.task.stage(self.state.completed).number < self._opened else 0,
@@ -274,7 +277,7 @@ class FederatedRun:
             extra=checkpoint.under("extra."),
             completed=checkpoint.round,
         )
-        self._opened = checkpoint.opened
+        self._opened, self._changed = checkpoint.opened, checkpoint.changed
         self.history = History.from_json(checkpoint.history)
         self._good = self.state.snapshot()
         if checkpoint.classes:

@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import grpc
 
 from fednc.common import credentials as cred
-from fednc.common.certificates import check_pair
+from fednc.common.certificates import check_authority, check_pair
 from fednc.common.errors import ConfigError
 from fednc.common.serving import ServerSection
 from fednc.common.wire import is_loopback
@@ -69,6 +69,12 @@ def security_of(section: ServerSection, address: str, events: EventLog) -> Secur
             raise ConfigError("server.auth = 'token' needs server.certs or server.tokens: the list of tokens")
         return Security(mode, ByToken(tokens, revoked), grpc.ssl_server_credentials([pair]))
     authority = _read(section, "ca", cred.CA)
+    try:
+        check_authority(authority)
+    except ValueError as e:
+        raise ConfigError(
+            f"{_path(section, 'ca', cred.CA)} is no certificate of an authority ({e}); server.ca names the nodes'"
+        ) from e
     return Security(mode, ByCertificate(revoked), grpc.ssl_server_credentials([pair], authority, True))
 
 

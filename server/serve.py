@@ -156,6 +156,9 @@ async def serve(
         if federation.control.stopping:
             reason = "an operator stopped the run"
         return result
+    except asyncio.CancelledError:
+        reason, failed = _stopped(section.keep_checkpoints > 0 and not federation.app), True
+        raise
     except BaseException as e:
         reason, failed = str(e) or type(e).__name__, not isinstance(e, DivergedError)  # not the clients' fault
         raise
@@ -166,3 +169,8 @@ async def serve(
         await listening.stop(_GOODBYE_S)
         if metrics:
             await asyncio.to_thread(metrics.close)
+
+
+def _stopped(can_resume: bool) -> str:
+    """What clients are told when somebody ends the server's process."""
+    return "the server was stopped" + ("; started again, it goes on after the last round" if can_resume else "")

@@ -19,6 +19,7 @@ from fednc.common.wire import BEATS, BULK_FACTOR, PROTOCOL, SESSION_KEY
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 from fednc.server import limits, outflow
+from fednc.server.compatible import version_problem
 from fednc.server.federation import Federation
 from fednc.server.gate import CALLER
 from fednc.server.identity import Refusal
@@ -91,6 +92,8 @@ class FederationServicer(rpc.FederationServicer):
             self._federation.door.refusals[f"Attend.{e.field}"] += 1
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         CALLER.get().require_name(request.name)
+        if problem := version_problem(request, self._federation.run, self._federation.app):
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
         try:
             node = self._federation.admit(request)
         except RefusedError as e:

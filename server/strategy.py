@@ -344,7 +344,7 @@ class FrameStrategy(Strategy):
         return Pool(self.frame.vertices, self.task.memory_dim, self.run.seed, moment=moment)
 
     def _instruction(self, server_round: int, *, wants_sums: bool = False) -> Instruction:
-        return Instruction(run_json=self.run.model_dump_json(), server_round=server_round, wants_sums=wants_sums)
+        return Instruction.under(self.run, server_round, wants_sums=wants_sums)
 
     def guide(self, *, evaluates: bool = False) -> ArrayRecord:
         """Frame and memory as they travel now."""

@@ -55,6 +55,7 @@ def test_no_service_may_do_more_than_it_needs(stack: str, name: str) -> None:
     assert not service.get("privileged")
     assert "no-new-privileges:true" in service["security_opt"]
     assert service["read_only"] is True
+    assert service.get("init") is (True if name in SERVICES else None)
     assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
 
 

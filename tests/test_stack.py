@@ -65,6 +65,7 @@ def test_nobody_there_is_no_refusal(how: Callable[[str], str]) -> None:
 
 
 def test_nodes_are_found_by_what_they_run_and_only_in_containers(tmp_path: Path) -> None:
+    add_process(tmp_path, 9, "/sbin/docker-init", "--", "fednc", "server", "run.toml")  # its parent
     add_process(tmp_path, 10, PYTHON, FEDNC, "server", "run.toml")
     add_process(tmp_path, 11, PYTHON, FEDNC, "client", "--name", "a")
     add_process(tmp_path, 12, PYTHON, FEDNC, "client", "--server", "b:1", "--name", "ab")

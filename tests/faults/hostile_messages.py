@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import grpc
@@ -140,9 +141,9 @@ ATTENDANCES = st.builds(
     pb.AttendRequest,
     protocol=st.just(1),
     name=st.just("stranger"),
-    software=st.just("1.0"),
+    software=st.just(version("fednc")),
     dry_run=st.booleans(),
-    tasks=st.lists(st.text("abc/1", max_size=9), max_size=3),
+    tasks=st.lists(st.text("abc/1", max_size=9), max_size=3).map(lambda more: ["image/1", *more]),
     instance=st.just(b"stranger"),
 )
 _PARTS = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))

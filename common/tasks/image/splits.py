@@ -179,7 +179,10 @@ def _key(labels: Index, split: SplitSection) -> str:
 
 def _cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fednc" / "splits"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "fednc" / "splits"
+    except RuntimeError:  # a user without a home: below this no file can be, so nothing is remembered
+        return Path(os.devnull) / "fednc"
 
 
 def _remembered(path: Path, examples: int, parts: int) -> list[Index] | None:

@@ -1,0 +1,124 @@
+"""The console that may break: whatever happens to stdout and stderr, the work goes on.
+
+Put in place once, at the start of the command. A reader that went away, a full disk and a closed stream lose
+lines and nothing else; a reader that has stopped reading holds up a thread of our own and not the run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import queue
+import sys
+import threading
+import time
+from typing import Any, TextIO
+
+_KEPT = 2000  # pieces of text that wait for a slow reader; later ones are lost
+_FLUSH_S = 2.0  # that the end of the process waits for it
+
+
+class Sink:
+    """A text stream that never fails. `failed` tells why something was lost, if it was."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.failed: Exception | None = None
+
+    def write(self, text: str) -> int:
+        """Take the text, whatever becomes of it."""
+        self._put(text)
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Take all lines."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Pass on what is held back, where that is possible."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as e:
+            self.failed = self.failed or e
+
+    def _put(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except (OSError, ValueError) as e:  # the latter: the stream is closed, or cannot encode
+            self.failed = self.failed or e
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class PatientSink(Sink):
+    """A sink that a thread of its own empties: its writers never wait."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._queue: queue.Queue[str] = queue.Queue(_KEPT)
+        self._is_parent = True
+        threading.Thread(target=self._empty, name="console", daemon=True).start()
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def write(self, text: str) -> int:
+        """Take the text; lost where the reader has not read for long."""
+        if not self._is_parent:
+            return super().write(text)
+        try:
+            self._queue.put_nowait(text)
+        except queue.Full as e:
+            self.failed = self.failed or e
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing to do: the thread flushes, and `drain` waits for it."""
+
+    def drain(self) -> None:
+        """Wait for the reader, but not for ever."""
+        give_up = time.monotonic() + _FLUSH_S
+        while self._is_parent and self._queue.unfinished_tasks and time.monotonic() < give_up:
+            time.sleep(0.005)
+
+    def _empty(self) -> None:
+        while True:
+            self._put(self._queue.get())
+            super().flush()
+            self._queue.task_done()
+
+    def _after_fork(self) -> None:
+        self._is_parent = False  # the thread has stayed behind
+
+
+def guard_console() -> None:
+    """Put sinks in place of stdout and stderr; once."""
+    for number in (0, 1, 2):
+        _open_if_closed(number)
+    if not isinstance(sys.stdout, Sink):
+        sys.stdout = Sink(sys.stdout or _nowhere())
+    if not isinstance(sys.stderr, Sink):
+        sink = PatientSink(sys.stderr or _nowhere())
+        sys.stderr = sink
+        atexit.register(sink.drain)
+
+
+def drain_console() -> None:
+    """Let what was said reach its reader, before the process is ended without ceremony."""
+    if isinstance(sys.stderr, PatientSink):
+        sys.stderr.drain()
+
+
+def _open_if_closed(number: int) -> None:
+    """Or the next file that is opened would get this number, and what libraries print would land in it."""
+    try:
+        os.fstat(number)
+    except OSError:
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")

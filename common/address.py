@@ -1,0 +1,97 @@
+"""HOST:PORT as people write it, and what they write instead: one parser for every option and key that takes one.
+
+Used by both ends of the link. Opens no connection and looks no name up.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from fednc.common.errors import ConfigError
+
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_PORTS = 65535
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host and a port. `host` is a DNS name or an IP address without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def parse_address(text: str, option: str, *, may_choose_port: bool = False) -> Address:
+    """The address that `text` is. `option` is where it was given, for the message; port 0 only where it may be.
+
+    Raises:
+        ConfigError: anything but HOST:PORT, with what to write instead where that can be told.
+    """
+    shown = (text if text.isprintable() else repr(text)) or "(empty)"
+    given = f"{option} {shown}" if option else shown
+    bare = _without_url(text)
+    if bare != text:
+        hint = f": write {bare}" if re.search(r"[^:]:[0-9]+$", bare) else ""
+        raise ConfigError(f"{given}: expected HOST:PORT and nothing around it{hint}")
+    host, colon, port = text.rpartition(":")
+    if _is_ipv6(text) or (":" in host and not host.startswith("[")):
+        raise ConfigError(f"{given}: an IPv6 address needs brackets: {_bracketed(text)}")
+    if not colon or text.endswith("]"):
+        host = text if text and text.isprintable() else "HOST"
+        raise ConfigError(f"{given}: the port is missing: write {host}:8440 (8440 is the usual port)")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > _PORTS or (int(port) == 0 and not may_choose_port):
+        lowest = 0 if may_choose_port else 1
+        raise ConfigError(f"{given}: the port is {port!r}; expected a number from {lowest} to {_PORTS}")
+    if host.startswith("["):
+        if not (host.endswith("]") and _is_ipv6(host[1:-1])):
+            raise ConfigError(f"{given}: {host} is not an IPv6 address in brackets; expected e.g. [::1]:8440")
+        return Address(host[1:-1], int(port))
+    return Address(parse_host(host, given), int(port))
+
+
+def parse_host(text: str, option: str, *, may_be_wildcard: bool = False) -> str:
+    """A DNS name or an IP address without a port. Raises ConfigError."""
+    given = f"{option} {text}".strip() if text not in option else option
+    name = text.removeprefix("*.") if may_be_wildcard else text
+    if _is_ip(text) or (
+        name and len(name) <= 253 and all(map(_LABEL.fullmatch, name.removesuffix(".").split(".")))
+    ):
+        if re.fullmatch(r"[0-9.]+", text) and not _is_ip(text):
+            raise ConfigError(f"{given}: {text} is not an IP address")
+        return text
+    if _without_url(text) != text:
+        raise ConfigError(f"{given}: expected a DNS name or an IP address, not a URL")
+    if re.fullmatch(r"\[[^]]*\](:[0-9]+)?|[^:\[\]]+:[0-9]*", text):
+        host = text.rpartition("]")[0].removeprefix("[") or text.rpartition(":")[0]
+        raise ConfigError(f"{given}: expected a host without port or brackets: write {host}")
+    raise ConfigError(f"{given}: {text!r} is not a DNS name or an IP address")
+
+
+def _without_url(text: str) -> str:
+    return re.sub(r"/.*$", "", re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:/+", "", text))
+
+
+def _bracketed(text: str) -> str:
+    """What was probably meant: the last group is the port where the rest is an address without it."""
+    host, _, port = text.rpartition(":")
+    if _is_ipv6(host) and re.fullmatch(r"[0-9]{1,5}", port):
+        return f"write [{host}]:{port}"
+    return f"write [{text}]:8440" if _is_ipv6(text) else "write [HOST]:PORT"
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_ipv6(text: str) -> bool:
+    return ":" in text and _is_ip(text)

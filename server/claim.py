@@ -1,0 +1,44 @@
+"""One run folder, one server: an exclusive lock, taken before anything in the folder is touched.
+
+Called by whoever serves a run. The lock is the kernel's and goes with the process, however that ends; the file
+`lock` itself stays and says who held it last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fednc.common.errors import AddressError
+
+LOCK = "lock"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold `folder` while the block runs.
+
+    Raises:
+        AddressError: another process serves it.
+        OSError: the folder cannot be written.
+    """
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+            raise AddressError(
+                f"the run folder {folder} is in use by {holder}: another server serves it. "
+                "Stop that one first, or give this one another --folder"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+        fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked meanwhile may have a copy of the handle
+    finally:
+        os.close(handle)
