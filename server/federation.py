@@ -160,7 +160,9 @@ class Federation:
         batch.digests = list(blobs)
         for work in batch.works:
             self._works[key_of(work.id)] = work
-            if work.node.state in (NodeState.READY, NodeState.PAUSED):
+            if self.over:  # the strategy had not noticed yet; nobody will answer
+                self._fail(work, NODE_LOST, "RunOver", self.over.reason)
+            elif work.node.state in (NodeState.READY, NodeState.PAUSED):
                 work.node.outbox.put_nowait(work.id)
             elif work.node.state in (NodeState.UNFIT, NodeState.DROPPED, NodeState.QUARANTINED):
                 self._fail(work, NODE_LOST, f"Node{work.node.state.title()}", work.node.problem)

@@ -35,7 +35,6 @@ from fednc.server.strategy import FrameStrategy
 from fednc.server.surroundings import Surroundings, Waiting
 
 _TRIES = 3  # of one round below quorum
-
 CPU = torch.device("cpu")
 
 
@@ -225,6 +224,8 @@ class FederatedRun:
                 break
         else:
             raise _no_quorum(self.strategy, server_round, _TRIES)
+        if self._control.over:  # cut off in the middle: half a round must not stand as one
+            return False
         if evaluates:
             self._test(record)
         self._end_stage(record)

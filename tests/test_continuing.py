@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fednc.client.host import AppHost, ClientConfig
 from fednc.client.link import Link, LinkConfig
 from fednc.common.config import RunConfig, parse_run
 from fednc.common.errors import ConfigError
+from fednc.protos import federation_pb2 as pb
 from fednc.server.checkpoint import Checkpoints
 from fednc.server.continuing import MAY_CHANGE, changes, check
 from fednc.server.events import EventLog
@@ -41,29 +42,26 @@ def run_of(**sections: dict[str, Any]) -> RunConfig:
     return parse_run(values)
 
 
-def serve(run: RunConfig, folder: Path) -> Finished:
+async def serve_async(run: RunConfig, folder: Path) -> Finished:
     """The shipped server with two shipped clients that leave after the run."""
+    clients: list[asyncio.Task[Any]] = []
 
-    async def federation() -> Finished:
-        clients: list[asyncio.Task[Any]] = []
+    def listening(_: object, port: int) -> None:
+        for index, name in enumerate(NAMES[: run.rounds.min_clients]):
+            part = pb.Part(index=index, of=2)
+            config = LinkConfig(server=f"127.0.0.1:{port}", name=name, once=True, part=part)
+            host = AppHost(ClientConfig(name=name, data="digits", device="cpu"), app)
+            clients.append(asyncio.create_task(Link(config, host).run()))
 
-        def listening(_: object, port: int) -> None:
-            for index, name in enumerate(NAMES[: run.rounds.min_clients]):
-                from fednc.protos import federation_pb2 as pb
+    folder.mkdir(exist_ok=True)
+    try:
+        return await run_server(run, folder, EventLog(folder / "events.jsonl"), on_listening=listening)
+    finally:
+        await asyncio.gather(*clients, return_exceptions=True)
 
-                config = LinkConfig(
-                    server=f"127.0.0.1:{port}", name=name, once=True, part=pb.Part(index=index, of=2)
-                )
-                host = AppHost(ClientConfig(name=name, data="digits", device="cpu"), app)
-                clients.append(asyncio.create_task(Link(config, host).run()))
 
-        folder.mkdir(exist_ok=True)
-        finished = await run_server(run, folder, EventLog(folder / "events.jsonl"), on_listening=listening)
-        with suppress(Exception):
-            await asyncio.gather(*clients)
-        return finished
-
-    return asyncio.run(federation())
+def serve(run: RunConfig, folder: Path) -> Finished:
+    return asyncio.run(serve_async(run, folder))
 
 
 def test_a_finished_run_goes_on_with_more_rounds_and_says_what_changed(tmp_path: Path) -> None:
@@ -132,3 +130,26 @@ def test_unchanged_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert changes(run.decisive(), run.decisive()) == {}
     model, other = whole.result.state.model, again.result.state.model
     assert all(torch.equal(model[key], other[key]) for key in model)
+
+
+def test_a_run_that_is_stopped_anywhere_ends_soon_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """Between two exchanges of a round more often than not; half a round must not stand as one."""
+    run, folder = run_of(rounds={"total": 6, "rejoin_s": 60}), tmp_path / "r"
+    whole = serve(run_of(rounds={"total": 6, "rejoin_s": 60}), tmp_path / "whole")
+
+    async def stop_after(checkpoint: Path, delay_s: float) -> None:
+        task = asyncio.create_task(serve_async(run, folder))
+        while not checkpoint.exists() and not task.done():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(delay_s)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    for completed, delay_s in enumerate((0.01, 0.04, 0.07, 0.1), start=1):
+        started = time.monotonic()
+        asyncio.run(stop_after(folder / "checkpoints" / f"round-{completed:06d}.json", delay_s))
+        assert time.monotonic() - started < 40  # of which rejoin_s would be more
+    again = serve(run, folder)
+    model, other = whole.result.state.model, again.result.state.model
+    assert all(torch.equal(model[key], other[key]) for key in model)
+    assert [r.round for r in again.result.history.rounds] == [1, 2, 3, 4, 5, 6]

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hands import hand_out, node_of
+from places import attending, is_ready, serving, until
 from processes import ends, fednc, port_of, wait_for, write_run
 
 from fednc.common.errors import EXIT_INTERRUPTED
@@ -120,3 +122,16 @@ def test_a_cut_call_at_the_end_is_not_reported_as_an_error(caplog: pytest.LogCap
     run_until_interrupted(main())
     assert "CancelledError" not in caplog.text
     assert "a real one" in caplog.text
+
+
+def test_what_is_handed_out_after_the_end_fails_at_once(tmp_path: Path) -> None:
+    async def trial() -> None:
+        async with serving(tmp_path, {}) as server, attending(server, "a", None):
+            await until(is_ready(server, "a"))
+            node = node_of(server, "a")
+            server.federation.finish("the server was stopped", failed=True)
+            await until(lambda: not node.is_here)
+            reply = hand_out(server, "a").replies.get(timeout=1)
+            assert reply.failure.kind == "RunOver"
+
+    asyncio.run(trial())
