@@ -44,8 +44,8 @@ class Resident:
     held_out: TaskData
     device: torch.device
     node: str
-    subset_seed: int
     min_sum_examples: int
+    subset_seed: int = 0
     min_batch: int = 0
     told: dict[int, set[str]] = field(default_factory=dict)
     _stages: dict[int, tuple[TaskData, TaskData]] = field(default_factory=dict)
