@@ -52,6 +52,9 @@ MinFreeGib = Annotated[
     float,
     typer.Option(min=0, help="Refuse work while less memory or temporary disk is free, in GiB; 0: never."),
 ]
+MaxDownloadGib = Annotated[
+    float, typer.Option(min=0, help="Refuse larger downloads, in GiB; 0: whatever fits into free memory.")
+]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -79,6 +82,7 @@ def command(
     key: Key = None, token_file: TokenFile = None, insecure: Insecure = False, partition: Partition = "",
     device: Device = "auto", val_share: ValShare = 0.1, min_sum_examples: MinSumExamples = 0,
     once: Once = False, threads: Threads = 0, max_hours: MaxHours = 0, min_free_gib: MinFreeGib = 0,
+    max_download_gib: MaxDownloadGib = 4,
     dry_run: DryRun = False, json: Json = "",
 ) -> None:  # fmt: skip
     """Attend a federation: train on this machine's data whenever the server asks.
@@ -90,21 +94,21 @@ def command(
     SIGUSR1 pauses: work holds at its next batch and the server hands out no more; SIGUSR2 goes on. A round does
     not wait longer for a paused client than for any other. --json goes with --dry-run.
     """
-    import logging
     import os
 
     signals = _note_early_signals()
     import torch
 
-    from fednc.client.bounds import Reserve
+    from fednc.client.bounds import DownloadBounds, Reserve
     from fednc.client.channel import credentials_from
     from fednc.client.link import LinkConfig
     from fednc.client.rehearsal import rehearse, rehearse_foreign
     from fednc.common.collector import spare_what_is_loaded
     from fednc.common.errors import RunFailedError
     from fednc.common.interrupt import run_until_interrupted
+    from fednc.common.logs import log_to_stderr
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_stderr()
     if threads:
         torch.set_num_threads(threads)
     part = parse_partition(partition)
@@ -119,7 +123,8 @@ def command(
         host, traits = _foreign_app(app, node_config, part, grace, threads)
     else:
         host, traits = _own_app(name, data, part, device, val_share, min_sum_examples)
-    config = LinkConfig(server=server, name=name, credentials=credentials, once=once, **traits)
+    admit = DownloadBounds(max_download_gib, min_free_gib).admit
+    config = LinkConfig(server=server, name=name, credentials=credentials, once=once, admit=admit, **traits)
     if dry_run:
         if app:
             run_id = run_until_interrupted(rehearse_foreign(config, host))

@@ -84,7 +84,7 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
     from fednc.server.results import run_folder
 
     place = run_folder(run, folder)
-    events = EventLog(place / "events.jsonl")
+    events = EventLog(place / "events.jsonl", run.server.events_mib, run.server.events_kept)
     spare_what_is_loaded()
     with following(run, events) as live:
         finished = run_until_interrupted(run_server(run, place, events, on_listening=live.watch))
@@ -104,7 +104,7 @@ def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, js
     app = read_app(path)
     run = settings_for(app, run)
     place = run_folder(run, folder)
-    events = EventLog(place / "events.jsonl")
+    events = EventLog(place / "events.jsonl", run.server.events_mib, run.server.events_kept)
     print_lines(events)
     spare_what_is_loaded()
     summary = run_until_interrupted(run_app(app, overrides, run, place, events))

@@ -14,7 +14,7 @@ import grpc
 from fednc.common import credentials as cred
 from fednc.common.certificates import check_pair
 from fednc.common.errors import AddressError, ConfigError, FedncError, RefusedError
-from fednc.common.wire import channel_options, is_loopback
+from fednc.common.wire import LONG_TEXT, channel_options, is_loopback, one_line
 
 # What core gRPC says when the server's certificate is not accepted -> what that means.
 _HANDSHAKE = {
@@ -140,7 +140,7 @@ def explain(error: grpc.aio.AioRpcError, credentials: Credentials | None) -> str
 
 def as_error(error: grpc.aio.AioRpcError, server: str, credentials: Credentials | None) -> FedncError:
     """A failed call of a command that does not try again."""
-    details = error.details() or error.code().name
+    details = one_line(error.details() or error.code().name, LONG_TEXT)
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         if is_expired_refusal(error, credentials):
             return RefusedError("this certificate has expired; `fednc certs ... --renew` makes another")

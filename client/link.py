@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,8 +22,9 @@ from fednc.client.channel import Credentials, explain, is_expired_refusal, open_
 from fednc.client.session import Events, Session, attend_request, read_event, send_word
 from fednc.client.transfer import make_stub, session_metadata
 from fednc.client.work import BACKOFF_S, Worker, jittered
-from fednc.common.errors import FedncError, RefusedError
-from fednc.common.wire import LONG_TEXT, WHOLE_BYTES, plain
+from fednc.common.errors import RefusedError
+from fednc.common.reasons import refusal_of
+from fednc.common.wire import LONG_TEXT, WHOLE_BYTES, one_line
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
@@ -65,6 +67,7 @@ class LinkConfig:
     app: str = ""  # name and version of a foreign Flower app; empty: fednc's own
     liveness_s: float = 5.0
     once: bool = False
+    admit: Callable[[int], None] = lambda _size: None  # raises where a download has too many bytes
 
 
 class Link:
@@ -73,7 +76,7 @@ class Link:
     def __init__(self, config: LinkConfig, host: Host) -> None:
         self._config, self._host = config, host
         self._instance = secrets.token_bytes(8)
-        self._worker = Worker(host)
+        self._worker = Worker(host, config.admit)
         self._run_id = ""
         self._declaration: pb.Declaration | None = None
         self._standing = pb.Declaration.READY
@@ -89,7 +92,7 @@ class Link:
         try:
             while True:
                 over = await self._attend_patiently()
-                log.info("run %s is over: %s", self._run_id, over.reason)
+                log.info("run %s is over: %s", self._run_id, one_line(over.reason, LONG_TEXT))
                 self._leave_run()
                 if self._config.once:
                     return over
@@ -138,7 +141,7 @@ class Link:
                 return await self._attend()
             except grpc.aio.AioRpcError as e:
                 if e.code() in _FINAL:
-                    raise RefusedError(e.details() or e.code().name) from e
+                    raise RefusedError(one_line(e.details() or e.code().name, LONG_TEXT)) from e
                 if is_expired_refusal(e, self._config.credentials):
                     raise RefusedError("this client's certificate has expired; the operator can renew it") from e
                 if time.monotonic() - said >= _SAY_SO_EVERY_S:
@@ -181,8 +184,8 @@ class Link:
             try:
                 self._declaration = await asyncio.to_thread(self._host.prepare, welcome)
             except Exception as e:  # whatever it is, the server must hear of it
-                problem = str(e) if isinstance(e, FedncError) else f"{type(e).__name__}: {e}"
-                refusal = pb.Declaration(problem=plain(problem, LONG_TEXT))
+                log.error("this client cannot take part: %s: %s", type(e).__name__, e)  # the details stay here
+                refusal = pb.Declaration(problem=refusal_of(e))
                 await session.stub.Declare(refusal, metadata=session.metadata)
                 raise
         self._declaration.standing = self._standing

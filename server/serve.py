@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from fednc.common.errors import AddressError
+from fednc.common.errors import AddressError, QuorumError
 from fednc.common.wire import UPWARD_LIMIT_BYTES, channel_options
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import operator_pb2_grpc as operator_rpc
@@ -157,7 +157,7 @@ async def serve(
             reason = "an operator stopped the run"
         return result
     except BaseException as e:
-        reason, failed = str(e) or type(e).__name__, True
+        reason, failed = _for_clients(e), True
         raise
     finally:
         federation.finish(reason, failed=failed)
@@ -166,3 +166,10 @@ async def serve(
         await listening.stop(_GOODBYE_S)
         if metrics:
             await asyncio.to_thread(metrics.close)
+
+
+def _for_clients(error: BaseException) -> str:
+    """Why a run ended, as all clients may hear it: the error's own text can name other clients and what they said."""
+    fixed = {QuorumError: "too few clients took part or answered", OSError: "the server's disk or network failed"}
+    said = next((text for kind, text in fixed.items() if isinstance(error, kind)), "the server could not go on")
+    return f"{said}; the server's log says more"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fednc.common.errors import DataError, MissingExtraError
+from fednc.common.tasks.image import safe_files
 from fednc.common.tasks.image.data import UNLABELLED, hold_out_index
 from fednc.common.tasks.image.options import ImageOptions
 from fednc.common.tasks.image.raw import Images, Purpose, map_labels
@@ -60,8 +61,7 @@ def read_npz(place: str, purpose: Purpose, options: ImageOptions, *, labels_need
 def load_arrays(place: str) -> dict[str, Array]:
     """Every array of an .npz by name. Raises DataError: missing or not such a file."""
     try:
-        with np.load(place, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        return safe_files.read_npz(place)
     except FileNotFoundError as e:
         raise DataError(f"npz:{place}: no such file") from e
     except Exception as e:  # whatever the parser raises on bytes from anywhere means the same

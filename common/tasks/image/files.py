@@ -22,6 +22,7 @@ from fednc.common.errors import DataError
 from fednc.common.tasks.image.data import UNLABELLED
 from fednc.common.tasks.image.options import ImageOptions
 from fednc.common.tasks.image.raw import Images, Purpose, map_names
+from fednc.common.tasks.image.safe_files import open_image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 MAX_PIXELS = 64_000_000  # a small file can declare an image that fills the memory
@@ -60,7 +61,7 @@ def read_files(paths: Sequence[Path], label_N: Tensor, options: ImageOptions) ->
 def decode(file: Path | IO[bytes], name: str, options: ImageOptions) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """uint8 [H, W, C] at the run's size. Raises DataError naming `name`."""
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             _refuse_bomb(image.size, name)
             _refuse_other_colours(image.mode, name, options)
             upright = ImageOps.exif_transpose(image).convert("L" if options.channels == 1 else "RGB")

@@ -10,11 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from fednc.common.errors import DataError
 from fednc.common.tasks.image import arrays, files
 from fednc.common.tasks.image.data import as_unit_range
+from fednc.common.tasks.image.safe_files import open_image
 
 LARGEST_GUESS = 64  # pixels; photographs are reduced to it, larger sizes are for their owner to choose
 SAMPLE = 4096  # images that mean and standard deviation are taken from
@@ -69,6 +68,6 @@ def _of_folder(place: str) -> Options:
     names = [name for name, found in images.items() if found]
     if not names:
         raise DataError(f"folder:{place}: no subfolders with images; expected one per class")
-    with Image.open(images[names[0]][0]) as first:
+    with open_image(images[names[0]][0]) as first:
         channels, size = 1 if first.mode in files.GREY_MODES else 3, min(first.size)
     return {"classes": names, "size": min(size, LARGEST_GUESS), "channels": channels}
