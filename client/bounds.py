@@ -58,7 +58,7 @@ class DownloadBounds:
         """Return where `size` bytes may be downloaded. Raises TooLargeError, OutOfReserveError."""
         if self.max_gib and size > self.max_gib * _GIB:
             raise TooLargeError(
-                f"the server offers a download of {size / _GIB:.2f} GiB, and at most {self.max_gib:g} are accepted "
+                f"the server offers a download of {size / _GIB:.2f} GiB, and at most {self.max_gib:g} are taken "
                 "(--max-download-gib): raise it if you trust this server"
             )
         free = free_bytes().get("memory")

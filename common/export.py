@@ -155,7 +155,8 @@ def load(path: Path | str) -> ExportedModel:
         memory = ClassMemory.from_tensors(_under("memory.", tensors))
     except (KeyError, RuntimeError, ValueError, TypeError, IndexError, ProtocolError) as e:
         raise DataError(
-            f"{folder / WEIGHTS}: its tensors are not those of {MANIFEST} ({one_line(e, 300)}). Export the run again."
+            f"{folder / WEIGHTS}: its tensors are not those of {MANIFEST} ({one_line(e, 300)}). "
+            "Export the run again."
         ) from e
     return ExportedModel(task, model, frame, memory, manifest.class_names)
 

@@ -169,7 +169,7 @@ async def serve(
 
 
 def _for_clients(error: BaseException) -> str:
-    """Why a run ended, as all clients may hear it: the error's own text can name other clients and what they said."""
+    """Why a run ended, as all clients may hear it: the error's text can name others and what they said."""
     fixed = {QuorumError: "too few clients took part or answered", OSError: "the server's disk or network failed"}
     said = next((text for kind, text in fixed.items() if isinstance(error, kind)), "the server could not go on")
     return f"{said}; the server's log says more"

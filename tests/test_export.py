@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fednc.common import tasks
 from fednc.common.config import parse_run
-from fednc.common.errors import ConfigError, DataError, ProtocolError
+from fednc.common.errors import ConfigError, DataError
 from fednc.common.export import FOLDER, MANIFEST, WEIGHTS, export, load
 from fednc.common.files import write_atomically
 from fednc.common.frame import Frame, draw_frame
@@ -111,7 +111,7 @@ def test_files_of_two_runs_are_not_mixed(tmp_path: Path, name: str) -> None:
 def test_frame_must_be_the_one_that_the_manifest_names(tmp_path: Path) -> None:
     manifest = exported(tmp_path, trained()) / MANIFEST
     manifest.write_text(manifest.read_text().replace(trained().frame.digest, draw_frame(5, 16, 9).digest))
-    with pytest.raises(ProtocolError, match="sha256"):
+    with pytest.raises(DataError, match="sha256"):
         load(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What others say is text inside one line, wherever it is shown; files and connections of strangers are bounded."""
+"""What others say is one line of text wherever it is shown; files and connections of strangers are bounded."""
 
 from __future__ import annotations
 
