@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fednc.common import tasks
@@ -152,3 +155,22 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 
 def _no_power(descriptor: int) -> None:
     raise OSError("no power")
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_damaged_weights_and_manifests_are_data_errors(
+    tmp_path_factory: pytest.TempPathFactory, junk: bytes, is_prefix: bool
+) -> None:
+    """Also where whoever damaged the weights made their sha256 match."""
+    folder = exported(tmp_path_factory.mktemp("run"), trained())
+    weights, manifest = folder / WEIGHTS, folder / MANIFEST
+    whole, said = weights.read_bytes(), manifest.read_text()
+    damaged = junk if is_prefix else whole[: -1 - len(junk)]
+    weights.write_bytes(damaged)
+    old, new = (hashlib.sha256(data).hexdigest() for data in (whole, damaged))
+    manifest.write_text(said.replace(old, new))
+    with pytest.raises(DataError):
+        load(folder)
+    manifest.write_bytes(junk)
+    with pytest.raises(DataError):
+        load(folder)
