@@ -97,8 +97,10 @@ def _summary(folder: Path, give_up: float) -> dict[str, Any]:
 
 
 def _events(folder: Path) -> list[Event]:
-    path = folder / "events.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    current = folder / "events.jsonl"
+    older = sorted(folder.glob("events.jsonl.*"), key=lambda path: -int(path.suffix[1:]))
+    files = [path for path in [*older, current] if path.exists()]
+    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
 
 
 def _events_of_round(folder: Path, number: int) -> list[Event]:

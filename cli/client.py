@@ -56,6 +56,9 @@ MinFreeGib = Annotated[
     float,
     typer.Option(min=0, help="Refuse work while less memory or temporary disk is free, in GiB; 0: never."),
 ]
+MaxDownloadGib = Annotated[
+    float, typer.Option(min=0, help="Refuse larger downloads, in GiB; 0: whatever fits into free memory.")
+]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -113,7 +116,7 @@ def command(
     device: Device = "auto", val_share: ValShare = 0.1, min_sum_examples: MinSumExamples = 0,
     once: Once = False, threads: Threads = 0, max_hours: MaxHours = 0, min_free_gib: MinFreeGib = 0,
     dry_run: DryRun = False, policy: PolicyFile = None, audit: AuditFile = None, no_proxy: NoProxy = False,
-    stop_s: StopS = 10.0, json: Json = "",
+    stop_s: StopS = 10.0, max_download_gib: MaxDownloadGib = 4, json: Json = "",
 ) -> None:  # fmt: skip
     """Attend a federation: train on this machine's data whenever the server asks.
 
@@ -131,22 +134,22 @@ def command(
     fednc client --server HOST:PORT --data SPEC --policy FILE --dry-run.
     docs/deploy.md lists the keys and says what a policy cannot do.
     """
-    import logging
     import os
 
     signals = _note_early_signals()
     import torch
 
     from fednc.cli.policy import guarded, read_owner, refuse_for_foreign, show_dry_run
-    from fednc.client.bounds import Reserve
+    from fednc.client.bounds import DownloadBounds, Reserve
     from fednc.client.channel import credentials_from
     from fednc.client.link import LinkConfig
     from fednc.client.rehearsal import rehearse_foreign
     from fednc.common.collector import spare_what_is_loaded
     from fednc.common.errors import RunFailedError
     from fednc.common.interrupt import run_until_interrupted
+    from fednc.common.logs import log_to_stderr
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_stderr()
     if threads:
         torch.set_num_threads(threads)
     part = parse_partition(partition)
@@ -165,7 +168,10 @@ def command(
         spec = with_options(data, class_names, columns) if data else ""
         owner = read_owner(policy, spec, val_share)
         host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner)
-    config = LinkConfig(server=server, name=name, credentials=credentials, once=once, direct=no_proxy, **traits)
+    admit = DownloadBounds(max_download_gib, min_free_gib).admit
+    config = LinkConfig(
+        server=server, name=name, credentials=credentials, once=once, direct=no_proxy, admit=admit, **traits
+    )
     if dry_run:
         if app:
             run_id = run_until_interrupted(rehearse_foreign(config, host), stop_s=stop_s)

@@ -48,9 +48,12 @@ def command(
     with _progress() as show:
         compared = compare(plan, places, bench, show)
     for setting in plan.settings:
-        say(f"\n{setting.name}")
-        say("\n".join(results_table(compared, setting.name)))
-    say(f"\nFiles in {bench.folder}")
+        say("")
+        say(setting.name)
+        for line in results_table(compared, setting.name):
+            say(line)
+    say("")
+    say(f"Files in {bench.folder}")
     if json:
         write_json(json, _as_json(compared, said))
 

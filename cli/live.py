@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from fednc.cli.output import console, say
+from fednc.cli.output import as_text, console, say
 from fednc.common.config import RunConfig
 from fednc.server.events import Event, EventLog
 from fednc.server.federation import Federation
@@ -48,15 +48,22 @@ class RunView:
         self._last = event["text"]
 
     def __rich__(self) -> Group:
-        return Group(self._init, self._rounds_table(), self._classes_line(), self._clients_table(), self._last)
+        return Group(
+            as_text(self._init),
+            self._rounds_table(),
+            as_text(self._classes_line()),
+            self._clients_table(),
+            as_text(self._last),
+        )
 
     def _rounds_table(self) -> Table:
         done, total = len(self._rounds), self._run.all_rounds
-        table = Table(title=f"{self._run.method.name}: round {done} of {total}", title_justify="left")
+        title = as_text(f"{self._run.method.name}: round {done} of {total}")
+        table = Table(title=title, title_justify="left")
         for name in ("round", "loss", "test", "held out", "worst client", "drift", "replies", "seconds"):
             table.add_column(name, justify="right")
         for event in self._rounds[-_SHOWN_ROUNDS:]:
-            table.add_row(*_round_cells(event))
+            table.add_row(*map(as_text, _round_cells(event)))
         return table
 
     def _classes_line(self) -> str:
@@ -73,7 +80,7 @@ class RunView:
         for name in ("name", "state", "part", "examples", "step", "loss", "examples/s", "MiB up", "MiB down"):
             table.add_column(name, justify="left" if name in ("name", "state") else "right")
         for node in self._federation.roster.nodes() if self._federation else []:
-            table.add_row(*_client_cells(node))
+            table.add_row(*map(as_text, _client_cells(node)))
         return table
 
 

@@ -12,22 +12,31 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fednc.common.errors import ConfigError
+from fednc.common.wire import one_line
 
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
 def say(line: str, *, style: str = "") -> None:
-    """One line for people, never wrapped or read as markup."""
-    console.print(line, style=style, markup=False, soft_wrap=True)
+    """One line for people, never wrapped or read as markup, whoever wrote parts of it."""
+    console.print(one_line(line), style=style, markup=False, soft_wrap=True)
 
 
 def say_error(error: Exception) -> None:
-    """What went wrong and what to do next, in red where there is a terminal."""
-    say(f"error: {error}", style="bold red")
+    """What went wrong and what to do next, in red where there is a terminal; further lines are indented."""
+    first, *more = f"error: {error}".split("\n")
+    say(first, style="bold red")
+    for line in more:
+        say(line if line.startswith("  ") else f"  {line}", style="bold red")
+
+
+def as_text(value: object) -> Text:
+    """One line for a picture on the terminal: never read as markup, whoever wrote it."""
+    return Text(one_line(value))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -48,7 +57,7 @@ def write_json(target: str, value: dict[str, Any]) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    text = _escaped(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)) + "\n"
     if target == "-":
         _write_stdout(text)
         return
@@ -72,14 +81,21 @@ def _write_stdout(text: str) -> None:
 
 def as_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A table as a terminal shows it."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=as_text(title), title_justify="left")
     for place, name in enumerate(columns):
         numeric = all(isinstance(row[place], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left")
+        table.add_column(as_text(name), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row))
+        table.add_row(*(as_text(_cell(value)) for value in row))
     return table
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else one_line(value)
+
+
+def _escaped(text: str) -> str:
+    """JSON whose strings hold nothing that steers a terminal: JSON itself escapes only the oldest controls."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)

@@ -89,7 +89,7 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
 
     place = run_folder(run, folder)
     with claimed(place):
-        events = EventLog(place / "events.jsonl")
+        events = EventLog(place / "events.jsonl", run.server.events_mib, run.server.events_kept)
         spare_what_is_loaded()
         with following(run, events) as live:
             serving = run_server(run, place, events, on_listening=live.watch)
@@ -112,7 +112,7 @@ def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, js
     run = settings_for(app, run)
     place = run_folder(run, folder)
     with claimed(place):
-        events = EventLog(place / "events.jsonl")
+        events = EventLog(place / "events.jsonl", run.server.events_mib, run.server.events_kept)
         print_lines(events)
         spare_what_is_loaded()
         serving = run_app(app, overrides, run, place, events)

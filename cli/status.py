@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fednc.cli.options import Ca, Cert, Certs, Json, Key, NoProxy, Server, TokenFile
-from fednc.cli.output import as_table, console, say, show_table, write_json
+from fednc.cli.output import as_table, as_text, console, say, show_table, write_json
 from fednc.common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -145,10 +145,9 @@ def _show(status: pb.RunStatus) -> None:
 
 def _picture(status: pb.RunStatus) -> Group:
     from rich.console import Group
-    from rich.text import Text
 
     table = as_table("clients", COLUMNS, [_row(node) for node in status.nodes])
-    return Group(Text(_headline(status)), table)
+    return Group(as_text(_headline(status)), table)
 
 
 def _headline(status: pb.RunStatus) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Message
 
 from fednc.client.link import Host, Link
+from fednc.common.reasons import CodedError
 from fednc.protos import federation_pb2 as pb
 
 _GIB = 1 << 30
@@ -33,8 +35,38 @@ async def attend_for(link: Link, hours: float) -> pb.RunOver | None:
         await asyncio.gather(attending, return_exceptions=True)
 
 
-class OutOfReserveError(Exception):
-    """This machine is short of memory or disk; the server reads it as the reply to its work."""
+class OutOfReserveError(CodedError):
+    """This machine is short of memory or disk; the server hears the code as the reply to its work."""
+
+    code = "below-reserve"
+
+
+class TooLargeError(CodedError):
+    """The server offers a larger download than this client's owner accepts."""
+
+    code = "too-large"
+
+
+@dataclass(frozen=True)
+class DownloadBounds:
+    """How many bytes one download may have: asked with what its manifest says, before a byte is fetched."""
+
+    max_gib: float = 0  # 0: no limit but the memory that is free
+    min_free_gib: float = 0
+
+    def admit(self, size: int) -> None:
+        """Return where `size` bytes may be downloaded. Raises TooLargeError, OutOfReserveError."""
+        if self.max_gib and size > self.max_gib * _GIB:
+            raise TooLargeError(
+                f"the server offers a download of {size / _GIB:.2f} GiB, and at most {self.max_gib:g} are taken "
+                "(--max-download-gib): raise it if you trust this server"
+            )
+        free = free_bytes().get("memory")
+        if free is not None and size > free - self.min_free_gib * _GIB:
+            raise OutOfReserveError(
+                f"the server offers a download of {size / _GIB:.2f} GiB; {free / _GIB:.2f} GiB of memory are free "
+                f"and {self.min_free_gib:g} are kept (--min-free-gib): free some, or do not take part in this run"
+            )
 
 
 class Reserve:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,10 +24,11 @@ from fednc.client.proxy import proxy_on_the_way
 from fednc.client.renewal import Renewing
 from fednc.client.session import Events, Session, attend_request, read_event, send_word
 from fednc.client.transfer import make_stub, session_metadata
-from fednc.client.trouble import explain, is_expired_refusal, refusal_of
+from fednc.client.trouble import explain, final_reason, is_expired_refusal
 from fednc.client.work import BACKOFF_S, BeforeDownload, Worker, accept_any_size, jittered
-from fednc.common.errors import FedncError, RefusedError
-from fednc.common.wire import LONG_TEXT, WHOLE_BYTES, plain
+from fednc.common.errors import RefusedError
+from fednc.common.reasons import refusal_of
+from fednc.common.wire import LONG_TEXT, WHOLE_BYTES, one_line
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
@@ -71,6 +73,7 @@ class LinkConfig:
     once: bool = False
     before_download: BeforeDownload = accept_any_size  # may refuse what an instruction brings
     direct: bool = False  # past any proxy
+    admit: Callable[[int], None] = lambda _size: None  # raises where a download has too many bytes
 
 
 class Link:
@@ -79,7 +82,7 @@ class Link:
     def __init__(self, config: LinkConfig, host: Host) -> None:
         self._config, self._host = config, host
         self._instance = secrets.token_bytes(8)
-        self._worker = Worker(host, config.before_download)
+        self._worker = Worker(host, config.before_download, config.admit)
         self._run_id = ""
         self._declaration: pb.Declaration | None = None
         self._standing = pb.Declaration.READY
@@ -98,7 +101,7 @@ class Link:
         try:
             while True:
                 over = await self._attend_patiently()
-                log.info("run %s is over: %s", self._run_id, over.reason)
+                log.info("run %s is over: %s", self._run_id, one_line(over.reason, LONG_TEXT))
                 self._leave_run()
                 if self._config.once:
                     return over
@@ -148,7 +151,7 @@ class Link:
                 return await self._attend()
             except grpc.aio.AioRpcError as e:
                 if e.code() in _FINAL:
-                    raise RefusedError(refusal_of(e, self._config.credentials, self._proxy)) from e
+                    raise RefusedError(final_reason(e, self._config.credentials, self._proxy)) from e
                 if is_expired_refusal(e, self._config.credentials):
                     raise RefusedError("this client's certificate has expired; the operator can renew it") from e
                 self._patience.note(explain(e, self._config.credentials, self._proxy))
@@ -191,8 +194,8 @@ class Link:
             try:
                 self._declaration = await asyncio.to_thread(self._host.prepare, welcome)
             except Exception as e:  # whatever it is, the server must hear of it
-                problem = str(e) if isinstance(e, FedncError) else f"{type(e).__name__}: {e}"
-                refusal = pb.Declaration(problem=plain(problem, LONG_TEXT))
+                log.error("this client cannot take part: %s: %s", type(e).__name__, e)  # the details stay here
+                refusal = pb.Declaration(problem=refusal_of(e))
                 await session.stub.Declare(refusal, metadata=session.metadata)
                 raise
         self._declaration.standing = self._standing

@@ -6,6 +6,7 @@ Used by the link; knows nothing of apps or rounds.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,10 +20,12 @@ from fednc.common.arrays import Buffer, new_buffers
 from fednc.common.bulk import Data, Piece
 from fednc.common.errors import ProtocolError
 from fednc.common.fingerprint import Fingerprint, fingerprint
+from fednc.common.reasons import SENTENCES
 from fednc.common.wire import CHUNK_BYTES, SESSION_KEY, UPWARD_LIMIT_BYTES, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 
+log = logging.getLogger("fednc.client")
 _TRIES = 3
 _HEADER_BYTES = UPWARD_LIMIT_BYTES - WHOLE_BYTES - 1024  # the rest is for the data and their heads
 _SMALL_BYTES = 256 << 10  # hashed sooner than a thread takes over
@@ -60,10 +63,11 @@ async def fetch_content(
     manifest: pb.Manifest,
     cache: BlobCache,
     hear: Callable[[], None] = lambda: None,
+    admit: Callable[[int], None] = lambda _size: None,
 ) -> RecordDict:
     """The content of an assignment, downloading only the blobs that the cache lacks.
 
-    `hear` is called as they come.
+    `hear` is called as they come; `admit` before, with their bytes, and raises where these are too many.
 
     Raises:
         ProtocolError: bytes that do not match their digest.
@@ -72,6 +76,7 @@ async def fetch_content(
     sizes = {meta.digest: meta.size for meta in metas}
     lacking = cache.lacking(meta.digest for meta in metas)
     if lacking:
+        admit(sum(sizes[digest] for digest in lacking))
         await _download(stub, metadata, {digest: sizes[digest] for digest in lacking}, cache, hear)
     content = records.from_manifest(manifest, iter([cache[meta.digest] for meta in metas]))
     cache.settle(meta.digest for meta in metas)
@@ -133,7 +138,9 @@ class Reply:
     def of(cls, work_id: pb.AssignmentId, message: Message) -> Reply:
         """The reply that an app returned."""
         if message.has_error():
-            return cls(work_id, failure=pb.Failure(kind="AppError", reason=message.error.reason or ""))
+            log.error("the app answered with an error: %s", message.error.reason)
+            failure = pb.Failure(kind="AppError", reason=SENTENCES["app-failed"])
+            return cls(work_id, failure=failure)
         manifest = records.to_manifest(message.content, with_digests=False)
         return cls(work_id, manifest, tuple(array.data for array in records.arrays_of(message.content)))
 

@@ -12,7 +12,7 @@ import grpc
 
 from fednc.client.channel import Credentials
 from fednc.common.errors import AddressError, ConfigError, FedncError, RefusedError
-from fednc.common.wire import plain
+from fednc.common.wire import LONG_TEXT, one_line
 
 _NO_FEDNC = "what answers there is not a fednc server: check host and port"
 _UNKNOWN_HOST = "the host name cannot be looked up: check its spelling, and this machine's DNS"
@@ -70,7 +70,7 @@ def _meaning(error: grpc.aio.AioRpcError, credentials: Credentials | None) -> st
         return f"the server closed the connection before it answered; {_likely(credentials)}"
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time: the host is off, a firewall drops the connection, or the server is overloaded"
-    said = plain(details.partition("\n")[0], _SAID)
+    said = one_line(details.partition("\n")[0], _SAID)
     return error.code().name.lower().replace("_", " ") + (f": {said}" if said else "")
 
 
@@ -78,7 +78,7 @@ def as_error(
     error: grpc.aio.AioRpcError, server: str, credentials: Credentials | None, proxy: str = ""
 ) -> FedncError:
     """A failed call of a command that does not try again."""
-    details = error.details() or error.code().name
+    details = one_line(error.details() or error.code().name, LONG_TEXT)
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED) or _is_foreign(error):
         if is_expired_refusal(error, credentials):
             return RefusedError("this certificate has expired; `fednc certs ... --renew` makes another")
@@ -88,9 +88,11 @@ def as_error(
     return RefusedError(details)
 
 
-def refusal_of(error: grpc.aio.AioRpcError, credentials: Credentials | None, proxy: str = "") -> str:
+def final_reason(error: grpc.aio.AioRpcError, credentials: Credentials | None, proxy: str = "") -> str:
     """The reason of a server that refuses for good, or of what stands in its place."""
-    return explain(error, credentials, proxy) if _is_foreign(error) else error.details() or error.code().name
+    if _is_foreign(error):
+        return explain(error, credentials, proxy)
+    return one_line(error.details() or error.code().name, LONG_TEXT)
 
 
 def is_expired_refusal(error: grpc.aio.AioRpcError, credentials: Credentials | None) -> bool:

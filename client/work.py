@@ -23,7 +23,8 @@ from fednc.client.session import Session, progress_of
 from fednc.client.transfer import Reply, fetch_content, send_reply, take_along
 from fednc.common import faults, flower, records
 from fednc.common.errors import FedncError, ProtocolError
-from fednc.common.wire import LONG_TEXT, SHORT_TEXT, plain
+from fednc.common.reasons import failure_of
+from fednc.common.wire import LONG_TEXT, one_line
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
@@ -68,8 +69,9 @@ def accept_any_size(_work_id: pb.AssignmentId, _size: int) -> None:
 class Worker:
     """The work of one client, one piece after the other."""
 
-    def __init__(self, app: App, before_download: BeforeDownload = accept_any_size) -> None:
-        self._app, self._before_download = app, before_download
+    def __init__(self, app: App, before_download: BeforeDownload, admit: Callable[[int], None]) -> None:
+        """`before_download` judges an instruction, `admit` whether so many bytes of it can be fetched."""
+        self._app, self._before_download, self._admit = app, before_download, admit
         self._cache = BlobCache()
         self._session: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         self._active: dict[bytes, _Work] = {}
@@ -115,7 +117,7 @@ class Worker:
         """The server does not wait for this work any more."""
         work = self._active.get(_key(cancel.id))
         if work:
-            log.info("%s: %s", work, cancel.reason)
+            log.info("%s: %s", work, one_line(cancel.reason, LONG_TEXT))
             work.hooks.cancelled.set()
 
     def cancel_all(self) -> None:
@@ -159,9 +161,10 @@ class Worker:
         try:
             receipt = await self._send(work, reply)
         except (FedncError, OSError, MemoryError) as e:
+            log.error("the reply to %s cannot be sent: %s", work, e)
             receipt = await self._send(work, _failed(work, e))
         if receipt and receipt.outcome in (pb.Receipt.LATE, pb.Receipt.REJECTED):
-            log.warning("the server did not take the reply to %s: %s", work, receipt.reason)
+            log.warning("the server did not take the reply to %s: %s", work, one_line(receipt.reason, LONG_TEXT))
 
     async def _send(self, work: _Work, reply: Reply) -> pb.Receipt | None:
         return await self._persist(work, lambda s: send_reply(s.stub, s.metadata, reply, s.whole_bytes))
@@ -207,7 +210,9 @@ class Worker:
 
     async def _download(self, session: Session, content: pb.Manifest) -> RecordDict:
         with session.downloading():
-            return await fetch_content(session.stub, session.metadata, content, self._cache, session.hear)
+            return await fetch_content(
+                session.stub, session.metadata, content, self._cache, session.hear, self._admit
+            )
 
     async def _persist(self, work: _Work, step: Callable[[Session], Awaitable[T]]) -> T | None:
         """The step's result, tried again over new sessions until the work is cancelled."""
@@ -221,7 +226,7 @@ class Worker:
                 if e.code() is grpc.StatusCode.NOT_FOUND:
                     return None  # the work it belonged to is over
                 if e.code() in _POINTLESS:
-                    raise ProtocolError(e.details() or e.code().name) from e
+                    raise ProtocolError(one_line(e.details() or e.code().name, LONG_TEXT)) from e
                 log.info("transfer for %s interrupted (%s)", work, e.code().name.lower())
             except asyncio.InvalidStateError:  # gRPC's, for a write on a call that has just ended
                 log.info("transfer for %s interrupted", work)
@@ -246,11 +251,12 @@ def jittered(pause_s: float) -> float:
 
 
 def _failed(work: _Work, error: BaseException) -> Reply:
-    kind, code = type(error).__name__, 0
+    """The reply that says so by a fixed code; what went wrong in detail stays in this client's log."""
     if isinstance(error, AppFailedError):  # what was raised elsewhere
-        kind, code = error.kind, error.code
-    failure = pb.Failure(code=code, kind=plain(kind, SHORT_TEXT), reason=plain(str(error), LONG_TEXT))
-    return Reply(work.id, failure=failure)
+        kind, reason = failure_of(error, foreign=error.kind)
+        return Reply(work.id, failure=pb.Failure(code=error.code, kind=kind, reason=reason))
+    kind, reason = failure_of(error)
+    return Reply(work.id, failure=pb.Failure(kind=kind, reason=reason))
 
 
 def _key(work_id: pb.AssignmentId) -> bytes:

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from fednc.common import tasks
 from fednc.common.config import RunConfig, explain
-from fednc.common.errors import DataError
-from fednc.common.files import write_atomically
+from fednc.common.errors import DataError, ProtocolError
+from fednc.common.files import private_folder, write_atomically
 from fednc.common.frame import Frame
 from fednc.common.guide import Guide
 from fednc.common.memory import ClassMemory
 from fednc.common.tasks.base import Task
+from fednc.common.wire import one_line
 
 FOLDER, WEIGHTS, MANIFEST = "model", "model.safetensors", "model.json"
 
@@ -126,7 +127,7 @@ def export(
         frame_sha256=frame.digest,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    private_folder(folder / FOLDER)
     write_atomically(folder / FOLDER / WEIGHTS, weights)
     write_atomically(folder / FOLDER / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
 
@@ -148,9 +149,15 @@ def load(path: Path | str) -> ExportedModel:
             f"{task.version}. Use the version of fednc that made it."
         )
     model = task.build_model()
-    model.load_state_dict({**model.state_dict(), **_under("model.", tensors)})
-    frame = Frame.from_tensor(tensors["frame.etf_KD"], manifest.frame_seed, manifest.frame_sha256)
-    memory = ClassMemory.from_tensors(_under("memory.", tensors))
+    try:
+        model.load_state_dict({**model.state_dict(), **_under("model.", tensors)})
+        frame = Frame.from_tensor(tensors["frame.etf_KD"], manifest.frame_seed, manifest.frame_sha256)
+        memory = ClassMemory.from_tensors(_under("memory.", tensors))
+    except (KeyError, RuntimeError, ValueError, TypeError, IndexError, ProtocolError) as e:
+        raise DataError(
+            f"{folder / WEIGHTS}: its tensors are not those of {MANIFEST} ({one_line(e, 300)}). "
+            "Export the run again."
+        ) from e
     return ExportedModel(task, model, frame, memory, manifest.class_names)
 
 
@@ -164,6 +171,8 @@ def _model_folder(path: Path) -> Path:
 def _manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror}); export the run again") from e
     except ValidationError as e:
         raise DataError(f"{explain(e, str(path))}\nIt is damaged or of a newer version of fednc.") from e
 
@@ -178,7 +187,10 @@ def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
         raise DataError(
             f"{path}: sha256 is {found}, {MANIFEST} says {sha256}: damaged or of another run. Copy both again."
         )
-    return safetensors.torch.load(data)
+    try:
+        return safetensors.torch.load(data)
+    except Exception as e:  # whatever the parser raises on such bytes means the same
+        raise DataError(f"{path}: not a safetensors file ({one_line(e, 300)}). Export the run again.") from e
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,8 +11,28 @@ from pathlib import Path
 
 from fednc.common import faults
 
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+
+def private_folder(folder: Path, *, exist_ok: bool = True) -> None:
+    """Make a folder that its owner alone can enter, whatever the umask; one that is there keeps its mode.
+
+    Raises:
+        FileExistsError: it is there, and `exist_ok` is false.
+    """
+    if exist_ok and folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=exist_ok)
+    folder.chmod(PRIVATE_FOLDER)
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for `open`: a new file is its owner's alone."""
+    return os.open(path, flags, PRIVATE_FILE)
+
+
+def write_atomically(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
     """Replace `path` by `data` in one step: after a crash at any moment it holds the old bytes or the new ones.
 
     Written beside it, flushed to the disk, renamed over it; the folder is flushed too, or a power cut could

@@ -44,6 +44,11 @@ class ServerSection(Section):
     )
     metrics_host: str = Field("127.0.0.1", description="address that the metrics are served on")
     ingest_mib: Count = Field(512, description="memory and upload slots that all clients together may occupy")
+    events_mib: Count = Field(64, description="size at which `events.jsonl` is put aside and a new one begun")
+    events_kept: Annotated[int, Field(ge=0)] = Field(
+        3,
+        description="files of earlier events that are kept, as `events.jsonl.1` and so on; older ones are deleted",
+    )
     quarantine_after: Annotated[int, Field(ge=0)] = Field(
         3,
         description="refused messages and replies after which a client is shut out until an operator readmits it; "

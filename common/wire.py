@@ -31,6 +31,17 @@ def plain(text: str, most: int) -> str:
     return text if is_plain(text) else "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
 
 
+def one_line(text: object, most: int | None = None) -> str:
+    """The text as one line that a terminal shows as it is: what others say can neither start a line nor steer it.
+
+    Control characters, line separators, bidirectional controls and lone surrogates become U+FFFD; newlines and
+    tabs become spaces.
+    """
+    line = str(text).translate(_LAYOUT)
+    line = line if most is None or len(line) <= most else line[: max(0, most - 1)] + "\u2026"
+    return line if line.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in line)
+
+
 def is_loopback(address: str) -> bool:
     """Whether HOST:PORT can only be reached from its own machine."""
     host = address.rpartition(":")[0].strip("[]")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fednc.common import faults
 from fednc.common.errors import ConfigError, DataError
-from fednc.common.files import write_atomically
+from fednc.common.files import private_folder, write_atomically
 from fednc.server import continuing
 from fednc.server.continuing import Changes
 
@@ -76,7 +76,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder / "checkpoints", keep
         if keep:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            private_folder(self._folder)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write one round and drop the oldest. Raises OSError; what was there before stays."""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fednc.common.files import filesystem_of
+from fednc.common.files import filesystem_of, private_folder
 from fednc.common.wire import WHOLE_BYTES
 from fednc.server.spool import FileStore, MemoryStore, SpooledUpload
 
@@ -88,7 +88,7 @@ class Intake:
         self._folder, self._numbers = folder, itertools.count()
         self.budget = Budget(total_bytes)
         self._room = threading.Semaphore(total_bytes // _PART_IN_MEMORY // WHOLE_BYTES)  # for small uploads
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         if (kind := filesystem_of(folder)) in _IN_MEMORY:
             log.warning(
                 "uploads that wait take memory, for the run's folder lies in it (%s): put it on a disk", kind

@@ -7,11 +7,13 @@ happened is counted from events. A client library's thread serves, so a scrape n
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeVar
+from wsgiref.simple_server import make_server
 
-from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
 from prometheus_client import Counter as CounterMetric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -21,6 +23,7 @@ from fednc.protos import operator_pb2 as pb
 from fednc.server.events import Event
 from fednc.server.federation import Federation
 from fednc.server.roster import NodeState
+from fednc.server.scrape import BoundedServer, QuietHandler
 from fednc.server.status import status_of
 
 T = TypeVar("T")
@@ -121,12 +124,14 @@ class MetricsServer:
 
         registry.register(RunCollector(ask))
         try:
-            self._server, self._thread = start_http_server(port, host, registry)
+            self._server = make_server(host, port, make_wsgi_app(registry), BoundedServer, QuietHandler)
         except OSError as e:
             raise AddressError(
                 f"cannot serve metrics on {host}:{port}: {e.strerror}; stop the other process, or choose another "
                 "server.metrics_port or server.metrics_host"
             ) from e
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
         self.port: int = self._server.server_port
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fednc.common.config import RunConfig
 from fednc.common.errors import ConfigError
 from fednc.common.export import export
-from fednc.common.files import write_atomically
+from fednc.common.files import private_folder, write_atomically
 
 if TYPE_CHECKING:
     from fednc.server.run import RunResult
@@ -45,13 +45,13 @@ def _writable(folder: Path) -> Path:
 
 def _make_folder(run: RunConfig, wanted: str) -> Path:
     if wanted:
-        Path(wanted).mkdir(parents=True, exist_ok=True)
+        private_folder(Path(wanted))
         return Path(wanted).resolve()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for suffix in ["", *(f"-{n}" for n in range(2, 1000))]:
         folder = Path(run.server.runs) / f"{run.name}-{stamp}{suffix}"
         try:
-            folder.mkdir(parents=True)
+            private_folder(folder, exist_ok=False)
         except FileExistsError:
             continue
         return folder

@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from fednc.common.errors import AddressError, DivergedError
+from fednc.common.errors import AddressError, DivergedError, QuorumError
 from fednc.common.wire import UPWARD_LIMIT_BYTES, channel_options
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import operator_pb2_grpc as operator_rpc
@@ -160,7 +160,7 @@ async def serve(
         reason, failed = _stopped(section.keep_checkpoints > 0 and not federation.app), True
         raise
     except BaseException as e:
-        reason, failed = str(e) or type(e).__name__, not isinstance(e, DivergedError)  # not the clients' fault
+        reason, failed = _for_clients(e), not isinstance(e, DivergedError)  # which is no client's failure
         raise
     finally:
         federation.finish(reason, failed=failed)
@@ -174,3 +174,12 @@ async def serve(
 def _stopped(can_resume: bool) -> str:
     """What clients are told when somebody ends the server's process."""
     return "the server was stopped" + ("; started again, it goes on after the last round" if can_resume else "")
+
+
+def _for_clients(error: BaseException) -> str:
+    """Why a run ended, as all clients may hear it: the error's text can name others and what they said."""
+    if isinstance(error, DivergedError):
+        return str(error)  # our own words
+    fixed = {QuorumError: "too few clients took part or answered", OSError: "the server's disk or network failed"}
+    said = next((text for kind, text in fixed.items() if isinstance(error, kind)), "the server could not go on")
+    return f"{said}; the server's log says more"

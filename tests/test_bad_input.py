@@ -26,6 +26,7 @@ from fednc.common.errors import (
     QuorumError,
     RefusedError,
 )
+from fednc.common.reasons import SENTENCES
 from fednc.server.events import EventLog
 from fednc.server.federation import Federation
 from fednc.server.roster import NodeState
@@ -96,7 +97,7 @@ def test_data_that_does_not_fit_is_said_before_round_1_and_the_others_go_on(case
     assert isinstance(error, DataError)
     assert hint in str(error)
     (node,) = [node for node in federation.roster.nodes() if node.name == "carl"]
-    assert hint in node.problem
+    assert node.problem == f"data: {SENTENCES['data']}"  # the hint stays with the client
     assert node.state in (NodeState.UNFIT, NodeState.LOST)
     assert replies == 2
 

@@ -23,6 +23,7 @@ from fednc.client.host import AppHost, ClientConfig
 from fednc.client.link import Host, Link, LinkConfig
 from fednc.common.config import parse_run
 from fednc.common.errors import AddressError, RefusedError
+from fednc.common.reasons import SENTENCES
 from fednc.protos import federation_pb2 as pb
 from fednc.server.roster import NodeState
 
@@ -94,7 +95,7 @@ def test_a_client_whose_hours_are_over_finishes_its_work_and_nobody_waits_for_it
 
 
 def test_a_client_short_of_memory_or_disk_says_so_instead_of_working(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
         async with serving(place.folder, {}) as server:
@@ -105,8 +106,8 @@ def test_a_client_short_of_memory_or_disk_says_so_instead_of_working(
             await until(lambda: not batch.replies.empty())
             failure = batch.replies.get_nowait().failure
             assert failure is not None
-            assert failure.kind == "OutOfReserveError"
-            assert "1.00 GiB of disk at /x" in failure.reason
+            assert (failure.kind, failure.reason) == ("below-reserve", SENTENCES["below-reserve"])
+            assert "1.00 GiB of disk at /x" in caplog.text  # at the client
             assert is_ready(server, "a")()  # it asks again next time
             server.federation.finish("done", failed=False)
             await asyncio.wait_for(task, 5)

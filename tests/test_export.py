@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fednc.common import tasks
 from fednc.common.config import parse_run
-from fednc.common.errors import ConfigError, DataError, ProtocolError
+from fednc.common.errors import ConfigError, DataError
 from fednc.common.export import FOLDER, MANIFEST, WEIGHTS, export, load
 from fednc.common.files import write_atomically
 from fednc.common.frame import Frame, draw_frame
@@ -111,7 +114,7 @@ def test_files_of_two_runs_are_not_mixed(tmp_path: Path, name: str) -> None:
 def test_frame_must_be_the_one_that_the_manifest_names(tmp_path: Path) -> None:
     manifest = exported(tmp_path, trained()) / MANIFEST
     manifest.write_text(manifest.read_text().replace(trained().frame.digest, draw_frame(5, 16, 9).digest))
-    with pytest.raises(ProtocolError, match="sha256"):
+    with pytest.raises(DataError, match="sha256"):
         load(tmp_path)
 
 
@@ -152,3 +155,22 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 
 def _no_power(descriptor: int) -> None:
     raise OSError("no power")
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_damaged_weights_and_manifests_are_data_errors(
+    tmp_path_factory: pytest.TempPathFactory, junk: bytes, is_prefix: bool
+) -> None:
+    """Also where whoever damaged the weights made their sha256 match."""
+    folder = exported(tmp_path_factory.mktemp("run"), trained())
+    weights, manifest = folder / WEIGHTS, folder / MANIFEST
+    whole, said = weights.read_bytes(), manifest.read_text()
+    damaged = junk if is_prefix else whole[: -1 - len(junk)]
+    weights.write_bytes(damaged)
+    old, new = (hashlib.sha256(data).hexdigest() for data in (whole, damaged))
+    manifest.write_text(said.replace(old, new))
+    with pytest.raises(DataError):
+        load(folder)
+    manifest.write_bytes(junk)
+    with pytest.raises(DataError):
+        load(folder)

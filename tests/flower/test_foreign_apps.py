@@ -22,6 +22,7 @@ from stock import BIN, environment, stock_flower
 
 from fednc.common.authority import Authority
 from fednc.common.credentials import Holder, Role
+from fednc.common.reasons import SENTENCES
 
 YEAR = timedelta(days=365)
 APPS = Path(__file__).parent / "apps"
@@ -78,9 +79,9 @@ def test_nodes_that_raise_die_or_hang_do_not_stop_the_round(tmp_path: Path) -> N
     assert first == {"seen": {str(part): 1 for part in range(5)}, "errors": []}
     assert second["seen"] == {"0": 2}
     assert second["errors"] == [
-        "AppProcessEnded: the app's process ended with exit code 3 at work",
-        "SystemExit: had enough",
-        "ZeroDivisionError: of no use",
+        f"AppProcessEnded: {SENTENCES['app-failed']}",
+        f"SystemExit: {SENTENCES['app-failed']}",
+        f"ZeroDivisionError: {SENTENCES['app-failed']}",
     ]
     assert third["seen"] == {"0": 3, **{str(part): 2 for part in range(1, 5)}}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fednc.common.data_spec import DataSpec
 from fednc.common.errors import DataError, MissingExtraError
+from fednc.common.tasks.image import safe_files
 from fednc.common.tasks.image.data import UNLABELLED, hold_out_index
 from fednc.common.tasks.image.folders import as_path
 from fednc.common.tasks.image.labels import map_labels, name_list, refuse_twins
@@ -89,8 +90,7 @@ def load_arrays(place: str) -> dict[str, Array]:
     if not path.is_file():
         raise DataError(f"npz:{place}: is no file but a folder or a device; name the .npz file itself")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] if key in READ else np.zeros(0) for key in file.files}
+        arrays = safe_files.read_npz(path, READ)
     except PermissionError as e:
         raise DataError(f"npz:{place}: cannot be read (permission denied)") from e
     except Exception as e:  # whatever the parser raises on bytes from anywhere means the same

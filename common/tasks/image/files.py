@@ -28,6 +28,7 @@ from fednc.common.tasks.image.folders import LeftOut, class_folders, images_in, 
 from fednc.common.tasks.image.labels import map_names
 from fednc.common.tasks.image.options import ImageOptions
 from fednc.common.tasks.image.raw import Images, Purpose, several
+from fednc.common.tasks.image.safe_files import open_image
 
 MAX_PIXELS = 64_000_000  # a small file can declare an image that fills the memory
 GREY_MODES = frozenset({"1", "L", "LA"})
@@ -89,7 +90,7 @@ def _or_error(decoder: Callable[[], Pixels]) -> Pixels | DataError:
 def decode(file: Path | IO[bytes], name: str, options: ImageOptions) -> Pixels:
     """uint8 [H, W, C] at the run's size. Raises DataError naming `name`."""
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             _refuse_bomb(image.size, name)
             refuse_frames(image, name)
             _refuse_other_colours(image.mode, name, options)

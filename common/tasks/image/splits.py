@@ -25,6 +25,7 @@ from fednc.common.errors import DataError, MissingExtraError
 from fednc.common.files import write_atomically
 from fednc.common.sections import SplitSection
 from fednc.common.seeds import derive
+from fednc.common.tasks.image import safe_files
 from fednc.common.tasks.image.data import Index
 
 SMALLEST_PART = 2  # one image to train on, one to hold out
@@ -188,8 +189,8 @@ def _cache_folder() -> Path:
 def _remembered(path: Path, examples: int, parts: int) -> list[Index] | None:
     """The index at `path`, if it is a whole and plausible one."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            position, size = file["position"], file["size"]
+        file = safe_files.read_npz(path)
+        position, size = file["position"], file["size"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     if len(size) != parts or size.min() < SMALLEST_PART or size.sum() != examples:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import ValidationError
 
 from fednc.common.config import explain
@@ -29,6 +28,7 @@ from fednc.common.tasks.image.folders import class_folders
 from fednc.common.tasks.image.labels import as_column, as_text, comparable, quoted
 from fednc.common.tasks.image.options import ImageOptions
 from fednc.common.tasks.image.raw import several
+from fednc.common.tasks.image.safe_files import open_image
 
 LARGEST_GUESS = 64  # pixels; photographs are reduced to it, larger sizes are for their owner to choose
 SAMPLE = 4096  # images that mean and standard deviation are taken from
@@ -142,7 +142,7 @@ def _head(path: Path, names: frozenset[str]) -> tuple[bool, int] | DataError:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a file that claims too many pixels is refused when it is read
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 files.refuse_frames(image, str(path))
                 mode, size = image.mode, min(image.size)
     except DataError as e:

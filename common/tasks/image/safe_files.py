@@ -1,0 +1,63 @@
+"""Opens image and .npz files from anywhere: only decoders that run no program, only sizes that were agreed to.
+
+Called by the readers of this folder. Knows nothing of tasks.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # of `files.SUFFIXES`; EPS would start Ghostscript
+MOST_NPZ_BYTES = 16 << 30  # of all arrays of a file together
+MOST_EXPANSION = 200  # times the file's size, beyond _SMALL_BYTES: images do not compress like that, bombs do
+_SMALL_BYTES = 64 << 20
+
+Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """The image in `file`, whatever its name ends in. Raises what Pillow raises."""
+    return Image.open(file, formats=FORMATS)
+
+
+def read_npz(path: str | Path, wanted: Collection[str] | None = None) -> Arrays:
+    """The wanted arrays by name, or all, after the sizes that the file declares were checked; others are empty.
+
+    Raises:
+        ValueError: too large, or pickled objects.
+        OSError, zipfile.BadZipFile: not such a file.
+    """
+    refuse_bomb(path)
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] if wanted is None or key in wanted else np.zeros(0) for key in file.files}
+
+
+def refuse_bomb(path: str | Path) -> None:
+    """Raises ValueError where the arrays that the file's headers declare would take too much memory."""
+    with zipfile.ZipFile(path) as archive:
+        sizes = [max(entry.file_size, _declared(archive, entry)) for entry in archive.infolist()]
+    most = min(MOST_NPZ_BYTES, max(_SMALL_BYTES, MOST_EXPANSION * Path(path).stat().st_size))
+    if sum(sizes) > most:
+        raise ValueError(
+            f"its arrays would take {sum(sizes) / 2**20:,.0f} MiB, at most {most / 2**20:,.0f} MiB are read from "
+            "a file of this size; store them in smaller files, or without compression"
+        )
+
+
+def _declared(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
+    """Bytes of the array that an entry's header announces; 0 for an entry that is no array."""
+    with archive.open(entry) as member:
+        if member.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+            return 0
+        major = member.read(2)[:1]
+        read = npy.read_array_header_1_0 if major == b"\x01" else npy.read_array_header_2_0
+        shape, _, dtype = read(member)
+        return math.prod(shape) * dtype.itemsize
