@@ -28,6 +28,7 @@ from fednc.common import records
 from fednc.common.config import RunConfig
 from fednc.common.errors import ConfigError, FedncError
 from fednc.common.exchange import EVALUATE, HELLO, RUN, TRAIN, Instruction
+from fednc.common.reasons import CodedError
 from fednc.common.wire import SHORT_TEXT, plain
 from fednc.protos import federation_pb2 as pb
 
@@ -37,8 +38,12 @@ _ROUND_DIGITS = 10
 _KEPT_ANSWERS, _KEPT_BYTES = 32, 8 << 20  # of answers that are given again without being counted
 
 
-class BarredError(ConfigError):
+class BarredError(CodedError, ConfigError):
     """The policy is against the whole run."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(f"{REFUSED}: {sentence}")
+        self.code, self.sentence = REFUSED, sentence
 
 
 @dataclass
@@ -118,7 +123,7 @@ class Guard:
             log.error("policy: %s: %s (%s)", code, SENTENCES[code], detail)
             self._note_refusal("run", 0, code, detail)
         codes = dict.fromkeys(code for code, _ in against)
-        raise BarredError(f"{REFUSED}: " + "; ".join(f"{code}: {SENTENCES[code]}" for code in codes))
+        raise BarredError("; ".join(f"{code}: {SENTENCES[code]}" for code in codes))
 
     def leave(self) -> None:
         """See Host."""

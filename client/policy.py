@@ -11,9 +11,9 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from fednc.client.hooks import AppFailedError
 from fednc.common.config import explain
 from fednc.common.errors import ConfigError
+from fednc.common.reasons import CodedError
 from fednc.common.sections import NonNegative, Section
 
 AtLeast0 = Annotated[int, Field(ge=0)]
@@ -47,11 +47,12 @@ SENTENCES = {
 }
 
 
-class OwnerRefusalError(AppFailedError):
+class OwnerRefusalError(CodedError):
     """The owner's policy says no. The server reads it as the reply to its work; `detail` stays here."""
 
     def __init__(self, code: str, detail: str = "") -> None:
-        super().__init__(REFUSED, f"{code}: {SENTENCES[code]}")
+        self.code, self.sentence = REFUSED, f"{code}: {SENTENCES[code]}"
+        super().__init__(self.sentence)
         self.reason_code, self.detail = code, detail
 
 

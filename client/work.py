@@ -23,7 +23,7 @@ from fednc.client.session import Session, progress_of
 from fednc.client.transfer import Reply, fetch_content, send_reply, take_along
 from fednc.common import faults, flower, records
 from fednc.common.errors import FedncError, ProtocolError
-from fednc.common.reasons import failure_of
+from fednc.common.reasons import CodedError, failure_of
 from fednc.common.wire import LONG_TEXT, one_line
 from fednc.protos import federation_pb2 as pb
 
@@ -180,7 +180,7 @@ class Worker:
         except CancelledError:
             return None
         except Exception as e:
-            traced = not isinstance(e, AppFailedError)  # whose process has told its own story
+            traced = not isinstance(e, AppFailedError | CodedError)  # which have told their own story
             log.error("%s failed: %s", work, e, exc_info=traced)
             return _failed(work, e)
 

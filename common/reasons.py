@@ -29,9 +29,10 @@ SENTENCES = {
 
 
 class CodedError(Exception):
-    """An error that says itself which code it travels under."""
+    """An error that says itself which code it travels under; `sentence` where it has one of its own."""
 
     code = "failed"
+    sentence = ""
 
 
 _CODES: tuple[tuple[type[BaseException], str], ...] = (  # the first that fits
@@ -67,7 +68,7 @@ def failure_of(error: BaseException, foreign: str = "") -> tuple[str, str]:
         name = foreign if foreign.isidentifier() and foreign.isascii() else "AppError"
         return name[:SHORT_TEXT], SENTENCES["app-failed"]
     code = code_of(error)
-    return code, SENTENCES[code]
+    return code, (error.sentence if isinstance(error, CodedError) else "") or SENTENCES[code]
 
 
 def refusal_of(error: BaseException) -> str:
