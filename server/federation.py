@@ -22,6 +22,7 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server import limits
 from fednc.server.agreement import Agreement
 from fednc.server.blobs import BlobStore
+from fednc.server.calls import OpenCalls
 from fednc.server.control import RunControl
 from fednc.server.events import EventLog, NodeEvents
 from fednc.server.identity import UNHEARD, Refusal
@@ -51,6 +52,7 @@ class Federation:
         self._node_events = NodeEvents(events)
         self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self._node_events, self.expel)
         self.intake = Intake(spool, run.server.ingest_mib << 20)
+        self.calls = OpenCalls()
         self.agreement: Agreement | None = None  # what replies hold, where the strategy has said so
         self.over: pb.RunOver | None = None
         self._works: dict[WorkKey, Work] = {}
@@ -68,7 +70,7 @@ class Federation:
                 f"this server runs the app {ours}, this client {theirs}: start it with the same --app"
             )
         if request.dry_run:
-            node = self.roster.rehearse(request.name, wanted)
+            node = self.roster.rehearse(request.name, request.instance, wanted)
         else:
             node = self.roster.admit(request.name, request.instance, wanted)
         node.outbox.put_nowait(pb.ServerEvent(welcome=self._welcome(node)))
@@ -121,7 +123,9 @@ class Federation:
     def depart(self, node: Node, session: bytes) -> None:
         """A node's attending stream ended. Its work waits `rejoin_s` for it, unless it said that it leaves."""
         wait_s = 0.0 if node.state is NodeState.LEAVING else self.run.rounds.rejoin_s
-        if node.state is NodeState.REHEARSING or not self.roster.lose(node, session):
+        if node.state is NodeState.REHEARSING:
+            return self.roster.end_rehearsal(node)
+        if not self.roster.lose(node, session):
             return
         if not self.over:
             text = f"{node.name} is gone ({time.strftime('%H:%M:%S')})"
@@ -145,7 +149,7 @@ class Federation:
         if node.is_here:
             self.depart(node, node.session)
         node.session = b""
-        node.outbox.put_nowait(refusal)
+        self.calls.end_node(node.name, refusal)
 
     def _give_up(self, node: Node, session: bytes) -> None:
         if node.state is NodeState.LOST and node.session == session:  # else it has been back meanwhile

@@ -71,7 +71,13 @@ async def make_server(federation: Federation, address: str, security: Security |
     """
     section = federation.run.server
     security = security or security_of(section, address, federation.events)
-    gate = Gate(security.authenticator, federation.events, (SERVICE,), federation.door.turn_down_gibberish)
+    gate = Gate(
+        security.authenticator,
+        federation.events,
+        federation.calls,
+        (SERVICE,),
+        federation.door.turn_down_gibberish,
+    )
     options = channel_options(section.liveness_s, UPWARD_LIMIT_BYTES)
     servicer = FederationServicer(federation)
     options += [("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION), *servicer.http2_options]
@@ -112,7 +118,7 @@ async def _make_probe() -> grpc.aio.Server:
 
 
 async def drop_invalid(federation: Federation, authenticator: Authenticator) -> None:
-    """End, within a second, the attendance of everybody whose credential was revoked or has expired."""
+    """End, within a second, the attendance and every open call of whose credential was revoked or has expired."""
     while True:
         await asyncio.sleep(_RECHECK_S)
         for node in federation.roster.nodes():
@@ -121,6 +127,7 @@ async def drop_invalid(federation: Federation, authenticator: Authenticator) -> 
                     authenticator.check(node.identity)
                 except Refusal as refusal:
                     federation.expel(node, refusal)
+        federation.calls.end_invalid(authenticator)
 
 
 async def serve(

@@ -19,6 +19,7 @@ from fednc.common.wire import BEATS, BULK_FACTOR, PROTOCOL, SESSION_KEY
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 from fednc.server import limits, outflow
+from fednc.server.calls import CALL
 from fednc.server.federation import Federation
 from fednc.server.gate import CALLER
 from fednc.server.identity import Refusal
@@ -91,6 +92,7 @@ class FederationServicer(rpc.FederationServicer):
             self._federation.door.refusals[f"Attend.{e.field}"] += 1
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         CALLER.get().require_name(request.name)
+        CALL.get().node = request.name
         try:
             node = self._federation.admit(request)
         except RefusedError as e:
@@ -104,6 +106,7 @@ class FederationServicer(rpc.FederationServicer):
         if node is None:
             await context.abort(grpc.StatusCode.ABORTED, "unknown session; attend first")
         CALLER.get().require_name(node.name)
+        CALL.get().node = node.name
         node.touch()
         return node
 
