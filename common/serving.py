@@ -41,6 +41,11 @@ class ServerSection(Section):
     )
     metrics_host: str = Field("127.0.0.1", description="address that the metrics are served on")
     ingest_mib: Count = Field(512, description="memory and upload slots that all clients together may occupy")
+    upload_floor_kib_s: Annotated[float, Field(ge=0)] = Field(
+        4.0,
+        description="KiB per second below which an upload gives its place to one that waits, measured over six "
+        "times `liveness_s`; it goes on later from where it was; 0: no such floor",
+    )
     quarantine_after: Annotated[int, Field(ge=0)] = Field(
         3,
         description="refused messages and replies after which a client is shut out until an operator readmits it; "

@@ -16,6 +16,7 @@ from fednc.common.arrays import Buffer
 from fednc.common.bulk import Parts
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError, RefusedError
+from fednc.common.files import remedy
 from fednc.common.tasks.base import Part
 from fednc.common.wire import REMEMBERED_ASSIGNMENTS, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
@@ -245,8 +246,13 @@ class Federation:
     def note_full_disk(self, work: Work, error: OSError) -> None:
         """An upload could not be stored; the client tries again until the deadline."""
         self.intake.drop(work.slot)
-        text = f"cannot store the reply of {work.node.name}: {error.strerror}; free space in the run's folder"
+        text = f"cannot store the reply of {work.node.name}: {error.strerror}; {remedy(error)}"
         self._node_events.emit("disk", text, level=logging.ERROR, node=work.node.name, errno=error.errno)
+
+    def note_put_back(self, work: Work, problem: str) -> None:
+        """An upload gave its place to one that waited; the client goes on with it later."""
+        text = f"the upload of {work.node.name} waits for its next turn: {problem}"
+        self._node_events.emit("put-back", text, node=work.node.name, reason=problem)
 
     def report_failure(self, work: Work, failure: pb.Failure) -> None:
         """The client says that its work failed."""

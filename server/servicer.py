@@ -46,8 +46,8 @@ class FederationServicer(rpc.FederationServicer):
         run = federation.run
         nodes = max(run.rounds.min_clients, run.split.parts if run.split else 0)
         self._beat_s, self._stall_s = run.server.liveness_s / BEATS, BULK_FACTOR * run.server.liveness_s
-        self._downward, upward = Window(budget_bytes), Window(budget_bytes, nodes)
-        self._inflow = Inflow(federation, upward, self._stall_s)
+        self._downward, upward = Window(budget_bytes), Window(budget_bytes)
+        self._inflow = Inflow(federation, upward, self._stall_s, nodes)
         self.http2_options = upward.http2_options
 
     async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[Event]:
