@@ -128,7 +128,8 @@ class Intake:
     ) -> tuple[object, SpooledUpload]:
         """(this call, the upload to continue or a new one), once the budget has room for it.
 
-        `owner` is the node. A call that was sending for the same work is superseded at once: its connection is gone.
+        `owner` is the node. A call that was sending for the same work is superseded at once: its connection is
+        gone.
 
         Raises:
             SupersededError: another call came, or the work was settled, while this one waited.

@@ -22,7 +22,7 @@ class Window:
     def __init__(self, budget_bytes: int) -> None:
         """`budget_bytes` is the run file's `ingest_mib`; a small part of it may be in flight."""
         self.total_bytes = budget_bytes // _PART_OF_BUDGET
-        # What HTTP/2 takes before anybody reads, and so from strangers too. Whoever is read may send a whole message.
+        # What HTTP/2 takes before anybody reads, also from strangers. Whoever is read may send a whole message.
         self.stream_bytes = _LEAST_BYTES
         self.transfers = 0
 
