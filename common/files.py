@@ -5,6 +5,7 @@ Used wherever something must survive a crash half way: exported models, checkpoi
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -67,3 +68,12 @@ def filesystem_of(path: Path) -> str:
         if place.split()[2] == f"{os.major(number)}:{os.minor(number)}":
             return kind.split()[0]
     return ""
+
+
+def remedy(error: OSError) -> str:
+    """What a person does about a file of the run that cannot be written."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files (`ulimit -n`, LimitNOFILE= of the unit)"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free space in the run's folder"
+    return "see to the run's folder and its disk"

@@ -49,6 +49,11 @@ class ServerSection(Section):
         3,
         description="files of earlier events that are kept, as `events.jsonl.1` and so on; older ones are deleted",
     )
+    upload_floor_kib_s: Annotated[float, Field(ge=0)] = Field(
+        4.0,
+        description="KiB per second below which an upload gives its place to one that waits, measured over six "
+        "times `liveness_s`; it goes on later from where it was; 0: no such floor",
+    )
     quarantine_after: Annotated[int, Field(ge=0)] = Field(
         3,
         description="refused messages and replies after which a client is shut out until an operator readmits it; "

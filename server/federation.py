@@ -16,12 +16,14 @@ from fednc.common.arrays import Buffer
 from fednc.common.bulk import Parts
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError, RefusedError
+from fednc.common.files import remedy
 from fednc.common.tasks.base import Part
 from fednc.common.wire import REMEMBERED_ASSIGNMENTS, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.server import limits
 from fednc.server.agreement import Agreement
 from fednc.server.blobs import BlobStore
+from fednc.server.calls import OpenCalls
 from fednc.server.control import RunControl
 from fednc.server.events import EventLog, NodeEvents
 from fednc.server.identity import UNHEARD, Refusal
@@ -51,6 +53,7 @@ class Federation:
         self._node_events = NodeEvents(events)
         self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self._node_events, self.expel)
         self.intake = Intake(spool, run.server.ingest_mib << 20)
+        self.calls = OpenCalls()
         self.agreement: Agreement | None = None  # what replies hold, where the strategy has said so
         self.over: pb.RunOver | None = None
         self._works: dict[WorkKey, Work] = {}
@@ -68,7 +71,7 @@ class Federation:
                 f"this server runs the app {ours}, this client {theirs}: start it with the same --app"
             )
         if request.dry_run:
-            node = self.roster.rehearse(request.name, wanted)
+            node = self.roster.rehearse(request.name, request.instance, wanted)
         else:
             node = self.roster.admit(request.name, request.instance, wanted)
         node.outbox.put_nowait(pb.ServerEvent(welcome=self._welcome(node)))
@@ -121,7 +124,9 @@ class Federation:
     def depart(self, node: Node, session: bytes) -> None:
         """A node's attending stream ended. Its work waits `rejoin_s` for it, unless it said that it leaves."""
         wait_s = 0.0 if node.state is NodeState.LEAVING else self.run.rounds.rejoin_s
-        if node.state is NodeState.REHEARSING or not self.roster.lose(node, session):
+        if node.state is NodeState.REHEARSING:
+            return self.roster.end_rehearsal(node)
+        if not self.roster.lose(node, session):
             return
         if not self.over:
             text = f"{node.name} is gone ({time.strftime('%H:%M:%S')})"
@@ -145,7 +150,7 @@ class Federation:
         if node.is_here:
             self.depart(node, node.session)
         node.session = b""
-        node.outbox.put_nowait(refusal)
+        self.calls.end_node(node.name, refusal)
 
     def _give_up(self, node: Node, session: bytes) -> None:
         if node.state is NodeState.LOST and node.session == session:  # else it has been back meanwhile
@@ -243,8 +248,13 @@ class Federation:
     def note_full_disk(self, work: Work, error: OSError) -> None:
         """An upload could not be stored; the client tries again until the deadline."""
         self.intake.drop(work.slot)
-        text = f"cannot store the reply of {work.node.name}: {error.strerror}; free space in the run's folder"
+        text = f"cannot store the reply of {work.node.name}: {error.strerror}; {remedy(error)}"
         self._node_events.emit("disk", text, level=logging.ERROR, node=work.node.name, errno=error.errno)
+
+    def note_put_back(self, work: Work, problem: str) -> None:
+        """An upload gave its place to one that waited; the client goes on with it later."""
+        text = f"the upload of {work.node.name} waits for its next turn: {problem}"
+        self._node_events.emit("put-back", text, node=work.node.name, reason=problem)
 
     def report_failure(self, work: Work, failure: pb.Failure) -> None:
         """The client says that its work failed."""

@@ -1,17 +1,19 @@
 """Stands before every call of every service: nobody gets further without an identity that holds.
 
 An interceptor and not a line in each method, so that a method or service that is added later is guarded too.
-Decides nothing itself: `identity.py` does. Messages are decoded here, behind the identity: gRPC itself would do it
-before, for anybody, and answer what cannot be decoded with a traceback in the log.
+Decides nothing itself: `identity.py` does, by the headers alone. Messages are read and decoded here, behind the
+identity: gRPC itself would do it before, for anybody, and answer what cannot be decoded with a traceback in the
+log.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import unquote
@@ -20,6 +22,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from fednc.common.credentials import Role
+from fednc.server.calls import OpenCalls
 from fednc.server.events import EventLog
 from fednc.server.identity import GIBBERISH, Authenticator, Caller, Identity, Refusal
 
@@ -29,6 +32,7 @@ CALLER: ContextVar[Identity] = ContextVar("fednc_caller")
 Context = grpc.aio.ServicerContext[Any, Any]
 Decode = Callable[[bytes], Any]
 _QUIET_S = 10.0  # between two log lines about one peer
+_FAREWELL_S = 1.0  # for a refused caller to take its status
 _PEERS = 1024  # remembered for that; more peers than this only cost more log lines
 
 
@@ -39,12 +43,14 @@ class Gate(grpc.aio.ServerInterceptor):
         self,
         authenticator: Authenticator,
         events: EventLog,
+        calls: OpenCalls,
         node_services: tuple[str, ...],
         note_gibberish: Callable[[Identity, str], None] = lambda _caller, _method: None,
     ) -> None:
-        """`note_gibberish` is told of a caller, and of the method, whose message cannot be decoded."""
+        """`calls` learns of every call that is let through and of every refusal.
+        `note_gibberish` is told of a caller, and of the method, whose message cannot be decoded."""
         self.authenticator = authenticator
-        self._node_services = node_services
+        self._calls, self._node_services = calls, node_services
         self._note_gibberish = note_gibberish
         self._refusals = _RefusalLog(events)
 
@@ -58,18 +64,60 @@ class Gate(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         service, name = method.split("/")[1:]
         role = Role.NODE if service in self._node_services else Role.OPERATOR
-        behaviour = self._decoding(handler, name)
-        guard = self._guard_stream if handler.response_streaming else self._guard_unary
-        return getattr(grpc, f"{_kind(handler)}_rpc_method_handler")(
-            guard(behaviour, method, role), None, handler.response_serializer
+        # Streams on this side in any case: what a unary handler is given is read before anybody is asked.
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._guard_stream(handler, method, name, role), None, handler.response_serializer
+            )
+        return grpc.stream_unary_rpc_method_handler(
+            self._guard_unary(handler, method, name, role), None, handler.response_serializer
         )
 
-    def _decoding(self, handler: Any, name: str) -> Callable[..., Any]:
-        """The handler's behaviour, for messages as they came."""
-        behaviour, decode = getattr(handler, _kind(handler)), handler.request_deserializer
+    def _guard_unary(self, handler: Any, method: str, name: str, role: Role) -> Any:
+        behaviour = getattr(handler, _kind(handler))
+
+        async def guarded(messages: AsyncIterator[bytes], context: Context) -> Any:
+            try:
+                with self._entered(context, role):
+                    return await behaviour(await self._request(handler, messages, context, name), context)
+            except Refusal as refusal:
+                await self._turn_away(context, method, refusal)
+
+        return guarded
+
+    def _guard_stream(self, handler: Any, method: str, name: str, role: Role) -> Any:
+        behaviour = getattr(handler, _kind(handler))
+
+        async def guarded(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+            try:
+                with self._entered(context, role):
+                    request = await self._request(handler, messages, context, name)
+                    async with aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            yield response
+            except Refusal as refusal:
+                await self._turn_away(context, method, refusal)
+
+        return guarded
+
+    @contextmanager
+    def _entered(self, context: Context, role: Role) -> Iterator[None]:
+        """Behind the gate. Raises Refusal, before anything is read or when the identity ends."""
+        identity = self.authenticator.authenticate(_caller(context))
+        identity.require_role(role)
+        with self._calls.opened(identity, context.peer()):
+            CALLER.set(identity)
+            yield
+
+    async def _request(self, handler: Any, messages: AsyncIterator[bytes], context: Context, name: str) -> Any:
+        """What the handler is given: one message, or all as they come. Raises Refusal."""
+        decode: Decode = handler.request_deserializer
         if handler.request_streaming:
-            return lambda messages, context: behaviour(self._decoded(messages, decode, name), context)
-        return lambda message, context: behaviour(self._decode(message, decode, name), context)
+            return self._decoded(messages, decode, name)
+        message = await context.read()
+        if message is grpc.aio.EOF:
+            raise Refusal(f"the call ended without its message; {name} takes one", GIBBERISH)
+        return self._decode(message, decode, name)
 
     async def _decoded(self, messages: AsyncIterator[bytes], decode: Decode, name: str) -> AsyncIterator[Any]:
         async for message in messages:
@@ -82,36 +130,14 @@ class Gate(grpc.aio.ServerInterceptor):
             self._note_gibberish(CALLER.get(), name)
             raise Refusal(f"{len(message)} bytes that are no message of {name}", GIBBERISH) from None
 
-    def _guard_unary(self, behaviour: Callable[..., Awaitable[Any]], method: str, role: Role) -> Any:
-        async def guarded(request: Any, context: Context) -> Any:
-            try:
-                self._enter(context, role)
-                return await behaviour(request, context)
-            except Refusal as refusal:
-                await self._turn_away(context, method, refusal)
-
-        return guarded
-
-    def _guard_stream(self, behaviour: Callable[..., Any], method: str, role: Role) -> Any:
-        async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
-            try:
-                self._enter(context, role)
-                async with aclosing(behaviour(request, context)) as responses:
-                    async for response in responses:
-                        yield response
-            except Refusal as refusal:
-                await self._turn_away(context, method, refusal)
-
-        return guarded
-
-    def _enter(self, context: Context, role: Role) -> None:
-        identity = self.authenticator.authenticate(_caller(context))
-        identity.require_role(role)
-        CALLER.set(identity)
-
     async def _turn_away(self, context: Context, method: str, refusal: Refusal) -> None:
+        self._calls.refused[refusal.status.name] += 1
         self._refusals.note(context.peer(), method, refusal)
-        await context.abort(refusal.status, refusal.reason)
+        try:
+            async with asyncio.timeout(_FAREWELL_S):
+                await context.abort(refusal.status, refusal.reason)
+        except TimeoutError:  # it reads nothing: gRPC cannot send a status behind what is on its way
+            raise asyncio.CancelledError from None
 
 
 class _RefusalLog:

@@ -1,7 +1,7 @@
 """Who is calling: certificates, tokens or the client's word, and whether that still holds.
 
-Asked by the gate on every call and once a second for everybody who attends. Knows nothing of runs. Expiry is the
-only thing in the server that looks at a wall clock.
+Asked by the gate on every call, and twice a second for every call that is open. Knows nothing of runs. Expiry is
+the only thing in the server that looks at a wall clock.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fednc.common.wire import is_loopback
 T = TypeVar("T")
 UNPROVEN, FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
 UNHEARD, GIBBERISH = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT
+TOO_MANY = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class Refusal(Exception):

@@ -20,12 +20,14 @@ from fednc.server import limits
 from fednc.server.federation import Federation
 from fednc.server.intake import SupersededError
 from fednc.server.limits import require
+from fednc.server.pace import Pace
 from fednc.server.roster import Node
 from fednc.server.spool import SpooledUpload
 from fednc.server.window import Allowance, Window
 from fednc.server.work import Work
 
 _EARLY_S = 0.005  # for what a client sent ahead of its grant, and gRPC holds, to show
+_PACE_STALLS, _TURN_STALLS = 2, 4  # times `stall_s`: to measure a pace over, and for the turn of a large upload
 _COMMITTED = pb.Receipt(outcome=pb.Receipt.COMMITTED)
 _BROKEN_OFF = pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="stopped before its end; go on from where you were")
 _LATE = pb.Receipt(outcome=pb.Receipt.LATE, reason="the work was cancelled or taken over")
@@ -39,9 +41,11 @@ Receive = Callable[[Work, object, SpooledUpload], Awaitable[pb.Receipt]]
 class Inflow:
     """The uploads of one federation."""
 
-    def __init__(self, federation: Federation, window: Window, stall_s: float) -> None:
-        """Who neither sends nor reads for `stall_s` loses its place."""
+    def __init__(self, federation: Federation, window: Window, stall_s: float, nodes: int = 1) -> None:
+        """Who neither sends nor reads for `stall_s` loses its place. So many `nodes` are expected."""
         self._federation, self._window, self._stall_s = federation, window, stall_s
+        self._floor_bytes_s = 1024 * federation.run.server.upload_floor_kib_s
+        self._node_share_bytes = federation.intake.budget.total_bytes // max(1, nodes)
 
     async def whole(self, node: Node, upload: pb.WholeUpload, context: Context) -> pb.Receipt:
         """What is said to a reply that is all there. Raises InvalidError."""
@@ -83,7 +87,7 @@ class Inflow:
                 self._federation.report_failure(work, header.failure)
                 return _COMMITTED
             size = records.bulk_bytes(header.manifest)
-            call, spooled = await self._federation.intake.open(work.slot, header.upload_id, size)
+            call, spooled = await self._federation.intake.open(work.slot, header.upload_id, size, node.name)
             return await receive(work, call, spooled)
         except SupersededError:
             return _LATE
@@ -102,7 +106,9 @@ class Inflow:
     ) -> pb.Receipt:  # fmt: skip
         frame_bytes = self._window.piece_bytes(self._federation.roster.attending)
         allowance = Allowance(self._window, upload.size, frame_bytes)
+        pace = Pace(self._floor_bytes_s, _PACE_STALLS * self._stall_s, _TURN_STALLS * self._stall_s)
         while True:
+            await self._make_room(work, upload, pace, context)
             if allowance.extend(upload.received):
                 frame = await self._grant(allowance, upload.received, frames, context)
             else:
@@ -148,6 +154,16 @@ class Inflow:
                 return await step
         except TimeoutError:
             reason = f"no byte for {self._stall_s:g} s; go on from where you were"
+            await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
+
+    async def _make_room(self, work: Work, upload: SpooledUpload, pace: Pace, context: Context) -> None:
+        """End the call of an upload that others need not wait for any longer. What was received stays."""
+        pace.note(upload.received)
+        if not self._federation.intake.budget.is_wanted:
+            return
+        if problem := pace.problem(is_large=upload.size > self._node_share_bytes):
+            self._federation.note_put_back(work, problem)
+            reason = f"others wait for their turn and {problem}; go on later from where you were"
             await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
 
     def _append(self, work: Work, upload: SpooledUpload, data: Data) -> None:

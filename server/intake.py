@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,45 +36,74 @@ class Slot:
     upload: SpooledUpload | None = None
     call: object | None = None
     share_bytes: int = 0
+    owner: object = None  # the node
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """One that waits."""
+
+    size: int
+    owner: object
+    came: asyncio.Future[None]
 
 
 class Budget:
-    """A number of bytes shared first come, first served; one who wants more than all of it passes alone."""
+    """A number of bytes shared first come, first served; one who wants more than all of it passes alone.
+
+    An owner that holds bytes already waits behind all those that hold none.
+    """
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
         self.used_bytes = 0
-        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._queue: deque[_Turn] = deque()
+        self._held: Counter[object] = Counter()  # bytes by owner
 
-    async def acquire(self, size: int) -> None:
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._queue)
+
+    async def acquire(self, size: int, owner: object = None) -> None:
         """Wait until it is our turn and `size` bytes fit."""
         if not size:
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((size, turn))
+        turn = _Turn(size, owner, asyncio.get_running_loop().create_future())
+        self._queue.append(turn)
         self._serve()
         try:
-            await turn
+            await turn.came
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.release(size)  # it was given to us in the moment in which we left
+            if turn.came.done() and not turn.came.cancelled():
+                self.release(size, owner)  # it was given to us in the moment in which we left
             else:
                 with suppress(ValueError):
-                    self._queue.remove((size, turn))
+                    self._queue.remove(turn)
                 self._serve()
             raise
 
-    def release(self, size: int) -> None:
+    def release(self, size: int, owner: object = None) -> None:
         """Give `size` bytes back."""
         self.used_bytes -= size
+        if owner is not None:
+            self._held[owner] -= size
+            if not self._held[owner]:
+                del self._held[owner]
         self._serve()
 
     def _serve(self) -> None:
-        while self._queue and self._fits(self._queue[0][0]):
-            size, turn = self._queue.popleft()
-            if not turn.done():
-                self.used_bytes += size
-                turn.set_result(None)
+        while self._queue and self._fits((turn := self._next()).size):
+            self._queue.remove(turn)
+            if not turn.came.done():
+                self.used_bytes += turn.size
+                if turn.owner is not None:
+                    self._held[turn.owner] += turn.size
+                turn.came.set_result(None)
+
+    def _next(self) -> _Turn:
+        """The first whose owner holds nothing, else the first."""
+        return next((turn for turn in self._queue if turn.owner not in self._held), self._queue[0])
 
     def _fits(self, size: int) -> bool:
         return self.used_bytes == 0 or self.used_bytes + size <= self.total_bytes
@@ -94,10 +123,13 @@ class Intake:
                 "uploads that wait take memory, for the run's folder lies in it (%s): put it on a disk", kind
             )
 
-    async def open(self, slot: Slot, upload_id: bytes, size: int) -> tuple[object, SpooledUpload]:
+    async def open(
+        self, slot: Slot, upload_id: bytes, size: int, owner: object = None
+    ) -> tuple[object, SpooledUpload]:
         """(this call, the upload to continue or a new one), once the budget has room for it.
 
-        A call that was sending for the same work is superseded at once: its connection is gone.
+        `owner` is the node. A call that was sending for the same work is superseded at once: its connection is
+        gone.
 
         Raises:
             SupersededError: another call came, or the work was settled, while this one waited.
@@ -105,11 +137,11 @@ class Intake:
         """
         self.suspend(slot)
         call = slot.call = object()
-        await self.budget.acquire(size)
+        await self.budget.acquire(size, owner)
         if slot.call is not call:
-            self.budget.release(size)
+            self.budget.release(size, owner)
             raise SupersededError
-        slot.share_bytes = size
+        slot.share_bytes, slot.owner = size, owner
         if slot.upload is None or (slot.upload.upload_id, slot.upload.size) != (upload_id, size):
             self._discard(slot)
             try:
@@ -130,7 +162,7 @@ class Intake:
         if call is None or slot.call is call:
             share, slot.share_bytes, slot.call = slot.share_bytes, 0, None
             if share:
-                self.budget.release(share)
+                self.budget.release(share, slot.owner)
 
     def drop(self, slot: Slot) -> None:
         """Forget what was received."""
@@ -144,6 +176,6 @@ class Intake:
 
     def hand_over(self, slot: Slot) -> Slot:
         """The complete upload with its share, in a slot of its own that no call can touch."""
-        complete = Slot(slot.upload, None, slot.share_bytes)
+        complete = Slot(slot.upload, None, slot.share_bytes, slot.owner)
         slot.upload, slot.call, slot.share_bytes = None, None, 0
         return complete

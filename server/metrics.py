@@ -27,6 +27,7 @@ from fednc.server.scrape import BoundedServer, QuietHandler
 from fednc.server.status import status_of
 
 T = TypeVar("T")
+Asked = tuple[pb.RunStatus, Counter[str], Counter[str]]  # what stands, what was rejected, what was refused
 _SCRAPE_S = 5.0  # for the event loop to answer
 _ROUND_S = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 _FOLD_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
@@ -36,12 +37,12 @@ _SHOWN_STATES = [state for state in NodeState if state is not NodeState.REHEARSI
 class RunCollector(Collector):
     """How the run stands, asked for anew at each scrape."""
 
-    def __init__(self, ask: Callable[[], tuple[pb.RunStatus, Counter[str]]]) -> None:
+    def __init__(self, ask: Callable[[], Asked]) -> None:
         self._ask = ask
 
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
-        status, rejections = self._ask()
+        status, rejections, refused = self._ask()
         yield GaugeMetricFamily("fednc_round", "Round under way or about to begin.", status.round)
         yield GaugeMetricFamily("fednc_rounds", "Rounds that the run file asks for.", status.rounds)
         yield GaugeMetricFamily("fednc_rounds_completed", "Rounds completed.", status.completed)
@@ -59,6 +60,7 @@ class RunCollector(Collector):
         traffic.add_metric(["down"], status.bytes_down)
         yield traffic
         yield _rejections(rejections)
+        yield _refusals(refused)
 
 
 def _clients(status: pb.RunStatus) -> Metric:
@@ -77,14 +79,18 @@ def _rejections(by_field: Counter[str]) -> Metric:
     return family
 
 
+def _refusals(by_status: Counter[str]) -> Metric:
+    family = CounterMetricFamily("fednc_refusals", "Calls turned away at the gate, by status.", labels=["status"])
+    for status, count in sorted(by_status.items()):
+        family.add_metric([status], count)
+    return family
+
+
 class EventCounters:
     """What happened since the server started."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._events = CounterMetric("fednc_events", "Events by kind.", ["kind"], registry=registry)
-        self._refusals = CounterMetric(
-            "fednc_refusals", "Calls turned away at the gate, by status.", ["status"], registry=registry
-        )
         self._failures = CounterMetric(
             "fednc_failed_replies", "Work of which no usable reply came.", ["client"], registry=registry
         )
@@ -97,9 +103,7 @@ class EventCounters:
         """Count one event."""
         kind = event["kind"]
         self._events.labels(kind).inc()
-        if kind == "refused":
-            self._refusals.labels(event["status"]).inc(1 + event["unsaid"])
-        elif kind == "no-reply":
+        if kind == "no-reply":
             self._failures.labels(event["node"]).inc()
         elif kind == "round":
             self._round_s.observe(event["seconds"])
@@ -119,8 +123,11 @@ class MetricsServer:
         loop = asyncio.get_running_loop()
         federation.events.listen(EventCounters(registry).note)
 
-        def ask() -> tuple[pb.RunStatus, Counter[str]]:
-            return _on(loop, lambda: (status_of(federation), federation.door.refusals.copy()))
+        def read() -> Asked:
+            return status_of(federation), federation.door.refusals.copy(), federation.calls.refused.copy()
+
+        def ask() -> Asked:
+            return _on(loop, read)
 
         registry.register(RunCollector(ask))
         try:

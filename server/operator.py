@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from fednc.common.errors import ConfigError
+from fednc.common.files import remedy
 from fednc.protos import operator_pb2 as pb
 from fednc.protos import operator_pb2_grpc as rpc
 from fednc.server.federation import Federation
@@ -71,7 +72,7 @@ class OperatorServicer(rpc.OperatorServicer):
             else:
                 self._pull(command)
         except OSError as e:
-            reason = f"done, but a restart will forget it: {e.strerror}; free space in the run's folder"
+            reason = f"done, but a restart will forget it: {e.strerror}; {remedy(e)}"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         return status_of(self._federation)
 

@@ -9,6 +9,7 @@ import logging
 import time
 
 from fednc.common.errors import RunFailedError
+from fednc.common.files import remedy
 from fednc.server.checkpoint import Checkpoint, Checkpoints
 from fednc.server.control import RunControl
 from fednc.server.events import EventLog
@@ -31,7 +32,7 @@ def save_patiently(
         except OSError as e:
             what = f"the checkpoint of round {checkpoint.round} cannot be written: {e.strerror}"
             if control.stopping or time.monotonic() > give_up:
-                raise RunFailedError(f"{what}. Free space and start again with the same --folder") from e
-            text = f"{what}; the run waits for you to free space in its folder"
+                raise RunFailedError(f"{what}; {remedy(e)}, then start again with the same --folder") from e
+            text = f"{what}; the run waits: {remedy(e)}"
             events.emit("disk", text, level=logging.ERROR, errno=e.errno)
         time.sleep(_DISK_POLL_S)

@@ -87,6 +87,7 @@ class Roster:
         self._by_name: dict[str, Node] = {}
         self._by_id: dict[int, Node] = {}
         self._by_session: dict[bytes, Node] = {}
+        self._rehearsing: dict[str, Node] = {}  # dry runs under way
 
     def admit(self, name: str, instance: bytes, wanted: Part | None) -> Node:
         """A fresh session for `name`.
@@ -106,11 +107,31 @@ class Roster:
         self._open_session(node, instance)
         return node
 
-    def rehearse(self, name: str, wanted: Part | None) -> Node:
-        """A node for a dry run: it gets what it would get, and takes nothing from anybody."""
+    def rehearse(self, name: str, instance: bytes, wanted: Part | None) -> Node:
+        """A node for a dry run: it gets what it would get, and takes nothing from anybody.
+
+        Raises:
+            RefusedError: another dry run of that name is under way.
+        """
+        under_way = self._rehearsing.get(name)
+        if under_way and not hmac.compare_digest(under_way.instance, instance):
+            raise RefusedError(f"a dry run of {name!r} is under way; wait for its end, or choose another --name")
+        if not under_way and len(self._rehearsing) >= MOST_NODES:
+            raise RefusedError(
+                f"{MOST_NODES} dry runs are under way and the server takes no more; try again later"
+            )
+        if under_way:
+            under_way.outbox.put_nowait(None)
         known = self._by_name.get(name)
         part = wanted or (known.part if known else None) or (Part(0, self._parts) if self._parts else None)
-        return Node(name, node_id(name), NodeState.REHEARSING, part=part)
+        node = Node(name, node_id(name), NodeState.REHEARSING, instance=instance, part=part)
+        self._rehearsing[name] = node
+        return node
+
+    def end_rehearsal(self, node: Node) -> None:
+        """A dry run is over; another one of its name may have begun meanwhile."""
+        if self._rehearsing.get(node.name) is node:
+            del self._rehearsing[node.name]
 
     def restore(self, parts: dict[str, int]) -> None:
         """Know again, after a restart, who took part and which part of the split each name keeps."""

@@ -15,10 +15,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fednc.common.errors import AddressError, DivergedError, QuorumError
-from fednc.common.wire import UPWARD_LIMIT_BYTES, channel_options
+from fednc.common.wire import UPWARD_LIMIT_BYTES, Options, channel_options
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import operator_pb2_grpc as operator_rpc
-from fednc.server import heap
+from fednc.server import descriptors, heap
 from fednc.server.federation import Federation
 from fednc.server.gate import Gate
 from fednc.server.grid import LinkGrid
@@ -35,7 +35,10 @@ G = TypeVar("G", bound=LinkGrid)
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"].full_name
 _GOODBYE_S = 3.0  # for clients to take the news that the run is over
 _RECHECK_S = 0.5
-_STREAMS_PER_CONNECTION = 32
+_STREAMS_PER_CONNECTION = 20  # a node has at most 16 calls, its attendance and a dry run
+_HANDSHAKE_MS = 10_000  # until TLS and HTTP/2 stand; gRPC's own 120 s would let silent connections pile up
+_IDLE_MS = 60_000  # a connection without any call; a node's has its attendance
+_PROBES = 16  # connections to the health service at once
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,16 @@ async def make_server(federation: Federation, address: str, security: Security |
     """
     section = federation.run.server
     security = security or security_of(section, address, federation.events)
-    gate = Gate(security.authenticator, federation.events, (SERVICE,), federation.door.turn_down_gibberish)
+    gate = Gate(
+        security.authenticator,
+        federation.events,
+        federation.calls,
+        (SERVICE,),
+        federation.door.turn_down_gibberish,
+    )
     options = channel_options(section.liveness_s, UPWARD_LIMIT_BYTES)
     servicer = FederationServicer(federation)
-    options += [("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION), *servicer.http2_options]
+    options += [*_stranger_options(), *servicer.http2_options]
     server = grpc.aio.server(options=options, interceptors=[gate])
     add_to(server, servicer)
     operator_rpc.add_OperatorServicer_to_server(OperatorServicer(federation), server)
@@ -86,6 +95,18 @@ async def make_server(federation: Federation, address: str, security: Security |
     probe = await _make_probe()
     _bind(probe, f"127.0.0.1:{section.health_port}", "server.health_port")
     return Listening(server, port, security, probe)
+
+
+def _stranger_options() -> Options:
+    """What limits those who have shown no credential yet, or never will."""
+    return [
+        ("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION),
+        ("grpc.max_allowed_incoming_connections", descriptors.connections(descriptors.limit())),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
+        # gRPC would inflate a message before the gate, or anybody, has seen it. Nothing honest is compressed.
+        ("grpc.per_message_decompression", 0),
+    ]
 
 
 def _bind(
@@ -104,7 +125,10 @@ def _bind(
 
 async def _make_probe() -> grpc.aio.Server:
     """Health on a port of its own: probes carry no certificates, and it says nothing but `serving`."""
-    server, checker = grpc.aio.server(), health.aio.HealthServicer()
+    server, checker = (
+        grpc.aio.server(options=[("grpc.max_allowed_incoming_connections", _PROBES)]),
+        health.aio.HealthServicer(),
+    )
     for name in ("", SERVICE):
         await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)
@@ -112,7 +136,7 @@ async def _make_probe() -> grpc.aio.Server:
 
 
 async def drop_invalid(federation: Federation, authenticator: Authenticator) -> None:
-    """End, within a second, the attendance of everybody whose credential was revoked or has expired."""
+    """End, within a second, the attendance and every open call of whose credential was revoked or has expired."""
     while True:
         await asyncio.sleep(_RECHECK_S)
         for node in federation.roster.nodes():
@@ -121,6 +145,7 @@ async def drop_invalid(federation: Federation, authenticator: Authenticator) -> 
                     authenticator.check(node.identity)
                 except Refusal as refusal:
                     federation.expel(node, refusal)
+        federation.calls.end_invalid(authenticator)
 
 
 async def serve(
@@ -138,6 +163,7 @@ async def serve(
         MetricsServer(federation, section.metrics_host, section.metrics_port) if section.metrics_port else None
     )
     heap.keep_together()
+    descriptors.raise_limit()
     listening = await make_server(federation, address, security)
     await listening.start()
     warden = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))

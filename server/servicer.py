@@ -19,6 +19,7 @@ from fednc.common.wire import BEATS, BULK_FACTOR, PROTOCOL, SESSION_KEY
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 from fednc.server import limits, outflow
+from fednc.server.calls import CALL
 from fednc.server.compatible import version_problem
 from fednc.server.federation import Federation
 from fednc.server.gate import CALLER
@@ -46,8 +47,8 @@ class FederationServicer(rpc.FederationServicer):
         run = federation.run
         nodes = max(run.rounds.min_clients, run.split.parts if run.split else 0)
         self._beat_s, self._stall_s = run.server.liveness_s / BEATS, BULK_FACTOR * run.server.liveness_s
-        self._downward, upward = Window(budget_bytes), Window(budget_bytes, nodes)
-        self._inflow = Inflow(federation, upward, self._stall_s)
+        self._downward, upward = Window(budget_bytes), Window(budget_bytes)
+        self._inflow = Inflow(federation, upward, self._stall_s, nodes)
         self.http2_options = upward.http2_options
 
     async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[Event]:
@@ -94,6 +95,7 @@ class FederationServicer(rpc.FederationServicer):
         CALLER.get().require_name(request.name)
         if problem := version_problem(request, self._federation.run, self._federation.app):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
+        CALL.get().node = request.name
         try:
             node = self._federation.admit(request)
         except RefusedError as e:
@@ -107,6 +109,7 @@ class FederationServicer(rpc.FederationServicer):
         if node is None:
             await context.abort(grpc.StatusCode.ABORTED, "unknown session; attend first")
         CALLER.get().require_name(node.name)
+        CALL.get().node = node.name
         node.touch()
         return node
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fednc.common.credentials import Role
 from fednc.common.errors import ProtocolError, RefusedError
-from fednc.common.files import write_atomically
+from fednc.common.files import remedy, write_atomically
 from fednc.server.events import EventLog, NodeEvents
 from fednc.server.identity import FORBIDDEN, Identity, Refusal
 from fednc.server.limits import InvalidError
@@ -138,5 +138,5 @@ class Doorkeeper:
         try:
             self.quarantined.add(node.name, reason)
         except OSError as e:
-            text = f"a restart will forget this quarantine: {e.strerror}; free space in the run's folder"
+            text = f"a restart will forget this quarantine: {e.strerror}; {remedy(e)}"
             self._events.emit("disk", text, level=logging.ERROR, node=node.name, errno=e.errno)

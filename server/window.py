@@ -14,18 +14,16 @@ from fednc.server.limits import require
 
 _PART_OF_BUDGET = 128
 _LEAST_BYTES = 64 << 10  # below this a transfer costs more in messages than it saves in memory
-_MOST_STREAM_BYTES = 1 << 30  # HTTP/2 counts its windows in 31 bits
 
 
 class Window:
     """One direction."""
 
-    def __init__(self, budget_bytes: int, nodes: int = 1) -> None:
-        """`budget_bytes` is the run file's `ingest_mib`; a small part of it may be in flight. So many `nodes` are
-        expected to transfer at once; more may.
-        """
+    def __init__(self, budget_bytes: int) -> None:
+        """`budget_bytes` is the run file's `ingest_mib`; a small part of it may be in flight."""
         self.total_bytes = budget_bytes // _PART_OF_BUDGET
-        self.stream_bytes = min(_MOST_STREAM_BYTES, self._part(nodes))  # what HTTP/2 takes before anybody reads
+        # What HTTP/2 takes before anybody reads, also from strangers. Whoever is read may send a whole message.
+        self.stream_bytes = _LEAST_BYTES
         self.transfers = 0
 
     @property
