@@ -63,6 +63,7 @@ class LinkConfig:
     tasks: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     app: str = ""  # name and version of a foreign Flower app; empty: fednc's own
+    app_code: str = ""  # fingerprint of its code
     liveness_s: float = 5.0
     once: bool = False
 
@@ -73,7 +74,7 @@ class Link:
     def __init__(self, config: LinkConfig, host: Host) -> None:
         self._config, self._host = config, host
         self._instance = secrets.token_bytes(8)
-        self._worker = Worker(host)
+        self._worker = Worker(host, packs=bool(config.app))
         self._run_id = ""
         self._declaration: pb.Declaration | None = None
         self._standing = pb.Declaration.READY

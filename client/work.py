@@ -63,8 +63,9 @@ class _Work:
 class Worker:
     """The work of one client, one piece after the other."""
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    def __init__(self, app: App, *, packs: bool = False) -> None:
+        """`packs`: replies may hold large things outside arrays, as those of foreign apps do."""
+        self._app, self._packs = app, packs
         self._cache = BlobCache()
         self._session: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         self._active: dict[bytes, _Work] = {}
@@ -166,7 +167,8 @@ class Worker:
             if content is None:
                 return None
             CURRENT.set(work.hooks)
-            return Reply.of(work.id, await asyncio.to_thread(self._answer, work, content))
+            answer = await asyncio.to_thread(self._answer, work, content)
+            return Reply.of(work.id, answer, packs=self._packs)
         except CancelledError:
             return None
         except Exception as e:
