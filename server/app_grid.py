@@ -130,9 +130,9 @@ class AppGrid(LinkGrid):
 
         return self.call(step)
 
-    def nodes(self) -> list[tuple[int, str]]:
-        """Id and name of each node that is ready."""
-        return [(node.node_id, node.name) for node in self.ready()]
+    def nodes(self) -> list[tuple[int, str, str]]:
+        """Id, name and public key of each node that is ready."""
+        return [(node.node_id, node.name, node.identity.public_key.decode()) for node in self.ready()]
 
 
 def _sent(node: int, message_type: str, group_id: str, ordinal: int) -> Sent:
@@ -144,6 +144,7 @@ class Desk:
 
     def __init__(self, grid: AppGrid, process: AppProcess) -> None:
         self._grid, self._pipe, self._process = grid, process.pipe, process
+        self.has_ended = False  # the app said so itself
 
     def serve(self) -> str:
         """Name of the file with the app's model, empty where it left none.
@@ -156,6 +157,7 @@ class Desk:
                 while not self._pipe.is_ready(_LOOK_UP_S):
                     self._check()
                 call = self._pipe.receive_json()
+                self.has_ended = call["call"] in ("done", "failed")
                 if call["call"] == "done":
                     return str(call["model"])
                 if call["call"] == "failed":

@@ -53,21 +53,19 @@ async def run_app(
     federation.door.keep_in(folder)
     process = AppProcess("fednc.server.app_process", handed=[federation.mailbox.bell])
     setup = {"folder": str(app.path), "run_id": run_id, "run_config": config, "keep": str(folder.resolve())}
-    is_done = False
+    desks: list[Desk] = []
 
     def work(grid: AppGrid) -> str:
         _await_nodes(grid)
+        desks.append(desk := Desk(grid, process))
         process.pipe.send(b"")
-        return Desk(grid, process).serve()
+        return desk.serve()
 
     try:
         await asyncio.to_thread(_load, process, setup)
         model = await serve(federation, work, address=run.server.listen, grid_type=AppGrid)
-        is_done = True
     finally:
-        if not is_done:
-            process.interrupt()
-        await asyncio.to_thread(process.end, _LAST_S if is_done else _STOP_S, hang_up=False)
+        await asyncio.to_thread(_end, process, desks)
         federation.mailbox.close()
     summary = _summary(federation, app, config, model, time.monotonic() - started)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
@@ -88,6 +86,13 @@ def _load(process: AppProcess, setup: dict[str, Any]) -> None:
         ) from e
     if failure.kind:
         raise ConfigError(failure.reason)
+
+
+def _end(process: AppProcess, desks: list[Desk]) -> None:
+    """An app that has not started ends at once, one at work as by Ctrl-C, one that is done by itself."""
+    if desks and not desks[0].has_ended:
+        process.interrupt()
+    process.end(_LAST_S if desks and desks[0].has_ended else _STOP_S, hang_up=not desks)
 
 
 def _await_nodes(grid: AppGrid) -> None:

@@ -52,11 +52,12 @@ class PipeGrid(flower.RunGrid):
 
     def get_node_ids(self) -> list[int]:
         """Nodes that are ready, by name."""
-        return [node_id for node_id, _ in self._ask({"call": "nodes"})]
+        return [node_id for node_id, *_ in self._ask({"call": "nodes"})]
 
     def get_nodes(self) -> list[Any]:
-        """Nodes that are ready, with their names."""
-        return [flower.node_info(node_id, name) for node_id, name in self._ask({"call": "nodes"})]
+        """Nodes that are ready, with their names and, where they have certificates, their keys."""
+        nodes = self._ask({"call": "nodes"})
+        return [flower.node_info(node_id, name, key.encode()) for node_id, name, key in nodes]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send without waiting; each message gets the id that its reply will name.
