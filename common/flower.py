@@ -211,6 +211,10 @@ def _python_files(folder: Path) -> Iterator[Path]:
 
 def read_app(folder: Path) -> AppFolder:
     """The Flower app in `folder`. Raises ConfigError."""
+    if folder.is_file():
+        raise ConfigError(
+            f"{folder} is a file; name the folder with the app's pyproject.toml. A .fab bundle is a zip: unpack it"
+        )
     try:
         project = get_project_config(folder)
         return AppFolder(
