@@ -42,6 +42,7 @@ class Order:
 class _Push:
     """The messages of one call, and those of them that are still without a reply."""
 
+    is_awaited: bool  # the app waits for the replies, and pulls them as they come
     batch: Batch = field(default_factory=Batch)
     left: set[str] = field(default_factory=set)
 
@@ -61,14 +62,20 @@ class AppGrid(LinkGrid):
         return super().ready()
 
     def push(
-        self, orders: Iterable[Order], manifests: Iterable[pb.Manifest], blobs: dict[bytes, Buffer]
+        self,
+        orders: Iterable[Order],
+        manifests: Iterable[pb.Manifest],
+        blobs: dict[bytes, Buffer],
+        is_awaited: bool,
     ) -> list[str]:
-        """Send without waiting; the id of each message."""
-        contents = [Content(manifest) for manifest in manifests]
-        return self.call(lambda: self._push(orders, contents, blobs))
+        """Send without waiting; the id of each message. `is_awaited`: the app waits for the replies."""
+        contents, push = [Content(manifest) for manifest in manifests], _Push(is_awaited)
+        return self.call(lambda: self._push(push, orders, contents, blobs))
 
-    def _push(self, orders: Iterable[Order], contents: list[Content], blobs: dict[bytes, Buffer]) -> list[str]:
-        push, sent = _Push(), []
+    def _push(
+        self, push: _Push, orders: Iterable[Order], contents: list[Content], blobs: dict[bytes, Buffer]
+    ) -> list[str]:
+        sent = []
         push.batch.on_reply = self._take_reply
         for order in orders:
             sent.append(message := self._number(order))
@@ -100,7 +107,8 @@ class AppGrid(LinkGrid):
             self.federation.intake.drop(reply.slot)
             return
         push.left.discard(sent.id)
-        self.mailbox.put(Arrival(sent, reply if reply.failure is None else None, reply.failure))
+        whole = reply if reply.failure is None else None
+        self.mailbox.put(Arrival(sent, whole, reply.failure, push.is_awaited))
         if not push.left:
             self.federation.close(push.batch, "all replies are there")
 
@@ -129,6 +137,11 @@ class AppGrid(LinkGrid):
             return arrival
 
         return self.call(step)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether some message is still without a reply."""
+        return bool(self._pushes)
 
     def nodes(self) -> list[tuple[int, str, str]]:
         """Id, name and public key of each node that is ready."""
@@ -181,7 +194,7 @@ class Desk:
         orders = [Order(*order) for order in call["messages"]]
         manifests = [pb.Manifest.FromString(self._pipe.receive()) for _ in range(call["contents"])]
         blobs: dict[bytes, Buffer] = {bytes.fromhex(digest): self._pipe.receive() for digest in call["blobs"]}
-        self._pipe.send_json(self._grid.push(orders, manifests, blobs))
+        self._pipe.send_json(self._grid.push(orders, manifests, blobs, call["waits"]))
 
     def _on_news(self, _: Any) -> None:
         self._pipe.send_json(self._grid.call(self._grid.mailbox.news))
@@ -191,6 +204,8 @@ class Desk:
             if arrival := self._grid.pull(message_id):
                 self._hand_over(arrival)
         self._pipe.send_json({})
+        if not self._grid.is_waiting:
+            heap.give_back()
 
     def _hand_over(self, arrival: Arrival) -> None:
         reply, failure = arrival.reply, arrival.failure
@@ -210,6 +225,7 @@ class Desk:
         if reply and reply.manifest is not None:
             self._pipe.send(reply.manifest.SerializeToString())
             self._pipe.send(*data)
+            self._grid.tell(lambda: self._grid.federation.intake.suspend(reply.slot))
 
     def _on_close(self, call: Any) -> None:
         self._grid.give_up(call["ids"], call["reason"])

@@ -1,7 +1,8 @@
 """Replies that wait until a foreign app pulls them, which it may do late, or never.
 
-They lie on the disk and hold no share of the uploads' budget, so that one who never pulls stops nobody. Their
-bytes and their number are bounded; the oldest go first, and who asks for one of those is told. On the event loop.
+One that the app is waiting for keeps its share of the uploads' budget: it is pulled soon. The others lie on the
+disk without a share, so that an app that never pulls stops nobody. Their bytes and their number are bounded; the
+oldest go first, and who asks for one of those is told. On the event loop.
 """
 
 from __future__ import annotations
@@ -38,10 +39,13 @@ class Arrival:
     sent: Sent
     reply: Reply | None = None
     failure: pb.Failure | None = None
+    is_awaited: bool = False  # the app is waiting for it now
 
     @property
     def size(self) -> int:
-        """Bytes that wait on the disk."""
+        """Bytes that wait on the disk without a share of the budget."""
+        if self.is_awaited:
+            return 0
         return records.bulk_bytes(self.reply.manifest) if self.reply and self.reply.manifest else 0
 
 
@@ -63,7 +67,8 @@ class Mailbox:
         if not self._is_open:
             return
         if arrival.reply and arrival.reply.slot.upload:
-            self._intake.suspend(arrival.reply.slot)  # on the disk it needs no share
+            if not arrival.is_awaited:
+                self._intake.suspend(arrival.reply.slot)  # gives its share back
             arrival.reply.slot.upload.rest()
         self._waiting[arrival.sent.id] = arrival
         self._bytes += arrival.size

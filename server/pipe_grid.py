@@ -65,8 +65,11 @@ class PipeGrid(flower.RunGrid):
         Raises:
             ContentError: a message holds what cannot be sent; none of them was.
         """
-        messages = list(messages)
+        return self._push(list(messages), is_awaited=False)
+
+    def _push(self, messages: list[Message], *, is_awaited: bool) -> list[str]:
         parcel = _Parcel(messages)
+        parcel.call["waits"] = is_awaited
         with self._turn:
             self._pipe.send_json(parcel.call)
             for data in (*parcel.manifests, *parcel.blobs.values()):
@@ -91,7 +94,7 @@ class PipeGrid(flower.RunGrid):
 
         By node and not by arrival, so that a strategy that adds floats up gives the same bits again.
         """
-        ids = self.push_messages(messages)
+        ids = self._push(list(messages), is_awaited=True)
         deadline = None if timeout is None else time.monotonic() + timeout
         left, replies = set(ids), list[Message]()
         with self._changed:
@@ -212,7 +215,12 @@ class _Parcel:
                 self.manifests.append(self._pack(content))
             orders.append([meta.dst_node_id, meta.message_type, meta.group_id, places[id(content)]])
         digests = [digest.hex() for digest in self.blobs]
-        self.call = {"call": "push", "messages": orders, "contents": len(self.manifests), "blobs": digests}
+        self.call: dict[str, Any] = {
+            "call": "push",
+            "messages": orders,
+            "contents": len(self.manifests),
+            "blobs": digests,
+        }
 
     def _pack(self, content: RecordDict) -> bytes:
         for array in records.arrays_of(content):
