@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 TORCH       ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 TORCH_INDEX ?= $(if $(filter torch,$(TORCH)),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-pythons test-faults test-attacks test-flower check format protos docs bench results install clean
+.PHONY: demo test test-pythons test-faults test-attacks test-flower test-flower-next check format protos docs bench results install clean
 
 demo: $(STAMP)  ## one server and four clients on this machine, fedavg against fednc
 	$(BIN)/fednc demo
@@ -31,6 +31,19 @@ test-attacks: $(STAMP)  ## nodes that are let in and lie, at most 10 minutes on 
 test-flower: $(STAMP)  ## our apps on stock Flower and stock apps on our link, at most 10 minutes on two cores
 	$(BIN)/pip install --quiet -e '.[demo,dev,flower-sim]' || echo "ray cannot be installed here"
 	$(BIN)/pytest -q -n 2 tests/flower
+
+# The other Flower that pyproject.toml admits, in a virtual environment beside ours that sees our packages behind it.
+NEXT_FLOWER ?= $(shell $(BIN)/python -c "import flwr; print('1.41.0' if flwr.__version__ >= '1.42' else '1.42.0')")
+NEXT        := .venv-flower
+
+test-flower-next: $(STAMP)  ## the contract with Flower apps on the other version of Flower, at most 5 minutes
+	$(PYTHON) -m venv $(NEXT)
+	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+	  > $$($(NEXT)/bin/python -c "import site; print(site.getsitepackages()[0])")/zz_shared.pth
+	$(NEXT)/bin/pip install --quiet "flwr==$(NEXT_FLOWER)"
+	$(NEXT)/bin/pip install --quiet --no-deps -e .
+	$(NEXT)/bin/python -c "import flwr; assert flwr.__version__ == '$(NEXT_FLOWER)', flwr.__version__"
+	$(NEXT)/bin/python -m pytest -q tests/flower/contract tests/test_app_server.py tests/test_foreign.py
 
 check: $(STAMP) .types  ## format, lint, strict types
 	$(BIN)/ruff format --check .
@@ -99,4 +112,4 @@ $(STAMP): pyproject.toml
 	for d in bench cli client common protos server; do ln -sfn ../../$$d .types/fednc/$$d; done
 
 clean:
-	rm -rf $(VENV) .venv-* .types build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* $(NEXT) .types build *.egg-info .mypy_cache .ruff_cache .hypothesis

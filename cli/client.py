@@ -242,4 +242,4 @@ def _foreign_app(
         settings |= {"partition-id": part[0], "num-partitions": part[1]}
     environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     config = ForeignConfig(app=app, node_config=settings, grace_s=grace_s, environment=environment)
-    return ForeignHost(config), {"app": app.id}
+    return ForeignHost(config), {"app": app.id, "app_code": app.code}

@@ -47,8 +47,21 @@ RunSettings = Annotated[
 ]
 
 
+Nodes = Annotated[
+    int,
+    typer.Option(
+        min=0, metavar="N",
+        help="With --app: start the app when N clients are ready; default: rounds.min_clients, which is 2.",
+    ),
+]  # fmt: skip
+AnyCode = Annotated[
+    bool, typer.Option("--any-code", help="With --app: take clients whose copy of the app has other Python files.")
+]
+
+
 def command(
-    run_file: RunFile = None, app: AppDir = None, run_config: RunSettings = None, folder: Folder = "",
+    run_file: RunFile = None, app: AppDir = None, run_config: RunSettings = None, nodes: Nodes = 0,
+    any_code: AnyCode = False, folder: Folder = "",
     listen: Listen = "", certs: Certs = "", insecure: Insecure = False,
     test_data: TestData = "", json: Json = "",
 ) -> None:  # fmt: skip
@@ -72,8 +85,10 @@ def command(
     run = run.model_copy(update={"server": server})
     if test_data:
         run = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test": test_data})})
+    if nodes:
+        run = run.model_copy(update={"rounds": run.rounds.model_copy(update={"min_clients": nodes})})
     if app:
-        _serve_app(app, run_config or [], run, folder, json)
+        _serve_app(app, run_config or [], run, folder, json, any_code)
     else:
         _serve_run(run, folder, json)
 
@@ -98,7 +113,7 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
         write_json(json, {**finished.summary, "folder": str(finished.folder)})
 
 
-def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, json: str) -> None:
+def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, json: str, any_code: bool) -> None:
     from fednc.cli.live import print_lines
     from fednc.common.collector import spare_what_is_loaded
     from fednc.common.flower import read_app
@@ -115,7 +130,7 @@ def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, js
         events = EventLog(place / "events.jsonl", run.server.events_mib, run.server.events_kept)
         print_lines(events)
         spare_what_is_loaded()
-        serving = run_app(app, overrides, run, place, events)
+        serving = run_app(app, overrides, run, place, events, any_code=any_code)
         summary = run_until_interrupted(serving, stop_s=run.server.stop_s)
     if json:
         write_json(json, {**summary, "folder": str(place)})

@@ -1,7 +1,7 @@
-"""The process that runs a foreign Flower ClientApp, and the pipe to it.
+"""The process that runs a foreign Flower ClientApp.
 
-Started by `client/foreign.py` as `python -m fednc.client.app_process FD`; talks over that socket only. Frames are
-a length and as many bytes: protobuf heads, JSON once at the start, arrays as they are. Never pickle.
+Started by `client/foreign.py` as `python -m fednc.client.app_process FD`; talks over that socket only, see
+`common/app_pipe.py`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import json
 import os
 import queue
 import socket
-import struct
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,50 +22,10 @@ from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
 from fednc.common import flower, records
+from fednc.common.app_pipe import Pipe
 from fednc.common.errors import ConfigError
 from fednc.common.flower_env import quiet_flower
 from fednc.protos import federation_pb2 as pb
-
-_LENGTH = struct.Struct("<Q")
-
-
-class Pipe:
-    """One end of the socket between a client and its app's process. Blocking; EOFError: the other is gone."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self._socket, self._incoming = end, end.makefile("rb")
-
-    def send(self, data: bytes | bytearray | memoryview) -> None:
-        """One frame."""
-        self._socket.sendall(_LENGTH.pack(len(data)))
-        self._socket.sendall(data)
-
-    def receive(self) -> bytes:
-        """The next frame."""
-        (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
-        return self._read(length)
-
-    def send_content(self, content: RecordDict) -> None:
-        """A manifest, then every array."""
-        self.send(records.to_manifest(content, with_digests=False).SerializeToString())
-        for array in records.arrays_of(content):
-            self.send(array.data)
-
-    def receive_content(self) -> RecordDict:
-        """What `send_content` sent; the arrays hold `bytes`, as apps are used to."""
-        manifest = pb.Manifest.FromString(self.receive())
-        return records.from_manifest(manifest, iter(self.receive, None))
-
-    def close(self) -> None:
-        """Hang up; the other end reads EOF."""
-        self._incoming.close()
-        self._socket.close()
-
-    def _read(self, size: int) -> bytes:
-        data = self._incoming.read(size)
-        if len(data) < size:
-            raise EOFError("the other end is gone")
-        return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,18 +86,24 @@ class AppProcess:
             os._exit(0)
 
     def _answer(self, app: ClientApp, order: Order) -> None:
-        context = self._context(order.state)
+        """Run the app; its failure, a reply or state that cannot be sent among them, is an answer too."""
+        context, answer = self._context(order.state), _Answer()
         try:
             reply = app(self._message(order), context)
-            content = None if reply.has_error() else reply.content
-            failure = pb.Failure() if content is not None else _refusal(reply)
+            answer = _refusal(reply) if reply.has_error() else _Answer(content=_encoded(reply.content))
         except (Exception, SystemExit) as e:
             traceback.print_exc()
-            content, failure = None, _failure(e)
-        self._pipe.send(failure.SerializeToString())
-        if content is not None:
-            self._pipe.send_content(content)
-            self._pipe.send_content(context.state)
+            answer = _Answer(_failure(e))
+        try:
+            state = _encoded(context.state)
+        except ValueError as e:
+            traceback.print_exc()
+            problem = f"context.state cannot be kept, the state of before is: {e}"
+            state, answer = _encoded(order.state), _Answer(pb.Failure(kind=type(e).__name__, reason=problem))
+        self._pipe.send(answer.failure.SerializeToString())
+        for content in (state, answer.content):
+            if content:
+                self._pipe.send_content(*content)
 
     def _message(self, order: Order) -> Message:
         setup, what = self._setup, order.id
@@ -158,12 +123,35 @@ class AppProcess:
         )
 
 
+_Encoded = tuple[RecordDict, bytes]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A failure, or the content of a reply."""
+
+    failure: pb.Failure = field(default_factory=pb.Failure)
+    content: _Encoded | None = None
+
+
+def _encoded(content: RecordDict) -> _Encoded:
+    """Raises ContentError: it holds what cannot be sent."""
+    return content, records.encode(records.to_manifest(content, with_digests=False))
+
+
 def _failure(error: BaseException) -> pb.Failure:
-    return pb.Failure(kind=type(error).__name__, reason=str(error))
+    return pb.Failure(kind=type(error).__name__, reason=_sendable(str(error)))
 
 
-def _refusal(reply: Message) -> pb.Failure:
-    return pb.Failure(kind="AppError", code=reply.error.code, reason=reply.error.reason or "")
+def _refusal(reply: Message) -> _Answer:
+    """The error that the app returned. Raises ValueError: its code is no int32."""
+    return _Answer(
+        pb.Failure(kind=flower.APP_ERROR, code=reply.error.code, reason=_sendable(reply.error.reason or ""))
+    )
+
+
+def _sendable(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 if __name__ == "__main__":

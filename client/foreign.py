@@ -6,29 +6,21 @@ here, as a SuperNode does, so that a process that ended takes nothing of earlier
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 from flwr.app.user_config import UserConfig
 
-from fednc.client.app_process import Pipe, Setup
+from fednc.client.app_process import Setup
 from fednc.client.hooks import CURRENT, AppFailedError, CancelledError, Hooks
 from fednc.common import flower
+from fednc.common.app_pipe import AppProcess
 from fednc.common.errors import ConfigError
 from fednc.common.flower import AppFolder
 from fednc.protos import federation_pb2 as pb
-
-_POLL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +65,17 @@ class ForeignHost:
         process, hooks = self._running(), CURRENT.get()
         try:
             with process.ended_when_cancelled(hooks, self._config.grace_s):
-                content, self._state = process.answer(message, self._state)
+                answer = process.answer(message, self._state)
         except (OSError, EOFError) as e:
             self._process = None
             how = process.end()
             if hooks.cancelled.is_set():
                 raise CancelledError("cancelled by the server") from e
             raise AppFailedError("AppProcessEnded", f"the app's process {how} at work") from e
-        return flower.reply(message, content, None)
+        self._state = answer.state
+        if answer.failure:
+            raise AppFailedError(answer.failure.kind, answer.failure.reason, answer.failure.code)
+        return flower.reply(message, answer.content, None)
 
     def leave(self) -> None:
         """End the app's process."""
@@ -100,78 +95,53 @@ class _Process:
     """The client's side of `app_process.py`."""
 
     def __init__(self, setup: Setup, environment: Mapping[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        # -P: the folder where the client was started must not hide the app's modules, nor they ours
-        command = [sys.executable, "-P", "-m", "fednc.client.app_process", str(theirs.fileno())]
-        with theirs:
-            self._popen = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True,
-                env={**os.environ, **environment},
-            )  # fmt: skip
-        self._pipe = Pipe(ours)
+        self._process = AppProcess("fednc.client.app_process", environment)
         self._load(setup)
 
     def _load(self, setup: Setup) -> None:
+        pipe = self._process.pipe
         try:
-            self._pipe.send(setup.to_json())
-            failure = pb.Failure.FromString(self._pipe.receive())
+            pipe.send(setup.to_json())
+            failure = pb.Failure.FromString(pipe.receive())
         except (OSError, EOFError) as e:
-            raise ConfigError(f"the process of the app in {setup.folder} {self.end()} while it loaded") from e
+            how = self._process.end()
+            raise ConfigError(f"the process of the app in {setup.folder} {how} while it loaded") from e
         if failure.kind:
-            self.end()
+            self._process.end()
             raise ConfigError(failure.reason)
 
     @property
     def pid(self) -> int:
-        return self._popen.pid
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Not reaped here: as long as it is not, its process group is nobody else's."""
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-
-    def answer(self, message: Message, state: RecordDict) -> tuple[RecordDict, RecordDict]:
-        """(content of the reply, new state). Raises AppFailedError, OSError, EOFError."""
-        meta = message.metadata
-        what = pb.AssignmentId(message_type=meta.message_type, group_id=meta.group_id)
-        self._pipe.send(what.SerializeToString())
-        self._pipe.send_content(message.content)
-        self._pipe.send_content(state)
-        failure = pb.Failure.FromString(self._pipe.receive())
-        if failure.kind:
-            raise AppFailedError(failure.kind, failure.reason, failure.code)
-        return self._pipe.receive_content(), self._pipe.receive_content()
-
-    @contextlib.contextmanager
-    def ended_when_cancelled(self, hooks: Hooks, grace_s: float) -> Iterator[None]:
-        """End the process `grace_s` after the work in the block was cancelled; the block then sees EOF."""
-        done = threading.Event()
-
-        def watch() -> None:
-            while not done.wait(_POLL_S):
-                if hooks.cancelled.is_set():
-                    if not done.wait(grace_s):
-                        self._kill()
-                    return
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
+        return self._process.alive
 
     def end(self, grace_s: float = 1.0) -> str:
-        """Hang up; end by force what is left after `grace_s`, with whatever it has started. How did it end?"""
-        self._pipe.close()
-        give_up = time.monotonic() + grace_s
-        while self.alive and time.monotonic() < give_up:
-            time.sleep(_POLL_S)
-        self._kill()
-        code = self._popen.wait()
-        return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+        """How did it end?"""
+        return self._process.end(grace_s)
 
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
+    def ended_when_cancelled(self, hooks: Hooks, grace_s: float) -> AbstractContextManager[None]:
+        """End the process `grace_s` after the work in the block was cancelled; the block then sees EOF."""
+        return self._process.ended_when(hooks.cancelled, grace_s)
+
+    def answer(self, message: Message, state: RecordDict) -> _Answer:
+        """What the app made of the message. Raises OSError, EOFError: the process is gone."""
+        meta, pipe = message.metadata, self._process.pipe
+        what = pb.AssignmentId(message_type=meta.message_type, group_id=meta.group_id)
+        pipe.send(what.SerializeToString())
+        pipe.send_content(message.content)
+        pipe.send_content(state)
+        failure = pb.Failure.FromString(pipe.receive())
+        new_state = pipe.receive_content()
+        return _Answer(new_state, failure) if failure.kind else _Answer(new_state, None, pipe.receive_content())
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The app's state after its work, and the content of its reply or why there is none."""
+
+    state: RecordDict
+    failure: pb.Failure | None
+    content: RecordDict = field(default_factory=RecordDict)

@@ -69,6 +69,7 @@ class LinkConfig:
     tasks: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     app: str = ""  # name and version of a foreign Flower app; empty: fednc's own
+    app_code: str = ""  # fingerprint of its code
     liveness_s: float = 5.0
     once: bool = False
     before_download: BeforeDownload = accept_any_size  # may refuse what an instruction brings
@@ -82,7 +83,7 @@ class Link:
     def __init__(self, config: LinkConfig, host: Host) -> None:
         self._config, self._host = config, host
         self._instance = secrets.token_bytes(8)
-        self._worker = Worker(host, config.before_download, config.admit)
+        self._worker = Worker(host, config.before_download, config.admit, packs=bool(config.app))
         self._run_id = ""
         self._declaration: pb.Declaration | None = None
         self._standing = pb.Declaration.READY

@@ -76,6 +76,7 @@ def attend_request(config: LinkConfig, instance: bytes = b"", *, dry_run: bool =
     return pb.AttendRequest(
         protocol=PROTOCOL, name=config.name, software=version("fednc"), tasks=config.tasks,
         methods=config.methods, part=config.part, app=config.app, instance=instance, dry_run=dry_run,
+        app_code=config.app_code,
     )  # fmt: skip
 
 

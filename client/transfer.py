@@ -6,7 +6,6 @@ Used by the link; knows nothing of apps or rounds.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,13 +19,13 @@ from fednc.common.arrays import Buffer, new_buffers
 from fednc.common.bulk import Data, Piece
 from fednc.common.errors import ProtocolError
 from fednc.common.fingerprint import Fingerprint, fingerprint
-from fednc.common.reasons import SENTENCES
+from fednc.common.flower import APP_ERROR
 from fednc.common.wire import CHUNK_BYTES, SESSION_KEY, UPWARD_LIMIT_BYTES, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 
-log = logging.getLogger("fednc.client")
 _TRIES = 3
+_DIGESTS = 1 << 14  # in one request; the server takes a few times as many
 _HEADER_BYTES = UPWARD_LIMIT_BYTES - WHOLE_BYTES - 1024  # the rest is for the data and their heads
 _SMALL_BYTES = 256 << 10  # hashed sooner than a thread takes over
 Metadata = tuple[tuple[str, bytes], ...]
@@ -72,15 +71,39 @@ async def fetch_content(
     Raises:
         ProtocolError: bytes that do not match their digest.
     """
+    used: list[bytes] = []
+    if manifest.HasField("packed"):
+        packed = manifest.packed
+        used.append(packed.digest)
+        await _fetch(stub, metadata, {packed.digest: packed.size}, cache, hear, admit)
+        manifest = await asyncio.to_thread(records.unpack, manifest, cache[packed.digest])
     metas = list(records.metas_of(manifest))
-    sizes = {meta.digest: meta.size for meta in metas}
-    lacking = cache.lacking(meta.digest for meta in metas)
+    used += [meta.digest for meta in metas]
+    await _fetch(stub, metadata, {meta.digest: meta.size for meta in metas}, cache, hear, admit)
+    buffers = iter([cache[meta.digest] for meta in metas])
+    if len(used) > len(metas):  # it was packed: what is built of it is large
+        content = await asyncio.to_thread(records.from_manifest, manifest, buffers)
+    else:
+        content = records.from_manifest(manifest, buffers)
+    cache.settle(used)
+    return content
+
+
+async def _fetch(
+    stub: rpc.FederationStub,
+    metadata: Metadata,
+    sizes: dict[bytes, int],
+    cache: BlobCache,
+    hear: Callable[[], None],
+    admit: Callable[[int], None],
+) -> None:
+    """Into the cache what it lacks."""
+    lacking = cache.lacking(sizes)
     if lacking:
         admit(sum(sizes[digest] for digest in lacking))
-        await _download(stub, metadata, {digest: sizes[digest] for digest in lacking}, cache, hear)
-    content = records.from_manifest(manifest, iter([cache[meta.digest] for meta in metas]))
-    cache.settle(meta.digest for meta in metas)
-    return content
+    for start in range(0, len(lacking), _DIGESTS):
+        part = {digest: sizes[digest] for digest in lacking[start : start + _DIGESTS]}
+        await _download(stub, metadata, part, cache, hear)
 
 
 async def _download(
@@ -135,14 +158,20 @@ class Reply:
     upload_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
     @classmethod
-    def of(cls, work_id: pb.AssignmentId, message: Message) -> Reply:
-        """The reply that an app returned."""
+    def of(cls, work_id: pb.AssignmentId, message: Message, *, packs: bool = False) -> Reply:
+        """The reply that an app returned; `packs`: what is large outside arrays goes as bulk.
+
+        Raises:
+            ContentError: it holds what cannot be sent.
+        """
         if message.has_error():
-            log.error("the app answered with an error: %s", message.error.reason)
-            failure = pb.Failure(kind="AppError", reason=SENTENCES["app-failed"])
-            return cls(work_id, failure=failure)
+            return cls(work_id, failure=pb.Failure(kind=APP_ERROR, reason=message.error.reason or ""))
         manifest = records.to_manifest(message.content, with_digests=False)
-        return cls(work_id, manifest, tuple(array.data for array in records.arrays_of(message.content)))
+        buffers = tuple(array.data for array in records.arrays_of(message.content))
+        if packs and manifest.ByteSize() > WHOLE_BYTES:
+            manifest, data = records.pack(manifest, with_digest=False)
+            buffers = (data, *buffers)
+        return cls(work_id, manifest, buffers)
 
     @property
     def size(self) -> int:

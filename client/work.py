@@ -69,9 +69,15 @@ def accept_any_size(_work_id: pb.AssignmentId, _size: int) -> None:
 class Worker:
     """The work of one client, one piece after the other."""
 
-    def __init__(self, app: App, before_download: BeforeDownload, admit: Callable[[int], None]) -> None:
-        """`before_download` judges an instruction, `admit` whether so many bytes of it can be fetched."""
-        self._app, self._before_download, self._admit = app, before_download, admit
+    def __init__(
+        self, app: App, before_download: BeforeDownload, admit: Callable[[int], None], *, packs: bool = False
+    ) -> None:
+        """`before_download` judges an instruction, `admit` whether so many bytes of it can be fetched.
+
+        `packs`: replies may hold large things outside arrays, as those of foreign apps do.
+        """
+        self._app, self._packs = app, packs
+        self._before_download, self._admit = before_download, admit
         self._cache = BlobCache()
         self._session: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         self._active: dict[bytes, _Work] = {}
@@ -176,7 +182,8 @@ class Worker:
             if content is None:
                 return None
             CURRENT.set(work.hooks)
-            return Reply.of(work.id, await asyncio.to_thread(self._answer, work, content))
+            answer = await asyncio.to_thread(self._answer, work, content)
+            return Reply.of(work.id, answer, packs=self._packs)
         except CancelledError:
             return None
         except Exception as e:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 # One folder per holder, the server's included. A file that does not apply is not there.
@@ -54,15 +55,16 @@ class Certificate:
     holder: Holder | None
     serial: str
     expires: float
+    public_key: bytes = b""  # PEM
 
 
 @lru_cache(maxsize=4096)
 def read_certificate(pem: bytes) -> Certificate:
     """The certificate in `pem`; `holder` is None unless it names exactly one. Raises ValueError."""
     certificate = x509.load_pem_x509_certificate(pem)
-    return Certificate(
-        _holder_of(certificate), f"{certificate.serial_number:x}", certificate.not_valid_after_utc.timestamp()
-    )
+    key = certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    expires = certificate.not_valid_after_utc.timestamp()
+    return Certificate(_holder_of(certificate), f"{certificate.serial_number:x}", expires, key)
 
 
 def _holder_of(certificate: x509.Certificate) -> Holder | None:

@@ -7,18 +7,25 @@ clock; ours never does, so messages are stamped on arrival with a span that cann
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from flwr.app import Error, Message, RecordDict
+import numpy as np
+from flwr.app import Array, Error, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.app.user_config import UserConfig
 from flwr.common.config import get_fused_config_from_dir, get_project_config, parse_config_args
+from flwr.common.constant import SType
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.server.server import Server
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -26,6 +33,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from fednc.common.errors import ConfigError
 
 SERVER_NODE_ID = 1  # as on a stock SuperLink
+# Flower's own error codes, so that foreign strategies read them as they are used to.
+APP_FAILED, MESSAGE_UNKNOWN, REPLY_REJECTED, NODE_LOST = 2, 3, 4, 5
+APP_ERROR = "AppError"  # kind of a failure that an app returned: its code and reason are all that is said of it
+_NO_CODE = ("__pycache__", "build", "dist", "node_modules", "site-packages")
 _FOREVER_S = 10.0 * 365 * 24 * 3600
 
 
@@ -114,6 +125,30 @@ def stamp(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
+def node_info(node: int, name: str, public_key: bytes = b"") -> NodeInfo:
+    """What Flower tells an app of a node that is there."""
+    return NodeInfo(node_id=node, name=name, status="online", public_key=public_key)
+
+
+def on_model(keep: Callable[[Mapping[str, Array]], None]) -> None:
+    """Call `keep` with the arrays that a strategy of this process ends with, of either of Flower's APIs."""
+    start, fit = Strategy.start, Server.fit
+
+    def keeping_start(self: Strategy, *args: Any, **kwargs: Any) -> Result:
+        result = start(self, *args, **kwargs)
+        keep(dict(result.arrays))
+        return result
+
+    def keeping_fit(self: Server, *args: Any, **kwargs: Any) -> Any:
+        result, parameters = fit(self, *args, **kwargs), self.parameters
+        if parameters.tensor_type == SType.NUMPY:
+            tensors = map(np.load, map(io.BytesIO, parameters.tensors))
+            keep({str(index): Array(np.asarray(tensor)) for index, tensor in enumerate(tensors)})
+        return result
+
+    Strategy.start, Server.fit = keeping_start, keeping_fit  # type: ignore[method-assign]
+
+
 # ---- folders with a Flower app -------------------------------------------------------------------------------
 
 
@@ -130,6 +165,15 @@ class AppFolder:
     def id(self) -> str:
         """Name and version, by which server and clients know that they run the same app."""
         return f"{self.name}/{self.version}"
+
+    @property
+    def code(self) -> str:
+        """Fingerprint of the app's Python files, by which they know that it is the same one."""
+        digest = hashlib.sha256()
+        for path in sorted(_python_files(self.path)):
+            text = path.read_bytes().replace(b"\r\n", b"\n")  # as version control may have it
+            digest.update(b"%s\0%d\0%s" % (str(path.relative_to(self.path)).encode(), len(text), text))
+        return digest.hexdigest()
 
     def load(self, component: str) -> Any:
         """Import the ServerApp or ClientApp; the folder comes first in this process's module search path.
@@ -154,8 +198,23 @@ class AppFolder:
             raise ConfigError(f"{e}; only keys of [tool.flwr.app.config] in {self.path} can be set") from e
 
 
+def _python_files(folder: Path) -> Iterator[Path]:
+    """Those that Flower's bundle would hold; not what is hidden, installed or only built."""
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        folders[:] = [
+            name for name in folders
+            if name[0] != "." and name not in _NO_CODE and not (here / name / "pyvenv.cfg").exists()
+        ]  # fmt: skip
+        yield from (here / name for name in files if name.endswith(".py") and (here / name).is_file())
+
+
 def read_app(folder: Path) -> AppFolder:
     """The Flower app in `folder`. Raises ConfigError."""
+    if folder.is_file():
+        raise ConfigError(
+            f"{folder} is a file; name the folder with the app's pyproject.toml. A .fab bundle is a zip: unpack it"
+        )
     try:
         project = get_project_config(folder)
         return AppFolder(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from google.protobuf.message import DecodeError, EncodeError
 
 from fednc.common.arrays import Buffer, make_array
 from fednc.common.errors import ProtocolError
@@ -18,14 +19,21 @@ from fednc.protos import federation_pb2 as pb
 
 Kind = TypeVar("Kind", ArrayRecord, MetricRecord, ConfigRecord)
 
-_DIGEST = "_fednc_digest"  # kept on the Array, so that one that is sent twice is hashed once
+
+class ContentError(ValueError):
+    """A content that cannot be put into a message: which record, which key, and why."""
+
+
+_DIGEST = "_fednc_digest"  # kept on the Array with the bytes that it is of, so that those are hashed once
 
 
 def digest_of(array: Array) -> bytes:
-    """The fingerprint of the array's bytes, computed once per array."""
-    if _DIGEST not in array.__dict__:
-        array.__dict__[_DIGEST] = fingerprint(array.data)
-    found: bytes = array.__dict__[_DIGEST]
+    """The fingerprint of the bytes that the array holds now, computed once for the same bytes."""
+    data, (hashed, digest) = array.data, array.__dict__.get(_DIGEST, (None, b""))
+    if hashed is not data or isinstance(data, bytearray):  # replaced since, or of a kind that changes in place
+        digest = fingerprint(data)
+        array.__dict__[_DIGEST] = (data, digest)
+    found: bytes = digest
     return found
 
 
@@ -40,19 +48,60 @@ def record_of(content: RecordDict, name: str, kind: type[Kind]) -> Kind | None:
 
 
 def to_manifest(content: RecordDict, *, with_digests: bool) -> pb.Manifest:
-    """The content without its bulk. `with_digests` adds the content address of each array."""
+    """The content without its bulk. `with_digests` adds the content address of each array.
+
+    Raises:
+        ContentError: a value that no message can hold.
+    """
     manifest = pb.Manifest()
     for name, record in content.items():
-        entry = manifest.records.add(name=name)
-        if isinstance(record, ArrayRecord):
-            entry.arrays.SetInParent()
-            for key, array in record.items():
-                entry.arrays.items.append(_array_meta(key, array, with_digests))
-        elif isinstance(record, MetricRecord):
-            entry.metrics.CopyFrom(_to_values(record))
-        else:
-            entry.config.CopyFrom(_to_values(record))
+        try:
+            _add_record(manifest.records.add(name=name), record, with_digests)
+        except (TypeError, ValueError, OverflowError) as e:
+            raise ContentError(f"record {name!r}: {e}") from e
     return manifest
+
+
+def _add_record(entry: pb.Record, record: ArrayRecord | MetricRecord | ConfigRecord, with_digests: bool) -> None:
+    if isinstance(record, ArrayRecord):
+        entry.arrays.SetInParent()
+        for key, array in record.items():
+            entry.arrays.items.append(_array_meta(key, array, with_digests))
+    elif isinstance(record, MetricRecord):
+        entry.metrics.CopyFrom(_to_values(record))
+    else:
+        entry.config.CopyFrom(_to_values(record))
+
+
+def encode(manifest: pb.Manifest) -> bytes:
+    """The manifest as it travels. Raises ContentError: it is larger than protobuf can say."""
+    try:
+        return manifest.SerializeToString()
+    except (EncodeError, ValueError) as e:
+        raise ContentError(f"{manifest.ByteSize()} bytes of names and values outside arrays: {e}") from e
+
+
+def pack(manifest: pb.Manifest, *, with_digest: bool) -> tuple[pb.Manifest, bytes]:
+    """(a small manifest that stands for a large one, the large one's bytes, which lead its bulk).
+
+    Raises:
+        ContentError: it is larger than protobuf can say.
+    """
+    data = encode(manifest)
+    digest = fingerprint(data) if with_digest else b""
+    packed = pb.Packed(size=len(data), digest=digest, array_bytes=bulk_bytes(manifest))
+    return pb.Manifest(packed=packed), data
+
+
+def unpack(manifest: pb.Manifest, data: Buffer) -> pb.Manifest:
+    """The manifest that a small one stands for. Raises ProtocolError: these are not its bytes."""
+    try:
+        inner = pb.Manifest.FromString(bytes(data))
+    except DecodeError as e:
+        raise ProtocolError(f"a packed manifest of {len(data)} bytes cannot be read: {e}") from e
+    if inner.HasField("packed") or bulk_bytes(inner) != manifest.packed.array_bytes:
+        raise ProtocolError("a packed manifest announces another size of its arrays than it has")
+    return inner
 
 
 def arrays_of(content: RecordDict) -> Iterator[Array]:
@@ -63,14 +112,16 @@ def arrays_of(content: RecordDict) -> Iterator[Array]:
 
 
 def metas_of(manifest: pb.Manifest) -> Iterator[pb.ArrayMeta]:
-    """Descriptions of all arrays in the manifest's order."""
+    """Descriptions of all arrays in the manifest's order; those of a packed one are in its bytes."""
     for record in manifest.records:
         if record.WhichOneof("kind") == "arrays":
             yield from record.arrays.items
 
 
 def bulk_bytes(manifest: pb.Manifest) -> int:
-    """Bytes of array data that belong to a manifest."""
+    """Bytes of data that belong to a manifest: its arrays and, where it is packed, the manifest itself."""
+    if manifest.HasField("packed"):
+        return manifest.packed.size + manifest.packed.array_bytes
     return sum(meta.size for meta in metas_of(manifest))
 
 
@@ -109,7 +160,7 @@ def _from_arrays(entry: pb.Record, buffers: Iterator[Buffer]) -> ArrayRecord:
             raise ProtocolError(f"array {meta.key!r} occurs twice in record {entry.name!r}")
         array = make_array(meta.dtype, tuple(meta.shape), meta.stype, next(buffers))
         if meta.digest:
-            array.__dict__[_DIGEST] = meta.digest
+            array.__dict__[_DIGEST] = (array.data, meta.digest)
         record[meta.key] = array
     return record
 
@@ -120,26 +171,51 @@ def _array_meta(key: str, array: Array, with_digest: bool) -> pb.ArrayMeta:
         dtype=array.dtype,
         shape=array.shape,
         stype=array.stype,
-        size=len(array.data),
+        size=memoryview(array.data).nbytes,
         digest=digest_of(array) if with_digest else b"",
     )
 
 
-_LIST_FIELD = {bool: "bools", int: "ints", float: "doubles", str: "strings", bytes: "bytes"}
-_SCALAR_FIELD = {bool: "bool", int: "int", float: "double", str: "string", bytes: "bytes"}
+_KINDS = {bool: "bool", int: "int", float: "double", str: "string", bytes: "bytes"}  # a bool is an int too
+_LIST_FIELDS = {
+    "bool": "bools",
+    "int": "ints",
+    "double": "doubles",
+    "string": "strings",
+    "bytes": "bytes",
+    "uint": "uints",
+}
+_INT_LIMIT = 1 << 63
 
 
 def _to_values(record: MetricRecord | ConfigRecord) -> pb.Values:
+    """Raises TypeError, ValueError."""
     values = pb.Values()
     for key, value in record.items():
         entry = values.entries.add(key=key)
-        if isinstance(value, list):
-            entry.list.SetInParent()
-            if value:
-                getattr(entry.list, _LIST_FIELD[type(value[0])]).extend(value)
-        else:
-            setattr(entry.scalar, _SCALAR_FIELD[type(value)], value)
+        try:
+            _fill(entry, value)
+        except (TypeError, ValueError, OverflowError) as e:
+            raise ContentError(f"{key!r}: {e}") from e
     return values
+
+
+def _fill(entry: pb.Entry, value: Any) -> None:
+    if not isinstance(value, list):
+        setattr(entry.scalar, _kind_of([value]), value)
+        return
+    entry.list.SetInParent()
+    if value:
+        getattr(entry.list, _LIST_FIELDS[_kind_of(value)]).extend(value)
+
+
+def _kind_of(values: list[Any]) -> str:
+    """The field that holds such values, subclasses (numpy's scalars, enums) by what they are. Raises TypeError."""
+    for kind, field in _KINDS.items():
+        if all(isinstance(value, kind) for value in values):
+            return "uint" if kind is int and any(value >= _INT_LIMIT for value in values) else field
+    kinds = ", ".join(sorted({type(value).__name__ for value in values}))
+    raise TypeError(f"a value of type {kinds} does not travel; use bool, int, float, str, bytes or a list of one")
 
 
 def _from_values(values: pb.Values) -> dict[str, Any]:
@@ -148,7 +224,7 @@ def _from_values(values: pb.Values) -> dict[str, Any]:
 
 def _from_entry(entry: pb.Entry) -> Any:
     if entry.HasField("list"):
-        filled = [list(getattr(entry.list, field)) for field in _LIST_FIELD.values()]
+        filled = [list(getattr(entry.list, field)) for field in _LIST_FIELDS.values()]
         return next((items for items in filled if items), [])
     field = entry.scalar.WhichOneof("value")
     if field is None:

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttendRequest(_message.Message):
-    __slots__ = ("protocol", "name", "software", "tasks", "methods", "part", "app", "instance", "dry_run")
+    __slots__ = ("protocol", "name", "software", "tasks", "methods", "part", "app", "instance", "dry_run", "app_code")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class AttendRequest(_message.Message):
     APP_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    APP_CODE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     name: str
     software: str
@@ -27,7 +28,8 @@ class AttendRequest(_message.Message):
     app: str
     instance: bytes
     dry_run: bool
-    def __init__(self, protocol: _Optional[int] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., app: _Optional[str] = ..., instance: _Optional[bytes] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    app_code: str
+    def __init__(self, protocol: _Optional[int] = ..., name: _Optional[str] = ..., software: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., app: _Optional[str] = ..., instance: _Optional[bytes] = ..., dry_run: _Optional[bool] = ..., app_code: _Optional[str] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("index", "of")
@@ -162,10 +164,22 @@ class ReportSummary(_message.Message):
     def __init__(self, received: _Optional[int] = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("records",)
+    __slots__ = ("records", "packed")
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     records: _containers.RepeatedCompositeFieldContainer[Record]
-    def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+    packed: Packed
+    def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., packed: _Optional[_Union[Packed, _Mapping]] = ...) -> None: ...
+
+class Packed(_message.Message):
+    __slots__ = ("size", "digest", "array_bytes")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ARRAY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    digest: bytes
+    array_bytes: int
+    def __init__(self, size: _Optional[int] = ..., digest: _Optional[bytes] = ..., array_bytes: _Optional[int] = ...) -> None: ...
 
 class Record(_message.Message):
     __slots__ = ("name", "arrays", "metrics", "config")
@@ -218,32 +232,36 @@ class Entry(_message.Message):
     def __init__(self, key: _Optional[str] = ..., scalar: _Optional[_Union[Scalar, _Mapping]] = ..., list: _Optional[_Union[ScalarList, _Mapping]] = ...) -> None: ...
 
 class Scalar(_message.Message):
-    __slots__ = ("bool", "int", "double", "string", "bytes")
+    __slots__ = ("bool", "int", "double", "string", "bytes", "uint")
     BOOL_FIELD_NUMBER: _ClassVar[int]
     INT_FIELD_NUMBER: _ClassVar[int]
     DOUBLE_FIELD_NUMBER: _ClassVar[int]
     STRING_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    UINT_FIELD_NUMBER: _ClassVar[int]
     bool: bool
     int: int
     double: float
     string: str
     bytes: bytes
-    def __init__(self, bool: _Optional[bool] = ..., int: _Optional[int] = ..., double: _Optional[float] = ..., string: _Optional[str] = ..., bytes: _Optional[bytes] = ...) -> None: ...
+    uint: int
+    def __init__(self, bool: _Optional[bool] = ..., int: _Optional[int] = ..., double: _Optional[float] = ..., string: _Optional[str] = ..., bytes: _Optional[bytes] = ..., uint: _Optional[int] = ...) -> None: ...
 
 class ScalarList(_message.Message):
-    __slots__ = ("ints", "doubles", "bools", "strings", "bytes")
+    __slots__ = ("ints", "doubles", "bools", "strings", "bytes", "uints")
     INTS_FIELD_NUMBER: _ClassVar[int]
     DOUBLES_FIELD_NUMBER: _ClassVar[int]
     BOOLS_FIELD_NUMBER: _ClassVar[int]
     STRINGS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    UINTS_FIELD_NUMBER: _ClassVar[int]
     ints: _containers.RepeatedScalarFieldContainer[int]
     doubles: _containers.RepeatedScalarFieldContainer[float]
     bools: _containers.RepeatedScalarFieldContainer[bool]
     strings: _containers.RepeatedScalarFieldContainer[str]
     bytes: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, ints: _Optional[_Iterable[int]] = ..., doubles: _Optional[_Iterable[float]] = ..., bools: _Optional[_Iterable[bool]] = ..., strings: _Optional[_Iterable[str]] = ..., bytes: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    uints: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ints: _Optional[_Iterable[int]] = ..., doubles: _Optional[_Iterable[float]] = ..., bools: _Optional[_Iterable[bool]] = ..., strings: _Optional[_Iterable[str]] = ..., bytes: _Optional[_Iterable[bytes]] = ..., uints: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
     __slots__ = ("digests",)

@@ -17,6 +17,7 @@ from fednc.common.bulk import Parts
 from fednc.common.config import RunConfig
 from fednc.common.errors import ProtocolError, RefusedError
 from fednc.common.files import remedy
+from fednc.common.flower import APP_ERROR
 from fednc.common.tasks.base import Part
 from fednc.common.wire import REMEMBERED_ASSIGNMENTS, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
@@ -217,7 +218,7 @@ class Federation:
         if self._works.pop(key_of(work.id), None):
             self._committed.append(key_of(work.id))
             work.node.progress = None
-            work.batch.replies.put(reply)
+            work.batch.take(reply)
 
     # ---- uploads -------------------------------------------------------------------------------------------
 
@@ -260,7 +261,8 @@ class Federation:
         """The client says that its work failed."""
         text = f"{work.node.name} failed: {failure.kind}: {failure.reason}"
         self._node_events.emit("failure", text, level=logging.WARNING, node=work.node.name, failure=failure.kind)
-        self._fail(work, failure.code or APP_FAILED, failure.kind, failure.reason)
+        code = failure.code if failure.kind == APP_ERROR else failure.code or APP_FAILED
+        self._fail(work, code, failure.kind, failure.reason)
 
     def reject(self, work: Work, error: ProtocolError) -> pb.Receipt:
         """The reply breaks the agreement: its work has failed, the round goes on."""

@@ -51,6 +51,7 @@ class Identity:
     serial: str = ""
     expires: float = math.inf
     is_local: bool = False  # calls from the server's own machine
+    public_key: bytes = b""  # PEM; of the certificate
 
     def require_name(self, name: str) -> None:
         """Raises Refusal unless the caller may act as `name`."""
@@ -148,7 +149,7 @@ class ByCertificate:
         read = cred.read_certificate(caller.certificate)
         if read.holder is None:
             raise Refusal(f"certificate {read.serial} names no node; `fednc certs node` makes one that does")
-        identity = Identity(read.holder, read.serial, read.expires)
+        identity = Identity(read.holder, read.serial, read.expires, public_key=read.public_key)
         self.check(identity)
         return identity
 

@@ -51,6 +51,10 @@ class SpooledUpload:
         ends = list(itertools.accumulate(sizes))
         return [view[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
+    def rest(self) -> None:
+        """Nothing is done with it for long: keep no file open."""
+        self._store.rest()
+
     def discard(self) -> None:
         """Drop everything."""
         self._store.discard()
@@ -63,6 +67,7 @@ class FileStore:
         """Raises OSError."""
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._is_here = True
 
     def append(self, data: Data) -> None:
         """Raises OSError: the disk is full."""
@@ -72,18 +77,26 @@ class FileStore:
             view = view[written:]
 
     def take(self, size: int) -> memoryview:
-        """All of them, read-only; nothing can follow."""
+        """All of them, read-only; nothing can follow. Raises OSError."""
+        if self._file < 0:
+            self._file = os.open(self._path, os.O_RDONLY)
         self._path.unlink()
         view = memoryview(mmap.mmap(self._file, size, prot=mmap.PROT_READ)) if size else memoryview(b"")
         os.close(self._file)
-        self._file = -1
+        self._file, self._is_here = -1, False
         return view
 
-    def discard(self) -> None:
-        """Drop them."""
+    def rest(self) -> None:
+        """Close the file."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def discard(self) -> None:
+        """Drop them."""
+        self.rest()
+        if self._is_here:
+            self._is_here = False
             self._path.unlink(missing_ok=True)
 
 
@@ -108,6 +121,9 @@ class MemoryStore:
         view = memoryview(self._data)[:size].toreadonly()
         self.discard()
         return view
+
+    def rest(self) -> None:
+        """It holds no file."""
 
     def discard(self) -> None:
         """Drop them."""

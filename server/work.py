@@ -6,7 +6,7 @@ Knows neither gRPC nor the budget.
 from __future__ import annotations
 
 import queue
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -14,13 +14,16 @@ from flwr.app import Message
 from fednc.common import records
 from fednc.common.arrays import Buffer
 from fednc.common.bulk import Parts
+from fednc.common.flower import APP_FAILED, MESSAGE_UNKNOWN, NODE_LOST, REPLY_REJECTED
 from fednc.common.wire import WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.server.intake import Slot
 from fednc.server.roster import Node
 
-# Flower's own error codes, so that foreign strategies read them as they are used to.
-APP_FAILED, NODE_LOST, REPLY_REJECTED = 2, 5, 4
+__all__ = [
+    "APP_FAILED", "MESSAGE_UNKNOWN", "NODE_LOST", "REPLY_REJECTED", "Batch", "Content", "Reply", "Work", "WorkKey",
+    "key_of",
+]  # fmt: skip
 
 WorkKey = tuple[str, str, str, int, int, int]
 
@@ -37,6 +40,8 @@ class Content:
 
     def __init__(self, manifest: pb.Manifest) -> None:
         self.sizes = {meta.digest: meta.size for meta in records.metas_of(manifest)}
+        if manifest.HasField("packed"):  # its arrays are in there
+            self.sizes = {manifest.packed.digest: manifest.packed.size}
         self.encoded = pb.Assignment(content=manifest).SerializeToString()  # as it stands in an assignment
 
     def along(self, given: Iterable[Collection[bytes]]) -> list[bytes]:
@@ -62,6 +67,11 @@ class Batch:
     digests: list[bytes] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
     replies: queue.SimpleQueue[Reply] = field(default_factory=queue.SimpleQueue)
+    on_reply: Callable[[Reply], None] | None = None  # called on the event loop, instead of the queue
+
+    def take(self, reply: Reply) -> None:
+        """A reply is there, or there will be none."""
+        (self.on_reply or self.replies.put)(reply)
 
 
 @dataclass(eq=False)

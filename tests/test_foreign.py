@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fednc.client.app_process import Pipe
 from fednc.client.foreign import ForeignConfig, ForeignHost
 from fednc.client.hooks import CURRENT, AppFailedError, CancelledError, Hooks
 from fednc.common import flower
+from fednc.common.app_pipe import Pipe
 from fednc.common.errors import ConfigError
 from fednc.protos import federation_pb2 as pb
 

@@ -50,6 +50,7 @@ class StockFlower:
         self.folder = folder
         self.env = environment(folder / "home")
         self._groups: list[subprocess.Popen[bytes]] = []
+        self._seen: set[str] = set()  # runs that have ended
         self._port = free_port()
         (folder / "home").mkdir(parents=True)
         connection = {"address": f"127.0.0.1:{self._port}", "insecure": True}
@@ -99,10 +100,26 @@ class StockFlower:
         return done.stdout
 
     def status(self) -> str:
-        """How the only run of this installation ended: `flwr run` says 0 whatever came of it."""
-        command = [BIN / "flwr", "ls", "lab", "--format", "json"]
+        """How the last run of this installation ended: `flwr run` says 0 whatever came of it."""
+        runs = [run for run in self._listed("ls")["runs"] if run["run-id"] not in self._seen]
+        self._seen |= {run["run-id"] for run in runs}
+        assert len(runs) <= 1, runs
+        return str(runs[0]["status"]) if runs else "not started"
+
+    def await_nodes(self, count: int) -> None:
+        """Return when so many SuperNodes are online."""
+        give_up = time.monotonic() + _START_S
+        while (
+            len([node for node in self._listed("supernode", "list")["nodes"] if node["status"] == "online"])
+            < count
+        ):
+            assert time.monotonic() < give_up, self.logs()
+            time.sleep(0.5)
+
+    def _listed(self, *words: str) -> Any:
+        command = [BIN / "flwr", *words, "lab", "--format", "json"]
         found = subprocess.run(command, env=self.env, cwd=self.folder, capture_output=True, text=True, check=True)
-        return str(json.loads(found.stdout)["runs"][0]["status"])
+        return json.loads(found.stdout)
 
     def logs(self) -> str:
         """What every process wrote."""
