@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 MODEL, METRICS, EXAMPLES = "model", "metrics", "num-examples"
+HELD_OUT, CLASS_COUNTS = "held-out", "class-counts"
 _TENSORS = 16
 
 app = ClientApp()
@@ -23,8 +24,9 @@ app = ClientApp()
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """What this node holds."""
-    return Message(RecordDict({METRICS: _metrics(context)}), reply_to=message)
+    """What this node holds: examples of the first of the run's two classes."""
+    held = {HELD_OUT: 0, CLASS_COUNTS: [examples(_index(context)), 0]}
+    return Message(RecordDict({METRICS: MetricRecord({**_metrics(context), **held})}), reply_to=message)
 
 
 @app.train()
@@ -47,8 +49,11 @@ def initial_model(params: int) -> dict[str, NDArray[np.float32]]:
 
 
 def delta(index: int, server_round: int) -> float:
-    """What client `index` adds in a round: another value for each client (of up to 1009) and each round."""
-    return ((31 * index + 17 * server_round) % 1009 - 504) / 1024
+    """What client `index` adds in a round: another value for each client (of up to 1009) and each round.
+
+    All are of like size, so that nobody is an outlier.
+    """
+    return ((31 * index + 17 * server_round) % 1009 + 512) / 2048
 
 
 def examples(index: int) -> int:
