@@ -34,7 +34,7 @@ def test_transfers_share_the_window(transfers, budget_mib):
     others=st.lists(st.integers(0, 300), min_size=1), nodes=st.integers(1, 300),
 )  # fmt: skip
 def test_a_sender_that_keeps_to_its_grants_gets_all_bytes_through(size, frame, start, others, nodes):
-    window, received, rounds = Window(64 << 20, nodes), min(start, size), 0
+    window, received, rounds = Window(64 << 20), min(start, size), 0
     allowance = Allowance(window, size, frame)
     while received < size or allowance.until < 0:
         window.transfers = 1 + others[rounds % len(others)]  # come and go
