@@ -35,6 +35,6 @@ def main(grid: Grid, context: Context) -> None:
     answers = []
     for closed in (False, True):
         question = RecordDict({"log": ConfigRecord({"names": ["server"], "closed": closed})})
-        replies = grid.send_and_receive(Message(question, node, "train") for node in both(grid))
+        replies = grid.send_and_receive([Message(question, node, "train") for node in both(grid)])
         answers.append(sorted(list(reply.content["log"]["names"]) for reply in replies))
     finish(context, answers)
