@@ -25,8 +25,9 @@ app = ClientApp()
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """What this node holds: examples of the first of the run's two classes."""
-    held = {HELD_OUT: 0, CLASS_COUNTS: [examples(_index(context)), 0]}
-    return Message(RecordDict({METRICS: MetricRecord({**_metrics(context), **held})}), reply_to=message)
+    metrics = _metrics(context)
+    metrics[HELD_OUT], metrics[CLASS_COUNTS] = 0, [examples(_index(context)), 0]
+    return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 
 @app.train()
