@@ -82,7 +82,8 @@ def test_states_and_metrics_are_those_of_the_server() -> None:
     assert states == [state for state in NodeState if state is not NodeState.REHEARSING]
     registry = CollectorRegistry()
     EventCounters(registry)
-    registry.register(RunCollector(lambda: (op.RunStatus(accuracy=1, loss=1), Counter({"Upload.x": 1}))))
+    counted = Counter({"Upload.x": 1}), Counter({"UNAUTHENTICATED": 1})
+    registry.register(RunCollector(lambda: (op.RunStatus(accuracy=1, loss=1), *counted)))
     served = {family.name for family in registry.collect()}
     assert {name.removesuffix("_total") for name in re.findall(r"`(fednc_[a-z_]+)", text)} == served
 
