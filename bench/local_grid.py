@@ -17,6 +17,7 @@ from fednc.client.host import AppHost, ClientConfig
 from fednc.common import flower, records
 from fednc.common.arrays import Buffer
 from fednc.common.config import RunConfig
+from fednc.common.reasons import failure_of
 from fednc.protos import federation_pb2 as pb
 
 _APP_FAILED = 2  # Flower's own code, as the link reports it
@@ -99,8 +100,8 @@ class LocalGrid(flower.RunGrid):
         received = self.create_message(parcel.open(), meta.message_type, meta.dst_node_id, meta.group_id)
         try:
             reply = self._hosts[meta.dst_node_id].work(received)
-        except Exception as e:  # whatever a client's app raises is its own failure, as over the link
-            return flower.reply(message, None, Error(_APP_FAILED, f"{type(e).__name__}: {e}"))
+        except Exception as e:  # whatever a client's app raises is its own failure, told as over the link
+            return flower.reply(message, None, Error(_APP_FAILED, ": ".join(failure_of(e))))
         if reply.has_error():
             return flower.reply(message, None, Error(_APP_FAILED, f"AppError: {reply.error.reason}"))
         return flower.reply(message, _Parcel(reply.content).open(), None)

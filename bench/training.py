@@ -19,7 +19,7 @@ from fednc.common import exchange
 from fednc.common.collapse import METRICS
 from fednc.common.config import RunConfig
 from fednc.common.device import pick_device
-from fednc.common.errors import QuorumError
+from fednc.common.errors import DivergedError, QuorumError
 from fednc.server.events import EventLog
 from fednc.server.history import History, RoundRecord
 from fednc.server.run import FederatedRun
@@ -53,7 +53,7 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
         events.listen(on_event)
         try:
             prepared.execute(grid, Surroundings(name_of=grid.name_of))
-        except QuorumError as e:  # the loss was no number any more
+        except (QuorumError, DivergedError) as e:  # the loss was no number any more
             failed = str(e)
     histories = {lead.digest: prepared.history, **{digest: other.history for digest, other in others.items()}}
     figures = {} if failed or lead.kind == "tuning" else _alignment(prepared)

@@ -101,7 +101,7 @@ def _columns(text: str, value: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for item in value.split(","):
         role, equals, name = item.partition("=")
-        if not (equals and name) or role not in ("image", "label") or role in found:
-            raise DataError(f"data {text!r}: {COLUMNS} must be image=NAME,label=NAME, or one of the two")
+        if not (equals and name) or not role.isidentifier() or role in found:
+            raise DataError(f"data {text!r}: {COLUMNS} must be ROLE=NAME, for several roles with commas between")
         found[role] = unquote(name)
     return found

@@ -22,6 +22,7 @@ PLAN, ALLOWED, LOG = "FEDNC_FAULT", "FEDNC_TESTING", "FEDNC_FAULT_LOG"
 
 POINTS = {
     "file.half": "half of a file that must be there whole or not at all is on the disk",
+    "data.read": "training or test data are about to be read",
     "server.attend": "a client asks to attend",
     "server.download": "the next chunk goes to a client",
     "server.upload": "the next chunk of an upload has arrived",

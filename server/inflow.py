@@ -26,7 +26,6 @@ from fednc.server.spool import SpooledUpload
 from fednc.server.window import Allowance, Window
 from fednc.server.work import Work
 
-_EARLY_S = 0.005  # for what a client sent ahead of its grant, and gRPC holds, to show
 _PACE_STALLS, _TURN_STALLS = 2, 4  # times `stall_s`: to measure a pace over, and for the turn of a large upload
 _COMMITTED = pb.Receipt(outcome=pb.Receipt.COMMITTED)
 _BROKEN_OFF = pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="stopped before its end; go on from where you were")
@@ -130,18 +129,8 @@ class Inflow:
     ) -> pb.UploadFrame | Data | None:
         """Let the client go on, and what it sends next."""
         grant = pb.UploadEvent(grant=pb.Grant(offset=received, until=allowance.until, frame=allowance.frame_bytes))
-        if not allowance.ends_test:
-            await self._within_patience(context.write(grant), context)
-            return await self._next(frames, context)
-        reading = asyncio.ensure_future(self._next(frames, context))
-        try:
-            await asyncio.wait([reading], timeout=_EARLY_S)
-            early = reading.done() and not reading.exception() and reading.result() is not None
-            require("grant", not early, f"data went on after byte {received} before it was granted")
-            await context.write(grant)
-            return await reading
-        finally:
-            reading.cancel()
+        await self._within_patience(context.write(grant), context)
+        return await self._next(frames, context)
 
     async def _next(self, frames: Frames, context: Context) -> pb.UploadFrame | Data | None:
         """The next frame, None at the end."""

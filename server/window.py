@@ -62,24 +62,17 @@ class Window:
 class Allowance:
     """What one upload may send: up to where, and how much in one message. Not a byte more is taken.
 
-    A sender that does not wait for grants would not be found out by counting, for grants come before they are
-    needed. So where HTTP/2 lets more in than a share, the first grant is a test: it is used up before the next is
-    made, and nothing honest can come in between.
+    Grants come before they are needed, so a sender that does not wait for them is not always found out. It gains
+    nothing: what it sends ahead is held up by HTTP/2's own window, see `Window.stream_bytes`.
     """
 
     def __init__(self, window: Window, size: int, frame_bytes: int) -> None:
         self._window, self._size, self.frame_bytes = window, size, frame_bytes
         self.until = -1  # nothing is granted yet
-        self._is_test = self.ends_test = False
 
     def extend(self, received: int) -> bool:
         """Whether the sender is to be told a new `until`."""
-        if self._is_test and received < self.until:
-            return False
         before, self.until = self.until, self._window.extend(self.until, received, self._size)
-        self.ends_test = self._is_test
-        share = self.until - received
-        self._is_test = before < 0 and self.until < self._size and share < self._window.stream_bytes
         return self.until != before
 
     def check(self, received: int, length: int) -> None:

@@ -21,6 +21,7 @@ from fednc.client.host import ClientConfig
 from fednc.common import exchange, records, seeds, tasks
 from fednc.common.config import RunConfig, parse_run
 from fednc.common.presets import PRESETS
+from fednc.common.reasons import failure_of
 from fednc.common.tasks.base import Part, Stats, add_stats
 from fednc.server.events import EventLog
 from fednc.server.run import FederatedRun, RunResult
@@ -110,7 +111,7 @@ def test_a_client_that_fails_is_named_and_the_round_goes_on(grid: str, tmp_path:
 
     result = GRIDS[grid](config(rounds={"total": 3}), fails_in_round_2, tmp_path)
     first, second, third = result.history.rounds
-    assert second.failures == {"bert": "OSError: the disk is full"}
+    assert second.failures == {"bert": ": ".join(failure_of(OSError("the disk is full")))}
     assert (first.replies, second.replies, third.replies) == (3, 2, 3)
     assert first.failures == third.failures == {}
     assert second.examples < first.examples == third.examples

@@ -18,17 +18,13 @@ from processes import ends, fednc, port_of, wait_for, write_run
 from fednc.common.errors import EXIT_INTERRUPTED
 from fednc.common.interrupt import run_until_interrupted
 
-
-def pipe_that_nobody_writes(folder: Path) -> Path:
-    path = folder / "stuck.npz"
-    os.mkfifo(path)
-    return path
+# As of a network share that has gone away: the thread that reads it comes back too late.
+STUCK = {"FEDNC_TESTING": "1", "FEDNC_FAULT": "data.read:1:delay_ms=60000"}
 
 
 def test_a_server_whose_test_data_never_come_ends_in_time(tmp_path: Path) -> None:
-    data = pipe_that_nobody_writes(tmp_path)
     run = write_run(tmp_path)
-    process = fednc("server", run, "--folder", "r", "--test-data", f"npz:{data}", cwd=tmp_path)
+    process = fednc("server", run, "--folder", "r", "--test-data", "digits", cwd=tmp_path, env=STUCK)
     wait_for(lambda: (tmp_path / "r" / "lock").exists())
     time.sleep(2)  # it is past its imports then; were it not, it would end sooner still
     process.send_signal(signal.SIGTERM)
@@ -40,7 +36,6 @@ def test_a_server_whose_test_data_never_come_ends_in_time(tmp_path: Path) -> Non
 
 
 def test_a_client_whose_data_never_come_ends_in_time(tmp_path: Path) -> None:
-    data = pipe_that_nobody_writes(tmp_path)
     server = fednc("server", write_run(tmp_path, more=""), "--folder", "r", cwd=tmp_path)
     try:
         address = f"127.0.0.1:{port_of(tmp_path / 'r')}"
@@ -51,10 +46,11 @@ def test_a_client_whose_data_never_come_ends_in_time(tmp_path: Path) -> None:
                 "--server",
                 address,
                 "--data",
-                f"npz:{data}",
+                "digits",
                 "--stop-s",
                 "1",
                 cwd=tmp_path,
+                env=STUCK,
                 stderr=stream,
             )
         wait_for(lambda: "loading data" in log.read_text())

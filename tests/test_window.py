@@ -41,7 +41,6 @@ def test_a_sender_that_keeps_to_its_grants_gets_all_bytes_through(size, frame, s
         before = allowance.until
         assert allowance.extend(received) == (allowance.until > before)
         assert allowance.until > received or allowance.until == size
-        assert not allowance.ends_test or received == before, "what was sent under the grant is called early"
         rounds += 1
         length = min(frame, allowance.until - received)
         if length:

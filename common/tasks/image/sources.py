@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from fednc.common import faults
 from fednc.common.data_spec import DataSpec, parse_spec
 from fednc.common.errors import DataError
 from fednc.common.tasks.image import arrays, files, hub
@@ -45,6 +46,7 @@ def read(text: str, purpose: Purpose, options: ImageOptions, test_share: float =
         MissingExtraError: the source needs a package that is not installed.
     """
     spec = parse_data(text)
+    faults.at("data.read")
     images = _checked(READERS[spec.kind](spec, purpose, options), spec.source, options)
     return _with_notes(images if images.has_test else _divided(images, purpose, test_share, spec.source), options)
 
@@ -88,6 +90,8 @@ def parse_data(text: str) -> DataSpec:
         raise DataError(f"data {text!r}: expected {SPECS}")
     if spec.class_names and spec.kind not in NAMED:
         raise DataError(f"data {text!r}: class-names are for npz and hf; {spec.kind} has names of its own")
+    if unknown := sorted(set(spec.columns) - {"image", "label"}):
+        raise DataError(f"data {text!r}: columns must be image=NAME, label=NAME or both, not {unknown[0]}=...")
     if spec.columns and spec.kind != "hf":
         raise DataError(f"data {text!r}: columns are for hf; {spec.kind} has none")
     return spec
