@@ -56,6 +56,18 @@ class ExactSum:
         high, low = (f.reduceat(values, self._starts).astype(np.float64) for f in (np.maximum, np.minimum))
         return np.maximum(high, -low).tolist()  # type: ignore[no-any-return]
 
+    def squares(self, values: Values, origin: Values) -> list[float]:
+        """Sum of the squared differences of each tensor. A single tensor may come in spans."""
+        scratch, found = np.empty(min(BLOCK, values.size)), list[float]()
+        for start, piece in cut(values, BLOCK):
+            change = scratch[: piece.size]
+            np.subtract(piece, origin[start : start + piece.size], out=change, dtype=np.float64)
+            with np.errstate(over="ignore"):  # infinite is too far
+                if len(self._sizes) > 1:  # all in one piece
+                    return np.add.reduceat(np.square(change, out=change), self._starts).tolist()  # type: ignore[no-any-return]
+                found.append(float(np.square(change, out=change).sum()))
+        return [math.fsum(found)]
+
     def add(self, values: Values, place: int, weight: int, *, is_first: bool) -> None:
         """Add weight * values from `place` on, of the first update or a later one; ask `largest` before."""
         scratch = np.empty(min(BLOCK, values.size), np.float64)

@@ -45,8 +45,13 @@ class NormBound:
 class Fold:
     """Weighted mean of whole updates with the names, shapes and dtypes of a reference state."""
 
-    def __init__(self, reference: Mapping[str, Tensor]) -> None:
-        """Takes memory for states like `reference`; `start` comes next."""
+    def __init__(self, reference: Mapping[str, Tensor], changes: Collection[str] = ()) -> None:
+        """Takes memory for states like `reference`; `start` comes next.
+
+        Args:
+            changes: names of tensors that come as changes, not as they are.
+        """
+        self.changes = frozenset(changes)
         self._forms = {key: _form(value) for key, value in reference.items()}
         self._groups = _grouped(reference)
         self._sums = [ExactSum([reference[key].numel() for key in group]) for group in self._groups]
@@ -61,11 +66,12 @@ class Fold:
             total.start(
                 [largest(_numpy(reference[key])) for key in group], self._total_weight, self._largest_weight
             )
+        self._origins: list[Values] = []  # made when first needed
         self.weight = 0
         self.updates = 0
 
-    def add(self, update: ArrayRecord, weight: int) -> dict[str, Values]:
-        """Fold one update in, whole or not at all; its values by name, for those who want to look at them.
+    def add(self, update: ArrayRecord, weight: int) -> list[Values]:
+        """Fold one update in, whole or not at all; its values by group, for those who want to look at them.
 
         Raises:
             ProtocolError: other names, shapes or dtypes than the reference, or a weight beyond those announced.
@@ -73,9 +79,9 @@ class Fold:
         """
         if not 1 <= weight <= self._largest_weight or self.weight + weight > self._total_weight:
             raise ProtocolError(f"declares {weight} examples, more than it announced or less than one")
-        values = self.values(update)
-        self.add_values(self.checked(values), weight)
-        return values
+        grouped = self.checked(self.values(update))
+        self.add_values(grouped, weight)
+        return grouped
 
     def add_values(self, grouped: Sequence[Values], weight: int) -> None:
         """Fold in what `checked` gave."""
@@ -96,7 +102,8 @@ class Fold:
         grouped = self._grouped(values)
         _spread(grouped, self._check)
         if self._bound:
-            norm = math.sqrt(math.fsum(self.squares(values, self._bound.keys).values()))
+            squares = self.squares(grouped)
+            norm = math.sqrt(math.fsum(square for key, square in squares.items() if key in self._bound.keys))
             if not norm <= self._bound.most:
                 text = f"changes the model by a norm of {norm:.6g}, allowed are {self._bound.most:g}"
                 raise UnusableValuesError(text)
@@ -112,38 +119,37 @@ class Fold:
     def _grouped(self, values: Mapping[str, Values]) -> list[Values]:
         return [_in_a_row([values[key] for key in group]) for group in self._groups]
 
-    def squares(
-        self, values: Mapping[str, Values], keys: Collection[str], *, are_changes: bool = False
-    ) -> dict[str, float]:
-        """Squared L2 norm of the change that each floating-point tensor among `keys` makes to the reference.
+    def squares(self, grouped: Sequence[Values]) -> dict[str, float]:
+        """Squared L2 norm of the change that each floating-point tensor makes to the reference."""
+        if not self._origins:
+            self._origins = [_in_a_row([self._origin_of(key) for key in group]) for group in self._groups]
+        found: list[list[list[float]]] = [[] for _ in self._groups]
 
-        Args:
-            are_changes: the values are changes themselves.
-        """
-        floating = [key for key in self._forms if key in keys and self._reference[key].is_floating_point()]
-        origins = [None if are_changes else _numpy(self._reference[key]).reshape(-1) for key in floating]
-        found: list[list[float]] = [[] for _ in floating]
+        def note(group: int, span: Values, place: int) -> None:
+            origin = self._origins[group]
+            if origin.dtype.kind == "f":
+                here = origin[place : place + span.size]
+                found[group].append(self._sums[group].squares(span, here))
 
-        def note(index: int, span: Values, place: int) -> None:
-            origin = origins[index]
-            here = None if origin is None else origin[place : place + span.size]
-            found[index].append(_square_distance(span, here))
-
-        _spread([values[key] for key in floating], note)
+        _spread(grouped, note)
         # Added exactly, so that threads do not change the sum.
-        return {key: math.fsum(parts) for key, parts in zip(floating, found, strict=True)}
+        return {
+            key: math.fsum(square)
+            for group, parts in zip(self._groups, found, strict=True)
+            for key, square in zip(group, zip(*parts, strict=True), strict=False)
+        }
 
-    def scaled(self, update: ArrayRecord, factors: Mapping[str, float], changes: Collection[str]) -> ArrayRecord:
-        """`update` with the changes of the tensors in `factors` scaled by these.
+    def _origin_of(self, key: str) -> Values:
+        value = _numpy(self._reference[key]).reshape(-1)
+        return np.zeros_like(value) if key in self.changes else value
 
-        Args:
-            changes: names of tensors whose values are changes already.
-        """
+    def scaled(self, update: ArrayRecord, factors: Mapping[str, float]) -> ArrayRecord:
+        """`update` with the changes of the floating-point tensors in `factors` scaled by these."""
         values, tensors = self.values(update), {}
         for key, value in values.items():
             given = torch.tensor(value).reshape(self._reference[key].shape)
             if key in factors and self._reference[key].is_floating_point():
-                origin = 0.0 if key in changes else self._reference[key].double()
+                origin = 0.0 if key in self.changes else self._reference[key].double()
                 given = origin + factors[key] * (given.double() - origin)
             tensors[key] = given.to(self._reference[key].dtype)
         return arrays.to_record(tensors)
@@ -223,17 +229,6 @@ def _share_out(mean: Values, tensors: Sequence[Tensor]) -> None:
     for part, tensor in zip(parts, tensors, strict=True):
         if part.data_ptr() != tensor.data_ptr():  # else the mean was made in place
             tensor.copy_(part.reshape(tensor.shape))
-
-
-def _square_distance(values: Values, origin: Values | None) -> float:
-    scratch, squares = np.empty(min(BLOCK, values.size)), []
-    for start, piece in cut(values, BLOCK):
-        change = scratch[: piece.size]
-        of = 0.0 if origin is None else origin[start : start + piece.size]
-        np.subtract(piece, of, out=change, dtype=np.float64)
-        with np.errstate(over="ignore"):  # infinite is too far
-            squares.append(float(np.square(change, out=change).sum()))
-    return math.fsum(squares)
 
 
 def _numpy(value: Tensor) -> Values:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_high
 
@@ -39,18 +39,14 @@ class Outlier:
 class OutlierGuard:
     """Around the fold of one round."""
 
-    def __init__(
-        self, fold: Fold, model: Collection[str], extra: Collection[str], *, ratio: float, asked: int
-    ) -> None:
+    def __init__(self, fold: Fold, *, ratio: float, asked: int) -> None:
         """The fold has been started.
 
         Args:
-            model: names of the tensors that come as they are.
-            extra: names of those that come as changes.
             ratio: how many times the median norm are too many; 0: any norm is taken.
             asked: nodes that may contribute.
         """
-        self._fold, self._model, self._extra, self._ratio = fold, model, extra, ratio
+        self._fold, self._ratio = fold, ratio
         self._is_on = ratio > 0 and asked >= _CLEAR_MAJORITY
         self._most_kept = max(1, min(_MOST_KEPT, asked // 4))
         self._norms: dict[int, tuple[float, float]] = {}
@@ -58,15 +54,17 @@ class OutlierGuard:
 
     def add(self, node: int, update: ArrayRecord, weight: int) -> None:
         """Fold an update in, whole or not at all. Raises ProtocolError, as the fold does."""
-        values = self._fold.add(update, weight)
+        grouped = self._fold.add(update, weight)
         if self._is_on:
-            self._norms[node] = self._norms_of(values)
+            self._norms[node] = self._norms_of(grouped)
             self._keep(node, update, weight)
 
-    def _norms_of(self, values: Mapping[str, Values]) -> tuple[float, float]:
-        model = self._fold.squares(values, self._model)
-        extra = self._fold.squares(values, self._extra, are_changes=True)
-        return math.sqrt(math.fsum(model.values())), math.sqrt(math.fsum(extra.values()))
+    def _norms_of(self, grouped: Sequence[Values]) -> tuple[float, float]:
+        """Of the change of the model, and of the tensors that come as changes."""
+        squares = self._fold.squares(grouped)
+        extra = math.fsum(square for key, square in squares.items() if key in self._fold.changes)
+        model = math.fsum(square for key, square in squares.items() if key not in self._fold.changes)
+        return math.sqrt(model), math.sqrt(extra)
 
     def _keep(self, node: int, update: ArrayRecord, weight: int) -> None:
         heapq.heappush(self._kept, (max(self._norms[node]), node, update, weight))
@@ -85,7 +83,7 @@ class OutlierGuard:
                 found.append(Outlier(node, times, times > _ABSURD * self._ratio))
                 self._fold.remove(update, weight)
                 if not found[-1].is_left_out:
-                    factors = dict.fromkeys([*self._model, *self._extra], self._ratio / times**2)
-                    self._fold.add(self._fold.scaled(update, factors, self._extra), weight)
+                    factors = dict.fromkeys(update, self._ratio / times**2)
+                    self._fold.add(self._fold.scaled(update, factors), weight)
         self._kept = []
         return found

@@ -15,7 +15,7 @@ Legend: C contributors, N values of a tensor, B values of a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median_high
 from typing import Literal
@@ -44,19 +44,14 @@ class _Update:
 class RobustMean:
     """The updates of one round, until the last one is there."""
 
-    def __init__(
-        self, fold: Fold, changes: Collection[str], kind: Literal["clip", "trim"], trim_share: float
-    ) -> None:
-        """`changes` are the names of tensors that come as changes; `fold` has been started."""
-        self._fold, self._changes, self._kind, self._trim_share = fold, changes, kind, trim_share
+    def __init__(self, fold: Fold, kind: Literal["clip", "trim"], trim_share: float) -> None:
+        """`fold` has been started."""
+        self._fold, self._kind, self._trim_share = fold, kind, trim_share
         self._updates: list[_Update] = []
 
     def add(self, node: int, update: ArrayRecord, weight: int) -> None:
         """Check an update and keep it. Raises ProtocolError, as the fold does."""
-        values = self._fold.values(update)
-        self._fold.checked(values)
-        squares = self._fold.squares(values, set(values) - set(self._changes))
-        squares |= self._fold.squares(values, self._changes, are_changes=True)
+        squares = self._fold.squares(self._fold.checked(self._fold.values(update)))
         self._updates.append(_Update(node, update, weight, squares))
 
     @property
@@ -71,7 +66,7 @@ class RobustMean:
         applies = len(updates) >= LEAST
         factors = self._factors(updates) if applies and self._kind == "clip" else [{} for _ in updates]
         for update, each in zip(updates, factors, strict=True):
-            record = self._fold.scaled(update.record, each, self._changes) if each else update.record
+            record = self._fold.scaled(update.record, each) if each else update.record
             self._fold.add(record, update.weight)
         mean = self._fold.mean()
         if applies and self._kind == "trim":

@@ -15,7 +15,6 @@ from fednc.server.events import EventLog
 from fednc.server.fold import Fold
 from fednc.server.outliers import OutlierGuard
 from fednc.server.robust import LEAST, RobustMean
-from fednc.server.state import GlobalState
 
 
 class RoundMean:
@@ -24,7 +23,6 @@ class RoundMean:
     def __init__(
         self,
         fold: Fold,
-        state: GlobalState,
         rounds: RoundsSection,
         asked: int,
         events: EventLog,
@@ -34,9 +32,9 @@ class RoundMean:
         self._events, self._name_of, self._fold = events, name_of, fold
         self._mean: RobustMean | OutlierGuard
         if rounds.robust == "none":
-            self._mean = OutlierGuard(fold, state.trainable, state.extra, ratio=rounds.outlier_ratio, asked=asked)
+            self._mean = OutlierGuard(fold, ratio=rounds.outlier_ratio, asked=asked)
         else:
-            self._mean = RobustMean(fold, state.extra, rounds.robust, rounds.trim_share)
+            self._mean = RobustMean(fold, rounds.robust, rounds.trim_share)
 
     def add(self, node: int, update: ArrayRecord, weight: int) -> None:
         """Take one update, whole or not at all. Raises ProtocolError, as the fold does."""

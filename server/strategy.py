@@ -54,7 +54,7 @@ class FrameStrategy(Strategy):
         self._held_out: dict[int, int] = {}  # the same of its held-out examples
         self._record = RoundRecord(round=0)
         self._local = self._pool_of_sums("local")
-        self._fold = Fold(state.folded)  # its memory serves every round of a stage
+        self._fold = Fold(state.folded, state.extra)  # its memory serves every round of a stage
 
     # ---- Flower's interface --------------------------------------------------------------------------------
 
@@ -88,9 +88,7 @@ class FrameStrategy(Strategy):
         self._record, self.fold_s = RoundRecord(round=server_round, failures=self.replies.failures), 0.0
         bound = NormBound.of(self.run.rounds.max_update_norm, self.state.trainable)
         self._fold.start(self.state.folded, self._weights.values(), bound)
-        mean = RoundMean(
-            self._fold, self.state, self.run.rounds, len(self._weights), self.events, self.replies.name_of
-        )
+        mean = RoundMean(self._fold, self.run.rounds, len(self._weights), self.events, self.replies.name_of)
         losses: dict[int, float] = {}
         self._local, self._trained = self._pool_of_sums("local"), []
         drift = DriftSums.zeros(*self._local.all.sum_KD.shape)
@@ -159,7 +157,7 @@ class FrameStrategy(Strategy):
 
     def enter(self, stage: Stage) -> None:
         """The state is narrowed to what the stage trains; what clients hold of it is not known yet."""
-        self.stage, self._fold = stage, Fold(self.state.folded)
+        self.stage, self._fold = stage, Fold(self.state.folded, self.state.extra)
         self.clients.enter(is_first=stage.is_first)
 
     def holders(self, grid: Grid) -> list[int]:
