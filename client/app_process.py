@@ -140,7 +140,10 @@ def _encoded(content: RecordDict) -> _Encoded:
 
 
 def _failure(error: BaseException) -> pb.Failure:
-    return pb.Failure(kind=type(error).__name__, reason=_sendable(str(error)))
+    kind = type(error).__name__
+    if kind in flower.TELLING and not isinstance(error, records.ContentError):
+        kind = f"{kind}Raised"  # an exception of the app's own; what it says stays here
+    return pb.Failure(kind=kind, reason=_sendable(str(error)))
 
 
 def _refusal(reply: Message) -> _Answer:

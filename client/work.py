@@ -24,7 +24,7 @@ from fednc.client.transfer import Reply, fetch_content, send_reply, take_along
 from fednc.common import faults, flower, records
 from fednc.common.errors import FedncError, ProtocolError
 from fednc.common.reasons import CodedError, failure_of
-from fednc.common.wire import LONG_TEXT, one_line
+from fednc.common.wire import LONG_TEXT, one_line, plain
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
@@ -261,6 +261,8 @@ def _failed(work: _Work, error: BaseException) -> Reply:
     """The reply that says so by a fixed code; what went wrong in detail stays in this client's log."""
     if isinstance(error, AppFailedError):  # what was raised elsewhere
         kind, reason = failure_of(error, foreign=error.kind)
+        if error.kind in flower.TELLING:
+            reason = plain(str(error), LONG_TEXT)
         return Reply(work.id, failure=pb.Failure(code=error.code, kind=kind, reason=reason))
     kind, reason = failure_of(error)
     return Reply(work.id, failure=pb.Failure(kind=kind, reason=reason))

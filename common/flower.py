@@ -31,11 +31,14 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fednc.common.errors import ConfigError
+from fednc.common.records import ContentError
 
 SERVER_NODE_ID = 1  # as on a stock SuperLink
 # Flower's own error codes, so that foreign strategies read them as they are used to.
 APP_FAILED, MESSAGE_UNKNOWN, REPLY_REJECTED, NODE_LOST = 2, 3, 4, 5
 APP_ERROR = "AppError"  # kind of a failure that an app returned: its code and reason are all that is said of it
+# Kinds whose reason travels: what an app says to its own server, and which of its records cannot be sent, and why.
+TELLING = frozenset({APP_ERROR, ContentError.__name__})
 _NO_CODE = ("__pycache__", "build", "dist", "node_modules", "site-packages")
 _FOREVER_S = 10.0 * 365 * 24 * 3600
 

@@ -49,8 +49,10 @@ def main(grid: Grid, context: Context) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    ids, found = list(grid.push_messages([question(3, node) for node in nodes])), []
-    while len(found) < 2:
-        found += grid.pull_messages(ids)
+    waiting, found = set(grid.push_messages([question(3, node) for node in nodes])), []
+    while waiting:  # to ask again for what was pulled is an error on stock Flower
+        for reply in grid.pull_messages(waiting):
+            found.append(reply)
+            waiting.discard(reply.metadata.reply_to_message_id)
         time.sleep(0.2)
     finish(context, [told, sorted(answers.items()), sorted(reply.content["n"]["n"] for reply in found)])
