@@ -253,11 +253,12 @@ class FrameStrategy(Strategy):
         """Raises DivergedError: most answers hold values that are not finite."""
         self.clients.note_answers(server_round, asked)
         if self.replies.settle():
-            train = self.run.train
+            train, completed = self.run.train, self.state.completed
+            kept = f"Kept: the model of round {completed}" if completed else "No round was completed"
             raise DivergedError(
                 f"the model diverged in round {server_round}: most clients sent values that are not finite or far "
-                f"out of bounds. Lower train.lr ({train.lr:g}) or set train.clip_norm ({train.clip_norm:g}); the "
-                f"model of round {self.state.completed} is kept"
+                f"out of bounds. Lower train.lr ({train.lr:g}) or set train.clip_norm ({train.clip_norm:g}). "
+                f"{kept}"
             )
 
     def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]) -> None:
