@@ -65,7 +65,7 @@ def test_a_client_that_cannot_be_used_is_left_out(kind: str, spoil: Callable[[Me
 
 
 def test_below_the_quorum_the_run_says_who_failed() -> None:
-    with pytest.raises(QuorumError, match=r"2 answers .* 3 are needed.*out of memory"):
+    with pytest.raises(QuorumError, match=r"2 answers .* 3 are needed.*anna: failed"):
         local(small_run(INIT, split=SPLIT), spoiling(fail))
 
 
