@@ -98,7 +98,7 @@ class FrameStrategy(Strategy):
             if loss is not None:
                 losses[node] = loss
         self._end_exchange(server_round, self._weights)
-        if len(losses) < self.quorum:
+        if len(losses) < self.quorum or not any(self._weights[node] for node in losses):
             return None, None
         record, left_out = mean.finish()
         self._trained = [node for node in losses if self._weights[node] and node not in left_out]

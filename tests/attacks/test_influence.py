@@ -14,11 +14,13 @@ from typing import Any
 import hostile_apps as hostile
 import numpy as np
 import pytest
+from flwr.app import Message
 from sklearn.datasets import load_digits
 
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.host import ClientConfig
 from fednc.common.config import parse_run
+from fednc.common.errors import QuorumError
 from fednc.server.events import EventLog
 from fednc.server.run import FederatedRun
 from fednc.server.surroundings import Surroundings
@@ -117,6 +119,16 @@ def test_one_of_four_costs_at_most_a_point(folder: Path, method: str, lie: str) 
     if method == "fednc" or "sums" not in lie:  # fedavg asks for no sums
         assert "c3" in attacked.named
     assert all(0 <= value <= 1 for name, value in attacked.pooled.items() if name.startswith("accuracy"))
+
+
+def test_a_claim_that_is_not_believed_makes_no_model_when_nobody_else_answers(folder: Path) -> None:
+    def fails(_message: Message, reply: Message) -> None:
+        if "model" in reply.content:
+            raise RuntimeError("an honest client that breaks down")
+
+    lies = {"c0": hostile.claims(HUGE), **dict.fromkeys(("c1", "c2"), fails)}
+    with pytest.raises(QuorumError, match="round 1"):
+        carry_out(folder, "fedavg", ["c0", "c1", "c2"], 1, lies, set(), min_clients=1)
 
 
 # ---- two of ten, the robust option -------------------------------------------------------------------------
