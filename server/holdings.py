@@ -23,7 +23,7 @@ Declared = tuple[int, int, tuple[int, ...]]  # examples, held out, examples per 
 FAR, ABSURD = 5, 50
 # With two clients there is no majority to compare with: this only keeps the precision of the exact sum.
 FAR_IN_A_PAIR = 64
-_CLEAR_MAJORITY = 3
+CLEAR_MAJORITY = 3  # of whom one cannot move the median far; below, nobody can be told to be the odd one
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def believed(claims: Mapping[int, int], most: int = 0) -> dict[int, int]:
     """
     if most:
         return {node: min(claim, most) for node, claim in claims.items()}
-    if len(claims) < _CLEAR_MAJORITY:
+    if len(claims) < CLEAR_MAJORITY:
         bound = FAR_IN_A_PAIR * min(claims.values(), default=1)
         return {node: min(claim, bound) for node, claim in claims.items()}
     usual = median_high(claims.values())

@@ -21,9 +21,9 @@ from flwr.app import ArrayRecord
 
 from fednc.server.exact import Values
 from fednc.server.fold import Fold
+from fednc.server.holdings import CLEAR_MAJORITY
 
 _ABSURD = 10  # times the ratio: nobody's training changes a model so much more than everybody else's
-_CLEAR_MAJORITY = 3  # contributors below which there is no telling who is the outlier
 _MOST_KEPT = 8
 
 
@@ -47,10 +47,11 @@ class OutlierGuard:
             asked: nodes that may contribute.
         """
         self._fold, self._ratio = fold, ratio
-        self._is_on = ratio > 0 and asked >= _CLEAR_MAJORITY
+        self._is_on = ratio > 0 and asked >= CLEAR_MAJORITY
         self._most_kept = max(1, min(_MOST_KEPT, asked // 4))
         self._norms: dict[int, tuple[float, float]] = {}
-        self._kept: list[tuple[float, int, ArrayRecord, int]] = []  # a heap, the smallest first
+        # Heaps, the smallest first, one for each kind of change: their norms cannot be compared.
+        self._kept: list[list[tuple[float, int, ArrayRecord, int]]] = [[] for _ in range(1 + bool(fold.changes))]
 
     def add(self, node: int, update: ArrayRecord, weight: int) -> None:
         """Fold an update in, whole or not at all. Raises ProtocolError, as the fold does."""
@@ -67,17 +68,19 @@ class OutlierGuard:
         return math.sqrt(model), math.sqrt(extra)
 
     def _keep(self, node: int, update: ArrayRecord, weight: int) -> None:
-        heapq.heappush(self._kept, (max(self._norms[node]), node, update, weight))
-        if len(self._kept) > self._most_kept:
-            heapq.heappop(self._kept)
+        for heap, norm in zip(self._kept, self._norms[node], strict=False):
+            heapq.heappush(heap, (norm, node, update, weight))
+            if len(heap) > self._most_kept:
+                heapq.heappop(heap)
 
     def settle(self) -> list[Outlier]:
         """All updates are there: take back those that are too large, by node."""
-        if len(self._norms) < _CLEAR_MAJORITY:
+        if len(self._norms) < CLEAR_MAJORITY:
             return []
         usual = [median_high(norms) for norms in zip(*self._norms.values(), strict=True)]
         found = []
-        for _, node, update, weight in sorted(self._kept, key=lambda kept: kept[1]):
+        kept = {node: (update, weight) for heap in self._kept for _, node, update, weight in heap}
+        for node, (update, weight) in sorted(kept.items()):
             times = max(n / u if u else 0.0 for n, u in zip(self._norms[node], usual, strict=True))
             if times > self._ratio:
                 found.append(Outlier(node, times, times > _ABSURD * self._ratio))

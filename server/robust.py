@@ -28,8 +28,8 @@ from torch import Tensor
 from fednc.common import arrays
 from fednc.server.exact import Values
 from fednc.server.fold import Fold
+from fednc.server.holdings import CLEAR_MAJORITY
 
-LEAST = 3  # contributors; below, there is no majority
 _VALUES_AT_ONCE = 1 << 21  # of all contributors together
 
 
@@ -60,10 +60,10 @@ class RobustMean:
         return len(self._updates)
 
     def mean(self) -> ArrayRecord:
-        """Of all updates; the ordinary mean of fewer than `LEAST`. The fold then knows their number and weight."""
+        """Of all updates; the ordinary mean of fewer than three. The fold then knows their number and weight."""
         updates = sorted(self._updates, key=lambda update: update.node)  # any order of arrival gives the same bits
         self._updates = []
-        applies = len(updates) >= LEAST
+        applies = len(updates) >= CLEAR_MAJORITY
         factors = self._factors(updates) if applies and self._kind == "clip" else [{} for _ in updates]
         for update, each in zip(updates, factors, strict=True):
             record = self._fold.scaled(update.record, each) if each else update.record

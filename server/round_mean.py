@@ -13,8 +13,9 @@ from flwr.app import ArrayRecord
 from fednc.common.sections import RoundsSection
 from fednc.server.events import EventLog
 from fednc.server.fold import Fold
+from fednc.server.holdings import CLEAR_MAJORITY
 from fednc.server.outliers import OutlierGuard
-from fednc.server.robust import LEAST, RobustMean
+from fednc.server.robust import RobustMean
 
 
 class RoundMean:
@@ -43,8 +44,10 @@ class RoundMean:
     def finish(self) -> tuple[ArrayRecord, set[int]]:
         """The mean, and the nodes whose updates are not in it. The fold knows number and weight of the others."""
         if isinstance(self._mean, RobustMean):
-            if self._mean.updates < LEAST:
-                text = f"rounds.robust does not apply: {self._mean.updates} updates came, it needs {LEAST}"
+            if self._mean.updates < CLEAR_MAJORITY:
+                text = (
+                    f"rounds.robust does not apply: {self._mean.updates} updates came, it needs {CLEAR_MAJORITY}"
+                )
                 self._events.emit("robust", text, level=logging.WARNING, updates=self._mean.updates)
             return self._mean.mean(), set()
         outliers = self._mean.settle()

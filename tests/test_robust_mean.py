@@ -142,6 +142,14 @@ def test_an_outlier_in_the_control_variates_alone_is_found() -> None:
     assert [outlier.node for outlier in guarded(updates)[1]] == [1]
 
 
+def test_control_variates_are_compared_with_each_other_whatever_the_size_of_the_model_changes() -> None:
+    updates = [larger(update, 50) for update in honest(5)]
+    for _, tensors, _ in updates:
+        tensors["control/w"] *= 0.001
+    updates[1][1]["control/w"] *= 30
+    assert [outlier.node for outlier in guarded(updates)[1]] == [1]
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_below_three_there_is_no_telling(count: int) -> None:
     updates = honest(count)
