@@ -43,7 +43,7 @@ test-flower-next: $(STAMP)  ## the contract with Flower apps on the other versio
 	$(NEXT)/bin/pip install --quiet "flwr==$(NEXT_FLOWER)"
 	$(NEXT)/bin/pip install --quiet --no-deps -e .
 	$(NEXT)/bin/python -c "import flwr; assert flwr.__version__ == '$(NEXT_FLOWER)', flwr.__version__"
-	$(NEXT)/bin/python -m pytest -q tests/flower/contract tests/test_app_server.py tests/test_foreign.py
+	$(NEXT)/bin/python -m pytest -q tests/flower/contract tests/server/foreign/test_foreign_server.py tests/client/foreign/test_foreign_process.py
 
 check: $(STAMP) .types  ## format, lint, strict types
 	$(BIN)/ruff format --check .
@@ -74,7 +74,7 @@ bench: $(STAMP)  ## measure link, fold, scale and trainer on a machine that does
 	$(BIN)/fednc bench trainer --json results/bench/trainer.json
 
 results: $(STAMP)  ## rewrite docs/results.md from results/
-	$(BIN)/python -m fednc.bench.page docs/results.md
+	$(BIN)/python -m fednc.bench.compare.results_page docs/results.md
 
 compose-demo:  ## the whole federation in containers, checked from outside; cleans up after itself
 	deploy/compose.sh
@@ -109,7 +109,7 @@ $(STAMP): pyproject.toml
 # mypy and editors follow the package-dir mapping of pyproject.toml through these links.
 .types:
 	mkdir -p .types/fednc
-	for d in bench cli client common protos server; do ln -sfn ../../$$d .types/fednc/$$d; done
+	for d in bench cli client common ops protos server tasks; do ln -sfn ../../$$d .types/fednc/$$d; done
 
 clean:
 	rm -rf $(VENV) .venv-* $(NEXT) .types build *.egg-info .mypy_cache .ruff_cache .hypothesis

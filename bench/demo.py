@@ -18,15 +18,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
-from fednc.bench import plots
-from fednc.common import tasks
-from fednc.common.config import RunConfig, parse_run
+from fednc.bench.compare import plots
+from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.files import write_atomically
-from fednc.common.interrupt import run_until_interrupted
-from fednc.server.events import EventLog
-from fednc.server.federation import Federation
-from fednc.server.process import Finished, run_server
-from fednc.server.results import run_folder
+from fednc.common.process.interrupt import run_until_interrupted
+from fednc.common.tasks import discovery as tasks
+from fednc.server.link.federation import Federation
+from fednc.server.main import Finished, run_server
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.run_folder import run_folder
 
 METHODS = ("fedavg", "fednc")
 # Each method's best on a validation split with a tuning seed, from one grid common to both: results/demo/table.md

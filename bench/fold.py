@@ -16,9 +16,9 @@ import torch
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
-from fednc.common import arrays
-from fednc.server.fold import Fold
-from fednc.server.threads import THREADS, spread
+from fednc.common.wire import arrays
+from fednc.server.aggregation.mean import Fold
+from fednc.server.aggregation.thread_pool import THREADS, spread
 
 _FOLD_BYTES, _COPY_BYTES, _PAYLOAD_BYTES = 20, 8, 4  # moved per float32 parameter; the fold also updates its sum
 _HELD_BYTES = _PAYLOAD_BYTES + 8 + _PAYLOAD_BYTES  # update, sum, copy

@@ -12,18 +12,19 @@ from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
 
-from fednc.client.app import app as fednc_app
-from fednc.client.host import AppHost, ClientConfig
-from fednc.common import flower, records
-from fednc.common.arrays import Buffer
-from fednc.common.config import RunConfig
+from fednc.client.app.flower_app import app as fednc_app
+from fednc.client.app.host import AppHost, ClientConfig
+from fednc.common import flower_adapter
+from fednc.common.config.run import RunConfig
 from fednc.common.reasons import failure_of
+from fednc.common.wire import records
+from fednc.common.wire.arrays import Buffer
 from fednc.protos import federation_pb2 as pb
 
 _APP_FAILED = 2  # Flower's own code, as the link reports it
 
 
-class LocalGrid(flower.RunGrid):
+class LocalGrid(flower_adapter.RunGrid):
     """The grid of one run. Client i has part i where the run has a simulated split.
 
     Nothing is shared: every content is taken apart into a manifest and bytes and put together again, in both
@@ -40,8 +41,8 @@ class LocalGrid(flower.RunGrid):
             ConfigError, DataError: a client cannot take part in the run.
         """
         super().__init__(run_id or f"{run.name}-{uuid4().hex}")
-        self._names = {flower.node_id(client.name): client.name for client in clients}
-        self._hosts = {flower.node_id(client.name): AppHost(client, app) for client in clients}
+        self._names = {flower_adapter.node_id(client.name): client.name for client in clients}
+        self._hosts = {flower_adapter.node_id(client.name): AppHost(client, app) for client in clients}
         self._pushed: dict[str, Iterator[Message]] = {}
         for index, (node, host) in enumerate(self._hosts.items()):
             host.prepare(self._welcome(node, run, index))
@@ -101,10 +102,10 @@ class LocalGrid(flower.RunGrid):
         try:
             reply = self._hosts[meta.dst_node_id].work(received)
         except Exception as e:  # whatever a client's app raises is its own failure, told as over the link
-            return flower.reply(message, None, Error(_APP_FAILED, ": ".join(failure_of(e))))
+            return flower_adapter.reply(message, None, Error(_APP_FAILED, ": ".join(failure_of(e))))
         if reply.has_error():
-            return flower.reply(message, None, Error(_APP_FAILED, f"AppError: {reply.error.reason}"))
-        return flower.reply(message, _Parcel(reply.content).open(), None)
+            return flower_adapter.reply(message, None, Error(_APP_FAILED, f"AppError: {reply.error.reason}"))
+        return flower_adapter.reply(message, _Parcel(reply.content).open(), None)
 
 
 class _Parcel:

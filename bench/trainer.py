@@ -19,18 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fednc.client.hooks import Hooks
-from fednc.client.steps import Steps, beside_default_stream, capture_for
-from fednc.client.trainer import train
-from fednc.common import exchange, tasks
-from fednc.common.config import RunConfig, parse_run
+from fednc.client.link.work_hooks import Hooks
+from fednc.client.training.cuda_graphs import Steps, beside_default_stream, capture_for
+from fednc.client.training.trainer import train
+from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.device import device_name, pick_device
-from fednc.common.frame import draw_frame
-from fednc.common.memory import ClassMemory
-from fednc.common.tasks.base import Task
-from fednc.common.tasks.image.data import ImageData
-from fednc.common.tasks.image.models import build_backbone
-from fednc.common.tasks.image.options import ImageOptions
+from fednc.common.learning.class_memory import ClassMemory
+from fednc.common.learning.frame import draw_frame
+from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks.api import Task
+from fednc.common.wire import messages
+from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.backbones import build_backbone
+from fednc.tasks.vision.dataset import ImageData
 
 OURS = ("fednc", "fedavg")
 CLASSES, SIZE, CHANNELS = 10, 32, 3
@@ -99,7 +100,7 @@ def _ours(run: RunConfig, images: int, device: torch.device) -> Callable[[], Non
     task = tasks.get(run)
     model, data = task.build_model().to(device), _images(task, images).to(device)
     frame = draw_frame(task.label_space, run.frame.dim, seed=0)
-    guide = exchange.make_guide(run, frame, ClassMemory.empty(frame.vertices, frame.dim), 1).to(device)
+    guide = messages.make_guide(run, frame, ClassMemory.empty(frame.vertices, frame.dim), 1).to(device)
     generator = torch.Generator().manual_seed(0)
 
     def epoch() -> None:

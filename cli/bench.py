@@ -56,9 +56,9 @@ def link(
     From configure_train to the aggregated arrays in memory, over loopback, with the shipped server and client
     code in fresh processes for every row. The app adds a constant of (client, round); each mean is checked.
     """
-    from fednc.bench.keys import TLS
-    from fednc.bench.link import compare, every
-    from fednc.common.codec import CODECS
+    from fednc.bench.link.certificates import TLS
+    from fednc.bench.link.driver import compare, every
+    from fednc.common.wire.update_codec import CODECS
 
     settings = every(
         _list("--params", params, _whole), _list("--clients", clients, _whole),
@@ -85,8 +85,8 @@ def scale(
     clients: Many = 1000, params: ScaleParams = 10_000, rounds: ScaleRounds = 3, tls: Tls = "off", json: Json = "",
 ) -> None:  # fmt: skip
     """Many clients that attend, train and are folded, each over a connection of its own."""
-    from fednc.bench.keys import TLS
-    from fednc.bench.scale import measure
+    from fednc.bench.link.certificates import TLS
+    from fednc.bench.link.scale import measure
 
     modes = _list("--tls", tls, _one_of(*TLS))
     _report("scale", [measure(clients, params, rounds, say, mode) for mode in modes], json)

@@ -13,8 +13,8 @@ from fednc.cli.options import Json
 from fednc.cli.output import say, show_table, write_json
 
 if TYPE_CHECKING:
-    from fednc.common.authority import Authority, Issued
-    from fednc.common.credentials import Holder
+    from fednc.common.security.authority import Authority, Issued
+    from fednc.common.security.credentials import Holder
 
 command = typer.Typer(no_args_is_help=True, help=__doc__)
 
@@ -33,7 +33,7 @@ Print = Annotated[bool, typer.Option("--print", help="Print the token to stdout 
 @command.command("init")
 def init(folder: Dir, name: CaName = "fednc") -> None:
     """Make a certificate authority in DIR."""
-    from fednc.common.authority import Authority
+    from fednc.common.security.authority import Authority
 
     Authority.create(folder, name)
     say(f"{folder}/ca.key signs certificates: keep it private and off the server, with a copy in a safe place")
@@ -91,13 +91,13 @@ def list_(folder: Dir, json: Json = "") -> None:
 
 
 def _open(folder: Path) -> Authority:
-    from fednc.common.authority import Authority
+    from fednc.common.security.authority import Authority
 
     return Authority(folder)
 
 
 def _holder(name: str, operator: bool) -> Holder:
-    from fednc.common.credentials import Holder, Role
+    from fednc.common.security.credentials import Holder, Role
 
     return Holder(Role.OPERATOR if operator else Role.NODE, name)
 

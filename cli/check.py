@@ -13,12 +13,12 @@ import typer
 
 from fednc.cli.options import ClassNames, Columns, Json, Partition, parse_partition
 from fednc.cli.output import say, show_table, write_json
-from fednc.common.config import read_run_file
-from fednc.common.data_spec import with_options
+from fednc.common.config.run import read_run_file
 from fednc.common.errors import ConfigError, FedncError
+from fednc.common.tasks.data_spec import with_options
 
 if TYPE_CHECKING:
-    from fednc.common.tasks.base import Part, Task, TaskData
+    from fednc.common.tasks.api import Part, Task, TaskData
 
 Found = dict[str, Any]
 
@@ -37,8 +37,8 @@ def command(
     ] = "",
 ) -> None:
     """Validate a run file and data without a server: every image is decoded, everything is told at once."""
-    from fednc.common import tasks
-    from fednc.common.tasks.base import Part
+    from fednc.common.tasks import discovery as tasks
+    from fednc.common.tasks.api import Part
 
     run = read_run_file(run_file)
     chosen = parse_partition(partition)
@@ -103,7 +103,7 @@ def _write_for_flower(path: Path, run_json: str, data: str) -> None:
 
 def _model(task: Task) -> Found:
     """The model as the run would start with it; draws the frame too, so that one that cannot exist is told."""
-    from fednc.common.frame import draw_frame
+    from fednc.common.learning.frame import draw_frame
 
     frame = draw_frame(task.label_space, task.run.frame.dim, task.run.seed, task.run.frame.kind)
     return {
@@ -117,7 +117,7 @@ def _model(task: Task) -> Found:
 
 def _the_data(task: Task, spec: str, part: Part | None) -> Found:
     """What a client would train on; with a simulated split also how it divides the data."""
-    from fednc.common.tasks.base import Part
+    from fednc.common.tasks.api import Part
 
     split = task.run.split
     whole = _described(task, spec, task.load_train(spec, None, None))

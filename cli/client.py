@@ -27,12 +27,12 @@ from fednc.cli.options import (
     parse_partition,
 )
 from fednc.cli.output import say
-from fednc.common.data_spec import with_options
 from fednc.common.errors import ConfigError
+from fednc.common.tasks.data_spec import with_options
 
 if TYPE_CHECKING:
-    from fednc.client.link import Host, LinkConfig
-    from fednc.client.owner import Owner
+    from fednc.client.link.link import Host, LinkConfig
+    from fednc.client.policy.owner import Owner
     from fednc.protos import federation_pb2 as pb
 
 Data = Annotated[
@@ -140,14 +140,14 @@ def command(
     import torch
 
     from fednc.cli.policy import guarded, read_owner, refuse_for_foreign, show_dry_run
-    from fednc.client.bounds import DownloadBounds, Reserve
-    from fednc.client.channel import credentials_from
-    from fednc.client.link import LinkConfig
-    from fednc.client.rehearsal import rehearse_foreign
-    from fednc.common.collector import spare_what_is_loaded
+    from fednc.client.app.dry_run import rehearse_foreign
+    from fednc.client.link.channel import credentials_from
+    from fednc.client.link.link import LinkConfig
+    from fednc.client.link.resource_limits import DownloadBounds, Reserve
     from fednc.common.errors import RunFailedError
-    from fednc.common.interrupt import run_until_interrupted
-    from fednc.common.logs import log_to_stderr
+    from fednc.common.process.collector import spare_what_is_loaded
+    from fednc.common.process.interrupt import run_until_interrupted
+    from fednc.common.process.log_format import log_to_stderr
 
     log_to_stderr()
     if threads:
@@ -197,8 +197,8 @@ def _note_early_signals() -> list[int]:
 
 async def _attend(config: LinkConfig, host: Host, max_hours: float, early: list[int]) -> pb.RunOver | None:
     """How the run ended; None where the client's hours were over before."""
-    from fednc.client.bounds import attend_for
-    from fednc.client.link import Link
+    from fednc.client.link.link import Link
+    from fednc.client.link.resource_limits import attend_for
 
     link, loop = Link(config, host), asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, link.pause)
@@ -213,8 +213,8 @@ def _own_app(
     owner: Owner | None,
 ) -> tuple[Host, dict[str, Any]]:  # fmt: skip
     """fednc's own app, and what the server must know of it."""
-    from fednc.client.app import app
-    from fednc.client.host import AppHost, ClientConfig
+    from fednc.client.app.flower_app import app
+    from fednc.client.app.host import AppHost, ClientConfig
     from fednc.common import versions
     from fednc.protos import federation_pb2 as pb
 
@@ -233,8 +233,8 @@ def _foreign_app(
     folder: Path, node_config: str, part: tuple[int, int] | None, grace_s: float, threads: int
 ) -> tuple[Host, dict[str, Any]]:
     """The Flower app in `folder`, and what the server must know of it."""
-    from fednc.client.foreign import ForeignConfig, ForeignHost
-    from fednc.common.flower import parse_pairs, read_app
+    from fednc.client.foreign.host import ForeignConfig, ForeignHost
+    from fednc.common.flower_adapter import parse_pairs, read_app
 
     app = read_app(folder)
     settings = parse_pairs([node_config])

@@ -15,7 +15,7 @@ from fednc.cli.output import console, say, write_json
 from fednc.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fednc.bench.report import Compared
+    from fednc.bench.compare.report import Compared
 
 File = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Comparison file, as in bench/configs/.")]
 Seeds = Annotated[str, typer.Option(metavar="A,B,C", help="Seeds instead of the file's.")]
@@ -33,12 +33,12 @@ def command(
     """Compare methods in this machine's processes: same splits, same steps, learning rates tuned alike.
 
     Every run is a file in the folder of results: start again after an interruption, and only what is missing
-    runs. The folder also gets table.md and pictures. bench/plan.py says what a comparison file may hold.
+    runs. The folder also gets table.md and pictures. bench/compare/plan.py says what a comparison file may hold.
     """
-    from fednc.bench.compare import compare
-    from fednc.bench.plan import read_comparison
-    from fednc.bench.report import results_table
-    from fednc.bench.rows import Bench
+    from fednc.bench.compare.engine import compare
+    from fednc.bench.compare.plan import read_comparison
+    from fednc.bench.compare.report import results_table
+    from fednc.bench.compare.rows import Bench
 
     plan = read_comparison(config, _whole_numbers(seeds) if seeds else None)
     places = dict(map(_pair, data or []))
@@ -60,7 +60,7 @@ def command(
 
 def _as_json(compared: Compared, said: str) -> dict[str, object]:
     """All results; `rows` is a short form of those of runs in sessions."""
-    from fednc.bench.sessions import session_rows
+    from fednc.bench.compare.class_sessions import session_rows
 
     rows = session_rows(compared.final)
     return {

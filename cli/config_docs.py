@@ -14,10 +14,10 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from fednc.common.config import RunConfig
-from fednc.common.presets import PRESETS
-from fednc.common.sections import MethodSection
-from fednc.common.tasks import installed
+from fednc.common.config.presets import PRESETS
+from fednc.common.config.run import RunConfig
+from fednc.common.config.tables import MethodSection
+from fednc.common.tasks.discovery import installed
 
 _INTRO = """\
 # The run file

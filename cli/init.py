@@ -19,13 +19,13 @@ from pydantic import BaseModel
 
 from fednc.cli.options import ClassNames
 from fednc.cli.output import say
-from fednc.common.config import parse_run
-from fednc.common.data_spec import with_options
+from fednc.common.config.run import parse_run
+from fednc.common.config.tables import FrameSection, MethodSection, TaskSection
 from fednc.common.errors import ConfigError
-from fednc.common.sections import FrameSection, MethodSection, TaskSection
+from fednc.common.tasks.data_spec import with_options
 
 if TYPE_CHECKING:
-    from fednc.common.tasks.base import Suggestion
+    from fednc.common.tasks.api import Suggestion
 
 Table = Mapping[str, Any]
 
@@ -94,8 +94,8 @@ def command(
 
 
 def _values(kind: Kind, spec: str) -> tuple[Table, Suggestion]:
-    from fednc.common.tasks import get, task_class
-    from fednc.common.tasks.base import Suggestion
+    from fednc.common.tasks.api import Suggestion
+    from fednc.common.tasks.discovery import get, task_class
 
     default = task_class(TaskSection().name)
     if spec and spec.partition("?")[0].partition(":")[0] != kind.value:
@@ -125,7 +125,7 @@ def _values(kind: Kind, spec: str) -> tuple[Table, Suggestion]:
 def run_file(values: Table, path: Path, *, measured: bool = False) -> str:
     """TOML with `values` set and every other key of the run file as a comment with its default."""
     from fednc.cli.config_docs import sections
-    from fednc.common.tasks import task_class
+    from fednc.common.tasks.discovery import task_class
 
     run = parse_run(dict(values))
     parts = [_OPENING.format(path=path, measured=_MEASURED if measured else "")]

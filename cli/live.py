@@ -15,10 +15,10 @@ from rich.live import Live
 from rich.table import Table
 
 from fednc.cli.output import as_text, console, say
-from fednc.common.config import RunConfig
-from fednc.server.events import Event, EventLog
-from fednc.server.federation import Federation
-from fednc.server.roster import Node, NodeState
+from fednc.common.config.run import RunConfig
+from fednc.server.link.federation import Federation
+from fednc.server.link.nodes import Node, NodeState
+from fednc.server.storage.event_log import Event, EventLog
 
 _SHOWN_ROUNDS = 12
 _REFRESH_PER_S = 4

@@ -15,10 +15,10 @@ from typer.core import TyperGroup
 
 from fednc.cli.output import say_error
 from fednc.cli.sink import drain_console, guard_console
-from fednc.common import faults
+from fednc.common import fault_injection
 from fednc.common.errors import EXIT_INTERRUPTED, FedncError, of_system
-from fednc.common.flower_env import quiet_flower
-from fednc.common.interrupt import end_at_once_while_loading, interrupt_as_usual
+from fednc.common.process.flower_env import quiet_flower
+from fednc.common.process.interrupt import end_at_once_while_loading, interrupt_as_usual
 
 # name: (module:attribute, one line for --help); the attribute is a function with typer annotations or a typer app.
 COMMANDS = {
@@ -54,7 +54,7 @@ class LazyGroup(TyperGroup):
         So does what the operating system refuses: a traceback helps nobody against a folder without write access.
         """
         try:
-            faults.arm(os.environ)
+            fault_injection.arm(os.environ)
             return super().invoke(ctx)
         except FedncError as e:
             raise _ended_by(e) from e

@@ -9,16 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from fednc.cli.output import say, show_table, write_json
-from fednc.client.audit import Audit
-from fednc.client.foresight import Foresight
-from fednc.client.guard import Guard
-from fednc.client.ledger import Ledger
-from fednc.client.link import Host, LinkConfig
-from fednc.client.owner import Owner
-from fednc.client.policy import SENTENCES, read_policy
-from fednc.client.rehearsal import Rehearsal, rehearse
+from fednc.client.app.dry_run import Rehearsal, rehearse
+from fednc.client.link.link import Host, LinkConfig
+from fednc.client.policy.audit import Audit
+from fednc.client.policy.foresight import Foresight
+from fednc.client.policy.guard import Guard
+from fednc.client.policy.ledger import Ledger
+from fednc.client.policy.owner import Owner
+from fednc.client.policy.rules import SENTENCES, read_policy
 from fednc.common.errors import ConfigError
-from fednc.common.interrupt import run_until_interrupted
+from fednc.common.process.interrupt import run_until_interrupted
 
 
 def read_owner(policy: Path | None, data: str, val_share: float) -> Owner | None:

@@ -15,8 +15,8 @@ from fednc.cli.options import Device, Json
 from fednc.cli.output import say, show_table, write_json
 
 if TYPE_CHECKING:
-    from fednc.common.export import ExportedModel
-    from fednc.common.tasks.base import TaskData
+    from fednc.common.model_export import ExportedModel
+    from fednc.common.tasks.api import TaskData
 
 SHOWN = 20  # predictions printed; --json has them all
 PER_CLASS = "accuracy/"  # prefix of the metrics of single classes
@@ -30,7 +30,7 @@ def command(
 ) -> None:
     """Classify images with the model of a finished run."""
     from fednc.common.device import pick_device
-    from fednc.common.export import load
+    from fednc.common.model_export import load
 
     chosen = pick_device(device)
     model = load(run_folder).to(chosen)
@@ -66,7 +66,7 @@ def _metrics(model: ExportedModel, data: TaskData) -> dict[str, float]:
     """The task's own metrics, from the same sums over the same batches as in the run."""
     import torch
 
-    from fednc.common.tasks.base import Stats, add_stats
+    from fednc.common.tasks.api import Stats, add_stats
 
     stats: Stats = {}
     with torch.no_grad():

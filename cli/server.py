@@ -12,7 +12,7 @@ from fednc.cli.output import write_json
 from fednc.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fednc.common.config import RunConfig
+    from fednc.common.config.run import RunConfig
 
 RunFile = Annotated[Path | None, typer.Argument(metavar="RUN.toml", help="Run file; `fednc init` writes one.")]
 Listen = Annotated[
@@ -73,7 +73,7 @@ def command(
     still count.
     """
     from fednc.common.address import parse_address
-    from fednc.common.config import RunConfig, read_run_file
+    from fednc.common.config.run import RunConfig, read_run_file
 
     if run_file is None and app is None:
         raise ConfigError("there is nothing to serve: name a run file (`fednc init` writes one), or --app DIR")
@@ -95,12 +95,12 @@ def command(
 
 def _serve_run(run: RunConfig, folder: str, json: str) -> None:
     from fednc.cli.live import following
-    from fednc.common.collector import spare_what_is_loaded
-    from fednc.common.interrupt import run_until_interrupted
-    from fednc.server.claim import claimed
-    from fednc.server.events import EventLog
-    from fednc.server.process import run_server
-    from fednc.server.results import run_folder
+    from fednc.common.process.collector import spare_what_is_loaded
+    from fednc.common.process.interrupt import run_until_interrupted
+    from fednc.server.main import run_server
+    from fednc.server.storage.event_log import EventLog
+    from fednc.server.storage.folder_lock import claimed
+    from fednc.server.storage.run_folder import run_folder
 
     place = run_folder(run, folder)
     with claimed(place):
@@ -115,13 +115,13 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
 
 def _serve_app(path: Path, overrides: list[str], run: RunConfig, folder: str, json: str, any_code: bool) -> None:
     from fednc.cli.live import print_lines
-    from fednc.common.collector import spare_what_is_loaded
-    from fednc.common.flower import read_app
-    from fednc.common.interrupt import run_until_interrupted
-    from fednc.server.claim import claimed
-    from fednc.server.events import EventLog
-    from fednc.server.foreign import run_app, settings_for
-    from fednc.server.results import run_folder
+    from fednc.common.flower_adapter import read_app
+    from fednc.common.process.collector import spare_what_is_loaded
+    from fednc.common.process.interrupt import run_until_interrupted
+    from fednc.server.foreign_app import run_app, settings_for
+    from fednc.server.storage.event_log import EventLog
+    from fednc.server.storage.folder_lock import claimed
+    from fednc.server.storage.run_folder import run_folder
 
     app = read_app(path)
     run = settings_for(app, run)

@@ -33,7 +33,7 @@ def start_next(
     wants an operator's credential, as for `fednc status`.
     """
     from fednc.cli.status import as_json, operator_link
-    from fednc.common.interrupt import run_until_interrupted
+    from fednc.common.process.interrupt import run_until_interrupted
 
     link = operator_link(server, certs, ca, cert, key, token_file, direct=no_proxy)
     status = run_until_interrupted(link.next_session(classes or ()))

@@ -5,7 +5,7 @@ Kept apart from `main.py` because that file's imports take a noticeable part of 
 
 from __future__ import annotations
 
-from fednc.common.interrupt import end_at_once_while_loading
+from fednc.common.process.interrupt import end_at_once_while_loading
 
 
 def run() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from rich.console import Group
 
-    from fednc.client.operator import Lever, OperatorLink
+    from fednc.ops.operator_client import Lever, OperatorLink
     from fednc.protos import operator_pb2 as pb
 
 Watch = Annotated[bool, typer.Option("--watch", help="Follow the run until it is over.")]
@@ -53,8 +53,8 @@ def command(
     listens without encryption answers on its own machine, without a credential. With --watch, `--json -` writes
     one line per status.
     """
-    from fednc.client.operator import Lever
-    from fednc.common.interrupt import run_until_interrupted
+    from fednc.common.process.interrupt import run_until_interrupted
+    from fednc.ops.operator_client import Lever
 
     if pause and resume:
         raise ConfigError("--pause and --resume contradict each other; give one of them")
@@ -75,10 +75,10 @@ def operator_link(
     direct: bool = False,
 ) -> OperatorLink:
     """The operator's end of the link. Raises ConfigError: another machine is asked without credentials."""
-    from fednc.client.channel import credentials_from
-    from fednc.client.operator import OperatorLink
+    from fednc.client.link.channel import credentials_from
     from fednc.common.address import parse_address
-    from fednc.common.wire import is_loopback
+    from fednc.common.wire.protocol import is_loopback
+    from fednc.ops.operator_client import OperatorLink
 
     parse_address(server, "--server")
     if not (certs or ca or is_loopback(server)):

@@ -10,7 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from fednc.common import faults
+from fednc.common import fault_injection
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 
@@ -43,7 +43,7 @@ def write_atomically(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
     try:
         with os.fdopen(handle, "wb") as f:
             f.write(data[: len(data) // 2])
-            faults.at("file.half")
+            fault_injection.at("file.half")
             f.write(data[len(data) // 2 :])
             f.flush()
             os.fsync(f.fileno())

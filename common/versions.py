@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 
-from fednc.common import tasks
-from fednc.common.config import RunConfig
-from fednc.common.presets import METHOD_VERSIONS, PRESETS
+from fednc.common.config.presets import METHOD_VERSIONS, PRESETS
+from fednc.common.config.run import RunConfig
+from fednc.common.tasks import discovery as tasks
 
 _REMEDY = "install the same version of fednc, and of the task, on both sides"
 

@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from places import Place
+    from support.local_servers import Place
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,7 +25,7 @@ def _one_thread() -> None:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     """An authority whose server answers on this machine."""
-    from places import make_place  # gRPC and more, which most tests need not load
+    from support.local_servers import make_place  # gRPC and more, which most tests need not load
 
     return make_place(tmp_path)
 

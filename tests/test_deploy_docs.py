@@ -15,10 +15,10 @@ from prometheus_client import CollectorRegistry
 
 from fednc.cli.main import COMMANDS, _load, exit_codes
 from fednc.common import errors
-from fednc.common.config import parse_run
+from fednc.common.config.run import parse_run
 from fednc.protos import operator_pb2 as op
-from fednc.server.metrics import EventCounters, RunCollector
-from fednc.server.roster import NodeState
+from fednc.server.link.nodes import NodeState
+from fednc.server.operations.prometheus import EventCounters, RunCollector
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "deploy.md").read_text()

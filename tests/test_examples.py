@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fednc.bench.local_grid import LocalGrid
-from fednc.client.host import ClientConfig
-from fednc.common.config import RunConfig, read_run_file
-from fednc.server.events import EventLog
-from fednc.server.run import FederatedRun
+from fednc.client.app.host import ClientConfig
+from fednc.common.config.run import RunConfig, read_run_file
+from fednc.server.rounds.run import FederatedRun
+from fednc.server.storage.event_log import EventLog
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 

@@ -38,12 +38,14 @@ def imported_modules(source: str) -> set[str]:
 
 
 def floors_of(modules: set[str]) -> set[str]:
-    """The floors among module names: `fednc.server.grid` is of floor `server`."""
+    """The floors among module names: `fednc.server.link.grid` is of floor `server`."""
     return {parts[1] for module in modules if (parts := module.split("."))[0] == "fednc" and len(parts) > 1}
 
 
 def test_imports_are_found_wherever_they_hide() -> None:
-    source = "def f():\n    from fednc import server\n    import fednc.client.link as link\nfrom os import path\n"
+    source = (
+        "def f():\n    from fednc import server\n    import fednc.client.link.link as link\nfrom os import path\n"
+    )
     assert floors_of(imported_modules(source)) == {"server", "client"}
 
 

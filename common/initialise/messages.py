@@ -18,12 +18,12 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fednc.common import arrays
+from fednc.common.config.tables import InitSection
 from fednc.common.errors import ProtocolError
 from fednc.common.initialise.adam import largest_scale
 from fednc.common.initialise.probe import Layout
-from fednc.common.records import record_of
-from fednc.common.sections import InitSection
+from fednc.common.wire import arrays
+from fednc.common.wire.records import record_of
 
 GRADIENT, SLOPE, SCALES = "query.init_gradient", "query.init_slope", "query.init_scales"
 INIT, ORDER, METRICS = "init", "init-order", "metrics"

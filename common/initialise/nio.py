@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fednc.common.config.tables import InitSection
 from fednc.common.initialise.adam import Branch, RescaleAdam
 from fednc.common.initialise.probe import Gradient, Probe
-from fednc.common.sections import InitSection
-from fednc.common.tasks.base import Batch
+from fednc.common.tasks.api import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

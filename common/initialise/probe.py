@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fednc.common.guide import Guide
-from fednc.common.tasks.base import Batch, Task
+from fednc.common.learning.round_context import Guide
+from fednc.common.tasks.api import Batch, Task
 
 WEIGHT_FLOOR, BIAS_FLOOR = 0.01, 0.0  # of scales: a weight never vanishes, a bias may
 _TINY = 1e-30  # below any norm that is not zero

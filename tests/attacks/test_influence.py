@@ -11,19 +11,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hostile_apps as hostile
 import numpy as np
 import pytest
 from flwr.app import Message
 from sklearn.datasets import load_digits
 
 from fednc.bench.local_grid import LocalGrid
-from fednc.client.host import ClientConfig
-from fednc.common.config import parse_run
+from fednc.client.app.host import ClientConfig
+from fednc.common.config.run import parse_run
 from fednc.common.errors import QuorumError
-from fednc.server.events import EventLog
-from fednc.server.run import FederatedRun
-from fednc.server.surroundings import Surroundings
+from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.run import FederatedRun
+from fednc.server.storage.event_log import EventLog
+from support.hostile import apps as hostile
 
 CLASSES = [str(digit) for digit in range(10)]
 HUGE = 2**32

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import NAMES, Process, Stage, Zygote, environment, write_data
+
+from support.process_federation import NAMES, Process, Stage, Zygote, environment, write_data
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

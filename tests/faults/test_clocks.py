@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Reference
-from stage import NAMES, Process, Stage, Zygote, environment
 
-from fednc.common.authority import Authority
-from fednc.common.credentials import Holder, Role
+from fednc.common.security.authority import Authority
+from fednc.common.security.credentials import Holder, Role
+from support.process_federation import NAMES, Process, Stage, Zygote, environment
 
 YEAR = timedelta(days=365)
 WRONG_S = 600

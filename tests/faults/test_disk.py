@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Reference
-from stage import NAMES, Stage, wait_for
+
+from support.process_federation import NAMES, Stage, wait_for
 
 SIZE = "64m"
 LEFT_BYTES = 48 << 10  # too little for a model, enough for a line of the log

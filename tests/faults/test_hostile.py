@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
-import hostile_messages as hm
-import hostile_uploads as hu
 import pytest
-from hostile_place import DIM, HostilePlace
-from hostile_reply import HostileReply
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
+
+from support.hostile import messages as hm
+from support.hostile import uploads as hu
+from support.hostile.attacked_round import DIM, HostilePlace
+from support.hostile.replies import HostileReply
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 BATCH, BATCHES = 50, 100  # of each half: 10,000 messages per call

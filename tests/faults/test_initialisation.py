@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from stage import NAMES, Stage
+
+from support.process_federation import NAMES, Stage
 
 RUN = """
 name = "initialisation"

@@ -6,9 +6,9 @@ import signal
 from collections.abc import Callable
 
 from conftest import Reference
-from stage import NAMES, Stage, wait_for
 
-from fednc.common.wire import WHOLE_BYTES
+from fednc.common.wire.protocol import WHOLE_BYTES
+from support.process_federation import NAMES, Stage, wait_for
 
 SERVER_LIVES = (
     "server.attend:2:kill",

@@ -7,11 +7,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from conftest import Reference
-from proxy import Proxy
-from stage import NAMES, Stage
 
-from fednc.common.authority import Authority
-from fednc.common.credentials import Holder, Role
+from fednc.common.security.authority import Authority
+from fednc.common.security.credentials import Holder, Role
+from support.process_federation import NAMES, Stage
+from support.tcp_proxy import Proxy
 
 YEAR = timedelta(days=365)
 CLOCKS_S = {"server": 0.0, NAMES[0]: 600.0, NAMES[1]: -600.0}

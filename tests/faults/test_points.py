@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fednc.common.faults import POINTS
+from fednc.common.fault_injection import POINTS
 
 
 def test_every_point_was_hit(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:

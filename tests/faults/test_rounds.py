@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from stage import NAMES, Stage
+from support.process_federation import NAMES, Stage
 
 LATE = "edge-2"
 

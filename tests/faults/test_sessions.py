@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from stage import NAMES, Process, Stage
+from support.process_federation import NAMES, Process, Stage
 
 SESSIONS = """
 name = "sessions"

@@ -14,10 +14,10 @@ from pathlib import Path
 import grpc
 import pytest
 from conftest import Reference
-from stage import NAMES, Stage, wait_for
 
-from fednc.common.authority import Authority
+from fednc.common.security.authority import Authority
 from fednc.protos import federation_pb2 as pb
+from support.process_federation import NAMES, Stage, wait_for
 
 CONNECTIONS, CALLS, BAR_MIB = 50, 20, 64
 BODY = bytes(4 << 20)

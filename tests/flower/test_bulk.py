@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from our_link import our_link
+
+from support.shipped_commands import our_link
 
 APPS = Path(__file__).parent / "apps"
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from our_link import OurLink, our_link
-from stock import BIN, environment, stock_flower
 
-from fednc.common.authority import Authority
-from fednc.common.credentials import Holder, Role
 from fednc.common.reasons import SENTENCES
+from fednc.common.security.authority import Authority
+from fednc.common.security.credentials import Holder, Role
+from support.shipped_commands import OurLink, our_link
+from support.stock_flower import BIN, environment, stock_flower
 
 YEAR = timedelta(days=365)
 APPS = Path(__file__).parent / "apps"

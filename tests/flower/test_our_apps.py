@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from our_link import our_link
 from safetensors.torch import load_file
-from stock import BIN, environment, stock_flower
 
 from fednc.bench.local_grid import LocalGrid
-from fednc.client.host import ClientConfig
-from fednc.common.config import RunConfig, parse_run
-from fednc.server.events import EventLog
-from fednc.server.results import summary_of, write_files
-from fednc.server.run import FederatedRun
+from fednc.client.app.host import ClientConfig
+from fednc.common.config.run import RunConfig, parse_run
+from fednc.server.rounds.run import FederatedRun
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.run_folder import summary_of, write_files
+from support.shipped_commands import our_link
+from support.stock_flower import BIN, environment, stock_flower
 
 BUNDLE = Path(__file__).parents[2] / "deploy" / "flower"
 NAMES = ["part-0", "part-1"]  # as nodes without a name call themselves in the simulation engine
@@ -133,6 +133,6 @@ def test_the_bundle_ships_nothing_but_two_names(tmp_path: Path) -> None:
     with build(bundle, tmp_path) as fab:
         assert sorted(fab.namelist()) == [".info/CONTENT", "pyproject.toml"]
         text = fab.read("pyproject.toml").decode()
-    assert 'serverapp = "fednc.server.app:app"' in text
-    assert 'clientapp = "fednc.client.app:app"' in text
+    assert 'serverapp = "fednc.server.flower_app:app"' in text
+    assert 'clientapp = "fednc.client.app.flower_app:app"' in text
     assert 'run = ""' in text

@@ -18,8 +18,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from our_link import our_link
-from stock import StockFlower, stock_flower
+from support.shipped_commands import our_link
+from support.stock_flower import StockFlower, stock_flower
 
 APPS = Path(__file__).parent / "apps"
 NAMES = sorted(path.stem for path in APPS.glob("*.py") if path.stem != "common")

@@ -1,0 +1,1 @@
+"""The comparison engine: plan, rows, tables, pictures, and the page of results made of them."""

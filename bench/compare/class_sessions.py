@@ -1,0 +1,53 @@
+"""What a comparison of runs in sessions gives: one plain row for each run, and pictures of how its sessions went.
+
+Called by `fednc compare` with the results of its final rows; other comparisons have no sessions and get nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fednc.bench.compare import plots
+
+Result = dict[str, Any]
+
+
+def session_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """{method, split, seed, session_acc, mean, drop, novel, config_sha} of every run that had sessions."""
+    return [
+        {
+            "method": result["variant"],
+            "split": result["setting"],
+            "seed": result["seed"],
+            **{key: result["summary"][key] for key in ("session_acc", "mean", "drop", "novel")},
+            "config_sha": result["digest"],
+        }
+        for result in results
+        if "session_acc" in result["summary"]
+    ]
+
+
+def draw_sessions(results: Sequence[Result], setting: str, folder: Path) -> None:
+    """Accuracy after each session, and the memory's mean cosine to its vertices, as `<setting>-sessions.png`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    accuracy: dict[str, list[list[tuple[int, float]]]] = {}
+    cosine: dict[str, list[list[tuple[int, float]]]] = {}
+    for result in results:
+        if result["setting"] != setting or "sessions" not in result["summary"]:
+            continue
+        told = result["summary"]["sessions"]
+        accuracy.setdefault(result["variant"], []).append(
+            [(one["session"], 100 * one["accuracy"]) for one in told]
+        )
+        cosine.setdefault(result["variant"], []).append([
+            (one["session"], fmean(one["memory_cosines"].values())) for one in told if one.get("memory_cosines")
+        ])  # fmt: skip
+    if accuracy:
+        panels = {"test accuracy over all classes seen (%)": accuracy, "memory's cosine to its vertex": cosine}
+        plots.bands(folder / f"{setting}-sessions.png", panels, across="session")

@@ -1,0 +1,72 @@
+"""`fednc compare`: methods x settings x seeds in one process per core, resumable, and the tables and plots of it.
+
+First every variant is tuned in every setting, then it runs with each seed at its own rate. Called by the command
+and by tests; what is run is decided in `plan.py`, how in `rows.py`, what is made of it in `report.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from fednc.bench.compare import initialisation
+from fednc.bench.compare.class_sessions import draw_sessions
+from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
+from fednc.bench.compare.prepared_data import prepare
+from fednc.bench.compare.report import Compared, choose_rates, draw, report
+from fednc.bench.compare.rows import Bench, run_rows
+from fednc.common.errors import MissingExtraError
+from fednc.common.files import write_atomically
+
+log = logging.getLogger("fednc.bench")
+Progress = Callable[[float], None]  # share of all rounds that is done
+
+
+def compare(
+    plan: Comparison, places: dict[str, str], bench: Bench, progress: Progress = lambda _: None
+) -> Compared:
+    """Run the rows that are missing and read the others; write a table and, with the extra `demo`, pictures.
+
+    Args:
+        plan: the comparison.
+        places: paths by name, for `data.source`.
+        bench: folder of results, device, number of processes.
+        progress: called as rounds end.
+
+    Raises:
+        ConfigError, DataError: the comparison or its data cannot be used.
+        RunFailedError: a worker process was killed.
+    """
+    for_tuning, for_report = prepare(plan, places, bench.folder)
+    tuning = tuning_rows(plan, for_tuning.sha256)
+    total = sum(row.run.all_rounds for row in [*tuning, *_final_rows_at_any_rate(plan)])
+    done = 0
+
+    def count(rounds: int) -> None:
+        nonlocal done
+        done += rounds
+        progress(done / total)
+
+    tuned = run_rows(tuning, for_tuning.path, bench, count)
+    rates = choose_rates(tuned)
+    final = run_rows(final_rows(plan, rates, for_report.sha256), for_report.path, bench, count)
+    compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
+    _write(compared, bench)
+    return compared
+
+
+def _final_rows_at_any_rate(plan: Comparison) -> list[Row]:
+    rate = plan.tuning.rates[0]
+    names = [(setting.name, variant.tuned_as) for setting in plan.settings for variant in plan.variants]
+    return final_rows(plan, dict.fromkeys(names, rate), "")
+
+
+def _write(compared: Compared, bench: Bench) -> None:
+    write_atomically(bench.folder / "table.md", report(compared, bench.command).encode())
+    try:
+        draw(compared, bench.folder)
+        for setting in compared.plan.settings:
+            draw_sessions(compared.final, setting.name, bench.folder)
+        initialisation.draw(bench.folder / "initialisation.png", compared.final)
+    except MissingExtraError as e:
+        log.warning("no pictures: %s", e)

@@ -1,0 +1,253 @@
+"""What `fednc compare` runs: a comparison file, and the rows that follow from it.
+
+A row is one run of one variant in one setting with one seed and one learning rate. Variants may change the method
+and nothing else, settings all the rest: whatever is compared has the same splits, the same number of gradient
+steps and the same grid of learning rates. Called by `engine.py`; starts nothing, reads no data.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from fednc.common.config.run import RunConfig, explain, parse_run
+from fednc.common.config.tables import Positive, Section
+from fednc.common.errors import ConfigError
+
+DATA = "npz:{data}"  # stands for the prepared file in what is written down: its path belongs to one machine
+Values = dict[str, Any]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
+Kind = Literal["tuning", "final"]
+
+
+class Variant(Section):
+    """A method under comparison."""
+
+    name: Name = Field(description="what tables and plots call it")
+    method: Values = Field(description="keys of [method] of the run file")
+    frame: Values = Field(default_factory=dict, description="keys of [frame] of the run file")
+    init: Values = Field(default_factory=dict, description="keys of [init] of the run file, over the setting's")
+    rate_like: str = Field(
+        "",
+        description="variant whose learning rates it takes; empty: it is tuned itself. For variants a line apart",
+    )
+
+    @property
+    def tuned_as(self) -> str:
+        """The variant whose rates it has: itself, if no other."""
+        return self.rate_like or self.name
+
+
+class Setting(Section):
+    """What all variants are compared under."""
+
+    name: Name = Field(description="what tables and plots call it")
+    run: Values = Field(default_factory=dict, description="keys of the run file that differ from the common ones")
+
+    @model_validator(mode="after")
+    def _leaves_methods_alone(self) -> Self:
+        if self.run.keys() & {"method", "frame", "seed"}:
+            raise ValueError("run.method, run.frame and run.seed are not a setting's to change: write a variant")
+        return self
+
+
+class Part(Section):
+    """A part of a method: what it is worth is how far `variant` is ahead of the best of `against`."""
+
+    name: str = Field(description="what the part is, in a few words")
+    variant: str = Field(description="variant that has it")
+    against: tuple[str, ...] = Field(min_length=1, description="variants without it, and its controls")
+
+
+class Tuning(Section):
+    """How each variant gets its learning rate in each setting: on a validation split, with a seed of its own."""
+
+    seed: Annotated[int, Field(ge=0)] = Field(
+        1000, description="seed of runs and splits that tune; no result uses it"
+    )
+    rates: tuple[Positive, ...] = Field((0.003, 0.01, 0.03, 0.1, 0.3), min_length=1, description="the common grid")
+    rounds: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="rounds of a run that tunes, where a whole one takes too long; 0: as many as the others have",
+    )
+    val_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="share of the training data that tunes and is not trained on meanwhile"
+    )
+
+
+class DataSection(Section):
+    """What is learnt from."""
+
+    source: str = Field(description="data spec, e.g. `digits` or `npz:{fashion}`, given as --data fashion=PATH")
+    train_examples: Annotated[int, Field(ge=0)] = Field(0, description="of the training part, stratified; 0: all")
+    test_examples: Annotated[int, Field(ge=0)] = Field(0, description="of the test part, stratified; 0: all")
+
+
+class Comparison(Section):
+    """A comparison file."""
+
+    name: Name = Field(description="name of the folder of results")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="seeds of runs and splits")
+    baseline: str = Field("fedavg", description="variant whose best round is the target of `rounds to target`")
+    data: DataSection
+    tuning: Tuning = Field(default_factory=Tuning)
+    run: Values = Field(description="a run file: what all rows have in common")
+    settings: tuple[Setting, ...] = Field(min_length=1)
+    parts: tuple[Part, ...] = Field((), description="what the comparison says of parts of a method")
+    pictured: tuple[str, ...] = Field((), description="variants that pictures show; empty: all")
+    variants: tuple[Variant, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for kind, names in (("setting", self.settings), ("variant", self.variants)):
+            found = [one.name for one in names]
+            if len(set(found)) < len(found):
+                raise ValueError(f"two {kind}s have one name: {', '.join(found)}")
+        tuned = {variant.name for variant in self.variants if not variant.rate_like}
+        for variant in self.variants:
+            if variant.rate_like and variant.rate_like not in tuned:
+                raise ValueError(f"rate_like = {variant.rate_like!r} of {variant.name!r} is not a tuned variant")
+        named = {variant.name for variant in self.variants}
+        for name in (*self.pictured, *(one for part in self.parts for one in (part.variant, *part.against))):
+            if name not in named:
+                raise ValueError(f"pictured or a part names {name!r}, which is not a variant")
+        if self.baseline not in [variant.name for variant in self.variants]:
+            raise ValueError(f"baseline {self.baseline!r} is not a variant")
+        if self.tuning.seed in self.seeds:
+            raise ValueError(
+                f"seed {self.tuning.seed} tunes, so it must not be among `seeds`: results use each once"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run to be done; `run` names its data `npz:{data}`."""
+
+    kind: Kind
+    setting: str
+    variant: str
+    seed: int
+    lr: float
+    run: RunConfig
+    data_sha256: str
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of all that decides the outcome: the resolved run and the data, but for names."""
+        return self._digest({"name"})
+
+    @property
+    def training(self) -> str:
+        """sha256 (hex) of what decides the trained models: rows that share it differ in the read-out alone."""
+        trains = self.run.method.trains_with_memory
+        return self._digest({"name"} if trains else {"name", "readout", "memory_source"})
+
+    def _digest(self, left_out: set[str]) -> str:
+        run = self.run.decisive()
+        resolved = {**run, "method": {k: v for k, v in run["method"].items() if k not in left_out}}
+        del resolved["name"]
+        text = json.dumps({"run": resolved, "data": self.data_sha256}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def file_name(self) -> str:
+        """Its results file; readable, and unlike that of any other row."""
+        return f"{self.kind}-{self.setting}-{self.variant}-s{self.seed}-lr{self.lr:g}-{self.digest[:12]}.json"
+
+
+def read_comparison(path: Path, seeds: tuple[int, ...] | None = None) -> Comparison:
+    """The comparison file at `path`, with other `seeds` where they are given.
+
+    Raises:
+        ConfigError: unreadable, not TOML, or a key or value that is not allowed.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Comparison.model_validate({**values, "seeds": seeds} if seeds else values)
+    except OSError as e:
+        raise ConfigError(f"cannot read comparison file {path}: {e.strerror}") from e
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{path} is not TOML: {e}") from e
+    except ValidationError as e:
+        raise ConfigError(explain(e, str(path))) from e
+
+
+def tuning_rows(plan: Comparison, data_sha256: str) -> list[Row]:
+    """Every variant that is tuned, in every setting, at every rate.
+
+    Raises:
+        ConfigError: a run that cannot be, or one run twice.
+    """
+    rates, seed = plan.tuning.rates, plan.tuning.seed
+    return _distinct([
+        _row(plan, "tuning", setting, variant, seed, lr, data_sha256)
+        for setting, variant in _pairs(plan) if not variant.rate_like for lr in rates
+    ])  # fmt: skip
+
+
+def final_rows(plan: Comparison, rates: dict[tuple[str, str], float], data_sha256: str) -> list[Row]:
+    """Every variant in every setting with every seed, at the rate that `rates` has for (setting, tuned variant).
+
+    Raises:
+        ConfigError: a run that cannot be, or one run twice.
+    """
+    return _distinct([
+        _row(plan, "final", setting, variant, seed, rates[setting.name, variant.tuned_as], data_sha256)
+        for setting, variant in _pairs(plan) for seed in plan.seeds
+    ])  # fmt: skip
+
+
+def _pairs(plan: Comparison) -> Iterator[tuple[Setting, Variant]]:
+    return ((setting, variant) for setting in plan.settings for variant in plan.variants)
+
+
+def _row(
+    plan: Comparison, kind: Kind, setting: Setting, variant: Variant, seed: int, lr: float, data_sha256: str
+) -> Row:
+    values = _merged(plan.run, setting.run, {
+        "name": plan.name, "seed": seed, "method": variant.method, "frame": variant.frame, "train": {"lr": lr},
+        **({"init": variant.init} if variant.init else {}),
+        "split": {"seed": seed}, "evaluate": {"test": DATA},
+    })  # fmt: skip
+    source = f"{plan.name}, setting {setting.name}, variant {variant.name}"
+    clients = parse_run(values, source=source).split
+    assert clients is not None
+    per_round = values.get("rounds", {}).get("clients_per_round", 0)
+    fewer = {"total": plan.tuning.rounds} if kind == "tuning" and plan.tuning.rounds else {}
+    # Nobody may drop out unseen.
+    values = _merged(values, {"rounds": {"min_clients": per_round or clients.parts, **fewer}})
+    return Row(
+        kind=kind, setting=setting.name, variant=variant.name, seed=seed, lr=lr,
+        run=parse_run(values, source=source), data_sha256=data_sha256,
+    )  # fmt: skip
+
+
+def _merged(base: Values, *changes: Values) -> Values:
+    """`base` with the changes laid over it, table by table."""
+    merged = copy.deepcopy(base)
+    for change in changes:
+        for key, value in change.items():
+            inner = merged.get(key)
+            merged[key] = _merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
+    return merged
+
+
+def _distinct(rows: list[Row]) -> list[Row]:
+    seen: dict[str, Row] = {}
+    for row in rows:
+        other = seen.setdefault(row.digest, row)
+        if other is not row:
+            raise ConfigError(
+                f"variant {row.variant!r} in setting {row.setting!r} is the same run as {other.variant!r} in "
+                f"{other.setting!r} (digest {row.digest[:12]}): leave one of them out"
+            )
+    return rows

@@ -1,0 +1,79 @@
+"""The data of a comparison as two .npz files: one to tune on, one to report on. Nothing of the test part tunes.
+
+Called by `engine.py` once; rows read the files. They lie beside the results, where git ignores them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fednc.bench.compare.plan import Comparison
+from fednc.common.config.run import parse_run
+from fednc.common.errors import ConfigError
+from fednc.common.files import write_atomically
+from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks.api import Task, TaskData
+
+_SUBSET_SEED = 0  # which examples of a larger data set: the same for every comparison
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A file of arrays for training and test, and the sha256 of them all."""
+
+    path: Path
+    sha256: str
+
+
+def prepare(plan: Comparison, places: dict[str, str], folder: Path) -> tuple[Prepared, Prepared]:
+    """(to tune on, to report on): training part less a validation share, and that share; training and test part.
+
+    Args:
+        places: paths by name, for `data.source`.
+        folder: where the files go, named after what they hold.
+
+    Raises:
+        ConfigError: `data.source` names a place that is not in `places`.
+        DataError: missing, unreadable or unfit data.
+    """
+    # The data as it is: splitting and shifting it is each row's own affair.
+    task = tasks.get(parse_run(plan.run, source=plan.name).model_copy(update={"split": None}))
+    spec = _spec(plan.data.source, places)
+    train = _subset(task.load_train(spec, None, None), plan.data.train_examples, f"{spec}: training")
+    test = _subset(task.load_test(spec), plan.data.test_examples, f"{spec}: test")
+    rest, held = train.hold_out(plan.tuning.val_share, plan.tuning.seed)
+    return _write(task, rest, held, folder), _write(task, train, test, folder)
+
+
+def _spec(source: str, places: dict[str, str]) -> str:
+    try:
+        return source.format_map(places)
+    except KeyError as e:
+        raise ConfigError(f"data.source {source!r} needs a path: add --data {e.args[0]}=PATH") from e
+
+
+def _subset(data: TaskData, wanted: int, what: str) -> TaskData:
+    if wanted > data.examples:
+        raise ConfigError(f"{what} part has {data.examples} examples, the comparison wants {wanted}")
+    if wanted in (0, data.examples):
+        return data
+    return data.hold_out(wanted / data.examples, _SUBSET_SEED)[1]
+
+
+def _write(task: Task, train: TaskData, test: TaskData, folder: Path) -> Prepared:
+    arrays = task.pack(train, test)
+    found = hashlib.sha256()
+    for name, array in arrays.items():
+        found.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    path = folder / f"data-{found.hexdigest()[:16]}.npz"
+    if not path.exists():
+        file = io.BytesIO()
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, file.getvalue())
+    return Prepared(path, found.hexdigest())

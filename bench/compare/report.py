@@ -1,0 +1,213 @@
+"""What is made of the rows of a comparison: the chosen learning rates, a Markdown table, pictures.
+
+Called by `engine.py`. Pure: everything here follows from what the results files hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fednc.bench.compare import plots
+from fednc.bench.compare.plan import Comparison, Variant
+
+Result = dict[str, Any]
+Rates = dict[tuple[str, str], float]
+_KNOWN = {"rounds", "accuracy", "best", "last5", "drift", "nc1", "pooled_accuracy", "worst_client"}
+_GEOMETRY = {"drift": "cross-client class drift", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3", "nc4": "NC4"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """All that a comparison gave; `rates` by (setting, variant)."""
+
+    plan: Comparison
+    tuning: list[Result]
+    rates: Rates
+    final: list[Result]
+
+    def of(self, setting: str, variant: str) -> list[Result]:
+        """The final rows of one variant in one setting, one for each seed."""
+        return [row for row in self.final if (row["setting"], row["variant"]) == (setting, variant)]
+
+    def rounds_to_target(self, setting: str, variant: str) -> list[int | None]:
+        """For each seed the first round that reaches the baseline's best with that seed; None: no round does."""
+        targets = {row["seed"]: _best(row) for row in self.of(setting, self.plan.baseline)}
+        return [_first_round(row, targets.get(row["seed"], math.inf)) for row in self.of(setting, variant)]
+
+
+def choose_rates(tuning: Sequence[Result]) -> Rates:
+    """The rate with the best mean of the last five rounds; the smaller one of two that are equal."""
+    rates: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in tuning:
+        rates.setdefault((row["setting"], row["variant"]), []).append((last5(row), -row["lr"]))
+    return {key: -max(found)[1] for key, found in rates.items()}
+
+
+def report(compared: Compared, command: str) -> str:
+    """The comparison as Markdown."""
+    plan, one = compared.plan, compared.final[0]
+    lines = [
+        f"# {plan.name}", "",
+        f"`{command}`, commit {one['commit'] or 'unknown'}, {one['machine']['cpu']} ({one['device']}), "
+        f"torch {one['machine']['torch']}.",
+        f"Test accuracy in %: mean ± standard deviation over seeds {', '.join(map(str, plan.seeds))}. `last 5`: "
+        f"mean of the last five rounds. `rounds`: until the best of {plan.baseline} with that seed is reached; "
+        "mean over the seeds that do. `s per run`: training runs that several variants share are divided by "
+        "their number. The learning rate of each row is its best on a validation split "
+        "(below).", "",
+    ]  # fmt: skip
+    for setting in plan.settings:
+        lines += [f"## {setting.name}", "", *results_table(compared, setting.name), ""]
+        lines += [f"Validation accuracy (last 5, %) by learning rate, seed {plan.tuning.seed}:", ""]
+        lines += [*tuning_table(compared, setting.name), ""]
+    return "\n".join(lines)
+
+
+def results_table(compared: Compared, setting: str) -> Iterator[str]:
+    """The lines of one setting's table."""
+    others = sorted({key for row in compared.final for key in row["summary"] if _is_figure(row, key)})
+    yield from table_head(("variant", "lr", "last 5", "best", "rounds", "drift", "NC1", *others, "s per run"))
+    for variant in compared.plan.variants:
+        cells = _cells(compared, setting, variant, others) or ["not run", *[""] * (len(others) + 6)]
+        yield f"| {variant.name} | {' | '.join(cells)} |"
+
+
+def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[str]) -> list[str]:
+    rows = compared.of(setting, variant.name)
+    if not rows:
+        return []
+    return [
+        f"{compared.rates[setting, variant.tuned_as]:g}", _percent([last5(row) for row in rows]),
+        _percent([_best(row) for row in rows]), _rounds(compared.rounds_to_target(setting, variant.name)),
+        _mean(rows, "drift", ".4f"), _mean(rows, "nc1", ".2f"), *(_figure(rows, key) for key in others),
+        f"{fmean(r['duration_s'] / r.get('shared_by', 1) for r in rows):.0f}",
+    ]  # fmt: skip
+
+
+def _is_figure(row: Result, key: str) -> bool:
+    """Whether the summary has figures under `key` that the table has no column for."""
+    value = row["summary"][key]
+    numbers = value if isinstance(value, list) and value else [value]
+    return key not in _KNOWN and all(isinstance(one, int | float) for one in numbers)
+
+
+def _figure(rows: Sequence[Result], key: str) -> str:
+    """Mean over the seeds; of a list, one mean for each place in it."""
+    values = [row["summary"][key] for row in rows if row["summary"].get(key) is not None]
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    return " / ".join(f"{fmean(place):.4g}" for place in zip(*lists, strict=True)) or "-"
+
+
+def tuning_table(compared: Compared, setting: str) -> Iterator[str]:
+    """The lines of one setting's table of validation accuracy by learning rate; the chosen one is bold."""
+    rates = sorted(compared.plan.tuning.rates)
+    yield from table_head(("variant", *(f"{rate:g}" for rate in rates)))
+    for variant in (one for one in compared.plan.variants if not one.rate_like):
+        found = {
+            row["lr"]: "failed" if row["failed"] else f"{100 * last5(row):.1f}"
+            for row in compared.tuning
+            if (row["setting"], row["variant"]) == (setting, variant.name)
+        }
+        chosen = compared.rates.get((setting, variant.name))
+        if chosen in found:
+            found[chosen] = f"**{found[chosen]}**"
+        yield f"| {variant.name} | {' | '.join(found.get(rate, 'not run') for rate in rates)} |"
+
+
+def table_head(names: Sequence[str]) -> Iterator[str]:
+    """The first two lines of a Markdown table."""
+    yield f"| {' | '.join(names)} |"
+    yield f"|{'---|' * len(names)}"
+
+
+def _percent(shares: Sequence[float]) -> str:
+    spread = f" ± {100 * stdev(shares):.1f}" if len(shares) > 1 else ""
+    return f"{100 * fmean(shares):.1f}{spread}"
+
+
+def _rounds(found: Sequence[int | None]) -> str:
+    reached = [number for number in found if number is not None]
+    share = "" if len(reached) == len(found) else f" ({len(reached)} of {len(found)} seeds)"
+    return (f"{fmean(reached):.1f}" if reached else "-") + share
+
+
+def _mean(rows: Sequence[Result], key: str, form: str) -> str:
+    values = [row["summary"][key] for row in rows if row["summary"].get(key) is not None]
+    return format(fmean(values), form) if values else "-"
+
+
+def last5(row: Result) -> float:
+    """Mean accuracy of the last five rounds."""
+    return float(row["summary"].get("last5") or 0.0)  # a run that failed classifies nothing
+
+
+def _best(row: Result) -> float:
+    return float(row["summary"].get("best") or 0.0)
+
+
+def _first_round(row: Result, target: float) -> int | None:
+    return next((one["round"] for one in row["rounds"] if one.get("accuracy", -1) >= target > 0), None)
+
+
+def draw(compared: Compared, folder: Path) -> None:
+    """For each setting PNG files in `folder`: accuracy, geometry, rounds to target, class means and vectors.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    pictured = compared.plan.pictured or [variant.name for variant in compared.plan.variants]
+    for setting in (setting.name for setting in compared.plan.settings):
+        rows = {variant: compared.of(setting, variant) for variant in pictured}
+        accuracy = {variant: [_curve(row, "accuracy", 100) for row in found] for variant, found in rows.items()}
+        plots.bands(folder / f"{setting}-accuracy.png", {"test accuracy (%)": accuracy})
+        models = _by_models(rows)
+        geometry = {
+            title: {name: [_curve(row, key) for row in found] for name, found in models.items()}
+            for key, title in _GEOMETRY.items()
+        }
+        plots.bands(folder / f"{setting}-geometry.png", geometry)
+        reached = {variant: compared.rounds_to_target(setting, variant) for variant in pictured}
+        title = f"rounds until the best of {compared.plan.baseline}"
+        plots.bars(folder / f"{setting}-rounds.png", reached, title)
+        panels = {name: _alignment(found) for name, found in models.items() if any(map(_aligned, found))}
+        if panels:
+            plots.heat_maps(folder / f"{setting}-alignment.png", panels, _class_names(compared, setting))
+
+
+def _by_models(rows: Mapping[str, list[Result]]) -> dict[str, list[Result]]:
+    """Rows by variant; variants that differ in the read-out alone, whose features are the same, under one name."""
+    named: dict[tuple[str, ...], list[str]] = {}
+    for variant, found in rows.items():
+        models = tuple(str(row.get("training", row["digest"])) for row in found)
+        named.setdefault(models, []).append(variant)
+    return {" = ".join(names): rows[names[0]] for names in named.values()}
+
+
+def _curve(row: Result, key: str, factor: float = 1) -> list[tuple[int, float]]:
+    return [(one["round"], factor * one[key]) for one in row["rounds"] if one.get(key) is not None]
+
+
+def _aligned(row: Result) -> bool:
+    return "alignment" in row
+
+
+def _alignment(rows: Sequence[Result]) -> Tensor:
+    """[K, K], the mean over the seeds."""
+    found = [
+        [[float(value) for value in line.split()] for line in row["alignment"]] for row in filter(_aligned, rows)
+    ]
+    return torch.tensor(found, dtype=torch.float64).nanmean(dim=0)
+
+
+def _class_names(compared: Compared, setting: str) -> list[str]:
+    config = next(row for row in compared.final if row["setting"] == setting)["config"]
+    later = [name for session in config.get("sessions", []) for name in session["classes"]]
+    return [*config["task"]["classes"], *later]

@@ -1,0 +1,104 @@
+"""A folder of results read back, without running anything: what `fednc compare` found, and what is missing of it.
+
+Called by `results_page.py`. The comparison file says what belongs together, the rows say what came out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
+from fednc.bench.compare.report import Compared, Rates, Result, choose_rates
+from fednc.common.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a folder holds of a comparison.
+
+    Attributes:
+        plan: the comparison file.
+        compared: the rows that are there; settings without results of the baseline, and variants without any, are
+            left out. None where nothing is left.
+        there: rows of the comparison file that are there.
+        planned: rows of the comparison file.
+        older: rows shown that were measured with an earlier version of the file, or of a method's defaults.
+    """
+
+    plan: Comparison
+    compared: Compared | None
+    there: int
+    planned: int
+    older: int
+
+
+def read_folder(plan: Comparison, folder: Path) -> Found:
+    """What `folder` holds of `plan`.
+
+    Raises:
+        DataError: a results file cannot be read, or two of them are one run.
+    """
+    results = [_read(path) for path in sorted(folder.glob("*.json"))]
+    tuning, final = ([row for row in results if row["kind"] == kind] for kind in ("tuning", "final"))
+    rates = choose_rates(tuning)
+    wanted = {*_digests(plan, tuning, final, rates)}
+    final = [row for row in final if row["lr"] == _rate(plan, rates, row) and row["seed"] in plan.seeds]
+    tuning, final = _newest(tuning, wanted), _newest(final, wanted)
+    shown = [*tuning, *final]
+    planned = sum(len(plan.tuning.rates) * (not v.rate_like) + len(plan.seeds) for v in plan.variants)
+    return Found(
+        plan=plan, compared=_compared(plan, tuning, final, rates),
+        there=sum(row["digest"] in wanted for row in shown), planned=planned * len(plan.settings),
+        older=sum(row["digest"] not in wanted for row in shown),
+    )  # fmt: skip
+
+
+def _read(path: Path) -> Result:
+    try:
+        found: Result = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise DataError(f"{path} is not a results file: {e}") from e
+    return found
+
+
+def _digests(plan: Comparison, tuning: Sequence[Result], final: Sequence[Result], rates: Rates) -> Iterable[str]:
+    """Of the rows that the comparison file asks for today, given the data and the rates that were found."""
+    rows: list[Row] = []
+    for data in {row["data_sha256"] for row in tuning}:
+        rows += tuning_rows(plan, data)
+    pairs = [(setting.name, variant.tuned_as) for setting in plan.settings for variant in plan.variants]
+    some = {pair: rates.get(pair, plan.tuning.rates[0]) for pair in pairs}  # no row there has a rate not found
+    for data in {row["data_sha256"] for row in final}:
+        rows += final_rows(plan, some, data)
+    return (row.digest for row in rows)
+
+
+def _rate(plan: Comparison, rates: Rates, row: Result) -> float | None:
+    like = {variant.name: variant.tuned_as for variant in plan.variants}.get(row["variant"], "")
+    return rates.get((row["setting"], like))
+
+
+def _newest(rows: Sequence[Result], wanted: set[str]) -> list[Result]:
+    """One row for each run; where the folder has an earlier version of one too, that is left out."""
+    found: dict[tuple[object, ...], Result] = {}
+    for row in sorted(rows, key=lambda row: row["digest"] in wanted):
+        key = (row["setting"], row["variant"], row["seed"], row["lr"])
+        if key in found and row["digest"] not in wanted:
+            raise DataError(f"two results of {key}, neither of today's file: delete the older one")
+        found[key] = row
+    return list(found.values())
+
+
+def _compared(plan: Comparison, tuning: list[Result], final: list[Result], rates: Rates) -> Compared | None:
+    baseline = {(row["setting"], row["seed"]) for row in final if row["variant"] == plan.baseline}
+    final = [row for row in final if (row["setting"], row["seed"]) in baseline]
+    settings = tuple(s for s in plan.settings if s.name in {setting for setting, _ in baseline})
+    variants = tuple(v for v in plan.variants if v.name in {row["variant"] for row in final})
+    if not settings:
+        return None
+    seeds = tuple(sorted({seed for _, seed in baseline}))
+    shown = plan.model_copy(update={"settings": settings, "variants": variants, "seeds": seeds})
+    return Compared(plan=shown, tuning=tuning, rates=rates, final=final)

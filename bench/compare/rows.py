@@ -1,0 +1,148 @@
+"""Runs the rows of a comparison, each in one process with one thread, and keeps one results file for each.
+
+Called by `engine.py`. A row that has its file is not run again, and rows that train alike share one training run
+(`training.py`): then `shared_by` is their number, and `duration_s` what it took for all of them. Processes are
+spawned, never forked.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fednc.bench.compare.plan import Row
+from fednc.bench.compare.training import train
+from fednc.bench.probe import commit, machine
+from fednc.common.errors import DataError, RunFailedError
+from fednc.common.files import write_atomically
+
+Result = dict[str, Any]
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where and how rows run."""
+
+    folder: Path
+    command: str  # as it goes into the files; without paths of this machine
+    device: str = "cpu"
+    workers: int = 1  # one: in this process
+
+
+def run_rows(
+    rows: Sequence[Row], data: Path, bench: Bench, count: Callable[[int], None] = lambda _: None
+) -> list[Result]:
+    """What the files of all rows hold, in order; runs those that have none. `count` hears of rounds that are done.
+
+    Raises:
+        RunFailedError: a process was killed.
+        DataError: a file that is there is not what this program wrote.
+    """
+    there = {row.digest: found for row in rows if (found := read_result(row, bench.folder))}
+    missing = [row for row in rows if row.digest not in there]
+    run = _run_here if bench.workers <= 1 else _run_in_processes
+    count(sum(row.run.all_rounds for row in rows if row.digest in there))
+    there |= {result["digest"]: result for result in run(missing, data, bench, count)}
+    return [there[row.digest] for row in rows]
+
+
+def read_result(row: Row, folder: Path) -> Result | None:
+    """What the row's file holds, if there is one. Raises DataError."""
+    path = folder / row.file_name
+    if not path.exists():
+        return None
+    try:
+        found: Result = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise DataError(f"{path} is not a results file: {e}. Delete it to run that row again") from e
+    if found["digest"] != row.digest:
+        raise DataError(f"{path} holds digest {found['digest']}, its name says another. Delete it to run it again")
+    return found
+
+
+def _trainings(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that one training run settles, together."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.training, []).append(row)
+    return list(found.values())
+
+
+def _run_here(rows: Sequence[Row], data: Path, bench: Bench, count: Callable[[int], None]) -> Iterator[Result]:
+    for together in _trainings(rows):
+        yield from _run(together, data, bench, partial(count, len(together)))
+
+
+def _run_in_processes(
+    rows: Sequence[Row], data: Path, bench: Bench, count: Callable[[int], None]
+) -> Iterator[Result]:
+    context = get_context("spawn")
+    rounds: SimpleQueue[int] = context.SimpleQueue()
+    trainings = _trainings(rows)
+    with ProcessPoolExecutor(bench.workers, context, _start_worker, (rounds,)) as pool:
+        futures = [pool.submit(_run_in_worker, together, data, bench) for together in trainings]
+        open_ = set(futures)
+        try:
+            while open_:
+                open_ = wait(open_, timeout=_POLL_S, return_when=FIRST_EXCEPTION).not_done
+                while not rounds.empty():
+                    count(rounds.get())
+                _raise_first([future for future in futures if future.done()])
+            yield from [result for future in futures for result in future.result()]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _raise_first(done: Sequence[Future[list[Result]]]) -> None:
+    try:
+        for future in done:
+            future.result()
+    except BrokenProcessPool as e:
+        raise RunFailedError("a process of the comparison was killed; start again, finished rows are kept") from e
+
+
+_rounds_of_worker: SimpleQueue[int]
+
+
+def _start_worker(rounds: SimpleQueue[int]) -> None:
+    global _rounds_of_worker
+    _rounds_of_worker = rounds
+
+
+def _run_in_worker(together: Sequence[Row], data: Path, bench: Bench) -> list[Result]:
+    return _run(together, data, bench, lambda: _rounds_of_worker.put(len(together)))
+
+
+def _run(together: Sequence[Row], data: Path, bench: Bench, on_round: Callable[[], None]) -> list[Result]:
+    torch.set_num_threads(1)  # sums round differently with more
+    started = time.monotonic()
+    outcomes = train(together, data, bench.device, on_round)
+    took_s = time.monotonic() - started
+    return [
+        _write(row, outcome, took_s, len(together), bench) for row, outcome in zip(together, outcomes, strict=True)
+    ]
+
+
+def _write(row: Row, outcome: Result, took_s: float, shared_by: int, bench: Bench) -> Result:
+    result = {
+        "digest": row.digest, "training": row.training, "kind": row.kind, "setting": row.setting,
+        "variant": row.variant, "seed": row.seed, "lr": row.lr, **outcome,
+        "duration_s": round(took_s, 2), "shared_by": shared_by, "command": bench.command,
+        "commit": commit(), "machine": machine(), "device": bench.device, "data_sha256": row.data_sha256,
+        "config": row.run.decisive(),
+    }  # fmt: skip
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    write_atomically(bench.folder / row.file_name, text.encode())
+    return result

@@ -1,0 +1,1 @@
+"""What checks and disturbs a federation in containers from outside."""

@@ -1,0 +1,74 @@
+"""Try to get into a server that should not let us in: in plaintext, without a certificate, with a wrong one.
+
+Plain sockets and TLS, so that it is the server's answer that is judged, not a client library's. Used by the
+containers' checks. Each function says how it was refused. Raises ValueError where it was not, OSError where nobody
+is there.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+from fednc.common.security.certificates import issue_to_holder, make_authority
+from fednc.common.security.credentials import Holder, Role
+
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_FRAME_BYTES, _SETTINGS = 9, 4  # an HTTP/2 server that takes us in answers with a settings frame
+_TIMEOUT_S = 10.0
+_FOREIGN_LIFETIME = timedelta(hours=1)
+
+
+def knock_in_plaintext(server: str) -> str:
+    """HTTP/2 without TLS."""
+    return _knock(server, None)
+
+
+def knock_without_certificate(server: str) -> str:
+    """TLS without showing who we are."""
+    return _knock(server, _context())
+
+
+def knock_with_foreign_one(server: str) -> str:
+    """TLS with a certificate that names a node and comes from an authority of our own."""
+    authority = make_authority("nobody", _FOREIGN_LIFETIME)
+    pair = issue_to_holder(authority, Holder(Role.NODE, "edge-0"), _FOREIGN_LIFETIME)
+    context = _context()
+    with tempfile.TemporaryDirectory() as folder:
+        both = Path(folder) / "pair.pem"
+        both.write_bytes(pair.cert_pem + pair.key_pem)
+        context.load_cert_chain(both)
+    return _knock(server, context)
+
+
+def _context() -> ssl.SSLContext:
+    """Does not look at the server's certificate: it is the server that has to look at ours."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _knock(server: str, context: ssl.SSLContext | None) -> str:
+    host, _, port = server.rpartition(":")
+    door: socket.socket = socket.create_connection((host, int(port)), timeout=_TIMEOUT_S)
+    try:
+        if context:
+            door = context.wrap_socket(door, server_hostname=host)
+        door.sendall(_HTTP2_HELLO)
+        answer = door.recv(_FRAME_BYTES)
+    except ssl.SSLError as e:
+        if "ALERT" not in str(e.reason):
+            raise ValueError(f"the server speaks no TLS 1.3: {e}") from e
+        return f"TLS alert {e.reason}"
+    except ConnectionError as e:
+        return f"closed ({type(e).__name__})"
+    finally:
+        door.close()
+    if answer[3:4] == bytes([_SETTINGS]):
+        raise ValueError("the server let us in")
+    return "closed without a word of HTTP/2"

@@ -1,0 +1,138 @@
+"""Check a federation in containers from outside: `python -m fednc.bench.containers.verify RUN.toml FOLDER ...`.
+
+Run by the `verify` service of docker-compose.yml. Prints each check; exit code 0 only if all hold. Looks at the
+machine, at the door and at the records; has no credential of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fednc.bench.containers import run_records, unauthorised_access
+from fednc.bench.containers.processes import Process, await_node
+from fednc.common.config.run import RunConfig, read_run_file
+
+DOOR_TRIED = Path(tempfile.gettempdir()) / "door-tried"  # the healthcheck that lets the last client start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What the run should be."""
+
+    run: RunConfig
+    folder: Path
+    server: str
+    clients: tuple[str, ...]
+    data: str  # of the reference run; empty: no such run
+    lost: str  # NAME@N: this client was killed in the round after the N-th
+    resumed: int  # the server was killed in the round after this one; 0: it was not
+    give_up: float  # monotonic time
+
+
+def check_all(expected: Expected, report: Callable[[str], None]) -> bool:
+    """Make every check and report each; whether all of them hold."""
+    fine = [_check(title, check, report) for title, check in _door_checks(expected.server).items()]
+    DOOR_TRIED.touch()
+    fine += [_check(title, check, report) for title, check in _run_checks(expected).items()]
+    report(f"{sum(fine)} of {len(fine)} checks hold")
+    return all(fine)
+
+
+def titles(clients: Sequence[str], *, lost: str = "", resumed: int = 0) -> set[str]:
+    """What is checked in a stack of these clients."""
+    expected = Expected(
+        run=RunConfig(), folder=Path(), server="", clients=tuple(clients), data="any", lost=lost, resumed=resumed,
+        give_up=0.0,
+    )  # fmt: skip
+    return {*_door_checks(""), *_run_checks(expected)}
+
+
+def _check(title: str, check: Callable[[], str], report: Callable[[str], None]) -> bool:
+    try:
+        report(f"ok      {title}: {check()}")
+    except (LookupError, OSError, ValueError) as e:
+        report(f"FAILED  {title}: {e}")
+        return False
+    return True
+
+
+def _door_checks(server: str) -> dict[str, Callable[[], str]]:
+    return {
+        "plaintext is refused": lambda: unauthorised_access.knock_in_plaintext(server),
+        "a connection without a certificate is refused": lambda: unauthorised_access.knock_without_certificate(
+            server
+        ),
+        "a certificate of another authority is refused": lambda: unauthorised_access.knock_with_foreign_one(
+            server
+        ),
+    }
+
+
+def _run_checks(expected: Expected) -> dict[str, Callable[[], str]]:
+    folder, names = expected.folder, expected.clients
+    checks: dict[str, Callable[[], str]] = {
+        f"{name} is not root": lambda name=name: confined(await_node(name, expected.give_up))  # type: ignore[misc]
+        for name in ("server", *names)
+    }
+    checks["the records name the clients"] = lambda: run_records.check_names(folder, names, expected.give_up)
+    if expected.lost:
+        name, _, after = expected.lost.partition("@")
+        checks["a client was killed in mid-round"] = lambda: run_records.check_lost(folder, name, int(after))
+    if expected.resumed:
+        checks["the server was killed in mid-round"] = lambda: run_records.check_resumed(folder, expected.resumed)
+    if expected.data:
+        checks["the model is the one of an in-process run"] = lambda: run_records.check_model(
+            folder, expected.run, names, expected.data
+        )
+    return checks
+
+
+def confined(process: Process) -> str:
+    """What a process may do: nothing. Raises ValueError for one with any privilege."""
+    if 0 in process.uids or process.capabilities or process.may_gain:
+        raise ValueError(
+            f"process {process.pid} has user ids {sorted(process.uids)}, capabilities {process.capabilities:#x}, "
+            f"and {'may' if process.may_gain else 'may not'} gain more; see user, cap_drop, security_opt"
+        )
+    return f"user {max(process.uids)}, no capability, no way to gain any"
+
+
+def main() -> int:
+    """Check what the command line describes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_file", type=Path)
+    parser.add_argument("folder", type=Path, help="folder of the run, there or not yet")
+    parser.add_argument("--server", required=True, metavar="HOST:PORT")
+    parser.add_argument(
+        "--clients", required=True, metavar="A,B,...", help="names; the I-th has part I of the split"
+    )
+    parser.add_argument(
+        "--data", default="", metavar="SPEC", help="clients' data; without it the model is not checked"
+    )
+    parser.add_argument("--lost", default="", metavar="NAME@N", help="client killed in the round after the N-th")
+    parser.add_argument(
+        "--resumed", default=0, type=int, metavar="N", help="server killed in the round after the N-th"
+    )
+    parser.add_argument("--patience-s", default=300.0, type=float, help="seconds for the run to end")
+    args = parser.parse_args()
+    expected = Expected(
+        run=read_run_file(args.run_file), folder=args.folder, server=args.server,
+        clients=tuple(args.clients.split(",")), data=args.data, lost=args.lost, resumed=args.resumed,
+        give_up=time.monotonic() + args.patience_s,
+    )  # fmt: skip
+    return 0 if check_all(expected, _say) else 1
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a round costs on the link, beside bare gRPC and stock Flower."""

@@ -1,0 +1,214 @@
+"""fednc's Flower ClientApp: trains, embeds and evaluates what the server asks for.
+
+Runs unchanged inside our link and on stock Flower. What outlives a message is in `resident_run.py`
+(loaded once) and `client/training/round_state.py` (remembered).
+"""
+
+from __future__ import annotations
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from fednc.client.app.initialisation import Volunteer
+from fednc.client.app.resident_run import Resident, resident
+from fednc.client.app.withheld_sums import fitting_batch, sendable
+from fednc.client.link.work_hooks import CURRENT
+from fednc.client.training import trainer
+from fednc.client.training.method_terms import additions
+from fednc.client.training.round_state import Past
+from fednc.common import seeds, versions
+from fednc.common.config.run import RunConfig, parse_run_json
+from fednc.common.errors import ProtocolError
+from fednc.common.learning.class_memory import ClassSums
+from fednc.common.learning.memory_controls import with_own_means
+from fednc.common.learning.round_context import Guide
+from fednc.common.tasks.api import TaskData
+from fednc.common.tasks.stages import Stage
+from fednc.common.wire import arrays, messages, update_codec
+from fednc.common.wire.messages import (
+    CLASS_COUNTS,
+    EXAMPLES,
+    EXTRA,
+    HELD_OUT,
+    METRICS,
+    MODEL,
+    STATS,
+    SUMS,
+    WITHHELD,
+    Instruction,
+)
+from fednc.common.wire.records import record_of
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Local training from the global model; the update and, when asked for, the class sums of its result."""
+    order, here, stage = _prepare(message, context)
+    mine, _ = here.at(stage)
+    guide = _guide(message, here, order.server_round, mine)
+    global_state = _load_model(message, here)
+    if here.run.method.trains_with_memory and guide.memory_ramp > 0:
+        guide = _own(guide, here, mine)
+    keys = here.task.trained_keys(here.model, stage)
+    past = Past(context.state, order.server_round)
+    added = additions(here.run.method, here.model, messages.extra_of(message.content), past)
+    section = stage.train
+    batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
+    if batch != section.batch:
+        section = section.model_copy(update={"batch": batch})
+    torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
+    result = trainer.train(
+        here.task, here.model, mine, guide.to(here.device), section, stage.round_within(order.server_round),
+        seeds.generator(here.run.seed, "batches", order.server_round, here.node), CURRENT.get(), added,
+        frozen=set(global_state) - set(keys),
+    )  # fmt: skip
+    here.task.before_upload(here.model, global_state)
+    content = RecordDict({MODEL: _encode(here, keys, global_state, past)})
+    news = {key: value for one in added for key, value in one.finish().items()}
+    if news:
+        content[EXTRA] = arrays.to_record(news)
+    if order.wants_sums:
+        content[SUMS] = messages.sums_record(_sent(here, mine, stage, "local")[0])
+    metrics = {f"loss/{name}": value for name, value in result.losses.items()}
+    content[METRICS] = MetricRecord(
+        {EXAMPLES: mine.examples, "steps": result.steps, "seconds": result.seconds, **metrics}
+    )
+    return Message(content, reply_to=message)
+
+
+@app.query("memory")
+def memory(message: Message, context: Context) -> Message:
+    """Class sums of the global model's features over this client's training data."""
+    _, here, stage = _prepare(message, context)
+    _load_model(message, here)
+    mine, _ = here.at(stage)
+    sums, withheld = _sent(here, mine, stage, "global")
+    metrics = MetricRecord({EXAMPLES: mine.examples, WITHHELD: withheld})
+    return Message(RecordDict({SUMS: messages.sums_record(sums), METRICS: metrics}), reply_to=message)
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """What this client holds; loads it."""
+    _, here, stage = _prepare(message, context)
+    mine, held_out = here.at(stage)
+    metrics = {EXAMPLES: mine.examples, HELD_OUT: held_out.examples}
+    counts = MetricRecord({**metrics, CLASS_COUNTS: mine.count_K.tolist()})
+    return Message(RecordDict({METRICS: counts}), reply_to=message)
+
+
+@app.query("init_gradient")
+def init_gradient(message: Message, context: Context) -> Message:
+    """Direction and norm of this client's gradient at scales of the drawn weights."""
+    return Message(_volunteer(message, context).gradient(message.content), reply_to=message)
+
+
+@app.query("init_slope")
+def init_slope(message: Message, context: Context) -> Message:
+    """How what the initialisation minimises changes with these scales, as far as it is this client's."""
+    return Message(_volunteer(message, context).slope(message.content), reply_to=message)
+
+
+@app.query("init_scales")
+def init_scales(message: Message, context: Context) -> Message:
+    """Scales that this client learns alone."""
+    return Message(_volunteer(message, context).scales(), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Additive statistics of the global model over what this client holds out."""
+    order, here, stage = _prepare(message, context)
+    mine, held_out = here.at(stage)
+    guide = _guide(message, here, order.server_round, mine)
+    _load_model(message, here)
+    if here.run.method.uses_memory:
+        guide = _own(guide, here, mine)
+    stats = trainer.evaluate(
+        here.task, here.model, held_out, guide.to(here.device), here.run.evaluate.batch, CURRENT.get()
+    )
+    content = RecordDict({STATS: arrays.to_record(stats)})
+    content[METRICS] = MetricRecord({EXAMPLES: held_out.examples})
+    return Message(content, reply_to=message)
+
+
+def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident, Stage]:
+    order = Instruction.of(message)
+    run = parse_run_json(order.run_json, source="the server's run file")
+    _check_versions(order, run)
+    here = resident(context, run)
+    return order, here, here.task.stage(order.server_round)
+
+
+def _check_versions(order: Instruction, run: RunConfig) -> None:
+    """Raises ProtocolError: the server trains with another version, which would spoil the model unnoticed."""
+    if len(order.versions) != 3:
+        return  # of a server that does not say yet
+    software, task, method = versions.of_run(run)
+    problem = (
+        versions.package_differs(software, order.versions[0], "the server")
+        or versions.entry_differs("task", task, order.versions[1:2], "the server")
+        or versions.entry_differs("method", method, order.versions[2:], "the server")
+    )
+    if problem:
+        raise ProtocolError(problem)
+
+
+def _volunteer(message: Message, context: Context) -> Volunteer:
+    order, here, stage = _prepare(message, context)
+    mine, _ = here.at(stage)
+    guide = _guide(message, here, order.server_round, mine)
+    _load_model(message, here)
+    return Volunteer(here, mine, guide, CURRENT.get())
+
+
+def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) -> Guide:
+    guide = messages.guide_of(message.content, here.run.method, server_round, mine.count_K)
+    return here.task.within_stage(guide, server_round)
+
+
+def _load_model(message: Message, here: Resident) -> dict[str, Tensor]:
+    record = record_of(message.content, MODEL, ArrayRecord)
+    state = arrays.from_record(record) if record else {}
+    expected = here.task.shared_keys(here.model)
+    if list(state) != expected:
+        odd = sorted(set(state) ^ set(expected))[:5]
+        raise ProtocolError(f"the server's model is not this task's: keys differ, for instance {odd}")
+    here.model.load_state_dict(state, strict=False)
+    return state
+
+
+def _encode(here: Resident, keys: list[str], global_state: dict[str, Tensor], past: Past) -> ArrayRecord:
+    state = here.model.state_dict()
+    trained = {key: state[key] for key in keys}
+    update, left = update_codec.encode_update(trained, global_state, here.run.link.codec, past.read("residual"))
+    if left:
+        past.write("residual", left)
+    return update
+
+
+def _own(guide: Guide, here: Resident, mine: TaskData) -> Guide:
+    """With this client's own class means of the model it was sent, where they stand in for the class memory."""
+    if here.run.method.memory_source != "own":
+        return guide
+    return with_own_means(guide, _sums(here, mine, torch.ones_like(mine.count_K, dtype=torch.bool)))
+
+
+def _sums(here: Resident, mine: TaskData, summed_K: Tensor, *, moment: bool = False) -> ClassSums:
+    batch, hooks = here.run.evaluate.batch, CURRENT.get()
+    return trainer.class_sums(here.task, here.model, mine, batch, hooks, summed_K, moment=moment)
+
+
+def _sent(here: Resident, mine: TaskData, stage: Stage, model: str) -> tuple[ClassSums, int]:
+    """What of the class sums of a model leaves this machine, and how many classes do not; said once in a stage.
+
+    Second moments go in the first stage alone: what is embedded is frozen in sessions, which bring few examples.
+    """
+    told = here.told.setdefault(stage.number, set())
+    summed_K = sendable(mine.count_K, here.min_sum_examples, here.task.class_names, told)
+    moment = here.run.method.needs_moments(model, is_first=stage.is_first)
+    return _sums(here, mine, summed_K, moment=moment), int((~summed_K).sum())

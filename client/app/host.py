@@ -1,0 +1,87 @@
+"""Runs a Flower ClientApp inside the link: builds its context, prepares its data before round 1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import Context, Message, RecordDict
+from flwr.app.user_config import UserConfigValue
+
+from fednc.client.app.resident_run import forget, resident
+from fednc.common import flower_adapter
+from fednc.common.config.run import parse_run_json
+from fednc.protos import federation_pb2 as pb
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """What a client brings of its own.
+
+    Attributes:
+        min_sum_examples: it sends no class sum over fewer of its examples; a run may ask for more, not for less.
+        min_batch: it trains on no batch of fewer of its examples, not even the last of an epoch.
+        secret: where there is one, what it holds out and the order of its batches follow from it, and no server
+            knows or chooses them.
+    """
+
+    name: str
+    data: str
+    device: str = "auto"
+    val_share: float = 0.1
+    min_sum_examples: int = 0
+    min_batch: int = 0
+    secret: str = ""
+
+
+class AppHost:
+    """fednc's own app in the link."""
+
+    def __init__(self, config: ClientConfig, app: Callable[[Message, Context], Message]) -> None:
+        self._config, self._app = config, app
+        self._context: Context | None = None
+
+    def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
+        """Load task, model and data of the run. Raises ConfigError, DataError."""
+        run = parse_run_json(welcome.run_json, source="the server's run file (is its fednc newer than this one?)")
+        self._context = self._make_context(welcome)
+        here = resident(self._context, run)
+        return pb.Declaration(
+            examples=here.train.examples,
+            held_out=here.held_out.examples,
+            class_counts=here.train.count_K.tolist(),
+            device=str(here.device),
+            pid=os.getpid(),
+        )
+
+    def _make_context(self, welcome: pb.Welcome) -> Context:
+        settings: dict[str, UserConfigValue] = {
+            "name": self._config.name,
+            "data": self._config.data,
+            "device": self._config.device,
+            "val-share": self._config.val_share,
+            "min-sum-examples": self._config.min_sum_examples,
+            "min-batch": self._config.min_batch,
+            "secret": self._config.secret,
+        }
+        if welcome.HasField("part"):
+            settings |= {"partition-id": welcome.part.index, "num-partitions": welcome.part.of}
+        return Context(
+            run_id=flower_adapter.run_number(welcome.run_id),
+            node_id=welcome.node_id,
+            node_config=settings,
+            state=RecordDict(),
+            run_config={},
+        )
+
+    def work(self, message: Message) -> Message:
+        """Answer one instruction."""
+        assert self._context is not None
+        return self._app(message, self._context)
+
+    def leave(self) -> None:
+        """Free what the run held."""
+        if self._context is not None:
+            forget(self._context)
+            self._context = None

@@ -1,0 +1,1 @@
+"""The client's connection to the server: assignments, transfers, the worker that runs the app."""

@@ -1,0 +1,42 @@
+"""Blobs this client already has, so that a frame or an unchanged model travels once. Used by the link alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from fednc.common.wire.arrays import Buffer
+from fednc.common.wire.protocol import REMEMBERED_ASSIGNMENTS
+
+
+class BlobCache:
+    """Blobs of the last few assignments, by fingerprint."""
+
+    def __init__(self, remembered_assignments: int = REMEMBERED_ASSIGNMENTS) -> None:
+        self._blobs: dict[bytes, Buffer] = {}
+        self._recent: deque[frozenset[bytes]] = deque(maxlen=remembered_assignments)
+
+    def lacking(self, digests: Iterable[bytes]) -> list[bytes]:
+        """Those that must be downloaded, each once, in order."""
+        return [d for d in dict.fromkeys(digests) if d not in self._blobs]
+
+    def add(self, digest: bytes, data: Buffer) -> None:
+        """Remember one blob until enough assignments did without it."""
+        self._blobs[digest] = data
+
+    def __getitem__(self, digest: bytes) -> Buffer:
+        """One blob, which an app may read and not change: it may be the next assignment's too."""
+        return memoryview(self._blobs[digest]).toreadonly()
+
+    def settle(self, digests: Iterable[bytes]) -> None:
+        """An assignment with these blobs is complete; forget what the last few did not use."""
+        self._recent.append(frozenset(digests))
+        wanted = frozenset().union(*self._recent)
+        places = {_place(self._blobs.pop(digest)) for digest in set(self._blobs) - wanted}
+        for digest, data in self._blobs.items():
+            if _place(data) in places:  # what came together lies together, and would all stay
+                self._blobs[digest] = bytes(data)
+
+
+def _place(data: Buffer) -> int:
+    return id(memoryview(data).obj)

@@ -1,0 +1,221 @@
+"""The resident gRPC link of one client: attend, declare, work, reply, come back when the connection breaks.
+
+Runs on an event loop; the app (blocking: data, training) runs in a worker thread. Knows no task and no method;
+`Host` is all it asks of the app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+from flwr.app import Message
+
+from fednc.client.link.channel import Credentials, open_channel
+from fednc.client.link.connection import Events, Session, attend_request, read_event, send_word
+from fednc.client.link.connection_errors import explain, final_reason, is_expired_refusal
+from fednc.client.link.credential_renewal import Renewing
+from fednc.client.link.http_proxy import proxy_on_the_way
+from fednc.client.link.reconnect_messages import Patience
+from fednc.client.link.transfer import make_stub, session_metadata
+from fednc.client.link.worker import BACKOFF_S, BeforeDownload, Worker, accept_any_size, jittered
+from fednc.common.errors import RefusedError
+from fednc.common.reasons import refusal_of
+from fednc.common.wire.protocol import LONG_TEXT, WHOLE_BYTES, one_line
+from fednc.protos import federation_pb2 as pb
+
+log = logging.getLogger("fednc.client")
+
+_FINAL = (
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+_SAY_SO_EVERY_S = 10.0
+_ATTENDED_S = 1.0  # who was connected for so long comes back at once
+
+
+class Host(Protocol):
+    """What runs inside the link."""
+
+    def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
+        """Get ready for a run; blocking. Raises FedncError when this client cannot take part."""
+
+    def work(self, message: Message) -> Message:
+        """Answer one instruction; blocking."""
+
+    def leave(self) -> None:
+        """The run is over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkConfig:
+    """How to reach the server and as whom."""
+
+    server: str
+    name: str
+    credentials: Credentials | None = None  # None: plaintext
+    part: pb.Part | None = None
+    tasks: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    app: str = ""  # name and version of a foreign Flower app; empty: fednc's own
+    app_code: str = ""  # fingerprint of its code
+    liveness_s: float = 5.0
+    once: bool = False
+    before_download: BeforeDownload = accept_any_size  # may refuse what an instruction brings
+    direct: bool = False  # past any proxy
+    admit: Callable[[int], None] = lambda _size: None  # raises where a download has too many bytes
+
+
+class Link:
+    """One client's link to one server."""
+
+    def __init__(self, config: LinkConfig, host: Host) -> None:
+        self._config, self._host = config, host
+        self._instance = secrets.token_bytes(8)
+        self._worker = Worker(host, config.before_download, config.admit, packs=bool(config.app))
+        self._run_id = ""
+        self._declaration: pb.Declaration | None = None
+        self._standing = pb.Declaration.READY
+        self._keys = Renewing(config.credentials)
+        self._proxy = proxy_on_the_way(config.server, direct=config.direct)
+        self._patience = Patience(config.server, _SAY_SO_EVERY_S)
+
+    async def run(self) -> pb.RunOver:
+        """Attend until the run is over (`once`) or for ever.
+
+        Raises:
+            RefusedError: the server will not have this client.
+            FedncError: this client cannot take part in the run.
+        """
+        worker = asyncio.create_task(self._worker.work_for_ever())
+        try:
+            while True:
+                over = await self._attend_patiently()
+                log.info("run %s is over: %s", self._run_id, one_line(over.reason, LONG_TEXT))
+                self._leave_run()
+                if self._config.once:
+                    return over
+                self._patience.wait_for_next_run()
+        finally:
+            self._worker.cancel_all()
+            worker.cancel()
+
+    # ---- how this client stands --------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Hold at the next batch, want no more work, and let the server know."""
+        log.info("paused: work holds at its next batch")
+        self._worker.running.clear()
+        self._stand(pb.Declaration.PAUSED)
+
+    def resume(self) -> None:
+        """Go on where `pause` held."""
+        log.info("going on")
+        self._worker.running.set()
+        self._stand(pb.Declaration.READY)
+
+    async def drain(self) -> None:
+        """Want no more work; return when what is at hand is settled, or cannot be."""
+        self._worker.running.set()
+        self._stand(pb.Declaration.LEAVING)
+        if session := self._worker.session:
+            with suppress(TimeoutError):  # the word must be out before we are
+                await asyncio.wait_for(session.outbox.join(), self._config.liveness_s)
+        await self._worker.drain()
+
+    def _stand(self, standing: pb.Declaration.Standing) -> None:
+        self._standing = standing
+        session = self._worker.session
+        if session and self._declaration and self._declaration.standing != standing:
+            self._declaration.standing = standing
+            session.outbox.put_nowait(self._declaration)
+
+    # ---- attending -----------------------------------------------------------------------------------------
+
+    async def _attend_patiently(self) -> pb.RunOver:
+        """Attend, and come back after broken connections, with growing and jittered pauses."""
+        pause_s = BACKOFF_S[0]
+        while True:
+            started = time.monotonic()
+            try:
+                return await self._attend()
+            except grpc.aio.AioRpcError as e:
+                if e.code() in _FINAL:
+                    raise RefusedError(final_reason(e, self._config.credentials, self._proxy)) from e
+                if is_expired_refusal(e, self._config.credentials):
+                    raise RefusedError("this client's certificate has expired; the operator can renew it") from e
+                self._patience.note(explain(e, self._config.credentials, self._proxy))
+            if time.monotonic() - started > _ATTENDED_S:
+                pause_s = BACKOFF_S[0]  # it was a long attendance, not a failed attempt
+            await asyncio.sleep(jittered(pause_s))
+            pause_s = min(2 * pause_s, BACKOFF_S[1])
+
+    async def _attend(self) -> pb.RunOver:
+        config = self._config
+        opened = open_channel(config.server, self._keys, config.liveness_s, direct=config.direct)
+        async with opened as channel:
+            stub = make_stub(channel)
+            call = stub.Attend(attend_request(config, self._instance))
+            try:
+                welcome = (await read_event(call)).welcome
+                self._patience.connected()
+                liveness_s = welcome.liveness_s or config.liveness_s
+                metadata = session_metadata(welcome.session)
+                session = Session(stub, metadata, liveness_s, min(welcome.whole_bytes, WHOLE_BYTES))
+                reporter = asyncio.create_task(send_word(session))
+                try:
+                    await self._declare(welcome, session)
+                    self._worker.connect(session)
+                    self._stand(self._standing)
+                    session.hear()
+                    return await self._listen(call, session)
+                finally:
+                    reporter.cancel()
+            finally:
+                call.cancel()
+                self._worker.disconnect()
+
+    async def _declare(self, welcome: pb.Welcome, session: Session) -> None:
+        if welcome.run_id != self._run_id:
+            self._leave_run()
+            self._run_id = welcome.run_id
+        if self._declaration is None:
+            log.info("run %s at %s: loading data", welcome.run_id, self._config.server)
+            try:
+                self._declaration = await asyncio.to_thread(self._host.prepare, welcome)
+            except Exception as e:  # whatever it is, the server must hear of it
+                log.error("this client cannot take part: %s: %s", type(e).__name__, e)  # the details stay here
+                refusal = pb.Declaration(problem=refusal_of(e))
+                await session.stub.Declare(refusal, metadata=session.metadata)
+                raise
+        self._declaration.standing = self._standing
+        await session.stub.Declare(self._declaration, metadata=session.metadata)
+        holds = f"{self._declaration.examples} examples on " if self._declaration.examples else ""
+        log.info("ready: %s%s", holds, self._declaration.device)
+
+    async def _listen(self, call: Events, session: Session) -> pb.RunOver:
+        while True:
+            event = await session.next_event(call)
+            if event.HasField("assignment"):
+                self._worker.accept(event.assignment)
+            elif event.HasField("cancel"):
+                self._worker.cancel(event.cancel)
+            elif event.HasField("run_over"):
+                return event.run_over
+
+    def _leave_run(self) -> None:
+        if self._run_id:
+            self._host.leave()
+        self._worker.forget_run()
+        self._run_id, self._declaration = "", None

@@ -1,0 +1,263 @@
+"""The bytes of one assignment: download what did not come with it, upload the reply, continue what broke off.
+
+Used by the link; knows nothing of apps or rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import grpc
+from flwr.app import Message, RecordDict
+
+from fednc.client.link.blob_cache import BlobCache
+from fednc.common import fault_injection
+from fednc.common.errors import ProtocolError
+from fednc.common.flower_adapter import APP_ERROR
+from fednc.common.wire import framing, records
+from fednc.common.wire.arrays import Buffer, new_buffers
+from fednc.common.wire.checksum import Fingerprint, fingerprint
+from fednc.common.wire.framing import Data, Piece
+from fednc.common.wire.protocol import CHUNK_BYTES, SESSION_KEY, UPWARD_LIMIT_BYTES, WHOLE_BYTES
+from fednc.protos import federation_pb2 as pb
+from fednc.protos import federation_pb2_grpc as rpc
+
+_TRIES = 3
+_DIGESTS = 1 << 14  # in one request; the server takes a few times as many
+_HEADER_BYTES = UPWARD_LIMIT_BYTES - WHOLE_BYTES - 1024  # the rest is for the data and their heads
+_SMALL_BYTES = 256 << 10  # hashed sooner than a thread takes over
+Metadata = tuple[tuple[str, bytes], ...]
+Call = grpc.aio.StreamStreamCall[pb.UploadFrame | Piece, pb.UploadEvent]
+
+
+def make_stub(channel: grpc.aio.Channel) -> rpc.FederationStub:
+    """The generated stub, but its two calls of bulk data skip protobuf's copies."""
+    stub, service = rpc.FederationStub(channel), pb.DESCRIPTOR.services_by_name["Federation"].full_name
+    stub.Download = channel.unary_stream(
+        f"/{service}/Download", pb.DownloadRequest.SerializeToString, framing.unpack_chunk
+    )
+    stub.Upload = channel.stream_stream(f"/{service}/Upload", framing.pack_frame, pb.UploadEvent.FromString)
+    return stub
+
+
+def session_metadata(session: bytes) -> Metadata:
+    """Metadata that ties a call to its node."""
+    return ((SESSION_KEY, session),)
+
+
+def take_along(blobs: Iterable[bytes], manifest: pb.Manifest, cache: BlobCache) -> None:
+    """Into the cache with blobs that came with an assignment. One that is damaged is none, and downloaded."""
+    wanted = {meta.digest for meta in records.metas_of(manifest)}
+    for blob in blobs:
+        data = _arrived(blob)
+        if (digest := fingerprint(data)) in wanted:
+            cache.add(digest, data)
+
+
+async def fetch_content(
+    stub: rpc.FederationStub,
+    metadata: Metadata,
+    manifest: pb.Manifest,
+    cache: BlobCache,
+    hear: Callable[[], None] = lambda: None,
+    admit: Callable[[int], None] = lambda _size: None,
+) -> RecordDict:
+    """The content of an assignment, downloading only the blobs that the cache lacks.
+
+    `hear` is called as they come; `admit` before, with their bytes, and raises where these are too many.
+
+    Raises:
+        ProtocolError: bytes that do not match their digest.
+    """
+    used: list[bytes] = []
+    if manifest.HasField("packed"):
+        packed = manifest.packed
+        used.append(packed.digest)
+        await _fetch(stub, metadata, {packed.digest: packed.size}, cache, hear, admit)
+        manifest = await asyncio.to_thread(records.unpack, manifest, cache[packed.digest])
+    metas = list(records.metas_of(manifest))
+    used += [meta.digest for meta in metas]
+    await _fetch(stub, metadata, {meta.digest: meta.size for meta in metas}, cache, hear, admit)
+    buffers = iter([cache[meta.digest] for meta in metas])
+    if len(used) > len(metas):  # it was packed: what is built of it is large
+        content = await asyncio.to_thread(records.from_manifest, manifest, buffers)
+    else:
+        content = records.from_manifest(manifest, buffers)
+    cache.settle(used)
+    return content
+
+
+async def _fetch(
+    stub: rpc.FederationStub,
+    metadata: Metadata,
+    sizes: dict[bytes, int],
+    cache: BlobCache,
+    hear: Callable[[], None],
+    admit: Callable[[int], None],
+) -> None:
+    """Into the cache what it lacks."""
+    lacking = cache.lacking(sizes)
+    if lacking:
+        admit(sum(sizes[digest] for digest in lacking))
+    for start in range(0, len(lacking), _DIGESTS):
+        part = {digest: sizes[digest] for digest in lacking[start : start + _DIGESTS]}
+        await _download(stub, metadata, part, cache, hear)
+
+
+async def _download(
+    stub: rpc.FederationStub,
+    metadata: Metadata,
+    sizes: dict[bytes, int],
+    cache: BlobCache,
+    hear: Callable[[], None],
+) -> None:
+    buffers = dict(zip(sizes, new_buffers(sizes.values()), strict=True))
+    call = stub.Download(pb.DownloadRequest(digests=list(sizes)), metadata=metadata)
+    await _fill(list(buffers.values()), call, hear)
+    filled, small = list(buffers.values()), sum(sizes.values()) <= _SMALL_BYTES
+    checked = _fingerprints(filled) if small else await asyncio.to_thread(_fingerprints, filled)
+    for digest, found in zip(buffers, checked, strict=True):
+        if digest != found:
+            raise ProtocolError(f"a download of {len(buffers[digest])} bytes does not match its digest")
+        cache.add(digest, buffers[digest])
+
+
+def _fingerprints(buffers: list[memoryview]) -> list[bytes]:
+    return [fingerprint(buffer) for buffer in buffers]
+
+
+async def _fill(
+    targets: list[memoryview], call: grpc.aio.UnaryStreamCall[pb.DownloadRequest, Data], hear: Callable[[], None]
+) -> None:
+    targets = [t for t in targets if len(t)]
+    async for chunk in call:
+        hear()
+        data = memoryview(_arrived(chunk))
+        while data:
+            if not targets:
+                raise ProtocolError("a download is longer than announced")
+            taken = min(len(data), len(targets[0]))
+            targets[0][:taken] = data[:taken]
+            data, targets[0] = data[taken:], targets[0][taken:]
+            if not targets[0]:
+                targets.pop(0)
+    if targets:
+        raise ProtocolError("a download is shorter than announced")
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """A finished piece of work, kept until the server has settled it."""
+
+    id: pb.AssignmentId
+    manifest: pb.Manifest = field(default_factory=pb.Manifest)
+    buffers: tuple[Buffer, ...] = ()
+    failure: pb.Failure | None = None
+    upload_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+
+    @classmethod
+    def of(cls, work_id: pb.AssignmentId, message: Message, *, packs: bool = False) -> Reply:
+        """The reply that an app returned; `packs`: what is large outside arrays goes as bulk.
+
+        Raises:
+            ContentError: it holds what cannot be sent.
+        """
+        if message.has_error():
+            return cls(work_id, failure=pb.Failure(kind=APP_ERROR, reason=message.error.reason or ""))
+        manifest = records.to_manifest(message.content, with_digests=False)
+        buffers = tuple(array.data for array in records.arrays_of(message.content))
+        if packs and manifest.ByteSize() > WHOLE_BYTES:
+            manifest, data = records.pack(manifest, with_digest=False)
+            buffers = (data, *buffers)
+        return cls(work_id, manifest, buffers)
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return sum(len(buffer) for buffer in self.buffers)
+
+    @property
+    def header(self) -> pb.UploadHeader:
+        """What comes before the data. Raises ProtocolError where it is too long to travel."""
+        header = pb.UploadHeader(
+            id=self.id, upload_id=self.upload_id, manifest=self.manifest, failure=self.failure
+        )
+        if header.ByteSize() > _HEADER_BYTES:
+            raise ProtocolError(f"a manifest of {header.ByteSize()} bytes; at most {_HEADER_BYTES} travel")
+        return header
+
+
+async def send_reply(
+    stub: rpc.FederationStub, metadata: Metadata, reply: Reply, whole_bytes: int = 0
+) -> pb.Receipt:
+    """Upload a reply: in one message up to `whole_bytes` of data, else from where the server says it left off.
+
+    Raises:
+        ProtocolError: the server does not keep to the agreement, or the reply's manifest is too long.
+        grpc.RpcError: the connection broke; call again with the same reply to continue.
+    """
+    send = _send_whole if whole_bytes and reply.size <= whole_bytes else _send_in_frames
+    for _ in range(_TRIES):
+        receipt = await send(stub, metadata, reply)
+        if receipt.outcome != pb.Receipt.DAMAGED:
+            return receipt
+    raise ProtocolError(f"an upload arrived damaged {_TRIES} times")
+
+
+async def _send_whole(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
+    piece = framing.Run(reply.buffers).take(reply.size)
+    data, digest = b"".join(_on_its_way(piece)), fingerprint(*piece)
+    upload = pb.WholeUpload(header=reply.header, data=data, digest=digest)
+    receipt: pb.Receipt = await stub.UploadWhole(upload, metadata=metadata)
+    return receipt
+
+
+async def _send_in_frames(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
+    header = pb.UploadFrame(header=reply.header)
+    call = stub.Upload(metadata=metadata)
+    await call.write(header)
+    event = await _next_event(call)
+    if event.HasField("grant"):
+        event = await _send_data(call, reply, event.grant)
+    if not event.HasField("receipt"):
+        raise ProtocolError("the server sent no receipt for an upload")
+    return event.receipt
+
+
+async def _send_data(call: Call, reply: Reply, grant: pb.Grant) -> pb.UploadEvent:
+    """Send from where the grant says, as far as it and those after it allow; what the server says then."""
+    sent, run, until = Fingerprint(), framing.Run(reply.buffers), grant.until or reply.size
+    sent.update(*run.take(grant.offset))
+    while run.left:
+        allowed = min(until - (reply.size - run.left), grant.frame or CHUNK_BYTES)
+        if allowed > 0:
+            piece = run.take(allowed)
+            sent.update(*piece)
+            await call.write(_on_its_way(piece))
+            continue
+        event = await _next_event(call)
+        if not event.HasField("grant"):
+            return event
+        until = event.grant.until
+    await call.write(pb.UploadFrame(end=pb.UploadEnd(digest=sent.finish())))
+    await call.done_writing()
+    return await _next_event(call)
+
+
+def _on_its_way(piece: Piece) -> Piece:
+    return fault_injection.through_all("client.upload", piece)
+
+
+def _arrived(data: Data) -> Data:
+    return fault_injection.through("client.download", data)
+
+
+async def _next_event(call: Call) -> pb.UploadEvent:
+    event = await call.read()
+    if not isinstance(event, pb.UploadEvent):
+        await call.code()  # raises what ended the call, if it was not the server's decision
+        raise ProtocolError(f"an upload ended without a receipt: {await call.details()}")
+    return event

@@ -1,0 +1,1 @@
+"""What a client's owner allows, and the log of what left the machine."""

@@ -1,0 +1,72 @@
+"""The client's own log of what left this machine, and of what it refused: one JSON object a line.
+
+Written by `guard.py` before a reply is handed to the link, so that nothing leaves that is not in it. Holds sizes
+and digests, never what was in a reply.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, RecordDict
+
+from fednc.common.errors import ConfigError
+from fednc.common.wire import records
+
+MOST_REFUSALS = 1000  # lines of refusals in a run; a server that goes on asking must not fill the disk
+
+
+class Audit:
+    """An append-only file that only its owner can read."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file. Raises ConfigError."""
+        self._path = path
+        self._refusals = 0
+        try:
+            self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+            os.fchmod(self._file, 0o600)
+        except OSError as e:
+            raise ConfigError(
+                f"the audit log {path} cannot be written ({e.strerror}): name a file in a folder that exists"
+            ) from e
+
+    def begin_run(self, **facts: Any) -> None:
+        """This client takes part in a run."""
+        self._refusals = 0
+        self.write("declared", **facts)
+
+    def refuse(self, **facts: Any) -> None:
+        """A refusal, with how many there were in this run; beyond `MOST_REFUSALS` they are only counted."""
+        self._refusals += 1
+        if self._refusals <= MOST_REFUSALS:
+            self.write("refused", refusals=self._refusals, **facts)
+
+    def write(self, outcome: str, **facts: Any) -> None:
+        """One line. Raises OSError."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "outcome": outcome, **facts}
+        data = (json.dumps(line) + "\n").encode()
+        if os.write(self._file, data) != len(data):
+            raise OSError(f"{self._path}: a line could not be written whole")
+
+    def close(self) -> None:
+        """Write no more."""
+        os.close(self._file)
+
+
+def describe(content: RecordDict) -> dict[str, Any]:
+    """What of a reply goes into the log: bytes by record, all bytes, and sha256 of header and data."""
+    manifest = records.to_manifest(content, with_digests=False)
+    sizes = {entry.name: entry.ByteSize() for entry in manifest.records}
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            sizes[name] += sum(len(array.data) for array in record.values())
+    found = hashlib.sha256(manifest.SerializeToString(deterministic=True))
+    for array in records.arrays_of(content):
+        found.update(array.data)
+    return {"records": sizes, "bytes": sum(sizes.values()), "sha256": found.hexdigest()}

@@ -1,0 +1,153 @@
+"""What a policy has against a run, an instruction or a finished reply: codes with details, and nothing is done.
+
+Called by `guard.py`. A run is judged by its file before data is loaded, a reply by what is in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+
+from fednc.client.app.withheld_sums import fitting_batch
+from fednc.client.policy.rules import Policy
+from fednc.common.config.run import RunConfig
+from fednc.common.initialise import messages
+from fednc.common.wire import messages as exchange
+from fednc.common.wire.messages import EVALUATE, EXAMPLES, HELLO, MEMORY, METRICS, SUMS, TRAIN, Instruction
+from fednc.common.wire.records import record_of
+from fednc.protos import federation_pb2 as pb
+
+GRADIENTS = (messages.GRADIENT, messages.SLOPE, messages.SCALES)
+KINDS = (HELLO, TRAIN, MEMORY, EVALUATE, *GRADIENTS)
+
+
+class Objection(NamedTuple):
+    """A code of `policy.SENTENCES`, and for the owner what was given and what the policy says."""
+
+    code: str
+    detail: str
+
+
+def to_run(policy: Policy, run: RunConfig, *, has_part: bool) -> Iterator[Objection]:
+    """What a policy has against the run file, before any data is read."""
+    runs, method = policy.runs, run.method
+    if runs.tasks and run.task.name not in runs.tasks:
+        yield Objection("task", f"task {run.task.name!r}; runs.tasks allows {', '.join(runs.tasks)}")
+    if runs.methods and method.name not in runs.methods:
+        yield Objection("method", f"method {method.name!r}; runs.methods allows {', '.join(runs.methods)}")
+    if runs.digests and run.digest not in runs.digests:
+        yield Objection("run", f"digest {run.digest} is not among runs.digests")
+    if not policy.allow.subsets and (run.split is not None or has_part or run.sessions):
+        yield Objection("subset", "the run has a [split] or [[sessions]]; allow.subsets = false")
+    if runs.rounds and run.all_rounds > runs.rounds:
+        yield Objection("rounds", f"{run.all_rounds} rounds; runs.rounds = {runs.rounds}")
+    if run.train.batch < policy.floor.batch:
+        yield Objection("batch", f"train.batch = {run.train.batch}; floor.batch = {policy.floor.batch}")
+    yield from _to_rates(policy, run)
+
+
+def _to_rates(policy: Policy, run: RunConfig) -> Iterator[Objection]:
+    """Rates at which one batch decides an update: the first overshoots, or all but the last are forgotten."""
+    lr = run.train.lr * max([1.0, *(session.lr_factor for session in run.sessions)])
+    if policy.ceiling.lr and lr > policy.ceiling.lr:
+        yield Objection("rate", f"a learning rate of {lr:g}; ceiling.lr = {policy.ceiling.lr:g}")
+    forgetting = lr / (1 - run.train.momentum) * (run.train.weight_decay + run.method.proximal)
+    if policy.ceiling.forgetting and forgetting > policy.ceiling.forgetting:
+        yield Objection("rate", f"{forgetting:g} is forgotten; ceiling.forgetting = {policy.ceiling.forgetting:g}")
+
+
+def to_data(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterator[Objection]:
+    """What a policy has against the run with the data that there is."""
+    floor = policy.floor
+    if held.examples < max(floor.examples, floor.batch):
+        yield Objection("examples", f"{held.examples} training examples; floor.examples = {floor.examples}")
+    batch = fitting_batch(held.examples, run.train.batch, floor.batch)
+    steps = run.train.epochs * math.ceil(held.examples / batch)
+    if steps < floor.steps:
+        yield Objection("steps", f"{steps} steps in an update; floor.steps = {floor.steps}")
+    classes = sum(count > 0 for count in held.class_counts)
+    if classes < floor.classes:
+        yield Objection("classes", f"{classes} classes with examples; floor.classes = {floor.classes}")
+
+
+def to_coming(policy: Policy, run: RunConfig) -> Iterator[Objection]:
+    """What the run will ask for and not get, although this client takes part; for people."""
+    if not policy.allow.gradients and (run.init.kind != "ordinary" or run.init.report):
+        yield Objection("gradients", "the initialisation asks for gradients; allow.gradients = false")
+    if not policy.allow.class_sums:
+        use = "the method needs them" if run.method.uses_memory else "this method only measures with them"
+        yield Objection("class-sums", f"{use}; allow.class_sums = false")
+    if not policy.allow.evaluation:
+        yield Objection("evaluation", "clients evaluate the model; allow.evaluation = false")
+
+
+def to_holdings(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterator[Objection]:
+    """As `to_coming`, of what this client holds."""
+    floor = policy.floor
+    if policy.allow.evaluation and held.held_out < floor.held_out:
+        yield Objection("examples", f"{held.held_out} examples held out; floor.held_out = {floor.held_out}")
+    few = sum(0 < count < floor.sum_examples for count in held.class_counts)
+    if policy.allow.class_sums and run.method.uses_memory and few:
+        yield Objection("sum", f"{few} classes of fewer than floor.sum_examples = {floor.sum_examples} stay here")
+
+
+def to_instruction(policy: Policy, run: RunConfig, order: Instruction, kind: str) -> Iterator[Objection]:
+    """What a policy has against one instruction of a run that it has let in as `run`."""
+    if kind not in KINDS:
+        yield Objection("kind", f"{kind!r:.80}")
+    if not 0 <= order.server_round <= run.all_rounds:
+        yield Objection("rounds", f"round {order.server_round} of {run.all_rounds}")
+    if kind in GRADIENTS:
+        yield from _to_gradients(policy, run, kind)
+    if kind == MEMORY and not policy.allow.class_sums:  # those that go with an update are empty, see `Owner.bind`
+        yield Objection("class-sums", "allow.class_sums = false")
+    if kind == EVALUATE and not policy.allow.evaluation:
+        yield Objection("evaluation", "allow.evaluation = false")
+
+
+def _to_gradients(policy: Policy, run: RunConfig, kind: str) -> Iterator[Objection]:
+    if not policy.allow.gradients:
+        yield Objection("gradients", "allow.gradients = false")
+    parts = run.init.sub_batches if kind == messages.SCALES else 1
+    batch = min(run.init.batch // parts, run.evaluate.batch)  # the latter is the report's
+    if batch < policy.floor.batch:
+        yield Objection("batch", f"a gradient over {batch} examples; floor.batch = {policy.floor.batch}")
+    if run.sessions and policy.floor.batch > 1:
+        yield Objection("batch", "in a run with [[sessions]] nobody knows how many examples a gradient is over")
+
+
+def to_reply(policy: Policy, kind: str, content: RecordDict, held: pb.Declaration) -> Iterator[Objection]:
+    """What a policy has against a finished reply, measured in what it holds."""
+    floor, metrics = policy.floor, record_of(content, METRICS, MetricRecord) or MetricRecord()
+    examples = int(metrics.get(EXAMPLES, 0))  # type: ignore[arg-type]
+    if kind in (TRAIN, MEMORY):
+        least = max(floor.examples, floor.batch if kind == TRAIN else 0)
+        if examples < least or (examples != held.examples and not policy.allow.subsets):
+            yield Objection("examples", f"made of {examples} of {held.examples}; at least {least}")
+        if kind == TRAIN and int(metrics.get("steps", 0)) < floor.steps:  # type: ignore[arg-type]
+            yield Objection("steps", f"{metrics.get('steps')} steps; floor.steps = {floor.steps}")
+    if kind == EVALUATE and examples < floor.held_out:
+        yield Objection("examples", f"made of {examples}; floor.held_out = {floor.held_out}")
+    if record_of(content, SUMS, ArrayRecord) is not None:
+        yield from _to_sums(policy, content, held)
+
+
+def _to_sums(policy: Policy, content: RecordDict, held: pb.Declaration) -> Iterator[Objection]:
+    sums, floor = exchange.sums_of(content), policy.floor
+    counts = sums.count_K.long().tolist()
+    summed = [count for count in counts if count]
+    if summed and not policy.allow.class_sums:
+        yield Objection("class-sums", "allow.class_sums = false")
+    if summed and min(summed) < floor.sum_examples:
+        yield Objection("sum", f"a sum over {min(summed)} examples; floor.sum_examples = {floor.sum_examples}")
+    if 0 < len(summed) < floor.classes:
+        yield Objection("classes", f"sums of {len(summed)} classes; floor.classes = {floor.classes}")
+    whole = all(count in (0, all_) for count, all_ in zip(counts, held.class_counts, strict=True))
+    if not (whole or policy.allow.subsets):
+        yield Objection("subset", "a sum over some of a class's examples")
+    has_moment = sums.moment_DD is not None and bool(sums.moment_DD.any())
+    if sums.sum_KD[sums.count_K == 0].any() or (has_moment and not summed):
+        yield Objection("sum", "a sum without a count")

@@ -1,0 +1,75 @@
+"""What a policy is judged with: the owner's file, its records, the data; and what it makes of a server's run file.
+
+Used by `guard.py`, which enforces it, and by `foresight.py`, which only looks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fednc.client.app.host import ClientConfig
+from fednc.client.app.withheld_sums import NEVER
+from fednc.client.policy import objections
+from fednc.client.policy.ledger import Ledger
+from fednc.client.policy.objections import Objection
+from fednc.client.policy.rules import Policy
+from fednc.common.config.run import RunConfig
+from fednc.common.errors import ConfigError
+from fednc.common.wire.messages import Instruction
+from fednc.protos import federation_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a policy is judged with.
+
+    Attributes:
+        policy: what its file says.
+        ledger: what it remembers.
+        data: data spec of this client.
+        val_share: share of the data that is held out.
+    """
+
+    policy: Policy
+    ledger: Ledger
+    data: str
+    val_share: float
+
+    def bind(self, config: ClientConfig) -> ClientConfig:
+        """A client's own settings, no laxer than the policy, and with subsets that no server chooses."""
+        floor = self.policy.floor
+        least = floor.sum_examples if self.policy.allow.class_sums else NEVER
+        return replace(
+            config,
+            min_sum_examples=max(config.min_sum_examples, least),
+            min_batch=floor.batch,
+            secret=self.ledger.secret,
+        )
+
+
+def judge_run(owner: Owner, run: RunConfig, welcome: pb.Welcome) -> list[Objection]:
+    """What the policy has against the run file."""
+    return list(objections.to_run(owner.policy, run, has_part=welcome.HasField("part")))
+
+
+def run_of(welcome: pb.Welcome) -> RunConfig:
+    """The run file of a welcome. Raises ConfigError."""
+    try:
+        return RunConfig.model_validate_json(welcome.run_json)
+    except ValueError as e:
+        raise ConfigError(f"the server's run file is not one that this version of fednc knows: {e}") from e
+
+
+def to_changed_run(run: RunConfig, order: Instruction) -> list[Objection]:
+    """Every instruction brings its run file. Names of the classes of sessions may come later, nothing else may."""
+    try:
+        given = RunConfig.model_validate_json(order.run_json)
+    except ValueError as e:
+        return [Objection("run-changed", f"{type(e).__name__}")]
+    return [] if _fixed(given) == _fixed(run) else [Objection("run-changed", f"digest {given.digest}")]
+
+
+def _fixed(run: RunConfig) -> dict[str, Any]:
+    named = [one.model_copy(update={"classes": ()}) if one.start == "operator" else one for one in run.sessions]
+    return run.model_copy(update={"sessions": tuple(named)}).decisive()

@@ -1,0 +1,1 @@
+"""Local training: the trainer, the terms of each method, CUDA graphs."""

@@ -1,0 +1,177 @@
+"""One client's local work: train towards the guide, embed its classes, evaluate. Called by the app.
+
+One trainer for all methods and tasks; what differs is in the guide, in the additions of `method_terms.py` and in
+the task. No gRPC here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fednc.client.link.work_hooks import Hooks, Step
+from fednc.client.training.cuda_graphs import Steps, beside_default_stream, capture_for
+from fednc.client.training.method_terms import Addition
+from fednc.common.config.tables import TrainSection
+from fednc.common.learning.class_memory import ClassSums
+from fednc.common.learning.round_context import Guide
+from fednc.common.tasks.api import Batch, Stats, Task, TaskData, add_stats
+
+_REPORT_EVERY_S = 0.25
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What one round of local training did; losses are means over examples."""
+
+    examples: int
+    steps: int
+    seconds: float
+    losses: dict[str, float]
+
+
+def train(
+    task: Task, model: nn.Module, data: TaskData, guide: Guide, section: TrainSection, server_round: int,
+    generator: torch.Generator, hooks: Hooks, additions: Sequence[Addition] = (),
+    frozen: Collection[str] = (),
+) -> LocalResult:  # fmt: skip
+    """Train `model` in place for the section's epochs; `additions` are what the method adds to plain SGD.
+
+    Args:
+        server_round: what the decay of the learning rate counts.
+        frozen: keys of the state dict that stay as they are, bit for bit; for the rest of the run.
+
+    Raises:
+        CancelledError: the server no longer waits; the model is then half-trained.
+    """
+    model.train()
+    if frozen:
+        freeze(model, frozenset(frozen))
+    lr = section.lr * section.lr_decay ** (server_round - 1)
+    params = [p for p in model.parameters() if p.requires_grad] if frozen else list(model.parameters())
+    device = guide.etf_KD.device
+    optimiser = torch.optim.SGD(
+        params, lr=lr, momentum=section.momentum, weight_decay=section.weight_decay, fused=device.type == "cuda"
+    )
+    guide = replace(guide, companions={k: v for one in additions for k, v in one.companions().items()})
+
+    def step(batch: Batch) -> dict[str, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=section.precision == "bf16"):
+            loss, parts = _loss(task, model, batch, guide, additions)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        for one in additions:
+            one.on_gradients()
+        if section.clip_norm:
+            nn.utils.clip_grad_norm_(params, section.clip_norm)
+        optimiser.step()
+        return {"loss": loss.detach(), **parts}
+
+    take = Steps(step, capture_for(device) if task.same_for_each_batch(guide) else None)
+    meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
+    with beside_default_stream(device):
+        for _ in range(section.epochs):
+            for batch in data.train_batches(section.batch, generator):
+                hooks.check()
+                meter.add(task.batch_size_of(batch), take(batch))
+    return meter.result()
+
+
+def freeze(model: nn.Module, keys: frozenset[str], prefix: str = "") -> None:
+    """Parameters among `keys` get no gradient; a module all of whose state is among them is in evaluation mode.
+
+    So running statistics do not move either, and nothing in such a module is random.
+    """
+    own = {prefix + key for key in model.state_dict()}
+    if own and own <= keys:
+        model.eval().requires_grad_(False)
+        return
+    for name, param in model.named_parameters(recurse=False):
+        param.requires_grad_(param.requires_grad and prefix + name not in keys)
+    for name, child in model.named_children():
+        freeze(child, keys, f"{prefix}{name}.")
+
+
+def _loss(
+    task: Task, model: nn.Module, batch: Batch, guide: Guide, additions: Sequence[Addition]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    loss, parts = task.loss(model, batch, guide)
+    for one in additions:
+        for name, penalty in one.penalties().items():
+            loss, parts = loss + penalty, {**parts, name: penalty.detach()}
+    return loss, parts
+
+
+class _Meter:
+    """Sums losses on the device (no synchronisation per step) and reports progress now and then."""
+
+    def __init__(self, hooks: Hooks, total: int) -> None:
+        self._hooks, self._total = hooks, total
+        self._sums: dict[str, Tensor] = {}
+        self._examples = self._steps = 0
+        self._started = self._reported = time.monotonic()
+
+    def add(self, examples: int, losses: Mapping[str, Tensor]) -> None:
+        """Count one step."""
+        self._examples += examples
+        self._steps += 1
+        for name, value in losses.items():
+            summed = value.detach() * examples
+            self._sums[name] = self._sums[name] + summed if name in self._sums else summed
+        now = time.monotonic()
+        if now - self._reported >= _REPORT_EVERY_S:
+            self._reported = now
+            self._hooks.report(self._step(float(losses["loss"]), now))
+
+    def _step(self, loss: float, now: float) -> Step:
+        speed = self._examples / max(1e-9, now - self._started)
+        memory = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+        return Step(self._steps, self._total, loss, speed, memory)
+
+    def result(self) -> LocalResult:
+        """Totals of all steps; one last report, so that short rounds are seen too."""
+        now = time.monotonic()
+        losses = {name: float(value) / self._examples for name, value in self._sums.items()}
+        self._hooks.report(self._step(losses.get("loss", 0.0), now))
+        return LocalResult(self._examples, self._steps, now - self._started, losses)
+
+
+def class_sums(
+    task: Task, model: nn.Module, data: TaskData, batch: int, hooks: Hooks, summed_K: Tensor, *, moment: bool
+) -> ClassSums:
+    """Sums and counts of unit features over each class: evaluation mode, no augmentation, one pass.
+
+    Summed where the model is, which no batch waits for; the sums are on the CPU.
+
+    Args:
+        summed_K: bool, classes that are summed.
+        moment: second moments too.
+    """
+    device = next(model.parameters()).device
+    sums, summed_K = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment), summed_K.to(device)
+    for piece in _evaluating(model, data, batch, hooks):
+        feat_BD, label_B = task.embed(model, piece)
+        sums.add_batch(torch.where(summed_K[label_B.reshape(-1)].unsqueeze(1), feat_BD, 0.0), label_B)
+    sums.count_K.mul_(summed_K)
+    return sums.to(torch.device("cpu"))
+
+
+def evaluate(task: Task, model: nn.Module, data: TaskData, guide: Guide, batch: int, hooks: Hooks) -> Stats:
+    """Additive statistics over all of `data`."""
+    stats: Stats = {}
+    for piece in _evaluating(model, data, batch, hooks):
+        add_stats(stats, task.statistics(model, piece, guide))
+    return stats
+
+
+def _evaluating(model: nn.Module, data: TaskData, batch: int, hooks: Hooks) -> Iterator[Batch]:
+    model.eval()
+    with torch.no_grad():
+        for piece in data.eval_batches(batch):
+            hooks.check()
+            yield piece

@@ -1,0 +1,1 @@
+"""The run file: one model for each of its tables, and the presets of the methods."""

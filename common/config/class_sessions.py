@@ -1,0 +1,40 @@
+"""`[[sessions]]` of the run file: classes that come later. `run.py` puts it among the other tables.
+
+A new key goes here, with the description that `docs/config.md` shows. Knows no task and reads no file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fednc.common.config.tables import Count, Positive, Section
+
+
+class SessionSection(Section):
+    """A session after the first: classes of a later day, and how the model takes them up. One table for each."""
+
+    classes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="names of the new classes, which get the next vertices; empty: the operator names them"
+    )
+    start: Literal["at-once", "operator"] = Field(
+        "at-once", description="`at-once`: when the session before is over; `operator`: by `fednc session next`"
+    )
+    shots: Annotated[int, Field(ge=0)] = Field(
+        0, description="examples of each new class that a client learns from, drawn by the run's seed; 0: all"
+    )
+    rounds: Count = Field(3, description="rounds of the session")
+    min_clients: Count = Field(
+        1, description="clients with examples of new classes needed to start, and replies needed in a round"
+    )
+    epochs: Annotated[int, Field(ge=0)] = Field(
+        0, description="passes over these examples per round; 0: as many as train.epochs"
+    )
+    lr_factor: Positive = Field(1.0, description="learning rate of the session as a multiple of train.lr")
+
+    @model_validator(mode="after")
+    def _has_classes(self) -> Self:
+        if not self.classes and self.start == "at-once":
+            raise ValueError("classes: name the new classes, or set start = 'operator', who names them later")
+        return self

@@ -1,0 +1,127 @@
+"""The run file: one pydantic model, read from TOML. It decides everything about a run.
+
+Read by the server, sent to every client as JSON, and the only source of `docs/config.md`. A client brings
+nothing but its address, name, data and device. Knows no task: `[task]` is checked by the task it names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from fednc.common.config.class_sessions import SessionSection
+from fednc.common.config.evaluate import EvaluateSection
+from fednc.common.config.server import ServerSection
+from fednc.common.config.tables import (
+    LATER,
+    FrameSection,
+    InitSection,
+    LinkSection,
+    MethodSection,
+    RoundsSection,
+    Section,
+    SplitSection,
+    TaskSection,
+    TrainSection,
+)
+from fednc.common.errors import ConfigError
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        "run", description="name of the run; the folder under `runs` starts with it"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything random in the run")
+    task: TaskSection = Field(default_factory=TaskSection)
+    frame: FrameSection = Field(default_factory=FrameSection)
+    method: MethodSection = Field(default_factory=MethodSection)
+    init: Annotated[InitSection, LATER] = Field(default_factory=InitSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    rounds: RoundsSection = Field(default_factory=RoundsSection)
+    sessions: Annotated[tuple[SessionSection, ...], LATER] = ()
+    split: SplitSection | None = None
+    link: LinkSection = Field(default_factory=LinkSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    server: ServerSection = Field(default_factory=ServerSection)
+
+    @property
+    def all_rounds(self) -> int:
+        """Rounds of the beginning and of all sessions."""
+        return self.rounds.total + sum(session.rounds for session in self.sessions)
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of all that bears on the result: equal digests mean equal runs."""
+        return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()
+
+    def decisive(self) -> dict[str, Any]:
+        """All that bears on the result, as plain values: without [server], and without `LATER` keys not used."""
+        return _without_unused(self, self.model_dump(mode="json", exclude={"server"}))
+
+
+def read_run_file(path: Path) -> RunConfig:
+    """The run file at `path`.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or has a key or value that is not allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"run file {path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from e
+    except OSError as e:
+        raise ConfigError(
+            f"cannot read run file {path}: {e.strerror}. `fednc init` writes one to start from."
+        ) from e
+    try:
+        return parse_run(tomllib.loads(text), source=str(path))
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{path} is not TOML: {e}") from e
+
+
+def parse_run(values: dict[str, Any], *, source: str = "run") -> RunConfig:
+    """Validated configuration from plain values; errors name every offending key."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as e:
+        raise ConfigError(explain(e, source)) from e
+
+
+def parse_run_json(text: str | bytes, *, source: str) -> RunConfig:
+    """As `parse_run`, from JSON: what a server sends to its clients."""
+    try:
+        return RunConfig.model_validate_json(text)
+    except ValidationError as e:
+        raise ConfigError(explain(e, source)) from e
+
+
+def _without_unused(section: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
+    kept = dict(values)
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if LATER in field.metadata and value == field.get_default(call_default_factory=True):
+            kept.pop(key, None)
+        elif key in kept and isinstance(value, BaseModel):
+            kept[key] = _without_unused(value, kept[key])
+    return kept
+
+
+def explain(error: ValidationError, source: str, prefix: str = "", *, page: str = "docs/config.md") -> str:
+    """One line per offending key: where, what was given, what is wrong with it."""
+    lines = [f"{source} cannot be used:"]
+    for item in error.errors(include_url=False, include_context=False):
+        key = ".".join([*filter(None, [prefix]), *map(str, item["loc"])]) or "(file)"
+        # a table is shown by its name alone: what is wrong with its keys together is in the message
+        shown = item["type"] not in ("extra_forbidden", "missing") and not isinstance(item["input"], dict)
+        given = f" (given: {item['input']!r:.80})" if shown else ""
+        hint = f" - no such key; {page} lists them all" if item["type"] == "extra_forbidden" else ""
+        said = " ".join(item["msg"].removeprefix("Value error, ").split())
+        lines.append(f"  {key}: {said}{given}{hint}")
+    return "\n".join(lines)

@@ -1,0 +1,315 @@
+"""The sections of the run file, one class per table; `run.py` puts them together.
+
+A new key goes here, with the description that `docs/config.md` shows. Knows no task and reads no file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fednc.common.config.presets import PRESETS
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Later:
+    """Marks a key that came after the first runs: at its default it is in no digest, so that theirs stay."""
+
+
+LATER = Later()
+
+
+class Section(BaseModel):
+    """A table of the run file: unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TaskSection(BaseModel):
+    """What is learnt. The other keys of this table belong to the task that `name` chooses."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field("image", description="task to run; must be installed on the server and on every client")
+
+
+class FrameSection(Section):
+    """The frozen simplex equiangular tight frame that all clients are trained towards."""
+
+    kind: Annotated[Literal["simplex", "orthogonal"], LATER] = Field(
+        "simplex",
+        description="`simplex`: pairwise cosine -1/(K-1); `orthogonal`: cosine 0, to compare with",
+    )
+    dim: Annotated[int, Field(ge=1)] = Field(128, description="width d of the feature space the frame lives in")
+    vertices: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="size K of the whole label space, classes of later days included; 0: as many as classes",
+    )
+
+
+class MethodSection(Section):
+    """The learning method. `name` sets the defaults of the other keys; a key written here wins."""
+
+    name: Literal["fedavg", "fedprox", "scaffold", "moon", "fedntd", "fedlc", "fedetf", "fednc"] = Field(
+        "fednc", description="preset for the keys below"
+    )
+    head: Literal["linear", "cosine", "frame"] = Field(
+        "frame",
+        description="`linear`: an ordinary trained classifier; `cosine`: trained class vectors, compared by "
+        "direction; `frame`: the frozen vertices",
+    )
+    loss: Literal["ce", "balanced-ce", "calibrated-ce", "dot"] = Field(
+        "balanced-ce",
+        description="cross-entropy, with the client's class prior, with a margin for its rare classes and without "
+        "those it lacks (FedLC), or dot regression to the vertex",
+    )
+    scale: Positive = Field(
+        16.0, description="factor s on the cosines before the softmax (start value if trained)"
+    )
+    train_scale: bool = Field(False, description="learn the scale s and average it with the model")
+    prior_tau: NonNegative = Field(
+        1.0, description="strength of prior or margin in `balanced-ce` and `calibrated-ce`"
+    )
+    dot_weight: Positive = Field(10.0, description="weight of the dot-regression loss")
+    proximal: NonNegative = Field(0.0, description="mu of the proximal term mu/2 |w - w_global|^2")
+    control_variates: bool = Field(
+        False,
+        description="correct each gradient by the difference of the federation's and the client's own mean "
+        "gradient (SCAFFOLD); doubles what travels",
+    )
+    contrast: NonNegative = Field(
+        0.0,
+        description="weight of the pull towards the global model's features and away from those of the client's "
+        "own previous model (MOON); two more forward passes",
+    )
+    contrast_tau: Positive = Field(0.5, description="temperature of the contrast")
+    distil: NonNegative = Field(
+        0.0,
+        description="weight of the distillation of the global model's scores for all classes but the label "
+        "(FedNTD); one more forward pass",
+    )
+    distil_tau: Positive = Field(1.0, description="temperature of the distillation")
+    anchor: NonNegative = Field(0.0, description="weight of the pull of features towards the class memory")
+    centre: Annotated[NonNegative, LATER] = Field(
+        0.0, description="weight of the pull of each class's mean in the batch towards the class memory"
+    )
+    rehearsal: NonNegative = Field(
+        0.0,
+        description="weight of the rehearsal of the memory of all seen classes, by trained class vectors or, "
+        "where those are frozen, by the projection, from before which the memory then is",
+    )
+    target_blend: Annotated[Share, LATER] = Field(
+        0.0, description="share b of the memory in the training targets: normalised (1-b) vertex + b memory"
+    )
+    warmup_rounds: Annotated[int, Field(ge=0)] = Field(
+        1, description="rounds without memory terms; their weight then grows linearly over as many rounds"
+    )
+    memory_model: Literal["global", "local"] = Field(
+        "global",
+        description="whose features make the memory: the aggregated model's (exact; one more forward pass and a "
+        "short exchange per round) or each client's own after training (sent with its update)",
+    )
+    memory_momentum: Share = Field(
+        0.0,
+        description="share of the old vectors kept at each update; raise it when few clients take part. The "
+        "metric of `discriminant` is that of the last round",
+    )
+    memory_source: Annotated[Literal["memory", "vertex", "own", "shuffled", "stale", "random"], LATER] = Field(
+        "memory",
+        description="what every use of the class memory is given: the memory, or, as a control that shows what it "
+        "is worth, the class's vertex, the client's own class means (the server: those of one client), the memory "
+        "of another class, the memory as it was after the warm-up, or random vectors of its length",
+    )
+    virtual_share: Annotated[Share, LATER] = Field(
+        0.0,
+        description="where classes come in sessions: share of the beginning's examples that are altered (images: "
+        "turned) and learnt as classes of their own, on the last vertices, so that features tell apart more than "
+        "today's classes. As many vertices must be spare as today's classes have alterations",
+    )
+    spread: Annotated[int, Field(ge=0), LATER] = Field(
+        0,
+        description="where classes come in sessions: the memory of a class is rehearsed as so many features per "
+        "step, drawn around it as far apart as its length says; 0: as the one vector that it is",
+    )
+    readout: Literal["head", "vertex", "memory", "blend", "discriminant"] = Field(
+        "vertex",
+        description="classifier at evaluation: the trained head, the vertices, the class memory, both blended, or "
+        "the memory in the metric of features within classes, for which clients also send their second moments",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {**PRESETS.get(value.get("name", "fednc"), {}), **value}
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        wants_vertices = self.loss == "dot" or self.readout in ("vertex", "blend") or self.target_blend > 0
+        if self.head != "frame" and wants_vertices:
+            raise ValueError(
+                f"head = {self.head!r} has no vertices: use loss 'ce' or 'balanced-ce', readout 'head', 'memory' "
+                "or 'discriminant', and target_blend = 0"
+            )
+        if self.head == "frame" and self.readout == "head":
+            raise ValueError("head = 'frame' has no trained head: use another readout")
+        return self
+
+    @property
+    def compares_models(self) -> bool:
+        """Whether the loss needs the views of other models on each batch."""
+        return self.contrast > 0 or self.distil > 0
+
+    @property
+    def uses_memory(self) -> bool:
+        """Whether clients must send class sums for training or read-out."""
+        return self.trains_with_memory or self.readout in ("memory", "blend", "discriminant")
+
+    def needs_moments(self, model: str, *, is_first: bool) -> bool:
+        """Whether class sums of this `memory_model` come with second moments; in the first stage at most."""
+        return is_first and self.readout == "discriminant" and self.memory_model == model
+
+    @property
+    def trains_with_memory(self) -> bool:
+        """Whether the class memory bears on training, not on the read-out alone."""
+        return max(self.anchor, self.centre, self.rehearsal, self.target_blend) > 0
+
+
+class TrainSection(Section):
+    """Local training between two exchanges."""
+
+    epochs: Count = Field(1, description="passes over the client's data per round")
+    batch: Count = Field(64, description="examples per step")
+    lr: Positive = Field(0.03, description="learning rate of SGD")
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on the learning rate per round")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD, fresh every round")
+    weight_decay: NonNegative = Field(1e-5, description="weight decay of SGD")
+    clip_norm: NonNegative = Field(0.0, description="bound on the gradient's norm per step; 0: none")
+    precision: Annotated[Literal["fp32", "bf16"], LATER] = Field(
+        "fp32",
+        description="arithmetic of the layers in training; weights, losses and all that is sent stay fp32. `bf16` "
+        "is faster on GPUs made for it, and a little less exact",
+    )
+
+
+class RoundsSection(Section):
+    """How many rounds, with whom, and when to stop waiting."""
+
+    total: Count = Field(20, description="rounds to run")
+    min_clients: Count = Field(2, description="clients needed to start, and replies needed in a round")
+    clients_per_round: Annotated[int, Field(ge=0)] = Field(
+        0, description="clients drawn for each round (seeded); 0: all that are there"
+    )
+    deadline_s: Positive = Field(600.0, description="seconds after which a round goes on without those missing")
+    wait_s: Positive = Field(300.0, description="seconds to wait for `min_clients` before giving up (exit code 5)")
+    max_update_norm: Annotated[NonNegative, LATER] = Field(
+        0.0,
+        description="largest L2 norm of a client's change of the model; an update beyond it is refused and counts "
+        "towards quarantine; 0: any",
+    )
+    max_examples: Annotated[int, Field(ge=0), LATER] = Field(
+        0,
+        description="most examples that a client counts for, whatever it says it holds; 0: what it says, but a "
+        "client that claims more than 5 times the median of a round of three or more counts for the median, and "
+        "one that claims more than 50 times the median is left out",
+    )
+    outlier_ratio: Annotated[float, Field(ge=0), LATER] = Field(
+        5.0,
+        description="in rounds of three or more clients: an update whose L2 norm is beyond so many times the "
+        "median norm is scaled down to the median or, the larger it is, to less; one beyond 10 times that is left "
+        "out; 0: any size is taken",
+    )
+    robust: Annotated[Literal["none", "clip", "trim"], LATER] = Field(
+        "none",
+        description="means that a minority of hostile clients cannot pull far. `clip`: each tensor of each update "
+        "is scaled down to the median norm of the round's; `trim`: for each tensor the clients farthest from the "
+        "median are left out. Both keep a round's updates on the disk until the last one is there, and neither "
+        "applies below three clients",
+    )
+    trim_share: Annotated[float, Field(gt=0, lt=0.5), LATER] = Field(
+        0.2, description="share of a round's clients that `trim` leaves out, at least one"
+    )
+    rejoin_s: NonNegative = Field(10.0, description="seconds a lost client has to come back to its assignment")
+    evaluate_every: Annotated[int, Field(ge=0)] = Field(
+        1, description="evaluate after every n-th round and after the last; 0: only after the last"
+    )
+
+
+class ShiftSection(Section):
+    """Within-class shift of a simulated split: what makes one client's images unlike another's."""
+
+    rotation_deg: NonNegative = Field(0.0, description="client k's images are rotated by -r ... +r degrees")
+    colour: Share = Field(0.0, description="strength of a per-client gain on each channel")
+    noise: NonNegative = Field(0.0, description="standard deviation of added noise, growing from client to client")
+
+
+class SplitSection(Section):
+    """A simulated split of one data set over clients. Leave it out when every client has data of its own."""
+
+    kind: Literal["dirichlet", "shards", "iid"] = Field("dirichlet", description="how labels are skewed")
+    parts: Count = Field(4, description="number of parts")
+    alpha: Positive = Field(0.1, description="concentration of `dirichlet`: smaller is more skewed")
+    classes_per_part: Count = Field(
+        2,
+        description="label-sorted shards in each part of `shards`: as many classes, more if a shard straddles two",
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the split")
+    sites: Annotated[int, Field(ge=0), LATER] = Field(
+        0,
+        description="parts that hold the classes of [[sessions]]: for each class those with most examples of it, "
+        "the others have none; 0: as the split has it",
+    )
+    shift: ShiftSection = Field(default_factory=ShiftSection)
+
+
+class LinkSection(Section):
+    """How updates travel from the clients to the server."""
+
+    codec: Literal["fp32", "bf16", "int8"] = Field(
+        "fp32",
+        description="`fp32`: the weights as they are; `bf16`, `int8`: their change in a half or a quarter of the "
+        "bytes, what rounding takes being made up for in the next round",
+    )
+
+
+class InitSection(Section):
+    """What happens to the drawn weights before round 1."""
+
+    kind: Literal["ordinary", "nio", "nio-exact"] = Field(
+        "ordinary",
+        description="`ordinary`: nothing; `nio`, cheap: each client learns one scale for each tensor, so that the "
+        "gradients of its own sub-batches agree, and the server takes geometric means; `nio-exact`: scales that "
+        "make the clients' gradients agree, in two exchanges per iteration",
+    )
+    gain: Positive = Field(1.0, description="factor on the drawn weights (biases stay), before anything else")
+    min_rise: NonNegative = Field(
+        0.3,
+        description="learnt scales are used where they raise the mean cosine of the clients' gradients by this "
+        "much; else the weights stay as they were drawn",
+    )
+    report: bool = Field(
+        False,
+        description="measure cosine, norm and loss of the clients' gradients with `ordinary` too; each client "
+        "sends the direction of its gradient for that, with other kinds once before and once after",
+    )
+    iters: Count = Field(40, description="iterations; used are the best scales of them all within `gamma`")
+    lr: Positive = Field(0.05, description="step on the scales")
+    clip: Positive = Field(1.0, description="bound on each slope")
+    gamma: Positive = Field(
+        30.0, description="bound on the mean gradient norm; above it, the norm is lowered instead"
+    )
+    objective: Literal["cosine", "cosine-norm", "cosine-square"] = Field(
+        "cosine", description="what rises: mean cosine, and `gn_mul` times the sum of norms or of their squares"
+    )
+    gn_mul: NonNegative = Field(1.0, description="weight of the norms in the objective")
+    batch: Count = Field(32, description="examples of a client per iteration")
+    sub_batches: Annotated[int, Field(ge=2)] = Field(
+        4, description="sub-batches that `nio` cuts a batch into; for `nio-exact` each client's batch is one"
+    )
+    overlap: Share = Field(0.2, description="by how much sub-batches of `nio` reach into their neighbours")

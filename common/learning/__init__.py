@@ -1,0 +1,1 @@
+"""Frame, class memory, heads, losses and read-outs."""

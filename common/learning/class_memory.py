@@ -1,0 +1,269 @@
+"""Class memory: per-class sums of unit features, and the global vector per class.
+
+Sums are made by clients, merged by the server as replies arrive, kept in checkpoints. Must not know where features
+come from: the width is whatever the task embeds, equal to the frame's or not.
+
+Why the merge is exact in any order. A float64 running sum is not: (a+b)+c and a+(b+c) differ in the last bit. Here
+each feature is rounded to a common fixed grid, multiples of 2^-24, before it is added. Features lie in the unit
+ball, so up to 2^29 of them per class add up to less than 2^53 steps of the grid, and every sum on the way is a
+float64 without rounding: identical bits for any order, batch size, partition over clients, or device. The price is
+at most 2^-25 per coordinate of a mean, less than float32 rounds away anyway. Second moments are sums of products
+of features that were rounded to multiples of 2^-15: the products are multiples of 2^-30, so a plain matrix product
+is as exact, up to 2^23 examples in the whole federation. They travel as float32, so here another partition gives
+other bits; another order does not.
+
+Legend: K label space, D feature width, B batch, T = D (D + 1) / 2 places of an upper triangle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn, Self
+
+import torch
+from torch import Tensor
+
+from fednc.common.errors import ProtocolError, UnusableValuesError
+from fednc.common.learning.covariance import inverse_covariance
+
+SUM_GRID_BITS = 24  # exact for up to 2^29 examples of a class in the whole federation
+MOMENT_GRID_BITS = 30  # of products; their factors have half as many
+NORM_SLACK = 1e-6  # float32 unit vectors may be this much longer than 1
+
+
+@dataclass(eq=False)
+class ClassSums:
+    """Additive sums over examples: the sums of a union are the sum of the sums, bit for bit.
+
+    Attributes:
+        sum_KD: float64, per class the sum of its features (unit vectors).
+        count_K: int64, examples in each sum.
+        moment_DD: float64, sum of h h^T over the features h of all classes; None where the read-out needs none.
+    """
+
+    sum_KD: Tensor
+    count_K: Tensor
+    moment_DD: Tensor | None = None
+
+    @classmethod
+    def zeros(
+        cls, label_space: int, dim: int, device: torch.device | None = None, *, moment: bool = False
+    ) -> ClassSums:
+        """Sums over no examples, with second moments if `moment`."""
+        return cls(
+            sum_KD=torch.zeros(label_space, dim, dtype=torch.float64, device=device),
+            count_K=torch.zeros(label_space, dtype=torch.int64, device=device),
+            moment_DD=torch.zeros(dim, dim, dtype=torch.float64, device=device) if moment else None,
+        )
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ClassSums:
+        """What `to_tensors` gave. Raises ProtocolError: names, types or shapes are not those of class sums."""
+        types = {"sum_KD": torch.float64, "count_K": torch.int64}
+        if "moment_T" not in tensors:
+            return cls(**_checked(tensors, "class sums", types))
+        found = _checked(tensors, "class sums", {**types, "moment_T": torch.float32})
+        return cls(
+            sum_KD=found["sum_KD"],
+            count_K=found["count_K"],
+            moment_DD=_square(found["moment_T"].double(), found["sum_KD"].shape[1]),
+        )
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """By name, for the wire. Of second moments the upper triangle, in float32: rounded, but on the grid."""
+        sums = {"sum_KD": self.sum_KD, "count_K": self.count_K}
+        return sums if self.moment_DD is None else {**sums, "moment_T": _triangle(self.moment_DD).float()}
+
+    @property
+    def mean_KD(self) -> Tensor:
+        """float64 mean feature per class; zero where there is no example."""
+        return self.sum_KD / self.count_K.clamp(min=1).unsqueeze(1)
+
+    def add_batch(self, feat_BD: Tensor, label_B: Tensor) -> Self:
+        """Add unit features (any float type) with their labels (any shape of B elements), in place."""
+        label_B, feat_BD = label_B.reshape(-1), feat_BD.detach().double()
+        self.sum_KD.index_add_(0, label_B, on_grid(feat_BD, SUM_GRID_BITS))
+        self.count_K.index_add_(0, label_B, torch.ones_like(label_B, dtype=torch.int64))
+        if self.moment_DD is not None:
+            coarse_BD = on_grid(feat_BD, MOMENT_GRID_BITS // 2)
+            self.moment_DD.addmm_(coarse_BD.T, coarse_BD)
+        return self
+
+    def merge(self, other: ClassSums) -> Self:
+        """Add the sums of other examples, in place. Raises ProtocolError: another shape, or no moments."""
+        if other.sum_KD.shape != self.sum_KD.shape:
+            _refuse(f"shape {list(other.sum_KD.shape)} instead of {list(self.sum_KD.shape)}")
+        # A peer may send sums that are off the grid (noise, another version); ours do not change here.
+        self.sum_KD.copy_(on_grid(self.sum_KD, SUM_GRID_BITS) + on_grid(other.sum_KD, SUM_GRID_BITS))
+        self.count_K.add_(other.count_K)
+        if self.moment_DD is not None:
+            if other.moment_DD is None:
+                _refuse("no second moments, which this run reads out by")
+            self.moment_DD.add_(on_grid(other.moment_DD, MOMENT_GRID_BITS))
+        return self
+
+    def __add__(self, other: ClassSums) -> ClassSums:
+        return self.map(Tensor.clone).merge(other)
+
+    def to(self, device: torch.device) -> ClassSums:
+        """The same sums on `device`."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> ClassSums:
+        """With `change` of each tensor."""
+        moment_DD = None if self.moment_DD is None else change(self.moment_DD)
+        return ClassSums(sum_KD=change(self.sum_KD), count_K=change(self.count_K), moment_DD=moment_DD)
+
+    def of_fewer(self, counted: int, held: int) -> ClassSums:
+        """As if the sender held only `counted` of its `held` examples: the same means, of less weight."""
+        if counted >= held:
+            return self
+        count_K = (self.count_K.double() * (counted / held)).ceil().long()
+        share_K = count_K / self.count_K.clamp(min=1)
+        share = int(count_K.sum()) / max(1, int(self.count_K.sum()))
+        moment_DD = None if self.moment_DD is None else self.moment_DD * share
+        return ClassSums(sum_KD=self.sum_KD * share_K.unsqueeze(1), count_K=count_K, moment_DD=moment_DD)
+
+    @property
+    def scatter_DD(self) -> Tensor:
+        """float64 sum of (h - v)(h - v)^T, v the mean of the feature h's class; needs second moments."""
+        assert self.moment_DD is not None
+        between_DD = (self.sum_KD.T * self.count_K.clamp(min=1).reciprocal()) @ self.sum_KD
+        return self.moment_DD - between_DD
+
+
+def check_sums(sums: ClassSums, label_space: int, announced_K: Sequence[int]) -> None:
+    """Refuse sums that no unit features of the announced examples can have.
+
+    Args:
+        announced_K: examples of each class that the sender said it holds.
+
+    Raises:
+        ProtocolError: other classes than the run's, counts below 0 or above those announced, or a sum longer than
+            its count (unit features cannot add up to more).
+        UnusableValuesError: values that are not finite.
+    """
+    if sums.count_K.shape[0] != label_space:
+        _refuse(f"{sums.count_K.shape[0]} classes instead of the run's {label_space}")
+    beyond_K = (sums.count_K < 0) | (sums.count_K > torch.tensor(announced_K, dtype=torch.int64))
+    if beyond_K.any():
+        c = int(beyond_K.nonzero()[0])
+        _refuse(f"{int(sums.count_K[c])} examples of class {c} where {announced_K[c]} were announced")
+    given = [sums.sum_KD] if sums.moment_DD is None else [sums.sum_KD, sums.moment_DD]
+    if not all(torch.isfinite(each).all() for each in given):
+        raise UnusableValuesError("class sums with values that are not finite")
+    norm_K = torch.linalg.vector_norm(sums.sum_KD, dim=1)
+    too_long_K = norm_K > sums.count_K * (1 + NORM_SLACK) + NORM_SLACK
+    if too_long_K.any():
+        c = int(too_long_K.nonzero()[0])
+        _refuse(f"a sum of length {norm_K[c].item():.6g} for the {int(sums.count_K[c])} examples of class {c}")
+    if sums.moment_DD is not None:
+        _check_moment(sums, sums.moment_DD)
+
+
+def _check_moment(sums: ClassSums, moment_DD: Tensor) -> None:
+    """Squares of n unit features add up to n at most, and in no direction do they vary less than not at all."""
+    examples, square = int(sums.count_K.sum()), moment_DD.trace().item()
+    # A feature of length 1 is rounded by at most e; its square, as a matrix, changes by at most 2 e + e^2 in any
+    # direction. The sum travels as float32. An honest sender needs that much where all its features are the same.
+    e = math.sqrt(len(moment_DD)) * 2.0 ** (-MOMENT_GRID_BITS // 2 - 1)
+    slack = examples * (2 * e + e * e + 2.0**-24)
+    if square > examples * (1 + NORM_SLACK) + slack:
+        _refuse(f"squares that add up to {square:.6g} for {examples} examples")
+    shifted_DD = sums.scatter_DD + (slack + NORM_SLACK) * torch.eye(len(moment_DD))
+    if torch.linalg.cholesky_ex(shifted_DD).info:
+        _refuse("second moments that no features of these class sums have")
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMemory:
+    """One global vector per class; a value, never changed in place.
+
+    Its width is that of the features it was made from, not necessarily the frame's: a task that rehearses keeps
+    unit vectors from before the projection and projects them anew at each step.
+
+    Attributes:
+        mean_KD: float32; not renormalised, so that its length (at most 1) tells how concentrated the class is.
+        seen_K: bool, classes that somebody ever held; the rows of the others are zero.
+        metric_DD: float32, in which a feature's distance to a class is measured: the inverse of the features'
+            covariance around their class means (`covariance.py`). None before it was known, or where nothing needs
+            it.
+    """
+
+    mean_KD: Tensor
+    seen_K: Tensor
+    metric_DD: Tensor | None = None
+
+    @classmethod
+    def empty(cls, label_space: int, dim: int) -> ClassMemory:
+        """No class seen yet."""
+        return cls(mean_KD=torch.zeros(label_space, dim), seen_K=torch.zeros(label_space, dtype=torch.bool))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ClassMemory:
+        """What `to_tensors` gave. Raises ProtocolError: names, types or shapes are not those of a memory."""
+        types = {"mean_KD": torch.float32, "seen_K": torch.bool}
+        if "metric_DD" in tensors:
+            types["metric_DD"] = torch.float32
+        return cls(**_checked(tensors, "class memory", types))
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """By name, for the wire and checkpoints."""
+        known = {"mean_KD": self.mean_KD, "seen_K": self.seen_K}
+        return known if self.metric_DD is None else {**known, "metric_DD": self.metric_DD}
+
+    def update(self, sums: ClassSums, momentum: float) -> ClassMemory:
+        """v <- w for a class seen for the first time, else momentum v + (1 - momentum) w; w is the mean in `sums`.
+
+        Classes without examples in `sums` keep their vector, bit for bit. The metric is that of `sums` alone, and
+        is kept where they say nothing of it: it wants several examples in them for each of its D dimensions.
+        """
+        held_K, examples = sums.count_K > 0, int(sums.count_K.sum())
+        freedom = examples - int(held_K.sum())
+        says_nothing = sums.moment_DD is None or freedom < 1
+        keep_K1 = momentum * self.seen_K.double().unsqueeze(1)
+        moved_KD = keep_K1 * self.mean_KD.double() + (1 - keep_K1) * sums.mean_KD
+        return replace(
+            self,
+            mean_KD=torch.where(held_K.unsqueeze(1), moved_KD.float(), self.mean_KD),
+            seen_K=self.seen_K | held_K,
+            metric_DD=self.metric_DD if says_nothing else inverse_covariance(sums.scatter_DD / examples, freedom),
+        )
+
+
+def on_grid(value: Tensor, bits: int) -> Tensor:
+    """Rounded to multiples of 2^-bits."""
+    return torch.round(value * 2.0**bits) * 2.0**-bits
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ProtocolError(f"class sums with {what}: this client's update is not used")
+
+
+def _triangle(moment_DD: Tensor) -> Tensor:
+    upper, across = torch.triu_indices(*moment_DD.shape)
+    return moment_DD[upper, across]
+
+
+def _square(moment_T: Tensor, dim: int) -> Tensor:
+    upper, across = torch.triu_indices(dim, dim)
+    moment_DD = moment_T.new_zeros(dim, dim)
+    moment_DD[upper, across] = moment_DD[across, upper] = moment_T
+    return moment_DD
+
+
+def _checked(tensors: Mapping[str, Tensor], what: str, types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """`tensors` if they have just these names and types and fit each other; a name's end says its shape."""
+    given = {name: (value.dtype, list(value.shape)) for name, value in tensors.items()}
+    _, matrix = given.get(next(iter(types)), (None, []))  # [K, D], the first of the names
+    labels, dim = (*matrix, 0, 0)[:2]
+    shape_of = {"KD": [labels, dim], "K": [labels], "DD": [dim, dim], "T": [dim * (dim + 1) // 2]}
+    expected = {name: (dtype, shape_of[name.rpartition("_")[2]]) for name, dtype in types.items()}
+    if given != expected:
+        raise ProtocolError(
+            f"not a {what}: given {given}, expected a matrix [K, D] and a vector [K] with types {types}. "
+            "Update both sides to the same version of fednc."
+        )
+    return dict(tensors)

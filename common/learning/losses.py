@@ -1,0 +1,247 @@
+"""Losses: alignment with the target, the pulls of the class memory, the proximal term, and their sum.
+
+Called by tasks at each training step (`objective`) and by the trainer (`proximal`); nothing here waits for the
+device. Must not know models: features come in, scalars go out.
+
+Legend: B batch, D feature width, K label space, R the K-1 classes other than the label. Every loss is a mean over
+its samples and safe for features that are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fednc.common.errors import ConfigError
+from fednc.common.learning.frame import unit
+from fednc.common.learning.heads import Head, logits
+from fednc.common.learning.round_context import GLOBAL, PREVIOUS, Guide
+
+
+def dot_regression(feat_BD: Tensor, label_B: Tensor, etf_KD: Tensor) -> Tensor:
+    """mean 1/2 (m_y . h - 1)^2 with h = unit(feat), m_y the vertex of the label.
+
+    Its gradient with respect to h is -(1 - cos) m_y: a pull only, which fades on arrival (Yang et al., NeurIPS
+    2022).
+    """
+    return _dot_gap(feat_BD, label_B, etf_KD).mean()
+
+
+def cross_entropy(logit_BK: Tensor, label_B: Tensor, prior_K: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of softmax(logit + prior); without a prior it is the plain one."""
+    return F.cross_entropy(logit_BK if prior_K is None else logit_BK + prior_K, label_B)
+
+
+def class_prior(count_K: Tensor, tau: float) -> Tensor:
+    """tau log(max(n_c, 1) / n), [K] (balanced softmax).
+
+    Added to the logits in training and left out in the read-out, it explains the client's own class frequencies,
+    so that the features need not. Clamping at one example keeps the push on absent classes small but finite.
+    """
+    count_K = count_K.to(torch.get_default_dtype())
+    return tau * torch.log(count_K.clamp(min=1) / count_K.sum().clamp(min=1))
+
+
+def calibration(count_K: Tensor, tau: float) -> Tensor:
+    """-tau n_c^(-1/4), [K], and -inf for a class without examples.
+
+    Added to the logits in training, it asks for a larger margin the rarer a class is on this client (FedLC: Zhang
+    et al., ICML 2022, arXiv 2209.00189). The paper also leaves the label out of the softmax's denominator, which
+    makes a loss without lower bound; here it stays.
+    """
+    return -tau * count_K.to(torch.get_default_dtype()).pow(-0.25)
+
+
+def not_true_distillation(logit_BK: Tensor, global_BK: Tensor, label_B: Tensor, tau: float) -> Tensor:
+    """tau^2 KL(global || local) between softmaxes at temperature tau over all classes but the label's, batch mean.
+
+    What the global model thinks of the classes that an image does not show is kept; the label is learnt freely
+    (FedNTD: Lee et al., NeurIPS 2022, arXiv 2106.03097).
+    """
+    other_R = torch.arange(logit_BK.shape[1] - 1, device=logit_BK.device)
+    other_BR = other_R + (other_R >= label_B[:, None])  # a mask would wait for the device
+    local_BK, wanted_BK = (
+        (z.gather(1, other_BR) / tau).log_softmax(dim=1) for z in (logit_BK, global_BK.detach())
+    )
+    return tau**2 * F.kl_div(local_BK, wanted_BK, reduction="batchmean", log_target=True)
+
+
+def model_contrast(feat_BD: Tensor, global_BD: Tensor, previous_BD: Tensor, tau: float) -> Tensor:
+    """-log softmax of cos(h, h_global) / tau against cos(h, h_previous) / tau, batch mean.
+
+    Features are pulled to the global model's and away from those of the client's own previous model (MOON: Li,
+    He, Song, CVPR 2021, arXiv 2103.16257).
+    """
+    near_B, far_B = ((unit(feat_BD) * unit(z.detach())).sum(dim=1) / tau for z in (global_BD, previous_BD))
+    return F.softplus(far_B - near_B).mean()
+
+
+def memory_anchor(feat_BD: Tensor, label_B: Tensor, mean_KD: Tensor, seen_K: Tensor) -> Tensor:
+    """Reading A: mean 1/2 |h - v_y|^2 with h = unit(feat), over the samples whose class has a memory; else zero.
+
+    v is not renormalised: along the sphere only its length pulls, so a diffuse class pulls weakly by itself.
+    """
+    gap_BD = unit(feat_BD) - mean_KD.detach()[label_B]
+    return _masked_mean(0.5 * gap_BD.square().sum(dim=1), seen_K[label_B])
+
+
+def memory_centre(feat_BD: Tensor, label_B: Tensor, mean_KD: Tensor, seen_K: Tensor) -> Tensor:
+    """Mean over the classes in the batch that have a memory of 1/2 |mean of their h - v_c|^2; else zero.
+
+    Unlike the anchor it leaves the spread within a class alone, and each class counts once.
+    """
+    label_K = torch.arange(len(mean_KD), device=feat_BD.device)
+    member_KB = (label_K[:, None] == label_B).to(feat_BD.dtype)
+    count_K = member_KB.sum(dim=1)
+    centre_KD = member_KB @ unit(feat_BD) / count_K.clamp(min=1)[:, None]
+    gap_K = 0.5 * (centre_KD - mean_KD.detach()).square().sum(dim=1)
+    return _masked_mean(gap_K, seen_K & (count_K > 0))
+
+
+def blended_targets(etf_KD: Tensor, mean_KD: Tensor, seen_K: Tensor, share: float) -> Tensor:
+    """Reading C: unit((1 - share) m_c + share v_c) [K, D]; the vertex m_c where class c has no memory."""
+    blend_KD = unit((1 - share) * etf_KD + share * mean_KD.detach())
+    return torch.where(seen_K[:, None], blend_KD, etf_KD)
+
+
+def memory_rehearsal(feat_KD: Tensor, seen_K: Tensor, head: Head, guide: Guide) -> Tensor:
+    """Reading B: the alignment loss on one memory feature per class, over the classes that have one; else zero.
+
+    Each class counts once, so no prior is needed, and classes that this client lacks are not forgotten.
+
+    Args:
+        feat_KD: the memory as the head's input, with gradient where the caller projected it.
+        seen_K: classes that have a memory.
+    """
+    label_K = torch.arange(feat_KD.shape[0], device=feat_KD.device)
+    if guide.method.loss == "dot":
+        loss_K = _dot_gap(feat_KD, label_K, guide.etf_KD)
+    else:
+        loss_K = F.cross_entropy(logits(head, feat_KD, guide), label_K, reduction="none")
+    return _masked_mean(loss_K, seen_K)
+
+
+def proximal(params: Iterable[Tensor], global_params: Iterable[Tensor]) -> Tensor:
+    """1/2 |w - w_global|^2 over all parameters, in the same order in both; times mu it is FedProx' term."""
+    pairs = zip(params, global_params, strict=True)
+    return 0.5 * torch.stack([(w - w_global.detach()).square().sum() for w, w_global in pairs]).sum()
+
+
+@dataclass(frozen=True)
+class View:
+    """What another model makes of the same batch; without gradient.
+
+    Attributes:
+        feat_BD: its features.
+        logit_BK: its scores before the softmax.
+    """
+
+    feat_BD: Tensor
+    logit_BK: Tensor
+
+
+def objective(
+    feat_BD: Tensor, label: Tensor, head: Head, guide: Guide, rehearsal_KD: Tensor | None = None,
+    views: Mapping[str, View] = MappingProxyType({}),
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """What a client minimises, but for the proximal term, as `guide.method` says.
+
+    The memory terms grow with `guide.memory_ramp` and are absent while it is 0.
+
+    Args:
+        feat_BD: the model's features, before normalisation.
+        label: B labels in any shape.
+        rehearsal_KD: memory features projected by the model at this step. Rehearsal must reach parameters to be of
+            use; the memory in the guide lies behind the projection and reaches none but the head's. So a task that
+            rehearses keeps its memory before the projection (unit vectors, then everything else holds unchanged),
+            and passes the projected ones. Without them the head alone rehearses.
+        views: what each of `guide.companions` makes of the batch, by the same name.
+
+    Returns:
+        The scalar to minimise and its weighted parts by name, detached.
+
+    Raises:
+        ConfigError: `method.rehearsal` is on, but would train nothing: no projected memory, a frozen head; or the
+            method compares models, and the task gives no views.
+    """
+    if torch.is_autocast_enabled(feat_BD.device.type):  # layers may be coarse, losses may not
+        with torch.autocast(feat_BD.device.type, enabled=False):
+            wide = {name: View(view.feat_BD.float(), view.logit_BK.float()) for name, view in views.items()}
+            return objective(feat_BD.float(), label, head, guide, _float(rehearsal_KD), wide)
+    method, label_B = guide.method, label.reshape(-1)
+    parts = {"alignment": _alignment(feat_BD, label_B, head, _with_targets(guide))}
+    for name, weight, pull in (("anchor", method.anchor, memory_anchor), ("centre", method.centre, memory_centre)):
+        if weight > 0 and guide.memory_ramp > 0:
+            parts[name] = weight * guide.memory_ramp * pull(feat_BD, label_B, guide.mean_KD, guide.seen_K)
+    if method.rehearsal > 0:
+        memory_KD = _rehearsal_features(rehearsal_KD, head, guide)
+        if guide.memory_ramp > 0:
+            rehearsal = memory_rehearsal(memory_KD, guide.seen_K, head, guide)
+            parts["rehearsal"] = method.rehearsal * guide.memory_ramp * rehearsal
+    parts |= _comparisons(feat_BD, label_B, head, guide, views)
+    total = torch.stack(list(parts.values())).sum()
+    return total, {name: part.detach() for name, part in parts.items()}
+
+
+def _float(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.float()
+
+
+def _with_targets(guide: Guide) -> Guide:
+    """The guide with the training targets in place of the vertices."""
+    share = guide.method.target_blend * guide.memory_ramp
+    if share == 0:
+        return guide
+    return replace(guide, etf_KD=blended_targets(guide.etf_KD, guide.mean_KD, guide.seen_K, share))
+
+
+def _alignment(feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide) -> Tensor:
+    method = guide.method
+    if method.loss == "dot":
+        return method.dot_weight * dot_regression(feat_BD, label_B, guide.etf_KD)
+    prior_of = {"balanced-ce": class_prior, "calibrated-ce": calibration}.get(method.loss)
+    prior_K = prior_of(guide.count_K, method.prior_tau) if prior_of else None
+    return cross_entropy(logits(head, feat_BD, guide), label_B, prior_K)
+
+
+def _comparisons(
+    feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide, views: Mapping[str, View]
+) -> dict[str, Tensor]:
+    method, parts = guide.method, {}
+    if method.compares_models and GLOBAL not in views:
+        raise ConfigError(
+            "method.contrast and method.distil compare models, which this task cannot do: set both to 0"
+        )
+    if method.distil > 0:
+        distilled = not_true_distillation(
+            logits(head, feat_BD, guide), views[GLOBAL].logit_BK, label_B, method.distil_tau
+        )
+        parts["distillation"] = method.distil * distilled
+    if method.contrast > 0 and PREVIOUS in views:  # not before a client's second round
+        near, far = views[GLOBAL].feat_BD, views[PREVIOUS].feat_BD
+        parts["contrast"] = method.contrast * model_contrast(feat_BD, near, far, method.contrast_tau)
+    return parts
+
+
+def _rehearsal_features(rehearsal_KD: Tensor | None, head: Head, guide: Guide) -> Tensor:
+    if rehearsal_KD is not None:
+        return rehearsal_KD
+    if guide.method.loss == "dot" or not any(p.requires_grad for p in head.parameters()):
+        raise ConfigError(
+            f"method.rehearsal = {guide.method.rehearsal:g} would train nothing: this task keeps no memory from "
+            "before its projection, and the head is frozen. Set method.rehearsal = 0 or method.train_scale = true."
+        )
+    return guide.mean_KD
+
+
+def _dot_gap(feat_BD: Tensor, label_B: Tensor, etf_KD: Tensor) -> Tensor:
+    return 0.5 * ((unit(feat_BD) * etf_KD[label_B]).sum(dim=1) - 1).square()
+
+
+def _masked_mean(value_B: Tensor, mask_B: Tensor) -> Tensor:
+    return torch.where(mask_B, value_B, 0.0).sum() / mask_B.sum().clamp(min=1)

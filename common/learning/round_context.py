@@ -1,0 +1,67 @@
+"""What the server broadcasts beside the model: the frozen frame, the class memory, where in the run we are.
+
+Built by the server, rebuilt on each client from the bytes it received, read by tasks and losses.
+
+Legend: K vertices of the frame (whole label space), D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from fednc.common.config.tables import MethodSection
+
+GLOBAL, PREVIOUS = "global", "previous"  # companions: the round's start, this client's own last model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """The target of one round.
+
+    Attributes:
+        method: how to train and how to read out.
+        etf_KD: unit rows with pairwise cosine -1/(K-1); frozen, never in an optimiser; on the model's device.
+        mean_KD: the class memory v_c (not renormalised: |v_c| <= 1 is its confidence); zero rows where unseen.
+        seen_K: bool, the classes that have a memory.
+        metric_DD: in which distances to the memory are measured; None: as they are.
+        count_K: examples of each class that *this client* trains on; zeros where it has none.
+        memory_ramp: factor 0 ... 1 on the memory terms of the loss (warm-up).
+        companions: frozen models that the loss compares the trained one with; the client's own, they never travel.
+        classes: classes that exist so far: vertices from there on are nobody's; None: all of the task's.
+        earlier: classes from before the session under way.
+        virtual: vertices, the last ones, on which `method.virtual_share` has classes learnt that no data has.
+    """
+
+    method: MethodSection
+    etf_KD: Tensor
+    mean_KD: Tensor
+    seen_K: Tensor
+    count_K: Tensor
+    memory_ramp: float = 1.0
+    companions: Mapping[str, nn.Module] = field(default_factory=dict)
+    classes: int | None = None
+    earlier: int = 0
+    virtual: int = 0
+    metric_DD: Tensor | None = None
+
+    def to(self, device: torch.device) -> Guide:
+        """The same guide with its tensors on `device`."""
+        return replace(
+            self,
+            etf_KD=self.etf_KD.to(device),
+            mean_KD=self.mean_KD.to(device),
+            seen_K=self.seen_K.to(device),
+            count_K=self.count_K.to(device),
+            metric_DD=None if self.metric_DD is None else self.metric_DD.to(device),
+        )
+
+
+def memory_ramp(method: MethodSection, server_round: int) -> float:
+    """0 during the warm-up rounds, then linear to 1 over as many rounds (`server_round` counts from 1)."""
+    if method.warmup_rounds == 0:
+        return 1.0
+    return min(1.0, max(0.0, (server_round - method.warmup_rounds) / method.warmup_rounds))

@@ -1,0 +1,197 @@
+"""A trained model as two files that need nothing else: weights, frame and memory, and what they mean.
+
+Written by the server at the end of a run, read by `fednc predict` and by users' own code through `load`. Only
+safetensors and JSON, never pickle: opening a model runs no code of whoever made it. Knows no task but by name.
+
+    model/model.safetensors   model.* (shared part of the state dict), frame.etf_KD, memory.*
+    model/model.json          format, run, class names, preprocessing, frame digest, sha256 of the other file
+
+Legend: B batch, C today's classes, D feature width, K label space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from fednc.common.config.run import RunConfig, explain
+from fednc.common.errors import DataError, ProtocolError
+from fednc.common.files import private_folder, write_atomically
+from fednc.common.learning.class_memory import ClassMemory
+from fednc.common.learning.frame import Frame
+from fednc.common.learning.round_context import Guide
+from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks.api import Task
+from fednc.common.wire.protocol import one_line
+
+FOLDER, WEIGHTS, MANIFEST = "model", "model.safetensors", "model.json"
+
+
+class Manifest(BaseModel):
+    """model.json. A change that older readers would misunderstand gets another `format`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    task_version: int
+    run: RunConfig
+    run_digest: str
+    class_names: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    frame_seed: int
+    frame_sha256: str
+    weights_sha256: str
+
+
+class ExportedModel(nn.Module):
+    """A trained model with its read-out: preprocessed inputs in, scores of today's classes out.
+
+    Attributes:
+        task: the task it was trained for; `task.preprocessing()` says what inputs must look like.
+        run: the run that made it.
+        class_names: name of each score.
+    """
+
+    etf_KD: Tensor
+    mean_KD: Tensor
+    seen_K: Tensor
+    metric_DD: Tensor | None
+
+    def __init__(
+        self, task: Task, model: nn.Module, frame: Frame, memory: ClassMemory, class_names: tuple[str, ...]
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.run: RunConfig = task.run
+        self.class_names = class_names
+        self.model = model
+        self.register_buffer("etf_KD", frame.etf_KD)
+        self.register_buffer("mean_KD", memory.mean_KD)
+        self.register_buffer("seen_K", memory.seen_K)
+        self.register_buffer("metric_DD", memory.metric_DD)
+        self.eval()
+
+    @property
+    def guide(self) -> Guide:
+        """Frame and memory as evaluation wants them, on the device of this module."""
+        return Guide(
+            method=self.run.method,
+            etf_KD=self.etf_KD,
+            mean_KD=self.mean_KD,
+            seen_K=self.seen_K,
+            metric_DD=self.metric_DD,
+            count_K=torch.zeros_like(self.seen_K, dtype=torch.int64),
+            classes=len(self.class_names) if self.task.takes_sessions else None,
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scores [B, C] of preprocessed inputs; the argmax is the prediction, the softmax a confidence."""
+        return self.task.scores(self.model, inputs, self.guide)[:, : len(self.class_names)]
+
+
+def export(
+    folder: Path, model: nn.Module, task: Task, frame: Frame, memory: ClassMemory, run: RunConfig,
+    class_names: tuple[str, ...] | None = None,
+) -> None:  # fmt: skip
+    """Write model/model.safetensors and model/model.json in the run's folder `folder`.
+
+    Each file is replaced whole, the manifest last: a crash in between leaves a digest that does not match, which
+    `load` refuses, and never a model that mixes two runs.
+
+    Args:
+        class_names: those that the model knows; None: all of the task's.
+    """
+    state = model.state_dict()
+    tensors = {
+        **{f"model.{key}": state[key] for key in task.shared_keys(model)},
+        "frame.etf_KD": frame.etf_KD,
+        **{f"memory.{key}": value for key, value in memory.to_tensors().items()},
+    }
+    # safetensors wants plain layouts and no two tensors on the same memory
+    weights = safetensors.torch.save(
+        {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    )
+    manifest = Manifest(
+        task_version=task.version,
+        run=run,
+        run_digest=run.digest,
+        class_names=task.class_names if class_names is None else class_names,
+        preprocessing=task.preprocessing(),
+        frame_seed=frame.seed,
+        frame_sha256=frame.digest,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    private_folder(folder / FOLDER)
+    write_atomically(folder / FOLDER / WEIGHTS, weights)
+    write_atomically(folder / FOLDER / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def load(path: Path | str) -> ExportedModel:
+    """The model of a run folder (`runs/<id>`) or of the folder that holds model.json, on the CPU, in eval mode.
+
+    Raises:
+        DataError: a file is missing, damaged, of another model, or made by a newer version.
+        ConfigError: the task it was made for is not installed here.
+    """
+    folder = _model_folder(Path(path))
+    manifest = _manifest(folder / MANIFEST)
+    tensors = _tensors(folder / WEIGHTS, manifest.weights_sha256)
+    task = tasks.get(manifest.run)
+    if task.version != manifest.task_version:
+        raise DataError(
+            f"{folder}: made by version {manifest.task_version} of task {task.name!r}, installed is "
+            f"{task.version}. Use the version of fednc that made it."
+        )
+    model = task.build_model()
+    try:
+        model.load_state_dict({**model.state_dict(), **_under("model.", tensors)})
+        frame = Frame.from_tensor(tensors["frame.etf_KD"], manifest.frame_seed, manifest.frame_sha256)
+        memory = ClassMemory.from_tensors(_under("memory.", tensors))
+    except (KeyError, RuntimeError, ValueError, TypeError, IndexError, ProtocolError) as e:
+        raise DataError(
+            f"{folder / WEIGHTS}: its tensors are not those of {MANIFEST} ({one_line(e, 300)}). "
+            "Export the run again."
+        ) from e
+    return ExportedModel(task, model, frame, memory, manifest.class_names)
+
+
+def _model_folder(path: Path) -> Path:
+    for folder in (path, path / FOLDER):
+        if (folder / MANIFEST).is_file():
+            return folder
+    raise DataError(f"{path}: no {MANIFEST} in it or in its folder `model`; give the folder of a finished run")
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror}); export the run again") from e
+    except ValidationError as e:
+        raise DataError(f"{explain(e, str(path))}\nIt is damaged or of a newer version of fednc.") from e
+
+
+def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror}); export the run again") from e
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise DataError(
+            f"{path}: sha256 is {found}, {MANIFEST} says {sha256}: damaged or of another run. Copy both again."
+        )
+    try:
+        return safetensors.torch.load(data)
+    except Exception as e:  # whatever the parser raises on such bytes means the same
+        raise DataError(f"{path}: not a safetensors file ({one_line(e, 300)}). Export the run again.") from e
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

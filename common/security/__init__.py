@@ -1,0 +1,1 @@
+"""Credentials, certificates and the authority that issues them."""

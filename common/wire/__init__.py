@@ -1,0 +1,1 @@
+"""What travels: arrays, records, codecs, framing, checksums, and the messages made of them."""

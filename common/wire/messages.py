@@ -1,0 +1,196 @@
+"""The messages of fednc's own apps: which records an instruction and a reply hold, under which names.
+
+Server and client build and read them through this page only, so that neither knows the other.
+`train`: model, guide, the method's extra tensors -> trained model, class sums, changes of the extra tensors.
+`query`: model -> class sums of that model, or what a node holds. `evaluate`: model, guide -> additive statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fednc.common import versions
+from fednc.common.config.run import RunConfig
+from fednc.common.config.tables import MethodSection
+from fednc.common.errors import ProtocolError, UnusableValuesError
+from fednc.common.learning.class_memory import ClassMemory, ClassSums
+from fednc.common.learning.frame import Frame
+from fednc.common.learning.round_context import Guide, memory_ramp
+from fednc.common.wire import arrays
+from fednc.common.wire.records import record_of
+
+MODEL, GUIDE, RUN, EXTRA = "model", "guide", "run", "extra"
+SUMS, STATS, METRICS = "sums", "stats", "metrics"
+HELLO, MEMORY = "query.hello", "query.memory"
+TRAIN, EVALUATE = "train", "evaluate"
+EXAMPLES, HELD_OUT, CLASS_COUNTS, WITHHELD = "num-examples", "held-out", "class-counts", "withheld"
+MAX_LOSS = 2.0**128  # beyond float32; the sum over all examples of a federation stays finite
+MAX_EXAMPLES = 1 << 32  # per client; the fold's precision is shared out over all that are announced
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """What every instruction carries besides arrays."""
+
+    run_json: str
+    server_round: int
+    wants_sums: bool = False  # class sums of the trained model along with the update
+    versions: tuple[str, ...] = ()  # of package, task and method at the server; see common/versions.py
+
+    @classmethod
+    def under(cls, run: RunConfig, server_round: int, *, wants_sums: bool = False) -> Instruction:
+        """Of this run, as this side has it installed."""
+        return cls(
+            run_json=run.model_dump_json(exclude={"server"}), server_round=server_round, wants_sums=wants_sums,
+            versions=versions.of_run(run),
+        )  # fmt: skip
+
+    def to_record(self) -> ConfigRecord:
+        """As a record."""
+        more = {"versions": list(self.versions)} if self.versions else {}
+        return ConfigRecord({"run": self.run_json, "round": self.server_round, "sums": self.wants_sums, **more})
+
+    @classmethod
+    def of(cls, message: Message) -> Instruction:
+        """Out of a message. Raises ProtocolError."""
+        record = record_of(message.content, RUN, ConfigRecord)
+        if record is None:
+            raise ProtocolError("the instruction has no 'run' record; is the server a fednc server?")
+        told = record.get("versions", ())
+        return cls(
+            run_json=str(record["run"]), server_round=int(record["round"]), wants_sums=bool(record["sums"]),  # type: ignore[arg-type]
+            versions=tuple(map(str, told)) if isinstance(told, list) else (),
+        )  # fmt: skip
+
+
+def guide_record(frame: Frame, memory: ClassMemory, *, evaluates: bool = False) -> ArrayRecord:
+    """Frame and memory as they travel, with its metric to who evaluates. The frame never changes and goes once."""
+    metric = {"metric": memory.metric_DD} if evaluates and memory.metric_DD is not None else {}
+    return arrays.to_record({"frame": frame.etf_KD, "mean": memory.mean_KD, "seen": memory.seen_K, **metric})
+
+
+def guide_of(content: RecordDict, method: MethodSection, server_round: int, count_K: Tensor) -> Guide:
+    """The guide of an instruction, checked. Raises ProtocolError."""
+    record = record_of(content, GUIDE, ArrayRecord)
+    if record is None or set(record) - {"metric"} != {"frame", "mean", "seen"}:
+        raise ProtocolError("the instruction has no complete 'guide' record")
+    tensors = arrays.from_record(record)
+    metric_DD, dim = tensors.get("metric"), tensors["mean"].shape[-1]
+    if metric_DD is not None and metric_DD.shape != (dim, dim):
+        raise ProtocolError(f"the guide's metric is {list(metric_DD.shape)}, its memory {dim} wide")
+    return Guide(
+        method=method,
+        etf_KD=tensors["frame"],
+        mean_KD=tensors["mean"],
+        seen_K=tensors["seen"],
+        metric_DD=metric_DD,
+        count_K=count_K,
+        memory_ramp=memory_ramp(method, server_round),
+    )
+
+
+def make_guide(run: RunConfig, frame: Frame, memory: ClassMemory, server_round: int) -> Guide:
+    """The guide as the server's own evaluation sees it."""
+    return Guide(
+        method=run.method,
+        etf_KD=frame.etf_KD,
+        mean_KD=memory.mean_KD,
+        seen_K=memory.seen_K,
+        metric_DD=memory.metric_DD,
+        count_K=torch.zeros(frame.vertices, dtype=torch.int64),
+        memory_ramp=memory_ramp(run.method, server_round),
+    )
+
+
+def instruction_content(
+    instruction: Instruction, model: ArrayRecord | None = None, guide: ArrayRecord | None = None,
+    extra: ArrayRecord | None = None,
+) -> RecordDict:  # fmt: skip
+    """Content of an instruction. The records are not copied: one model serves many instructions."""
+    content = RecordDict({RUN: instruction.to_record()})
+    content.update({k: v for k, v in ((MODEL, model), (GUIDE, guide), (EXTRA, extra)) if v is not None})
+    return content
+
+
+def control_key(name: str) -> str:
+    """The control variate of parameter `name` among the extra tensors."""
+    return f"control/{name}"
+
+
+def extra_record(extra: Mapping[str, Tensor]) -> ArrayRecord | None:
+    """The method's extra tensors as they travel; None without any."""
+    return arrays.to_record(extra) if extra else None
+
+
+def extra_of(content: RecordDict) -> dict[str, Tensor]:
+    """The method's extra tensors of an instruction, by key."""
+    return arrays.from_record(record_of(content, EXTRA, ArrayRecord) or ArrayRecord())
+
+
+def update_of(content: RecordDict) -> ArrayRecord:
+    """Model and changes of the extra tensors of a reply, as one record. Raises ProtocolError: no model."""
+    if record_of(content, MODEL, ArrayRecord) is None:
+        raise ProtocolError(f"the reply has no {MODEL!r} record")
+    update = ArrayRecord()
+    for name in (MODEL, EXTRA):
+        for key, array in (record_of(content, name, ArrayRecord) or ArrayRecord()).items():
+            update[key] = array
+    return update
+
+
+def sums_record(sums: ClassSums) -> ArrayRecord:
+    """Class sums as they travel."""
+    return arrays.to_record(sums.to_tensors())
+
+
+def sums_of(content: RecordDict) -> ClassSums:
+    """Class sums of a reply. Raises ProtocolError."""
+    record = record_of(content, SUMS, ArrayRecord)
+    if record is None:
+        raise ProtocolError(f"the reply has no {SUMS!r} record")
+    return ClassSums.from_tensors(arrays.from_record(record))
+
+
+def examples_of(content: RecordDict) -> int:
+    """The number of examples that a reply declares. Raises ProtocolError."""
+    metrics = record_of(content, METRICS, MetricRecord)
+    value = metrics.get(EXAMPLES) if metrics else None
+    if not isinstance(value, int) or not 0 <= value <= MAX_EXAMPLES:
+        raise ProtocolError(f"the reply declares {value!r:.80} examples, expected 0 to {MAX_EXAMPLES}")
+    return value
+
+
+def withheld_of(content: RecordDict) -> int:
+    """The number of classes whose sums a client held back."""
+    metrics = record_of(content, METRICS, MetricRecord)
+    value = metrics.get(WITHHELD) if metrics else None
+    return value if isinstance(value, int) else 0
+
+
+def loss_of(content: RecordDict) -> float:
+    """The mean training loss that a reply reports. Raises ProtocolError."""
+    metrics = record_of(content, METRICS, MetricRecord)
+    loss = metrics.get("loss/loss") if metrics else None
+    if not isinstance(loss, int | float):
+        raise ProtocolError(f"the reply's loss is {loss!r:.40}, expected a number")
+    if not abs(loss) <= MAX_LOSS:  # NaN compares false
+        raise UnusableValuesError(f"the reply's loss is {loss!r:.40}, expected a finite number of float32")
+    return float(loss)
+
+
+def check_stats(stats: Mapping[str, Tensor], none: Mapping[str, Tensor]) -> None:
+    """Raises ProtocolError unless `stats` has the names, shapes and types of `none`, and holds plausible numbers.
+
+    An infinite loss is one: that of a class which nobody has seen yet, read out from the memory.
+    """
+    if {k: (v.shape, v.dtype) for k, v in stats.items()} != {k: (v.shape, v.dtype) for k, v in none.items()}:
+        raise ProtocolError(f"statistics {sorted(stats)!s:.200} are not those of the task, {sorted(none)}")
+    wide = [value.double() for value in stats.values()]
+    if not all(((v.abs() <= 2.0**53) | (v == math.inf)).all() for v in wide):  # NaN compares false
+        raise UnusableValuesError("statistics are not numbers, or absurdly large")

@@ -1,0 +1,1 @@
+"""The exact weighted mean of updates, and the integer sums under it."""

@@ -1,0 +1,251 @@
+"""The weighted mean of updates, exact in any order, folded one update at a time.
+
+Called by the strategy as replies arrive; each update is checked completely before anything of it is added. The
+running sum (`exact_sum.py`) is eight bytes per parameter, whatever the number of clients. Small tensors are folded
+together, at three times that: a network has hundreds, and each by itself costs more in calls than in arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+from fednc.common.errors import ProtocolError, UnusableValuesError
+from fednc.common.wire import arrays, update_codec
+from fednc.server.aggregation.exact_sum import BLOCK, ExactSum, Values, cut, largest
+from fednc.server.aggregation.thread_pool import spread
+
+_SPAN = 1 << 20  # values that one thread takes at once
+_SMALL = 1 << 13  # values of a tensor that is folded with others
+
+Form = tuple[str, tuple[int, ...]]  # dtype and shape
+Act = Callable[[int, Values, int], None]  # on the index of an array, a span of its values, the span's place
+
+
+@dataclass(frozen=True)
+class NormBound:
+    """How far an update may be from the global model: L2 norm over all floating-point tensors of `keys`."""
+
+    most: float
+    keys: Collection[str]  # of tensors that come as they are, not as changes
+
+    @classmethod
+    def of(cls, most: float, keys: Collection[str]) -> NormBound | None:
+        """The bound that a run file asks for; 0: none."""
+        return cls(most, keys) if most else None
+
+
+class Fold:
+    """Weighted mean of whole updates with the names, shapes and dtypes of a reference state."""
+
+    def __init__(self, reference: Mapping[str, Tensor], changes: Collection[str] = ()) -> None:
+        """Takes memory for states like `reference`; `start` comes next.
+
+        Args:
+            changes: names of tensors that come as changes, not as they are.
+        """
+        self.changes = frozenset(changes)
+        self._forms = {key: _form(value) for key, value in reference.items()}
+        self._groups = _grouped(reference)
+        self._sums = [ExactSum([reference[key].numel() for key in group]) for group in self._groups]
+
+    def start(
+        self, reference: Mapping[str, Tensor], weights: Collection[int], bound: NormBound | None = None
+    ) -> None:
+        """Begin at zero; `weights` are all that may come, `reference` is another state like the first one."""
+        self._reference, self._bound = reference, bound
+        self._total_weight, self._largest_weight = sum(weights), max(weights, default=1)
+        for group, total in zip(self._groups, self._sums, strict=True):
+            total.start(
+                [largest(_numpy(reference[key])) for key in group], self._total_weight, self._largest_weight
+            )
+        self._origins: list[Values] = []  # made when first needed
+        self.weight = 0
+        self.updates = 0
+
+    def add(self, update: ArrayRecord, weight: int) -> list[Values]:
+        """Fold one update in, whole or not at all; its values by group, for those who want to look at them.
+
+        Raises:
+            ProtocolError: other names, shapes or dtypes than the reference, or a weight beyond those announced.
+            UnusableValuesError: values that are not finite or out of bounds, or a larger change than allowed.
+        """
+        if not 1 <= weight <= self._largest_weight or self.weight + weight > self._total_weight:
+            raise ProtocolError(f"declares {weight} examples, more than it announced or less than one")
+        grouped = self.checked(self.values(update))
+        self.add_values(grouped, weight)
+        return grouped
+
+    def add_values(self, grouped: Sequence[Values], weight: int) -> None:
+        """Fold in what `checked` gave."""
+        is_first = not self.updates
+        _spread(grouped, lambda group, span, place: self._sums[group].add(span, place, weight, is_first=is_first))
+        self.weight += weight
+        self.updates += 1
+
+    def remove(self, update: ArrayRecord, weight: int) -> None:
+        """Undo an `add` of the same update and weight, bit for bit."""
+        grouped = self._grouped(self.values(update))
+        _spread(grouped, lambda group, span, place: self._sums[group].remove(span, place, weight))
+        self.weight -= weight
+        self.updates -= 1
+
+    def checked(self, values: Mapping[str, Values]) -> list[Values]:
+        """The values to fold in, by group. Raises UnusableValuesError, see `add`."""
+        grouped = self._grouped(values)
+        _spread(grouped, self._check)
+        if self._bound:
+            squares = self.squares(grouped)
+            norm = math.sqrt(math.fsum(square for key, square in squares.items() if key in self._bound.keys))
+            if not norm <= self._bound.most:
+                text = f"changes the model by a norm of {norm:.6g}, allowed are {self._bound.most:g}"
+                raise UnusableValuesError(text)
+        return grouped
+
+    def values(self, update: ArrayRecord) -> dict[str, Values]:
+        """The values of each tensor, looked at for form alone. Raises ProtocolError."""
+        if set(update) != set(self._forms):
+            odd = sorted(set(update) ^ set(self._forms))
+            raise ProtocolError(f"tensor names differ from the model's, for instance {odd[:3]}")
+        return {key: self._matching(key, update[key]) for key in self._forms}
+
+    def _grouped(self, values: Mapping[str, Values]) -> list[Values]:
+        return [_in_a_row([values[key] for key in group]) for group in self._groups]
+
+    def squares(self, grouped: Sequence[Values]) -> dict[str, float]:
+        """Squared L2 norm of the change that each floating-point tensor makes to the reference."""
+        if not self._origins:
+            self._origins = [_in_a_row([self._origin_of(key) for key in group]) for group in self._groups]
+        found: list[list[list[float]]] = [[] for _ in self._groups]
+
+        def note(group: int, span: Values, place: int) -> None:
+            origin = self._origins[group]
+            if origin.dtype.kind == "f":
+                here = origin[place : place + span.size]
+                found[group].append(self._sums[group].squares(span, here))
+
+        _spread(grouped, note)
+        # Added exactly, so that threads do not change the sum.
+        return {
+            key: math.fsum(square)
+            for group, parts in zip(self._groups, found, strict=True)
+            for key, square in zip(group, zip(*parts, strict=True), strict=False)
+        }
+
+    def _origin_of(self, key: str) -> Values:
+        value = _numpy(self._reference[key]).reshape(-1)
+        return np.zeros_like(value) if key in self.changes else value
+
+    def scaled(self, update: ArrayRecord, factors: Mapping[str, float]) -> ArrayRecord:
+        """`update` with the changes of the floating-point tensors in `factors` scaled by these."""
+        values, tensors = self.values(update), {}
+        for key, value in values.items():
+            given = torch.tensor(value).reshape(self._reference[key].shape)
+            if key in factors and self._reference[key].is_floating_point():
+                origin = 0.0 if key in self.changes else self._reference[key].double()
+                given = origin + factors[key] * (given.double() - origin)
+            tensors[key] = given.to(self._reference[key].dtype)
+        return arrays.to_record(tensors)
+
+    def _matching(self, key: str, array: Array) -> Values:
+        try:
+            return _matching(array, self._forms[key], self._reference[key])
+        except ProtocolError as e:
+            raise ProtocolError(f"tensor {key!r}: {e}") from e
+
+    def _check(self, group: int, span: Values, _place: int) -> None:
+        total = self._sums[group]
+        for key, found, bound in zip(self._groups[group], total.largest(span), total.bounds, strict=True):
+            if not found <= bound:  # NaN compares false
+                raise UnusableValuesError(
+                    f"tensor {key!r}: holds {found}, allowed are finite values up to {bound:g}"
+                )
+
+    def mean(self) -> ArrayRecord:
+        """The mean of all updates in the reference's dtypes; the reference itself where nothing is averaged."""
+        record = arrays.blank_record(self._reference)
+        tensors = {key: arrays.to_tensor(record[key]) for key in record}
+        for key in set(tensors).difference(*self._groups):
+            tensors[key].copy_(self._reference[key])
+        targets = [_target([tensors[key] for key in group]) for group in self._groups]
+        whole = self.weight, self.updates
+        _spread(targets, lambda group, span, place: self._sums[group].mean_into(span, place, *whole))
+        for group, mean in zip(self._groups, targets, strict=True):
+            _share_out(mean, [tensors[key] for key in group])
+        return record
+
+
+def _spread(values: Sequence[Values], act: Act) -> None:
+    """`act` on all values, on several threads where there are many."""
+    spread(
+        (
+            (span.size, partial(act, index, span, place))
+            for index, value in enumerate(values)
+            for place, span in cut(value, _SPAN)
+        ),
+        enough=_SPAN,
+    )
+
+
+def _grouped(reference: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of the tensors that are averaged, those together that are folded together: small ones of one type."""
+    groups: list[list[str]] = []
+    # The last group of each type, and how many values still fit.
+    room: dict[torch.dtype, tuple[list[str], int]] = {}
+    for key, value in reference.items():
+        if value.dtype is torch.bool:
+            continue
+        group, left = room.get(value.dtype, ([], 0))
+        if not 0 < value.numel() <= _SMALL:
+            groups.append([key])
+        elif value.numel() <= left:
+            group.append(key)
+            room[value.dtype] = group, left - value.numel()
+        else:
+            groups.append([key])
+            room[value.dtype] = groups[-1], BLOCK - value.numel()
+    return groups
+
+
+def _in_a_row(values: Sequence[Values]) -> Values:
+    return values[0] if len(values) == 1 else np.concatenate([each.reshape(-1) for each in values])
+
+
+def _target(tensors: Sequence[Tensor]) -> Values:
+    """Memory for the mean of a group: a single tensor's own where numpy knows its type."""
+    first = _numpy(tensors[0])
+    return first if len(tensors) == 1 else np.empty(sum(each.numel() for each in tensors), first.dtype)
+
+
+def _share_out(mean: Values, tensors: Sequence[Tensor]) -> None:
+    parts = torch.from_numpy(mean).reshape(-1).split([each.numel() for each in tensors])
+    for part, tensor in zip(parts, tensors, strict=True):
+        if part.data_ptr() != tensor.data_ptr():  # else the mean was made in place
+            tensor.copy_(part.reshape(tensor.shape))
+
+
+def _numpy(value: Tensor) -> Values:
+    return value.float().numpy() if value.dtype is torch.bfloat16 else value.numpy()
+
+
+def _form(value: Tensor) -> Form:
+    return str(value.dtype).removeprefix("torch."), tuple(value.shape)
+
+
+def _matching(array: Array, form: Form, reference: Tensor) -> Values:
+    dtype, shape = form
+    if array.dtype != dtype or tuple(array.shape) != shape:
+        raise ProtocolError(f"is {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}")
+    if update_codec.is_encoded(array.stype):
+        return (reference + update_codec.decode(array)).numpy()
+    if array.stype == arrays.RAW_BF16:
+        return _numpy(arrays.to_tensor(array))
+    value = arrays.to_numpy(array)
+    return value if value.flags.aligned else value.copy()

@@ -1,0 +1,48 @@
+"""fednc's Flower ServerApp for stock Flower, where the run file comes as the run configuration's one string key
+`run` (JSON). Over our link `main.py` takes its place. Writes the same files as `fednc server`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fednc.common.config.run import RunConfig, parse_run
+from fednc.common.errors import ConfigError
+from fednc.server.rounds.run import FederatedRun
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.run_folder import run_folder, summary_of, write_files
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Entry point on stock Flower; writes the same files as `fednc server`."""
+    run = run_of(str(context.run_config.get("run", "")))
+    if any(session.start == "operator" for session in run.sessions):
+        raise ConfigError(
+            "[[sessions]] with start = 'operator' needs fednc's own server: on stock Flower nobody starts them. "
+            "Set start = 'at-once'"
+        )
+    events = EventLog()
+    events.listen(lambda event: logging.getLogger("flwr").info(event["text"]))
+    result = FederatedRun(run, events).execute(grid)
+    folder = run_folder(run)
+    write_files(folder, result, summary_of(folder.name, result))
+    events.emit("done", f"files in {folder.resolve()}", folder=str(folder))
+
+
+def run_of(text: str) -> RunConfig:
+    """The run file that came as JSON. Raises ConfigError."""
+    try:
+        values = json.loads(text)
+    except ValueError as e:
+        raise ConfigError(
+            f"the run configuration's key 'run' is no run file as JSON: {text!r:.60}; `fednc check RUN.toml "
+            "--flower FILE` writes a file for `flwr run -c FILE`"
+        ) from e
+    return parse_run(values, source="the run configuration's key 'run'")

@@ -1,0 +1,1 @@
+"""Flower ServerApps that are not ours, each in a process of its own."""

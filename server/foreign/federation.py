@@ -1,0 +1,87 @@
+"""The link of a run whose app is not ours: clients run the same one and get its configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from flwr.app.user_config import UserConfig
+
+from fednc.common.config.run import RunConfig
+from fednc.common.errors import ProtocolError, RefusedError
+from fednc.common.flower_adapter import AppFolder
+from fednc.common.wire.protocol import plain
+from fednc.protos import federation_pb2 as pb
+from fednc.server.foreign import reply_limits
+from fednc.server.foreign.mailbox import Mailbox
+from fednc.server.link.assignments import REPLY_REJECTED, Work
+from fednc.server.link.federation import Federation
+from fednc.server.link.nodes import Node
+from fednc.server.storage.event_log import EventLog
+
+_CODE_LENGTH = 12  # of the fingerprint, as it is shown
+
+
+class AppFederation(Federation):
+    """State of the link of one run of a foreign app."""
+
+    def __init__(
+        self, run_id: str, run: RunConfig, spool: Path, events: EventLog, app: AppFolder, config: UserConfig,
+        *, any_code: bool = False,
+    ) -> None:  # fmt: skip
+        """`any_code`: clients may have changed the app's code."""
+        super().__init__(run_id, run, spool, events)
+        self.app, self._config = app.id, config
+        self._code, self._any_code = app.code, any_code
+        most = reply_limits.most_bytes(self.intake.budget.total_bytes)
+        self.mailbox = Mailbox(self.intake, most, self.note_dropped)
+
+    def admit(self, request: pb.AttendRequest) -> Node:
+        """A node attends. Raises RefusedError, Refusal."""
+        if request.app == self.app and request.app_code != self._code:
+            self._note_other_code(request)
+        return super().admit(request)
+
+    def _note_other_code(self, request: pb.AttendRequest) -> None:
+        """Raises RefusedError unless it may be."""
+        theirs = plain(request.app_code, _CODE_LENGTH)
+        text = (
+            f"{request.name} runs {self.app} with other code than this server "
+            f"({theirs} there, {self._code[:_CODE_LENGTH]} here)"
+        )
+        if not self._any_code:
+            raise RefusedError(
+                f"{text}: copy the server's Python files into the app's folder, or give the changed app a new "
+                "version, or start the server with --any-code"
+            )
+        self._node_events.emit("other-code", text, level=logging.WARNING, node=request.name, code=theirs)
+
+    def _welcome(self, node: Node) -> pb.Welcome:
+        welcome = super()._welcome(node)
+        welcome.run_json = json.dumps(self._config)
+        return welcome
+
+    def check_header(self, work: Work, header: pb.UploadHeader) -> None:
+        """Raises InvalidError: this is no reply that the server takes."""
+        del work
+        reply_limits.check_header(header, self.intake.budget.total_bytes)
+
+    def reject(self, work: Work, error: ProtocolError) -> pb.Receipt:
+        """The work has failed. A reply that is too large costs its node nothing more."""
+        if not isinstance(error, reply_limits.TooLargeError):
+            return super().reject(work, error)
+        name = work.node.name
+        self._node_events.emit(
+            "too-large", f"refused the reply of {name}: {error}", level=logging.WARNING, node=name
+        )
+        self._fail(work, REPLY_REJECTED, "TooLarge", str(error))
+        return pb.Receipt(outcome=pb.Receipt.REJECTED, reason=str(error))
+
+    def note_dropped(self, node: str, size: int, most: int) -> None:
+        """A reply that the app has not pulled was given up for newer ones."""
+        text = (
+            f"dropped the oldest reply that the app has not pulled: {size / 2**20:.1f} MiB of {node}. At most "
+            f"{most >> 20} MiB wait, {reply_limits.FACTOR} times server.ingest_mib; let the app pull its replies"
+        )
+        self._node_events.emit("dropped-reply", text, level=logging.WARNING, node=node, size=size)

@@ -1,0 +1,140 @@
+"""Runs any Flower ServerApp over our link: `fednc server --app DIR`. Called by the command.
+
+The app runs in a process of its own (`server/foreign/process.py`) and sees Flower's grid there. Nothing of what it
+does is checked or kept but the model that its strategy ends with; a restarted server starts it from the beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from fednc.common.config.run import RunConfig
+from fednc.common.errors import ConfigError, QuorumError
+from fednc.common.files import write_atomically
+from fednc.common.flower_adapter import AppFolder
+from fednc.common.process.app_pipe import AppProcess
+from fednc.protos import federation_pb2 as pb
+from fednc.server.foreign.federation import AppFederation
+from fednc.server.foreign.grid import AppGrid, Desk
+from fednc.server.listener import serve
+from fednc.server.storage.event_log import EventLog
+
+_POLL_S = 0.1
+_SAY_SO_EVERY_S = 30.0
+_LAST_S, _STOP_S = 60.0, 5.0  # for the process to end, of an app that is done and of one that is interrupted
+
+
+def settings_for(app: AppFolder, run: RunConfig) -> RunConfig:
+    """The run's [server] and [rounds] under the app's name."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", app.name).strip("._-")[:64] or "app"
+    return run.model_copy(update={"name": name, "split": None})
+
+
+async def run_app(
+    app: AppFolder, overrides: list[str], run: RunConfig, folder: Path, events: EventLog, *, any_code: bool = False
+) -> dict[str, Any]:
+    """Serve the ServerApp in `app` to its end; what `summary.json` in `folder` says.
+
+    Raises:
+        AddressError, ConfigError
+        QuorumError: too few clients came before `rounds.wait_s`.
+        RunFailedError: the ServerApp raised, or its process ended.
+    """
+    started, config = time.monotonic(), app.run_config(overrides)
+    run_id = f"{folder.name}-{secrets.token_hex(4)}"  # the app starts from the beginning, so it is another run
+    federation = AppFederation(run_id, run, folder / "spool", events, app, config, any_code=any_code)
+    federation.door.keep_in(folder)
+    process = AppProcess("fednc.server.foreign.process", handed=[federation.mailbox.bell])
+    setup = {"folder": str(app.path), "run_id": run_id, "run_config": config, "keep": str(folder.resolve())}
+    desks: list[Desk] = []
+
+    def work(grid: AppGrid) -> str:
+        _await_nodes(grid)
+        desks.append(desk := Desk(grid, process))
+        process.pipe.send(b"")
+        return desk.serve()
+
+    try:
+        await asyncio.to_thread(_load, process, setup)
+        model = await serve(federation, work, address=run.server.listen, grid_type=AppGrid)
+    finally:
+        await asyncio.to_thread(_end, process, desks)
+        federation.mailbox.close()
+    summary = _summary(federation, app, config, model, time.monotonic() - started)
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
+    shutil.rmtree(folder / "spool", ignore_errors=True)
+    kept = f"the app's model is {folder / model}" if model else "the app's strategy left no model"
+    events.emit("done", f"run {folder.name} is done; {kept}", folder=str(folder), model=model)
+    return summary
+
+
+def _load(process: AppProcess, setup: dict[str, Any]) -> None:
+    """Wait until the app is imported. Raises ConfigError: it cannot be."""
+    try:
+        process.pipe.send_json(setup)
+        failure = pb.Failure.FromString(process.pipe.receive())
+    except (OSError, EOFError) as e:
+        raise ConfigError(
+            f"the process of the ServerApp in {setup['folder']} {process.end()} while it loaded"
+        ) from e
+    if failure.kind:
+        raise ConfigError(failure.reason)
+
+
+def _end(process: AppProcess, desks: list[Desk]) -> None:
+    """An app that has not started ends at once, one at work as by Ctrl-C, one that is done by itself."""
+    if desks and not desks[0].has_ended:
+        process.interrupt()
+    process.end(_LAST_S if desks and desks[0].has_ended else _STOP_S, hang_up=not desks)
+
+
+def _await_nodes(grid: AppGrid) -> None:
+    """Apps may ask once who is there: they start when enough nodes are.
+
+    Raises:
+        QuorumError: after `rounds.wait_s`.
+        RunFailedError: the run was ended meanwhile.
+    """
+    rounds, events, started = grid.federation.run.rounds, grid.federation.events, time.monotonic()
+    said = -_SAY_SO_EVERY_S
+    while len(ready := grid.ready()) < rounds.min_clients:
+        waited_s = time.monotonic() - started
+        there = f"{len(ready)} of {rounds.min_clients} clients are ready"
+        if waited_s > rounds.wait_s:
+            raise QuorumError(
+                f"{there} after {rounds.wait_s:g} s. Start more, or lower --nodes (rounds.min_clients), or raise "
+                "rounds.wait_s"
+            )
+        if waited_s - said >= _SAY_SO_EVERY_S:
+            said = waited_s
+            events.emit("waiting", f"{there}; the app starts when all are (--nodes, rounds.min_clients)")
+        time.sleep(_POLL_S)
+    names = ", ".join(node.name for node in ready[:8]) + (" ..." if len(ready) > 8 else "")
+    events.emit(
+        "app", f"the app {grid.federation.app} starts with {len(ready)} clients: {names}. It cannot be resumed: a "
+        "restart of this server starts it from the beginning, without its rounds, model and state so far",
+        clients=len(ready),
+    )  # fmt: skip
+
+
+def _summary(
+    federation: AppFederation, app: AppFolder, config: dict[str, Any], model: str, duration_s: float
+) -> dict[str, Any]:
+    bytes_up, bytes_down = federation.traffic()
+    return {
+        "run": federation.run_id,
+        "app": app.id,
+        "run_config": config,
+        "model": model,
+        "duration_s": round(duration_s, 3),
+        "bytes_up": bytes_up,
+        "bytes_down": bytes_down,
+        "clients": [{"name": node.name, "pid": node.pid} for node in federation.roster.nodes()],
+    }

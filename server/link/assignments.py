@@ -1,0 +1,92 @@
+"""One piece of work, what it asks for and what comes of it: made by the grid, kept by the federation.
+
+Knows neither gRPC nor the budget.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+
+from fednc.common.flower_adapter import APP_FAILED, MESSAGE_UNKNOWN, NODE_LOST, REPLY_REJECTED
+from fednc.common.wire import records
+from fednc.common.wire.arrays import Buffer
+from fednc.common.wire.framing import Parts
+from fednc.common.wire.protocol import WHOLE_BYTES
+from fednc.protos import federation_pb2 as pb
+from fednc.server.link.nodes import Node
+from fednc.server.link.upload_budget import Slot
+
+__all__ = [
+    "APP_FAILED", "MESSAGE_UNKNOWN", "NODE_LOST", "REPLY_REJECTED", "Batch", "Content", "Reply", "Work", "WorkKey",
+    "key_of",
+]  # fmt: skip
+
+WorkKey = tuple[str, str, str, int, int, int]
+
+
+def key_of(work_id: pb.AssignmentId) -> WorkKey:
+    """What makes an assignment itself."""
+    return (
+        work_id.run_id, work_id.group_id, work_id.message_type, work_id.node_id, work_id.ordinal, work_id.attempt
+    )  # fmt: skip
+
+
+class Content:
+    """What one node or many are sent: encoded once, however many they are."""
+
+    def __init__(self, manifest: pb.Manifest) -> None:
+        self.sizes = {meta.digest: meta.size for meta in records.metas_of(manifest)}
+        if manifest.HasField("packed"):  # its arrays are in there
+            self.sizes = {manifest.packed.digest: manifest.packed.size}
+        self.encoded = pb.Assignment(content=manifest).SerializeToString()  # as it stands in an assignment
+
+    def along(self, given: Iterable[Collection[bytes]]) -> list[bytes]:
+        """The blobs to send along to a node that was `given` others: those that it lacks, where they are small."""
+        lacking = [digest for digest in self.sizes if not any(digest in each for each in given)]
+        return lacking if sum(self.sizes[digest] for digest in lacking) <= WHOLE_BYTES else []
+
+
+@dataclass(eq=False)
+class Reply:
+    """What came of one piece of work: a complete upload in its slot, or a failure."""
+
+    work: Work
+    manifest: pb.Manifest | None = None
+    slot: Slot = field(default_factory=Slot)
+    failure: pb.Failure | None = None
+
+
+@dataclass(eq=False)
+class Batch:
+    """The work of one `send_and_receive`; replies are read from another thread."""
+
+    digests: list[bytes] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
+    replies: queue.SimpleQueue[Reply] = field(default_factory=queue.SimpleQueue)
+    on_reply: Callable[[Reply], None] | None = None  # called on the event loop, instead of the queue
+
+    def take(self, reply: Reply) -> None:
+        """A reply is there, or there will be none."""
+        (self.on_reply or self.replies.put)(reply)
+
+
+@dataclass(eq=False)
+class Work:
+    """One assignment under way at one node."""
+
+    id: pb.AssignmentId
+    node: Node
+    instruction: Message
+    content: Content
+    batch: Batch
+    slot: Slot = field(default_factory=Slot)
+    damaged: int = 0  # uploads that did not arrive as they were sent
+
+    def event(self, blobs: Iterable[Buffer]) -> Parts:
+        """The assignment as it goes down the node's stream, and blobs with it."""
+        rest = pb.Assignment(id=self.id, blobs=map(bytes, blobs))
+        return rest.SerializeToString(), self.content.encoded

@@ -1,0 +1,313 @@
+"""The heart of the link: who is here, what they are working on, which replies have arrived.
+
+Everything runs on the event loop. The servicer (gRPC) calls it from one side, the grid (the strategy's thread)
+from the other. Knows nothing of gRPC, and nothing of what the messages mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from pathlib import Path
+
+from fednc.common.config.run import RunConfig
+from fednc.common.errors import ProtocolError, RefusedError
+from fednc.common.files import remedy
+from fednc.common.flower_adapter import APP_ERROR
+from fednc.common.tasks.api import Part
+from fednc.common.wire.arrays import Buffer
+from fednc.common.wire.framing import Parts
+from fednc.common.wire.protocol import REMEMBERED_ASSIGNMENTS, WHOLE_BYTES
+from fednc.protos import federation_pb2 as pb
+from fednc.server.access.bans import Doorkeeper
+from fednc.server.access.identity import UNHEARD, Refusal
+from fednc.server.access.open_calls import OpenCalls
+from fednc.server.link import message_limits
+from fednc.server.link.assignments import (
+    APP_FAILED,
+    NODE_LOST,
+    REPLY_REJECTED,
+    Batch,
+    Reply,
+    Work,
+    WorkKey,
+    key_of,
+)
+from fednc.server.link.blob_store import BlobStore
+from fednc.server.link.message_limits import InvalidError
+from fednc.server.link.nodes import Node, NodeState, Roster
+from fednc.server.link.reply_schema import Agreement
+from fednc.server.link.upload_budget import Intake
+from fednc.server.rounds.control import RunControl
+from fednc.server.storage.event_log import EventLog, NodeEvents
+
+_DAMAGED_UPLOADS = 3  # of one reply, before its work fails
+
+_STANDINGS = {pb.Declaration.PAUSED: NodeState.PAUSED, pb.Declaration.LEAVING: NodeState.LEAVING}
+
+
+class Federation:
+    """State of one run's link."""
+
+    app = ""  # name and version of a foreign Flower app; empty: fednc's own
+
+    def __init__(self, run_id: str, run: RunConfig, spool: Path, events: EventLog, *, attempt: int = 0) -> None:
+        """`attempt` counts the starts of this run's server: work handed out before a restart is stale."""
+        self.run_id, self.run, self.events, self.attempt = run_id, run, events, attempt
+        self.earlier_bytes = (0, 0)  # up and down, before a restart
+        self.roster = Roster(run.split.parts if run.split else 0)
+        self.blobs = BlobStore()
+        self.control = RunControl()
+        self._node_events = NodeEvents(events)
+        self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self._node_events, self.expel)
+        self.intake = Intake(spool, run.server.ingest_mib << 20)
+        self.calls = OpenCalls()
+        self.agreement: Agreement | None = None  # what replies hold, where the strategy has said so
+        self.over: pb.RunOver | None = None
+        self._works: dict[WorkKey, Work] = {}
+        self._committed: deque[WorkKey] = deque(maxlen=4096)
+
+    # ---- nodes come and go ---------------------------------------------------------------------------------
+
+    def admit(self, request: pb.AttendRequest) -> Node:
+        """A node attends. Raises RefusedError, Refusal."""
+        wanted = Part(request.part.index, request.part.of) if request.HasField("part") else None
+        self.door.check(request.name)
+        if request.app != self.app:
+            ours, theirs = self.app or "fednc's own", request.app or "fednc's own"
+            raise RefusedError(
+                f"this server runs the app {ours}, this client {theirs}: start it with the same --app"
+            )
+        if request.dry_run:
+            node = self.roster.rehearse(request.name, request.instance, wanted)
+        else:
+            node = self.roster.admit(request.name, request.instance, wanted)
+        node.outbox.put_nowait(pb.ServerEvent(welcome=self._welcome(node)))
+        if self.over:
+            node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))
+        part = f", part {node.part.index}/{node.part.of}" if node.part else ""
+        verb = "looks in (dry run)" if request.dry_run else "attends"
+        self._node_events.emit("attend", f"{node.name} {verb}{part}", node=node.name)
+        return node
+
+    def _welcome(self, node: Node) -> pb.Welcome:
+        part = pb.Part(index=node.part.index, of=node.part.of) if node.part else None
+        return pb.Welcome(
+            node_id=node.node_id,
+            session=node.session,
+            run_id=self.run_id,
+            run_json=self.run.model_dump_json(exclude={"server"}),  # its paths are nobody else's business
+            part=part,
+            liveness_s=self.run.server.liveness_s,
+            whole_bytes=WHOLE_BYTES,
+        )
+
+    def declare(self, node: Node, declaration: pb.Declaration) -> None:
+        """A node says what it holds: it is ready, or says why it is not. Said again, it changes nothing."""
+        was, node.declaration = node.declaration, declaration
+        if was == declaration:
+            return
+        node.device, node.pid = declaration.device, declaration.pid
+        node.examples, node.held_out = declaration.examples, declaration.held_out
+        node.class_counts = tuple(declaration.class_counts)
+        if declaration.problem:
+            node.state, node.problem = NodeState.UNFIT, declaration.problem
+            text = f"{node.name} cannot take part: {declaration.problem}"
+            self._node_events.emit(
+                "unfit", text, level=logging.WARNING, node=node.name, problem=declaration.problem
+            )
+            return
+        node.state = _STANDINGS.get(declaration.standing, NodeState.READY)
+        if node.state is NodeState.READY:
+            self._node_events.emit(
+                "ready", f"{node.name} is ready: {_holds(declaration)}", node=node.name,
+                examples=node.examples, class_counts=list(node.class_counts), pid=node.pid, device=node.device,
+            )  # fmt: skip
+            if was is None or was.standing != pb.Declaration.READY:  # it may have missed some
+                for work in self._works_of(node):
+                    node.outbox.put_nowait(work.id)
+        else:
+            self._node_events.emit(node.state, f"{node.name} is {node.state}", node=node.name)
+
+    def depart(self, node: Node, session: bytes) -> None:
+        """A node's attending stream ended. Its work waits `rejoin_s` for it, unless it said that it leaves."""
+        wait_s = 0.0 if node.state is NodeState.LEAVING else self.run.rounds.rejoin_s
+        if node.state is NodeState.REHEARSING:
+            return self.roster.end_rehearsal(node)
+        if not self.roster.lose(node, session):
+            return
+        if not self.over:
+            text = f"{node.name} is gone ({time.strftime('%H:%M:%S')})"
+            self._node_events.emit("lost", text, level=logging.WARNING, node=node.name)
+            asyncio.get_running_loop().call_later(wait_s, self._give_up, node, session)
+
+    def lose(self, node: Node) -> None:
+        """Nothing was heard of a node: it is lost, and should it hear this, it comes back."""
+        self.depart(node, node.session)
+        reason = f"{node.name} was silent for {self.run.server.liveness_s:g} s; attend again"
+        node.outbox.put_nowait(Refusal(reason, UNHEARD))
+
+    def is_uploading(self, node: Node) -> bool:
+        """Whether an upload of the node has its grant and not yet its end."""
+        return any(work.slot.call for work in self._works_of(node))
+
+    def expel(self, node: Node, refusal: Refusal) -> None:
+        """End a node's attendance with a reason. Its work fails now: nobody waits for its return."""
+        for work in self._works_of(node):
+            self._fail(work, NODE_LOST, "NodeExpelled", f"{node.name}: {refusal.reason}")
+        if node.is_here:
+            self.depart(node, node.session)
+        node.session = b""
+        self.calls.end_node(node.name, refusal)
+
+    def _give_up(self, node: Node, session: bytes) -> None:
+        if node.state is NodeState.LOST and node.session == session:  # else it has been back meanwhile
+            for work in self._works_of(node):
+                self._fail(work, NODE_LOST, "NodeLost", f"{node.name} was lost and did not come back in time")
+
+    # ---- work goes out and comes back ----------------------------------------------------------------------
+
+    def dispatch(self, batch: Batch, blobs: dict[bytes, Buffer]) -> None:
+        """Send every work of the batch to its node, now."""
+        self.blobs.hold(blobs)
+        batch.digests = list(blobs)
+        for work in batch.works:
+            self._works[key_of(work.id)] = work
+            if self.over:  # the strategy had not noticed yet; nobody will answer
+                self._fail(work, NODE_LOST, "RunOver", self.over.reason)
+            elif work.node.state in (NodeState.READY, NodeState.PAUSED):
+                work.node.outbox.put_nowait(work.id)
+            elif work.node.state in (NodeState.UNFIT, NodeState.DROPPED, NodeState.QUARANTINED):
+                self._fail(work, NODE_LOST, f"Node{work.node.state.title()}", work.node.problem)
+            else:
+                asyncio.get_running_loop().call_later(
+                    self.run.rounds.rejoin_s, self._give_up, work.node, work.node.session
+                )
+
+    def assignment(self, work_id: pb.AssignmentId) -> Parts | pb.ServerEvent:
+        """The work as it goes down its node's stream, with the small blobs that the node lacks.
+
+        A sign of life where it is over meanwhile.
+        """
+        work = self._works.get(key_of(work_id))
+        if work is None:
+            return pb.ServerEvent()
+        node, sizes = work.node, work.content.sizes
+        along = work.content.along(node.given)
+        node.given = (*node.given, sizes.keys())[-REMEMBERED_ASSIGNMENTS:]
+        node.bytes_down += sum(sizes[digest] for digest in along)
+        return work.event(self.blobs[digest] for digest in along)
+
+    def close(self, batch: Batch, reason: str) -> list[str]:
+        """Nobody waits for this batch any more: cancel what is open, free its blobs. Who was still open?"""
+        missing = []
+        for work in batch.works:
+            if self._works.pop(key_of(work.id), None):
+                missing.append(work.node.name)
+                work.node.outbox.put_nowait(pb.ServerEvent(cancel=pb.Cancel(id=work.id, reason=reason)))
+                self.intake.drop(work.slot)
+        self.blobs.release(batch.digests)
+        batch.digests, batch.works = [], []  # they refer to each other: the model would wait for the collector
+        return missing
+
+    def at_work(self) -> dict[str, str]:
+        """Whose replies are waited for, and the type of the message that each is at."""
+        return {work.node.name: work.id.message_type for work in self._works.values()}
+
+    def _works_of(self, node: Node) -> list[Work]:
+        return [work for work in self._works.values() if work.node is node]
+
+    def _fail(self, work: Work, code: int, kind: str, reason: str) -> None:
+        self.intake.drop(work.slot)
+        self._settle(work, Reply(work, failure=pb.Failure(code=code, kind=kind, reason=reason)))
+
+    def _settle(self, work: Work, reply: Reply) -> None:
+        if self._works.pop(key_of(work.id), None):
+            self._committed.append(key_of(work.id))
+            work.node.progress = None
+            work.batch.take(reply)
+
+    # ---- uploads -------------------------------------------------------------------------------------------
+
+    def find_work(self, node: Node, work_id: pb.AssignmentId) -> Work | pb.Receipt:
+        """The open work that an upload belongs to, or the receipt that ends it at once."""
+        work = self._works.get(key_of(work_id))
+        if work is not None and work.node is node:
+            return work
+        if key_of(work_id) in self._committed and work_id.node_id == node.node_id:
+            return pb.Receipt(outcome=pb.Receipt.DUPLICATE, reason="this reply was settled before")
+        return pb.Receipt(outcome=pb.Receipt.LATE, reason="nobody waits for this reply any more")
+
+    def has_work(self, work_id: pb.AssignmentId) -> bool:
+        """Whether this work is open."""
+        return key_of(work_id) in self._works
+
+    def check_header(self, work: Work, header: pb.UploadHeader) -> None:
+        """Raises InvalidError: this is no reply to that work."""
+        message_limits.check_header(
+            header, self.intake.budget.total_bytes if self.agreement is None else message_limits.COUNT
+        )
+        if self.agreement and not header.HasField("failure"):
+            self.agreement.check(work.id.message_type, header.manifest)
+
+    def commit(self, work: Work, manifest: pb.Manifest) -> None:
+        """The upload of `work` is complete and intact: hand it to whoever waits."""
+        slot = self.intake.hand_over(work.slot)
+        self._settle(work, Reply(work, manifest=manifest, slot=slot))
+
+    def note_full_disk(self, work: Work, error: OSError) -> None:
+        """An upload could not be stored; the client tries again until the deadline."""
+        self.intake.drop(work.slot)
+        text = f"cannot store the reply of {work.node.name}: {error.strerror}; {remedy(error)}"
+        self._node_events.emit("disk", text, level=logging.ERROR, node=work.node.name, errno=error.errno)
+
+    def note_put_back(self, work: Work, problem: str) -> None:
+        """An upload gave its place to one that waited; the client goes on with it later."""
+        text = f"the upload of {work.node.name} waits for its next turn: {problem}"
+        self._node_events.emit("put-back", text, node=work.node.name, reason=problem)
+
+    def report_failure(self, work: Work, failure: pb.Failure) -> None:
+        """The client says that its work failed."""
+        text = f"{work.node.name} failed: {failure.kind}: {failure.reason}"
+        self._node_events.emit("failure", text, level=logging.WARNING, node=work.node.name, failure=failure.kind)
+        code = failure.code if failure.kind == APP_ERROR else failure.code or APP_FAILED
+        self._fail(work, code, failure.kind, failure.reason)
+
+    def reject(self, work: Work, error: ProtocolError) -> pb.Receipt:
+        """The reply breaks the agreement: its work has failed, the round goes on."""
+        self._fail(work, REPLY_REJECTED, "Rejected", str(error))
+        self.door.turn_down(work.node, "Upload", error)
+        return pb.Receipt(outcome=pb.Receipt.REJECTED, reason=str(error))
+
+    def drop_damaged(self, work: Work) -> pb.Receipt:
+        """Forget an upload that did not arrive as it was sent; the client sends it again, but not for ever."""
+        self.intake.drop(work.slot)
+        work.damaged += 1
+        if work.damaged >= _DAMAGED_UPLOADS:
+            return self.reject(work, InvalidError("digest", f"the reply arrived damaged {work.damaged} times"))
+        return pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="checksum or length differ; send it again")
+
+    # ---- the end -------------------------------------------------------------------------------------------
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes up and down in the whole run, counted at the link."""
+        nodes = self.roster.nodes()
+        up, down = self.earlier_bytes
+        return up + sum(n.bytes_up for n in nodes), down + sum(n.bytes_down for n in nodes)
+
+    def finish(self, reason: str, *, failed: bool) -> None:
+        """Tell everybody that the run is over."""
+        self.over = pb.RunOver(reason=reason, failed=failed)
+        self.control.stopping = self.control.over = True
+        for work in list(self._works.values()):  # so that nobody goes on waiting for it
+            self._fail(work, NODE_LOST, "RunOver", reason)
+        for node in self.roster.nodes():
+            node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))
+
+
+def _holds(declaration: pb.Declaration) -> str:
+    """Examples and device; a foreign app declares no examples."""
+    examples = f"{declaration.examples} examples on " if declaration.examples else ""
+    return f"{examples}{declaration.device}"

@@ -1,0 +1,145 @@
+"""What the server expects of the replies of a run, known before the first of them: names, types, shapes, bytes.
+
+Made once from task, frame and model; asked before an upload is granted. Foreign strategies make none: for their
+replies only the limits in `message_limits.py` hold. Values are checked later, in the fold's own pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fednc.common.initialise import messages
+from fednc.common.initialise.probe import Layout
+from fednc.common.learning.class_memory import ClassSums
+from fednc.common.learning.frame import Frame
+from fednc.common.tasks.api import Task
+from fednc.common.wire import arrays, update_codec
+from fednc.common.wire.messages import EVALUATE, EXTRA, HELLO, MEMORY, METRICS, MODEL, STATS, SUMS, TRAIN
+from fednc.protos import federation_pb2 as pb
+from fednc.server.link.message_limits import InvalidError
+
+_SLACK_BYTES = 1024  # for what a serialisation puts before the values
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    codec_stype: str | None = None  # serialisation under which it may also come, as a difference
+
+    @classmethod
+    def like(cls, tensor: Tensor, codec_name: str = "fp32") -> Expected:
+        """An array of the tensor's type and shape."""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        stype = update_codec.STYPES.get(codec_name) if update_codec.is_encodable(tensor) else None
+        return cls(dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size(), stype)
+
+    def problem(self, meta: pb.ArrayMeta) -> str:
+        """What is wrong with an array that should be this one; empty: nothing."""
+        if (meta.dtype, tuple(meta.shape)) != (self.dtype, self.shape):
+            return f"is {meta.dtype}{list(meta.shape)!s:.80}, expected {self.dtype}{list(self.shape)}"
+        if meta.stype == self.codec_stype:
+            wanted = update_codec.nbytes(meta.stype, math.prod(self.shape))
+            return "" if meta.size == wanted else f"has {meta.size} encoded bytes, expected {wanted}"
+        if meta.stype not in (arrays.NPY, arrays.RAW_BF16):
+            return f"has serialisation {meta.stype!r:.40}"
+        if not self.nbytes <= meta.size <= self.nbytes + _SLACK_BYTES:
+            return f"has {meta.size} bytes, expected {self.nbytes} and a header"
+        return ""
+
+
+Arrays = Mapping[str, Expected]
+
+
+@dataclass(frozen=True)
+class ReplyForm:
+    """The records of one kind of reply: those that must be there, and those that may."""
+
+    required: Mapping[str, Arrays] = field(default_factory=dict)
+    optional: Mapping[str, Arrays] = field(default_factory=dict)
+
+    def check(self, manifest: pb.Manifest) -> None:
+        """Raises InvalidError unless the manifest has this form, with one record of metrics beside the arrays."""
+        missing = set(self.required) - {record.name for record in manifest.records}
+        if missing:
+            raise InvalidError("manifest.records", f"the reply has no record {sorted(missing)[0]!r}")
+        allowed = {**self.required, **self.optional}
+        for record in manifest.records:
+            kind = record.WhichOneof("kind")
+            if kind == "arrays" and record.name in self.optional and not record.arrays.items:
+                continue  # of a client that has nothing to tell
+            if kind == "arrays" and record.name in allowed:
+                _check_arrays(record, allowed[record.name])
+            elif (record.name, kind) != (METRICS, "metrics"):
+                raise InvalidError(
+                    "manifest.records", f"record {record.name!r:.80} of kind {kind} is not expected"
+                )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What replies hold, by message type, and how many classes there are."""
+
+    label_space: int
+    forms: Mapping[str, ReplyForm]
+
+    @classmethod
+    def of(
+        cls, task: Task, frame: Frame, model: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None,
+        initial: Layout | None = None, *, is_first: bool,
+    ) -> Agreement:  # fmt: skip
+        """The agreement of a run of fednc's own apps in one stage.
+
+        Args:
+            model: the tensors that clients train in it.
+            extra: what a method keeps on the server.
+            initial: what is scaled before round 1, if anything.
+            is_first: whether it is the first stage; the metric of the class memory is made in that one.
+        """
+        weights = {key: Expected.like(value, task.run.link.codec) for key, value in model.items()}
+        sums = {
+            model: _layout(ClassSums.zeros(
+                frame.vertices, task.memory_dim, moment=task.run.method.needs_moments(model, is_first=is_first)
+            ).to_tensors())
+            for model in ("global", "local")
+        }  # fmt: skip
+        additions = {EXTRA: _layout(extra)} if extra else {}
+        return cls(
+            label_space=task.label_space,
+            forms={
+                TRAIN: ReplyForm(required={MODEL: weights, **additions}, optional={SUMS: sums["local"]}),
+                HELLO: ReplyForm(),
+                MEMORY: ReplyForm(required={SUMS: sums["global"]}),
+                EVALUATE: ReplyForm(optional={STATS: _layout(task.no_statistics())}),
+                **{
+                    question: ReplyForm(optional={messages.INIT: _layout(answer)})
+                    for question, answer in (messages.forms(initial) if initial else {}).items()
+                },
+            },
+        )
+
+    def check(self, message_type: str, manifest: pb.Manifest) -> None:
+        """Raises InvalidError: the reply has not the form that this type of message asks for."""
+        if message_type in self.forms:
+            self.forms[message_type].check(manifest)
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> Arrays:
+    return {key: Expected.like(value) for key, value in tensors.items()}
+
+
+def _check_arrays(record: pb.Record, layout: Arrays) -> None:
+    given = {meta.key: meta for meta in record.arrays.items}
+    if len(given) != len(record.arrays.items) or set(given) != set(layout):
+        odd = sorted(set(given) ^ set(layout))[:3]
+        raise InvalidError("manifest.arrays", f"tensor names of {record.name!r} differ, for instance {odd!s:.200}")
+    for key, meta in given.items():
+        if problem := layout[key].problem(meta):
+            raise InvalidError("manifest.arrays", f"tensor {key!r} {problem}")

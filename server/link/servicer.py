@@ -1,0 +1,214 @@
+"""The gRPC face of the federation: ties calls to nodes, moves bytes, maps errors to status codes.
+
+Thin on purpose; every decision is in `federation.py`, and who is calling was settled by
+`server/access/interceptor.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from fednc.common import fault_injection
+from fednc.common.errors import RefusedError
+from fednc.common.wire import framing
+from fednc.common.wire.protocol import BEATS, BULK_FACTOR, PROTOCOL, SESSION_KEY
+from fednc.protos import federation_pb2 as pb
+from fednc.protos import federation_pb2_grpc as rpc
+from fednc.server.access.compatible_versions import version_problem
+from fednc.server.access.identity import Refusal
+from fednc.server.access.interceptor import CALLER
+from fednc.server.access.open_calls import CALL
+from fednc.server.link import downloads, message_limits
+from fednc.server.link.federation import Federation
+from fednc.server.link.flow_control import Window
+from fednc.server.link.message_limits import InvalidError, require
+from fednc.server.link.nodes import Node, Outbox
+from fednc.server.link.uploads import Frames, Inflow
+
+_CALLS_PER_NODE = 16  # at once, the attending one left out
+_PROGRESS_PAUSE_S = 0.02
+_GONE = "a blob is gone: the work it belonged to is over"
+_NOTHING: tuple[bytes, ...] = ()
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Event = pb.ServerEvent | framing.Parts
+
+
+class FederationServicer(rpc.FederationServicer):
+    """Serves one federation."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        budget_bytes = federation.intake.budget.total_bytes
+        run = federation.run
+        nodes = max(run.rounds.min_clients, run.split.parts if run.split else 0)
+        self._beat_s, self._stall_s = run.server.liveness_s / BEATS, BULK_FACTOR * run.server.liveness_s
+        self._downward, upward = Window(budget_bytes), Window(budget_bytes)
+        self._inflow = Inflow(federation, upward, self._stall_s, nodes)
+        self.http2_options = upward.http2_options
+
+    async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[Event]:
+        """See federation.proto."""
+        fault_injection.at("server.attend")
+        node = await self._admit(request, context)
+        session, outbox = node.session, node.outbox
+        try:
+            while True:
+                event = await self._next_event(node, outbox)
+                if event is None:
+                    return
+                if isinstance(event, Refusal):
+                    raise event
+                yield event
+                if isinstance(event, pb.ServerEvent) and event.HasField("run_over"):
+                    return
+        finally:
+            self._federation.depart(node, session)
+
+    async def _next_event(self, node: Node, outbox: Outbox) -> Event | Refusal | None:
+        """What the node is told next; where there is nothing to tell, that we are alive."""
+        beat = asyncio.get_running_loop().call_later(self._beat_s, outbox.put_nowait, pb.ServerEvent())
+        try:
+            said = await outbox.get()
+        finally:
+            beat.cancel()
+        if not isinstance(said, pb.AssignmentId):
+            return said
+        return self._federation.assignment(said) if node.outbox is outbox else None
+
+    async def _admit(self, request: pb.AttendRequest, context: Context) -> Node:
+        if request.protocol != PROTOCOL:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the server speaks protocol {PROTOCOL}, this client {request.protocol} "
+                f"(fednc {request.software:.40}); install the same version of fednc on both sides",
+            )
+        try:
+            message_limits.check_attend(request)
+        except InvalidError as e:  # not counted against the name: nobody has proved yet whose it is
+            self._federation.door.refusals[f"Attend.{e.field}"] += 1
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
+        CALLER.get().require_name(request.name)
+        if problem := version_problem(request, self._federation.run, self._federation.app):
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
+        CALL.get().node = request.name
+        try:
+            node = self._federation.admit(request)
+        except RefusedError as e:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(e))
+        node.identity = CALLER.get()
+        return node
+
+    async def _node(self, context: Context) -> Node:
+        session = dict(context.invocation_metadata() or ()).get(SESSION_KEY, b"")
+        node = self._federation.roster.by_session(session if isinstance(session, bytes) else session.encode())
+        if node is None:
+            await context.abort(grpc.StatusCode.ABORTED, "unknown session; attend first")
+        CALLER.get().require_name(node.name)
+        CALL.get().node = node.name
+        node.touch()
+        return node
+
+    @asynccontextmanager
+    async def _call(self, context: Context, name: str) -> AsyncIterator[Node]:
+        """The node that makes a call other than Attend; what it must not say ends the call and is counted."""
+        node = await self._node(context)
+        if node.calls >= _CALLS_PER_NODE:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{node.calls} calls at once; end some first")
+        node.calls += 1
+        try:
+            yield node
+        except InvalidError as e:
+            self._federation.door.turn_down(node, name, e)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
+        finally:
+            node.calls -= 1
+
+    async def Declare(self, request: pb.Declaration, context: Context) -> pb.DeclarationReceipt:
+        """See federation.proto."""
+        async with self._call(context, "Declare") as node:
+            agreement = self._federation.agreement
+            message_limits.check_declaration(request, agreement.label_space if agreement else None)
+            node.declarations += 1
+            most = message_limits.DECLARATIONS
+            require("standing", node.declarations <= most, f"declared {most} times in one session")
+            self._federation.declare(node, request)
+        return pb.DeclarationReceipt()
+
+    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[bytes]:
+        """See federation.proto."""
+        async with self._call(context, "Download") as node:
+            session, get = node.session, self._federation.blobs.get
+            message_limits.check_download(request)
+            blobs = [blob for blob in map(get, request.digests) if blob is not None]
+            if len(blobs) < len(request.digests):
+                await context.abort(grpc.StatusCode.NOT_FOUND, _GONE)
+            going = downloads.send(
+                blobs, self._downward, context.write, stall_s=self._stall_s,
+                is_wanted=lambda: node.session == session and None not in map(get, request.digests),
+            )  # fmt: skip
+            left = sum(map(len, blobs))
+            del blobs  # a model whose round is over must not be held for one who reads nothing
+            with self._downward.transfer():
+                async for size in going:
+                    node.bytes_down, left = node.bytes_down + size, left - size
+            if node.session != session:
+                await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
+            if left:
+                await context.abort(grpc.StatusCode.NOT_FOUND, _GONE)
+        for each in _NOTHING:  # makes it a generator, as streams are to the gate
+            yield each
+
+    async def Upload(self, frames: Frames, context: Context) -> AsyncIterator[pb.UploadEvent]:
+        """See federation.proto."""
+        async with self._call(context, "Upload") as node:
+            receipt = await self._inflow.stream(node, frames, context)
+            if receipt is not None:
+                yield pb.UploadEvent(receipt=receipt)
+
+    async def UploadWhole(self, request: pb.WholeUpload, context: Context) -> pb.Receipt:
+        """See federation.proto."""
+        async with self._call(context, "UploadWhole") as node:
+            return await self._inflow.whole(node, request, context)
+
+    async def Report(self, progress: AsyncIterator[pb.Progress], context: Context) -> pb.ReportSummary:
+        """See federation.proto."""
+        received = 0
+        async with self._call(context, "Report") as node:
+            session, before = node.session, 0.0
+            async for message in progress:
+                if node.session != session:
+                    break
+                node.touch()
+                if message.HasField("id"):  # else a sign of life
+                    message_limits.check_progress(message, node.node_id)
+                    if self._federation.has_work(message.id):
+                        node.progress = message
+                received += 1
+                if time.monotonic() - before < _PROGRESS_PAUSE_S:
+                    await asyncio.sleep(_PROGRESS_PAUSE_S)  # what comes faster waits in the client
+                before = time.monotonic()
+        return pb.ReportSummary(received=received)
+
+
+def add_to(server: grpc.aio.Server, servicer: FederationServicer) -> None:
+    """What the generated code does, and before it the calls that carry data, which skip protobuf's copies."""
+    calls: dict[str, Any] = {
+        "Attend": grpc.unary_stream_rpc_method_handler(
+            servicer.Attend, pb.AttendRequest.FromString, framing.pack_event
+        ),
+        "Download": grpc.unary_stream_rpc_method_handler(servicer.Download, pb.DownloadRequest.FromString, None),
+        "Upload": grpc.stream_stream_rpc_method_handler(
+            servicer.Upload, framing.unpack_frame, pb.UploadEvent.SerializeToString
+        ),
+    }
+    service = pb.DESCRIPTOR.services_by_name["Federation"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, calls),))
+    rpc.add_FederationServicer_to_server(servicer, server)
+    server.add_registered_method_handlers(service, calls)  # from some gRPC after 1.81 on these win, not the first

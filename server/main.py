@@ -1,0 +1,180 @@
+"""One server process, one run: its folder, its federation, its result files. Called by the command and the demo.
+
+Blocking work (task, model, test data, rounds, export) happens in the strategy's thread; the event loop serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from fednc.common.config.run import RunConfig
+from fednc.common.errors import FedncError
+from fednc.common.files import write_atomically
+from fednc.common.tasks.api import Task
+from fednc.server.access.setup import security_of
+from fednc.server.aggregation.holdings import Declared
+from fednc.server.link.federation import Federation
+from fednc.server.link.grid import LinkGrid
+from fednc.server.link.reply_schema import Agreement
+from fednc.server.listener import serve
+from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.global_state import GlobalState
+from fednc.server.rounds.run import FederatedRun, RunResult
+from fednc.server.storage.changed_run_file import as_text
+from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.run_folder import summary_of, write_files
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run and where its files lie."""
+
+    folder: Path
+    result: RunResult
+    summary: dict[str, Any]
+
+
+async def run_server(
+    run: RunConfig,
+    folder: Path,
+    events: EventLog,
+    *,
+    on_listening: Callable[[Federation, int], None] = lambda _federation, _port: None,
+) -> Finished:
+    """Serve one run to its end and write its files into `folder`.
+
+    Raises:
+        AddressError, ConfigError, DataError, QuorumError
+    """
+    started = time.monotonic()
+    address = run.server.listen
+    security = security_of(run.server, address, events)
+    checkpoints = Checkpoints(folder, run.server.keep_checkpoints)
+    prepared, kept = await asyncio.to_thread(_prepare, run, events, checkpoints)
+    shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
+    federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
+    federation.door.keep_in(folder)
+    _agree(federation, prepared, prepared.state)
+    if kept:
+        federation.roster.restore(dict(kept.parts))
+        federation.earlier_bytes = (kept.bytes_up, kept.bytes_down)
+    around = _surroundings(federation, checkpoints, prepared.task, returning=len(kept.parts) if kept else 0)
+
+    def work(grid: LinkGrid) -> RunResult:
+        agree = partial(_agree, federation, prepared)
+        return prepared.execute(grid, replace(around, reject=grid.reject, agree=agree))
+
+    def listening(port: int) -> None:
+        on_listening(federation, port)
+
+    try:
+        result = await serve(federation, work, address=address, security=security, on_listening=listening)
+    except BaseException as e:  # interrupts too
+        _keep_last_good(folder, prepared, federation, time.monotonic() - started, e)
+        raise
+    summary = _summary(result, federation, time.monotonic() - started)
+    await asyncio.to_thread(write_files, folder, result, summary)
+    shutil.rmtree(folder / "spool", ignore_errors=True)
+    events.emit("done", f"run {folder.name} is done; files in {folder}", folder=str(folder))
+    return Finished(folder, result, summary)
+
+
+def _keep_last_good(
+    folder: Path, prepared: FederatedRun, federation: Federation, duration_s: float, cause: BaseException
+) -> None:
+    """Write the files of the last good round, so that a run that ends too early is of use."""
+    events, result = federation.events, prepared.last_good
+    if result is None:
+        return
+    ended = str(cause) if isinstance(cause, FedncError) else "interrupted"
+    try:
+        write_files(folder, result, {**_summary(result, federation, duration_s), "ended": ended})
+    except OSError as e:
+        text = f"the model of the last good round cannot be written: {e.strerror}"
+        events.emit("disk", text, level=logging.ERROR)
+        return
+    text = f"the model of round {result.state.completed}, history and summary are in {folder}"
+    events.emit("kept", text, round=result.state.completed, folder=str(folder))
+
+
+def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tuple[FederatedRun, Checkpoint | None]:
+    """The run as it starts or, where there is a checkpoint, as it goes on."""
+    kept = checkpoints.latest(run.digest, run.decisive())
+    if kept and kept.changed:
+        text = f"the run file has changed since round {kept.round}: {as_text(kept.changed)}"
+        events.emit("changed", text, round=kept.round, changed=kept.changed)
+    prepared = FederatedRun(run, events)
+    if kept:
+        prepared.restore(kept)
+    return prepared, kept
+
+
+def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:
+    """What clients send in the stage under way; assigned at once, for the event loop reads it meanwhile."""
+    federation.agreement = Agreement.of(
+        prepared.task, prepared.frame, state.trainable, state.extra, prepared.layout,
+        is_first=prepared.strategy.stage.is_first,
+    )  # fmt: skip
+
+
+def _count_start(folder: Path) -> int:
+    """How often this run's server was started before."""
+    path = folder / "starts"
+    before = int(path.read_text()) if path.exists() else 0
+    write_atomically(path, str(before + 1).encode())
+    return before
+
+
+def _surroundings(federation: Federation, checkpoints: Checkpoints, task: Task, *, returning: int) -> Surroundings:
+    nodes = federation.roster.nodes
+
+    def name_of(node_id: int) -> str:
+        return next((n.name for n in nodes() if n.node_id == node_id), str(node_id))
+
+    def declared(node_id: int) -> Declared | None:
+        node = federation.roster.by_id(node_id)
+        return node.declared if node else None
+
+    def who_is_there() -> str:
+        return "There: " + (", ".join(f"{n.name} ({n.problem or n.state})" for n in nodes()) or "nobody") + "."
+
+    def missing_classes() -> list[str]:
+        counts = [node.class_counts for node in nodes()]
+        if task.takes_sessions or not any(counts):  # classes may come later, or no client told any
+            return []
+        seen = [any(of_class) for of_class in zip_longest(*counts, fillvalue=0)]
+        return [name for name, has in zip_longest(task.class_names, seen[: len(task.class_names)]) if not has]
+
+    return Surroundings(
+        name_of=name_of,
+        declared=declared,
+        who_is_there=who_is_there,
+        missing_classes=missing_classes,
+        traffic=federation.traffic,
+        parts=federation.roster.kept_parts,
+        checkpoints=checkpoints,
+        control=federation.control,
+        returning=returning,
+    )
+
+
+def _summary(result: RunResult, federation: Federation, duration_s: float) -> dict[str, Any]:
+    bytes_up, bytes_down = federation.traffic()
+    clients = [
+        {"name": n.name, "examples": n.examples, "held_out": n.held_out, "device": n.device, "pid": n.pid}
+        for n in federation.roster.nodes()
+    ]
+    return summary_of(
+        federation.run_id, result, duration_s=round(duration_s, 3), bytes_up=bytes_up, bytes_down=bytes_down,
+        clients=clients,
+    )  # fmt: skip

@@ -1,0 +1,155 @@
+"""Prometheus metrics of a run, on a port of their own.
+
+Started by `server/listener.py` where the run file asks for it. What stands is read at each scrape, on the event
+loop; what happened is counted from events. A client library's thread serves, so a scrape never waits for a round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+from wsgiref.simple_server import make_server
+
+from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
+from prometheus_client import Counter as CounterMetric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fednc.common.errors import AddressError
+from fednc.protos import operator_pb2 as pb
+from fednc.server.link.federation import Federation
+from fednc.server.link.nodes import NodeState
+from fednc.server.operations.scrape_server import BoundedServer, QuietHandler
+from fednc.server.operations.status import status_of
+from fednc.server.storage.event_log import Event
+
+T = TypeVar("T")
+Asked = tuple[pb.RunStatus, Counter[str], Counter[str]]  # what stands, what was rejected, what was refused
+_SCRAPE_S = 5.0  # for the event loop to answer
+_ROUND_S = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
+_FOLD_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+_SHOWN_STATES = [state for state in NodeState if state is not NodeState.REHEARSING]
+
+
+class RunCollector(Collector):
+    """How the run stands, asked for anew at each scrape."""
+
+    def __init__(self, ask: Callable[[], Asked]) -> None:
+        self._ask = ask
+
+    def collect(self) -> Iterator[Metric]:
+        """See Collector."""
+        status, rejections, refused = self._ask()
+        yield GaugeMetricFamily("fednc_round", "Round under way or about to begin.", status.round)
+        yield GaugeMetricFamily("fednc_rounds", "Rounds that the run file asks for.", status.rounds)
+        yield GaugeMetricFamily("fednc_rounds_completed", "Rounds completed.", status.completed)
+        yield GaugeMetricFamily("fednc_paused", "1 while an operator holds the run.", status.paused)
+        yield GaugeMetricFamily("fednc_missing", "Clients that the round waits for.", len(status.missing))
+        for name in ("accuracy", "loss"):
+            if status.HasField(name):
+                text = f"{name.title()} after the last completed round."
+                yield GaugeMetricFamily(f"fednc_{name}", text, getattr(status, name))
+        yield _clients(status)
+        traffic = CounterMetricFamily(
+            "fednc_bytes", "Bulk bytes at the link in the whole run.", labels=["direction"]
+        )
+        traffic.add_metric(["up"], status.bytes_up)
+        traffic.add_metric(["down"], status.bytes_down)
+        yield traffic
+        yield _rejections(rejections)
+        yield _refusals(refused)
+
+
+def _clients(status: pb.RunStatus) -> Metric:
+    family = GaugeMetricFamily("fednc_clients", "Clients by state.", labels=["state"])
+    states = Counter(node.state for node in status.nodes)
+    for state in _SHOWN_STATES:
+        family.add_metric([state], states[state])
+    return family
+
+
+def _rejections(by_field: Counter[str]) -> Metric:
+    family = CounterMetricFamily("fednc_rejections", "What no honest client sends.", labels=["call", "field"])
+    for name, count in sorted(by_field.items()):
+        call, _, field = name.partition(".")
+        family.add_metric([call, field], count)
+    return family
+
+
+def _refusals(by_status: Counter[str]) -> Metric:
+    family = CounterMetricFamily("fednc_refusals", "Calls turned away at the gate, by status.", labels=["status"])
+    for status, count in sorted(by_status.items()):
+        family.add_metric([status], count)
+    return family
+
+
+class EventCounters:
+    """What happened since the server started."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._events = CounterMetric("fednc_events", "Events by kind.", ["kind"], registry=registry)
+        self._failures = CounterMetric(
+            "fednc_failed_replies", "Work of which no usable reply came.", ["client"], registry=registry
+        )
+        self._round_s = Histogram("fednc_round_seconds", "Seconds per round.", buckets=_ROUND_S, registry=registry)
+        self._fold_s = Histogram(
+            "fednc_fold_seconds", "Seconds per round that went into the fold.", buckets=_FOLD_S, registry=registry
+        )
+
+    def note(self, event: Event) -> None:
+        """Count one event."""
+        kind = event["kind"]
+        self._events.labels(kind).inc()
+        if kind == "no-reply":
+            self._failures.labels(event["node"]).inc()
+        elif kind == "round":
+            self._round_s.observe(event["seconds"])
+            self._fold_s.observe(event["fold_s"])
+
+
+class MetricsServer:
+    """Serves the metrics of one federation until it is closed."""
+
+    def __init__(self, federation: Federation, host: str, port: int) -> None:
+        """Listen. `port` 0 takes a free one. Call it on the event loop.
+
+        Raises:
+            AddressError: the port is taken or the host is unknown.
+        """
+        registry = CollectorRegistry()
+        loop = asyncio.get_running_loop()
+        federation.events.listen(EventCounters(registry).note)
+
+        def read() -> Asked:
+            return status_of(federation), federation.door.refusals.copy(), federation.calls.refused.copy()
+
+        def ask() -> Asked:
+            return _on(loop, read)
+
+        registry.register(RunCollector(ask))
+        try:
+            self._server = make_server(host, port, make_wsgi_app(registry), BoundedServer, QuietHandler)
+        except OSError as e:
+            raise AddressError(
+                f"cannot serve metrics on {host}:{port}: {e.strerror}; stop the other process, or choose another "
+                "server.metrics_port or server.metrics_host"
+            ) from e
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _on(loop: asyncio.AbstractEventLoop, read: Callable[[], T]) -> T:
+    async def step() -> T:
+        return read()
+
+    return asyncio.run_coroutine_threadsafe(step(), loop).result(_SCRAPE_S)

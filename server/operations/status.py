@@ -1,0 +1,82 @@
+"""How a run stands now, in one message: for operators and for metrics.
+
+Reads the federation on the event loop, changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from fednc.protos import operator_pb2 as pb
+from fednc.server.link.federation import Federation
+from fednc.server.link.nodes import Node
+
+
+def status_of(federation: Federation) -> pb.RunStatus:
+    """Round, roster, who is missing."""
+    control, at_work = federation.control, federation.at_work()
+    bytes_up, bytes_down = federation.traffic()
+    status = pb.RunStatus(
+        run_id=federation.run_id,
+        method=federation.run.method.name,
+        round=control.round,
+        rounds=federation.run.all_rounds,
+        phase=_phase(federation),
+        paused=control.paused,
+        stopping=control.stopping,
+        nodes=[_node(node, at_work.get(node.name, ""), federation) for node in federation.roster.nodes()],
+        missing=sorted(at_work),
+        bytes_up=bytes_up,
+        bytes_down=bytes_down,
+        elapsed_s=federation.events.elapsed_s,
+        session=control.session,
+        sessions=len(federation.run.sessions),
+        waiting_session=control.waiting_session,
+        classes=control.class_names,
+        over=federation.over.reason if federation.over else "",
+        dropped=list(federation.door.dropped),
+        quarantined=list(federation.door.quarantined),
+    )
+    if control.last:
+        status.completed, status.round_s, status.fold_s = control.last.round, control.last.seconds, control.fold_s
+        _set_finite(status, "loss", control.last.loss)
+        _set_finite(status, "accuracy", control.last.accuracy)
+    return status
+
+
+def _phase(federation: Federation) -> pb.RunStatus.Phase:
+    if federation.over:
+        return pb.RunStatus.OVER
+    if federation.control.waiting:
+        return pb.RunStatus.WAITING
+    return pb.RunStatus.ROUND if federation.control.round else pb.RunStatus.STARTING
+
+
+def _node(node: Node, work: str, federation: Federation) -> pb.NodeStatus:
+    silent_s = time.monotonic() - node.last_seen
+    status = pb.NodeStatus(
+        name=node.name,
+        state=node.state,
+        problem=node.problem,
+        # who attends has shown life within `liveness_s`, at least by the connection's own pings
+        last_seen_s=min(silent_s, federation.run.server.liveness_s) if node.is_here else silent_s,
+        work=work,
+        bytes_up=node.bytes_up,
+        bytes_down=node.bytes_down,
+        examples=node.examples,
+        held_out=node.held_out,
+        device=node.device,
+        part=f"{node.part.index}/{node.part.of}" if node.part else "",
+    )
+    if node.progress:
+        status.step, status.steps = node.progress.step, node.progress.steps
+        _set_finite(status, "examples_per_s", node.progress.examples_per_s)
+        status.device_memory_bytes = node.progress.device_memory_bytes
+        _set_finite(status, "loss", node.progress.loss)
+    return status
+
+
+def _set_finite(status: pb.RunStatus | pb.NodeStatus, field: str, value: float | None) -> None:
+    if value is not None and math.isfinite(value):
+        setattr(status, field, value)

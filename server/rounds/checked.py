@@ -1,0 +1,55 @@
+"""What the strategy takes from a reply, after a look at whether it can be true.
+
+Every function raises ProtocolError for what no honest client sends. Must not know rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flwr.app import ArrayRecord, RecordDict
+
+from fednc.common.errors import ProtocolError
+from fednc.common.learning.class_memory import ClassSums, check_sums
+from fednc.common.tasks.api import Stats, Task
+from fednc.common.tasks.stages import Stage
+from fednc.common.wire import arrays, messages
+from fednc.common.wire.records import record_of
+
+
+def sums_in(content: RecordDict, task: Task, stage: Stage, announced_K: Sequence[int]) -> ClassSums:
+    """The class sums of a reply; where classes come in sessions, of the stage's classes alone.
+
+    Args:
+        announced_K: examples of each class that the node said it holds.
+    """
+    sums = messages.sums_of(content)
+    check_sums(sums, task.label_space, announced_K)
+    held = sums.count_K.nonzero().flatten().tolist()
+    if task.takes_sessions and held and not stage.earlier <= held[0] <= held[-1] < stage.classes:
+        raise ProtocolError(f"class sums of classes that are not of stage {stage.number}")
+    return sums
+
+
+def stats_in(content: RecordDict, task: Task, announced: int) -> Stats | None:
+    """The statistics of a reply; None from a client that holds nothing out.
+
+    Args:
+        announced: examples that the node said it holds out.
+    """
+    stats = arrays.from_record(record_of(content, messages.STATS, ArrayRecord) or ArrayRecord())
+    if not stats:
+        return None
+    messages.check_stats(stats, task.no_statistics())
+    return stats if task.check_statistics(stats, announced) else None
+
+
+def of_fewer(stats: Stats, counted: int, claimed: int) -> Stats:
+    """Statistics as if only `counted` of the `claimed` examples were there: the same shares, less weight."""
+    if counted >= claimed:
+        return stats
+    share = counted / claimed
+    return {
+        key: (value.double() * share).round().to(value.dtype) if not value.is_floating_point() else value * share
+        for key, value in stats.items()
+    }

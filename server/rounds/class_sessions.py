@@ -1,0 +1,98 @@
+"""How a run passes from one stage to the next: waits for the operator and for those who hold the new classes.
+
+Called by the run before the first round of a stage. Must not know what a task trains in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from flwr.serverapp import Grid
+
+from fednc.common.errors import ConfigError, QuorumError
+from fednc.common.tasks.stages import Stage
+from fednc.server.rounds.control import RunControl
+from fednc.server.rounds.strategy import FrameStrategy
+from fednc.server.storage.event_log import EventLog
+
+_POLL_S = 0.2
+
+
+class Sessions:
+    """Opens the sessions of one run."""
+
+    def __init__(self, strategy: FrameStrategy, control: RunControl, events: EventLog, wait_s: float) -> None:
+        self._strategy, self._control, self._events, self._wait_s = strategy, control, events, wait_s
+
+    def wait_for_operator(self, stage: Stage) -> tuple[str, ...] | None:
+        """Names of the classes when an operator starts the session; None when one stops the run instead."""
+        control, own = self._control, self._strategy.task.registry.groups[stage.number]
+        control.check_session = partial(self._check, stage, own)
+        control.waiting_session, control.started = stage.number, None
+        text = f"session {stage.number} waits for an operator: fednc session next"
+        self._events.emit("session-waits", text, session=stage.number)
+        while not control.stopping and control.started is None:
+            time.sleep(_POLL_S)
+        control.waiting_session = None
+        return None if control.started is None else own or control.started
+
+    def _check(self, stage: Stage, own: tuple[str, ...], names: Sequence[str]) -> None:
+        """Raises ConfigError: no session of these names can follow."""
+        if own and names:
+            raise ConfigError(
+                f"the run file names the classes of session {stage.number}: {', '.join(own)}. Leave out --class"
+            )
+        if not own:
+            self._strategy.task.registry.first(stage.number - 1).extended(names)
+
+    def open(self, stage: Stage, grid: Grid) -> bool:
+        """Pool the memory of the new classes once enough clients hold examples; False: an operator stops the run.
+
+        Raises:
+            QuorumError: after `wait_s` too few clients hold any.
+        """
+        if not self._wait_for_holders(stage, grid):
+            return False
+        self._strategy.pool_new_classes(grid)
+        names = self._strategy.task.class_names[stage.earlier : stage.classes]
+        self._events.emit(
+            "session", f"session {stage.number}: {len(names)} new classes ({', '.join(names)[:200]}), rounds "
+            f"{stage.first} to {stage.last}", session=stage.number, classes=list(names),
+        )  # fmt: skip
+        self.warn(stage)
+        return True
+
+    def warn(self, stage: Stage) -> None:
+        """Name the classes that nobody sent a sum of: they are trained, but not remembered."""
+        seen_K, names = self._strategy.state.memory.seen_K, self._strategy.task.class_names
+        missing = [names[c] for c in range(stage.earlier, stage.classes) if not seen_K[c]]
+        if missing:
+            least = self._strategy.task.min_sum_examples
+            text = (
+                f"no memory of {', '.join(missing)[:200]}: no client sent a sum of it. Sums over fewer than "
+                f"{least} examples, or than a client's own floor, stay there (min_sum_examples). Later sessions "
+                "will not rehearse it"
+            )
+            self._events.emit("no-memory", text, level=logging.WARNING, classes=missing)
+
+    def _wait_for_holders(self, stage: Stage, grid: Grid) -> bool:
+        give_up, told = time.monotonic() + self._wait_s, False
+        while not self._control.stopping:
+            holders = self._strategy.holders(grid)
+            if len(holders) >= stage.min_clients:
+                return True
+            if time.monotonic() > give_up:
+                raise QuorumError(
+                    f"{len(holders)} of {stage.min_clients} clients hold examples of the classes of session "
+                    f"{stage.number} after {self._wait_s:g} s. Start clients that do, or lower the session's "
+                    "min_clients, or raise rounds.wait_s."
+                )
+            if not told:
+                text = f"session {stage.number} waits for {stage.min_clients} clients with examples of its classes"
+                self._events.emit("waiting", f"{text}, {len(holders)} do", session=stage.number)
+                told = True
+            time.sleep(_POLL_S)
+        return False

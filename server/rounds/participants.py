@@ -1,0 +1,124 @@
+"""The nodes of a run as the strategy sees them: what each holds, how much of it counts, who does not answer.
+
+Asks nodes that it does not know yet. Must not know what is asked of them in a round.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from fednc.common.config.tables import RoundsSection
+from fednc.common.wire.messages import HELLO
+from fednc.server.aggregation.holdings import Declared, Holding, believed
+from fednc.server.rounds.absentees import Absentees
+from fednc.server.rounds.replies import Replies
+from fednc.server.storage.event_log import EventLog
+
+
+class Participants:
+    """Everybody that the strategy speaks with in one stage."""
+
+    def __init__(self, rounds: RoundsSection, replies: Replies, events: EventLog) -> None:
+        self._rounds, self._replies, self._events = rounds, replies, events
+        self.declared: Callable[[int], Declared | None] = lambda _node: None  # by a node when it attended
+        self._announced: dict[int, tuple[Holding, Declared | None]] = {}  # and what it had declared by then
+        self._is_first = True
+        self._absentees = Absentees()
+        self._capped: set[int] = set()  # of whom it was said that they count for less than they claim
+
+    def enter(self, *, is_first: bool) -> None:
+        """Another stage: all are asked again. Classes named later were in nobody's first declaration."""
+        self._announced, self._is_first = {}, is_first
+
+    def forget(self, nodes: Iterable[int]) -> None:
+        """Ask these nodes again: they may hold something else now."""
+        for node in nodes:
+            self._announced.pop(node, None)
+
+    def get_to_know(
+        self,
+        nodes: Iterable[int],
+        server_round: int,
+        grid: Grid,
+        content: Callable[[], RecordDict],
+        label_space: int,
+    ) -> None:
+        """Ask nodes that we have not met, or that declared something else since, what they hold.
+
+        Args:
+            content: makes the question.
+        """
+        strangers = [node for node in nodes if not self._is_known(node)]
+        if not strangers:
+            return
+        timeout_s = self._rounds.deadline_s
+        for reply in self._replies.ask(grid, content(), strangers, HELLO, server_round, timeout_s):
+            node = reply.metadata.src_node_id
+            declared = self.declared(node)
+            bound = declared if self._is_first else None
+            holding = self._replies.take(reply, partial(Holding.of, label_space=label_space, declared=bound))
+            if holding is not None:
+                self._announced[node] = holding, declared
+        self.note_answers(server_round, strangers)
+        self._replies.settle()
+
+    def _is_known(self, node: int) -> bool:
+        return node in self._announced and not self.has_changed(node)
+
+    def has_changed(self, node: int) -> bool:
+        """Whether a known node has come back and declared other data since."""
+        return self._announced[node][1] != self.declared(node)
+
+    def holding(self, node: int) -> Holding:
+        """What a node announced; nothing where it did not."""
+        return self._announced[node][0] if node in self._announced else Holding(0, 0, ())
+
+    def examples(self, nodes: Iterable[int]) -> dict[int, int]:
+        """The training examples that each of these nodes counts for; without those that hold none.
+
+        0 for one whose claim is not believed: it is asked, but what it sends is not used.
+        """
+        return self._counted({node: self.holding(node).examples for node in nodes})
+
+    def held_out(self, nodes: Iterable[int]) -> dict[int, int]:
+        """The same of the examples that they hold out, without those that count for none."""
+        counted = self._counted({node: self.holding(node).held_out for node in nodes})
+        return {node: count for node, count in counted.items() if count}
+
+    @property
+    def examples_of_all(self) -> int:
+        """That all known nodes count for."""
+        return sum(self.examples(self._announced).values())
+
+    def _counted(self, claims: Mapping[int, int]) -> dict[int, int]:
+        """As `believed`; says so once of each node that counts for less than it claims."""
+        claims = {node: claim for node, claim in claims.items() if claim}
+        counted = believed(claims, self._rounds.max_examples)
+        for node in [node for node in claims if counted[node] < claims[node] and node not in self._capped]:
+            self._capped.add(node)
+            name, claimed = self._replies.name_of(node), claims[node]
+            text = (
+                f"{name} claims {claimed} examples and counts for {counted[node]}: that is far more than others "
+                "hold, or than rounds.max_examples. If it does hold them, set rounds.max_examples"
+            )
+            self._warn("capped", text, node=name, claimed=claimed, counted=counted[node])
+        return counted
+
+    def present(self, server_round: int, nodes: Iterable[int]) -> list[int]:
+        """Those of `nodes` that are asked: not who lately let deadlines pass."""
+        return self._absentees.present(server_round, nodes)
+
+    def note_answers(self, server_round: int, asked: Collection[int]) -> None:
+        """An exchange is over: note who did not answer, and name who is left out of whole rounds for that."""
+        for node in self._absentees.note(server_round, asked, self._replies.answered):
+            name, rounds = self._replies.name_of(node), self._absentees.resting(node)
+            text = f"{name} is connected but does not answer; the next {rounds} rounds go on without it"
+            self._warn("absent", text, node=name, rounds=rounds)
+
+    def _warn(self, kind: str, text: str, **fields: object) -> None:
+        self._events.emit(kind, text, level=logging.WARNING, **fields)

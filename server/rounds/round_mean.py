@@ -1,0 +1,59 @@
+"""The mean of one round, whichever way `[rounds]` asks for it: streamed with a look for outliers, or robust.
+
+Called by the strategy as replies arrive; says whose update did not count as it was sent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from flwr.app import ArrayRecord
+
+from fednc.common.config.tables import RoundsSection
+from fednc.server.aggregation.holdings import CLEAR_MAJORITY
+from fednc.server.aggregation.mean import Fold
+from fednc.server.aggregation.outliers import OutlierGuard
+from fednc.server.aggregation.robust_mean import RobustMean
+from fednc.server.storage.event_log import EventLog
+
+
+class RoundMean:
+    """Takes the updates of one round; the fold has been started."""
+
+    def __init__(
+        self,
+        fold: Fold,
+        rounds: RoundsSection,
+        asked: int,
+        events: EventLog,
+        name_of: Callable[[int], str],
+    ) -> None:
+        """`asked` nodes may contribute."""
+        self._events, self._name_of, self._fold = events, name_of, fold
+        self._mean: RobustMean | OutlierGuard
+        if rounds.robust == "none":
+            self._mean = OutlierGuard(fold, ratio=rounds.outlier_ratio, asked=asked)
+        else:
+            self._mean = RobustMean(fold, rounds.robust, rounds.trim_share)
+
+    def add(self, node: int, update: ArrayRecord, weight: int) -> None:
+        """Take one update, whole or not at all. Raises ProtocolError, as the fold does."""
+        self._mean.add(node, update, weight)
+
+    def finish(self) -> tuple[ArrayRecord, set[int]]:
+        """The mean, and the nodes whose updates are not in it. The fold knows number and weight of the others."""
+        if isinstance(self._mean, RobustMean):
+            if self._mean.updates < CLEAR_MAJORITY:
+                text = (
+                    f"rounds.robust does not apply: {self._mean.updates} updates came, it needs {CLEAR_MAJORITY}"
+                )
+                self._events.emit("robust", text, level=logging.WARNING, updates=self._mean.updates)
+            return self._mean.mean(), set()
+        outliers = self._mean.settle()
+        for outlier in outliers:
+            name = self._name_of(outlier.node)
+            done = "left out" if outlier.is_left_out else "scaled down"
+            text = f"the update of {name} is {outlier.times:.3g} times as large as the median: {done}"
+            self._events.emit("outlier", text, level=logging.WARNING, node=name, times=outlier.times, done=done)
+        return self._fold.mean(), {outlier.node for outlier in outliers if outlier.is_left_out}

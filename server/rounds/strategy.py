@@ -1,0 +1,365 @@
+"""fednc's Flower strategy: broadcasts model, frozen frame and class memory; folds updates and class sums.
+
+One strategy for all methods; what differs is in the configuration. Runs over any Flower grid, in its own thread.
+Flat memory: replies are folded as they arrive and dropped.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fednc.common import fault_injection, seeds
+from fednc.common.config.run import RunConfig
+from fednc.common.errors import DivergedError, ProtocolError, StaleError
+from fednc.common.learning.class_drift import DriftSums
+from fednc.common.learning.class_memory import ClassMemory, ClassSums
+from fednc.common.learning.frame import Frame
+from fednc.common.learning.memory_controls import Pool
+from fednc.common.learning.round_context import Guide
+from fednc.common.tasks.api import Stats, Task, add_stats
+from fednc.common.tasks.stages import Stage
+from fednc.common.wire import messages as exchange
+from fednc.common.wire.messages import EVALUATE, MEMORY, TRAIN, Instruction
+from fednc.server.aggregation.mean import Fold, NormBound
+from fednc.server.rounds import schedule
+from fednc.server.rounds.checked import of_fewer, stats_in, sums_in
+from fednc.server.rounds.global_state import GlobalState
+from fednc.server.rounds.participants import Participants
+from fednc.server.rounds.replies import Replies, to
+from fednc.server.rounds.round_mean import RoundMean
+from fednc.server.rounds.server_training import fit_centrally
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.history import RoundRecord
+
+
+class FrameStrategy(Strategy):
+    """Federated training towards a frozen frame, with a global class memory."""
+
+    def __init__(self, run: RunConfig, task: Task, frame: Frame, state: GlobalState, events: EventLog) -> None:
+        self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
+        self.replies = Replies(events)
+        self.clients = Participants(run.rounds, self.replies, events)
+        self.fold_s = 0.0  # spent in the last fold
+        self.stage: Stage = task.stage(state.completed + 1)
+        self._trained: list[int] = []  # whose updates are in the model of the round under way
+        self._weights: dict[int, int] = {}  # examples that each node of the round under way counts for
+        self._held_out: dict[int, int] = {}  # the same of its held-out examples
+        self._record = RoundRecord(round=0)
+        self._local = self._pool_of_sums("local")
+        self._fold = Fold(state.folded, state.extra)  # its memory serves every round of a stage
+
+    # ---- Flower's interface --------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """One content for all nodes of the round: model, frame, memory."""
+        del config
+        self.clients.forget(self.replies.failed)  # they may have come back with other data
+        self.replies.forget_failures()
+        nodes = self.sample(server_round, grid)
+        self._get_to_know(list(grid.get_node_ids()) if self.state.extra else nodes, server_round, grid)
+        # A weight that was not announced could not be bounded; who holds nothing of the stage has none.
+        self._weights = self.clients.examples(nodes)
+        instruction = self._instruction(
+            server_round, wants_sums=schedule.wants_local_sums(self.run, self.stage, server_round)
+        )
+        extra = exchange.extra_record(self.state.extra)
+        content = exchange.instruction_content(instruction, arrays, self.guide(), extra)
+        self.replies.begin()
+        return to(grid, content, list(self._weights), TRAIN, server_round)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The exact weighted mean of the updates, folded as they arrive; None below quorum.
+
+        Raises:
+            DivergedError: most clients sent values that are not finite.
+        """
+        self._record, self.fold_s = RoundRecord(round=server_round, failures=self.replies.failures), 0.0
+        bound = NormBound.of(self.run.rounds.max_update_norm, self.state.trainable)
+        self._fold.start(self.state.folded, self._weights.values(), bound)
+        mean = RoundMean(self._fold, self.run.rounds, len(self._weights), self.events, self.replies.name_of)
+        losses: dict[int, float] = {}
+        self._local, self._trained = self._pool_of_sums("local"), []
+        drift = DriftSums.zeros(*self._local.all.sum_KD.shape)
+        for reply in self.replies.good(replies):
+            node = reply.metadata.src_node_id
+            loss = self.replies.take(reply, partial(self._fold_in, node=node, mean=mean, drift=drift))
+            if loss is not None:
+                losses[node] = loss
+        self._end_exchange(server_round, self._weights)
+        if len(losses) < self.quorum or not any(self._weights[node] for node in losses):
+            return None, None
+        record, left_out = mean.finish()
+        self._trained = [node for node in losses if self._weights[node] and node not in left_out]
+        self._record.replies, self._record.examples = self._fold.updates, self._fold.weight
+        # Sorted: the same bits in any order of arrival.
+        self._record.loss = sum(sorted(losses[node] for node in self._trained)) / self._fold.weight
+        if schedule.wants_local_sums(self.run, self.stage, server_round):
+            self._record.drift = _finite(drift.value())
+        if self.run.method.memory_model == "local":
+            self._remember(server_round, self._local)
+        self.state.advance(record, share=self._fold.weight / self.clients.examples_of_all)
+        return self.state.record, MetricRecord({"loss": self._record.loss, "examples": self._fold.weight})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Everybody evaluates the global model on what it holds out."""
+        del config
+        content = exchange.instruction_content(self._instruction(server_round), arrays, self.guide(evaluates=True))
+        nodes = list(grid.get_node_ids())
+        nodes += [node for node in self._trained if node not in nodes]  # just lost: the grid lets them come back
+        nodes = self.clients.present(server_round, nodes)
+        self._get_to_know(nodes, server_round, grid)
+        self._held_out = self.clients.held_out(nodes)
+        self.replies.begin()
+        return to(grid, content, list(self._held_out), EVALUATE, server_round)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Pooled metrics from additive statistics, and the client that fares worst."""
+        pooled: Stats = {}
+        worst: dict[str, Any] = {}
+        for reply in self.replies.good(replies):
+            node = reply.metadata.src_node_id
+            metrics = self.replies.take(reply, partial(self._pool, node=node, pooled=pooled))
+            if metrics and math.isfinite(metrics["accuracy"]):
+                here = {"accuracy": metrics["accuracy"], "name": self.replies.name_of(node)}
+                worst = min(worst or here, here, key=lambda one: (one["accuracy"], one["name"]))
+        self._end_exchange(server_round, self._held_out)
+        if not pooled:
+            return None
+        metrics = self.task.metrics(pooled)
+        self._record.pooled = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._record.worst_client = worst
+        return MetricRecord(dict(self._record.pooled))
+
+    def summary(self) -> None:
+        """Say once what is about to run."""
+        run, frame = self.run, self.frame
+        self.events.emit(
+            "start", f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds, frame K={frame.vertices} "
+            f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}", method=run.method.name, frame=frame.digest,
+            config=run.digest,
+        )  # fmt: skip
+
+    # ---- stages --------------------------------------------------------------------------------------------
+
+    def enter(self, stage: Stage) -> None:
+        """The state is narrowed to what the stage trains; what clients hold of it is not known yet."""
+        self.stage, self._fold = stage, Fold(self.state.folded, self.state.extra)
+        self.clients.enter(is_first=stage.is_first)
+
+    def holders(self, grid: Grid) -> list[int]:
+        """Nodes that hold examples of the stage's classes; asks those that have not said so yet."""
+        nodes = sorted(grid.get_node_ids())
+        self._get_to_know(nodes, self.stage.first, grid)
+        return list(self.clients.examples(nodes))
+
+    def pool_new_classes(self, grid: Grid) -> None:
+        """Class means of the stage's classes into the memory."""
+        self._refresh_memory(self.stage.first, grid, self.run.rounds.deadline_s, self.holders(grid))
+
+    def _fit(self, server_round: int, steps: int) -> float:
+        """The server trains alone, on the class memory."""
+        generator = seeds.generator(self.run.seed, "fit", server_round)
+        return fit_centrally(self.task, self.state, self.guide_at(server_round), self.stage, steps, generator)
+
+    # ---- one round -----------------------------------------------------------------------------------------
+
+    def run_round(self, server_round: int, grid: Grid, *, evaluates: bool) -> RoundRecord | None:
+        """Train, refresh the memory, evaluate. None when too few replies came; the state is then untouched.
+
+        Raises:
+            DivergedError: most clients sent values that are not finite; the state is that of the round before.
+        """
+        before = self.state.snapshot()
+        try:
+            return self._round(server_round, grid, evaluates=evaluates)
+        except DivergedError:
+            self.state.go_back_to(before)
+            raise
+
+    def _round(self, server_round: int, grid: Grid, *, evaluates: bool) -> RoundRecord | None:
+        started, timeout_s = time.monotonic(), self.run.rounds.deadline_s
+        if self.task.fits_centrally(self.stage):
+            self._record = RoundRecord(round=server_round)
+            self._record.loss = _finite(self._fit(server_round, self.stage.train.epochs))
+        elif not self._train(server_round, grid, timeout_s):
+            return None
+        if self._wants_global_memory(server_round, evaluates):
+            nodes = sorted(grid.get_node_ids()) if self.task.takes_sessions else self._trained
+            self._refresh_memory(server_round, grid, timeout_s, nodes)
+            if self.task.settling_steps and self.stage.is_first:
+                self._fit(server_round, self.task.settling_steps)
+        if evaluates:
+            self._evaluate(server_round, grid, timeout_s)
+        self.state.completed = server_round
+        self._record.seconds = time.monotonic() - started
+        return self._record
+
+    def _train(self, server_round: int, grid: Grid, timeout_s: float) -> bool:
+        messages = self.configure_train(server_round, self.state.record, ConfigRecord(), grid)
+        replies = grid.send_and_receive(messages, timeout=timeout_s)
+        model, _ = self.aggregate_train(server_round, replies)
+        self._record.missing = list(getattr(replies, "missing", []))
+        return model is not None
+
+    def evaluate_early(self, grid: Grid) -> None:
+        """Evaluate the round just completed although it was not its turn: the run ends with it."""
+        server_round, timeout_s = self._record.round, self.run.rounds.deadline_s
+        if self._wants_global_memory(server_round, True) and not self._wants_global_memory(server_round, False):
+            self._refresh_memory(server_round, grid, timeout_s, self._trained)
+        self._evaluate(server_round, grid, timeout_s)
+
+    def _evaluate(self, server_round: int, grid: Grid, timeout_s: float) -> None:
+        messages = self.configure_evaluate(server_round, self.state.record, ConfigRecord(), grid)
+        self.aggregate_evaluate(server_round, grid.send_and_receive(messages, timeout=timeout_s))
+
+    @property
+    def quorum(self) -> int:
+        """Replies without which a round does not count."""
+        return self.stage.min_clients
+
+    def sample(self, server_round: int, grid: Grid) -> list[int]:
+        """The nodes of a round, drawn from (seed, round) alone. In a session all: few hold its classes."""
+        here = sorted(grid.get_node_ids())
+        nodes = self.clients.present(server_round, here)
+        if len(nodes) < self.quorum:
+            nodes = here
+        count = self.run.rounds.clients_per_round if self.stage.is_first else 0
+        if not count or count >= len(nodes):
+            return nodes
+        draw = random.Random(seeds.derive(self.run.seed, "sample", server_round))  # noqa: S311 - reproducible
+        return sorted(draw.sample(nodes, count))
+
+    def _get_to_know(self, nodes: Iterable[int], server_round: int, grid: Grid) -> None:
+        def question() -> RecordDict:
+            return exchange.instruction_content(self._instruction(server_round))
+
+        self.clients.get_to_know(nodes, server_round, grid, question, self.task.label_space)
+
+    def _end_exchange(self, server_round: int, asked: Collection[int]) -> None:
+        """Raises DivergedError: most answers hold values that are not finite."""
+        self.clients.note_answers(server_round, asked)
+        if self.replies.settle():
+            train, completed = self.run.train, self.state.completed
+            kept = f"Kept: the model of round {completed}" if completed else "No round was completed"
+            raise DivergedError(
+                f"the model diverged in round {server_round}: most clients sent values that are not finite or far "
+                f"out of bounds. Lower train.lr ({train.lr:g}) or set train.clip_norm ({train.clip_norm:g}). "
+                f"{kept}"
+            )
+
+    def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]) -> None:
+        """Class means of the new global model's features, exact: one forward pass at each client."""
+        nodes = self.clients.present(server_round, nodes)
+        self._get_to_know(nodes, server_round, grid)
+        counted = {node: count for node, count in self.clients.examples(nodes).items() if count}
+        content = exchange.instruction_content(self._instruction(server_round), self.state.record)
+        pool = self._pool_of_sums("global")
+        for reply in self.replies.ask(grid, content, list(counted), MEMORY, server_round, timeout_s):
+            node = reply.metadata.src_node_id
+            sums = self.replies.take(reply, partial(self._checked_sums, node=node, counted=counted))
+            if sums is not None:
+                pool.add(sums, node)
+        self._end_exchange(server_round, counted)
+        self._remember(server_round, pool)
+
+    def _remember(self, server_round: int, pool: Pool) -> None:
+        method = self.run.method
+        self.state.memories = self.state.memories.updated(
+            pool, method.memory_momentum, warming_up=server_round <= method.warmup_rounds
+        )
+
+    # ---- replies -------------------------------------------------------------------------------------------
+
+    def _fold_in(self, content: RecordDict, node: int, mean: RoundMean, drift: DriftSums) -> float:
+        weight = min(self._examples_in(content, node), self._weights[node])
+        sums = self._checked_sums(content, node, self._weights) if exchange.SUMS in content else None
+        update, loss = exchange.update_of(content), exchange.loss_of(content)
+        if not weight:
+            return 0.0
+        fault_injection.at("server.fold")
+        started = time.monotonic()
+        mean.add(node, update, weight)
+        self.fold_s += time.monotonic() - started
+        if sums is not None:
+            drift.add_client(sums)
+            self._local.add(sums, node)
+        return loss * weight
+
+    def _examples_in(self, content: RecordDict, node: int) -> int:
+        examples, announced = exchange.examples_of(content), self.clients.holding(node).examples
+        if not 1 <= examples <= announced:
+            problem = f"declares {examples} examples where {announced} were announced"
+            raise StaleError(problem) if self.clients.has_changed(node) else ProtocolError(problem)
+        return examples
+
+    def _checked_sums(self, content: RecordDict, node: int, counted: Mapping[int, int]) -> ClassSums:
+        """The class sums of a reply, of as many examples as the node counts for."""
+        holding = self.clients.holding(node)
+        try:
+            sums = sums_in(content, self.task, self.stage, holding.count_K)
+        except ProtocolError as e:
+            if self.clients.has_changed(node):
+                raise StaleError(str(e)) from e
+            raise
+        return sums.of_fewer(counted[node], holding.examples)
+
+    def _pool(self, content: RecordDict, node: int, pooled: Stats) -> dict[str, float] | None:
+        claimed = self.clients.holding(node).held_out
+        stats = stats_in(content, self.task, claimed)
+        if stats is None:
+            return None
+        metrics = self.task.metrics(stats)
+        add_stats(pooled, of_fewer(stats, self._held_out[node], claimed))
+        return metrics
+
+    # ---- small parts ---------------------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> ClassMemory:
+        """What clients and read-out are given as the class memory."""
+        return self.state.memories.under(self.run.method.memory_source, self.frame.etf_KD, self.run.seed)
+
+    def guide_at(self, server_round: int) -> Guide:
+        """The guide as the server's own evaluation and fit see it."""
+        made = exchange.make_guide(self.run, self.frame, self.memory, server_round)
+        return self.task.within_stage(made, server_round)
+
+    def _pool_of_sums(self, model: str) -> Pool:
+        moment = self.run.method.needs_moments(model, is_first=self.stage.is_first)
+        return Pool(self.frame.vertices, self.task.memory_dim, self.run.seed, moment=moment)
+
+    def _instruction(self, server_round: int, *, wants_sums: bool = False) -> Instruction:
+        return Instruction.under(self.run, server_round, wants_sums=wants_sums)
+
+    def guide(self, *, evaluates: bool = False) -> ArrayRecord:
+        """Frame and memory as they travel now."""
+        return exchange.guide_record(self.frame, self.memory, evaluates=evaluates)
+
+    def evaluates(self, server_round: int) -> bool:
+        """Whether this round ends with an evaluation."""
+        return schedule.evaluates(self.run, self.stage, server_round)
+
+    def _wants_global_memory(self, server_round: int, evaluating: bool) -> bool:
+        sessions = self.task.takes_sessions
+        return schedule.wants_global_memory(
+            self.run, self.stage, server_round, evaluating=evaluating, takes_sessions=sessions
+        )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

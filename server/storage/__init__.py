@@ -1,0 +1,1 @@
+"""What the server keeps: checkpoints, the run folder, history, the event log."""

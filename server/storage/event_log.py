@@ -1,0 +1,139 @@
+"""What happened, in order: one line per decision for people, one JSON object per line for machines.
+
+Every part of the server emits here, from the event loop and from the strategy's thread; the live table and the
+operator service listen. Knows nothing of what the events mean.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from fednc.common.files import private
+from fednc.common.wire.protocol import one_line
+
+log = logging.getLogger("fednc.server")
+
+Event = dict[str, Any]
+
+
+class EventLog:
+    """Appends events to `events.jsonl` and hands them to listeners. Safe from any thread."""
+
+    def __init__(self, path: Path | None = None, file_mib: int = 64, kept_files: int = 3) -> None:
+        """A file that reaches `file_mib` becomes `events.jsonl.1`, that one `.2`, up to `kept_files` of them."""
+        self._most_bytes, self._kept = file_mib << 20, kept_files
+        self._path, self._bytes = path, 0
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._listeners: list[Callable[[Event], None]] = []
+        self._file: TextIO | None = self._open() if path else None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the log was opened."""
+        return time.monotonic() - self._started
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener` with every later event, from the thread that emits it."""
+        self._listeners.append(listener)
+
+    def emit(self, kind: str, text: str, /, *, level: int = logging.INFO, **fields: Any) -> None:
+        """Record one event: `text` for people, one line whoever wrote parts of it; `fields` for machines."""
+        text = one_line(text)
+        event: Event = {
+            "at": round(time.time(), 3),
+            "elapsed_s": round(self.elapsed_s, 3),
+            "kind": kind,
+            "text": text,
+            **fields,
+        }
+        with self._lock:
+            if self._file:
+                with suppress(OSError):  # a full disk must not end the run; it was logged, and listeners hear it
+                    self._write(json.dumps(event, default=str) + "\n")
+        log.log(level, "%s", text)
+        for listener in self._listeners:
+            listener(event)
+
+    def _open(self) -> TextIO:
+        assert self._path is not None
+        handle = private(str(self._path), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        file = os.fdopen(handle, "a", encoding="utf-8", buffering=1)
+        self._bytes = self._path.stat().st_size
+        return file
+
+    def _write(self, line: str) -> None:
+        assert self._file is not None
+        if self._bytes and self._bytes + len(line) > self._most_bytes:
+            self._rotate()
+        self._file.write(line)
+        self._bytes += len(line)  # ASCII
+
+    def _rotate(self) -> None:
+        assert self._path is not None
+        assert self._file is not None
+        places = [self._path, *older_first(self._path, self._kept)[::-1]]
+        for source, target in reversed(list(itertools.pairwise(places))):
+            if source.exists():
+                source.replace(target)
+        if not self._kept:
+            self._path.unlink()
+        self._file.close()
+        self._file = self._open()
+
+    def close(self) -> None:
+        """Flush and close the file; later events still reach the listeners."""
+        with self._lock:
+            if self._file:
+                self._file.close()
+                self._file = None
+
+
+def older_first(path: Path, kept: int) -> list[Path]:
+    """Names of the files that an `events.jsonl` was moved to, the oldest first."""
+    return [path.with_name(f"{path.name}.{number}") for number in range(kept, 0, -1)]
+
+
+class NodeEvents:
+    """Records what nodes cause: one that causes thousands of events must not fill the disk with them."""
+
+    def __init__(self, events: EventLog, at_once: float = 200, per_s: float = 0.5, event_bytes: int = 512) -> None:
+        """So many events of one node at once, and so many per second after that; a long one counts as several.
+
+        Args:
+            event_bytes: of text and fields that count as one event.
+        """
+        self._events, self._at_once, self._per_s, self._event_bytes = events, at_once, per_s, event_bytes
+        self._accounts: dict[str, _Account] = {}
+
+    def emit(self, kind: str, text: str, /, *, node: str, level: int = logging.INFO, **fields: Any) -> None:
+        """Record one event, or count it as left out."""
+        now = time.monotonic()
+        account = self._accounts.setdefault(node, _Account(self._at_once, now))
+        account.left = min(self._at_once, account.left + (now - account.at) * self._per_s)
+        account.at = now
+        if account.left < 1:
+            account.unsaid += 1
+            return
+        account.left -= max(1.0, len(json.dumps([text, fields], default=str)) / self._event_bytes)  # may owe
+        if account.unsaid:
+            text = f"{text} ({account.unsaid} more about {node} before, not recorded)"
+            fields["unsaid"], account.unsaid = account.unsaid, 0
+        self._events.emit(kind, text, level=level, node=node, **fields)
+
+
+@dataclass
+class _Account:
+    left: float  # events that may be recorded now
+    at: float  # when that was
+    unsaid: int = 0

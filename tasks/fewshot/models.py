@@ -1,0 +1,80 @@
+"""The model: a backbone whose features are unit vectors, and a projection into the frame's space.
+
+Built by the task. The image task's backbones with their feature map averaged; the projection is that of NC-FSCIL
+(arXiv 2302.03004). Must not know sessions.
+
+Legend: B batch, C backbone width, D feature width, G cells by side.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fednc.common.learning.frame import unit
+from fednc.tasks.fewshot.options import FewShotOptions
+from fednc.tasks.vision.backbones import ImageModel, build_backbone
+
+SLOPE = 0.1
+
+
+class FewShotModel(ImageModel):
+    """Backbone, projection and head; the backbone's features can be had by themselves."""
+
+    def pooled(self, pixel_BCHW: Tensor) -> Tensor:
+        """Unit features of the backbone [B, C], which sums, memory and rehearsal are made of."""
+        feat_BC: Tensor = self.backbone(pixel_BCHW)
+        return feat_BC
+
+
+class Unit(nn.Module):
+    """Rows of length 1: sums of such features have a bound that any server can check."""
+
+    def forward(self, feat_BC: Tensor) -> Tensor:
+        """[B, C] to unit [B, C]."""
+        return unit(feat_BC)
+
+
+class Projection(nn.Module):
+    """Three layers beside a linear shortcut, from unit features [B, C] to [B, D]; no activation at the end."""
+
+    def __init__(self, given: int, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.given = given
+        self.body = nn.Sequential(
+            nn.Linear(given, hidden), nn.LayerNorm(hidden), nn.LeakyReLU(SLOPE),
+            nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.LeakyReLU(SLOPE),
+            nn.Linear(hidden, dim, bias=False),
+        )  # fmt: skip
+        self.shortcut = nn.Linear(given, dim, bias=False)
+
+    def forward(self, feat_BC: Tensor) -> Tensor:
+        """[B, D]. Unit features are first made as large as features of unit variance are."""
+        feat_BC = feat_BC * math.sqrt(self.given)
+        out_BD: Tensor = self.body(feat_BC) + self.shortcut(feat_BC)
+        return out_BD
+
+
+def build_model(options: FewShotOptions, dim: int) -> tuple[nn.Module, Projection]:
+    """(backbone to unit features, projection), initialised from torch's global generator."""
+    layers, width = _layers(options)
+    backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(options.cells), nn.Flatten(), Unit())
+    return backbone, Projection(width, options.hidden or 2 * width, dim)
+
+
+def width_of(options: FewShotOptions) -> int:
+    """C; nothing is drawn and no memory taken."""
+    with torch.device("meta"):
+        return _layers(options)[1]
+
+
+def _layers(options: FewShotOptions) -> tuple[list[nn.Module], int]:
+    """The image task's backbone up to its feature map, and how wide that is when it is averaged over the cells."""
+    found, width = build_backbone(options)
+    assert isinstance(found, nn.Sequential)
+    *layers, pool, _ = found  # every backbone ends by pooling and flattening
+    assert isinstance(pool, nn.AdaptiveAvgPool2d)
+    assert isinstance(pool.output_size, int)
+    return layers, width // pool.output_size**2 * options.cells**2

@@ -1,0 +1,76 @@
+"""The keys of `[task]` for image classification: which classes, which model, how images are prepared.
+
+Read by the task at the start of a run; docs/config.md is generated from it. Preprocessing is the run's: a client
+whose images do not fit is told so, its images are never prepared in a way of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fednc.common.tasks.api import TaskOptions
+
+MIDDLE_GREY = 0.5
+
+
+class ImageOptions(TaskOptions):
+    """Image classification."""
+
+    classes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        min_length=1,
+        description="names of the classes; class i has vertex i of the frame. Data is mapped to them by name",
+    )
+    model: Literal["cnn", "plain", "resnet18", "mobilenetv2"] = Field(
+        "cnn",
+        description="`cnn`: small, for CPUs; `plain`: seven convolutions without normalisation, which needs a "
+        "good initialisation; `resnet18`: with a stem for small images; `mobilenetv2`: strides for 32x32",
+    )
+    norm: Literal["group", "batch"] = Field(
+        "group",
+        description="normalisation layers, but for `plain`; `batch` averages its running statistics with the "
+        "weights",
+    )
+    width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)] = Field(
+        32,
+        description="channels of `cnn`'s first layer, its later ones have twice as many; of all layers of `plain`",
+    )
+    size: Annotated[int, Field(ge=4, le=1024)] = Field(
+        32, description="height and width of the images in pixels; folder and hf images are resized to it"
+    )
+    channels: Literal[1, 3] = Field(3, description="1: grey, 3: colour")
+    mean: tuple[float, ...] = Field(
+        (), description="per channel, subtracted from pixels in 0..1; empty: 0.5 for each"
+    )
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="per channel, divides what remains; empty: 0.5 for each"
+    )
+    augment: Literal["none", "crop-flip"] = Field(
+        "none",
+        description="training images as they are, or moved by up to an eighth of the size and mirrored at random",
+    )
+
+    @property
+    def takes_unknown(self) -> bool:
+        """Whether data may hold classes that the run has no name for yet; they are left aside."""
+        return False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _grey_middle(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        per_channel = (MIDDLE_GREY,) * (1 if value.get("channels") == 1 else 3)
+        return {**value, **{key: value.get(key) or per_channel for key in ("mean", "std")}}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if twice:
+            raise ValueError(f"classes: {', '.join(twice)} named more than once")
+        for key in ("mean", "std"):
+            given = len(getattr(self, key))
+            if given != self.channels:
+                raise ValueError(f"{key}: {given} values for {self.channels} channels; give one for each")
+        return self

@@ -1,0 +1,1 @@
+"""What tasks on images share: backbones, readers, shifts. Is no task itself."""

@@ -1,0 +1,183 @@
+"""The images of one client, resident on its device, and how batches are drawn from them.
+
+Built by the task from what `tasks/vision/sources/select.py` reads; handed to trainer and evaluation as `TaskData`.
+Must not know where images come from.
+
+Legend: N images, B batch, C channels, H height, W width, K label space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fednc.common.seeds import generator as seeded
+from fednc.common.tasks.api import TaskData
+from fednc.common.tasks.splits import Index
+
+UNLABELLED = -1
+ImageBatch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageData(TaskData):
+    """Images with labels.
+
+    Stored as they were read (a byte per value where the source has bytes) and normalised batch by batch: a full
+    CIFAR-10 takes 150 MB instead of 600, and drawing batches stays below 2 % of the time.
+
+    Attributes:
+        pixel_NCHW: uint8 in 0..255 or float32 in 0..1.
+        label_N: int64; `UNLABELLED` where there is none.
+        label_space: K.
+        mean_C11: per channel, subtracted from pixels in 0..1.
+        std_C11: per channel, divides what remains.
+        augment: whether training batches are cropped and mirrored.
+        names: where each image came from (for `fednc predict`); may be empty.
+        notes: what was read and what was left out, for people.
+    """
+
+    pixel_NCHW: Tensor
+    label_N: Tensor
+    label_space: int
+    mean_C11: Tensor
+    std_C11: Tensor
+    augment: bool = False
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def examples(self) -> int:
+        """Number of images."""
+        return len(self.label_N)
+
+    @property
+    def count_K(self) -> Tensor:
+        """int64 [K]: images of each class, on the CPU."""
+        known_N = self.label_N[self.label_N != UNLABELLED]
+        return torch.bincount(known_N, minlength=self.label_space).cpu()
+
+    def train_batches(self, batch: int, generator: torch.Generator) -> Iterator[ImageBatch]:
+        """One epoch in an order drawn from `generator` (a CPU one), augmented if the run says so.
+
+        A last batch of a single image joins the batch before it: batch normalisation cannot learn from one.
+        Everything is drawn before the first batch and goes to the device at once: a copy per batch would make the
+        device wait for the CPU at every step.
+        """
+        order_N = torch.randperm(self.examples, generator=generator)
+        runs, height, device = _runs(self.examples, batch), self.pixel_NCHW.shape[2], self.label_N.device
+        drawn = [draw_moves(length, height, generator) for length in runs if self.augment]
+        moves = torch.cat(drawn, dim=1).to(device).split(runs, dim=1) if drawn else ()
+        for i, row_B in enumerate(order_N.to(device).split(runs)):
+            pixel_BCHW = self.pixel_NCHW[row_B]
+            if moves:
+                pixel_BCHW = crop_and_mirror(pixel_BCHW, moves[i])
+            yield self._normalised(pixel_BCHW), self.label_N[row_B]
+
+    def eval_batches(self, batch: int) -> Iterator[ImageBatch]:
+        """All images in stored order, as they are."""
+        for start in range(0, self.examples, batch):
+            rows = slice(start, start + batch)
+            yield self._normalised(self.pixel_NCHW[rows]), self.label_N[rows]
+
+    def hold_out(self, share: float, seed: int) -> tuple[ImageData, ImageData]:
+        """(training rest, held-out share): `hold_out_index` of the labels."""
+        rest, held = hold_out_index(self.label_N.cpu().numpy(), share, seed)
+        return self.select(rest), self.select(held)
+
+    def of_classes(self, first: int, end: int) -> ImageData:
+        """See TaskData."""
+        label_N = self.label_N.cpu().numpy()
+        return self.select(np.flatnonzero((label_N >= first) & (label_N < end)))
+
+    def few(self, shots: int, seed: int) -> ImageData:
+        """See TaskData."""
+        label_N = self.label_N.cpu().numpy()
+        shuffled_N = torch.randperm(len(label_N), generator=seeded(seed, "shots")).numpy()
+        drawn = [shuffled_N[label_N[shuffled_N] == c][:shots] for c in np.unique(label_N)]
+        return self.select(np.sort(np.concatenate([shuffled_N[:0], *drawn])))
+
+    def select(self, index: Index) -> ImageData:
+        """The images at `index`, in that order."""
+        row_B = torch.from_numpy(index).to(self.label_N.device)
+        names = tuple(self.names[i] for i in index) if self.names else ()
+        return replace(self, pixel_NCHW=self.pixel_NCHW[row_B], label_N=self.label_N[row_B], names=names)
+
+    def to(self, device: torch.device) -> ImageData:
+        """The same images on `device`."""
+        return replace(
+            self,
+            pixel_NCHW=self.pixel_NCHW.to(device),
+            label_N=self.label_N.to(device),
+            mean_C11=self.mean_C11.to(device),
+            std_C11=self.std_C11.to(device),
+        )
+
+    def _normalised(self, pixel_BCHW: Tensor) -> Tensor:
+        return (as_unit_range(pixel_BCHW) - self.mean_C11) / self.std_C11
+
+
+def as_unit_range(pixel_NCHW: Tensor) -> Tensor:
+    """float32 pixels in 0..1, from bytes or from floats that are so already."""
+    return pixel_NCHW.float() / 255 if pixel_NCHW.dtype == torch.uint8 else pixel_NCHW
+
+
+def draw_moves(batch: int, height: int, generator: torch.Generator) -> Tensor:
+    """int64 [3, B] for `crop_and_mirror`: down, right, mirrored. Drawn on the CPU: every device sees the same.
+
+    Each image moves by up to an eighth of its size and is mirrored with chance 1/2.
+    """
+    offset_2B = torch.randint(0, 2 * _margin(height) + 1, (2, batch), generator=generator)
+    mirror_B = torch.rand(batch, generator=generator) < 0.5
+    return torch.cat([offset_2B, mirror_B[None]])
+
+
+def crop_and_mirror(pixel_BCHW: Tensor, move_3B: Tensor) -> Tensor:
+    """Each image moved (black moves in) and mirrored left to right as `move_3B` says: one gather for the batch."""
+    batch, _, height, width = pixel_BCHW.shape
+    pad, device = _margin(height), pixel_BCHW.device
+    down_B1, right_B1, mirror_B1 = move_3B.unsqueeze(2)
+    step_W = torch.arange(width, device=device)
+    row_BH = down_B1 + torch.arange(height, device=device)
+    column_BW = right_B1 + torch.where(mirror_B1.bool(), step_W.flip(0), step_W)
+    padded_BHWC = F.pad(pixel_BCHW, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+    image_B11 = torch.arange(batch, device=device)[:, None, None]
+    return padded_BHWC[image_B11, row_BH[:, :, None], column_BW[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _margin(height: int) -> int:
+    return max(1, height // 8)
+
+
+def hold_out_index(label_N: Index, share: float, seed: int) -> tuple[Index, Index]:
+    """(rest, held out): disjoint, together everything, each ascending; the same for the same seed.
+
+    Holds out share * N examples, rounded up, but leaves one for training. Each class gives its share rounded down;
+    what is missing comes one by one from the classes that rounding cut most.
+    """
+    total = max(0, min(len(label_N) - 1, math.ceil(share * len(label_N) - 1e-9)))
+    _, class_N, count_C = np.unique(label_N, return_inverse=True, return_counts=True)
+    wanted_C = count_C * (total / max(1, len(label_N)))
+    quota_C = np.floor(wanted_C + 1e-9).astype(np.int64)
+    most_cut_C = np.argsort(quota_C - wanted_C, kind="stable")
+    quota_C[most_cut_C[: total - quota_C.sum()]] += 1
+    shuffled_N = torch.randperm(len(label_N), generator=seeded(seed, "hold-out")).numpy()
+    held = np.concatenate(
+        [shuffled_N[class_N[shuffled_N] == c][:quota] for c, quota in enumerate(quota_C)]
+        or [shuffled_N]  # no examples, no classes
+    )
+    return np.setdiff1d(np.arange(len(label_N)), held), np.sort(held)
+
+
+def _runs(examples: int, batch: int) -> list[int]:
+    """Lengths of consecutive runs of `batch`; a last run of one joins the run before it."""
+    runs = [batch] * (examples // batch) + [examples % batch] * (examples % batch > 0)
+    if len(runs) > 1 and runs[-1] == 1 and batch > 1:
+        runs[-2:] = [batch + 1]
+    return runs

@@ -1,0 +1,73 @@
+"""Within-class shift of a simulated split: what makes one client's images unlike another's.
+
+Applied once, when a part (or the test data) is loaded. Everything follows from the split's seed and the part's
+number, so each client makes its own part and nothing is sent.
+
+Legend: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fednc.common.config.tables import ShiftSection, SplitSection
+from fednc.common.seeds import generator
+from fednc.tasks.vision.dataset import as_unit_range
+
+CHUNK = 4096  # images rotated at a time: bounds the memory of the sampling grid
+
+
+def is_shifted(shift: ShiftSection) -> bool:
+    """Whether `shift` changes any image."""
+    return shift.rotation_deg > 0 or shift.colour > 0 or shift.noise > 0
+
+
+def shift_part(pixel_NCHW: Tensor, split: SplitSection, part: int, purpose: str = "train") -> Tensor:
+    """float32 pixels in 0..1: the images as part `part` of the split sees them.
+
+    Rotated by an angle that goes from -r to r over the parts, each channel times a gain in 1 - c .. 1 + c that is
+    drawn per part, noise added whose deviation grows from 0 to `noise` over the parts; clipped to 0..1.
+    """
+    shift, place = split.shift, _place(part, split.parts)
+    pixel_NCHW = rotate(
+        as_unit_range(pixel_NCHW), shift.rotation_deg * (2 * place - 1) if split.parts > 1 else 0.0
+    )
+    gain_C = 1 + shift.colour * (2 * torch.rand(pixel_NCHW.shape[1], generator=_stream(split, "colour", part)) - 1)
+    noise = torch.randn(pixel_NCHW.shape, generator=_stream(split, f"noise-{purpose}", part))
+    return (pixel_NCHW * gain_C[:, None, None] + shift.noise * place * noise).clamp(0, 1)
+
+
+def shift_test(pixel_NCHW: Tensor, split: SplitSection) -> Tensor:
+    """float32 pixels in 0..1: test images mixed alike, image i as part i modulo `parts` sees it."""
+    out_NCHW = as_unit_range(pixel_NCHW).clone()
+    for part in range(split.parts):
+        rows = slice(part, None, split.parts)
+        out_NCHW[rows] = shift_part(pixel_NCHW[rows], split, part, purpose="test")
+    return out_NCHW
+
+
+def rotate(pixel_NCHW: Tensor, degrees: float) -> Tensor:
+    """The images turned counter-clockwise about their centres, bilinear, black moving in. 0 is the identity."""
+    if degrees == 0 or len(pixel_NCHW) == 0:
+        return pixel_NCHW
+    return torch.cat([_rotated(chunk, degrees) for chunk in pixel_NCHW.split(CHUNK)])
+
+
+def _rotated(pixel_NCHW: Tensor, degrees: float) -> Tensor:
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn_23 = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]])
+    grid_NHW2 = F.affine_grid(turn_23.expand(len(pixel_NCHW), 2, 3), list(pixel_NCHW.shape), align_corners=False)
+    return F.grid_sample(pixel_NCHW, grid_NHW2, align_corners=False)
+
+
+def _place(part: int, parts: int) -> float:
+    """0 for the first part, 1 for the last."""
+    return part / (parts - 1) if parts > 1 else 0.0
+
+
+def _stream(split: SplitSection, purpose: str, part: int) -> torch.Generator:
+    return generator(split.seed, "shift", purpose, part)

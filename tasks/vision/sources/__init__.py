@@ -1,0 +1,1 @@
+"""Readers of images: arrays, files, the Hugging Face hub."""

@@ -1,0 +1,144 @@
+"""Images that come as arrays: .npz files and scikit-learn's handwritten digits.
+
+Called by `select.py`. Arrays are taken at the size they have: whoever made them has chosen it.
+
+Legend: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fednc.common.errors import DataError, MissingExtraError
+from fednc.common.tasks.data_spec import DataSpec
+from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.dataset import UNLABELLED, hold_out_index
+from fednc.tasks.vision.sources import safe_files
+from fednc.tasks.vision.sources.folders import as_path
+from fednc.tasks.vision.sources.images import Images, Purpose
+from fednc.tasks.vision.sources.labels import map_labels, name_list, refuse_twins
+
+DIGITS_TEST_SHARE = 0.2
+READ = frozenset({"x_train", "y_train", "x_test", "y_test", "classes"})
+DIGITS_SEED = 0  # of the division into training and test: the same for every run
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def read_digits(spec: DataSpec, purpose: Purpose, options: ImageOptions) -> Images:
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey: a fixed stratified fifth is test, the rest training."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as e:
+        raise MissingExtraError("scikit-learn", "demo", "data `digits`") from e
+    found = load_digits()
+    train, test = hold_out_index(found.target, DIGITS_TEST_SHARE, DIGITS_SEED)
+    index = train if purpose == "train" else test
+    label_N = map_labels(found.target[index], [str(name) for name in found.target_names], options, spec.kind)
+    pixel_N1HW = torch.from_numpy(found.images[index] / 16).float().unsqueeze(1)
+    return Images(pixel_NCHW=pixel_N1HW, label_N=label_N, has_test=True)
+
+
+def read_npz(spec: DataSpec, purpose: Purpose, options: ImageOptions, *, labels_needed: bool = True) -> Images:
+    """Arrays x_train, y_train, optionally x_test, y_test and classes (the names that integer labels count).
+
+    Raises:
+        DataError: not such a file.
+    """
+    file = load_arrays(spec.place)
+    has_test = "x_test" in file
+    part = "test" if purpose == "test" and has_test else "train"
+    pixel_NCHW = as_pixels(pick(file, f"x_{part}", spec.place), f"{spec.source}: x_{part}")
+    notes = _unused(file)
+    if not labels_needed and f"y_{part}" not in file:
+        label_N = torch.full((len(pixel_NCHW),), UNLABELLED)
+        return Images(pixel_NCHW=pixel_NCHW, label_N=label_N, has_test=has_test, notes=notes)
+    names = class_names(file, spec)
+    label_N = map_labels(pick(file, f"y_{part}", spec.place), names, options, f"{spec.source}: y_{part}")
+    refuse_other_lengths(len(pixel_NCHW), len(label_N), part, spec)
+    return Images(pixel_NCHW=pixel_NCHW, label_N=label_N, has_test=has_test, notes=notes)
+
+
+def class_names(file: dict[str, Array], spec: DataSpec) -> list[str] | None:
+    """The names that labels count: the owner's word, else the file's own. None: neither has any."""
+    if spec.class_names:
+        refuse_twins(spec.class_names, spec.source)
+        return list(spec.class_names)
+    return name_list(pick(file, "classes", spec.place), f"{spec.source}: classes") if "classes" in file else None
+
+
+def refuse_other_lengths(images: int, labels: int, part: str, spec: DataSpec) -> None:
+    """Raises DataError: not one label for each image."""
+    if images != labels:
+        raise DataError(f"{spec.source}: {images} images in x_{part}, {labels} labels in y_{part}")
+
+
+def load_arrays(place: str) -> dict[str, Array]:
+    """The arrays of an .npz that are read, by name; those of other names are empty.
+
+    Raises:
+        DataError: missing, or not such a file.
+    """
+    path = as_path(place)
+    if not path.exists():
+        raise DataError(f"npz:{place}: no such file")
+    if not path.is_file():
+        raise DataError(f"npz:{place}: is no file but a folder or a device; name the .npz file itself")
+    try:
+        arrays = safe_files.read_npz(path, READ)
+    except PermissionError as e:
+        raise DataError(f"npz:{place}: cannot be read (permission denied)") from e
+    except Exception as e:  # whatever the parser raises on bytes from anywhere means the same
+        raise DataError(f"npz:{place}: not a readable .npz without pickled objects: {e}") from e
+    for key, values in arrays.items():
+        if not isinstance(values, np.ndarray):  # a file in the archive that is no array comes as its bytes
+            raise DataError(f"npz:{place}: {key!r} is no array. Write the file with numpy.savez.")
+    return arrays
+
+
+def pick(file: dict[str, Array], key: str, place: str) -> Array:
+    """One array of a file. Raises DataError where it is not there."""
+    if key not in file:
+        raise DataError(f"npz:{place}: has no array {key!r}, only {', '.join(sorted(file)) or 'nothing'}")
+    return file[key]
+
+
+def _unused(file: Collection[str]) -> tuple[str, ...]:
+    names = sorted(set(file) - READ)
+    return (f"left out: {len(names)} arrays of other names ({', '.join(names[:10])})",) if names else ()
+
+
+def as_pixels(values: Array, source: str) -> Tensor:
+    """[N, C, H, W] from [N, H, W] or [N, H, W, C]."""
+    if values.ndim not in (3, 4):
+        raise DataError(f"{source} has shape {list(values.shape)}, expected [N, H, W] or [N, H, W, C]")
+    if values.ndim == 4 and values.shape[3] not in (1, 3):
+        raise DataError(f"{source} has shape {list(values.shape)}: {_other_channels(values)}")
+    if values.dtype != np.uint8:
+        values = _unit_floats(values, source)
+    values = values[:, None] if values.ndim == 3 else values.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def _other_channels(values: Array) -> str:
+    if values.shape[1] in (1, 3):
+        return "channels come second, expected last [N, H, W, C]. Store x.transpose(0, 2, 3, 1)."
+    alpha = " A fourth one is often transparency: store x[..., :3]." if values.shape[3] == 4 else ""
+    return f"{values.shape[3]} channels, expected 1 or 3 as the last axis [N, H, W, C].{alpha}"
+
+
+def _unit_floats(values: Array, source: str) -> Array:
+    if values.dtype.kind != "f":
+        raise DataError(
+            f"{source} is {values.dtype}, expected uint8 in 0..255 or floats in 0..1. "
+            "Divide by the largest value the camera or scanner can give, not by the largest there is."
+        )
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not (low >= 0 and high <= 1):  # also refuses NaN
+        raise DataError(f"{source} reaches from {low:g} to {high:g}; floats must lie in 0..1 (uint8 in 0..255)")
+    return values.astype(np.float32)

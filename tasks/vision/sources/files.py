@@ -1,0 +1,135 @@
+"""Images that come as files: folders with one subfolder per class, loose images, a single one.
+
+Called by `select.py` and, for its encoded images, by `hub.py`; `folders.py` finds the files. Every image is
+turned upright, checked for colour and resized to the run's size (bilinear with antialiasing, both sides alike);
+those that do not decode are named.
+
+Legend: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fednc.common.errors import DataError
+from fednc.common.tasks.data_spec import DataSpec
+from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.dataset import UNLABELLED
+from fednc.tasks.vision.sources.folders import LeftOut, class_folders, images_in, readable
+from fednc.tasks.vision.sources.images import Images, Purpose, several
+from fednc.tasks.vision.sources.labels import map_names
+from fednc.tasks.vision.sources.safe_files import open_image
+
+MAX_PIXELS = 64_000_000  # a small file can declare an image that fills the memory
+GREY_MODES = frozenset({"1", "L", "LA"})
+COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB"})
+
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def read_folder(spec: DataSpec, purpose: Purpose, options: ImageOptions) -> Images:
+    """One subfolder per class, in PATH/train and PATH/test where there are such, else in PATH itself.
+
+    Raises:
+        DataError: no such folder, unknown classes, images that do not decode or fit.
+    """
+    found = class_folders(spec.place, purpose, options.classes)
+    names = list(found.images)
+    positions = map_names(names, options, spec.source)
+    # In the run's order of classes, so that a copy of the folder on another machine gives the same examples.
+    pairs = sorted((int(k), path) for k, name in zip(positions, names, strict=True) for path in found.images[name])
+    images = read_files([path for _, path in pairs], torch.tensor([k for k, _ in pairs]), options, spec.source)
+    return replace(images, has_test=found.has_test, notes=found.notes)
+
+
+def read_any_folder(spec: DataSpec, folder: Path, options: ImageOptions) -> Images:
+    """A folder of classes (its test part), or of loose images without labels."""
+    left = LeftOut()
+    with readable(str(folder)):
+        loose = images_in(folder, left)
+    if loose:
+        images = read_files(loose, torch.full((len(loose),), UNLABELLED), options, str(folder))
+        return replace(images, notes=left.notes(folder))
+    return read_folder(replace(spec, kind="folder", place=str(folder), has_colon=True), "test", options)
+
+
+def read_files(paths: Sequence[Path], label_N: Tensor, options: ImageOptions, source: str) -> Images:
+    """The images at `paths`. Raises DataError naming those that cannot be used."""
+    decoded = decode_all((partial(decode, path, str(path), options) for path in paths), source)
+    return Images(pixel_NCHW=stack(decoded), label_N=label_N, names=tuple(map(str, paths)))
+
+
+def decode_all(decoders: Iterable[Callable[[], Pixels]], source: str) -> list[Pixels]:
+    """What each decoder gives. Raises DataError naming the images that cannot be used, up to ten."""
+    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter lock
+        found = list(pool.map(_or_error, decoders))
+    bad = [each for each in found if isinstance(each, DataError)]
+    if bad:
+        raise several(bad, len(found), source)
+    return [each for each in found if not isinstance(each, DataError)]
+
+
+def _or_error(decoder: Callable[[], Pixels]) -> Pixels | DataError:
+    try:
+        return decoder()
+    except DataError as e:
+        return e
+
+
+def decode(file: Path | IO[bytes], name: str, options: ImageOptions) -> Pixels:
+    """uint8 [H, W, C] at the run's size. Raises DataError naming `name`."""
+    try:
+        with open_image(file) as image:
+            _refuse_bomb(image.size, name)
+            refuse_frames(image, name)
+            _refuse_other_colours(image.mode, name, options)
+            upright = ImageOps.exif_transpose(image).convert("L" if options.channels == 1 else "RGB")
+    except DataError:
+        raise
+    except PermissionError as e:
+        raise DataError(f"{name}: cannot be read (permission denied)") from e
+    except Exception as e:  # whatever a decoder raises on bytes from anywhere means the same
+        raise DataError(f"{name}: not an image that can be decoded ({e}). Replace or remove it.") from e
+    if upright.size != (options.size, options.size):
+        upright = upright.resize((options.size, options.size), Image.Resampling.BILINEAR)
+    return np.asarray(upright).reshape(options.size, options.size, options.channels)
+
+
+def stack(decoded: Sequence[Pixels]) -> Tensor:
+    """uint8 [N, C, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(np.stack(decoded).transpose(0, 3, 1, 2)))
+
+
+def _refuse_bomb(size: tuple[int, int], name: str) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(f"{name}: {size[0]}x{size[1]} pixels, at most {MAX_PIXELS:,} are read. Make it smaller.")
+
+
+def refuse_frames(image: Image.Image, name: str) -> None:
+    """Raises DataError: an animation or a stack of pages; which of them is meant is for its owner to say.
+
+    A camera's MPO file holds smaller copies of its first image and is read as that.
+    """
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise DataError(f"{name}: holds {frames} images (an animation or pages). Save the one that is meant.")
+
+
+def _refuse_other_colours(mode: str, name: str, options: ImageOptions) -> None:
+    wanted, kind = (GREY_MODES, "grey") if options.channels == 1 else (COLOUR_MODES, "colour")
+    if mode not in wanted:
+        raise DataError(
+            f"{name}: has colour mode {mode}, this run's images are {kind} (task.channels = {options.channels}; "
+            f"modes {', '.join(sorted(wanted))}). Convert it."
+        )

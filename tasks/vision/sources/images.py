@@ -1,0 +1,55 @@
+"""What every source gives: images, labels, and what people must know of how they were read.
+
+Used by the readers (`arrays.py`, `files.py`, `hub.py`) and by `select.py`, which chooses among them.
+
+Legend: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fednc.common.errors import DataError
+from fednc.common.tasks.splits import Index
+
+Purpose = Literal["train", "test"]
+LISTED = 10  # bad images named in one error
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Images:
+    """What a source gives.
+
+    Attributes:
+        pixel_NCHW: uint8 in 0..255 or float32 in 0..1.
+        label_N: int64 positions in the run's `classes`; -1 where there is no label.
+        names: where each image came from; empty where that is not worth telling.
+        has_test: whether the source has a test part; if not, these are all of its images.
+        notes: what was read and what was left out, a sentence each.
+    """
+
+    pixel_NCHW: Tensor
+    label_N: Tensor
+    names: tuple[str, ...] = ()
+    has_test: bool = False
+    notes: tuple[str, ...] = ()
+
+    def select(self, index: Index) -> Images:
+        """The images at `index`, in that order."""
+        row = torch.from_numpy(index)
+        names = tuple(self.names[i] for i in index) if self.names else ()
+        return replace(self, pixel_NCHW=self.pixel_NCHW[row], label_N=self.label_N[row], names=names)
+
+
+def several(errors: Sequence[DataError], total: int, source: str) -> DataError:
+    """One error for all images that cannot be used: a first bad one must not hide the next."""
+    if len(errors) == 1:
+        return errors[0]
+    more = len(errors) - LISTED
+    lines = [f"{source}: {len(errors)} of {total} images cannot be used:", *map(str, errors[:LISTED])]
+    return DataError("\n  ".join([*lines, *([f"... and {more} more"] if more > 0 else [])]))

@@ -1,0 +1,160 @@
+"""How the labels of data become positions in the run's classes: by name, never by position.
+
+Used by the readers. Names compare equal whatever Unicode form their letters have: file systems and archives change
+that on the way. A label that is a number and has no name is the class of that name ('3'), and no other.
+
+Legend: N examples.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fednc.common.errors import DataError
+from fednc.common.tasks.splits import Index
+from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.dataset import UNLABELLED
+
+SHOWN = 20  # names listed in a message
+Values = np.ndarray[Any, Any]
+
+_INSTEAD = {
+    "f": "Convert whole numbers with y.astype('int64'); values that are none are no classes.",
+    "b": "Convert them with y.astype('int64') and name both classes.",
+    "O": "Some are missing, or of different kinds: give every example one label.",
+}
+
+
+def comparable(name: str) -> str:
+    """The form in which two spellings of one name are equal."""
+    return unicodedata.normalize("NFC", name)
+
+
+def name_list(values: Values, source: str) -> list[str]:
+    """Class names as text from an array. Raises DataError: not a list of distinct names."""
+    if values.ndim != 1 or values.dtype.kind not in "USiu":
+        raise DataError(
+            f"{source}: class names are {values.dtype} {list(values.shape)}, expected texts [K], one for "
+            "each label from 0 on"
+        )
+    names = [as_text(value, source) for value in values]
+    refuse_twins(names, source)
+    return names
+
+
+def as_text(value: Any, source: str) -> str:
+    """A name as text; bytes are UTF-8. Raises DataError: bytes that are not."""
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{source}: the name {value!r} is not UTF-8. Store names as text.") from e
+
+
+def refuse_twins(names: Sequence[str], source: str) -> None:
+    """Raises DataError: a name that is there twice, or in two Unicode forms."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(comparable(name), name)
+        if other is not name:
+            how = "is there twice" if other == name else "is there in two Unicode forms (NFC and NFD)"
+            raise DataError(f"{source}: the class name {name!r} {how}. Keep one.")
+
+
+def map_names(found: Sequence[str], options: ImageOptions, source: str) -> Index:
+    """For each of the data's class names its position in the run's `classes`.
+
+    Raises:
+        DataError: names that the run does not have; lists both sides.
+    """
+    place = {comparable(name): i for i, name in enumerate(options.classes)}
+    unknown = sorted(name for name in set(found) if comparable(name) not in place)
+    if unknown and not options.takes_unknown:
+        raise DataError(
+            f"{source}: classes {quoted(unknown)} are not in this run. The data has "
+            f"{quoted(sorted(set(found)))}; the run has {quoted(options.classes)}. "
+            f"{_alike(unknown, options.classes)}Rename or remove them in the data, or use another run file."
+        )
+    return np.array([place.get(comparable(name), UNLABELLED) for name in found], dtype=np.int64)
+
+
+def map_labels(labels: Values, found: Sequence[str] | None, options: ImageOptions, source: str) -> Tensor:
+    """int64 [N]: labels as positions in the run's `classes`.
+
+    Args:
+        labels: texts, which are names; or integers.
+        found: the names that integer labels count, from 0; only those in use need to be the run's. None: the data
+            has no names.
+
+    Raises:
+        DataError: labels that are neither, outside the list of names, or of no class of the run.
+    """
+    labels = as_column(labels, source)
+    used, place_N = np.unique(labels, return_inverse=True)
+    if labels.dtype.kind in "US":
+        position = map_names([as_text(name, source) for name in used], options, source)
+    elif found is None:
+        position = _by_number(used, options, source)
+    else:
+        _refuse_outside(used, found, source)
+        position = map_names([str(found[i]) for i in used], options, source)
+    return torch.from_numpy(position[place_N])
+
+
+def as_column(labels: Values, source: str) -> Values:
+    """[N] from [N] or [N, 1]: integers or texts. Raises DataError: anything else; says what to do with it."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iuUS":
+        several = labels.ndim == 2 and "Rows that have a 1 at the class become labels with y.argmax(axis=1)."
+        raise DataError(
+            f"{source}: labels are {labels.dtype} {list(labels.shape)}, expected integers or names [N]. "
+            f"{several or _INSTEAD.get(labels.dtype.kind, '')}".rstrip()
+        )
+    return labels
+
+
+def quoted(names: Sequence[str]) -> str:
+    """The names in quotes, as many as a message can hold."""
+    more = [f"... ({len(names)} in all)"] if len(names) > SHOWN else []
+    return ", ".join([*(repr(str(name)) for name in names[:SHOWN]), *more])
+
+
+def _by_number(used: Values, options: ImageOptions, source: str) -> Index:
+    """Positions of the classes that are called as the numbers in use; a run with names of its own has none."""
+    place = {name: i for i, name in enumerate(options.classes)}
+    position = np.array([place.get(str(number), UNLABELLED) for number in used], dtype=np.int64)
+    unknown = used[position == UNLABELLED]
+    if len(unknown) == 0 or (options.takes_unknown and len(unknown) < len(used)):
+        return position
+    raise DataError(
+        f"{source}: labels {quoted(list(unknown))} have no names, and the run's classes are "
+        f"{quoted(options.classes)}. Say what the labels mean: --class-names a,b,c (a is label 0, b is 1, ...), "
+        "?class-names=a,b,c behind the data, or an array `classes` in the file."
+    )
+
+
+def _refuse_outside(used: Values, names: Sequence[str], source: str) -> None:
+    outside = used[(used < 0) | (used >= len(names))]
+    if len(outside):
+        from_1 = len(used) and used.min() == 1 and used.max() == len(names)
+        hint = "Labels that count from 1 need y - 1, or a name for label 0 too. " if from_1 else ""
+        raise DataError(
+            f"{source}: label {outside[0]} is outside 0..{len(names) - 1}: its own list has {len(names)} classes "
+            f"({quoted(names)}). {hint}Correct the labels or the list."
+        )
+
+
+def _alike(unknown: Sequence[str], classes: Sequence[str]) -> str:
+    """Which names differ from the run's in nothing but case and spaces."""
+    loose = {comparable(name).strip().casefold(): name for name in classes}
+    pairs = [(name, loose.get(comparable(name).strip().casefold())) for name in unknown]
+    told = [f"{name!r} differs from {other!r} only in case or spaces" for name, other in pairs if other]
+    return f"{'; '.join(told[:SHOWN])}. " if told else ""

@@ -1,0 +1,159 @@
+"""Data specs: `digits`, `npz:PATH`, `folder:PATH`, `hf:ID_OR_PATH`; and plain paths to predict on.
+
+Called by the task. Chooses the reader and checks that what it read has the run's channels and size.
+
+Legend: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fednc.common import fault_injection
+from fednc.common.errors import DataError
+from fednc.common.tasks.data_spec import DataSpec, parse_spec
+from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.dataset import UNLABELLED, hold_out_index
+from fednc.tasks.vision.sources import arrays, files, hub
+from fednc.tasks.vision.sources.folders import as_path
+from fednc.tasks.vision.sources.images import Images, Purpose
+from fednc.tasks.vision.sources.labels import quoted
+
+SPECS = "digits, npz:PATH, folder:PATH or hf:ID_OR_PATH"
+READERS: dict[str, Callable[[DataSpec, Purpose, ImageOptions], Images]] = {
+    "digits": arrays.read_digits,
+    "npz": arrays.read_npz,
+    "folder": files.read_folder,
+    "hf": hub.read_hub,
+}
+NAMED = frozenset({"npz", "hf"})  # kinds whose labels may be integers without names
+TEST_SEED = 0  # of what `evaluate.test_share` holds out: the same for every run and everywhere
+
+
+def read(text: str, purpose: Purpose, options: ImageOptions, test_share: float = 0.0) -> Images:
+    """The images of data spec `text` for training or test.
+
+    Args:
+        test_share: `evaluate.test_share`; divides data that has no test part.
+
+    Raises:
+        DataError: missing, unreadable, or not of this run's classes and shapes; the message names the spec. Or
+            test data was asked for where all may be training data.
+        MissingExtraError: the source needs a package that is not installed.
+    """
+    spec = parse_data(text)
+    fault_injection.at("data.read")
+    images = _checked(READERS[spec.kind](spec, purpose, options), spec.source, options)
+    return _with_notes(images if images.has_test else _divided(images, purpose, test_share, spec.source), options)
+
+
+def read_input(text: str, options: ImageOptions, test_share: float = 0.0) -> Images:
+    """Images to predict on: a data spec (its test part), or the path of an image, a folder or an .npz.
+
+    All images of data that has no test part, unless `evaluate.test_share` makes one; a note says so.
+
+    Raises:
+        DataError: as `read`.
+    """
+    spec = parse_spec(text)
+    path = as_path(spec.source)
+    if not path.exists():
+        if spec.kind not in READERS:
+            raise DataError(f"{text}: no such file or folder, and no data spec ({SPECS})")
+        images = READERS[parse_data(text).kind](spec, "test", options)
+    elif path.is_dir():
+        images = files.read_any_folder(spec, path, options)
+    elif path.suffix.lower() == ".npz":
+        images = _npz_input(replace(spec, kind="npz", place=str(path), has_colon=True), path, options)
+    else:
+        images = files.read_files([path], torch.tensor([UNLABELLED]), options, text)
+    images = _checked(images, text, options)
+    if images.has_test or bool((images.label_N == UNLABELLED).all()):
+        return images
+    if test_share > 0:
+        return _divided(images, "test", test_share, text)
+    return replace(images, notes=(*images.notes, "has no test part: all of its images, also those trained on"))
+
+
+def parse_data(text: str) -> DataSpec:
+    """A spec that one of the readers takes. Raises DataError: none does, or it has options for other kinds."""
+    spec = parse_spec(text)
+    if (
+        spec.kind not in READERS
+        or bool(spec.place) == (spec.kind == "digits")
+        or (spec.has_colon and not spec.place)
+    ):
+        raise DataError(f"data {text!r}: expected {SPECS}")
+    if spec.class_names and spec.kind not in NAMED:
+        raise DataError(f"data {text!r}: class-names are for npz and hf; {spec.kind} has names of its own")
+    if unknown := sorted(set(spec.columns) - {"image", "label"}):
+        raise DataError(f"data {text!r}: columns must be image=NAME, label=NAME or both, not {unknown[0]}=...")
+    if spec.columns and spec.kind != "hf":
+        raise DataError(f"data {text!r}: columns are for hf; {spec.kind} has none")
+    return spec
+
+
+def _npz_input(spec: DataSpec, path: Path, options: ImageOptions) -> Images:
+    images = arrays.read_npz(spec, "test", options, labels_needed=False)
+    return replace(images, names=tuple(f"{path}[{i}]" for i in range(len(images.label_N))))
+
+
+def _divided(images: Images, purpose: Purpose, share: float, source: str) -> Images:
+    """The part of data without a test part that `evaluate.test_share` makes of it.
+
+    The same images on every machine that has the same data, so what is tested on is trained on nowhere.
+    """
+    if purpose == "train":
+        return images if share in (0, 1) else _note_share(images, "left for the test", share, take_test=False)
+    if share == 0:
+        raise DataError(
+            f"{source} has no test part, and its {len(images.label_N)} images may be training data: scores on "
+            "them say nothing. Set evaluate.test_share, e.g. 0.2: that share is tested on, clients leave it out "
+            "(1: nobody trains on this data, all of it is test data). Or name data that has a test part: x_test "
+            "and y_test in an .npz, a folder `test` beside `train`, a split `test`."
+        )
+    return images if share == 1 else _note_share(images, "used for the test", share, take_test=True)
+
+
+def _note_share(images: Images, words: str, share: float, *, take_test: bool) -> Images:
+    rest, held = hold_out_index(images.label_N.numpy(), share, TEST_SEED)
+    note = f"{len(held)} of {len(images.label_N)} images {words} (evaluate.test_share = {share:g})"
+    chosen = images.select(held if take_test else rest)
+    if len(chosen.label_N) == 0:
+        raise DataError(
+            f"evaluate.test_share = {share:g} of {len(images.label_N)} images leaves none; use more data"
+        )
+    return replace(chosen, notes=(*images.notes, note))
+
+
+def _with_notes(images: Images, options: ImageOptions) -> Images:
+    """Says which of the run's classes have no example, and how many images are of no class of the run."""
+    counts = torch.bincount(images.label_N[images.label_N != UNLABELLED], minlength=len(options.classes))
+    missing = [name for name, count in zip(options.classes, counts.tolist(), strict=False) if not count]
+    unknown = int((images.label_N == UNLABELLED).sum())
+    notes = (
+        *((f"no example of {len(missing)} of the run's classes: {quoted(missing)}",) if missing else ()),
+        *((f"{unknown} images of classes that the run does not have yet",) if unknown else ()),
+    )
+    return replace(images, notes=(*images.notes, *notes))
+
+
+def _checked(images: Images, source: str, options: ImageOptions) -> Images:
+    count, channels, height, width = images.pixel_NCHW.shape
+    if count == 0:
+        raise DataError(f"{source}: no images in it")
+    if channels != options.channels:
+        raise DataError(
+            f"{source}: images have {channels} channels, this run's have {options.channels} (task.channels). "
+            "Convert the data: what grey means in colour is for its owner to say."
+        )
+    if (height, width) != (options.size, options.size):
+        raise DataError(
+            f"{source}: images are {height}x{width}, this run's are {options.size}x{options.size} (task.size). "
+            "Resize the arrays, or give the images as a folder, which is resized."
+        )
+    return images

@@ -1,0 +1,167 @@
+"""`[task]` keys that fit data which is at hand: class names, size, colour, mean and standard deviation.
+
+Called through the task by `fednc init`, before there is a run file. Guesses once; from then on the run file says.
+What would stop a client stops it here, but for images in folders, of which only the first bytes are read.
+
+Legend: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from fednc.common.config.run import explain
+from fednc.common.errors import DataError
+from fednc.common.tasks.api import Suggestion
+from fednc.common.tasks.data_spec import DataSpec
+from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.dataset import as_unit_range
+from fednc.tasks.vision.sources import arrays, files, select
+from fednc.tasks.vision.sources.folders import class_folders
+from fednc.tasks.vision.sources.images import several
+from fednc.tasks.vision.sources.labels import as_column, as_text, comparable, quoted
+from fednc.tasks.vision.sources.safe_files import open_image
+
+LARGEST_GUESS = 64  # pixels; photographs are reduced to it, larger sizes are for their owner to choose
+SAMPLE = 4096  # images that mean and standard deviation are taken from
+MOST_CLASSES = 4096  # more different labels than this are no classes but measurements
+ROUNDED = 4  # decimals of mean and std
+
+
+def suggest(text: str) -> Suggestion:
+    """Keys of `[task]` for the training images at `text`, a data spec.
+
+    Raises:
+        DataError: missing, unreadable, or a spec that nothing can be read off.
+    """
+    spec = select.parse_data(text)
+    readers = {"digits": _of_digits, "npz": _of_npz, "folder": _of_folder}
+    if spec.kind not in readers:
+        raise DataError(f"data {text!r}: class names can be read off digits, npz:PATH or folder:PATH only")
+    found = readers[spec.kind](spec)
+    return replace(found, notes=(*found.notes, *_twins_but_for_case(found.options["classes"])))
+
+
+def _of_digits(spec: DataSpec) -> Suggestion:
+    del spec
+    names = [str(digit) for digit in range(10)]
+    return Suggestion({"classes": names, "size": 8, "channels": 1, "mean": [0.305], "std": [0.376]})
+
+
+def _of_npz(spec: DataSpec) -> Suggestion:
+    file = arrays.load_arrays(spec.place)
+    pixel_NCHW = arrays.as_pixels(arrays.pick(file, "x_train", spec.place), f"{spec.source}: x_train")
+    count, channels, height, width = pixel_NCHW.shape
+    if count == 0:
+        raise DataError(f"{spec.source}: no images in x_train")
+    if height != width:
+        raise DataError(
+            f"{spec.source}: images are {height}x{width}, a run's are square. Crop, pad or resize them."
+        )
+    names, notes = _npz_classes(file, spec)
+    options = {"classes": names, "size": height, "channels": channels, **_moments(pixel_NCHW, spec)}
+    try:
+        checked = ImageOptions.model_validate(options)
+    except ValidationError as e:
+        raise DataError(explain(e, spec.source, prefix="task")) from e
+    read = arrays.read_npz(spec, "train", checked)  # what would stop a client stops here
+    empty = [
+        name for name, n in zip(names, torch.bincount(read.label_N, minlength=len(names)), strict=True) if not n
+    ]
+    if empty:
+        notes = (*notes, f"no example of {len(empty)} of the classes: {quoted(empty)}")
+    return Suggestion(options, (*read.notes, *notes), measured=True)
+
+
+def _npz_classes(file: dict[str, arrays.Array], spec: DataSpec) -> tuple[list[str], tuple[str, ...]]:
+    """(the names of the classes, what must be said of them): the labels themselves where they have no names."""
+    source = f"{spec.source}: y_train"
+    used = np.unique(as_column(arrays.pick(file, "y_train", spec.place), source))
+    named = arrays.class_names(file, spec)
+    if named is not None and used.dtype.kind not in "US":
+        return named, ()
+    if len(used) > MOST_CLASSES:
+        raise DataError(
+            f"{source}: {len(used)} different labels. Classes are at most {MOST_CLASSES}; is it a measurement?"
+        )
+    if used.dtype.kind in "US":
+        return [as_text(name, source) for name in used], ()
+    if len(used) and used[0] < 0:
+        raise DataError(f"{source}: label {used[0]} is below 0. Leave out images without a label.")
+    return [str(label) for label in used], (
+        "the labels have no names: the classes are called by their numbers, and only labels that are here are "
+        "classes. --class-names a,b,c gives them names",
+    )
+
+
+def _moments(pixel_NCHW: torch.Tensor, spec: DataSpec) -> dict[str, list[float]]:
+    sample_NCHW = as_unit_range(pixel_NCHW[:: max(1, len(pixel_NCHW) // SAMPLE)])
+    mean_C = [round(value, ROUNDED) for value in sample_NCHW.mean(dim=(0, 2, 3)).tolist()]
+    std_C = [round(value, ROUNDED) for value in sample_NCHW.std(dim=(0, 2, 3), correction=0).tolist()]
+    if min(std_C) <= 0:
+        raise DataError(
+            f"{spec.source}: x_train has one value everywhere in a channel (mean {mean_C}, std {std_C}): there "
+            "is nothing to learn from it. Look at the images, or leave the channel out."
+        )
+    return {"mean": mean_C, "std": std_C}
+
+
+def _of_folder(spec: DataSpec) -> Suggestion:
+    found = class_folders(spec.place, "train")
+    paths = [path for images in found.images.values() for path in images]
+    with ThreadPoolExecutor() as pool:
+        heads = list(pool.map(partial(_head, names=frozenset(files.GREY_MODES | files.COLOUR_MODES)), paths))
+    bad = [head for head in heads if isinstance(head, DataError)]
+    if bad:
+        raise several(bad, len(paths), spec.source)
+    fine = [head for head in heads if not isinstance(head, DataError)]
+    grey = [path for path, (is_grey, _) in zip(paths, fine, strict=True) if is_grey]
+    if 0 < len(grey) < len(paths):
+        colour = next(path for path, (is_grey, _) in zip(paths, fine, strict=True) if not is_grey)
+        raise DataError(
+            f"{spec.source}: {len(grey)} images are grey (first: {grey[0]}) and {len(paths) - len(grey)} coloured "
+            f"(first: {colour}). Convert them: a run takes one kind."
+        )
+    size = min(LARGEST_GUESS, fine[0][1])
+    return Suggestion(
+        {"classes": list(found.images), "size": size, "channels": 1 if grey else 3},
+        (*found.notes, f"size {size} is that of the first image, at most {LARGEST_GUESS}"),
+    )
+
+
+def _head(path: Path, names: frozenset[str]) -> tuple[bool, int] | DataError:
+    """(whether it is grey, its smaller side in pixels)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a file that claims too many pixels is refused when it is read
+            with open_image(path) as image:
+                files.refuse_frames(image, str(path))
+                mode, size = image.mode, min(image.size)
+    except DataError as e:
+        return e
+    except Exception as e:  # whatever a decoder raises on bytes from anywhere means the same
+        return DataError(f"{path}: not an image that can be decoded ({e}). Replace or remove it.")
+    if mode not in names:
+        return DataError(
+            f"{path}: has colour mode {mode}, which is not read. Convert it to 8 bits, grey or colour."
+        )
+    return mode in files.GREY_MODES, size
+
+
+def _twins_but_for_case(names: list[str]) -> tuple[str, ...]:
+    first: dict[str, str] = {}
+    twins = [(first.setdefault(comparable(name).strip().casefold(), name), name) for name in names]
+    told = [f"{one!r} and {other!r}" for one, other in twins if one != other]
+    return (
+        (f"classes that differ only in case or spaces: {'; '.join(told[:10])}. Are they different?",)
+        if told
+        else ()
+    )

@@ -1,0 +1,120 @@
+"""Credentials that change under a running client and a running server: half a renewal ends nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fednc.client.link.channel import Credentials
+from fednc.client.link.credential_renewal import Renewing
+from fednc.client.link.link import Link, LinkConfig
+from fednc.common.errors import ConfigError, RefusedError
+from fednc.common.security import credentials as cred
+from fednc.common.security.credentials import Holder, Role
+from support.local_servers import YEAR, IdleHost, Place, attending, is_ready, serving, until
+from support.working_nodes import WorkingHost, hand_out
+
+
+def reissued(place: Place, name: str) -> Path:
+    """The folder of `name` with a new certificate and key; the files that it had are given back as they were."""
+    return place.authority.issue_certificate(Holder(Role.NODE, name), YEAR, renew=True)
+
+
+def copied(files: Credentials, target: Path) -> Credentials:
+    """A machine of its own, to which files are copied."""
+    shutil.copytree(files.ca.parent, target)
+    return Credentials.from_folder(target)
+
+
+def only_the_certificate(folder: Path, new: Path) -> None:
+    shutil.copy(new / cred.CERT, folder / cred.CERT)
+
+
+def no_folder(folder: Path, _new: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def half_a_file(folder: Path, new: Path) -> None:
+    (folder / cred.KEY).write_bytes((new / cred.KEY).read_bytes()[:40])
+
+
+@pytest.mark.parametrize("half", [only_the_certificate, no_folder, half_a_file])
+def test_a_client_comes_back_in_the_middle_of_a_renewal(
+    half: Callable[[Path, Path], None], place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fednc.client")
+    mine = copied(place.certificate("a"), tmp_path / "machine")
+    folder, new = mine.ca.parent, reissued(place, "a")
+
+    async def trial() -> None:
+        async with serving(tmp_path / "server", place.section()) as server, attending(server, "a", mine) as link:
+            await until(is_ready(server, "a"))
+            half(folder, new)
+            for _ in range(2):
+                (node,) = server.federation.roster.nodes()
+                session = node.session
+                server.federation.lose(node)  # it comes back, with what files there are
+                await until(lambda node=node, session=session: node.session not in (b"", session))
+                await until(is_ready(server, "a"))
+            shutil.copytree(new, folder, dirs_exist_ok=True)
+            (node,) = server.federation.roster.nodes()
+            server.federation.lose(node)
+            await until(lambda: "the renewed credentials fit" in caplog.text)
+            await until(is_ready(server, "a"))
+            serial = cred.read_certificate((new / cred.CERT).read_bytes()).serial
+            assert node.identity.serial == serial
+            assert not link.done()
+
+    (tmp_path / "server").mkdir()
+    asyncio.run(trial())
+    assert caplog.text.count("The ones from before are used") == 1
+    assert "Traceback" not in caplog.text
+
+
+def test_what_never_fitted_is_an_error(place: Place, tmp_path: Path) -> None:
+    mine = copied(place.certificate("a"), tmp_path / "machine")
+    only_the_certificate(mine.ca.parent, reissued(place, "a"))
+    with pytest.raises(ConfigError, match="belong together"):
+        Renewing(mine).for_channel()
+    assert Renewing(None).for_channel() is None
+
+
+def shorten(place: Place, name: str) -> None:
+    """In the server's list, the token of `name` has expired a second ago."""
+    path = place.authority.server_folder / cred.TOKENS
+    entries = cred.TOKEN_LIST.validate_json(path.read_bytes())
+    found = [e.model_copy(update={"expires": time.time() - 1}) if e.name == name else e for e in entries]
+    path.write_bytes(cred.TOKEN_LIST.dump_json(found))
+
+
+@pytest.mark.parametrize("at_work", [False, True])
+def test_a_token_that_is_shortened_in_mid_run_ends_its_client_and_the_round_goes_on(
+    at_work: bool, place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host: Any = WorkingHost() if at_work else IdleHost()
+
+    async def trial() -> None:
+        async with serving(tmp_path, place.section(auth="token")) as server:
+            config = LinkConfig(server=server.address, name="a", credentials=place.token("a"))
+            link = asyncio.create_task(Link(config, host).run())
+            await until(is_ready(server, "a"))
+            batch = hand_out(server, "a") if at_work else None
+            if at_work:
+                await until(lambda: host.batches > 3)
+            shorten(place, "a")
+            await until(link.done, 10)
+            with pytest.raises(RefusedError, match="expired"):
+                link.result()
+            if batch:
+                reply = await asyncio.to_thread(batch.replies.get, timeout=5)
+                assert "expired" in reply.failure.reason
+                host.done.set()
+
+    asyncio.run(trial())
+    assert "Traceback" not in caplog.text

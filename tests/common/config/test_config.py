@@ -1,0 +1,153 @@
+"""The run file: whatever is wrong in it is named with its path; whatever changes in it changes its digest."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from pydantic import Field
+
+from fednc.cli.config_docs import keys, page, sections
+from fednc.common.config.presets import PRESETS
+from fednc.common.config.run import RunConfig, parse_run, read_run_file
+from fednc.common.config.tables import LATER, MethodSection, Section
+from fednc.common.errors import ConfigError
+from fednc.common.tasks import discovery as tasks
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
+TABLES = [path for path, _ in sections() if path]
+NUMBERS = [
+    (path, key, schema)
+    for path, model in sections()
+    for key, schema in keys(model).items()
+    if schema.get("type") in ("integer", "number")
+]
+
+
+def with_value(path: str, key: str, value: Any) -> dict[str, Any]:
+    """Plain values of a run file in which only `path.key` is set."""
+    if path.startswith("["):  # a table that may repeat
+        return {path[1:-1]: [{key: value}]}
+    values: dict[str, Any] = {}
+    table = values
+    for name in filter(None, path.split(".")):
+        table = table.setdefault(name, {})
+    table[key] = value
+    return values
+
+
+def dotted(path: str, key: str) -> str:
+    path = f"{path[1:-1]}.0" if path.startswith("[") else path
+    return f"{path}.{key}".lstrip(".")
+
+
+def complaint(values: dict[str, Any]) -> str:
+    """What the user reads about `values`; the task's own options are checked too."""
+    with pytest.raises(ConfigError) as caught:
+        tasks.get(parse_run(values))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["", *TABLES])
+def test_unknown_key_is_named_with_its_path(path: str) -> None:
+    assert f"  {dotted(path, 'learning_rat')}:" in complaint(with_value(path, "learning_rat", 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "schema"), NUMBERS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_wrong_type_and_wrong_range_are_named(path: str, key: str, schema: dict[str, Any]) -> None:
+    assert f"  {dotted(path, key)}: " in complaint(with_value(path, key, "many"))
+    below = schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1) - 1
+    message = complaint(with_value(path, key, below))
+    assert f"  {dotted(path, key)}: " in message
+    assert f"(given: {below!r})" in message
+
+
+def test_every_mistake_is_reported_at_once() -> None:
+    message = complaint({"train": {"lr": -1, "epoch": 2}, "rounds": {"total": 0}})
+    assert all(f"  {key}:" in message for key in ("train.lr", "train.epoch", "rounds.total"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_fills_what_is_not_written_and_nothing_else(name: str) -> None:
+    resolved = MethodSection.model_validate({"name": name}).model_dump()
+    assert resolved == {**MethodSection.model_construct().model_dump(), "name": name, **PRESETS[name]}
+    assert MethodSection.model_validate({"name": name, "proximal": 0.25}).proximal == 0.25
+
+
+def test_head_loss_and_readout_must_fit_together() -> None:
+    assert "no vertices" in complaint({"method": {"name": "fedavg", "loss": "dot"}})
+    assert "no trained head" in complaint({"method": {"name": "fednc", "readout": "head"}})
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "schema"), NUMBERS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_digest_follows_every_number_that_bears_on_the_result(path: str, key: str, schema: dict[str, Any]) -> None:
+    base = {"split": {"shift": {}}, "sessions": [{"classes": ["late"]}]}
+    resolved = parse_run(base).model_dump()
+    changed = copy.deepcopy(resolved)
+    table = changed
+    for name in filter(None, path.strip("[]").split(".")):
+        table = table[name][0] if path.startswith("[") else table[name]
+    table[key] += 1 if schema["type"] == "integer" else -table[key] / 2 if table[key] else 0.5
+    same, other = parse_run(resolved), RunConfig.model_validate(changed)
+    assert same.digest == parse_run(base).digest
+    assert (other.digest != same.digest) == (path != "server")
+
+
+@pytest.mark.parametrize(
+    ("values", "digest"),
+    [
+        ({}, "be7581b2e294ec98da4ef3bac63e6b010dee420c0e88b70401419374afc30310"),
+        (
+            {"method": {"name": "scaffold"}, "split": {"shift": {}}, "seed": 4},
+            "bcc50c7f1af033df7e605a5bfc190a278e5e6dab5bfd51d7cb4c14017a38206d",
+        ),
+    ],
+    ids=["defaults", "scaffold"],
+)
+def test_keys_that_came_later_leave_older_digests_as_they_were(values: dict[str, Any], digest: str) -> None:
+    """Checkpoints and results name their run by it: a new key is marked `LATER`."""
+    assert parse_run({"method": {"name": "fedavg"}, **values}).digest == digest
+
+
+def test_a_later_key_counts_as_soon_as_it_is_used() -> None:
+    class Inner(Section):
+        key: Annotated[int, LATER] = 3
+
+    class WithLater(RunConfig):
+        inner: Inner = Field(default_factory=Inner)
+        whole: Annotated[Inner, LATER] = Field(default_factory=Inner)
+
+    plain = WithLater()
+    assert plain.decisive() == {**RunConfig().decisive(), "inner": {}}
+    assert plain.digest == WithLater(inner=Inner(key=3), whole=Inner()).digest
+    assert len({plain.digest, WithLater(inner=Inner(key=4)).digest, WithLater(whole=Inner(key=4)).digest}) == 3
+
+
+def test_run_files_that_cannot_be_read_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml.*fednc init"):
+        read_run_file(tmp_path / "nowhere.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[train\nlr = 1")
+    with pytest.raises(ConfigError, match=r"broken\.toml is not TOML: .*line 1"):
+        read_run_file(broken)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_valid_and_their_models_fit(path: Path) -> None:
+    run = read_run_file(path)
+    task = tasks.get(run)
+    assert len(task.class_names) == 10
+    assert task.label_space - 1 <= run.frame.dim
+    model = task.build_model()
+    assert set(task.shared_keys(model)) <= set(model.state_dict())
+
+
+def test_config_page_is_what_the_code_says() -> None:
+    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == page(), "run `make docs`"

@@ -1,0 +1,119 @@
+"""Versions that do not go together are refused at attendance, and by clients of servers that do not look."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fednc.client.app.flower_app import app
+from fednc.client.link.link import Link, LinkConfig
+from fednc.common import flower_adapter, versions
+from fednc.common.config.run import parse_run
+from fednc.common.errors import ProtocolError, RefusedError
+from fednc.common.tasks import discovery as tasks
+from fednc.common.wire import messages
+from fednc.common.wire.messages import Instruction
+from support.local_servers import IdleHost, serving, until
+
+RUN = {"task": {"classes": ["a", "b"], "size": 8, "channels": 1}}
+PACKAGE = versions.package()
+
+
+def attend(folder: Path, software: str = "", **announced: Any) -> str:
+    """Why the server refuses a client that announces this; empty: it attends."""
+
+    async def trial() -> str:
+        async with serving(folder, {}) as server:
+            config = LinkConfig(server=server.address, name="anna", **announced)
+            link = asyncio.create_task(Link(config, IdleHost()).run())
+            await until(lambda: link.done() or server.names())
+            link.cancel()
+            (outcome,) = await asyncio.gather(link, return_exceptions=True)
+            return str(outcome) if isinstance(outcome, RefusedError) else ""
+
+    return asyncio.run(trial())
+
+
+def test_a_client_with_the_same_versions_attends(tmp_path: Path) -> None:
+    assert attend(tmp_path, tasks=versions.installed_tasks(), methods=versions.installed_methods()) == ""
+    assert (
+        attend(tmp_path, tasks=("other/7", "image/1"), methods=("fednc", "fedavg")) == ""
+    )  # before methods had any
+
+
+@pytest.mark.parametrize(
+    ("announced", "words"),
+    [
+        ({"tasks": ("image/2",)}, ["task 'image'", "version 1 here", "version 2"]),
+        ({"tasks": ("other/1",)}, ["task 'image'", "version 1", "not installed"]),
+        ({"methods": ("fednc/2", "fedavg/1")}, ["method 'fednc'", "version 1 here", "version 2"]),
+        ({"methods": ("fedavg/1",)}, ["method 'fednc'", "not installed"]),
+    ],
+)
+def test_another_version_is_refused_with_both_named(
+    announced: dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    refusal = attend(tmp_path, **announced)
+    assert all(word in refusal for word in [*words, "anna", "install the same version"]), refusal
+
+
+@pytest.mark.parametrize("software", ["0.0.9", "0.2.0", "1.1.0", "99"])
+def test_another_series_of_the_package_is_refused(
+    software: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fednc.client.link.connection.version", lambda _: software)
+    refusal = attend(tmp_path)
+    assert PACKAGE in refusal
+    assert software in refusal
+
+
+def test_another_patch_of_the_package_attends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fednc.client.link.connection.version", lambda _: PACKAGE.rpartition(".")[0] + ".99")
+    assert attend(tmp_path) == ""
+
+
+@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 9), st.integers(0, 3), st.integers(0, 3))
+def test_minor_versions_count_while_the_major_is_0(
+    major: int, minor: int, patch: int, major2: int, minor2: int
+) -> None:
+    differs = versions.package_differs(f"{major}.{minor}.{patch}", f"{major2}.{minor2}.0", "x")
+    assert bool(differs) == ((major, minor) != (major2, minor2) if 0 in (major, major2) else major != major2)
+
+
+def instruct(order: Instruction) -> None:
+    content = messages.instruction_content(order)
+    message = flower_adapter.instruction(content, run_id="r", dst=5, message_type=messages.HELLO, group_id="1")
+    context = Context(run_id=1, node_id=5, node_config={"data": "nowhere"}, state=RecordDict(), run_config={})
+    app(message, context)
+
+
+@pytest.mark.parametrize(
+    ("place", "told", "words"),
+    [(0, "0.99.1", "fednc 0.99.1"), (1, "image/2", "task 'image'"), (2, "fednc/5", "method 'fednc'")],
+)
+def test_a_client_refuses_the_instruction_of_another_version_on_any_link(
+    place: int, told: str, words: str
+) -> None:
+    run = parse_run(RUN)
+    server = list(versions.of_run(run))
+    server[place] = told
+    with pytest.raises(ProtocolError, match="the server has") as refused:
+        instruct(Instruction(run_json=run.model_dump_json(), server_round=1, versions=tuple(server)))
+    assert words.split()[-1].strip("'") in str(refused.value)
+
+
+def test_an_instruction_names_the_versions_that_are_installed_and_no_path_of_the_server() -> None:
+    run = parse_run({**RUN, "server": {"certs": "/secret/place"}})
+    order = Instruction.under(run, 3)
+    message = flower_adapter.instruction(
+        messages.instruction_content(order), run_id="r", dst=5, message_type=messages.TRAIN, group_id="3"
+    )
+    assert Instruction.of(message) == order
+    assert order.versions == (PACKAGE, f"image/{tasks.task_class('image').version}", "fednc/1")
+    assert "/secret/place" not in order.run_json

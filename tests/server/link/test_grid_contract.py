@@ -1,0 +1,183 @@
+"""One contract for every grid: the same run gives the same bits, whatever carries the messages.
+
+A new engine joins by one line in `GRIDS`. Threads are pinned: with others, sums of floats round differently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Message
+
+from fednc.client.app.flower_app import app as fednc_app
+from fednc.client.app.host import ClientConfig
+from fednc.client.link.work_hooks import Hooks
+from fednc.client.training import trainer
+from fednc.common import seeds
+from fednc.common.config.presets import PRESETS
+from fednc.common.config.run import RunConfig, parse_run
+from fednc.common.reasons import failure_of
+from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks.api import Part, Stats, add_stats
+from fednc.common.wire import messages, records
+from fednc.server.rounds.run import FederatedRun, RunResult
+from fednc.server.storage.event_log import EventLog
+from support.runs_on_grids import App, in_one_process, over_the_link
+
+CLIENTS = [
+    ClientConfig(name=name, data="digits", device="cpu", val_share=0.2) for name in ("carl", "anna", "bert")
+]
+
+
+def run_on_local(run: RunConfig, app: App, folder: Path) -> RunResult:
+    del folder
+    return in_one_process(run, CLIENTS, app)
+
+
+def run_on_link(run: RunConfig, app: App, folder: Path) -> RunResult:
+    return over_the_link(run, CLIENTS, app, folder)
+
+
+GRIDS = {"local": run_on_local, "link": run_on_link}
+
+
+def config(**changes: Any) -> RunConfig:
+    values: dict[str, Any] = {
+        "seed": 5,
+        "task": {
+            "classes": [str(i) for i in range(10)], "model": "cnn", "width": 8, "size": 8, "channels": 1,
+            "augment": "crop-flip",
+        },
+        "frame": {"dim": 16},
+        "train": {"batch": 64},
+        "rounds": {"total": 2, "min_clients": 2},
+        "split": {"parts": len(CLIENTS), "alpha": 0.3, "seed": 3},
+        "evaluate": {"test": "digits"},
+    }  # fmt: skip
+    for section, change in changes.items():
+        values[section] = {**values.get(section, {}), **change}
+    return parse_run(values)
+
+
+def history(result: RunResult) -> list[dict[str, Any]]:
+    """All that a run measured but time and traffic."""
+    left_out = ("seconds", "bytes_up", "bytes_down")
+    return [{k: v for k, v in asdict(r).items() if k not in left_out} for r in result.history.rounds]
+
+
+def assert_same_bits(one: RunResult, other: RunResult) -> None:
+    assert history(one) == history(other)
+    for key, value in one.state.model.items():
+        assert torch.equal(value, other.state.model[key]), key
+    assert torch.equal(one.state.memory.mean_KD, other.state.memory.mean_KD)
+    assert torch.equal(one.state.memory.seen_K, other.state.memory.seen_K)
+    metrics = [result.state.memory.metric_DD for result in (one, other)]
+    assert metrics == [None, None] or torch.equal(*metrics)
+
+
+VARIANTS = {
+    **{name: {"method": {"name": name}} for name in PRESETS},
+    "partial": {"rounds": {"clients_per_round": 2, "total": 3}, "method": {"memory_momentum": 0.5}},
+    "local-memory": {"method": {"memory_model": "local", "anchor": 0.1}},
+    "own-memory": {
+        "method": {"memory_source": "own", "anchor": 0.5, "centre": 0.5, "target_blend": 0.2},
+        "rounds": {"total": 3},
+    },
+    "bf16": {"link": {"codec": "bf16"}},
+    "int8": {"link": {"codec": "int8"}, "rounds": {"total": 3}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_grid_gives_the_same_bits(variant: str, tmp_path: Path) -> None:
+    run = config(**VARIANTS[variant])
+    results = [on(run, fednc_app, tmp_path) for on in GRIDS.values()]
+    for other in results[1:]:
+        assert_same_bits(results[0], other)
+    trained = results[0].state.model
+    untrained = FederatedRun(run, EventLog()).state.model
+    assert any(not torch.equal(trained[key], untrained[key]) for key in trained), "the run has trained nothing"
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_client_that_fails_is_named_and_the_round_goes_on(grid: str, tmp_path: Path) -> None:
+    def fails_in_round_2(message: Message, context: Context) -> Message:
+        meta = message.metadata
+        if (context.node_config["name"], meta.group_id, meta.message_type) == ("bert", "2", "train"):
+            raise OSError("the disk is full")
+        return fednc_app(message, context)
+
+    result = GRIDS[grid](config(rounds={"total": 3}), fails_in_round_2, tmp_path)
+    first, second, third = result.history.rounds
+    assert second.failures == {"bert": ": ".join(failure_of(OSError("the disk is full")))}
+    assert (first.replies, second.replies, third.replies) == (3, 2, 3)
+    assert first.failures == third.failures == {}
+    assert second.examples < first.examples == third.examples
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_nobody_can_reach_anothers_arrays(grid: str, tmp_path: Path) -> None:
+    """Clients scribble over what they sent; in one process, what they received cannot be written to at all."""
+    sent: dict[int, Message] = {}
+
+    def scribbles(message: Message, context: Context) -> Message:
+        if context.node_id in sent:
+            for array in records.arrays_of(sent[context.node_id].content):
+                array.data[:] = bytes(len(array.data))
+        if grid == "local":
+            assert all(memoryview(array.data).readonly for array in records.arrays_of(message.content))
+        sent[context.node_id] = fednc_app(message, context)
+        return sent[context.node_id]
+
+    run = config(method={"name": "fedavg"})
+    assert_same_bits(GRIDS[grid](run, scribbles, tmp_path), run_on_local(run, fednc_app, tmp_path))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_federated_evaluation_equals_the_central_one(grid: str, tmp_path: Path) -> None:
+    """The same statistics from the same batches, to the last bit."""
+    run = config(rounds={"total": 1})
+    result = GRIDS[grid](run, fednc_app, tmp_path)
+    task, model = tasks.get(run), result.task.build_model()
+    model.load_state_dict(result.state.model)
+    guide = messages.make_guide(run, result.frame, result.state.memory, 1)
+    stats: Stats = {}
+    for index, client in enumerate(CLIENTS):
+        data = task.load_train(client.data, Part(index, len(CLIENTS)), run.split)
+        _, held_out = data.hold_out(client.val_share, seeds.derive(run.seed, "hold-out", client.name))
+        add_stats(stats, trainer.evaluate(task, model, held_out, guide, run.evaluate.batch, Hooks()))
+    assert result.history.rounds[0].pooled == task.metrics(stats)
+    assert stats["examples"] > 100
+
+
+@pytest.mark.parametrize(("codec", "share", "off"), [("bf16", 0.6, 0.004), ("int8", 0.35, 0.03)])
+def test_a_codec_saves_bytes_and_hardly_changes_the_update(
+    codec: str, share: float, off: float, tmp_path: Path
+) -> None:
+    configs = [config(rounds={"total": 1}, link={"codec": name}) for name in ("fp32", codec)]
+    start = FederatedRun(configs[0], EventLog()).state.model
+    plain, coded = (run_on_local(run, fednc_app, tmp_path).state.model for run in configs)
+    moved = sum((plain[key] - start[key]).square().sum() for key in start).sqrt()
+    apart = sum((plain[key] - coded[key]).square().sum() for key in start).sqrt()
+    assert 0 < apart < off * moved
+    whole, encoded = (uploaded(run, tmp_path) for run in configs)
+    assert encoded < share * whole
+
+
+def uploaded(run: RunConfig, folder: Path) -> int:
+    """Bytes of all model records that clients sent."""
+    total = 0
+
+    def counting(message: Message, context: Context) -> Message:
+        nonlocal total
+        reply = fednc_app(message, context)
+        model = reply.content.array_records.get(messages.MODEL, {})
+        total += sum(len(array.data) for array in model.values())
+        return reply
+
+    run_on_local(run, counting, folder)
+    return total

@@ -1,0 +1,265 @@
+"""Holes that hostile input once found, each kept shut. tests/faults/test_hostile.py sends ten thousand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from flwr.app import Array, MetricRecord, RecordDict
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fednc.client.link.channel import open_channel
+from fednc.common.errors import ConfigError, ProtocolError
+from fednc.common.security.credentials import Role
+from fednc.common.wire import arrays, messages
+from fednc.ops.operator_client import OperatorLink
+from fednc.protos import federation_pb2 as pb
+from fednc.server.link import message_limits
+from fednc.server.link.message_limits import InvalidError
+from fednc.server.link.nodes import MOST_NODES, NodeState
+from fednc.server.storage.event_log import Event, EventLog, NodeEvents
+from support.local_servers import invoke, make_place, serving, until
+from support.raw_node import attending_by_hand
+
+OPEN = {"auth": "none"}
+HEADS = [
+    "'descr': '<f4', 'fortran_order': False, 'shape': (3,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': 3L, }",
+    "{'descr': ('a',), 'fortran_order': False, 'shape': (3,), }",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (-3,), }",
+    "'''",
+    "((",
+    "0777",
+    "-" * 3000 + "1",
+    "(" * 500,
+]
+DTYPES = st.sampled_from(
+    [
+        "float32",
+        "bool",
+        "bfloat16",
+        "O",
+        "V0",
+        "U0",
+        "f4,f4",
+        "(2,3)f4",
+        "M8[ns]",
+        ">f4",
+        "float128",
+        "((1",
+        "a",
+        "T",
+        "98)",
+    ]
+) | st.text(max_size=8)
+SHAPES = st.lists(st.integers(0, 4) | st.sampled_from([-1, 2**31, 2**62, 2**63, 2**64 - 1]), max_size=34).map(
+    tuple
+)
+
+
+def in_loop(test: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await test
+
+    asyncio.run(bounded())
+
+
+def array_of(head: str, dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Array:
+    coded = head.encode("latin1", "replace")
+    start = b"\x93NUMPY\x01\x00" + len(coded).to_bytes(2, "little") + coded
+    return arrays.make_array(dtype, shape, stype, data if stype == arrays.RAW_BF16 else start + data)
+
+
+@settings(max_examples=500)
+@given(
+    head=st.sampled_from(HEADS) | st.text(max_size=60),
+    dtype=DTYPES,
+    shape=SHAPES,
+    data=st.binary(max_size=40),
+    stype=st.sampled_from([arrays.NPY, arrays.RAW_BF16, "pickle"]),
+)
+@example(
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 9223372036854775808), }",
+    "float32",
+    (0, 2**63),
+    arrays.NPY,
+    b"",
+)
+@example("", "bfloat16", (9223372036854775807, 0), arrays.RAW_BF16, b"")
+def test_no_header_gets_further_than_a_refusal(
+    head: str, dtype: str, shape: tuple[int, ...], stype: str, data: bytes
+) -> None:
+    """numpy's parser ended the run with tokenize.TokenError, SyntaxError, OverflowError and others."""
+    array = array_of(head, dtype, shape, stype, data)
+    try:
+        value = arrays.to_tensor(array)
+    except ProtocolError:
+        return
+    assert (tuple(value.shape), str(value.dtype)) == (shape, f"torch.{dtype}"), (
+        "what is taken is what was declared"
+    )
+
+
+@given(spaces=st.integers(1, 200), value=st.floats(width=32, allow_nan=False))
+def test_padding_is_the_choice_of_each_version_of_numpy(spaces: int, value: float) -> None:
+    head = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }" + " " * spaces + "\n"
+    array = array_of(head, "float32", (1,), arrays.NPY, np.float32(value).tobytes())
+    assert arrays.to_tensor(array).tolist() == [value]
+
+
+@pytest.mark.parametrize("loss", [1.7e308, -1e39, float("inf"), float("nan"), [0.5]])
+def test_a_loss_that_would_overflow_the_rounds_is_refused(loss: Any) -> None:
+    content = RecordDict({messages.METRICS: MetricRecord({"loss/loss": loss})})
+    with pytest.raises(ProtocolError, match="loss"):
+        messages.loss_of(content)
+
+
+def test_nobody_without_an_identity_has_anything_decoded_and_gibberish_is_counted(tmp_path: Path) -> None:
+    place = make_place(tmp_path)
+    good, other = place.token("a"), place.token("ops", Role.OPERATOR)
+    service = pb.DESCRIPTOR.services_by_name["Federation"]
+
+    class Gibberish:
+        @staticmethod
+        def SerializeToString() -> bytes:
+            return b"\xff\xff\xff"
+
+    async def scenario() -> None:
+        async with (
+            serving(tmp_path, place.section(auth="token", quarantine_after=3)) as server,
+            open_channel(server.address, other, 60) as operator,
+            attending_by_hand(server.federation, server.listening.port, "a", good) as node,
+        ):
+            refusals = server.federation.door.refusals
+            for method in service.methods:
+                if not method.client_streaming:
+                    code, _ = await invoke(operator, method, request=Gibberish)
+                    assert code is grpc.StatusCode.PERMISSION_DENIED
+            assert not refusals
+            declare = service.methods_by_name["Declare"]
+            for _ in range(3):
+                code, reason = await invoke(node.channel, declare, *node.metadata, request=Gibberish)
+                assert (code, reason) == (
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    "3 bytes that are no message of Declare",
+                )
+            assert refusals == Counter({"Declare.message": 3})
+            assert node.node.state is NodeState.QUARANTINED
+
+    in_loop(scenario())
+
+
+def test_who_attends_again_leaves_nothing_of_the_time_before(tmp_path: Path) -> None:
+    """The stream of the old attendance stayed open for ever: one node could have thousands."""
+
+    async def scenario() -> None:
+        async with (
+            serving(tmp_path, OPEN) as server,
+            attending_by_hand(server.federation, server.listening.port, "a") as first,
+        ):
+            again = first.stub.Attend(pb.AttendRequest(protocol=1, name="a", instance=b"a"))
+            await again.read()
+            assert await asyncio.wait_for(first.ended(), 2) is grpc.StatusCode.OK
+            assert first.node.state is NodeState.PREPARING
+            assert not [event for event in server.events if event["kind"] in ("lost", "refused")]
+            again.cancel()
+
+    in_loop(scenario())
+
+
+def test_who_says_the_same_again_causes_nothing(tmp_path: Path) -> None:
+    """Each declaration wrote to the log and handed all open work out again."""
+
+    async def scenario() -> None:
+        async with (
+            serving(tmp_path, OPEN) as server,
+            attending_by_hand(server.federation, server.listening.port, "a") as node,
+        ):
+            node.give_work()
+            await until(node.node.outbox.empty)
+            before = len(server.events)
+            for _ in range(20):
+                await node.declare()
+            assert len(server.events) == before
+            assert node.node.outbox.empty()
+            flips = [
+                pb.Declaration(examples=10, standing=turn % 2) for turn in range(message_limits.DECLARATIONS - 21)
+            ]
+            for declaration in flips:
+                await node.declare(declaration)
+            with pytest.raises(grpc.aio.AioRpcError, match="declared 1000 times in one session"):
+                await node.declare()
+            assert len(server.events) - before < 230
+            assert server.federation.door.refusals == Counter({"Declare.standing": 1})
+
+    in_loop(scenario())
+
+
+def test_one_node_cannot_fill_the_log() -> None:
+    log, events = EventLog(), list[Event]()
+    log.listen(events.append)
+    restrained = NodeEvents(log, at_once=5, per_s=50)
+    for turn in range(2000):
+        restrained.emit("attend", f"{turn}", node="loud")
+    restrained.emit("attend", "hello", node="quiet")
+    loud = [event for event in events if event["node"] == "loud"]
+    assert 5 <= len(loud) < 200
+    assert [event["text"] for event in events if event["node"] == "quiet"] == ["hello"]
+    said = len(loud) + sum(event.get("unsaid", 0) for event in loud)
+    assert said <= 2000
+    assert all(f"({event['unsaid']} more about loud" in event["text"] for event in loud if "unsaid" in event)
+
+
+def widest_headers() -> dict[str, pb.UploadHeader]:
+    """As much of everything as one message can hold."""
+    headers = {
+        name: pb.UploadHeader(upload_id=bytes(16)) for name in ("values", "arrays", "records", "shape", "list")
+    }
+    for number in range(64):
+        record = headers["values"].manifest.records.add(name=str(number))
+        record.metrics.entries.extend(pb.Entry(key=str(i), scalar=pb.Scalar(int=1)) for i in range(4096))
+    items = [pb.ArrayMeta(key=str(i), dtype="float32", shape=[1], size=132) for i in range(60_000)]
+    headers["arrays"].manifest.records.add(name="model").arrays.items.extend(items)
+    headers["records"].manifest.records.extend([pb.Record()] * 500_000)
+    headers["shape"].manifest.records.add(name="model").arrays.items.add(key="w", shape=[1] * 1_000_000)
+    entry = headers["list"].manifest.records.add(name="metrics").metrics.entries.add(key="a")
+    entry.list.ints.extend([1] * 1_000_000)
+    return headers
+
+
+def test_the_widest_headers_do_not_hold_the_event_loop_up() -> None:
+    """One header with 64 times 4,096 values took 0.6 s, in which the server heard nobody."""
+    for name, header in widest_headers().items():
+        started = time.process_time()
+        with pytest.raises(InvalidError):
+            message_limits.check_header(header, 1 << 50)
+        assert time.process_time() - started < 0.2, name
+
+
+def test_a_run_without_classes_logs_no_megabytes_of_them() -> None:
+    most = pb.Declaration(class_counts=[0] * message_limits.CLASSES)
+    message_limits.check_declaration(most, None)
+    most.class_counts.append(0)
+    with pytest.raises(InvalidError, match="4097 classes where there are 4096"):
+        message_limits.check_declaration(most, None)
+    message_limits.check_declaration(most, 5000)
+
+
+def test_a_reason_fits_into_a_header_whatever_names_there_are(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path, OPEN) as server:
+            server.federation.roster.restore({f"{i:05d}" + "\u4e2d" * 50: i for i in range(MOST_NODES)})
+            with pytest.raises(ConfigError, match=f"and {MOST_NODES - 20} more"):
+                await OperatorLink(server.address).drop(["\u4e2d" * 100_000])
+
+    in_loop(scenario())

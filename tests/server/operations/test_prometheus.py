@@ -1,0 +1,80 @@
+"""Metrics: what a scrape says of the run, and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from collections import Counter
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from fednc.client.link.channel import open_channel
+from fednc.common.errors import AddressError
+from fednc.protos import operator_pb2 as op
+from fednc.server.link.nodes import NodeState
+from fednc.server.operations.prometheus import MetricsServer
+from fednc.server.operations.status import status_of
+from support.local_servers import Place, attending, invoke, is_ready, serving, until
+from support.working_nodes import node_of
+
+STATUS = op.DESCRIPTOR.services_by_name["Operator"].methods_by_name["Status"]
+
+
+def scrape(port: int) -> dict[tuple[str, ...], float]:
+    """Every sample: (name, values of its labels) -> value."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return {
+            (sample.name, *map(str, sample.labels.values())): sample.value
+            for family in families for sample in family.samples
+        }  # fmt: skip
+
+
+def test_metrics_say_what_the_status_says_and_count_what_happened(place: Place) -> None:
+    async def scenario() -> None:
+        async with (
+            serving(place.folder, place.section()) as server,
+            attending(server, "a", place.certificate("a")),
+            open_channel(server.address, place.certificate("b"), 5) as node,
+        ):
+            metrics = MetricsServer(server.federation, "127.0.0.1", 0)
+            try:
+                await until(is_ready(server, "a"))
+                node_of(server, "a").bytes_up = 7
+                server.federation.control.round = 3
+                server.federation.door.refusals["Upload.manifest.arrays"] += 2
+                for _ in range(2):
+                    await invoke(node, STATUS)  # refused; the log leaves the second one out
+                for seconds in (0.2, 50.0):
+                    server.federation.events.emit("round", "", seconds=seconds, fold_s=seconds / 100)
+                server.federation.events.emit("no-reply", "", node="a")
+                found = await asyncio.to_thread(scrape, metrics.port)
+                status = status_of(server.federation)
+            finally:
+                await asyncio.to_thread(metrics.close)
+            states = Counter(node.state for node in status.nodes)
+            shown = {key[1]: value for key, value in found.items() if key[0] == "fednc_clients"}
+            assert shown == {state: states[state] for state in shown}
+            assert shown.keys() == {*NodeState} - {NodeState.REHEARSING}
+            assert found["fednc_round",] == 3
+            assert (found["fednc_bytes_total", "up"], found["fednc_bytes_total", "down"]) == (7, 0)
+            assert found["fednc_rejections_total", "Upload", "manifest.arrays"] == 2
+            assert found["fednc_refusals_total", "PERMISSION_DENIED"] == 2
+            assert found["fednc_failed_replies_total", "a"] == 1
+            assert found["fednc_round_seconds_sum",] == pytest.approx(50.2)
+            assert found["fednc_fold_seconds_bucket", "0.01"] == 1
+            assert ("fednc_accuracy",) not in found
+
+    asyncio.run(scenario())
+
+
+def test_metrics_have_a_port_of_their_own(place: Place) -> None:
+    async def scenario() -> None:
+        async with serving(place.folder, {}) as server:
+            metrics = MetricsServer(server.federation, "127.0.0.1", 0)
+            with pytest.raises(AddressError, match=r"server\.metrics_port"):
+                MetricsServer(server.federation, "127.0.0.1", metrics.port)
+            await asyncio.to_thread(metrics.close)
+
+    asyncio.run(scenario())

@@ -1,0 +1,70 @@
+"""A whole run over each grid of our own, for tests that compare them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+from flwr.app import Context, Message
+
+from fednc.bench.local_grid import LocalGrid
+from fednc.client.app.host import AppHost, ClientConfig
+from fednc.client.link.link import Link, LinkConfig
+from fednc.common.config.run import RunConfig
+from fednc.protos import federation_pb2 as pb
+from fednc.server.link.federation import Federation
+from fednc.server.link.grid import LinkGrid
+from fednc.server.link.reply_schema import Agreement
+from fednc.server.listener import serve
+from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.run import FederatedRun, RunResult
+from fednc.server.storage.event_log import EventLog
+
+App = Callable[[Message, Context], Message]
+
+
+def in_one_process(
+    run: RunConfig, clients: Sequence[ClientConfig], app: App, around: Surroundings | None = None
+) -> RunResult:
+    prepared = FederatedRun(run, EventLog())
+    with LocalGrid(run, clients, app) as grid:
+        return prepared.execute(grid, around or Surroundings(name_of=grid.name_of))
+
+
+def over_the_link(
+    run: RunConfig, clients: Sequence[ClientConfig], app: App, folder: Path, *, agreed: bool = False
+) -> RunResult:
+    """A real server on a free port, each client with a real link; `agreed` bounds what they may send."""
+
+    async def main() -> RunResult:
+        prepared = FederatedRun(run, EventLog())
+        federation = Federation(f"test-{uuid4().hex}", run, folder / "spool", EventLog())
+        if agreed:
+            federation.agreement = Agreement.of(
+                prepared.task, prepared.frame, prepared.state.model, initial=prepared.layout, is_first=True
+            )
+        attending: list[asyncio.Task[pb.RunOver]] = []
+        ports: list[int] = []
+
+        def attend(index: int, client: ClientConfig) -> None:
+            part = pb.Part(index=index, of=len(clients))
+            config = LinkConfig(server=f"127.0.0.1:{ports[0]}", name=client.name, part=part, once=True)
+            attending.append(asyncio.create_task(Link(config, AppHost(client, app)).run()))
+
+        def work(grid: LinkGrid) -> RunResult:
+            for index, client in enumerate(clients):  # one by one: CPython before 3.11.8 cannot parse in threads
+                grid.call(partial(attend, index, client))
+                while len(grid.get_node_ids()) <= index:
+                    assert not attending[index].done(), attending[index].exception()
+                    time.sleep(0.01)
+            return prepared.execute(grid, Surroundings(name_of=grid.name_of))
+
+        result = await serve(federation, work, address="127.0.0.1:0", on_listening=ports.append)
+        await asyncio.gather(*attending)
+        return result
+
+    return asyncio.run(main())

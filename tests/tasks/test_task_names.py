@@ -1,0 +1,55 @@
+"""No task's name occurs outside its own folder, its configurations, tests and documents."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from fednc.common.config.tables import TaskSection
+from fednc.common.tasks import discovery as tasks
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("cli", "bench", "ops", "server", "client", "tasks", "common", "protos")
+SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+MEASURED = ROOT / "bench" / "trainer.py"  # times the steps of one task's models, by name
+DEFAULT = ROOT / "common" / "config" / "tables.py"  # the run file's default task is part of its configuration
+
+
+def mentions(tree: ast.AST, name: str) -> list[int]:
+    """Lines that import from the task's folder, or hold its name as a whole string."""
+    found = []
+    for node in ast.walk(tree):
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        is_name = isinstance(node, ast.Constant) and node.value == name
+        if is_name or any(f"tasks.{name}" in module for module in modules):
+            found.append(getattr(node, "lineno", 0))
+    return found
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_task_is_named_in_its_own_folder_only(name: str) -> None:
+    others = set(tasks.names()) - {name}
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).parts
+        if parts[:2] == ("tasks", name):
+            continue
+        if parts[0] == "tasks" and parts[1] in {*others, "vision"}:
+            continue  # one task may be built on another, and vision reads the options of image
+        lines = mentions(ast.parse(path.read_text(encoding="utf-8")), name)
+        if path == DEFAULT and TaskSection().name == name:
+            assert len(lines) == 1
+            continue
+        if path == MEASURED and name == TaskSection().name:
+            continue
+        assert not lines, f"{path.relative_to(ROOT)}, lines {lines}: ask the task instead of knowing it"
+
+
+def test_names_are_those_of_the_folders() -> None:
+    assert {name: task.name for name, task in tasks.installed().items()} == {name: name for name in tasks.names()}
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for path in SOURCES if "tasks/fewshot" not in path.as_posix()
+    )
+    assert "fewshot" not in text
