@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_grid_contract import config, run_on_local
 from typer.testing import CliRunner
 
 from fednc.cli.main import app
@@ -17,6 +16,7 @@ from fednc.common.config.run import parse_run
 from fednc.common.learning.heads import FrameHead
 from fednc.common.learning.losses import View, objective
 from fednc.common.learning.round_context import GLOBAL, PREVIOUS
+from support.contract_run import config, run_on_local
 from support.loss_inputs import LABEL_B, B, D, guide_for, normal
 
 

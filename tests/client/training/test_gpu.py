@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_grid_contract import CLIENTS, VARIANTS, config, history
 
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
@@ -16,6 +15,7 @@ from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.event_log import EventLog
 from support import fewshot_run
+from support.contract_run import CLIENTS, VARIANTS, config, history
 from support.initialisation_federation import CLIENTS as OTHER_CLIENTS
 from support.initialisation_federation import INIT, small_run
 

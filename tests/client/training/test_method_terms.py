@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
-from test_grid_contract import CLIENTS, assert_same_bits, config, run_on_local
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -32,6 +31,7 @@ from fednc.common.learning.losses import (
 )
 from fednc.common.learning.round_context import GLOBAL, PREVIOUS, Guide
 from fednc.common.wire.messages import EXAMPLES, HELLO, METRICS, control_key
+from support.contract_run import CLIENTS, assert_same_bits, config, run_on_local
 
 B, K, D = 6, 5, 7
 LABEL_B = torch.tensor([0, 1, 2, 3, 3, 0])

@@ -15,19 +15,7 @@ from hypothesis import strategies as st
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_drift import DriftSums
 from fednc.common.learning.class_memory import ClassMemory, ClassSums, check_sums
-from fednc.common.learning.frame import unit
-
-K, D = 5, 7
-
-
-def examples(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit features with labels 0 ... K-2: the last class is held by nobody."""
-    g = torch.Generator().manual_seed(seed)
-    return unit(torch.randn(count, D, generator=g)), torch.randint(K - 1, (count,), generator=g)
-
-
-def sums_of(feat_ND: torch.Tensor, label_N: torch.Tensor) -> ClassSums:
-    return ClassSums.zeros(K, D, moment=True).add_batch(feat_ND, label_N)
+from support.class_sums import D, K, examples, sums_of
 
 
 def identical(a: ClassSums, b: ClassSums) -> bool:

@@ -15,8 +15,6 @@ from flwr.app import Context, Message
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from test_fewshot_mechanisms import run_until
-from test_grid_contract import config
 
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.flower_app import app
@@ -31,6 +29,8 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Part
 from fednc.common.wire import messages
 from fednc.server.link.reply_schema import Agreement
+from support.contract_run import config
+from support.fewshot_rounds import run_until
 from support.fewshot_run import DISCRIMINANT, DOT, NEAREST, carry_out, clients, prepare
 from support.fewshot_run import config as in_sessions
 from support.runs_on_grids import in_one_process

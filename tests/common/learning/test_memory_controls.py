@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_grid_contract import config, run_on_local
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -24,6 +23,7 @@ from fednc.common.learning.heads import FrameHead, build_head
 from fednc.common.learning.losses import blended_targets, memory_centre, objective
 from fednc.common.learning.memory_controls import Memories, Pool, with_own_means
 from fednc.common.learning.round_context import Guide
+from support.contract_run import config, run_on_local
 
 SOURCES = get_args(MethodSection.model_fields["memory_source"].annotation)
 USES: dict[str, dict[str, Any]] = {

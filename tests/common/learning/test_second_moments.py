@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_class_memory import D, K, examples, sums_of
 
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassMemory, ClassSums, check_sums
 from fednc.common.learning.frame import unit
+from support.class_sums import D, K, examples, sums_of
 
 
 @settings(max_examples=30, deadline=None)

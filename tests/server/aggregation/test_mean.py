@@ -20,27 +20,9 @@ from hypothesis import strategies as st
 from fednc.common.errors import ProtocolError
 from fednc.common.wire import arrays, update_codec
 from fednc.server.aggregation.mean import Fold, NormBound
+from support.small_updates import DTYPES, REFERENCE, bits, good, mean_of, started, with_value
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8]
 UNIT_ROUNDOFF = {torch.float64: 2**-53, torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
-
-
-def started(reference: dict[str, torch.Tensor], weights: list[int]) -> Fold:
-    fold = Fold(reference)
-    fold.start(reference, weights)
-    return fold
-
-
-def mean_of(updates: list[tuple[dict[str, torch.Tensor], int]], reference=None) -> dict[str, torch.Tensor]:
-    """Our mean, folded in the order given."""
-    fold = started(reference or updates[0][0], [weight for _, weight in updates])
-    for tensors, weight in updates:
-        fold.add(arrays.to_record(tensors), weight)
-    return arrays.from_record(fold.mean())
-
-
-def bits(tensors: dict[str, torch.Tensor]) -> bytes:
-    return b"".join(bytes(array.data) for array in arrays.to_record(tensors).values())
 
 
 # ---- any order ---------------------------------------------------------------------------------------------
@@ -212,18 +194,6 @@ def test_a_bound_on_the_norm_counts_what_a_codec_stands_for():
 
 
 # ---- whole or nothing --------------------------------------------------------------------------------------
-
-REFERENCE = {"a": torch.zeros(3), "b": torch.zeros(2, 2), "c": torch.zeros(2, dtype=torch.bfloat16)}
-
-
-def good() -> dict[str, torch.Tensor]:
-    return {"a": torch.ones(3), "b": torch.ones(2, 2), "c": torch.ones(2, dtype=torch.bfloat16)}
-
-
-def with_value(key: str, value: float) -> dict[str, torch.Tensor]:
-    tensors = good()
-    tensors[key].view(-1)[-1] = value
-    return tensors
 
 
 BAD = {

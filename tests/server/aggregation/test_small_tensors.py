@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mean import DTYPES, REFERENCE, bits, mean_of, started, with_value
 
 from fednc.common.errors import ProtocolError
 from fednc.common.wire import arrays
 from fednc.server.aggregation.mean import Fold
+from support.small_updates import DTYPES, REFERENCE, bits, mean_of, started, with_value
 
 TENSORS = st.lists(
     st.tuples(st.sampled_from([1, 2, 7, 8191, 8192, 8193, 70_000]), st.sampled_from(DTYPES)),

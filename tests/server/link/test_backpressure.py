@@ -11,12 +11,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from test_uploads import COMMITTED, MIB, content, in_loop, place, receipt_of
 
 from fednc.common.wire import records
 from fednc.protos import federation_pb2 as pb
 from support.local_servers import until
 from support.raw_node import RawNode, attending_by_hand
+from support.upload_calls import COMMITTED, MIB, content, in_loop, place, receipt_of
 
 
 async def flood(call: Any, piece: bytes, most_bytes: int) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message, RecordDict
-from test_uploads import MIB, in_loop, place
 
 from fednc.common import fault_injection as faults
 from fednc.common.wire import arrays
@@ -17,6 +16,7 @@ from fednc.common.wire.protocol import WHOLE_BYTES
 from fednc.server.link.grid import LinkGrid
 from fednc.server.link.servicer import FederationServicer
 from support.local_servers import IdleHost, Serving, attending, is_ready, until
+from support.upload_calls import MIB, in_loop, place
 
 HEAD_BYTES = 128  # of .npy
 

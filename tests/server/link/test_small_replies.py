@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 import pytest
 from flwr.app import RecordDict
-from test_uploads import COMMITTED, MIB, content, in_loop, place
 
 from fednc.bench.probe import rss_mib
 from fednc.common.wire import records
@@ -20,6 +19,7 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server.link.assignments import Work
 from support.local_servers import until
 from support.raw_node import UPLOAD_ID, RawNode, attending_by_hand, data_frames, data_of, end_frame
+from support.upload_calls import COMMITTED, MIB, content, in_loop, place
 
 
 def whole(work: Work, reply: RecordDict, **fields: Any) -> pb.WholeUpload:

@@ -8,7 +8,6 @@ from pathlib import Path
 import grpc
 from hypothesis import given
 from hypothesis import strategies as st
-from test_uploads import COMMITTED, MIB, content, data_frames, in_loop, receipt_of
 
 from fednc.common.wire import records
 from fednc.protos import federation_pb2 as pb
@@ -16,6 +15,7 @@ from fednc.server.link.upload_budget import Budget
 from fednc.server.link.upload_pace import Pace
 from support.local_servers import serving
 from support.raw_node import attending_by_hand, data_of, end_frame
+from support.upload_calls import COMMITTED, MIB, content, data_frames, in_loop, receipt_of
 
 FLOOR, WINDOW_S, TURN_S = 1000.0, 10.0, 60.0
 

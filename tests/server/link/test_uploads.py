@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-import torch
-from flwr.app import RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +17,7 @@ from fednc.client.app.host import AppHost, ClientConfig
 from fednc.common import flower_adapter
 from fednc.common.config.presets import PRESETS
 from fednc.common.config.run import RunConfig, parse_run
-from fednc.common.wire import arrays, messages, records, update_codec
+from fednc.common.wire import messages, records, update_codec
 from fednc.common.wire.messages import EVALUATE, HELLO, MEMORY, TRAIN
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.heartbeat import drop_silent
@@ -31,38 +27,9 @@ from fednc.server.link.reply_schema import Agreement
 from fednc.server.link.upload_budget import Budget
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
-from support.local_servers import Serving, serving, until
+from support.local_servers import until
 from support.raw_node import RawNode, attending_by_hand, data_frames, data_of, end_frame
-
-MIB = 1 << 20
-COMMITTED = pb.Receipt.COMMITTED
-
-
-def in_loop(test: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(30):
-            await test
-
-    asyncio.run(bounded())
-
-
-@asynccontextmanager
-async def place(folder: Path, **section: Any) -> AsyncIterator[Serving]:
-    async with serving(folder, {"auth": "none", **section}) as server:
-        yield server
-
-
-async def receipt_of(call: Any) -> pb.Receipt:
-    """What comes after all grants."""
-    while not (event := await call.read()).HasField("receipt"):
-        pass
-    return event.receipt
-
-
-def content(size: int, value: float = 0.0) -> RecordDict:
-    """A reply of about `size` bytes."""
-    return RecordDict({"model": arrays.to_record({"w": torch.full((size // 4,), value)})})
-
+from support.upload_calls import COMMITTED, MIB, content, in_loop, place, receipt_of
 
 # ---- turns and shares --------------------------------------------------------------------------------------
 

@@ -28,8 +28,9 @@ from fednc.common.learning.losses import dot_regression
 from fednc.common.wire.arrays import to_tensor
 from fednc.common.wire.messages import GUIDE, MODEL, TRAIN
 from fednc.server.rounds.context import Surroundings
-from fednc.server.rounds.run import FederatedRun, RunResult
+from fednc.server.rounds.run import RunResult
 from fednc.tasks.fewshot.session_loss import balancing_weights, pull
+from support.fewshot_rounds import run_until
 from support.fewshot_run import (
     COSINE,
     DISCRIMINANT,
@@ -275,12 +276,3 @@ def _backwards(grid: LocalGrid) -> LocalGrid:
     forwards = grid.get_node_ids()
     grid.get_node_ids = lambda: forwards[::-1]  # type: ignore[method-assign]
     return grid
-
-
-def run_until(prepared: FederatedRun, grid: LocalGrid, rounds: int) -> Any:
-    """The checkpoint after so many rounds."""
-    around = Surroundings(name_of=grid.name_of)
-    prepared._events.listen(lambda e: setattr(around.control, "stopping", e.get("round") == rounds))
-    prepared.execute(grid, around)
-    assert prepared.state.completed == rounds
-    return prepared._checkpoint()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_grid_contract import CLIENTS, config, run_on_local
 from torch import Tensor, nn
 
 from fednc.client.app.flower_app import app as fednc_app
@@ -20,6 +19,7 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Part
 from fednc.tasks.image.task import ImageTask
+from support.contract_run import CLIENTS, config, run_on_local
 from support.image_tasks import CLASSES, make_data, make_guide, make_task
 
 METHOD = {"name": "fednc", "readout": "vertex", "rehearsal": 2.0}
