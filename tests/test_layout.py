@@ -1,28 +1,47 @@
-"""The shape of the house: floors, opening lines, file lengths, and nothing of one machine in what is committed."""
+"""The shape of the house: floors, rooms, packages, opening lines, and nothing of one machine in what is
+committed."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAY_IMPORT = {
-    "cli": {"cli", "bench", "server", "client", "common", "protos"},
-    "bench": {"bench", "server", "client", "common", "protos"},
+FLOORS = {
+    "cli": {"cli", "bench", "ops", "server", "client", "tasks", "common", "protos"},
+    "bench": {"bench", "server", "client", "tasks", "common", "protos"},
+    "ops": {"ops", "server", "client", "tasks", "common", "protos"},
     "server": {"server", "common", "protos"},
     "client": {"client", "common", "protos"},
+    "tasks": {"tasks", "common"},
     "common": {"common", "protos"},
     "protos": {"protos"},
 }
-FILES = [path for floor in MAY_IMPORT for path in sorted((ROOT / floor).rglob("*.py"))]
+# Rooms of a floor from the top down: a room may import those that stand after it, and itself. "" is the files that
+# lie in the floor's own folder.
+ROOMS = {
+    "server": ["", "foreign", "operations", "rounds", "aggregation", "link", "access", "storage"],
+    "client": ["", "policy", "foreign", "app", "training", "link"],
+}
+# Imports that run upward today, file by file. None may be added; one that is gone must go from here too.
+UPWARD: set[tuple[str, str]] = {
+    ("server/access/bans.py", "server/link/message_limits.py"),
+    ("server/access/bans.py", "server/link/nodes.py"),
+    ("server/link/federation.py", "server/rounds/control.py"),
+    ("server/storage/run_folder.py", "server/rounds/run.py"),
+}
+
+FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
 OURS = [path for path in [*FILES, *sorted((ROOT / "tests").rglob("*.py"))] if "_pb2" not in path.name]
 
 
 def name(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+    return path.relative_to(ROOT).as_posix()
 
 
 def imported_modules(source: str) -> set[str]:
@@ -42,23 +61,66 @@ def floors_of(modules: set[str]) -> set[str]:
     return {parts[1] for module in modules if (parts := module.split("."))[0] == "fednc" and len(parts) > 1}
 
 
+def files_of(modules: set[str]) -> set[Path]:
+    """The files among module names: `fednc.server.link.grid` is server/link/grid.py."""
+    paths = {ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py") for module in modules if "fednc." in module}
+    return {path for path in paths if path.is_file()}
+
+
+def room_of(path: Path) -> str:
+    """The room of a file in a floor; empty for one that lies in the floor's own folder."""
+    parts = path.relative_to(ROOT).parts
+    return parts[1] if len(parts) > 2 else ""
+
+
+def upward() -> Iterator[tuple[str, str]]:
+    """(file, file that it imports from a room above its own), within one floor."""
+    for floor, rooms in ROOMS.items():
+        for path in sorted((ROOT / floor).rglob("*.py")):
+            for other in files_of(imported_modules(path.read_text(encoding="utf-8"))):
+                same_floor = other.relative_to(ROOT).parts[0] == floor
+                if same_floor and rooms.index(room_of(other)) < rooms.index(room_of(path)):
+                    yield name(path), name(other)
+
+
 def test_imports_are_found_wherever_they_hide() -> None:
     source = (
         "def f():\n    from fednc import server\n    import fednc.client.link.link as link\nfrom os import path\n"
     )
     assert floors_of(imported_modules(source)) == {"server", "client"}
+    assert files_of(imported_modules(source)) == {ROOT / "client" / "link" / "link.py"}
+    both = imported_modules(
+        "from fednc.server.link import grid\nfrom fednc.server.rounds.run import FederatedRun\n"
+    )
+    assert {room_of(path) for path in files_of(both)} == {"link", "rounds"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_no_floor_imports_a_higher_one(path: Path) -> None:
     floor = path.relative_to(ROOT).parts[0]
-    assert floors_of(imported_modules(path.read_text(encoding="utf-8"))) <= MAY_IMPORT[floor]
+    assert floors_of(imported_modules(path.read_text(encoding="utf-8"))) <= FLOORS[floor]
+
+
+@pytest.mark.parametrize("floor", ROOMS)
+def test_every_room_has_its_place(floor: str) -> None:
+    assert {room_of(path) for path in FILES if path.relative_to(ROOT).parts[0] == floor} <= set(ROOMS[floor])
+
+
+def test_no_room_imports_a_higher_one() -> None:
+    assert set(upward()) == UPWARD, "an import runs upward, or one that did is gone: shorten UPWARD"
+
+
+def test_the_wheel_has_every_folder() -> None:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for path in FILES}
+    assert tools["packages"] == sorted("fednc." + ".".join(folder.parts) for folder in folders)
+    assert tools["package-dir"] == {f"fednc.{floor}": floor for floor in FLOORS}
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
 
 
 @pytest.mark.parametrize("path", OURS, ids=name)
 def test_every_file_says_what_lives_there(path: Path) -> None:
-    source = path.read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(source)), "open the file with what lives here"
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "open the file with what lives here"
 
 
 def test_nothing_of_one_machine_is_committed() -> None:
