@@ -137,8 +137,11 @@ def _summarise(finished: dict[str, Finished], split_sha256: str, duration_s: flo
         pids = [client["pid"] for client in one.summary["clients"]]
         reached = one.result.history.rounds_to(target)
         methods[name] = {
-            **kept, "rounds_to_fedavg_best": reached, "lr": one.result.run.train.lr, "client_pids": pids,
-        }  # fmt: skip
+            **kept,
+            "rounds_to_fedavg_best": reached,
+            "lr": one.result.run.train.lr,
+            "client_pids": pids,
+        }
     return {
         "seed": finished["fednc"].result.run.seed,
         "split_sha256": split_sha256,

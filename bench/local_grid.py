@@ -32,9 +32,12 @@ class LocalGrid(flower_adapter.RunGrid):
     """
 
     def __init__(
-        self, run: RunConfig, clients: Sequence[ClientConfig],
-        app: Callable[[Message, Context], Message] = fednc_app, run_id: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        run: RunConfig,
+        clients: Sequence[ClientConfig],
+        app: Callable[[Message, Context], Message] = fednc_app,
+        run_id: str = "",
+    ) -> None:
         """Load every client's data and model.
 
         Raises:

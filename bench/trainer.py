@@ -40,9 +40,17 @@ _PRODUCT_TRIES = 5
 
 
 def measure(
-    model: str, *, norm: str, width: int, images: int, batch: int, repeats: int, device: str, threads: int,
+    model: str,
+    *,
+    norm: str,
+    width: int,
+    images: int,
+    batch: int,
+    repeats: int,
+    device: str,
+    threads: int,
     precision: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Best of `repeats` epochs over `images` random images, for fednc, for fedavg, and for the plain loop.
 
     Returns:
@@ -63,12 +71,18 @@ def measure(
     plain_s = min(best[name] for name in best if name not in OURS)
     done, possible = flops / plain_s / 1e12, _product_tflop_s(here, precision)
     return {
-        **network, "device": device_name(here), "threads": threads, "precision": precision,
-        "images": images, "batch": batch,
+        **network,
+        "device": device_name(here),
+        "threads": threads,
+        "precision": precision,
+        "images": images,
+        "batch": batch,
         **{f"{name}_images_s": round(images / took_s, 1) for name, took_s in best.items()},
         **{f"{name}_overhead": round(best[name] / plain_s - 1, 4) for name in OURS},
-        "plain_tflop_s": round(done, 4), "product_tflop_s": round(possible, 4), "ratio": round(done / possible, 4),
-    }  # fmt: skip
+        "plain_tflop_s": round(done, 4),
+        "product_tflop_s": round(possible, 4),
+        "ratio": round(done / possible, 4),
+    }
 
 
 def _best(loops: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, float]:
@@ -79,19 +93,24 @@ def _best(loops: dict[str, Callable[[], None]], repeats: int, device: torch.devi
 
 def _run(method: str, network: dict[str, Any], batch: int, precision: str) -> RunConfig:
     classes = [str(c) for c in range(CLASSES)]
-    return parse_run({
-        "task": {"classes": classes, "size": SIZE, "channels": CHANNELS, **network},
-        "method": {"name": method}, "train": {"batch": batch, "precision": precision},
-    })  # fmt: skip
+    return parse_run(
+        {
+            "task": {"classes": classes, "size": SIZE, "channels": CHANNELS, **network},
+            "method": {"name": method},
+            "train": {"batch": batch, "precision": precision},
+        }
+    )
 
 
 def _images(task: Task, images: int) -> ImageData:
     draw = torch.Generator().manual_seed(0)
     return ImageData(
         pixel_NCHW=torch.randint(0, 256, (images, CHANNELS, SIZE, SIZE), dtype=torch.uint8, generator=draw),
-        label_N=torch.randint(0, CLASSES, (images,), generator=draw), label_space=task.label_space,
-        mean_C11=torch.full((CHANNELS, 1, 1), 0.5), std_C11=torch.full((CHANNELS, 1, 1), 0.25),
-    )  # fmt: skip
+        label_N=torch.randint(0, CLASSES, (images,), generator=draw),
+        label_space=task.label_space,
+        mean_C11=torch.full((CHANNELS, 1, 1), 0.5),
+        std_C11=torch.full((CHANNELS, 1, 1), 0.25),
+    )
 
 
 def _ours(run: RunConfig, images: int, device: torch.device) -> Callable[[], None]:
@@ -128,9 +147,12 @@ def _plain(run: RunConfig, images: int, device: torch.device, *, replayed: bool)
     section, data = run.train, _images(tasks.get(run), images).to(device)
     half = section.precision == "bf16"
     optimiser = torch.optim.SGD(
-        model.parameters(), lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay,
+        model.parameters(),
+        lr=section.lr,
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
         fused=device.type == "cuda",
-    )  # fmt: skip
+    )
 
     def step(rows: tuple[Tensor, ...]) -> dict[str, Tensor]:
         pixel_BCHW = (data.pixel_NCHW[rows[0]].float() / 255 - data.mean_C11) / data.std_C11

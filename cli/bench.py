@@ -48,9 +48,16 @@ def bench() -> None:
 
 @app.command()
 def link(
-    params: Params = "1e5", clients: Clients = "2", rounds: Rounds = 20, warmup: Warmup = 3, codec: Codec = "fp32",
-    tls: Tls = "off", client_processes: Processes = 0, against: Against = "", json: Json = "",
-) -> None:  # fmt: skip
+    params: Params = "1e5",
+    clients: Clients = "2",
+    rounds: Rounds = 20,
+    warmup: Warmup = 3,
+    codec: Codec = "fp32",
+    tls: Tls = "off",
+    client_processes: Processes = 0,
+    against: Against = "",
+    json: Json = "",
+) -> None:
     """What a round costs on the link when training costs nothing.
 
     From configure_train to the aggregated arrays in memory, over loopback, with the shipped server and client
@@ -61,10 +68,14 @@ def link(
     from fednc.common.wire.update_codec import CODECS
 
     settings = every(
-        _list("--params", params, _whole), _list("--clients", clients, _whole),
-        _list("--codec", codec, _one_of(*CODECS)), _list("--tls", tls, _one_of(*TLS)),
-        rounds=rounds, warmup=warmup, client_processes=client_processes,
-    )  # fmt: skip
+        _list("--params", params, _whole),
+        _list("--clients", clients, _whole),
+        _list("--codec", codec, _one_of(*CODECS)),
+        _list("--tls", tls, _one_of(*TLS)),
+        rounds=rounds,
+        warmup=warmup,
+        client_processes=client_processes,
+    )
     others = _list("--against", against, _one_of("raw", "flower")) if against else []
     _report("link", [row for one in settings for row in compare(one, others, say)], json)
 
@@ -82,8 +93,12 @@ def fold(params: FoldParams = 0, repeats: Repeats = 5, json: Json = "") -> None:
 
 @app.command()
 def scale(
-    clients: Many = 1000, params: ScaleParams = 10_000, rounds: ScaleRounds = 3, tls: Tls = "off", json: Json = "",
-) -> None:  # fmt: skip
+    clients: Many = 1000,
+    params: ScaleParams = 10_000,
+    rounds: ScaleRounds = 3,
+    tls: Tls = "off",
+    json: Json = "",
+) -> None:
     """Many clients that attend, train and are folded, each over a connection of its own."""
     from fednc.bench.link.certificates import TLS
     from fednc.bench.link.scale import measure
@@ -94,10 +109,17 @@ def scale(
 
 @app.command()
 def trainer(
-    model: Model = "cnn", norm: Norm = "group", width: Width = 32, images: Images = 2048, batch: Batch = 64,
-    repeats: Repeats = 5, device: Device = "auto", threads: Threads = 1, precision: Precision = "fp32",
+    model: Model = "cnn",
+    norm: Norm = "group",
+    width: Width = 32,
+    images: Images = 2048,
+    batch: Batch = 64,
+    repeats: Repeats = 5,
+    device: Device = "auto",
+    threads: Threads = 1,
+    precision: Precision = "fp32",
     json: Json = "",
-) -> None:  # fmt: skip
+) -> None:
     """Images per second of the trainer, beside a plain PyTorch loop on the same model.
 
     Random images that lie on the device. An overhead is time over that of the plain loop, less 1; the loops take
@@ -106,10 +128,16 @@ def trainer(
     from fednc.bench.trainer import measure
 
     row = measure(
-        model, images=images, batch=batch, repeats=repeats, device=device, threads=threads, width=width,
+        model,
+        images=images,
+        batch=batch,
+        repeats=repeats,
+        device=device,
+        threads=threads,
+        width=width,
         norm=_list("--norm", norm, _one_of("group", "batch"))[0],
         precision=_list("--precision", precision, _one_of("fp32", "bf16"))[0],
-    )  # fmt: skip
+    )
     _report("trainer", [row], json)
 
 

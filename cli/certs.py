@@ -55,9 +55,13 @@ def node(folder: Dir, name: Name, days: Days = 365, renew: Renew = False, operat
 
 @command.command("token")
 def token(
-    folder: Dir, name: Name, days: Days = 90, renew: Renew = False, operator: Operator = False,
+    folder: Dir,
+    name: Name,
+    days: Days = 90,
+    renew: Renew = False,
+    operator: Operator = False,
     print_it: Print = False,
-) -> None:  # fmt: skip
+) -> None:
     """Make a token bound to NAME, for servers with auth = "token"; the server keeps its hash only."""
     authority, holder = _open(folder), _holder(name, operator)
     made = authority.issue_token(holder, timedelta(days=days), renew=renew)

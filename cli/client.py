@@ -109,15 +109,36 @@ Grace = Annotated[
 
 
 def command(
-    server: Server, data: Data = "", class_names: ClassNames = "", columns: Columns = "",
-    app: AppDir = None, node_config: NodeConfig = "", grace: Grace = 10.0,
-    name: Name = "", certs: Certs = None, ca: Ca = None, cert: Cert = None,
-    key: Key = None, token_file: TokenFile = None, insecure: Insecure = False, partition: Partition = "",
-    device: Device = "auto", val_share: ValShare = 0.1, min_sum_examples: MinSumExamples = 0,
-    once: Once = False, threads: Threads = 0, max_hours: MaxHours = 0, min_free_gib: MinFreeGib = 0,
-    dry_run: DryRun = False, policy: PolicyFile = None, audit: AuditFile = None, no_proxy: NoProxy = False,
-    stop_s: StopS = 10.0, max_download_gib: MaxDownloadGib = 4, json: Json = "",
-) -> None:  # fmt: skip
+    server: Server,
+    data: Data = "",
+    class_names: ClassNames = "",
+    columns: Columns = "",
+    app: AppDir = None,
+    node_config: NodeConfig = "",
+    grace: Grace = 10.0,
+    name: Name = "",
+    certs: Certs = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    partition: Partition = "",
+    device: Device = "auto",
+    val_share: ValShare = 0.1,
+    min_sum_examples: MinSumExamples = 0,
+    once: Once = False,
+    threads: Threads = 0,
+    max_hours: MaxHours = 0,
+    min_free_gib: MinFreeGib = 0,
+    dry_run: DryRun = False,
+    policy: PolicyFile = None,
+    audit: AuditFile = None,
+    no_proxy: NoProxy = False,
+    stop_s: StopS = 10.0,
+    max_download_gib: MaxDownloadGib = 4,
+    json: Json = "",
+) -> None:
     """Attend a federation: train on this machine's data whenever the server asks.
 
     Waits for a server that is not up yet, comes back by itself after broken connections, and stays for the
@@ -209,9 +230,14 @@ async def _attend(config: LinkConfig, host: Host, max_hours: float, early: list[
 
 
 def _own_app(
-    name: str, data: str, part: tuple[int, int] | None, device: str, val_share: float, least: int,
+    name: str,
+    data: str,
+    part: tuple[int, int] | None,
+    device: str,
+    val_share: float,
+    least: int,
     owner: Owner | None,
-) -> tuple[Host, dict[str, Any]]:  # fmt: skip
+) -> tuple[Host, dict[str, Any]]:
     """fednc's own app, and what the server must know of it."""
     from fednc.client.app.flower_app import app
     from fednc.client.app.host import AppHost, ClientConfig
@@ -225,8 +251,10 @@ def _own_app(
     config = owner.bind(config) if owner else config
     host = AppHost(config, app)
     return host, {
-        "part": wanted, "tasks": versions.installed_tasks(), "methods": versions.installed_methods(),
-    }  # fmt: skip
+        "part": wanted,
+        "tasks": versions.installed_tasks(),
+        "methods": versions.installed_methods(),
+    }
 
 
 def _foreign_app(

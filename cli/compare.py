@@ -27,9 +27,14 @@ Results = Annotated[Path, typer.Option(metavar="FOLDER", help="Results go to a f
 
 
 def command(
-    config: File, seeds: Seeds = "", data: Data = None, workers: Workers = 2, device: Device = "cpu",
-    results: Results = Path("results"), json: Json = "",
-) -> None:  # fmt: skip
+    config: File,
+    seeds: Seeds = "",
+    data: Data = None,
+    workers: Workers = 2,
+    device: Device = "cpu",
+    results: Results = Path("results"),
+    json: Json = "",
+) -> None:
     """Compare methods in this machine's processes: same splits, same steps, learning rates tuned alike.
 
     Every run is a file in the folder of results: start again after an interruption, and only what is missing
@@ -64,9 +69,12 @@ def _as_json(compared: Compared, said: str) -> dict[str, object]:
 
     rows = session_rows(compared.final)
     return {
-        "name": compared.plan.name, "command": said, **({"rows": rows} if rows else {}),
-        "results": compared.final, "tuning": compared.tuning,
-    }  # fmt: skip
+        "name": compared.plan.name,
+        "command": said,
+        **({"rows": rows} if rows else {}),
+        "results": compared.final,
+        "tuning": compared.tuning,
+    }
 
 
 @contextmanager
@@ -84,8 +92,14 @@ def _progress() -> Iterator[Callable[[float], None]]:
 
         yield tell
         return
-    with Progress("rounds", BarColumn(), "{task.percentage:.0f} %", TimeElapsedColumn(), TimeRemainingColumn(),
-                  console=console) as bar:  # fmt: skip
+    with Progress(
+        "rounds",
+        BarColumn(),
+        "{task.percentage:.0f} %",
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as bar:
         task = bar.add_task("rounds", total=1.0)
         yield lambda share: bar.update(task, completed=share)
 

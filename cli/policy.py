@@ -87,8 +87,14 @@ def _show_rehearsal(rehearsal: Rehearsal) -> None:
         ("device", "part", "examples", "held out", "batch", "s per batch", "examples/s", "peak MiB"),
         [
             (
-                rehearsal.device, rehearsal.part or "own", rehearsal.examples, rehearsal.held_out, rehearsal.batch,
-                rehearsal.batch_s, round(rehearsal.examples_per_s), rehearsal.memory_bytes >> 20,
+                rehearsal.device,
+                rehearsal.part or "own",
+                rehearsal.examples,
+                rehearsal.held_out,
+                rehearsal.batch,
+                rehearsal.batch_s,
+                round(rehearsal.examples_per_s),
+                rehearsal.memory_bytes >> 20,
             )
         ],
-    )  # fmt: skip
+    )

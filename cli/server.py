@@ -50,21 +50,29 @@ RunSettings = Annotated[
 Nodes = Annotated[
     int,
     typer.Option(
-        min=0, metavar="N",
+        min=0,
+        metavar="N",
         help="With --app: start the app when N clients are ready; default: rounds.min_clients, which is 2.",
     ),
-]  # fmt: skip
+]
 AnyCode = Annotated[
     bool, typer.Option("--any-code", help="With --app: take clients whose copy of the app has other Python files.")
 ]
 
 
 def command(
-    run_file: RunFile = None, app: AppDir = None, run_config: RunSettings = None, nodes: Nodes = 0,
-    any_code: AnyCode = False, folder: Folder = "",
-    listen: Listen = "", certs: Certs = "", insecure: Insecure = False,
-    test_data: TestData = "", json: Json = "",
-) -> None:  # fmt: skip
+    run_file: RunFile = None,
+    app: AppDir = None,
+    run_config: RunSettings = None,
+    nodes: Nodes = 0,
+    any_code: AnyCode = False,
+    folder: Folder = "",
+    listen: Listen = "",
+    certs: Certs = "",
+    insecure: Insecure = False,
+    test_data: TestData = "",
+    json: Json = "",
+) -> None:
     """Serve one run: wait for clients, run its rounds, write `runs/<id>/`.
 
     The run file decides everything. A server that was stopped or killed goes on where it was when it is

@@ -24,9 +24,16 @@ def _root() -> None:
 
 @app.command("next")
 def start_next(
-    server: Server, classes: Classes = None, certs: Certs = None, ca: Ca = None, cert: Cert = None,
-    key: Key = None, token_file: TokenFile = None, no_proxy: NoProxy = False, json: Json = "",
-) -> None:  # fmt: skip
+    server: Server,
+    classes: Classes = None,
+    certs: Certs = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
+    no_proxy: NoProxy = False,
+    json: Json = "",
+) -> None:
     """Start the session that waits for an operator ([[sessions]] with start = "operator").
 
     Clients that hold examples of its classes should be there, or come soon: the session waits for them. The server

@@ -38,15 +38,37 @@ Readmit = Annotated[
 ]
 
 COLUMNS = (
-    "name", "state", "last seen", "at", "step", "loss", "examples/s", "MiB up", "MiB down", "device", "device MiB"
-)  # fmt: skip
+    "name",
+    "state",
+    "last seen",
+    "at",
+    "step",
+    "loss",
+    "examples/s",
+    "MiB up",
+    "MiB down",
+    "device",
+    "device MiB",
+)
 
 
 def command(
-    server: Server, watch: Watch = False, every: Every = 1.0, pause: Pause = False, resume: Resume = False,
-    stop: Stop = False, drop: Drop = None, readmit: Readmit = None, certs: Certs = None, ca: Ca = None,
-    cert: Cert = None, key: Key = None, token_file: TokenFile = None, no_proxy: NoProxy = False, json: Json = "",
-) -> None:  # fmt: skip
+    server: Server,
+    watch: Watch = False,
+    every: Every = 1.0,
+    pause: Pause = False,
+    resume: Resume = False,
+    stop: Stop = False,
+    drop: Drop = None,
+    readmit: Readmit = None,
+    certs: Certs = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
+    no_proxy: NoProxy = False,
+    json: Json = "",
+) -> None:
     """Show how a run stands: round, roster, who is missing; pause, resume or stop it, drop or readmit a node.
 
     The server wants an operator's credential (`fednc certs node DIR NAME --operator`, or `token`). One that
@@ -91,9 +113,13 @@ def operator_link(
 
 
 async def _ask(
-    link: OperatorLink, levers: Sequence[Lever], drop: Sequence[str], readmit: Sequence[str], every_s: float,
+    link: OperatorLink,
+    levers: Sequence[Lever],
+    drop: Sequence[str],
+    readmit: Sequence[str],
+    every_s: float,
     target: str,
-) -> None:  # fmt: skip
+) -> None:
     await link.drop(drop)
     await link.readmit(readmit)
     await link.pull(levers)

@@ -206,9 +206,10 @@ def _python_files(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         here = Path(place)
         folders[:] = [
-            name for name in folders
+            name
+            for name in folders
             if name[0] != "." and name not in _NO_CODE and not (here / name / "pyvenv.cfg").exists()
-        ]  # fmt: skip
+        ]
         yield from (here / name for name in files if name.endswith(".py") and (here / name).is_file())
 
 

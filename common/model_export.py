@@ -96,9 +96,14 @@ class ExportedModel(nn.Module):
 
 
 def export(
-    folder: Path, model: nn.Module, task: Task, frame: Frame, memory: ClassMemory, run: RunConfig,
+    folder: Path,
+    model: nn.Module,
+    task: Task,
+    frame: Frame,
+    memory: ClassMemory,
+    run: RunConfig,
     class_names: tuple[str, ...] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write model/model.safetensors and model/model.json in the run's folder `folder`.
 
     Each file is replaced whole, the manifest last: a crash in between leaves a digest that does not match, which

@@ -118,10 +118,11 @@ def _await_nodes(grid: AppGrid) -> None:
         time.sleep(_POLL_S)
     names = ", ".join(node.name for node in ready[:8]) + (" ..." if len(ready) > 8 else "")
     events.emit(
-        "app", f"the app {grid.federation.app} starts with {len(ready)} clients: {names}. It cannot be resumed: a "
+        "app",
+        f"the app {grid.federation.app} starts with {len(ready)} clients: {names}. It cannot be resumed: a "
         "restart of this server starts it from the beginning, without its rounds, model and state so far",
         clients=len(ready),
-    )  # fmt: skip
+    )
 
 
 def _summary(

@@ -170,11 +170,13 @@ async def serve(
     warden = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))
     watchman = asyncio.create_task(drop_silent(federation))
     federation.events.emit(
-        "listening", f"run {federation.run_id} listens on {address.rpartition(':')[0]}:{listening.port}, "
+        "listening",
+        f"run {federation.run_id} listens on {address.rpartition(':')[0]}:{listening.port}, "
         f"{'plaintext' if listening.security.credentials is None else listening.security.mode}",
-        port=listening.port, auth=listening.security.mode,
+        port=listening.port,
+        auth=listening.security.mode,
         metrics_port=metrics.port if metrics else None,
-    )  # fmt: skip
+    )
     on_listening(listening.port)
     grid = grid_type(federation, asyncio.get_running_loop())
     reason, failed = "the run is over", False

@@ -122,9 +122,13 @@ def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tupl
 def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:
     """What clients send in the stage under way; assigned at once, for the event loop reads it meanwhile."""
     federation.agreement = Agreement.of(
-        prepared.task, prepared.frame, state.trainable, state.extra, prepared.layout,
+        prepared.task,
+        prepared.frame,
+        state.trainable,
+        state.extra,
+        prepared.layout,
         is_first=prepared.strategy.stage.is_first,
-    )  # fmt: skip
+    )
 
 
 def _count_start(folder: Path) -> int:
@@ -175,6 +179,10 @@ def _summary(result: RunResult, federation: Federation, duration_s: float) -> di
         for n in federation.roster.nodes()
     ]
     return summary_of(
-        federation.run_id, result, duration_s=round(duration_s, 3), bytes_up=bytes_up, bytes_down=bytes_down,
+        federation.run_id,
+        result,
+        duration_s=round(duration_s, 3),
+        bytes_up=bytes_up,
+        bytes_down=bytes_down,
         clients=clients,
-    )  # fmt: skip
+    )

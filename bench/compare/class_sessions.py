@@ -45,9 +45,9 @@ def draw_sessions(results: Sequence[Result], setting: str, folder: Path) -> None
         accuracy.setdefault(result["variant"], []).append(
             [(one["session"], 100 * one["accuracy"]) for one in told]
         )
-        cosine.setdefault(result["variant"], []).append([
-            (one["session"], fmean(one["memory_cosines"].values())) for one in told if one.get("memory_cosines")
-        ])  # fmt: skip
+        cosine.setdefault(result["variant"], []).append(
+            [(one["session"], fmean(one["memory_cosines"].values())) for one in told if one.get("memory_cosines")]
+        )
     if accuracy:
         panels = {"test accuracy over all classes seen (%)": accuracy, "memory's cosine to its vertex": cosine}
         plots.bands(folder / f"{setting}-sessions.png", panels, across="session")

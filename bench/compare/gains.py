@@ -82,8 +82,12 @@ def has_contest(compared: Compared) -> bool:
 
 def conclusions(comparisons: Sequence[Compared]) -> Iterator[str]:
     """Lines on what was found: first what does not pay."""
-    judged = [(part.name, found) for one in comparisons for part in one.plan.parts
-              if (found := gains(one, part.variant, part.against))]  # fmt: skip
+    judged = [
+        (part.name, found)
+        for one in comparisons
+        for part in one.plan.parts
+        if (found := gains(one, part.variant, part.against))
+    ]
     never = [name + _told(found) for name, found in judged if not _pays(found)]
     mixed = [name + _told(found) for name, found in judged if _pays(found) and _costs(found)]
     paying = [name + _told(found) for name, found in judged if _pays(found) and not _costs(found)]

@@ -188,10 +188,14 @@ def tuning_rows(plan: Comparison, data_sha256: str) -> list[Row]:
         ConfigError: a run that cannot be, or one run twice.
     """
     rates, seed = plan.tuning.rates, plan.tuning.seed
-    return _distinct([
-        _row(plan, "tuning", setting, variant, seed, lr, data_sha256)
-        for setting, variant in _pairs(plan) if not variant.rate_like for lr in rates
-    ])  # fmt: skip
+    return _distinct(
+        [
+            _row(plan, "tuning", setting, variant, seed, lr, data_sha256)
+            for setting, variant in _pairs(plan)
+            if not variant.rate_like
+            for lr in rates
+        ]
+    )
 
 
 def final_rows(plan: Comparison, rates: dict[tuple[str, str], float], data_sha256: str) -> list[Row]:
@@ -200,10 +204,13 @@ def final_rows(plan: Comparison, rates: dict[tuple[str, str], float], data_sha25
     Raises:
         ConfigError: a run that cannot be, or one run twice.
     """
-    return _distinct([
-        _row(plan, "final", setting, variant, seed, rates[setting.name, variant.tuned_as], data_sha256)
-        for setting, variant in _pairs(plan) for seed in plan.seeds
-    ])  # fmt: skip
+    return _distinct(
+        [
+            _row(plan, "final", setting, variant, seed, rates[setting.name, variant.tuned_as], data_sha256)
+            for setting, variant in _pairs(plan)
+            for seed in plan.seeds
+        ]
+    )
 
 
 def _pairs(plan: Comparison) -> Iterator[tuple[Setting, Variant]]:
@@ -213,11 +220,20 @@ def _pairs(plan: Comparison) -> Iterator[tuple[Setting, Variant]]:
 def _row(
     plan: Comparison, kind: Kind, setting: Setting, variant: Variant, seed: int, lr: float, data_sha256: str
 ) -> Row:
-    values = _merged(plan.run, setting.run, {
-        "name": plan.name, "seed": seed, "method": variant.method, "frame": variant.frame, "train": {"lr": lr},
-        **({"init": variant.init} if variant.init else {}),
-        "split": {"seed": seed}, "evaluate": {"test": DATA},
-    })  # fmt: skip
+    values = _merged(
+        plan.run,
+        setting.run,
+        {
+            "name": plan.name,
+            "seed": seed,
+            "method": variant.method,
+            "frame": variant.frame,
+            "train": {"lr": lr},
+            **({"init": variant.init} if variant.init else {}),
+            "split": {"seed": seed},
+            "evaluate": {"test": DATA},
+        },
+    )
     source = f"{plan.name}, setting {setting.name}, variant {variant.name}"
     clients = parse_run(values, source=source).split
     assert clients is not None
@@ -226,9 +242,14 @@ def _row(
     # Nobody may drop out unseen.
     values = _merged(values, {"rounds": {"min_clients": per_round or clients.parts, **fewer}})
     return Row(
-        kind=kind, setting=setting.name, variant=variant.name, seed=seed, lr=lr,
-        run=parse_run(values, source=source), data_sha256=data_sha256,
-    )  # fmt: skip
+        kind=kind,
+        setting=setting.name,
+        variant=variant.name,
+        seed=seed,
+        lr=lr,
+        run=parse_run(values, source=source),
+        data_sha256=data_sha256,
+    )
 
 
 def _merged(base: Values, *changes: Values) -> Values:

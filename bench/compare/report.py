@@ -55,15 +55,17 @@ def report(compared: Compared, command: str) -> str:
     """The comparison as Markdown."""
     plan, one = compared.plan, compared.final[0]
     lines = [
-        f"# {plan.name}", "",
+        f"# {plan.name}",
+        "",
         f"`{command}`, commit {one['commit'] or 'unknown'}, {one['machine']['cpu']} ({one['device']}), "
         f"torch {one['machine']['torch']}.",
         f"Test accuracy in %: mean ± standard deviation over seeds {', '.join(map(str, plan.seeds))}. `last 5`: "
         f"mean of the last five rounds. `rounds`: until the best of {plan.baseline} with that seed is reached; "
         "mean over the seeds that do. `s per run`: training runs that several variants share are divided by "
         "their number. The learning rate of each row is its best on a validation split "
-        "(below).", "",
-    ]  # fmt: skip
+        "(below).",
+        "",
+    ]
     for setting in plan.settings:
         lines += [f"## {setting.name}", "", *results_table(compared, setting.name), ""]
         lines += [f"Validation accuracy (last 5, %) by learning rate, seed {plan.tuning.seed}:", ""]
@@ -85,11 +87,15 @@ def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[
     if not rows:
         return []
     return [
-        f"{compared.rates[setting, variant.tuned_as]:g}", _percent([last5(row) for row in rows]),
-        _percent([_best(row) for row in rows]), _rounds(compared.rounds_to_target(setting, variant.name)),
-        _mean(rows, "drift", ".4f"), _mean(rows, "nc1", ".2f"), *(_figure(rows, key) for key in others),
+        f"{compared.rates[setting, variant.tuned_as]:g}",
+        _percent([last5(row) for row in rows]),
+        _percent([_best(row) for row in rows]),
+        _rounds(compared.rounds_to_target(setting, variant.name)),
+        _mean(rows, "drift", ".4f"),
+        _mean(rows, "nc1", ".2f"),
+        *(_figure(rows, key) for key in others),
         f"{fmean(r['duration_s'] / r.get('shared_by', 1) for r in rows):.0f}",
-    ]  # fmt: skip
+    ]
 
 
 def _is_figure(row: Result, key: str) -> bool:

@@ -50,10 +50,12 @@ def read_folder(plan: Comparison, folder: Path) -> Found:
     shown = [*tuning, *final]
     planned = sum(len(plan.tuning.rates) * (not v.rate_like) + len(plan.seeds) for v in plan.variants)
     return Found(
-        plan=plan, compared=_compared(plan, tuning, final, rates),
-        there=sum(row["digest"] in wanted for row in shown), planned=planned * len(plan.settings),
+        plan=plan,
+        compared=_compared(plan, tuning, final, rates),
+        there=sum(row["digest"] in wanted for row in shown),
+        planned=planned * len(plan.settings),
         older=sum(row["digest"] not in wanted for row in shown),
-    )  # fmt: skip
+    )
 
 
 def _read(path: Path) -> Result:

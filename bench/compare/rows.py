@@ -137,12 +137,23 @@ def _run(together: Sequence[Row], data: Path, bench: Bench, on_round: Callable[[
 
 def _write(row: Row, outcome: Result, took_s: float, shared_by: int, bench: Bench) -> Result:
     result = {
-        "digest": row.digest, "training": row.training, "kind": row.kind, "setting": row.setting,
-        "variant": row.variant, "seed": row.seed, "lr": row.lr, **outcome,
-        "duration_s": round(took_s, 2), "shared_by": shared_by, "command": bench.command,
-        "commit": commit(), "machine": machine(), "device": bench.device, "data_sha256": row.data_sha256,
+        "digest": row.digest,
+        "training": row.training,
+        "kind": row.kind,
+        "setting": row.setting,
+        "variant": row.variant,
+        "seed": row.seed,
+        "lr": row.lr,
+        **outcome,
+        "duration_s": round(took_s, 2),
+        "shared_by": shared_by,
+        "command": bench.command,
+        "commit": commit(),
+        "machine": machine(),
+        "device": bench.device,
+        "data_sha256": row.data_sha256,
         "config": row.run.decisive(),
-    }  # fmt: skip
+    }
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     write_atomically(bench.folder / row.file_name, text.encode())
     return result

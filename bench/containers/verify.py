@@ -47,9 +47,15 @@ def check_all(expected: Expected, report: Callable[[str], None]) -> bool:
 def titles(clients: Sequence[str], *, lost: str = "", resumed: int = 0) -> set[str]:
     """What is checked in a stack of these clients."""
     expected = Expected(
-        run=RunConfig(), folder=Path(), server="", clients=tuple(clients), data="any", lost=lost, resumed=resumed,
+        run=RunConfig(),
+        folder=Path(),
+        server="",
+        clients=tuple(clients),
+        data="any",
+        lost=lost,
+        resumed=resumed,
         give_up=0.0,
-    )  # fmt: skip
+    )
     return {*_door_checks(""), *_run_checks(expected)}
 
 
@@ -122,10 +128,15 @@ def main() -> int:
     parser.add_argument("--patience-s", default=300.0, type=float, help="seconds for the run to end")
     args = parser.parse_args()
     expected = Expected(
-        run=read_run_file(args.run_file), folder=args.folder, server=args.server,
-        clients=tuple(args.clients.split(",")), data=args.data, lost=args.lost, resumed=args.resumed,
+        run=read_run_file(args.run_file),
+        folder=args.folder,
+        server=args.server,
+        clients=tuple(args.clients.split(",")),
+        data=args.data,
+        lost=args.lost,
+        resumed=args.resumed,
         give_up=time.monotonic() + args.patience_s,
-    )  # fmt: skip
+    )
     return 0 if check_all(expected, _say) else 1
 
 

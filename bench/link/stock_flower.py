@@ -80,10 +80,18 @@ def _installation(folder: Path, settings: Settings) -> Iterator[dict[str, str]]:
         for index in range(settings.clients):
             stack.enter_context(
                 _process(
-                    folder, env, "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}",
-                    "--port", str(_free_port()), "--node-config", f"partition-id={index}",
+                    folder,
+                    env,
+                    "flower-supernode",
+                    "--insecure",
+                    "--superlink",
+                    f"127.0.0.1:{port}",
+                    "--port",
+                    str(_free_port()),
+                    "--node-config",
+                    f"partition-id={index}",
                 )
-            )  # fmt: skip
+            )
         yield env
 
 
@@ -103,9 +111,14 @@ def _process(folder: Path, env: dict[str, str], program: str, *arguments: str) -
     path = Path(sys.executable).parent / program
     with folder.joinpath(f"{program}.log").open("ab") as log:
         process = subprocess.Popen(
-            [path, *arguments], env=env, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            [path, *arguments],
+            env=env,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
         yield
     finally:

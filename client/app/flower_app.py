@@ -62,10 +62,17 @@ def train(message: Message, context: Context) -> Message:
         section = section.model_copy(update={"batch": batch})
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
     result = trainer.train(
-        here.task, here.model, mine, guide.to(here.device), section, stage.round_within(order.server_round),
-        seeds.generator(here.run.seed, "batches", order.server_round, here.node), CURRENT.get(), added,
+        here.task,
+        here.model,
+        mine,
+        guide.to(here.device),
+        section,
+        stage.round_within(order.server_round),
+        seeds.generator(here.run.seed, "batches", order.server_round, here.node),
+        CURRENT.get(),
+        added,
         frozen=set(global_state) - set(keys),
-    )  # fmt: skip
+    )
     here.task.before_upload(here.model, global_state)
     content = RecordDict({MODEL: _encode(here, keys, global_state, past)})
     news = {key: value for one in added for key, value in one.finish().items()}

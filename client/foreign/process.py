@@ -109,9 +109,12 @@ class AppProcess:
     def _message(self, order: Order) -> Message:
         setup, what = self._setup, order.id
         return flower_adapter.instruction(
-            order.content, run_id=setup.run_id, dst=setup.node_id, message_type=what.message_type,
+            order.content,
+            run_id=setup.run_id,
+            dst=setup.node_id,
+            message_type=what.message_type,
             group_id=what.group_id,
-        )  # fmt: skip
+        )
 
     def _context(self, state: RecordDict) -> Context:
         setup = self._setup

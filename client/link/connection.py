@@ -74,10 +74,17 @@ class Session:
 def attend_request(config: LinkConfig, instance: bytes = b"", *, dry_run: bool = False) -> pb.AttendRequest:
     """What opens an attendance."""
     return pb.AttendRequest(
-        protocol=PROTOCOL, name=config.name, software=version("fednc"), tasks=config.tasks,
-        methods=config.methods, part=config.part, app=config.app, instance=instance, dry_run=dry_run,
+        protocol=PROTOCOL,
+        name=config.name,
+        software=version("fednc"),
+        tasks=config.tasks,
+        methods=config.methods,
+        part=config.part,
+        app=config.app,
+        instance=instance,
+        dry_run=dry_run,
         app_code=config.app_code,
-    )  # fmt: skip
+    )
 
 
 def progress_of(work_id: pb.AssignmentId, step: Step) -> pb.Progress:

@@ -194,9 +194,12 @@ class Worker:
 
     def _answer(self, work: _Work, content: RecordDict) -> Message:
         message = flower_adapter.instruction(
-            content, run_id=work.id.run_id, dst=work.id.node_id, message_type=work.id.message_type,
+            content,
+            run_id=work.id.run_id,
+            dst=work.id.node_id,
+            message_type=work.id.message_type,
             group_id=work.id.group_id,
-        )  # fmt: skip
+        )
         fault_injection.at("client.work")
         work.hooks.check()
         answer = self._app.work(message)

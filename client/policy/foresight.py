@@ -40,9 +40,13 @@ class Foresight:
         self.barring += objections.to_data(owner.policy, run, held)
         self.coming += objections.to_holdings(owner.policy, run, held)
         code = owner.ledger.admit_run(
-            data_fingerprint(owner.data), run.digest, welcome.run_id, owner.policy.quota,
-            pin=owner.policy.runs.pin_first, keep=False,
-        )  # fmt: skip
+            data_fingerprint(owner.data),
+            run.digest,
+            welcome.run_id,
+            owner.policy.quota,
+            pin=owner.policy.runs.pin_first,
+            keep=False,
+        )
         if code:
             self.barring.append(Objection(code, "by what was answered before"))
         return held

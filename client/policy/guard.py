@@ -108,9 +108,12 @@ class Guard:
                 f"the difference would tell of single examples. Start with --val-share {share:g}."
             )
         code = owner.ledger.admit_run(
-            attendance.data, self._digest, self._run_id, owner.policy.quota,
+            attendance.data,
+            self._digest,
+            self._run_id,
+            owner.policy.quota,
             pin=owner.policy.runs.pin_first,
-        )  # fmt: skip
+        )
         self._bar([Objection(code, f"digest {self._digest}")] if code else [])
         self._attendance = attendance
 

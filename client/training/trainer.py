@@ -36,10 +36,17 @@ class LocalResult:
 
 
 def train(
-    task: Task, model: nn.Module, data: TaskData, guide: Guide, section: TrainSection, server_round: int,
-    generator: torch.Generator, hooks: Hooks, additions: Sequence[Addition] = (),
+    task: Task,
+    model: nn.Module,
+    data: TaskData,
+    guide: Guide,
+    section: TrainSection,
+    server_round: int,
+    generator: torch.Generator,
+    hooks: Hooks,
+    additions: Sequence[Addition] = (),
     frozen: Collection[str] = (),
-) -> LocalResult:  # fmt: skip
+) -> LocalResult:
     """Train `model` in place for the section's epochs; `additions` are what the method adds to plain SGD.
 
     Args:

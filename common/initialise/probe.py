@@ -133,6 +133,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 def _batch_norm_parameters(model: nn.Module) -> set[str]:
     return {
         f"{path}.{name}" if path else name
-        for path, module in model.named_modules() if isinstance(module, _BatchNorm)
+        for path, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
         for name, _ in module.named_parameters(recurse=False)
-    }  # fmt: skip
+    }

@@ -146,9 +146,13 @@ class View:
 
 
 def objective(
-    feat_BD: Tensor, label: Tensor, head: Head, guide: Guide, rehearsal_KD: Tensor | None = None,
+    feat_BD: Tensor,
+    label: Tensor,
+    head: Head,
+    guide: Guide,
+    rehearsal_KD: Tensor | None = None,
     views: Mapping[str, View] = MappingProxyType({}),
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+) -> tuple[Tensor, dict[str, Tensor]]:
     """What a client minimises, but for the proximal term, as `guide.method` says.
 
     The memory terms grow with `guide.memory_ramp` and are absent while it is 0.

@@ -43,8 +43,10 @@ class Memories:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """What `to_tensors` gave, among others. Raises ProtocolError: no memory in it."""
-        found = {name: {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-                 for name in ("memory", "early", "single")}  # fmt: skip
+        found = {
+            name: {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            for name in ("memory", "early", "single")
+        }
         real = ClassMemory.from_tensors(found["memory"])
         early, single = (ClassMemory.from_tensors(found[n]) if found[n] else real for n in ("early", "single"))
         return cls(real=real, early=early, single=single)

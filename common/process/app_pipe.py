@@ -119,9 +119,12 @@ class AppProcess:
         command = [sys.executable, "-P", "-m", module, *map(str, fds)]
         with theirs:
             self._popen = subprocess.Popen(
-                command, pass_fds=fds, stdin=subprocess.DEVNULL, start_new_session=True,
+                command,
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
                 env={**os.environ, **(environment or {})},
-            )  # fmt: skip
+            )
         self.pipe = Pipe(ours)
         self._reaping = threading.Lock()
         threading.Thread(target=self._end_with_it, daemon=True).start()

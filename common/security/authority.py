@@ -98,9 +98,12 @@ class Authority:
             parse_host(host, "--host", may_be_wildcard=True)
         try:
             return self._certify(
-                self.server_folder, ("server", ", ".join(hosts)), lifetime, renew,
+                self.server_folder,
+                ("server", ", ".join(hosts)),
+                lifetime,
+                renew,
                 lambda authority, fitting: issue_to_server(authority, hosts, fitting),
-            )  # fmt: skip
+            )
         except ValueError as e:
             raise ConfigError(f"--host {', '.join(hosts)}: not a DNS name or an IP address ({e})") from e
 
@@ -108,9 +111,12 @@ class Authority:
         """A certificate for a node or an operator; its folder. Raises ConfigError."""
         _check_name(holder.name)
         return self._certify(
-            self.holder_folder(holder), (holder.role, holder.name), lifetime, renew,
+            self.holder_folder(holder),
+            (holder.role, holder.name),
+            lifetime,
+            renew,
             lambda authority, fitting: issue_to_holder(authority, holder, fitting),
-        )  # fmt: skip
+        )
 
     def issue_token(self, holder: cred.Holder, lifetime: timedelta, *, renew: bool = False) -> str:
         """A token for a node or an operator, kept here as a hash only. Raises ConfigError."""
@@ -121,9 +127,12 @@ class Authority:
                 raise ConfigError(f"{holder} has a token; --renew issues another, `revoke` takes it back")
             token = cred.new_token(holder)
             entry = cred.TokenEntry(
-                serial=os.urandom(16).hex(), role=holder.role, name=holder.name, sha256=cred.token_digest(token),
+                serial=os.urandom(16).hex(),
+                role=holder.role,
+                name=holder.name,
+                sha256=cred.token_digest(token),
                 expires=time.time() + lifetime.total_seconds(),
-            )  # fmt: skip
+            )
             self._register(entry.serial, holder.role, holder.name, "token", entry.expires)
             data = cred.TOKEN_LIST.dump_json([*tokens, entry], indent=1)
             write_atomically(self.server_folder / cred.TOKENS, data, _PUBLIC)

@@ -47,9 +47,11 @@ class Instruction:
     def under(cls, run: RunConfig, server_round: int, *, wants_sums: bool = False) -> Instruction:
         """Of this run, as this side has it installed."""
         return cls(
-            run_json=run.model_dump_json(exclude={"server"}), server_round=server_round, wants_sums=wants_sums,
+            run_json=run.model_dump_json(exclude={"server"}),
+            server_round=server_round,
+            wants_sums=wants_sums,
             versions=versions.of_run(run),
-        )  # fmt: skip
+        )
 
     def to_record(self) -> ConfigRecord:
         """As a record."""
@@ -64,9 +66,11 @@ class Instruction:
             raise ProtocolError("the instruction has no 'run' record; is the server a fednc server?")
         told = record.get("versions", ())
         return cls(
-            run_json=str(record["run"]), server_round=int(record["round"]), wants_sums=bool(record["sums"]),  # type: ignore[arg-type]
+            run_json=str(record["run"]),
+            server_round=int(record["round"]),  # type: ignore[arg-type]
+            wants_sums=bool(record["sums"]),
             versions=tuple(map(str, told)) if isinstance(told, list) else (),
-        )  # fmt: skip
+        )
 
 
 def guide_record(frame: Frame, memory: ClassMemory, *, evaluates: bool = False) -> ArrayRecord:
@@ -109,9 +113,11 @@ def make_guide(run: RunConfig, frame: Frame, memory: ClassMemory, server_round: 
 
 
 def instruction_content(
-    instruction: Instruction, model: ArrayRecord | None = None, guide: ArrayRecord | None = None,
+    instruction: Instruction,
+    model: ArrayRecord | None = None,
+    guide: ArrayRecord | None = None,
     extra: ArrayRecord | None = None,
-) -> RecordDict:  # fmt: skip
+) -> RecordDict:
     """Content of an instruction. The records are not copied: one model serves many instructions."""
     content = RecordDict({RUN: instruction.to_record()})
     content.update({k: v for k, v in ((MODEL, model), (GUIDE, guide), (EXTRA, extra)) if v is not None})

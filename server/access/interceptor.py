@@ -158,9 +158,15 @@ class _RefusalLog:
             self._seen.popitem(last=False)
         more = f" ({unsaid} more from there before)" if unsaid else ""
         self._events.emit(
-            "refused", f"refused {host}: {refusal.reason}{more}", level=logging.WARNING, peer=unquote(peer),
-            reason=refusal.reason, status=refusal.status.name, method=method, unsaid=unsaid,
-        )  # fmt: skip
+            "refused",
+            f"refused {host}: {refusal.reason}{more}",
+            level=logging.WARNING,
+            peer=unquote(peer),
+            reason=refusal.reason,
+            status=refusal.status.name,
+            method=method,
+            unsaid=unsaid,
+        )
 
 
 def _kind(handler: Any) -> str:

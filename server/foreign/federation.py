@@ -27,9 +27,16 @@ class AppFederation(Federation):
     """State of the link of one run of a foreign app."""
 
     def __init__(
-        self, run_id: str, run: RunConfig, spool: Path, events: EventLog, app: AppFolder, config: UserConfig,
-        *, any_code: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        run_id: str,
+        run: RunConfig,
+        spool: Path,
+        events: EventLog,
+        app: AppFolder,
+        config: UserConfig,
+        *,
+        any_code: bool = False,
+    ) -> None:
         """`any_code`: clients may have changed the app's code."""
         super().__init__(run_id, run, spool, events)
         self.app, self._config = app.id, config

@@ -82,9 +82,12 @@ class AppGrid(LinkGrid):
             sent.append(message := self._number(order))
             if self.federation.roster.by_id(order.node):
                 instruction = flower_adapter.instruction(
-                    RecordDict(), run_id=self.run_id, dst=order.node, message_type=order.message_type,
+                    RecordDict(),
+                    run_id=self.run_id,
+                    dst=order.node,
+                    message_type=order.message_type,
                     group_id=order.group_id,
-                )  # fmt: skip
+                )
                 push.batch.works.append(self._work(instruction, contents[order.content], push.batch))
                 push.left.add(message.id)
                 self._pushes[message.id] = push
@@ -216,9 +219,11 @@ class Desk:
             assert reply.slot.upload is not None
             data = reply.slot.upload.take([records.bulk_bytes(reply.manifest)])
         head = {
-            "id": arrival.sent.id, "node": arrival.sent.node, "type": arrival.sent.message_type,
+            "id": arrival.sent.id,
+            "node": arrival.sent.node,
+            "type": arrival.sent.message_type,
             "group": arrival.sent.group_id,
-        }  # fmt: skip
+        }
         if failure:
             own = failure.kind == flower_adapter.APP_ERROR
             head["error"] = [failure.code, failure.reason if own else f"{failure.kind}: {failure.reason}"]

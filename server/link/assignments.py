@@ -21,9 +21,17 @@ from fednc.server.link.nodes import Node
 from fednc.server.link.upload_budget import Slot
 
 __all__ = [
-    "APP_FAILED", "MESSAGE_UNKNOWN", "NODE_LOST", "REPLY_REJECTED", "Batch", "Content", "Reply", "Work", "WorkKey",
+    "APP_FAILED",
+    "MESSAGE_UNKNOWN",
+    "NODE_LOST",
+    "REPLY_REJECTED",
+    "Batch",
+    "Content",
+    "Reply",
+    "Work",
+    "WorkKey",
     "key_of",
-]  # fmt: skip
+]
 
 WorkKey = tuple[str, str, str, int, int, int]
 
@@ -31,8 +39,13 @@ WorkKey = tuple[str, str, str, int, int, int]
 def key_of(work_id: pb.AssignmentId) -> WorkKey:
     """What makes an assignment itself."""
     return (
-        work_id.run_id, work_id.group_id, work_id.message_type, work_id.node_id, work_id.ordinal, work_id.attempt
-    )  # fmt: skip
+        work_id.run_id,
+        work_id.group_id,
+        work_id.message_type,
+        work_id.node_id,
+        work_id.ordinal,
+        work_id.attempt,
+    )
 
 
 class Content:

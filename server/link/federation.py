@@ -122,9 +122,14 @@ class Federation:
         node.state = _STANDINGS.get(declaration.standing, NodeState.READY)
         if node.state is NodeState.READY:
             self._node_events.emit(
-                "ready", f"{node.name} is ready: {_holds(declaration)}", node=node.name,
-                examples=node.examples, class_counts=list(node.class_counts), pid=node.pid, device=node.device,
-            )  # fmt: skip
+                "ready",
+                f"{node.name} is ready: {_holds(declaration)}",
+                node=node.name,
+                examples=node.examples,
+                class_counts=list(node.class_counts),
+                pid=node.pid,
+                device=node.device,
+            )
             if was is None or was.standing != pb.Declaration.READY:  # it may have missed some
                 for work in self._works_of(node):
                     node.outbox.put_nowait(work.id)

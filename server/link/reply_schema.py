@@ -92,9 +92,15 @@ class Agreement:
 
     @classmethod
     def of(
-        cls, task: Task, frame: Frame, model: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None,
-        initial: Layout | None = None, *, is_first: bool,
-    ) -> Agreement:  # fmt: skip
+        cls,
+        task: Task,
+        frame: Frame,
+        model: Mapping[str, Tensor],
+        extra: Mapping[str, Tensor] | None = None,
+        initial: Layout | None = None,
+        *,
+        is_first: bool,
+    ) -> Agreement:
         """The agreement of a run of fednc's own apps in one stage.
 
         Args:
@@ -105,11 +111,13 @@ class Agreement:
         """
         weights = {key: Expected.like(value, task.run.link.codec) for key, value in model.items()}
         sums = {
-            model: _layout(ClassSums.zeros(
-                frame.vertices, task.memory_dim, moment=task.run.method.needs_moments(model, is_first=is_first)
-            ).to_tensors())
+            model: _layout(
+                ClassSums.zeros(
+                    frame.vertices, task.memory_dim, moment=task.run.method.needs_moments(model, is_first=is_first)
+                ).to_tensors()
+            )
             for model in ("global", "local")
-        }  # fmt: skip
+        }
         additions = {EXTRA: _layout(extra)} if extra else {}
         return cls(
             label_space=task.label_space,

@@ -150,9 +150,12 @@ class FederationServicer(rpc.FederationServicer):
             if len(blobs) < len(request.digests):
                 await context.abort(grpc.StatusCode.NOT_FOUND, _GONE)
             going = downloads.send(
-                blobs, self._downward, context.write, stall_s=self._stall_s,
+                blobs,
+                self._downward,
+                context.write,
+                stall_s=self._stall_s,
                 is_wanted=lambda: node.session == session and None not in map(get, request.digests),
-            )  # fmt: skip
+            )
             left = sum(map(len, blobs))
             del blobs  # a model whose round is over must not be held for one who reads nothing
             with self._downward.transfer():

@@ -101,9 +101,14 @@ class Inflow:
                 self._federation.intake.suspend(work.slot, call)
 
     async def _receive(
-        self, work: Work, call: object, upload: SpooledUpload, header: pb.UploadHeader, frames: Frames,
+        self,
+        work: Work,
+        call: object,
+        upload: SpooledUpload,
+        header: pb.UploadHeader,
+        frames: Frames,
         context: Context,
-    ) -> pb.Receipt:  # fmt: skip
+    ) -> pb.Receipt:
         frame_bytes = self._window.piece_bytes(self._federation.roster.attending)
         allowance = Allowance(self._window, upload.size, frame_bytes)
         pace = Pace(self._floor_bytes_s, _PACE_STALLS * self._stall_s, _TURN_STALLS * self._stall_s)

@@ -59,9 +59,12 @@ class Sessions:
         self._strategy.pool_new_classes(grid)
         names = self._strategy.task.class_names[stage.earlier : stage.classes]
         self._events.emit(
-            "session", f"session {stage.number}: {len(names)} new classes ({', '.join(names)[:200]}), rounds "
-            f"{stage.first} to {stage.last}", session=stage.number, classes=list(names),
-        )  # fmt: skip
+            "session",
+            f"session {stage.number}: {len(names)} new classes ({', '.join(names)[:200]}), rounds "
+            f"{stage.first} to {stage.last}",
+            session=stage.number,
+            classes=list(names),
+        )
         self.warn(stage)
         return True
 

@@ -70,9 +70,16 @@ class Conversation:
     """Questions to the clients of one run about one model with its first weights."""
 
     def __init__(
-        self, run: RunConfig, layout: Layout, model: ArrayRecord, guide: ArrayRecord, replies: Replies,
-        grid: Grid, nodes: Sequence[int], quorum: int,
-    ) -> None:  # fmt: skip
+        self,
+        run: RunConfig,
+        layout: Layout,
+        model: ArrayRecord,
+        guide: ArrayRecord,
+        replies: Replies,
+        grid: Grid,
+        nodes: Sequence[int],
+        quorum: int,
+    ) -> None:
         self.run, self.layout = run, layout
         instruction = Instruction.under(run, 1)
         self._common = dict(exchange.instruction_content(instruction, model, guide))  # sent again and again, once
@@ -102,9 +109,9 @@ class Conversation:
     def scales(self) -> list[Tensor]:
         """What each client learnt alone, by node. Raises QuorumError."""
         content = RecordDict(self._common)
-        found = dict(self._ask(
-            messages.SCALES, content, lambda c: messages.scales_in(c, self.layout, self.run.init)
-        ))  # fmt: skip
+        found = dict(
+            self._ask(messages.SCALES, content, lambda c: messages.scales_in(c, self.layout, self.run.init))
+        )
         return [found[node] for node in sorted(found)]
 
     def _content(self, order: Order, given: Mapping[str, Tensor]) -> RecordDict:
@@ -205,11 +212,15 @@ def initialise(clients: Conversation, events: EventLog) -> tuple[Tensor, dict[st
     found = clients.survey(learnt.scale_P, REPORT).summary() if changed else before
     used = changed and found.cosine - before.cosine >= section.min_rise
     told: dict[str, Any] = {
-        "initialiser": section.kind, "used": used, "before": asdict(before), "learnt": asdict(found),
-        "after": asdict(found if used else before), "steps": dict(learnt.steps),
+        "initialiser": section.kind,
+        "used": used,
+        "before": asdict(before),
+        "learnt": asdict(found),
+        "after": asdict(found if used else before),
+        "steps": dict(learnt.steps),
         "scales": dict(zip(clients.layout.scaled, learnt.scale_P.tolist(), strict=True)) if changed else {},
         "seconds": time.monotonic() - started,
-    }  # fmt: skip
+    }
     text = f"initialisation {section.kind}: {_line(before)}"
     text += f" -> {_line(found)}" if changed else ""
     text += "" if used or not changed else f"; rises by less than {section.min_rise:g}, the drawn weights stay"

@@ -40,9 +40,14 @@ class Replies:
         self._unusable: dict[int, str] = {}  # nodes whose values were not finite, or out of bounds
 
     def ask(
-        self, grid: Grid, content: RecordDict, nodes: Iterable[int], message_type: str, group: int,
+        self,
+        grid: Grid,
+        content: RecordDict,
+        nodes: Iterable[int],
+        message_type: str,
+        group: int,
         timeout_s: float,
-    ) -> Iterator[Message]:  # fmt: skip
+    ) -> Iterator[Message]:
         """Good replies to one content sent to all `nodes`, as they arrive."""
         self.begin()
         return self.good(grid.send_and_receive(to(grid, content, nodes, message_type, group), timeout=timeout_s))

@@ -132,9 +132,14 @@ class FederatedRun:
 
     def _result(self, state: GlobalState) -> RunResult:
         return RunResult(
-            run=self.run, task=self.task, frame=self.frame, state=state, history=self.history,
-            evaluation=self.evaluation, class_names=self.registry.names,
-        )  # fmt: skip
+            run=self.run,
+            task=self.task,
+            frame=self.frame,
+            state=state,
+            history=self.history,
+            evaluation=self.evaluation,
+            class_names=self.registry.names,
+        )
 
     def _enter(self, server_round: int, grid: Grid) -> bool:
         """Pass into the stage of a round; False when an operator stops the run instead."""
@@ -164,9 +169,15 @@ class FederatedRun:
         if not self._waiting.for_clients(strategy.quorum):
             return False
         clients = Conversation(
-            self.run, self.layout, self.state.record, strategy.guide(), strategy.replies, grid,
-            strategy.sample(server_round, grid), strategy.quorum,
-        )  # fmt: skip
+            self.run,
+            self.layout,
+            self.state.record,
+            strategy.guide(),
+            strategy.replies,
+            grid,
+            strategy.sample(server_round, grid),
+            strategy.quorum,
+        )
         scale_P, self._initialised = initialise(clients, self._events)
         self.state.replace_model(arrays.to_record(scaled(self.state.model, self.layout, scale_P)))
         return True
@@ -260,11 +271,17 @@ class FederatedRun:
             "frame.etf_KD": self.frame.etf_KD,
         }
         return Checkpoint(
-            round=self.state.completed, config_sha256=self._digest, config=self._config, tensors=tensors,
-            history=self.history.to_json(), parts=self._around.parts(), bytes_up=bytes_up, bytes_down=bytes_down,
+            round=self.state.completed,
+            config_sha256=self._digest,
+            config=self._config,
+            tensors=tensors,
+            history=self.history.to_json(),
+            parts=self._around.parts(),
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
             classes=self.registry.to_json() if self.run.sessions else None,
             opened=self._opened if self.task.stage(self.state.completed).number < self._opened else 0,
-        )  # fmt: skip
+        )
 
     @property
     def registry(self) -> ClassRegistry:
@@ -304,9 +321,12 @@ class FederatedRun:
         clients = "" if held is None else f", held out {held:.1%}"
         clients += f" (worst {worst['name']} {worst['accuracy']:.1%})" if worst else ""
         self._events.emit(
-            "round", f"round {record.round}/{self.run.all_rounds}: {record.replies} replies{loss}{accuracy}"
-            f"{clients} ({record.seconds:.1f} s)", **vars(record), fold_s=self.strategy.fold_s,
-        )  # fmt: skip
+            "round",
+            f"round {record.round}/{self.run.all_rounds}: {record.replies} replies{loss}{accuracy}"
+            f"{clients} ({record.seconds:.1f} s)",
+            **vars(record),
+            fold_s=self.strategy.fold_s,
+        )
 
 
 def _no_quorum(strategy: FrameStrategy, server_round: int, tries: int) -> QuorumError:

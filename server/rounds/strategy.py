@@ -149,10 +149,13 @@ class FrameStrategy(Strategy):
         """Say once what is about to run."""
         run, frame = self.run, self.frame
         self.events.emit(
-            "start", f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds, frame K={frame.vertices} "
-            f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}", method=run.method.name, frame=frame.digest,
+            "start",
+            f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds, frame K={frame.vertices} "
+            f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}",
+            method=run.method.name,
+            frame=frame.digest,
             config=run.digest,
-        )  # fmt: skip
+        )
 
     # ---- stages --------------------------------------------------------------------------------------------
 

@@ -14,10 +14,20 @@ from fednc.common.errors import ConfigError
 
 # All of `[server]` besides, which bears on no result and is in no checkpoint.
 MAY_CHANGE = (
-    "rounds.total", "rounds.min_clients", "rounds.wait_s", "rounds.deadline_s", "rounds.rejoin_s",
-    "rounds.evaluate_every", "rounds.max_update_norm", "rounds.max_examples", "rounds.outlier_ratio",
-    "rounds.robust", "rounds.trim_share", "train.lr", "train.clip_norm",
-)  # fmt: skip
+    "rounds.total",
+    "rounds.min_clients",
+    "rounds.wait_s",
+    "rounds.deadline_s",
+    "rounds.rejoin_s",
+    "rounds.evaluate_every",
+    "rounds.max_update_norm",
+    "rounds.max_examples",
+    "rounds.outlier_ratio",
+    "rounds.robust",
+    "rounds.trim_share",
+    "train.lr",
+    "train.clip_norm",
+)
 Changes = dict[str, list[Any]]  # key: before, now; None where it stood at its default
 
 

@@ -105,8 +105,12 @@ def session_figures(ends: Sequence[RoundRecord]) -> dict[str, Any]:
         "drop": accuracies[0] - accuracies[-1],
         "novel": measured[-1].get("novel"),
         "sessions": [
-            {"session": record.session, "round": record.round, **{k: v for k, v in found.items() if k in told},
-             "memory_cosines": record.memory_cosines}
+            {
+                "session": record.session,
+                "round": record.round,
+                **{k: v for k, v in found.items() if k in told},
+                "memory_cosines": record.memory_cosines,
+            }
             for record, found in zip(ends, measured, strict=True)
         ],
-    }  # fmt: skip
+    }

@@ -44,10 +44,14 @@ class Projection(nn.Module):
         super().__init__()
         self.given = given
         self.body = nn.Sequential(
-            nn.Linear(given, hidden), nn.LayerNorm(hidden), nn.LeakyReLU(SLOPE),
-            nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.LeakyReLU(SLOPE),
+            nn.Linear(given, hidden),
+            nn.LayerNorm(hidden),
+            nn.LeakyReLU(SLOPE),
+            nn.Linear(hidden, hidden),
+            nn.LayerNorm(hidden),
+            nn.LeakyReLU(SLOPE),
             nn.Linear(hidden, dim, bias=False),
-        )  # fmt: skip
+        )
         self.shortcut = nn.Linear(given, dim, bias=False)
 
     def forward(self, feat_BC: Tensor) -> Tensor:

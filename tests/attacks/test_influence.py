@@ -50,27 +50,45 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.savez(root / f"c{number}.npz", x_train=x, y_train=y, classes=CLASSES)
         np.savez(root / f"c{number}-flipped.npz", x_train=x, y_train=9 - y, classes=CLASSES)
     held = order[1400:]
-    np.savez(root / "test.npz", x_train=images[held], y_train=labels[held], x_test=images[held],
-             y_test=labels[held], classes=CLASSES)  # fmt: skip
+    np.savez(
+        root / "test.npz",
+        x_train=images[held],
+        y_train=labels[held],
+        x_test=images[held],
+        y_test=labels[held],
+        classes=CLASSES,
+    )
     return root
 
 
 def carry_out(
-    folder: Path, method: str, names: list[str], seed: int, lies: dict[str, hostile.Lie], flipped: set[str],
+    folder: Path,
+    method: str,
+    names: list[str],
+    seed: int,
+    lies: dict[str, hostile.Lie],
+    flipped: set[str],
     **rounds: Any,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     run = parse_run(
         {
             "seed": seed,
-            "task": {"name": "image", "classes": CLASSES, "size": 8, "channels": 1, "mean": [0.3], "std": [0.38],
-                     "width": 8},
+            "task": {
+                "name": "image",
+                "classes": CLASSES,
+                "size": 8,
+                "channels": 1,
+                "mean": [0.3],
+                "std": [0.38],
+                "width": 8,
+            },
             "frame": {"dim": 32},
             "method": {"name": method},
             "train": {"batch": 16, "lr": 0.1},
             "rounds": {"total": 20, "min_clients": 2, "evaluate_every": 0, **rounds},
             "evaluate": {"test": f"npz:{folder / 'test.npz'}"},
         }
-    )  # fmt: skip
+    )
     events: list[dict[str, Any]] = []
     log = EventLog()
     log.listen(events.append)

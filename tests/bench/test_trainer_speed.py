@@ -27,8 +27,10 @@ def test_losses_are_as_exact_in_coarse_arithmetic_as_in_fine(method: dict[str, f
     guide = guide_for(name="fednc", **method)
     guide = type(guide)(**{**vars(guide), "etf_KD": guide.etf_KD.float(), "mean_KD": guide.mean_KD.float()})
     feat_BD, head = normal(B, D).bfloat16(), FrameHead(8.0, False)
-    views = {name: View(normal(B, D, seed=i).bfloat16(), normal(B, len(guide.seen_K), seed=i).bfloat16())
-             for i, name in enumerate([GLOBAL, PREVIOUS])}  # fmt: skip
+    views = {
+        name: View(normal(B, D, seed=i).bfloat16(), normal(B, len(guide.seen_K), seed=i).bfloat16())
+        for i, name in enumerate([GLOBAL, PREVIOUS])
+    }
     wide = {name: View(view.feat_BD.float(), view.logit_BK.float()) for name, view in views.items()}
     fine, _ = objective(feat_BD.float(), LABEL_B, head, guide, views=wide)
     with torch.autocast("cpu", torch.bfloat16):
@@ -54,9 +56,26 @@ def test_coarse_training_changes_little_and_sends_float32(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("model", "precision"), itertools.product(["cnn"], ["fp32", "bf16"]))
 def test_the_command_says_how_fast_and_what_the_method_costs(model: str, precision: str) -> None:
     told = CliRunner().invoke(
-        app, ["bench", "trainer", "--model", model, "--width", "8", "--images", "96", "--repeats", "1",
-              "--device", "cpu", "--precision", precision, "--json", "-"],
-    )  # fmt: skip
+        app,
+        [
+            "bench",
+            "trainer",
+            "--model",
+            model,
+            "--width",
+            "8",
+            "--images",
+            "96",
+            "--repeats",
+            "1",
+            "--device",
+            "cpu",
+            "--precision",
+            precision,
+            "--json",
+            "-",
+        ],
+    )
     assert told.exit_code == 0, told.stderr
     (row,) = json.loads(told.stdout)["results"]
     assert (row["model"], row["precision"], row["images"], row["device"]) == (model, precision, 96, "cpu")

@@ -12,11 +12,15 @@ from fednc.server.link.nodes import NodeState
 from fednc.server.storage.event_log import EventLog
 
 ROUND = {
-    "round": 3, "loss": 0.25, "drift": None, "replies": 2, "seconds": 1.5,
+    "round": 3,
+    "loss": 0.25,
+    "drift": None,
+    "replies": 2,
+    "seconds": 1.5,
     "test": {"accuracy": 0.914, "accuracy/cat": 0.9, "accuracy/dog": 0.5},
     "pooled": {"accuracy": 0.873, "accuracy/cat": 0.8},
     "worst_client": {"name": "edge-1", "accuracy": 0.641},
-}  # fmt: skip
+}
 
 
 def screen(view: RunView) -> str:

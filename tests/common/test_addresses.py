@@ -33,9 +33,10 @@ BAD = {
     "": "port is missing",
 }
 HOSTS = st.one_of(
-    st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str),
+    st.ip_addresses(v=4).map(str),
+    st.ip_addresses(v=6).map(str),
     st.from_regex(r"[a-z][a-z0-9]{0,10}(\.[a-z][a-z0-9-]{0,10}[a-z0-9]){0,3}", fullmatch=True),
-)  # fmt: skip
+)
 
 
 @given(host=HOSTS, port=st.integers(1, 65535))

@@ -26,10 +26,22 @@ REASONS = {
     "Report": {"id", "step", "steps", "examples_per_s", "device_memory_bytes"},
     "UploadWhole": {"header", "id", "data"},
     "Upload": {
-        "header", "id", "upload_id", "manifest", "manifest.records", "manifest.arrays", "manifest.values",
-        "manifest.size", "failure.kind", "failure.reason", "failure.code", "data", "grant", "content",
+        "header",
+        "id",
+        "upload_id",
+        "manifest",
+        "manifest.records",
+        "manifest.arrays",
+        "manifest.values",
+        "manifest.size",
+        "failure.kind",
+        "failure.reason",
+        "failure.code",
+        "data",
+        "grant",
+        "content",
     },
-}  # fmt: skip
+}
 OPERATORS = ("Status", "Watch", "Control")
 MANY = settings(
     max_examples=BATCHES,

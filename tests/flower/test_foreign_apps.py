@@ -118,9 +118,14 @@ def test_an_app_ends_with_its_client(tmp_path: Path) -> None:
 
 def refusal(code: int, folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [BIN / "fednc", *arguments], env=environment(folder / "home"), cwd=folder, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+        [BIN / "fednc", *arguments],
+        env=environment(folder / "home"),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == code, done.stderr
     return " ".join(done.stderr.split())
 

@@ -62,9 +62,12 @@ class Site:
     @property
     def config(self) -> ClientConfig:
         return ClientConfig(
-            name="site", data=self.data, device="cpu", val_share=self.val_share,
+            name="site",
+            data=self.data,
+            device="cpu",
+            val_share=self.val_share,
             min_sum_examples=self.min_sum_examples,
-        )  # fmt: skip
+        )
 
     def start(self) -> Guard:
         """A client as `fednc client` starts it, with its log switched on."""

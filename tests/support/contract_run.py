@@ -28,7 +28,11 @@ def config(**changes: Any) -> RunConfig:
     values: dict[str, Any] = {
         "seed": 5,
         "task": {
-            "classes": [str(i) for i in range(10)], "model": "cnn", "width": 8, "size": 8, "channels": 1,
+            "classes": [str(i) for i in range(10)],
+            "model": "cnn",
+            "width": 8,
+            "size": 8,
+            "channels": 1,
             "augment": "crop-flip",
         },
         "frame": {"dim": 16},
@@ -36,7 +40,7 @@ def config(**changes: Any) -> RunConfig:
         "rounds": {"total": 2, "min_clients": 2},
         "split": {"parts": len(CLIENTS), "alpha": 0.3, "seed": 3},
         "evaluate": {"test": "digits"},
-    }  # fmt: skip
+    }
     for section, change in changes.items():
         values[section] = {**values.get(section, {}), **change}
     return parse_run(values)

@@ -77,9 +77,12 @@ FRAME = draw_frame(K, D, seed=3)
 
 def guide(run: Any = None, **changes: Any) -> Guide:
     plain = Guide(
-        method=(run or config()).method, etf_KD=FRAME.etf_KD, mean_KD=torch.zeros(K, D),
-        seen_K=torch.zeros(K, dtype=torch.bool), count_K=torch.zeros(K, dtype=torch.int64),
-    )  # fmt: skip
+        method=(run or config()).method,
+        etf_KD=FRAME.etf_KD,
+        mean_KD=torch.zeros(K, D),
+        seen_K=torch.zeros(K, dtype=torch.bool),
+        count_K=torch.zeros(K, dtype=torch.int64),
+    )
     return replace(plain, **changes)
 
 

@@ -61,9 +61,14 @@ class Zygote:
 
     def __init__(self, log: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fork_server.py"))], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=log.open("wb"), text=True, bufsize=1, env=environment(),
-        )  # fmt: skip
+            [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("wb"),
+            text=True,
+            bufsize=1,
+            env=environment(),
+        )
         self._codes: dict[int, int] = {}
         self._said: list[dict[str, Any]] = []
         threading.Thread(target=self._listen, daemon=True).start()
@@ -156,9 +161,14 @@ class Stage:
             self.port = free.getsockname()[1]
         auth = "mtls" if self.certs else "none"
         text = RUN_FILE.format(
-            total=self.total, dim=self.dim, width=self.width, min_clients=self.min_clients,
-            deadline_s=self.deadline_s, auth=auth, certs=self.certs / "server" if self.certs else "",
-        )  # fmt: skip
+            total=self.total,
+            dim=self.dim,
+            width=self.width,
+            min_clients=self.min_clients,
+            deadline_s=self.deadline_s,
+            auth=auth,
+            certs=self.certs / "server" if self.certs else "",
+        )
         (self.folder / "run.toml").write_text(text)
 
     @property

@@ -78,13 +78,19 @@ class RawNode:
         """An assignment for this node, handed out."""
         ordinal = len(self.batch.works)
         work_id = pb.AssignmentId(
-            run_id=self.federation.run_id, group_id=group, message_type=message_type,
-            node_id=self.welcome.node_id, ordinal=ordinal,
-        )  # fmt: skip
-        instruction = flower_adapter.instruction(
-            RecordDict(), run_id=self.federation.run_id, dst=self.welcome.node_id, message_type=message_type,
+            run_id=self.federation.run_id,
             group_id=group,
-        )  # fmt: skip
+            message_type=message_type,
+            node_id=self.welcome.node_id,
+            ordinal=ordinal,
+        )
+        instruction = flower_adapter.instruction(
+            RecordDict(),
+            run_id=self.federation.run_id,
+            dst=self.welcome.node_id,
+            message_type=message_type,
+            group_id=group,
+        )
         work = Work(work_id, self.node, instruction, Content(pb.Manifest()), self.batch)
         self.federation.dispatch(Batch(works=[work]), {})
         self.batch.works.append(work)

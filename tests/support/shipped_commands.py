@@ -55,9 +55,13 @@ class OurLink:
 def start(folder: Path, log: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     with (folder / f"{log}.log").open("ab") as out:
         return subprocess.Popen(
-            [BIN / "fednc", *arguments], env=environment(folder / "home"), cwd=folder, stdout=out, stderr=out,
+            [BIN / "fednc", *arguments],
+            env=environment(folder / "home"),
+            cwd=folder,
+            stdout=out,
+            stderr=out,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
 
 
 @contextlib.contextmanager

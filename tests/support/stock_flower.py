@@ -65,10 +65,15 @@ class StockFlower:
         with (self.folder / f"{log}.log").open("ab") as out:
             self._groups.append(
                 subprocess.Popen(
-                    [BIN / program, *arguments], env=self.env, cwd=self.folder, stdout=out, stderr=out,
-                    stdin=subprocess.DEVNULL, start_new_session=True,
+                    [BIN / program, *arguments],
+                    env=self.env,
+                    cwd=self.folder,
+                    stdout=out,
+                    stderr=out,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
                 )
-            )  # fmt: skip
+            )
 
     def _await_health(self) -> None:
         give_up = time.monotonic() + _START_S
@@ -83,9 +88,16 @@ class StockFlower:
         """A SuperNode with this node configuration."""
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
         self._start(
-            name, "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self._port}",
-            "--port", str(free_port()), "--node-config", pairs,
-        )  # fmt: skip
+            name,
+            "flower-supernode",
+            "--insecure",
+            "--superlink",
+            f"127.0.0.1:{self._port}",
+            "--port",
+            str(free_port()),
+            "--node-config",
+            pairs,
+        )
 
     def run(self, app: Path, config: Mapping[str, Any] | None = None) -> str:
         """`flwr run` to its end; its log. Without `config`, run-config.toml is there already."""

@@ -118,9 +118,14 @@ def test_processes_give_the_same_figures(done: tuple[Path, report.Compared], tmp
 
 def test_rows_that_share_a_training_have_the_figures_of_runs_of_their_own(tmp_path: Path) -> None:
     read_outs = [
-        ("vertex", "memory"), ("memory", "memory"), ("memory", "own"), ("blend", "stale"),
-        ("discriminant", "memory"), ("discriminant", "own"), ("discriminant", "stale"),
-    ]  # fmt: skip
+        ("vertex", "memory"),
+        ("memory", "memory"),
+        ("memory", "own"),
+        ("blend", "stale"),
+        ("discriminant", "memory"),
+        ("discriminant", "own"),
+        ("discriminant", "stale"),
+    ]
     variants = [{"name": "fedavg", "method": {"name": "fedavg"}}] + [
         {"name": f"{how}-{source}", "method": {"name": "fednc", "readout": how, "memory_source": source}}
         for how, source in read_outs
@@ -215,10 +220,11 @@ def test_the_smaller_of_two_equal_rates_is_chosen_and_a_failed_one_never() -> No
 def test_rounds_to_target_are_counted_seed_by_seed() -> None:
     plan = reduced().model_copy(update={"baseline": "a"})
     final = [
-        result(0.1, 0.5, [0.1, 0.5, 0.4], seed=1), result(0.1, 0.7, [0.1, 0.6, 0.9], seed=2),
+        result(0.1, 0.5, [0.1, 0.5, 0.4], seed=1),
+        result(0.1, 0.7, [0.1, 0.6, 0.9], seed=2),
         result(0.1, 0.5, [0.5, 0.6, 0.6], seed=1, variant="b"),
         result(0.1, 0.5, [0.5, 0.6, 0.8], seed=2, variant="b"),
-    ]  # fmt: skip
+    ]
     compared = report.Compared(plan=plan, tuning=[], rates={}, final=final)
     assert compared.rounds_to_target("s", "a") == [2, 3]
     assert compared.rounds_to_target("s", "b") == [1, None]

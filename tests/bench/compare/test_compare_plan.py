@@ -15,8 +15,10 @@ from support.small_comparison import CONFIGS, SMOKE, reduced
 
 
 def test_one_run_under_two_names_is_refused() -> None:
-    twins = [{"name": "fedavg", "method": {"name": "fedavg"}},
-             {"name": "prox-0", "method": {"name": "fedprox", "proximal": 0}}]  # fmt: skip
+    twins = [
+        {"name": "fedavg", "method": {"name": "fedavg"}},
+        {"name": "prox-0", "method": {"name": "fedprox", "proximal": 0}},
+    ]
     with pytest.raises(ConfigError, match=r"'prox-0'.*is the same run as 'fedavg'"):
         tuning_rows(reduced(variants=twins), "0")
 

@@ -59,11 +59,24 @@ def result(row: Row, accuracy: float) -> dict[str, Any]:
     machine = {"cpu": "a CPU", "cores": 2, "torch": "2"}
     rounds = [{"round": 1, "accuracy": accuracy / 2}, {"round": 2, "accuracy": accuracy}]
     return {
-        "digest": row.digest, "kind": row.kind, "setting": row.setting, "variant": row.variant, "seed": row.seed,
-        "lr": row.lr, "failed": "", "summary": {"last5": accuracy, "best": accuracy, "session_acc": [0.25, 0.75]},
-        "rounds": rounds, "duration_s": 9, "shared_by": 3, "command": "fednc compare small.toml", "commit": "abc",
-        "machine": machine, "device": "cpu", "data_sha256": row.data_sha256, "config": {},
-    }  # fmt: skip
+        "digest": row.digest,
+        "kind": row.kind,
+        "setting": row.setting,
+        "variant": row.variant,
+        "seed": row.seed,
+        "lr": row.lr,
+        "failed": "",
+        "summary": {"last5": accuracy, "best": accuracy, "session_acc": [0.25, 0.75]},
+        "rounds": rounds,
+        "duration_s": 9,
+        "shared_by": 3,
+        "command": "fednc compare small.toml",
+        "commit": "abc",
+        "machine": machine,
+        "device": "cpu",
+        "data_sha256": row.data_sha256,
+        "config": {},
+    }
 
 
 class Place:
@@ -118,9 +131,14 @@ COMMITTED = [
 
 def digest_of(row: dict[str, Any], config: dict[str, Any]) -> str:
     return Row(
-        kind=row["kind"], setting=row["setting"], variant=row["variant"], seed=row["seed"], lr=row["lr"],
-        run=RunConfig.model_validate(config), data_sha256=row["data_sha256"],
-    ).digest  # fmt: skip
+        kind=row["kind"],
+        setting=row["setting"],
+        variant=row["variant"],
+        seed=row["seed"],
+        lr=row["lr"],
+        run=RunConfig.model_validate(config),
+        data_sha256=row["data_sha256"],
+    ).digest
 
 
 def test_committed_rows_are_named_by_the_digest_of_the_run_that_they_hold() -> None:

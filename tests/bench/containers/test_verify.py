@@ -181,9 +181,15 @@ def test_blows_count_only_in_the_round_they_were_meant_for(tmp_path: Path) -> No
 
 def expected(**changes: Any) -> stack_verify.Expected:
     values = {
-        "run": config(), "folder": Path("/nowhere"), "server": "127.0.0.1:1", "clients": NAMES, "data": "digits",
-        "lost": "", "resumed": 0, "give_up": 0.0,
-    }  # fmt: skip
+        "run": config(),
+        "folder": Path("/nowhere"),
+        "server": "127.0.0.1:1",
+        "clients": NAMES,
+        "data": "digits",
+        "lost": "",
+        "resumed": 0,
+        "give_up": 0.0,
+    }
     return stack_verify.Expected(**{**values, **changes})
 
 

@@ -108,8 +108,10 @@ def test_norms_and_directions_are_checked() -> None:
     good = messages.Answer(torch.tensor([0.6, 0.8]), 2.0, 1.0)
     assert messages.answer_in(good.to_content(), layout) is not None
     for bad in (
-        messages.Answer(torch.tensor([6.0, 8.0]), 2.0, 1.0), messages.Answer(good.unit_N, -1.0, 1.0),
-        messages.Answer(good.unit_N, float("inf"), 1.0), messages.Answer(good.unit_N, 1.0, float("nan")),
-    ):  # fmt: skip
+        messages.Answer(torch.tensor([6.0, 8.0]), 2.0, 1.0),
+        messages.Answer(good.unit_N, -1.0, 1.0),
+        messages.Answer(good.unit_N, float("inf"), 1.0),
+        messages.Answer(good.unit_N, 1.0, float("nan")),
+    ):
         with pytest.raises(ProtocolError):
             messages.answer_in(bad.to_content(), layout)

@@ -238,10 +238,11 @@ def encrypt(path: Path | None) -> None:
     key = serialization.load_pem_private_key(path.read_bytes(), None)
     path.write_bytes(
         key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
             serialization.BestAvailableEncryption(b"secret"),
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("how", SPOILT)

@@ -163,9 +163,10 @@ def test_a_run_that_the_strict_policy_allows_has_every_reply(tmp_path: Path) -> 
     owned = Site(tmp_path / "site", strict_but())
     write_images(owned.images, (90, 60))
     run = hostile_run(
-        method={"name": "fedavg", "readout": "head"}, train={"batch": 32, "lr": 0.05},
+        method={"name": "fedavg", "readout": "head"},
+        train={"batch": 32, "lr": 0.05},
         rounds={"total": 2, "min_clients": 1},
-    )  # fmt: skip
+    )
     result, _, _ = carry_out(run, {"site": owned.start()}, tmp_path, "strict")
     assert [record.replies for record in result.history.rounds] == [1, 1]
     assert owned.log(outcome="refused") == []

@@ -43,14 +43,16 @@ def clients() -> list[Client]:
 
 
 def config(method: dict[str, Any], rounds: int = ROUNDS) -> RunConfig:
-    return parse_run({
-        "seed": SEED,
-        "task": {"classes": [str(i) for i in range(10)], "width": 8, "size": 8, "channels": 1},
-        "frame": {"dim": 16},
-        "method": method,
-        "train": {"batch": 8, "lr": 0.1},
-        "rounds": {"total": rounds},
-    })  # fmt: skip
+    return parse_run(
+        {
+            "seed": SEED,
+            "task": {"classes": [str(i) for i in range(10)], "width": 8, "size": 8, "channels": 1},
+            "frame": {"dim": 16},
+            "method": method,
+            "train": {"batch": 8, "lr": 0.1},
+            "rounds": {"total": rounds},
+        }
+    )
 
 
 def federate(run: RunConfig, clients: list[Client], folder: Path) -> RunResult:

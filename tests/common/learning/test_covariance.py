@@ -100,9 +100,13 @@ def test_the_read_out_is_scikit_learns_linear_discriminant() -> None:
         pooled.merge(ClassSums.from_tensors(sums.to_tensors()))
     memory = ClassMemory.empty(K, D).update(pooled, 0.0)
     guide = Guide(
-        method=MethodSection(readout="discriminant"), etf_KD=torch.zeros(K, D), mean_KD=memory.mean_KD,
-        seen_K=memory.seen_K, metric_DD=memory.metric_DD, count_K=torch.zeros(K),
-    )  # fmt: skip
+        method=MethodSection(readout="discriminant"),
+        etf_KD=torch.zeros(K, D),
+        mean_KD=memory.mean_KD,
+        seen_K=memory.seen_K,
+        metric_DD=memory.metric_DD,
+        count_K=torch.zeros(K),
+    )
     score_NK = readout_logits(feat_ND, FrameHead(4.0, False), guide, K)
     judge = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(K, 1 / K)).fit(feat_ND, label_N)
     likelihood_NK = torch.from_numpy(judge.predict_log_proba(feat_ND))

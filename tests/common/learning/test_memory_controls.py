@@ -27,9 +27,11 @@ from support.contract_run import config, run_on_local
 
 SOURCES = get_args(MethodSection.model_fields["memory_source"].annotation)
 USES: dict[str, dict[str, Any]] = {
-    "anchor": {"anchor": 1.0}, "centre": {"centre": 1.0}, "blend": {"target_blend": 0.5},
+    "anchor": {"anchor": 1.0},
+    "centre": {"centre": 1.0},
+    "blend": {"target_blend": 0.5},
     "rehearsal": {"rehearsal": 1.0, "train_scale": True},
-}  # fmt: skip
+}
 K, D, B = 6, 9, 24
 ETF_KD = draw_frame(K, D, seed=0).etf_KD
 LABEL_B = torch.arange(B) % K
@@ -136,8 +138,14 @@ def guide_for(source: str, use: str, seen_K: Tensor | None = None, ramp: float =
     method = MethodSection(name="fednc", memory_source=source, **USES[use])
     given_ = memories().under(source, ETF_KD, 0)
     seen_K = given_.seen_K if seen_K is None else seen_K
-    return Guide(method=method, etf_KD=ETF_KD, mean_KD=given_.mean_KD, seen_K=seen_K, count_K=torch.ones(K),
-                 memory_ramp=ramp)  # fmt: skip
+    return Guide(
+        method=method,
+        etf_KD=ETF_KD,
+        mean_KD=given_.mean_KD,
+        seen_K=seen_K,
+        count_K=torch.ones(K),
+        memory_ramp=ramp,
+    )
 
 
 def pull(source: str, use: str, ramp: float = 1.0) -> Tensor:
@@ -192,8 +200,13 @@ def test_gradients_of_centre_and_blend() -> None:
     assert gradcheck(lambda f: memory_centre(f, label_B, known.mean_KD.double(), known.seen_K), start_BD)
 
     def blended(feat_BD: Tensor) -> Tensor:
-        guide = Guide(method=MethodSection(target_blend=0.4), etf_KD=ETF_KD.double(), seen_K=known.seen_K,
-                      mean_KD=known.mean_KD.double(), count_K=torch.ones(K))  # fmt: skip
+        guide = Guide(
+            method=MethodSection(target_blend=0.4),
+            etf_KD=ETF_KD.double(),
+            seen_K=known.seen_K,
+            mean_KD=known.mean_KD.double(),
+            count_K=torch.ones(K),
+        )
         return objective(feat_BD, label_B, FrameHead(8.0, False), guide)[0]
 
     assert gradcheck(blended, start_BD)
@@ -204,8 +217,14 @@ def test_gradients_of_centre_and_blend() -> None:
 def test_blend_trains_towards_targets_between_vertex_and_memory(loss: str, ramp: float) -> None:
     known, share = memory([True] * (K - 1) + [False]), 0.4
     method = MethodSection(name="fednc", loss=loss, target_blend=share, scale=8.0, dot_weight=1.0)
-    guide = Guide(method=method, etf_KD=ETF_KD, mean_KD=known.mean_KD, seen_K=known.seen_K, count_K=torch.ones(K),
-                  memory_ramp=ramp)  # fmt: skip
+    guide = Guide(
+        method=method,
+        etf_KD=ETF_KD,
+        mean_KD=known.mean_KD,
+        seen_K=known.seen_K,
+        count_K=torch.ones(K),
+        memory_ramp=ramp,
+    )
     feat_BD, b = normal(B, D, seed=5), share * ramp
     target_KD = torch.stack([(1 - b) * m + b * v for m, v in zip(ETF_KD, known.mean_KD, strict=True)])
     target_KD = target_KD / target_KD.norm(dim=1, keepdim=True)

@@ -127,9 +127,14 @@ def test_blend_trusts_the_memory_as_much_as_it_is_long(length):
     """Half where features point anywhere; wholly where all features of a class are one."""
     feat_BD, mean_KD = normal(20, D), length * unit(normal(K, D, seed=2))
     seen_K = torch.ones(K, dtype=torch.bool)
-    score = {name: readout_logits(feat_BD, HEAD, guide_for(name, seen_K, mean_KD), K) for name in (
-        "vertex", "memory", "blend",
-    )}  # fmt: skip
+    score = {
+        name: readout_logits(feat_BD, HEAD, guide_for(name, seen_K, mean_KD), K)
+        for name in (
+            "vertex",
+            "memory",
+            "blend",
+        )
+    }
     expected = score["memory"] if length == 1.0 else (score["memory"] + score["vertex"]) / 2
     torch.testing.assert_close(score["blend"], expected)
 

@@ -26,9 +26,12 @@ def blockwise_largest(delta: torch.Tensor) -> torch.Tensor:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 9), power=st.integers(-30, 20),
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    seed=st.integers(0, 9),
+    power=st.integers(-30, 20),
     name=st.sampled_from(LOSSY),
-)  # fmt: skip
+)
 def test_errors_stay_within_the_documented_bounds(rows, columns, seed, power, name):
     delta = normal(rows, columns, seed=seed, scale=2.0**power)
     error = (update_codec.decode(update_codec.encode(delta, name)) - delta).abs()

@@ -153,9 +153,11 @@ def test_values_in_unaligned_memory():
 def test_a_change_of_a_larger_norm_than_allowed_is_refused_and_leaves_nothing(seed, size, share, dtype):
     draw = torch.Generator().manual_seed(seed)
     reference = {
-        "w": torch.randn(size, generator=draw).to(dtype), "b": torch.randn(3, generator=draw),
-        "steps": torch.tensor(7), "control": torch.zeros(2),
-    }  # fmt: skip
+        "w": torch.randn(size, generator=draw).to(dtype),
+        "b": torch.randn(3, generator=draw),
+        "steps": torch.tensor(7),
+        "control": torch.zeros(2),
+    }
     change = {key: torch.randn(reference[key].shape, generator=draw).to(reference[key].dtype) for key in "wb"}
     update = {key: reference[key] + change[key] for key in "wb"}
     norm = sum(float(((update[key].double() - reference[key].double()) ** 2).sum()) for key in "wb") ** 0.5

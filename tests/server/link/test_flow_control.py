@@ -30,9 +30,11 @@ def test_transfers_share_the_window(transfers, budget_mib):
 
 
 @given(
-    size=st.integers(0, 10 << 20), frame=st.integers(1, 1 << 20), start=st.integers(0, 10 << 20),
+    size=st.integers(0, 10 << 20),
+    frame=st.integers(1, 1 << 20),
+    start=st.integers(0, 10 << 20),
     others=st.lists(st.integers(0, 300), min_size=1),
-)  # fmt: skip
+)
 def test_a_sender_that_keeps_to_its_grants_gets_all_bytes_through(size, frame, start, others):
     window, received, rounds = Window(64 << 20), min(start, size), 0
     allowance = Allowance(window, size, frame)

@@ -131,9 +131,12 @@ def image_run(method: dict[str, Any], link: dict[str, Any]) -> RunConfig:
     return parse_run(
         {
             "task": {"name": "image", "classes": list("0123456789"), "size": 8, "channels": 1, "width": 8},
-            "method": method, "link": link, "split": {"kind": "iid", "parts": 30}, "train": {"batch": 32},
+            "method": method,
+            "link": link,
+            "split": {"kind": "iid", "parts": 30},
+            "train": {"batch": 32},
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("codec_name", update_codec.CODECS)
@@ -181,8 +184,10 @@ def test_who_keeps_sending_rubbish_is_shut_out_by_name(tmp_path: Path) -> None:
             attending_by_hand(server.federation, server.listening.port, "bad") as bad,
         ):
             assert (await reject(bad)).outcome == pb.Receipt.REJECTED
-            await asyncio.gather(*(bad.stub.Declare(pb.Declaration(examples=1 << 60), metadata=bad.metadata)
-                                   for _ in range(1)), return_exceptions=True)  # fmt: skip
+            await asyncio.gather(
+                *(bad.stub.Declare(pb.Declaration(examples=1 << 60), metadata=bad.metadata) for _ in range(1)),
+                return_exceptions=True,
+            )
             assert bad.node.state is NodeState.READY, "two are not three"
             open_work = bad.give_work()
             await reject(bad)

@@ -207,9 +207,14 @@ def test_once_the_run_is_over_nothing_may_be_asked(place: Place) -> None:
 async def status_command(*args: object) -> tuple[int, str, str]:
     """`fednc status` as a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "fednc.cli.main", "status", *map(str, args),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "fednc.cli.main",
+        "status",
+        *map(str, args),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
     out, err = await process.communicate()
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
@@ -235,8 +240,11 @@ def test_the_command_shows_steers_and_explains(place: Place) -> None:
             assert shown[0] == 0
             found = json.loads(shown[1])
             assert (found["run_id"], found["paused"], found["accuracy"], found["phase"]) == (
-                "run", True, None, "starting",
-            )  # fmt: skip
+                "run",
+                True,
+                None,
+                "starting",
+            )
             assert [(node["name"], node["state"], node["examples"]) for node in found["nodes"]] == [
                 ("a", "ready", 1)
             ]

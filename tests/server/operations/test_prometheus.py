@@ -27,8 +27,9 @@ def scrape(port: int) -> dict[tuple[str, ...], float]:
         families = text_string_to_metric_families(answer.read().decode())
         return {
             (sample.name, *map(str, sample.labels.values())): sample.value
-            for family in families for sample in family.samples
-        }  # fmt: skip
+            for family in families
+            for sample in family.samples
+        }
 
 
 def test_metrics_say_what_the_status_says_and_count_what_happened(place: Place) -> None:

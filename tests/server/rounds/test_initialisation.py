@@ -102,10 +102,16 @@ def test_without_it_nothing_changes() -> None:
 def test_without_it_a_run_is_one_from_before_there_was_any() -> None:
     """Nothing is asked, and the digest is that of the commit before [init]."""
     run = parse_run(
-        {"name": "before", "task": {"classes": [str(i) for i in range(10)], "size": 8, "channels": 1, "width": 8},
-         "method": {"name": "fedavg"}, "frame": {"dim": 16}, "train": {"batch": 256}, "split": SPLIT,
-         "rounds": {"total": 1, "min_clients": 3}}
-    )  # fmt: skip
+        {
+            "name": "before",
+            "task": {"classes": [str(i) for i in range(10)], "size": 8, "channels": 1, "width": 8},
+            "method": {"name": "fedavg"},
+            "frame": {"dim": 16},
+            "train": {"batch": 256},
+            "split": SPLIT,
+            "rounds": {"total": 1, "min_clients": 3},
+        }
+    )
     assert run.digest == "c2089c4c5d8abb66cb68b3acfcb9fd4a7163a8f419d17be2bf04f9c600ef7df3"
     asked = set[str]()
 

@@ -74,9 +74,12 @@ def test_a_finished_run_goes_on_with_more_rounds_and_says_what_changed(tmp_path:
     assert [each["round"] for each in rounds] == [1, 2, 3, 4]
     assert rounds[:2] == before
     assert rounds[2]["changed"] == {
-        "rounds.deadline_s": [600.0, 300.0], "rounds.min_clients": [2, 1], "rounds.total": [2, 4],
-        "rounds.wait_s": [60.0, 50.0], "train.lr": [0.03, 0.02],
-    }  # fmt: skip
+        "rounds.deadline_s": [600.0, 300.0],
+        "rounds.min_clients": [2, 1],
+        "rounds.total": [2, 4],
+        "rounds.wait_s": [60.0, 50.0],
+        "train.lr": [0.03, 0.02],
+    }
     assert rounds[3]["changed"] == {}
     assert finished.summary["config_sha256"] == more.digest
     told = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]

@@ -33,9 +33,14 @@ def checkpoint(number: int, config: str = "c" * 64) -> Checkpoint:
         "frame.etf_KD": torch.eye(2, 3),
     }
     return Checkpoint(
-        round=number, config_sha256=config, tensors=tensors, history=[{"round": number, "loss": None}],
-        parts={"edge-1": 1}, bytes_up=10, bytes_down=20,
-    )  # fmt: skip
+        round=number,
+        config_sha256=config,
+        tensors=tensors,
+        history=[{"round": number, "loss": None}],
+        parts={"edge-1": 1},
+        bytes_up=10,
+        bytes_down=20,
+    )
 
 
 def assert_same(one: Checkpoint, other: Checkpoint) -> None:
@@ -113,11 +118,16 @@ def test_the_first_format_still_loads():
 
 
 def test_a_run_checkpointed_before_classes_came_in_sessions_goes_on_to_the_same_model(tmp_path):
-    run = parse_run({
-        "seed": 3, "task": {"classes": list("0123456789"), "width": 8, "size": 8, "channels": 1},
-        "frame": {"dim": 16}, "rounds": {"total": 2, "min_clients": 2}, "evaluate": {"test": "digits"},
-        "split": {"kind": "iid", "parts": 2},
-    })  # fmt: skip
+    run = parse_run(
+        {
+            "seed": 3,
+            "task": {"classes": list("0123456789"), "width": 8, "size": 8, "channels": 1},
+            "frame": {"dim": 16},
+            "rounds": {"total": 2, "min_clients": 2},
+            "evaluate": {"test": "digits"},
+            "split": {"kind": "iid", "parts": 2},
+        }
+    )
     clients = [ClientConfig(name=name, data="digits", device="cpu") for name in "ab"]
     checkpoints = Checkpoints(tmp_path, keep=2)
     with LocalGrid(run, clients) as grid:

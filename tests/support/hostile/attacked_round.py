@@ -82,9 +82,12 @@ class HostilePlace:
         self.model = Model({key: value.clone() for key, value in self.prepared.state.model.items()})
         self.federation = Federation("run", run, self._folder / "run" / "spool", self._log)
         self.federation.agreement = Agreement.of(
-            self.prepared.task, self.prepared.frame, self.prepared.state.model, self.prepared.state.extra,
+            self.prepared.task,
+            self.prepared.frame,
+            self.prepared.state.model,
+            self.prepared.state.extra,
             is_first=True,
-        )  # fmt: skip
+        )
         self.federation.door.keep_in(self._folder / "run")
         self._listening = await make_server(self.federation, run.server.listen)
         await self._listening.start()

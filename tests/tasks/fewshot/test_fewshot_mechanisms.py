@@ -240,8 +240,13 @@ def test_8_only_classes_seen_are_predicted_and_all_of_them_are_tested(method: di
     model.load_state_dict(result.state.model, strict=False)
     model.eval()
     inputs = torch.randn(300, 1, 8, 8)
-    plain = replace(guide(result.run), etf_KD=result.frame.etf_KD, mean_KD=result.state.memory.mean_KD,
-                    seen_K=result.state.memory.seen_K, metric_DD=result.state.memory.metric_DD)  # fmt: skip
+    plain = replace(
+        guide(result.run),
+        etf_KD=result.frame.etf_KD,
+        mean_KD=result.state.memory.mean_KD,
+        seen_K=result.state.memory.seen_K,
+        metric_DD=result.state.memory.metric_DD,
+    )
     for stage in task.stages:
         with torch.no_grad():
             scores = task.scores(model, inputs, task.within_stage(plain, stage.last))

@@ -144,9 +144,15 @@ def test_the_gradient_of_one_batch_is_the_same_at_every_asking() -> None:
     )
     task = tasks.get(run)
     here = Resident(
-        run=run, task=task, model=task.build_model(), train=task.load_train("digits", None, None),
-        held_out=task.load_test("digits"), device=torch.device("cpu"), node="a", min_sum_examples=1,
-    )  # fmt: skip
+        run=run,
+        task=task,
+        model=task.build_model(),
+        train=task.load_train("digits", None, None),
+        held_out=task.load_test("digits"),
+        device=torch.device("cpu"),
+        node="a",
+        min_sum_examples=1,
+    )
     frame = draw_frame(30, 32, 0)
     guide = exchange.make_guide(run, frame, ClassMemory.empty(30, task.memory_dim), 1)
     mine, _ = here.at(task.stage(1))

@@ -89,9 +89,10 @@ def test_each_source_ends_elsewhere(tmp_path: Path) -> None:
         run = config(method={**METHOD, "memory_source": source}, rounds={"total": 3})
         ends.append(run_on_local(run, fednc_app, tmp_path).state.model["projection.weight"])
     ends.append(
-        run_on_local(config(method={**METHOD, "rehearsal": 0.0}, rounds={"total": 3}), fednc_app, tmp_path)
-        .state.model["projection.weight"]
-    )  # fmt: skip
+        run_on_local(
+            config(method={**METHOD, "rehearsal": 0.0}, rounds={"total": 3}), fednc_app, tmp_path
+        ).state.model["projection.weight"]
+    )
     assert all(not torch.equal(a, b) for i, a in enumerate(ends) for b in ends[:i])
 
 

@@ -58,11 +58,18 @@ def test_the_owners_suffix_says_the_same_as_the_options():
 @pytest.mark.parametrize(
     "spec",
     [
-        "npz:a?classnames=a,b", "npz:a?class-names=a,,b", "npz:a?class-names=", "hf:a?columns=img",
-        "digits?columns=image=a", "hf:a?columns=image=a,image=b", "npz:a?class-names=a&class-names=b",
-        "npz:a?columns=label=y", "folder:a?class-names=a,b", "hf:a?columns=mask=a",
+        "npz:a?classnames=a,b",
+        "npz:a?class-names=a,,b",
+        "npz:a?class-names=",
+        "hf:a?columns=img",
+        "digits?columns=image=a",
+        "hf:a?columns=image=a,image=b",
+        "npz:a?class-names=a&class-names=b",
+        "npz:a?columns=label=y",
+        "folder:a?class-names=a,b",
+        "hf:a?columns=mask=a",
     ],
-)  # fmt: skip
+)
 def test_suffixes_that_cannot_be_meant(spec):
     with pytest.raises(DataError, match="data '"):
         read(spec, "train", options())
