@@ -110,6 +110,7 @@ $(STAMP): pyproject.toml
 .types:
 	mkdir -p .types/fednc
 	for d in bench cli client common ops protos server tasks; do ln -sfn ../../$$d .types/fednc/$$d; done
+	ln -sfn ../../api/__init__.py .types/fednc/__init__.py
 
 clean:
 	rm -rf $(VENV) .venv-* $(NEXT) .types build *.egg-info .mypy_cache .ruff_cache .hypothesis

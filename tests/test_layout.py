@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "cli": {"cli", "bench", "ops", "server", "client", "tasks", "common", "protos"},
+    "api": {"api", "bench", "ops", "server", "client", "tasks", "common", "protos"},
+    "cli": {"cli", "api", "bench", "ops", "server", "client", "tasks", "common", "protos"},
     "bench": {"bench", "server", "client", "tasks", "common", "protos"},
     "ops": {"ops", "server", "client", "tasks", "common", "protos"},
     "server": {"server", "common", "protos"},
@@ -57,8 +58,9 @@ def imported_modules(source: str) -> set[str]:
 
 
 def floors_of(modules: set[str]) -> set[str]:
-    """The floors among module names: `fednc.server.link.grid` is of floor `server`."""
-    return {parts[1] for module in modules if (parts := module.split("."))[0] == "fednc" and len(parts) > 1}
+    """The floors among module names: `fednc.server.link.grid` is of floor `server`, `fednc.run` of `api`."""
+    names = {parts[1] for module in modules if (parts := module.split("."))[0] == "fednc" and len(parts) > 1}
+    return {name if name in FLOORS else "api" for name in names}
 
 
 def files_of(modules: set[str]) -> set[Path]:
@@ -113,8 +115,11 @@ def test_no_room_imports_a_higher_one() -> None:
 def test_the_wheel_has_every_folder() -> None:
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     folders = {path.parent.relative_to(ROOT) for path in FILES}
-    assert tools["packages"] == sorted("fednc." + ".".join(folder.parts) for folder in folders)
-    assert tools["package-dir"] == {f"fednc.{floor}": floor for floor in FLOORS}
+    # The folder `api` is the package `fednc`, every other one a subpackage of it.
+    assert tools["packages"] == sorted(
+        ".".join(("fednc", *folder.parts)).replace("fednc.api", "fednc") for folder in folders
+    )
+    assert tools["package-dir"] == {f"fednc.{floor}".replace("fednc.api", "fednc"): floor for floor in FLOORS}
     assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
 
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from fednc.common import safe_files
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import DataError, MissingExtraError
 from fednc.common.files import write_atomically
 from fednc.common.seeds import derive
-from fednc.tasks.vision.sources import safe_files
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 SMALLEST_PART = 2  # one image to train on, one to hold out

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from fednc.common.config.run import explain
 from fednc.common.errors import DataError
+from fednc.common.safe_files import open_image
 from fednc.common.tasks.api import Suggestion
 from fednc.common.tasks.data_spec import DataSpec
 from fednc.tasks.image.options import ImageOptions
@@ -28,7 +29,6 @@ from fednc.tasks.vision.sources import arrays, files, select
 from fednc.tasks.vision.sources.folders import class_folders
 from fednc.tasks.vision.sources.images import several
 from fednc.tasks.vision.sources.labels import as_column, as_text, comparable, quoted
-from fednc.tasks.vision.sources.safe_files import open_image
 
 LARGEST_GUESS = 64  # pixels; photographs are reduced to it, larger sizes are for their owner to choose
 SAMPLE = 4096  # images that mean and standard deviation are taken from

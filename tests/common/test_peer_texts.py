@@ -22,13 +22,12 @@ from rich.console import Console
 from fednc.cli import output
 from fednc.client.link import resource_limits as bounds
 from fednc.client.link.resource_limits import DownloadBounds, OutOfReserveError, TooLargeError
-from fednc.common import reasons
+from fednc.common import reasons, safe_files
 from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.process.log_format import OneLineFormatter
 from fednc.common.wire.protocol import one_line
 from fednc.server.storage.event_log import EventLog, NodeEvents, older_first
-from fednc.tasks.vision.sources import safe_files
 from fednc.tasks.vision.sources.arrays import load_arrays
 
 NASTY = ["a\nb", "\x1b[2J", "\x9b2J", "[link=file:///x]y[/link]", "[/x]", "\u202egpj", "\u2028x", "\ud800", "\r\t"]

@@ -22,13 +22,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fednc.common.errors import DataError
+from fednc.common.safe_files import open_image
 from fednc.common.tasks.data_spec import DataSpec
 from fednc.tasks.image.options import ImageOptions
 from fednc.tasks.vision.dataset import UNLABELLED
 from fednc.tasks.vision.sources.folders import LeftOut, class_folders, images_in, readable
 from fednc.tasks.vision.sources.images import Images, Purpose, several
 from fednc.tasks.vision.sources.labels import map_names
-from fednc.tasks.vision.sources.safe_files import open_image
 
 MAX_PIXELS = 64_000_000  # a small file can declare an image that fills the memory
 GREY_MODES = frozenset({"1", "L", "LA"})

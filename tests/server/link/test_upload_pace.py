@@ -14,8 +14,8 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server.link.upload_budget import Budget
 from fednc.server.link.upload_pace import Pace
 from support.local_servers import serving
-from support.raw_node import attending_by_hand, data_of, end_frame
-from support.upload_calls import COMMITTED, MIB, content, data_frames, in_loop, receipt_of
+from support.raw_node import attending_by_hand, data_frames, data_of, end_frame
+from support.upload_calls import COMMITTED, MIB, content, in_loop, receipt_of
 
 FLOOR, WINDOW_S, TURN_S = 1000.0, 10.0, 60.0
 

@@ -1,6 +1,6 @@
 """Opens image and .npz files from anywhere: only decoders that run no program, only sizes that were agreed to.
 
-Called by the readers of this folder. Knows nothing of tasks.
+Called by the readers of data and splits. Knows nothing of tasks.
 """
 
 from __future__ import annotations
