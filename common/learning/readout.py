@@ -129,8 +129,8 @@ class BlendReadOut(ReadOut):
 class DiscriminantReadOut(ClassMeanReadOut):
     """Fisher's linear discriminant: the nearest class mean in the metric A of the memory.
 
-    A is the inverse covariance of features around their class means: h . A v_c - v_c . A v_c / 2, where the mean of
-    all v_c is first subtracted from h and v_c. It is the log-likelihood of a class minus that of the mean, so it
+    A is the inverse covariance of features around their class means: h . A v_c - v_c . A v_c / 2, with the mean of
+    all v_c subtracted from h and v_c first. It is the log-likelihood of a class minus that of the mean, so it
     has no scale, and its log-loss cannot be compared with the training loss. Without a metric (no class had two
     examples yet) it is the nearest class mean.
     """
