@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fednc.common.config.choices import OneOf, ReadOutNeeds, listed
 from fednc.common.config.presets import PRESETS
+from fednc.common.registry import Named
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -26,6 +27,10 @@ LATER = Later()
 
 READOUT = OneOf[ReadOutNeeds](
     "fednc.common.learning.readout:READOUTS", before="what classes are compared by at evaluation. "
+)
+
+CODEC = OneOf[Named](
+    "fednc.common.wire.update_codec:CODECS", after=". What rounding takes is made up for in the next round"
 )
 
 
@@ -279,11 +284,7 @@ class SplitSection(Section):
 class LinkSection(Section):
     """How updates travel from the clients to the server."""
 
-    codec: Literal["fp32", "bf16", "int8"] = Field(
-        "fp32",
-        description="`fp32`: the weights as they are; `bf16`, `int8`: their change in a half or a quarter of the "
-        "bytes, what rounding takes being made up for in the next round",
-    )
+    codec: Annotated[str, CODEC] = "fp32"
 
 
 class InitSection(Section):
