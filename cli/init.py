@@ -129,10 +129,11 @@ def run_file(values: Table, path: Path, *, measured: bool = False) -> str:
 
     run = parse_run(dict(values))
     parts = [_OPENING.format(path=path, measured=_MEASURED if measured else "")]
-    for name, model in sections():
+    task = task_class(run.task.name)
+    for name, model in sections(splits=[task.Split]):
         given = _at(values, name)
         optional = given is None and _at(run.model_dump(), name) is None
-        options = task_class(run.task.name).Options if model is TaskSection else None
+        options = task.Options if model is TaskSection else None
         head = f"{'# ' if optional else ''}[{name}]\n" if name else ""
         parts.append(head + "".join(_lines(model, given or {}, options)))
     return "\n".join(parts)

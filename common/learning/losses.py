@@ -60,7 +60,7 @@ def calibration(count_K: Tensor, tau: float) -> Tensor:
 def not_true_distillation(logit_BK: Tensor, global_BK: Tensor, label_B: Tensor, tau: float) -> Tensor:
     """tau^2 KL(global || local) between softmaxes at temperature tau over all classes but the label's, batch mean.
 
-    What the global model thinks of the classes that an image does not show is kept; the label is learnt freely
+    What the global model thinks of the classes that an example does not show is kept; the label is learnt freely
     (FedNTD: Lee et al., NeurIPS 2022, arXiv 2106.03097).
     """
     other_R = torch.arange(logit_BK.shape[1] - 1, device=logit_BK.device)

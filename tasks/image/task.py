@@ -26,10 +26,10 @@ from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Part, Stats, Suggestion, Task, TaskData
 from fednc.common.tasks.splits import Index, split_digest, split_index
-from fednc.tasks.image.options import ImageOptions
 from fednc.tasks.vision.backbones import ImageModel, build_backbone, width_of
 from fednc.tasks.vision.dataset import UNLABELLED, ImageBatch, ImageData
-from fednc.tasks.vision.shifts import is_shifted, shift_part, shift_test
+from fednc.tasks.vision.options import ImageOptions
+from fednc.tasks.vision.shifts import ImageSplit, is_shifted, shift_part, shift_test
 from fednc.tasks.vision.sources import select
 from fednc.tasks.vision.sources.images import Images, Purpose
 from fednc.tasks.vision.suggest import suggest
@@ -44,6 +44,7 @@ class ImageTask(Task):
 
     name = "image"
     Options = ImageOptions
+    Split = ImageSplit
     options: ImageOptions
 
     def __init__(self, run: RunConfig) -> None:
@@ -73,7 +74,7 @@ class ImageTask(Task):
             return self._data(images, augment=True)
         split = _split_with(part, split)
         data = self._data(images, augment=True).select(self._parts(images.label_N.numpy(), split)[part.index])
-        if not is_shifted(split.shift):
+        if not is_shifted(split):
             return data
         return replace(data, pixel_NCHW=shift_part(data.pixel_NCHW, split, part.index))
 
@@ -85,7 +86,7 @@ class ImageTask(Task):
         """The test images at `spec`, mixed from all parts' shifts where the split has any. Raises DataError."""
         data = self._data(self._read(spec, "test"))
         split = self.run.split
-        if split is None or not is_shifted(split.shift):
+        if split is None or not is_shifted(split):
             return data
         return replace(data, pixel_NCHW=shift_test(data.pixel_NCHW, split))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fednc.common.learning.heads import Head
-from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.options import ImageOptions
 
 GROUPS = 8  # divides every channel count below
 
