@@ -87,7 +87,7 @@ def files_of(modules: set[str]) -> set[Path]:
 
 
 def room_of(path: Path) -> str:
-    """The room of a file in a floor; a file in the floor's own folder is its own room if it has a place in `ROOMS`."""
+    """The room of a file: its folder, or for a file that `ROOMS` names its name; else empty."""
     floor, *parts = path.relative_to(ROOT).parts
     return parts[0] if len(parts) > 1 or parts[0] in ROOMS.get(floor, ()) else ""
 
