@@ -17,8 +17,8 @@ import grpc
 import torch
 from flwr.app import Message
 
+from fednc.client.link.attendance import attend_request, read_event
 from fednc.client.link.channel import open_channel
-from fednc.client.link.connection import attend_request, read_event
 from fednc.client.link.connection_errors import as_error
 from fednc.client.link.http_proxy import proxy_on_the_way
 from fednc.client.link.link import Host, LinkConfig

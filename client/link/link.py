@@ -18,13 +18,13 @@ from typing import Protocol
 import grpc
 from flwr.app import Message
 
+from fednc.client.link.attendance import Attendance, Events, attend_request, read_event, send_word
 from fednc.client.link.channel import Credentials, open_channel
-from fednc.client.link.connection import Events, Session, attend_request, read_event, send_word
 from fednc.client.link.connection_errors import explain, final_reason, is_expired_refusal
 from fednc.client.link.credential_renewal import Renewing
 from fednc.client.link.http_proxy import proxy_on_the_way
 from fednc.client.link.reconnect_messages import Patience
-from fednc.client.link.transfer import make_stub, session_metadata
+from fednc.client.link.transfer import attendance_metadata, make_stub
 from fednc.client.link.worker import BACKOFF_S, BeforeDownload, Worker, accept_any_size, jittered
 from fednc.common.errors import RefusedError
 from fednc.common.reasons import refusal_of
@@ -129,17 +129,17 @@ class Link:
         """Want no more work; return when what is at hand is settled, or cannot be."""
         self._worker.running.set()
         self._stand(pb.Declaration.LEAVING)
-        if session := self._worker.session:
+        if attendance := self._worker.attendance:
             with suppress(TimeoutError):  # the word must be out before we are
-                await asyncio.wait_for(session.outbox.join(), self._config.liveness_s)
+                await asyncio.wait_for(attendance.outbox.join(), self._config.liveness_s)
         await self._worker.drain()
 
     def _stand(self, standing: pb.Declaration.Standing) -> None:
         self._standing = standing
-        session = self._worker.session
-        if session and self._declaration and self._declaration.standing != standing:
+        attendance = self._worker.attendance
+        if attendance and self._declaration and self._declaration.standing != standing:
             self._declaration.standing = standing
-            session.outbox.put_nowait(self._declaration)
+            attendance.outbox.put_nowait(self._declaration)
 
     # ---- attending -----------------------------------------------------------------------------------------
 
@@ -171,22 +171,22 @@ class Link:
                 welcome = (await read_event(call)).welcome
                 self._patience.connected()
                 liveness_s = welcome.liveness_s or config.liveness_s
-                metadata = session_metadata(welcome.session)
-                session = Session(stub, metadata, liveness_s, min(welcome.whole_bytes, WHOLE_BYTES))
-                reporter = asyncio.create_task(send_word(session))
+                metadata = attendance_metadata(welcome.attendance)
+                attendance = Attendance(stub, metadata, liveness_s, min(welcome.whole_bytes, WHOLE_BYTES))
+                reporter = asyncio.create_task(send_word(attendance))
                 try:
-                    await self._declare(welcome, session)
-                    self._worker.connect(session)
+                    await self._declare(welcome, attendance)
+                    self._worker.connect(attendance)
                     self._stand(self._standing)
-                    session.hear()
-                    return await self._listen(call, session)
+                    attendance.hear()
+                    return await self._listen(call, attendance)
                 finally:
                     reporter.cancel()
             finally:
                 call.cancel()
                 self._worker.disconnect()
 
-    async def _declare(self, welcome: pb.Welcome, session: Session) -> None:
+    async def _declare(self, welcome: pb.Welcome, attendance: Attendance) -> None:
         if welcome.run_id != self._run_id:
             self._leave_run()
             self._run_id = welcome.run_id
@@ -197,16 +197,16 @@ class Link:
             except Exception as e:  # whatever it is, the server must hear of it
                 log.error("this client cannot take part: %s: %s", type(e).__name__, e)  # the details stay here
                 refusal = pb.Declaration(problem=refusal_of(e))
-                await session.stub.Declare(refusal, metadata=session.metadata)
+                await attendance.stub.Declare(refusal, metadata=attendance.metadata)
                 raise
         self._declaration.standing = self._standing
-        await session.stub.Declare(self._declaration, metadata=session.metadata)
+        await attendance.stub.Declare(self._declaration, metadata=attendance.metadata)
         holds = f"{self._declaration.examples} examples on " if self._declaration.examples else ""
         log.info("ready: %s%s", holds, self._declaration.device)
 
-    async def _listen(self, call: Events, session: Session) -> pb.RunOver:
+    async def _listen(self, call: Events, attendance: Attendance) -> pb.RunOver:
         while True:
-            event = await session.next_event(call)
+            event = await attendance.next_event(call)
             if event.HasField("assignment"):
                 self._worker.accept(event.assignment)
             elif event.HasField("cancel"):

@@ -21,7 +21,7 @@ from fednc.common.wire import framing, records
 from fednc.common.wire.arrays import Buffer, new_buffers
 from fednc.common.wire.checksum import Fingerprint, fingerprint
 from fednc.common.wire.framing import Data, Piece
-from fednc.common.wire.protocol import CHUNK_BYTES, SESSION_KEY, UPWARD_LIMIT_BYTES, WHOLE_BYTES
+from fednc.common.wire.protocol import ATTENDANCE_KEY, CHUNK_BYTES, UPWARD_LIMIT_BYTES, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 
@@ -43,9 +43,9 @@ def make_stub(channel: grpc.aio.Channel) -> rpc.FederationStub:
     return stub
 
 
-def session_metadata(session: bytes) -> Metadata:
+def attendance_metadata(attendance: bytes) -> Metadata:
     """Metadata that ties a call to its node."""
-    return ((SESSION_KEY, session),)
+    return ((ATTENDANCE_KEY, attendance),)
 
 
 def take_along(blobs: Iterable[bytes], manifest: pb.Manifest, cache: BlobCache) -> None:

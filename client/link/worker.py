@@ -1,7 +1,7 @@
 """One client's work: takes assignments, fetches what they need, runs the app, sees every reply through.
 
-Filled by the link, which lends it a session while there is a connection. Whatever goes wrong here ends as a reply
-that says so: the server must never wait for a client that has given up. Knows no task and no method.
+Filled by the link, which lends it an attendance while there is a connection. Whatever goes wrong here ends as a
+reply that says so: the server must never wait for a client that has given up. Knows no task and no method.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Protocol, TypeVar
 import grpc
 from flwr.app import Message, RecordDict
 
+from fednc.client.link.attendance import Attendance, progress_of
 from fednc.client.link.blob_cache import BlobCache
-from fednc.client.link.connection import Session, progress_of
 from fednc.client.link.transfer import Reply, fetch_content, send_reply, take_along
 from fednc.client.link.work_hooks import CURRENT, AppFailedError, CancelledError, Hooks, Step
 from fednc.common import fault_injection, flower_adapter
@@ -80,26 +80,26 @@ class Worker:
         self._app, self._packs = app, packs
         self._before_download, self._admit = before_download, admit
         self._cache = BlobCache()
-        self._session: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+        self._attendance: asyncio.Future[Attendance] = asyncio.get_running_loop().create_future()
         self._active: dict[bytes, _Work] = {}
         self._todo: asyncio.Queue[_Work] = asyncio.Queue()
-        self._transfer: asyncio.Future[Any] | None = None  # under way over the session
+        self._transfer: asyncio.Future[Any] | None = None  # under way over the attendance
         self.running = threading.Event()  # cleared: work holds at its next batch
         self.running.set()
 
     @property
-    def session(self) -> Session | None:
+    def attendance(self) -> Attendance | None:
         """The connection that there is."""
-        return self._session.result() if self._session.done() else None
+        return self._attendance.result() if self._attendance.done() else None
 
-    def connect(self, session: Session) -> None:
+    def connect(self, attendance: Attendance) -> None:
         """There is a connection to work over."""
-        self._session.set_result(session)
+        self._attendance.set_result(attendance)
 
     def disconnect(self) -> None:
         """It is gone; transfers wait for the next one."""
-        if self._session.done():
-            self._session = asyncio.get_running_loop().create_future()
+        if self._attendance.done():
+            self._attendance = asyncio.get_running_loop().create_future()
         if self._transfer:
             self._transfer.cancel()  # a line that swallows everything would never end it
 
@@ -139,12 +139,12 @@ class Worker:
 
     async def drain(self) -> None:
         """Return when what is at hand is settled, or cannot be."""
-        while self._active and self._session.done():
+        while self._active and self._attendance.done():
             await asyncio.sleep(_DRAIN_POLL_S)
 
     def _note_progress(self, work_id: pb.AssignmentId, step: Step) -> None:
-        if self.session:
-            self.session.outbox.put_nowait(progress_of(work_id, step))
+        if self.attendance:
+            self.attendance.outbox.put_nowait(progress_of(work_id, step))
 
     # ---- one piece after the other -------------------------------------------------------------------------
 
@@ -219,18 +219,18 @@ class Worker:
                 log.warning("%s: %s; trying again", work, e)
         return None
 
-    async def _download(self, session: Session, content: pb.Manifest) -> RecordDict:
-        with session.downloading():
+    async def _download(self, attendance: Attendance, content: pb.Manifest) -> RecordDict:
+        with attendance.downloading():
             return await fetch_content(
-                session.stub, session.metadata, content, self._cache, session.hear, self._admit
+                attendance.stub, attendance.metadata, content, self._cache, attendance.hear, self._admit
             )
 
-    async def _persist(self, work: _Work, step: Callable[[Session], Awaitable[T]]) -> T | None:
-        """The step's result, tried again over new sessions until the work is cancelled."""
+    async def _persist(self, work: _Work, step: Callable[[Attendance], Awaitable[T]]) -> T | None:
+        """The step's result, tried again over new attendances until the work is cancelled."""
         pause_s = BACKOFF_S[0]
         while not work.hooks.cancelled.is_set():
-            session = await asyncio.shield(self._session)
-            self._transfer = transfer = asyncio.ensure_future(step(session))
+            attendance = await asyncio.shield(self._attendance)
+            self._transfer = transfer = asyncio.ensure_future(step(attendance))
             try:
                 return await transfer
             except grpc.aio.AioRpcError as e:

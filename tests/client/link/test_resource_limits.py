@@ -23,6 +23,7 @@ from fednc.client.link.work_hooks import CancelledError, Hooks
 from fednc.common.config.run import parse_run
 from fednc.common.errors import AddressError, RefusedError
 from fednc.common.reasons import SENTENCES
+from fednc.common.wire.protocol import ATTENDANCE_KEY, PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.nodes import NodeState
 from support.local_servers import IdleHost, Place, Serving, attending, invoke, is_ready, serving, until
@@ -161,18 +162,18 @@ def test_a_dry_run_is_refused_like_the_client_would_be(place: Place) -> None:
     asyncio.run(scenario())
 
 
-def test_a_dry_runs_session_opens_no_other_call(place: Place) -> None:
+def test_a_dry_runs_attendance_opens_no_other_call(place: Place) -> None:
     """It reads the run file and nothing else."""
 
     async def scenario() -> None:
         async with serving(place.folder, {}) as server, open_channel(server.address, None, 5) as channel:
-            node = server.federation.admit(pb.AttendRequest(protocol=1, name="a", dry_run=True))
-            assert server.federation.roster.by_session(node.session) is None
+            node = server.federation.admit(pb.AttendRequest(protocol=PROTOCOL, name="a", dry_run=True))
+            assert server.federation.roster.by_attendance(node.attendance) is None
             service = pb.DESCRIPTOR.services_by_name["Federation"]
             for method in service.methods:
                 if method.name != "Attend":
-                    message = GetMessageClass(method.input_type)()
-                    code, _ = await invoke(channel, method, ("fednc-session-bin", node.session), request=message)
+                    message, shown = GetMessageClass(method.input_type)(), (ATTENDANCE_KEY, node.attendance)
+                    code, _ = await invoke(channel, method, shown, request=message)
                     assert code is grpc.StatusCode.ABORTED
 
     asyncio.run(scenario())

@@ -19,6 +19,7 @@ from fednc.common.config.presets import PRESETS
 from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.wire import messages, records, update_codec
 from fednc.common.wire.messages import EVALUATE, HELLO, MEMORY, TRAIN
+from fednc.common.wire.protocol import PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.heartbeat import drop_silent
 from fednc.server.link.message_limits import InvalidError
@@ -198,7 +199,7 @@ def test_who_keeps_sending_rubbish_is_shut_out_by_name(tmp_path: Path) -> None:
             assert await bad.ended() is grpc.StatusCode.PERMISSION_DENIED
             bad.give_work()
             assert bad.batch.replies.get_nowait().failure, "later work must fail at once"
-            again = good.stub.Attend(pb.AttendRequest(protocol=1, name="bad", instance=b"bad"))
+            again = good.stub.Attend(pb.AttendRequest(protocol=PROTOCOL, name="bad", instance=b"bad"))
             assert await again.code() is grpc.StatusCode.PERMISSION_DENIED
             assert "in quarantine" in await again.details()
             [event] = [event for event in server.events if event["kind"] == "quarantine"]

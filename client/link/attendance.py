@@ -28,7 +28,7 @@ Events = grpc.aio.UnaryStreamCall[pb.AttendRequest, pb.ServerEvent]
 
 
 @dataclass(eq=False)
-class Session:
+class Attendance:
     """Valid until its stream ends."""
 
     stub: rpc.FederationStub
@@ -112,21 +112,21 @@ def _unavailable(details: str) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
 
-async def send_word(session: Session) -> None:
-    """Send progress, changed declarations and signs of life while the session lasts; never disturbs the work."""
+async def send_word(attendance: Attendance) -> None:
+    """Send progress, changed declarations and signs of life until the attendance ends; never disturbs the work."""
     loop = asyncio.get_running_loop()
     try:
-        call = session.stub.Report(metadata=session.metadata)
+        call = attendance.stub.Report(metadata=attendance.metadata)
         while True:
-            beat = loop.call_later(session.liveness_s / BEATS, session.outbox.put_nowait, pb.Progress())
+            beat = loop.call_later(attendance.liveness_s / BEATS, attendance.outbox.put_nowait, pb.Progress())
             try:
-                word = await session.outbox.get()
+                word = await attendance.outbox.get()
             finally:
                 beat.cancel()
             if isinstance(word, pb.Declaration):
-                await session.stub.Declare(word, metadata=session.metadata)
+                await attendance.stub.Declare(word, metadata=attendance.metadata)
             else:
                 await call.write(word)
-            session.outbox.task_done()
+            attendance.outbox.task_done()
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the latter for a call that has just ended
         pass
