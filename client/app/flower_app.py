@@ -24,6 +24,7 @@ from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.memory_controls import with_own_means
 from fednc.common.learning.round_context import Guide
+from fednc.common.tasks import evaluation
 from fednc.common.tasks.api import TaskData
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import arrays, messages, update_codec
@@ -135,9 +136,8 @@ def evaluate(message: Message, context: Context) -> Message:
     _load_model(message, here)
     if here.run.method.uses_memory:
         guide = _own(guide, here, mine)
-    stats = trainer.evaluate(
-        here.task, here.model, held_out, guide.to(here.device), here.run.evaluate.batch, CURRENT.get()
-    )
+    batch, check = here.run.evaluate.batch, CURRENT.get().check
+    stats = evaluation.evaluate(here.task, here.model, held_out, guide.to(here.device), batch, check)
     content = RecordDict({STATS: arrays.to_record(stats)})
     content[METRICS] = MetricRecord({EXAMPLES: held_out.examples})
     return Message(content, reply_to=message)
