@@ -17,7 +17,7 @@ import grpc
 import torch
 from flwr.app import Message
 
-from fednc.client.link.attendance import attend_request, read_event
+from fednc.client.link.attendance import read_event
 from fednc.client.link.channel import open_channel
 from fednc.client.link.connection_errors import as_error
 from fednc.client.link.http_proxy import proxy_on_the_way
@@ -121,7 +121,7 @@ async def _look_in(config: LinkConfig) -> pb.Welcome:
     try:
         opened = open_channel(config.server, config.credentials, config.liveness_s, direct=config.direct)
         async with opened as channel:
-            call = rpc.FederationStub(channel).Attend(attend_request(config, dry_run=True))
+            call = rpc.FederationStub(channel).Attend(config.request(dry_run=True))
             welcome = (await read_event(call)).welcome
             call.cancel()
             return welcome

@@ -15,7 +15,7 @@ from flwr.app import Message, RecordDict
 from flwr.app.user_config import UserConfig
 
 from fednc.client.foreign.process import Setup
-from fednc.client.link.work_hooks import CURRENT, AppFailedError, CancelledError, Hooks
+from fednc.client.link.work_hooks import CURRENT, AppFailedError, Hooks, WorkCancelledError
 from fednc.common import flower_adapter
 from fednc.common.errors import ConfigError
 from fednc.common.flower_adapter import AppFolder
@@ -60,7 +60,7 @@ class ForeignHost:
 
         Raises:
             AppFailedError: the app raised, or its process ended.
-            CancelledError: the server does not wait any more; a process that did not finish in time was ended.
+            WorkCancelledError: the server does not wait any more; a process that did not finish in time was ended.
         """
         process, hooks = self._running(), CURRENT.get()
         try:
@@ -70,7 +70,7 @@ class ForeignHost:
             self._process = None
             how = process.end()
             if hooks.cancelled.is_set():
-                raise CancelledError("cancelled by the server") from e
+                raise WorkCancelledError("cancelled by the server") from e
             raise AppFailedError("AppProcessEnded", f"the app's process {how} at work") from e
         self._state = answer.state
         if answer.failure:

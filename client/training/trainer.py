@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fednc.client.link.work_hooks import Hooks, Step
+from fednc.client.link.work_hooks import Hooks, LocalProgress
 from fednc.client.training.cuda_graphs import Steps, beside_default_stream, capture_for
 from fednc.client.training.method_terms import Addition
 from fednc.common.config.tables import TrainSection
@@ -55,7 +55,7 @@ def train(
         frozen: keys of the state dict that stay as they are, bit for bit; for the rest of the run.
 
     Raises:
-        CancelledError: the server no longer waits; the model is then half-trained.
+        WorkCancelledError: the server no longer waits; the model is then half-trained.
     """
     model.train()
     if frozen:
@@ -136,10 +136,10 @@ class _Meter:
             self._reported = now
             self._hooks.report(self._step(float(losses["loss"]), now))
 
-    def _step(self, loss: float, now: float) -> Step:
+    def _step(self, loss: float, now: float) -> LocalProgress:
         speed = self._examples / max(1e-9, now - self._started)
         memory = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-        return Step(self._steps, self._total, loss, speed, memory)
+        return LocalProgress(self._steps, self._total, loss, speed, memory)
 
     def result(self) -> LocalResult:
         """Totals of all steps; one last report, so that short rounds are seen too."""

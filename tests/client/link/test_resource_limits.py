@@ -19,7 +19,7 @@ from fednc.client.link import resource_limits as bounds
 from fednc.client.link.channel import open_channel
 from fednc.client.link.link import Host, Link, LinkConfig
 from fednc.client.link.resource_limits import Reserve, attend_for
-from fednc.client.link.work_hooks import CancelledError, Hooks
+from fednc.client.link.work_hooks import Hooks, WorkCancelledError
 from fednc.common.config.run import parse_run
 from fednc.common.errors import AddressError, RefusedError
 from fednc.common.reasons import SENTENCES
@@ -67,7 +67,7 @@ def test_work_that_is_held_ends_when_cancelled_or_let_go(is_cancelled: bool) -> 
     hooks = Hooks()
     hooks.running.clear()
     (hooks.cancelled if is_cancelled else hooks.running).set()
-    with pytest.raises(CancelledError) if is_cancelled else nullcontext():
+    with pytest.raises(WorkCancelledError) if is_cancelled else nullcontext():
         hooks.check()
 
 
