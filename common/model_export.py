@@ -33,7 +33,7 @@ from fednc.common.wire.protocol import one_line
 FOLDER, WEIGHTS, MANIFEST = "model", "model.safetensors", "model.json"
 
 
-class Manifest(BaseModel):
+class ModelManifest(BaseModel):
     """model.json. A change that older readers would misunderstand gets another `format`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -122,7 +122,7 @@ def export(
     weights = safetensors.torch.save(
         {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     )
-    manifest = Manifest(
+    manifest = ModelManifest(
         task_version=task.version,
         run=run,
         run_digest=run.digest,
@@ -173,9 +173,9 @@ def _model_folder(path: Path) -> Path:
     raise DataError(f"{path}: no {MANIFEST} in it or in its folder `model`; give the folder of a finished run")
 
 
-def _manifest(path: Path) -> Manifest:
+def _manifest(path: Path) -> ModelManifest:
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return ModelManifest.model_validate_json(path.read_bytes())
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror}); export the run again") from e
     except ValidationError as e:

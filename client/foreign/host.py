@@ -40,7 +40,7 @@ class ForeignHost:
         self._config = config
         self._setup: Setup | None = None
         self._state = RecordDict()
-        self._process: _Process | None = None
+        self._process: _RunningApp | None = None
 
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         """Start the app's process. Raises ConfigError: the app cannot be loaded."""
@@ -83,15 +83,15 @@ class ForeignHost:
             self._process.end(self._config.grace_s)
             self._process = None
 
-    def _running(self) -> _Process:
+    def _running(self) -> _RunningApp:
         """The app's process, started anew where the last one ended."""
         assert self._setup is not None
         if self._process is None or not self._process.alive:
-            self._process = _Process(self._setup, self._config.environment)
+            self._process = _RunningApp(self._setup, self._config.environment)
         return self._process
 
 
-class _Process:
+class _RunningApp:
     """The client's side of `process.py`."""
 
     def __init__(self, setup: Setup, environment: Mapping[str, str]) -> None:
@@ -126,7 +126,7 @@ class _Process:
         """End the process `grace_s` after the work in the block was cancelled; the block then sees EOF."""
         return self._process.ended_when(hooks.cancelled, grace_s)
 
-    def answer(self, message: Message, state: RecordDict) -> _Answer:
+    def answer(self, message: Message, state: RecordDict) -> _AppResult:
         """What the app made of the message. Raises OSError, EOFError: the process is gone."""
         meta, pipe = message.metadata, self._process.pipe
         what = pb.AssignmentId(message_type=meta.message_type, group_id=meta.group_id)
@@ -135,11 +135,13 @@ class _Process:
         pipe.send_content(state)
         failure = pb.Failure.FromString(pipe.receive())
         new_state = pipe.receive_content()
-        return _Answer(new_state, failure) if failure.kind else _Answer(new_state, None, pipe.receive_content())
+        return (
+            _AppResult(new_state, failure) if failure.kind else _AppResult(new_state, None, pipe.receive_content())
+        )
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _AppResult:
     """The app's state after its work, and the content of its reply or why there is none."""
 
     state: RecordDict

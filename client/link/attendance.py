@@ -16,11 +16,10 @@ import grpc
 from flwr.app import RecordDict
 
 from fednc.client.link.blob_cache import BlobCache
-from fednc.client.link.transfer import PendingReply, fetch_content, send_reply
+from fednc.client.link.transfer import PendingReply, Stub, fetch_content, send_reply
 from fednc.client.link.work_hooks import LocalProgress
 from fednc.common.wire.protocol import ATTENDANCE_KEY, BEATS, BULK_FACTOR, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
-from fednc.protos import federation_pb2_grpc as rpc
 
 Events = grpc.aio.UnaryStreamCall[pb.AttendRequest, pb.ServerEvent]
 
@@ -28,7 +27,7 @@ Events = grpc.aio.UnaryStreamCall[pb.AttendRequest, pb.ServerEvent]
 class Attendance:
     """The client's side of one attendance."""
 
-    def __init__(self, stub: rpc.FederationStub, events: Events, welcome: pb.Welcome, liveness_s: float) -> None:
+    def __init__(self, stub: Stub, events: Events, welcome: pb.Welcome, liveness_s: float) -> None:
         """`events` has brought `welcome`; `liveness_s` holds where the server names no other."""
         self.welcome = welcome
         self._stub, self._events = stub, events

@@ -24,7 +24,7 @@ from fednc.client.link.connection_errors import explain, final_reason, is_expire
 from fednc.client.link.credential_renewal import Renewing
 from fednc.client.link.http_proxy import proxy_on_the_way
 from fednc.client.link.reconnect_messages import Patience
-from fednc.client.link.transfer import make_stub
+from fednc.client.link.transfer import Stub
 from fednc.client.link.worker import BACKOFF_S, BeforeDownload, Worker, accept_any_size, jittered
 from fednc.common.errors import RefusedError
 from fednc.common.reasons import refusal_of
@@ -180,7 +180,7 @@ class Link:
         config = self._config
         opened = open_channel(config.server, self._keys, config.liveness_s, direct=config.direct)
         async with opened as channel:
-            stub = make_stub(channel)
+            stub = Stub(channel)
             events = stub.Attend(config.request(self._instance))
             try:
                 welcome = (await read_event(events)).welcome

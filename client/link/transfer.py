@@ -34,14 +34,16 @@ DownloadCall = grpc.aio.UnaryStreamCall[pb.DownloadRequest, Data]
 UploadCall = grpc.aio.StreamStreamCall[pb.UploadFrame | Piece, pb.UploadEvent]
 
 
-def make_stub(channel: grpc.aio.Channel) -> rpc.FederationStub:
-    """The generated stub, but its two calls of bulk data skip protobuf's copies."""
-    stub, service = rpc.FederationStub(channel), pb.DESCRIPTOR.services_by_name["Federation"].full_name
-    stub.Download = channel.unary_stream(
-        f"/{service}/Download", pb.DownloadRequest.SerializeToString, framing.unpack_chunk
-    )
-    stub.Upload = channel.stream_stream(f"/{service}/Upload", framing.pack_frame, pb.UploadEvent.FromString)
-    return stub
+class Stub(rpc.FederationStub):
+    """The generated stub, but its two calls that carry bulk data skip protobuf's copies."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        super().__init__(channel)  # type: ignore[no-untyped-call]  # generated
+        service = pb.DESCRIPTOR.services_by_name["Federation"].full_name
+        self.Download = channel.unary_stream(
+            f"/{service}/Download", pb.DownloadRequest.SerializeToString, framing.unpack_chunk
+        )
+        self.Upload = channel.stream_stream(f"/{service}/Upload", framing.pack_frame, pb.UploadEvent.FromString)
 
 
 def take_along(blobs: Iterable[bytes], manifest: pb.Manifest, cache: BlobCache) -> None:
@@ -54,7 +56,7 @@ def take_along(blobs: Iterable[bytes], manifest: pb.Manifest, cache: BlobCache) 
 
 
 async def fetch_content(
-    stub: rpc.FederationStub,
+    stub: Stub,
     metadata: Metadata,
     manifest: pb.Manifest,
     cache: BlobCache,
@@ -177,9 +179,7 @@ class PendingReply:
         return header
 
 
-async def send_reply(
-    stub: rpc.FederationStub, metadata: Metadata, reply: PendingReply, whole_bytes: int
-) -> pb.Receipt:
+async def send_reply(stub: Stub, metadata: Metadata, reply: PendingReply, whole_bytes: int) -> pb.Receipt:
     """Upload a reply: in one message up to `whole_bytes` of data, else from where the server says it left off.
 
     Raises:
@@ -194,7 +194,7 @@ async def send_reply(
     raise ProtocolError(f"an upload arrived damaged {_TRIES} times")
 
 
-async def _send_whole(stub: rpc.FederationStub, metadata: Metadata, reply: PendingReply) -> pb.Receipt:
+async def _send_whole(stub: Stub, metadata: Metadata, reply: PendingReply) -> pb.Receipt:
     piece = framing.Run(reply.buffers).take(reply.size)
     data, digest = b"".join(_on_its_way(piece)), fingerprint(*piece)
     upload = pb.WholeUpload(header=reply.header, data=data, digest=digest)
@@ -202,7 +202,7 @@ async def _send_whole(stub: rpc.FederationStub, metadata: Metadata, reply: Pendi
     return receipt
 
 
-async def _send_in_frames(stub: rpc.FederationStub, metadata: Metadata, reply: PendingReply) -> pb.Receipt:
+async def _send_in_frames(stub: Stub, metadata: Metadata, reply: PendingReply) -> pb.Receipt:
     header = pb.UploadFrame(header=reply.header)
     call = stub.Upload(metadata=metadata)
     await call.write(header)

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
-from fednc.client.app import dry_run
+from fednc.client.app.dry_run import dry_run
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost, ClientConfig
 from fednc.client.link import resource_limits as bounds
@@ -131,7 +131,7 @@ def test_a_dry_run_measures_and_leaves_no_trace(tmp_path: Path, examples_per_bat
             server.federation.roster._parts = PARTS
             config = LinkConfig(server=server.address, name="a", part=pb.Part(index=1, of=PARTS))
             host = AppHost(ClientConfig(name="a", data="digits", device="cpu"), app)
-            found = await dry_run.rehearse(config, host)
+            found = await dry_run(config, host)
             assert server.names() == []
             assert (found.part, found.run_id, found.device) == (f"1/{PARTS}", "run", "cpu")
             assert found.batch == min(examples_per_batch, found.examples)
@@ -143,7 +143,7 @@ def test_a_dry_run_measures_and_leaves_no_trace(tmp_path: Path, examples_per_bat
             async with attending(server, "a", None):
                 await until(is_ready(server, "a"))
                 assert node_of(server, "a").part is not None
-                await dry_run.rehearse(config, host)
+                await dry_run(config, host)
                 assert is_ready(server, "a")()
                 assert server.names() == ["a"]
 
@@ -155,9 +155,9 @@ def test_a_dry_run_is_refused_like_the_client_would_be(place: Place) -> None:
         async with serving(place.folder, place.section()) as server:
             config = LinkConfig(server=server.address, name="b", credentials=place.certificate("a"))
             with pytest.raises(RefusedError, match="does not let you act as 'b'"):
-                await dry_run.rehearse(config, IdleHost())
+                await dry_run(config, IdleHost())
         with pytest.raises(AddressError, match="no answer"):
-            await dry_run.rehearse(replace(config, server="127.0.0.1:1"), IdleHost())
+            await dry_run(replace(config, server="127.0.0.1:1"), IdleHost())
 
     asyncio.run(scenario())
 
