@@ -30,6 +30,7 @@ from fednc.server.link.servicer import FederationServicer, add_to
 from fednc.server.operations.prometheus import MetricsServer
 from fednc.server.operations.servicer import SERVICE as OPERATOR_SERVICE
 from fednc.server.operations.servicer import OperatorServicer
+from fednc.server.storage.events import ServerListening
 
 T = TypeVar("T")
 G = TypeVar("G", bound=LinkGrid)
@@ -170,12 +171,13 @@ async def serve(
     warden = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))
     watchman = asyncio.create_task(drop_silent(federation))
     federation.events.emit(
-        "listening",
-        f"run {federation.run_id} listens on {address.rpartition(':')[0]}:{listening.port}, "
-        f"{'plaintext' if listening.security.credentials is None else listening.security.mode}",
-        port=listening.port,
-        auth=listening.security.mode,
-        metrics_port=metrics.port if metrics else None,
+        ServerListening(
+            text=f"run {federation.run_id} listens on {address.rpartition(':')[0]}:{listening.port}, "
+            f"{'plaintext' if listening.security.credentials is None else listening.security.mode}",
+            port=listening.port,
+            auth=listening.security.mode,
+            metrics_port=metrics.port if metrics else None,
+        )
     )
     on_listening(listening.port)
     grid = grid_type(federation, asyncio.get_running_loop())

@@ -6,7 +6,6 @@ Blocking work (task, model, test data, rounds, export) happens in the strategy's
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.changed_run_file import as_text
 from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import DiskProblem, LastGoodKept, RunDone, RunFileChanged
 from fednc.server.storage.run_folder import summary_of, write_files
 
 
@@ -85,7 +85,7 @@ async def run_server(
     summary = _summary(result, federation, time.monotonic() - started)
     await asyncio.to_thread(write_files, folder, result, summary)
     shutil.rmtree(folder / "spool", ignore_errors=True)
-    events.emit("done", f"run {folder.name} is done; files in {folder}", folder=str(folder))
+    events.emit(RunDone(text=f"run {folder.name} is done; files in {folder}", folder=str(folder)))
     return Finished(folder, result, summary)
 
 
@@ -101,10 +101,10 @@ def _keep_last_good(
         write_files(folder, result, {**_summary(result, federation, duration_s), "ended": ended})
     except OSError as e:
         text = f"the model of the last good round cannot be written: {e.strerror}"
-        events.emit("disk", text, level=logging.ERROR)
+        events.emit(DiskProblem(text=text))
         return
     text = f"the model of round {result.state.completed}, history and summary are in {folder}"
-    events.emit("kept", text, round=result.state.completed, folder=str(folder))
+    events.emit(LastGoodKept(text=text, round=result.state.completed, folder=str(folder)))
 
 
 def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tuple[FederatedRun, Checkpoint | None]:
@@ -112,7 +112,7 @@ def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tupl
     kept = checkpoints.latest(run.digest, run.decisive())
     if kept and kept.changed:
         text = f"the run file has changed since round {kept.round}: {as_text(kept.changed)}"
-        events.emit("changed", text, round=kept.round, changed=kept.changed)
+        events.emit(RunFileChanged(text=text, round=kept.round, changed=kept.changed))
     prepared = FederatedRun(run, events)
     if kept:
         prepared.restore(kept)

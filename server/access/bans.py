@@ -6,7 +6,6 @@ Asked when a node attends, told of all that was turned down. Lives on the event 
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from fednc.server.access.identity import FORBIDDEN, Identity, Refusal
 from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import Node, NodeState, Roster
 from fednc.server.storage.event_log import EventLog, NodeEvents
+from fednc.server.storage.events import DiskProblem, MessageRejected, NodeDropped, NodeQuarantined, NodeReadmitted
 
 
 class ShutOut:
@@ -89,7 +89,7 @@ class Doorkeeper:
         """End a node's attendance until it is readmitted. Raises OSError: it is, but only until a restart."""
         self._expel(node, Refusal(reason, FORBIDDEN))
         node.state, node.problem = NodeState.DROPPED, reason
-        self._events.emit("drop", f"{node.name}: {reason}", level=logging.WARNING, node=node.name)
+        self._events.emit(NodeDropped(text=f"{node.name}: {reason}", node=node.name))
         self.dropped.add(node.name, reason)
 
     def readmit(self, name: str, who: str) -> bool:
@@ -99,7 +99,7 @@ class Doorkeeper:
         if node and node.state in (NodeState.DROPPED, NodeState.QUARANTINED):
             node.state, node.problem, node.rejections = NodeState.LOST, "", 0
         if lists:
-            self._events.emit("readmit", f"{who} lets {name} in again", node=name, operator=who)
+            self._events.emit(NodeReadmitted(text=f"{who} lets {name} in again", node=name, operator=who))
         for each in lists:
             each.lift(name)
         return bool(lists)
@@ -112,7 +112,7 @@ class Doorkeeper:
         if node.state is NodeState.QUARANTINED:
             return
         text = f"rejected a message of {node.name} ({call}): {error}"
-        self._node_events.emit("rejected", text, level=logging.WARNING, node=node.name, call=call, field=field)
+        self._node_events.emit(MessageRejected(text=text, node=node.name, call=call, field=field))
         if self._most and node.rejections >= self._most:
             self._quarantine(node, f"{node.rejections} of its messages were rejected, the last: {error}")
 
@@ -134,9 +134,9 @@ class Doorkeeper:
         text = f"{node.name} is in quarantine: {reason}"
         self._expel(node, Refusal(f"{text}. An operator can readmit it", FORBIDDEN))
         node.state, node.problem = NodeState.QUARANTINED, reason
-        self._events.emit("quarantine", text, level=logging.WARNING, node=node.name, reason=reason)
+        self._events.emit(NodeQuarantined(text=text, node=node.name, reason=reason))
         try:
             self.quarantined.add(node.name, reason)
         except OSError as e:
             text = f"a restart will forget this quarantine: {e.strerror}; {remedy(e)}"
-            self._events.emit("disk", text, level=logging.ERROR, node=node.name, errno=e.errno)
+            self._events.emit(DiskProblem(text=text, node=node.name, errno=e.errno))

@@ -24,7 +24,7 @@ from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import NodeState
 from fednc.server.operations.scrape_server import BoundedServer, QuietHandler
 from fednc.server.operations.status import status_of
-from fednc.server.storage.event_log import Event
+from fednc.server.storage.events import Event, ReplyUnusable, RoundCompleted
 
 T = TypeVar("T")
 Asked = tuple[pb.RunStatus, Counter[str], Counter[str]]  # what stands, what was rejected, what was refused
@@ -101,13 +101,12 @@ class EventCounters:
 
     def note(self, event: Event) -> None:
         """Count one event."""
-        kind = event["kind"]
-        self._events.labels(kind).inc()
-        if kind == "no-reply":
-            self._failures.labels(event["node"]).inc()
-        elif kind == "round":
-            self._round_s.observe(event["seconds"])
-            self._fold_s.observe(event["fold_s"])
+        self._events.labels(event.kind).inc()
+        if isinstance(event, ReplyUnusable):
+            self._failures.labels(event.node).inc()
+        elif isinstance(event, RoundCompleted):
+            self._round_s.observe(event.record.seconds)
+            self._fold_s.observe(event.fold_s)
 
 
 class MetricsServer:

@@ -19,6 +19,7 @@ from fednc.protos import operator_pb2_grpc as rpc
 from fednc.server.access.interceptor import CALLER
 from fednc.server.link.federation import Federation
 from fednc.server.operations.status import status_of
+from fednc.server.storage.events import OperatorCommand
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE = pb.DESCRIPTOR.services_by_name["Operator"].full_name
@@ -85,7 +86,7 @@ class OperatorServicer(rpc.OperatorServicer):
         else:
             control.paused = command == "pause"
             text = f"{who} pauses the run: the next round waits" if control.paused else f"{who} lets the run go on"
-        self._federation.events.emit("control", text, command=command, operator=who)
+        self._federation.events.emit(OperatorCommand(text=text, command=command, operator=who))
 
     async def _drop(self, name: str, context: Context) -> None:
         node = self._federation.roster.by_name(name)
@@ -112,7 +113,9 @@ class OperatorServicer(rpc.OperatorServicer):
         except ConfigError as e:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         text = f"{who} starts session {control.waiting_session}"
-        self._federation.events.emit("control", text, command="next_session", operator=who, classes=list(names))
+        self._federation.events.emit(
+            OperatorCommand(text=text, command="next_session", operator=who, classes=names)
+        )
         control.started = names
 
 

@@ -25,7 +25,9 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import NodeState
 from fednc.server.listener import Listening, drop_invalid, make_server
-from fednc.server.storage.event_log import Event, EventLog
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import CallRefused, Event
+from support.heard_events import of_kind
 
 YEAR = timedelta(days=365)
 
@@ -73,8 +75,8 @@ class Serving:
         return f"127.0.0.1:{self.listening.port}"
 
     @property
-    def refused(self) -> list[Event]:
-        return [event for event in self.events if event["kind"] == "refused"]
+    def refused(self) -> list[CallRefused]:
+        return of_kind(CallRefused, self.events)
 
     def names(self) -> list[str]:
         return [node.name for node in self.federation.roster.nodes()]

@@ -15,6 +15,8 @@ from fednc.protos import operator_pb2 as op
 from fednc.server.link.nodes import NodeState
 from fednc.server.operations.prometheus import MetricsServer
 from fednc.server.operations.status import status_of
+from fednc.server.storage.events import ReplyUnusable, RoundCompleted
+from fednc.server.storage.history import RoundRecord
 from support.local_servers import Place, attending, invoke, is_ready, serving, until
 from support.working_nodes import node_of
 
@@ -48,8 +50,9 @@ def test_metrics_say_what_the_status_says_and_count_what_happened(place: Place) 
                 for _ in range(2):
                     await invoke(node, STATUS)  # refused; the log leaves the second one out
                 for seconds in (0.2, 50.0):
-                    server.federation.events.emit("round", "", seconds=seconds, fold_s=seconds / 100)
-                server.federation.events.emit("no-reply", "", node="a")
+                    record = RoundRecord(round=1, seconds=seconds)
+                    server.federation.events.emit(RoundCompleted(text="", record=record, fold_s=seconds / 100))
+                server.federation.events.emit(ReplyUnusable(text="", node="a", reason=""))
                 found = await asyncio.to_thread(scrape, metrics.port)
                 status = status_of(server.federation)
             finally:

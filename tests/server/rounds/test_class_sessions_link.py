@@ -30,6 +30,7 @@ from fednc.server.link.federation import Federation
 from fednc.server.main import Finished, run_server
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.run_folder import write_files
+from support.fewshot_rounds import stop_after
 from support.fewshot_run import BASE, DISCRIMINANT, DOT, SESSIONS, config, write_npz
 from support.local_servers import until
 
@@ -131,7 +132,7 @@ def test_the_exported_model_knows_only_the_classes_seen_so_far(tmp_path: Path) -
     run = config()
     prepared, _ = prepare(run)
     around = Surroundings()
-    prepared._events.listen(lambda e: setattr(around.control, "stopping", e.get("round", 0) >= 3))
+    prepared._events.listen(stop_after(around.control, 3))
     with LocalGrid(run, clients(run)) as grid:
         result = prepared.execute(grid, around)  # stopped in the middle of session 1
     write_files(tmp_path, result, {})
