@@ -12,10 +12,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.errors import ConfigError
+from fednc.server.rounds.result_files import summary_of, write_files
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import RunDone
-from fednc.server.storage.run_folder import run_folder, summary_of, write_files
+from fednc.server.storage.run_folder import run_folder
 
 app = ServerApp()
 

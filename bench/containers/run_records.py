@@ -18,10 +18,10 @@ from fednc.client.app.host import ClientConfig
 from fednc.common import model_export
 from fednc.common.config.run import RunConfig
 from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.result_files import write_files
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog, read_events
 from fednc.server.storage.events import Event, NodeLost, NodeReady, RoundCompleted, RunResumed
-from fednc.server.storage.run_folder import write_files
 
 _POLL_S = 0.2
 

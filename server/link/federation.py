@@ -20,7 +20,6 @@ from fednc.common.wire.arrays import Buffer
 from fednc.common.wire.framing import Parts
 from fednc.common.wire.protocol import REMEMBERED_ASSIGNMENTS, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
-from fednc.server.access.bans import Doorkeeper
 from fednc.server.access.identity import UNHEARD, Refusal
 from fednc.server.access.open_calls import OpenCalls
 from fednc.server.link import message_limits
@@ -35,11 +34,11 @@ from fednc.server.link.assignments import (
     key_of,
 )
 from fednc.server.link.blob_store import BlobStore
+from fednc.server.link.doorkeeper import Doorkeeper
 from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import Node, NodeState, Roster
 from fednc.server.link.reply_schema import Agreement
 from fednc.server.link.upload_budget import Intake
-from fednc.server.rounds.control import RunControl
 from fednc.server.storage.event_log import EventLog, NodeEvents
 from fednc.server.storage.events import (
     DiskProblem,
@@ -69,7 +68,6 @@ class Federation:
         self.earlier_bytes = (0, 0)  # up and down, before a restart
         self.roster = Roster(run.split.parts if run.split else 0)
         self.blobs = BlobStore()
-        self.control = RunControl()
         self._node_events = NodeEvents(events)
         self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self._node_events, self.expel)
         self.intake = Intake(spool, run.server.ingest_mib << 20)
@@ -315,7 +313,6 @@ class Federation:
     def finish(self, reason: str, *, failed: bool) -> None:
         """Tell everybody that the run is over."""
         self.over = pb.RunOver(reason=reason, failed=failed)
-        self.control.stopping = self.control.over = True
         for work in list(self._works.values()):  # so that nobody goes on waiting for it
             self._fail(work, NODE_LOST, "RunOver", reason)
         for node in self.roster.nodes():

@@ -24,6 +24,7 @@ from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import NodeState
 from fednc.server.operations.scrape_server import BoundedServer, QuietHandler
 from fednc.server.operations.status import status_of
+from fednc.server.rounds.control import RunControl
 from fednc.server.storage.events import Event, ReplyUnusable, RoundCompleted
 
 T = TypeVar("T")
@@ -112,7 +113,7 @@ class EventCounters:
 class MetricsServer:
     """Serves the metrics of one federation until it is closed."""
 
-    def __init__(self, federation: Federation, host: str, port: int) -> None:
+    def __init__(self, federation: Federation, control: RunControl, host: str, port: int) -> None:
         """Listen. `port` 0 takes a free one. Call it on the event loop.
 
         Raises:
@@ -123,7 +124,7 @@ class MetricsServer:
         federation.events.listen(EventCounters(registry).note)
 
         def read() -> Asked:
-            return status_of(federation), federation.door.refusals.copy(), federation.calls.refused.copy()
+            return status_of(federation, control), federation.door.refusals.copy(), federation.calls.refused.copy()
 
         def ask() -> Asked:
             return _on(loop, read)
