@@ -38,6 +38,7 @@ from fednc.server.rounds.replies import Replies, to
 from fednc.server.rounds.round_mean import RoundMean
 from fednc.server.rounds.server_training import fit_centrally
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import RunStarted
 from fednc.server.storage.history import RoundRecord
 
 
@@ -148,14 +149,11 @@ class FrameStrategy(Strategy):
     def summary(self) -> None:
         """Say once what is about to run."""
         run, frame = self.run, self.frame
-        self.events.emit(
-            "start",
+        text = (
             f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds, frame K={frame.vertices} "
-            f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}",
-            method=run.method.name,
-            frame=frame.digest,
-            config=run.digest,
+            f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}"
         )
+        self.events.emit(RunStarted(text=text, method=run.method.name, frame=frame.digest, config=run.digest))
 
     # ---- stages --------------------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server.access import bans as shutout
 from fednc.server.access.bans import ShutOut
 from fednc.server.link.nodes import NodeState
+from fednc.server.storage.events import DiskProblem, NodeReadmitted
+from support.heard_events import of_kind
 from support.local_servers import Serving, serving, until
 from support.raw_node import RawNode, attending_by_hand
 
@@ -64,7 +66,7 @@ def test_quarantine_outlives_the_server_and_ends_when_an_operator_says_so(tmp_pa
             with pytest.raises(ConfigError, match="'good' is not shut out; those who are: bad"):
                 await operator.readmit(["good"])
             await operator.readmit(["bad"])
-            assert [e["operator"] for e in server.events if e["kind"] == "readmit"] == ["an operator"]
+            assert [e.operator for e in of_kind(NodeReadmitted, server.events)] == ["an operator"]
             async with attending_by_hand(server.federation, server.listening.port, "bad") as bad:
                 await send_rubbish(bad, 1)
                 assert bad.node.state is NodeState.READY, "what was counted before has been forgiven"
@@ -118,7 +120,7 @@ def test_a_full_disk_takes_nothing_from_a_quarantine_but_its_memory(
             async with attending_by_hand(server.federation, server.listening.port, "bad") as bad:
                 monkeypatch.setattr(shutout, "write_atomically", full)
                 await send_rubbish(bad, 2)
-                await until(lambda: [e for e in server.events if e["kind"] == "disk"])
+                await until(lambda: of_kind(DiskProblem, server.events))
                 assert (await attend(server, "bad"))[0] is grpc.StatusCode.PERMISSION_DENIED
                 with pytest.raises(Exception, match="a restart will forget it: No space left"):
                     await OperatorLink(server.address).readmit(["bad"])
