@@ -142,7 +142,7 @@ def image_run(method: dict[str, Any], link: dict[str, Any]) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize("codec_name", update_codec.CODECS)
+@pytest.mark.parametrize("codec_name", update_codec.CODECS.names())
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_reply_of_our_own_client_fits_the_agreement(preset: str, codec_name: str) -> None:
     run = image_run({"name": preset}, {"codec": codec_name})
