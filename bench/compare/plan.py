@@ -160,8 +160,13 @@ class Row:
 
     @property
     def file_name(self) -> str:
-        """Its results file; readable, and unlike that of any other row."""
-        return f"{self.kind}-{self.setting}-{self.variant}-s{self.seed}-lr{self.lr:g}-{self.digest[:12]}.json"
+        """The file of its run; readable, and unlike that of any other row."""
+        return file_name(self.kind, self.setting, self.variant, self.seed, self.lr, self.digest)
+
+
+def file_name(kind: str, setting: str, variant: str, seed: int, lr: float, digest: str) -> str:
+    """The file name of a row's run."""
+    return f"{kind}-{setting}-{variant}-s{seed}-lr{lr:g}-{digest[:12]}.json"
 
 
 def read_comparison(path: Path, seeds: tuple[int, ...] | None = None) -> Comparison:

@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fednc.bench.compare import plots
 from fednc.bench.compare.plan import Comparison, Variant
+from fednc.bench.compare.run_archive import Result
 
-Result = dict[str, Any]
 Rates = dict[tuple[str, str], float]
 _KNOWN = {"rounds", "accuracy", "best", "last5", "drift", "nc1", "pooled_accuracy", "worst_client"}
 _GEOMETRY = {"drift": "cross-client class drift", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3", "nc4": "NC4"}

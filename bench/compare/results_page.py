@@ -15,8 +15,9 @@ from typing import Any
 
 from fednc.bench.compare.gains import ERRORS, OURS, POINTS, Gain, conclusions, gains, has_contest, others
 from fednc.bench.compare.plan import Part, read_comparison
-from fednc.bench.compare.report import Compared, Result, results_table, table_head, tuning_table
+from fednc.bench.compare.report import Compared, results_table, table_head, tuning_table
 from fednc.bench.compare.results_folder import Found, read_folder
+from fednc.bench.compare.run_archive import Result
 
 _BENCHES = ("link", "fold", "scale", "trainer")
 _PICTURES = ("accuracy", "sessions", "rounds", "geometry", "alignment")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from fednc.bench.compare.gains import Gain, gains
 from fednc.bench.compare.plan import Comparison, Row, final_rows, read_comparison, tuning_rows
 from fednc.bench.compare.results_folder import read_folder
 from fednc.bench.compare.results_page import page
+from fednc.bench.compare.run_archive import ARCHIVE, archive_runs, read_runs, write_run
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import DataError
 
@@ -96,9 +99,9 @@ class Place:
         tuning = tuning_rows(self.plan, "t")
         return [*tuning, *final_rows(self.plan, {(row.setting, row.variant): 0.1 for row in tuning}, "f")]
 
-    def put(self, row: Row, accuracy: float | None = None, name: str = "") -> None:
+    def put(self, row: Row, accuracy: float | None = None) -> None:
         value = ACCURACY[row.variant] + row.seed / 100 + row.lr / 10 if accuracy is None else accuracy
-        (self.results / "small" / (name or row.file_name)).write_text(json.dumps(result(row, value)))
+        write_run(self.results / "small", result(row, value))
 
     def page(self) -> str:
         return page(self.configs, self.results)
@@ -122,11 +125,13 @@ def test_the_committed_page_is_what_the_results_say() -> None:
     )
 
 
-COMMITTED = [
-    path
-    for path in sorted(RESULTS.glob("*/*.json"))
-    if path.parent.name != "bench" and "digest" in path.read_text()
-]
+COMMITTED = {path.parent.name: read_runs(path.parent) for path in sorted(RESULTS.glob(f"*/{ARCHIVE}"))}
+
+
+def all_committed() -> Iterator[tuple[str, dict[str, Any]]]:
+    for comparison, rows in COMMITTED.items():
+        for name, row in rows.items():
+            yield f"{comparison}: {name}", row
 
 
 def digest_of(row: dict[str, Any], config: dict[str, Any]) -> str:
@@ -144,21 +149,31 @@ def digest_of(row: dict[str, Any], config: dict[str, Any]) -> str:
 def test_committed_rows_are_named_by_the_digest_of_the_run_that_they_hold() -> None:
     """A digest that changes with the code would make every earlier result somebody else's."""
     assert COMMITTED
-    for path in COMMITTED:
-        row = json.loads(path.read_bytes())
+    for name, row in all_committed():
         config = row["config"]
         init = config.get("init", {})
         if init.get("kind") == "ordinary" and init.get("gain", 1.0) == 1.0 and not init.get("report"):
             # The first rows held even defaults that have no effect.
             config = {key: value for key, value in config.items() if key != "init"}
-        assert digest_of(row, config) == row["digest"], path.name
+        assert digest_of(row, config) == row["digest"], name
 
 
 def test_committed_rows_hold_no_path_of_a_machine() -> None:
-    for path in COMMITTED:
-        told = json.loads(path.read_bytes())
-        assert "/" not in told["command"].replace("bench/configs/", ""), path.name
-        assert told["config"]["evaluate"]["test"] in ("npz:{data}", ""), path.name
+    for name, row in all_committed():
+        assert "/" not in row["command"].replace("bench/configs/", ""), name
+        assert row["config"]["evaluate"]["test"] in ("npz:{data}", ""), name
+
+
+def test_committed_rows_are_in_archives_alone_in_the_bytes_that_they_would_be_written_in(tmp_path: Path) -> None:
+    assert not [path for path in RESULTS.glob("*/*.json") if path.parent.name != "bench"]
+    for comparison, rows in COMMITTED.items():
+        copy = tmp_path / comparison
+        copy.mkdir()
+        for row in rows.values():
+            write_run(copy, row)
+        archive_runs(copy)
+        packed = [gzip.decompress((folder / comparison / ARCHIVE).read_bytes()) for folder in (RESULTS, tmp_path)]
+        assert packed[0] == packed[1], comparison
 
 
 def test_what_does_not_pay_comes_first(full: Place) -> None:
@@ -223,7 +238,8 @@ def test_results_of_an_earlier_version_are_told_and_give_way_to_new_ones(full: P
     found = read_folder(full.plan, full.results / "small")
     assert (found.there, found.older) == (20, 0)
     (full.results / "small" / one.file_name).unlink()
-    full.put(older, name="again.json")
+    full.put(older)
+    full.put(Row(**{**vars(older), "run": changed.model_copy(update={"seed": 77})}))
     with pytest.raises(DataError, match="delete the older one"):
         full.page()
 
