@@ -87,7 +87,7 @@ def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[
         return []
     return [
         f"{compared.rates[setting, variant.tuned_as]:g}",
-        _percent([last5(row) for row in rows]),
+        percent(rows),
         _percent([_best(row) for row in rows]),
         _rounds(compared.rounds_to_target(setting, variant.name)),
         _mean(rows, "drift", ".4f"),
@@ -131,6 +131,11 @@ def table_head(names: Sequence[str]) -> Iterator[str]:
     """The first two lines of a Markdown table."""
     yield f"| {' | '.join(names)} |"
     yield f"|{'---|' * len(names)}"
+
+
+def percent(rows: Sequence[Result]) -> str:
+    """Accuracy over the last five rounds: mean and standard deviation over the seeds, in per cent."""
+    return _percent([last5(row) for row in rows])
 
 
 def _percent(shares: Sequence[float]) -> str:
