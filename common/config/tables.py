@@ -5,11 +5,18 @@ A new key goes here, with the description that `docs/config.md` shows. Knows no 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from fednc.common.config.presets import PRESETS
+from fednc.common.errors import ConfigError
+from fednc.common.methods import registry
+
+if TYPE_CHECKING:
+    from fednc.common.methods.api import Method
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -22,6 +29,13 @@ class Later:
 
 
 LATER = Later()
+
+
+class ServerOnly:
+    """Marks a key that clients have no use for: the run file that they are sent leaves it out."""
+
+
+SERVER_ONLY = ServerOnly()
 
 
 class Section(BaseModel):
@@ -52,11 +66,21 @@ class FrameSection(Section):
     )
 
 
+def _names(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(registry.SHIPPED)
+
+
 class MethodSection(Section):
     """The learning method. `name` sets the defaults of the other keys; a key written here wins."""
 
-    name: Literal["fedavg", "fedprox", "scaffold", "moon", "fedntd", "fedlc", "fedetf", "fednc"] = Field(
-        "fednc", description="preset for the keys below"
+    # Keys of single methods are kept as extra values: who needs them asks `parts` for the method, which has them.
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: str = Field("fednc", description="the method; sets the keys of this table", json_schema_extra=_names)
+    server_step: Annotated[str, LATER, SERVER_ONLY] = Field(
+        "",
+        description="a method whose step at the server is taken besides, with its keys: `fedavgm`, `fedadagrad`, "
+        "`fedadam`, `fedyogi` or another that is nothing else; empty: none",
     )
     head: Literal["linear", "cosine", "frame"] = Field(
         "frame",
@@ -76,24 +100,6 @@ class MethodSection(Section):
         1.0, description="strength of prior or margin in `balanced-ce` and `calibrated-ce`"
     )
     dot_weight: Positive = Field(10.0, description="weight of the dot-regression loss")
-    proximal: NonNegative = Field(0.0, description="mu of the proximal term mu/2 |w - w_global|^2")
-    control_variates: bool = Field(
-        False,
-        description="correct each gradient by the difference of the federation's and the client's own mean "
-        "gradient (SCAFFOLD); doubles what travels",
-    )
-    contrast: NonNegative = Field(
-        0.0,
-        description="weight of the pull towards the global model's features and away from those of the client's "
-        "own previous model (MOON); two more forward passes",
-    )
-    contrast_tau: Positive = Field(0.5, description="temperature of the contrast")
-    distil: NonNegative = Field(
-        0.0,
-        description="weight of the distillation of the global model's scores for all classes but the label "
-        "(FedNTD); one more forward pass",
-    )
-    distil_tau: Positive = Field(1.0, description="temperature of the distillation")
     anchor: NonNegative = Field(0.0, description="weight of the pull of features towards the class memory")
     centre: Annotated[NonNegative, LATER] = Field(
         0.0, description="weight of the pull of each class's mean in the batch towards the class memory"
@@ -142,12 +148,35 @@ class MethodSection(Section):
         "the memory in the metric of features within classes, for which clients also send their second moments",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_from_preset(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {**PRESETS.get(value.get("name", "fednc"), {}), **value}
-        return value
+    def _with_options(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Fill in the preset and check the methods' own keys by their `Options`; all mistakes are told at once."""
+        if not isinstance(value, dict):
+            return handler(value)
+        mistakes: list[InitErrorDetails] = []
+        given = dict(value)
+        for key, fits in (("name", _is_method), ("server_step", _is_step)):
+            if problem := fits(given.get(key, cls.model_fields[key].default)):
+                mistakes.append(_mistake(key, given.pop(key), problem))
+        chosen = registry.get(given.get("name", "fednc"))
+        given = {**chosen.preset, **given}
+        owned: dict[str, Any] = {}
+        for options in _option_tables(given.get("name", "fednc"), given.get("server_step", "")):
+            mine = {key: given.pop(key) for key in options.model_fields if key in given}
+            try:
+                owned |= options.model_validate(mine).model_dump()
+            except ValidationError as e:
+                mistakes += map(_again, e.errors())
+        for key in [key for key in given if key not in cls.model_fields]:
+            mistakes.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=given.pop(key)))
+        try:
+            section = handler({**given, **owned})
+        except ValidationError as e:
+            mistakes += map(_again, e.errors())
+        if mistakes:
+            raise ValidationError.from_exception_data(cls.__name__, mistakes)
+        return section
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -162,9 +191,26 @@ class MethodSection(Section):
         return self
 
     @property
+    def parts(self) -> tuple[Method, ...]:
+        """The methods at work: the one named, others whose keys are set, and last that of `server_step`."""
+        return registry.parts(self)
+
+    @property
+    def option_fields(self) -> Mapping[str, FieldInfo]:
+        """The keys beyond those that all methods share."""
+        tables = _option_tables(self.name, self.server_step)
+        return {key: field for table in tables for key, field in table.model_fields.items()}
+
+    @property
+    def server_keys(self) -> set[str]:
+        """The keys that clients have no use for."""
+        fields = {**type(self).model_fields, **self.option_fields}
+        return {key for key, field in fields.items() if SERVER_ONLY in field.metadata}
+
+    @property
     def compares_models(self) -> bool:
         """Whether the loss needs the views of other models on each batch."""
-        return self.contrast > 0 or self.distil > 0
+        return any(part.compares_models for part in self.parts)
 
     @property
     def uses_memory(self) -> bool:
@@ -179,6 +225,40 @@ class MethodSection(Section):
     def trains_with_memory(self) -> bool:
         """Whether the class memory bears on training, not on the read-out alone."""
         return max(self.anchor, self.centre, self.rehearsal, self.target_blend) > 0
+
+
+def _option_tables(name: str, server_step: str) -> list[type[Section]]:
+    """What describes the keys of the methods at work and of those that mix with any."""
+    names = dict.fromkeys([*registry.MIXING, name, *([server_step] if server_step else [])])
+    return [registry.get(each).Options for each in names]
+
+
+def _is_method(name: Any) -> str:
+    """What is wrong with a name of a method; empty: nothing."""
+    try:
+        registry.get(name)
+    except ConfigError as e:
+        return str(e)
+    return ""
+
+
+def _is_step(name: Any) -> str:
+    """What is wrong with a name of a server's step; empty: nothing."""
+    if not name:
+        return ""
+    if problem := _is_method(name):
+        return problem
+    return "" if registry.is_step(name) else f"{name!r} is more than a step at the server: name it in method.name"
+
+
+def _mistake(key: str, given: Any, problem: str) -> InitErrorDetails:
+    kind = PydanticCustomError("method", "{problem}", {"problem": problem})
+    return InitErrorDetails(type=kind, loc=(key,), input=given)
+
+
+def _again(error: Any) -> InitErrorDetails:
+    """An error of another validation, to be raised with those of this one."""
+    return InitErrorDetails(type=error["type"], loc=error["loc"], input=error["input"], ctx=error.get("ctx", {}))
 
 
 class TrainSection(Section):

@@ -98,7 +98,7 @@ class Federation:
             node_id=node.node_id,
             session=node.session,
             run_id=self.run_id,
-            run_json=self.run.model_dump_json(exclude={"server"}),  # its paths are nobody else's business
+            run_json=self.run.for_clients(),
             part=part,
             liveness_s=self.run.server.liveness_s,
             whole_bytes=WHOLE_BYTES,

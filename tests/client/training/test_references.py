@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
-from fednc.common.config.presets import PRESETS
 from fednc.common.config.run import RunConfig, parse_run
+from fednc.common.methods import registry
 from fednc.common.wire import messages
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.event_log import EventLog
@@ -91,7 +91,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("method", registry.SHIPPED)
 def test_references_are_short_and_independent(method: str) -> None:
     lines = code_lines(method, set())
     assert 20 < len(lines) <= 60
@@ -99,7 +99,7 @@ def test_references_are_short_and_independent(method: str) -> None:
     assert {line.split()[1].split(".")[0] for line in imports} <= {"copy", "hashlib", "torch"}
 
 
-@pytest.mark.parametrize("method", [name for name in PRESETS if name != "fednc"])
+@pytest.mark.parametrize("method", [name for name in registry.SHIPPED if name != "fednc"])
 def test_method_equals_its_reference(method: str, clients: list[Client], tmp_path: Path) -> None:
     reference = import_module(f"references.{method}").run(clients, ROUNDS, SEED)
     assert_close(federate(config({"name": method}), clients, tmp_path), reference)
