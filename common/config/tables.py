@@ -66,6 +66,9 @@ class FrameSection(Section):
     )
 
 
+_DEFAULT = "fednc"
+
+
 def _names(schema: dict[str, Any]) -> None:
     schema["enum"] = list(registry.SHIPPED)
 
@@ -76,7 +79,7 @@ class MethodSection(Section):
     # Keys of single methods are kept as extra values: who needs them asks `parts` for the method, which has them.
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    name: str = Field("fednc", description="the method; sets the keys of this table", json_schema_extra=_names)
+    name: str = Field(_DEFAULT, description="the method; sets the keys of this table", json_schema_extra=_names)
     server_step: Annotated[str, LATER, SERVER_ONLY] = Field(
         "",
         description="a method whose step at the server is taken besides, with its keys: `fedavgm`, `fedadagrad`, "
@@ -154,24 +157,15 @@ class MethodSection(Section):
         """Fill in the preset and check the methods' own keys by their `Options`; all mistakes are told at once."""
         if not isinstance(value, dict):
             return handler(value)
-        mistakes: list[InitErrorDetails] = []
-        given = dict(value)
-        for key, fits in (("name", _is_method), ("server_step", _is_step)):
-            if problem := fits(given.get(key, cls.model_fields[key].default)):
-                mistakes.append(_mistake(key, given.pop(key), problem))
-        chosen = registry.get(given.get("name", "fednc"))
-        given = {**chosen.preset, **given}
-        owned: dict[str, Any] = {}
-        for options in _option_tables(given.get("name", "fednc"), given.get("server_step", "")):
-            mine = {key: given.pop(key) for key in options.model_fields if key in given}
-            try:
-                owned |= options.model_validate(mine).model_dump()
-            except ValidationError as e:
-                mistakes += map(_again, e.errors())
-        for key in [key for key in given if key not in cls.model_fields]:
-            mistakes.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=given.pop(key)))
+        given, mistakes = _checked_names(value)
+        given = {**registry.get(given.get("name", _DEFAULT)).preset, **given}
+        owned, others = _own_keys(given)
+        mistakes += others
+        shared = {key: given[key] for key in given if key in cls.model_fields}
+        for key in given.keys() - shared.keys() - owned.keys():
+            mistakes.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=given[key]))
         try:
-            section = handler({**given, **owned})
+            section = handler({**shared, **owned})
         except ValidationError as e:
             mistakes += map(_again, e.errors())
         if mistakes:
@@ -233,22 +227,52 @@ def _option_tables(name: str, server_step: str) -> list[type[Section]]:
     return [registry.get(each).Options for each in names]
 
 
-def _is_method(name: Any) -> str:
-    """What is wrong with a name of a method; empty: nothing."""
+def _checked_names(values: dict[str, Any]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
+    """The table without names that cannot be used, and what is wrong with these."""
+    given, mistakes = dict(values), []
+    for key, problem_of in (("name", _name_problem), ("server_step", _step_problem)):
+        if key in given and (problem := problem_of(given)):
+            mistakes.append(_mistake(key, given.pop(key), problem))
+    return given, mistakes
+
+
+def _name_problem(given: Mapping[str, Any], key: str = "name") -> str:
+    """What is wrong with the name of a method; empty: nothing."""
+    if not isinstance(given[key], str):
+        return "a method is given by its name, a string"
     try:
-        registry.get(name)
+        registry.get(given[key])
     except ConfigError as e:
         return str(e)
     return ""
 
 
-def _is_step(name: Any) -> str:
-    """What is wrong with a name of a server's step; empty: nothing."""
-    if not name:
+def _step_problem(given: Mapping[str, Any]) -> str:
+    """What is wrong with the name of a server's step; empty: nothing."""
+    if given["server_step"] == "":
         return ""
-    if problem := _is_method(name):
+    if problem := _name_problem(given, "server_step"):
         return problem
-    return "" if registry.is_step(name) else f"{name!r} is more than a step at the server: name it in method.name"
+    name = given.get("name", _DEFAULT)
+    if not registry.is_step(given["server_step"]):
+        return f"{given['server_step']!r} is more than a step at the server: name it in method.name"
+    if registry.is_step(name):
+        return f"{name!r} is a step at the server itself, and there cannot be two steps at the server"
+    return ""
+
+
+def _own_keys(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
+    """The keys of the methods at work, checked and filled in, and what is wrong with them."""
+    owned: dict[str, Any] = {}
+    mistakes: list[InitErrorDetails] = []
+    for options in _option_tables(given.get("name", _DEFAULT), given.get("server_step", "")):
+        mine = {key: given[key] for key in options.model_fields if key in given}
+        try:
+            owned |= options.model_validate(mine).model_dump()
+        except ValidationError as e:
+            owned |= mine
+            mistakes += map(_again, e.errors())
+    return owned, mistakes
 
 
 def _mistake(key: str, given: Any, problem: str) -> InitErrorDetails:

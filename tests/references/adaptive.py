@@ -1,4 +1,4 @@
-"""What fedadagrad, fedadam and fedyogi share: Reddi et al., ICLR 2021, arXiv 2003.00295, algorithm 2; tau = 0.001."""
+"""What fedadagrad, fedadam and fedyogi share: Reddi et al., ICLR 2021, arXiv 2003.00295, algorithm 2."""
 
 import torch
 import torch.nn.functional as F
