@@ -29,9 +29,9 @@ from fednc.common.learning.frame import draw_frame
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.round_guide import guide_at
-from fednc.tasks.image.options import ImageOptions
 from fednc.tasks.vision.backbones import build_backbone
 from fednc.tasks.vision.dataset import ImageData
+from fednc.tasks.vision.options import ImageOptions
 
 OURS = ("fednc", "fedavg")
 CLASSES, SIZE, CHANNELS = 10, 32, 3
