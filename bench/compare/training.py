@@ -23,6 +23,7 @@ from fednc.common.tasks.round_guide import guide_at
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, RoundCompleted
 from fednc.server.storage.history import History, RoundRecord
 
 _DIGITS = 6  # kept of figures: a file for people, not for arithmetic
@@ -44,8 +45,8 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
         prepared = FederatedRun(run, events, pick_device(device))
         others = {row.digest: ReadOut(row.run, prepared) for row in rows if row is not lead}
 
-        def on_event(event: dict[str, Any]) -> None:
-            if event["kind"] == "round":
+        def on_event(event: Event) -> None:
+            if isinstance(event, RoundCompleted):
                 for other in others.values():
                     other.take(prepared.history.rounds[-1])
                 on_round()
@@ -71,7 +72,7 @@ class ReadOut:
 
     def __init__(self, run: RunConfig, training: FederatedRun) -> None:
         self._run, self._training = run, training
-        self.history = History()
+        self.history = History(primary=training.task.primary)
 
     def take(self, record: RoundRecord) -> None:
         """Read the model of the round just ended. The geometry of its features is in `record` already."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from fednc.common import safe_files
 from fednc.common.errors import DataError, MissingExtraError
 from fednc.common.tasks.data_spec import DataSpec
-from fednc.tasks.vision.dataset import UNLABELLED, hold_out_index
+from fednc.common.tasks.tensor_data import UNLABELLED, hold_out_index
 from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sources.folders import as_path
 from fednc.tasks.vision.sources.images import Images, Purpose

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fednc.common.errors import DataError
 from fednc.common.tasks.data_spec import DataSpec
-from fednc.tasks.vision.dataset import UNLABELLED
+from fednc.common.tasks.tensor_data import UNLABELLED
 from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sources.folders import LeftOut, class_folders, images_in, readable
 from fednc.tasks.vision.sources.images import Images, Purpose, several
