@@ -15,7 +15,7 @@ from fednc.client.policy.owner import Owner, judge_run, run_of
 from fednc.protos import federation_pb2 as pb
 
 
-class Foresight:
+class PolicyPreview:
     """A host that lets everything pass and remembers what the policy has against it.
 
     Attributes:

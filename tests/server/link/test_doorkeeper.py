@@ -13,11 +13,14 @@ import pytest
 
 from fednc.client.link.channel import open_channel
 from fednc.common.errors import ConfigError
+from fednc.common.wire.protocol import PROTOCOL
 from fednc.ops.operator_client import OperatorLink
 from fednc.protos import federation_pb2 as pb
 from fednc.server.access import bans as shutout
 from fednc.server.access.bans import ShutOut
 from fednc.server.link.nodes import NodeState
+from fednc.server.storage.events import DiskProblem, NodeReadmitted
+from support.heard_events import of_kind
 from support.local_servers import Serving, serving, until
 from support.raw_node import RawNode, attending_by_hand
 
@@ -34,7 +37,7 @@ async def attend(server: Serving, name: str) -> tuple[grpc.StatusCode, str]:
     """How an attempt to attend ends."""
     async with open_channel(server.address, None, 5) as channel:
         call = channel.unary_stream("/fednc.v1.Federation/Attend")(
-            pb.AttendRequest(protocol=1, name=name, instance=b"x").SerializeToString()
+            pb.AttendRequest(protocol=PROTOCOL, name=name, instance=b"x").SerializeToString()
         )
         with suppress(grpc.aio.AioRpcError):
             await call.read()
@@ -63,7 +66,7 @@ def test_quarantine_outlives_the_server_and_ends_when_an_operator_says_so(tmp_pa
             with pytest.raises(ConfigError, match="'good' is not shut out; those who are: bad"):
                 await operator.readmit(["good"])
             await operator.readmit(["bad"])
-            assert [e["operator"] for e in server.events if e["kind"] == "readmit"] == ["an operator"]
+            assert [e.operator for e in of_kind(NodeReadmitted, server.events)] == ["an operator"]
             async with attending_by_hand(server.federation, server.listening.port, "bad") as bad:
                 await send_rubbish(bad, 1)
                 assert bad.node.state is NodeState.READY, "what was counted before has been forgiven"
@@ -93,9 +96,9 @@ def test_work_handed_out_while_a_paused_node_was_away_reaches_it_when_it_goes_on
             attending_by_hand(server.federation, server.listening.port, "a") as first,
         ):
             node = first.node
-            server.federation.depart(node, node.session)
+            server.federation.depart(node, node.attendance)
             work = first.give_work()
-            call = first.stub.Attend(pb.AttendRequest(protocol=1, name="a", instance=b"a"))
+            call = first.stub.Attend(pb.AttendRequest(protocol=PROTOCOL, name="a", instance=b"a"))
             again = RawNode(server.federation, first.channel, "a", (await call.read()).welcome, call)
             await again.declare(pb.Declaration(examples=10, standing=pb.Declaration.PAUSED))
             await again.declare(pb.Declaration(examples=10))
@@ -117,7 +120,7 @@ def test_a_full_disk_takes_nothing_from_a_quarantine_but_its_memory(
             async with attending_by_hand(server.federation, server.listening.port, "bad") as bad:
                 monkeypatch.setattr(shutout, "write_atomically", full)
                 await send_rubbish(bad, 2)
-                await until(lambda: [e for e in server.events if e["kind"] == "disk"])
+                await until(lambda: of_kind(DiskProblem, server.events))
                 assert (await attend(server, "bad"))[0] is grpc.StatusCode.PERMISSION_DENIED
                 with pytest.raises(Exception, match="a restart will forget it: No space left"):
                     await OperatorLink(server.address).readmit(["bad"])
