@@ -69,7 +69,7 @@ class Part(Section):
 
 
 class Tuning(Section):
-    """How the learning rate of each variant in each setting is chosen: on a validation split, with another seed."""
+    """How learning rates are chosen, per variant and setting: on a validation split, with another seed."""
 
     seed: Annotated[int, Field(ge=0)] = Field(1000, description="seed of tuning runs; no result uses it")
     rates: tuple[Positive, ...] = Field(
