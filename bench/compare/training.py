@@ -72,7 +72,7 @@ class ReadOut:
 
     def __init__(self, run: RunConfig, training: FederatedRun) -> None:
         self._run, self._training = run, training
-        self.history = History()
+        self.history = History(primary=training.task.primary)
 
     def take(self, record: RoundRecord) -> None:
         """Evaluate the model of the round that just ended. `record` already has the geometry of its features."""
