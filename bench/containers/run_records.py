@@ -64,7 +64,7 @@ def check_model(folder: Path, run: RunConfig, names: Sequence[str], data: str) -
         run_in_process(run, names, data, Path(place))
         reference = digest_of_model(Path(place))
     if served != reference:
-        raise ValueError(f"the model has sha256 {served}, the same run in one process gives {reference}")
+        raise ValueError(f"sha256 served {served}, in process {reference}")
     return f"sha256 {served}"
 
 

@@ -63,7 +63,7 @@ def _knock(server: str, context: ssl.SSLContext | None) -> str:
         answer = door.recv(_FRAME_BYTES)
     except ssl.SSLError as e:
         if "ALERT" not in str(e.reason):
-            raise ValueError(f"the server does not speak TLS 1.3: {e}") from e
+            raise ValueError(f"the server has no TLS 1.3: {e}") from e
         return f"TLS alert {e.reason}"
     except ConnectionError as e:
         return f"closed ({type(e).__name__})"

@@ -49,7 +49,7 @@ def test_a_server_without_encryption_lets_plaintext_in(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", KNOCKS[1:])
 def test_a_server_without_encryption_is_no_refusal(tmp_path: Path, how: Callable[[str], str]) -> None:
-    with pytest.raises(ValueError, match="does not speak TLS"):
+    with pytest.raises(ValueError, match="no TLS"):
         knock(tmp_path, {}, how)
 
 
@@ -131,9 +131,9 @@ def test_the_same_run_has_the_same_digest(served: Path) -> None:
 
 
 def test_another_run_has_another(served: Path) -> None:
-    with pytest.raises(ValueError, match="the same run in one process gives"):
+    with pytest.raises(ValueError, match=r"served .*, in process"):
         run_records.check_model(served, config(seed=2), NAMES, "digits")
-    with pytest.raises(ValueError, match="the same run in one process gives"):
+    with pytest.raises(ValueError, match=r"served .*, in process"):
         run_records.check_model(served, config(), NAMES[::-1], "digits")
 
 
