@@ -37,7 +37,6 @@ from fednc.common.wire.messages import (
     MODEL,
     STATS,
     SUMS,
-    WITHHELD,
     Instruction,
 )
 from fednc.common.wire.records import record_of
@@ -80,11 +79,9 @@ def train(message: Message, context: Context) -> Message:
     if news:
         content[EXTRA] = arrays.to_record(news)
     if order.wants_sums:
-        content[SUMS] = messages.sums_record(_sent(here, mine, stage, "local")[0])
+        content[SUMS] = messages.sums_record(_sendable_sums(here, mine, stage, "local"))
     metrics = {f"loss/{name}": value for name, value in result.losses.items()}
-    content[METRICS] = MetricRecord(
-        {EXAMPLES: mine.examples, "steps": result.steps, "seconds": result.seconds, **metrics}
-    )
+    content[METRICS] = MetricRecord({EXAMPLES: mine.examples, "steps": result.steps, **metrics})
     return Message(content, reply_to=message)
 
 
@@ -94,9 +91,9 @@ def memory(message: Message, context: Context) -> Message:
     _, here, stage = _prepare(message, context)
     _load_model(message, here)
     mine, _ = here.at(stage)
-    sums, withheld = _sent(here, mine, stage, "global")
-    metrics = MetricRecord({EXAMPLES: mine.examples, WITHHELD: withheld})
-    return Message(RecordDict({SUMS: messages.sums_record(sums), METRICS: metrics}), reply_to=message)
+    content = RecordDict({SUMS: messages.sums_record(_sendable_sums(here, mine, stage, "global"))})
+    content[METRICS] = MetricRecord({EXAMPLES: mine.examples})
+    return Message(content, reply_to=message)
 
 
 @app.query("hello")
@@ -210,12 +207,12 @@ def _sums(here: Resident, mine: TaskData, summed_K: Tensor, *, moment: bool = Fa
     return trainer.class_sums(here.task, here.model, mine, batch, hooks, summed_K, moment=moment)
 
 
-def _sent(here: Resident, mine: TaskData, stage: Stage, model: str) -> tuple[ClassSums, int]:
-    """What of the class sums of a model leaves this machine, and how many classes do not; said once in a stage.
+def _sendable_sums(here: Resident, mine: TaskData, stage: Stage, model: str) -> ClassSums:
+    """The class sums of a model that may leave this machine; what stays is logged once in a stage.
 
-    Second moments go in the first stage alone: what is embedded is frozen in sessions, which bring few examples.
+    Second moments go in the first stage only: later sessions bring few examples, and the features are frozen then.
     """
     told = here.told.setdefault(stage.number, set())
     summed_K = sendable(mine.count_K, here.min_sum_examples, here.task.class_names, told)
     moment = here.run.method.needs_moments(model, is_first=stage.is_first)
-    return _sums(here, mine, summed_K, moment=moment), int((~summed_K).sum())
+    return _sums(here, mine, summed_K, moment=moment)
