@@ -9,7 +9,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from fednc.client.app.flower_app import app as fednc_app
-from fednc.client.app.initialisation import Volunteer
+from fednc.client.app.initialisation import ClientInitialisation
 from fednc.client.app.resident_run import Resident
 from fednc.client.link.work_hooks import Hooks
 from fednc.common.errors import ProtocolError, QuorumError
@@ -84,12 +84,12 @@ def test_a_client_without_examples_has_no_voice() -> None:
         node="a",
         min_sum_examples=1,
     )
-    volunteer = Volunteer(resident, empty, here.guide, Hooks())
+    client = ClientInitialisation(resident, empty, here.guide, Hooks())
     content = RecordDict({messages.ORDER: messages.Order(iteration=0).to_record()})
     layout = Layout.of(here.model, here.task.shared_keys(here.model))
-    assert messages.answer_in(volunteer.gradient(content), layout) is None
-    assert messages.scales_in(volunteer.scales(), layout, run.init) is None
-    assert not volunteer.slope(content)[messages.INIT]
+    assert messages.answer_in(client.gradient(content), layout) is None
+    assert messages.scales_in(client.scales(), layout, run.init) is None
+    assert not client.slope(content)[messages.INIT]
 
 
 def test_scales_that_no_steps_reach_are_refused() -> None:

@@ -133,7 +133,7 @@ def test_a_killed_app_is_named_with_its_signal() -> None:
     [
         ("raise OSError('no such disk')", "cannot be imported: OSError: no such disk"),
         ("import os; os._exit(4)", "ended with exit code 4 while it loaded"),
-        ("app = 1", "is a int, not a ClientApp"),
+        ("app = 1", "is a int, expected a ClientApp"),
         ("", "Unable to load attribute app from module client"),
     ],
 )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fednc.client.link.channel import Credentials, credentials_from, open_channel
 from fednc.client.link.connection_errors import explain
 from fednc.client.link.http_proxy import proxy_on_the_way, proxy_options
-from fednc.client.link.reconnect_messages import Patience
+from fednc.client.link.reconnect_messages import ReconnectLog
 from fednc.common.errors import AddressError, ConfigError, FedncError
 from fednc.common.security import certificates
 from fednc.ops.operator_client import OperatorLink
@@ -196,7 +196,7 @@ def test_the_same_cause_is_said_ever_more_rarely_and_a_new_one_at_once(
     clock = [0.0]
     monkeypatch.setattr("fednc.client.link.reconnect_messages.time.monotonic", lambda: clock[0])
     caplog.set_level("INFO", "fednc.client")
-    patience = Patience("h:1", 10)
+    patience = ReconnectLog("h:1", 10)
 
     def hours(count: float, why: str) -> int:
         caplog.clear()
@@ -259,5 +259,5 @@ def test_a_file_without_a_token_is_named(content: bytes, place: Place) -> None:
     files = place.token("a")
     assert files.token
     files.token.write_bytes(content)
-    with pytest.raises(ConfigError, match="holds no token"):
+    with pytest.raises(ConfigError, match="has no token in it"):
         files.for_channel()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fednc.client.link.channel import Credentials
-from fednc.client.link.credential_renewal import Renewing
+from fednc.client.link.credential_renewal import RenewableCredentials
 from fednc.client.link.link import Link, LinkConfig
 from fednc.common.errors import ConfigError, RefusedError
 from fednc.common.security import credentials as cred
@@ -59,13 +59,13 @@ def test_a_client_comes_back_in_the_middle_of_a_renewal(
             for _ in range(2):
                 (node,) = server.federation.roster.nodes()
                 attendance = node.attendance
-                server.federation.lose(node)  # it comes back, with what files there are
+                server.federation.lose(node)  # it reconnects with the files as they are
                 await until(lambda node=node, attendance=attendance: node.attendance not in (b"", attendance))
                 await until(is_ready(server, "a"))
             shutil.copytree(new, folder, dirs_exist_ok=True)
             (node,) = server.federation.roster.nodes()
             server.federation.lose(node)
-            await until(lambda: "the renewed credentials fit" in caplog.text)
+            await until(lambda: "the renewed credentials are valid" in caplog.text)
             await until(is_ready(server, "a"))
             serial = cred.read_certificate((new / cred.CERT).read_bytes()).serial
             assert node.identity.serial == serial
@@ -73,7 +73,7 @@ def test_a_client_comes_back_in_the_middle_of_a_renewal(
 
     (tmp_path / "server").mkdir()
     asyncio.run(trial())
-    assert caplog.text.count("The ones from before are used") == 1
+    assert caplog.text.count("The previous credentials are used") == 1
     assert "Traceback" not in caplog.text
 
 
@@ -81,8 +81,8 @@ def test_what_never_fitted_is_an_error(place: Place, tmp_path: Path) -> None:
     mine = copied(place.certificate("a"), tmp_path / "machine")
     only_the_certificate(mine.ca.parent, reissued(place, "a"))
     with pytest.raises(ConfigError, match="belong together"):
-        Renewing(mine).for_channel()
-    assert Renewing(None).for_channel() is None
+        RenewableCredentials(mine).for_channel()
+    assert RenewableCredentials(None).for_channel() is None
 
 
 def shorten(place: Place, name: str) -> None:

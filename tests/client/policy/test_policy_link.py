@@ -109,7 +109,7 @@ def test_a_hostile_server_and_its_gradients_over_grpc(has_policy: bool, tmp_path
         return
     assert (images, contents) == ([], [])
     assert {str(answer).partition(": ")[2] for answer in answers} == {
-        "gradients: the client's owner does not let gradients be asked for"
+        "gradients: the client's owner does not allow gradients"
     }
     assert all(str(answer).startswith("refused-by-owner: ") for answer in answers)
     node = federation.roster.nodes()[0]
