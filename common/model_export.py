@@ -28,6 +28,7 @@ from fednc.common.learning.frame import Frame
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
+from fednc.common.tasks.round_guide import guide_of_model
 from fednc.common.wire.protocol import one_line
 
 FOLDER, WEIGHTS, MANIFEST = "model", "model.safetensors", "model.json"
@@ -80,19 +81,16 @@ class ExportedModel(nn.Module):
     @property
     def guide(self) -> Guide:
         """Frame and memory as evaluation wants them, on the device of this module."""
-        return Guide(
-            method=self.run.method,
-            etf_KD=self.etf_KD,
-            mean_KD=self.mean_KD,
-            seen_K=self.seen_K,
-            metric_DD=self.metric_DD,
-            count_K=torch.zeros_like(self.seen_K, dtype=torch.int64),
-            classes=len(self.class_names) if self.task.takes_sessions else None,
-        )
+        memory = ClassMemory(mean_KD=self.mean_KD, seen_K=self.seen_K, metric_DD=self.metric_DD)
+        return guide_of_model(self.task, self.etf_KD, memory, len(self.class_names))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Scores [B, C] of preprocessed inputs; the argmax is the prediction, the softmax a confidence."""
-        return self.task.scores(self.model, inputs, self.guide)[:, : len(self.class_names)]
+        """What the task predicts for preprocessed inputs.
+
+        Of a classifier scores [B, C]: the argmax is the prediction, the softmax a confidence.
+        """
+        found = self.task.predict(self.model, inputs, self.guide)
+        return found[:, : len(self.class_names)] if self.class_names else found
 
 
 def export(
@@ -156,7 +154,9 @@ def load(path: Path | str) -> ExportedModel:
     model = task.build_model()
     try:
         model.load_state_dict({**model.state_dict(), **_under("model.", tensors)})
-        frame = Frame.from_tensor(tensors["frame.etf_KD"], manifest.frame_seed, manifest.frame_sha256)
+        frame = Frame.without_vertices(task.run.frame.dim)
+        if task.label_space:
+            frame = Frame.from_tensor(tensors["frame.etf_KD"], manifest.frame_seed, manifest.frame_sha256)
         memory = ClassMemory.from_tensors(_under("memory.", tensors))
     except (KeyError, RuntimeError, ValueError, TypeError, IndexError, ProtocolError) as e:
         raise DataError(

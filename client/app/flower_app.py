@@ -26,6 +26,7 @@ from fednc.common.learning.memory_controls import with_own_means
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks import evaluation
 from fednc.common.tasks.api import TaskData
+from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import arrays, messages, update_codec
 from fednc.common.wire.messages import (
@@ -171,8 +172,8 @@ def _initialisation(message: Message, context: Context) -> ClientInitialisation:
 
 
 def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) -> Guide:
-    guide = messages.guide_of(message.content, here.run.method, server_round, mine.count_K)
-    return here.task.within_stage(guide, server_round)
+    etf_KD, memory = messages.frame_and_memory_of(message.content)
+    return guide_at(here.task, etf_KD, memory, server_round, count_K=mine.count_K)
 
 
 def _load_model(message: Message, here: Resident) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ from the other. Knows nothing of gRPC, and nothing of what the messages mean.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from pathlib import Path
@@ -21,7 +20,6 @@ from fednc.common.wire.arrays import Buffer
 from fednc.common.wire.framing import Parts
 from fednc.common.wire.protocol import REMEMBERED_ASSIGNMENTS, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
-from fednc.server.access.bans import Doorkeeper
 from fednc.server.access.identity import UNHEARD, Refusal
 from fednc.server.access.open_calls import OpenCalls
 from fednc.server.link import message_limits
@@ -36,12 +34,23 @@ from fednc.server.link.assignments import (
     key_of,
 )
 from fednc.server.link.blob_store import BlobStore
+from fednc.server.link.doorkeeper import Doorkeeper
 from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import Node, NodeState, Roster
 from fednc.server.link.reply_schema import Agreement
 from fednc.server.link.upload_budget import Intake
-from fednc.server.rounds.control import RunControl
 from fednc.server.storage.event_log import EventLog, NodeEvents
+from fednc.server.storage.events import (
+    DiskProblem,
+    NodeAttends,
+    NodeLeaving,
+    NodeLost,
+    NodePaused,
+    NodeReady,
+    NodeUnfit,
+    UploadPutBack,
+    WorkFailed,
+)
 
 _DAMAGED_UPLOADS = 3  # of one reply, before its work fails
 
@@ -59,7 +68,6 @@ class Federation:
         self.earlier_bytes = (0, 0)  # up and down, before a restart
         self.roster = Roster(run.split.parts if run.split else 0)
         self.blobs = BlobStore()
-        self.control = RunControl()
         self._node_events = NodeEvents(events)
         self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self._node_events, self.expel)
         self.intake = Intake(spool, run.server.ingest_mib << 20)
@@ -89,7 +97,7 @@ class Federation:
             node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))
         part = f", part {node.part.index}/{node.part.of}" if node.part else ""
         verb = "looks in (dry run)" if request.dry_run else "attends"
-        self._node_events.emit("attend", f"{node.name} {verb}{part}", node=node.name)
+        self._node_events.emit(NodeAttends(text=f"{node.name} {verb}{part}", node=node.name))
         return node
 
     def _welcome(self, node: Node) -> pb.Welcome:
@@ -115,26 +123,26 @@ class Federation:
         if declaration.problem:
             node.state, node.problem = NodeState.UNFIT, declaration.problem
             text = f"{node.name} cannot take part: {declaration.problem}"
-            self._node_events.emit(
-                "unfit", text, level=logging.WARNING, node=node.name, problem=declaration.problem
-            )
+            self._node_events.emit(NodeUnfit(text=text, node=node.name, problem=declaration.problem))
             return
         node.state = _STANDINGS.get(declaration.standing, NodeState.READY)
         if node.state is NodeState.READY:
             self._node_events.emit(
-                "ready",
-                f"{node.name} is ready: {_holds(declaration)}",
-                node=node.name,
-                examples=node.examples,
-                class_counts=list(node.class_counts),
-                pid=node.pid,
-                device=node.device,
+                NodeReady(
+                    text=f"{node.name} is ready: {_holds(declaration)}",
+                    node=node.name,
+                    examples=node.examples,
+                    class_counts=node.class_counts,
+                    pid=node.pid,
+                    device=node.device,
+                )
             )
             if was is None or was.standing != pb.Declaration.READY:  # it may have missed some
                 for work in self._works_of(node):
                     node.outbox.put_nowait(work.id)
         else:
-            self._node_events.emit(node.state, f"{node.name} is {node.state}", node=node.name)
+            holds_back = NodePaused if node.state is NodeState.PAUSED else NodeLeaving
+            self._node_events.emit(holds_back(text=f"{node.name} is {node.state}", node=node.name))
 
     def depart(self, node: Node, attendance: bytes) -> None:
         """A node's attending stream ended. Its work waits `rejoin_s` for it, unless it said that it leaves."""
@@ -145,7 +153,7 @@ class Federation:
             return
         if not self.over:
             text = f"{node.name} is gone ({time.strftime('%H:%M:%S')})"
-            self._node_events.emit("lost", text, level=logging.WARNING, node=node.name)
+            self._node_events.emit(NodeLost(text=text, node=node.name))
             asyncio.get_running_loop().call_later(wait_s, self._give_up, node, attendance)
 
     def lose(self, node: Node) -> None:
@@ -266,17 +274,17 @@ class Federation:
         """An upload could not be stored; the client tries again until the deadline."""
         self.intake.drop(work.slot)
         text = f"cannot store the reply of {work.node.name}: {error.strerror}; {remedy(error)}"
-        self._node_events.emit("disk", text, level=logging.ERROR, node=work.node.name, errno=error.errno)
+        self._node_events.emit(DiskProblem(text=text, node=work.node.name, errno=error.errno))
 
     def note_put_back(self, work: Work, problem: str) -> None:
         """An upload gave its place to one that waited; the client goes on with it later."""
         text = f"the upload of {work.node.name} waits for its next turn: {problem}"
-        self._node_events.emit("put-back", text, node=work.node.name, reason=problem)
+        self._node_events.emit(UploadPutBack(text=text, node=work.node.name, reason=problem))
 
     def report_failure(self, work: Work, failure: pb.Failure) -> None:
         """The client says that its work failed."""
         text = f"{work.node.name} failed: {failure.kind}: {failure.reason}"
-        self._node_events.emit("failure", text, level=logging.WARNING, node=work.node.name, failure=failure.kind)
+        self._node_events.emit(WorkFailed(text=text, node=work.node.name, failure=failure.kind))
         code = failure.code if failure.kind == APP_ERROR else failure.code or APP_FAILED
         self._fail(work, code, failure.kind, failure.reason)
 
@@ -305,7 +313,6 @@ class Federation:
     def finish(self, reason: str, *, failed: bool) -> None:
         """Tell everybody that the run is over."""
         self.over = pb.RunOver(reason=reason, failed=failed)
-        self.control.stopping = self.control.over = True
         for work in list(self._works.values()):  # so that nobody goes on waiting for it
             self._fail(work, NODE_LOST, "RunOver", reason)
         for node in self.roster.nodes():

@@ -91,7 +91,7 @@ def test_a_client_whose_hours_are_over_finishes_its_work_and_nobody_waits_for_it
             await until(is_ready(server, "a"))
             assert await asyncio.wait_for(task, 5) is None
             await until(lambda: node_of(server, "a").state is NodeState.LOST)
-            assert [event["kind"] for event in server.events[-2:]] == ["leaving", "lost"]
+            assert [event.kind for event in server.events[-2:]] == ["leaving", "lost"]
 
     asyncio.run(scenario())
 

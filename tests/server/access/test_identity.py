@@ -81,7 +81,7 @@ def test_an_attendance_is_worth_nothing_to_another_node(place: Place, method: Me
                 code, reason = await invoke(stranger, method, attendance, request=request)
             assert (code, reason) == (FORBIDDEN, "this credential is of node 'b'; it does not let you act as 'a'")
             assert is_ready(server, "a")()
-            assert [event["reason"] for event in server.refused] == [reason]
+            assert [event.reason for event in server.refused] == [reason]
 
     asyncio.run(scenario())
 
@@ -120,7 +120,7 @@ def test_a_node_that_is_revoked_while_it_attends_is_dropped_with_its_work(place:
             assert (failed.code, "revoked" in failed.reason) == (NODE_LOST, True)
             assert is_ready(server, "b")()
             assert [node.state for node in server.federation.roster.nodes()] == [NodeState.LOST, NodeState.READY]
-            assert server.refused[0]["peer"].startswith("ipv4:127.0.0.1:")
+            assert server.refused[0].peer.startswith("ipv4:127.0.0.1:")
 
     asyncio.run(scenario())
 
@@ -175,7 +175,7 @@ def test_a_connection_does_not_outlive_its_credential(place: Place, auth: str) -
             await until(is_ready(server, "a"))
             with pytest.raises(RefusedError, match=r"of node 'a' expired at|certificate has expired"):
                 await asyncio.wait_for(link, 4)
-            assert "expired" in server.refused[0]["reason"]
+            assert "expired" in server.refused[0].reason
 
     asyncio.run(scenario())
 
