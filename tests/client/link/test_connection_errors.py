@@ -219,7 +219,10 @@ def test_the_same_cause_is_said_ever_more_rarely_and_a_new_one_at_once(
 SPOILT: dict[str, tuple[Callable[[Credentials], None], str]] = {
     "ca is not one": (lambda files: files.ca.write_bytes(b"hello") and None, "not an authority.s certificate"),
     "ca is empty": (lambda files: files.ca.write_bytes(b"") and None, "not an authority.s certificate"),
-    "ca is not text": (lambda files: files.ca.write_bytes(bytes(range(256))) and None, "not an authority.s certificate"),
+    "ca is not text": (
+        lambda files: files.ca.write_bytes(bytes(range(256))) and None,
+        "not an authority.s certificate",
+    ),
     "cert is missing": (lambda files: files.cert.unlink(), "cert.pem"),  # type: ignore[union-attr]
     "cert is not one": (lambda files: files.cert.write_bytes(b"x") and None, "cannot be used"),  # type: ignore[union-attr]
     "key is encrypted": (lambda files: encrypt(files.key), "encrypted"),
