@@ -209,7 +209,7 @@ def test_init_refuses_what_a_client_could_not_use(here, changed, words):
 
 def test_init_says_whose_mean_and_std_it_writes(here):
     write_npz(here / "a.npz", x_train=RANDOM)
-    assert "come from this site's images" in said("init", "npz", "--data", "npz:a.npz")
+    assert "measured on this site's images" in said("init", "npz", "--data", "npz:a.npz")
     assert "one site's images" in Path("run.toml").read_text()
     said("init", "--force")
     assert "one site's images" not in Path("run.toml").read_text()
