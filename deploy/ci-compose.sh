@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The containers' part of .ci/run: the compose demo, and one broken setup that must not pass.
 #   deploy/ci-compose.sh          prints `SKIPPED: compose` and a reason if there is no engine and none can be installed
-# As root on Debian it installs an engine if there is none: docker.io, with its data in a folder that is removed at the end.
+# As root on Debian it installs an engine if there is none: docker.io. Its data folder is removed at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

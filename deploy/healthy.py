@@ -36,7 +36,8 @@ def client_is_connected(tables: tuple[Path, ...] = (Path("/proc/net/tcp"), Path(
 def main(role: str) -> int:
     """Check the server or the client."""
     if role == "server":
-        well, reason = server_answers(), f"no health service on port {_PORT}; set server.health_port = {_PORT} in the run file"
+        well = server_answers()
+        reason = f"no health service on port {_PORT}; set server.health_port = {_PORT} in the run file"
     else:
         well, reason = client_is_connected(), "not connected to a server"
     if not well:
