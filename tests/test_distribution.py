@@ -1,4 +1,4 @@
-"""What people install: the source distribution holds the whole project, and a wheel runs without the checkout."""
+"""What people install: the source distribution holds the whole project, and a wheel runs outside the checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the house: floors, rooms, packages, opening lines, and nothing of one machine in what is
+"""The layout of the code: floors, rooms, packages, opening docstrings, and no paths of one machine in what is
 committed."""
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ FLOORS = {
     "common": {"common", "protos"},
     "protos": {"protos"},
 }
-# Rooms of a floor from the top down: a room may import those that stand after it, and itself. "" is the files that
-# lie in the floor's own folder.
+# Rooms of a floor from the top down: a room may import itself and the rooms after it. "" stands for the files in
+# the floor's own folder.
 ROOMS = {
     "server": ["", "foreign", "operations", "rounds", "aggregation", "link", "access", "storage"],
     "client": ["", "policy", "foreign", "app", "training", "link"],
 }
-# Imports that run upward today, file by file. None may be added; one that is gone must go from here too.
+# Imports that still run upward, file by file. Add none; when one is gone, remove it here too.
 UPWARD: set[tuple[str, str]] = {
     ("server/access/bans.py", "server/link/message_limits.py"),
     ("server/access/bans.py", "server/link/nodes.py"),
@@ -46,7 +46,7 @@ def name(path: Path) -> str:
 
 
 def imported_modules(source: str) -> set[str]:
-    """Every module that `source` imports anywhere, in functions and under TYPE_CHECKING too."""
+    """Every module that `source` imports, also in functions and under TYPE_CHECKING."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -58,19 +58,19 @@ def imported_modules(source: str) -> set[str]:
 
 
 def floors_of(modules: set[str]) -> set[str]:
-    """The floors among module names: `fednc.server.link.grid` is of floor `server`, `fednc.run` of `api`."""
+    """The floors of these modules: `fednc.server.link.grid` is on floor `server`, `fednc.run` on `api`."""
     names = {parts[1] for module in modules if (parts := module.split("."))[0] == "fednc" and len(parts) > 1}
     return {name if name in FLOORS else "api" for name in names}
 
 
 def files_of(modules: set[str]) -> set[Path]:
-    """The files among module names: `fednc.server.link.grid` is server/link/grid.py."""
+    """The files of these modules: `fednc.server.link.grid` is server/link/grid.py."""
     paths = {ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py") for module in modules if "fednc." in module}
     return {path for path in paths if path.is_file()}
 
 
 def room_of(path: Path) -> str:
-    """The room of a file in a floor; empty for one that lies in the floor's own folder."""
+    """The room of a file on a floor; empty for a file in the floor's own folder."""
     parts = path.relative_to(ROOT).parts
     return parts[1] if len(parts) > 2 else ""
 
@@ -85,7 +85,7 @@ def upward() -> Iterator[tuple[str, str]]:
                     yield name(path), name(other)
 
 
-def test_imports_are_found_wherever_they_hide() -> None:
+def test_imports_are_found_everywhere_in_a_file() -> None:
     source = (
         "def f():\n    from fednc import server\n    import fednc.client.link.link as link\nfrom os import path\n"
     )

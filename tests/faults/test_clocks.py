@@ -1,7 +1,7 @@
 """System clocks that are ten minutes wrong, ahead or behind, for a whole process, gRPC's core included.
 
 wrong_clock.c shifts the clock. libfaketime would not do: it does not shift gRPC's waits, which then end ten
-minutes late, and it breaks Python's. Without a C compiler only test_links.py tests wrong clocks, as Python sees them.
+minutes late, and it breaks Python's. Without a C compiler, only test_links.py tests wrong clocks.
 """
 
 from __future__ import annotations

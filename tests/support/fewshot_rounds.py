@@ -10,7 +10,7 @@ from fednc.server.rounds.run import FederatedRun
 
 
 def run_until(prepared: FederatedRun, grid: LocalGrid, rounds: int) -> Any:
-    """The checkpoint after so many rounds."""
+    """The checkpoint after that many rounds."""
     around = Surroundings(name_of=grid.name_of)
     prepared._events.listen(lambda e: setattr(around.control, "stopping", e.get("round") == rounds))
     prepared.execute(grid, around)
