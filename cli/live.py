@@ -18,7 +18,9 @@ from fednc.cli.output import as_text, console, say
 from fednc.common.config.run import RunConfig
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node, NodeState
-from fednc.server.storage.event_log import Event, EventLog
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, ModelInitialised, RoundCompleted
+from fednc.server.storage.history import RoundRecord
 
 _SHOWN_ROUNDS = 12
 _REFRESH_PER_S = 4
@@ -30,7 +32,7 @@ class RunView:
 
     def __init__(self, run: RunConfig) -> None:
         self._run = run
-        self._rounds: list[Event] = []
+        self._rounds: list[RoundRecord] = []
         self._federation: Federation | None = None
         self._last = self._init = ""
 
@@ -41,11 +43,11 @@ class RunView:
 
     def note(self, event: Event) -> None:
         """Take in one event."""
-        if event["kind"] == "round":
-            self._rounds.append(event)
-        elif event["kind"] == "init":
-            self._init = event["text"]
-        self._last = event["text"]
+        if isinstance(event, RoundCompleted):
+            self._rounds.append(event.record)
+        elif isinstance(event, ModelInitialised):
+            self._init = event.text
+        self._last = event.text
 
     def __rich__(self) -> Group:
         return Group(
@@ -62,16 +64,16 @@ class RunView:
         table = Table(title=title, title_justify="left")
         for name in ("round", "loss", "test", "held out", "worst client", "drift", "replies", "seconds"):
             table.add_column(name, justify="right")
-        for event in self._rounds[-_SHOWN_ROUNDS:]:
-            table.add_row(*map(as_text, _round_cells(event)))
+        for record in self._rounds[-_SHOWN_ROUNDS:]:
+            table.add_row(*map(as_text, _round_cells(record)))
         return table
 
     def _classes_line(self) -> str:
         """Accuracy of each class in the last evaluated round: on test data, else pooled over the clients."""
-        last = next((event for event in reversed(self._rounds) if event["test"] or event["pooled"]), None)
+        last = next((record for record in reversed(self._rounds) if record.test or record.pooled), None)
         if last is None:
             return ""
-        metrics = last["test"] or last["pooled"]
+        metrics = last.test or last.pooled
         classes = [(key.removeprefix(_CLASS), value) for key, value in metrics.items() if key.startswith(_CLASS)]
         return "by class: " + ", ".join(f"{name} {value:.0%}" for name, value in classes)
 
@@ -84,17 +86,17 @@ class RunView:
         return table
 
 
-def _round_cells(event: Event) -> list[str]:
-    worst = event["worst_client"]
+def _round_cells(record: RoundRecord) -> list[str]:
+    worst = record.worst_client
     return [
-        str(event["round"]),
-        _number(event["loss"], ".3f"),
-        _number(event["test"].get("accuracy"), ".1%"),
-        _number(event["pooled"].get("accuracy"), ".1%"),
+        str(record.round),
+        _number(record.loss, ".3f"),
+        _number(record.test.get("accuracy"), ".1%"),
+        _number(record.pooled.get("accuracy"), ".1%"),
         f"{worst['name']} {worst['accuracy']:.1%}" if worst else "-",
-        _number(event["drift"], ".3f"),
-        str(event["replies"]),
-        f"{event['seconds']:.1f}",
+        _number(record.drift, ".3f"),
+        str(record.replies),
+        f"{record.seconds:.1f}",
     ]
 
 
@@ -122,7 +124,7 @@ def _number(value: float | None, form: str) -> str:
 def print_lines(events: EventLog) -> None:
     """Show every event as a line."""
     _mute_log()
-    events.listen(lambda event: say(event["text"]))
+    events.listen(lambda event: say(event.text))
 
 
 def _mute_log() -> None:

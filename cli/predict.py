@@ -52,9 +52,11 @@ def command(
 def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
     import torch
 
+    from fednc.common.tasks.evaluation import evaluation_batches
+
     names = data.names or [str(number) for number in range(data.examples)]
-    with torch.no_grad():
-        scores = [model(model.task.inputs_of(batch)) for batch in data.eval_batches(model.run.evaluate.batch)]
+    batches = evaluation_batches(model, data, model.run.evaluate.batch)
+    scores = [model(model.task.inputs_of(batch)) for batch in batches]
     confidence_N, class_N = torch.cat(scores).float().softmax(dim=1).max(dim=1)
     rows = zip(names, class_N.tolist(), confidence_N.tolist(), strict=True)
     return [
@@ -64,14 +66,9 @@ def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
 
 def _metrics(model: ExportedModel, data: TaskData) -> dict[str, float]:
     """The task's own metrics, from the same sums over the same batches as in the run."""
-    import torch
+    from fednc.common.tasks.evaluation import evaluate
 
-    from fednc.common.tasks.api import Stats, add_stats
-
-    stats: Stats = {}
-    with torch.no_grad():
-        for batch in data.eval_batches(model.run.evaluate.batch):
-            add_stats(stats, model.task.statistics(model.model, batch, model.guide))
+    stats = evaluate(model.task, model.model, data, model.guide, model.run.evaluate.batch)
     return model.task.metrics(stats)
 
 
