@@ -15,6 +15,8 @@ from fednc.client.policy.guard import Guard
 from fednc.client.policy.ledger import Ledger
 from fednc.client.policy.owner import Owner
 from fednc.client.policy.rules import Policy
+from fednc.common.config.run import RunConfig
+from support.hostile.image_server import welcome
 
 STRICT = Path(__file__).parents[2] / "examples" / "policies" / "strict.toml"
 # Allows every question, as often as asked: only what a test adds protects.
@@ -75,6 +77,12 @@ class Site:
             return Guard(AppHost(self.config, app), Audit(self.folder / "audit.jsonl"))
         owner = Owner(self.policy, Ledger(self.records), self.data, self.val_share)
         return Guard(AppHost(owner.bind(self.config), app), Audit(self.folder / "audit.jsonl"), owner)
+
+    def join(self, run: RunConfig) -> Guard:
+        """A started client that the server has welcomed to the run."""
+        client = self.start()
+        client.prepare(welcome(run, "run"))
+        return client
 
     def log(self, **wanted: Any) -> list[dict[str, Any]]:
         """Lines of the audit log with these values."""

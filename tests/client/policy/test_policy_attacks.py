@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from fednc.client.app import resident_run as resident
 from fednc.client.policy.rules import OwnerRefusalError, Policy
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
@@ -32,11 +31,6 @@ from support.hostile.image_server import (
 )
 
 SEEDS = range(60)
-
-
-@pytest.fixture(autouse=True)
-def _every_client_is_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_RESIDENTS", resident.Residents())
 
 
 SUMS = hostile_run()

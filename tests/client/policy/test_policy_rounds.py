@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednc.client.app import resident_run as resident
 from fednc.client.policy.rules import Policy
 from fednc.common import seeds
 from fednc.common.initialise.messages import GRADIENT
@@ -46,11 +45,6 @@ RUN = hostile_run(
     train={"batch": BATCH, "lr": LR, "momentum": 0.0, "weight_decay": 0.0, "epochs": 1},
     rounds={"total": ROUNDS},
 )
-
-
-@pytest.fixture(autouse=True)
-def _every_client_is_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_RESIDENTS", resident.Residents())
 
 
 def weights_of(server_round: int) -> Tensor:
