@@ -1,4 +1,4 @@
-"""The command: what it answers, with which exit code, and on which stream. No server here."""
+"""The command: its output, exit codes and streams. No server here."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fednc(*args: object, code: int = 0) -> Result:
 
 
 def public_errors() -> list[type[errors.FedncError]]:
-    """Those of the tree in errors.py; other modules derive errors that never leave them."""
+    """The errors of errors.py. Other modules derive errors that never leave them."""
     return [error for error in errors.FedncError.__subclasses__() if error.__module__ == errors.__name__]
 
 
@@ -107,7 +107,7 @@ def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["digits", "npz", "folder"])
-def test_init_comments_are_the_values_the_run_would_have_anyway(kind: str) -> None:
+def test_values_in_comments_of_init_are_the_defaults(kind: str) -> None:
     fednc("init", kind)
     text = Path("run.toml").read_text()
     run = read_run_file(Path("run.toml"))
@@ -135,7 +135,7 @@ def colour_npz(path: Path, classes: list[str], images: int = 12, size: int = 8) 
     return x, y
 
 
-def test_init_reads_classes_and_shape_off_the_data() -> None:
+def test_init_reads_classes_and_shape_from_the_data() -> None:
     colour_npz(Path("a.npz"), ["ape", 'bat "fruit"', "çat"])
     fednc("init", "npz", "--data", "npz:a.npz")
     options = tasks.get(read_run_file(Path("run.toml"))).options.model_dump()
@@ -197,7 +197,7 @@ def test_check_names_what_does_not_fit(
 
 
 def finished_run(folder: Path, classes: list[str], readout: str = "blend") -> None:
-    """What a run leaves behind, with random weights."""
+    """The folder of a finished run, with random weights."""
     run = parse_run(
         {
             "task": {"name": "image", "classes": classes, "size": 8, "width": 8},

@@ -1,4 +1,4 @@
-"""The live view: what a person sees of rounds, clients and classes, on a terminal and without one."""
+"""The live view of rounds, clients and classes, on a terminal and without one."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_clients_are_listed_with_their_state(view):
     assert "404" in shown
 
 
-def test_what_the_initialisation_did_stays_in_sight(view):
+def test_the_result_of_the_initialisation_stays_visible(view):
     view, events = view
     assert "gradient cosine" not in screen(view)
     events.emit(

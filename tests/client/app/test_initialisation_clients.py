@@ -1,4 +1,4 @@
-"""NIO over a federation whose clients fail, lie or hold nothing."""
+"""NIO over a federation whose clients fail, lie or have no examples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.initialisation_federation import INIT, NAMES, SPLIT, App, central_p
 
 
 def spoiling(spoil: Callable[[Message, Message], Message]) -> App:
-    """The app, with what `spoil` makes of the first client's answers to the initialisation."""
+    """The app, with `spoil` applied to the first client's answers to the initialisation."""
 
     def app(message: Message, context: Context) -> Message:
         reply = fednc_app(message, context)
@@ -69,7 +69,7 @@ def test_below_the_quorum_the_run_says_who_failed() -> None:
         local(small_run(INIT, split=SPLIT), spoiling(fail))
 
 
-def test_a_client_without_examples_has_no_voice() -> None:
+def test_a_client_without_examples_does_not_count() -> None:
     run = small_run(INIT)
     here, _ = central_place(run)
     train, _ = here.data.hold_out(0.5, 0)

@@ -1,4 +1,4 @@
-"""What a client keeps in memory is bounded, cannot be changed by an app, and a signal that comes early is kept."""
+"""What a client keeps in memory is bounded and cannot be changed by an app; an early signal is kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_nodes_of_the_runs_used_last_stay() -> None:
     assert loaded == many, "each is loaded once"
     use(2, 0)
     use(1, 0)
-    use(3, 0)  # the run used longest ago goes: 2
+    use(3, 0)  # run 2, the least recently used, is dropped
     use(1, 1)
     assert loaded == [*many, (2, 0), (3, 0)]
     use(2, 0)

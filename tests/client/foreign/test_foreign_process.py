@@ -1,4 +1,4 @@
-"""A foreign ClientApp's process, without a link: what goes through the pipe, and every way the process can end."""
+"""A foreign ClientApp's process, without a link: what goes through the pipe, and how the process can end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def contents() -> st.SearchStrategy[RecordDict]:
 
 @given(st.lists(contents(), min_size=1, max_size=3))
 @settings(max_examples=60, deadline=None)
-def test_contents_come_out_of_the_pipe_as_they_went_in(sent: list[RecordDict]) -> None:
+def test_contents_pass_the_pipe_unchanged(sent: list[RecordDict]) -> None:
     one, other = (Pipe(end) for end in socket.socketpair())
     writer = threading.Thread(target=lambda: [one.send_content(content) for content in sent])
     writer.start()
@@ -91,7 +91,7 @@ def test_an_app_stays_and_keeps_its_state() -> None:
         assert rounds_seen(host.work(instruction(1))) == 1
 
 
-def test_failures_arrive_by_class_and_message_and_cost_no_state() -> None:
+def test_failures_arrive_with_class_and_message_and_keep_the_state() -> None:
     with hosting("trouble") as (host, pid):
         host.work(instruction(1))
         for how, kind, reason in [
@@ -107,7 +107,7 @@ def test_failures_arrive_by_class_and_message_and_cost_no_state() -> None:
         assert rounds_seen(host.work(instruction(3))) == 2, "the state of round 1 is gone"
 
 
-def test_cancelled_work_is_ended_after_the_grace_with_all_that_it_started() -> None:
+def test_cancelled_work_is_killed_after_the_grace_with_its_children() -> None:
     with hosting("trouble", grace_s=0.5) as (host, pid):
         hooks = Hooks()
         token = CURRENT.set(hooks)

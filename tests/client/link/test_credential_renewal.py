@@ -1,4 +1,4 @@
-"""Credentials that change under a running client and a running server: half a renewal ends nobody."""
+"""Credentials that change while client and server run: half a renewal disconnects nobody."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from support.working_nodes import WorkingHost, hand_out
 
 
 def reissued(place: Place, name: str) -> Path:
-    """The folder of `name` with a new certificate and key; the files that it had are given back as they were."""
+    """Put a new certificate and key into the folder of `name`; return the old files."""
     return place.authority.issue_certificate(Holder(Role.NODE, name), YEAR, renew=True)
 
 
 def copied(files: Credentials, target: Path) -> Credentials:
-    """A machine of its own, to which files are copied."""
+    """A separate machine, to which files are copied."""
     shutil.copytree(files.ca.parent, target)
     return Credentials.from_folder(target)
 
@@ -59,7 +59,7 @@ def test_a_client_comes_back_in_the_middle_of_a_renewal(
             for _ in range(2):
                 (node,) = server.federation.roster.nodes()
                 attendance = node.attendance
-                server.federation.lose(node)  # it comes back, with what files there are
+                server.federation.lose(node)  # it reconnects with the files that are there
                 await until(lambda node=node, attendance=attendance: node.attendance not in (b"", attendance))
                 await until(is_ready(server, "a"))
             shutil.copytree(new, folder, dirs_exist_ok=True)
@@ -77,7 +77,7 @@ def test_a_client_comes_back_in_the_middle_of_a_renewal(
     assert "Traceback" not in caplog.text
 
 
-def test_what_never_fitted_is_an_error(place: Place, tmp_path: Path) -> None:
+def test_files_that_never_matched_are_an_error(place: Place, tmp_path: Path) -> None:
     mine = copied(place.certificate("a"), tmp_path / "machine")
     only_the_certificate(mine.ca.parent, reissued(place, "a"))
     with pytest.raises(ConfigError, match="belong together"):
@@ -86,7 +86,7 @@ def test_what_never_fitted_is_an_error(place: Place, tmp_path: Path) -> None:
 
 
 def shorten(place: Place, name: str) -> None:
-    """In the server's list, the token of `name` has expired a second ago."""
+    """Make the token of `name` expire a second ago in the server's list."""
     path = place.authority.server_folder / cred.TOKENS
     entries = cred.TOKEN_LIST.validate_json(path.read_bytes())
     found = [e.model_copy(update={"expires": time.time() - 1}) if e.name == name else e for e in entries]

@@ -1,4 +1,4 @@
-"""A client in its owner's hands: paused, bounded in hours and memory, tried without taking part."""
+"""What the owner of a client may do: pause it, limit its hours and memory, try it without taking part."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_paused_client_holds_its_work_and_is_given_no_more(place: Place) -> No
             host.done.set()
             await until(lambda: not batch.replies.empty())
             assert batch.replies.get_nowait().failure is None
-            assert batch.replies.empty()  # handing the work out again on its return changed nothing
+            assert batch.replies.empty()  # sending the work again on its return changed nothing
             server.federation.finish("done", failed=False)
             await asyncio.wait_for(task, 5)
 
@@ -63,7 +63,7 @@ def test_a_paused_client_holds_its_work_and_is_given_no_more(place: Place) -> No
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
-def test_work_that_is_held_ends_when_cancelled_or_let_go(is_cancelled: bool) -> None:
+def test_paused_work_ends_when_cancelled_or_resumed(is_cancelled: bool) -> None:
     hooks = Hooks()
     hooks.running.clear()
     (hooks.cancelled if is_cancelled else hooks.running).set()
@@ -139,7 +139,7 @@ def test_a_dry_run_measures_and_leaves_no_trace(tmp_path: Path, examples_per_bat
             assert found.examples_per_s == pytest.approx(found.batch / found.batch_s)
             assert found.memory_bytes > 10 << 20
             assert json.dumps(found.to_json())
-            # the name and the part are still to be had, and one who is here is not disturbed
+            # name and part are still free, and the connected client is not disturbed
             async with attending(server, "a", None):
                 await until(is_ready(server, "a"))
                 assert node_of(server, "a").part is not None
@@ -162,8 +162,8 @@ def test_a_dry_run_is_refused_like_the_client_would_be(place: Place) -> None:
     asyncio.run(scenario())
 
 
-def test_a_dry_runs_attendance_opens_no_other_call(place: Place) -> None:
-    """It reads the run file and nothing else."""
+def test_a_dry_run_may_make_no_other_call(place: Place) -> None:
+    """It only reads the run file."""
 
     async def scenario() -> None:
         async with serving(place.folder, {}) as server, open_channel(server.address, None, 5) as channel:

@@ -38,7 +38,7 @@ GRADIENTS = hostile_run(method={"name": "fedavg"}, init={"kind": "nio-exact", "b
 
 
 def site_for_sums(folder: Path, policy: Policy | None) -> tuple[Site, Any]:
-    """Of the 12 images of a class each run holds out one, so sums are over 11, which is not below the floor."""
+    """Each run holds out one of the 12 images of a class, so sums are over 11, which is not below the floor."""
     site = Site(folder, policy, min_sum_examples=10)
     return site, write_images(site.images, (18, 12))[18:]
 
@@ -105,7 +105,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_server_chooses_no_part_of_the_data(choice: str, tmp_path: Path) -> None:
+def test_a_server_may_not_choose_a_part_of_the_data(choice: str, tmp_path: Path) -> None:
     site, _ = site_for_sums(tmp_path, open_but(allow={"subsets": False}))
     run = hostile_run(**CHOICES[choice])
     part = pb.Part(index=0, of=2) if run.split else None
@@ -115,8 +115,8 @@ def test_a_server_chooses_no_part_of_the_data(choice: str, tmp_path: Path) -> No
     assert Site(tmp_path / "open", open_but()).start().prepare(welcome(run, "run", part)).examples > 0
 
 
-def test_an_instruction_brings_no_other_run_than_the_welcome(tmp_path: Path) -> None:
-    """A client loads its data anew where an instruction's sessions differ: it would, too, from another seed."""
+def test_an_instruction_must_carry_the_run_of_the_welcome(tmp_path: Path) -> None:
+    """A client reloads its data if an instruction has other sessions, and would do so with another seed."""
     site, _ = site_for_sums(tmp_path, open_but())
     host = site.start()
     host.prepare(welcome(SUMS, "run"))
@@ -193,7 +193,7 @@ def test_no_update_is_the_gradient_of_one_batch(hurry: str, tmp_path: Path) -> N
 
 
 def test_with_full_decay_an_update_is_the_last_batch_alone(tmp_path: Path) -> None:
-    """Why `forgetting` has a ceiling: where lr * weight_decay = 1, an update does not show its start."""
+    """Why `forgetting` has a ceiling: if lr * weight_decay = 1, an update does not depend on its start."""
     keys = {"lr": 2**-10, "weight_decay": 2.0**10, "momentum": 0.0, "batch": 1, "epochs": 1}
     forgets = hostile_run(method={"name": "fedavg"}, train=keys)
     site, _ = site_for_gradients(tmp_path, None)

@@ -1,4 +1,4 @@
-"""What leaves a client that has a policy: measured, logged before it leaves, and nothing else beside it."""
+"""What leaves a client with a policy is measured and logged before it leaves, and nothing else leaves."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def test_nothing_leaves_without_a_line_in_the_log(site: Site, monkeypatch: pytes
         host.work(instruction(content_of(RUN), TRAIN))
 
 
-def test_the_log_does_not_grow_with_a_server_that_goes_on_asking(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_stays_small_if_a_server_keeps_asking(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "MOST_REFUSALS", 5)
     host = site.join(RUN)
     for _ in range(20):
@@ -84,7 +82,7 @@ def test_an_audit_log_alone_refuses_nothing_and_changes_no_reply(site: Site) -> 
 
 
 class Sly:
-    """A host that answers with something else than it was asked for: what leaves is judged by what it is."""
+    """A host that answers with something it was not asked for. Replies are judged by their content."""
 
     def __init__(self, answer: Callable[[Message], RecordDict]) -> None:
         self._answer = answer
@@ -100,7 +98,7 @@ class Sly:
 
 
 def test_a_reply_is_measured(site: Site) -> None:
-    """Sums of one example, of some of a class, of too few classes; updates of few examples or steps."""
+    """Sums over one example, over some of a class, over too few classes; updates of few examples or steps."""
     honest = site.join(RUN)
     sums = honest.work(instruction(content_of(RUN), MEMORY)).content
     update = honest.work(instruction(content_of(RUN), TRAIN)).content
@@ -137,7 +135,7 @@ def test_a_reply_is_measured(site: Site) -> None:
     assert site.log(run_id="sly", outcome="sent") == []
 
 
-def test_progress_tells_the_loss_of_no_batch(site: Site) -> None:
+def test_progress_reports_no_loss_of_a_batch(site: Site) -> None:
     def reported() -> list[LocalProgress]:
         steps: list[LocalProgress] = []
         CURRENT.set(Hooks(report=steps.append))
@@ -154,7 +152,7 @@ def test_progress_tells_the_loss_of_no_batch(site: Site) -> None:
     assert all(step.loss > 0 for step in reported())
 
 
-def test_a_round_is_trained_from_one_model(site: Site) -> None:
+def test_a_round_may_be_trained_from_only_one_model(site: Site) -> None:
     host = site.join(RUN)
     host.work(instruction(content_of(RUN), TRAIN))
     host.work(instruction(content_of(RUN), TRAIN))  # as after a restart of the server
@@ -166,14 +164,14 @@ def test_a_round_is_trained_from_one_model(site: Site) -> None:
         host.work(instruction(content_of(RUN, RUN.all_rounds + 1), TRAIN))
 
 
-def test_what_a_server_is_told_depends_on_nothing_but_the_code() -> None:
+def test_what_a_server_is_told_depends_only_on_the_code() -> None:
     for code, sentence in SENTENCES.items():
         error = OwnerRefusalError(code, "17 examples of class 'hiv-positive'")
         assert failure_of(error) == (policy.REFUSED, f"{code}: {sentence}")
         assert "hiv" not in str(error)
 
 
-def test_one_instruction_leaves_nothing_behind_for_the_next(site: Site) -> None:
+def test_an_instruction_leaves_nothing_for_the_next(site: Site) -> None:
     hooks = Hooks()
     CURRENT.set(hooks)
     host = site.join(RUN)
