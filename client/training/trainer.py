@@ -1,7 +1,7 @@
 """One client's local work: train towards the guide, sum features by class. Called by the app.
 
-One trainer for all methods and tasks; what differs is in the guide, in the additions of `method_terms.py` and in
-the task. No gRPC here.
+One trainer for all methods and tasks; what differs is in the guide, in what the methods add and in the task. No
+gRPC here.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from fednc.client.link.work_hooks import Hooks, LocalProgress
 from fednc.client.training.cuda_graphs import Steps, beside_default_stream, capture_for
-from fednc.client.training.method_terms import Addition
 from fednc.common.config.tables import TrainSection
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods.api import Addition
 from fednc.common.tasks.api import Batch, Task, TaskData
+from fednc.common.tasks.classifier import classifier
 from fednc.common.tasks.evaluation import evaluation_batches
 
 _REPORT_EVERY_S = 0.25
@@ -80,7 +81,8 @@ def train(
         optimiser.step()
         return {"loss": loss.detach(), **parts}
 
-    take = Steps(step, capture_for(device) if task.same_for_each_batch(guide) else None)
+    replayable = task.same_for_each_batch(guide) and all(one.same_for_each_batch for one in guide.method.parts)
+    take = Steps(step, capture_for(device) if replayable else None)
     meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
     with beside_default_stream(device):
         for _ in range(section.epochs):
@@ -163,7 +165,7 @@ def class_sums(
     device = next(model.parameters()).device
     sums, summed_K = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment), summed_K.to(device)
     for piece in evaluation_batches(model, data, batch, hooks.check):
-        feat_BD, label_B = task.embed(model, piece)
+        feat_BD, label_B = classifier(task).embed(model, piece)
         sums.add_batch(torch.where(summed_K[label_B.reshape(-1)].unsqueeze(1), feat_BD, 0.0), label_B)
     sums.count_K.mul_(summed_K)
     return sums.to(torch.device("cpu"))

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Batch, Stats, Task, TaskData, add_stats
+from fednc.common.tasks.api import Batch, Task, TaskData, add_stats
+from fednc.common.tasks.metrics import Stats
 
 
 def do_nothing() -> None:

@@ -18,6 +18,7 @@ from fednc.common.learning.heads import CosineHead, LinearHead
 from fednc.common.learning.neural_collapse import alignment, collapse
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Task, TaskData
+from fednc.common.tasks.classifier import ClassifierTask, classifier
 from fednc.common.tasks.evaluation import evaluate, evaluation_batches
 
 
@@ -29,7 +30,9 @@ class CentralEvaluation:
         self._batch, self._device = batch, device
 
     def __call__(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:
-        """Metrics of the task over the classes that exist, and nc1 ... nc4."""
+        """Metrics of the task over the classes that exist, and nc1 ... nc4 where there are classes."""
+        if not isinstance(self._task, ClassifierTask):
+            return self.metrics(state, guide)
         metrics, guide = self.metrics(state, guide), guide.to(self._device)
         feats, labels = zip(*self._features(self._known(guide)), strict=True)
         classes = len(self._task.class_names) if guide.classes is None else guide.classes
@@ -40,7 +43,7 @@ class CentralEvaluation:
         """Metrics of the task alone: what `__call__` says of them, without the geometry."""
         self._load(state)
         guide = guide.to(self._device)
-        return self._task.metrics(evaluate(self._task, self._model, self._known(guide), guide, self._batch))
+        return self._task.measure(evaluate(self._task, self._model, self._known(guide), guide, self._batch))
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
         self._model.load_state_dict(state, strict=False)
@@ -48,7 +51,7 @@ class CentralEvaluation:
     def _features(self, data: TaskData) -> Iterator[tuple[Tensor, Tensor]]:
         """(unit features [B, D], labels [B]) of each batch, in the frame's space."""
         for batch in evaluation_batches(self._model, data, self._batch):
-            yield self._task.aligned(self._model, batch)
+            yield classifier(self._task).aligned(self._model, batch)
 
     def _known(self, guide: Guide) -> TaskData:
         """The examples of the classes that exist."""
@@ -67,7 +70,7 @@ class CentralEvaluation:
         self._load(state)
         sums: ClassSums | None = None
         for feat_BD, label_B in self._features(self._data):
-            sums = sums or ClassSums.zeros(self._task.label_space, feat_BD.shape[1], feat_BD.device)
+            sums = sums or ClassSums.zeros(classifier(self._task).label_space, feat_BD.shape[1], feat_BD.device)
             sums.add_batch(feat_BD, label_B)
         assert sums is not None
         return sums.mean_KD.cpu()

@@ -16,8 +16,9 @@ from fednc.common import seeds
 from fednc.common.config.run import RunConfig
 from fednc.common.reasons import failure_of
 from fednc.common.tasks import discovery as tasks
-from fednc.common.tasks.api import Part, Stats, add_stats
+from fednc.common.tasks.api import Part, add_stats
 from fednc.common.tasks.evaluation import evaluate
+from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.round_guide import guide_at
 from fednc.common.wire import messages, records
 from fednc.server.rounds.run import FederatedRun, RunResult
@@ -91,7 +92,7 @@ def test_federated_evaluation_equals_the_central_one(grid: str, tmp_path: Path) 
         data = task.load_train(client.data, Part(index, len(CLIENTS)), run.split)
         _, held_out = data.hold_out(client.val_share, seeds.derive(run.seed, "hold-out", client.name))
         add_stats(stats, evaluate(task, model, held_out, guide, run.evaluate.batch))
-    assert result.history.rounds[0].pooled == task.metrics(stats)
+    assert result.history.rounds[0].pooled == task.measure(stats)
     assert stats["examples"] > 100
 
 
