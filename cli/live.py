@@ -16,15 +16,15 @@ from rich.table import Table
 
 from fednc.cli.output import as_text, console, say
 from fednc.common.config.run import RunConfig
+from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node, NodeState
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.events import Event, ModelInitialised, RoundCompleted
+from fednc.server.storage.events import Event, ModelInitialised, RoundCompleted, RunStarted
 from fednc.server.storage.history import RoundRecord
 
 _SHOWN_ROUNDS = 12
 _REFRESH_PER_S = 4
-_CLASS = "accuracy/"  # prefix of the metrics of single classes
 
 
 class RunView:
@@ -35,6 +35,7 @@ class RunView:
         self._rounds: list[RoundRecord] = []
         self._federation: Federation | None = None
         self._last = self._init = ""
+        self._metric = ACCURACY  # that the run is judged by
 
     def watch(self, federation: Federation, port: int) -> None:
         """The run listens now; show its roster."""
@@ -43,7 +44,9 @@ class RunView:
 
     def note(self, event: Event) -> None:
         """Take in one event."""
-        if isinstance(event, RoundCompleted):
+        if isinstance(event, RunStarted):
+            self._metric = MetricInfo(**event.metric) if event.metric else ACCURACY
+        elif isinstance(event, RoundCompleted):
             self._rounds.append(event.record)
         elif isinstance(event, ModelInitialised):
             self._init = event.text
@@ -65,17 +68,20 @@ class RunView:
         for name in ("round", "loss", "test", "held out", "worst client", "drift", "replies", "seconds"):
             table.add_column(name, justify="right")
         for record in self._rounds[-_SHOWN_ROUNDS:]:
-            table.add_row(*map(as_text, _round_cells(record)))
+            table.add_row(*map(as_text, _round_cells(record, self._metric)))
         return table
 
     def _classes_line(self) -> str:
-        """Accuracy of each class in the last evaluated round: on test data, else pooled over the clients."""
+        """The metric of each class in the last evaluated round: on test data, else pooled over the clients."""
         last = next((record for record in reversed(self._rounds) if record.test or record.pooled), None)
         if last is None:
             return ""
         metrics = last.test or last.pooled
-        classes = [(key.removeprefix(_CLASS), value) for key, value in metrics.items() if key.startswith(_CLASS)]
-        return "by class: " + ", ".join(f"{name} {value:.0%}" for name, value in classes)
+        prefix = f"{self._metric.name}/"
+        classes = [(key.removeprefix(prefix), value) for key, value in metrics.items() if key.startswith(prefix)]
+        if not classes:
+            return ""
+        return "by class: " + ", ".join(f"{name} {self._metric.show(value, 0)}" for name, value in classes)
 
     def _clients_table(self) -> Table:
         table = Table(title="clients", title_justify="left")
@@ -86,14 +92,14 @@ class RunView:
         return table
 
 
-def _round_cells(record: RoundRecord) -> list[str]:
+def _round_cells(record: RoundRecord, metric: MetricInfo) -> list[str]:
     worst = record.worst_client
     return [
         str(record.round),
         _number(record.loss, ".3f"),
-        _number(record.test.get("accuracy"), ".1%"),
-        _number(record.pooled.get("accuracy"), ".1%"),
-        f"{worst['name']} {worst['accuracy']:.1%}" if worst else "-",
+        _value(record.test.get(metric.name), metric),
+        _value(record.pooled.get(metric.name), metric),
+        f"{worst['name']} {metric.show(worst[metric.name])}" if worst else "-",
         _number(record.drift, ".3f"),
         str(record.replies),
         f"{record.seconds:.1f}",
@@ -115,6 +121,10 @@ def _client_cells(node: Node) -> list[str]:
         f"{node.bytes_up / 2**20:.1f}",
         f"{node.bytes_down / 2**20:.1f}",
     ]
+
+
+def _value(value: float | None, metric: MetricInfo) -> str:
+    return "-" if value is None else metric.show(value)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -104,9 +104,9 @@ class Federation:
         part = pb.Part(index=node.part.index, of=node.part.of) if node.part else None
         return pb.Welcome(
             node_id=node.node_id,
-            session=node.session,
+            attendance=node.attendance,
             run_id=self.run_id,
-            run_json=self.run.model_dump_json(exclude={"server"}),  # its paths are nobody else's business
+            run_json=self.run.for_clients(),
             part=part,
             liveness_s=self.run.server.liveness_s,
             whole_bytes=WHOLE_BYTES,
@@ -144,21 +144,21 @@ class Federation:
             holds_back = NodePaused if node.state is NodeState.PAUSED else NodeLeaving
             self._node_events.emit(holds_back(text=f"{node.name} is {node.state}", node=node.name))
 
-    def depart(self, node: Node, session: bytes) -> None:
+    def depart(self, node: Node, attendance: bytes) -> None:
         """A node's attending stream ended. Its work waits `rejoin_s` for it, unless it said that it leaves."""
         wait_s = 0.0 if node.state is NodeState.LEAVING else self.run.rounds.rejoin_s
         if node.state is NodeState.REHEARSING:
             return self.roster.end_rehearsal(node)
-        if not self.roster.lose(node, session):
+        if not self.roster.lose(node, attendance):
             return
         if not self.over:
             text = f"{node.name} is gone ({time.strftime('%H:%M:%S')})"
             self._node_events.emit(NodeLost(text=text, node=node.name))
-            asyncio.get_running_loop().call_later(wait_s, self._give_up, node, session)
+            asyncio.get_running_loop().call_later(wait_s, self._give_up, node, attendance)
 
     def lose(self, node: Node) -> None:
         """Nothing was heard of a node: it is lost, and should it hear this, it comes back."""
-        self.depart(node, node.session)
+        self.depart(node, node.attendance)
         reason = f"{node.name} was silent for {self.run.server.liveness_s:g} s; attend again"
         node.outbox.put_nowait(Refusal(reason, UNHEARD))
 
@@ -171,12 +171,12 @@ class Federation:
         for work in self._works_of(node):
             self._fail(work, NODE_LOST, "NodeExpelled", f"{node.name}: {refusal.reason}")
         if node.is_here:
-            self.depart(node, node.session)
-        node.session = b""
+            self.depart(node, node.attendance)
+        node.attendance = b""
         self.calls.end_node(node.name, refusal)
 
-    def _give_up(self, node: Node, session: bytes) -> None:
-        if node.state is NodeState.LOST and node.session == session:  # else it has been back meanwhile
+    def _give_up(self, node: Node, attendance: bytes) -> None:
+        if node.state is NodeState.LOST and node.attendance == attendance:  # else it has been back meanwhile
             for work in self._works_of(node):
                 self._fail(work, NODE_LOST, "NodeLost", f"{node.name} was lost and did not come back in time")
 
@@ -196,7 +196,7 @@ class Federation:
                 self._fail(work, NODE_LOST, f"Node{work.node.state.title()}", work.node.problem)
             else:
                 asyncio.get_running_loop().call_later(
-                    self.run.rounds.rejoin_s, self._give_up, work.node, work.node.session
+                    self.run.rounds.rejoin_s, self._give_up, work.node, work.node.attendance
                 )
 
     def assignment(self, work_id: pb.AssignmentId) -> Parts | pb.ServerEvent:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from fednc.common.errors import FedncError
+from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 from fednc.server.storage.history import RoundRecord
 
 Check = Callable[[Sequence[str]], None]  # of the names of a session's classes; raises ConfigError
@@ -32,6 +33,7 @@ class RunControl:
         self.class_names: tuple[str, ...] = ()  # so far
         self.waiting_session: int | None = None  # that waits for an operator
         self.last: RoundRecord | None = None  # the round completed last
+        self.primary = ACCURACY  # what the run is judged by
         self.fold_s = 0.0  # spent in its fold
         self._check: Check = lambda _names: None
         self._started: tuple[str, ...] | None = None  # names of the classes of the session that an operator starts
@@ -96,6 +98,10 @@ class RunControl:
     def begin_round(self, number: int) -> None:
         """This round is the next, or the first try of it failed."""
         self.round = number
+
+    def begin(self, primary: MetricInfo) -> None:
+        """The run begins; it is judged by this metric."""
+        self.primary = primary
 
     def complete(self, record: RoundRecord, fold_s: float) -> None:
         """A round is over."""

@@ -18,17 +18,19 @@ from fednc.common.config.run import RunConfig
 from fednc.common.errors import QuorumError
 from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassMemory
-from fednc.common.learning.frame import Frame, draw_frame
+from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import Memories
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.class_registry import ClassRegistry
+from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.stages import Stage, with_names
 from fednc.common.wire import arrays
 from fednc.server.rounds.class_sessions import Sessions
 from fednc.server.rounds.context import Surroundings
-from fednc.server.rounds.global_state import GlobalState, control_variates
+from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.initialisation import Conversation, draw_with_gain, initialise, scaled, speaks
+from fednc.server.rounds.method_steps import MethodSteps
 from fednc.server.rounds.strategy import FrameStrategy
 from fednc.server.rounds.test_evaluation import CentralEvaluation
 from fednc.server.rounds.waiting import ClientsWait, save_patiently
@@ -77,9 +79,7 @@ class FederatedRun:
         self.run, self.events, self._device = run, events, device
         self._digest, self._config = run.digest, run.decisive()  # names that operators give are no part of it
         self.task = tasks.get(run)
-        self.frame = draw_frame(
-            self.task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"), run.frame.kind
-        )
+        self.frame = self.task.frame(seeds.derive(run.seed, "frame"))
         torch.manual_seed(seeds.derive(run.seed, "model"))
         self.model = model = self.task.build_model()
         draw_with_gain(model, run.init.gain)
@@ -89,13 +89,17 @@ class FederatedRun:
         self.opened = 0
         self._good: GlobalState | None = None  # after the last round whose loss had not exploded
         shared = model.state_dict()
+        keys = self.task.shared_keys(model)
+        steps = MethodSteps.of(run.method.parts, model, keys)
         self.state = GlobalState(
-            model={key: shared[key].clone() for key in self.task.shared_keys(model)},
+            model={key: shared[key].clone() for key in keys},
             memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.task.memory_dim)),
-            extra=control_variates(model, self.task.shared_keys(model)) if run.method.control_variates else {},
+            methods=steps,
+            extra=steps.beside({name: p.detach() for name, p in model.named_parameters() if name in keys}),
+            kept=steps.kept({key: shared[key] for key in keys if key in steps.stepped}),
         )
         self.stage: Stage = self.task.stage(1)
-        self.history = History()
+        self.history = History(primary=self.task.primary)
         self.evaluation = self._central_evaluation(model)
 
     def _central_evaluation(self, model: torch.nn.Module) -> CentralEvaluation | None:
@@ -180,6 +184,7 @@ class FederatedRun:
             **{f"model.{key}": value for key, value in self.state.model.items()},
             **self.state.memories.to_tensors(self.run.method.memory_source),
             **{f"extra.{key}": value for key, value in self.state.extra.items()},
+            **{f"method.{key}": value for key, value in self.state.kept.items()},
             "frame.etf_KD": self.frame.etf_KD,
         }
         return Checkpoint(
@@ -197,16 +202,19 @@ class FederatedRun:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after the checkpoint's round. Raises ProtocolError where its frame is not one."""
-        self.frame = Frame.from_tensor(checkpoint.tensors["frame.etf_KD"], self.frame.seed)
+        if self.frame.vertices:
+            self.frame = Frame.from_tensor(checkpoint.tensors["frame.etf_KD"], self.frame.seed)
         model = checkpoint.under("model.")  # safetensors sorts names; the model's own order is part of it
         self.state = GlobalState(
             model={key: model[key] for key in self.state.model},
             memories=Memories.from_tensors(checkpoint.tensors),
+            methods=self.state.methods,
             extra=checkpoint.under("extra."),
+            kept=checkpoint.under("method."),
             completed=checkpoint.round,
         )
         self.opened, self._changed = checkpoint.opened, checkpoint.changed
-        self.history = History.from_json(checkpoint.history)
+        self.history = History.from_json(checkpoint.history, self.task.primary)
         self._good = self.state.snapshot()
         if checkpoint.classes:
             self._recall(ClassRegistry.from_json(checkpoint.classes))
@@ -237,6 +245,7 @@ class RoundLoop:
     def drive(self) -> None:
         """All rounds that are left, or those before an operator stops the run. Raises QuorumError."""
         prepared = self._prepared
+        self._control.begin(prepared.history.primary)
         self._strategy.summary()
         if self._around.returning:
             self._clients.for_returning()
@@ -332,11 +341,14 @@ class RoundLoop:
         """An operator ends the run: its last round is evaluated, as every run's is."""
         self._events.emit(RunStopped(text=f"stopped before round {server_round}", round=server_round))
         last = self._control.last
-        if last and last.accuracy is None and not self._control.over:
+        primary = self._prepared.history.primary
+        if last and last.value_of(primary) is None and not self._control.over:
             self._strategy.evaluate_early(self._grid)
             self._test(last)
-            accuracy = "unknown" if last.accuracy is None else f"{last.accuracy:.1%}"
-            self._events.emit(LastRoundEvaluated(text=f"round {last.round}: accuracy {accuracy}", record=last))
+            value = last.value_of(primary)
+            shown = "unknown" if value is None else primary.show(value)
+            text = f"round {last.round}: {primary.name} {shown}"
+            self._events.emit(LastRoundEvaluated(text=text, record=last))
 
     def _test(self, record: RoundRecord) -> None:
         prepared = self._prepared
@@ -351,6 +363,7 @@ class RoundLoop:
             record.session = stage.number
             prepared.model.load_state_dict(prepared.state.model, strict=False)
             guide = self._strategy.guide_at(record.round)
+            assert isinstance(prepared.task, Incremental)
             record.memory_cosines = prepared.task.memory_cosines(prepared.model, guide)
             if stage.is_first:
                 self._sessions.warn(stage)
@@ -363,14 +376,16 @@ class RoundLoop:
             save_patiently(self._around.checkpoints, checkpoint, wait_s, self._control, self._events)
 
     def _say(self, record: RoundRecord) -> None:
-        accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.1%}"
+        primary = self._prepared.history.primary
+        value = record.value_of(primary)
+        shown = "" if value is None else f", {primary.name} {primary.show(value)}"
         loss = "" if record.loss is None else f", loss {record.loss:.3f}"
-        held = record.pooled.get("accuracy")
+        held = record.pooled.get(primary.name)
         worst = record.worst_client
-        clients = "" if held is None else f", held out {held:.1%}"
-        clients += f" (worst {worst['name']} {worst['accuracy']:.1%})" if worst else ""
+        clients = "" if held is None else f", held out {primary.show(held)}"
+        clients += f" (worst {worst['name']} {primary.show(worst[primary.name])})" if worst else ""
         text = (
-            f"round {record.round}/{self._prepared.run.all_rounds}: {record.replies} replies{loss}{accuracy}"
+            f"round {record.round}/{self._prepared.run.all_rounds}: {record.replies} replies{loss}{shown}"
             f"{clients} ({record.seconds:.1f} s)"
         )
         self._events.emit(RoundCompleted(text=text, record=record, fold_s=self._strategy.fold_s))

@@ -25,7 +25,10 @@ from fednc.common.learning.class_memory import ClassMemory, ClassSums
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import Pool
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Stats, Task, add_stats
+from fednc.common.tasks.api import Task, add_stats
+from fednc.common.tasks.incremental import Incremental
+from fednc.common.tasks.metrics import Stats
+from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import EVALUATE, MEMORY, TRAIN, Instruction
@@ -63,6 +66,7 @@ class FrameStrategy(Strategy):
         self.stage: Stage = task.stage(state.completed + 1)
         self._trained: list[int] = []  # whose updates are in the model of the round under way
         self._weights: dict[int, int] = {}  # examples that each node of the round under way counts for
+        self._counted: dict[int, int] = {}  # of these, those whose updates came, as they declared them
         self._held_out: dict[int, int] = {}  # the same of its held-out examples
         self._record = RoundRecord(round=0)
         self._local = self._pool_of_sums("local")
@@ -78,7 +82,9 @@ class FrameStrategy(Strategy):
         self.clients.forget(self.replies.failed)  # they may have come back with other data
         self.replies.forget_failures()
         nodes = self.sample(server_round, grid)
-        self._get_to_know(list(grid.get_node_ids()) if self.state.extra else nodes, server_round, grid)
+        self._get_to_know(
+            list(grid.get_node_ids()) if self.state.methods.needs_every_client else nodes, server_round, grid
+        )
         # A weight that was not announced could not be bounded; who holds nothing of the stage has none.
         self._weights = self.clients.examples(nodes)
         instruction = self._instruction(
@@ -102,7 +108,7 @@ class FrameStrategy(Strategy):
         self._fold.start(self.state.folded, self._weights.values(), bound)
         mean = RoundMean(self._fold, self.run.rounds, len(self._weights), self.events, self.replies.name_of)
         losses: dict[int, float] = {}
-        self._local, self._trained = self._pool_of_sums("local"), []
+        self._local, self._trained, self._counted = self._pool_of_sums("local"), [], {}
         drift = DriftSums.zeros(*self._local.all.sum_KD.shape)
         for reply in self.replies.good(replies):
             node = reply.metadata.src_node_id
@@ -122,7 +128,12 @@ class FrameStrategy(Strategy):
             self._record.drift = _finite(drift.value())
         if self.run.method.memory_model == "local":
             self._remember(server_round, self._local)
-        self.state.advance(record, share=self._fold.weight / self.clients.examples_of_all)
+        self.state.advance(
+            record,
+            share=self._fold.weight / self.clients.examples_of_all,
+            examples=[self._counted[node] for node in self._trained],
+            train=self.stage.train,
+        )
         return self.state.record, MetricRecord({"loss": self._record.loss, "examples": self._fold.weight})
 
     def configure_evaluate(
@@ -146,16 +157,24 @@ class FrameStrategy(Strategy):
         for reply in self.replies.good(replies):
             node = reply.metadata.src_node_id
             metrics = self.replies.take(reply, partial(self._pool, node=node, pooled=pooled))
-            if metrics and math.isfinite(metrics["accuracy"]):
-                here = {"accuracy": metrics["accuracy"], "name": self.replies.name_of(node)}
-                worst = min(worst or here, here, key=lambda one: (one["accuracy"], one["name"]))
+            if metrics and math.isfinite(metrics[self.task.primary.name]):
+                here = {
+                    self.task.primary.name: metrics[self.task.primary.name],
+                    "name": self.replies.name_of(node),
+                }
+                worst = min(worst or here, here, key=self._how_good)
         self._end_exchange(server_round, self._held_out)
         if not pooled:
             return None
-        metrics = self.task.metrics(pooled)
+        metrics = self.task.measure(pooled)
         self._record.pooled = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._record.worst_client = worst
         return MetricRecord(dict(self._record.pooled))
+
+    def _how_good(self, client: dict[str, Any]) -> tuple[float, str]:
+        """Lowest for the client that fares worst by the primary metric; then by name."""
+        value = client[self.task.primary.name]
+        return (value if self.task.primary.higher_is_better else -value), client["name"]
 
     def summary(self) -> None:
         """Say once what is about to run."""
@@ -164,7 +183,14 @@ class FrameStrategy(Strategy):
             f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds, frame K={frame.vertices} "
             f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}"
         )
-        self.events.emit(RunStarted(text=text, method=run.method.name, frame=frame.digest, config=run.digest))
+        started = RunStarted(
+            text=text,
+            method=run.method.name,
+            frame=frame.digest,
+            config=run.digest,
+            metric=self.task.primary.to_json(),
+        )
+        self.events.emit(started)
 
     # ---- stages --------------------------------------------------------------------------------------------
 
@@ -192,6 +218,7 @@ class FrameStrategy(Strategy):
     def _fit(self, server_round: int, steps: int) -> float:
         """The server trains alone, on the class memory."""
         generator = seeds.generator(self.run.seed, "fit", server_round)
+        assert isinstance(self.task, Incremental)
         return fit_centrally(self.task, self.state, self.guide_at(server_round), self.stage, steps, generator)
 
     # ---- one round -----------------------------------------------------------------------------------------
@@ -211,7 +238,8 @@ class FrameStrategy(Strategy):
 
     def _round(self, server_round: int, grid: Grid, *, evaluates: bool) -> RoundRecord | None:
         started, timeout_s = time.monotonic(), self.run.rounds.deadline_s
-        if self.task.fits_centrally(self.stage):
+        task = self.task if isinstance(self.task, Incremental) else None
+        if task and task.fits_centrally(self.stage):
             self._record = RoundRecord(round=server_round)
             self._record.loss = _finite(self._fit(server_round, self.stage.train.epochs))
         elif not self._train(server_round, grid, timeout_s):
@@ -219,8 +247,8 @@ class FrameStrategy(Strategy):
         if self._wants_global_memory(server_round, evaluates):
             nodes = sorted(grid.get_node_ids()) if self.task.takes_sessions else self._trained
             self._refresh_memory(server_round, grid, timeout_s, nodes)
-            if self.task.settling_steps and self.stage.is_first:
-                self._fit(server_round, self.task.settling_steps)
+            if task and task.settling_steps and self.stage.is_first:
+                self._fit(server_round, task.settling_steps)
         if evaluates:
             self._evaluate(server_round, grid, timeout_s)
         self.state.complete(server_round)
@@ -310,6 +338,7 @@ class FrameStrategy(Strategy):
         started = time.monotonic()
         mean.add(node, update, weight)
         self.fold_s += time.monotonic() - started
+        self._counted[node] = weight
         if sums is not None:
             drift.add_client(sums)
             self._local.add(sums, node)
@@ -338,7 +367,7 @@ class FrameStrategy(Strategy):
         stats = stats_in(content, self.task, claimed)
         if stats is None:
             return None
-        metrics = self.task.metrics(stats)
+        metrics = self.task.measure(stats)
         add_stats(pooled, of_fewer(stats, self._held_out[node], claimed))
         return metrics
 
@@ -351,8 +380,7 @@ class FrameStrategy(Strategy):
 
     def guide_at(self, server_round: int) -> Guide:
         """The guide as the server's own evaluation and fit see it."""
-        made = exchange.make_guide(self.run, self.frame, self.memory, server_round)
-        return self.task.within_stage(made, server_round)
+        return guide_at(self.task, self.frame.etf_KD, self.memory, server_round)
 
     def _pool_of_sums(self, model: str) -> Pool:
         moment = self.run.method.needs_moments(model, is_first=self.stage.is_first)

@@ -119,6 +119,7 @@ class RunStarted(Event, kind="start"):
     method: str
     frame: str
     config: str
+    metric: Mapping[str, Any] | None = optional()  # what the run is judged by
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from fednc.cli import output
 from fednc.client.link import resource_limits as bounds
-from fednc.client.link.resource_limits import DownloadBounds, OutOfReserveError, TooLargeError
+from fednc.client.link.resource_limits import DownloadBounds, DownloadTooLargeError, OutOfReserveError
 from fednc.common import reasons, safe_files
 from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.files import private_folder, write_atomically
@@ -165,7 +165,7 @@ def test_a_download_is_refused_by_what_its_manifest_says(monkeypatch: pytest.Mon
     DownloadBounds(max_gib=4, min_free_gib=1).admit(2 << 30)
     with pytest.raises(OutOfReserveError, match="--min-free-gib"):
         DownloadBounds(max_gib=4, min_free_gib=1).admit((2 << 30) + 1)
-    with pytest.raises(TooLargeError, match="--max-download-gib"):
+    with pytest.raises(DownloadTooLargeError, match="--max-download-gib"):
         DownloadBounds(max_gib=1).admit((1 << 30) + 1)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from fednc.client.link.channel import open_channel
 from fednc.common.errors import ConfigError
+from fednc.common.wire.protocol import PROTOCOL
 from fednc.ops.operator_client import OperatorLink
 from fednc.protos import federation_pb2 as pb
 from fednc.server.access import bans as shutout
@@ -37,7 +38,7 @@ async def attend(server: Serving, name: str) -> tuple[grpc.StatusCode, str]:
     """How an attempt to attend ends."""
     async with open_channel(server.address, None, 5) as channel:
         call = channel.unary_stream("/fednc.v1.Federation/Attend")(
-            pb.AttendRequest(protocol=1, name=name, instance=b"x").SerializeToString()
+            pb.AttendRequest(protocol=PROTOCOL, name=name, instance=b"x").SerializeToString()
         )
         with suppress(grpc.aio.AioRpcError):
             await call.read()
@@ -96,9 +97,9 @@ def test_work_handed_out_while_a_paused_node_was_away_reaches_it_when_it_goes_on
             attending_by_hand(server.federation, server.listening.port, "a") as first,
         ):
             node = first.node
-            server.federation.depart(node, node.session)
+            server.federation.depart(node, node.attendance)
             work = first.give_work()
-            call = first.stub.Attend(pb.AttendRequest(protocol=1, name="a", instance=b"a"))
+            call = first.stub.Attend(pb.AttendRequest(protocol=PROTOCOL, name="a", instance=b"a"))
             again = RawNode(server.federation, first.channel, "a", (await call.read()).welcome, call)
             await again.declare(pb.Declaration(examples=10, standing=pb.Declaration.PAUSED))
             await again.declare(pb.Declaration(examples=10))

@@ -20,6 +20,7 @@ from fednc.client.link.channel import open_channel
 from fednc.common.errors import ConfigError, ProtocolError
 from fednc.common.security.credentials import Role
 from fednc.common.wire import arrays, messages
+from fednc.common.wire.protocol import PROTOCOL
 from fednc.ops.operator_client import OperatorLink
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link import message_limits
@@ -170,7 +171,7 @@ def test_who_attends_again_leaves_nothing_of_the_time_before(tmp_path: Path) -> 
             serving(tmp_path, OPEN) as server,
             attending_by_hand(server.federation, server.listening.port, "a") as first,
         ):
-            again = first.stub.Attend(pb.AttendRequest(protocol=1, name="a", instance=b"a"))
+            again = first.stub.Attend(pb.AttendRequest(protocol=PROTOCOL, name="a", instance=b"a"))
             await again.read()
             assert await asyncio.wait_for(first.ended(), 2) is grpc.StatusCode.OK
             assert first.node.state is NodeState.PREPARING
@@ -200,7 +201,7 @@ def test_who_says_the_same_again_causes_nothing(tmp_path: Path) -> None:
             ]
             for declaration in flips:
                 await node.declare(declaration)
-            with pytest.raises(grpc.aio.AioRpcError, match="declared 1000 times in one session"):
+            with pytest.raises(grpc.aio.AioRpcError, match="declared 1000 times in one attendance"):
                 await node.declare()
             assert len(server.events) - before < 230
             assert server.federation.door.refusals == Counter({"Declare.standing": 1})

@@ -170,7 +170,7 @@ class HostilePlace:
             (
                 n.name,
                 n.state,
-                n.session,
+                n.attendance,
                 n.examples,
                 n.held_out,
                 n.class_counts,
