@@ -20,6 +20,7 @@ from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import Memories
+from fednc.common.methods import registry
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.class_registry import ClassRegistry
@@ -90,7 +91,7 @@ class FederatedRun:
         self._good: GlobalState | None = None  # after the last round whose loss had not exploded
         shared = model.state_dict()
         keys = self.task.shared_keys(model)
-        steps = MethodSteps.of(run.method.parts, model, keys)
+        steps = MethodSteps.of(registry.parts(run.method), model, keys)
         self.state = GlobalState(
             model={key: shared[key].clone() for key in keys},
             memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.task.memory_dim)),
