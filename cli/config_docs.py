@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
 from fednc.common.config.run import RunConfig
-from fednc.common.config.tables import MethodSection
+from fednc.common.config.tables import MethodSection, SplitSection
 from fednc.common.methods import registry
 from fednc.common.tasks.discovery import installed
 
@@ -37,13 +37,22 @@ _BOUNDS = {
 }
 
 
-def sections(model: type[BaseModel] = RunConfig, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """(dotted name, class) of every table of the run file, itself first under the empty name; `[x]` may repeat."""
+def sections(
+    model: type[BaseModel] = RunConfig, path: str = "", splits: Sequence[type[SplitSection]] = ()
+) -> Iterator[tuple[str, type[BaseModel]]]:
+    """(dotted name, class) of every table of the run file, itself first under the empty name; `[x]` may repeat.
+
+    Args:
+        splits: the classes of `[split]` whose tables are listed too; none given: those of all installed tasks.
+    """
+    splits = splits or [task.Split for task in installed().values()]
     yield path, model
-    for key, field in model.model_fields.items():
-        if inner := _section_class(field.annotation):
-            name = f"{path}.{key}" if path else key
-            yield from sections(inner, f"[{name}]" if get_origin(field.annotation) is tuple else name)
+    inner = _tables(model)
+    for split in splits if model is SplitSection else ():
+        inner |= _tables(split)
+    for key, (table, repeats) in inner.items():
+        name = f"{path}.{key}" if path else key
+        yield from sections(table, f"[{name}]" if repeats else name, splits)
 
 
 def keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
@@ -102,6 +111,15 @@ def _presets() -> str:
         presets.setdefault(text, []).append(f"`{name}`")
     lines = [f"| {', '.join(names)} | {text} |\n" for text, names in presets.items()]
     return "### What `name` sets\n\n| name | sets |\n|---|---|\n" + "".join(lines)
+
+
+def _tables(model: type[BaseModel]) -> dict[str, tuple[type[BaseModel], bool]]:
+    """The tables in a table: class, and whether there may be several."""
+    fields = {key: field.annotation for key, field in model.model_fields.items()}
+    found = {
+        key: (_section_class(annotation), get_origin(annotation) is tuple) for key, annotation in fields.items()
+    }
+    return {key: (table, repeats) for key, (table, repeats) in found.items() if table}
 
 
 def _section_class(annotation: Any) -> type[BaseModel] | None:

@@ -26,7 +26,7 @@ from fednc.common.methods import registry
 from fednc.common.tasks.data_spec import with_options
 
 if TYPE_CHECKING:
-    from fednc.common.tasks.api import Suggestion
+    from fednc.common.tasks.api import Suggestion, Task
 
 Table = Mapping[str, Any]
 
@@ -126,24 +126,24 @@ def _values(kind: Kind, spec: str) -> tuple[Table, Suggestion]:
 def run_file(values: Table, path: Path, *, measured: bool = False) -> str:
     """TOML with `values` set and every other key of the run file as a comment with its default."""
     from fednc.cli.config_docs import sections
+    from fednc.common.tasks.discovery import task_class
 
     run = parse_run(dict(values))
     parts = [_OPENING.format(path=path, measured=_MEASURED if measured else "")]
-    for name, model in sections():
+    task = task_class(run.task.name)
+    for name, model in sections(splits=[task.Split]):
         given = _at(values, name)
         optional = given is None and _at(run.model_dump(), name) is None
-        options = _options_of(run, model)
+        options = _options_of(run, model, task)
         head = f"{'# ' if optional else ''}[{name}]\n" if name else ""
         parts.append(head + "".join(_lines(model, given or {}, options)))
     return "\n".join(parts)
 
 
-def _options_of(run: RunConfig, model: type[BaseModel]) -> list[type[BaseModel]]:
+def _options_of(run: RunConfig, model: type[BaseModel], task: type[Task]) -> list[type[BaseModel]]:
     """What describes keys of a table beyond those that it always has: those of the task, and of methods."""
-    from fednc.common.tasks.discovery import task_class
-
     if model is TaskSection:
-        return [task_class(run.task.name).Options]
+        return [task.Options]
     if model is MethodSection:
         return [registry.get(name).Options for name in dict.fromkeys([*registry.MIXING, run.method.name])]
     return []

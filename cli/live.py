@@ -16,13 +16,15 @@ from rich.table import Table
 
 from fednc.cli.output import as_text, console, say
 from fednc.common.config.run import RunConfig
+from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node, NodeState
-from fednc.server.storage.event_log import Event, EventLog
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, ModelInitialised, RoundCompleted, RunStarted
+from fednc.server.storage.history import RoundRecord
 
 _SHOWN_ROUNDS = 12
 _REFRESH_PER_S = 4
-_CLASS = "accuracy/"  # prefix of the metrics of single classes
 
 
 class RunView:
@@ -30,9 +32,10 @@ class RunView:
 
     def __init__(self, run: RunConfig) -> None:
         self._run = run
-        self._rounds: list[Event] = []
+        self._rounds: list[RoundRecord] = []
         self._federation: Federation | None = None
         self._last = self._init = ""
+        self._metric = ACCURACY  # that the run is judged by
 
     def watch(self, federation: Federation, port: int) -> None:
         """The run listens now; show its roster."""
@@ -41,11 +44,13 @@ class RunView:
 
     def note(self, event: Event) -> None:
         """Take in one event."""
-        if event["kind"] == "round":
-            self._rounds.append(event)
-        elif event["kind"] == "init":
-            self._init = event["text"]
-        self._last = event["text"]
+        if isinstance(event, RunStarted):
+            self._metric = MetricInfo(**event.metric) if event.metric else ACCURACY
+        elif isinstance(event, RoundCompleted):
+            self._rounds.append(event.record)
+        elif isinstance(event, ModelInitialised):
+            self._init = event.text
+        self._last = event.text
 
     def __rich__(self) -> Group:
         return Group(
@@ -62,18 +67,21 @@ class RunView:
         table = Table(title=title, title_justify="left")
         for name in ("round", "loss", "test", "held out", "worst client", "drift", "replies", "seconds"):
             table.add_column(name, justify="right")
-        for event in self._rounds[-_SHOWN_ROUNDS:]:
-            table.add_row(*map(as_text, _round_cells(event)))
+        for record in self._rounds[-_SHOWN_ROUNDS:]:
+            table.add_row(*map(as_text, _round_cells(record, self._metric)))
         return table
 
     def _classes_line(self) -> str:
-        """Accuracy of each class in the last evaluated round: on test data, else pooled over the clients."""
-        last = next((event for event in reversed(self._rounds) if event["test"] or event["pooled"]), None)
+        """The metric of each class in the last evaluated round: on test data, else pooled over the clients."""
+        last = next((record for record in reversed(self._rounds) if record.test or record.pooled), None)
         if last is None:
             return ""
-        metrics = last["test"] or last["pooled"]
-        classes = [(key.removeprefix(_CLASS), value) for key, value in metrics.items() if key.startswith(_CLASS)]
-        return "by class: " + ", ".join(f"{name} {value:.0%}" for name, value in classes)
+        metrics = last.test or last.pooled
+        prefix = f"{self._metric.name}/"
+        classes = [(key.removeprefix(prefix), value) for key, value in metrics.items() if key.startswith(prefix)]
+        if not classes:
+            return ""
+        return "by class: " + ", ".join(f"{name} {self._metric.show(value, 0)}" for name, value in classes)
 
     def _clients_table(self) -> Table:
         table = Table(title="clients", title_justify="left")
@@ -84,17 +92,17 @@ class RunView:
         return table
 
 
-def _round_cells(event: Event) -> list[str]:
-    worst = event["worst_client"]
+def _round_cells(record: RoundRecord, metric: MetricInfo) -> list[str]:
+    worst = record.worst_client
     return [
-        str(event["round"]),
-        _number(event["loss"], ".3f"),
-        _number(event["test"].get("accuracy"), ".1%"),
-        _number(event["pooled"].get("accuracy"), ".1%"),
-        f"{worst['name']} {worst['accuracy']:.1%}" if worst else "-",
-        _number(event["drift"], ".3f"),
-        str(event["replies"]),
-        f"{event['seconds']:.1f}",
+        str(record.round),
+        _number(record.loss, ".3f"),
+        _value(record.test.get(metric.name), metric),
+        _value(record.pooled.get(metric.name), metric),
+        f"{worst['name']} {metric.show(worst[metric.name])}" if worst else "-",
+        _number(record.drift, ".3f"),
+        str(record.replies),
+        f"{record.seconds:.1f}",
     ]
 
 
@@ -115,6 +123,10 @@ def _client_cells(node: Node) -> list[str]:
     ]
 
 
+def _value(value: float | None, metric: MetricInfo) -> str:
+    return "-" if value is None else metric.show(value)
+
+
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
@@ -122,7 +134,7 @@ def _number(value: float | None, form: str) -> str:
 def print_lines(events: EventLog) -> None:
     """Show every event as a line."""
     _mute_log()
-    events.listen(lambda event: say(event["text"]))
+    events.listen(lambda event: say(event.text))
 
 
 def _mute_log() -> None:

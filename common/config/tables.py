@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from fednc.common.config.choices import OneOf, ReadOutNeeds, listed
 from fednc.common.errors import ConfigError
 from fednc.common.methods import registry
+from fednc.common.registry import Named
 
 if TYPE_CHECKING:
     from fednc.common.methods.api import Method
@@ -29,6 +31,14 @@ class Later:
 
 
 LATER = Later()
+
+READOUT = OneOf[ReadOutNeeds](
+    "fednc.common.learning.readout:READOUTS", before="what classes are compared by at evaluation. "
+)
+
+CODEC = OneOf[Named](
+    "fednc.common.wire.update_codec:CODECS", after=". What rounding takes is made up for in the next round"
+)
 
 
 class ServerOnly:
@@ -136,8 +146,8 @@ class MethodSection(Section):
     )
     virtual_share: Annotated[Share, LATER] = Field(
         0.0,
-        description="where classes come in sessions: share of the beginning's examples that are altered (images: "
-        "turned) and learnt as classes of their own, on the last vertices, so that features tell apart more than "
+        description="where classes come in sessions: share of the beginning's examples that the task alters "
+        "and has learnt as classes of their own, on the last vertices, so that features tell apart more than "
         "today's classes. As many vertices must be spare as today's classes have alterations",
     )
     spread: Annotated[int, Field(ge=0), LATER] = Field(
@@ -145,11 +155,7 @@ class MethodSection(Section):
         description="where classes come in sessions: the memory of a class is rehearsed as so many features per "
         "step, drawn around it as far apart as its length says; 0: as the one vector that it is",
     )
-    readout: Literal["head", "vertex", "memory", "blend", "discriminant"] = Field(
-        "vertex",
-        description="classifier at evaluation: the trained head, the vertices, the class memory, both blended, or "
-        "the memory in the metric of features within classes, for which clients also send their second moments",
-    )
+    readout: Annotated[str, READOUT] = "vertex"
 
     @model_validator(mode="wrap")
     @classmethod
@@ -174,15 +180,23 @@ class MethodSection(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        wants_vertices = self.loss == "dot" or self.readout in ("vertex", "blend") or self.target_blend > 0
+        readout = READOUT.registry.get(self.readout)
+        wants_vertices = self.loss == "dot" or readout.needs_vertices or self.target_blend > 0
         if self.head != "frame" and wants_vertices:
+            others = [repr(each.name) for each in READOUT.registry if not each.needs_vertices]
             raise ValueError(
-                f"head = {self.head!r} has no vertices: use loss 'ce' or 'balanced-ce', readout 'head', 'memory' "
-                "or 'discriminant', and target_blend = 0"
+                f"head = {self.head!r} has no vertices: use loss 'ce' or 'balanced-ce', readout {listed(others)}, "
+                "and target_blend = 0"
             )
-        if self.head == "frame" and self.readout == "head":
+        if self.head == "frame" and readout.needs_head:
             raise ValueError("head = 'frame' has no trained head: use another readout")
         return self
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether the method works on features of classes, their vertices or their memory."""
+        plain = (self.head, self.loss, self.readout) == ("linear", "ce", "head")
+        return not plain or self.compares_models or self.uses_memory
 
     @property
     def parts(self) -> tuple[Method, ...]:
@@ -209,11 +223,16 @@ class MethodSection(Section):
     @property
     def uses_memory(self) -> bool:
         """Whether clients must send class sums for training or read-out."""
-        return self.trains_with_memory or self.readout in ("memory", "blend", "discriminant")
+        return self.trains_with_memory or self.reads_memory
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether the read-out needs the class memory."""
+        return READOUT.registry.get(self.readout).needs_memory
 
     def needs_moments(self, model: str, *, is_first: bool) -> bool:
         """Whether class sums of this `memory_model` come with second moments; in the first stage at most."""
-        return is_first and self.readout == "discriminant" and self.memory_model == model
+        return is_first and self.memory_model == model and READOUT.registry.get(self.readout).needs_moments
 
     @property
     def trains_with_memory(self) -> bool:
@@ -345,16 +364,10 @@ class RoundsSection(Section):
     )
 
 
-class ShiftSection(Section):
-    """Within-class shift of a simulated split: what makes one client's images unlike another's."""
-
-    rotation_deg: NonNegative = Field(0.0, description="client k's images are rotated by -r ... +r degrees")
-    colour: Share = Field(0.0, description="strength of a per-client gain on each channel")
-    noise: NonNegative = Field(0.0, description="standard deviation of added noise, growing from client to client")
-
-
 class SplitSection(Section):
     """A simulated split of one data set over clients. Leave it out when every client has data of its own."""
+
+    # A task that does more to the parts than choose examples derives a class with further tables: `Task.Split`.
 
     kind: Literal["dirichlet", "shards", "iid"] = Field("dirichlet", description="how labels are skewed")
     parts: Count = Field(4, description="number of parts")
@@ -369,17 +382,12 @@ class SplitSection(Section):
         description="parts that hold the classes of [[sessions]]: for each class those with most examples of it, "
         "the others have none; 0: as the split has it",
     )
-    shift: ShiftSection = Field(default_factory=ShiftSection)
 
 
 class LinkSection(Section):
     """How updates travel from the clients to the server."""
 
-    codec: Literal["fp32", "bf16", "int8"] = Field(
-        "fp32",
-        description="`fp32`: the weights as they are; `bf16`, `int8`: their change in a half or a quarter of the "
-        "bytes, what rounding takes being made up for in the next round",
-    )
+    codec: Annotated[str, CODEC] = "fp32"
 
 
 class InitSection(Section):

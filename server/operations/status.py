@@ -8,21 +8,23 @@ from __future__ import annotations
 import math
 import time
 
+from fednc.common.tasks.metric_info import ACCURACY
 from fednc.protos import operator_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node
+from fednc.server.rounds.control import RunControl
 
 
-def status_of(federation: Federation) -> pb.RunStatus:
+def status_of(federation: Federation, control: RunControl) -> pb.RunStatus:
     """Round, roster, who is missing."""
-    control, at_work = federation.control, federation.at_work()
+    at_work = federation.at_work()
     bytes_up, bytes_down = federation.traffic()
     status = pb.RunStatus(
         run_id=federation.run_id,
         method=federation.run.method.name,
         round=control.round,
         rounds=federation.run.all_rounds,
-        phase=_phase(federation),
+        phase=_phase(federation, control),
         paused=control.paused,
         stopping=control.stopping,
         nodes=[_node(node, at_work.get(node.name, ""), federation) for node in federation.roster.nodes()],
@@ -41,16 +43,25 @@ def status_of(federation: Federation) -> pb.RunStatus:
     if control.last:
         status.completed, status.round_s, status.fold_s = control.last.round, control.last.seconds, control.fold_s
         _set_finite(status, "loss", control.last.loss)
-        _set_finite(status, "accuracy", control.last.accuracy)
+        value = control.last.value_of(control.primary)
+        if value is not None and math.isfinite(value):
+            metric = control.primary
+            status.primary.CopyFrom(
+                pb.MetricValue(
+                    name=metric.name, value=value, unit=metric.unit, lower_is_better=not metric.higher_is_better
+                )
+            )
+            if metric == ACCURACY:
+                status.accuracy = value
     return status
 
 
-def _phase(federation: Federation) -> pb.RunStatus.Phase:
+def _phase(federation: Federation, control: RunControl) -> pb.RunStatus.Phase:
     if federation.over:
         return pb.RunStatus.OVER
-    if federation.control.waiting:
+    if control.waiting:
         return pb.RunStatus.WAITING
-    return pb.RunStatus.ROUND if federation.control.round else pb.RunStatus.STARTING
+    return pb.RunStatus.ROUND if control.round else pb.RunStatus.STARTING
 
 
 def _node(node: Node, work: str, federation: Federation) -> pb.NodeStatus:

@@ -18,11 +18,12 @@ from fednc.common.config.run import RunConfig
 from fednc.common.errors import QuorumError
 from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassMemory
-from fednc.common.learning.frame import Frame, draw_frame
+from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import Memories
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.class_registry import ClassRegistry
+from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.stages import Stage, with_names
 from fednc.common.wire import arrays
 from fednc.server.rounds.class_sessions import Sessions
@@ -36,6 +37,7 @@ from fednc.server.rounds.waiting import save_patiently
 from fednc.server.storage.changed_run_file import Changes
 from fednc.server.storage.checkpoint import Checkpoint
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import DataNote, LastRoundEvaluated, RoundCompleted, RunResumed, RunStopped
 from fednc.server.storage.history import History, RoundRecord
 
 _TRIES = 3  # of one round below quorum
@@ -73,9 +75,7 @@ class FederatedRun:
         self._control, self._device = self._around.control, device
         self._digest, self._config = run.digest, run.decisive()  # names that operators give are no part of it
         self.task = tasks.get(run)
-        self.frame = draw_frame(
-            self.task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"), run.frame.kind
-        )
+        self.frame = self.task.frame(seeds.derive(run.seed, "frame"))
         torch.manual_seed(seeds.derive(run.seed, "model"))
         self._model = model = self.task.build_model()
         draw_with_gain(model, run.init.gain)
@@ -95,7 +95,7 @@ class FederatedRun:
             extra=steps.beside({name: p.detach() for name, p in model.named_parameters() if name in keys}),
             kept=steps.kept({key: shared[key] for key in keys if key in steps.stepped}),
         )
-        self.history = History()
+        self.history = History(primary=self.task.primary)
         self.strategy = FrameStrategy(run, self.task, self.frame, self.state, events)
         self.evaluation = self._central_evaluation(model)
 
@@ -104,7 +104,7 @@ class FederatedRun:
             return None
         data = self.task.load_test(self.run.evaluate.test)
         for note in data.notes:
-            self._events.emit("data", f"test data: {note}")
+            self._events.emit(DataNote(text=f"test data: {note}"))
         return CentralEvaluation(self.task, model, data, self.run.evaluate.batch, self._device)
 
     def execute(self, grid: Grid, around: Surroundings | None = None) -> RunResult:
@@ -118,6 +118,7 @@ class FederatedRun:
             self.strategy.replies.name_of, self.strategy.replies.reject = around.name_of, around.reject
             self.strategy.clients.declared = around.declared
         self._control = self._around.control
+        self._control.primary = self.history.primary
         self.strategy.summary()
         self._waiting = Waiting(self.run.rounds, grid, self._around, self._events)
         if self._around.returning:
@@ -207,13 +208,16 @@ class FederatedRun:
 
     def _stop_before(self, server_round: int, grid: Grid) -> None:
         """An operator ends the run: its last round is evaluated, as every run's is."""
-        self._events.emit("stop", f"stopped before round {server_round}", round=server_round)
+        self._events.emit(RunStopped(text=f"stopped before round {server_round}", round=server_round))
         last = self._control.last
-        if last and last.accuracy is None and not self._control.over:
+        primary = self.history.primary
+        if last and last.value_of(primary) is None and not self._control.over:
             self.strategy.evaluate_early(grid)
             self._test(last)
-            accuracy = "unknown" if last.accuracy is None else f"{last.accuracy:.1%}"
-            self._events.emit("evaluated", f"round {last.round}: accuracy {accuracy}", **vars(last))
+            value = last.value_of(primary)
+            shown = "unknown" if value is None else primary.show(value)
+            text = f"round {last.round}: {primary.name} {shown}"
+            self._events.emit(LastRoundEvaluated(text=text, record=last))
 
     def _test(self, record: RoundRecord) -> None:
         if self.evaluation:
@@ -226,6 +230,7 @@ class FederatedRun:
         if self.task.takes_sessions and record.round == stage.last:
             record.session = stage.number
             self._model.load_state_dict(self.state.model, strict=False)
+            assert isinstance(self.task, Incremental)
             record.memory_cosines = self.task.memory_cosines(self._model, self.strategy.guide_at(record.round))
             if stage.is_first:
                 self._sessions.warn(stage)
@@ -296,7 +301,8 @@ class FederatedRun:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after the checkpoint's round. Raises ProtocolError where its frame is not one."""
-        self.frame = Frame.from_tensor(checkpoint.tensors["frame.etf_KD"], self.frame.seed)
+        if self.frame.vertices:
+            self.frame = Frame.from_tensor(checkpoint.tensors["frame.etf_KD"], self.frame.seed)
         model = checkpoint.under("model.")  # safetensors sorts names; the model's own order is part of it
         self.state = GlobalState(
             model={key: model[key] for key in self.state.model},
@@ -307,12 +313,12 @@ class FederatedRun:
             completed=checkpoint.round,
         )
         self._opened, self._changed = checkpoint.opened, checkpoint.changed
-        self.history = History.from_json(checkpoint.history)
+        self.history = History.from_json(checkpoint.history, self.task.primary)
         self._good = self.state.snapshot()
         if checkpoint.classes:
             self._recall(ClassRegistry.from_json(checkpoint.classes))
         self.strategy = FrameStrategy(self.run, self.task, self.frame, self.state, self._events)
-        self._events.emit("resume", f"going on after round {checkpoint.round}", round=checkpoint.round)
+        self._events.emit(RunResumed(text=f"going on after round {checkpoint.round}", round=checkpoint.round))
 
     def _recall(self, registry: ClassRegistry) -> None:
         """Give classes the names they had. Raises ConfigError: the run file has others in their places."""
@@ -322,19 +328,18 @@ class FederatedRun:
         self.task.registry.check_continues(registry)
 
     def _say(self, record: RoundRecord) -> None:
-        accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.1%}"
+        primary, value = self.history.primary, record.value_of(self.history.primary)
+        shown = "" if value is None else f", {primary.name} {primary.show(value)}"
         loss = "" if record.loss is None else f", loss {record.loss:.3f}"
-        held = record.pooled.get("accuracy")
+        held = record.pooled.get(primary.name)
         worst = record.worst_client
-        clients = "" if held is None else f", held out {held:.1%}"
-        clients += f" (worst {worst['name']} {worst['accuracy']:.1%})" if worst else ""
-        self._events.emit(
-            "round",
-            f"round {record.round}/{self.run.all_rounds}: {record.replies} replies{loss}{accuracy}"
-            f"{clients} ({record.seconds:.1f} s)",
-            **vars(record),
-            fold_s=self.strategy.fold_s,
+        clients = "" if held is None else f", held out {primary.show(held)}"
+        clients += f" (worst {worst['name']} {primary.show(worst[primary.name])})" if worst else ""
+        text = (
+            f"round {record.round}/{self.run.all_rounds}: {record.replies} replies{loss}{shown}"
+            f"{clients} ({record.seconds:.1f} s)"
         )
+        self._events.emit(RoundCompleted(text=text, record=record, fold_s=self.strategy.fold_s))
 
 
 def _no_quorum(strategy: FrameStrategy, server_round: int, tries: int) -> QuorumError:
