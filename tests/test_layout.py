@@ -41,6 +41,7 @@ ROOMS = {
         "wire",
         "versions.py",
         "tasks",
+        "methods",
         "learning",
         "config",
         "security",

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fednc.bench.containers import processes
+from fednc.common.waiting import Deadline, wait_until
 from fednc.server.storage.events import Event, RoundCompleted, RunDone, event_of
 
 _POLL_S = 0.02
@@ -24,12 +25,11 @@ _INTO_ROUND_S = 0.4  # clients train by then, and no round is that short
 
 def follow(path: Path) -> Iterator[Event]:
     """Events of a run from the first to the last, as they are written; also before the file is there."""
-    while not path.exists():
-        time.sleep(_POLL_S)
+    wait_until(path.exists, Deadline(), _POLL_S)
     rest = ""
     with path.open(encoding="utf-8") as file:
         while True:
-            rest += file.read() or _pause()
+            rest += wait_until(file.read, Deadline(), _POLL_S)
             *lines, rest = rest.split("\n")
             for line in lines:
                 event = event_of(json.loads(line))
@@ -39,14 +39,9 @@ def follow(path: Path) -> Iterator[Event]:
                     return
 
 
-def _pause() -> str:
-    time.sleep(_POLL_S)
-    return ""
-
-
 def strike(name: str) -> None:
     """SIGKILL to the server's or a client's container. Raises LookupError when there is none."""
-    process = processes.await_node(name, time.monotonic())
+    process = processes.await_node(name, Deadline(0))
     os.kill(process.pid, signal.SIGKILL)
 
 

@@ -5,10 +5,11 @@ Used by the containers' checks and by their chaos, which share the machine's lis
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from fednc.common.waiting import Deadline, wait_until
 
 PROC = Path("/proc")
 _POLL_S = 0.2
@@ -50,12 +51,11 @@ def find(name: str, proc: Path | None = None) -> Process | None:
     return next((process for process in running(proc) if process.is_node(name)), None)
 
 
-def await_node(name: str, give_up: float, proc: Path | None = None) -> Process:
-    """The process of a node, by monotonic time `give_up` at the latest. Raises LookupError."""
-    while (found := find(name, proc)) is None:
-        if time.monotonic() > give_up:
-            raise LookupError(f"no container runs {name}")
-        time.sleep(_POLL_S)
+def await_node(name: str, deadline: Deadline, proc: Path | None = None) -> Process:
+    """The process of a node, once there is one. Raises LookupError at the deadline."""
+    found = wait_until(lambda: find(name, proc), deadline, _POLL_S)
+    if found is None:
+        raise LookupError(f"no container runs {name}")
     return found
 
 

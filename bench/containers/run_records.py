@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
 from fednc.common import model_export
 from fednc.common.config.run import RunConfig
+from fednc.common.waiting import Deadline, wait_until
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.result_files import write_files
 from fednc.server.rounds.run import FederatedRun
@@ -26,9 +26,9 @@ from fednc.server.storage.events import Event, NodeLost, NodeReady, RoundComplet
 _POLL_S = 0.2
 
 
-def check_names(folder: Path, names: Sequence[str], give_up: float) -> str:
+def check_names(folder: Path, names: Sequence[str], deadline: Deadline) -> str:
     """The finished run's summary and its last round have exactly these clients. Waits for it."""
-    clients = _summary(folder, give_up)["clients"]
+    clients = _summary(folder, deadline)["clients"]
     found = sorted(client["name"] for client in clients)
     if found != sorted(names):
         raise ValueError(f"expected {', '.join(sorted(names))}; found {', '.join(found) or 'nobody'}")
@@ -85,13 +85,11 @@ def run_in_process(run: RunConfig, names: Sequence[str], data: str, folder: Path
     write_files(folder, result, {})
 
 
-def _summary(folder: Path, give_up: float) -> dict[str, Any]:
+def _summary(folder: Path, deadline: Deadline) -> dict[str, Any]:
     path = folder / "summary.json"
-    while not path.exists():
-        if time.monotonic() > give_up:
-            told = [event.text for event in read_events(folder)][-3:]
-            raise ValueError(f"the run did not end in time; the server's last words: {' / '.join(told) or 'none'}")
-        time.sleep(_POLL_S)
+    if not wait_until(path.exists, deadline, _POLL_S):
+        told = [event.text for event in read_events(folder)][-3:]
+        raise ValueError(f"the run did not end in time; the server's last words: {' / '.join(told) or 'none'}")
     summary: dict[str, Any] = json.loads(path.read_bytes())
     return summary
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from fednc.bench.containers import run_records, unauthorised_access
 from fednc.bench.containers.processes import Process, await_node
 from fednc.common.config.run import RunConfig, read_run_file
 from fednc.common.errors import FedncError
+from fednc.common.waiting import Deadline
 
 DOOR_TRIED = Path(tempfile.gettempdir()) / "door-tried"  # the healthcheck that lets the last client start
 
@@ -33,7 +33,7 @@ class Expected:
     data: str  # of the reference run; empty: no such run
     lost: str  # NAME@N: this client was killed in the round after the N-th
     resumed: int  # the server was killed in the round after this one; 0: it was not
-    give_up: float  # monotonic time
+    deadline: Deadline  # for the run to end
 
 
 def check_all(expected: Expected, report: Callable[[str], None]) -> bool:
@@ -55,7 +55,7 @@ def titles(clients: Sequence[str], *, lost: str = "", resumed: int = 0) -> set[s
         data="any",
         lost=lost,
         resumed=resumed,
-        give_up=0.0,
+        deadline=Deadline(0),
     )
     return {*_door_checks(""), *_run_checks(expected)}
 
@@ -84,10 +84,10 @@ def _door_checks(server: str) -> dict[str, Callable[[], str]]:
 def _run_checks(expected: Expected) -> dict[str, Callable[[], str]]:
     folder, names = expected.folder, expected.clients
     checks: dict[str, Callable[[], str]] = {
-        f"{name} is not root": lambda name=name: confined(await_node(name, expected.give_up))  # type: ignore[misc]
+        f"{name} is not root": lambda name=name: confined(await_node(name, expected.deadline))  # type: ignore[misc]
         for name in ("server", *names)
     }
-    checks["the records name the clients"] = lambda: run_records.check_names(folder, names, expected.give_up)
+    checks["the records name the clients"] = lambda: run_records.check_names(folder, names, expected.deadline)
     if expected.lost:
         name, _, after = expected.lost.partition("@")
         checks["a client was killed in mid-round"] = lambda: run_records.check_lost(folder, name, int(after))
@@ -136,7 +136,7 @@ def main() -> int:
         data=args.data,
         lost=args.lost,
         resumed=args.resumed,
-        give_up=time.monotonic() + args.patience_s,
+        deadline=Deadline(args.patience_s),
     )
     return 0 if check_all(expected, _say) else 1
 

@@ -26,6 +26,7 @@ from fednc.common.learning.frame import draw_frame
 from fednc.common.learning.memory_controls import Memories
 from fednc.common.process.collector import spare_what_is_loaded
 from fednc.common.tasks import discovery as tasks
+from fednc.common.waiting import Deadline, wait_until
 from fednc.common.wire.update_codec import CODECS
 from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid
@@ -108,11 +109,8 @@ def _strategy(run: RunConfig, params: int) -> FrameStrategy:
 
 
 def _wait_for_clients(grid: LinkGrid, run: RunConfig) -> None:
-    give_up = time.monotonic() + run.rounds.wait_s
-    while len(grid.ready()) < run.rounds.min_clients:
-        if time.monotonic() > give_up:
-            raise RunFailedError(f"only {len(grid.ready())} of {run.rounds.min_clients} clients came")
-        time.sleep(_POLL_S)
+    if not wait_until(lambda: len(grid.ready()) >= run.rounds.min_clients, Deadline(run.rounds.wait_s), _POLL_S):
+        raise RunFailedError(f"only {len(grid.ready())} of {run.rounds.min_clients} clients came")
 
 
 def _one_round(

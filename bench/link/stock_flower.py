@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,11 @@ from pathlib import Path
 from fednc.bench.link.driver import Row, Say, Settings, row
 from fednc.common.errors import RunFailedError
 from fednc.common.process.flower_env import quiet_flower
+from fednc.common.waiting import Deadline, wait_until
 
 _MOST_ROUNDS = 5  # after the warm-up: a stock round takes seconds
 _START_S, _RUN_S = 60.0, 1800.0
+_POLL_S = 0.2
 _BUNDLE = """\
 [project]
 name = "fednc-bench"
@@ -134,12 +135,13 @@ def _run(folder: Path, env: dict[str, str]) -> None:
 
 
 def _await_health(port: int, folder: Path) -> None:
-    give_up = time.monotonic() + _START_S
-    while time.monotonic() < give_up:
+    def answers() -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-            return
-        time.sleep(0.2)
-    raise RunFailedError(f"the SuperLink did not answer within {_START_S:g} s:\n{_logs(folder)}")
+            return True
+        return False
+
+    if not wait_until(answers, Deadline(_START_S), _POLL_S):
+        raise RunFailedError(f"the SuperLink did not answer within {_START_S:g} s:\n{_logs(folder)}")
 
 
 def _logs(folder: Path) -> str:

@@ -25,6 +25,7 @@ from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.memory_controls import with_own_means
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods import registry
 from fednc.common.methods.api import Addition, LocalRound
 from fednc.common.tasks import evaluation
 from fednc.common.tasks.api import TaskData
@@ -70,7 +71,7 @@ def train(message: Message, context: Context) -> Message:
         state=past,
         train=section,
     )
-    added = [one for part in here.run.method.parts if (one := part.local(start)) is not None]
+    added = [one for part in registry.parts(here.run.method) if (one := part.local(start)) is not None]
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
     result = trainer.train(
         here.task,
