@@ -63,7 +63,13 @@ def train(message: Message, context: Context) -> Message:
     batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
     if batch != section.batch:
         section = section.model_copy(update={"batch": batch})
-    start = LocalRound(model=here.model, received=messages.extra_of(message.content), state=past, train=section)
+    start = LocalRound(
+        model=here.model,
+        stepped=here.task.stepped_keys(here.model),
+        received=messages.extra_of(message.content),
+        state=past,
+        train=section,
+    )
     added = [one for part in registry.parts(here.run.method) if (one := part.local(start)) is not None]
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
     result = trainer.train(

@@ -91,7 +91,7 @@ class FederatedRun:
         self._good: GlobalState | None = None  # after the last round whose loss had not exploded
         shared = model.state_dict()
         keys = self.task.shared_keys(model)
-        steps = MethodSteps.of(registry.parts(run.method), model, keys)
+        steps = MethodSteps(registry.parts(run.method), self.task.stepped_keys(model))
         self.state = GlobalState(
             model={key: shared[key].clone() for key in keys},
             memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.task.memory_dim)),

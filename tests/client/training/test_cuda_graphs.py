@@ -87,7 +87,13 @@ def trained(values: dict[str, Any], device: torch.device, rounds: int = 2) -> di
     beside = {key: value for part in parts for key, value in part.beside(dict(model.named_parameters())).items()}
     received = {key: 0.01 * torch.ones_like(value).cpu() for key, value in beside.items()}
     for number in range(1, rounds + 1):
-        start = LocalRound(model=model, received=received, state=Past(record, number), train=section)
+        start = LocalRound(
+            model=model,
+            stepped=task.stepped_keys(model),
+            received=received,
+            state=Past(record, number),
+            train=section,
+        )
         added = [one for part in parts if (one := part.local(start)) is not None]
         draw = torch.Generator().manual_seed(number)
         result = trainer.train(task, model, data, guide, section, number, draw, Hooks(), added)
