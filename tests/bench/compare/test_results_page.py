@@ -289,7 +289,7 @@ def test_every_column_of_the_page_is_explained_once() -> None:
     explained = [word for terms in (TERMS, METHODS, COLUMNS, SPEED) for key in terms for word in key.split(", ")]
     settings = {one.name for path in CONFIGS.glob("*.toml") for one in read_comparison(path).settings}
     plain = {"setting", "best other method", "fedavg with fednc's read-out", "comparison", "runs done", "state"}
-    plain |= {"word", "method", "column", "meaning", "value", "rounds: fednc", "rounds: fedavg"}
+    plain |= {"word", "method", "column", "picture", "meaning", "value", "rounds: fednc", "rounds: fedavg"}
     rates = {column for column in columns if column.replace(".", "").isdecimal()}
     engines = {"raw", "flower"}
     assert columns - settings - rates - plain - engines - {*explained} - {*SPEED} == set()
