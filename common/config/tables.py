@@ -198,7 +198,7 @@ class MethodSection(Section):
     def needs_classes(self) -> bool:
         """Whether the method works on features of classes, their vertices or their memory."""
         plain = (self.head, self.loss) == ("linear", "ce")
-        return not plain or self.compares_models or self.uses_memory
+        return not plain or self.uses_memory or any(part.needs_classes for part in self.parts)
 
     @property
     def parts(self) -> tuple[Any, ...]:

@@ -91,7 +91,7 @@ class FederatedRun:
         self._good: GlobalState | None = None  # after the last round whose loss had not exploded
         shared = model.state_dict()
         keys = self.task.shared_keys(model)
-        steps = MethodSteps.of(registry.parts(run.method), model, keys)
+        steps = MethodSteps(registry.parts(run.method), self.task.stepped_keys(model))
         self.state = GlobalState(
             model={key: shared[key].clone() for key in keys},
             memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.task.memory_dim)),
@@ -246,7 +246,7 @@ class RoundLoop:
     def drive(self) -> None:
         """All rounds that are left, or those before an operator stops the run. Raises QuorumError."""
         prepared = self._prepared
-        self._control.judge_by(prepared.history.primary)
+        self._control.begin(prepared.history.primary)
         self._strategy.summary()
         if self._around.returning:
             self._clients.for_returning()
