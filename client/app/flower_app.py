@@ -6,6 +6,9 @@ Runs unchanged inside our link and on stock Flower. What outlives a message is i
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -17,13 +20,14 @@ from fednc.client.app.withheld_sums import fitting_batch, sendable
 from fednc.client.link.work_hooks import CURRENT
 from fednc.client.training import trainer
 from fednc.client.training.method_terms import additions
-from fednc.client.training.round_state import Past
+from fednc.client.training.round_state import KEPT, Past
 from fednc.common import seeds, versions
 from fednc.common.config.run import RunConfig, parse_run_json
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.memory_controls import with_own_means
 from fednc.common.learning.round_context import Guide
+from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import TaskData
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import arrays, messages, update_codec
@@ -34,6 +38,7 @@ from fednc.common.wire.messages import (
     HELD_OUT,
     METRICS,
     MODEL,
+    OWNED,
     STATS,
     SUMS,
     WITHHELD,
@@ -50,11 +55,11 @@ def train(message: Message, context: Context) -> Message:
     order, here, stage = _prepare(message, context)
     mine, _ = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
-    global_state = _load_model(message, here)
+    past = _past(context, order.server_round)
+    global_state = _load_model(message, here, past)
     if here.run.method.trains_with_memory and guide.memory_ramp > 0:
         guide = _own(guide, here, mine)
     keys = here.task.trained_keys(here.model, stage)
-    past = Past(context.state, order.server_round)
     added = additions(here.run.method, here.model, messages.extra_of(message.content), past)
     section = stage.train
     batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
@@ -80,7 +85,9 @@ def train(message: Message, context: Context) -> Message:
         content[EXTRA] = arrays.to_record(news)
     if order.wants_sums:
         content[SUMS] = messages.sums_record(_sent(here, mine, stage, "local")[0])
-    metrics = {f"loss/{name}": value for name, value in result.losses.items()}
+    metrics: dict[str, float] = {f"loss/{name}": value for name, value in result.losses.items()}
+    metrics |= _owned(here, keys, mine)
+    _keep(here, past)
     content[METRICS] = MetricRecord(
         {EXAMPLES: mine.examples, "steps": result.steps, "seconds": result.seconds, **metrics}
     )
@@ -90,8 +97,8 @@ def train(message: Message, context: Context) -> Message:
 @app.query("memory")
 def memory(message: Message, context: Context) -> Message:
     """Class sums of the global model's features over this client's training data."""
-    _, here, stage = _prepare(message, context)
-    _load_model(message, here)
+    order, here, stage = _prepare(message, context)
+    _load_model(message, here, _past(context, order.server_round + 1))
     mine, _ = here.at(stage)
     sums, withheld = _sent(here, mine, stage, "global")
     metrics = MetricRecord({EXAMPLES: mine.examples, WITHHELD: withheld})
@@ -132,7 +139,7 @@ def evaluate(message: Message, context: Context) -> Message:
     order, here, stage = _prepare(message, context)
     mine, held_out = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
-    _load_model(message, here)
+    _load_model(message, here, _past(context, order.server_round + 1))
     if here.run.method.uses_memory:
         guide = _own(guide, here, mine)
     stats = trainer.evaluate(
@@ -169,7 +176,7 @@ def _volunteer(message: Message, context: Context) -> Volunteer:
     order, here, stage = _prepare(message, context)
     mine, _ = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
-    _load_model(message, here)
+    _load_model(message, here, _past(context, order.server_round))
     return Volunteer(here, mine, guide, CURRENT.get())
 
 
@@ -178,14 +185,36 @@ def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) 
     return here.task.within_stage(guide, server_round)
 
 
-def _load_model(message: Message, here: Resident) -> dict[str, Tensor]:
+def _past(context: Context, before_round: int) -> Past:
+    """What this client remembers of rounds before that one."""
+    settings = context.node_config
+    place = str(settings.get("state", ""))
+    who = hashlib.sha256(str(settings.get("name", context.node_id)).encode()).hexdigest()[:16]
+    return Past(context.state, before_round, Path(place) / f"{context.run_id}-{who}" if place else None)
+
+
+def _keep(here: Resident, past: Past) -> None:
+    """Remember the tensors that stay on this client."""
+    if here.local:
+        state = here.model.state_dict()
+        past.write(KEPT, {key: state[key].cpu() for key in here.local})
+
+
+def _owned(here: Resident, keys: list[str], mine: TaskData) -> dict[str, int]:
+    """For the reply: examples that trained each tensor which is averaged over its owners."""
+    by_owner = [key for key in keys if here.task.aggregation(key) == Aggregation.OWNERS]
+    owned = here.task.owned(mine) if by_owner else {}
+    return {f"{OWNED}/{key}": owned[key] for key in by_owner if owned.get(key)}
+
+
+def _load_model(message: Message, here: Resident, past: Past) -> dict[str, Tensor]:
     record = record_of(message.content, MODEL, ArrayRecord)
     state = arrays.from_record(record) if record else {}
     expected = here.task.shared_keys(here.model)
     if list(state) != expected:
         odd = sorted(set(state) ^ set(expected))[:5]
         raise ProtocolError(f"the server's model is not this task's: keys differ, for instance {odd}")
-    here.model.load_state_dict(state, strict=False)
+    here.model.load_state_dict({**here.local, **past.read(KEPT), **state}, strict=False)
     return state
 
 

@@ -22,6 +22,7 @@ class ClientConfig:
     Attributes:
         min_sum_examples: it sends no class sum over fewer of its examples; a run may ask for more, not for less.
         min_batch: it trains on no batch of fewer of its examples, not even the last of an epoch.
+        state: folder in which it keeps what must survive a restart of its own; empty: nothing does.
         secret: where there is one, what it holds out and the order of its batches follow from it, and no server
             knows or chooses them.
     """
@@ -33,6 +34,7 @@ class ClientConfig:
     min_sum_examples: int = 0
     min_batch: int = 0
     secret: str = ""
+    state: str = ""
 
 
 class AppHost:
@@ -64,6 +66,7 @@ class AppHost:
             "min-sum-examples": self._config.min_sum_examples,
             "min-batch": self._config.min_batch,
             "secret": self._config.secret,
+            "state": self._config.state,
         }
         if welcome.HasField("part"):
             settings |= {"partition-id": welcome.part.index, "num-partitions": welcome.part.of}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from flwr.app import Context
-from torch import nn
+from torch import Tensor, nn
 
 from fednc.common import seeds
 from fednc.common.config.run import RunConfig
@@ -36,6 +36,7 @@ class Resident:
         min_sum_examples: class sums over fewer examples stay here; the run's floor, or its own if stricter.
         min_batch: it trains on no smaller batch.
         told: by stage, the classes whose sums were said to stay here.
+        local: the tensors of the model that never leave this client, as they were drawn.
     """
 
     run: RunConfig
@@ -49,6 +50,7 @@ class Resident:
     subset_seed: int = 0
     min_batch: int = 0
     told: dict[int, set[str]] = field(default_factory=dict)
+    local: dict[str, Tensor] = field(default_factory=dict)
     _stages: dict[int, tuple[TaskData, TaskData]] = field(default_factory=dict)
 
     def at(self, stage: Stage) -> tuple[TaskData, TaskData]:
@@ -118,10 +120,15 @@ def _load(context: Context, run: RunConfig) -> Resident:
     share = float(settings.get("val-share", 0.1))
     subset_seed = 0 if settings.get("secret") else run.seed  # `node` holds the secret
     train, held_out = data.hold_out(share, seeds.derive(subset_seed, "hold-out", node))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(run.seed, "model"))  # what stays here begins alike on all clients
+        model = task.build_model()
+    shared = set(task.shared_keys(model))
     return Resident(
         run=run,
         task=task,
-        model=task.build_model().to(device),
+        model=model.to(device),
+        local={key: value.clone() for key, value in model.state_dict().items() if key not in shared},
         train=train.to(device),
         held_out=held_out.to(device),
         device=device,

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fednc.common.config.tables import SplitSection
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks import discovery
-from fednc.common.tasks.api import Part, Task, TaskOptions
+from fednc.common.tasks.aggregation import Aggregation
+from fednc.common.tasks.api import Part, Task, TaskData, TaskOptions
 from fednc.common.tasks.classifier import ClassifierOptions, ClassifierTask, Purpose
 from fednc.common.tasks.metrics import AUROC, MAE, RMSE, Accuracy, BalancedAccuracy
 from fednc.common.tasks.tensor_data import LabelledTensors, TensorData
@@ -81,7 +82,43 @@ class LineTask(Task):
         return model(batch[0]).squeeze(1), batch[1]
 
 
-PROTOTYPES: dict[str, type[Task]] = {"clinic": ClinicTask, "line": LineTask}
+class LanesTask(LineTask):
+    """The same with one weight on a circle, one that few clients train, one that is fixed, and a bias that stays."""
+
+    name = "lanes"
+
+    def build_model(self) -> nn.Module:
+        return Lanes()
+
+    def aggregation(self, key: str) -> Aggregation:
+        kinds = {"bias": "local", "turn": "circular", "lane": "owners", "offset": "fixed"}
+        return Aggregation(kinds.get(key, "mean"))
+
+    def owned(self, data: TaskData) -> dict[str, int]:
+        return {"lane": data.examples // 2} if data.examples > 150 else {}
+
+    def loss(self, model: nn.Module, batch: Any, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
+        return (model(batch[0]) - batch[1]).square().mean(), {}
+
+    def outputs(self, model: nn.Module, batch: Any, guide: Guide) -> tuple[Tensor, Tensor]:
+        return model(batch[0]), batch[1]
+
+
+class Lanes(nn.Module):
+    """w x + sin(turn) + lane + offset + bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.turn, self.lane = nn.Parameter(torch.tensor([0.5])), nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.register_buffer("offset", torch.tensor([0.25]))
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        return x_BF @ self.weight + self.turn.sin() + self.lane + self.offset + self.bias
+
+
+PROTOTYPES: dict[str, type[Task]] = {"clinic": ClinicTask, "line": LineTask, "lanes": LanesTask}
 
 
 @contextmanager
@@ -134,3 +171,4 @@ LINE = {
     "train": {"batch": 16, "lr": 0.02, "epochs": 4},
     "rounds": {"total": 3, "min_clients": 2},
 }
+LANES = {**LINE, "task": {"name": "lanes"}}
