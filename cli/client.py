@@ -88,6 +88,16 @@ AuditFile = Annotated[
         "Default with --policy: audit.jsonl in its state folder.",
     ),
 ]
+StateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        metavar="DIR",
+        help="Keep here what this client must remember from round to round if it is to survive a restart: layers "
+        "that a task never sends, control variates, what rounding took from updates. Without it, a restarted "
+        "client starts these afresh.",
+    ),
+]
 StopS = Annotated[
     float,
     typer.Option(
@@ -138,6 +148,7 @@ def command(
     dry_run: DryRun = False,
     policy: PolicyFile = None,
     audit: AuditFile = None,
+    state: StateDir = None,
     no_proxy: NoProxy = False,
     stop_s: StopS = 10.0,
     max_download_gib: MaxDownloadGib = 4,
@@ -192,7 +203,8 @@ def command(
     else:
         spec = with_options(data, class_names, columns) if data else ""
         owner = read_owner(policy, spec, val_share)
-        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner)
+        kept = "" if dry_run or state is None else str(state)
+        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner, kept)
     admit = DownloadBounds(max_download_gib, min_free_gib).admit
     config = LinkConfig(
         server=server, name=name, credentials=credentials, once=once, direct=no_proxy, admit=admit, **traits
@@ -241,6 +253,7 @@ def _own_app(
     val_share: float,
     least: int,
     owner: Owner | None,
+    state: str,
 ) -> tuple[Host, dict[str, Any]]:
     """The host of fednc's own app, and what to tell the server of it."""
     from fednc.client.app.flower_app import app
@@ -251,7 +264,9 @@ def _own_app(
     if not data:
         raise ConfigError("no data: give --data, e.g. --data digits or --data npz:PATH")
     wanted = pb.Part(index=part[0], of=part[1]) if part else None
-    config = ClientConfig(name=name, data=data, device=device, val_share=val_share, min_sum_examples=least)
+    config = ClientConfig(
+        name=name, data=data, device=device, val_share=val_share, min_sum_examples=least, state=state
+    )
     config = owner.bind(config) if owner else config
     host = AppHost(config, app)
     return host, {

@@ -79,7 +79,9 @@ HANDSHAKES = {
     "other host": Handshake(
         lambda here, other: here.certificate("a"), _server_of("elsewhere"), "not for this host"
     ),
-    "node as server": Handshake(lambda here, other: here.certificate("a"), _node_as_server, "is not a server certificate"),
+    "node as server": Handshake(
+        lambda here, other: here.certificate("a"), _node_as_server, "is not a server certificate"
+    ),
     "server without TLS": Handshake(
         lambda here, other: here.certificate("a"), lambda here, other: {}, "speaks plaintext"
     ),
