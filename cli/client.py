@@ -47,6 +47,14 @@ MinSumExamples = Annotated[
         help="Send no sum of a class's features over fewer examples, even if the run would; the stricter counts.",
     ),
 ]
+AllowTask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-task",
+        metavar="NAME",
+        help="Run this task only; may be given several times. Default: every installed task (`fednc plugins`).",
+    ),
+]
 Once = Annotated[bool, typer.Option("--once", help="Leave after one run instead of staying for the next.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads for training; 0: PyTorch's default.")]
 MaxHours = Annotated[
@@ -127,6 +135,7 @@ def command(
     device: Device = "auto",
     val_share: ValShare = 0.1,
     min_sum_examples: MinSumExamples = 0,
+    allow_task: AllowTask = None,
     once: Once = False,
     threads: Threads = 0,
     max_hours: MaxHours = 0,
@@ -143,7 +152,7 @@ def command(
 
     Waits for a server that is not up yet, comes back by itself after broken connections, and stays for the
     next run unless --once. The server's run file decides what is trained; only tasks and methods that are
-    installed here run, no code travels. Ctrl-C leaves.
+    installed here run, no code travels. --allow-task narrows that to the tasks it names. Ctrl-C leaves.
 
     SIGUSR1 pauses: work holds at its next batch and the server hands out no more; SIGUSR2 goes on. A round does
     not wait longer for a paused client than for any other. --json goes with --dry-run.
@@ -188,7 +197,8 @@ def command(
     else:
         spec = with_options(data, class_names, columns) if data else ""
         owner = read_owner(policy, spec, val_share)
-        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner)
+        allowed = _allowed(allow_task or [])
+        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner, allowed)
     admit = DownloadBounds(max_download_gib, min_free_gib).admit
     config = LinkConfig(
         server=server, name=name, credentials=credentials, once=once, direct=no_proxy, admit=admit, **traits
@@ -229,6 +239,18 @@ async def _attend(config: LinkConfig, host: Host, max_hours: float, early: list[
     return await (attend_for(link, max_hours) if max_hours else link.run())
 
 
+def _allowed(names: list[str]) -> tuple[str, ...]:
+    """The tasks that --allow-task names, each once. Raises ConfigError where one cannot be used here."""
+    from fednc.common.tasks.discovery import task_class
+
+    for name in names:
+        try:
+            task_class(name)
+        except ConfigError as e:
+            raise ConfigError(f"--allow-task {name[:80]}: {e}") from e
+    return tuple(dict.fromkeys(names))
+
+
 def _own_app(
     name: str,
     data: str,
@@ -237,6 +259,7 @@ def _own_app(
     val_share: float,
     least: int,
     owner: Owner | None,
+    allowed: tuple[str, ...],
 ) -> tuple[Host, dict[str, Any]]:
     """fednc's own app, and what the server must know of it."""
     from fednc.client.app.flower_app import app
@@ -247,12 +270,19 @@ def _own_app(
     if not data:
         raise ConfigError("say with --data what this client trains on, e.g. --data digits or --data npz:PATH")
     wanted = pb.Part(index=part[0], of=part[1]) if part else None
-    config = ClientConfig(name=name, data=data, device=device, val_share=val_share, min_sum_examples=least)
+    config = ClientConfig(
+        name=name,
+        data=data,
+        device=device,
+        val_share=val_share,
+        min_sum_examples=least,
+        allowed_tasks=allowed,
+    )
     config = owner.bind(config) if owner else config
     host = AppHost(config, app)
     return host, {
         "part": wanted,
-        "tasks": versions.installed_tasks(),
+        "tasks": versions.installed_tasks(allowed),
         "methods": versions.installed_methods(),
     }
 

@@ -1,4 +1,4 @@
-"""docs/config.md, made from the configuration model and from every installed task's options.
+"""docs/config.md, made from the configuration model and from every built-in task's options.
 
 Run by `make docs`; a test compares the committed page with `page()`. `fednc init` takes its comments from
 `sections()`. Holds no text about any single key: that belongs to the model.
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from fednc.common.config.presets import PRESETS
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import MethodSection
-from fednc.common.tasks.discovery import installed
+from fednc.common.tasks.discovery import built_in
 
 _INTRO = """\
 # The run file
@@ -66,7 +66,7 @@ def page() -> str:
         if model is MethodSection:
             parts.append(_presets())
         if path == "task":
-            parts += [_table(f'[task] with name = "{name}"', task.Options) for name, task in installed().items()]
+            parts += [_table(f'[task] with name = "{name}"', task.Options) for name, task in built_in().items()]
     return "\n".join(parts)
 
 

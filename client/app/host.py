@@ -20,6 +20,7 @@ class ClientConfig:
     """What a client brings of its own.
 
     Attributes:
+        allowed_tasks: names of the tasks that it runs; empty: all that are installed.
         min_sum_examples: it sends no class sum over fewer of its examples; a run may ask for more, not for less.
         min_batch: it trains on no batch of fewer of its examples, not even the last of an epoch.
         secret: where there is one, what it holds out and the order of its batches follow from it, and no server
@@ -30,6 +31,7 @@ class ClientConfig:
     data: str
     device: str = "auto"
     val_share: float = 0.1
+    allowed_tasks: tuple[str, ...] = ()
     min_sum_examples: int = 0
     min_batch: int = 0
     secret: str = ""
@@ -61,6 +63,7 @@ class AppHost:
             "data": self._config.data,
             "device": self._config.device,
             "val-share": self._config.val_share,
+            "allowed-tasks": " ".join(self._config.allowed_tasks),
             "min-sum-examples": self._config.min_sum_examples,
             "min-batch": self._config.min_batch,
             "secret": self._config.secret,

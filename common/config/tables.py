@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fednc.common.config.presets import PRESETS
+from fednc.common.plugins import check_name
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -35,7 +36,9 @@ class TaskSection(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = Field("image", description="task to run; must be installed on the server and on every client")
+    name: Annotated[str, AfterValidator(check_name)] = Field(
+        "image", description="task to run; must be installed on the server and on every client"
+    )
 
 
 class FrameSection(Section):

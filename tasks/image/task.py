@@ -301,6 +301,3 @@ def _split_with(part: Part, split: SplitSection | None) -> SplitSection:
             f"{split.parts} (split.parts)."
         )
     return split
-
-
-TASK = ImageTask
