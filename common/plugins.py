@@ -12,6 +12,7 @@ loaded. Knows neither tasks nor methods.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -78,12 +79,21 @@ def check_name(name: str) -> str:
 
 def installed(group: str) -> tuple[Plugin, ...]:
     """All plug-ins of a group, the built-in ones first, then by name. Nothing is imported."""
-    return _installed(group, tuple(sys.path))
+    return _installed(group, tuple((place, _changed_ns(place)) for place in sys.path))
+
+
+def _changed_ns(place: str) -> int:
+    """When something was installed into a folder of sys.path or removed from it; 0: it is no folder."""
+    try:
+        return os.stat(place or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 @lru_cache(maxsize=64)
-def _installed(group: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
-    del path  # where distributions are looked for: another path may have others
+def _installed(group: str, places: tuple[tuple[str, int], ...]) -> tuple[Plugin, ...]:
+    """Kept until another folder is on sys.path, or one of them has changed: reading them takes milliseconds."""
+    del places
     found = {_plugin(group, entry): None for entry in entry_points(group=group) if _NAME.fullmatch(entry.name)}
     return tuple(sorted(found, key=lambda plugin: (not plugin.is_built_in, plugin.name, plugin.distribution)))
 

@@ -38,6 +38,12 @@ def test_a_strangers_task_is_found_by_its_name(site: Site) -> None:
     assert tasks.get(run).name == "clinic"
 
 
+def test_what_is_installed_while_the_process_runs_is_found(site: Site) -> None:
+    assert "clinic" not in tasks.names()
+    site.install_task("clinic")
+    assert tasks.task_class("clinic").name == "clinic"
+
+
 def test_looking_at_what_is_installed_imports_nothing(site: Site) -> None:
     module = site.install("loud", {TASKS: {"loud": "{}:Loud"}}, "raise SystemError('imported')")
     assert plugins.find(TASKS, "loud").release == "0.3.0"
