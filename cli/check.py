@@ -103,9 +103,7 @@ def _write_for_flower(path: Path, run_json: str, data: str) -> None:
 
 def _model(task: Task) -> Found:
     """The model as the run would start with it; draws the frame too, so that one that cannot exist is told."""
-    from fednc.common.learning.frame import draw_frame
-
-    frame = draw_frame(task.label_space, task.run.frame.dim, task.run.seed, task.run.frame.kind)
+    frame = task.frame(task.run.seed)
     return {
         "classes": list(task.class_names),
         "label_space": frame.vertices,

@@ -66,13 +66,14 @@ def _metrics(model: ExportedModel, data: TaskData) -> dict[str, float]:
     """The task's own metrics, from the same sums over the same batches as in the run."""
     import torch
 
-    from fednc.common.tasks.api import Stats, add_stats
+    from fednc.common.tasks.api import add_stats
+    from fednc.common.tasks.metrics import Stats
 
     stats: Stats = {}
     with torch.no_grad():
         for batch in data.eval_batches(model.run.evaluate.batch):
             add_stats(stats, model.task.statistics(model.model, batch, model.guide))
-    return model.task.metrics(stats)
+    return model.task.measure(stats)
 
 
 def _show_predictions(predictions: list[dict[str, Any]]) -> None:

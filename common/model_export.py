@@ -91,8 +91,12 @@ class ExportedModel(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Scores [B, C] of preprocessed inputs; the argmax is the prediction, the softmax a confidence."""
-        return self.task.scores(self.model, inputs, self.guide)[:, : len(self.class_names)]
+        """What the task predicts for preprocessed inputs.
+
+        Of a classifier scores [B, C]: the argmax is the prediction, the softmax a confidence.
+        """
+        found = self.task.predict(self.model, inputs, self.guide)
+        return found[:, : len(self.class_names)] if self.class_names else found
 
 
 def export(
@@ -156,7 +160,9 @@ def load(path: Path | str) -> ExportedModel:
     model = task.build_model()
     try:
         model.load_state_dict({**model.state_dict(), **_under("model.", tensors)})
-        frame = Frame.from_tensor(tensors["frame.etf_KD"], manifest.frame_seed, manifest.frame_sha256)
+        frame = Frame.without_vertices(task.run.frame.dim)
+        if task.label_space:
+            frame = Frame.from_tensor(tensors["frame.etf_KD"], manifest.frame_seed, manifest.frame_sha256)
         memory = ClassMemory.from_tensors(_under("memory.", tensors))
     except (KeyError, RuntimeError, ValueError, TypeError, IndexError, ProtocolError) as e:
         raise DataError(

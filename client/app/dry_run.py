@@ -26,7 +26,6 @@ from fednc.client.link.work_hooks import CURRENT, Hooks
 from fednc.common import flower_adapter, seeds
 from fednc.common.config.run import RunConfig
 from fednc.common.learning.class_memory import ClassMemory
-from fednc.common.learning.frame import draw_frame
 from fednc.common.tasks import discovery as tasks
 from fednc.common.wire import arrays, messages
 from fednc.common.wire.messages import Instruction
@@ -146,7 +145,7 @@ def _first_instruction(welcome: pb.Welcome) -> Message:
     task = tasks.get(run)
     model = task.build_model()
     shared = {key: model.state_dict()[key] for key in task.shared_keys(model)}
-    frame = draw_frame(task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"), run.frame.kind)
+    frame = task.frame(seeds.derive(run.seed, "frame"))
     guide = messages.guide_record(frame, ClassMemory.empty(frame.vertices, task.memory_dim))
     content = messages.instruction_content(
         Instruction(run_json=welcome.run_json, server_round=1), arrays.to_record(shared), guide

@@ -20,7 +20,9 @@ from fednc.client.training.method_terms import Addition
 from fednc.common.config.tables import TrainSection
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Batch, Stats, Task, TaskData, add_stats
+from fednc.common.tasks.api import Batch, Task, TaskData, add_stats
+from fednc.common.tasks.classifier import classifier
+from fednc.common.tasks.metrics import Stats
 
 _REPORT_EVERY_S = 0.25
 
@@ -162,7 +164,7 @@ def class_sums(
     device = next(model.parameters()).device
     sums, summed_K = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment), summed_K.to(device)
     for piece in _evaluating(model, data, batch, hooks):
-        feat_BD, label_B = task.embed(model, piece)
+        feat_BD, label_B = classifier(task).embed(model, piece)
         sums.add_batch(torch.where(summed_K[label_B.reshape(-1)].unsqueeze(1), feat_BD, 0.0), label_B)
     sums.count_K.mul_(summed_K)
     return sums.to(torch.device("cpu"))

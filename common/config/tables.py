@@ -165,6 +165,12 @@ class MethodSection(Section):
         return self
 
     @property
+    def needs_classes(self) -> bool:
+        """Whether the method works on features of classes, their vertices or their memory."""
+        plain = (self.head, self.loss, self.readout) == ("linear", "ce", "head")
+        return not plain or self.compares_models or self.uses_memory
+
+    @property
     def compares_models(self) -> bool:
         """Whether the loss needs the views of other models on each batch."""
         return self.contrast > 0 or self.distil > 0

@@ -52,6 +52,12 @@ class Frame:
         return self.etf_KD.shape[1]
 
     @classmethod
+    def without_vertices(cls, dim: int) -> Frame:
+        """The frame of a task without classes: there is nothing to train towards."""
+        etf_KD = torch.zeros(0, dim)
+        return cls(etf_KD=etf_KD, seed=0, digest=frame_digest(etf_KD))
+
+    @classmethod
     def from_tensor(cls, etf_KD: Tensor, seed: int, digest: str | None = None) -> Frame:
         """The frame in `etf_KD`, after checking that it is one and, if given, that its digest is `digest`.
 

@@ -1,16 +1,18 @@
-"""The task interface: everything the server, the strategy and the link know about a workload.
+"""The contract of a task: everything the server, the strategy and the link know about a workload.
 
-A task is one folder under `tasks/` with a class that derives from `Task`; it is found by name through
-`fednc.common.tasks.discovery.get`. Nothing outside that folder may depend on which task runs.
+A task is one folder under `tasks/` with a class that derives from `Task`, or from `ClassifierTask` where it has
+classes; it is found by name through `fednc.common.tasks.discovery.get`. Nothing outside that folder may depend on
+which task runs. docs/tasks.md says how to write one.
 
-Legend: B batch, D feature width, K label space.
+Legend: B batch, K label space.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,14 +21,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig, explain
-from fednc.common.config.tables import SplitSection, TrainSection
-from fednc.common.errors import ConfigError
+from fednc.common.config.tables import SplitSection
+from fednc.common.errors import ConfigError, DataError
+from fednc.common.learning.frame import Frame
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.class_registry import ClassRegistry
+from fednc.common.tasks.metrics import EXAMPLES, Metric, MetricInfo, Stats, refuse_unless
 from fednc.common.tasks.stages import Stage, stage_at, stages_of
 
 Batch = Any  # what a task's own data yields; opaque to everybody else
-Stats = dict[str, Tensor]  # additive sums and counts, float64 or int64: stats of a union = sum of the stats
 
 
 class TaskOptions(BaseModel):
@@ -61,9 +64,9 @@ class TaskData(ABC):
         """Number of examples."""
 
     @property
-    @abstractmethod
     def count_K(self) -> Tensor:
-        """int64 [K]: examples of each class of the label space."""
+        """int64 [K]: examples of each class of the label space; [0] where there are no classes."""
+        return torch.zeros(0, dtype=torch.int64)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,12 +104,20 @@ class TaskData(ABC):
 
 
 class Task(ABC):
-    """One workload. Stateless but for its options; models and data are passed in."""
+    """One workload: a model, data, a loss, and the metrics it is judged by. Knows no classes.
+
+    Stateless but for its options; models and data are passed in. A task with classes derives from `ClassifierTask`
+    (`classifier.py`), one whose classes come in sessions from `Incremental` (`incremental.py`) too.
+
+    Attributes:
+        metrics: what it is judged by; the first is the primary metric.
+    """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     takes_sessions: ClassVar[bool] = False  # classes may come later, in [[sessions]]
     Options: ClassVar[type[TaskOptions]]
+    metrics: ClassVar[tuple[Metric | type[Metric], ...]]
 
     def __init__(self, run: RunConfig) -> None:
         """Checks `[task]` of the run file.
@@ -120,6 +131,7 @@ class Task(ABC):
             self.options = self.Options.model_validate(values)
         except ValidationError as e:
             raise ConfigError(explain(e, "run file", prefix="task")) from e
+        self.measured_by = tuple(one() if isinstance(one, type) else one for one in self.metrics)
         if run.sessions and not self.takes_sessions:
             raise ConfigError(
                 f"task.name: {self.name!r} learns all of its classes at once. Leave out [[sessions]], or name "
@@ -130,18 +142,48 @@ class Task(ABC):
                 f"method.virtual_share and spread are for tasks that take [[sessions]], {self.name!r} does not: "
                 "set both to 0"
             )
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Raises ConfigError: a method that needs classes."""
+        method = self.run.method
+        if method.needs_classes:
+            raise ConfigError(
+                f"method.name: {method.name!r} works on features of classes, and task {self.name!r} has none. "
+                "Set method.name to fedavg, fedprox or scaffold."
+            )
 
     @property
-    @abstractmethod
+    def primary(self) -> MetricInfo:
+        """The metric that history, status and reports follow."""
+        return self.measured_by[0].info
+
+    # ---- classes and stages: what a task without classes says ------------------------------------------------
+
+    @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, those of all [[sessions]] included; class i has vertex i of the frame."""
+        """Names of the classes, those of all [[sessions]] included; () for a task without classes."""
+        return ()
 
     @property
     def label_space(self) -> int:
-        """K: vertices of the frame, reserved ones included."""
-        return self.run.frame.vertices or len(self.class_names)
+        """K: vertices of the frame, reserved ones included; 0 for a task without classes."""
+        return 0
 
-    # ---- classes that come later ---------------------------------------------------------------------------
+    @property
+    def memory_dim(self) -> int:
+        """Width of the class memory; 0 for a task without classes."""
+        return 0
+
+    @property
+    def min_sum_examples(self) -> int:
+        """A client keeps sums that are over fewer of its examples to itself."""
+        return 1
+
+    def frame(self, seed: int) -> Frame:
+        """The frozen frame of the run; one without vertices for a task without classes. Raises ConfigError."""
+        del seed
+        return Frame.without_vertices(self.run.frame.dim)
 
     @property
     def registry(self) -> ClassRegistry:
@@ -161,56 +203,16 @@ class Task(ABC):
 
     def within_stage(self, guide: Guide, server_round: int) -> Guide:
         """`guide` with what a round's stage says of classes; as it is for a task that takes no sessions."""
-        if not self.takes_sessions:
-            return guide
-        stage = self.stage(server_round)
-        return replace(guide, classes=stage.classes, earlier=stage.earlier)
+        del server_round
+        return guide
 
-    def trained_keys(self, model: nn.Module, stage: Stage) -> list[str]:
-        """The shared keys that a stage trains and that travel up, in order; the others stay as they are, for ever.
-
-        So every stage's are among those of the stage before.
-        """
-        del stage
-        return self.shared_keys(model)
-
-    @property
-    def memory_dim(self) -> int:
-        """Width of what `embed` gives, and so of the class memory."""
-        return self.run.frame.dim
-
-    @property
-    def min_sum_examples(self) -> int:
-        """A client keeps a class's sum of features to itself when it is over fewer of its examples."""
-        return 1
-
-    def aligned(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(unit features [B, D] in the frame's space, labels [B]): what is compared with the vertices."""
-        return self.embed(model, batch)
-
-    def memory_cosines(self, model: nn.Module, guide: Guide) -> dict[str, float]:
-        """Cosine of each class's memory, in the frame's space, to its vertex, by class name; {} where untold."""
-        del model, guide
-        return {}
-
-    def fits_centrally(self, stage: Stage) -> bool:
-        """Whether the server alone trains in this stage, by `fit`; clients are not asked."""
-        del stage
-        return False
-
-    @property
-    def settling_steps(self) -> int:
-        """Epochs of `fit` by which the server settles the model on the memory that ends the beginning; 0: none."""
-        return 0
-
-    def fit(self, model: nn.Module, guide: Guide, section: TrainSection, generator: torch.Generator) -> float:
-        """Train on the class memory alone, in place; the mean loss. For tasks that fit centrally."""
-        raise NotImplementedError(f"{type(self).__name__} does not fit centrally")
+    # ---- data ------------------------------------------------------------------------------------------------
 
     @classmethod
-    @abstractmethod
     def suggest_options(cls, spec: str) -> Suggestion:
         """Keys of `[task]` that fit the training data at `spec`, for `fednc init`. Raises DataError."""
+        del spec
+        raise DataError(f"task {cls.name!r} suggests no options: write its keys under [task] by hand")
 
     @abstractmethod
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
@@ -224,17 +226,35 @@ class Task(ABC):
     def load_test(self, spec: str) -> TaskData:
         """The test examples at `spec` (all of them, for data without a test part). Raises DataError."""
 
-    @abstractmethod
     def load_input(self, spec: str) -> TaskData:
         """Unlabelled or labelled examples for `fednc predict`. Raises DataError."""
+        return self.load_test(spec)
 
-    @abstractmethod
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
         """Arrays of which an .npz file makes the same two sets again, as data spec `npz:PATH`."""
+        raise DataError(f"task {self.name!r} cannot write data of {train.examples} + {test.examples} examples")
 
-    @abstractmethod
     def make_split(self, spec: str, split: SplitSection) -> str:
         """Make the simulated split of the training data at `spec` and remember it here; its digest (hex)."""
+        del split
+        raise DataError(
+            f"task {self.name!r} cannot split {spec}: leave out [split], give each client data of its own"
+        )
+
+    def inputs_of(self, batch: Batch) -> Tensor:
+        """Preprocessed inputs [B, ...] of a batch: its first tensor."""
+        inputs: Tensor = batch[0]
+        return inputs
+
+    def batch_size_of(self, batch: Batch) -> int:
+        """Number of examples in a batch (for weights and throughput)."""
+        return len(self.inputs_of(batch))
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What a user of the exported model must do to raw inputs (JSON values)."""
+        return {}
+
+    # ---- training --------------------------------------------------------------------------------------------
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -253,25 +273,53 @@ class Task(ABC):
         del guide
         return False
 
-    @abstractmethod
-    def embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(unit features [B, D], labels [B]) for the class memory; no gradients needed."""
+    # ---- what travels ----------------------------------------------------------------------------------------
+
+    def shared_keys(self, model: nn.Module) -> list[str]:
+        """State-dict keys that travel; the others stay on the client."""
+        return list(model.state_dict())
+
+    def trained_keys(self, model: nn.Module, stage: Stage) -> list[str]:
+        """The shared keys that a stage trains and that travel up, in order; the others stay as they are, for ever.
+
+        So every stage's are among those of the stage before.
+        """
+        del stage
+        return self.shared_keys(model)
+
+    def before_upload(self, model: nn.Module, global_state: Mapping[str, Tensor]) -> None:
+        """Align symmetries of `model` with the global one before averaging; nothing by default."""
+        del model, global_state
+
+    # ---- evaluation ------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def inputs_of(self, batch: Batch) -> Tensor:
-        """Preprocessed inputs [B, ...] of a batch."""
+    def outputs(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, Tensor]:
+        """(what the model gives [B, ...], what is right [B, ...]) for those examples whose right answer is known.
 
-    @abstractmethod
-    def scores(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
-        """Read-out scores [B, K], -inf beyond today's classes: argmax predicts, softmax is the confidence."""
+        This is what the metrics are given.
+        """
 
-    @abstractmethod
+    def predict(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
+        """What an exported model gives for preprocessed inputs [B, ...]."""
+        del guide
+        output: Tensor = model(inputs)
+        return output
+
     def statistics(self, model: nn.Module, batch: Batch, guide: Guide) -> Stats:
-        """Additive statistics of one batch; every value float64 or int64 on the CPU."""
+        """Additive statistics of one batch: the sums of all metrics; every value float64 or int64 on the CPU."""
+        output, target = self.outputs(model, batch, guide)
+        found = {EXAMPLES: torch.tensor(len(target))}
+        for metric in self.measured_by:
+            found |= metric.sums(output, target)
+        return {name: value.cpu() for name, value in found.items()}
 
-    @abstractmethod
     def no_statistics(self) -> Stats:
         """The statistics of no example at all: every name with its type and shape, all zero."""
+        found = {EXAMPLES: torch.tensor(0)}
+        for metric in self.measured_by:
+            found |= metric.zeros(self.label_space)
+        return found
 
     def check_statistics(self, stats: Stats, announced: int) -> bool:
         """Whether there is an example in statistics of the right names, types and shapes that a client sent.
@@ -282,28 +330,25 @@ class Task(ABC):
         Raises:
             ProtocolError: no examples of that number have these statistics.
         """
-        del stats
-        return announced > 0
+        examples = int(stats[EXAMPLES])
+        refuse_unless(0 <= examples <= announced, f"{examples} examples, {announced} were held out")
+        for metric in self.measured_by:
+            metric.check(stats, examples)
+        return examples > 0
 
-    @abstractmethod
-    def metrics(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
-        """Metrics of summed statistics; must hold `accuracy`, `loss` and `examples`."""
+    def measure(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
+        """The metrics of summed statistics, by name, `examples`, and what else a metric tells.
 
-    @abstractmethod
-    def batch_size_of(self, batch: Batch) -> int:
-        """Number of examples in a batch (for weights and throughput)."""
-
-    def shared_keys(self, model: nn.Module) -> list[str]:
-        """State-dict keys that travel; the others stay on the client."""
-        return list(model.state_dict())
-
-    def before_upload(self, model: nn.Module, global_state: Mapping[str, Tensor]) -> None:
-        """Align symmetries of `model` with the global one before averaging; nothing by default."""
-        del model, global_state
-
-    @abstractmethod
-    def preprocessing(self) -> dict[str, Any]:
-        """What a user of the exported model must do to raw inputs (JSON values)."""
+        Without any example, `examples` is 0 and every metric is NaN.
+        """
+        examples = int(stats[EXAMPLES]) if stats else 0
+        if not examples:
+            return {**{metric.name: math.nan for metric in self.measured_by}, EXAMPLES: 0.0}
+        found = {metric.name: metric.value(stats, examples) for metric in self.measured_by}
+        found[EXAMPLES] = float(examples)
+        for metric in self.measured_by:
+            found |= metric.details(stats, examples, self.class_names)
+        return found
 
 
 def add_stats(total: Stats, new: Mapping[str, Tensor]) -> Stats:

@@ -50,7 +50,7 @@ class Holding:
         if not isinstance(count_K, list) or len(count_K) != label_space:
             raise ProtocolError(f"the reply counts no examples for each of the {label_space} classes")
         counts = [count for count in count_K if isinstance(count, int)]
-        if len(counts) != label_space or min(counts) < 0 or sum(counts) > examples:
+        if len(counts) != label_space or min(counts, default=0) < 0 or sum(counts) > examples:
             raise ProtocolError(f"the reply's class counts are not those of {examples} examples")
         found = cls(examples, held_out, tuple(counts))
         if declared and not found.is_within(declared):

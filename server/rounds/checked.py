@@ -11,7 +11,8 @@ from flwr.app import ArrayRecord, RecordDict
 
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums, check_sums
-from fednc.common.tasks.api import Stats, Task
+from fednc.common.tasks.api import Task
+from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import arrays, messages
 from fednc.common.wire.records import record_of

@@ -18,11 +18,12 @@ from fednc.common.config.run import RunConfig
 from fednc.common.errors import QuorumError
 from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassMemory
-from fednc.common.learning.frame import Frame, draw_frame
+from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import Memories
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.class_registry import ClassRegistry
+from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.stages import Stage, with_names
 from fednc.common.wire import arrays
 from fednc.server.rounds.class_sessions import Sessions
@@ -72,9 +73,7 @@ class FederatedRun:
         self._control, self._device = self._around.control, device
         self._digest, self._config = run.digest, run.decisive()  # names that operators give are no part of it
         self.task = tasks.get(run)
-        self.frame = draw_frame(
-            self.task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"), run.frame.kind
-        )
+        self.frame = self.task.frame(seeds.derive(run.seed, "frame"))
         torch.manual_seed(seeds.derive(run.seed, "model"))
         self._model = model = self.task.build_model()
         draw_with_gain(model, run.init.gain)
@@ -221,6 +220,7 @@ class FederatedRun:
         if self.task.takes_sessions and record.round == stage.last:
             record.session = stage.number
             self._model.load_state_dict(self.state.model, strict=False)
+            assert isinstance(self.task, Incremental)
             record.memory_cosines = self.task.memory_cosines(self._model, self.strategy.guide_at(record.round))
             if stage.is_first:
                 self._sessions.warn(stage)
@@ -290,7 +290,8 @@ class FederatedRun:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after the checkpoint's round. Raises ProtocolError where its frame is not one."""
-        self.frame = Frame.from_tensor(checkpoint.tensors["frame.etf_KD"], self.frame.seed)
+        if self.frame.vertices:
+            self.frame = Frame.from_tensor(checkpoint.tensors["frame.etf_KD"], self.frame.seed)
         model = checkpoint.under("model.")  # safetensors sorts names; the model's own order is part of it
         self.state = GlobalState(
             model={key: model[key] for key in self.state.model},

@@ -18,9 +18,10 @@ def evaluates(run: RunConfig, stage: Stage, server_round: int) -> bool:
 def wants_local_sums(run: RunConfig, stage: Stage, server_round: int) -> bool:
     """Sums of the trained local models: for the drift metric, and for a memory made of them.
 
-    Not in sessions: what they are sums of is frozen there, and was pooled when the session was opened.
+    Not in sessions: what they are sums of is frozen there, and was pooled when the session was opened. Not without
+    classes.
     """
-    if not stage.is_first:
+    if not stage.is_first or not stage.classes:
         return False
     return evaluates(run, stage, server_round) or run.method.memory_model == "local"
 

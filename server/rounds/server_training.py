@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Task
+from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import arrays
 from fednc.server.rounds.global_state import GlobalState
 
 
 def fit_centrally(
-    task: Task, state: GlobalState, guide: Guide, stage: Stage, steps: int, generator: torch.Generator
+    task: Incremental, state: GlobalState, guide: Guide, stage: Stage, steps: int, generator: torch.Generator
 ) -> float:
     """Train what the task fits and put it into `state`; the loss."""
     section = stage.train.model_copy(update={"epochs": steps})

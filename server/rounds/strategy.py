@@ -25,7 +25,9 @@ from fednc.common.learning.class_memory import ClassMemory, ClassSums
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import Pool
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Stats, Task, add_stats
+from fednc.common.tasks.api import Task, add_stats
+from fednc.common.tasks.incremental import Incremental
+from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import EVALUATE, MEMORY, TRAIN, Instruction
@@ -134,16 +136,24 @@ class FrameStrategy(Strategy):
         for reply in self.replies.good(replies):
             node = reply.metadata.src_node_id
             metrics = self.replies.take(reply, partial(self._pool, node=node, pooled=pooled))
-            if metrics and math.isfinite(metrics["accuracy"]):
-                here = {"accuracy": metrics["accuracy"], "name": self.replies.name_of(node)}
-                worst = min(worst or here, here, key=lambda one: (one["accuracy"], one["name"]))
+            if metrics and math.isfinite(metrics[self.task.primary.name]):
+                here = {
+                    self.task.primary.name: metrics[self.task.primary.name],
+                    "name": self.replies.name_of(node),
+                }
+                worst = min(worst or here, here, key=self._how_good)
         self._end_exchange(server_round, self._held_out)
         if not pooled:
             return None
-        metrics = self.task.metrics(pooled)
+        metrics = self.task.measure(pooled)
         self._record.pooled = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._record.worst_client = worst
         return MetricRecord(dict(self._record.pooled))
+
+    def _how_good(self, client: dict[str, Any]) -> tuple[float, str]:
+        """Lowest for the client that fares worst by the primary metric; then by name."""
+        value = client[self.task.primary.name]
+        return (value if self.task.primary.higher_is_better else -value), client["name"]
 
     def summary(self) -> None:
         """Say once what is about to run."""
@@ -177,6 +187,7 @@ class FrameStrategy(Strategy):
     def _fit(self, server_round: int, steps: int) -> float:
         """The server trains alone, on the class memory."""
         generator = seeds.generator(self.run.seed, "fit", server_round)
+        assert isinstance(self.task, Incremental)
         return fit_centrally(self.task, self.state, self.guide_at(server_round), self.stage, steps, generator)
 
     # ---- one round -----------------------------------------------------------------------------------------
@@ -196,7 +207,8 @@ class FrameStrategy(Strategy):
 
     def _round(self, server_round: int, grid: Grid, *, evaluates: bool) -> RoundRecord | None:
         started, timeout_s = time.monotonic(), self.run.rounds.deadline_s
-        if self.task.fits_centrally(self.stage):
+        task = self.task if isinstance(self.task, Incremental) else None
+        if task and task.fits_centrally(self.stage):
             self._record = RoundRecord(round=server_round)
             self._record.loss = _finite(self._fit(server_round, self.stage.train.epochs))
         elif not self._train(server_round, grid, timeout_s):
@@ -204,8 +216,8 @@ class FrameStrategy(Strategy):
         if self._wants_global_memory(server_round, evaluates):
             nodes = sorted(grid.get_node_ids()) if self.task.takes_sessions else self._trained
             self._refresh_memory(server_round, grid, timeout_s, nodes)
-            if self.task.settling_steps and self.stage.is_first:
-                self._fit(server_round, self.task.settling_steps)
+            if task and task.settling_steps and self.stage.is_first:
+                self._fit(server_round, task.settling_steps)
         if evaluates:
             self._evaluate(server_round, grid, timeout_s)
         self.state.completed = server_round
@@ -326,7 +338,7 @@ class FrameStrategy(Strategy):
         stats = stats_in(content, self.task, claimed)
         if stats is None:
             return None
-        metrics = self.task.metrics(stats)
+        metrics = self.task.measure(stats)
         add_stats(pooled, of_fewer(stats, self._held_out[node], claimed))
         return metrics
 

@@ -17,7 +17,9 @@ from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.heads import CosineHead, LinearHead
 from fednc.common.learning.neural_collapse import alignment, collapse
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Stats, Task, TaskData, add_stats
+from fednc.common.tasks.api import Task, TaskData, add_stats
+from fednc.common.tasks.classifier import ClassifierTask, classifier
+from fednc.common.tasks.metrics import Stats
 
 
 class CentralEvaluation:
@@ -28,7 +30,9 @@ class CentralEvaluation:
         self._batch, self._device = batch, device
 
     def __call__(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:
-        """Metrics of the task over the classes that exist, and nc1 ... nc4."""
+        """Metrics of the task over the classes that exist, and nc1 ... nc4 where there are classes."""
+        if not isinstance(self._task, ClassifierTask):
+            return self.metrics(state, guide)
         self._load(state)
         guide = guide.to(self._device)
         stats: Stats = {}
@@ -41,7 +45,7 @@ class CentralEvaluation:
                 labels.append(label_B)
         classes = len(self._task.class_names) if guide.classes is None else guide.classes
         geometry = collapse(torch.cat(feats), torch.cat(labels), self._vertices(guide), classes)
-        return {**self._task.metrics(stats), **geometry}
+        return {**self._task.measure(stats), **geometry}
 
     def metrics(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:
         """Metrics of the task alone: what `__call__` says of them, without the geometry."""
@@ -51,7 +55,7 @@ class CentralEvaluation:
         with torch.no_grad():
             for batch in self._known(guide).eval_batches(self._batch):
                 add_stats(stats, self._task.statistics(self._model, batch, guide))
-        return self._task.metrics(stats)
+        return self._task.measure(stats)
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
         self._model.load_state_dict(state, strict=False)
@@ -75,7 +79,7 @@ class CentralEvaluation:
         sums: ClassSums | None = None
         with torch.no_grad():
             for batch in self._data.eval_batches(self._batch):
-                feat_BD, label_B = self._task.aligned(self._model, batch)
+                feat_BD, label_B = classifier(self._task).aligned(self._model, batch)
                 sums = sums or ClassSums.zeros(self._task.label_space, feat_BD.shape[1], feat_BD.device)
                 sums.add_batch(feat_BD, label_B)
         assert sums is not None

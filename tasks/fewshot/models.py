@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from fednc.common.learning.frame import unit
+from fednc.common.tasks.classifier import ClassifierModel
 from fednc.tasks.fewshot.options import FewShotOptions
-from fednc.tasks.vision.backbones import ImageModel, build_backbone
+from fednc.tasks.vision import backbones
 
 SLOPE = 0.1
 
 
-class FewShotModel(ImageModel):
+class FewShotModel(ClassifierModel):
     """Backbone, projection and head; the backbone's features can be had by themselves."""
 
     def pooled(self, pixel_BCHW: Tensor) -> Tensor:
@@ -61,11 +62,10 @@ class Projection(nn.Module):
         return out_BD
 
 
-def build_model(options: FewShotOptions, dim: int) -> tuple[nn.Module, Projection]:
-    """(backbone to unit features, projection), initialised from torch's global generator."""
+def build_backbone(options: FewShotOptions) -> tuple[nn.Module, int]:
+    """(layers to unit features, their width), initialised from torch's global generator."""
     layers, width = _layers(options)
-    backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(options.cells), nn.Flatten(), Unit())
-    return backbone, Projection(width, options.hidden or 2 * width, dim)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(options.cells), nn.Flatten(), Unit()), width
 
 
 def width_of(options: FewShotOptions) -> int:
@@ -76,7 +76,7 @@ def width_of(options: FewShotOptions) -> int:
 
 def _layers(options: FewShotOptions) -> tuple[list[nn.Module], int]:
     """The image task's backbone up to its feature map, and how wide that is when it is averaged over the cells."""
-    found, width = build_backbone(options)
+    found, width = backbones.build_backbone(options)
     assert isinstance(found, nn.Sequential)
     *layers, pool, _ = found  # every backbone ends by pooling and flattening
     assert isinstance(pool, nn.AdaptiveAvgPool2d)

@@ -17,28 +17,28 @@ from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection, TrainSection
 from fednc.common.errors import ConfigError, ProtocolError
 from fednc.common.learning.frame import unit
-from fednc.common.learning.heads import build_head
 from fednc.common.learning.readout import as_trained, memory_scores
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Stats
+from fednc.common.tasks.incremental import Incremental
+from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.splits import Index, at_few_sites
 from fednc.common.tasks.stages import Stage
-from fednc.tasks.fewshot.models import FewShotModel, build_model, width_of
+from fednc.common.tasks.tensor_data import UNLABELLED
+from fednc.tasks.fewshot.models import FewShotModel, Projection, build_backbone, width_of
 from fednc.tasks.fewshot.options import FewShotOptions
 from fednc.tasks.fewshot.rotated_classes import TURNS, with_virtual
 from fednc.tasks.fewshot.session_loss import rehearsed, session_loss
 from fednc.tasks.fewshot.session_metrics import figures
 from fednc.tasks.image.task import ImageTask
-from fednc.tasks.vision.dataset import UNLABELLED, ImageBatch
+from fednc.tasks.vision.dataset import ImageBatch
 
 FROZEN = "backbone."  # after the beginning: parameters and statistics
 
 
-class FewShotTask(ImageTask):
+class FewShotTask(Incremental, ImageTask):
     """Few-shot class-incremental image classification. Batches are those of the image task."""
 
     name = "fewshot"
-    takes_sessions = True
     Options = FewShotOptions
     options: FewShotOptions
 
@@ -61,12 +61,18 @@ class FewShotTask(ImageTask):
         """`task.min_sum_examples`."""
         return self.options.min_sum_examples
 
+    def backbone(self) -> tuple[nn.Module, int]:
+        """Layers to unit features [B, C]."""
+        return build_backbone(self.options)
+
+    def projection(self, width: int) -> nn.Module:
+        """The projection of NC-FSCIL."""
+        return Projection(width, self.options.hidden or 2 * width, self.run.frame.dim)
+
     def build_model(self) -> FewShotModel:
         """The head is drawn last, so that all methods start from the same backbone and projection."""
-        backbone, projection = build_model(self.options, self.run.frame.dim)
-        return FewShotModel(
-            backbone, projection, build_head(self.run.method, self.run.frame.dim, self.label_space)
-        )
+        made = super().build_model()
+        return FewShotModel(made.backbone, made.projection, made.head)
 
     def trained_keys(self, model: nn.Module, stage: Stage) -> list[str]:
         """All in the beginning, all but the backbone's afterwards."""
@@ -174,9 +180,9 @@ class FewShotTask(ImageTask):
             raise ProtocolError("the examples of all stages are not those that were evaluated")
         return super().check_statistics(stats, announced)
 
-    def metrics(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
+    def measure(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
         """The image task's, and `base`, `novel`, `newest` and `harmonic` of `session_metrics.py`."""
-        found = super().metrics(stats)
+        found = super().measure(stats)
         if not stats or not int(stats["examples"]):
             return found
         stage = self.stages[int(stats["evaluated_S"].nonzero().max())]
@@ -186,7 +192,7 @@ class FewShotTask(ImageTask):
         return torch.zeros(len(self.stages), dtype=torch.int64)
 
     def _stage_of(self, guide: Guide) -> int:
-        classes = len(self.class_names) if guide.classes is None else guide.classes
+        classes = self._classes_in(guide)
         return next(stage.number for stage in self.stages if classes <= stage.classes)
 
 

@@ -15,29 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fednc.common.learning.heads import Head
 from fednc.tasks.image.options import ImageOptions
 
 GROUPS = 8  # divides every channel count below
-
-
-class ImageModel(nn.Module):
-    """Backbone, projection and head. Calling the model gives its features; the head is applied by the losses."""
-
-    def __init__(self, backbone: nn.Module, projection: nn.Module, head: Head) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.projection = projection
-        self.head = head
-
-    def features(self, pixel_BCHW: Tensor) -> Tensor:
-        """Features [B, D], not normalised."""
-        feat_BD: Tensor = self.projection(self.backbone(pixel_BCHW))
-        return feat_BD
-
-    def forward(self, pixel_BCHW: Tensor) -> Tensor:
-        """Features [B, D]."""
-        return self.features(pixel_BCHW)
 
 
 def build_backbone(options: ImageOptions) -> tuple[nn.Module, int]:

@@ -8,20 +8,17 @@ Legend: N images, B batch, C channels, H height, W width, K label space.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fednc.common.seeds import generator as seeded
 from fednc.common.tasks.api import TaskData
 from fednc.common.tasks.splits import Index
+from fednc.common.tasks.tensor_data import class_index, count_of, few_index, hold_out_index, run_lengths
 
-UNLABELLED = -1
 ImageBatch = tuple[Tensor, Tensor]
 
 
@@ -60,18 +57,16 @@ class ImageData(TaskData):
     @property
     def count_K(self) -> Tensor:
         """int64 [K]: images of each class, on the CPU."""
-        known_N = self.label_N[self.label_N != UNLABELLED]
-        return torch.bincount(known_N, minlength=self.label_space).cpu()
+        return count_of(self.label_N, self.label_space)
 
     def train_batches(self, batch: int, generator: torch.Generator) -> Iterator[ImageBatch]:
         """One epoch in an order drawn from `generator` (a CPU one), augmented if the run says so.
 
-        A last batch of a single image joins the batch before it: batch normalisation cannot learn from one.
         Everything is drawn before the first batch and goes to the device at once: a copy per batch would make the
         device wait for the CPU at every step.
         """
         order_N = torch.randperm(self.examples, generator=generator)
-        runs, height, device = _runs(self.examples, batch), self.pixel_NCHW.shape[2], self.label_N.device
+        runs, height, device = run_lengths(self.examples, batch), self.pixel_NCHW.shape[2], self.label_N.device
         drawn = [draw_moves(length, height, generator) for length in runs if self.augment]
         moves = torch.cat(drawn, dim=1).to(device).split(runs, dim=1) if drawn else ()
         for i, row_B in enumerate(order_N.to(device).split(runs)):
@@ -93,15 +88,11 @@ class ImageData(TaskData):
 
     def of_classes(self, first: int, end: int) -> ImageData:
         """See TaskData."""
-        label_N = self.label_N.cpu().numpy()
-        return self.select(np.flatnonzero((label_N >= first) & (label_N < end)))
+        return self.select(class_index(self.label_N, first, end))
 
     def few(self, shots: int, seed: int) -> ImageData:
         """See TaskData."""
-        label_N = self.label_N.cpu().numpy()
-        shuffled_N = torch.randperm(len(label_N), generator=seeded(seed, "shots")).numpy()
-        drawn = [shuffled_N[label_N[shuffled_N] == c][:shots] for c in np.unique(label_N)]
-        return self.select(np.sort(np.concatenate([shuffled_N[:0], *drawn])))
+        return self.select(few_index(self.label_N, shots, seed))
 
     def select(self, index: Index) -> ImageData:
         """The images at `index`, in that order."""
@@ -153,31 +144,3 @@ def crop_and_mirror(pixel_BCHW: Tensor, move_3B: Tensor) -> Tensor:
 
 def _margin(height: int) -> int:
     return max(1, height // 8)
-
-
-def hold_out_index(label_N: Index, share: float, seed: int) -> tuple[Index, Index]:
-    """(rest, held out): disjoint, together everything, each ascending; the same for the same seed.
-
-    Holds out share * N examples, rounded up, but leaves one for training. Each class gives its share rounded down;
-    what is missing comes one by one from the classes that rounding cut most.
-    """
-    total = max(0, min(len(label_N) - 1, math.ceil(share * len(label_N) - 1e-9)))
-    _, class_N, count_C = np.unique(label_N, return_inverse=True, return_counts=True)
-    wanted_C = count_C * (total / max(1, len(label_N)))
-    quota_C = np.floor(wanted_C + 1e-9).astype(np.int64)
-    most_cut_C = np.argsort(quota_C - wanted_C, kind="stable")
-    quota_C[most_cut_C[: total - quota_C.sum()]] += 1
-    shuffled_N = torch.randperm(len(label_N), generator=seeded(seed, "hold-out")).numpy()
-    held = np.concatenate(
-        [shuffled_N[class_N[shuffled_N] == c][:quota] for c, quota in enumerate(quota_C)]
-        or [shuffled_N]  # no examples, no classes
-    )
-    return np.setdiff1d(np.arange(len(label_N)), held), np.sort(held)
-
-
-def _runs(examples: int, batch: int) -> list[int]:
-    """Lengths of consecutive runs of `batch`; a last run of one joins the run before it."""
-    runs = [batch] * (examples // batch) + [examples % batch] * (examples % batch > 0)
-    if len(runs) > 1 and runs[-1] == 1 and batch > 1:
-        runs[-2:] = [batch + 1]
-    return runs

@@ -222,7 +222,7 @@ def test_predict_repeats_the_runs_own_evaluation() -> None:
     with torch.no_grad():
         for batch in model.task.load_test("npz:a.npz").eval_batches(5):
             add_stats(stats, model.task.statistics(model.model, batch, model.guide))
-    assert found["metrics"] == model.task.metrics(stats)
+    assert found["metrics"] == model.task.measure(stats)
     named = [["cat", "ape", "bat"][label] for label in label_N]
     right = [row["class"] == name for row, name in zip(found["predictions"], named, strict=True)]
     assert found["metrics"]["accuracy"] == sum(right) / 33

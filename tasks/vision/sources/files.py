@@ -24,8 +24,8 @@ from torch import Tensor
 from fednc.common.errors import DataError
 from fednc.common.safe_files import open_image
 from fednc.common.tasks.data_spec import DataSpec
+from fednc.common.tasks.tensor_data import UNLABELLED
 from fednc.tasks.image.options import ImageOptions
-from fednc.tasks.vision.dataset import UNLABELLED
 from fednc.tasks.vision.sources.folders import LeftOut, class_folders, images_in, readable
 from fednc.tasks.vision.sources.images import Images, Purpose, several
 from fednc.tasks.vision.sources.labels import map_names

@@ -14,7 +14,7 @@ from fednc.common.config.tables import ShiftSection, SplitSection
 from fednc.common.errors import DataError, MissingExtraError
 from fednc.common.tasks import splits
 from fednc.common.tasks.splits import split_digest, split_index
-from fednc.tasks.vision.dataset import hold_out_index
+from fednc.common.tasks.tensor_data import hold_out_index
 from fednc.tasks.vision.shifts import rotate, shift_part, shift_test
 
 

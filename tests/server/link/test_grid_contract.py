@@ -91,7 +91,7 @@ def test_federated_evaluation_equals_the_central_one(grid: str, tmp_path: Path) 
         data = task.load_train(client.data, Part(index, len(CLIENTS)), run.split)
         _, held_out = data.hold_out(client.val_share, seeds.derive(run.seed, "hold-out", client.name))
         add_stats(stats, trainer.evaluate(task, model, held_out, guide, run.evaluate.batch, Hooks()))
-    assert result.history.rounds[0].pooled == task.metrics(stats)
+    assert result.history.rounds[0].pooled == task.measure(stats)
     assert stats["examples"] > 100
 
 

@@ -120,7 +120,7 @@ def test_federated_statistics_equal_central_ones_exactly(order, cut, method):
     assert federated.keys() == central.keys()
     assert all(torch.equal(federated[key], central[key]) for key in central)
     assert all(value.dtype in (torch.int64, torch.float64) for value in central.values())
-    assert task.metrics(federated) == task.metrics(central)
+    assert task.measure(federated) == task.measure(central)
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedetf", "fednc"])
@@ -129,7 +129,7 @@ def test_metrics_are_those_of_the_definition(method):
     task = make_task(method, vertices=5)
     model, data = task.build_model().eval(), make_data(task, 40)
     guide = make_guide(task)
-    metrics = task.metrics(pooled(task, model, guide, data.eval_batches(7)))
+    metrics = task.measure(pooled(task, model, guide, data.eval_batches(7)))
     (everything,) = data.eval_batches(40)
     with torch.no_grad():
         score_NK = task.scores(model, everything[0], guide)
@@ -145,8 +145,8 @@ def test_metrics_are_those_of_the_definition(method):
 
 def test_metrics_without_examples_and_with_unlabelled_ones():
     task = make_task()
-    assert np.isnan(task.metrics({})["accuracy"])
-    assert task.metrics({})["examples"] == 0
+    assert np.isnan(task.measure({})["accuracy"])
+    assert task.measure({})["examples"] == 0
     model, data, guide = task.build_model().eval(), make_data(task, 6), make_guide(task)
     data.label_N[:2] = -1
     stats = pooled(task, model, guide, data.eval_batches(6))

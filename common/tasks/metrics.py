@@ -1,0 +1,378 @@
+"""Metrics: additive sums over examples, and the number that they make.
+
+A task declares the metrics it is judged by; clients send the sums, the server checks and adds them, and nobody
+needs to see an example. The first metric of a task is its primary one, which history, status and reports follow.
+Knows no task.
+
+Legend: B batch, K label space, N bins.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fednc.common.errors import ProtocolError
+
+Stats = dict[str, Tensor]  # additive sums and counts, float64 or int64: stats of a union = sum of the stats
+EXAMPLES = "examples"  # the one sum that every task has
+PERCENT = "%"  # the unit of a share, which is stored as 0 ... 1 and shown in percent
+
+# Terms are rounded to multiples of this before they are summed in float64: such sums are exact up to 2e9, so
+# batches may be pooled in any order and grouping. It moves a mean by 1e-7 at most.
+SUM_STEP = 2.0**-22
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What others need to know of a metric: what it is called, which way is better, what it is counted in."""
+
+    name: str
+    higher_is_better: bool = True
+    unit: str = ""
+
+    def show(self, value: float, digits: int = 1) -> str:
+        """The value for people: `81.5%`, `3.42 mmHg`."""
+        if self.unit == PERCENT:
+            return f"{value:.{digits}%}"
+        return f"{value:.4g} {self.unit}".rstrip()
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Whether `value` is strictly better."""
+        return value > than if self.higher_is_better else value < than
+
+    def best(self, values: Sequence[float]) -> float | None:
+        """The best of `values`; None without any."""
+        return (max if self.higher_is_better else min)(values, default=None)
+
+    def reaches(self, value: float, target: float) -> bool:
+        """Whether `value` is as good as `target`."""
+        return not self.is_better(target, value)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+ACCURACY = MetricInfo("accuracy", unit=PERCENT)
+
+
+class Metric(ABC):
+    """One metric. Its sums have names of their own; metrics that share a sum give it the same name and values.
+
+    Attributes:
+        name: what its value is called in histories and reports.
+        higher_is_better: the direction.
+        unit: what it is counted in, for people; `PERCENT` for a share of 0 ... 1.
+    """
+
+    name: str
+    higher_is_better: bool = True
+    unit: str = ""
+
+    @property
+    def info(self) -> MetricInfo:
+        """Name, direction and unit."""
+        return MetricInfo(self.name, self.higher_is_better, self.unit)
+
+    @abstractmethod
+    def zeros(self, label_space: int) -> Stats:
+        """The sums over no examples: every name with its type (float64 or int64) and shape."""
+
+    @abstractmethod
+    def sums(self, output: Tensor, target: Tensor) -> Stats:
+        """The sums over a batch of what the model gave [B, ...] and what was right [B, ...]."""
+
+    @abstractmethod
+    def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
+        """The metric over the examples of the sums; NaN where they say nothing of it."""
+
+    def details(self, sums: Mapping[str, Tensor], examples: int, names: Sequence[str]) -> dict[str, float]:
+        """More values that people are told, by name; `names` are those of the classes, where there are any."""
+        del sums, examples, names
+        return {}
+
+    def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
+        """Raises ProtocolError: no `examples` examples have these sums. Types and shapes are those of `zeros`."""
+        del sums, examples
+
+
+def exact(term_B: Tensor, step: float = SUM_STEP) -> Tensor:
+    """Sum of a batch's terms, float64, the same in any order and grouping while it is below 2^53 steps."""
+    return ((term_B.double() / step).round() * step).sum()
+
+
+def count_zeros(*shape: int) -> Tensor:
+    """No example: int64."""
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+def sum_zero() -> Tensor:
+    """The sum over no example: float64."""
+    return torch.tensor(0.0, dtype=torch.float64)
+
+
+def refuse_unless(fits: bool, what: str) -> None:
+    """Raises ProtocolError: `what` is wrong with the sums of a reply."""
+    if not fits:
+        raise ProtocolError(f"the statistics contradict each other: {what}")
+
+
+# ---- of classifiers: output is scores [B, K], target is labels [B] ----------------------------------------------
+
+
+def _hits(output: Tensor, target: Tensor) -> Stats:
+    classes, hit_B = output.shape[1], output.argmax(dim=1) == target
+    return {
+        "count_K": torch.bincount(target, minlength=classes),
+        "correct_K": torch.bincount(target[hit_B], minlength=classes),
+    }
+
+
+def _check_hits(sums: Mapping[str, Tensor], examples: int) -> None:
+    count_K, correct_K = sums["count_K"], sums["correct_K"]
+    refuse_unless(bool((correct_K >= 0).all() and (correct_K <= count_K).all()), "more hits than examples")
+    # Each count first: the total of absurd counts may wrap around in 64 bits.
+    refuse_unless(bool((count_K <= examples).all()), "a class has more examples than there are")
+    refuse_unless(int(count_K.sum()) == examples, "the examples of all classes are not those that were evaluated")
+
+
+def _recalls(sums: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, float]:
+    counts = zip(names, sums["correct_K"].tolist(), sums["count_K"].tolist(), strict=False)
+    return {name: right / count for name, right, count in counts if count}
+
+
+class Accuracy(Metric):
+    """Share of examples whose best score is their label's; the same for each class by its name."""
+
+    name, unit = ACCURACY.name, PERCENT
+
+    def zeros(self, label_space: int) -> Stats:
+        """See Metric."""
+        return {
+            "correct": count_zeros(),
+            "count_K": count_zeros(label_space),
+            "correct_K": count_zeros(label_space),
+        }
+
+    def sums(self, output: Tensor, target: Tensor) -> Stats:
+        """See Metric."""
+        found = _hits(output, target)
+        return {"correct": found["correct_K"].sum(), **found}
+
+    def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
+        """See Metric."""
+        return int(sums["correct"]) / examples
+
+    def details(self, sums: Mapping[str, Tensor], examples: int, names: Sequence[str]) -> dict[str, float]:
+        """`accuracy/<class>` of each class that has examples."""
+        del examples
+        return {f"{self.name}/{name}": value for name, value in _recalls(sums, names).items()}
+
+    def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
+        """See Metric."""
+        _check_hits(sums, examples)
+        refuse_unless(int(sums["correct_K"].sum()) == int(sums["correct"]), "the hits of all classes are not all")
+
+
+class BalancedAccuracy(Metric):
+    """Mean over classes of the share of their examples that are right; classes without examples are left out."""
+
+    name, unit = "balanced_accuracy", PERCENT
+
+    def zeros(self, label_space: int) -> Stats:
+        """See Metric."""
+        return {"count_K": count_zeros(label_space), "correct_K": count_zeros(label_space)}
+
+    def sums(self, output: Tensor, target: Tensor) -> Stats:
+        """See Metric."""
+        return _hits(output, target)
+
+    def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
+        """See Metric."""
+        del examples
+        held_K = sums["count_K"] > 0
+        return float((sums["correct_K"][held_K].double() / sums["count_K"][held_K]).mean())
+
+    def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
+        """See Metric."""
+        _check_hits(sums, examples)
+
+
+class CrossEntropy(Metric):
+    """Mean cross-entropy of the softmax of the scores. Infinite where a class that nobody has seen yet is met."""
+
+    name, higher_is_better = "loss", False
+
+    def zeros(self, label_space: int) -> Stats:
+        """See Metric."""
+        del label_space
+        return {"loss_sum": sum_zero()}
+
+    def sums(self, output: Tensor, target: Tensor) -> Stats:
+        """See Metric."""
+        return {"loss_sum": exact(F.cross_entropy(output, target, reduction="none"))}
+
+    def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
+        """See Metric."""
+        return float(sums["loss_sum"]) / examples
+
+    def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
+        """See Metric."""
+        del examples
+        refuse_unless(bool(sums["loss_sum"] >= 0), "a loss below 0")
+
+
+class AUROC(Metric):
+    """Chance that an example of a class scores higher for it than one of another class; ties count half.
+
+    Made of two histograms of scores per class, those of its examples and of the others: the log-odds of the class,
+    through a monotone map onto `BINS` equal bins. Which of two examples is higher is known exactly unless both are
+    in one bin, where they count as a tie: `auroc_error` is the most by which that can be off, half the share of
+    such pairs, and is told beside the value. Two classes: of the second one. More: the mean over classes, one
+    against all others, and `auroc/<class>`.
+    """
+
+    name, unit = "auroc", PERCENT
+    BINS = 1024
+    WIDTH = 8.0  # log-odds; bins are 4 / BINS * WIDTH / 2 wide at 0, and wider farther out
+
+    def zeros(self, label_space: int) -> Stats:
+        """See Metric."""
+        return {f"auroc_{side}_KN": count_zeros(self._rows(label_space), self.BINS) for side in ("own", "other")}
+
+    @staticmethod
+    def _rows(label_space: int) -> int:
+        return 1 if label_space == 2 else label_space
+
+    def sums(self, output: Tensor, target: Tensor) -> Stats:
+        """See Metric."""
+        classes, rows = output.shape[1], self._rows(output.shape[1])
+        found = {name: count_zeros(rows, self.BINS) for name in self.zeros(classes)}
+        for row in range(rows):
+            label = classes - rows + row  # of two classes the second
+            bin_B = self.bin_of(log_odds(output, label))
+            for name, side_B in zip(found, (target == label, target != label), strict=True):
+                found[name][row] = torch.bincount(bin_B[side_B], minlength=self.BINS)
+        return found
+
+    def bin_of(self, log_odds_B: Tensor) -> Tensor:
+        """int64 [B]: the bin of each value; the order of values is that of their bins, ties aside."""
+        share_B = (torch.tanh(log_odds_B.double() / self.WIDTH) + 1) / 2
+        return (share_B * self.BINS).long().clamp(0, self.BINS - 1)
+
+    def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
+        """See Metric."""
+        del examples
+        area_K, _ = self._areas(sums)
+        known_K = area_K[~area_K.isnan()]
+        return float(known_K.mean()) if len(known_K) else math.nan
+
+    def details(self, sums: Mapping[str, Tensor], examples: int, names: Sequence[str]) -> dict[str, float]:
+        """`auroc_error`, and with more than two classes `auroc/<class>`."""
+        del examples
+        area_K, error_K = self._areas(sums)
+        known_K = ~area_K.isnan()
+        if not known_K.any():
+            return {}
+        each = {}
+        if len(area_K) > 1:
+            pairs = zip(names, area_K.tolist(), strict=False)
+            each = {f"{self.name}/{name}": area for name, area in pairs if not math.isnan(area)}
+        return {f"{self.name}_error": float(error_K[known_K].mean()), **each}
+
+    @staticmethod
+    def _areas(sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """float64 [K]: area of each class, NaN where it has no examples or no others; how far that may be off."""
+        own_KN, other_KN = sums["auroc_own_KN"].double(), sums["auroc_other_KN"].double()
+        below_KN = other_KN.cumsum(dim=1) - other_KN
+        pairs_K = own_KN.sum(dim=1) * other_KN.sum(dim=1)  # 0 / 0 is NaN
+        tied_K = (own_KN * other_KN).sum(dim=1)
+        return ((own_KN * below_KN).sum(dim=1) + tied_K / 2) / pairs_K, tied_K / 2 / pairs_K
+
+    def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
+        """See Metric."""
+        both_KN = torch.stack([sums["auroc_own_KN"], sums["auroc_other_KN"]])
+        refuse_unless(
+            bool(((both_KN >= 0) & (both_KN <= examples)).all()), "a bin holds more examples than there are"
+        )
+        refuse_unless(
+            bool((both_KN.sum(dim=(0, 2)) == examples).all()), "the histograms do not hold every example"
+        )
+        if len(sums["auroc_own_KN"]) > 1:
+            refuse_unless(
+                int(both_KN[0].sum()) == examples, "the classes' own histograms do not hold every example"
+            )
+
+
+def log_odds(score_BK: Tensor, label: int) -> Tensor:
+    """[B]: log of p / (1 - p), with p the softmax of `label`'s score; infinite where the score is."""
+    others_BK = torch.cat([score_BK[:, :label], score_BK[:, label + 1 :]], dim=1)
+    return score_BK[:, label].double() - others_BK.double().logsumexp(dim=1)
+
+
+# ---- of regressions: output and target are numbers of the same shape [B, ...] -----------------------------------
+
+
+class _MeanError(Metric):
+    """A mean over all numbers of an example; infinite errors are refused."""
+
+    higher_is_better = False
+
+    def __init__(self, unit: str = "", step: float = SUM_STEP) -> None:
+        """`unit`: of the target. `step`: a power of two to which terms are rounded; larger for huge errors."""
+        self.unit, self._step = unit, step
+
+    def zeros(self, label_space: int) -> Stats:
+        """See Metric."""
+        del label_space
+        return {f"{self.name}_sum": sum_zero()}
+
+    def sums(self, output: Tensor, target: Tensor) -> Stats:
+        """See Metric."""
+        if not len(target):
+            return self.zeros(0)
+        error_BX = (output.double().reshape(target.shape) - target.double()).reshape(len(target), -1)
+        return {f"{self.name}_sum": exact(self._term(error_BX).mean(dim=1), self._step)}
+
+    def _term(self, error_BX: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
+        """See Metric."""
+        total = float(sums[f"{self.name}_sum"])
+        refuse_unless(0 <= total < math.inf, f"a sum of errors of {total}")
+        refuse_unless(examples > 0 or total == 0, "errors without examples")
+
+
+class RMSE(_MeanError):
+    """Root of the mean squared error."""
+
+    name = "rmse"
+
+    def _term(self, error_BX: Tensor) -> Tensor:
+        return error_BX.square()
+
+    def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
+        """See Metric."""
+        return math.sqrt(float(sums["rmse_sum"]) / examples)
+
+
+class MAE(_MeanError):
+    """Mean absolute error."""
+
+    name = "mae"
+
+    def _term(self, error_BX: Tensor) -> Tensor:
+        return error_BX.abs()
+
+    def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
+        """See Metric."""
+        return float(sums["mae_sum"]) / examples
