@@ -30,11 +30,12 @@ class Callback:
 
 
 class _Watch:
-    """The best value of one metric so far."""
+    """The best value of one metric of a run so far."""
 
-    def __init__(self, metric: str, higher_is_better: bool | None) -> None:
-        self.metric = metric
-        self._sign = 1 if (not _is_loss(metric) if higher_is_better is None else higher_is_better) else -1
+    def __init__(self, run: Running, metric: str, higher_is_better: bool | None) -> None:
+        self.metric = metric or run.primary
+        rises = run.rises(self.metric) if higher_is_better is None else higher_is_better
+        self._sign = 1 if rises else -1
         self.best = -math.inf  # of sign * value
 
     def improves(self, record: RoundRecord, by: float = 0.0) -> bool | None:
@@ -53,7 +54,7 @@ class EarlyStop(Callback):
 
     def __init__(
         self,
-        metric: str = "accuracy",
+        metric: str = "",
         patience: int = 5,
         *,
         min_delta: float = 0.0,
@@ -63,10 +64,10 @@ class EarlyStop(Callback):
 
         Args:
             metric: a metric of the task, on the server's test data where there is some, else over what clients
-                hold out; `train_loss` is the mean loss in training.
+                hold out; `train_loss` is the mean loss in training; empty: the task's primary metric.
             patience: evaluated rounds without an improvement.
             min_delta: what counts as an improvement.
-            higher_is_better: None: losses should fall, everything else should rise.
+            higher_is_better: None: as the task says of the metric.
         """
         if patience < 1:
             raise ConfigError(f"patience: {patience} rounds; give at least 1")
@@ -75,8 +76,7 @@ class EarlyStop(Callback):
 
     def on_start(self, run: Running) -> None:
         """See Callback: a callback may serve several runs, one after the other."""
-        del run
-        self._watch, self._waited = _Watch(self._metric, self._higher_is_better), 0
+        self._watch, self._waited = _Watch(run, self._metric, self._higher_is_better), 0
 
     def on_round(self, run: Running, record: RoundRecord) -> None:
         """See Callback."""
@@ -85,15 +85,13 @@ class EarlyStop(Callback):
             return
         self._waited = 0 if improves else self._waited + 1
         if self._waited >= self._patience:
-            run.stop(f"{self._metric} has not improved for {self._waited} rounds")
+            run.stop(f"{self._watch.metric} has not improved for {self._waited} rounds")
 
 
 class BestCheckpoint(Callback):
     """Keeps the model of the best round, in the form that `fednc.load` reads."""
 
-    def __init__(
-        self, folder: str | Path, metric: str = "accuracy", *, higher_is_better: bool | None = None
-    ) -> None:
+    def __init__(self, folder: str | Path, metric: str = "", *, higher_is_better: bool | None = None) -> None:
         """Write into `folder`; for `metric` and `higher_is_better` see EarlyStop."""
         self.folder = Path(folder)
         self._metric, self._higher_is_better = metric, higher_is_better
@@ -101,8 +99,7 @@ class BestCheckpoint(Callback):
 
     def on_start(self, run: Running) -> None:
         """See Callback."""
-        del run
-        self._watch, self.round = _Watch(self._metric, self._higher_is_better), 0
+        self._watch, self.round = _Watch(run, self._metric, self._higher_is_better), 0
 
     def on_round(self, run: Running, record: RoundRecord) -> None:
         """See Callback."""
@@ -123,7 +120,7 @@ class Progress(Callback):
 
     def on_round(self, run: Running, record: RoundRecord) -> None:
         """See Callback."""
-        figures = {"loss": record.loss, **{k: v for k, v in _metrics(record).items() if k == "accuracy"}}
+        figures = {"loss": record.loss, run.primary: _metrics(record).get(run.primary)}
         told = "".join(f", {name} {value:.4g}" for name, value in figures.items() if value is not None)
         failed = f", {len(record.failures)} failed" if record.failures else ""
         self._console.print(
@@ -155,7 +152,3 @@ def value_of(record: RoundRecord, metric: str) -> float | None:
 
 def _metrics(record: RoundRecord) -> dict[str, float]:
     return record.test or record.pooled
-
-
-def _is_loss(metric: str) -> bool:
-    return metric == "loss" or metric.endswith("_loss")

@@ -68,12 +68,14 @@ class Running:
     Attributes:
         config: the run file.
         clients: names of the clients.
+        primary: name of the task's primary metric.
         ended: why a callback stopped it; empty: none has.
     """
 
     def __init__(self, prepared: FederatedRun, control: RunControl, clients: Sequence[str]) -> None:
         self.config = prepared.run
         self.clients = tuple(clients)
+        self.primary = prepared.task.primary.name
         self.ended = ""
         self._prepared, self._control = prepared, control
 
@@ -81,6 +83,11 @@ class Running:
     def history(self) -> History:
         """All rounds so far."""
         return self._prepared.history
+
+    def rises(self, metric: str) -> bool:
+        """Whether higher values of a metric are better, as the task says; `train_loss` should fall."""
+        told = {one.name: one.higher_is_better for one in self._prepared.task.measured_by}
+        return told.get(metric, metric != "train_loss")
 
     def stop(self, reason: str) -> None:
         """Begin no further round. The last one is evaluated, if it was not yet."""

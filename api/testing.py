@@ -29,7 +29,8 @@ from fednc.common.errors import ConfigError
 from fednc.common.learning.round_context import Guide
 from fednc.common.plugins import TASKS
 from fednc.common.tasks import discovery
-from fednc.common.tasks.api import Batch, Stats, Task, TaskData, add_stats
+from fednc.common.tasks.api import Batch, Task, TaskData, add_stats
+from fednc.common.tasks.metrics import Stats
 from fednc.common.wire import arrays
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
@@ -207,12 +208,12 @@ class TaskContract:
     def test_metrics_are_numbers(self) -> None:
         """By name, finite where there is an example; without any, they must not fail."""
         case = self._case()
-        metrics = case.task.metrics(case.statistics(case.data))
+        metrics = case.task.measure(case.statistics(case.data))
         odd = {name: value for name, value in metrics.items() if not isinstance(value, int | float)}
         _must(not odd, f"not numbers: {odd}")
         _must(bool(metrics), "there are no metrics")
         _must(metrics.get("examples") == case.data.examples, f"examples is {metrics.get('examples')}")
-        case.task.metrics(case.task.no_statistics())
+        case.task.measure(case.task.no_statistics())
 
     # ---- a whole run -----------------------------------------------------------------------------------------
 
@@ -236,7 +237,7 @@ class TaskContract:
                     all(_same_bits(stats[key], again[key]) for key in stats), "evaluating twice gives two results"
                 )
                 add_stats(total, stats)
-        _must(math.isfinite(task.metrics(total).get("loss", 0.0)), "the loss of the trained model is not finite")
+        _must(math.isfinite(task.measure(total).get("loss", 0.0)), "the loss of the trained model is not finite")
 
     # ---- helpers ---------------------------------------------------------------------------------------------
 

@@ -181,7 +181,7 @@ def test_the_best_checkpoint_is_the_model_of_the_best_round(tmp_path: Path) -> N
     with torch.no_grad():
         for batch in model.task.load_test("digits").eval_batches(result.run.evaluate.batch):
             add_stats(stats, model.task.statistics(model.model, batch, model.guide))
-    assert model.task.metrics(stats)["loss"] == min(losses)
+    assert model.task.measure(stats)["loss"] == min(losses)
 
 
 def test_a_metric_that_nobody_measures_is_named() -> None:
@@ -192,9 +192,13 @@ def test_a_metric_that_nobody_measures_is_named() -> None:
 
 
 class Ended:
-    """A run that only knows how to stop."""
+    """A run that only knows its metrics and how to stop."""
 
+    primary = "accuracy"
     reason = ""
+
+    def rises(self, metric: str) -> bool:
+        return metric != "loss"
 
     def stop(self, reason: str) -> None:
         self.reason = self.reason or reason
@@ -237,7 +241,19 @@ def test_early_stop_takes_a_direction_and_a_least_improvement() -> None:
     rising: list[float | None] = [0.1, 0.2, 0.3, 0.4]
     assert stopped_after(fednc.EarlyStop("error", 2, higher_is_better=False), rising, "error") == 3
     assert stopped_after(fednc.EarlyStop("accuracy", 2, min_delta=0.5), rising, "accuracy") == 3
-    assert stopped_after(fednc.EarlyStop("accuracy", 2), rising, "accuracy") == 4
+    assert stopped_after(fednc.EarlyStop(patience=2), rising, "accuracy") == 4
+    assert stopped_after(fednc.EarlyStop(patience=2), rising[::-1], "accuracy") == 3
+
+
+def test_directions_are_those_that_the_task_declares() -> None:
+    told: list[tuple[str, bool, bool, bool]] = []
+
+    class Look(fednc.Callback):
+        def on_start(self, run: fednc.Running) -> None:
+            told.append((run.primary, run.rises("accuracy"), run.rises("loss"), run.rises("train_loss")))
+
+    run(Look(), rounds=1)
+    assert told == [("accuracy", True, False, False)]
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def _overlapping(self: ImageTask, *given: Any) -> Any:
         ({"version": 0}, "it is an entry point under its own name"),
         ({"shared_keys": lambda self, model: []}, "the keys that travel go there and back"),
         ({"check_statistics": lambda self, stats, announced: False}, "honest statistics pass its own check"),
-        ({"metrics": lambda self, stats: {"examples": 3.0}}, "metrics are numbers"),
+        ({"measure": lambda self, stats: {"examples": 3.0}}, "metrics are numbers"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
