@@ -154,7 +154,7 @@ def _summarise(finished: dict[str, Finished], split_sha256: str, duration_s: flo
 
 def _write(folder: Path, finished: dict[str, Finished], summary: dict[str, Any]) -> None:
     results = {name: one.result for name, one in finished.items()}
-    plots.curves(folder / "curves.png", {name: result.history.accuracies for name, result in results.items()})
+    plots.curves(folder / "curves.png", {name: result.history.curve for name, result in results.items()})
     means = {}
     for name, result in results.items():
         assert result.evaluation is not None

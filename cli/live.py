@@ -16,13 +16,13 @@ from rich.table import Table
 
 from fednc.cli.output import as_text, console, say
 from fednc.common.config.run import RunConfig
+from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node, NodeState
 from fednc.server.storage.event_log import Event, EventLog
 
 _SHOWN_ROUNDS = 12
 _REFRESH_PER_S = 4
-_CLASS = "accuracy/"  # prefix of the metrics of single classes
 
 
 class RunView:
@@ -33,6 +33,7 @@ class RunView:
         self._rounds: list[Event] = []
         self._federation: Federation | None = None
         self._last = self._init = ""
+        self._metric = ACCURACY  # that the run is judged by
 
     def watch(self, federation: Federation, port: int) -> None:
         """The run listens now; show its roster."""
@@ -43,6 +44,8 @@ class RunView:
         """Take in one event."""
         if event["kind"] == "round":
             self._rounds.append(event)
+        elif event["kind"] == "start":
+            self._metric = MetricInfo(**event.get("metric", ACCURACY.to_json()))
         elif event["kind"] == "init":
             self._init = event["text"]
         self._last = event["text"]
@@ -63,17 +66,20 @@ class RunView:
         for name in ("round", "loss", "test", "held out", "worst client", "drift", "replies", "seconds"):
             table.add_column(name, justify="right")
         for event in self._rounds[-_SHOWN_ROUNDS:]:
-            table.add_row(*map(as_text, _round_cells(event)))
+            table.add_row(*map(as_text, _round_cells(event, self._metric)))
         return table
 
     def _classes_line(self) -> str:
-        """Accuracy of each class in the last evaluated round: on test data, else pooled over the clients."""
+        """The metric of each class in the last evaluated round: on test data, else pooled over the clients."""
         last = next((event for event in reversed(self._rounds) if event["test"] or event["pooled"]), None)
         if last is None:
             return ""
         metrics = last["test"] or last["pooled"]
-        classes = [(key.removeprefix(_CLASS), value) for key, value in metrics.items() if key.startswith(_CLASS)]
-        return "by class: " + ", ".join(f"{name} {value:.0%}" for name, value in classes)
+        prefix = f"{self._metric.name}/"
+        classes = [(key.removeprefix(prefix), value) for key, value in metrics.items() if key.startswith(prefix)]
+        if not classes:
+            return ""
+        return "by class: " + ", ".join(f"{name} {self._metric.show(value, 0)}" for name, value in classes)
 
     def _clients_table(self) -> Table:
         table = Table(title="clients", title_justify="left")
@@ -84,14 +90,14 @@ class RunView:
         return table
 
 
-def _round_cells(event: Event) -> list[str]:
+def _round_cells(event: Event, metric: MetricInfo) -> list[str]:
     worst = event["worst_client"]
     return [
         str(event["round"]),
         _number(event["loss"], ".3f"),
-        _number(event["test"].get("accuracy"), ".1%"),
-        _number(event["pooled"].get("accuracy"), ".1%"),
-        f"{worst['name']} {worst['accuracy']:.1%}" if worst else "-",
+        _value(event["test"].get(metric.name), metric),
+        _value(event["pooled"].get(metric.name), metric),
+        f"{worst['name']} {metric.show(worst[metric.name])}" if worst else "-",
         _number(event["drift"], ".3f"),
         str(event["replies"]),
         f"{event['seconds']:.1f}",
@@ -113,6 +119,10 @@ def _client_cells(node: Node) -> list[str]:
         f"{node.bytes_up / 2**20:.1f}",
         f"{node.bytes_down / 2**20:.1f}",
     ]
+
+
+def _value(value: float | None, metric: MetricInfo) -> str:
+    return "-" if value is None else metric.show(value)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,11 +1,12 @@
-"""`fednc predict`: what the model of a finished run says about images, and how right it is where labels are known.
+"""`fednc predict`: what the model of a finished run says about data, and how right it is where that is known.
 
 Uses the exported model alone, with the run's own evaluation batch size and read-out, so that on the run's test
-data it repeats the run's accuracy.
+data it repeats the run's metrics.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from fednc.common.tasks.api import TaskData
 
 SHOWN = 20  # predictions printed; --json has them all
-PER_CLASS = "accuracy/"  # prefix of the metrics of single classes
 
 
 def command(
@@ -28,7 +28,7 @@ def command(
     device: Device = "cpu",
     json: Json = "",
 ) -> None:
-    """Classify images with the model of a finished run."""
+    """Predict with the model of a finished run."""
     from fednc.common.device import pick_device
     from fednc.common.model_export import load
 
@@ -41,9 +41,9 @@ def command(
     _show_predictions(predictions)
     result = {"run": model.run.name, "input": inputs, "examples": data.examples, "predictions": predictions}
     known = data.of_classes(0, len(model.class_names)) if model.task.takes_sessions else data
-    if known.count_K.sum() > 0:
-        metrics = _metrics(model, known)
-        result["metrics"] = metrics
+    metrics = _metrics(model, known) if known.count_K.sum() > 0 or not model.class_names else {}
+    if metrics.get("examples"):
+        result["metrics"] = {name: value for name, value in metrics.items() if math.isfinite(value)}
         _show_metrics(model, known, metrics)
     if json:
         write_json(json, result)
@@ -55,6 +55,9 @@ def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
     names = data.names or [str(number) for number in range(data.examples)]
     with torch.no_grad():
         scores = [model(model.task.inputs_of(batch)) for batch in data.eval_batches(model.run.evaluate.batch)]
+    if not model.class_names:
+        values = torch.cat(scores).float().tolist()
+        return [{"name": name, "value": value} for name, value in zip(names, values, strict=True)]
     confidence_N, class_N = torch.cat(scores).float().softmax(dim=1).max(dim=1)
     rows = zip(names, class_N.tolist(), confidence_N.tolist(), strict=True)
     return [
@@ -77,18 +80,25 @@ def _metrics(model: ExportedModel, data: TaskData) -> dict[str, float]:
 
 
 def _show_predictions(predictions: list[dict[str, Any]]) -> None:
-    rows = [[row["name"], row["class"], f"{row['confidence']:.1%}"] for row in predictions[:SHOWN]]
-    show_table("predictions", ["example", "class", "confidence"], rows)
+    if predictions and "class" not in predictions[0]:
+        show_table(
+            "predictions", ["example", "value"], [[row["name"], row["value"]] for row in predictions[:SHOWN]]
+        )
+    else:
+        rows = [[row["name"], row["class"], f"{row['confidence']:.1%}"] for row in predictions[:SHOWN]]
+        show_table("predictions", ["example", "class", "confidence"], rows)
     if len(predictions) > SHOWN:
         say(f"... and {len(predictions) - SHOWN:,} more of {len(predictions):,}; --json PATH writes them all")
 
 
 def _show_metrics(model: ExportedModel, data: TaskData, metrics: dict[str, float]) -> None:
-    counts = data.count_K.tolist()
+    counts, primary = data.count_K.tolist(), model.task.primary
     rows = [
-        [name, counts[place], f"{metrics[PER_CLASS + name]:.2%}"]
+        [name, counts[place], primary.show(metrics[f"{primary.name}/{name}"], 2)]
         for place, name in enumerate(model.class_names)
-        if PER_CLASS + name in metrics
+        if f"{primary.name}/{name}" in metrics
     ]
-    show_table("accuracy of each class", ["class", "examples", "accuracy"], rows)
-    say(f"accuracy {metrics['accuracy']:.4f} on {int(metrics['examples']):,} labelled examples")
+    if rows:
+        show_table(f"{primary.name} of each class", ["class", "examples", primary.name], rows)
+    values = ", ".join(f"{metric.name} {metrics[metric.name]:.4f}" for metric in model.task.measured_by)
+    say(f"{values} on {int(metrics['examples']):,} labelled examples")

@@ -15,6 +15,7 @@ import typer
 from fednc.cli.options import Ca, Cert, Certs, Json, Key, NoProxy, Server, TokenFile
 from fednc.cli.output import as_table, as_text, console, say, show_table, write_json
 from fednc.common.errors import ConfigError
+from fednc.common.tasks.metric_info import MetricInfo
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -179,8 +180,10 @@ def _picture(status: pb.RunStatus) -> Group:
 def _headline(status: pb.RunStatus) -> str:
     """The run in one line."""
     parts = [f"{status.run_id} ({status.method}): {_phase(status)}"]
-    if status.HasField("accuracy"):
-        parts.append(f"accuracy {status.accuracy:.1%} after round {status.completed}")
+    if status.HasField("primary"):
+        metric = MetricInfo(status.primary.name, not status.primary.lower_is_better, status.primary.unit)
+        shown = metric.show(status.primary.value)
+        parts.append(f"{metric.name} {shown} after round {status.completed}")
     if status.missing:
         parts.append(f"waiting for {', '.join(status.missing)}")
     if status.stopping and not status.over:
@@ -229,12 +232,12 @@ def as_json(message: Message) -> dict[str, Any]:
 
 def _value(message: Message, field: Any) -> Any:
     value = getattr(message, field.name)
-    if field.message_type:
-        return [as_json(each) for each in value]
-    if field.enum_type:
-        return field.enum_type.values_by_number[value].name.lower()
     if field.has_presence and not message.HasField(field.name):
         return None
+    if field.message_type:
+        return as_json(value) if field.has_presence else [as_json(each) for each in value]
+    if field.enum_type:
+        return field.enum_type.values_by_number[value].name.lower()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float) else list(value)

@@ -64,7 +64,7 @@ class NextSession(_message.Message):
     def __init__(self, classes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run_id", "method", "round", "rounds", "phase", "paused", "stopping", "nodes", "missing", "completed", "loss", "accuracy", "round_s", "fold_s", "bytes_up", "bytes_down", "elapsed_s", "over", "dropped", "quarantined", "session", "sessions", "waiting_session", "classes")
+    __slots__ = ("run_id", "method", "round", "rounds", "phase", "paused", "stopping", "nodes", "missing", "completed", "loss", "accuracy", "round_s", "fold_s", "bytes_up", "bytes_down", "elapsed_s", "over", "dropped", "quarantined", "session", "sessions", "waiting_session", "classes", "primary")
     class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STARTING: _ClassVar[RunStatus.Phase]
@@ -99,6 +99,7 @@ class RunStatus(_message.Message):
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     WAITING_SESSION_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
+    PRIMARY_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     method: str
     round: int
@@ -123,7 +124,20 @@ class RunStatus(_message.Message):
     sessions: int
     waiting_session: int
     classes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run_id: _Optional[str] = ..., method: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[_Union[RunStatus.Phase, str]] = ..., paused: _Optional[bool] = ..., stopping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., completed: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., round_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., elapsed_s: _Optional[float] = ..., over: _Optional[str] = ..., dropped: _Optional[_Iterable[str]] = ..., quarantined: _Optional[_Iterable[str]] = ..., session: _Optional[int] = ..., sessions: _Optional[int] = ..., waiting_session: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ...) -> None: ...
+    primary: MetricValue
+    def __init__(self, run_id: _Optional[str] = ..., method: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[_Union[RunStatus.Phase, str]] = ..., paused: _Optional[bool] = ..., stopping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., completed: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., round_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., elapsed_s: _Optional[float] = ..., over: _Optional[str] = ..., dropped: _Optional[_Iterable[str]] = ..., quarantined: _Optional[_Iterable[str]] = ..., session: _Optional[int] = ..., sessions: _Optional[int] = ..., waiting_session: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., primary: _Optional[_Union[MetricValue, _Mapping]] = ...) -> None: ...
+
+class MetricValue(_message.Message):
+    __slots__ = ("name", "value", "unit", "lower_is_better")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    LOWER_IS_BETTER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    unit: str
+    lower_is_better: bool
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., unit: _Optional[str] = ..., lower_is_better: _Optional[bool] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("name", "state", "problem", "last_seen_s", "work", "step", "steps", "loss", "examples_per_s", "device_memory_bytes", "bytes_up", "bytes_down", "examples", "held_out", "device", "part")

@@ -24,7 +24,7 @@ def figures(history: History) -> dict[str, Any]:
     told = history.summary().get("init")
     if not told:
         return {}
-    few = [accuracy for number, accuracy in history.accuracies if number == _FEW_ROUNDS]
+    few = [accuracy for number, accuracy in history.curve if number == _FEW_ROUNDS]
     pairs = {f"gradient {key}": [told["before"][key], told["after"][key]] for key in (*_AXES, "loss")}
     return {**({f"round {_FEW_ROUNDS}": few[0]} if few else {}), **pairs}
 

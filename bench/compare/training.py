@@ -71,7 +71,7 @@ class ReadOut:
 
     def __init__(self, run: RunConfig, training: FederatedRun) -> None:
         self._run, self._training = run, training
-        self.history = History()
+        self.history = History(primary=training.task.primary)
 
     def take(self, record: RoundRecord) -> None:
         """Read the model of the round just ended. The geometry of its features is in `record` already."""

@@ -26,7 +26,8 @@ from fednc.common.errors import ConfigError, DataError
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.class_registry import ClassRegistry
-from fednc.common.tasks.metrics import EXAMPLES, Metric, MetricInfo, Stats, refuse_unless
+from fednc.common.tasks.metric_info import MetricInfo
+from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
 from fednc.common.tasks.stages import Stage, stage_at, stages_of
 
 Batch = Any  # what a task's own data yields; opaque to everybody else

@@ -12,56 +12,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fednc.common.errors import ProtocolError
+from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
 
 Stats = dict[str, Tensor]  # additive sums and counts, float64 or int64: stats of a union = sum of the stats
 EXAMPLES = "examples"  # the one sum that every task has
-PERCENT = "%"  # the unit of a share, which is stored as 0 ... 1 and shown in percent
 
 # Terms are rounded to multiples of this before they are summed in float64: such sums are exact up to 2e9, so
 # batches may be pooled in any order and grouping. It moves a mean by 1e-7 at most.
 SUM_STEP = 2.0**-22
-
-
-@dataclass(frozen=True)
-class MetricInfo:
-    """What others need to know of a metric: what it is called, which way is better, what it is counted in."""
-
-    name: str
-    higher_is_better: bool = True
-    unit: str = ""
-
-    def show(self, value: float, digits: int = 1) -> str:
-        """The value for people: `81.5%`, `3.42 mmHg`."""
-        if self.unit == PERCENT:
-            return f"{value:.{digits}%}"
-        return f"{value:.4g} {self.unit}".rstrip()
-
-    def is_better(self, value: float, than: float) -> bool:
-        """Whether `value` is strictly better."""
-        return value > than if self.higher_is_better else value < than
-
-    def best(self, values: Sequence[float]) -> float | None:
-        """The best of `values`; None without any."""
-        return (max if self.higher_is_better else min)(values, default=None)
-
-    def reaches(self, value: float, target: float) -> bool:
-        """Whether `value` is as good as `target`."""
-        return not self.is_better(target, value)
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
-
-
-ACCURACY = MetricInfo("accuracy", unit=PERCENT)
 
 
 class Metric(ABC):

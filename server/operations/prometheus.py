@@ -7,6 +7,7 @@ loop; what happened is counted from events. A client library's thread serves, so
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fednc.common.errors import AddressError
+from fednc.common.tasks.metric_info import PERCENT
 from fednc.protos import operator_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import NodeState
@@ -48,10 +50,10 @@ class RunCollector(Collector):
         yield GaugeMetricFamily("fednc_rounds_completed", "Rounds completed.", status.completed)
         yield GaugeMetricFamily("fednc_paused", "1 while an operator holds the run.", status.paused)
         yield GaugeMetricFamily("fednc_missing", "Clients that the round waits for.", len(status.missing))
-        for name in ("accuracy", "loss"):
-            if status.HasField(name):
-                text = f"{name.title()} after the last completed round."
-                yield GaugeMetricFamily(f"fednc_{name}", text, getattr(status, name))
+        if status.HasField("primary"):
+            yield _primary(status.primary)
+        if status.HasField("loss"):
+            yield GaugeMetricFamily("fednc_loss", "Loss after the last completed round.", status.loss)
         yield _clients(status)
         traffic = CounterMetricFamily(
             "fednc_bytes", "Bulk bytes at the link in the whole run.", labels=["direction"]
@@ -61,6 +63,16 @@ class RunCollector(Collector):
         yield traffic
         yield _rejections(rejections)
         yield _refusals(refused)
+
+
+def _primary(metric: pb.MetricValue) -> Metric:
+    """The metric that the run's task is judged by, under its own name."""
+    name = re.sub(r"[^a-zA-Z0-9_]", "_", metric.name)
+    better = "lower" if metric.lower_is_better else "higher"
+    unit = "0 to 1" if metric.unit == PERCENT else metric.unit
+    said = ", ".join(filter(None, [unit, f"{better} is better"]))
+    text = f"{name.capitalize()} after the last completed round ({said})."
+    return GaugeMetricFamily(f"fednc_{name}", text, metric.value)
 
 
 def _clients(status: pb.RunStatus) -> Metric:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 
+from fednc.common.tasks.metric_info import ACCURACY
 from fednc.protos import operator_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node
@@ -41,7 +42,16 @@ def status_of(federation: Federation) -> pb.RunStatus:
     if control.last:
         status.completed, status.round_s, status.fold_s = control.last.round, control.last.seconds, control.fold_s
         _set_finite(status, "loss", control.last.loss)
-        _set_finite(status, "accuracy", control.last.accuracy)
+        value = control.last.value_of(control.primary)
+        if value is not None and math.isfinite(value):
+            metric = control.primary
+            status.primary.CopyFrom(
+                pb.MetricValue(
+                    name=metric.name, value=value, unit=metric.unit, lower_is_better=not metric.higher_is_better
+                )
+            )
+            if metric == ACCURACY:
+                status.accuracy = value
     return status
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from fednc.common.tasks.metric_info import ACCURACY
 from fednc.server.storage.history import RoundRecord
 
 
@@ -28,6 +29,7 @@ class RunControl:
         self.session = 0  # under way
         self.class_names: tuple[str, ...] = ()  # so far
         self.last: RoundRecord | None = None  # the round completed last
+        self.primary = ACCURACY  # what the run is judged by
         self.fold_s = 0.0  # spent in its fold
 
     def complete(self, record: RoundRecord, fold_s: float) -> None:

@@ -89,7 +89,7 @@ class FederatedRun:
             memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.task.memory_dim)),
             extra=control_variates(model, self.task.shared_keys(model)) if run.method.control_variates else {},
         )
-        self.history = History()
+        self.history = History(primary=self.task.primary)
         self.strategy = FrameStrategy(run, self.task, self.frame, self.state, events)
         self.evaluation = self._central_evaluation(model)
 
@@ -112,6 +112,7 @@ class FederatedRun:
             self.strategy.replies.name_of, self.strategy.replies.reject = around.name_of, around.reject
             self.strategy.clients.declared = around.declared
         self._control = self._around.control
+        self._control.primary = self.history.primary
         self.strategy.summary()
         self._waiting = Waiting(self.run.rounds, grid, self._around, self._events)
         if self._around.returning:
@@ -203,11 +204,13 @@ class FederatedRun:
         """An operator ends the run: its last round is evaluated, as every run's is."""
         self._events.emit("stop", f"stopped before round {server_round}", round=server_round)
         last = self._control.last
-        if last and last.accuracy is None and not self._control.over:
+        primary = self.history.primary
+        if last and last.value_of(primary) is None and not self._control.over:
             self.strategy.evaluate_early(grid)
             self._test(last)
-            accuracy = "unknown" if last.accuracy is None else f"{last.accuracy:.1%}"
-            self._events.emit("evaluated", f"round {last.round}: accuracy {accuracy}", **vars(last))
+            value = last.value_of(primary)
+            shown = "unknown" if value is None else primary.show(value)
+            self._events.emit("evaluated", f"round {last.round}: {primary.name} {shown}", **vars(last))
 
     def _test(self, record: RoundRecord) -> None:
         if self.evaluation:
@@ -300,7 +303,7 @@ class FederatedRun:
             completed=checkpoint.round,
         )
         self._opened, self._changed = checkpoint.opened, checkpoint.changed
-        self.history = History.from_json(checkpoint.history)
+        self.history = History.from_json(checkpoint.history, self.task.primary)
         self._good = self.state.snapshot()
         if checkpoint.classes:
             self._recall(ClassRegistry.from_json(checkpoint.classes))
@@ -315,15 +318,16 @@ class FederatedRun:
         self.task.registry.check_continues(registry)
 
     def _say(self, record: RoundRecord) -> None:
-        accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.1%}"
+        primary, value = self.history.primary, record.value_of(self.history.primary)
+        shown = "" if value is None else f", {primary.name} {primary.show(value)}"
         loss = "" if record.loss is None else f", loss {record.loss:.3f}"
-        held = record.pooled.get("accuracy")
+        held = record.pooled.get(primary.name)
         worst = record.worst_client
-        clients = "" if held is None else f", held out {held:.1%}"
-        clients += f" (worst {worst['name']} {worst['accuracy']:.1%})" if worst else ""
+        clients = "" if held is None else f", held out {primary.show(held)}"
+        clients += f" (worst {worst['name']} {primary.show(worst[primary.name])})" if worst else ""
         self._events.emit(
             "round",
-            f"round {record.round}/{self.run.all_rounds}: {record.replies} replies{loss}{accuracy}"
+            f"round {record.round}/{self.run.all_rounds}: {record.replies} replies{loss}{shown}"
             f"{clients} ({record.seconds:.1f} s)",
             **vars(record),
             fold_s=self.strategy.fold_s,

@@ -165,6 +165,7 @@ class FrameStrategy(Strategy):
             method=run.method.name,
             frame=frame.digest,
             config=run.digest,
+            metric=self.task.primary.to_json(),
         )
 
     # ---- stages --------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
 from fednc.common.config.run import parse_run
 from fednc.common.errors import QuorumError
+from fednc.common.tasks.metric_info import ACCURACY
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
@@ -102,8 +103,9 @@ def carry_out(
         around = Surroundings(name_of=grid.name_of, reject=lambda node, _why: rejected.add(grid.name_of(node)))
         result = prepared.execute(grid, around)
     last = result.history.rounds[-1]
-    assert last.accuracy is not None
-    return Outcome(last.accuracy, last.pooled, {event["node"] for event in events if "node" in event}, rejected)
+    accuracy = last.value_of(ACCURACY)
+    assert accuracy is not None
+    return Outcome(accuracy, last.pooled, {event["node"] for event in events if "node" in event}, rejected)
 
 
 @cache

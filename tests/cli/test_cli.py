@@ -23,7 +23,8 @@ from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame
 from fednc.common.model_export import export, load
 from fednc.common.tasks import discovery as tasks
-from fednc.common.tasks.api import Stats, add_stats
+from fednc.common.tasks.api import add_stats
+from fednc.common.tasks.metrics import Stats
 
 RUNNER = CliRunner()
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,8 @@ from fednc.common import seeds
 from fednc.common.config.run import RunConfig
 from fednc.common.reasons import failure_of
 from fednc.common.tasks import discovery as tasks
-from fednc.common.tasks.api import Part, Stats, add_stats
+from fednc.common.tasks.api import Part, add_stats
+from fednc.common.tasks.metrics import Stats
 from fednc.common.wire import messages, records
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.event_log import EventLog
