@@ -2,8 +2,8 @@
 
     from fednc.testing import TaskContract
 
-    class TestClinic(TaskContract):
-        task = "clinic"                  # installed, as an entry point of group fednc.tasks
+    class TestWards(TaskContract):
+        task = "wards"                   # installed, as an entry point of group fednc.tasks
         data = "csv:tests/patients.csv"  # a data spec that the task reads
 
 pytest collects the class and runs each promise as a test. Nothing here imports pytest.

@@ -3,7 +3,7 @@
 A distribution registers them in its pyproject.toml, fednc its own in the same way:
 
     [project.entry-points."fednc.tasks"]
-    clinic = "clinic_table:Clinic"
+    wards = "our_wards:Wards"
 
 The network and the run file only ever say a name. It is looked up here, by exact match, and nothing that is not an
 entry point of an installed distribution is imported. Used by the registries of each kind, which check what was

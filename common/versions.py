@@ -44,7 +44,7 @@ class Offer:
     release: str = ""
 
     def __str__(self) -> str:
-        """As it is announced: `image/1`, or `clinic/1 clinic-table==0.3.0` where it is not fednc's own."""
+        """As it is announced: `image/1`, or `wards/1 our-wards==0.3.0` where it is not fednc's own."""
         source = "" if self.distribution == OURS else f" {self.distribution}=={self.release}"
         return f"{self.name}/{self.version}{source}"
 
