@@ -120,7 +120,7 @@ class Progress(Callback):
 
     def on_round(self, run: Running, record: RoundRecord) -> None:
         """See Callback."""
-        figures = {"loss": record.loss, run.primary: _metrics(record).get(run.primary)}
+        figures = {"loss": record.loss, run.primary: record.metrics.get(run.primary)}
         told = "".join(f", {name} {value:.4g}" for name, value in figures.items() if value is not None)
         failed = f", {len(record.failures)} failed" if record.failures else ""
         self._console.print(
@@ -142,13 +142,9 @@ def value_of(record: RoundRecord, metric: str) -> float | None:
     """
     if metric == "train_loss":
         return record.loss
-    metrics = _metrics(record)
+    metrics = record.metrics
     if metrics and metric not in metrics:
         raise ConfigError(
             f"metric: {metric!r} is not measured in this run; there are: {', '.join(sorted(metrics))}, train_loss"
         )
     return metrics.get(metric)
-
-
-def _metrics(record: RoundRecord) -> dict[str, float]:
-    return record.test or record.pooled

@@ -203,9 +203,7 @@ def _result(done: RunResult, ended: str, run_id: str, duration_s: float, folder:
 
 
 def _last_metrics(rounds: Sequence[RoundRecord]) -> dict[str, float]:
-    return next(
-        (dict(record.test or record.pooled) for record in reversed(rounds) if record.test or record.pooled), {}
-    )
+    return next((dict(record.metrics) for record in reversed(rounds) if record.metrics), {})
 
 
 def _config(run_file: str | Path | Mapping[str, Any] | RunConfig) -> RunConfig:

@@ -27,9 +27,10 @@ class ClinicTable(ClassifierTask):
 
     def read(self, spec: str, purpose: Purpose) -> LabelledTensors:
         columns, outcome = self.options.features, self.options.outcome
+        part = "train" if purpose == "train" else "test"  # where the table has a column `split`
         try:
             with Path(spec.removeprefix("csv:")).open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if row.get("split", purpose) == purpose]
+                rows = [row for row in csv.DictReader(file) if row.get("split", part) == part]
             inputs = [[(float(row[name]) - mean) / std for name, (mean, std) in columns.items()] for row in rows]
             known = purpose != "input" or all(outcome in row for row in rows)
             labels = [row[outcome] for row in rows] if known else None
