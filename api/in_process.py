@@ -25,11 +25,12 @@ from fednc.common.model_export import ExportedModel, load
 from fednc.server.operations.trackers import tracked
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
+from fednc.server.rounds.result_files import summary_of, write_files
 from fednc.server.rounds.run import FederatedRun, RunResult
-from fednc.server.storage.event_log import Event, EventLog
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, RoundCompleted
 from fednc.server.storage.folder_lock import claimed
 from fednc.server.storage.history import History, RoundRecord
-from fednc.server.storage.run_folder import summary_of, write_files
 
 FINISHED, INTERRUPTED = "finished", "interrupted"
 
@@ -164,9 +165,9 @@ def _run(
         running = Running(prepared, control, [client.name for client in clients])
 
         def on_event(event: Event) -> None:
-            if event["kind"] == "round":
+            if isinstance(event, RoundCompleted):
                 for callback in callbacks:
-                    callback.on_round(running, prepared.history.rounds[-1])
+                    callback.on_round(running, event.record)
 
         for callback in callbacks:
             callback.on_start(running)

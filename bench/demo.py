@@ -37,7 +37,7 @@ Watch = Callable[[RunConfig, EventLog], contextlib.AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DemoResult:
     """Where the demo's files lie, and its summary."""
 
     folder: Path
@@ -103,7 +103,7 @@ def demo_config(method: str, *, seed: int | None = None, runs: str = "runs") -> 
     return parse_run(values, source="bench/demo.toml")
 
 
-def run_demo(watch: Watch, *, seed: int | None = None, runs: str = "runs") -> Comparison:
+def run_demo(watch: Watch, *, seed: int | None = None, runs: str = "runs") -> DemoResult:
     """Both methods over real processes; the comparison and its files."""
     started = time.monotonic()
     configs = {method: demo_config(method, seed=seed, runs=runs) for method in METHODS}
@@ -114,7 +114,7 @@ def run_demo(watch: Watch, *, seed: int | None = None, runs: str = "runs") -> Co
         finished = {method: stage.serve(run, folder / method, watch) for method, run in configs.items()}
     summary = _summarise(finished, split_sha256, time.monotonic() - started)
     _write(folder, finished, summary)
-    return Comparison(folder, summary)
+    return DemoResult(folder, summary)
 
 
 def parts_of(run: RunConfig) -> int:

@@ -123,14 +123,14 @@ def _cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the source tree, with a `+` where files differ from it; what benches measured is no source.
+    """The commit of the source tree, with a `+` if files other than results differ from it.
 
-    Outside of one what FEDNC_COMMIT says, for a tree that was copied without its history; else empty.
+    Outside a checkout it is the value of FEDNC_COMMIT (for a tree copied without its history), or empty.
     """
     here = Path(__file__).parent
     found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
     if found.returncode:
         return os.environ.get("FEDNC_COMMIT", "")
-    wanted = ["git", "status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)results/bench"]
+    wanted = ["git", "status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)results"]
     changed = subprocess.run(wanted, cwd=here, capture_output=True, text=True)
     return found.stdout.strip() + ("+" if changed.stdout else "")

@@ -28,7 +28,7 @@ from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
-from fednc.common.wire import messages
+from fednc.common.tasks.round_guide import guide_at
 from fednc.tasks.image.options import ImageOptions
 from fednc.tasks.vision.backbones import build_backbone
 from fednc.tasks.vision.dataset import ImageData
@@ -119,7 +119,7 @@ def _ours(run: RunConfig, images: int, device: torch.device) -> Callable[[], Non
     task = tasks.get(run)
     model, data = task.build_model().to(device), _images(task, images).to(device)
     frame = draw_frame(task.label_space, run.frame.dim, seed=0)
-    guide = messages.make_guide(run, frame, ClassMemory.empty(frame.vertices, frame.dim), 1).to(device)
+    guide = guide_at(task, frame.etf_KD, ClassMemory.empty(frame.vertices, frame.dim), 1).to(device)
     generator = torch.Generator().manual_seed(0)
 
     def epoch() -> None:

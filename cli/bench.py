@@ -70,7 +70,7 @@ def link(
     settings = every(
         _list("--params", params, _whole),
         _list("--clients", clients, _whole),
-        _list("--codec", codec, _one_of(*CODECS)),
+        _list("--codec", codec, _one_of(*CODECS.names())),
         _list("--tls", tls, _one_of(*TLS)),
         rounds=rounds,
         warmup=warmup,

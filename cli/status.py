@@ -31,7 +31,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Let a paused run go on."
 Stop = Annotated[bool, typer.Option("--stop", help="Finish the round under way, then end with all files written.")]
 Drop = Annotated[
     list[str] | None,
-    typer.Option("--drop", metavar="NAME", help="End this node's session and refuse it until it is readmitted."),
+    typer.Option("--drop", metavar="NAME", help="Disconnect this node and refuse it until it is readmitted."),
 ]
 Readmit = Annotated[
     list[str] | None,

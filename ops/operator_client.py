@@ -59,7 +59,7 @@ class OperatorLink:
                 await stub.Control(requests[lever], timeout=_ANSWER_S)
 
     async def drop(self, nodes: Sequence[str]) -> None:
-        """End these nodes' sessions; they are refused until they are readmitted."""
+        """Disconnect these nodes; they are refused until they are readmitted."""
         async with self._stub() as stub:
             for node in nodes:
                 await stub.Control(pb.ControlRequest(drop=pb.Drop(node=node)), timeout=_ANSWER_S)

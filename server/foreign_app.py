@@ -25,6 +25,7 @@ from fednc.server.foreign.federation import AppFederation
 from fednc.server.foreign.grid import AppGrid, Desk
 from fednc.server.listener import serve
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import AppStarted, RunDone, WaitingForClients
 
 _POLL_S = 0.1
 _SAY_SO_EVERY_S = 30.0
@@ -71,7 +72,7 @@ async def run_app(
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     shutil.rmtree(folder / "spool", ignore_errors=True)
     kept = f"the app's model is {folder / model}" if model else "the app's strategy left no model"
-    events.emit("done", f"run {folder.name} is done; {kept}", folder=str(folder), model=model)
+    events.emit(RunDone(text=f"run {folder.name} is done; {kept}", folder=str(folder), model=model))
     return summary
 
 
@@ -114,15 +115,16 @@ def _await_nodes(grid: AppGrid) -> None:
             )
         if waited_s - said >= _SAY_SO_EVERY_S:
             said = waited_s
-            events.emit("waiting", f"{there}; the app starts when all are (--nodes, rounds.min_clients)")
+            events.emit(
+                WaitingForClients(text=f"{there}; the app starts when all are (--nodes, rounds.min_clients)")
+            )
         time.sleep(_POLL_S)
     names = ", ".join(node.name for node in ready[:8]) + (" ..." if len(ready) > 8 else "")
-    events.emit(
-        "app",
+    text = (
         f"the app {grid.federation.app} starts with {len(ready)} clients: {names}. It cannot be resumed: a "
-        "restart of this server starts it from the beginning, without its rounds, model and state so far",
-        clients=len(ready),
+        "restart of this server starts it from the beginning, without its rounds, model and state so far"
     )
+    events.emit(AppStarted(text=text, clients=len(ready)))
 
 
 def _summary(

@@ -11,8 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from fednc.bench.compare import plots
-
-Result = dict[str, Any]
+from fednc.bench.compare.run_archive import Result
 
 
 def session_rows(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
 from fednc.bench.compare.prepared_data import prepare
 from fednc.bench.compare.report import Compared, choose_rates, draw, report
 from fednc.bench.compare.rows import Bench, run_rows
+from fednc.bench.compare.run_archive import archive_runs
 from fednc.common.errors import MissingExtraError
 from fednc.common.files import write_atomically
 
@@ -25,7 +26,7 @@ Progress = Callable[[float], None]  # share of all rounds that is done
 def compare(
     plan: Comparison, places: dict[str, str], bench: Bench, progress: Progress = lambda _: None
 ) -> Compared:
-    """Run the rows that are missing and read the others; write a table and, with the extra `demo`, pictures.
+    """Run the rows that are missing and read the others; archive them, write a table and, with `demo`, pictures.
 
     Args:
         plan: the comparison.
@@ -50,6 +51,7 @@ def compare(
     tuned = run_rows(tuning, for_tuning.path, bench, count)
     rates = choose_rates(tuned)
     final = run_rows(final_rows(plan, rates, for_report.sha256), for_report.path, bench, count)
+    archive_runs(bench.folder)
     compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
     _write(compared, bench)
     return compared

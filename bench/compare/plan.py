@@ -50,6 +50,7 @@ class Setting(Section):
     """What all variants are compared under."""
 
     name: Name = Field(description="what tables and plots call it")
+    title: str = Field("", description="what it is in a few words, for docs/results.md; empty: its name")
     run: Values = Field(default_factory=dict, description="keys of the run file that differ from the common ones")
 
     @model_validator(mode="after")
@@ -60,9 +61,9 @@ class Setting(Section):
 
 
 class Part(Section):
-    """A part of a method: what it is worth is how far `variant` is ahead of the best of `against`."""
+    """A part of a method. Its gain is the lead of `variant` over the best of `against`."""
 
-    name: str = Field(description="what the part is, in a few words")
+    name: str = Field(description="what the part is, in a few words; parts with one name are reported together")
     variant: str = Field(description="variant that has it")
     against: tuple[str, ...] = Field(min_length=1, description="variants without it, and its controls")
 
@@ -95,6 +96,7 @@ class Comparison(Section):
     """A comparison file."""
 
     name: Name = Field(description="name of the folder of results")
+    title: str = Field("", description="data and clients in a few words, for docs/results.md; empty: its name")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="seeds of runs and splits")
     baseline: str = Field("fedavg", description="variant whose best round is the target of `rounds to target`")
     data: DataSection
@@ -160,8 +162,13 @@ class Row:
 
     @property
     def file_name(self) -> str:
-        """Its results file; readable, and unlike that of any other row."""
-        return f"{self.kind}-{self.setting}-{self.variant}-s{self.seed}-lr{self.lr:g}-{self.digest[:12]}.json"
+        """The file of its run; readable, and unlike that of any other row."""
+        return file_name(self.kind, self.setting, self.variant, self.seed, self.lr, self.digest)
+
+
+def file_name(kind: str, setting: str, variant: str, seed: int, lr: float, digest: str) -> str:
+    """The file name of a row's run."""
+    return f"{kind}-{setting}-{variant}-s{seed}-lr{lr:g}-{digest[:12]}.json"
 
 
 def read_comparison(path: Path, seeds: tuple[int, ...] | None = None) -> Comparison:

@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fednc.bench.compare import plots
 from fednc.bench.compare.plan import Comparison, Variant
+from fednc.bench.compare.run_archive import Result
 
-Result = dict[str, Any]
 Rates = dict[tuple[str, str], float]
 _KNOWN = {"rounds", "accuracy", "best", "last5", "drift", "nc1", "pooled_accuracy", "worst_client"}
 _GEOMETRY = {"drift": "cross-client class drift", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3", "nc4": "NC4"}
@@ -88,7 +87,7 @@ def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[
         return []
     return [
         f"{compared.rates[setting, variant.tuned_as]:g}",
-        _percent([last5(row) for row in rows]),
+        percent(rows),
         _percent([_best(row) for row in rows]),
         _rounds(compared.rounds_to_target(setting, variant.name)),
         _mean(rows, "drift", ".4f"),
@@ -132,6 +131,11 @@ def table_head(names: Sequence[str]) -> Iterator[str]:
     """The first two lines of a Markdown table."""
     yield f"| {' | '.join(names)} |"
     yield f"|{'---|' * len(names)}"
+
+
+def percent(rows: Sequence[Result]) -> str:
+    """Accuracy over the last five rounds: mean and standard deviation over the seeds, in per cent."""
+    return _percent([last5(row) for row in rows])
 
 
 def _percent(shares: Sequence[float]) -> str:

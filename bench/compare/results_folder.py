@@ -5,13 +5,13 @@ Called by `results_page.py`. The comparison file says what belongs together, the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
-from fednc.bench.compare.report import Compared, Rates, Result, choose_rates
+from fednc.bench.compare.report import Compared, Rates, choose_rates
+from fednc.bench.compare.run_archive import Result, read_runs
 from fednc.common.errors import DataError
 
 
@@ -39,9 +39,9 @@ def read_folder(plan: Comparison, folder: Path) -> Found:
     """What `folder` holds of `plan`.
 
     Raises:
-        DataError: a results file cannot be read, or two of them are one run.
+        DataError: a file of results cannot be read, or two rows are the same run.
     """
-    results = [_read(path) for path in sorted(folder.glob("*.json"))]
+    results = [*read_runs(folder).values()]
     tuning, final = ([row for row in results if row["kind"] == kind] for kind in ("tuning", "final"))
     rates = choose_rates(tuning)
     wanted = {*_digests(plan, tuning, final, rates)}
@@ -56,14 +56,6 @@ def read_folder(plan: Comparison, folder: Path) -> Found:
         planned=planned * len(plan.settings),
         older=sum(row["digest"] not in wanted for row in shown),
     )
-
-
-def _read(path: Path) -> Result:
-    try:
-        found: Result = json.loads(path.read_bytes())
-    except ValueError as e:
-        raise DataError(f"{path} is not a results file: {e}") from e
-    return found
 
 
 def _digests(plan: Comparison, tuning: Sequence[Result], final: Sequence[Result], rates: Rates) -> Iterable[str]:

@@ -19,10 +19,11 @@ from fednc.common.config.run import RunConfig
 from fednc.common.device import pick_device
 from fednc.common.errors import DivergedError, QuorumError
 from fednc.common.learning.neural_collapse import METRICS
-from fednc.common.wire import messages
+from fednc.common.tasks.round_guide import guide_at
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, RoundCompleted
 from fednc.server.storage.history import History, RoundRecord
 
 _DIGITS = 6  # kept of figures: a file for people, not for arithmetic
@@ -44,8 +45,8 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
         prepared = FederatedRun(run, events, pick_device(device))
         others = {row.digest: ReadOut(row.run, prepared) for row in rows if row is not lead}
 
-        def on_event(event: dict[str, Any]) -> None:
-            if event["kind"] == "round":
+        def on_event(event: Event) -> None:
+            if isinstance(event, RoundCompleted):
                 for other in others.values():
                     other.take(prepared.history.rounds[-1])
                 on_round()
@@ -83,8 +84,7 @@ class ReadOut:
         if training.evaluation is None or not record.test:
             return {}
         memory = training.state.memories.under(method.memory_source, training.frame.etf_KD, self._run.seed)
-        guide = messages.make_guide(self._run, training.frame, memory, record.round)
-        guide = training.task.within_stage(guide, record.round)
+        guide = guide_at(training.task, training.frame.etf_KD, memory, record.round, method=method)
         metrics = training.evaluation.metrics(training.state.model, guide)
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
@@ -93,8 +93,9 @@ def _alignment(training: FederatedRun) -> dict[str, list[str]]:
     """Cosine of each class's mean on the test data with each class vector, at the end: one line for each class."""
     if training.evaluation is None:
         return {}
-    guide = messages.make_guide(training.run, training.frame, training.state.memory, training.state.completed)
-    cosine_KK = training.evaluation.alignment(training.state.model, guide)
+    state = training.state
+    guide = guide_at(training.task, training.frame.etf_KD, state.memory, state.completed)
+    cosine_KK = training.evaluation.alignment(state.model, guide)
     return {"alignment": [" ".join(f"{value:.3f}" for value in row) for row in cosine_KK.tolist()]}
 
 

@@ -14,15 +14,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from fednc.bench.containers import processes
+from fednc.server.storage.events import Event, RoundCompleted, RunDone, event_of
 
 _POLL_S = 0.02
 _INTO_ROUND_S = 0.4  # clients train by then, and no round is that short
 
 
-def follow(path: Path) -> Iterator[dict[str, Any]]:
+def follow(path: Path) -> Iterator[Event]:
     """Events of a run from the first to the last, as they are written; also before the file is there."""
     while not path.exists():
         time.sleep(_POLL_S)
@@ -32,9 +32,10 @@ def follow(path: Path) -> Iterator[dict[str, Any]]:
             rest += file.read() or _pause()
             *lines, rest = rest.split("\n")
             for line in lines:
-                event = json.loads(line)
-                yield event
-                if event["kind"] == "done":
+                event = event_of(json.loads(line))
+                if event:
+                    yield event
+                if isinstance(event, RunDone):
                     return
 
 
@@ -57,11 +58,11 @@ def main() -> int:
     args = parser.parse_args()
     plan = {int(after): name for name, _, after in (text.partition("@") for text in args.kill)}
     for event in follow(args.folder / "events.jsonl"):
-        if event["kind"] == "round" and event["round"] in plan:
-            name = plan.pop(event["round"])
+        if isinstance(event, RoundCompleted) and event.record.round in plan:
+            name = plan.pop(event.record.round)
             time.sleep(_INTO_ROUND_S)
             strike(name)
-            sys.stdout.write(f"killed {name} in round {event['round'] + 1}\n")
+            sys.stdout.write(f"killed {name} in round {event.record.round + 1}\n")
     for after, name in plan.items():
         sys.stdout.write(f"FAILED: {name} was to be killed after round {after}, which never came\n")
     return 1 if plan else 0

@@ -18,12 +18,12 @@ from fednc.client.app.host import ClientConfig
 from fednc.common import model_export
 from fednc.common.config.run import RunConfig
 from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.result_files import write_files
 from fednc.server.rounds.run import FederatedRun
-from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.run_folder import write_files
+from fednc.server.storage.event_log import EventLog, read_events
+from fednc.server.storage.events import Event, NodeLost, NodeReady, RoundCompleted, RunResumed
 
 _POLL_S = 0.2
-Event = dict[str, Any]
 
 
 def check_names(folder: Path, names: Sequence[str], give_up: float) -> str:
@@ -32,7 +32,7 @@ def check_names(folder: Path, names: Sequence[str], give_up: float) -> str:
     found = sorted(client["name"] for client in clients)
     if found != sorted(names):
         raise ValueError(f"expected {', '.join(sorted(names))}; found {', '.join(found) or 'nobody'}")
-    replies = [event["replies"] for event in _events(folder) if event["kind"] == "round"]
+    replies = [event.record.replies for event in read_events(folder) if isinstance(event, RoundCompleted)]
     if not replies or set(replies) != {len(names)}:
         raise ValueError(f"replies per round were {replies}, expected {len(names)} in each")
     return ", ".join(f"{client['name']} ({client['examples']} examples)" for client in clients)
@@ -41,15 +41,15 @@ def check_names(folder: Path, names: Sequence[str], give_up: float) -> str:
 def check_lost(folder: Path, name: str, after: int) -> str:
     """The server saw this client go in the round after the `after`-th, and come back."""
     during = _events_of_round(folder, after + 1)
-    for kind in ("lost", "ready"):
-        if not any(event["kind"] == kind and event.get("node") == name for event in during):
-            raise ValueError(f"no {kind!r} of {name} in round {after + 1}")
+    for expected in (NodeLost, NodeReady):
+        if not any(isinstance(event, expected) and event.node == name for event in during):
+            raise ValueError(f"no {expected.kind!r} of {name} in round {after + 1}")
     return f"{name} in round {after + 1}"
 
 
 def check_resumed(folder: Path, after: int) -> str:
     """The server was started again in the round after the `after`-th and went on from there."""
-    resumed = [e["round"] for e in _events_of_round(folder, after + 1) if e["kind"] == "resume"]
+    resumed = [event.round for event in _events_of_round(folder, after + 1) if isinstance(event, RunResumed)]
     if resumed != [after]:
         raise ValueError(f"expected one restart in round {after + 1} that goes on after {after}; found {resumed}")
     return f"in round {after + 1}, went on after round {after}"
@@ -89,22 +89,15 @@ def _summary(folder: Path, give_up: float) -> dict[str, Any]:
     path = folder / "summary.json"
     while not path.exists():
         if time.monotonic() > give_up:
-            told = [event["text"] for event in _events(folder)][-3:]
+            told = [event.text for event in read_events(folder)][-3:]
             raise ValueError(f"the run did not end in time; the server's last words: {' / '.join(told) or 'none'}")
         time.sleep(_POLL_S)
     summary: dict[str, Any] = json.loads(path.read_bytes())
     return summary
 
 
-def _events(folder: Path) -> list[Event]:
-    current = folder / "events.jsonl"
-    older = sorted(folder.glob("events.jsonl.*"), key=lambda path: -int(path.suffix[1:]))
-    files = [path for path in [*older, current] if path.exists()]
-    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
-
-
 def _events_of_round(folder: Path, number: int) -> list[Event]:
     """What happened after the end of the round before this one and before its own end."""
-    events = _events(folder)
-    ends = {event["round"]: at for at, event in enumerate(events) if event["kind"] == "round"}
+    events = list(read_events(folder))
+    ends = {event.record.round: at for at, event in enumerate(events) if isinstance(event, RoundCompleted)}
     return events[ends.get(number - 1, -1) + 1 : ends.get(number, len(events))]

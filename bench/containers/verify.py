@@ -17,6 +17,7 @@ from pathlib import Path
 from fednc.bench.containers import run_records, unauthorised_access
 from fednc.bench.containers.processes import Process, await_node
 from fednc.common.config.run import RunConfig, read_run_file
+from fednc.common.errors import FedncError
 
 DOOR_TRIED = Path(tempfile.gettempdir()) / "door-tried"  # the healthcheck that lets the last client start
 
@@ -62,7 +63,7 @@ def titles(clients: Sequence[str], *, lost: str = "", resumed: int = 0) -> set[s
 def _check(title: str, check: Callable[[], str], report: Callable[[str], None]) -> bool:
     try:
         report(f"ok      {title}: {check()}")
-    except (LookupError, OSError, ValueError) as e:
+    except (LookupError, OSError, ValueError, FedncError) as e:
         report(f"FAILED  {title}: {e}")
         return False
     return True

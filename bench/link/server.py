@@ -26,6 +26,7 @@ from fednc.common.learning.frame import draw_frame
 from fednc.common.learning.memory_controls import Memories
 from fednc.common.process.collector import spare_what_is_loaded
 from fednc.common.tasks import discovery as tasks
+from fednc.common.wire.update_codec import CODECS
 from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid
 from fednc.server.listener import serve
@@ -34,7 +35,7 @@ from fednc.server.rounds.strategy import FrameStrategy
 from fednc.server.storage.event_log import EventLog
 
 # Of the mean, relative to the largest value: clients add up to 1/2 in float32, and codecs round that.
-_ALLOWED_ERROR = {"fp32": 1e-6, "bf16": 0.5 / 256, "int8": 0.5 / 254 + 1e-6}
+_LARGEST_CHANGE, _FLOAT_ERROR = 0.5, 1e-6
 _POLL_S = 0.01
 
 
@@ -126,7 +127,7 @@ def _one_round(
         raise RunFailedError(f"round {server_round}: {strategy.replies.failures or 'too few replies'}")
     after = {key: value.numpy() for key, value in strategy.state.model.items()}
     error = noop_app.error(before, after, noop_app.mean_delta(row["clients"], server_round))
-    if not error <= _ALLOWED_ERROR[row["codec"]]:
+    if not error <= _LARGEST_CHANGE * CODECS.get(row["codec"]).error + _FLOAT_ERROR:
         raise RunFailedError(f"round {server_round}: the mean is off by {error:g}")
     return took_s, worked_s
 

@@ -24,7 +24,9 @@ from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.memory_controls import with_own_means
 from fednc.common.learning.round_context import Guide
+from fednc.common.tasks import evaluation
 from fednc.common.tasks.api import TaskData
+from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import arrays, messages, update_codec
 from fednc.common.wire.messages import (
@@ -135,9 +137,8 @@ def evaluate(message: Message, context: Context) -> Message:
     _load_model(message, here)
     if here.run.method.uses_memory:
         guide = _own(guide, here, mine)
-    stats = trainer.evaluate(
-        here.task, here.model, held_out, guide.to(here.device), here.run.evaluate.batch, CURRENT.get()
-    )
+    batch, check = here.run.evaluate.batch, CURRENT.get().check
+    stats = evaluation.evaluate(here.task, here.model, held_out, guide.to(here.device), batch, check)
     content = RecordDict({STATS: arrays.to_record(stats)})
     content[METRICS] = MetricRecord({EXAMPLES: held_out.examples})
     return Message(content, reply_to=message)
@@ -175,8 +176,8 @@ def _volunteer(message: Message, context: Context) -> Volunteer:
 
 
 def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) -> Guide:
-    guide = messages.guide_of(message.content, here.run.method, server_round, mine.count_K)
-    return here.task.within_stage(guide, server_round)
+    etf_KD, memory = messages.frame_and_memory_of(message.content)
+    return guide_at(here.task, etf_KD, memory, server_round, count_K=mine.count_K)
 
 
 def _load_model(message: Message, here: Resident) -> dict[str, Tensor]:

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from fednc.common.config.choices import OneOf, ReadOutNeeds, listed
 from fednc.common.config.presets import PRESETS
 from fednc.common.plugins import check_name
+from fednc.common.registry import Named
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -23,6 +25,14 @@ class Later:
 
 
 LATER = Later()
+
+READOUT = OneOf[ReadOutNeeds](
+    "fednc.common.learning.readout:READOUTS", before="what classes are compared by at evaluation. "
+)
+
+CODEC = OneOf[Named](
+    "fednc.common.wire.update_codec:CODECS", after=". What rounding takes is made up for in the next round"
+)
 
 
 class Section(BaseModel):
@@ -139,11 +149,7 @@ class MethodSection(Section):
         description="where classes come in sessions: the memory of a class is rehearsed as so many features per "
         "step, drawn around it as far apart as its length says; 0: as the one vector that it is",
     )
-    readout: Literal["head", "vertex", "memory", "blend", "discriminant"] = Field(
-        "vertex",
-        description="classifier at evaluation: the trained head, the vertices, the class memory, both blended, or "
-        "the memory in the metric of features within classes, for which clients also send their second moments",
-    )
+    readout: Annotated[str, READOUT] = "vertex"
 
     @model_validator(mode="before")
     @classmethod
@@ -154,13 +160,15 @@ class MethodSection(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        wants_vertices = self.loss == "dot" or self.readout in ("vertex", "blend") or self.target_blend > 0
+        readout = READOUT.registry.get(self.readout)
+        wants_vertices = self.loss == "dot" or readout.needs_vertices or self.target_blend > 0
         if self.head != "frame" and wants_vertices:
+            others = [repr(each.name) for each in READOUT.registry if not each.needs_vertices]
             raise ValueError(
-                f"head = {self.head!r} has no vertices: use loss 'ce' or 'balanced-ce', readout 'head', 'memory' "
-                "or 'discriminant', and target_blend = 0"
+                f"head = {self.head!r} has no vertices: use loss 'ce' or 'balanced-ce', readout {listed(others)}, "
+                "and target_blend = 0"
             )
-        if self.head == "frame" and self.readout == "head":
+        if self.head == "frame" and readout.needs_head:
             raise ValueError("head = 'frame' has no trained head: use another readout")
         return self
 
@@ -178,11 +186,16 @@ class MethodSection(Section):
     @property
     def uses_memory(self) -> bool:
         """Whether clients must send class sums for training or read-out."""
-        return self.trains_with_memory or self.readout in ("memory", "blend", "discriminant")
+        return self.trains_with_memory or self.reads_memory
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether the read-out needs the class memory."""
+        return READOUT.registry.get(self.readout).needs_memory
 
     def needs_moments(self, model: str, *, is_first: bool) -> bool:
         """Whether class sums of this `memory_model` come with second moments; in the first stage at most."""
-        return is_first and self.readout == "discriminant" and self.memory_model == model
+        return is_first and self.memory_model == model and READOUT.registry.get(self.readout).needs_moments
 
     @property
     def trains_with_memory(self) -> bool:
@@ -280,11 +293,7 @@ class SplitSection(Section):
 class LinkSection(Section):
     """How updates travel from the clients to the server."""
 
-    codec: Literal["fp32", "bf16", "int8"] = Field(
-        "fp32",
-        description="`fp32`: the weights as they are; `bf16`, `int8`: their change in a half or a quarter of the "
-        "bytes, what rounding takes being made up for in the next round",
-    )
+    codec: Annotated[str, CODEC] = "fp32"
 
 
 class InitSection(Section):

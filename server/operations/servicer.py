@@ -19,6 +19,8 @@ from fednc.protos import operator_pb2_grpc as rpc
 from fednc.server.access.interceptor import CALLER
 from fednc.server.link.federation import Federation
 from fednc.server.operations.status import status_of
+from fednc.server.rounds.control import RunControl
+from fednc.server.storage.events import OperatorCommand
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE = pb.DESCRIPTOR.services_by_name["Operator"].full_name
@@ -29,13 +31,13 @@ _EVERY_S = (0.2, 1.0, 60.0)  # least, default and greatest time between two stat
 class OperatorServicer(rpc.OperatorServicer):
     """Serves the operators of one federation."""
 
-    def __init__(self, federation: Federation) -> None:
-        self._federation = federation
+    def __init__(self, federation: Federation, control: RunControl) -> None:
+        self._federation, self._control = federation, control
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.RunStatus:
         """See operator.proto."""
         del request, context
-        return status_of(self._federation)
+        return status_of(self._federation, self._control)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.RunStatus]:
         """See operator.proto."""
@@ -43,7 +45,7 @@ class OperatorServicer(rpc.OperatorServicer):
         least, default, greatest = _EVERY_S
         every_s = min(greatest, max(least, request.every_s or default))  # in this order NaN ends as `least`
         while True:
-            status = status_of(self._federation)
+            status = status_of(self._federation, self._control)
             yield status
             if status.over:
                 return
@@ -75,17 +77,17 @@ class OperatorServicer(rpc.OperatorServicer):
         except OSError as e:
             reason = f"done, but a restart will forget it: {e.strerror}; {remedy(e)}"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
-        return status_of(self._federation)
+        return status_of(self._federation, self._control)
 
     def _pull(self, command: str) -> None:
-        control, who = self._federation.control, _caller()
+        control, who = self._control, _caller()
         if command == "stop":
             control.stopping = True
             text = f"{who} stops the run: no round after the one under way"
         else:
             control.paused = command == "pause"
             text = f"{who} pauses the run: the next round waits" if control.paused else f"{who} lets the run go on"
-        self._federation.events.emit("control", text, command=command, operator=who)
+        self._federation.events.emit(OperatorCommand(text=text, command=command, operator=who))
 
     async def _drop(self, name: str, context: Context) -> None:
         node = self._federation.roster.by_name(name)
@@ -103,7 +105,7 @@ class OperatorServicer(rpc.OperatorServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, reason)
 
     async def _next_session(self, names: tuple[str, ...], context: Context) -> None:
-        control, who = self._federation.control, _caller()
+        control, who = self._control, _caller()
         if control.waiting_session is None or control.started is not None:
             where = f"session {control.session} is under way" if control.session else "the beginning is under way"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"no session waits for an operator: {where}")
@@ -112,7 +114,9 @@ class OperatorServicer(rpc.OperatorServicer):
         except ConfigError as e:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         text = f"{who} starts session {control.waiting_session}"
-        self._federation.events.emit("control", text, command="next_session", operator=who, classes=list(names))
+        self._federation.events.emit(
+            OperatorCommand(text=text, command="next_session", operator=who, classes=names)
+        )
         control.started = names
 
 

@@ -5,7 +5,6 @@ Listens to the event log while the server command or `fednc.run` runs. Knows tra
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,9 @@ from fednc.common.errors import ConfigError
 from fednc.common.plugins import TRACKERS, Plugin
 from fednc.common.trackers import End, Round, Start, Tracker
 from fednc.common.wire.protocol import one_line
-from fednc.server.storage.event_log import Event, EventLog
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, RoundCompleted, TrackerFailed
+from fednc.server.storage.history import RoundRecord
 
 _WAITING = 1000  # rounds that a slow tracker may lag behind
 _LAST_WORDS_S = 5.0  # that the end of a run waits for all trackers together
@@ -66,23 +67,24 @@ def _made(name: str) -> Tracker:
 
 
 def _hear(threads: Sequence[_Thread], event: Event) -> None:
-    if threads and event["kind"] == "round":
-        record = _round_of(event)
+    if threads and isinstance(event, RoundCompleted):
+        record = _round_of(event.record)
         _tell_all(threads, lambda tracker: tracker.on_round(record))
 
 
-def _round_of(event: Event) -> Round:
+def _round_of(record: RoundRecord) -> Round:
+    """A copy: the run may still evaluate its last round when a tracker reads it."""
     return Round(
-        round=event["round"],
-        seconds=event["seconds"],
-        metrics=dict(event["test"] or event["pooled"]),
-        loss=event["loss"],
-        examples=event["examples"],
-        replies=event["replies"],
-        missing=tuple(event["missing"]),
-        failures=dict(event["failures"]),
-        bytes_up=event["bytes_up"],
-        bytes_down=event["bytes_down"],
+        round=record.round,
+        seconds=record.seconds,
+        metrics=dict(record.metrics),
+        loss=record.loss,
+        examples=record.examples,
+        replies=record.replies,
+        missing=tuple(record.missing),
+        failures=dict(record.failures),
+        bytes_up=record.bytes_up,
+        bytes_down=record.bytes_down,
     )
 
 
@@ -134,4 +136,4 @@ class _Thread:
     def _fail(self, why: str) -> None:
         self._failed = True
         text = f"tracker {self._name} {why}; it hears no more of this run"
-        self._events.emit("tracker", text, level=logging.WARNING, tracker=self._name)
+        self._events.emit(TrackerFailed(text=text, tracker=self._name))

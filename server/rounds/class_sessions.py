@@ -5,7 +5,6 @@ Called by the run before the first round of a stage. Must not know what a task t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from fednc.common.tasks.stages import Stage
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.strategy import FrameStrategy
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import ClassesWithoutMemory, SessionOpened, SessionWaiting, WaitingForClients
 
 _POLL_S = 0.2
 
@@ -33,7 +33,7 @@ class Sessions:
         control.check_session = partial(self._check, stage, own)
         control.waiting_session, control.started = stage.number, None
         text = f"session {stage.number} waits for an operator: fednc session next"
-        self._events.emit("session-waits", text, session=stage.number)
+        self._events.emit(SessionWaiting(text=text, session=stage.number))
         while not control.stopping and control.started is None:
             time.sleep(_POLL_S)
         control.waiting_session = None
@@ -58,13 +58,11 @@ class Sessions:
             return False
         self._strategy.pool_new_classes(grid)
         names = self._strategy.task.class_names[stage.earlier : stage.classes]
-        self._events.emit(
-            "session",
+        text = (
             f"session {stage.number}: {len(names)} new classes ({', '.join(names)[:200]}), rounds "
-            f"{stage.first} to {stage.last}",
-            session=stage.number,
-            classes=list(names),
+            f"{stage.first} to {stage.last}"
         )
+        self._events.emit(SessionOpened(text=text, session=stage.number, classes=tuple(names)))
         self.warn(stage)
         return True
 
@@ -79,7 +77,7 @@ class Sessions:
                 f"{least} examples, or than a client's own floor, stay there (min_sum_examples). Later sessions "
                 "will not rehearse it"
             )
-            self._events.emit("no-memory", text, level=logging.WARNING, classes=missing)
+            self._events.emit(ClassesWithoutMemory(text=text, classes=tuple(missing)))
 
     def _wait_for_holders(self, stage: Stage, grid: Grid) -> bool:
         give_up, told = time.monotonic() + self._wait_s, False
@@ -95,7 +93,7 @@ class Sessions:
                 )
             if not told:
                 text = f"session {stage.number} waits for {stage.min_clients} clients with examples of its classes"
-                self._events.emit("waiting", f"{text}, {len(holders)} do", session=stage.number)
+                self._events.emit(WaitingForClients(text=f"{text}, {len(holders)} do", session=stage.number))
                 told = True
             time.sleep(_POLL_S)
         return False

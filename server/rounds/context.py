@@ -5,7 +5,6 @@ Given to the run by whoever owns the grid. Must not know strategies.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.storage.checkpoint import Checkpoints
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import ClassesMissing, WaitingForClients
 
 _POLL_S = 0.1
 _NAMED = 20  # classes named in one line
@@ -82,7 +82,7 @@ class Waiting:
                 )
             elif not told:
                 text = f"waiting for {needed} clients, {there} ready"
-                self._events.emit("waiting", text)
+                self._events.emit(WaitingForClients(text=text))
                 told = True
             time.sleep(_POLL_S)
         return False
@@ -93,12 +93,8 @@ class Waiting:
         self._told_missing = True
         if missing:
             named = ", ".join(map(repr, missing[:_NAMED])) + (", ..." if len(missing) > _NAMED else "")
-            self._events.emit(
-                "missing-classes",
-                f"no client trains on an example of {len(missing)} classes: {named}",
-                level=logging.WARNING,
-                classes=missing,
-            )
+            text = f"no client trains on an example of {len(missing)} classes: {named}"
+            self._events.emit(ClassesMissing(text=text, classes=tuple(missing)))
 
     @property
     def _there(self) -> int:

@@ -32,6 +32,10 @@ class RunControl:
         self.primary = ACCURACY  # what the run is judged by
         self.fold_s = 0.0  # spent in its fold
 
+    def end(self) -> None:
+        """Nobody is left to ask: a round under way must not stand as one."""
+        self.stopping = self.over = True
+
     def complete(self, record: RoundRecord, fold_s: float) -> None:
         """A round is over."""
         self.last, self.fold_s = record, fold_s

@@ -5,7 +5,6 @@ Asks nodes that it does not know yet. Must not know what is asked of them in a r
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 
@@ -18,6 +17,7 @@ from fednc.server.aggregation.holdings import Declared, Holding, believed
 from fednc.server.rounds.absentees import Absentees
 from fednc.server.rounds.replies import Replies
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import ExamplesCapped, NodeAbsent
 
 
 class Participants:
@@ -106,7 +106,7 @@ class Participants:
                 f"{name} claims {claimed} examples and counts for {counted[node]}: that is far more than others "
                 "hold, or than rounds.max_examples. If it does hold them, set rounds.max_examples"
             )
-            self._warn("capped", text, node=name, claimed=claimed, counted=counted[node])
+            self._events.emit(ExamplesCapped(text=text, node=name, claimed=claimed, counted=counted[node]))
         return counted
 
     def present(self, server_round: int, nodes: Iterable[int]) -> list[int]:
@@ -118,7 +118,4 @@ class Participants:
         for node in self._absentees.note(server_round, asked, self._replies.answered):
             name, rounds = self._replies.name_of(node), self._absentees.resting(node)
             text = f"{name} is connected but does not answer; the next {rounds} rounds go on without it"
-            self._warn("absent", text, node=name, rounds=rounds)
-
-    def _warn(self, kind: str, text: str, **fields: object) -> None:
-        self._events.emit(kind, text, level=logging.WARNING, **fields)
+            self._events.emit(NodeAbsent(text=text, node=name, rounds=rounds))

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from fednc.common.errors import ProtocolError, StaleError, UnusableValuesError
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import ReplyUnusable
 
 T = TypeVar("T")
 log = logging.getLogger("fednc.server")
@@ -116,7 +117,7 @@ class Replies:
         self.failed.add(node)
         self.failures.setdefault(self.name_of(node), reason)
         text = f"no {reply.metadata.message_type} from {self.name_of(node)}: {reason}"
-        self._events.emit("no-reply", text, level=logging.WARNING, node=self.name_of(node), reason=reason)
+        self._events.emit(ReplyUnusable(text=text, node=self.name_of(node), reason=reason))
 
 
 def to(grid: Grid, content: RecordDict, nodes: Iterable[int], message_type: str, group: int) -> list[Message]:

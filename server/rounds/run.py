@@ -36,6 +36,7 @@ from fednc.server.rounds.waiting import save_patiently
 from fednc.server.storage.changed_run_file import Changes
 from fednc.server.storage.checkpoint import Checkpoint
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import DataNote, LastRoundEvaluated, RoundCompleted, RunResumed, RunStopped
 from fednc.server.storage.history import History, RoundRecord
 
 _TRIES = 3  # of one round below quorum
@@ -98,7 +99,7 @@ class FederatedRun:
             return None
         data = self.task.load_test(self.run.evaluate.test)
         for note in data.notes:
-            self._events.emit("data", f"test data: {note}")
+            self._events.emit(DataNote(text=f"test data: {note}"))
         return CentralEvaluation(self.task, model, data, self.run.evaluate.batch, self._device)
 
     def execute(self, grid: Grid, around: Surroundings | None = None) -> RunResult:
@@ -202,7 +203,7 @@ class FederatedRun:
 
     def _stop_before(self, server_round: int, grid: Grid) -> None:
         """An operator ends the run: its last round is evaluated, as every run's is."""
-        self._events.emit("stop", f"stopped before round {server_round}", round=server_round)
+        self._events.emit(RunStopped(text=f"stopped before round {server_round}", round=server_round))
         last = self._control.last
         primary = self.history.primary
         if last and last.value_of(primary) is None and not self._control.over:
@@ -210,7 +211,8 @@ class FederatedRun:
             self._test(last)
             value = last.value_of(primary)
             shown = "unknown" if value is None else primary.show(value)
-            self._events.emit("evaluated", f"round {last.round}: {primary.name} {shown}", **vars(last))
+            text = f"round {last.round}: {primary.name} {shown}"
+            self._events.emit(LastRoundEvaluated(text=text, record=last))
 
     def _test(self, record: RoundRecord) -> None:
         if self.evaluation:
@@ -308,7 +310,7 @@ class FederatedRun:
         if checkpoint.classes:
             self._recall(ClassRegistry.from_json(checkpoint.classes))
         self.strategy = FrameStrategy(self.run, self.task, self.frame, self.state, self._events)
-        self._events.emit("resume", f"going on after round {checkpoint.round}", round=checkpoint.round)
+        self._events.emit(RunResumed(text=f"going on after round {checkpoint.round}", round=checkpoint.round))
 
     def _recall(self, registry: ClassRegistry) -> None:
         """Give classes the names they had. Raises ConfigError: the run file has others in their places."""
@@ -325,13 +327,11 @@ class FederatedRun:
         worst = record.worst_client
         clients = "" if held is None else f", held out {primary.show(held)}"
         clients += f" (worst {worst['name']} {primary.show(worst[primary.name])})" if worst else ""
-        self._events.emit(
-            "round",
+        text = (
             f"round {record.round}/{self.run.all_rounds}: {record.replies} replies{loss}{shown}"
-            f"{clients} ({record.seconds:.1f} s)",
-            **vars(record),
-            fold_s=self.strategy.fold_s,
+            f"{clients} ({record.seconds:.1f} s)"
         )
+        self._events.emit(RoundCompleted(text=text, record=record, fold_s=self.strategy.fold_s))
 
 
 def _no_quorum(strategy: FrameStrategy, server_round: int, tries: int) -> QuorumError:

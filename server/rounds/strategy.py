@@ -28,6 +28,7 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Task, add_stats
 from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.metrics import Stats
+from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import EVALUATE, MEMORY, TRAIN, Instruction
@@ -40,6 +41,7 @@ from fednc.server.rounds.replies import Replies, to
 from fednc.server.rounds.round_mean import RoundMean
 from fednc.server.rounds.server_training import fit_centrally
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import RunStarted
 from fednc.server.storage.history import RoundRecord
 
 
@@ -158,15 +160,18 @@ class FrameStrategy(Strategy):
     def summary(self) -> None:
         """Say once what is about to run."""
         run, frame = self.run, self.frame
-        self.events.emit(
-            "start",
+        text = (
             f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds, frame K={frame.vertices} "
-            f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}",
+            f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}"
+        )
+        started = RunStarted(
+            text=text,
             method=run.method.name,
             frame=frame.digest,
             config=run.digest,
             metric=self.task.primary.to_json(),
         )
+        self.events.emit(started)
 
     # ---- stages --------------------------------------------------------------------------------------------
 
@@ -352,8 +357,7 @@ class FrameStrategy(Strategy):
 
     def guide_at(self, server_round: int) -> Guide:
         """The guide as the server's own evaluation and fit see it."""
-        made = exchange.make_guide(self.run, self.frame, self.memory, server_round)
-        return self.task.within_stage(made, server_round)
+        return guide_at(self.task, self.frame.etf_KD, self.memory, server_round)
 
     def _pool_of_sums(self, model: str) -> Pool:
         moment = self.run.method.needs_moments(model, is_first=self.stage.is_first)

@@ -5,7 +5,6 @@ Called by the run after every round.
 
 from __future__ import annotations
 
-import logging
 import time
 
 from fednc.common.errors import RunFailedError
@@ -13,6 +12,7 @@ from fednc.common.files import remedy
 from fednc.server.rounds.control import RunControl
 from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import DiskProblem
 
 _DISK_POLL_S = 2.0
 
@@ -34,5 +34,5 @@ def save_patiently(
             if control.stopping or time.monotonic() > give_up:
                 raise RunFailedError(f"{what}; {remedy(e)}, then start again with the same --folder") from e
             text = f"{what}; the run waits: {remedy(e)}"
-            events.emit("disk", text, level=logging.ERROR, errno=e.errno)
+            events.emit(DiskProblem(text=text, errno=e.errno))
         time.sleep(_DISK_POLL_S)

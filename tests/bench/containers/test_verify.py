@@ -15,6 +15,7 @@ import pytest
 from fednc.bench.containers import processes, run_records, unauthorised_access
 from fednc.bench.containers import verify as stack_verify
 from fednc.common.config.run import RunConfig, parse_run
+from fednc.server.storage.events import NodeLost, NodeReady, RunResumed
 from support.container_records import FEDNC, PYTHON, add_process, over, write_records
 from support.local_servers import make_place, serving
 
@@ -162,8 +163,9 @@ def test_records_with_other_names_or_missing_replies_are_told(tmp_path: Path) ->
 
 
 def test_blows_count_only_in_the_round_they_were_meant_for(tmp_path: Path) -> None:
-    lost, back = {"kind": "lost", "node": "anna"}, {"kind": "ready", "node": "anna"}
-    resumed = {"kind": "resume", "round": 1}
+    lost = NodeLost(text="", node="anna")
+    back = NodeReady(text="", node="anna", examples=1, class_counts=(), pid=1, device="cpu")
+    resumed = RunResumed(text="", round=1)
     hit = write_records(tmp_path / "hit", NAMES, over(1), lost, resumed, back, over(2))
     assert run_records.check_lost(hit, "anna", 1)
     assert run_records.check_resumed(hit, 1)

@@ -20,7 +20,7 @@ from fednc.client.app import resident_run as resident
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost
 from fednc.client.app.withheld_sums import fitting_batch
-from fednc.client.policy import foresight
+from fednc.client.policy import preview
 from fednc.client.policy.guard import Guard
 from fednc.client.policy.ledger import Ledger, data_fingerprint
 from fednc.client.policy.owner import Owner
@@ -214,7 +214,7 @@ def test_which_examples_are_held_out_is_the_owners_secret(site: Site) -> None:
 def test_a_dry_run_finds_what_the_policy_would_refuse_and_writes_nothing_down(site: Site) -> None:
     rules = strict_but()
     owner = Owner(rules, Ledger(site.records), site.data, 0.1)
-    host = foresight.Foresight(AppHost(owner.bind(site.config), app), owner)
+    host = preview.PolicyPreview(AppHost(owner.bind(site.config), app), owner)
     host.prepare(welcome(hostile_run(method={"name": "fednc"}, init={"kind": "nio"}), "run"))
     assert {code for code, _ in host.barring} == {"method", "examples"}
     assert {code for code, _ in host.coming} == {"gradients", "class-sums", "examples"}

@@ -22,7 +22,7 @@ from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
 from fednc.common.config.presets import PRESETS
 from fednc.common.config.run import RunConfig, parse_run
-from fednc.common.wire import messages
+from fednc.common.tasks.round_guide import guide_at
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.event_log import EventLog
 
@@ -128,7 +128,7 @@ def test_fednc_equals_its_reference(method: dict[str, Any], clients: list[Client
     inputs = torch.cat([x for _, x, _ in clients])
     with torch.no_grad():
         ours = result.task.scores(
-            model, inputs, messages.make_guide(run, result.frame, result.state.memory, ROUNDS)
+            model, inputs, guide_at(result.task, result.frame.etf_KD, result.state.memory, ROUNDS)
         )
         metric_DD = readout.metric(reference, clients)
         theirs = readout.scores(reference(inputs), frame.frame(SEED), mean_KD, kind, scale, metric_DD)

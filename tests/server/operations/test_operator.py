@@ -29,6 +29,7 @@ from fednc.server.link.assignments import NODE_LOST
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import NodeState
 from fednc.server.main import Finished, run_server
+from fednc.server.rounds.control import RunControl
 from fednc.server.storage.event_log import EventLog
 from support.local_servers import Place, attending, invoke, is_ready, serving, until
 from support.working_nodes import WorkingHost, digits_run, hand_out, node_of
@@ -83,12 +84,16 @@ def test_without_encryption_an_operator_sits_at_the_servers_machine(peer: str, i
 
 
 async def with_run(
-    run: RunConfig, folder: Path, names: str, scenario: Callable[[Federation, OperatorLink], Awaitable[None]]
+    run: RunConfig,
+    folder: Path,
+    names: str,
+    scenario: Callable[[Federation, RunControl, OperatorLink], Awaitable[None]],
 ) -> tuple[Finished, dict[str, Any]]:
     """Serve `run` to real clients while `scenario` plays the operator; the run's end and each client's."""
+    control = RunControl()
     ready: asyncio.Future[tuple[Federation, int]] = asyncio.get_running_loop().create_future()
     serves = asyncio.create_task(
-        run_server(run, folder, EventLog(), on_listening=lambda *here: ready.set_result(here))
+        run_server(run, folder, EventLog(), control=control, on_listening=lambda *here: ready.set_result(here))
     )
     federation, port = await ready
     hosts = {name: AppHost(ClientConfig(name=name, data="digits", device="cpu"), app) for name in names}
@@ -96,14 +101,14 @@ async def with_run(
         name: asyncio.create_task(Link(LinkConfig(server=f"127.0.0.1:{port}", name=name, once=True), host).run())
         for name, host in hosts.items()
     }
-    await scenario(federation, OperatorLink(f"127.0.0.1:{port}"))
+    await scenario(federation, control, OperatorLink(f"127.0.0.1:{port}"))
     finished = await serves
     ends = await asyncio.gather(*attend.values(), return_exceptions=True)
     return finished, dict(zip(attend, ends, strict=True))
 
 
 def test_an_operator_holds_a_run_drops_a_node_and_ends_the_run_with_its_files(tmp_path: Path) -> None:
-    async def scenario(federation: Federation, operator: OperatorLink) -> None:
+    async def scenario(federation: Federation, control: RunControl, operator: OperatorLink) -> None:
         watching = asyncio.create_task(collect(operator))
         await operator.pull([Lever.PAUSE])  # before the first round, which waits too
         await until(lambda: len(federation.roster.ready()) == 3, 20)
@@ -111,7 +116,7 @@ def test_an_operator_holds_a_run_drops_a_node_and_ends_the_run_with_its_files(tm
         held = await operator.status()
         assert (held.phase, held.paused, held.completed, list(held.missing)) == (held.WAITING, True, 0, [])
         await operator.pull([Lever.RESUME])
-        await until(lambda: federation.control.last and federation.control.last.round >= 2, 20)
+        await until(lambda: control.last and control.last.round >= 2, 20)
         await operator.drop(["c"])
         dropped = await operator.status()
         assert [node.state for node in dropped.nodes][2] == "dropped"
@@ -248,7 +253,7 @@ def test_the_command_shows_steers_and_explains(place: Place) -> None:
             assert [(node["name"], node["state"], node["examples"]) for node in found["nodes"]] == [
                 ("a", "ready", 1)
             ]
-            assert server.federation.control.paused
+            assert server.control.paused
             assert (refused[0], "this is for operators" in refused[2]) == (RefusedError.exit_code, True)
             assert (silent[0], "no answer from 127.0.0.1:1" in silent[2]) == (AddressError.exit_code, True)
 

@@ -15,7 +15,8 @@ from fednc.common.errors import ConfigError
 from fednc.common.trackers import End, Round, Start, Tracker
 from fednc.server.operations import trackers
 from fednc.server.operations.trackers import tracked
-from fednc.server.storage.event_log import Event, EventLog
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, RoundCompleted, TrackerFailed
 from fednc.server.storage.history import RoundRecord
 from support.installed_plugins import Site, site
 
@@ -45,7 +46,7 @@ def run_with(*names: str) -> Any:
 
 def emit(events: EventLog, number: int, **fields: Any) -> None:
     record = RoundRecord(round=number, seconds=0.5, loss=1.0 / number, **fields)
-    events.emit("round", f"round {number}", **vars(record), fold_s=0.0)
+    events.emit(RoundCompleted(text=f"round {number}", record=record))
 
 
 def listened() -> tuple[EventLog, list[Event]]:
@@ -55,7 +56,7 @@ def listened() -> tuple[EventLog, list[Event]]:
 
 
 def told(heard: list[Event]) -> list[str]:
-    return [event["text"] for event in heard if event["kind"] == "tracker"]
+    return [event.text for event in heard if isinstance(event, TrackerFailed)]
 
 
 def test_a_tracker_hears_start_rounds_and_end_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

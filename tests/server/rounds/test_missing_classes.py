@@ -15,6 +15,8 @@ from fednc.client.link.link import Link, LinkConfig
 from fednc.common.config.run import parse_run
 from fednc.server.main import run_server
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import ClassesMissing
+from support.heard_events import of_kind
 from support.image_files import CLASSES, write_npz
 
 GREY = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
@@ -44,7 +46,7 @@ def test_a_class_that_no_client_has_is_told_once(tmp_path, caplog, labels, told)
     with caplog.at_level(logging.INFO):
         asyncio.run(both())
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert [event["classes"] for event in events if event["kind"] == "missing-classes"] == told
+    assert [list(event.classes) for event in of_kind(ClassesMissing, events)] == told
     said_by_the_client = [
         text for text in caplog.messages if "no example of 1 of the run's classes: 'bee'" in text
     ]

@@ -27,6 +27,7 @@ from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid, Replies
 from fednc.server.link.reply_schema import Agreement
 from fednc.server.listener import make_server
+from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
 from support.hostile.calls import CALL_S, OVERTAKEN, Caller, together
@@ -91,7 +92,7 @@ class HostilePlace:
         self.federation.door.keep_in(self._folder / "run")
         self._listening = await make_server(self.federation, run.server.listen)
         await self._listening.start()
-        self.server = Serving(self.federation, self._listening, [])
+        self.server = Serving(self.federation, self._listening, [], RunControl())
         self.honest, self.hostile = [await self._attend(name, place.token(name)) for name in ("honest", "hostile")]
         self._callers = {
             "hostile": Caller(self.hostile.channel, self.hostile.metadata),
@@ -168,7 +169,7 @@ class HostilePlace:
             (
                 n.name,
                 n.state,
-                n.session,
+                n.attendance,
                 n.examples,
                 n.held_out,
                 n.class_counts,
