@@ -52,7 +52,7 @@ class LocalGrid(flower_adapter.RunGrid):
 
     def _welcome(self, node: int, run: RunConfig, index: int) -> pb.Welcome:
         part = pb.Part(index=index, of=run.split.parts) if run.split else None
-        return pb.Welcome(node_id=node, run_id=self.run_id, run_json=run.model_dump_json(), part=part)
+        return pb.Welcome(node_id=node, run_id=self.run_id, run_json=run.for_clients(), part=part)
 
     def __enter__(self) -> Self:
         return self

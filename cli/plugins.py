@@ -12,7 +12,7 @@ from fednc.cli.options import Json
 from fednc.cli.output import say, show_table, write_json
 from fednc.common import plugins
 from fednc.common.errors import ConfigError, FedncError
-from fednc.common.plugins import KINDS, TASKS, TRACKERS, Plugin
+from fednc.common.plugins import KINDS, METHODS, TASKS, TRACKERS, Plugin
 
 app = typer.Typer(invoke_without_command=True, help=__doc__)
 
@@ -121,6 +121,10 @@ def _load(plugin: Plugin) -> Any:
         from fednc.common.tasks import discovery
 
         return discovery.load(plugin)
+    if plugin.group == METHODS:
+        from fednc.common.methods import registry
+
+        return registry.load(plugin)
     if plugin.group == TRACKERS:
         from fednc.server.operations import trackers
 

@@ -66,9 +66,14 @@ class Plugin:
             ) from e
 
 
+def is_name(name: str) -> bool:
+    """Whether a plug-in can be called so."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
     """`name` if a plug-in can have it. Raises ValueError, above all for the path of a module."""
-    if _NAME.fullmatch(name) is None:
+    if not is_name(name):
         raise ValueError(
             f"{name[:80]!r} is not the name of a plug-in: a name has 1 to 64 letters, digits, '-' and '_'. A run "
             "never names a module or a file. Install the distribution that brings it on every machine, and write "

@@ -14,9 +14,9 @@ from functools import cache
 from importlib.metadata import version
 
 from fednc.common import plugins
-from fednc.common.config.presets import METHOD_VERSIONS, PRESETS
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
+from fednc.common.methods import registry
 from fednc.common.plugins import OURS, TASKS
 from fednc.common.tasks import discovery as tasks
 from fednc.common.wire.protocol import SHORT_TEXT, one_line
@@ -82,7 +82,13 @@ def installed_tasks(allowed: Collection[str] = ()) -> tuple[str, ...]:
 
 def installed_methods() -> tuple[str, ...]:
     """The offers of the methods, as text."""
-    return tuple(str(method_offer(name)) for name in PRESETS)
+    offers = []
+    for name in registry.names():
+        try:
+            offers.append(str(method_offer(name)))
+        except ConfigError as e:
+            log.warning("%s", e)
+    return tuple(offer for offer in offers if len(offer) <= SHORT_TEXT)
 
 
 def task_offer(name: str) -> Offer:
@@ -92,8 +98,11 @@ def task_offer(name: str) -> Offer:
 
 
 def method_offer(name: str) -> Offer:
-    """The method of that name as it is installed here."""
-    return Offer(name, str(METHOD_VERSIONS.get(name, 1)))
+    """The method of that name as it is here. Raises ConfigError where it cannot be used."""
+    method, plugin = registry.get(name), registry.plugin_of(name)
+    if plugin is None:  # of this process alone
+        return Offer(name, str(method.version))
+    return Offer(name, str(method.version), plugin.distribution, plugin.release)
 
 
 def of_run(run: RunConfig) -> tuple[str, str, str]:

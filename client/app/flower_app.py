@@ -6,6 +6,8 @@ Runs unchanged inside our link and on stock Flower. What outlives a message is i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -16,7 +18,6 @@ from fednc.client.app.resident_run import Resident, check_allowed, resident
 from fednc.client.app.withheld_sums import fitting_batch, sendable
 from fednc.client.link.work_hooks import CURRENT
 from fednc.client.training import trainer
-from fednc.client.training.method_terms import additions
 from fednc.client.training.round_state import Past
 from fednc.common import seeds, versions
 from fednc.common.config.run import RunConfig, parse_run_json
@@ -24,6 +25,7 @@ from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.memory_controls import with_own_means
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods.api import Addition, LocalRound
 from fednc.common.tasks import evaluation
 from fednc.common.tasks.api import TaskData
 from fednc.common.tasks.round_guide import guide_at
@@ -57,11 +59,12 @@ def train(message: Message, context: Context) -> Message:
         guide = _own(guide, here, mine)
     keys = here.task.trained_keys(here.model, stage)
     past = Past(context.state, order.server_round)
-    added = additions(here.run.method, here.model, messages.extra_of(message.content), past)
     section = stage.train
     batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
     if batch != section.batch:
         section = section.model_copy(update={"batch": batch})
+    start = LocalRound(model=here.model, received=messages.extra_of(message.content), state=past, train=section)
+    added = [one for part in here.run.method.parts if (one := part.local(start)) is not None]
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
     result = trainer.train(
         here.task,
@@ -76,7 +79,7 @@ def train(message: Message, context: Context) -> Message:
         frozen=set(global_state) - set(keys),
     )
     here.task.before_upload(here.model, global_state)
-    content = RecordDict({MODEL: _encode(here, keys, global_state, past)})
+    content = RecordDict({MODEL: _encode(here, keys, global_state, past, added)})
     news = {key: value for one in added for key, value in one.finish().items()}
     if news:
         content[EXTRA] = arrays.to_record(news)
@@ -191,9 +194,13 @@ def _load_model(message: Message, here: Resident) -> dict[str, Tensor]:
     return state
 
 
-def _encode(here: Resident, keys: list[str], global_state: dict[str, Tensor], past: Past) -> ArrayRecord:
+def _encode(
+    here: Resident, keys: list[str], global_state: dict[str, Tensor], past: Past, added: list[Addition]
+) -> ArrayRecord:
     state = here.model.state_dict()
-    trained = {key: state[key] for key in keys}
+    trained: Mapping[str, Tensor] = {key: state[key] for key in keys}
+    for one in added:
+        trained = one.outgoing(trained)
     update, left = update_codec.encode_update(trained, global_state, here.run.link.codec, past.read("residual"))
     if left:
         past.write("residual", left)

@@ -1,7 +1,7 @@
 """One client's local work: train towards the guide, sum features by class. Called by the app.
 
-One trainer for all methods and tasks; what differs is in the guide, in the additions of `method_terms.py` and in
-the task. No gRPC here.
+One trainer for all methods and tasks; what differs is in the guide, in what the methods add and in the task. No
+gRPC here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from fednc.client.link.work_hooks import Hooks, LocalProgress
 from fednc.client.training.cuda_graphs import Steps, beside_default_stream, capture_for
-from fednc.client.training.method_terms import Addition
 from fednc.common.config.tables import TrainSection
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods.api import Addition
 from fednc.common.tasks.api import Batch, Task, TaskData
 from fednc.common.tasks.classifier import classifier
 from fednc.common.tasks.evaluation import evaluation_batches
@@ -81,7 +81,8 @@ def train(
         optimiser.step()
         return {"loss": loss.detach(), **parts}
 
-    take = Steps(step, capture_for(device) if task.same_for_each_batch(guide) else None)
+    replayable = task.same_for_each_batch(guide) and all(one.same_for_each_batch for one in guide.method.parts)
+    take = Steps(step, capture_for(device) if replayable else None)
     meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
     with beside_default_stream(device):
         for _ in range(section.epochs):

@@ -65,6 +65,14 @@ class RunConfig(Section):
         """All that bears on the result, as plain values: without [server], and without `LATER` keys not used."""
         return _without_unused(self, self.model_dump(mode="json", exclude={"server"}))
 
+    def for_clients(self) -> str:
+        """The run as JSON, as clients are sent it: without [server], whose paths are nobody else's business, and
+        without keys of the method that only the server reads.
+
+        A client's own digest of it is that of a run in which these keys have their defaults.
+        """
+        return self.model_dump_json(exclude={"server": True, "method": self.method.server_keys})
+
 
 def read_run_file(path: Path) -> RunConfig:
     """The run file at `path`.
@@ -104,7 +112,8 @@ def parse_run_json(text: str | bytes, *, source: str) -> RunConfig:
 
 def _without_unused(section: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
     kept = dict(values)
-    for key, field in type(section).model_fields.items():
+    more = section.option_fields if isinstance(section, MethodSection) else {}
+    for key, field in {**type(section).model_fields, **more}.items():
         value = getattr(section, key)
         if LATER in field.metadata and value == field.get_default(call_default_factory=True):
             kept.pop(key, None)

@@ -44,7 +44,7 @@ class Instruction:
     def under(cls, run: RunConfig, server_round: int, *, wants_sums: bool = False) -> Instruction:
         """Of this run, as this side has it installed."""
         return cls(
-            run_json=run.model_dump_json(exclude={"server"}),
+            run_json=run.for_clients(),
             server_round=server_round,
             wants_sums=wants_sums,
             versions=versions.of_run(run),
@@ -96,11 +96,6 @@ def instruction_content(
     content = RecordDict({RUN: instruction.to_record()})
     content.update({k: v for k, v in ((MODEL, model), (GUIDE, guide), (EXTRA, extra)) if v is not None})
     return content
-
-
-def control_key(name: str) -> str:
-    """The control variate of parameter `name` among the extra tensors."""
-    return f"control/{name}"
 
 
 def extra_record(extra: Mapping[str, Tensor]) -> ArrayRecord | None:

@@ -106,7 +106,7 @@ class Federation:
             node_id=node.node_id,
             attendance=node.attendance,
             run_id=self.run_id,
-            run_json=self.run.model_dump_json(exclude={"server"}),  # its paths are nobody else's business
+            run_json=self.run.for_clients(),
             part=part,
             liveness_s=self.run.server.liveness_s,
             whole_bytes=WHOLE_BYTES,

@@ -28,8 +28,9 @@ from fednc.common.tasks.stages import Stage, with_names
 from fednc.common.wire import arrays
 from fednc.server.rounds.class_sessions import Sessions
 from fednc.server.rounds.context import Surroundings, Waiting
-from fednc.server.rounds.global_state import GlobalState, control_variates
+from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.initialisation import Conversation, draw_with_gain, initialise, scaled, speaks
+from fednc.server.rounds.method_steps import MethodSteps
 from fednc.server.rounds.strategy import FrameStrategy
 from fednc.server.rounds.test_evaluation import CentralEvaluation
 from fednc.server.rounds.waiting import save_patiently
@@ -85,10 +86,14 @@ class FederatedRun:
         self._opened = 0  # the session whose memory has been pooled
         self._good: GlobalState | None = None  # after the last round whose loss had not exploded
         shared = model.state_dict()
+        keys = self.task.shared_keys(model)
+        steps = MethodSteps.of(run.method.parts, model, keys)
         self.state = GlobalState(
-            model={key: shared[key].clone() for key in self.task.shared_keys(model)},
+            model={key: shared[key].clone() for key in keys},
             memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.task.memory_dim)),
-            extra=control_variates(model, self.task.shared_keys(model)) if run.method.control_variates else {},
+            methods=steps,
+            extra=steps.beside({name: p.detach() for name, p in model.named_parameters() if name in keys}),
+            kept=steps.kept({key: shared[key] for key in keys if key in steps.stepped}),
         )
         self.history = History(primary=self.task.primary)
         self.strategy = FrameStrategy(run, self.task, self.frame, self.state, events)
@@ -273,6 +278,7 @@ class FederatedRun:
             **{f"model.{key}": value for key, value in self.state.model.items()},
             **self.state.memories.to_tensors(self.run.method.memory_source),
             **{f"extra.{key}": value for key, value in self.state.extra.items()},
+            **{f"method.{key}": value for key, value in self.state.kept.items()},
             "frame.etf_KD": self.frame.etf_KD,
         }
         return Checkpoint(
@@ -301,7 +307,9 @@ class FederatedRun:
         self.state = GlobalState(
             model={key: model[key] for key in self.state.model},
             memories=Memories.from_tensors(checkpoint.tensors),
+            methods=self.state.methods,
             extra=checkpoint.under("extra."),
+            kept=checkpoint.under("method."),
             completed=checkpoint.round,
         )
         self._opened, self._changed = checkpoint.opened, checkpoint.changed

@@ -56,6 +56,7 @@ class FrameStrategy(Strategy):
         self.stage: Stage = task.stage(state.completed + 1)
         self._trained: list[int] = []  # whose updates are in the model of the round under way
         self._weights: dict[int, int] = {}  # examples that each node of the round under way counts for
+        self._counted: dict[int, int] = {}  # of these, those whose updates came, as they declared them
         self._held_out: dict[int, int] = {}  # the same of its held-out examples
         self._record = RoundRecord(round=0)
         self._local = self._pool_of_sums("local")
@@ -71,7 +72,9 @@ class FrameStrategy(Strategy):
         self.clients.forget(self.replies.failed)  # they may have come back with other data
         self.replies.forget_failures()
         nodes = self.sample(server_round, grid)
-        self._get_to_know(list(grid.get_node_ids()) if self.state.extra else nodes, server_round, grid)
+        self._get_to_know(
+            list(grid.get_node_ids()) if self.state.methods.needs_every_client else nodes, server_round, grid
+        )
         # A weight that was not announced could not be bounded; who holds nothing of the stage has none.
         self._weights = self.clients.examples(nodes)
         instruction = self._instruction(
@@ -95,7 +98,7 @@ class FrameStrategy(Strategy):
         self._fold.start(self.state.folded, self._weights.values(), bound)
         mean = RoundMean(self._fold, self.run.rounds, len(self._weights), self.events, self.replies.name_of)
         losses: dict[int, float] = {}
-        self._local, self._trained = self._pool_of_sums("local"), []
+        self._local, self._trained, self._counted = self._pool_of_sums("local"), [], {}
         drift = DriftSums.zeros(*self._local.all.sum_KD.shape)
         for reply in self.replies.good(replies):
             node = reply.metadata.src_node_id
@@ -114,7 +117,12 @@ class FrameStrategy(Strategy):
             self._record.drift = _finite(drift.value())
         if self.run.method.memory_model == "local":
             self._remember(server_round, self._local)
-        self.state.advance(record, share=self._fold.weight / self.clients.examples_of_all)
+        self.state.advance(
+            record,
+            share=self._fold.weight / self.clients.examples_of_all,
+            examples=[self._counted[node] for node in self._trained],
+            train=self.stage.train,
+        )
         return self.state.record, MetricRecord({"loss": self._record.loss, "examples": self._fold.weight})
 
     def configure_evaluate(
@@ -316,6 +324,7 @@ class FrameStrategy(Strategy):
         started = time.monotonic()
         mean.add(node, update, weight)
         self.fold_s += time.monotonic() - started
+        self._counted[node] = weight
         if sums is not None:
             drift.add_client(sums)
             self._local.add(sums, node)

@@ -25,8 +25,8 @@ from fednc.client.policy.guard import Guard
 from fednc.client.policy.ledger import Ledger, data_fingerprint
 from fednc.client.policy.owner import Owner
 from fednc.client.policy.rules import SENTENCES, OwnerRefusalError, Policy, Quota, read_policy
-from fednc.common.config.presets import PRESETS
 from fednc.common.errors import ConfigError
+from fednc.common.methods import registry
 from fednc.common.wire.messages import METRICS, TRAIN
 from support.clients_with_policy import STRICT, Site, open_but, strict_but
 from support.hostile.image_server import content_of, hostile_run, instruction, welcome, write_images
@@ -62,8 +62,10 @@ def test_the_strict_example_is_read_and_allows_no_method_that_needs_class_sums()
     assert strict == strict_but()
     assert strict.runs.methods
     for name in strict.runs.methods:
-        assert name in PRESETS
-        assert not hostile_run(method={"name": name, "readout": PRESETS[name]["readout"]}).method.uses_memory
+        assert name in registry.SHIPPED
+        assert not hostile_run(
+            method={"name": name, "readout": registry.get(name).preset["readout"]}
+        ).method.uses_memory
 
 
 def test_an_empty_policy_allows_neither_gradients_nor_class_sums_nor_subsets() -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost, ClientConfig
 from fednc.common import flower_adapter
-from fednc.common.config.presets import PRESETS
 from fednc.common.config.run import RunConfig, parse_run
+from fednc.common.methods import registry
 from fednc.common.wire import messages, records, update_codec
 from fednc.common.wire.messages import EVALUATE, HELLO, MEMORY, TRAIN
 from fednc.common.wire.protocol import PROTOCOL
@@ -143,7 +143,7 @@ def image_run(method: dict[str, Any], link: dict[str, Any]) -> RunConfig:
 
 
 @pytest.mark.parametrize("codec_name", update_codec.CODECS.names())
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", registry.SHIPPED)
 def test_every_reply_of_our_own_client_fits_the_agreement(preset: str, codec_name: str) -> None:
     run = image_run({"name": preset}, {"codec": codec_name})
     prepared = FederatedRun(run, EventLog())
@@ -151,9 +151,9 @@ def test_every_reply_of_our_own_client_fits_the_agreement(preset: str, codec_nam
     agreement = Agreement.of(task, frame, state.model, state.extra, is_first=True)
     flower_adapter.adopt_identity("run")
     host = AppHost(ClientConfig(name="a", data="digits", device="cpu", val_share=0.0), app)
-    welcome = pb.Welcome(node_id=7, run_id="run", run_json=run.model_dump_json(), part=pb.Part(index=0, of=30))
+    welcome = pb.Welcome(node_id=7, run_id="run", run_json=run.for_clients(), part=pb.Part(index=0, of=30))
     host.prepare(welcome)
-    instruction = messages.Instruction(run_json=run.model_dump_json(), server_round=1, wants_sums=True)
+    instruction = messages.Instruction(run_json=run.for_clients(), server_round=1, wants_sums=True)
     guide = messages.guide_record(prepared.frame, prepared.state.memory)
     extra = messages.extra_record(prepared.state.extra)
     for message_type in (HELLO, TRAIN, MEMORY, EVALUATE):
