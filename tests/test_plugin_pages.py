@@ -98,6 +98,26 @@ def test_its_model_is_read_without_fednc(wards: dict[str, Any], tmp_path: Path) 
         torch.testing.assert_close(torch.tensor(json.loads(scores)), model(batch), rtol=1e-4, atol=1e-3)
 
 
+def test_the_method_of_the_page_goes_a_part_of_the_way(site: Site) -> None:
+    """After one round the model is half way between the drawn one and the one that plain averaging gives."""
+    (source,), (project,) = blocks("Your own method", "python"), blocks("Your own method", "toml")
+    install(site, source, project)
+    task = {"classes": [str(digit) for digit in range(10)], "size": 8, "channels": 1, "width": 8}
+    run = {"task": task, "frame": {"dim": 16}, "rounds": {"total": 1}}
+
+    def model(**method: Any) -> dict[str, torch.Tensor]:
+        clients = {"a": "digits", "b": "digits"}
+        done = fednc.run({**run, "method": method}, clients, device="cpu", progress=False)
+        return done.model.model.state_dict()
+
+    drawn, half = model(name="part-of-the-way", server_part=0.0), model(name="part-of-the-way")
+    whole = model(name="fedavg")
+    parameters = [key for key in drawn if key.endswith("weight")]
+    for key in parameters:
+        torch.testing.assert_close(half[key], (drawn[key] + whole[key]) / 2, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(drawn[key], whole[key]) for key in parameters)
+
+
 def test_the_tracker_of_the_page_hears_every_round(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,9 +27,13 @@ RUN = (
     + """
 [frame]
 dim = 8
+[method]
+name = "slow-server"
+server_part = 0.9
 [train]
 batch = 16
-lr = 0.05
+lr = 0.1
+epochs = 4
 [rounds]
 total = 3
 [evaluate]
@@ -64,8 +68,8 @@ name = "two-clinics"
 name = "fedavg"
 method.name = "fedavg"
 [[variants]]
-name = "fednc"
-method.name = "fednc"
+name = "slow-server"
+method.name = "slow-server"
 """
 )
 
@@ -92,6 +96,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The product, the plug-in, and the plug-in in a later release whose task has another version."""
     folder = tmp_path_factory.mktemp("wheels")
     made = {"fednc": build_wheel(ROOT, folder), "0.1.0": build_wheel(PLUGINS / "clinic-table", folder)}
+    made["method"] = build_wheel(PLUGINS / "slow-server", folder)
     later = folder / "source-clinic-table"
     for file in ("pyproject.toml", "clinic_table.py"):
         text = (later / file).read_text()
@@ -103,7 +108,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Installed:
     made = Installed(tmp_path_factory.mktemp("installed") / "venv")
-    made.install(wheels["fednc"], wheels["0.1.0"])
+    made.install(wheels["fednc"], wheels["0.1.0"], wheels["method"])
     return made
 
 
@@ -126,8 +131,13 @@ def test_it_runs_over_mtls_and_predicts(installed: Installed, tmp_path: Path) ->
     run_file = tmp_path / "run.toml"
     run_file.write_text(RUN.format(test=test))
     listed = json.loads(installed.fednc(tmp_path, "plugins", "--json", "-").partition("\nplug-ins")[0])["plugins"]
-    (row,) = [row for row in listed if row["name"] == "clinic-table"]
-    assert (row["distribution"], row["from"], row["state"]) == ("clinic-table 0.1.0", "plug-in", "ok")
+    found = {
+        row["name"]: (row["distribution"], row["kind"], row["state"]) for row in listed if row["from"] == "plug-in"
+    }
+    assert found == {
+        "clinic-table": ("clinic-table 0.1.0", "task", "ok"),
+        "slow-server": ("slow-server 0.1.0", "method", "ok"),
+    }
     with Federation(installed, tmp_path / "link", ("anna", "bert")) as federation:
         server = federation.serve(run_file)
         clients = [
@@ -165,7 +175,7 @@ def test_another_release_of_it_is_refused_at_attendance(
     installed: Installed, wheels: dict[str, Path], tmp_path: Path
 ) -> None:
     other = Installed(tmp_path / "other")
-    other.install(wheels["fednc"], wheels["0.2.0"])
+    other.install(wheels["fednc"], wheels["0.2.0"], wheels["method"])
     run_file = tmp_path / "run.toml"
     run_file.write_text(RUN.format(test=write_table(tmp_path / "test.csv", 9)))
     with Federation(installed, tmp_path / "link", ("anna",)) as federation:

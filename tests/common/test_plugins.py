@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fednc.common import plugins
+from fednc.common import plugins, versions
 from fednc.common.config.run import parse_run, parse_run_json
 from fednc.common.errors import ConfigError
-from fednc.common.plugins import OURS, TASKS
+from fednc.common.methods import registry
+from fednc.common.plugins import METHODS, OURS, TASKS
 from fednc.common.tasks import discovery as tasks
 from fednc.tasks.image.task import ImageTask
 from support.installed_plugins import Site, site
@@ -136,3 +137,48 @@ def test_only_exact_names_are_found(name: str) -> None:
 def test_names_of_entry_points_that_no_run_could_say_are_left_out(site: Site) -> None:
     site.install("dotted", {TASKS: {"a.b": "{}:Clinic", "a/b": "{}:Clinic"}})
     assert tasks.names() == ["fewshot", "image"]
+
+
+METHOD = """
+from fednc.common.methods.api import PLAIN, Method
+
+class Quiet(Method):
+    name = "{name}"
+    version = 2
+    preset = PLAIN
+"""
+
+
+def test_our_methods_are_entry_points_like_any_other() -> None:
+    assert {plugin.name for plugin in plugins.installed(METHODS)} == set(registry.SHIPPED)
+    assert {plugin.distribution for plugin in plugins.installed(METHODS)} == {OURS}
+
+
+def test_a_strangers_method_is_named_in_a_run_file_and_offered(site: Site) -> None:
+    site.install("quiet-method", {METHODS: {"quiet": "{}:Quiet"}}, METHOD.format(name="quiet"))
+    run = parse_run({**RUN, "method": {"name": "quiet"}})
+    assert [part.name for part in run.method.parts] == ["quiet"]
+    assert versions.of_run(run)[2] == "quiet/2 quiet-method==0.3.0"
+    assert "quiet/2 quiet-method==0.3.0" in versions.installed_methods()
+
+
+def test_a_method_with_a_shipped_name_is_refused_and_others_built_on_it_go_on(site: Site) -> None:
+    site.install("impostor", {METHODS: {"moon": "{}:Quiet"}}, METHOD.format(name="moon"))
+    with pytest.raises(ConfigError, match=r"'moon' comes from fednc .* and impostor 0\.3\.0"):
+        parse_run({**RUN, "method": {"name": "moon"}})
+    assert parse_run({**RUN, "method": {"name": "fedlc", "contrast": 0.5}}).method.compares_models
+    assert "impostor" not in sys.modules
+
+
+def test_a_broken_method_breaks_no_other(site: Site) -> None:
+    site.install("sad-method", {METHODS: {"sad": "{}:Sad"}}, "import not_there_at_all")
+    assert set(registry.installed()) == set(registry.SHIPPED)
+    with pytest.raises(ConfigError, match="not_there_at_all"):
+        parse_run({**RUN, "method": {"name": "sad"}})
+    assert parse_run(RUN).method.name == "fednc"
+
+
+@pytest.mark.parametrize("name", ["pkg.mod:Class", "fednc.common.methods.moon", "../moon"])
+def test_no_run_file_names_a_methods_module(name: str) -> None:
+    with pytest.raises(ConfigError, match="never names a module"):
+        parse_run({**RUN, "method": {"name": name}})
