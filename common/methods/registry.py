@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from fednc.common.config.tables import MethodSection
     from fednc.common.methods.api import Method
 
-# Each is a file of this folder that names its class `METHOD`, and an entry point in pyproject.toml. Pages list them in
-# this order.
+# Each is a file of this folder that names its class `METHOD`, and an entry point in pyproject.toml. Pages list
+# them in this order.
 SHIPPED = (
     "fedavg",
     "fedprox",
