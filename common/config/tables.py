@@ -157,8 +157,8 @@ class MethodSection(Section):
     )
     virtual_share: Annotated[Share, LATER] = Field(
         0.0,
-        description="where classes come in sessions: share of the beginning's examples that are altered (images: "
-        "turned) and learnt as classes of their own, on the last vertices, so that features tell apart more than "
+        description="where classes come in sessions: share of the beginning's examples that the task alters "
+        "and has learnt as classes of their own, on the last vertices, so that features tell apart more than "
         "today's classes. As many vertices must be spare as today's classes have alterations",
     )
     spread: Annotated[int, Field(ge=0), LATER] = Field(
@@ -376,16 +376,10 @@ class RoundsSection(Section):
     )
 
 
-class ShiftSection(Section):
-    """Within-class shift of a simulated split: what makes one client's images unlike another's."""
-
-    rotation_deg: NonNegative = Field(0.0, description="client k's images are rotated by -r ... +r degrees")
-    colour: Share = Field(0.0, description="strength of a per-client gain on each channel")
-    noise: NonNegative = Field(0.0, description="standard deviation of added noise, growing from client to client")
-
-
 class SplitSection(Section):
     """A simulated split of one data set over clients. Leave it out when every client has data of its own."""
+
+    # A task that does more to the parts than choose examples derives a class with further tables: `Task.Split`.
 
     kind: Literal["dirichlet", "shards", "iid"] = Field("dirichlet", description="how labels are skewed")
     parts: Count = Field(4, description="number of parts")
@@ -400,7 +394,6 @@ class SplitSection(Section):
         description="parts that hold the classes of [[sessions]]: for each class those with most examples of it, "
         "the others have none; 0: as the split has it",
     )
-    shift: ShiftSection = Field(default_factory=ShiftSection)
 
 
 class LinkSection(Section):

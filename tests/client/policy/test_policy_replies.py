@@ -1,4 +1,4 @@
-"""What leaves a client that has a policy: measured, logged before it leaves, and nothing else beside it."""
+"""What leaves a client with a policy is checked and logged before it leaves, and nothing else leaves."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_nothing_leaves_without_a_line_in_the_log(site: Site, monkeypatch: pytes
         host.work(instruction(content_of(RUN), TRAIN))
 
 
-def test_the_log_does_not_grow_with_a_server_that_goes_on_asking(
+def test_the_log_does_not_grow_with_a_server_that_keeps_asking(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "MOST_REFUSALS", 5)
@@ -92,7 +92,7 @@ def test_the_log_does_not_grow_with_a_server_that_goes_on_asking(
     assert [line["refusals"] for line in site.log(outcome="refused")] == [1, 2, 3, 4, 5]
 
 
-def test_an_audit_log_alone_refuses_nothing_and_changes_no_reply(site: Site) -> None:
+def test_an_audit_log_without_a_policy_refuses_and_changes_nothing(site: Site) -> None:
     plain = replace(site, policy=None)
     bare = AppHost(plain.config, app)
     bare.prepare(welcome(RUN, "bare"))
@@ -103,8 +103,8 @@ def test_an_audit_log_alone_refuses_nothing_and_changes_no_reply(site: Site) -> 
     assert plain.log(outcome="sent")[0]["sha256"] == wanted["sha256"]
 
 
-class Sly:
-    """A host that answers with something else than it was asked for: what leaves is judged by what it is."""
+class DishonestHost:
+    """A host that answers something else than it was asked."""
 
     def __init__(self, answer: Callable[[Message], RecordDict]) -> None:
         self._answer = answer
@@ -119,7 +119,7 @@ class Sly:
         pass
 
 
-def test_a_reply_is_measured(site: Site) -> None:
+def test_a_reply_is_judged_by_its_content(site: Site) -> None:
     """Sums of one example, of some of a class, of too few classes; updates of few examples or steps."""
     honest = attending(site)
     sums = honest.work(instruction(content_of(RUN), MEMORY)).content
@@ -137,7 +137,7 @@ def test_a_reply_is_measured(site: Site) -> None:
         return copy
 
     rules = open_but(floor={"sum_examples": 2, "classes": 2, "steps": 3, "batch": 8}, allow={"subsets": False})
-    held = Sly(lambda _: sums).prepare(pb.Welcome())
+    held = DishonestHost(lambda _: sums).prepare(pb.Welcome())
 
     def codes(kind: str, content: RecordDict) -> set[str]:
         return {code for code, _ in objections.to_reply(rules, kind, content, held)}
@@ -150,14 +150,16 @@ def test_a_reply_is_measured(site: Site) -> None:
     assert codes(TRAIN, altered(update, metrics={"num-examples": 44})) == {"examples"}
     assert codes(TRAIN, altered(update, metrics={"steps": 2})) == {"steps"}
     owner = Owner(rules, Ledger(site.folder / "sly"), site.data, 0.1)
-    guard = Guard(Sly(lambda _: altered(sums, counts=[27, 1])), Audit(site.folder / "audit.jsonl"), owner)
+    guard = Guard(
+        DishonestHost(lambda _: altered(sums, counts=[27, 1])), Audit(site.folder / "audit.jsonl"), owner
+    )
     guard.prepare(welcome(RUN, "sly"))
     with pytest.raises(OwnerRefusalError, match="sum"):
         guard.work(instruction(content_of(RUN), MEMORY))
     assert site.log(run_id="sly", outcome="sent") == []
 
 
-def test_progress_tells_the_loss_of_no_batch(site: Site) -> None:
+def test_progress_does_not_reveal_the_loss_of_a_batch(site: Site) -> None:
     def reported() -> list[LocalProgress]:
         steps: list[LocalProgress] = []
         CURRENT.set(Hooks(report=steps.append))
@@ -174,7 +176,7 @@ def test_progress_tells_the_loss_of_no_batch(site: Site) -> None:
     assert all(step.loss > 0 for step in reported())
 
 
-def test_a_round_is_trained_from_one_model(site: Site) -> None:
+def test_a_round_trains_from_one_model_only(site: Site) -> None:
     host = attending(site)
     host.work(instruction(content_of(RUN), TRAIN))
     host.work(instruction(content_of(RUN), TRAIN))  # as after a restart of the server
@@ -186,14 +188,14 @@ def test_a_round_is_trained_from_one_model(site: Site) -> None:
         host.work(instruction(content_of(RUN, RUN.all_rounds + 1), TRAIN))
 
 
-def test_what_a_server_is_told_depends_on_nothing_but_the_code() -> None:
+def test_what_a_server_is_told_depends_on_the_code_only() -> None:
     for code, sentence in SENTENCES.items():
         error = OwnerRefusalError(code, "17 examples of class 'hiv-positive'")
         assert failure_of(error) == (policy.REFUSED, f"{code}: {sentence}")
         assert "hiv" not in str(error)
 
 
-def test_one_instruction_leaves_nothing_behind_for_the_next(site: Site) -> None:
+def test_one_instruction_does_not_affect_the_next(site: Site) -> None:
     hooks = Hooks()
     CURRENT.set(hooks)
     host = attending(site)

@@ -52,7 +52,7 @@ def test_every_batch_is_trained_on_once_and_a_shape_that_comes_again_is_captured
 
 
 def test_a_task_that_draws_in_its_loss_is_not_captured() -> None:
-    """What was drawn while a step is captured would be drawn again at every replay."""
+    """What is drawn while a step is captured would be repeated at every replay."""
     run = fewshot_run.config()
     guide = fewshot_run.guide(run)
     turning = guide.method.model_copy(update={"virtual_share": 0.5})

@@ -122,7 +122,7 @@ def test_a_client_cannot_change_the_memory_of_other_classes() -> None:
 
     from fednc.common.errors import ProtocolError
     from fednc.common.wire.messages import EXAMPLES, METRICS, SUMS, sums_record
-    from fednc.server.rounds.checked import sums_in
+    from fednc.server.rounds.reply_contents import sums_in
 
     task = tasks.get(config())
     sums = ClassSums.zeros(12, task.memory_dim)
