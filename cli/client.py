@@ -49,6 +49,14 @@ MinSumExamples = Annotated[
         help="Send no class sum over fewer examples; a run can ask for more than this, not for less.",
     ),
 ]
+AllowTask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-task",
+        metavar="NAME",
+        help="Run this task only; may be given several times. Default: every installed task (`fednc plugins`).",
+    ),
+]
 Once = Annotated[bool, typer.Option("--once", help="Leave after one run instead of waiting for the next.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads for training; 0: PyTorch's default.")]
 MaxHours = Annotated[
@@ -86,6 +94,16 @@ AuditFile = Annotated[
         metavar="FILE",
         help="Append a line to FILE for each reply that is sent and each refusal: time, run, kind, bytes, sha256. "
         "Default with --policy: audit.jsonl in its state folder.",
+    ),
+]
+StateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        metavar="DIR",
+        help="Keep here what this client must remember from round to round if it is to survive a restart: layers "
+        "that a task never sends, control variates, what rounding took from updates. Without it, a restarted "
+        "client starts these afresh.",
     ),
 ]
 StopS = Annotated[
@@ -131,6 +149,7 @@ def command(
     device: Device = "auto",
     val_share: ValShare = 0.1,
     min_sum_examples: MinSumExamples = 0,
+    allow_task: AllowTask = None,
     once: Once = False,
     threads: Threads = 0,
     max_hours: MaxHours = 0,
@@ -138,6 +157,7 @@ def command(
     dry_run: DryRun = False,
     policy: PolicyFile = None,
     audit: AuditFile = None,
+    state: StateDir = None,
     no_proxy: NoProxy = False,
     stop_s: StopS = 10.0,
     max_download_gib: MaxDownloadGib = 4,
@@ -147,7 +167,7 @@ def command(
 
     Waits for a server that is not up yet, reconnects after broken connections, and waits for the next run unless
     --once. The server's run file decides what is trained; only tasks and methods that are installed here can run,
-    as no code is sent. Ctrl-C leaves.
+    as no code is sent. --allow-task narrows that to the tasks it names. Ctrl-C leaves.
 
     SIGUSR1 pauses: work stops at its next batch and the server sends no more; SIGUSR2 continues. A round waits no
     longer for a paused client than for any other. --json goes with --dry-run.
@@ -192,7 +212,9 @@ def command(
     else:
         spec = with_options(data, class_names, columns) if data else ""
         owner = read_owner(policy, spec, val_share)
-        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner)
+        kept = "" if dry_run or state is None else str(state)
+        allowed = _allowed(allow_task or [])
+        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner, kept, allowed)
     admit = DownloadBounds(max_download_gib, min_free_gib).admit
     config = LinkConfig(
         server=server, name=name, credentials=credentials, once=once, direct=no_proxy, admit=admit, **traits
@@ -233,6 +255,18 @@ async def _attend(config: LinkConfig, host: Host, max_hours: float, early: list[
     return await (attend_for(link, max_hours) if max_hours else link.run())
 
 
+def _allowed(names: list[str]) -> tuple[str, ...]:
+    """The tasks that --allow-task names, each once. Raises ConfigError where one cannot be used here."""
+    from fednc.common.tasks.discovery import task_class
+
+    for name in names:
+        try:
+            task_class(name)
+        except ConfigError as e:
+            raise ConfigError(f"--allow-task {name[:80]}: {e}") from e
+    return tuple(dict.fromkeys(names))
+
+
 def _own_app(
     name: str,
     data: str,
@@ -241,6 +275,8 @@ def _own_app(
     val_share: float,
     least: int,
     owner: Owner | None,
+    state: str,
+    allowed: tuple[str, ...],
 ) -> tuple[Host, dict[str, Any]]:
     """The host of fednc's own app, and what to tell the server of it."""
     from fednc.client.app.flower_app import app
@@ -251,12 +287,20 @@ def _own_app(
     if not data:
         raise ConfigError("no data: give --data, e.g. --data digits or --data npz:PATH")
     wanted = pb.Part(index=part[0], of=part[1]) if part else None
-    config = ClientConfig(name=name, data=data, device=device, val_share=val_share, min_sum_examples=least)
+    config = ClientConfig(
+        name=name,
+        data=data,
+        device=device,
+        val_share=val_share,
+        min_sum_examples=least,
+        state=state,
+        allowed_tasks=allowed,
+    )
     config = owner.bind(config) if owner else config
     host = AppHost(config, app)
     return host, {
         "part": wanted,
-        "tasks": versions.installed_tasks(),
+        "tasks": versions.installed_tasks(allowed),
         "methods": versions.installed_methods(),
     }
 

@@ -213,7 +213,7 @@ def test_the_help_explains_and_a_foreign_app_has_no_policy(tmp_path: Path) -> No
     arguments = ["client", "--server", "127.0.0.1:1", "--app", str(tmp_path / "app"), "--policy", str(STRICT)]
     refused = runner.invoke(command, arguments)
     assert refused.exit_code == ConfigError.exit_code
-    assert "can only judge fednc's own messages" in refused.output
+    assert "not those of --app" in refused.output
 
 
 def test_the_page_lists_every_key_with_its_default_and_every_code() -> None:
