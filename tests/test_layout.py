@@ -45,6 +45,7 @@ ROOMS = {
         "learning",
         "config",
         "security",
+        "wire/protocol.py",  # constants and helpers for text from peers, which every room uses
         "",
     ],
 }
@@ -82,9 +83,11 @@ def files_of(modules: set[str]) -> set[Path]:
 
 
 def room_of(path: Path) -> str:
-    """The room of a file; one in the floor's own folder is its own room if it has a place in `ROOMS`."""
+    """The room of a file: itself if `ROOMS` names it, else its folder; "" in the floor's own folder."""
     floor, *parts = path.relative_to(ROOT).parts
-    return parts[0] if len(parts) > 1 or parts[0] in ROOMS.get(floor, ()) else ""
+    if "/".join(parts) in ROOMS.get(floor, ()):
+        return "/".join(parts)
+    return parts[0] if len(parts) > 1 else ""
 
 
 def upward() -> Iterator[tuple[str, str]]:
