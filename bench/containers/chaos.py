@@ -1,7 +1,7 @@
 """Kill processes of containers in mid-round: `python -m fednc.bench.containers.chaos FOLDER --kill NAME@N`.
 
-Follows the server's events and strikes with SIGKILL shortly after the N-th round, when the next one is under way.
-Run by deploy/compose.chaos.yml; `verify.py` checks that it was felt.
+Follows the server's events and sends SIGKILL shortly after round N, when the next round is running. Used by
+deploy/compose.chaos.yml; `verify.py` checks that the server noticed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fednc.common.waiting import Deadline, wait_until
 from fednc.server.storage.events import Event, RoundCompleted, RunDone, event_of
 
 _POLL_S = 0.02
-_INTO_ROUND_S = 0.4  # clients train by then, and no round is that short
+_INTO_ROUND_S = 0.4  # clients are training by then; no round is shorter
 
 
 def follow(path: Path) -> Iterator[Event]:
@@ -46,10 +46,12 @@ def strike(name: str) -> None:
 
 
 def main() -> int:
-    """Strike as asked; 1 when the run was over first."""
+    """Kill as the command line says. Exit code 1 if the run ended before."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the run")
-    parser.add_argument("--kill", action="append", required=True, metavar="NAME@N", help="whom, after which round")
+    parser.add_argument(
+        "--kill", action="append", required=True, metavar="NAME@N", help="node to kill, and the round after which"
+    )
     args = parser.parse_args()
     plan = {int(after): name for name, _, after in (text.partition("@") for text in args.kill)}
     for event in follow(args.folder / "events.jsonl"):
@@ -59,7 +61,7 @@ def main() -> int:
             strike(name)
             sys.stdout.write(f"killed {name} in round {event.record.round + 1}\n")
     for after, name in plan.items():
-        sys.stdout.write(f"FAILED: {name} was to be killed after round {after}, which never came\n")
+        sys.stdout.write(f"FAILED: the run ended before round {after}, after which {name} was to be killed\n")
     return 1 if plan else 0
 
 

@@ -1,7 +1,7 @@
 """Check a federation in containers from outside: `python -m fednc.bench.containers.verify RUN.toml FOLDER ...`.
 
-Run by the `verify` service of docker-compose.yml. Prints each check; exit code 0 only if all hold. Looks at the
-machine, at the door and at the records; has no credential of its own.
+The `verify` service of docker-compose.yml runs it. Prints each check; the exit code is 0 only if all of them pass.
+Checks processes, access and the files of the run, without any credential.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ DOOR_TRIED = Path(tempfile.gettempdir()) / "door-tried"  # the healthcheck that 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What the run should be."""
+    """What to check."""
 
     run: RunConfig
     folder: Path
     server: str
     clients: tuple[str, ...]
-    data: str  # of the reference run; empty: no such run
+    data: str  # of the reference run in one process; empty: none
     lost: str  # NAME@N: this client was killed in the round after the N-th
     resumed: int  # the server was killed in the round after this one; 0: it was not
     deadline: Deadline  # for the run to end
 
 
 def check_all(expected: Expected, report: Callable[[str], None]) -> bool:
-    """Make every check and report each; whether all of them hold."""
+    """Make every check and report it. Returns whether all of them pass."""
     fine = [_check(title, check, report) for title, check in _door_checks(expected.server).items()]
     DOOR_TRIED.touch()
     fine += [_check(title, check, report) for title, check in _run_checks(expected).items()]
@@ -46,7 +46,7 @@ def check_all(expected: Expected, report: Callable[[str], None]) -> bool:
 
 
 def titles(clients: Sequence[str], *, lost: str = "", resumed: int = 0) -> set[str]:
-    """What is checked in a stack of these clients."""
+    """The names of the checks for these clients."""
     expected = Expected(
         run=RunConfig(),
         folder=Path(),
@@ -101,7 +101,7 @@ def _run_checks(expected: Expected) -> dict[str, Callable[[], str]]:
 
 
 def confined(process: Process) -> str:
-    """What a process may do: nothing. Raises ValueError for one with any privilege."""
+    """A process has no privilege. Raises ValueError if it has any."""
     if 0 in process.uids or process.capabilities or process.may_gain:
         raise ValueError(
             f"process {process.pid} has user ids {sorted(process.uids)}, capabilities {process.capabilities:#x}, "
@@ -114,17 +114,19 @@ def main() -> int:
     """Check what the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_file", type=Path)
-    parser.add_argument("folder", type=Path, help="folder of the run, there or not yet")
+    parser.add_argument("folder", type=Path, help="folder of the run; it may not exist yet")
     parser.add_argument("--server", required=True, metavar="HOST:PORT")
     parser.add_argument(
-        "--clients", required=True, metavar="A,B,...", help="names; the I-th has part I of the split"
+        "--clients", required=True, metavar="A,B,...", help="names; client I has part I of the split"
     )
     parser.add_argument(
-        "--data", default="", metavar="SPEC", help="clients' data; without it the model is not checked"
+        "--data", default="", metavar="SPEC", help="data of the clients; without it the model is not checked"
     )
-    parser.add_argument("--lost", default="", metavar="NAME@N", help="client killed in the round after the N-th")
     parser.add_argument(
-        "--resumed", default=0, type=int, metavar="N", help="server killed in the round after the N-th"
+        "--lost", default="", metavar="NAME@N", help="client that was killed in the round after round N"
+    )
+    parser.add_argument(
+        "--resumed", default=0, type=int, metavar="N", help="the server was killed in the round after round N"
     )
     parser.add_argument("--patience-s", default=300.0, type=float, help="seconds for the run to end")
     args = parser.parse_args()

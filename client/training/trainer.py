@@ -34,7 +34,6 @@ class LocalResult:
 
     examples: int
     steps: int
-    seconds: float
     losses: dict[str, float]
 
 
@@ -151,7 +150,7 @@ class _Meter:
         now = time.monotonic()
         losses = {name: float(value) / self._examples for name, value in self._sums.items()}
         self._hooks.report(self._step(losses.get("loss", 0.0), now))
-        return LocalResult(self._examples, self._steps, now - self._started, losses)
+        return LocalResult(self._examples, self._steps, losses)
 
 
 def class_sums(

@@ -1,7 +1,7 @@
 """Which class has which vertex of the frame: names in the order in which they came, never moved, never removed.
 
-Made from the run file by the task and grown by class sessions; kept in checkpoints, so that a restarted server goes
-on with the same vertices. Must not know data: whoever reads labels maps them by name.
+Made from the run file by the task and grown by class sessions; kept in checkpoints, so that a restarted server
+goes on with the same vertices. Must not know data: whoever reads labels maps them by name.
 """
 
 from __future__ import annotations

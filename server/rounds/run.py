@@ -248,7 +248,7 @@ class RoundLoop:
     def drive(self) -> None:
         """All rounds that are left, or those before an operator stops the run. Raises QuorumError."""
         prepared = self._prepared
-        self._control.judge_by(prepared.history.primary)
+        self._control.begin(prepared.history.primary)
         self._strategy.summary()
         if self._around.returning:
             self._clients.for_returning()
