@@ -19,6 +19,7 @@ from fednc.common.errors import DivergedError, RunFailedError
 from fednc.common.methods import registry
 from fednc.common.methods.api import Method, NoOptions, ServerRound
 from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.wire import records
 from fednc.common.wire.messages import TRAIN
 from fednc.server.rounds.context import Surroundings
@@ -117,6 +118,15 @@ def test_running_statistics_are_averaged_and_parameters_are_stepped(name: str, t
     assert {stepped[key].dtype for key in buffers} == {plain[key].dtype for key in buffers}
     moved = [key for key, value in params.items() if not torch.equal(value, stepped[key])]
     assert moved if name != "fedavgm" else True, "the first step of momentum is that of fedavg"
+
+
+def test_what_a_task_aggregates_in_another_way_is_not_stepped() -> None:
+    task = tasks.get(config(method={"name": "fedadam"}))
+    model = task.build_model()
+    every = task.stepped_keys(model)
+    for key, kind in zip(sorted(every), [kind for kind in Aggregation if kind != Aggregation.MEAN], strict=False):
+        task.aggregation = lambda name, key=key, kind=kind: kind if name == key else Aggregation.MEAN
+        assert task.stepped_keys(model) == every - {key}
 
 
 @pytest.mark.parametrize("robust", ["clip", "trim"])
