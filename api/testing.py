@@ -16,7 +16,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +31,7 @@ from fednc.common.plugins import TASKS
 from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Batch, Task, TaskData, add_stats
 from fednc.common.tasks.metrics import Stats
+from fednc.common.tasks.round_guide import guide_at
 from fednc.common.wire import arrays
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
@@ -260,7 +261,8 @@ class TaskContract:
         _must(data.examples >= 4, f"{cls.data}: {data.examples} examples are too few to test with")
         model = prepared.task.build_model()
         model.load_state_dict(prepared.state.model, strict=False)
-        guide = replace(prepared.strategy.guide_at(1), count_K=data.count_K)
+        memory = prepared.state.memory
+        guide = guide_at(prepared.task, prepared.frame.etf_KD, memory, 1, count_K=data.count_K)
         return Case(run, prepared.task, data, model, guide)
 
     @classmethod

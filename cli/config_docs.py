@@ -43,9 +43,9 @@ def sections(
     """(dotted name, class) of every table of the run file, the file itself first, as ""; `[x]` may repeat.
 
     Args:
-        splits: the classes of `[split]` whose tables are listed too; none given: those of all installed tasks.
+        splits: the classes of `[split]` whose tables are listed too; none given: those of all built-in tasks.
     """
-    splits = splits or [task.Split for task in installed().values()]
+    splits = splits or [task.Split for task in built_in().values()]
     yield path, model
     inner = _tables(model)
     for split in splits if model is SplitSection else ():
