@@ -96,6 +96,16 @@ AuditFile = Annotated[
         "Default with --policy: audit.jsonl in its state folder.",
     ),
 ]
+StateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        metavar="DIR",
+        help="Keep here what this client must remember from round to round if it is to survive a restart: layers "
+        "that a task never sends, control variates, what rounding took from updates. Without it, a restarted "
+        "client starts these afresh.",
+    ),
+]
 StopS = Annotated[
     float,
     typer.Option(
@@ -147,6 +157,7 @@ def command(
     dry_run: DryRun = False,
     policy: PolicyFile = None,
     audit: AuditFile = None,
+    state: StateDir = None,
     no_proxy: NoProxy = False,
     stop_s: StopS = 10.0,
     max_download_gib: MaxDownloadGib = 4,
@@ -201,8 +212,9 @@ def command(
     else:
         spec = with_options(data, class_names, columns) if data else ""
         owner = read_owner(policy, spec, val_share)
+        kept = "" if dry_run or state is None else str(state)
         allowed = _allowed(allow_task or [])
-        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner, allowed)
+        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner, kept, allowed)
     admit = DownloadBounds(max_download_gib, min_free_gib).admit
     config = LinkConfig(
         server=server, name=name, credentials=credentials, once=once, direct=no_proxy, admit=admit, **traits
@@ -263,6 +275,7 @@ def _own_app(
     val_share: float,
     least: int,
     owner: Owner | None,
+    state: str,
     allowed: tuple[str, ...],
 ) -> tuple[Host, dict[str, Any]]:
     """The host of fednc's own app, and what to tell the server of it."""
@@ -280,6 +293,7 @@ def _own_app(
         device=device,
         val_share=val_share,
         min_sum_examples=least,
+        state=state,
         allowed_tasks=allowed,
     )
     config = owner.bind(config) if owner else config

@@ -1,4 +1,4 @@
-"""docs/deploy.md and the systemd units say what the code does: exit codes, options, keys, states, metrics."""
+"""docs/deploy.md and the systemd units match the code: exit codes, options, keys, states, metrics."""
 
 from __future__ import annotations
 

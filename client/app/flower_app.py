@@ -6,7 +6,9 @@ in `client/training/round_state.py` (remembered from round to round).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -18,15 +20,17 @@ from fednc.client.app.resident_run import Resident, check_allowed, resident
 from fednc.client.app.withheld_sums import fitting_batch, sendable
 from fednc.client.link.work_hooks import CURRENT
 from fednc.client.training import trainer
-from fednc.client.training.round_state import Past
+from fednc.client.training.round_state import KEPT, Past
 from fednc.common import seeds, versions
 from fednc.common.config.run import RunConfig, parse_run_json
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.memory_controls import with_own_means
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods import registry
 from fednc.common.methods.api import Addition, LocalRound
 from fednc.common.tasks import evaluation
+from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import TaskData
 from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.stages import Stage
@@ -38,6 +42,7 @@ from fednc.common.wire.messages import (
     HELD_OUT,
     METRICS,
     MODEL,
+    OWNED,
     STATS,
     SUMS,
     Instruction,
@@ -53,17 +58,23 @@ def train(message: Message, context: Context) -> Message:
     order, here, stage = _prepare(message, context)
     mine, _ = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
-    global_state = _load_model(message, here)
+    past = _past(context, order.server_round)
+    global_state = _load_model(message, here, past)
     if here.run.method.trains_with_memory and guide.memory_ramp > 0:
         guide = _own(guide, here, mine)
     keys = here.task.trained_keys(here.model, stage)
-    past = Past(context.state, order.server_round)
     section = stage.train
     batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
     if batch != section.batch:
         section = section.model_copy(update={"batch": batch})
-    start = LocalRound(model=here.model, received=messages.extra_of(message.content), state=past, train=section)
-    added = [one for part in here.run.method.parts if (one := part.local(start)) is not None]
+    start = LocalRound(
+        model=here.model,
+        stepped=here.task.stepped_keys(here.model),
+        received=messages.extra_of(message.content),
+        state=past,
+        train=section,
+    )
+    added = [one for part in registry.parts(here.run.method) if (one := part.local(start)) is not None]
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
     result = trainer.train(
         here.task,
@@ -84,7 +95,9 @@ def train(message: Message, context: Context) -> Message:
         content[EXTRA] = arrays.to_record(news)
     if order.wants_sums:
         content[SUMS] = messages.sums_record(_sendable_sums(here, mine, stage, "local"))
-    metrics = {f"loss/{name}": value for name, value in result.losses.items()}
+    metrics: dict[str, float] = {f"loss/{name}": value for name, value in result.losses.items()}
+    metrics |= _owned(here, keys, mine)
+    _keep(here, past)
     content[METRICS] = MetricRecord({EXAMPLES: mine.examples, "steps": result.steps, **metrics})
     return Message(content, reply_to=message)
 
@@ -92,8 +105,8 @@ def train(message: Message, context: Context) -> Message:
 @app.query("memory")
 def memory(message: Message, context: Context) -> Message:
     """Reply with the class sums of the global model's features over this client's training data."""
-    _, here, stage = _prepare(message, context)
-    _load_model(message, here)
+    order, here, stage = _prepare(message, context)
+    _load_model(message, here, _past(context, order.server_round + 1))
     mine, _ = here.at(stage)
     content = RecordDict({SUMS: messages.sums_record(_sendable_sums(here, mine, stage, "global"))})
     content[METRICS] = MetricRecord({EXAMPLES: mine.examples})
@@ -134,7 +147,7 @@ def evaluate(message: Message, context: Context) -> Message:
     order, here, stage = _prepare(message, context)
     mine, held_out = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
-    _load_model(message, here)
+    _load_model(message, here, _past(context, order.server_round + 1))
     if here.run.method.uses_memory:
         guide = _own(guide, here, mine)
     batch, check = here.run.evaluate.batch, CURRENT.get().check
@@ -171,7 +184,7 @@ def _initialisation(message: Message, context: Context) -> ClientInitialisation:
     order, here, stage = _prepare(message, context)
     mine, _ = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
-    _load_model(message, here)
+    _load_model(message, here, _past(context, order.server_round))
     return ClientInitialisation(here, mine, guide, CURRENT.get())
 
 
@@ -180,14 +193,36 @@ def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) 
     return guide_at(here.task, etf_KD, memory, server_round, count_K=mine.count_K)
 
 
-def _load_model(message: Message, here: Resident) -> dict[str, Tensor]:
+def _past(context: Context, before_round: int) -> Past:
+    """What this client remembers of rounds before that one."""
+    settings = context.node_config
+    place = str(settings.get("state", ""))
+    who = hashlib.sha256(str(settings.get("name", context.node_id)).encode()).hexdigest()[:16]
+    return Past(context.state, before_round, Path(place) / f"{context.run_id}-{who}" if place else None)
+
+
+def _keep(here: Resident, past: Past) -> None:
+    """Remember the tensors that stay on this client."""
+    if here.local:
+        state = here.model.state_dict()
+        past.write(KEPT, {key: state[key].cpu() for key in here.local})
+
+
+def _owned(here: Resident, keys: list[str], mine: TaskData) -> dict[str, int]:
+    """For the reply: examples that trained each tensor which is averaged over its owners."""
+    by_owner = [key for key in keys if here.task.aggregation(key) == Aggregation.OWNERS]
+    owned = here.task.owned(mine) if by_owner else {}
+    return {f"{OWNED}/{key}": owned[key] for key in by_owner if owned.get(key)}
+
+
+def _load_model(message: Message, here: Resident, past: Past) -> dict[str, Tensor]:
     record = record_of(message.content, MODEL, ArrayRecord)
     state = arrays.from_record(record) if record else {}
     expected = here.task.shared_keys(here.model)
     if list(state) != expected:
         odd = sorted(set(state) ^ set(expected))[:5]
         raise ProtocolError(f"the server's model is not of this task: its keys differ, for instance {odd}")
-    here.model.load_state_dict(state, strict=False)
+    here.model.load_state_dict({**here.local, **past.read(KEPT), **state}, strict=False)
     return state
 
 

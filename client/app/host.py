@@ -23,6 +23,7 @@ class ClientConfig:
         allowed_tasks: names of the tasks that it runs; empty: all that are installed.
         min_sum_examples: the least examples in a class sum that it sends; a run can raise this, not lower it.
         min_batch: the least examples in a batch, the last of an epoch included.
+        state: folder for what must survive a restart of the client; empty: nothing survives one.
         secret: if set, the held-out examples and the order of batches derive from it, so that no server knows or
             chooses them.
     """
@@ -35,6 +36,7 @@ class ClientConfig:
     min_sum_examples: int = 0
     min_batch: int = 0
     secret: str = ""
+    state: str = ""
 
 
 class AppHost:
@@ -67,6 +69,7 @@ class AppHost:
             "min-sum-examples": self._config.min_sum_examples,
             "min-batch": self._config.min_batch,
             "secret": self._config.secret,
+            "state": self._config.state,
         }
         if welcome.HasField("part"):
             settings |= {"partition-id": welcome.part.index, "num-partitions": welcome.part.of}

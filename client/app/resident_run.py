@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from flwr.app import Context
-from torch import nn
+from torch import Tensor, nn
 
 from fednc.common import seeds
 from fednc.common.config.run import RunConfig
@@ -34,7 +34,8 @@ class Resident:
         node: its random streams derive from this and the run's seed. subset_seed: decides which examples are held
         out and drawn; the run's seed, unless the owner has a secret. min_sum_examples: class sums over fewer
         examples are not sent; the run's floor, or the client's if stricter. min_batch: the least examples in a
-        batch. told: by stage, the classes of which the log says that their sums are not sent.
+        batch. told: by stage, the classes of which the log says that their sums are not sent. local: the tensors
+        of the model that never leave this client, as they were drawn.
     """
 
     run: RunConfig
@@ -48,6 +49,7 @@ class Resident:
     subset_seed: int = 0
     min_batch: int = 0
     told: dict[int, set[str]] = field(default_factory=dict)
+    local: dict[str, Tensor] = field(default_factory=dict)
     _stages: dict[int, tuple[TaskData, TaskData]] = field(default_factory=dict)
 
     def at(self, stage: Stage) -> tuple[TaskData, TaskData]:
@@ -128,10 +130,15 @@ def _load(context: Context, run: RunConfig) -> Resident:
     share = float(settings.get("val-share", 0.1))
     subset_seed = 0 if settings.get("secret") else run.seed  # `node` contains the secret
     train, held_out = data.hold_out(share, seeds.derive(subset_seed, "hold-out", node))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(run.seed, "model"))  # what stays here begins alike on all clients
+        model = task.build_model()
+    shared = set(task.shared_keys(model))
     return Resident(
         run=run,
         task=task,
-        model=task.build_model().to(device),
+        model=model.to(device),
+        local={key: value.clone() for key, value in model.state_dict().items() if key not in shared},
         train=train.to(device),
         held_out=held_out.to(device),
         device=device,

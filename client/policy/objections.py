@@ -15,6 +15,7 @@ from fednc.client.app.withheld_sums import fitting_batch
 from fednc.client.policy.rules import Policy
 from fednc.common.config.run import RunConfig
 from fednc.common.initialise import messages
+from fednc.common.methods import registry
 from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import EVALUATE, EXAMPLES, HELLO, MEMORY, METRICS, SUMS, TRAIN, Instruction
 from fednc.common.wire.records import record_of
@@ -55,7 +56,9 @@ def _to_rates(policy: Policy, run: RunConfig) -> Iterator[Objection]:
     if policy.ceiling.lr and lr > policy.ceiling.lr:
         yield Objection("rate", f"a learning rate of {lr:g}; ceiling.lr = {policy.ceiling.lr:g}")
     forgetting = (
-        lr / (1 - run.train.momentum) * (run.train.weight_decay + sum(part.pull for part in run.method.parts))
+        lr
+        / (1 - run.train.momentum)
+        * (run.train.weight_decay + sum(part.pull for part in registry.parts(run.method)))
     )
     if policy.ceiling.forgetting and forgetting > policy.ceiling.forgetting:
         yield Objection(

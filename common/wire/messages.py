@@ -8,7 +8,7 @@ Server and client build and read them through this page only, so that neither kn
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -27,6 +27,7 @@ SUMS, STATS, METRICS = "sums", "stats", "metrics"
 HELLO, MEMORY = "query.hello", "query.memory"
 TRAIN, EVALUATE = "train", "evaluate"
 EXAMPLES, HELD_OUT, CLASS_COUNTS = "num-examples", "held-out", "class-counts"
+OWNED = "owned"  # before the key of a tensor: examples that trained it
 MAX_LOSS = 2.0**128  # beyond float32; the sum over all examples of a federation stays finite
 MAX_EXAMPLES = 1 << 32  # per client; the fold's precision is shared out over all that are announced
 
@@ -139,6 +140,26 @@ def examples_of(content: RecordDict) -> int:
     if not isinstance(value, int) or not 0 <= value <= MAX_EXAMPLES:
         raise ProtocolError(f"the reply declares {value!r:.80} examples, expected 0 to {MAX_EXAMPLES}")
     return value
+
+
+def owned_of(content: RecordDict, keys: Collection[str], counted: int) -> dict[str, int]:
+    """Weights of the tensors among `keys` that a client trained; a reply that counts for less is scaled down.
+
+    Args:
+        counted: examples that the client counts for, of those that it declares.
+
+    Raises:
+        ProtocolError: weights beyond the examples that the reply declares.
+    """
+    metrics, examples = record_of(content, METRICS, MetricRecord) or MetricRecord(), examples_of(content)
+    found = {}
+    for key in sorted(keys):
+        weight = metrics.get(f"{OWNED}/{key}", 0)
+        if not isinstance(weight, int) or not 0 <= weight <= examples:
+            raise ProtocolError(f"tensor {key!r}: trained with {weight!r:.40} of {examples} examples")
+        if weight:
+            found[key] = -(-weight * min(counted, examples) // examples)  # rounded up
+    return found
 
 
 def loss_of(content: RecordDict) -> float:

@@ -70,7 +70,7 @@ class FrameStrategy(Strategy):
         self._held_out: dict[int, int] = {}  # the same of its held-out examples
         self._record = RoundRecord(round=0)
         self._local = self._pool_of_sums("local")
-        self._fold = Fold(state.folded, state.extra)  # its memory serves every round of a stage
+        self._fold = Fold(state.folded, state.extra, task.aggregation)  # its memory serves every round of a stage
 
     # ---- Flower's interface --------------------------------------------------------------------------------
 
@@ -202,7 +202,8 @@ class FrameStrategy(Strategy):
             task: made from it.
         """
         self.run, self.task = run, task
-        self.stage, self._fold = stage, Fold(self.state.folded, self.state.extra)
+        self.stage = stage
+        self._fold = Fold(self.state.folded, self.state.extra, task.aggregation)
         self.clients.enter(is_first=stage.is_first)
 
     def holders(self, grid: Grid) -> list[int]:
@@ -332,11 +333,12 @@ class FrameStrategy(Strategy):
         weight = min(self._examples_in(content, node), self._weights[node])
         sums = self._checked_sums(content, node, self._weights) if exchange.SUMS in content else None
         update, loss = exchange.update_of(content), exchange.loss_of(content)
+        owned = exchange.owned_of(content, self._fold.by_owner, counted=weight) if self._fold.by_owner else None
         if not weight:
             return 0.0
         fault_injection.at("server.fold")
         started = time.monotonic()
-        mean.add(node, update, weight)
+        mean.add(node, update, weight, owned)
         self.fold_s += time.monotonic() - started
         self._counted[node] = weight
         if sums is not None:

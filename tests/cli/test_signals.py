@@ -18,7 +18,7 @@ from support.command_processes import ends, fednc, port_of, wait_for, write_run
 from support.local_servers import attending, is_ready, serving, until
 from support.working_nodes import hand_out, node_of
 
-# As of a network share that has gone away: the thread that reads it comes back too late.
+# Like a network share that has gone away: the thread that reads it returns too late.
 STUCK = {"FEDNC_TESTING": "1", "FEDNC_FAULT": "data.read:1:delay_ms=60000"}
 
 
@@ -26,7 +26,7 @@ def test_a_server_ends_in_time_while_its_test_data_never_arrive(tmp_path: Path) 
     run = write_run(tmp_path)
     process = fednc("server", run, "--folder", "r", "--test-data", "digits", cwd=tmp_path, env=STUCK)
     wait_for(lambda: (tmp_path / "r" / "lock").exists())
-    time.sleep(2)  # it is past its imports then; were it not, it would end sooner still
+    time.sleep(2)  # its imports are done by then; if not, it would end even sooner
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     code, said = ends(process, 15)

@@ -1,4 +1,4 @@
-"""A whole run over each grid of our own, for tests that compare them."""
+"""A whole run on each of our grids, for tests that compare them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def in_one_process(
 def over_the_link(
     run: RunConfig, clients: Sequence[ClientConfig], app: App, folder: Path, *, agreed: bool = False
 ) -> RunResult:
-    """A real server on a free port, each client with a real link; `agreed` bounds what they may send."""
+    """A real server on a free port, each client with a real link. `agreed` limits what they may send."""
 
     async def main() -> RunResult:
         prepared = FederatedRun(run, EventLog())
@@ -51,12 +51,12 @@ def over_the_link(
         ports: list[int] = []
 
         def attend(index: int, client: ClientConfig) -> None:
-            part = pb.Part(index=index, of=len(clients))
+            part = pb.Part(index=index, of=len(clients)) if run.split else None
             config = LinkConfig(server=f"127.0.0.1:{ports[0]}", name=client.name, part=part, once=True)
             attending.append(asyncio.create_task(Link(config, AppHost(client, app)).run()))
 
         def work(grid: LinkGrid) -> RunResult:
-            for index, client in enumerate(clients):  # one by one: CPython before 3.11.8 cannot parse in threads
+            for index, client in enumerate(clients):  # one by one: before 3.11.8 CPython cannot parse in threads
                 grid.call(partial(attend, index, client))
                 while len(grid.get_node_ids()) <= index:
                     assert not attending[index].done(), attending[index].exception()

@@ -27,7 +27,7 @@ def test_the_runs_used_last_stay_loaded() -> None:
     assert loaded == many, "each is loaded once"
     use(2, 0)
     use(1, 0)
-    use(3, 0)  # the run used longest ago goes: 2
+    use(3, 0)  # run 2, the least recently used, is dropped
     use(1, 1)
     assert loaded == [*many, (2, 0), (3, 0)]
     use(2, 0)

@@ -98,7 +98,7 @@ def test_each_cause_has_its_own_message(place: Place) -> None:
 
 
 def shifted(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
-    """Certificates are made as if the authority's clock were wrong."""
+    """Make certificates as if the authority's clock were wrong."""
 
     class Clock(datetime):
         @classmethod

@@ -55,7 +55,7 @@ def test_a_paused_client_holds_its_work_and_gets_no_more(place: Place) -> None:
             host.done.set()
             await until(lambda: not batch.replies.empty())
             assert batch.replies.get_nowait().failure is None
-            assert batch.replies.empty()  # handing the work out again on its return changed nothing
+            assert batch.replies.empty()  # sending the work again on its return changed nothing
             server.federation.finish("done", failed=False)
             await asyncio.wait_for(task, 5)
 
@@ -139,7 +139,7 @@ def test_a_dry_run_measures_and_leaves_no_trace(tmp_path: Path, examples_per_bat
             assert found.examples_per_s == pytest.approx(found.batch / found.batch_s)
             assert found.memory_bytes > 10 << 20
             assert json.dumps(found.to_json())
-            # the name and the part are still to be had, and one who is here is not disturbed
+            # name and part are still free, and the connected client is not disturbed
             async with attending(server, "a", None):
                 await until(is_ready(server, "a"))
                 assert node_of(server, "a").part is not None

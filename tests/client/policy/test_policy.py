@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fednc.cli.main import app as command
-from fednc.client.app import resident_run as resident
+from fednc.client.app import resident_run
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost
 from fednc.client.app.withheld_sums import fitting_batch
 from fednc.client.policy import preview
-from fednc.client.policy.guard import Guard
 from fednc.client.policy.ledger import Ledger, data_fingerprint
 from fednc.client.policy.owner import Owner
 from fednc.client.policy.rules import SENTENCES, OwnerRefusalError, Policy, Quota, read_policy
@@ -29,28 +28,10 @@ from fednc.common.errors import ConfigError
 from fednc.common.methods import registry
 from fednc.common.wire.messages import METRICS, TRAIN
 from support.clients_with_policy import STRICT, Site, open_but, strict_but
-from support.hostile.image_server import content_of, hostile_run, instruction, welcome, write_images
+from support.hostile.image_server import content_of, hostile_run, instruction, welcome
 
 RUN = hostile_run(train={"batch": 8})
 A, B = "a" * 64, "b" * 64
-
-
-@pytest.fixture(autouse=True)
-def _every_client_is_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_RESIDENTS", resident.Residents())
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    made = Site(tmp_path / "site", open_but())
-    write_images(made.images, (30, 20))
-    return made
-
-
-def attending(site: Site) -> Guard:
-    host = site.start()
-    host.prepare(welcome(RUN, "run"))
-    return host
 
 
 # ---- the file ------------------------------------------------------------------------------------------------
@@ -154,7 +135,7 @@ def test_data_is_identified_by_content_not_by_path(tmp_path: Path) -> None:
 
 def test_quotas_survive_a_restart_and_count_for_a_copy_of_the_data(site: Site, tmp_path: Path) -> None:
     site.policy = open_but(quota={"queries": 1})
-    host = attending(site)
+    host = site.join(RUN)
     host.work(instruction(content_of(RUN), TRAIN))
     host.leave()
     copy = tmp_path / "copy.npz"
@@ -162,20 +143,20 @@ def test_quotas_survive_a_restart_and_count_for_a_copy_of_the_data(site: Site, t
     moved = replace(site)
     moved.data = f"npz:{copy}"
     with pytest.raises(OwnerRefusalError, match="queries-quota"):
-        attending(moved).work(instruction(content_of(RUN, 2), TRAIN))
+        moved.join(RUN).work(instruction(content_of(RUN, 2), TRAIN))
 
 
 def test_holding_out_another_share_is_refused(site: Site) -> None:
-    attending(site).leave()
+    site.join(RUN).leave()
     with pytest.raises(ConfigError, match=r"--val-share 0\.2: 0\.1 of this data was held out"):
-        attending(replace(site, val_share=0.2))
+        replace(site, val_share=0.2).join(RUN)
 
 
 # ---- which examples ------------------------------------------------------------------------------------------
 
 
 @given(examples=st.integers(1, 500), batch=st.integers(1, 200), least=st.integers(0, 60))
-def test_no_batch_of_an_epoch_is_smaller_than_the_least(examples: int, batch: int, least: int) -> None:
+def test_no_batch_of_an_epoch_is_smaller_than_the_minimum(examples: int, batch: int, least: int) -> None:
     found = fitting_batch(examples, max(batch, least), least)
     assert found >= batch
     last = examples % found
@@ -192,7 +173,7 @@ def trained(host: AppHost, seed: int = 0) -> dict[str, Any]:
     return dict(metrics)
 
 
-def test_a_least_batch_changes_the_steps_and_zero_changes_nothing(site: Site) -> None:
+def test_a_minimum_batch_changes_the_steps_and_zero_changes_nothing(site: Site) -> None:
     steps = [trained(AppHost(replace(site.config, min_batch=least), app))["steps"] for least in (0, 6, 12)]
     assert steps == [4 * 6, 4 * 5, 4 * 3]  # 45 examples: 8 leave 5; 9 leave none; 15 leave none
 
@@ -203,7 +184,7 @@ def test_the_owners_secret_decides_which_examples_are_held_out(site: Site) -> No
         run = RUN.model_copy(update={"seed": seed})
         host.prepare(welcome(run, f"{seed}/{settings}"))
         assert host._context is not None
-        pixels: torch.Tensor = resident.resident(host._context, run).held_out.pixel_NCHW  # type: ignore[attr-defined]
+        pixels: torch.Tensor = resident_run.resident(host._context, run).held_out.pixel_NCHW  # type: ignore[attr-defined]
         return pixels.numpy().tobytes()
 
     assert held_out(1) != held_out(2)
@@ -232,7 +213,7 @@ def test_the_help_explains_and_a_foreign_app_has_no_policy(tmp_path: Path) -> No
     arguments = ["client", "--server", "127.0.0.1:1", "--app", str(tmp_path / "app"), "--policy", str(STRICT)]
     refused = runner.invoke(command, arguments)
     assert refused.exit_code == ConfigError.exit_code
-    assert "cannot judge those of --app" in refused.output
+    assert "not those of --app" in refused.output
 
 
 def test_the_page_lists_every_key_with_its_default_and_every_code() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from fednc.client.app import resident_run as resident
 from fednc.client.policy.rules import OwnerRefusalError, Policy
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
@@ -34,17 +33,12 @@ from support.hostile.image_server import (
 SEEDS = range(60)
 
 
-@pytest.fixture(autouse=True)
-def _every_client_is_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_RESIDENTS", resident.Residents())
-
-
 SUMS = hostile_run()
 GRADIENTS = hostile_run(method={"name": "fedavg"}, init={"kind": "nio-exact", "batch": 1})
 
 
 def site_for_sums(folder: Path, policy: Policy | None) -> tuple[Site, Any]:
-    """Of the 12 images of a class each run holds out one, so sums are over 11, which is not below the floor."""
+    """Each run holds out one of the 12 images of a class, so sums are over 11, which is not below the floor."""
     site = Site(folder, policy, min_sum_examples=10)
     return site, write_images(site.images, (18, 12))[18:]
 
@@ -199,7 +193,7 @@ def test_no_update_is_the_gradient_of_one_batch(hurry: str, tmp_path: Path) -> N
 
 
 def test_with_full_decay_an_update_is_the_last_batch_alone(tmp_path: Path) -> None:
-    """Why `forgetting` has a ceiling: where lr * weight_decay = 1, an update does not show its start."""
+    """Why `forgetting` has a ceiling: if lr * weight_decay = 1, an update does not depend on its start."""
     keys = {"lr": 2**-10, "weight_decay": 2.0**10, "momentum": 0.0, "batch": 1, "epochs": 1}
     forgets = hostile_run(method={"name": "fedavg"}, train=keys)
     site, _ = site_for_gradients(tmp_path, None)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import Message, RecordDict
 
-from fednc.client.app import resident_run as resident
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost
 from fednc.client.link.work_hooks import CURRENT, Hooks, LocalProgress
@@ -28,35 +26,17 @@ from fednc.common.wire import arrays, messages
 from fednc.common.wire.messages import EVALUATE, HELLO, MEMORY, METRICS, STATS, SUMS, TRAIN
 from fednc.protos import federation_pb2 as pb
 from support.clients_with_policy import Site, open_but
-from support.hostile.image_server import content_of, hostile_run, instruction, see_through, welcome, write_images
+from support.hostile.image_server import content_of, hostile_run, instruction, see_through, welcome
 
 RUN = hostile_run(train={"batch": 8})
 A, B = "a" * 64, "b" * 64
-
-
-@pytest.fixture(autouse=True)
-def _every_client_is_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_RESIDENTS", resident.Residents())
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    made = Site(tmp_path / "site", open_but())
-    write_images(made.images, (30, 20))
-    return made
-
-
-def attending(site: Site) -> Guard:
-    host = site.start()
-    host.prepare(welcome(RUN, "run"))
-    return host
 
 
 # ---- what leaves ---------------------------------------------------------------------------------------------
 
 
 def test_every_reply_is_in_the_log_before_it_leaves(site: Site) -> None:
-    host, replies = attending(site), {}
+    host, replies = site.join(RUN), {}
     for kind in (HELLO, TRAIN, MEMORY, EVALUATE):
         replies[kind] = host.work(instruction(content_of(RUN), kind)).content
         line = site.log(outcome="sent", kind=kind)[-1]
@@ -71,7 +51,7 @@ def test_every_reply_is_in_the_log_before_it_leaves(site: Site) -> None:
 
 
 def test_nothing_leaves_without_a_line_in_the_log(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    host = attending(site)
+    host = site.join(RUN)
 
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
@@ -85,7 +65,7 @@ def test_the_log_does_not_grow_with_a_server_that_keeps_asking(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "MOST_REFUSALS", 5)
-    host = attending(site)
+    host = site.join(RUN)
     for _ in range(20):
         with pytest.raises(OwnerRefusalError, match="kind"):
             host.work(instruction(content_of(RUN), "query.secrets"))
@@ -121,7 +101,7 @@ class DishonestHost:
 
 def test_a_reply_is_judged_by_its_content(site: Site) -> None:
     """Sums of one example, of some of a class, of too few classes; updates of few examples or steps."""
-    honest = attending(site)
+    honest = site.join(RUN)
     sums = honest.work(instruction(content_of(RUN), MEMORY)).content
     update = honest.work(instruction(content_of(RUN), TRAIN)).content
 
@@ -163,7 +143,7 @@ def test_progress_does_not_reveal_the_loss_of_a_batch(site: Site) -> None:
     def reported() -> list[LocalProgress]:
         steps: list[LocalProgress] = []
         CURRENT.set(Hooks(report=steps.append))
-        host = attending(site)
+        host = site.join(RUN)
         host.work(instruction(content_of(RUN), TRAIN))
         host.leave()
         return steps
@@ -177,7 +157,7 @@ def test_progress_does_not_reveal_the_loss_of_a_batch(site: Site) -> None:
 
 
 def test_a_round_trains_from_one_model_only(site: Site) -> None:
-    host = attending(site)
+    host = site.join(RUN)
     host.work(instruction(content_of(RUN), TRAIN))
     host.work(instruction(content_of(RUN), TRAIN))  # as after a restart of the server
     other = see_through(RUN)
@@ -198,7 +178,7 @@ def test_what_a_server_is_told_depends_on_the_code_only() -> None:
 def test_one_instruction_does_not_affect_the_next(site: Site) -> None:
     hooks = Hooks()
     CURRENT.set(hooks)
-    host = attending(site)
+    host = site.join(RUN)
     for server_round in (1, 2):
         host.work(instruction(content_of(RUN, server_round), TRAIN))
     assert CURRENT.get() is hooks

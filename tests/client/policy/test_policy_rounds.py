@@ -1,7 +1,7 @@
 """A third reconstruction, from ordinary updates: many rounds of one model with batches in a known order.
 
 With a small learning rate an update is the sum of all examples' gradients, each weighted by its batch's size.
-Orders differ from round to round, so that enough rounds are a linear system for single examples.
+The order differs from round to round, so enough rounds are a linear system for single examples.
 
 Legend: R rounds, N training examples, P pixels.
 """
@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednc.client.app import resident_run as resident
 from fednc.client.policy.rules import Policy
 from fednc.common import seeds
 from fednc.common.initialise.messages import GRADIENT
@@ -39,18 +38,13 @@ from support.hostile.image_server import (
 
 ROUNDS, EXAMPLES, BATCH, LR = 40, 21, 8, 2.0**-20
 NOTHING_LIKE = 20.0  # grey levels of mean error
-ROW = PIXELS + 1  # of the projection: all zero, so that floats show the smallest change
+ROW = PIXELS + 1  # weights of the projection: zero, so that floats show the smallest change
 RUN = hostile_run(
     method={"name": "fedavg", "readout": "head"},
     frame={"dim": PIXELS + 2},
     train={"batch": BATCH, "lr": LR, "momentum": 0.0, "weight_decay": 0.0, "epochs": 1},
     rounds={"total": ROUNDS},
 )
-
-
-@pytest.fixture(autouse=True)
-def _every_client_is_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_RESIDENTS", resident.Residents())
 
 
 def weights_of(server_round: int) -> Tensor:
@@ -90,8 +84,8 @@ def test_without_a_policy_many_rounds_of_one_model_give_every_image(tmp_path: Pa
 @pytest.mark.parametrize(
     ("policy", "answers"),
     [
-        (open_but(), ROUNDS),  # the order of batches is the client's secret, and nothing else protects
-        (open_but(floor={"batch": BATCH}), ROUNDS),  # 21 examples are batches of 21, each with the same weight
+        (open_but(), ROUNDS),  # only the client's secret order of batches protects it
+        (open_but(floor={"batch": BATCH}), ROUNDS),  # 21 examples are one batch of 21, each with the same weight
         (open_but(quota={"queries": EXAMPLES - 1}), EXAMPLES - 1),
         (strict_but(floor={"examples": EXAMPLES, "held_out": 0, "batch": 1, "steps": 1}), ROUNDS),
         (strict_but(), 0),

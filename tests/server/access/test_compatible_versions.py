@@ -1,4 +1,4 @@
-"""Versions that do not go together are refused at attendance, and by clients of servers that do not look."""
+"""Versions that do not match are refused when a client joins, and by the client if the server does not check."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PACKAGE = versions.package()
 
 
 def attend(folder: Path, run: dict[str, Any] | None = None, **announced: Any) -> str:
-    """Why the server refuses a client that announces this; empty: it attends."""
+    """Why the server refuses a client that announces this; empty: it joins."""
 
     async def trial() -> str:
         async with serving(folder, {}, **(run or {})) as server:
@@ -50,7 +50,7 @@ def test_a_client_with_the_same_versions_attends(tmp_path: Path) -> None:
     assert attend(tmp_path, tasks=versions.installed_tasks(), methods=versions.installed_methods()) == ""
     assert (
         attend(tmp_path, tasks=("other/7", "image/1"), methods=("fednc", "fedavg")) == ""
-    )  # before methods had any
+    )  # from before methods had versions
 
 
 @pytest.mark.parametrize(
