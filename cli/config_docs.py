@@ -1,21 +1,21 @@
-"""docs/config.md, made from the configuration model and from every installed task's options.
+"""docs/config.md, made from the configuration model and the options of every installed task.
 
 Run by `make docs`; a test compares the committed page with `page()`. `fednc init` takes its comments from
-`sections()`. Holds no text about any single key: that belongs to the model.
+`sections()`. Says nothing about single keys: their descriptions are in the model.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
 from fednc.common.config.run import RunConfig
-from fednc.common.config.tables import MethodSection
+from fednc.common.config.tables import MethodSection, SplitSection
 from fednc.common.methods import registry
 from fednc.common.tasks.discovery import installed
 
@@ -37,24 +37,33 @@ _BOUNDS = {
 }
 
 
-def sections(model: type[BaseModel] = RunConfig, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """(dotted name, class) of every table of the run file, itself first under the empty name; `[x]` may repeat."""
+def sections(
+    model: type[BaseModel] = RunConfig, path: str = "", splits: Sequence[type[SplitSection]] = ()
+) -> Iterator[tuple[str, type[BaseModel]]]:
+    """(dotted name, class) of every table of the run file, the file itself first, as ""; `[x]` may repeat.
+
+    Args:
+        splits: the classes of `[split]` whose tables are listed too; none given: those of all installed tasks.
+    """
+    splits = splits or [task.Split for task in installed().values()]
     yield path, model
-    for key, field in model.model_fields.items():
-        if inner := _section_class(field.annotation):
-            name = f"{path}.{key}" if path else key
-            yield from sections(inner, f"[{name}]" if get_origin(field.annotation) is tuple else name)
+    inner = _tables(model)
+    for split in splits if model is SplitSection else ():
+        inner |= _tables(split)
+    for key, (table, repeats) in inner.items():
+        name = f"{path}.{key}" if path else key
+        yield from sections(table, f"[{name}]" if repeats else name, splits)
 
 
 def keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """JSON schema of each plain key of a table; tables inside it are left out."""
+    """JSON schema of each key of a table, without the tables in it."""
     schema = model.model_json_schema()
     plain = {key for key, field in model.model_fields.items() if not _section_class(field.annotation)}
     return {key: _resolved(value, schema) for key, value in schema["properties"].items() if key in plain}
 
 
 def summary(model: type[BaseModel]) -> str:
-    """What a table is about: its class's docstring as one line."""
+    """A table's description: its class's docstring as one line."""
     return " ".join((model.__doc__ or "").split())
 
 
@@ -102,6 +111,15 @@ def _presets() -> str:
         presets.setdefault(text, []).append(f"`{name}`")
     lines = [f"| {', '.join(names)} | {text} |\n" for text, names in presets.items()]
     return "### What `name` sets\n\n| name | sets |\n|---|---|\n" + "".join(lines)
+
+
+def _tables(model: type[BaseModel]) -> dict[str, tuple[type[BaseModel], bool]]:
+    """The tables in a table: class, and whether there may be several."""
+    fields = {key: field.annotation for key, field in model.model_fields.items()}
+    found = {
+        key: (_section_class(annotation), get_origin(annotation) is tuple) for key, annotation in fields.items()
+    }
+    return {key: (table, repeats) for key, (table, repeats) in found.items() if table}
 
 
 def _section_class(annotation: Any) -> type[BaseModel] | None:

@@ -1,4 +1,4 @@
-"""`fednc predict`: what the model of a finished run says about data, and how right it is where that is known.
+"""`fednc predict`: what the model of a finished run predicts, and how good that is if labels are known.
 
 Uses the exported model alone, with the run's own evaluation batch size and read-out, so that on the run's test
 data it repeats the run's metrics.
@@ -68,7 +68,7 @@ def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
 
 
 def _metrics(model: ExportedModel, data: TaskData) -> dict[str, float]:
-    """The task's own metrics, from the same sums over the same batches as in the run."""
+    """The task's metrics, from the same sums over the same batches as in the run."""
     from fednc.common.tasks.evaluation import evaluate
 
     stats = evaluate(model.task, model.model, data, model.guide, model.run.evaluate.batch)

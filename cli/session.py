@@ -1,4 +1,4 @@
-"""`fednc session`: an operator's word on a run whose classes come in sessions."""
+"""`fednc session`: starts the next session of a run whose classes come in sessions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fednc.cli.output import say, write_json
 
 Classes = Annotated[
     list[str] | None,
-    typer.Option("--class", metavar="NAME", help="A new class, where the run file names none; once for each."),
+    typer.Option("--class", metavar="NAME", help="Name of a new class, if the run file names none; repeatable."),
 ]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -36,14 +36,15 @@ def start_next(
 ) -> None:
     """Start the session that waits for an operator ([[sessions]] with start = "operator").
 
-    Clients that hold examples of its classes should be there, or come soon: the session waits for them. The server
-    wants an operator's credential, as for `fednc status`.
+    The session waits for clients with examples of its classes. Needs an operator's credential, as `fednc status`
+    does.
     """
     from fednc.cli.status import as_json, operator_link
     from fednc.common.process.interrupt import run_until_interrupted
+    from fednc.server.operations.commands import StartSession
 
     link = operator_link(server, certs, ca, cert, key, token_file, direct=no_proxy)
-    status = run_until_interrupted(link.next_session(classes or ()))
+    status = run_until_interrupted(link.ask(StartSession(tuple(classes or ()))))
     say(f"session {status.waiting_session or status.session} of {status.sessions} starts")
     if json:
         write_json(json, as_json(status))

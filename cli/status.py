@@ -1,4 +1,4 @@
-"""`fednc status`: how a run stands, and an operator's levers: pause, resume, stop, drop a node."""
+"""`fednc status`: the state of a run, and an operator's commands: pause, resume, stop, drop a node."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from rich.console import Group
 
-    from fednc.ops.operator_client import Lever, OperatorLink
+    from fednc.ops.operator_client import OperatorLink
     from fednc.protos import operator_pb2 as pb
+    from fednc.server.operations.commands import Command
 
 Watch = Annotated[bool, typer.Option("--watch", help="Follow the run until it is over.")]
 Every = Annotated[float, typer.Option(min=0.2, max=60, metavar="SECONDS", help="With --watch: how often.")]
-Pause = Annotated[bool, typer.Option("--pause", help="Finish the round under way; the next one waits.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Let a paused run go on.")]
+Pause = Annotated[bool, typer.Option("--pause", help="Finish the round under way, then wait.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a paused run.")]
 Stop = Annotated[bool, typer.Option("--stop", help="Finish the round under way, then end with all files written.")]
 Drop = Annotated[
     list[str] | None,
@@ -35,7 +36,7 @@ Drop = Annotated[
 ]
 Readmit = Annotated[
     list[str] | None,
-    typer.Option("--readmit", metavar="NAME", help="Let a node in again that was dropped or put into quarantine."),
+    typer.Option("--readmit", metavar="NAME", help="Admit a node again that was dropped or quarantined."),
 ]
 
 COLUMNS = (
@@ -70,21 +71,24 @@ def command(
     no_proxy: NoProxy = False,
     json: Json = "",
 ) -> None:
-    """Show how a run stands: round, roster, who is missing; pause, resume or stop it, drop or readmit a node.
+    """Show the state of a run: round, nodes, who is missing; pause, resume or stop it, drop or readmit a node.
 
-    The server wants an operator's credential (`fednc certs node DIR NAME --operator`, or `token`). One that
-    listens without encryption answers on its own machine, without a credential. With --watch, `--json -` writes
-    one line per status.
+    Needs an operator's credential (`fednc certs node DIR NAME --operator`, or `token`), except for a server
+    without encryption on the same machine. With --watch, `--json -` writes one line per status.
     """
     from fednc.common.process.interrupt import run_until_interrupted
-    from fednc.ops.operator_client import Lever
+    from fednc.server.operations import commands
 
     if pause and resume:
         raise ConfigError("--pause and --resume contradict each other; give one of them")
     link = operator_link(server, certs, ca, cert, key, token_file, direct=no_proxy)
-    wanted = {Lever.PAUSE: pause, Lever.RESUME: resume, Lever.STOP: stop}
-    levers = [lever for lever, is_wanted in wanted.items() if is_wanted]
-    run_until_interrupted(_ask(link, levers, drop or (), readmit or (), every if watch else 0.0, json))
+    levers = ((commands.PauseRun(), pause), (commands.ResumeRun(), resume), (commands.StopRun(), stop))
+    wanted = [
+        *map(commands.DropNode, drop or ()),
+        *map(commands.ReadmitNode, readmit or ()),
+        *(lever for lever, is_wanted in levers if is_wanted),
+    ]
+    run_until_interrupted(_ask(link, wanted, every if watch else 0.0, json))
 
 
 def operator_link(
@@ -97,7 +101,7 @@ def operator_link(
     *,
     direct: bool = False,
 ) -> OperatorLink:
-    """The operator's end of the link. Raises ConfigError: another machine is asked without credentials."""
+    """The operator's link. Raises ConfigError: the server is on another machine and there is no credential."""
     from fednc.client.link.channel import credentials_from
     from fednc.common.address import parse_address
     from fednc.common.wire.protocol import is_loopback
@@ -106,7 +110,7 @@ def operator_link(
     parse_address(server, "--server")
     if not (certs or ca or is_loopback(server)):
         raise ConfigError(
-            f"--server {server} is another machine: give --certs DIR with the folder that "
+            f"--server {server} is another machine: give --certs DIR, the folder that "
             "`fednc certs node DIR NAME --operator` made"
         )
     credentials = credentials_from(server, certs=certs, ca=ca, cert=cert, key=key, token=token)
@@ -115,15 +119,12 @@ def operator_link(
 
 async def _ask(
     link: OperatorLink,
-    levers: Sequence[Lever],
-    drop: Sequence[str],
-    readmit: Sequence[str],
+    wanted: Sequence[Command],
     every_s: float,
     target: str,
 ) -> None:
-    await link.drop(drop)
-    await link.readmit(readmit)
-    await link.pull(levers)
+    for each in wanted:
+        await link.ask(each)
     if every_s:
         await _follow(link, every_s, target)
         return
@@ -148,7 +149,7 @@ async def _follow(link: OperatorLink, every_s: float, target: str) -> None:
 
 @contextmanager
 def _screen() -> Iterator[Callable[[pb.RunStatus], None]]:
-    """A table that changes in place on a terminal; elsewhere a line whenever it says something new."""
+    """A table that updates in place on a terminal; elsewhere a line for each change."""
     from rich.live import Live
 
     said: list[str] = []
@@ -226,7 +227,7 @@ def _row(node: pb.NodeStatus) -> list[object]:
 
 
 def as_json(message: Message) -> dict[str, Any]:
-    """Every field of a status; null where one is not known, an enumeration's name in small letters."""
+    """Every field of a status; null if unknown, names of enumerations in lower case."""
     return {field.name: _value(message, field) for field in message.DESCRIPTOR.fields}
 
 

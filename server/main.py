@@ -132,7 +132,7 @@ def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -
         state.trainable,
         state.extra,
         prepared.layout,
-        is_first=prepared.strategy.stage.is_first,
+        is_first=prepared.stage.is_first,
     )
 
 

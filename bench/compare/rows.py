@@ -30,10 +30,10 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where and how rows run."""
+    """Where results go, and how rows run."""
 
     folder: Path
-    command: str  # as it goes into the files; without paths of this machine
+    command: str  # recorded in the rows; without paths of this machine
     device: str = "cpu"
     workers: int = 1  # one: in this process
 
@@ -57,7 +57,7 @@ def run_rows(
 
 
 def _trainings(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that one training run settles, together."""
+    """Rows grouped by the training run that they share."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row.training, []).append(row)
@@ -94,7 +94,9 @@ def _raise_first(done: Sequence[Future[list[Result]]]) -> None:
         for future in done:
             future.result()
     except BrokenProcessPool as e:
-        raise RunFailedError("a process of the comparison was killed; start again, finished rows are kept") from e
+        raise RunFailedError(
+            "a process of the comparison was killed; start it again, finished rows are kept"
+        ) from e
 
 
 _rounds_of_worker: SimpleQueue[int]

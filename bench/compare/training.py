@@ -1,4 +1,4 @@
-"""One training run in this process, and every row that it settles: rows may differ in how a model is read out.
+"""One training run in this process, and the outcome of every row that shares it: they differ in the read-out.
 
 Called by `rows.py`, in a process with one thread. Writes nothing.
 """
@@ -26,14 +26,14 @@ from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import Event, RoundCompleted
 from fednc.server.storage.history import History, RoundRecord
 
-_DIGITS = 6  # kept of figures: a file for people, not for arithmetic
+_DIGITS = 6  # decimals kept: rows are for people to read, not for further arithmetic
 
 
 def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], None]) -> list[dict[str, Any]]:
-    """What the files of `rows`, which have one `Row.training`, say of the outcome: failure, summary, rounds.
+    """The outcome of each of `rows`, which have the same `Row.training`: failure, summary, rounds.
 
-    The run is that of the row that needs most of the class memory: making it changes no model, so that every row
-    gets the figures of a run of its own, bit for bit.
+    Runs the row that needs most of the class memory. Making the memory changes no model, so every row gets the
+    figures that a run of its own would give, bit for bit.
     """
     lead = max(rows, key=_needs)
     run = _placed(lead.run, data)
@@ -54,7 +54,7 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
         events.listen(on_event)
         try:
             prepared.execute(grid, Surroundings(name_of=grid.name_of))
-        except (QuorumError, DivergedError) as e:  # the loss was no number any more
+        except (QuorumError, DivergedError) as e:  # the loss was no longer a number
             failed = str(e)
     histories = {lead.digest: prepared.history, **{digest: other.history for digest, other in others.items()}}
     figures = {} if failed or lead.kind == "tuning" else _alignment(prepared)
@@ -68,14 +68,14 @@ def _needs(row: Row) -> tuple[bool, bool]:
 
 
 class ReadOut:
-    """The history that a run of its own would have, of a row that trains alike and reads out in another way."""
+    """The history of a row with the same training but another read-out, as a run of its own would give it."""
 
     def __init__(self, run: RunConfig, training: FederatedRun) -> None:
         self._run, self._training = run, training
         self.history = History(primary=training.task.primary)
 
     def take(self, record: RoundRecord) -> None:
-        """Read the model of the round just ended. The geometry of its features is in `record` already."""
+        """Evaluate the model of the round that just ended. `record` already has the geometry of its features."""
         geometry = {name: value for name, value in record.test.items() if name in METRICS}
         self.history.rounds.append(replace(record, test={**self._metrics(record), **geometry}))
 
@@ -90,7 +90,7 @@ class ReadOut:
 
 
 def _alignment(training: FederatedRun) -> dict[str, list[str]]:
-    """Cosine of each class's mean on the test data with each class vector, at the end: one line for each class."""
+    """Final cosine of each class mean on the test data with each class vector: one line per class."""
     if training.evaluation is None:
         return {}
     state = training.state

@@ -1,7 +1,7 @@
 """What a client keeps between messages: task, model and data of a run, loaded once.
 
-Flower calls a ClientApp per message; this cache, keyed by run and node, makes it resident. On stock Flower, where
-each message has a process of its own, it is filled anew every time and everything still works.
+Flower calls a ClientApp once per message; this cache, keyed by run and node, keeps the run loaded. On stock
+Flower, where each message may have its own process, the run is loaded again each time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from flwr.app import Context
-from torch import nn
+from torch import Tensor, nn
 
 from fednc.common import seeds
 from fednc.common.config.run import RunConfig
@@ -28,14 +28,14 @@ log = logging.getLogger("fednc.client")
 
 @dataclass(frozen=True)
 class Resident:
-    """A run as one client lives it.
+    """A run that one client has loaded.
 
     Attributes:
-        node: what its random streams derive from besides the run's seed.
-        subset_seed: what decides which examples it holds out and draws; the run's seed, unless its owner says.
-        min_sum_examples: class sums over fewer examples stay here; the run's floor, or its own if stricter.
-        min_batch: it trains on no smaller batch.
-        told: by stage, the classes whose sums were said to stay here.
+        node: its random streams derive from this and the run's seed. subset_seed: decides which examples are held
+        out and drawn; the run's seed, unless the owner has a secret. min_sum_examples: class sums over fewer
+        examples are not sent; the run's floor, or the client's if stricter. min_batch: the least examples in a
+        batch. told: by stage, the classes of which the log says that their sums are not sent. local: the tensors
+        of the model that never leave this client, as they were drawn.
     """
 
     run: RunConfig
@@ -49,10 +49,11 @@ class Resident:
     subset_seed: int = 0
     min_batch: int = 0
     told: dict[int, set[str]] = field(default_factory=dict)
+    local: dict[str, Tensor] = field(default_factory=dict)
     _stages: dict[int, tuple[TaskData, TaskData]] = field(default_factory=dict)
 
     def at(self, stage: Stage) -> tuple[TaskData, TaskData]:
-        """(what it trains on, what it holds out) in a stage: examples of its classes; of all classes so far."""
+        """(training data, held-out data) in a stage: examples of its own classes, of all classes so far."""
         if not self.task.takes_sessions:
             return self.train, self.held_out
         if stage.number not in self._stages:
@@ -64,11 +65,11 @@ class Resident:
 
 
 class Residents:
-    """Those of this process: of all nodes of the runs used last. A run left without a word is forgotten."""
+    """The loaded runs of this process, for all its nodes; only the runs used last are kept."""
 
     def __init__(self, runs: int = 2) -> None:
         self._most = runs
-        self._by_run: OrderedDict[int, dict[int, Resident]] = OrderedDict()  # the run used last at the end
+        self._by_run: OrderedDict[int, dict[int, Resident]] = OrderedDict()  # the run used last comes last
 
     def get(self, run_id: int, node_id: int, load: Callable[[], Resident]) -> Resident:
         """The node's resident, loaded on first use. Raises what `load` raises."""
@@ -89,16 +90,16 @@ _RESIDENTS = Residents()
 
 
 def resident(context: Context, run: RunConfig) -> Resident:
-    """The resident state of this node in this run, loaded on first use.
+    """This node's loaded run, loaded on first use.
 
     Raises:
-        ConfigError: a task or device that is not here.
-        DataError: data that does not fit the run.
+        ConfigError: no such task or device here.
+        DataError: the data does not fit the run.
     """
     found = _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
     if found.run == run.model_copy(update={"server": found.run.server}):
         return found
-    forget(context)  # classes have got their names since, or a run that goes on has another run file
+    forget(context)  # classes were named since, or a continued run has another run file
     return _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
 
 
@@ -116,12 +117,17 @@ def _load(context: Context, run: RunConfig) -> Resident:
     for note in data.notes:
         log.info("data of %s: %s", node, note)
     share = float(settings.get("val-share", 0.1))
-    subset_seed = 0 if settings.get("secret") else run.seed  # `node` holds the secret
+    subset_seed = 0 if settings.get("secret") else run.seed  # `node` contains the secret
     train, held_out = data.hold_out(share, seeds.derive(subset_seed, "hold-out", node))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(run.seed, "model"))  # what stays here begins alike on all clients
+        model = task.build_model()
+    shared = set(task.shared_keys(model))
     return Resident(
         run=run,
         task=task,
-        model=task.build_model().to(device),
+        model=model.to(device),
+        local={key: value.clone() for key, value in model.state_dict().items() if key not in shared},
         train=train.to(device),
         held_out=held_out.to(device),
         device=device,
@@ -135,7 +141,7 @@ def _load(context: Context, run: RunConfig) -> Resident:
 def _name(context: Context) -> str:
     """What random streams derive from: the node's name, else its part of the split, else Flower's random id.
 
-    With a secret of its owner's, nobody else can draw the same.
+    With the owner's secret, nobody else can repeat the draws.
     """
     settings = context.node_config
     if secret := str(settings.get("secret", "")):

@@ -1,24 +1,38 @@
-"""What a client remembers from one of its rounds to the next: for methods whose clients have a state of their own.
+"""What a client remembers from one of its rounds to the next: for methods and tasks whose clients have a state.
 
-Kept in Flower's `context.state`, which belongs to one node in one run and outlives messages on every engine; lost
-when the client's process ends, and the method then starts afresh for this client.
+Kept in Flower's `context.state`, which belongs to one node in one run and outlives messages on every engine. With
+a state folder (`fednc client --state`) it is on the disk too and survives a restart. Without one it is lost when
+the client's process ends, and method and task then start afresh for this client.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 
+import safetensors.torch
 from flwr.app import RecordDict
 from torch import Tensor
 
+from fednc.common.files import private_folder, write_atomically
 from fednc.common.wire import arrays
+
+KEPT = "kept"  # the tensors of the model that a task keeps on the client
+_ENDING = ".safetensors"
+
+log = logging.getLogger("fednc.client")
 
 
 class Past:
     """Tensors by kind and round. A round that is asked for twice starts both times from the round before it."""
 
-    def __init__(self, state: RecordDict, server_round: int) -> None:
-        self._state, self._round = state, server_round
+    def __init__(self, state: RecordDict, server_round: int, folder: Path | None = None) -> None:
+        """`folder`: where this client keeps its state of this run; what is there and not in `state` is read."""
+        self._state, self._round, self._folder = state, server_round, folder
+        if folder is not None and not state.array_records and folder.is_dir():
+            for path in sorted(folder.glob(f"*{_ENDING}")):
+                self._recall(path)
 
     def read(self, kind: str) -> dict[str, Tensor]:
         """What this client's last earlier round wrote; empty before there is one. Not to be changed in place."""
@@ -31,7 +45,25 @@ class Past:
         for number in self._rounds(kind):
             if number not in keep:
                 del self._state[_name(kind, number)]
+                if self._folder is not None:
+                    self._path(self._folder, kind, number).unlink(missing_ok=True)
         self._state[_name(kind, self._round)] = arrays.to_record(tensors)
+        if self._folder is not None:
+            private_folder(self._folder)
+            plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+            write_atomically(self._path(self._folder, kind, self._round), safetensors.torch.save(plain))
+
+    def _recall(self, path: Path) -> None:
+        """A damaged file costs what is in it, not the run."""
+        kind, _, number = path.name.removesuffix(_ENDING).rpartition(".")
+        try:
+            self._state[_name(kind, int(number))] = arrays.to_record(safetensors.torch.load(path.read_bytes()))
+        except Exception as e:
+            log.warning("%s cannot be read and is left aside: %s", path, e)
+
+    @staticmethod
+    def _path(folder: Path, kind: str, number: int) -> Path:
+        return folder / f"{kind}.{number}{_ENDING}"
 
     def _earlier(self, kind: str) -> list[int]:
         return [number for number in self._rounds(kind) if number < self._round]

@@ -19,6 +19,7 @@ from fednc.client.training.cuda_graphs import Steps, beside_default_stream, capt
 from fednc.common.config.tables import TrainSection
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods import registry
 from fednc.common.methods.api import Addition
 from fednc.common.tasks.api import Batch, Task, TaskData
 from fednc.common.tasks.classifier import classifier
@@ -33,7 +34,6 @@ class LocalResult:
 
     examples: int
     steps: int
-    seconds: float
     losses: dict[str, float]
 
 
@@ -81,7 +81,9 @@ def train(
         optimiser.step()
         return {"loss": loss.detach(), **parts}
 
-    replayable = task.same_for_each_batch(guide) and all(one.same_for_each_batch for one in guide.method.parts)
+    replayable = task.same_for_each_batch(guide) and all(
+        one.same_for_each_batch for one in registry.parts(guide.method)
+    )
     take = Steps(step, capture_for(device) if replayable else None)
     meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
     with beside_default_stream(device):
@@ -148,7 +150,7 @@ class _Meter:
         now = time.monotonic()
         losses = {name: float(value) / self._examples for name, value in self._sums.items()}
         self._hooks.report(self._step(losses.get("loss", 0.0), now))
-        return LocalResult(self._examples, self._steps, now - self._started, losses)
+        return LocalResult(self._examples, self._steps, losses)
 
 
 def class_sums(

@@ -12,9 +12,18 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
-from fednc.common.config.class_sessions import SessionSection
+from fednc.common.config.choices import provided
+from fednc.common.config.class_sessions import ClassSessionSection
 from fednc.common.config.evaluate import EvaluateSection
 from fednc.common.config.server import ServerSection
 from fednc.common.config.tables import (
@@ -31,6 +40,8 @@ from fednc.common.config.tables import (
 )
 from fednc.common.errors import ConfigError
 
+_SPLIT_SECTION = "fednc.common.tasks.split_tables:split_section"
+
 
 class RunConfig(Section):
     """A whole run."""
@@ -45,15 +56,28 @@ class RunConfig(Section):
     init: Annotated[InitSection, LATER] = Field(default_factory=InitSection)
     train: TrainSection = Field(default_factory=TrainSection)
     rounds: RoundsSection = Field(default_factory=RoundsSection)
-    sessions: Annotated[tuple[SessionSection, ...], LATER] = ()
-    split: SplitSection | None = None
+    sessions: Annotated[tuple[ClassSessionSection, ...], LATER] = ()
+    split: Annotated[SplitSection | None, SerializeAsAny()] = None
     link: LinkSection = Field(default_factory=LinkSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     server: ServerSection = Field(default_factory=ServerSection)
 
+    @field_validator("split", mode="wrap")
+    @classmethod
+    def _split_of_the_task(
+        cls, value: Any, _: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> SplitSection | None:
+        """`[split]` may have tables that the task declares; they are checked with the rest of the run file."""
+        if value is None or "task" not in info.data:  # [task] is wrong, and is reported
+            return None
+        section: type[SplitSection] = provided(_SPLIT_SECTION)(info.data["task"].name)
+        if isinstance(value, SplitSection) and not isinstance(value, section):
+            value = value.model_dump()
+        return section.model_validate(value)
+
     @property
     def all_rounds(self) -> int:
-        """Rounds of the beginning and of all sessions."""
+        """Rounds before and in all class sessions."""
         return self.rounds.total + sum(session.rounds for session in self.sessions)
 
     @property

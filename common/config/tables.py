@@ -6,19 +6,15 @@ A new key goes here, with the description that `docs/config.md` shows. Knows no 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from fednc.common.config.choices import OneOf, ReadOutNeeds, listed
+from fednc.common.config.choices import OneOf, ReadOutNeeds, listed, provided
 from fednc.common.errors import ConfigError
-from fednc.common.methods import registry
 from fednc.common.registry import Named
-
-if TYPE_CHECKING:
-    from fednc.common.methods.api import Method
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -31,6 +27,12 @@ class Later:
 
 
 LATER = Later()
+
+
+def _methods() -> Any:
+    """The registry of methods."""
+    return provided("fednc.common.methods.registry")
+
 
 READOUT = OneOf[ReadOutNeeds](
     "fednc.common.learning.readout:READOUTS", before="what classes are compared by at evaluation. "
@@ -80,7 +82,7 @@ _DEFAULT = "fednc"
 
 
 def _names(schema: dict[str, Any]) -> None:
-    schema["enum"] = list(registry.SHIPPED)
+    schema["enum"] = list(_methods().SHIPPED)
 
 
 class MethodSection(Section):
@@ -146,8 +148,8 @@ class MethodSection(Section):
     )
     virtual_share: Annotated[Share, LATER] = Field(
         0.0,
-        description="where classes come in sessions: share of the beginning's examples that are altered (images: "
-        "turned) and learnt as classes of their own, on the last vertices, so that features tell apart more than "
+        description="where classes come in sessions: share of the beginning's examples that the task alters "
+        "and has learnt as classes of their own, on the last vertices, so that features tell apart more than "
         "today's classes. As many vertices must be spare as today's classes have alterations",
     )
     spread: Annotated[int, Field(ge=0), LATER] = Field(
@@ -164,7 +166,7 @@ class MethodSection(Section):
         if not isinstance(value, dict):
             return handler(value)
         given, mistakes = _checked_names(value)
-        given = {**registry.get(given.get("name", _DEFAULT)).preset, **given}
+        given = {**_methods().get(given.get("name", _DEFAULT)).preset, **given}
         owned, others = _own_keys(given)
         mistakes += others
         shared = {key: given[key] for key in given if key in cls.model_fields}
@@ -195,13 +197,14 @@ class MethodSection(Section):
     @property
     def needs_classes(self) -> bool:
         """Whether the method works on features of classes, their vertices or their memory."""
-        plain = (self.head, self.loss, self.readout) == ("linear", "ce", "head")
-        return not plain or self.compares_models or self.uses_memory
+        plain = (self.head, self.loss) == ("linear", "ce")
+        return not plain or self.uses_memory or any(part.needs_classes for part in self.parts)
 
     @property
-    def parts(self) -> tuple[Method, ...]:
-        """The methods at work: the one named, others whose keys are set, and last that of `server_step`."""
-        return registry.parts(self)
+    def parts(self) -> tuple[Any, ...]:
+        """The methods at work (`common/methods/registry.py`), for those who stand below them."""
+        found: tuple[Any, ...] = _methods().parts(self)
+        return found
 
     @property
     def option_fields(self) -> Mapping[str, FieldInfo]:
@@ -242,8 +245,8 @@ class MethodSection(Section):
 
 def _option_tables(name: str, server_step: str) -> list[type[Section]]:
     """What describes the keys of the methods at work and of those that mix with any."""
-    names = dict.fromkeys([*registry.MIXING, name, *([server_step] if server_step else [])])
-    return [registry.get(each).Options for each in names]
+    names = dict.fromkeys([*_methods().MIXING, name, *([server_step] if server_step else [])])
+    return [_methods().get(each).Options for each in names]
 
 
 def _checked_names(values: dict[str, Any]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
@@ -260,7 +263,7 @@ def _name_problem(given: Mapping[str, Any], key: str = "name") -> str:
     if not isinstance(given[key], str):
         return "a method is given by its name, a string"
     try:
-        registry.get(given[key])
+        _methods().get(given[key])
     except ConfigError as e:
         return str(e)
     return ""
@@ -273,9 +276,9 @@ def _step_problem(given: Mapping[str, Any]) -> str:
     if problem := _name_problem(given, "server_step"):
         return problem
     name = given.get("name", _DEFAULT)
-    if not registry.is_step(given["server_step"]):
+    if not _methods().is_step(given["server_step"]):
         return f"{given['server_step']!r} is more than a step at the server: name it in method.name"
-    if registry.is_step(name):
+    if _methods().is_step(name):
         return f"{name!r} is a step at the server itself, and there cannot be two steps at the server"
     return ""
 
@@ -364,16 +367,10 @@ class RoundsSection(Section):
     )
 
 
-class ShiftSection(Section):
-    """Within-class shift of a simulated split: what makes one client's images unlike another's."""
-
-    rotation_deg: NonNegative = Field(0.0, description="client k's images are rotated by -r ... +r degrees")
-    colour: Share = Field(0.0, description="strength of a per-client gain on each channel")
-    noise: NonNegative = Field(0.0, description="standard deviation of added noise, growing from client to client")
-
-
 class SplitSection(Section):
     """A simulated split of one data set over clients. Leave it out when every client has data of its own."""
+
+    # A task that does more to the parts than choose examples derives a class with further tables: `Task.Split`.
 
     kind: Literal["dirichlet", "shards", "iid"] = Field("dirichlet", description="how labels are skewed")
     parts: Count = Field(4, description="number of parts")
@@ -388,7 +385,6 @@ class SplitSection(Section):
         description="parts that hold the classes of [[sessions]]: for each class those with most examples of it, "
         "the others have none; 0: as the split has it",
     )
-    shift: ShiftSection = Field(default_factory=ShiftSection)
 
 
 class LinkSection(Section):

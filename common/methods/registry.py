@@ -64,7 +64,7 @@ def get(name: str) -> type[Method]:
         shipped: type[Method] = import_module(f"fednc.common.methods.{name}").METHOD
         return shipped
     if name not in _REGISTERED:
-        raise ConfigError(f"method {name!r} is not installed here; there are: {', '.join(names())}")
+        raise ConfigError(f"method {name!r:.80} is not installed here; there are: {', '.join(names())}")
     return _checked(name, _REGISTERED[name])
 
 

@@ -25,6 +25,7 @@ from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.round_context import Guide
+from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.class_registry import ClassRegistry
 from fednc.common.tasks.metric_info import MetricInfo
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
@@ -119,6 +120,7 @@ class Task(ABC):
     takes_sessions: ClassVar[bool] = False  # classes may come later, in [[sessions]]
     Options: ClassVar[type[TaskOptions]]
     metrics: ClassVar[tuple[Metric | type[Metric], ...]]
+    Split: ClassVar[type[SplitSection]] = SplitSection  # of [split]; a class that derives from it adds tables
 
     def __init__(self, run: RunConfig) -> None:
         """Checks `[task]` of the run file.
@@ -276,9 +278,18 @@ class Task(ABC):
 
     # ---- what travels ----------------------------------------------------------------------------------------
 
+    def aggregation(self, key: str) -> Aggregation:
+        """What becomes of a key of the state dict; the weighted mean over all clients by default."""
+        del key
+        return Aggregation.MEAN
+
+    def owned(self, data: TaskData) -> Mapping[str, int]:
+        """Examples of `data` that train each key which is aggregated over its owners; without those it lacks."""
+        raise NotImplementedError(f"{type(self).__name__} must say which keys {data.examples} examples train")
+
     def shared_keys(self, model: nn.Module) -> list[str]:
         """State-dict keys that travel; the others stay on the client."""
-        return list(model.state_dict())
+        return [key for key in model.state_dict() if self.aggregation(key) != Aggregation.LOCAL]
 
     def trained_keys(self, model: nn.Module, stage: Stage) -> list[str]:
         """The shared keys that a stage trains and that travel up, in order; the others stay as they are, for ever.
@@ -286,7 +297,16 @@ class Task(ABC):
         So every stage's are among those of the stage before.
         """
         del stage
-        return self.shared_keys(model)
+        return [key for key in self.shared_keys(model) if self.aggregation(key) != Aggregation.FIXED]
+
+    def stepped_keys(self, model: nn.Module) -> frozenset[str]:
+        """The parameters that a method's step may move at the server: float32, and averaged.
+
+        A parameter with two names is there under both.
+        """
+        shared = set(self.shared_keys(model))
+        params = model.named_parameters(remove_duplicate=False)
+        return frozenset(name for name, p in params if name in shared and p.dtype is torch.float32)
 
     def before_upload(self, model: nn.Module, global_state: Mapping[str, Tensor]) -> None:
         """Align symmetries of `model` with the global one before averaging; nothing by default."""

@@ -8,7 +8,7 @@ Server and client build and read them through this page only, so that neither kn
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -26,7 +26,8 @@ MODEL, GUIDE, RUN, EXTRA = "model", "guide", "run", "extra"
 SUMS, STATS, METRICS = "sums", "stats", "metrics"
 HELLO, MEMORY = "query.hello", "query.memory"
 TRAIN, EVALUATE = "train", "evaluate"
-EXAMPLES, HELD_OUT, CLASS_COUNTS, WITHHELD = "num-examples", "held-out", "class-counts", "withheld"
+EXAMPLES, HELD_OUT, CLASS_COUNTS = "num-examples", "held-out", "class-counts"
+OWNED = "owned"  # before the key of a tensor: examples that trained it
 MAX_LOSS = 2.0**128  # beyond float32; the sum over all examples of a federation stays finite
 MAX_EXAMPLES = 1 << 32  # per client; the fold's precision is shared out over all that are announced
 
@@ -141,11 +142,24 @@ def examples_of(content: RecordDict) -> int:
     return value
 
 
-def withheld_of(content: RecordDict) -> int:
-    """The number of classes whose sums a client held back."""
-    metrics = record_of(content, METRICS, MetricRecord)
-    value = metrics.get(WITHHELD) if metrics else None
-    return value if isinstance(value, int) else 0
+def owned_of(content: RecordDict, keys: Collection[str], counted: int) -> dict[str, int]:
+    """Weights of the tensors among `keys` that a client trained; a reply that counts for less is scaled down.
+
+    Args:
+        counted: examples that the client counts for, of those that it declares.
+
+    Raises:
+        ProtocolError: weights beyond the examples that the reply declares.
+    """
+    metrics, examples = record_of(content, METRICS, MetricRecord) or MetricRecord(), examples_of(content)
+    found = {}
+    for key in sorted(keys):
+        weight = metrics.get(f"{OWNED}/{key}", 0)
+        if not isinstance(weight, int) or not 0 <= weight <= examples:
+            raise ProtocolError(f"tensor {key!r}: trained with {weight!r:.40} of {examples} examples")
+        if weight:
+            found[key] = -(-weight * min(counted, examples) // examples)  # rounded up
+    return found
 
 
 def loss_of(content: RecordDict) -> float:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 1 << 17  # values; longer blocks fall out of the caches, shorter ones make threads wait for each other
-_HEADROOM = 2.0**16  # how much larger than the reference's largest value an update's may be
+HEADROOM = 2.0**16  # how much larger than the reference's largest value an update's may be
 
 Values = NDArray[Any]
 
@@ -38,8 +38,8 @@ class ExactSum:
         self._sum = np.empty(sum(sizes), np.int64)
 
     def start(self, largest: Sequence[float], total_weight: int, largest_weight: int) -> None:
-        """Begin at zero, for values of each tensor up to `_HEADROOM` times its `largest`."""
-        self.bounds = [_HEADROOM * max(1.0, each) for each in largest]
+        """Begin at zero, for values of each tensor up to `HEADROOM` times its `largest`."""
+        self.bounds = [HEADROOM * max(1.0, each) for each in largest]
         room = max(2 * largest_weight, total_weight / 2**10)
         exponents = [math.ceil(math.log2(bound * room)) for bound in self.bounds]
         self._q = self._each([1.5 * 2.0**exponent for exponent in exponents])

@@ -18,8 +18,10 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from fednc.common.errors import ProtocolError, UnusableValuesError
+from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.wire import arrays, update_codec
-from fednc.server.aggregation.exact_sum import BLOCK, ExactSum, Values, cut, largest
+from fednc.server.aggregation.circular_sum import CircularSum, nearest_turn
+from fednc.server.aggregation.exact_sum import BLOCK, HEADROOM, ExactSum, Values, cut, largest
 from fednc.server.aggregation.thread_pool import spread
 
 _SPAN = 1 << 20  # values that one thread takes at once
@@ -45,16 +47,30 @@ class NormBound:
 class Fold:
     """Weighted mean of whole updates with the names, shapes and dtypes of a reference state."""
 
-    def __init__(self, reference: Mapping[str, Tensor], changes: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        reference: Mapping[str, Tensor],
+        changes: Collection[str] = (),
+        aggregation: Callable[[str], Aggregation] = lambda _key: Aggregation.MEAN,
+    ) -> None:
         """Takes memory for states like `reference`; `start` comes next.
 
         Args:
             changes: names of tensors that come as changes, not as they are.
+            aggregation: how the others are made one.
         """
         self.changes = frozenset(changes)
         self._forms = {key: _form(value) for key, value in reference.items()}
-        self._groups = _grouped(reference)
-        self._sums = [ExactSum([reference[key].numel() for key in group]) for group in self._groups]
+        floats = {key for key, value in reference.items() if value.is_floating_point()} - self.changes
+        self._circular = {key for key in floats if aggregation(key) == Aggregation.CIRCULAR}
+        self.by_owner = {
+            key for key in reference if key not in self.changes and aggregation(key) == Aggregation.OWNERS
+        }
+        self._groups = _grouped(reference, self._circular, self.by_owner)
+        self._sums = [
+            (CircularSum if group[0] in self._circular else ExactSum)([reference[key].numel() for key in group])
+            for group in self._groups
+        ]
 
     def start(
         self, reference: Mapping[str, Tensor], weights: Collection[int], bound: NormBound | None = None
@@ -69,9 +85,14 @@ class Fold:
         self._origins: list[Values] = []  # made when first needed
         self.weight = 0
         self.updates = 0
+        self._counted = [(0, 0) for _ in self._groups]  # weight and updates of each group
 
-    def add(self, update: ArrayRecord, weight: int) -> list[Values]:
+    def add(self, update: ArrayRecord, weight: int, owned: Mapping[str, int] | None = None) -> list[Values]:
         """Fold one update in, whole or not at all; its values by group, for those who want to look at them.
+
+        Args:
+            owned: of the tensors that are averaged over their owners, those that the sender trained with
+                their weights, at most `weight`; None: all of them, with `weight`.
 
         Raises:
             ProtocolError: other names, shapes or dtypes than the reference, or a weight beyond those announced.
@@ -79,23 +100,49 @@ class Fold:
         """
         if not 1 <= weight <= self._largest_weight or self.weight + weight > self._total_weight:
             raise ProtocolError(f"declares {weight} examples, more than it announced or less than one")
-        grouped = self.checked(self.values(update))
-        self.add_values(grouped, weight)
+        if owned is not None and not all(1 <= each <= weight for each in owned.values()):
+            raise ProtocolError(f"declares weights of single tensors beyond its {weight} examples")
+        grouped = self.checked(self.values(update, owned))
+        self.add_values(grouped, weight, owned)
         return grouped
 
-    def add_values(self, grouped: Sequence[Values], weight: int) -> None:
+    def add_values(self, grouped: Sequence[Values], weight: int, owned: Mapping[str, int] | None = None) -> None:
         """Fold in what `checked` gave."""
-        is_first = not self.updates
-        _spread(grouped, lambda group, span, place: self._sums[group].add(span, place, weight, is_first=is_first))
+        weights, before = self._weights(weight, owned), self._counted
+
+        def act(group: int, span: Values, place: int) -> None:
+            if weights[group]:
+                self._sums[group].add(span, place, weights[group], is_first=not before[group][1])
+
+        _spread(grouped, act)
+        self._count(weights, 1)
         self.weight += weight
         self.updates += 1
 
-    def remove(self, update: ArrayRecord, weight: int) -> None:
+    def remove(self, update: ArrayRecord, weight: int, owned: Mapping[str, int] | None = None) -> None:
         """Undo an `add` of the same update and weight, bit for bit."""
-        grouped = self._grouped(self.values(update))
-        _spread(grouped, lambda group, span, place: self._sums[group].remove(span, place, weight))
+        weights = self._weights(weight, owned)
+
+        def act(group: int, span: Values, place: int) -> None:
+            if weights[group]:
+                self._sums[group].remove(span, place, weights[group])
+
+        _spread(self._grouped(self.values(update, owned)), act)
+        self._count(weights, -1)
         self.weight -= weight
         self.updates -= 1
+
+    def _weights(self, weight: int, owned: Mapping[str, int] | None) -> list[int]:
+        """Of one update in each group; 0: it says nothing of it."""
+        if owned is None:
+            return [weight] * len(self._groups)
+        return [owned.get(group[0], 0) if group[0] in self.by_owner else weight for group in self._groups]
+
+    def _count(self, weights: Sequence[int], sign: int) -> None:
+        self._counted = [
+            (counted + sign * weight, updates + sign * bool(weight))
+            for (counted, updates), weight in zip(self._counted, weights, strict=True)
+        ]
 
     def checked(self, values: Mapping[str, Values]) -> list[Values]:
         """The values to fold in, by group. Raises UnusableValuesError, see `add`."""
@@ -109,12 +156,28 @@ class Fold:
                 raise UnusableValuesError(text)
         return grouped
 
-    def values(self, update: ArrayRecord) -> dict[str, Values]:
-        """The values of each tensor, looked at for form alone. Raises ProtocolError."""
+    def values(self, update: ArrayRecord, owned: Mapping[str, int] | None = None) -> dict[str, Values]:
+        """The values of each tensor, looked at for form alone; the reference's where the sender trained none.
+
+        Angles are turned by whole turns to where they are nearest to the reference's.
+
+        Raises:
+            ProtocolError: other names or forms.
+            UnusableValuesError: an angle that is not finite or absurdly large.
+        """
         if set(update) != set(self._forms):
             odd = sorted(set(update) ^ set(self._forms))
             raise ProtocolError(f"tensor names differ from the model's, for instance {odd[:3]}")
-        return {key: self._matching(key, update[key]) for key in self._forms}
+        values = {key: self._matching(key, update[key]) for key in self._forms}
+        if owned is not None:
+            values |= {key: _numpy(self._reference[key]) for key in self.by_owner - set(owned)}
+        return values | {key: self._turned(key, values[key]) for key in self._circular}
+
+    def _turned(self, key: str, value: Values) -> Values:
+        origin = _numpy(self._reference[key])
+        if not largest(value) <= HEADROOM * max(1.0, largest(origin)):  # NaN compares false
+            raise UnusableValuesError(f"tensor {key!r}: holds {largest(value)}, expected angles in radians")
+        return nearest_turn(value, origin).astype(value.dtype)
 
     def _grouped(self, values: Mapping[str, Values]) -> list[Values]:
         return [_in_a_row([values[key] for key in group]) for group in self._groups]
@@ -143,9 +206,11 @@ class Fold:
         value = _numpy(self._reference[key]).reshape(-1)
         return np.zeros_like(value) if key in self.changes else value
 
-    def scaled(self, update: ArrayRecord, factors: Mapping[str, float]) -> ArrayRecord:
+    def scaled(
+        self, update: ArrayRecord, factors: Mapping[str, float], owned: Mapping[str, int] | None = None
+    ) -> ArrayRecord:
         """`update` with the changes of the floating-point tensors in `factors` scaled by these."""
-        values, tensors = self.values(update), {}
+        values, tensors = self.values(update, owned), {}
         for key, value in values.items():
             given = torch.tensor(value).reshape(self._reference[key].shape)
             if key in factors and self._reference[key].is_floating_point():
@@ -175,9 +240,16 @@ class Fold:
         for key in set(tensors).difference(*self._groups):
             tensors[key].copy_(self._reference[key])
         targets = [_target([tensors[key] for key in group]) for group in self._groups]
-        whole = self.weight, self.updates
-        _spread(targets, lambda group, span, place: self._sums[group].mean_into(span, place, *whole))
-        for group, mean in zip(self._groups, targets, strict=True):
+
+        def act(group: int, span: Values, place: int) -> None:
+            if self._counted[group][1]:
+                self._sums[group].mean_into(span, place, *self._counted[group])
+
+        _spread(targets, act)
+        for group, mean, (_, updates) in zip(self._groups, targets, self._counted, strict=True):
+            if not updates or group[0] in self._circular:
+                origin = _in_a_row([_numpy(self._reference[key]) for key in group]).reshape(mean.shape)
+                np.copyto(mean, nearest_turn(mean, origin) if updates else origin, casting="unsafe")
             _share_out(mean, [tensors[key] for key in group])
         return record
 
@@ -194,23 +266,26 @@ def _spread(values: Sequence[Values], act: Act) -> None:
     )
 
 
-def _grouped(reference: Mapping[str, Tensor]) -> list[list[str]]:
+def _grouped(
+    reference: Mapping[str, Tensor], circular: Collection[str], alone: Collection[str]
+) -> list[list[str]]:
     """Names of the tensors that are averaged, those together that are folded together: small ones of one type."""
     groups: list[list[str]] = []
-    # The last group of each type, and how many values still fit.
-    room: dict[torch.dtype, tuple[list[str], int]] = {}
+    # The last group of each type, angles apart, and how many values still fit.
+    room: dict[tuple[torch.dtype, bool], tuple[list[str], int]] = {}
     for key, value in reference.items():
         if value.dtype is torch.bool:
             continue
-        group, left = room.get(value.dtype, ([], 0))
-        if not 0 < value.numel() <= _SMALL:
+        kind = value.dtype, key in circular
+        group, left = room.get(kind, ([], 0))
+        if key in alone or not 0 < value.numel() <= _SMALL:
             groups.append([key])
         elif value.numel() <= left:
             group.append(key)
-            room[value.dtype] = group, left - value.numel()
+            room[kind] = group, left - value.numel()
         else:
             groups.append([key])
-            room[value.dtype] = groups[-1], BLOCK - value.numel()
+            room[kind] = groups[-1], BLOCK - value.numel()
     return groups
 
 

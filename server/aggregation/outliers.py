@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_high
 
@@ -25,6 +25,8 @@ from fednc.server.aggregation.mean import Fold
 
 _ABSURD = 10  # times the ratio: nobody's training changes a model so much more than everybody else's
 _MOST_KEPT = 8
+
+Owned = Mapping[str, int] | None  # see Fold.add
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,16 @@ class OutlierGuard:
         self._most_kept = max(1, min(_MOST_KEPT, asked // 4))
         self._norms: dict[int, tuple[float, float]] = {}
         # Heaps, the smallest first, one for each kind of change: their norms cannot be compared.
-        self._kept: list[list[tuple[float, int, ArrayRecord, int]]] = [[] for _ in range(1 + bool(fold.changes))]
+        self._kept: list[list[tuple[float, int, ArrayRecord, int, Owned]]] = [
+            [] for _ in range(1 + bool(fold.changes))
+        ]
 
-    def add(self, node: int, update: ArrayRecord, weight: int) -> None:
+    def add(self, node: int, update: ArrayRecord, weight: int, owned: Owned = None) -> None:
         """Fold an update in, whole or not at all. Raises ProtocolError, as the fold does."""
-        grouped = self._fold.add(update, weight)
+        grouped = self._fold.add(update, weight, owned)
         if self._is_on:
             self._norms[node] = self._norms_of(grouped)
-            self._keep(node, update, weight)
+            self._keep(node, update, weight, owned)
 
     def _norms_of(self, grouped: Sequence[Values]) -> tuple[float, float]:
         """Of the change of the model, and of the tensors that come as changes."""
@@ -67,9 +71,9 @@ class OutlierGuard:
         model = math.fsum(square for key, square in squares.items() if key not in self._fold.changes)
         return math.sqrt(model), math.sqrt(extra)
 
-    def _keep(self, node: int, update: ArrayRecord, weight: int) -> None:
+    def _keep(self, node: int, update: ArrayRecord, weight: int, owned: Owned) -> None:
         for heap, norm in zip(self._kept, self._norms[node], strict=False):
-            heapq.heappush(heap, (norm, node, update, weight))
+            heapq.heappush(heap, (norm, node, update, weight, owned))
             if len(heap) > self._most_kept:
                 heapq.heappop(heap)
 
@@ -79,14 +83,14 @@ class OutlierGuard:
             return []
         usual = [median_high(norms) for norms in zip(*self._norms.values(), strict=True)]
         found = []
-        kept = {node: (update, weight) for heap in self._kept for _, node, update, weight in heap}
-        for node, (update, weight) in sorted(kept.items()):
+        kept = {node: (update, weight, owned) for heap in self._kept for _, node, update, weight, owned in heap}
+        for node, (update, weight, owned) in sorted(kept.items()):
             times = max(n / u if u else 0.0 for n, u in zip(self._norms[node], usual, strict=True))
             if times > self._ratio:
                 found.append(Outlier(node, times, times > _ABSURD * self._ratio))
-                self._fold.remove(update, weight)
+                self._fold.remove(update, weight, owned)
                 if not found[-1].is_left_out:
                     factors = dict.fromkeys(update, self._ratio / times**2)
-                    self._fold.add(self._fold.scaled(update, factors), weight)
+                    self._fold.add(self._fold.scaled(update, factors, owned), weight, owned)
         self._kept = []
         return found

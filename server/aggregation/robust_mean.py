@@ -15,7 +15,7 @@ Legend: C contributors, N values of a tensor, B values of a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_high
 from typing import Literal
@@ -39,6 +39,16 @@ class _Update:
     record: ArrayRecord
     weight: int
     squares: Mapping[str, float]
+    owned: Mapping[str, int] | None = None  # see Fold.add
+
+    def weight_of(self, key: str, fold: Fold) -> int:
+        """Of one tensor."""
+        return self.owned[key] if self.owned is not None and key in fold.by_owner else self.weight
+
+
+def _keys(updates: Sequence[_Update]) -> list[str]:
+    """Floating-point tensors that somebody trained."""
+    return list(dict.fromkeys(key for update in updates for key in update.squares))
 
 
 class RobustMean:
@@ -49,10 +59,12 @@ class RobustMean:
         self._fold, self._kind, self._trim_share = fold, kind, trim_share
         self._updates: list[_Update] = []
 
-    def add(self, node: int, update: ArrayRecord, weight: int) -> None:
+    def add(self, node: int, update: ArrayRecord, weight: int, owned: Mapping[str, int] | None = None) -> None:
         """Check an update and keep it. Raises ProtocolError, as the fold does."""
-        squares = self._fold.squares(self._fold.checked(self._fold.values(update)))
-        self._updates.append(_Update(node, update, weight, squares))
+        squares = self._fold.squares(self._fold.checked(self._fold.values(update, owned)))
+        lacks = self._fold.by_owner - set(owned) if owned is not None else frozenset()
+        squares = {key: square for key, square in squares.items() if key not in lacks}
+        self._updates.append(_Update(node, update, weight, squares, owned))
 
     @property
     def updates(self) -> int:
@@ -66,8 +78,8 @@ class RobustMean:
         applies = len(updates) >= CLEAR_MAJORITY
         factors = self._factors(updates) if applies and self._kind == "clip" else [{} for _ in updates]
         for update, each in zip(updates, factors, strict=True):
-            record = self._fold.scaled(update.record, each) if each else update.record
-            self._fold.add(record, update.weight)
+            record = self._fold.scaled(update.record, each, update.owned) if each else update.record
+            self._fold.add(record, update.weight, update.owned)
         mean = self._fold.mean()
         if applies and self._kind == "trim":
             self._trim(mean, updates)
@@ -75,20 +87,29 @@ class RobustMean:
 
     def _factors(self, updates: list[_Update]) -> list[dict[str, float]]:
         """For each update the tensors that are too large, and by how much they are scaled."""
-        usual = {key: median_high(update.squares[key] for update in updates) for key in updates[0].squares}
+        found = {key: [one.squares[key] for one in updates if key in one.squares] for key in _keys(updates)}
+        usual = {key: median_high(each) for key, each in found.items() if len(each) >= CLEAR_MAJORITY}
         return [
-            {key: math.sqrt(usual[key] / square) for key, square in update.squares.items() if square > usual[key]}
+            {
+                key: math.sqrt(usual[key] / square)
+                for key, square in update.squares.items()
+                if square > usual.get(key, math.inf)
+            }
             for update in updates
         ]
 
     def _trim(self, mean: ArrayRecord, updates: list[_Update]) -> None:
         """Overwrite the floating-point tensors of `mean` by means without the farthest contributors."""
-        values = [self._fold.values(update.record) for update in updates]
-        weight_C = np.array([update.weight for update in updates], np.float64)
-        dropped = min(max(1, math.floor(self._trim_share * len(updates))), (len(updates) - 1) // 2)
-        for key in updates[0].squares:
+        values = [self._fold.values(update.record, update.owned) for update in updates]
+        for key in _keys(updates):
+            owners = [index for index, update in enumerate(updates) if key in update.squares]
+            if len(owners) < CLEAR_MAJORITY:
+                continue
+            weight_C = np.array([updates[index].weight_of(key, self._fold) for index in owners], np.float64)
+            dropped = min(max(1, math.floor(self._trim_share * len(owners))), (len(owners) - 1) // 2)
             target = arrays.to_tensor(mean[key])
-            target.copy_(_shaped(mean_of_nearest([each[key] for each in values], weight_C, dropped), target))
+            rows = [values[index][key] for index in owners]
+            target.copy_(_shaped(mean_of_nearest(rows, weight_C, dropped), target))
 
 
 def mean_of_nearest(rows: list[Values], weight_C: Values, dropped: int) -> Values:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fednc.common.config.tables import TrainSection
 from fednc.common.learning.class_memory import ClassMemory
-from fednc.common.learning.memory_controls import Memories
+from fednc.common.learning.memory_controls import Memories, Pool
 from fednc.common.methods.api import ServerRound
 from fednc.common.wire import arrays
 from fednc.server.rounds.method_steps import MethodSteps
@@ -44,6 +44,14 @@ class GlobalState:
     def go_back_to(self, earlier: Self) -> None:
         """Be what `snapshot` gave."""
         self.__dict__.update(earlier.__dict__)
+
+    def complete(self, server_round: int) -> None:
+        """This round is over."""
+        self.completed = server_round
+
+    def remember(self, pool: Pool, momentum: float, *, warming_up: bool) -> None:
+        """Take the class sums of a round into the memory."""
+        self.memories = self.memories.updated(pool, momentum, warming_up=warming_up)
 
     @property
     def memory(self) -> ClassMemory:

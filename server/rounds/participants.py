@@ -23,9 +23,15 @@ from fednc.server.storage.events import ExamplesCapped, NodeAbsent
 class Participants:
     """Everybody that the strategy speaks with in one stage."""
 
-    def __init__(self, rounds: RoundsSection, replies: Replies, events: EventLog) -> None:
-        self._rounds, self._replies, self._events = rounds, replies, events
-        self.declared: Callable[[int], Declared | None] = lambda _node: None  # by a node when it attended
+    def __init__(
+        self,
+        rounds: RoundsSection,
+        replies: Replies,
+        events: EventLog,
+        declared: Callable[[int], Declared | None] = lambda _node: None,
+    ) -> None:
+        """`declared` is what a node said it holds when it attended."""
+        self._rounds, self._replies, self._events, self._declared = rounds, replies, events, declared
         self._announced: dict[int, tuple[Holding, Declared | None]] = {}  # and what it had declared by then
         self._is_first = True
         self._absentees = Absentees()
@@ -59,7 +65,7 @@ class Participants:
         timeout_s = self._rounds.deadline_s
         for reply in self._replies.ask(grid, content(), strangers, HELLO, server_round, timeout_s):
             node = reply.metadata.src_node_id
-            declared = self.declared(node)
+            declared = self._declared(node)
             bound = declared if self._is_first else None
             holding = self._replies.take(reply, partial(Holding.of, label_space=label_space, declared=bound))
             if holding is not None:
@@ -72,7 +78,7 @@ class Participants:
 
     def has_changed(self, node: int) -> bool:
         """Whether a known node has come back and declared other data since."""
-        return self._announced[node][1] != self.declared(node)
+        return self._announced[node][1] != self._declared(node)
 
     def holding(self, node: int) -> Holding:
         """What a node announced; nothing where it did not."""

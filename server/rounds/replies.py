@@ -24,16 +24,18 @@ class Replies:
     """One conversation with clients over any grid.
 
     Attributes:
-        name_of: the name behind a Flower node id.
-        reject: told of a node whose reply could not be used.
         failures: why clients failed since it was last emptied, by name; the first reason is the cause.
         failed: nodes among them.
     """
 
-    def __init__(self, events: EventLog) -> None:
-        self._events = events
-        self.name_of: Callable[[int], str] = str
-        self.reject: Callable[[int, str], None] = lambda _node, _reason: None
+    def __init__(
+        self,
+        events: EventLog,
+        name_of: Callable[[int], str] = str,
+        reject: Callable[[int, str], None] = lambda _node, _reason: None,
+    ) -> None:
+        """`name_of` is the name behind a Flower node id; `reject` is told of a node whose reply cannot be used."""
+        self._events, self.name_of, self._reject = events, name_of, reject
         self.failures: dict[str, str] = {}
         self.failed: set[int] = set()
         self.answered: set[int] = set()  # in the exchange under way
@@ -66,7 +68,7 @@ class Replies:
         if len(unusable) > self._used:
             return True
         for node, problem in unusable.items():
-            self.reject(node, problem)
+            self._reject(node, problem)
         return False
 
     def good(self, replies: Iterable[Message]) -> Iterator[Message]:
@@ -94,7 +96,7 @@ class Replies:
             self._unusable[node] = str(e)
         except ProtocolError as e:
             self._note(reply, str(e))
-            self.reject(node, str(e))
+            self._reject(node, str(e))
         except Exception as e:
             log.exception("a reply of %s could not be handled", self.name_of(node))
             self._note(reply, f"{type(e).__name__} while it was handled")

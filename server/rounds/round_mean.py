@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord
 from fednc.common.config.tables import RoundsSection
 from fednc.server.aggregation.holdings import CLEAR_MAJORITY
 from fednc.server.aggregation.mean import Fold
-from fednc.server.aggregation.outliers import OutlierGuard
+from fednc.server.aggregation.outliers import OutlierGuard, Owned
 from fednc.server.aggregation.robust_mean import RobustMean
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import RobustMeanSkipped, UpdateOutlier
@@ -37,9 +37,9 @@ class RoundMean:
         else:
             self._mean = RobustMean(fold, rounds.robust, rounds.trim_share)
 
-    def add(self, node: int, update: ArrayRecord, weight: int) -> None:
+    def add(self, node: int, update: ArrayRecord, weight: int, owned: Owned = None) -> None:
         """Take one update, whole or not at all. Raises ProtocolError, as the fold does."""
-        self._mean.add(node, update, weight)
+        self._mean.add(node, update, weight, owned)
 
     def finish(self) -> tuple[ArrayRecord, set[int]]:
         """The mean, and the nodes whose updates are not in it. The fold knows number and weight of the others."""

@@ -34,10 +34,11 @@ from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import EVALUATE, MEMORY, TRAIN, Instruction
 from fednc.server.aggregation.mean import Fold, NormBound
 from fednc.server.rounds import schedule
-from fednc.server.rounds.checked import of_fewer, stats_in, sums_in
+from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.participants import Participants
 from fednc.server.rounds.replies import Replies, to
+from fednc.server.rounds.reply_contents import of_fewer, stats_in, sums_in
 from fednc.server.rounds.round_mean import RoundMean
 from fednc.server.rounds.server_training import fit_centrally
 from fednc.server.storage.event_log import EventLog
@@ -48,10 +49,19 @@ from fednc.server.storage.history import RoundRecord
 class FrameStrategy(Strategy):
     """Federated training towards a frozen frame, with a global class memory."""
 
-    def __init__(self, run: RunConfig, task: Task, frame: Frame, state: GlobalState, events: EventLog) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        task: Task,
+        frame: Frame,
+        state: GlobalState,
+        events: EventLog,
+        around: Surroundings | None = None,
+    ) -> None:
+        around = around or Surroundings()
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
-        self.replies = Replies(events)
-        self.clients = Participants(run.rounds, self.replies, events)
+        self.replies = Replies(events, around.name_of, around.reject)
+        self.clients = Participants(run.rounds, self.replies, events, around.declared)
         self.fold_s = 0.0  # spent in the last fold
         self.stage: Stage = task.stage(state.completed + 1)
         self._trained: list[int] = []  # whose updates are in the model of the round under way
@@ -60,7 +70,7 @@ class FrameStrategy(Strategy):
         self._held_out: dict[int, int] = {}  # the same of its held-out examples
         self._record = RoundRecord(round=0)
         self._local = self._pool_of_sums("local")
-        self._fold = Fold(state.folded, state.extra)  # its memory serves every round of a stage
+        self._fold = Fold(state.folded, state.extra, task.aggregation)  # its memory serves every round of a stage
 
     # ---- Flower's interface --------------------------------------------------------------------------------
 
@@ -105,6 +115,7 @@ class FrameStrategy(Strategy):
             loss = self.replies.take(reply, partial(self._fold_in, node=node, mean=mean, drift=drift))
             if loss is not None:
                 losses[node] = loss
+        self._record.missing = [self.replies.name_of(n) for n in self._weights if n not in self.replies.answered]
         self._end_exchange(server_round, self._weights)
         if len(losses) < self.quorum or not any(self._weights[node] for node in losses):
             return None, None
@@ -183,9 +194,16 @@ class FrameStrategy(Strategy):
 
     # ---- stages --------------------------------------------------------------------------------------------
 
-    def enter(self, stage: Stage) -> None:
-        """The state is narrowed to what the stage trains; what clients hold of it is not known yet."""
-        self.stage, self._fold = stage, Fold(self.state.folded, self.state.extra)
+    def enter(self, stage: Stage, run: RunConfig, task: Task) -> None:
+        """The state is narrowed to what the stage trains; what clients hold of it is not known yet.
+
+        Args:
+            run: the run file, in which an operator may have named the stage's classes meanwhile.
+            task: made from it.
+        """
+        self.run, self.task = run, task
+        self.stage = stage
+        self._fold = Fold(self.state.folded, self.state.extra, task.aggregation)
         self.clients.enter(is_first=stage.is_first)
 
     def holders(self, grid: Grid) -> list[int]:
@@ -234,7 +252,7 @@ class FrameStrategy(Strategy):
                 self._fit(server_round, task.settling_steps)
         if evaluates:
             self._evaluate(server_round, grid, timeout_s)
-        self.state.completed = server_round
+        self.state.complete(server_round)
         self._record.seconds = time.monotonic() - started
         return self._record
 
@@ -242,7 +260,6 @@ class FrameStrategy(Strategy):
         messages = self.configure_train(server_round, self.state.record, ConfigRecord(), grid)
         replies = grid.send_and_receive(messages, timeout=timeout_s)
         model, _ = self.aggregate_train(server_round, replies)
-        self._record.missing = list(getattr(replies, "missing", []))
         return model is not None
 
     def evaluate_early(self, grid: Grid) -> None:
@@ -308,9 +325,7 @@ class FrameStrategy(Strategy):
 
     def _remember(self, server_round: int, pool: Pool) -> None:
         method = self.run.method
-        self.state.memories = self.state.memories.updated(
-            pool, method.memory_momentum, warming_up=server_round <= method.warmup_rounds
-        )
+        self.state.remember(pool, method.memory_momentum, warming_up=server_round <= method.warmup_rounds)
 
     # ---- replies -------------------------------------------------------------------------------------------
 
@@ -318,11 +333,12 @@ class FrameStrategy(Strategy):
         weight = min(self._examples_in(content, node), self._weights[node])
         sums = self._checked_sums(content, node, self._weights) if exchange.SUMS in content else None
         update, loss = exchange.update_of(content), exchange.loss_of(content)
+        owned = exchange.owned_of(content, self._fold.by_owner, counted=weight) if self._fold.by_owner else None
         if not weight:
             return 0.0
         fault_injection.at("server.fold")
         started = time.monotonic()
-        mean.add(node, update, weight)
+        mean.add(node, update, weight, owned)
         self.fold_s += time.monotonic() - started
         self._counted[node] = weight
         if sums is not None:

@@ -76,7 +76,7 @@ class FewShotTask(Incremental, ImageTask):
 
     def trained_keys(self, model: nn.Module, stage: Stage) -> list[str]:
         """All in the beginning, all but the backbone's afterwards."""
-        keys = self.shared_keys(model)
+        keys = super().trained_keys(model, stage)
         return keys if stage.is_first else [key for key in keys if not key.startswith(FROZEN)]
 
     def _parts(self, label_N: Index, split: SplitSection) -> list[Index]:

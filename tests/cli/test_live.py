@@ -54,7 +54,7 @@ def test_rounds_show_test_held_out_and_worst_client(view):
         assert expected in shown
 
 
-def test_without_test_data_classes_are_those_of_the_clients(view):
+def test_without_test_data_accuracy_by_class_is_from_the_clients(view):
     view, events = view
     events.emit(RoundCompleted(text="round 3/5", record=replace(ROUND, test={})))
     assert "cat 80%" in screen(view)

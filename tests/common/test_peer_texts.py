@@ -22,13 +22,14 @@ from rich.console import Console
 from fednc.cli import output
 from fednc.client.link import resource_limits as bounds
 from fednc.client.link.resource_limits import DownloadBounds, DownloadTooLargeError, OutOfReserveError
-from fednc.common import reasons, safe_files
+from fednc.common import reasons
 from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.process.log_format import OneLineFormatter
 from fednc.common.wire.protocol import one_line
 from fednc.server.storage.event_log import EventLog, NodeEvents, older_first
 from fednc.server.storage.events import DataNote, NodePaused, NodeUnfit, RunResumed
+from fednc.tasks.vision.sources import files
 from fednc.tasks.vision.sources.arrays import load_arrays
 
 NASTY = ["a\nb", "\x1b[2J", "\x9b2J", "[link=file:///x]y[/link]", "[/x]", "\u202egpj", "\u2028x", "\ud800", "\r\t"]
@@ -193,7 +194,7 @@ def test_postscript_is_refused_under_any_suffix(tmp_path: Path) -> None:
     place = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(place, format="EPS")
     with pytest.raises(OSError, match="cannot identify"):
-        safe_files.open_image(place)
+        files.open_image(place)
 
 
 def test_the_metrics_port_serves_few_at_once_and_each_briefly(monkeypatch: pytest.MonkeyPatch) -> None:

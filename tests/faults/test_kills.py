@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
+import pytest
 from conftest import Reference
 
 from fednc.common.wire.protocol import WHOLE_BYTES
@@ -39,6 +40,25 @@ def test_a_server_that_is_killed_at_every_point_in_turn(stage: Callable[..., Sta
     assert [process.wait() for process in (last, *clients)] == [0, 0, 0], run.log("server")
     assert run.faults() == [without_number(fault) for fault in SERVER_LIVES]
     assert run.digest() == reference.digest
+
+
+@pytest.mark.parametrize("method", ["fedadam", "feddyn"])
+def test_a_server_that_is_killed_goes_on_with_what_its_step_remembers(
+    method: str, stage: Callable[..., Stage]
+) -> None:
+    """The clients stay and keep what they remember."""
+    small = {"method": method, "dim": 32, "width": 8}
+    undisturbed, run = stage("undisturbed", **small), stage("killed", **small)
+    processes = [undisturbed.server(), *map(undisturbed.client, NAMES)]
+    assert [process.wait() for process in processes] == [0, 0, 0], undisturbed.log("server")
+    clients = [run.client(name) for name in NAMES]
+    lives = ("server.checkpoint.tensors:2:kill", "server.fold:2:kill", "server.checkpoint.end:1:kill")
+    for fault in lives:
+        assert run.server(fault).wait() == -signal.SIGKILL, run.log("server")
+    last = run.server()
+    assert [process.wait() for process in (last, *clients)] == [0, 0, 0], run.log("server")
+    assert run.faults() == [without_number(fault) for fault in lives]
+    assert run.digest() == undisturbed.digest()
 
 
 def test_a_client_that_is_killed_at_every_point_in_turn(stage: Callable[..., Stage], reference: Reference) -> None:

@@ -17,7 +17,7 @@ def stop_after(control: RunControl, rounds: int) -> Callable[[Event], None]:
 
     def note(event: Event) -> None:
         if isinstance(event, RoundCompleted) and event.record.round >= rounds:
-            control.stopping = True
+            control.stop()
 
     return note
 
@@ -25,7 +25,7 @@ def stop_after(control: RunControl, rounds: int) -> Callable[[Event], None]:
 def run_until(prepared: FederatedRun, grid: LocalGrid, rounds: int) -> Any:
     """The checkpoint after that many rounds."""
     around = Surroundings(name_of=grid.name_of)
-    prepared._events.listen(stop_after(around.control, rounds))
+    prepared.events.listen(stop_after(around.control, rounds))
     prepared.execute(grid, around)
     assert prepared.state.completed == rounds
-    return prepared._checkpoint()
+    return prepared.checkpoint(around)

@@ -32,6 +32,8 @@ channels = 1
 width = {width}
 [frame]
 dim = {dim}
+[method]
+name = "{method}"
 [train]
 batch = 50
 lr = 0.01
@@ -153,6 +155,7 @@ class Stage:
     total: int = ROUNDS
     dim: int = 1200  # gives a model of several megabytes
     width: int = 32
+    method: str = "fednc"
     port: int = 0
     processes: list[Process] = field(default_factory=list)
 
@@ -164,6 +167,7 @@ class Stage:
             total=self.total,
             dim=self.dim,
             width=self.width,
+            method=self.method,
             min_clients=self.min_clients,
             deadline_s=self.deadline_s,
             auth=auth,

@@ -51,7 +51,7 @@ def over_the_link(
         ports: list[int] = []
 
         def attend(index: int, client: ClientConfig) -> None:
-            part = pb.Part(index=index, of=len(clients))
+            part = pb.Part(index=index, of=len(clients)) if run.split else None
             config = LinkConfig(server=f"127.0.0.1:{ports[0]}", name=client.name, part=part, once=True)
             attending.append(asyncio.create_task(Link(config, AppHost(client, app)).run()))
 

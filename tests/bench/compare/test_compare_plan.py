@@ -29,9 +29,9 @@ def test_the_same_run_under_two_names_is_refused() -> None:
     [
         ({"settings": [{"name": "a", "run": {"method": {"scale": 3}}}]}, "write a variant"),
         ({"variants": [{"name": "fedavg", "method": {}, "train": {"epochs": 9}}]}, "no such key"),
-        ({"seeds": [1000]}, "seed 1000 tunes"),
+        ({"seeds": [1000]}, "seed 1000 is used for tuning"),
         ({"baseline": "fedsgd"}, "'fedsgd' is not a variant"),
-        ({"settings": [{"name": "a"}, {"name": "a"}]}, "two settings have one name"),
+        ({"settings": [{"name": "a"}, {"name": "a"}]}, "two settings have the same name"),
     ],
 )
 def test_unfair_comparisons_are_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:

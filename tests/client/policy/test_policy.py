@@ -1,4 +1,4 @@
-"""The owner's policy without a link: its file, its records, its log, and what the command shows."""
+"""The owner's policy without a link: its file, its records, its log, and what the command shows of it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_policy_with_a_wrong_key_or_value_is_an_error_that_names_it(
 # ---- what is remembered --------------------------------------------------------------------------------------
 
 
-def test_records_are_private_and_survive_the_process(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_records_and_they_outlive_the_process(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "records"
     first = Ledger(folder)
     quota = Quota(runs_per_day=2, queries_per_day=3, queries=4)
@@ -94,7 +94,7 @@ def test_records_are_private_and_survive_the_process(tmp_path: Path) -> None:
     assert modes == {"records": 0o700, "state.json": 0o600, "lock": 0o600}
 
 
-def test_a_new_day_resets_only_the_daily_quotas_and_old_days_never_return(
+def test_a_new_day_resets_daily_quotas_only_and_days_never_go_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, ledger, quota = time.time(), Ledger(tmp_path), Quota(queries_per_day=2, queries=3)
@@ -105,7 +105,7 @@ def test_a_new_day_resets_only_the_daily_quotas_and_old_days_never_return(
     assert [ledger.count_query("data", quota) for _ in range(2)] == ["", "queries-quota"]
 
 
-def test_a_preview_changes_no_record(tmp_path: Path) -> None:
+def test_admitting_without_keeping_changes_nothing(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for digest in (A, B):
         assert ledger.admit_run("data", digest, "run", Quota(), pin=True, keep=False) == ""
@@ -113,14 +113,14 @@ def test_a_preview_changes_no_record(tmp_path: Path) -> None:
     assert ledger.admit_run("data", B, "run", Quota(), pin=True, keep=False) == "pinned"
 
 
-def test_damaged_records_are_an_error_and_never_replaced(tmp_path: Path) -> None:
+def test_damaged_records_are_an_error(tmp_path: Path) -> None:
     Ledger(tmp_path)
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(ConfigError, match="is damaged"):
         Ledger(tmp_path)
 
 
-def test_data_is_identified_by_its_content_and_not_by_its_path(tmp_path: Path) -> None:
+def test_data_is_identified_by_content_not_by_path(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name / "ill").mkdir(parents=True)
         (tmp_path / name / "ill" / "1.png").write_bytes(b"image")
@@ -133,7 +133,7 @@ def test_data_is_identified_by_its_content_and_not_by_its_path(tmp_path: Path) -
     assert data_fingerprint(f"npz:{file}") == data_fingerprint(f"npz:{file.rename(tmp_path / 'moved.png')}")
 
 
-def test_quotas_hold_across_a_restart_and_for_a_copy_of_the_data(site: Site, tmp_path: Path) -> None:
+def test_quotas_survive_a_restart_and_count_for_a_copy_of_the_data(site: Site, tmp_path: Path) -> None:
     site.policy = open_but(quota={"queries": 1})
     host = site.join(RUN)
     host.work(instruction(content_of(RUN), TRAIN))
@@ -146,7 +146,7 @@ def test_quotas_hold_across_a_restart_and_for_a_copy_of_the_data(site: Site, tmp
         moved.join(RUN).work(instruction(content_of(RUN, 2), TRAIN))
 
 
-def test_another_held_out_share_is_refused(site: Site) -> None:
+def test_holding_out_another_share_is_refused(site: Site) -> None:
     site.join(RUN).leave()
     with pytest.raises(ConfigError, match=r"--val-share 0\.2: 0\.1 of this data was held out"):
         replace(site, val_share=0.2).join(RUN)
@@ -194,7 +194,7 @@ def test_the_owners_secret_decides_which_examples_are_held_out(site: Site) -> No
 # ---- the command ---------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_shows_what_the_policy_would_refuse_and_writes_nothing(site: Site) -> None:
+def test_a_dry_run_finds_what_the_policy_would_refuse_and_records_nothing(site: Site) -> None:
     rules = strict_but()
     owner = Owner(rules, Ledger(site.records), site.data, 0.1)
     host = preview.PolicyPreview(AppHost(owner.bind(site.config), app), owner)
@@ -204,7 +204,7 @@ def test_a_dry_run_shows_what_the_policy_would_refuse_and_writes_nothing(site: S
     assert json.loads((site.records / "state.json").read_text())["data"] == {}
 
 
-def test_the_help_explains_policies_and_a_foreign_app_has_none(tmp_path: Path) -> None:
+def test_the_help_explains_and_a_foreign_app_has_no_policy(tmp_path: Path) -> None:
     runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
     text = runner.invoke(command, ["client", "--help"]).output
     for words in ("--policy", "--audit", "can say no", "examples/policies/strict.toml", "--dry-run"):
@@ -213,7 +213,7 @@ def test_the_help_explains_policies_and_a_foreign_app_has_none(tmp_path: Path) -
     arguments = ["client", "--server", "127.0.0.1:1", "--app", str(tmp_path / "app"), "--policy", str(STRICT)]
     refused = runner.invoke(command, arguments)
     assert refused.exit_code == ConfigError.exit_code
-    assert "cannot judge those of --app" in refused.output
+    assert "not those of --app" in refused.output
 
 
 def test_the_page_lists_every_key_with_its_default_and_every_code() -> None:

@@ -105,7 +105,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_server_may_not_choose_a_part_of_the_data(choice: str, tmp_path: Path) -> None:
+def test_a_server_cannot_choose_a_part_of_the_data(choice: str, tmp_path: Path) -> None:
     site, _ = site_for_sums(tmp_path, open_but(allow={"subsets": False}))
     run = hostile_run(**CHOICES[choice])
     part = pb.Part(index=0, of=2) if run.split else None
@@ -115,8 +115,8 @@ def test_a_server_may_not_choose_a_part_of_the_data(choice: str, tmp_path: Path)
     assert Site(tmp_path / "open", open_but()).start().prepare(welcome(run, "run", part)).examples > 0
 
 
-def test_an_instruction_must_carry_the_run_of_the_welcome(tmp_path: Path) -> None:
-    """A client reloads its data if an instruction has other sessions, and would do so with another seed."""
+def test_an_instruction_of_another_run_file_is_refused(tmp_path: Path) -> None:
+    """A client reloads its data if an instruction's sessions differ; it must not do so with another seed."""
     site, _ = site_for_sums(tmp_path, open_but())
     host = site.start()
     host.prepare(welcome(SUMS, "run"))
@@ -140,7 +140,7 @@ def test_without_a_policy_gradients_give_every_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fednc"])
-def test_the_strict_policy_keeps_out_of_the_run(method: str, tmp_path: Path) -> None:
+def test_the_strict_policy_refuses_the_run(method: str, tmp_path: Path) -> None:
     site, _ = site_for_gradients(tmp_path, strict_but())
     run = GRADIENTS.model_copy(update={"method": hostile_run(method={"name": method}).method})
     with pytest.raises(ConfigError, match="refused-by-owner: "):
@@ -203,7 +203,7 @@ def test_with_full_decay_an_update_is_the_last_batch_alone(tmp_path: Path) -> No
     assert update_of_one(run, site)["projection.weight"].abs().max() > 0.9
 
 
-def test_the_same_question_has_the_same_answer_and_is_counted_once(tmp_path: Path) -> None:
+def test_a_repeated_instruction_gets_the_same_answer_and_is_counted_once(tmp_path: Path) -> None:
     site, _ = site_for_sums(tmp_path, open_but(quota={"queries": 2}))
     host = site.start()
     host.prepare(welcome(SUMS, "run"))

@@ -1,4 +1,4 @@
-"""`fednc client --policy --dry-run` against a real server: its output, and what it leaves behind."""
+"""`fednc client --policy --dry-run` against a real server: what a person sees, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.local_servers import Serving, serving
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Serving]:
-    """A server in its own thread; the command uses the main one."""
+    """A server in another thread, because the command needs the main one."""
     found: list[Serving] = []
     up, done = threading.Event(), threading.Event()
 

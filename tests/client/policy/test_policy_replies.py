@@ -1,4 +1,4 @@
-"""What leaves a client with a policy is measured and logged before it leaves, and nothing else leaves."""
+"""What leaves a client with a policy is checked and logged before it leaves, and nothing else leaves."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_nothing_leaves_without_a_line_in_the_log(site: Site, monkeypatch: pytes
         host.work(instruction(content_of(RUN), TRAIN))
 
 
-def test_the_log_stays_small_if_a_server_keeps_asking(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_does_not_grow_with_a_server_that_keeps_asking(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(audit, "MOST_REFUSALS", 5)
     host = site.join(RUN)
     for _ in range(20):
@@ -70,7 +72,7 @@ def test_the_log_stays_small_if_a_server_keeps_asking(site: Site, monkeypatch: p
     assert [line["refusals"] for line in site.log(outcome="refused")] == [1, 2, 3, 4, 5]
 
 
-def test_an_audit_log_alone_refuses_nothing_and_changes_no_reply(site: Site) -> None:
+def test_an_audit_log_without_a_policy_refuses_and_changes_nothing(site: Site) -> None:
     plain = replace(site, policy=None)
     bare = AppHost(plain.config, app)
     bare.prepare(welcome(RUN, "bare"))
@@ -81,8 +83,8 @@ def test_an_audit_log_alone_refuses_nothing_and_changes_no_reply(site: Site) -> 
     assert plain.log(outcome="sent")[0]["sha256"] == wanted["sha256"]
 
 
-class Sly:
-    """A host that answers with something it was not asked for. Replies are judged by their content."""
+class DishonestHost:
+    """A host that answers something else than it was asked."""
 
     def __init__(self, answer: Callable[[Message], RecordDict]) -> None:
         self._answer = answer
@@ -97,8 +99,8 @@ class Sly:
         pass
 
 
-def test_a_reply_is_measured(site: Site) -> None:
-    """Sums over one example, over some of a class, over too few classes; updates of few examples or steps."""
+def test_a_reply_is_judged_by_its_content(site: Site) -> None:
+    """Sums of one example, of some of a class, of too few classes; updates of few examples or steps."""
     honest = site.join(RUN)
     sums = honest.work(instruction(content_of(RUN), MEMORY)).content
     update = honest.work(instruction(content_of(RUN), TRAIN)).content
@@ -115,7 +117,7 @@ def test_a_reply_is_measured(site: Site) -> None:
         return copy
 
     rules = open_but(floor={"sum_examples": 2, "classes": 2, "steps": 3, "batch": 8}, allow={"subsets": False})
-    held = Sly(lambda _: sums).prepare(pb.Welcome())
+    held = DishonestHost(lambda _: sums).prepare(pb.Welcome())
 
     def codes(kind: str, content: RecordDict) -> set[str]:
         return {code for code, _ in objections.to_reply(rules, kind, content, held)}
@@ -128,14 +130,16 @@ def test_a_reply_is_measured(site: Site) -> None:
     assert codes(TRAIN, altered(update, metrics={"num-examples": 44})) == {"examples"}
     assert codes(TRAIN, altered(update, metrics={"steps": 2})) == {"steps"}
     owner = Owner(rules, Ledger(site.folder / "sly"), site.data, 0.1)
-    guard = Guard(Sly(lambda _: altered(sums, counts=[27, 1])), Audit(site.folder / "audit.jsonl"), owner)
+    guard = Guard(
+        DishonestHost(lambda _: altered(sums, counts=[27, 1])), Audit(site.folder / "audit.jsonl"), owner
+    )
     guard.prepare(welcome(RUN, "sly"))
     with pytest.raises(OwnerRefusalError, match="sum"):
         guard.work(instruction(content_of(RUN), MEMORY))
     assert site.log(run_id="sly", outcome="sent") == []
 
 
-def test_progress_reports_no_loss_of_a_batch(site: Site) -> None:
+def test_progress_does_not_reveal_the_loss_of_a_batch(site: Site) -> None:
     def reported() -> list[LocalProgress]:
         steps: list[LocalProgress] = []
         CURRENT.set(Hooks(report=steps.append))
@@ -152,7 +156,7 @@ def test_progress_reports_no_loss_of_a_batch(site: Site) -> None:
     assert all(step.loss > 0 for step in reported())
 
 
-def test_a_round_may_be_trained_from_only_one_model(site: Site) -> None:
+def test_a_round_trains_from_one_model_only(site: Site) -> None:
     host = site.join(RUN)
     host.work(instruction(content_of(RUN), TRAIN))
     host.work(instruction(content_of(RUN), TRAIN))  # as after a restart of the server
@@ -164,14 +168,14 @@ def test_a_round_may_be_trained_from_only_one_model(site: Site) -> None:
         host.work(instruction(content_of(RUN, RUN.all_rounds + 1), TRAIN))
 
 
-def test_what_a_server_is_told_depends_only_on_the_code() -> None:
+def test_what_a_server_is_told_depends_on_the_code_only() -> None:
     for code, sentence in SENTENCES.items():
         error = OwnerRefusalError(code, "17 examples of class 'hiv-positive'")
         assert failure_of(error) == (policy.REFUSED, f"{code}: {sentence}")
         assert "hiv" not in str(error)
 
 
-def test_an_instruction_leaves_nothing_for_the_next(site: Site) -> None:
+def test_one_instruction_does_not_affect_the_next(site: Site) -> None:
     hooks = Hooks()
     CURRENT.set(hooks)
     host = site.join(RUN)

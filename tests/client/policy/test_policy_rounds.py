@@ -48,7 +48,7 @@ RUN = hostile_run(
 
 
 def weights_of(server_round: int) -> Tensor:
-    """float64 [N]: the weight of each example in a round's update, as the server can compute it."""
+    """float64 [N]: the weight of each example in a round's update, as the server computes it."""
     order_N = torch.randperm(EXAMPLES, generator=seeds.generator(RUN.seed, "batches", server_round, "site"))
     weight_N = torch.zeros(EXAMPLES, dtype=torch.float64)
     for rows in order_N.split(BATCH):
@@ -57,7 +57,7 @@ def weights_of(server_round: int) -> Tensor:
 
 
 def images_from_rounds(site: Site) -> list[np.ndarray[Any, Any]]:
-    """One image per example, from its gradient in the solved system: weight gradient over bias gradient."""
+    """One image per example: solves for its gradient, whose weights divided by its bias are the image."""
     host, model = site.start(), see_through(RUN)
     moved, weights = [], []
     try:
@@ -91,14 +91,16 @@ def test_without_a_policy_many_rounds_of_one_model_give_every_image(tmp_path: Pa
         (strict_but(), 0),
     ],
 )
-def test_many_rounds_of_one_model_cannot_be_solved(policy: Policy, answers: int, tmp_path: Path) -> None:
+def test_with_the_policy_many_rounds_of_one_model_cannot_be_solved(
+    policy: Policy, answers: int, tmp_path: Path
+) -> None:
     site = Site(tmp_path, policy, val_share=0.0)
     wanted = write_images(site.images, (12, 9))
     assert closest(images_from_rounds(site), wanted) > NOTHING_LIKE
     assert len(site.log(outcome="sent", kind=TRAIN)) == answers
 
 
-def test_above_all_floors_the_strict_policy_gives_only_an_update(tmp_path: Path) -> None:
+def test_above_all_floors_the_strict_policy_allows_an_update_and_nothing_else(tmp_path: Path) -> None:
     site = Site(tmp_path, strict_but())
     write_images(site.images, (90, 60))
     run = hostile_run(method={"name": "fedavg", "readout": "head"}, train={"batch": 32, "lr": 0.05})

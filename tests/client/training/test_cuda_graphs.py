@@ -52,7 +52,7 @@ def test_every_batch_is_trained_once_and_a_repeated_shape_is_captured_once(sizes
 
 
 def test_a_task_that_draws_in_its_loss_is_not_captured() -> None:
-    """Random numbers drawn during the capture would be the same in every replay."""
+    """What is drawn while a step is captured would be repeated at every replay."""
     run = fewshot_run.config()
     guide = fewshot_run.guide(run)
     turning = guide.method.model_copy(update={"virtual_share": 0.5})
@@ -87,7 +87,13 @@ def trained(values: dict[str, Any], device: torch.device, rounds: int = 2) -> di
     beside = {key: value for part in parts for key, value in part.beside(dict(model.named_parameters())).items()}
     received = {key: 0.01 * torch.ones_like(value).cpu() for key, value in beside.items()}
     for number in range(1, rounds + 1):
-        start = LocalRound(model=model, received=received, state=Past(record, number), train=section)
+        start = LocalRound(
+            model=model,
+            stepped=task.stepped_keys(model),
+            received=received,
+            state=Past(record, number),
+            train=section,
+        )
         added = [one for part in parts if (one := part.local(start)) is not None]
         draw = torch.Generator().manual_seed(number)
         result = trainer.train(task, model, data, guide, section, number, draw, Hooks(), added)

@@ -119,7 +119,13 @@ def test_control_variates_are_option_ii_of_the_paper_for_plain_sgd() -> None:
     past = Past(RecordDict(), 1)
     past.write("control", own)
     added = ControlVariates(
-        LocalRound(model=model, received=control, state=Past(past._state, 2), train=TrainSection())
+        LocalRound(
+            model=model,
+            stepped=frozenset(start),
+            received=control,
+            state=Past(past._state, 2),
+            train=TrainSection(),
+        )
     )
     sgd = torch.optim.SGD(model.parameters(), lr=lr)
     for step in range(steps):

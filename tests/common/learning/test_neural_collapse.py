@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fednc.common.learning.frame import draw_frame
-from fednc.common.learning.neural_collapse import METRICS, alignment, class_cosines, collapse
+from fednc.common.learning.neural_collapse import METRICS, alignment, collapse
 
 K, D, PER_CLASS = 6, 12, 15
 ETF_KD = draw_frame(K, D, seed=0).etf_KD.double()
@@ -124,17 +124,6 @@ def test_features_without_geometry_have_no_metrics(feat_ND):
 def test_fewer_than_two_classes_have_no_metrics(present):
     keep_N = present > LABEL_N
     assert all(math.isnan(value) for value in collapse(features(0.1)[keep_N], LABEL_N[keep_N], ETF_KD, K).values())
-
-
-def test_class_cosines():
-    cosine_KK = class_cosines(torch.arange(1.0, K + 1)[:, None] * ETF_KD)
-    torch.testing.assert_close(
-        cosine_KK, torch.full((K, K), -1 / (K - 1)).double().fill_diagonal_(1), atol=1e-6, rtol=0
-    )
-    missing = class_cosines(ETF_KD.index_fill(0, torch.tensor([2]), 0.0))
-    assert missing[2].isnan().all()
-    assert missing[:, 2].isnan().all()
-    assert missing.isnan().sum() == 2 * K - 1
 
 
 def test_alignment_is_the_frames_gram_matrix_under_collapse_and_its_diagonal_is_nc3_cos() -> None:

@@ -19,7 +19,7 @@ from fednc.common.learning.readout import READOUTS, MemoryReadOut, ReadOut
 from fednc.common.learning.round_context import Guide
 from fednc.common.model_export import load
 from fednc.common.registry import Registry
-from fednc.server.storage.run_folder import write_files
+from fednc.server.rounds.result_files import write_files
 from support.contract_run import CLIENTS, config
 from support.runs_on_grids import over_the_link
 

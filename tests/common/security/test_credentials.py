@@ -226,7 +226,7 @@ CLIENT_CONTRADICTIONS: dict[str, tuple[Callable[[Path], Keys], str]] = {
     "insecure": (lambda f: {"certs": f, "insecure": True}, "plaintext"),
     "no authority": (lambda f: {"cert": f / "cert.pem", "key": f / "key.pem"}, "--ca"),
     "no key": (lambda f: {"ca": f / "ca.pem", "cert": f / "cert.pem"}, "go together"),
-    "empty folder": (lambda f: {"certs": f.parent}, "holds neither"),
+    "empty folder": (lambda f: {"certs": f.parent}, "has neither"),
 }
 
 

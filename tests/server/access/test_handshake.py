@@ -74,12 +74,14 @@ HANDSHAKES = {
     "wrong authority": Handshake(
         lambda here, other: replace(here.certificate("a"), ca=other.authority.server_folder / "ca.pem"),
         _fitting,
-        "not of the authority in",
+        "was not issued by the authority in",
     ),
     "other host": Handshake(
         lambda here, other: here.certificate("a"), _server_of("elsewhere"), "not for this host"
     ),
-    "node as server": Handshake(lambda here, other: here.certificate("a"), _node_as_server, "not one of a server"),
+    "node as server": Handshake(
+        lambda here, other: here.certificate("a"), _node_as_server, "is not a server certificate"
+    ),
     "server without TLS": Handshake(
         lambda here, other: here.certificate("a"), lambda here, other: {}, "speaks plaintext"
     ),

@@ -19,6 +19,7 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server.access import bans as shutout
 from fednc.server.access.bans import ShutOut
 from fednc.server.link.nodes import NodeState
+from fednc.server.operations.commands import ReadmitNode
 from fednc.server.storage.events import DiskProblem, NodeReadmitted
 from support.heard_events import of_kind
 from support.local_servers import Serving, serving, until
@@ -64,8 +65,8 @@ def test_quarantine_survives_a_restart_and_ends_when_an_operator_lifts_it(tmp_pa
             operator = OperatorLink(server.address)
             assert list((await operator.status()).quarantined) == ["bad"]
             with pytest.raises(ConfigError, match="'good' is not shut out; those who are: bad"):
-                await operator.readmit(["good"])
-            await operator.readmit(["bad"])
+                await operator.ask(ReadmitNode("good"))
+            await operator.ask(ReadmitNode("bad"))
             assert [e.operator for e in of_kind(NodeReadmitted, server.events)] == ["an operator"]
             async with attending_by_hand(server.federation, server.listening.port, "bad") as bad:
                 await send_rubbish(bad, 1)
@@ -82,7 +83,7 @@ def test_a_node_that_is_readmitted_starts_without_strikes(tmp_path: Path) -> Non
         async with serving(tmp_path, OPEN) as server:
             async with attending_by_hand(server.federation, server.listening.port, "bad") as bad:
                 await send_rubbish(bad, 2)
-                await OperatorLink(server.address).readmit(["bad"])
+                await OperatorLink(server.address).ask(ReadmitNode("bad"))
             async with attending_by_hand(server.federation, server.listening.port, "bad") as bad:
                 assert (bad.node.state, bad.node.rejections, bad.node.problem) == (NodeState.READY, 0, "")
 
@@ -123,7 +124,7 @@ def test_on_a_full_disk_a_quarantine_holds_but_is_not_saved(
                 await until(lambda: of_kind(DiskProblem, server.events))
                 assert (await attend(server, "bad"))[0] is grpc.StatusCode.PERMISSION_DENIED
                 with pytest.raises(Exception, match="a restart will forget it: No space left"):
-                    await OperatorLink(server.address).readmit(["bad"])
+                    await OperatorLink(server.address).ask(ReadmitNode("bad"))
                 assert (await attend(server, "bad"))[0] is grpc.StatusCode.OK
 
     asyncio.run(scenario())

@@ -26,6 +26,7 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server.link import message_limits
 from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import MOST_NODES, NodeState
+from fednc.server.operations.commands import DropNode
 from fednc.server.storage.event_log import EventLog, NodeEvents
 from fednc.server.storage.events import CallRefused, Event, NodeAttends, NodeLost
 from support.heard_events import of_kind
@@ -264,6 +265,6 @@ def test_a_reason_fits_into_a_header_whatever_the_names(tmp_path: Path) -> None:
         async with serving(tmp_path, OPEN) as server:
             server.federation.roster.restore({f"{i:05d}" + "\u4e2d" * 50: i for i in range(MOST_NODES)})
             with pytest.raises(ConfigError, match=f"and {MOST_NODES - 20} more"):
-                await OperatorLink(server.address).drop(["\u4e2d" * 100_000])
+                await OperatorLink(server.address).ask(DropNode("\u4e2d" * 100_000))
 
     in_loop(scenario())

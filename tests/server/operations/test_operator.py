@@ -21,7 +21,7 @@ from fednc.client.link.link import Link, LinkConfig
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import AddressError, ConfigError, RefusedError
 from fednc.common.security.credentials import Role
-from fednc.ops.operator_client import Lever, OperatorLink
+from fednc.ops.operator_client import OperatorLink
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import operator_pb2 as op
 from fednc.server.access.identity import FORBIDDEN, Anybody, Caller, Refusal
@@ -29,6 +29,7 @@ from fednc.server.link.assignments import NODE_LOST
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import NodeState
 from fednc.server.main import Finished, run_server
+from fednc.server.operations.commands import DropNode, PauseRun, ReadmitNode, ResumeRun, StopRun
 from fednc.server.rounds.control import RunControl
 from fednc.server.storage.event_log import EventLog
 from support.local_servers import Place, attending, invoke, is_ready, serving, until
@@ -110,18 +111,18 @@ async def with_run(
 def test_an_operator_holds_a_run_drops_a_node_and_ends_the_run_with_its_files(tmp_path: Path) -> None:
     async def scenario(federation: Federation, control: RunControl, operator: OperatorLink) -> None:
         watching = asyncio.create_task(collect(operator))
-        await operator.pull([Lever.PAUSE])  # before the first round, which waits too
+        await operator.ask(PauseRun())  # before the first round, which waits too
         await until(lambda: len(federation.roster.ready()) == 3, 20)
         await asyncio.sleep(0.3)
         held = await operator.status()
         assert (held.phase, held.paused, held.completed, list(held.missing)) == (held.WAITING, True, 0, [])
-        await operator.pull([Lever.RESUME])
+        await operator.ask(ResumeRun())
         await until(lambda: control.last and control.last.round >= 2, 20)
-        await operator.drop(["c"])
+        await operator.ask(DropNode("c"))
         dropped = await operator.status()
         assert [node.state for node in dropped.nodes][2] == "dropped"
         assert list(dropped.dropped) == ["c"]
-        await operator.pull([Lever.STOP])
+        await operator.ask(StopRun())
         statuses = await watching
         rounds = [status.completed for status in statuses]
         assert rounds == sorted(rounds)
@@ -163,11 +164,11 @@ def test_a_dropped_node_fails_its_work_and_stays_out(place: Place) -> None:
             server.federation.door.keep_in(place.folder)
             operator = OperatorLink(server.address, ops)
             with pytest.raises(ConfigError, match="no node 'nobody-of-this-name' was ever here"):
-                await operator.drop(["nobody-of-this-name"])
+                await operator.ask(DropNode("nobody-of-this-name"))
             await until(is_ready(server, "a"))
             batch = hand_out(server, "a")
             assert list((await operator.status()).missing) == ["a"]
-            await operator.drop(["a"])
+            await operator.ask(DropNode("a"))
             with pytest.raises(RefusedError, match="dropped by operator 'ops'"):
                 await asyncio.wait_for(link, 2)
             failure = batch.replies.get_nowait().failure
@@ -189,10 +190,10 @@ def test_a_dropped_node_fails_its_work_and_stays_out(place: Place) -> None:
                     await asyncio.wait_for(again, 2)
             operator = OperatorLink(server.address, ops)
             assert list((await operator.status()).dropped) == ["a"]
-            await operator.readmit(["a"])
+            await operator.ask(ReadmitNode("a"))
             assert list((await operator.status()).dropped) == []
             with pytest.raises(ConfigError, match="'a' is not shut out; those who are: nobody"):
-                await operator.readmit(["a"])
+                await operator.ask(ReadmitNode("a"))
             async with attending(server, "a", credentials):
                 await until(is_ready(server, "a"))
 
@@ -206,7 +207,7 @@ def test_commands_after_the_end_of_the_run_are_refused(place: Place) -> None:
         async with serving(place.folder, {}) as server:
             server.federation.finish("all done", failed=False)
             with pytest.raises(RefusedError, match="all done"):
-                await OperatorLink(server.address).pull([Lever.STOP])
+                await OperatorLink(server.address).ask(StopRun())
 
     asyncio.run(scenario())
 

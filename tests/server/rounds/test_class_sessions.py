@@ -37,7 +37,7 @@ def test_a_class_keeps_its_vertex_when_others_come(first: list[str], second: lis
     if not new:
         return
     grown = registry.extended(new)
-    assert [grown.vertex_of(name) for name in (*first, *new)] == list(range(len(first) + len(new)))
+    assert [grown.names.index(name) for name in (*first, *new)] == list(range(len(first) + len(new)))
     assert (registry.version, grown.version, grown.first(0)) == (0, 1, registry)
     grown.check_continues(registry)
     assert ClassRegistry.from_json(json.loads(json.dumps(grown.to_json()))) == grown
@@ -122,7 +122,7 @@ def test_a_client_cannot_change_the_memory_of_other_classes() -> None:
 
     from fednc.common.errors import ProtocolError
     from fednc.common.wire.messages import EXAMPLES, METRICS, SUMS, sums_record
-    from fednc.server.rounds.checked import sums_in
+    from fednc.server.rounds.reply_contents import sums_in
 
     task = tasks.get(config())
     sums = ClassSums.zeros(12, task.memory_dim)

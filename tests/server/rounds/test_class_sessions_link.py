@@ -27,6 +27,7 @@ from fednc.common.errors import ConfigError, RefusedError
 from fednc.common.model_export import load
 from fednc.ops.operator_client import OperatorLink
 from fednc.server.main import Finished, run_server
+from fednc.server.operations.commands import StartSession
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.result_files import write_files
 from fednc.server.storage.event_log import EventLog
@@ -98,19 +99,26 @@ def test_an_operator_starts_a_session_and_names_its_classes(tmp_path: Path) -> N
 
     async def scenario(control: RunControl, operator: OperatorLink) -> None:
         with pytest.raises(RefusedError, match="the beginning is under way"):
-            await operator.next_session([])
+            await operator.ask(StartSession())
         await until(lambda: control.waiting_session == 1, 40)
         status = await operator.status()
         assert (status.waiting_session, status.sessions, list(status.classes)) == (1, 2, BASE)
         for names, complaint in ([], "at least one"), (["0"], "there already"), (list("abcdefg"), "vertices"):
             with pytest.raises(ConfigError, match=complaint):
-                await operator.next_session(names)
-        await operator.next_session(["8", "7"])
+                await operator.ask(StartSession(tuple(names)))
+        await operator.ask(
+            StartSession(
+                (
+                    "8",
+                    "7",
+                )
+            )
+        )
         await until(lambda: control.waiting_session == 2, 40)
         status = await operator.status()
         assert (status.session, list(status.classes)) == (1, [*BASE, "8", "7"])
         with pytest.raises(ConfigError, match="Leave out --class"):
-            await operator.next_session(["6"])
+            await operator.ask(StartSession(("6",)))
         command = ["-m", "fednc.cli.main", "session", "next", "--server", operator.server]
         process = await asyncio.create_subprocess_exec(sys.executable, *command, stderr=asyncio.subprocess.PIPE)
         _, said = await process.communicate()
@@ -133,7 +141,7 @@ def test_the_exported_model_knows_only_the_classes_seen_so_far(tmp_path: Path) -
     run = config()
     prepared, _ = prepare(run)
     around = Surroundings()
-    prepared._events.listen(stop_after(around.control, 3))
+    prepared.events.listen(stop_after(around.control, 3))
     with LocalGrid(run, clients(run)) as grid:
         result = prepared.execute(grid, around)  # stopped in the middle of session 1
     write_files(tmp_path, result, {})

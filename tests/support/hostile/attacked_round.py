@@ -27,6 +27,7 @@ from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid, Replies
 from fednc.server.link.reply_schema import Agreement
 from fednc.server.listener import make_server
+from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
@@ -125,8 +126,8 @@ class HostilePlace:
                     await node.send(work, content)
 
     async def _begin_round(self) -> None:
-        grid, strategy = LinkGrid(self.federation, asyncio.get_running_loop()), self.prepared.strategy
-        strategy.replies.reject = grid.reject
+        grid = LinkGrid(self.federation, asyncio.get_running_loop())
+        self._strategy = strategy = self.prepared.strategy(Surroundings(reject=grid.reject))
         record = self.prepared.state.record
         messages = await asyncio.to_thread(strategy.configure_train, 1, record, ConfigRecord(), grid)
         assert len(messages) == 2
@@ -159,7 +160,7 @@ class HostilePlace:
     # ---- what must not change ------------------------------------------------------------------------------
 
     def _fold_state(self) -> tuple[int, int, str]:
-        fold = self.prepared.strategy._fold
+        fold = self._strategy._fold
         data = b"".join(bytes(array.data) for array in fold.mean().values())
         return fold.updates, fold.weight, hashlib.sha256(data).hexdigest()
 

@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fednc.client.app.initialisation import Volunteer
+from fednc.client.app.initialisation import ClientInitialisation
 from fednc.client.app.resident_run import Resident
 from fednc.client.link.work_hooks import Hooks
 from fednc.common.config.run import parse_run
@@ -156,11 +156,11 @@ def test_the_gradient_of_one_batch_is_the_same_every_time() -> None:
     frame = draw_frame(30, 32, 0)
     guide = guide_at(task, frame.etf_KD, ClassMemory.empty(30, task.memory_dim), 1)
     mine, _ = here.at(task.stage(1))
-    volunteer = Volunteer(here, mine, guide, Hooks())
+    client = ClientInitialisation(here, mine, guide, Hooks())
     order = RecordDict({messages.ORDER: messages.Order(iteration=0).to_record()})
     layout = Layout.of(here.model, task.shared_keys(here.model))
     order[messages.INIT] = arrays.to_record({messages.SCALE: torch.ones(len(layout.scaled))})
-    first, again = (messages.answer_in(volunteer.gradient(order), layout) for _ in range(2))
+    first, again = (messages.answer_in(client.gradient(order), layout) for _ in range(2))
     assert first is not None
     assert again is not None
     assert torch.equal(first.unit_N, again.unit_N)

@@ -209,7 +209,7 @@ def test_init_refuses_what_a_client_could_not_use(here, changed, words):
 
 def test_init_says_that_mean_and_std_are_those_of_the_data(here):
     write_npz(here / "a.npz", x_train=RANDOM)
-    assert "come from this site's images" in said("init", "npz", "--data", "npz:a.npz")
+    assert "measured on this site's images" in said("init", "npz", "--data", "npz:a.npz")
     assert "one site's images" in Path("run.toml").read_text()
     said("init", "--force")
     assert "one site's images" not in Path("run.toml").read_text()
@@ -259,7 +259,7 @@ def test_check_reports_everything_at_once_and_names_what_is_left_out(here):
     picture(1).save(here / "d" / "loose.png")
     words = said("check", "run.toml", "--data", "folder:d")
     assert "1 loose images beside the class folders (first: 'loose.png')" in words
-    assert "fits together; 1 remarks on the data above" in words
+    assert "no problems found; see 1 notes on the data above" in words
     (here / "d" / "bee" / "0.png").write_bytes(b"")
     text = Path("run.toml").read_text().replace("# dim = 128", "dim = 1")
     Path("run.toml").write_text(text)

@@ -1,0 +1,174 @@
+"""Two small tasks, as somebody else would write them: a classifier of table rows, a regression without classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fednc.common.config.tables import SplitSection
+from fednc.common.learning.round_context import Guide
+from fednc.common.tasks import discovery
+from fednc.common.tasks.aggregation import Aggregation
+from fednc.common.tasks.api import Part, Task, TaskData, TaskOptions
+from fednc.common.tasks.classifier import ClassifierOptions, ClassifierTask, Purpose
+from fednc.common.tasks.metrics import AUROC, MAE, RMSE, Accuracy, BalancedAccuracy
+from fednc.common.tasks.tensor_data import LabelledTensors, TensorData
+
+
+# ---- clinic: begin
+class ClinicOptions(ClassifierOptions):
+    features: tuple[str, ...]
+    label: str
+    width: int = 16
+
+
+class ClinicTask(ClassifierTask):
+    """Rows of a CSV file, each with a class."""
+
+    name = "clinic"
+    Options = ClinicOptions
+    options: ClinicOptions
+    metrics = (AUROC, BalancedAccuracy, Accuracy)
+
+    def backbone(self) -> tuple[nn.Module, int]:
+        layers = nn.Linear(len(self.options.features), self.options.width), nn.ReLU()
+        return nn.Sequential(*layers), self.options.width
+
+    def read(self, spec: str, purpose: Purpose) -> LabelledTensors:
+        table = np.genfromtxt(
+            Path(spec.removeprefix("csv:")), delimiter=",", names=True, dtype=None, encoding="utf-8"
+        )
+        rows = np.stack([table[name] for name in self.options.features], axis=1).astype(np.float32)
+        has_labels = self.options.label in (table.dtype.names or ())
+        return self.labelled(torch.from_numpy(rows), table[self.options.label].tolist() if has_labels else None)
+
+
+# ---- clinic: end
+
+
+class LineOptions(TaskOptions):
+    features: int = 3
+
+
+class LineTask(Task):
+    """A number from several numbers: no classes, no frame, no class memory."""
+
+    name = "line"
+    Options = LineOptions
+    options: LineOptions
+    metrics = (RMSE("mm"), MAE("mm"))
+
+    def build_model(self) -> nn.Module:
+        return nn.Linear(self.options.features, 1)
+
+    def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TensorData:
+        with np.load(spec.removeprefix("npz:")) as found:
+            return TensorData(tensors=(torch.from_numpy(found["x"]), torch.from_numpy(found["y"])))
+
+    def load_test(self, spec: str) -> TensorData:
+        return self.load_train(spec, None, None)
+
+    def loss(self, model: nn.Module, batch: Any, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
+        return (model(batch[0]).squeeze(1) - batch[1]).square().mean(), {}
+
+    def outputs(self, model: nn.Module, batch: Any, guide: Guide) -> tuple[Tensor, Tensor]:
+        return model(batch[0]).squeeze(1), batch[1]
+
+
+class LanesTask(LineTask):
+    """Also has a weight on a circle, one that few clients train, a fixed one, and a bias that stays on the client."""
+
+    name = "lanes"
+
+    def build_model(self) -> nn.Module:
+        return Lanes()
+
+    def aggregation(self, key: str) -> Aggregation:
+        kinds = {"bias": "local", "turn": "circular", "lane": "owners", "offset": "fixed"}
+        return Aggregation(kinds.get(key, "mean"))
+
+    def owned(self, data: TaskData) -> dict[str, int]:
+        return {"lane": data.examples // 2} if data.examples > 150 else {}
+
+    def loss(self, model: nn.Module, batch: Any, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
+        return (model(batch[0]) - batch[1]).square().mean(), {}
+
+    def outputs(self, model: nn.Module, batch: Any, guide: Guide) -> tuple[Tensor, Tensor]:
+        return model(batch[0]), batch[1]
+
+
+class Lanes(nn.Module):
+    """w x + sin(turn) + lane + offset + bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.turn, self.lane = nn.Parameter(torch.tensor([0.5])), nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.register_buffer("offset", torch.tensor([0.25]))
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        return x_BF @ self.weight + self.turn.sin() + self.lane + self.offset + self.bias
+
+
+PROTOTYPES: dict[str, type[Task]] = {"clinic": ClinicTask, "line": LineTask, "lanes": LanesTask}
+
+
+@contextmanager
+def installed(tasks: dict[str, type[Task]] = PROTOTYPES) -> Iterator[None]:
+    """As if these tasks were installed beside the shipped ones, in this process."""
+    shipped = discovery.task_class
+
+    def task_class(name: str) -> type[Task]:
+        return tasks[name] if name in tasks else shipped(name)
+
+    with patch.object(discovery, "task_class", task_class):
+        yield
+
+
+def write_clinic(path: Path, seed: int, rows: int = 120) -> str:
+    """A CSV file of two overlapping clouds; its data spec."""
+    draw = np.random.default_rng(seed)
+    label = draw.integers(0, 2, rows)
+    x = draw.normal(size=(rows, 3)) + 1.2 * label[:, None]
+    lines = [f"{a:.4f},{b:.4f},{c:.4f},{('healthy', 'ill')[k]}" for (a, b, c), k in zip(x, label, strict=True)]
+    path.write_text("age,pulse,iron,state\n" + "\n".join(lines) + "\n")
+    return f"csv:{path}"
+
+
+def write_line(path: Path, seed: int, rows: int = 200) -> str:
+    """Points near a plane; its data spec."""
+    draw = np.random.default_rng(seed)
+    x = draw.normal(size=(rows, 3)).astype(np.float32)
+    y = (x @ np.array([1.0, -2.0, 0.5], np.float32) + 3 + 0.1 * draw.normal(size=rows)).astype(np.float32)
+    np.savez(path, x=x, y=y)
+    return f"npz:{path}"
+
+
+CLINIC = {
+    "seed": 1,
+    "task": {
+        "name": "clinic",
+        "classes": ["healthy", "ill"],
+        "features": ["age", "pulse", "iron"],
+        "label": "state",
+    },
+    "frame": {"dim": 8},
+    "train": {"batch": 16, "lr": 0.05},
+    "rounds": {"total": 3, "min_clients": 2},
+}
+LINE = {
+    "seed": 1,
+    "task": {"name": "line"},
+    "method": {"name": "fedavg"},
+    "train": {"batch": 16, "lr": 0.02, "epochs": 4},
+    "rounds": {"total": 3, "min_clients": 2},
+}
+LANES = {**LINE, "task": {"name": "lanes"}}
