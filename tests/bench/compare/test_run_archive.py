@@ -149,7 +149,7 @@ def test_processes_that_archive_at_once_keep_each_others_rows(
         (lambda _: gzip.compress(b'{"kind": "final"}\n'), "damaged: 'setting'"),
     ],
 )
-def test_a_damaged_archive_is_not_believed_and_no_file_goes(spoil: Any, said: str, tmp_path: Path) -> None:
+def test_a_damaged_archive_is_an_error_and_no_file_is_deleted(spoil: Any, said: str, tmp_path: Path) -> None:
     write(tmp_path, *map(row, range(5)))
     archive_runs(tmp_path)
     write(tmp_path, row(7))
