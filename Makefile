@@ -107,10 +107,11 @@ $(STAMP): pyproject.toml
 	touch $@
 
 # mypy and editors follow the package-dir mapping of pyproject.toml through these links.
-.types:
+.types: $(wildcard api/*.py)
 	mkdir -p .types/fednc
 	for d in bench cli client common ops protos server tasks; do ln -sfn ../../$$d .types/fednc/$$d; done
-	ln -sfn ../../api/__init__.py .types/fednc/__init__.py
+	for f in api/*.py; do ln -sfn ../../$$f .types/fednc/$${f#api/}; done
+	touch .types
 
 clean:
 	rm -rf $(VENV) .venv-* $(NEXT) .types build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -49,6 +49,14 @@ MinSumExamples = Annotated[
         help="Send no class sum over fewer examples; a run can ask for more than this, not for less.",
     ),
 ]
+AllowTask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-task",
+        metavar="NAME",
+        help="Run this task only; may be given several times. Default: every installed task (`fednc plugins`).",
+    ),
+]
 Once = Annotated[bool, typer.Option("--once", help="Leave after one run instead of waiting for the next.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads for training; 0: PyTorch's default.")]
 MaxHours = Annotated[
@@ -141,6 +149,7 @@ def command(
     device: Device = "auto",
     val_share: ValShare = 0.1,
     min_sum_examples: MinSumExamples = 0,
+    allow_task: AllowTask = None,
     once: Once = False,
     threads: Threads = 0,
     max_hours: MaxHours = 0,
@@ -158,7 +167,7 @@ def command(
 
     Waits for a server that is not up yet, reconnects after broken connections, and waits for the next run unless
     --once. The server's run file decides what is trained; only tasks and methods that are installed here can run,
-    as no code is sent. Ctrl-C leaves.
+    as no code is sent. --allow-task narrows that to the tasks it names. Ctrl-C leaves.
 
     SIGUSR1 pauses: work stops at its next batch and the server sends no more; SIGUSR2 continues. A round waits no
     longer for a paused client than for any other. --json goes with --dry-run.
@@ -204,7 +213,8 @@ def command(
         spec = with_options(data, class_names, columns) if data else ""
         owner = read_owner(policy, spec, val_share)
         kept = "" if dry_run or state is None else str(state)
-        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner, kept)
+        allowed = _allowed(allow_task or [])
+        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner, kept, allowed)
     admit = DownloadBounds(max_download_gib, min_free_gib).admit
     config = LinkConfig(
         server=server, name=name, credentials=credentials, once=once, direct=no_proxy, admit=admit, **traits
@@ -245,6 +255,18 @@ async def _attend(config: LinkConfig, host: Host, max_hours: float, early: list[
     return await (attend_for(link, max_hours) if max_hours else link.run())
 
 
+def _allowed(names: list[str]) -> tuple[str, ...]:
+    """The tasks that --allow-task names, each once. Raises ConfigError where one cannot be used here."""
+    from fednc.common.tasks.discovery import task_class
+
+    for name in names:
+        try:
+            task_class(name)
+        except ConfigError as e:
+            raise ConfigError(f"--allow-task {name[:80]}: {e}") from e
+    return tuple(dict.fromkeys(names))
+
+
 def _own_app(
     name: str,
     data: str,
@@ -254,6 +276,7 @@ def _own_app(
     least: int,
     owner: Owner | None,
     state: str,
+    allowed: tuple[str, ...],
 ) -> tuple[Host, dict[str, Any]]:
     """The host of fednc's own app, and what to tell the server of it."""
     from fednc.client.app.flower_app import app
@@ -265,13 +288,19 @@ def _own_app(
         raise ConfigError("no data: give --data, e.g. --data digits or --data npz:PATH")
     wanted = pb.Part(index=part[0], of=part[1]) if part else None
     config = ClientConfig(
-        name=name, data=data, device=device, val_share=val_share, min_sum_examples=least, state=state
+        name=name,
+        data=data,
+        device=device,
+        val_share=val_share,
+        min_sum_examples=least,
+        state=state,
+        allowed_tasks=allowed,
     )
     config = owner.bind(config) if owner else config
     host = AppHost(config, app)
     return host, {
         "part": wanted,
-        "tasks": versions.installed_tasks(),
+        "tasks": versions.installed_tasks(allowed),
         "methods": versions.installed_methods(),
     }
 

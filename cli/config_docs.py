@@ -1,4 +1,4 @@
-"""docs/config.md, made from the configuration model and the options of every installed task.
+"""docs/config.md, made from the configuration model and the options of every built-in task.
 
 Run by `make docs`; a test compares the committed page with `page()`. `fednc init` takes its comments from
 `sections()`. Says nothing about single keys: their descriptions are in the model.
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import MethodSection, SplitSection
 from fednc.common.methods import registry
-from fednc.common.tasks.discovery import installed
+from fednc.common.tasks.discovery import built_in
 
 _INTRO = """\
 # The run file
@@ -43,9 +43,9 @@ def sections(
     """(dotted name, class) of every table of the run file, the file itself first, as ""; `[x]` may repeat.
 
     Args:
-        splits: the classes of `[split]` whose tables are listed too; none given: those of all installed tasks.
+        splits: the classes of `[split]` whose tables are listed too; none given: those of all built-in tasks.
     """
-    splits = splits or [task.Split for task in installed().values()]
+    splits = splits or [task.Split for task in built_in().values()]
     yield path, model
     inner = _tables(model)
     for split in splits if model is SplitSection else ():
@@ -75,7 +75,7 @@ def page() -> str:
         if model is MethodSection:
             parts += [_method_keys(), _presets()]
         if path == "task":
-            parts += [_table(f'[task] with name = "{name}"', task.Options) for name, task in installed().items()]
+            parts += [_table(f'[task] with name = "{name}"', task.Options) for name, task in built_in().items()]
     return "\n".join(parts)
 
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),
     "predict": ("fednc.cli.predict:command", "Classify images with the model of a finished run."),
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),
+    "plugins": ("fednc.cli.plugins:app", "List installed tasks, methods and trackers, and check one."),
     "bench": ("fednc.cli.bench:app", "Measure link, fold, scale and trainer."),
 }
 

@@ -14,6 +14,7 @@ import typer
 
 from fednc.cli.options import Device, Json
 from fednc.cli.output import say, show_table, write_json
+from fednc.common.errors import DataError
 
 if TYPE_CHECKING:
     from fednc.common.model_export import ExportedModel
@@ -37,6 +38,8 @@ def command(
     data = model.task.load_input(inputs).to(chosen)
     for note in data.notes:
         say(f"{inputs}: {note}", style="yellow")
+    if not data.examples:
+        raise DataError(f"{inputs}: there is no example in it, so there is nothing to predict")
     predictions = _predictions(model, data)
     _show_predictions(predictions)
     result = {"run": model.run.name, "input": inputs, "examples": data.examples, "predictions": predictions}

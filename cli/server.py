@@ -110,6 +110,7 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
     from fednc.common.process.collector import spare_what_is_loaded
     from fednc.common.process.interrupt import run_until_interrupted
     from fednc.server.main import run_server
+    from fednc.server.operations.trackers import tracked
     from fednc.server.storage.event_log import EventLog
     from fednc.server.storage.folder_lock import claimed
     from fednc.server.storage.run_folder import run_folder
@@ -118,7 +119,7 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
     with claimed(place):
         events = EventLog(place / "events.jsonl", run.server.events_mib, run.server.events_kept)
         spare_what_is_loaded()
-        with following(run, events) as live:
+        with following(run, events) as live, tracked(run, place.name, place, events):
             serving = run_server(run, place, events, on_listening=live.watch)
             finished = run_until_interrupted(serving, stop_s=run.server.stop_s)
     if json:

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fednc.client.app.initialisation import ClientInitialisation
-from fednc.client.app.resident_run import Resident, resident
+from fednc.client.app.resident_run import Resident, check_allowed, resident
 from fednc.client.app.withheld_sums import fitting_batch, sendable
 from fednc.client.link.work_hooks import CURRENT
 from fednc.client.training import trainer
@@ -160,6 +160,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident, Stage]:
     order = Instruction.of(message)
     run = parse_run_json(order.run_json, source="the server's run file")
+    check_allowed(context, run)
     _check_versions(order, run)
     here = resident(context, run)
     return order, here, here.task.stage(order.server_round)
@@ -172,8 +173,8 @@ def _check_versions(order: Instruction, run: RunConfig) -> None:
     software, task, method = versions.of_run(run)
     problem = (
         versions.package_differs(software, order.versions[0], "the server")
-        or versions.entry_differs("task", task, order.versions[1:2], "the server")
-        or versions.entry_differs("method", method, order.versions[2:], "the server")
+        or versions.entry_differs("task", task, order.versions[1:2], "the server", is_server=False)
+        or versions.entry_differs("method", method, order.versions[2:], "the server", is_server=False)
     )
     if problem:
         raise ProtocolError(problem)

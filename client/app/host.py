@@ -20,6 +20,7 @@ class ClientConfig:
     """A client's own settings.
 
     Attributes:
+        allowed_tasks: names of the tasks that it runs; empty: all that are installed.
         min_sum_examples: the least examples in a class sum that it sends; a run can raise this, not lower it.
         min_batch: the least examples in a batch, the last of an epoch included.
         state: folder for what must survive a restart of the client; empty: nothing survives one.
@@ -31,6 +32,7 @@ class ClientConfig:
     data: str
     device: str = "auto"
     val_share: float = 0.1
+    allowed_tasks: tuple[str, ...] = ()
     min_sum_examples: int = 0
     min_batch: int = 0
     secret: str = ""
@@ -63,6 +65,7 @@ class AppHost:
             "data": self._config.data,
             "device": self._config.device,
             "val-share": self._config.val_share,
+            "allowed-tasks": " ".join(self._config.allowed_tasks),
             "min-sum-examples": self._config.min_sum_examples,
             "min-batch": self._config.min_batch,
             "secret": self._config.secret,

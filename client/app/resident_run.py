@@ -93,14 +93,25 @@ def resident(context: Context, run: RunConfig) -> Resident:
     """This node's loaded run, loaded on first use.
 
     Raises:
-        ConfigError: no such task or device here.
+        ConfigError: no such task or device here, or a task that the owner does not allow.
         DataError: the data does not fit the run.
     """
+    check_allowed(context, run)
     found = _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
     if found.run == run.model_copy(update={"server": found.run.server}):
         return found
     forget(context)  # classes were named since, or a continued run has another run file
     return _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
+
+
+def check_allowed(context: Context, run: RunConfig) -> None:
+    """Asked before a run's task is imported. Raises ConfigError where the owner allows others only."""
+    allowed = str(context.node_config.get("allowed-tasks", "")).split()
+    if allowed and run.task.name not in allowed:
+        raise ConfigError(
+            f"the run's task is {run.task.name!r}, this client runs {', '.join(allowed)} only: start it with "
+            f"--allow-task {run.task.name} too if it may run that"
+        )
 
 
 def forget(context: Context) -> None:

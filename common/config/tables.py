@@ -8,12 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from fednc.common.config.choices import OneOf, ReadOutNeeds, listed, provided
 from fednc.common.errors import ConfigError
+from fednc.common.plugins import check_name
 from fednc.common.registry import Named
 
 Positive = Annotated[float, Field(gt=0)]
@@ -61,7 +70,9 @@ class TaskSection(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = Field("image", description="task to run; must be installed on the server and on every client")
+    name: Annotated[str, AfterValidator(check_name)] = Field(
+        "image", description="task to run; must be installed on the server and on every client"
+    )
 
 
 class FrameSection(Section):
@@ -263,6 +274,7 @@ def _name_problem(given: Mapping[str, Any], key: str = "name") -> str:
     if not isinstance(given[key], str):
         return "a method is given by its name, a string"
     try:
+        _methods().plugin_of(given[key])  # a name that two distributions bring is refused
         _methods().get(given[key])
     except ConfigError as e:
         return str(e)

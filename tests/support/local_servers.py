@@ -85,8 +85,9 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(folder: Path, section: dict[str, Any]) -> AsyncIterator[Serving]:
-    run = parse_run({"server": {"listen": "127.0.0.1:0", **section}})
+async def serving(folder: Path, section: dict[str, Any], **tables: Any) -> AsyncIterator[Serving]:
+    """A server whose run file has `section` as [server] and these other tables."""
+    run = parse_run({**tables, "server": {"listen": "127.0.0.1:0", **section}})
     log, events = EventLog(), list[Event]()
     log.listen(events.append)
     federation = Federation("run", run, folder / "spool", log)
