@@ -128,7 +128,7 @@ def test_no_room_imports_a_higher_one() -> None:
 
 
 def test_imports_form_no_circle() -> None:
-    """Not under TYPE_CHECKING either: of two files that know each other neither can be read alone."""
+    """Not under TYPE_CHECKING either: two files that import each other cannot be read one at a time."""
     graph = {path: files_of(imported_modules(path.read_text(encoding="utf-8"))) - {path} for path in FILES}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(FILES)  # raises CycleError
 

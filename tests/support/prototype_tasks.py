@@ -83,7 +83,7 @@ class LineTask(Task):
 
 
 class LanesTask(LineTask):
-    """Also has a weight on a circle, one that few clients train, a fixed one, and a bias that never leaves it."""
+    """Also has a weight on a circle, one that few clients train, a fixed one, and a bias kept on the client."""
 
     name = "lanes"
 
