@@ -23,7 +23,7 @@ from fednc.server.access.setup import security_of
 from fednc.server.aggregation.holdings import Declared
 from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid
-from fednc.server.link.reply_schema import Agreement
+from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.listener import serve
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
@@ -126,7 +126,7 @@ def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tupl
 
 def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:
     """What clients send in the stage under way; assigned at once, for the event loop reads it meanwhile."""
-    federation.agreement = Agreement.of(
+    federation.agreement = ReplySchema.of(
         prepared.task,
         prepared.frame,
         state.trainable,

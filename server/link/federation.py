@@ -37,7 +37,7 @@ from fednc.server.link.blob_store import BlobStore
 from fednc.server.link.doorkeeper import Doorkeeper
 from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import Node, NodeState, Roster
-from fednc.server.link.reply_schema import Agreement
+from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.link.upload_budget import Intake
 from fednc.server.storage.event_log import EventLog, NodeEvents
 from fednc.server.storage.events import (
@@ -72,7 +72,7 @@ class Federation:
         self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self._node_events, self.expel)
         self.intake = Intake(spool, run.server.ingest_mib << 20)
         self.calls = OpenCalls()
-        self.agreement: Agreement | None = None  # what replies hold, where the strategy has said so
+        self.agreement: ReplySchema | None = None  # what replies hold, where the strategy has said so
         self.over: pb.RunOver | None = None
         self._works: dict[WorkKey, Work] = {}
         self._committed: deque[WorkKey] = deque(maxlen=4096)

@@ -37,7 +37,7 @@ class LinkGrid(flower_adapter.RunGrid):
         self.federation = federation
         self._loop = loop
         self._ordinals: Counter[tuple[str, str, int]] = Counter()
-        self._pushed: dict[str, Replies] = {}
+        self._pushed: dict[str, ReplyStream] = {}
 
     def call(self, function: Callable[[], T]) -> T:
         """`function()` on the event loop, its result here."""
@@ -93,11 +93,11 @@ class LinkGrid(flower_adapter.RunGrid):
                 pulled.append(message)
         return pulled
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> ReplyStream:
         """Hand the work out now; iterate over the replies as they arrive, for at most `timeout` seconds."""
         return self._send(list(messages), timeout)
 
-    def _send(self, messages: list[Message], timeout_s: float | None = None) -> Replies:
+    def _send(self, messages: list[Message], timeout_s: float | None = None) -> ReplyStream:
         batch = Batch()
         contents: dict[int, Content] = {}
         blobs: dict[bytes, Buffer] = {}
@@ -108,7 +108,7 @@ class LinkGrid(flower_adapter.RunGrid):
                 blobs.update({records.digest_of(a): a.data for a in records.arrays_of(content)})
             batch.works.append(self._work(message, contents[id(content)], batch))
         self.call(lambda: self.federation.dispatch(batch, blobs))
-        return Replies(self, batch, timeout_s)
+        return ReplyStream(self, batch, timeout_s)
 
     def _work(self, message: Message, content: Content, batch: Batch) -> Work:
         meta = message.metadata
@@ -128,7 +128,7 @@ class LinkGrid(flower_adapter.RunGrid):
         return Work(work_id, node, message, content, batch)
 
 
-class Replies(Iterator[Message]):
+class ReplyStream(Iterator[Message]):
     """Replies in the order in which they arrive; ends when all are there, at the deadline, or when closed."""
 
     def __init__(self, grid: LinkGrid, batch: Batch, timeout_s: float | None) -> None:
