@@ -44,7 +44,7 @@ class _Push:
     """The messages of one call, and those of them that are still without a reply."""
 
     is_awaited: bool  # the app waits for the replies, and pulls them as they come
-    batch: Batch = field(default_factory=Batch)
+    batch: Batch
     left: set[str] = field(default_factory=set)
 
 
@@ -70,14 +70,16 @@ class AppGrid(LinkGrid):
         is_awaited: bool,
     ) -> list[str]:
         """Send without waiting; the id of each message. `is_awaited`: the app waits for the replies."""
-        contents, push = [Content(manifest) for manifest in manifests], _Push(is_awaited)
+        contents, push = (
+            [Content(manifest) for manifest in manifests],
+            _Push(is_awaited, Batch(on_reply=self._take_reply)),
+        )
         return self.call(lambda: self._push(push, orders, contents, blobs))
 
     def _push(
         self, push: _Push, orders: Iterable[SentMessage], contents: list[Content], blobs: dict[bytes, Buffer]
     ) -> list[str]:
         sent = []
-        push.batch.on_reply = self._take_reply
         for order in orders:
             sent.append(message := self._number(order))
             if self.federation.roster.by_id(order.node):

@@ -136,7 +136,6 @@ class ReplyStream(Iterator[Message]):
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._open = len(batch.works)
         self._closed = False
-        self.missing: list[str] = []  # names of those that had not answered when the iterator ended
 
     @property
     def first_id(self) -> str:
@@ -192,7 +191,7 @@ class ReplyStream(Iterator[Message]):
             return
         self._closed, self._open = True, 0
         federation = self._grid.federation
-        self.missing = self._grid.call(lambda: federation.close(self._batch, reason))
+        self._grid.call(lambda: federation.close(self._batch, reason))
         while not self._batch.replies.empty():
             slot = self._batch.replies.get().slot
             self._grid.call(lambda slot=slot: federation.intake.drop(slot))  # type: ignore[misc]
