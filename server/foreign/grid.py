@@ -70,10 +70,8 @@ class AppGrid(LinkGrid):
         is_awaited: bool,
     ) -> list[str]:
         """Send without waiting; the id of each message. `is_awaited`: the app waits for the replies."""
-        contents, push = (
-            [Content(manifest) for manifest in manifests],
-            _Push(is_awaited, Batch(on_reply=self._take_reply)),
-        )
+        contents = [Content(manifest) for manifest in manifests]
+        push = _Push(is_awaited, Batch(on_reply=self._take_reply))
         return self.call(lambda: self._push(push, orders, contents, blobs))
 
     def _push(
