@@ -133,6 +133,16 @@ def test_imports_form_no_circle() -> None:
     assert len(list(TopologicalSorter(graph).static_order())) >= len(FILES)  # raises CycleError
 
 
+def test_every_class_name_means_one_thing() -> None:
+    places: dict[str, set[str]] = {}
+    for path in FILES:
+        if "_pb2" not in path.name:
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name, set()).add(name(path))
+    assert {cls: found for cls, found in places.items() if len(found) > 1} == {}
+
+
 def test_the_wheel_has_every_folder() -> None:
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     folders = {path.parent.relative_to(ROOT) for path in FILES}
