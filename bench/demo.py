@@ -1,7 +1,7 @@
-"""`fednc demo`: one server, four client processes, fedavg and then fednc on the same split and seed.
+"""`fednc demo`: one server and four client processes run fedavg and then fednc, with the same split and seed.
 
-Runs what users run: the shipped server in this process, the shipped `fednc client` as processes of their own,
-gRPC between them. Writes one folder with the comparison, both models and two pictures.
+Uses the real programs: the server in this process, `fednc client` in processes of their own, gRPC between them.
+Writes one folder with a summary, both models and two pictures.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.run_folder import run_folder
 
 METHODS = ("fedavg", "fednc")
-# Each method's best on a validation split with a tuning seed, from one grid common to both: results/demo/table.md
-# holds the table, `fednc compare bench/configs/demo.toml` makes it again.
+# The best of one grid on a validation split, found by `fednc compare bench/configs/demo.toml`. The table is in
+# results/demo/table.md.
 LEARNING_RATES = {"fedavg": 0.01, "fednc": 0.1}
 
 Watch = Callable[[RunConfig, EventLog], contextlib.AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Where the demo's files lie, and its summary."""
+class DemoResult:
+    """The folder of the demo's files, and its summary."""
 
     folder: Path
     summary: dict[str, Any]
@@ -93,7 +93,7 @@ class Stage:
 
 
 def demo_config(method: str, *, seed: int | None = None, runs: str = "runs") -> RunConfig:
-    """The demo's run for one method."""
+    """The configuration of the demo's run with one method."""
     values = tomllib.loads(resources.files("fednc.bench").joinpath("demo.toml").read_text())
     values["method"] = {"name": method}
     values["train"]["lr"] = LEARNING_RATES[method]
@@ -103,8 +103,8 @@ def demo_config(method: str, *, seed: int | None = None, runs: str = "runs") -> 
     return parse_run(values, source="bench/demo.toml")
 
 
-def run_demo(watch: Watch, *, seed: int | None = None, runs: str = "runs") -> Comparison:
-    """Both methods over real processes; the comparison and its files."""
+def run_demo(watch: Watch, *, seed: int | None = None, runs: str = "runs") -> DemoResult:
+    """Run both methods with real processes, and write the files."""
     started = time.monotonic()
     configs = {method: demo_config(method, seed=seed, runs=runs) for method in METHODS}
     first = configs[METHODS[0]]
@@ -114,17 +114,17 @@ def run_demo(watch: Watch, *, seed: int | None = None, runs: str = "runs") -> Co
         finished = {method: stage.serve(run, folder / method, watch) for method, run in configs.items()}
     summary = _summarise(finished, split_sha256, time.monotonic() - started)
     _write(folder, finished, summary)
-    return Comparison(folder, summary)
+    return DemoResult(folder, summary)
 
 
 def parts_of(run: RunConfig) -> int:
-    """Number of clients of a simulated split."""
+    """Number of clients of the simulated split."""
     assert run.split is not None
     return run.split.parts
 
 
 def make_split(run: RunConfig) -> str:
-    """Make the split here, so that the clients find its index in the cache; its digest."""
+    """Make the split now, so that the clients find its index in the cache. Returns its digest."""
     assert run.split is not None
     return tasks.get(run).make_split("digits", run.split)
 

@@ -1,6 +1,6 @@
-"""`fednc bench fold`: how fast updates are folded, beside how fast this machine copies memory.
+"""`fednc bench fold`: how fast updates are aggregated, compared with how fast this machine copies memory.
 
-Called by the command. Measures the shipped fold in this process, on as many threads as the server uses.
+Called by the command. Measures the shipped aggregation in this process, with as many threads as the server uses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from fednc.common.wire import arrays
 from fednc.server.aggregation.mean import Fold
 from fednc.server.aggregation.thread_pool import THREADS, spread
 
-_FOLD_BYTES, _COPY_BYTES, _PAYLOAD_BYTES = 20, 8, 4  # moved per float32 parameter; the fold also updates its sum
+_FOLD_BYTES, _COPY_BYTES, _PAYLOAD_BYTES = (
+    20,
+    8,
+    4,
+)  # per float32 parameter; the fold also reads and writes its sum
 _HELD_BYTES = _PAYLOAD_BYTES + 8 + _PAYLOAD_BYTES  # update, sum, copy
 _TILE = 1 << 20
 _WEIGHT = 1234
@@ -59,7 +63,7 @@ def _update(size: int) -> Array:
 
 
 def _fold_s(update: Array, repeats: int) -> tuple[float, float]:
-    """The fold's own pass, and a whole update: names, shapes, finite values, bounds, then the pass."""
+    """Seconds to add an update, without and with all checks (names, shapes, finite values, bounds)."""
     reference = {"w": arrays.to_tensor(update)}
     record = ArrayRecord()
     record["w"] = update
@@ -71,7 +75,7 @@ def _fold_s(update: Array, repeats: int) -> tuple[float, float]:
 
 
 def _copy_s(value: NDArray[Any], repeats: int) -> float:
-    """A copy of the same array on the same threads."""
+    """Seconds to copy the same array with the same threads."""
     target = np.empty_like(value)
     places = range(0, value.size, _TILE)
 
@@ -82,7 +86,7 @@ def _copy_s(value: NDArray[Any], repeats: int) -> float:
 
 
 def _best_s(action: Callable[[], object], repeats: int) -> float:
-    """Once to touch all memory, then the best time."""
+    """The best time, after one run that touches all memory."""
     action()
     times_s = []
     for _ in range(repeats):
@@ -93,7 +97,7 @@ def _best_s(action: Callable[[], object], repeats: int) -> float:
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache that the system reports; 32 MiB where it reports none."""
+    """Bytes of the largest cache that the system reports, or 32 MiB if it reports none."""
     found = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     units = {"K": 2**10, "M": 2**20}
     sizes = [path.read_text().strip() for path in found]
@@ -101,7 +105,7 @@ def last_level_cache() -> int:
 
 
 def _fitting(wanted: int) -> int:
-    """As many values as wanted, or as half of the free memory holds."""
+    """`wanted`, or as many values as fit into half of the free memory."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     free_bytes = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
     return min(wanted, free_bytes // 2 // _HELD_BYTES)

@@ -1,7 +1,7 @@
-"""Flower's `Grid` with all clients in this process, one after the other: comparisons and contract tests run on it.
+"""Flower's `Grid` with all clients in this process, one after the other. Comparisons and contract tests use it.
 
-Runs the shipped client (`AppHost` around the ClientApp) as the link does, without the link: the same run on both
-gives the same bits. Must not know strategies or methods.
+Runs the shipped client (`AppHost` around the ClientApp) as the link does, but without the link; both give the same
+bits. Must not know strategies or methods.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _APP_FAILED = 2  # Flower's own code, as the link reports it
 
 
 class LocalGrid(flower_adapter.RunGrid):
-    """The grid of one run. Client i has part i where the run has a simulated split.
+    """The grid of one run. If the run has a simulated split, client i has part i.
 
-    Nothing is shared: every content is taken apart into a manifest and bytes and put together again, in both
-    directions, and the bytes cannot be written to, so that neither side can change the other's arrays.
+    Server and clients share no arrays: in both directions every content is serialised into a manifest and
+    read-only bytes, then built again from them.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class LocalGrid(flower_adapter.RunGrid):
 
     def _welcome(self, node: int, run: RunConfig, index: int) -> pb.Welcome:
         part = pb.Part(index=index, of=run.split.parts) if run.split else None
-        return pb.Welcome(node_id=node, run_id=self.run_id, run_json=run.model_dump_json(), part=part)
+        return pb.Welcome(node_id=node, run_id=self.run_id, run_json=run.for_clients(), part=part)
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +61,7 @@ class LocalGrid(flower_adapter.RunGrid):
         self.close()
 
     def close(self) -> None:
-        """Free what the clients hold."""
+        """Free the clients' resources."""
         for host in self._hosts.values():
             host.leave()
 
@@ -74,7 +74,7 @@ class LocalGrid(flower_adapter.RunGrid):
         return self._names[node]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Note the messages; their clients work when they are pulled."""
+        """Take the messages; a client works when its reply is pulled."""
         ids = []
         for message in messages:
             ids.append(uuid4().hex)
@@ -82,19 +82,19 @@ class LocalGrid(flower_adapter.RunGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies; every one is there when it is asked for."""
+        """The replies; each client works now."""
         return [next(self._pushed.pop(message_id)) for message_id in message_ids if message_id in self._pushed]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Take the contents now; each client works when the iterator asks for its reply.
+        """Copy the contents now; each client works when the iterator reaches its reply.
 
-        `timeout` is ignored: nobody is waited for, and a slow machine must not change a result.
+        `timeout` is ignored: a slow machine must not change a result.
         """
         del timeout
         parcels: dict[int, _Parcel] = {}
         sent = []
         for message in messages:
-            if id(message.content) not in parcels:  # strategies send one content to all nodes
+            if id(message.content) not in parcels:  # strategies send the same content to all nodes
                 parcels[id(message.content)] = _Parcel(message.content)
             sent.append((message, parcels[id(message.content)]))
         return (self._answer(message, parcel) for message, parcel in sent)
@@ -104,7 +104,7 @@ class LocalGrid(flower_adapter.RunGrid):
         received = self.create_message(parcel.open(), meta.message_type, meta.dst_node_id, meta.group_id)
         try:
             reply = self._hosts[meta.dst_node_id].work(received)
-        except Exception as e:  # whatever a client's app raises is its own failure, told as over the link
+        except Exception as e:  # any error of a client's app is that client's failure, reported as over the link
             return flower_adapter.reply(message, None, Error(_APP_FAILED, ": ".join(failure_of(e))))
         if reply.has_error():
             return flower_adapter.reply(message, None, Error(_APP_FAILED, f"AppError: {reply.error.reason}"))
@@ -112,12 +112,12 @@ class LocalGrid(flower_adapter.RunGrid):
 
 
 class _Parcel:
-    """A content as it would travel: manifest and bytes, taken at once."""
+    """A serialised content: manifest and bytes, as sent over the link."""
 
     def __init__(self, content: RecordDict) -> None:
         self._manifest = records.to_manifest(content, with_digests=False).SerializeToString()
         self._buffers: list[Buffer] = [bytes(array.data) for array in records.arrays_of(content)]
 
     def open(self) -> RecordDict:
-        """A content of its own over the same read-only bytes."""
+        """A new content over the same read-only bytes."""
         return records.from_manifest(pb.Manifest.FromString(self._manifest), iter(self._buffers))

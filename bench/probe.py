@@ -1,6 +1,6 @@
-"""What the benchmarks read off running processes, and how they start processes and hear from them.
+"""What benchmarks measure of processes and machines, and how they start child processes and read their results.
 
-Used by the child processes of the benchmarks and by those that start them. Knows nothing of rounds.
+Used by the benchmarks and by their child processes. Knows nothing about rounds.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ _ESTABLISHED = "01"  # state column of /proc/net/tcp
 
 
 def tell(**values: Any) -> None:
-    """One line of JSON to the process that started this one."""
+    """Send one line of JSON to the process that started this one."""
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
 
 
 class Child:
-    """A Python process started afresh (never forked: grpc does not survive that), killed when nobody needs it."""
+    """A new Python process, never forked (grpc does not survive that); killed if its block fails."""
 
     def __init__(self, module: str, argument: object) -> None:
         command = [sys.executable, "-m", module, json.dumps(argument)]
         self._module, self._process = module, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def hear(self) -> dict[str, Any]:
-        """The next thing that it tells. Raises RunFailedError when it ends instead."""
+        """The next message of the process. Raises RunFailedError if the process ends instead."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
             killed = f"was killed by {signal.Signals(-code).name} (is memory short?)" if code < 0 else ""
-            raise RunFailedError(f"{self._module} {killed or f'ended with code {code}'} and told no result")
+            raise RunFailedError(f"{self._module} {killed or f'ended with code {code}'} without a result")
         told: dict[str, Any] = json.loads(line)
         return told
 
@@ -57,12 +57,12 @@ class Child:
 
 
 def rss_mib() -> float:
-    """Resident memory of this process now."""
+    """Resident memory of this process now, in MiB."""
     return _status_mib("VmRSS")
 
 
 def peak_rss_mib() -> float:
-    """Largest resident memory of this process so far, plus that of its largest ended child."""
+    """Peak resident memory of this process plus that of its largest ended child, in MiB."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return round(_status_mib("VmHWM") + children, 1)
 
@@ -73,7 +73,7 @@ def _status_mib(field: str) -> float:
 
 
 def connections(port: int) -> int:
-    """TCP connections that clients hold to `port` of this machine."""
+    """Number of TCP connections to `port` of this machine."""
     rows = [row for table in ("tcp", "tcp6") for row in _table(table)]
     local = f":{port:04X}"
     return sum(row[1].endswith(local) and row[3] == _ESTABLISHED for row in rows)
@@ -85,7 +85,7 @@ def _table(name: str) -> list[list[str]]:
 
 
 def raise_file_limit(wanted: int) -> int:
-    """Let this process and its children open `wanted` files, or as many as the system admits; how many it is."""
+    """Let this process and its children open `wanted` files, or as many as allowed. Returns the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = hard == resource.RLIM_INFINITY
     granted = max(soft, wanted if unlimited else min(wanted, hard))
@@ -94,7 +94,7 @@ def raise_file_limit(wanted: int) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """The hardware and software that figures were measured with."""
+    """The hardware and software of this machine, to record with measurements."""
     import platform
 
     import grpc
@@ -123,14 +123,14 @@ def _cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the source tree, with a `+` where files differ from it; what benches measured is no source.
+    """The commit of the source tree, with a `+` if files other than results differ from it.
 
-    Outside of one what FEDNC_COMMIT says, for a tree that was copied without its history; else empty.
+    Outside a checkout it is the value of FEDNC_COMMIT (for a tree copied without its history), or empty.
     """
     here = Path(__file__).parent
     found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
     if found.returncode:
         return os.environ.get("FEDNC_COMMIT", "")
-    wanted = ["git", "status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)results/bench"]
+    wanted = ["git", "status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)results"]
     changed = subprocess.run(wanted, cwd=here, capture_output=True, text=True)
     return found.stdout.strip() + ("+" if changed.stdout else "")

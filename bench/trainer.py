@@ -1,8 +1,8 @@
-"""`fednc bench trainer`: images per second of the shipped trainer, beside a plain PyTorch loop on the same model.
+"""`fednc bench trainer`: images per second of the shipped trainer and of a plain PyTorch loop with the same model.
 
-Called by the command. Random images that lie on the device, one process, as many threads as asked for. The loops
-take turns, so that a machine that slows down slows all of them. On a GPU there is also a plain loop that runs as
-CUDA graphs, as the trainer does: what a method costs is what it takes longer than that.
+Called by the command. Random images on the device, one process. The loops take turns, so a machine that slows
+down slows all of them. On a GPU a second plain loop runs as CUDA graphs, as the trainer does. The overhead of a
+method is the extra time over the faster plain loop.
 
 Legend: N images, B batch, C channels, H height, W width, K classes, D feature width.
 """
@@ -28,14 +28,14 @@ from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
-from fednc.common.wire import messages
-from fednc.tasks.image.options import ImageOptions
+from fednc.common.tasks.round_guide import guide_at
 from fednc.tasks.vision.backbones import build_backbone
 from fednc.tasks.vision.dataset import ImageData
+from fednc.tasks.vision.options import ImageOptions
 
 OURS = ("fednc", "fedavg")
 CLASSES, SIZE, CHANNELS = 10, 32, 3
-_PRODUCT = 1024, 4096  # side of the matrices whose product measures the device: CPU, GPU
+_PRODUCT = 1024, 4096  # side of the matrices multiplied to measure the device: CPU, GPU
 _PRODUCT_TRIES = 5
 
 
@@ -51,14 +51,14 @@ def measure(
     threads: int,
     precision: str,
 ) -> dict[str, Any]:
-    """Best of `repeats` epochs over `images` random images, for fednc, for fedavg, and for the plain loop.
+    """Best of `repeats` epochs over `images` random images, for fednc, fedavg and the plain loops.
 
     Returns:
-        Images per second of each; `overhead` of fednc and of fedavg, time over that of the faster plain loop less
-        1; what the device does of arithmetic in that loop, beside a product of large matrices.
+        Images per second of each; `overhead` of fednc and fedavg: their time over that of the faster plain loop,
+        minus 1; arithmetic per second in that loop and in a product of large matrices.
 
     Raises:
-        ConfigError: a model or device that is not here.
+        ConfigError: there is no such model or device.
     """
     torch.set_num_threads(threads)
     here, network = pick_device(device), {"model": model, "norm": norm, "width": width}
@@ -86,7 +86,7 @@ def measure(
 
 
 def _best(loops: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Seconds of each loop's fastest epoch; one before those warms up."""
+    """Seconds of the fastest epoch of each loop, after one epoch of warm-up."""
     passes = [{name: _timed(epoch, device) for name, epoch in loops.items()} for _ in range(repeats + 1)][1:]
     return {name: min(took_s[name] for took_s in passes) for name in loops}
 
@@ -119,7 +119,7 @@ def _ours(run: RunConfig, images: int, device: torch.device) -> Callable[[], Non
     task = tasks.get(run)
     model, data = task.build_model().to(device), _images(task, images).to(device)
     frame = draw_frame(task.label_space, run.frame.dim, seed=0)
-    guide = messages.make_guide(run, frame, ClassMemory.empty(frame.vertices, frame.dim), 1).to(device)
+    guide = guide_at(task, frame.etf_KD, ClassMemory.empty(frame.vertices, frame.dim), 1).to(device)
     generator = torch.Generator().manual_seed(0)
 
     def epoch() -> None:
@@ -140,7 +140,7 @@ class _Plain(nn.Module):
 
 
 def _plain(run: RunConfig, images: int, device: torch.device, *, replayed: bool) -> tuple[int, Callable[[], None]]:
-    """(arithmetic operations, an epoch) of what one would write down without any of our code but the model's."""
+    """(arithmetic operations, an epoch) of a loop as people write it, with none of our code but the model."""
     torch.manual_seed(0)
     options = ImageOptions.model_validate({k: v for k, v in run.task.model_dump().items() if k != "name"})
     model = _Plain(options, run.frame.dim).to(device)

@@ -1,6 +1,6 @@
-"""`fednc bench link|fold|scale|trainer`: reproducible measurements; the numbers in the documentation are theirs.
+"""`fednc bench link|fold|scale|trainer`: the measurements behind the figures in the documentation.
 
-Thin: parses options, shows progress on stderr, writes one JSON object.
+Parses options, shows progress on stderr, writes one JSON object.
 """
 
 from __future__ import annotations
@@ -19,31 +19,39 @@ from fednc.common.errors import ConfigError
 T = TypeVar("T")
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-Params = Annotated[str, typer.Option(help="Parameters of the model, as a list: 1e5,11e6.")]
-Clients = Annotated[str, typer.Option(help="Clients, as a list: 2,8,64.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds to measure; the figure is their median.")]
-Warmup = Annotated[int, typer.Option(min=1, help="Rounds before those; clients keep the blobs of two.")]
+Params = Annotated[str, typer.Option(help="Number of parameters of the model, or a list: 1e5,11e6.")]
+Clients = Annotated[str, typer.Option(help="Number of clients, or a list: 2,8,64.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds to measure; the result is their median.")]
+Warmup = Annotated[int, typer.Option(min=1, help="Rounds before the measured ones.")]
 Codec = Annotated[str, typer.Option(help="Codecs of the update, as a list: fp32,bf16,int8.")]
-Tls = Annotated[str, typer.Option(help="off or mtls (certificates on both sides), as a list.")]
-Against = Annotated[str, typer.Option(help="Measure these beside it: raw (bare gRPC), flower (stock flwr).")]
-Processes = Annotated[int, typer.Option(min=0, help="Client processes; 0: one per client, at most one per core.")]
-FoldParams = Annotated[int, typer.Option(min=0, help="Values of the array; 0: four times the last-level cache.")]
-Many = Annotated[int, typer.Option(min=1, help="Clients.")]
-ScaleParams = Annotated[int, typer.Option("--params", min=1, help="Parameters of the model.")]
-ScaleRounds = Annotated[int, typer.Option("--rounds", min=1, help="Rounds to measure after one to warm up.")]
+Tls = Annotated[str, typer.Option(help="off or mtls (certificates on both sides), or a list.")]
+Against = Annotated[
+    str, typer.Option(help="Also measure raw (bare gRPC), flower (stock flwr), or both as a list.")
+]
+Processes = Annotated[
+    int, typer.Option(min=0, help="Client processes; 0: one per client, but not more than cores.")
+]
+FoldParams = Annotated[
+    int, typer.Option(min=0, help="Size of the array in values; 0: four times the last-level cache.")
+]
+Many = Annotated[int, typer.Option(min=1, help="Number of clients.")]
+ScaleParams = Annotated[int, typer.Option("--params", min=1, help="Number of parameters of the model.")]
+ScaleRounds = Annotated[
+    int, typer.Option("--rounds", min=1, help="Rounds to measure, after one round of warm-up.")
+]
 Model = Annotated[str, typer.Option(help="cnn, plain, resnet18 or mobilenetv2, for images of 32 x 32.")]
-Norm = Annotated[str, typer.Option(help="group or batch, but for `plain`.")]
+Norm = Annotated[str, typer.Option(help="Normalisation: group or batch; not used by `plain`.")]
 Width = Annotated[int, typer.Option(min=8, help="Width of `cnn` and `plain`.")]
-Images = Annotated[int, typer.Option(min=1, help="Images of an epoch.")]
+Images = Annotated[int, typer.Option(min=1, help="Images per epoch.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images per step.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads on the CPU.")]
 Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Passes; the best one counts.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Repetitions; the best one counts.")]
 
 
 @app.callback()
 def bench() -> None:
-    """Reproducible measurements on this machine: each prints a table and, with --json, one object."""
+    """Measure this machine. Each command prints a table; --json also writes the results to a file."""
 
 
 @app.command()
@@ -58,10 +66,10 @@ def link(
     against: Against = "",
     json: Json = "",
 ) -> None:
-    """What a round costs on the link when training costs nothing.
+    """Measure the cost of a round on the link when training costs nothing.
 
-    From configure_train to the aggregated arrays in memory, over loopback, with the shipped server and client
-    code in fresh processes for every row. The app adds a constant of (client, round); each mean is checked.
+    The time runs from configure_train to the aggregated arrays in memory, over loopback, with the real server and
+    client code in new processes for every row. Clients add a known constant to the model; each mean is checked.
     """
     from fednc.bench.link.certificates import TLS
     from fednc.bench.link.driver import compare, every
@@ -70,7 +78,7 @@ def link(
     settings = every(
         _list("--params", params, _whole),
         _list("--clients", clients, _whole),
-        _list("--codec", codec, _one_of(*CODECS)),
+        _list("--codec", codec, _one_of(*CODECS.names())),
         _list("--tls", tls, _one_of(*TLS)),
         rounds=rounds,
         warmup=warmup,
@@ -82,9 +90,9 @@ def link(
 
 @app.command()
 def fold(params: FoldParams = 0, repeats: Repeats = 5, json: Json = "") -> None:
-    """How fast updates are folded, beside how fast this machine copies memory.
+    """Measure how fast updates are aggregated, compared with how fast this machine copies memory.
 
-    The array is at least four times the last-level cache, unless memory is short or --params says otherwise.
+    Without --params the array is four times the last-level cache, or smaller if memory is short.
     """
     from fednc.bench.fold import measure
 
@@ -99,7 +107,7 @@ def scale(
     tls: Tls = "off",
     json: Json = "",
 ) -> None:
-    """Many clients that attend, train and are folded, each over a connection of its own."""
+    """Measure rounds with many clients, each over its own connection."""
     from fednc.bench.link.certificates import TLS
     from fednc.bench.link.scale import measure
 
@@ -120,10 +128,9 @@ def trainer(
     precision: Precision = "fp32",
     json: Json = "",
 ) -> None:
-    """Images per second of the trainer, beside a plain PyTorch loop on the same model.
+    """Measure images per second of the trainer, compared with a plain PyTorch loop on the same model.
 
-    Random images that lie on the device. An overhead is time over that of the plain loop, less 1; the loops take
-    turns.
+    Uses random images on the device. The overhead is the time over that of the faster plain loop, minus 1.
     """
     from fednc.bench.trainer import measure
 
@@ -155,7 +162,9 @@ def _list(option: str, text: str, parse: Callable[[str], T]) -> list[T]:
     try:
         return [parse(item.strip()) for item in text.split(",")]
     except (ValueError, KeyError) as e:
-        raise ConfigError(f"{option} {text}: {e} is not one of its values; `fednc bench --help` shows them") from e
+        raise ConfigError(
+            f"{option} {text}: {e} is not allowed; `fednc bench COMMAND --help` shows the values"
+        ) from e
 
 
 def _report(name: str, rows: list[dict[str, Any]], target: str) -> None:

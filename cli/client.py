@@ -172,7 +172,7 @@ def command(
     import torch
 
     from fednc.cli.policy import guarded, read_owner, refuse_for_foreign, show_dry_run
-    from fednc.client.app.dry_run import rehearse_foreign
+    from fednc.client.app.dry_run import dry_run_foreign
     from fednc.client.link.channel import credentials_from
     from fednc.client.link.link import LinkConfig
     from fednc.client.link.resource_limits import DownloadBounds, Reserve
@@ -207,7 +207,7 @@ def command(
     )
     if dry_run:
         if app:
-            run_id = run_until_interrupted(rehearse_foreign(config, host), stop_s=stop_s)
+            run_id = run_until_interrupted(dry_run_foreign(config, host), stop_s=stop_s)
             say(f"dry run for {run_id}: the server takes {name}, and the app {config.app} is loaded here")
         else:
             show_dry_run(config, host, owner, json, stop_s=stop_s)

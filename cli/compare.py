@@ -1,4 +1,4 @@
-"""`fednc compare`: methods side by side, fairly, on this machine. Thin: options, a progress bar, a table."""
+"""`fednc compare`: the command line of comparisons: options, progress, and the tables at the end."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from fednc.bench.compare.report import Compared
 
 File = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Comparison file, as in bench/configs/.")]
-Seeds = Annotated[str, typer.Option(metavar="A,B,C", help="Seeds instead of the file's.")]
+Seeds = Annotated[str, typer.Option(metavar="A,B,C", help="Seeds, instead of those in the file.")]
 Data = Annotated[
-    list[str] | None, typer.Option("--data", metavar="NAME=PATH", help="Where the data lies that the file names.")
+    list[str] | None,
+    typer.Option("--data", metavar="NAME=PATH", help="Path of the data that the file calls NAME."),
 ]
-Workers = Annotated[int, typer.Option(min=1, help="Processes; each computes on one thread.")]
-Results = Annotated[Path, typer.Option(metavar="FOLDER", help="Results go to a folder here, named like the file.")]
+Workers = Annotated[int, typer.Option(min=1, help="Number of processes; each uses one thread.")]
+Results = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="Folder for results; each comparison has its own folder in it.")
+]
 
 
 def command(
@@ -35,10 +38,10 @@ def command(
     results: Results = Path("results"),
     json: Json = "",
 ) -> None:
-    """Compare methods in this machine's processes: same splits, same steps, learning rates tuned alike.
+    """Compare methods on this machine: same splits, same number of steps, learning rates tuned in the same way.
 
-    Every run is a file in the folder of results: start again after an interruption, and only what is missing
-    runs. The folder also gets table.md and pictures. bench/compare/plan.py says what a comparison file may hold.
+    If it is interrupted, start it again: it does only the missing runs. Results are in runs.jsonl.gz, table.md and
+    pictures. docs/compare.md describes comparison files.
     """
     from fednc.bench.compare.engine import compare
     from fednc.bench.compare.plan import read_comparison
@@ -58,13 +61,13 @@ def command(
         for line in results_table(compared, setting.name):
             say(line)
     say("")
-    say(f"Files in {bench.folder}")
+    say(f"Results are in {bench.folder}")
     if json:
         write_json(json, _as_json(compared, said))
 
 
 def _as_json(compared: Compared, said: str) -> dict[str, object]:
-    """All results; `rows` is a short form of those of runs in sessions."""
+    """All results; `rows` is a short form of runs with sessions."""
     from fednc.bench.compare.class_sessions import session_rows
 
     rows = session_rows(compared.final)
@@ -79,7 +82,7 @@ def _as_json(compared: Compared, said: str) -> dict[str, object]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[float], None]]:
-    """A bar on a terminal; elsewhere a line at every tenth of the way."""
+    """A progress bar on a terminal; elsewhere a line for every tenth of the rounds."""
     from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
     if not console.is_terminal:
@@ -87,7 +90,7 @@ def _progress() -> Iterator[Callable[[float], None]]:
 
         def tell(share: float) -> None:
             if share >= said[0] / 10:
-                say(f"{100 * share:.0f} % of all rounds")
+                say(f"{100 * share:.0f} % of all rounds done")
                 said[0] = int(10 * share) + 1
 
         yield tell
@@ -108,7 +111,7 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as e:
-        raise ConfigError(f"--seeds {text}: expected whole numbers, e.g. --seeds 4,5,6") from e
+        raise ConfigError(f"--seeds {text}: expected whole numbers separated by commas, e.g. --seeds 4,5,6") from e
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from fednc.common.config.presets import PRESETS
 from fednc.common.config.run import RunConfig
-from fednc.common.config.tables import MethodSection
+from fednc.common.config.tables import MethodSection, SplitSection
+from fednc.common.methods import registry
 from fednc.common.tasks.discovery import installed
 
 _INTRO = """\
@@ -37,13 +37,22 @@ _BOUNDS = {
 }
 
 
-def sections(model: type[BaseModel] = RunConfig, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """(dotted name, class) of every table of the run file, itself first under the empty name; `[x]` may repeat."""
+def sections(
+    model: type[BaseModel] = RunConfig, path: str = "", splits: Sequence[type[SplitSection]] = ()
+) -> Iterator[tuple[str, type[BaseModel]]]:
+    """(dotted name, class) of every table of the run file, itself first under the empty name; `[x]` may repeat.
+
+    Args:
+        splits: the classes of `[split]` whose tables are listed too; none given: those of all installed tasks.
+    """
+    splits = splits or [task.Split for task in installed().values()]
     yield path, model
-    for key, field in model.model_fields.items():
-        if inner := _section_class(field.annotation):
-            name = f"{path}.{key}" if path else key
-            yield from sections(inner, f"[{name}]" if get_origin(field.annotation) is tuple else name)
+    inner = _tables(model)
+    for split in splits if model is SplitSection else ():
+        inner |= _tables(split)
+    for key, (table, repeats) in inner.items():
+        name = f"{path}.{key}" if path else key
+        yield from sections(table, f"[{name}]" if repeats else name, splits)
 
 
 def keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
@@ -64,7 +73,7 @@ def page() -> str:
     for path, model in sections():
         parts.append(_table(f"[{path}]" if path else "Top of the file", model))
         if model is MethodSection:
-            parts.append(_presets())
+            parts += [_method_keys(), _presets()]
         if path == "task":
             parts += [_table(f'[task] with name = "{name}"', task.Options) for name, task in installed().items()]
     return "\n".join(parts)
@@ -78,13 +87,39 @@ def _table(title: str, model: type[BaseModel]) -> str:
     )
 
 
+def _method_keys() -> str:
+    """The keys that single methods have."""
+    head = (
+        "### Keys of single methods\n\nThose of "
+        f"{', '.join(f'`{name}`' for name in registry.MIXING)} may be set under any name; they do nothing at 0 or "
+        "false. The others are known only where `name` or `server_step` says so. Keys that start with `server_` "
+        "stay with the server: clients are not sent them.\n\n"
+        "| method | key | type | default | meaning |\n|---|---|---|---|---|\n"
+    )
+    return head + "".join(
+        f"| `{name}` | `{key}` | {_cell(_type(schema))} | {_default(schema)} | {_cell(schema['description'])} |\n"
+        for name in registry.SHIPPED
+        for key, schema in keys(registry.get(name).Options).items()
+    )
+
+
 def _presets() -> str:
-    changed = [key for key in MethodSection.model_fields if any(key in preset for preset in PRESETS.values())]
-    methods = [MethodSection.model_validate({"name": name}) for name in PRESETS]
-    rows = [[f"`{key}`", *(_value(getattr(method, key)) for method in methods)] for key in changed]
-    head = ["preset", *(f"`{name}`" for name in PRESETS)]
-    lines = [head, ["---"] * len(head), *rows]
-    return "### What `name` sets\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """What each name sets; a method that sets the same as an earlier one stands in its line."""
+    presets: dict[str, list[str]] = {}
+    for name in registry.SHIPPED:
+        text = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in registry.get(name).preset.items())
+        presets.setdefault(text, []).append(f"`{name}`")
+    lines = [f"| {', '.join(names)} | {text} |\n" for text, names in presets.items()]
+    return "### What `name` sets\n\n| name | sets |\n|---|---|\n" + "".join(lines)
+
+
+def _tables(model: type[BaseModel]) -> dict[str, tuple[type[BaseModel], bool]]:
+    """The tables in a table: class, and whether there may be several."""
+    fields = {key: field.annotation for key, field in model.model_fields.items()}
+    found = {
+        key: (_section_class(annotation), get_origin(annotation) is tuple) for key, annotation in fields.items()
+    }
+    return {key: (table, repeats) for key, (table, repeats) in found.items() if table}
 
 
 def _section_class(annotation: Any) -> type[BaseModel] | None:

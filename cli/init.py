@@ -19,13 +19,14 @@ from pydantic import BaseModel
 
 from fednc.cli.options import ClassNames
 from fednc.cli.output import say
-from fednc.common.config.run import parse_run
+from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.config.tables import FrameSection, MethodSection, TaskSection
 from fednc.common.errors import ConfigError
+from fednc.common.methods import registry
 from fednc.common.tasks.data_spec import with_options
 
 if TYPE_CHECKING:
-    from fednc.common.tasks.api import Suggestion
+    from fednc.common.tasks.api import Suggestion, Task
 
 Table = Mapping[str, Any]
 
@@ -129,23 +130,34 @@ def run_file(values: Table, path: Path, *, measured: bool = False) -> str:
 
     run = parse_run(dict(values))
     parts = [_OPENING.format(path=path, measured=_MEASURED if measured else "")]
-    for name, model in sections():
+    task = task_class(run.task.name)
+    for name, model in sections(splits=[task.Split]):
         given = _at(values, name)
         optional = given is None and _at(run.model_dump(), name) is None
-        options = task_class(run.task.name).Options if model is TaskSection else None
+        options = _options_of(run, model, task)
         head = f"{'# ' if optional else ''}[{name}]\n" if name else ""
         parts.append(head + "".join(_lines(model, given or {}, options)))
     return "\n".join(parts)
 
 
-def _lines(model: type[BaseModel], given: Table, options: type[BaseModel] | None) -> Iterator[str]:
+def _options_of(run: RunConfig, model: type[BaseModel], task: type[Task]) -> list[type[BaseModel]]:
+    """What describes keys of a table beyond those that it always has: those of the task, and of methods."""
+    if model is TaskSection:
+        return [task.Options]
+    if model is MethodSection:
+        return [registry.get(name).Options for name in dict.fromkeys([*registry.MIXING, run.method.name])]
+    return []
+
+
+def _lines(model: type[BaseModel], given: Table, options: list[type[BaseModel]]) -> Iterator[str]:
     """The keys of one table, each under what it means."""
     from fednc.cli.config_docs import keys, summary
 
-    yield f"# {summary(options or model)}\n"
+    yield f"# {summary(options[0] if model is TaskSection else model)}\n"
     # a method's name decides the defaults of its other keys
     preset = MethodSection(**given).model_dump() if model is MethodSection else {}
-    for key, schema in {**keys(model), **(keys(options) if options else {})}.items():
+    described = [schemas for table in (model, *options) for schemas in keys(table).items()]
+    for key, schema in described:
         value = given[key] if key in given else preset.get(key, schema.get("default"))
         setting = f"{'' if key in given else '# '}{key} = {json.dumps(value, ensure_ascii=False)}"
         if len(setting) > _COMMENT_AT:

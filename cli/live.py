@@ -19,7 +19,9 @@ from fednc.common.config.run import RunConfig
 from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node, NodeState
-from fednc.server.storage.event_log import Event, EventLog
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, ModelInitialised, RoundCompleted, RunStarted
+from fednc.server.storage.history import RoundRecord
 
 _SHOWN_ROUNDS = 12
 _REFRESH_PER_S = 4
@@ -30,7 +32,7 @@ class RunView:
 
     def __init__(self, run: RunConfig) -> None:
         self._run = run
-        self._rounds: list[Event] = []
+        self._rounds: list[RoundRecord] = []
         self._federation: Federation | None = None
         self._last = self._init = ""
         self._metric = ACCURACY  # that the run is judged by
@@ -42,13 +44,13 @@ class RunView:
 
     def note(self, event: Event) -> None:
         """Take in one event."""
-        if event["kind"] == "round":
-            self._rounds.append(event)
-        elif event["kind"] == "start":
-            self._metric = MetricInfo(**event.get("metric", ACCURACY.to_json()))
-        elif event["kind"] == "init":
-            self._init = event["text"]
-        self._last = event["text"]
+        if isinstance(event, RunStarted):
+            self._metric = MetricInfo(**event.metric) if event.metric else ACCURACY
+        elif isinstance(event, RoundCompleted):
+            self._rounds.append(event.record)
+        elif isinstance(event, ModelInitialised):
+            self._init = event.text
+        self._last = event.text
 
     def __rich__(self) -> Group:
         return Group(
@@ -65,16 +67,16 @@ class RunView:
         table = Table(title=title, title_justify="left")
         for name in ("round", "loss", "test", "held out", "worst client", "drift", "replies", "seconds"):
             table.add_column(name, justify="right")
-        for event in self._rounds[-_SHOWN_ROUNDS:]:
-            table.add_row(*map(as_text, _round_cells(event, self._metric)))
+        for record in self._rounds[-_SHOWN_ROUNDS:]:
+            table.add_row(*map(as_text, _round_cells(record, self._metric)))
         return table
 
     def _classes_line(self) -> str:
         """The metric of each class in the last evaluated round: on test data, else pooled over the clients."""
-        last = next((event for event in reversed(self._rounds) if event["test"] or event["pooled"]), None)
+        last = next((record for record in reversed(self._rounds) if record.test or record.pooled), None)
         if last is None:
             return ""
-        metrics = last["test"] or last["pooled"]
+        metrics = last.test or last.pooled
         prefix = f"{self._metric.name}/"
         classes = [(key.removeprefix(prefix), value) for key, value in metrics.items() if key.startswith(prefix)]
         if not classes:
@@ -90,17 +92,17 @@ class RunView:
         return table
 
 
-def _round_cells(event: Event, metric: MetricInfo) -> list[str]:
-    worst = event["worst_client"]
+def _round_cells(record: RoundRecord, metric: MetricInfo) -> list[str]:
+    worst = record.worst_client
     return [
-        str(event["round"]),
-        _number(event["loss"], ".3f"),
-        _value(event["test"].get(metric.name), metric),
-        _value(event["pooled"].get(metric.name), metric),
+        str(record.round),
+        _number(record.loss, ".3f"),
+        _value(record.test.get(metric.name), metric),
+        _value(record.pooled.get(metric.name), metric),
         f"{worst['name']} {metric.show(worst[metric.name])}" if worst else "-",
-        _number(event["drift"], ".3f"),
-        str(event["replies"]),
-        f"{event['seconds']:.1f}",
+        _number(record.drift, ".3f"),
+        str(record.replies),
+        f"{record.seconds:.1f}",
     ]
 
 
@@ -132,7 +134,7 @@ def _number(value: float | None, form: str) -> str:
 def print_lines(events: EventLog) -> None:
     """Show every event as a line."""
     _mute_log()
-    events.listen(lambda event: say(event["text"]))
+    events.listen(lambda event: say(event.text))
 
 
 def _mute_log() -> None:

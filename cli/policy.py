@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from fednc.cli.output import say, show_table, write_json
-from fednc.client.app.dry_run import Rehearsal, rehearse
+from fednc.client.app.dry_run import DryRunResult, dry_run
 from fednc.client.link.link import Host, LinkConfig
 from fednc.client.policy.audit import Audit
-from fednc.client.policy.foresight import Foresight
 from fednc.client.policy.guard import Guard
 from fednc.client.policy.ledger import Ledger
 from fednc.client.policy.owner import Owner
+from fednc.client.policy.preview import PolicyPreview
 from fednc.client.policy.rules import SENTENCES, read_policy
 from fednc.common.errors import ConfigError
 from fednc.common.process.interrupt import run_until_interrupted
@@ -49,25 +49,25 @@ def guarded(host: Host, config: LinkConfig, owner: Owner | None, audit: Path | N
 
 def show_dry_run(config: LinkConfig, host: Host, owner: Owner | None, target: str, *, stop_s: float) -> None:
     """Rehearse and show the result, and with a policy what of the run it refuses."""
-    foresight = Foresight(host, owner) if owner else None
+    preview = PolicyPreview(host, owner) if owner else None
     try:
-        rehearsal = run_until_interrupted(rehearse(config, foresight or host), stop_s=stop_s)
+        result = run_until_interrupted(dry_run(config, preview or host), stop_s=stop_s)
     except Exception:
-        if foresight:
-            _show_objections(foresight)
+        if preview:
+            _show_objections(preview)
         raise
-    _show_rehearsal(rehearsal)
-    if foresight:
-        _show_objections(foresight)
+    _show_result(result)
+    if preview:
+        _show_objections(preview)
     if target:
-        write_json(target, rehearsal.to_json() | (_as_json(foresight) if foresight else {}))
+        write_json(target, result.to_json() | (_as_json(preview) if preview else {}))
 
 
-def _show_objections(foresight: Foresight) -> None:
-    say(f"run digest: {foresight.digest}")
+def _show_objections(preview: PolicyPreview) -> None:
+    say(f"run digest: {preview.digest}")
     rows = [
         (effect, code, SENTENCES[code], detail)
-        for effect, found in (("no part in the run", foresight.barring), ("no such reply", foresight.coming))
+        for effect, found in (("no part in the run", preview.barring), ("no such reply", preview.coming))
         for code, detail in found
     ]
     if rows:
@@ -76,25 +76,25 @@ def _show_objections(foresight: Foresight) -> None:
         say("the policy refuses nothing of this run")
 
 
-def _as_json(foresight: Foresight) -> dict[str, object]:
-    found = {"barring": foresight.barring, "coming": foresight.coming}
-    return {"digest": foresight.digest, **{key: [one._asdict() for one in each] for key, each in found.items()}}
+def _as_json(preview: PolicyPreview) -> dict[str, object]:
+    found = {"barring": preview.barring, "coming": preview.coming}
+    return {"digest": preview.digest, **{key: [one._asdict() for one in each] for key, each in found.items()}}
 
 
-def _show_rehearsal(rehearsal: Rehearsal) -> None:
+def _show_result(result: DryRunResult) -> None:
     show_table(
-        f"dry run for {rehearsal.run_id}",
+        f"dry run for {result.run_id}",
         ("device", "part", "examples", "held out", "batch", "s per batch", "examples/s", "peak MiB"),
         [
             (
-                rehearsal.device,
-                rehearsal.part or "own",
-                rehearsal.examples,
-                rehearsal.held_out,
-                rehearsal.batch,
-                rehearsal.batch_s,
-                round(rehearsal.examples_per_s),
-                rehearsal.memory_bytes >> 20,
+                result.device,
+                result.part or "own",
+                result.examples,
+                result.held_out,
+                result.batch,
+                result.batch_s,
+                round(result.examples_per_s),
+                result.memory_bytes >> 20,
             )
         ],
     )

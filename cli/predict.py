@@ -52,9 +52,11 @@ def command(
 def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
     import torch
 
+    from fednc.common.tasks.evaluation import evaluation_batches
+
     names = data.names or [str(number) for number in range(data.examples)]
-    with torch.no_grad():
-        scores = [model(model.task.inputs_of(batch)) for batch in data.eval_batches(model.run.evaluate.batch)]
+    batches = evaluation_batches(model, data, model.run.evaluate.batch)
+    scores = [model(model.task.inputs_of(batch)) for batch in batches]
     if not model.class_names:
         values = torch.cat(scores).float().tolist()
         return [{"name": name, "value": value} for name, value in zip(names, values, strict=True)]
@@ -67,15 +69,9 @@ def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
 
 def _metrics(model: ExportedModel, data: TaskData) -> dict[str, float]:
     """The task's own metrics, from the same sums over the same batches as in the run."""
-    import torch
+    from fednc.common.tasks.evaluation import evaluate
 
-    from fednc.common.tasks.api import add_stats
-    from fednc.common.tasks.metrics import Stats
-
-    stats: Stats = {}
-    with torch.no_grad():
-        for batch in data.eval_batches(model.run.evaluate.batch):
-            add_stats(stats, model.task.statistics(model.model, batch, model.guide))
+    stats = evaluate(model.task, model.model, data, model.guide, model.run.evaluate.batch)
     return model.task.measure(stats)
 
 

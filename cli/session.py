@@ -41,9 +41,10 @@ def start_next(
     """
     from fednc.cli.status import as_json, operator_link
     from fednc.common.process.interrupt import run_until_interrupted
+    from fednc.server.operations.commands import StartSession
 
     link = operator_link(server, certs, ca, cert, key, token_file, direct=no_proxy)
-    status = run_until_interrupted(link.next_session(classes or ()))
+    status = run_until_interrupted(link.ask(StartSession(tuple(classes or ()))))
     say(f"session {status.waiting_session or status.session} of {status.sessions} starts")
     if json:
         write_json(json, as_json(status))

@@ -11,11 +11,13 @@ import os
 import queue
 import sys
 import threading
-import time
 from typing import Any, TextIO
+
+from fednc.common.waiting import Deadline, wait_until
 
 _KEPT = 2000  # pieces of text that wait for a slow reader; later ones are lost
 _FLUSH_S = 2.0  # that the end of the process waits for it
+_FLUSH_POLL_S = 0.005
 
 
 class Sink:
@@ -77,9 +79,9 @@ class PatientSink(Sink):
 
     def drain(self) -> None:
         """Wait for the reader, but not for ever."""
-        give_up = time.monotonic() + _FLUSH_S
-        while self._is_parent and self._queue.unfinished_tasks and time.monotonic() < give_up:
-            time.sleep(0.005)
+        wait_until(
+            lambda: not (self._is_parent and self._queue.unfinished_tasks), Deadline(_FLUSH_S), _FLUSH_POLL_S
+        )
 
     def _empty(self) -> None:
         while True:

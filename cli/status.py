@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from rich.console import Group
 
-    from fednc.ops.operator_client import Lever, OperatorLink
+    from fednc.ops.operator_client import OperatorLink
     from fednc.protos import operator_pb2 as pb
+    from fednc.server.operations.commands import Command
 
 Watch = Annotated[bool, typer.Option("--watch", help="Follow the run until it is over.")]
 Every = Annotated[float, typer.Option(min=0.2, max=60, metavar="SECONDS", help="With --watch: how often.")]
@@ -31,7 +32,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Let a paused run go on."
 Stop = Annotated[bool, typer.Option("--stop", help="Finish the round under way, then end with all files written.")]
 Drop = Annotated[
     list[str] | None,
-    typer.Option("--drop", metavar="NAME", help="End this node's session and refuse it until it is readmitted."),
+    typer.Option("--drop", metavar="NAME", help="Disconnect this node and refuse it until it is readmitted."),
 ]
 Readmit = Annotated[
     list[str] | None,
@@ -77,14 +78,18 @@ def command(
     one line per status.
     """
     from fednc.common.process.interrupt import run_until_interrupted
-    from fednc.ops.operator_client import Lever
+    from fednc.server.operations import commands
 
     if pause and resume:
         raise ConfigError("--pause and --resume contradict each other; give one of them")
     link = operator_link(server, certs, ca, cert, key, token_file, direct=no_proxy)
-    wanted = {Lever.PAUSE: pause, Lever.RESUME: resume, Lever.STOP: stop}
-    levers = [lever for lever, is_wanted in wanted.items() if is_wanted]
-    run_until_interrupted(_ask(link, levers, drop or (), readmit or (), every if watch else 0.0, json))
+    levers = ((commands.PauseRun(), pause), (commands.ResumeRun(), resume), (commands.StopRun(), stop))
+    wanted = [
+        *map(commands.DropNode, drop or ()),
+        *map(commands.ReadmitNode, readmit or ()),
+        *(lever for lever, is_wanted in levers if is_wanted),
+    ]
+    run_until_interrupted(_ask(link, wanted, every if watch else 0.0, json))
 
 
 def operator_link(
@@ -115,15 +120,12 @@ def operator_link(
 
 async def _ask(
     link: OperatorLink,
-    levers: Sequence[Lever],
-    drop: Sequence[str],
-    readmit: Sequence[str],
+    wanted: Sequence[Command],
     every_s: float,
     target: str,
 ) -> None:
-    await link.drop(drop)
-    await link.readmit(readmit)
-    await link.pull(levers)
+    for each in wanted:
+        await link.ask(each)
     if every_s:
         await _follow(link, every_s, target)
         return

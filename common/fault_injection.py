@@ -22,6 +22,7 @@ PLAN, ALLOWED, LOG = "FEDNC_FAULT", "FEDNC_TESTING", "FEDNC_FAULT_LOG"
 
 POINTS = {
     "file.half": "half of a file that must be there whole or not at all is on the disk",
+    "compare.archived": "the archive of a comparison is written, the files of its runs are still there",
     "data.read": "training or test data are about to be read",
     "server.attend": "a client asks to attend",
     "server.download": "the next chunk goes to a client",

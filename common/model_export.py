@@ -28,12 +28,13 @@ from fednc.common.learning.frame import Frame
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
+from fednc.common.tasks.round_guide import guide_of_model
 from fednc.common.wire.protocol import one_line
 
 FOLDER, WEIGHTS, MANIFEST = "model", "model.safetensors", "model.json"
 
 
-class Manifest(BaseModel):
+class ModelManifest(BaseModel):
     """model.json. A change that older readers would misunderstand gets another `format`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,15 +81,8 @@ class ExportedModel(nn.Module):
     @property
     def guide(self) -> Guide:
         """Frame and memory as evaluation wants them, on the device of this module."""
-        return Guide(
-            method=self.run.method,
-            etf_KD=self.etf_KD,
-            mean_KD=self.mean_KD,
-            seen_K=self.seen_K,
-            metric_DD=self.metric_DD,
-            count_K=torch.zeros_like(self.seen_K, dtype=torch.int64),
-            classes=len(self.class_names) if self.task.takes_sessions else None,
-        )
+        memory = ClassMemory(mean_KD=self.mean_KD, seen_K=self.seen_K, metric_DD=self.metric_DD)
+        return guide_of_model(self.task, self.etf_KD, memory, len(self.class_names))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the task predicts for preprocessed inputs.
@@ -126,7 +120,7 @@ def export(
     weights = safetensors.torch.save(
         {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     )
-    manifest = Manifest(
+    manifest = ModelManifest(
         task_version=task.version,
         run=run,
         run_digest=run.digest,
@@ -179,9 +173,9 @@ def _model_folder(path: Path) -> Path:
     raise DataError(f"{path}: no {MANIFEST} in it or in its folder `model`; give the folder of a finished run")
 
 
-def _manifest(path: Path) -> Manifest:
+def _manifest(path: Path) -> ModelManifest:
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return ModelManifest.model_validate_json(path.read_bytes())
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror}); export the run again") from e
     except ValidationError as e:

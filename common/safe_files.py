@@ -1,4 +1,4 @@
-"""Opens image and .npz files from anywhere: only decoders that run no program, only sizes that were agreed to.
+"""Opens .npz files from anywhere: nothing that runs code, and only arrays of a plausible size.
 
 Called by the readers of data and splits. Knows nothing of tasks.
 """
@@ -9,23 +9,16 @@ import math
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
-from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # of `files.SUFFIXES`; EPS would start Ghostscript
 MOST_NPZ_BYTES = 16 << 30  # of all arrays of a file together
-MOST_EXPANSION = 200  # times the file's size, beyond _SMALL_BYTES: images do not compress like that, bombs do
+MOST_EXPANSION = 200  # times the file's size, beyond _SMALL_BYTES: data does not compress like that, bombs do
 _SMALL_BYTES = 64 << 20
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
-
-
-def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """The image in `file`, whatever its name ends in. Raises what Pillow raises."""
-    return Image.open(file, formats=FORMATS)
 
 
 def read_npz(path: str | Path, wanted: Collection[str] | None = None) -> Arrays:

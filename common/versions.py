@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 
-from fednc.common.config.presets import METHOD_VERSIONS, PRESETS
 from fednc.common.config.run import RunConfig
+from fednc.common.methods import registry
 from fednc.common.tasks import discovery as tasks
 
 _REMEDY = "install the same version of fednc, and of the task, on both sides"
@@ -30,7 +30,7 @@ def installed_tasks() -> tuple[str, ...]:
 
 def installed_methods() -> tuple[str, ...]:
     """`name/version` of each method."""
-    return tuple(f"{name}/{METHOD_VERSIONS.get(name, 1)}" for name in PRESETS)
+    return tuple(f"{name}/{method.version}" for name, method in registry.installed().items())
 
 
 def of_run(run: RunConfig) -> tuple[str, str, str]:
@@ -40,7 +40,7 @@ def of_run(run: RunConfig) -> tuple[str, str, str]:
 
 @lru_cache(maxsize=32)
 def _of(task: str, method: str) -> tuple[str, str, str]:
-    return package(), f"{task}/{tasks.task_class(task).version}", f"{method}/{METHOD_VERSIONS.get(method, 1)}"
+    return package(), f"{task}/{tasks.task_class(task).version}", f"{method}/{registry.get(method).version}"
 
 
 def series(software: str) -> tuple[int, ...]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 
 import grpc
 
@@ -14,17 +13,10 @@ from fednc.client.link.connection_errors import as_error
 from fednc.client.link.http_proxy import proxy_on_the_way
 from fednc.protos import operator_pb2 as pb
 from fednc.protos import operator_pb2_grpc as rpc
+from fednc.server.operations.commands import Command
 
 _ANSWER_S = 10.0
 _LIVENESS_S = 5.0
-
-
-class Lever(StrEnum):
-    """What may be asked of a run."""
-
-    PAUSE = "pause"
-    RESUME = "resume"
-    STOP = "stop"
 
 
 @dataclass(frozen=True)
@@ -33,8 +25,8 @@ class OperatorLink:
 
     Every method raises:
         AddressError: the server does not answer.
-        RefusedError: the credential is not one of an operator, or the run is over.
-        ConfigError: no such node, or none that is shut out.
+        RefusedError: the credential is not one of an operator, the run is over, or it is not the moment for this.
+        ConfigError: no node of that name is meant, or names of classes cannot be used.
     """
 
     server: str
@@ -47,39 +39,10 @@ class OperatorLink:
             status: pb.RunStatus = await stub.Status(pb.StatusRequest(), timeout=_ANSWER_S)
             return status
 
-    async def pull(self, levers: Sequence[Lever]) -> None:
-        """Ask for these, in order."""
-        requests = {
-            Lever.PAUSE: pb.ControlRequest(pause=pb.Pause()),
-            Lever.RESUME: pb.ControlRequest(resume=pb.Resume()),
-            Lever.STOP: pb.ControlRequest(stop=pb.Stop()),
-        }
+    async def ask(self, command: Command) -> pb.RunStatus:
+        """Ask for this; how the run stands after it."""
         async with self._stub() as stub:
-            for lever in levers:
-                await stub.Control(requests[lever], timeout=_ANSWER_S)
-
-    async def drop(self, nodes: Sequence[str]) -> None:
-        """End these nodes' sessions; they are refused until they are readmitted."""
-        async with self._stub() as stub:
-            for node in nodes:
-                await stub.Control(pb.ControlRequest(drop=pb.Drop(node=node)), timeout=_ANSWER_S)
-
-    async def readmit(self, nodes: Sequence[str]) -> None:
-        """Let these nodes in again."""
-        async with self._stub() as stub:
-            for node in nodes:
-                await stub.Control(pb.ControlRequest(readmit=pb.Readmit(node=node)), timeout=_ANSWER_S)
-
-    async def next_session(self, classes: Sequence[str]) -> pb.RunStatus:
-        """Start the session that waits, with classes of these names where the run file has none.
-
-        Raises also:
-            ConfigError: the names clash or find no room.
-            RefusedError: no session waits.
-        """
-        async with self._stub() as stub:
-            request = pb.ControlRequest(next_session=pb.NextSession(classes=classes))
-            status: pb.RunStatus = await stub.Control(request, timeout=_ANSWER_S)
+            status: pb.RunStatus = await stub.Control(command.to_request(), timeout=_ANSWER_S)
             return status
 
     async def watch(self, every_s: float = 0) -> AsyncIterator[pb.RunStatus]:

@@ -52,22 +52,22 @@ class ServerEvent(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., assignment: _Optional[_Union[Assignment, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., run_over: _Optional[_Union[RunOver, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("node_id", "session", "run_id", "run_json", "part", "liveness_s", "whole_bytes")
+    __slots__ = ("node_id", "attendance", "run_id", "run_json", "part", "liveness_s", "whole_bytes")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
-    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ATTENDANCE_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_JSON_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     LIVENESS_S_FIELD_NUMBER: _ClassVar[int]
     WHOLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     node_id: int
-    session: bytes
+    attendance: bytes
     run_id: str
     run_json: str
     part: Part
     liveness_s: float
     whole_bytes: int
-    def __init__(self, node_id: _Optional[int] = ..., session: _Optional[bytes] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., liveness_s: _Optional[float] = ..., whole_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, node_id: _Optional[int] = ..., attendance: _Optional[bytes] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., liveness_s: _Optional[float] = ..., whole_bytes: _Optional[int] = ...) -> None: ...
 
 class Declaration(_message.Message):
     __slots__ = ("examples", "class_counts", "device", "pid", "problem", "held_out", "standing")

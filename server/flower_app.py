@@ -12,9 +12,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.errors import ConfigError
+from fednc.server.rounds.result_files import summary_of, write_files
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.run_folder import run_folder, summary_of, write_files
+from fednc.server.storage.events import RunDone
+from fednc.server.storage.run_folder import run_folder
 
 app = ServerApp()
 
@@ -29,11 +31,11 @@ def main(grid: Grid, context: Context) -> None:
             "Set start = 'at-once'"
         )
     events = EventLog()
-    events.listen(lambda event: logging.getLogger("flwr").info(event["text"]))
+    events.listen(lambda event: logging.getLogger("flwr").info(event.text))
     result = FederatedRun(run, events).execute(grid)
     folder = run_folder(run)
     write_files(folder, result, summary_of(folder.name, result))
-    events.emit("done", f"files in {folder.resolve()}", folder=str(folder))
+    events.emit(RunDone(text=f"files in {folder.resolve()}", folder=str(folder)))
 
 
 def run_of(text: str) -> RunConfig:

@@ -20,11 +20,14 @@ from fednc.common.errors import ConfigError, QuorumError
 from fednc.common.files import write_atomically
 from fednc.common.flower_adapter import AppFolder
 from fednc.common.process.app_pipe import AppProcess
+from fednc.common.waiting import Deadline, wait_until
 from fednc.protos import federation_pb2 as pb
 from fednc.server.foreign.federation import AppFederation
 from fednc.server.foreign.grid import AppGrid, Desk
+from fednc.server.link.nodes import Node
 from fednc.server.listener import serve
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import AppStarted, RunDone, WaitingForClients
 
 _POLL_S = 0.1
 _SAY_SO_EVERY_S = 30.0
@@ -71,7 +74,7 @@ async def run_app(
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     shutil.rmtree(folder / "spool", ignore_errors=True)
     kept = f"the app's model is {folder / model}" if model else "the app's strategy left no model"
-    events.emit("done", f"run {folder.name} is done; {kept}", folder=str(folder), model=model)
+    events.emit(RunDone(text=f"run {folder.name} is done; {kept}", folder=str(folder), model=model))
     return summary
 
 
@@ -102,27 +105,30 @@ def _await_nodes(grid: AppGrid) -> None:
         QuorumError: after `rounds.wait_s`.
         RunFailedError: the run was ended meanwhile.
     """
-    rounds, events, started = grid.federation.run.rounds, grid.federation.events, time.monotonic()
-    said = -_SAY_SO_EVERY_S
-    while len(ready := grid.ready()) < rounds.min_clients:
-        waited_s = time.monotonic() - started
-        there = f"{len(ready)} of {rounds.min_clients} clients are ready"
-        if waited_s > rounds.wait_s:
-            raise QuorumError(
-                f"{there} after {rounds.wait_s:g} s. Start more, or lower --nodes (rounds.min_clients), or raise "
-                "rounds.wait_s"
-            )
-        if waited_s - said >= _SAY_SO_EVERY_S:
-            said = waited_s
-            events.emit("waiting", f"{there}; the app starts when all are (--nodes, rounds.min_clients)")
-        time.sleep(_POLL_S)
+    rounds, events, say_so = grid.federation.run.rounds, grid.federation.events, Deadline(0)
+    ready: list[Node] = []
+
+    def are_enough() -> bool:
+        nonlocal ready, say_so
+        ready = grid.ready()
+        if len(ready) < rounds.min_clients and say_so.has_passed:
+            say_so = Deadline(_SAY_SO_EVERY_S)
+            there = f"{len(ready)} of {rounds.min_clients} clients are ready"
+            text = f"{there}; the app starts when all are (--nodes, rounds.min_clients)"
+            events.emit(WaitingForClients(text=text))
+        return len(ready) >= rounds.min_clients
+
+    if not wait_until(are_enough, Deadline(rounds.wait_s), _POLL_S):
+        raise QuorumError(
+            f"{len(ready)} of {rounds.min_clients} clients are ready after {rounds.wait_s:g} s. Start more, or "
+            "lower --nodes (rounds.min_clients), or raise rounds.wait_s"
+        )
     names = ", ".join(node.name for node in ready[:8]) + (" ..." if len(ready) > 8 else "")
-    events.emit(
-        "app",
+    text = (
         f"the app {grid.federation.app} starts with {len(ready)} clients: {names}. It cannot be resumed: a "
-        "restart of this server starts it from the beginning, without its rounds, model and state so far",
-        clients=len(ready),
+        "restart of this server starts it from the beginning, without its rounds, model and state so far"
     )
+    events.emit(AppStarted(text=text, clients=len(ready)))
 
 
 def _summary(

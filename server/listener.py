@@ -30,6 +30,8 @@ from fednc.server.link.servicer import FederationServicer, add_to
 from fednc.server.operations.prometheus import MetricsServer
 from fednc.server.operations.servicer import SERVICE as OPERATOR_SERVICE
 from fednc.server.operations.servicer import OperatorServicer
+from fednc.server.rounds.control import RunControl
+from fednc.server.storage.events import ServerListening
 
 T = TypeVar("T")
 G = TypeVar("G", bound=LinkGrid)
@@ -64,10 +66,12 @@ class Listening:
         await self.server.stop(grace_s)
 
 
-async def make_server(federation: Federation, address: str, security: Security | None = None) -> Listening:
+async def make_server(
+    federation: Federation, address: str, security: Security | None = None, control: RunControl | None = None
+) -> Listening:
     """A server with the federation behind its gate, and one for probes where the run file asks for it.
 
-    Neither is started. `security` defaults to what the run file says.
+    Neither is started. `security` defaults to what the run file says; `control` is what operators pull.
 
     Raises:
         AddressError: a port is taken or the host is unknown.
@@ -87,7 +91,7 @@ async def make_server(federation: Federation, address: str, security: Security |
     options += [*_stranger_options(), *servicer.http2_options]
     server = grpc.aio.server(options=options, interceptors=[gate])
     add_to(server, servicer)
-    operator_rpc.add_OperatorServicer_to_server(OperatorServicer(federation), server)
+    operator_rpc.add_OperatorServicer_to_server(OperatorServicer(federation, control or RunControl()), server)
     if section.reflection or security.credentials is None:
         reflection.enable_server_reflection((SERVICE, OPERATOR_SERVICE, reflection.SERVICE_NAME), server)
     port = _bind(server, address, "server.listen", security.credentials)
@@ -156,33 +160,37 @@ async def serve(
     address: str,
     grid_type: type[G] = LinkGrid,  # type: ignore[assignment]
     security: Security | None = None,
+    control: RunControl | None = None,
     on_listening: Callable[[int], None] = lambda _: None,
 ) -> T:
     """Listen, run `work(grid)` in a thread, tell the clients how it ended, stop."""
-    section = federation.run.server
+    section, control = federation.run.server, control or RunControl()
     metrics = (
-        MetricsServer(federation, section.metrics_host, section.metrics_port) if section.metrics_port else None
+        MetricsServer(federation, control, section.metrics_host, section.metrics_port)
+        if section.metrics_port
+        else None
     )
     malloc.keep_together()
     file_descriptors.raise_limit()
-    listening = await make_server(federation, address, security)
+    listening = await make_server(federation, address, security, control)
     await listening.start()
     warden = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))
     watchman = asyncio.create_task(drop_silent(federation))
     federation.events.emit(
-        "listening",
-        f"run {federation.run_id} listens on {address.rpartition(':')[0]}:{listening.port}, "
-        f"{'plaintext' if listening.security.credentials is None else listening.security.mode}",
-        port=listening.port,
-        auth=listening.security.mode,
-        metrics_port=metrics.port if metrics else None,
+        ServerListening(
+            text=f"run {federation.run_id} listens on {address.rpartition(':')[0]}:{listening.port}, "
+            f"{'plaintext' if listening.security.credentials is None else listening.security.mode}",
+            port=listening.port,
+            auth=listening.security.mode,
+            metrics_port=metrics.port if metrics else None,
+        )
     )
     on_listening(listening.port)
     grid = grid_type(federation, asyncio.get_running_loop())
     reason, failed = "the run is over", False
     try:
         result = await asyncio.to_thread(work, grid)
-        if federation.control.stopping:
+        if control.stopping:
             reason = "an operator stopped the run"
         return result
     except asyncio.CancelledError:
@@ -192,6 +200,7 @@ async def serve(
         reason, failed = _for_clients(e), not isinstance(e, DivergedError)  # which is no client's failure
         raise
     finally:
+        control.end()
         federation.finish(reason, failed=failed)
         warden.cancel()
         watchman.cancel()

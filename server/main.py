@@ -6,7 +6,6 @@ Blocking work (task, model, test data, rounds, export) happens in the strategy's
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -27,12 +26,14 @@ from fednc.server.link.grid import LinkGrid
 from fednc.server.link.reply_schema import Agreement
 from fednc.server.listener import serve
 from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.global_state import GlobalState
+from fednc.server.rounds.result_files import summary_of, write_files
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.changed_run_file import as_text
 from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.run_folder import summary_of, write_files
+from fednc.server.storage.events import DiskProblem, LastGoodKept, RunDone, RunFileChanged
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,15 @@ async def run_server(
     folder: Path,
     events: EventLog,
     *,
+    control: RunControl | None = None,
     on_listening: Callable[[Federation, int], None] = lambda _federation, _port: None,
 ) -> Finished:
-    """Serve one run to its end and write its files into `folder`.
+    """Serve one run to its end and write its files into `folder`. `control` is for who stops it from here.
 
     Raises:
         AddressError, ConfigError, DataError, QuorumError
     """
-    started = time.monotonic()
+    started, control = time.monotonic(), control or RunControl()
     address = run.server.listen
     security = security_of(run.server, address, events)
     checkpoints = Checkpoints(folder, run.server.keep_checkpoints)
@@ -68,7 +70,8 @@ async def run_server(
     if kept:
         federation.roster.restore(dict(kept.parts))
         federation.earlier_bytes = (kept.bytes_up, kept.bytes_down)
-    around = _surroundings(federation, checkpoints, prepared.task, returning=len(kept.parts) if kept else 0)
+    returning = len(kept.parts) if kept else 0
+    around = _surroundings(federation, control, checkpoints, prepared.task, returning=returning)
 
     def work(grid: LinkGrid) -> RunResult:
         agree = partial(_agree, federation, prepared)
@@ -78,14 +81,16 @@ async def run_server(
         on_listening(federation, port)
 
     try:
-        result = await serve(federation, work, address=address, security=security, on_listening=listening)
+        result = await serve(
+            federation, work, address=address, security=security, control=control, on_listening=listening
+        )
     except BaseException as e:  # interrupts too
         _keep_last_good(folder, prepared, federation, time.monotonic() - started, e)
         raise
     summary = _summary(result, federation, time.monotonic() - started)
     await asyncio.to_thread(write_files, folder, result, summary)
     shutil.rmtree(folder / "spool", ignore_errors=True)
-    events.emit("done", f"run {folder.name} is done; files in {folder}", folder=str(folder))
+    events.emit(RunDone(text=f"run {folder.name} is done; files in {folder}", folder=str(folder)))
     return Finished(folder, result, summary)
 
 
@@ -101,10 +106,10 @@ def _keep_last_good(
         write_files(folder, result, {**_summary(result, federation, duration_s), "ended": ended})
     except OSError as e:
         text = f"the model of the last good round cannot be written: {e.strerror}"
-        events.emit("disk", text, level=logging.ERROR)
+        events.emit(DiskProblem(text=text))
         return
     text = f"the model of round {result.state.completed}, history and summary are in {folder}"
-    events.emit("kept", text, round=result.state.completed, folder=str(folder))
+    events.emit(LastGoodKept(text=text, round=result.state.completed, folder=str(folder)))
 
 
 def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tuple[FederatedRun, Checkpoint | None]:
@@ -112,7 +117,7 @@ def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tupl
     kept = checkpoints.latest(run.digest, run.decisive())
     if kept and kept.changed:
         text = f"the run file has changed since round {kept.round}: {as_text(kept.changed)}"
-        events.emit("changed", text, round=kept.round, changed=kept.changed)
+        events.emit(RunFileChanged(text=text, round=kept.round, changed=kept.changed))
     prepared = FederatedRun(run, events)
     if kept:
         prepared.restore(kept)
@@ -127,7 +132,7 @@ def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -
         state.trainable,
         state.extra,
         prepared.layout,
-        is_first=prepared.strategy.stage.is_first,
+        is_first=prepared.stage.is_first,
     )
 
 
@@ -139,7 +144,9 @@ def _count_start(folder: Path) -> int:
     return before
 
 
-def _surroundings(federation: Federation, checkpoints: Checkpoints, task: Task, *, returning: int) -> Surroundings:
+def _surroundings(
+    federation: Federation, control: RunControl, checkpoints: Checkpoints, task: Task, *, returning: int
+) -> Surroundings:
     nodes = federation.roster.nodes
 
     def name_of(node_id: int) -> str:
@@ -167,7 +174,7 @@ def _surroundings(federation: Federation, checkpoints: Checkpoints, task: Task, 
         traffic=federation.traffic,
         parts=federation.roster.kept_parts,
         checkpoints=checkpoints,
-        control=federation.control,
+        control=control,
         returning=returning,
     )
 

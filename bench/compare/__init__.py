@@ -1,1 +1,1 @@
-"""The comparison engine: plan, rows, tables, pictures, and the page of results made of them."""
+"""Comparisons of methods: what to run, the rows that result, tables, pictures, and the page of results."""

@@ -1,6 +1,6 @@
-"""What a comparison of runs in sessions gives: one plain row for each run, and pictures of how its sessions went.
+"""Comparisons whose classes arrive in sessions: one plain row for each run, and pictures of its sessions.
 
-Called by `fednc compare` with the results of its final rows; other comparisons have no sessions and get nothing.
+Called by `fednc compare` with its final rows; does nothing for comparisons without sessions.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from fednc.bench.compare import plots
-
-Result = dict[str, Any]
+from fednc.bench.compare.run_archive import Result
 
 
 def session_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """{method, split, seed, session_acc, mean, drop, novel, config_sha} of every run that had sessions."""
+    """{method, split, seed, session_acc, mean, drop, novel, config_sha} of every run with sessions."""
     return [
         {
             "method": result["variant"],
@@ -31,7 +30,7 @@ def session_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def draw_sessions(results: Sequence[Result], setting: str, folder: Path) -> None:
-    """Accuracy after each session, and the memory's mean cosine to its vertices, as `<setting>-sessions.png`.
+    """Draw accuracy after each session and the memory's mean cosine to its vertices: `<setting>-sessions.png`.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -49,5 +48,5 @@ def draw_sessions(results: Sequence[Result], setting: str, folder: Path) -> None
             [(one["session"], fmean(one["memory_cosines"].values())) for one in told if one.get("memory_cosines")]
         )
     if accuracy:
-        panels = {"test accuracy over all classes seen (%)": accuracy, "memory's cosine to its vertex": cosine}
+        panels = {"test accuracy over all classes so far (%)": accuracy, "memory's cosine to its vertex": cosine}
         plots.bands(folder / f"{setting}-sessions.png", panels, across="session")

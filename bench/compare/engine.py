@@ -1,7 +1,7 @@
-"""`fednc compare`: methods x settings x seeds in one process per core, resumable, and the tables and plots of it.
+"""`fednc compare`: runs variants x settings x seeds in parallel processes, then writes tables and pictures.
 
-First every variant is tuned in every setting, then it runs with each seed at its own rate. Called by the command
-and by tests; what is run is decided in `plan.py`, how in `rows.py`, what is made of it in `report.py`.
+First every variant is tuned in every setting, then it runs with each seed at its best learning rate. Called by the
+command and by tests. `plan.py` decides what runs, `rows.py` runs it, `report.py` makes tables and pictures.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
 from fednc.bench.compare.prepared_data import prepare
 from fednc.bench.compare.report import Compared, choose_rates, draw, report
 from fednc.bench.compare.rows import Bench, run_rows
+from fednc.bench.compare.run_archive import archive_runs
 from fednc.common.errors import MissingExtraError
 from fednc.common.files import write_atomically
 
 log = logging.getLogger("fednc.bench")
-Progress = Callable[[float], None]  # share of all rounds that is done
+Progress = Callable[[float], None]  # share of all rounds done
 
 
 def compare(
     plan: Comparison, places: dict[str, str], bench: Bench, progress: Progress = lambda _: None
 ) -> Compared:
-    """Run the rows that are missing and read the others; write a table and, with the extra `demo`, pictures.
+    """Run the rows that are missing and read the others; archive them, write a table and, with `demo`, pictures.
 
     Args:
         plan: the comparison.
         places: paths by name, for `data.source`.
-        bench: folder of results, device, number of processes.
+        bench: where results go, and how to run.
         progress: called as rounds end.
 
     Raises:
-        ConfigError, DataError: the comparison or its data cannot be used.
+        ConfigError, DataError: the comparison, its data or its earlier results cannot be used.
         RunFailedError: a worker process was killed.
     """
     for_tuning, for_report = prepare(plan, places, bench.folder)
@@ -50,6 +51,7 @@ def compare(
     tuned = run_rows(tuning, for_tuning.path, bench, count)
     rates = choose_rates(tuned)
     final = run_rows(final_rows(plan, rates, for_report.sha256), for_report.path, bench, count)
+    archive_runs(bench.folder)
     compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
     _write(compared, bench)
     return compared

@@ -1,13 +1,13 @@
-"""What follows from a comparison: how far ahead a variant is, seed by seed, and whether a part of a method pays.
+"""What follows from the rows of a comparison: which variants compete, how far one is ahead, whether a part pays.
 
-Called by `results_page.py`. A part is judged by the comparison file that names it (`[[parts]]`); the rules are
-stated on the page itself.
+Called by `findings.py` and `results_page.py`. Comparison files name the parts of a method (`[[parts]]`); the page
+of results states the rules.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -15,14 +15,13 @@ from fednc.bench.compare.plan import Comparison, Variant
 from fednc.bench.compare.report import Compared, last5
 from fednc.common.config.tables import MethodSection
 
-OURS = "fednc"
-ERRORS, POINTS = 2.0, 0.5  # a mean gain counts beyond as many standard errors, and beyond as many points
-_FEW_ROUNDS = 0.5
+OURS, BASELINE = "fednc", "fedavg"
+STANDARD_ERRORS, POINTS = 2.0, 0.5  # a mean gain counts if it exceeds both
 
 
 @dataclass(frozen=True)
 class Gain:
-    """How far ahead one variant is in one setting, in points, for each seed; ahead of which."""
+    """How far one variant is ahead of another in one setting, in points, seed by seed."""
 
     setting: str
     of_seed: tuple[float, ...]
@@ -35,11 +34,11 @@ class Gain:
 
     @property
     def verdict(self) -> int:
-        """1: pays, -1: costs, 0: neither can be told. One seed tells nothing."""
+        """1: pays, -1: costs, 0: no clear difference. One seed shows nothing."""
         if len(self.of_seed) < 2:
             return 0
         error = stdev(self.of_seed) / math.sqrt(len(self.of_seed))
-        least = max(ERRORS * error, POINTS)
+        least = max(STANDARD_ERRORS * error, POINTS)
         return (self.mean > least) - (self.mean < -least)
 
     def __str__(self) -> str:
@@ -65,78 +64,42 @@ def _by_seed(compared: Compared, setting: str, variant: str) -> dict[int, float]
     return {row["seed"]: last5(row) for row in compared.of(setting, variant)}
 
 
+def ours(plan: Comparison) -> str:
+    """The variant that is fednc as it ships; empty if there is none."""
+    return _shipped(plan, OURS)
+
+
+def fedavg(plan: Comparison, *, readout: str = "") -> str:
+    """The variant that is fedavg as it ships, or with another read-out and no other change; empty: none."""
+    return _shipped(plan, BASELINE, **({"readout": readout} if readout else {}))
+
+
+def fedavg_with_our_readout(plan: Comparison) -> str:
+    """The variant that is fedavg with the read-out of fednc; empty if there is none."""
+    return fedavg(plan, readout=MethodSection.model_validate({"name": OURS}).readout)
+
+
 def others(plan: Comparison) -> list[str]:
-    """The variants that are other methods than ours. What is read out by the class memory is half ours."""
-    return [variant.name for variant in plan.variants if not _has_a_part_of_ours(variant)]
+    """The variants that are other methods than fednc. One with the class memory as read-out has half of fednc."""
+    methods = {variant.name: _method(plan, variant) for variant in plan.variants}
+    return [name for name, method in methods.items() if method.name != OURS and not method.uses_memory]
 
 
-def _has_a_part_of_ours(variant: Variant) -> bool:
-    method = MethodSection.model_validate(variant.method)
-    return method.name == OURS or method.uses_memory
+def _shipped(plan: Comparison, method: str, **changes: str) -> str:
+    wanted = MethodSection.model_validate({"name": method, **changes})
+    plain = [variant for variant in plan.variants if not variant.frame and not variant.init]
+    return next((variant.name for variant in plain if _method(plan, variant) == wanted), "")
 
 
-def has_contest(compared: Compared) -> bool:
-    names = [variant.name for variant in compared.plan.variants]
-    return OURS in names and bool(others(compared.plan))
-
-
-def conclusions(comparisons: Sequence[Compared]) -> Iterator[str]:
-    """Lines on what was found: first what does not pay."""
-    judged = [
-        (part.name, found)
-        for one in comparisons
-        for part in one.plan.parts
-        if (found := gains(one, part.variant, part.against))
-    ]
-    never = [name + _told(found) for name, found in judged if not _pays(found)]
-    mixed = [name + _told(found) for name, found in judged if _pays(found) and _costs(found)]
-    paying = [name + _told(found) for name, found in judged if _pays(found) and not _costs(found)]
-    contests = [
-        (one, gain) for one in comparisons if has_contest(one) for gain in gains(one, OURS, others(one.plan))
-    ]
-    ahead = [_contest(one, gain) for one, gain in contests if gain.verdict > 0]
-    behind = [_contest(one, gain) for one, gain in contests if gain.verdict <= 0]
-    slow = [_slowness(one, gain) for one, gain in contests if share_of_rounds(one, gain.setting) > _FEW_ROUNDS]
-    for what, told in (
-        (f"{OURS} is not ahead of the best other method on", behind),
-        (f"{OURS} takes more than {_FEW_ROUNDS:.0%} of the baseline's rounds to the baseline's best on", slow),
-        ("What does not pay", never),
-        ("What pays in one setting and costs in another", mixed),
-        ("What pays", paying),
-        (f"{OURS} is ahead of the best other method on", ahead),
-    ):
-        if told:
-            yield f"**{what}:** {'; '.join(told)}."
-            yield ""
-    if not comparisons:
-        yield "Nothing has been measured yet."
-
-
-def _contest(one: Compared, gain: Gain) -> str:
-    return f"{one.plan.name}, {gain.setting} ({gain} points against {gain.than})"
-
-
-def _slowness(one: Compared, gain: Gain) -> str:
-    share = share_of_rounds(one, gain.setting)
-    told = "not reached with every seed" if share == math.inf else f"{share:.0%}"
-    return f"{one.plan.name}, {gain.setting} ({told})"
+def _method(plan: Comparison, variant: Variant) -> MethodSection:
+    return MethodSection.model_validate({**plan.run.get("method", {}), **variant.method})
 
 
 def share_of_rounds(compared: Compared, setting: str) -> float:
-    """Our rounds to the baseline's best, over the baseline's own; infinite where a seed does not get there."""
-    ours, theirs = (compared.rounds_to_target(setting, name) for name in (OURS, compared.plan.baseline))
-    if None in ours or not ours:
+    """Our rounds to the baseline's best, over the baseline's own; infinite if a seed does not get there."""
+    own, theirs = (
+        compared.rounds_to_target(setting, name) for name in (ours(compared.plan), compared.plan.baseline)
+    )
+    if None in own or not own:
         return math.inf
-    return sum(filter(None, ours)) / sum(filter(None, theirs))
-
-
-def _pays(found: Sequence[Gain]) -> bool:
-    return any(gain.verdict > 0 for gain in found)
-
-
-def _costs(found: Sequence[Gain]) -> bool:
-    return any(gain.verdict < 0 for gain in found)
-
-
-def _told(found: Sequence[Gain]) -> str:
-    return f" ({', '.join(f'{gain} on {gain.setting}' for gain in found)})"
+    return sum(filter(None, own)) / sum(filter(None, theirs))

@@ -1,7 +1,7 @@
-"""What a row of a comparison says of its initialisation, and the picture of it: cosine and norm before and after.
+"""What a row says about its initialisation, and a picture of it: gradient cosine and norm, before and after.
 
-Called where rows are written and where pictures are drawn. Runs nothing; matplotlib (extra `demo`) is imported
-when a picture is drawn.
+Called by `training.py` for each row, and by `engine.py` for the picture. Runs nothing; imports matplotlib (extra
+`demo`) only to draw.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BEFORE, _AFTER = "#BBBBBB", "#0072B2"
 
 
 def figures(history: History) -> dict[str, Any]:
-    """For the summary of a row with a measured initialisation: accuracy after few rounds, and (before, after)."""
+    """For the summary of a row: accuracy after a few rounds, and [before, after]; nothing if not measured."""
     told = history.summary().get("init")
     if not told:
         return {}
@@ -30,7 +30,7 @@ def figures(history: History) -> dict[str, Any]:
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Bars before and after, means over seeds with a dot for each, as a PNG at `path`; none if nothing is known.
+    """Draw bars before and after: means over seeds, with a dot per seed. Writes no file if no row has the figures.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -1,8 +1,8 @@
 """What `fednc compare` runs: a comparison file, and the rows that follow from it.
 
-A row is one run of one variant in one setting with one seed and one learning rate. Variants may change the method
-and nothing else, settings all the rest: whatever is compared has the same splits, the same number of gradient
-steps and the same grid of learning rates. Called by `engine.py`; starts nothing, reads no data.
+A row is one run of one variant in one setting with one seed and one learning rate. Variants may change only the
+method, settings only the rest: all variants get the same splits, the same number of gradient steps and the same
+learning rates to choose from. Called by `engine.py`; starts nothing, reads no data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fednc.common.config.run import RunConfig, explain, parse_run
 from fednc.common.config.tables import Positive, Section
 from fednc.common.errors import ConfigError
 
-DATA = "npz:{data}"  # stands for the prepared file in what is written down: its path belongs to one machine
+DATA = "npz:{data}"  # stands for the path of the prepared file, which differs from machine to machine
 Values = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
 Kind = Literal["tuning", "final"]
@@ -34,75 +34,79 @@ class Variant(Section):
     name: Name = Field(description="what tables and plots call it")
     method: Values = Field(description="keys of [method] of the run file")
     frame: Values = Field(default_factory=dict, description="keys of [frame] of the run file")
-    init: Values = Field(default_factory=dict, description="keys of [init] of the run file, over the setting's")
+    init: Values = Field(default_factory=dict, description="keys of [init]; they override the setting's")
     rate_like: str = Field(
         "",
-        description="variant whose learning rates it takes; empty: it is tuned itself. For variants a line apart",
+        description="variant whose learning rates it uses, for variants that differ in one line; empty: tuned",
     )
 
     @property
     def tuned_as(self) -> str:
-        """The variant whose rates it has: itself, if no other."""
+        """The variant whose learning rates it uses: `rate_like`, or itself."""
         return self.rate_like or self.name
 
 
 class Setting(Section):
-    """What all variants are compared under."""
+    """The conditions that all variants share: data, split, training."""
 
     name: Name = Field(description="what tables and plots call it")
+    title: str = Field("", description="what it is in a few words, for docs/results.md; empty: its name")
     run: Values = Field(default_factory=dict, description="keys of the run file that differ from the common ones")
 
     @model_validator(mode="after")
     def _leaves_methods_alone(self) -> Self:
         if self.run.keys() & {"method", "frame", "seed"}:
-            raise ValueError("run.method, run.frame and run.seed are not a setting's to change: write a variant")
+            raise ValueError("a setting cannot change run.method, run.frame or run.seed: write a variant")
         return self
 
 
 class Part(Section):
-    """A part of a method: what it is worth is how far `variant` is ahead of the best of `against`."""
+    """A part of a method. Its gain is the lead of `variant` over the best of `against`."""
 
-    name: str = Field(description="what the part is, in a few words")
+    name: str = Field(description="what the part is, in a few words; parts with one name are reported together")
     variant: str = Field(description="variant that has it")
     against: tuple[str, ...] = Field(min_length=1, description="variants without it, and its controls")
 
 
 class Tuning(Section):
-    """How each variant gets its learning rate in each setting: on a validation split, with a seed of its own."""
+    """How learning rates are chosen, per variant and setting: on a validation split, with another seed."""
 
-    seed: Annotated[int, Field(ge=0)] = Field(
-        1000, description="seed of runs and splits that tune; no result uses it"
+    seed: Annotated[int, Field(ge=0)] = Field(1000, description="seed of tuning runs; no result uses it")
+    rates: tuple[Positive, ...] = Field(
+        (0.003, 0.01, 0.03, 0.1, 0.3), min_length=1, description="learning rates to choose from"
     )
-    rates: tuple[Positive, ...] = Field((0.003, 0.01, 0.03, 0.1, 0.3), min_length=1, description="the common grid")
     rounds: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="rounds of a run that tunes, where a whole one takes too long; 0: as many as the others have",
+        description="rounds of a tuning run, if whole runs take too long; 0: as many as other runs",
     )
     val_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="share of the training data that tunes and is not trained on meanwhile"
+        0.2, description="share of the training data that is kept for validation in tuning runs"
     )
 
 
 class DataSection(Section):
-    """What is learnt from."""
+    """The data set."""
 
     source: str = Field(description="data spec, e.g. `digits` or `npz:{fashion}`, given as --data fashion=PATH")
-    train_examples: Annotated[int, Field(ge=0)] = Field(0, description="of the training part, stratified; 0: all")
-    test_examples: Annotated[int, Field(ge=0)] = Field(0, description="of the test part, stratified; 0: all")
+    train_examples: Annotated[int, Field(ge=0)] = Field(
+        0, description="training examples to use, stratified; 0: all"
+    )
+    test_examples: Annotated[int, Field(ge=0)] = Field(0, description="test examples to use, stratified; 0: all")
 
 
 class Comparison(Section):
     """A comparison file."""
 
     name: Name = Field(description="name of the folder of results")
+    title: str = Field("", description="data and clients in a few words, for docs/results.md; empty: its name")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="seeds of runs and splits")
-    baseline: str = Field("fedavg", description="variant whose best round is the target of `rounds to target`")
+    baseline: str = Field("fedavg", description="variant whose best accuracy is the target of the column `rounds`")
     data: DataSection
     tuning: Tuning = Field(default_factory=Tuning)
     run: Values = Field(description="a run file: what all rows have in common")
     settings: tuple[Setting, ...] = Field(min_length=1)
-    parts: tuple[Part, ...] = Field((), description="what the comparison says of parts of a method")
-    pictured: tuple[str, ...] = Field((), description="variants that pictures show; empty: all")
+    parts: tuple[Part, ...] = Field((), description="parts of a method to judge")
+    pictured: tuple[str, ...] = Field((), description="variants to show in pictures; empty: all")
     variants: tuple[Variant, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -110,7 +114,7 @@ class Comparison(Section):
         for kind, names in (("setting", self.settings), ("variant", self.variants)):
             found = [one.name for one in names]
             if len(set(found)) < len(found):
-                raise ValueError(f"two {kind}s have one name: {', '.join(found)}")
+                raise ValueError(f"two {kind}s have the same name: {', '.join(found)}")
         tuned = {variant.name for variant in self.variants if not variant.rate_like}
         for variant in self.variants:
             if variant.rate_like and variant.rate_like not in tuned:
@@ -123,14 +127,14 @@ class Comparison(Section):
             raise ValueError(f"baseline {self.baseline!r} is not a variant")
         if self.tuning.seed in self.seeds:
             raise ValueError(
-                f"seed {self.tuning.seed} tunes, so it must not be among `seeds`: results use each once"
+                f"seed {self.tuning.seed} is used for tuning (tuning.seed), so `seeds` must not contain it"
             )
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run to be done; `run` names its data `npz:{data}`."""
+    """One run to do; `run` refers to its data as `npz:{data}`."""
 
     kind: Kind
     setting: str
@@ -142,12 +146,12 @@ class Row:
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of all that decides the outcome: the resolved run and the data, but for names."""
+        """sha256 (hex) of all that decides the outcome: the resolved run and the data, without names."""
         return self._digest({"name"})
 
     @property
     def training(self) -> str:
-        """sha256 (hex) of what decides the trained models: rows that share it differ in the read-out alone."""
+        """sha256 (hex) of all that decides the trained models: rows that share it differ only in the read-out."""
         trains = self.run.method.trains_with_memory
         return self._digest({"name"} if trains else {"name", "readout", "memory_source"})
 
@@ -160,15 +164,20 @@ class Row:
 
     @property
     def file_name(self) -> str:
-        """Its results file; readable, and unlike that of any other row."""
-        return f"{self.kind}-{self.setting}-{self.variant}-s{self.seed}-lr{self.lr:g}-{self.digest[:12]}.json"
+        """The name of its file; readable and unique."""
+        return file_name(self.kind, self.setting, self.variant, self.seed, self.lr, self.digest)
+
+
+def file_name(kind: str, setting: str, variant: str, seed: int, lr: float, digest: str) -> str:
+    """The file name of a row's run."""
+    return f"{kind}-{setting}-{variant}-s{seed}-lr{lr:g}-{digest[:12]}.json"
 
 
 def read_comparison(path: Path, seeds: tuple[int, ...] | None = None) -> Comparison:
-    """The comparison file at `path`, with other `seeds` where they are given.
+    """Read the comparison file at `path`; `seeds` replace the seeds in the file.
 
     Raises:
-        ConfigError: unreadable, not TOML, or a key or value that is not allowed.
+        ConfigError: not readable, not TOML, or a key or value is not allowed.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -182,10 +191,10 @@ def read_comparison(path: Path, seeds: tuple[int, ...] | None = None) -> Compari
 
 
 def tuning_rows(plan: Comparison, data_sha256: str) -> list[Row]:
-    """Every variant that is tuned, in every setting, at every rate.
+    """Every variant without `rate_like`, in every setting, at every learning rate.
 
     Raises:
-        ConfigError: a run that cannot be, or one run twice.
+        ConfigError: a run is not valid, or two rows are the same run.
     """
     rates, seed = plan.tuning.rates, plan.tuning.seed
     return _distinct(
@@ -199,10 +208,10 @@ def tuning_rows(plan: Comparison, data_sha256: str) -> list[Row]:
 
 
 def final_rows(plan: Comparison, rates: dict[tuple[str, str], float], data_sha256: str) -> list[Row]:
-    """Every variant in every setting with every seed, at the rate that `rates` has for (setting, tuned variant).
+    """Every variant in every setting with every seed; `rates` gives the rate by (setting, variant.tuned_as).
 
     Raises:
-        ConfigError: a run that cannot be, or one run twice.
+        ConfigError: a run is not valid, or two rows are the same run.
     """
     return _distinct(
         [
@@ -239,7 +248,7 @@ def _row(
     assert clients is not None
     per_round = values.get("rounds", {}).get("clients_per_round", 0)
     fewer = {"total": plan.tuning.rounds} if kind == "tuning" and plan.tuning.rounds else {}
-    # Nobody may drop out unseen.
+    # A round without all of its clients must fail: it would not be comparable.
     values = _merged(values, {"rounds": {"min_clients": per_round or clients.parts, **fewer}})
     return Row(
         kind=kind,
@@ -253,7 +262,7 @@ def _row(
 
 
 def _merged(base: Values, *changes: Values) -> Values:
-    """`base` with the changes laid over it, table by table."""
+    """`base` with the changes merged into it, table by table."""
     merged = copy.deepcopy(base)
     for change in changes:
         for key, value in change.items():
@@ -269,6 +278,6 @@ def _distinct(rows: list[Row]) -> list[Row]:
         if other is not row:
             raise ConfigError(
                 f"variant {row.variant!r} in setting {row.setting!r} is the same run as {other.variant!r} in "
-                f"{other.setting!r} (digest {row.digest[:12]}): leave one of them out"
+                f"{other.setting!r} (digest {row.digest[:12]}): remove one of them"
             )
     return rows

@@ -1,7 +1,7 @@
-"""The pictures of a run: accuracy per round, and the geometry of the class means beside that of the frame.
+"""Pictures: accuracy per round, rounds to a target, and the geometry of class means next to that of the frame.
 
-Called at the end of a demo or a comparison with plain numbers; knows no run, no folder layout, no task.
-matplotlib (extra `demo`) is imported when a picture is drawn, never before.
+Called with plain numbers at the end of a demo or a comparison; knows no run, no folder layout, no task. Imports
+matplotlib (extra `demo`) only to draw.
 
 Legend: K classes shown, D feature width.
 """
@@ -20,19 +20,19 @@ from fednc.common.errors import MissingExtraError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette and a grey, told apart with every common colour blindness; line style and marker say it
-# once more.
+# Okabe and Ito's palette and a grey, which people with any common colour blindness can tell apart. Line style and
+# marker differ too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _Dash = str | tuple[int, tuple[float, ...]]
 _DASHES: tuple[_Dash, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-_MAX_ANNOTATED = 10  # classes; with more the numbers would no longer be legible
+_MAX_ANNOTATED = 10  # classes; with more the numbers would be too small to read
 _MAX_COLUMNS = 4  # heat maps side by side
 _MAX_LETTERS = 18  # of a class name on an axis
 
 
 def curves(path: Path, series: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Test accuracy per round, one line per method, as a PNG at `path`.
+    """Draw test accuracy per round, one line per method.
 
     Args:
         path: file to write.
@@ -56,11 +56,11 @@ def curves(path: Path, series: Mapping[str, Sequence[tuple[int, float]]]) -> Non
 def bands(
     path: Path, panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[int, float]]]]], across: str = "round"
 ) -> None:
-    """For each panel one line per name, the mean over its curves, in a band from the lowest to the highest.
+    """Draw panels with one line per name: the mean of its curves, in a band from the lowest to the highest.
 
     Args:
         path: PNG file to write.
-        panels: by label of the vertical axis, by name, the (round, value) points of each seed.
+        panels: label of the vertical axis -> name -> (round, value) points of each seed.
         across: label of the horizontal axis.
 
     Raises:
@@ -81,12 +81,12 @@ def bands(
 
 
 def bars(path: Path, rounds: Mapping[str, Sequence[int | None]], label: str) -> None:
-    """One bar per name, the mean of its values, and a dot for each; values that are None are counted in words.
+    """Draw one bar per name, the mean of its values, and a dot for each value; a label counts those that are None.
 
     Args:
         path: PNG file to write.
-        rounds: by name, the value of each seed.
-        label: of the horizontal axis.
+        rounds: name -> value of each seed.
+        label: label of the horizontal axis.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -108,16 +108,16 @@ def bars(path: Path, rounds: Mapping[str, Sequence[int | None]], label: str) -> 
 
 
 def geometry(path: Path, means: Mapping[str, Tensor], etf_KD: Tensor, class_names: Sequence[str]) -> None:
-    """Cosines between class means about their common centre, one heat map per method, the frame's last.
+    """Draw cosines between centred class means, one heat map per method and one for the frame.
 
-    The centre is taken off first, as neural collapse (NC2) is defined on centred means; the frame is treated
-    alike. A class without a mean (a zero row) is left blank. Only the first len(class_names) rows are shown.
+    Means are centred because neural collapse (NC2) is defined on centred means; so is the frame. A class without a
+    mean (a zero row) is left blank. Only the first len(class_names) rows are shown.
 
     Args:
         path: PNG file to write.
         means: for each method its class means [K or more, D].
         etf_KD: the frame.
-        class_names: names of today's classes.
+        class_names: names of the classes so far.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -138,7 +138,7 @@ def geometry(path: Path, means: Mapping[str, Tensor], etf_KD: Tensor, class_name
 
 
 def heat_maps(path: Path, panels: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
-    """Cosines of class means with class vectors, one heat map per method: collapse is a diagonal of ones.
+    """Draw cosines of class means with class vectors, one heat map per method; collapse is a diagonal of ones.
 
     Args:
         path: PNG file to write.
@@ -165,7 +165,7 @@ def heat_maps(path: Path, panels: Mapping[str, Tensor], class_names: Sequence[st
 
 
 def cosines(mean_KD: Tensor) -> Tensor:
-    """float64 [K, K] cosines of the rows about the mean of those that are not zero; NaN at zero rows."""
+    """float64 [K, K] cosines of the rows, centred on the mean of the rows that are not zero; NaN at zero rows."""
     mean_KD = mean_KD.detach().cpu().double()
     seen_K = mean_KD.norm(dim=1) > 0
     centred_KD = torch.where(seen_K[:, None], mean_KD - mean_KD[seen_K].mean(dim=0), torch.nan)
@@ -211,7 +211,7 @@ def _draw_band(axes: Any, place: int, name: str, curves_: Sequence[Sequence[tupl
 
 
 def _dash(place: int) -> _Dash:
-    """Another one for the second user of a colour."""
+    """A line style that differs between the two uses of a colour."""
     return _DASHES[(place + place // len(_COLOURS)) % len(_DASHES)]
 
 

@@ -1,6 +1,6 @@
-"""The data of a comparison as two .npz files: one to tune on, one to report on. Nothing of the test part tunes.
+"""The data of a comparison as two .npz files: one for tuning, one for results. Tuning never sees the test part.
 
-Called by `engine.py` once; rows read the files. They lie beside the results, where git ignores them.
+Called once by `engine.py`; rows read the files. They are in the folder of results, where git ignores them.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _SUBSET_SEED = 0  # which examples of a larger data set: the same for every comp
 
 @dataclass(frozen=True)
 class Prepared:
-    """A file of arrays for training and test, and the sha256 of them all."""
+    """A file of arrays for training and testing, and the sha256 of its arrays."""
 
     path: Path
     sha256: str
 
 
 def prepare(plan: Comparison, places: dict[str, str], folder: Path) -> tuple[Prepared, Prepared]:
-    """(to tune on, to report on): training part less a validation share, and that share; training and test part.
+    """Write two files: for tuning, the training part split into training and validation; for results, all of it.
 
     Args:
         places: paths by name, for `data.source`.
-        folder: where the files go, named after what they hold.
+        folder: where the files go; each is named by its digest.
 
     Raises:
-        ConfigError: `data.source` names a place that is not in `places`.
-        DataError: missing, unreadable or unfit data.
+        ConfigError: `data.source` needs a path that is not in `places`.
+        DataError: the data are missing, unreadable or not usable.
     """
-    # The data as it is: splitting and shifting it is each row's own affair.
+    # Unsplit and unshifted: each row splits and shifts its own data.
     task = tasks.get(parse_run(plan.run, source=plan.name).model_copy(update={"split": None}))
     spec = _spec(plan.data.source, places)
     train = _subset(task.load_train(spec, None, None), plan.data.train_examples, f"{spec}: training")
@@ -59,7 +59,7 @@ def _spec(source: str, places: dict[str, str]) -> str:
 
 def _subset(data: TaskData, wanted: int, what: str) -> TaskData:
     if wanted > data.examples:
-        raise ConfigError(f"{what} part has {data.examples} examples, the comparison wants {wanted}")
+        raise ConfigError(f"{what} part has {data.examples} examples, but the comparison asks for {wanted}")
     if wanted in (0, data.examples):
         return data
     return data.hold_out(wanted / data.examples, _SUBSET_SEED)[1]

@@ -1,6 +1,6 @@
-"""What is made of the rows of a comparison: the chosen learning rates, a Markdown table, pictures.
+"""What is made from the rows of a comparison: the chosen learning rates, a Markdown table, pictures.
 
-Called by `engine.py`. Pure: everything here follows from what the results files hold.
+Called by `engine.py` and for the page of results. Everything here follows from the rows alone.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fednc.bench.compare import plots
 from fednc.bench.compare.plan import Comparison, Variant
+from fednc.bench.compare.run_archive import Result
 
-Result = dict[str, Any]
 Rates = dict[tuple[str, str], float]
 _KNOWN = {"rounds", "accuracy", "best", "last5", "drift", "nc1", "pooled_accuracy", "worst_client"}
 _GEOMETRY = {"drift": "cross-client class drift", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3", "nc4": "NC4"}
@@ -26,7 +25,7 @@ _GEOMETRY = {"drift": "cross-client class drift", "nc1": "NC1", "nc2": "NC2", "n
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """All that a comparison gave; `rates` by (setting, variant)."""
+    """All rows of a comparison and the chosen learning rates, by (setting, variant)."""
 
     plan: Comparison
     tuning: list[Result]
@@ -34,17 +33,17 @@ class Compared:
     final: list[Result]
 
     def of(self, setting: str, variant: str) -> list[Result]:
-        """The final rows of one variant in one setting, one for each seed."""
+        """The final rows of one variant in one setting: one per seed."""
         return [row for row in self.final if (row["setting"], row["variant"]) == (setting, variant)]
 
     def rounds_to_target(self, setting: str, variant: str) -> list[int | None]:
-        """For each seed the first round that reaches the baseline's best with that seed; None: no round does."""
+        """For each seed the first round that reaches the baseline's best accuracy with that seed; None: never."""
         targets = {row["seed"]: _best(row) for row in self.of(setting, self.plan.baseline)}
         return [_first_round(row, targets.get(row["seed"], math.inf)) for row in self.of(setting, variant)]
 
 
 def choose_rates(tuning: Sequence[Result]) -> Rates:
-    """The rate with the best mean of the last five rounds; the smaller one of two that are equal."""
+    """The rate with the best accuracy over the last five rounds; of two equal ones the smaller."""
     rates: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in tuning:
         rates.setdefault((row["setting"], row["variant"]), []).append((last5(row), -row["lr"]))
@@ -60,9 +59,9 @@ def report(compared: Compared, command: str) -> str:
         f"`{command}`, commit {one['commit'] or 'unknown'}, {one['machine']['cpu']} ({one['device']}), "
         f"torch {one['machine']['torch']}.",
         f"Test accuracy in %: mean ± standard deviation over seeds {', '.join(map(str, plan.seeds))}. `last 5`: "
-        f"mean of the last five rounds. `rounds`: until the best of {plan.baseline} with that seed is reached; "
-        "mean over the seeds that do. `s per run`: training runs that several variants share are divided by "
-        "their number. The learning rate of each row is its best on a validation split "
+        f"mean of the last five rounds. `rounds`: rounds until the best accuracy of {plan.baseline} with the same "
+        "seed is reached, mean over the seeds that reach it. `s per run`: seconds of a run; training that several "
+        "variants share is divided by their number. `lr`: the learning rate that is best on a validation split "
         "(below).",
         "",
     ]
@@ -74,7 +73,7 @@ def report(compared: Compared, command: str) -> str:
 
 
 def results_table(compared: Compared, setting: str) -> Iterator[str]:
-    """The lines of one setting's table."""
+    """The lines of the table of one setting."""
     others = sorted({key for row in compared.final for key in row["summary"] if _is_figure(row, key)})
     yield from table_head(("variant", "lr", "last 5", "best", "rounds", "drift", "NC1", *others, "s per run"))
     for variant in compared.plan.variants:
@@ -88,7 +87,7 @@ def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[
         return []
     return [
         f"{compared.rates[setting, variant.tuned_as]:g}",
-        _percent([last5(row) for row in rows]),
+        percent(rows),
         _percent([_best(row) for row in rows]),
         _rounds(compared.rounds_to_target(setting, variant.name)),
         _mean(rows, "drift", ".4f"),
@@ -99,21 +98,21 @@ def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[
 
 
 def _is_figure(row: Result, key: str) -> bool:
-    """Whether the summary has figures under `key` that the table has no column for."""
+    """Whether `key` of the summary holds figures that have no column of their own in the table."""
     value = row["summary"][key]
     numbers = value if isinstance(value, list) and value else [value]
     return key not in _KNOWN and all(isinstance(one, int | float) for one in numbers)
 
 
 def _figure(rows: Sequence[Result], key: str) -> str:
-    """Mean over the seeds; of a list, one mean for each place in it."""
+    """The mean over the seeds; for lists, the mean of each place."""
     values = [row["summary"][key] for row in rows if row["summary"].get(key) is not None]
     lists = [value if isinstance(value, list) else [value] for value in values]
     return " / ".join(f"{fmean(place):.4g}" for place in zip(*lists, strict=True)) or "-"
 
 
 def tuning_table(compared: Compared, setting: str) -> Iterator[str]:
-    """The lines of one setting's table of validation accuracy by learning rate; the chosen one is bold."""
+    """The lines of the tuning table of one setting: validation accuracy by learning rate, the chosen one bold."""
     rates = sorted(compared.plan.tuning.rates)
     yield from table_head(("variant", *(f"{rate:g}" for rate in rates)))
     for variant in (one for one in compared.plan.variants if not one.rate_like):
@@ -134,6 +133,11 @@ def table_head(names: Sequence[str]) -> Iterator[str]:
     yield f"|{'---|' * len(names)}"
 
 
+def percent(rows: Sequence[Result]) -> str:
+    """Accuracy over the last five rounds: mean and standard deviation over the seeds, in per cent."""
+    return _percent([last5(row) for row in rows])
+
+
 def _percent(shares: Sequence[float]) -> str:
     spread = f" ± {100 * stdev(shares):.1f}" if len(shares) > 1 else ""
     return f"{100 * fmean(shares):.1f}{spread}"
@@ -152,7 +156,7 @@ def _mean(rows: Sequence[Result], key: str, form: str) -> str:
 
 def last5(row: Result) -> float:
     """Mean accuracy of the last five rounds."""
-    return float(row["summary"].get("last5") or 0.0)  # a run that failed classifies nothing
+    return float(row["summary"].get("last5") or 0.0)  # a failed run counts as 0
 
 
 def _best(row: Result) -> float:
@@ -164,7 +168,7 @@ def _first_round(row: Result, target: float) -> int | None:
 
 
 def draw(compared: Compared, folder: Path) -> None:
-    """For each setting PNG files in `folder`: accuracy, geometry, rounds to target, class means and vectors.
+    """Draw PNG files of each setting: accuracy, geometry, rounds to target, cosines of class means and vectors.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -181,7 +185,7 @@ def draw(compared: Compared, folder: Path) -> None:
         }
         plots.bands(folder / f"{setting}-geometry.png", geometry)
         reached = {variant: compared.rounds_to_target(setting, variant) for variant in pictured}
-        title = f"rounds until the best of {compared.plan.baseline}"
+        title = f"rounds to the best accuracy of {compared.plan.baseline}"
         plots.bars(folder / f"{setting}-rounds.png", reached, title)
         panels = {name: _alignment(found) for name, found in models.items() if any(map(_aligned, found))}
         if panels:
@@ -189,7 +193,7 @@ def draw(compared: Compared, folder: Path) -> None:
 
 
 def _by_models(rows: Mapping[str, list[Result]]) -> dict[str, list[Result]]:
-    """Rows by variant; variants that differ in the read-out alone, whose features are the same, under one name."""
+    """Rows by variant; variants that differ only in the read-out have the same models and share one name."""
     named: dict[tuple[str, ...], list[str]] = {}
     for variant, found in rows.items():
         models = tuple(str(row.get("training", row["digest"])) for row in found)
@@ -206,7 +210,7 @@ def _aligned(row: Result) -> bool:
 
 
 def _alignment(rows: Sequence[Result]) -> Tensor:
-    """[K, K], the mean over the seeds."""
+    """[K, K], mean over the seeds."""
     found = [
         [[float(value) for value in line.split()] for line in row["alignment"]] for row in filter(_aligned, rows)
     ]

@@ -1,31 +1,31 @@
-"""A folder of results read back, without running anything: what `fednc compare` found, and what is missing of it.
+"""Reads a folder of results without running anything: which rows of a comparison it holds, and how many it lacks.
 
-Called by `results_page.py`. The comparison file says what belongs together, the rows say what came out.
+Called by `results_page.py`. The comparison file says which rows belong to it, the rows hold the results.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
-from fednc.bench.compare.report import Compared, Rates, Result, choose_rates
+from fednc.bench.compare.report import Compared, Rates, choose_rates
+from fednc.bench.compare.run_archive import Result, read_runs
 from fednc.common.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a folder holds of a comparison.
+    """The part of a comparison that a folder holds.
 
     Attributes:
         plan: the comparison file.
-        compared: the rows that are there; settings without results of the baseline, and variants without any, are
-            left out. None where nothing is left.
-        there: rows of the comparison file that are there.
-        planned: rows of the comparison file.
-        older: rows shown that were measured with an earlier version of the file, or of a method's defaults.
+        compared: the rows in the folder, without settings that lack the baseline and variants that have no row;
+            None if nothing is left.
+        there: how many rows of the comparison file are in the folder.
+        planned: how many rows the comparison file has.
+        older: how many of the shown rows come from an earlier version of the file or of a method's defaults.
     """
 
     plan: Comparison
@@ -36,12 +36,12 @@ class Found:
 
 
 def read_folder(plan: Comparison, folder: Path) -> Found:
-    """What `folder` holds of `plan`.
+    """Read the part of `plan` that `folder` holds.
 
     Raises:
-        DataError: a results file cannot be read, or two of them are one run.
+        DataError: a file of results cannot be read, or two rows are the same run.
     """
-    results = [_read(path) for path in sorted(folder.glob("*.json"))]
+    results = [*read_runs(folder).values()]
     tuning, final = ([row for row in results if row["kind"] == kind] for kind in ("tuning", "final"))
     rates = choose_rates(tuning)
     wanted = {*_digests(plan, tuning, final, rates)}
@@ -58,21 +58,14 @@ def read_folder(plan: Comparison, folder: Path) -> Found:
     )
 
 
-def _read(path: Path) -> Result:
-    try:
-        found: Result = json.loads(path.read_bytes())
-    except ValueError as e:
-        raise DataError(f"{path} is not a results file: {e}") from e
-    return found
-
-
 def _digests(plan: Comparison, tuning: Sequence[Result], final: Sequence[Result], rates: Rates) -> Iterable[str]:
-    """Of the rows that the comparison file asks for today, given the data and the rates that were found."""
+    """Digests of the rows that the comparison file asks for now, with the data and the rates that were found."""
     rows: list[Row] = []
     for data in {row["data_sha256"] for row in tuning}:
         rows += tuning_rows(plan, data)
     pairs = [(setting.name, variant.tuned_as) for setting in plan.settings for variant in plan.variants]
-    some = {pair: rates.get(pair, plan.tuning.rates[0]) for pair in pairs}  # no row there has a rate not found
+    # A rate that is not known is any of them: no row in the folder can have it.
+    some = {pair: rates.get(pair, plan.tuning.rates[0]) for pair in pairs}
     for data in {row["data_sha256"] for row in final}:
         rows += final_rows(plan, some, data)
     return (row.digest for row in rows)
@@ -84,12 +77,12 @@ def _rate(plan: Comparison, rates: Rates, row: Result) -> float | None:
 
 
 def _newest(rows: Sequence[Result], wanted: set[str]) -> list[Result]:
-    """One row for each run; where the folder has an earlier version of one too, that is left out."""
+    """One row per run; an earlier version of a row is left out if there is a current one."""
     found: dict[tuple[object, ...], Result] = {}
     for row in sorted(rows, key=lambda row: row["digest"] in wanted):
         key = (row["setting"], row["variant"], row["seed"], row["lr"])
         if key in found and row["digest"] not in wanted:
-            raise DataError(f"two results of {key}, neither of today's file: delete the older one")
+            raise DataError(f"two older rows for {key}, and none from the current file: delete one of them")
         found[key] = row
     return list(found.values())
 

@@ -1,35 +1,42 @@
 """docs/results.md, made from results/ alone: `make results` writes it, a test compares it with the committed page.
 
-Numbers come from results files, words about them from stated rules (`gains.py`); nothing is typed in by hand. Runs
-nothing.
+Figures come from the rows, verdicts from stated rules (`findings.py`, `gains.py`), explanations of words from
+`terms.py`. Runs nothing.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fednc.bench.compare.gains import ERRORS, OURS, POINTS, Gain, conclusions, gains, has_contest, others
-from fednc.bench.compare.plan import Part, read_comparison
-from fednc.bench.compare.report import Compared, Result, results_table, table_head, tuning_table
+from fednc.bench.compare.findings import conclusions, overview, paragraph, rules
+from fednc.bench.compare.gains import OURS, Gain, gains, others, ours
+from fednc.bench.compare.plan import Part, Variant, read_comparison
+from fednc.bench.compare.report import Compared, results_table, table_head, tuning_table
 from fednc.bench.compare.results_folder import Found, read_folder
+from fednc.bench.compare.run_archive import Result
+from fednc.bench.compare.terms import COLUMNS, METHODS, SPEED, TERMS, explained
 
 _BENCHES = ("link", "fold", "scale", "trainer")
 _PICTURES = ("accuracy", "sessions", "rounds", "geometry", "alignment")
-_INTRO = f"""
-Written by `make results` from the files in `results/`, each of which holds its command, commit, hardware and
-seeds; CI fails where this page says anything else. Accuracies are of the global model on a balanced test set, in
-per cent, mean ± standard deviation over seeds. Learning rates were tuned for each method on a validation split
-with a seed that no result uses. A gain is a difference of the means of the last five rounds, in points, seed by
-seed. It pays in a setting where its mean over the seeds exceeds {ERRORS:g} standard errors and {POINTS:g} points,
-and costs where it is as far below zero.
-
-## What was run
+_CAPTION = """
+Test accuracy of the global model in per cent, mean of the last five rounds; then mean ± standard deviation over
+the seeds. Test sets are balanced. The best other method is the best of those that were run in that setting. The
+last column shows how much of the lead comes from the read-out alone.
+[How to read this page](#how-to-read-this-page) explains every word.
 """
+_SOURCE = """
+`make results` writes this page from `results/`, and a test fails if it says anything else. Each comparison has a
+folder there with its rows (`runs.jsonl.gz`), a table and pictures; a row holds its configuration, command, commit
+and hardware. Learning rates were chosen per method and setting on validation data, with a seed that no result
+uses.
+[compare.md](compare.md) says how to run a comparison.
+"""
+_SPEED = "What `fednc bench` measured: one part for each file in `results/bench/`."
 
 
 def page(configs: Path, results: Path) -> str:
@@ -37,7 +44,7 @@ def page(configs: Path, results: Path) -> str:
 
     Args:
         configs: folder of comparison files.
-        results: folder with one folder for each comparison, and `bench` for measurements of other kinds.
+        results: folder with one folder for each comparison, and `bench` for measurements of speed.
 
     Raises:
         DataError, ConfigError: a file of either cannot be used.
@@ -45,18 +52,26 @@ def page(configs: Path, results: Path) -> str:
     plans = [read_comparison(path) for path in sorted(configs.glob("*.toml"))]
     found = [read_folder(plan, results / plan.name) for plan in plans]
     shown = [(one.compared, one) for one in found if one.compared]
-    lines = ["# Results", "", *conclusions([compared for compared, _ in shown])]
+    comparisons = [compared for compared, _ in shown]
     measured = sorted((results / "bench").glob("*.json"))
-    lines += [*_INTRO.splitlines()[1:], "", *_tiers(found), *_measured(measured)]
+    lines = ["# Results", "", *overview(comparisons), "", *paragraph(_CAPTION.strip()), ""]
+    lines += ["## What pays and what does not", "", *paragraph(rules()), "", *conclusions(comparisons)]
+    lines += ["## How to read this page", "", *paragraph(_SOURCE.strip()), *_words(), ""]
+    lines += ["## What was run", "", *_state(found), *_measured(measured)]
     for compared, one in shown:
         lines += ["", *_section(compared, one, results / one.plan.name, configs)]
-    return "\n".join([*lines, *_benches(measured)]) + "\n"
+    return "\n".join([*lines, *_speed(measured)]) + "\n"
 
 
-def _tiers(found: Sequence[Found]) -> Iterator[str]:
-    yield from table_head(("comparison", "runs there", "state"))
+def _words() -> Iterator[str]:
+    for kind, terms in (("word", TERMS), ("method", METHODS), ("column", COLUMNS)):
+        yield from ["", *explained(kind, terms)]
+
+
+def _state(found: Sequence[Found]) -> Iterator[str]:
+    yield from table_head(("comparison", "runs done", "state"))
     for one in found:
-        name, older = one.plan.name, f", {one.older} shown of an earlier version" if one.older else ""
+        name, older = one.plan.name, f", {one.older} of an earlier version" if one.older else ""
         state = "not run" if not one.there else "complete" if one.there == one.planned else "partly run"
         yield f"| [{name}](../bench/configs/{name}.toml) | {one.there} of {one.planned}{older} | {state} |"
 
@@ -69,19 +84,17 @@ def _measured(paths: Sequence[Path]) -> Iterator[str]:
 
 def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> Iterator[str]:
     plan = compared.plan
-    yield f"## {plan.name}"
-    yield ""
-    yield from _comment(configs / f"{plan.name}.toml")
-    yield ""
-    yield from _provenance(compared.final)
+    yield from [f"## {plan.name}", "", *_comment(configs / f"{plan.name}.toml"), "", *_provenance(compared.final)]
     if found.older:
-        yield f"{found.older} of the runs are older than today's comparison file or defaults."
-    if has_contest(compared):
-        yield from ["", f"### {OURS} beside the best other method", "", *_contest(compared)]
+        yield from ["", f"{found.older} of the runs are older than today's comparison file or defaults."]
+    if ours(plan) and others(plan):
+        yield from ["", f"### {OURS} against the best other method", "", *_contest(compared)]
     if plan.parts:
         yield from ["", "### What each part is worth", "", *_parts_table(compared)]
+    yield from ["", "### Variants", "", *_variants(plan.variants, plan.run)]
     for setting in plan.settings:
-        yield from ["", f"### {setting.name}", "", *results_table(compared, setting.name), ""]
+        yield from ["", f"### {setting.name}: {setting.title}" if setting.title else f"### {setting.name}", ""]
+        yield from [*results_table(compared, setting.name), ""]
         yield from [f"Validation accuracy (last 5) by learning rate, seed {plan.tuning.seed}:", ""]
         yield from [*tuning_table(compared, setting.name), *_pictures(folder, setting.name)]
     of_settings = {f"{setting.name}-{kind}" for setting in found.plan.settings for kind in _PICTURES}
@@ -91,7 +104,7 @@ def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> I
 
 
 def _comment(config: Path) -> Iterator[str]:
-    """What the comparison file says of itself, its command as code."""
+    """What the comparison file says about itself, its command as code."""
     for line in config.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             return
@@ -99,18 +112,19 @@ def _comment(config: Path) -> Iterator[str]:
         yield from ["", f"    {text}"] if text.startswith("fednc ") else [text]
 
 
-def _provenance(rows: Sequence[Result]) -> Iterator[str]:
+def _provenance(rows: Sequence[Result]) -> list[str]:
     told = {
         "Commit": {row["commit"] or "unknown" for row in rows},
-        "hardware": {f"{_processor(row['machine'])}, {_device(row)}" for row in rows},
+        "hardware": {_processor(row["machine"], _device(row)) for row in rows},
         "torch": {row["machine"]["torch"] for row in rows},
         "seeds": {str(row["seed"]) for row in rows},
     }
-    yield "; ".join(f"{name} {', '.join(sorted(values))}" for name, values in told.items()) + "."
+    return paragraph("; ".join(f"{name} {', '.join(sorted(values))}" for name, values in told.items()) + ".")
 
 
-def _processor(machine: dict[str, Any]) -> str:
-    return f"{machine['cpu']}, {machine['cores']} cores"
+def _processor(machine: dict[str, Any], *more: str) -> str:
+    cores = f"{machine['cores']} cores"
+    return f"{machine['cpu']} ({', '.join([cores, *more])})"
 
 
 def _device(row: Result) -> str:
@@ -121,16 +135,16 @@ def _contest(compared: Compared) -> Iterator[str]:
     plan = compared.plan
     baseline = plan.baseline
     yield from table_head(
-        ("setting", "best other", "gain (points)", f"rounds to {baseline}'s best: {OURS}", baseline, "ratio")
+        ("setting", "best other", "gain (points)", f"rounds: {OURS}", f"rounds: {baseline}", "ratio")
     )
-    for gain in gains(compared, OURS, others(plan)):
-        ours, theirs = (
+    for gain in gains(compared, ours(plan), others(plan)):
+        own, theirs = (
             [number for number in compared.rounds_to_target(gain.setting, name) if number]
-            for name in (OURS, baseline)
+            for name in (ours(plan), baseline)
         )
-        reached = len(ours) == len(theirs) > 0
+        reached = len(own) == len(theirs) > 0
         cells = (
-            [f"{fmean(ours):.1f}", f"{fmean(theirs):.1f}", f"{fmean(ours) / fmean(theirs):.2f}"]
+            [f"{fmean(own):.1f}", f"{fmean(theirs):.1f}", f"{fmean(own) / fmean(theirs):.2f}"]
             if reached
             else ["-"] * 3
         )
@@ -149,8 +163,19 @@ def _parts_table(compared: Compared) -> Iterator[str]:
 def _judged(gain: Gain | None, part: Part) -> str:
     if gain is None:
         return "not run"
-    word = {1: "pays", 0: "no difference", -1: "costs"}[gain.verdict]
+    word = {1: "pays", 0: "no clear difference", -1: "costs"}[gain.verdict]
     return f"{gain}, {word}" + (f" (best: {gain.than})" if len(part.against) > 1 else "")
+
+
+def _variants(variants: Sequence[Variant], run: Mapping[str, Any]) -> Iterator[str]:
+    yield from table_head(("variant", "keys"))
+    common = {"method": run.get("method", {})}
+    for variant in variants:
+        tables = {"method": {**common["method"], **variant.method}, "frame": variant.frame, "init": variant.init}
+        keys = [
+            f"`{table}.{key} = {json.dumps(value)}`" for table, v in tables.items() for key, value in v.items()
+        ]
+        yield f"| {variant.name} | {', '.join(keys)} |"
 
 
 def _pictures(folder: Path, setting: str) -> Iterator[str]:
@@ -159,21 +184,30 @@ def _pictures(folder: Path, setting: str) -> Iterator[str]:
             yield from ["", f"![{setting}: {kind}](../results/{folder.name}/{setting}-{kind}.png)"]
 
 
-def _benches(paths: Sequence[Path]) -> Iterator[str]:
+def _speed(paths: Sequence[Path]) -> Iterator[str]:
+    if paths:
+        yield from [
+            "",
+            "## Speed",
+            "",
+            "What `fednc bench` measured, one file of `results/bench/` after the other.",
+            "",
+        ]
+        yield from explained("column", SPEED)
     for path in paths:
         told = json.loads(path.read_bytes())
         machine = told["machine"]
-        yield from ["", f"## {path.stem}", "", f"    {told['command']}", ""]
-        commit, memory = told["commit"] or "unknown", f"{machine['memory_gib']} GiB"
-        yield f"Commit {commit}; {', '.join([_processor(machine), memory, *filter(None, [machine.get('gpu')])])}."
+        yield from ["", f"### {path.stem}", "", f"    {told['command']}", ""]
+        more = [f"{machine['memory_gib']} GiB", *filter(None, [machine.get("gpu")])]
+        yield f"Commit {told['commit'] or 'unknown'}; hardware {_processor(machine, *more)}."
         yield from ["", *_plain_table(told["results"])]
 
 
 def _plain_table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """One line for each row; upright where there is only one, which may have many columns."""
+    """One line for each row; a single row, which may have many columns, is shown one column per line."""
     keys = [key for key in rows[0] if not isinstance(rows[0][key], list | dict)]
     if len(rows) == 1:
-        yield from table_head(("", "value"))
+        yield from table_head(("column", "value"))
         yield from (f"| {key} | {_plain(rows[0][key])} |" for key in keys)
         return
     yield from table_head(keys)

@@ -1,13 +1,12 @@
-"""Runs the rows of a comparison, each in one process with one thread, and keeps one results file for each.
+"""Runs the rows of a comparison, each in one process with one thread, and writes a file for each.
 
-Called by `engine.py`. A row that has its file is not run again, and rows that train alike share one training run
-(`training.py`): then `shared_by` is their number, and `duration_s` what it took for all of them. Processes are
+Called by `engine.py`. A row that is already in the folder is not run again. Rows that train alike share one
+training run (`training.py`): `shared_by` is their number, and `duration_s` the time for all of them. Processes are
 spawned, never forked.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -17,26 +16,24 @@ from functools import partial
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fednc.bench.compare.plan import Row
+from fednc.bench.compare.run_archive import Result, read_runs, write_run
 from fednc.bench.compare.training import train
 from fednc.bench.probe import commit, machine
-from fednc.common.errors import DataError, RunFailedError
-from fednc.common.files import write_atomically
+from fednc.common.errors import RunFailedError
 
-Result = dict[str, Any]
 _POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where and how rows run."""
+    """Where results go, and how rows run."""
 
     folder: Path
-    command: str  # as it goes into the files; without paths of this machine
+    command: str  # recorded in the rows; without paths of this machine
     device: str = "cpu"
     workers: int = 1  # one: in this process
 
@@ -44,13 +41,14 @@ class Bench:
 def run_rows(
     rows: Sequence[Row], data: Path, bench: Bench, count: Callable[[int], None] = lambda _: None
 ) -> list[Result]:
-    """What the files of all rows hold, in order; runs those that have none. `count` hears of rounds that are done.
+    """The results of all rows, in order; runs those that the folder does not have. `count` is told of rounds done.
 
     Raises:
         RunFailedError: a process was killed.
-        DataError: a file that is there is not what this program wrote.
+        DataError: a file in the folder is not what this program wrote.
     """
-    there = {row.digest: found for row in rows if (found := read_result(row, bench.folder))}
+    kept = read_runs(bench.folder)
+    there = {row.digest: kept[row.file_name] for row in rows if row.file_name in kept}
     missing = [row for row in rows if row.digest not in there]
     run = _run_here if bench.workers <= 1 else _run_in_processes
     count(sum(row.run.all_rounds for row in rows if row.digest in there))
@@ -58,22 +56,8 @@ def run_rows(
     return [there[row.digest] for row in rows]
 
 
-def read_result(row: Row, folder: Path) -> Result | None:
-    """What the row's file holds, if there is one. Raises DataError."""
-    path = folder / row.file_name
-    if not path.exists():
-        return None
-    try:
-        found: Result = json.loads(path.read_bytes())
-    except ValueError as e:
-        raise DataError(f"{path} is not a results file: {e}. Delete it to run that row again") from e
-    if found["digest"] != row.digest:
-        raise DataError(f"{path} holds digest {found['digest']}, its name says another. Delete it to run it again")
-    return found
-
-
 def _trainings(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that one training run settles, together."""
+    """Rows grouped by the training run that they share."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row.training, []).append(row)
@@ -110,7 +94,9 @@ def _raise_first(done: Sequence[Future[list[Result]]]) -> None:
         for future in done:
             future.result()
     except BrokenProcessPool as e:
-        raise RunFailedError("a process of the comparison was killed; start again, finished rows are kept") from e
+        raise RunFailedError(
+            "a process of the comparison was killed; start it again, finished rows are kept"
+        ) from e
 
 
 _rounds_of_worker: SimpleQueue[int]
@@ -154,6 +140,5 @@ def _write(row: Row, outcome: Result, took_s: float, shared_by: int, bench: Benc
         "data_sha256": row.data_sha256,
         "config": row.run.decisive(),
     }
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    write_atomically(bench.folder / row.file_name, text.encode())
+    write_run(bench.folder, result)
     return result

@@ -1,4 +1,4 @@
-"""One training run in this process, and every row that it settles: rows may differ in how a model is read out.
+"""One training run in this process, and the outcome of every row that shares it: they differ in the read-out.
 
 Called by `rows.py`, in a process with one thread. Writes nothing.
 """
@@ -19,20 +19,21 @@ from fednc.common.config.run import RunConfig
 from fednc.common.device import pick_device
 from fednc.common.errors import DivergedError, QuorumError
 from fednc.common.learning.neural_collapse import METRICS
-from fednc.common.wire import messages
+from fednc.common.tasks.round_guide import guide_at
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, RoundCompleted
 from fednc.server.storage.history import History, RoundRecord
 
-_DIGITS = 6  # kept of figures: a file for people, not for arithmetic
+_DIGITS = 6  # decimals kept: rows are for people to read, not for further arithmetic
 
 
 def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], None]) -> list[dict[str, Any]]:
-    """What the files of `rows`, which have one `Row.training`, say of the outcome: failure, summary, rounds.
+    """The outcome of each of `rows`, which have the same `Row.training`: failure, summary, rounds.
 
-    The run is that of the row that needs most of the class memory: making it changes no model, so that every row
-    gets the figures of a run of its own, bit for bit.
+    Runs the row that needs most of the class memory. Making the memory changes no model, so every row gets the
+    figures that a run of its own would give, bit for bit.
     """
     lead = max(rows, key=_needs)
     run = _placed(lead.run, data)
@@ -44,8 +45,8 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
         prepared = FederatedRun(run, events, pick_device(device))
         others = {row.digest: ReadOut(row.run, prepared) for row in rows if row is not lead}
 
-        def on_event(event: dict[str, Any]) -> None:
-            if event["kind"] == "round":
+        def on_event(event: Event) -> None:
+            if isinstance(event, RoundCompleted):
                 for other in others.values():
                     other.take(prepared.history.rounds[-1])
                 on_round()
@@ -53,7 +54,7 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
         events.listen(on_event)
         try:
             prepared.execute(grid, Surroundings(name_of=grid.name_of))
-        except (QuorumError, DivergedError) as e:  # the loss was no number any more
+        except (QuorumError, DivergedError) as e:  # the loss was no longer a number
             failed = str(e)
     histories = {lead.digest: prepared.history, **{digest: other.history for digest, other in others.items()}}
     figures = {} if failed or lead.kind == "tuning" else _alignment(prepared)
@@ -67,14 +68,14 @@ def _needs(row: Row) -> tuple[bool, bool]:
 
 
 class ReadOut:
-    """The history that a run of its own would have, of a row that trains alike and reads out in another way."""
+    """The history of a row with the same training but another read-out, as a run of its own would give it."""
 
     def __init__(self, run: RunConfig, training: FederatedRun) -> None:
         self._run, self._training = run, training
         self.history = History(primary=training.task.primary)
 
     def take(self, record: RoundRecord) -> None:
-        """Read the model of the round just ended. The geometry of its features is in `record` already."""
+        """Evaluate the model of the round that just ended. `record` already has the geometry of its features."""
         geometry = {name: value for name, value in record.test.items() if name in METRICS}
         self.history.rounds.append(replace(record, test={**self._metrics(record), **geometry}))
 
@@ -83,18 +84,18 @@ class ReadOut:
         if training.evaluation is None or not record.test:
             return {}
         memory = training.state.memories.under(method.memory_source, training.frame.etf_KD, self._run.seed)
-        guide = messages.make_guide(self._run, training.frame, memory, record.round)
-        guide = training.task.within_stage(guide, record.round)
+        guide = guide_at(training.task, training.frame.etf_KD, memory, record.round, method=method)
         metrics = training.evaluation.metrics(training.state.model, guide)
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _alignment(training: FederatedRun) -> dict[str, list[str]]:
-    """Cosine of each class's mean on the test data with each class vector, at the end: one line for each class."""
+    """Final cosine of each class mean on the test data with each class vector: one line per class."""
     if training.evaluation is None:
         return {}
-    guide = messages.make_guide(training.run, training.frame, training.state.memory, training.state.completed)
-    cosine_KK = training.evaluation.alignment(training.state.model, guide)
+    state = training.state
+    guide = guide_at(training.task, training.frame.etf_KD, state.memory, state.completed)
+    cosine_KK = training.evaluation.alignment(state.model, guide)
     return {"alignment": [" ".join(f"{value:.3f}" for value in row) for row in cosine_KK.tolist()]}
 
 

@@ -1,1 +1,1 @@
-"""What checks and disturbs a federation in containers from outside."""
+"""Checks a federation in containers from outside, and kills its containers."""

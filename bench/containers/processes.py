@@ -1,14 +1,15 @@
-"""The machine's processes as anybody on it sees them in /proc: who they are and what they may do.
+"""The processes of this machine as /proc shows them: what they run and which rights they have.
 
-Used by the containers' checks and by their chaos, which share the machine's list of processes. Knows no engine.
+Used by `verify.py` and `chaos.py`, whose containers see all processes of the machine. Knows no container engine.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from fednc.common.waiting import Deadline, wait_until
 
 PROC = Path("/proc")
 _POLL_S = 0.2
@@ -16,19 +17,21 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Process:
-    """One process: its command line, and what the kernel says about its rights."""
+    """One process: its command line and its rights."""
 
     pid: int
     arguments: tuple[str, ...]
     uids: frozenset[int]  # real, effective, saved, file system
     capabilities: int  # effective
-    may_gain: bool  # whether it could get more rights by starting another program
-    in_container: bool  # lives in a PID namespace below the one of this list
+    may_gain: bool  # whether it can get more rights by starting another program
+    in_container: bool  # runs in a PID namespace below the one of /proc
 
     def is_node(self, name: str) -> bool:
-        """Whether this is the container of the server (`server`) or of the client of that name."""
+        """Whether this is the process of the server (`server`) or of the client with that name."""
         at = next((i for i, argument in enumerate(self.arguments) if Path(argument).name == "fednc"), None)
-        if at is None or at > 1 or not self.in_container:  # further on, it is what an init process has started
+        if (
+            at is None or at > 1 or not self.in_container
+        ):  # later in the arguments it is the command of an init process
             return False
         role, *rest = self.arguments[at + 1 :] or [""]
         named = rest[rest.index("--name") + 1 :][:1] if "--name" in rest else []
@@ -36,7 +39,7 @@ class Process:
 
 
 def running(proc: Path | None = None) -> Iterator[Process]:
-    """All processes; those that end meanwhile are left out."""
+    """All processes, without those that end in the meantime."""
     for folder in (proc or PROC).iterdir():
         if folder.name.isdecimal():
             try:
@@ -50,12 +53,11 @@ def find(name: str, proc: Path | None = None) -> Process | None:
     return next((process for process in running(proc) if process.is_node(name)), None)
 
 
-def await_node(name: str, give_up: float, proc: Path | None = None) -> Process:
-    """The process of a node, by monotonic time `give_up` at the latest. Raises LookupError."""
-    while (found := find(name, proc)) is None:
-        if time.monotonic() > give_up:
-            raise LookupError(f"no container runs {name}")
-        time.sleep(_POLL_S)
+def await_node(name: str, deadline: Deadline, proc: Path | None = None) -> Process:
+    """The process of a node, once there is one. Raises LookupError at the deadline."""
+    found = wait_until(lambda: find(name, proc), deadline, _POLL_S)
+    if found is None:
+        raise LookupError(f"no container runs {name}")
     return found
 
 

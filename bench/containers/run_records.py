@@ -1,6 +1,6 @@
-"""What a run left in its folder, held against what it should have left. Used by the containers' checks.
+"""Checks the files of a finished run. Used by `verify.py`.
 
-Each check returns what it found and raises ValueError for anything else. Reads only.
+Each check returns what it found, and raises ValueError if it is not what it should be. Reads only.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,57 +16,60 @@ from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
 from fednc.common import model_export
 from fednc.common.config.run import RunConfig
+from fednc.common.waiting import Deadline, wait_until
 from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.result_files import write_files
 from fednc.server.rounds.run import FederatedRun
-from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.run_folder import write_files
+from fednc.server.storage.event_log import EventLog, read_events
+from fednc.server.storage.events import Event, NodeLost, NodeReady, RoundCompleted, RunResumed
 
 _POLL_S = 0.2
-Event = dict[str, Any]
 
 
-def check_names(folder: Path, names: Sequence[str], give_up: float) -> str:
+def check_names(folder: Path, names: Sequence[str], deadline: Deadline) -> str:
     """The finished run's summary and its last round have exactly these clients. Waits for it."""
-    clients = _summary(folder, give_up)["clients"]
+    clients = _summary(folder, deadline)["clients"]
     found = sorted(client["name"] for client in clients)
     if found != sorted(names):
         raise ValueError(f"expected {', '.join(sorted(names))}; found {', '.join(found) or 'nobody'}")
-    replies = [event["replies"] for event in _events(folder) if event["kind"] == "round"]
+    replies = [event.record.replies for event in read_events(folder) if isinstance(event, RoundCompleted)]
     if not replies or set(replies) != {len(names)}:
         raise ValueError(f"replies per round were {replies}, expected {len(names)} in each")
     return ", ".join(f"{client['name']} ({client['examples']} examples)" for client in clients)
 
 
 def check_lost(folder: Path, name: str, after: int) -> str:
-    """The server saw this client go in the round after the `after`-th, and come back."""
+    """The server lost this client in the round after round `after`, and the client came back."""
     during = _events_of_round(folder, after + 1)
-    for kind in ("lost", "ready"):
-        if not any(event["kind"] == kind and event.get("node") == name for event in during):
-            raise ValueError(f"no {kind!r} of {name} in round {after + 1}")
+    for expected in (NodeLost, NodeReady):
+        if not any(isinstance(event, expected) and event.node == name for event in during):
+            raise ValueError(f"no {expected.kind!r} of {name} in round {after + 1}")
     return f"{name} in round {after + 1}"
 
 
 def check_resumed(folder: Path, after: int) -> str:
-    """The server was started again in the round after the `after`-th and went on from there."""
-    resumed = [e["round"] for e in _events_of_round(folder, after + 1) if e["kind"] == "resume"]
+    """The server was restarted in the round after round `after`, and continued from there."""
+    resumed = [event.round for event in _events_of_round(folder, after + 1) if isinstance(event, RunResumed)]
     if resumed != [after]:
-        raise ValueError(f"expected one restart in round {after + 1} that goes on after {after}; found {resumed}")
-    return f"in round {after + 1}, went on after round {after}"
+        raise ValueError(
+            f"expected one restart in round {after + 1} from round {after}; found them from {resumed}"
+        )
+    return f"in round {after + 1}, continued after round {after}"
 
 
 def check_model(folder: Path, run: RunConfig, names: Sequence[str], data: str) -> str:
-    """The served weights, to the last bit, are those of the same run in one process. Its digest."""
+    """The weights are, bit for bit, those of the same run in one process. Returns their digest."""
     served = digest_of_model(folder)
     with tempfile.TemporaryDirectory() as place:
         run_in_process(run, names, data, Path(place))
         reference = digest_of_model(Path(place))
     if served != reference:
-        raise ValueError(f"served {served}, in process {reference}")
+        raise ValueError(f"sha256 served {served}, in process {reference}")
     return f"sha256 {served}"
 
 
 def digest_of_model(folder: Path) -> str:
-    """sha256 of the exported weights as they lie there. Raises OSError, ValueError where the manifest differs."""
+    """sha256 of the exported weights. Raises OSError, or ValueError if the manifest has another one."""
     place = folder / model_export.FOLDER
     found = hashlib.sha256((place / model_export.WEIGHTS).read_bytes()).hexdigest()
     said = json.loads((place / model_export.MANIFEST).read_bytes())["weights_sha256"]
@@ -77,7 +79,7 @@ def digest_of_model(folder: Path) -> str:
 
 
 def run_in_process(run: RunConfig, names: Sequence[str], data: str, folder: Path) -> None:
-    """The run without any link: the I-th client has part I. Writes its model into `folder`."""
+    """Run without the link: client I has part I. Writes the model into `folder`."""
     clients = [ClientConfig(name=name, data=data, device="cpu") for name in names]
     prepared = FederatedRun(run, EventLog())
     with LocalGrid(run, clients) as grid:
@@ -85,26 +87,17 @@ def run_in_process(run: RunConfig, names: Sequence[str], data: str, folder: Path
     write_files(folder, result, {})
 
 
-def _summary(folder: Path, give_up: float) -> dict[str, Any]:
+def _summary(folder: Path, deadline: Deadline) -> dict[str, Any]:
     path = folder / "summary.json"
-    while not path.exists():
-        if time.monotonic() > give_up:
-            told = [event["text"] for event in _events(folder)][-3:]
-            raise ValueError(f"the run did not end in time; the server's last words: {' / '.join(told) or 'none'}")
-        time.sleep(_POLL_S)
+    if not wait_until(path.exists, deadline, _POLL_S):
+        told = [event.text for event in read_events(folder)][-3:]
+        raise ValueError(f"the run did not end in time; the server's last words: {' / '.join(told) or 'none'}")
     summary: dict[str, Any] = json.loads(path.read_bytes())
     return summary
 
 
-def _events(folder: Path) -> list[Event]:
-    current = folder / "events.jsonl"
-    older = sorted(folder.glob("events.jsonl.*"), key=lambda path: -int(path.suffix[1:]))
-    files = [path for path in [*older, current] if path.exists()]
-    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
-
-
 def _events_of_round(folder: Path, number: int) -> list[Event]:
-    """What happened after the end of the round before this one and before its own end."""
-    events = _events(folder)
-    ends = {event["round"]: at for at, event in enumerate(events) if event["kind"] == "round"}
+    """Events between the end of the previous round and the end of this one."""
+    events = list(read_events(folder))
+    ends = {event.record.round: at for at, event in enumerate(events) if isinstance(event, RoundCompleted)}
     return events[ends.get(number - 1, -1) + 1 : ends.get(number, len(events))]

@@ -1,8 +1,8 @@
-"""Try to get into a server that should not let us in: in plaintext, without a certificate, with a wrong one.
+"""Tries to connect to a server that must refuse it: in plaintext, without a certificate, with a wrong one.
 
-Plain sockets and TLS, so that it is the server's answer that is judged, not a client library's. Used by the
-containers' checks. Each function says how it was refused. Raises ValueError where it was not, OSError where nobody
-is there.
+Uses plain sockets and TLS, so that the check sees the server's answer and not that of a client library. Used by
+`verify.py`. Each function says how it was refused. Raises ValueError if it was not refused, OSError if no server
+answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fednc.common.security.certificates import issue_to_holder, make_authority
 from fednc.common.security.credentials import Holder, Role
 
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-_FRAME_BYTES, _SETTINGS = 9, 4  # an HTTP/2 server that takes us in answers with a settings frame
+_FRAME_BYTES, _SETTINGS = 9, 4  # an HTTP/2 server that accepts us answers with a settings frame
 _TIMEOUT_S = 10.0
 _FOREIGN_LIFETIME = timedelta(hours=1)
 
@@ -28,12 +28,12 @@ def knock_in_plaintext(server: str) -> str:
 
 
 def knock_without_certificate(server: str) -> str:
-    """TLS without showing who we are."""
+    """TLS without a client certificate."""
     return _knock(server, _context())
 
 
 def knock_with_foreign_one(server: str) -> str:
-    """TLS with a certificate that names a node and comes from an authority of our own."""
+    """TLS with the certificate of a node from another authority."""
     authority = make_authority("nobody", _FOREIGN_LIFETIME)
     pair = issue_to_holder(authority, Holder(Role.NODE, "edge-0"), _FOREIGN_LIFETIME)
     context = _context()
@@ -45,7 +45,7 @@ def knock_with_foreign_one(server: str) -> str:
 
 
 def _context() -> ssl.SSLContext:
-    """Does not look at the server's certificate: it is the server that has to look at ours."""
+    """Accepts any server certificate: the check is whether the server accepts ours."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -63,7 +63,7 @@ def _knock(server: str, context: ssl.SSLContext | None) -> str:
         answer = door.recv(_FRAME_BYTES)
     except ssl.SSLError as e:
         if "ALERT" not in str(e.reason):
-            raise ValueError(f"the server speaks no TLS 1.3: {e}") from e
+            raise ValueError(f"the server has no TLS 1.3: {e}") from e
         return f"TLS alert {e.reason}"
     except ConnectionError as e:
         return f"closed ({type(e).__name__})"
@@ -71,4 +71,4 @@ def _knock(server: str, context: ssl.SSLContext | None) -> str:
         door.close()
     if answer[3:4] == bytes([_SETTINGS]):
         raise ValueError("the server let us in")
-    return "closed without a word of HTTP/2"
+    return "closed without an HTTP/2 answer"

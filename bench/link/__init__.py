@@ -1,1 +1,1 @@
-"""What a round costs on the link, beside bare gRPC and stock Flower."""
+"""The cost of a round on the link, compared with bare gRPC and stock Flower."""

@@ -1,6 +1,7 @@
-"""`fednc bench link --against raw`: the same bytes over bare gRPC, with handlers that only count.
+"""`fednc bench link --against raw`: the same bytes over bare gRPC, with handlers that only count them.
 
-What any link over Python's gRPC costs at least. Server and client processes run this file; `measure` starts them.
+This is the least that any link over Python's gRPC can cost. Server and client processes run this file; `measure`
+starts them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _SERVICE = "fednc.bench.Raw"
 
 
 def measure(settings: Settings, ours: Row, say: Say) -> Row:
-    """The fastest of three chunk sizes; as many bytes down and then up per client and round as in our row."""
+    """The fastest of three chunk sizes, with as many bytes down and up per client and round as in our row."""
     down, up = ours["bytes_down"] // settings.clients, ours["bytes_up"] // settings.clients
     with keys(settings.tls, settings.clients) as folder:
         rows = [_with_chunks(settings, {"down": down, "up": up, "keys": folder}, size) for size in CHUNKS]
@@ -55,7 +56,7 @@ def _with_chunks(settings: Settings, what: dict[str, Any], chunk_bytes: int) -> 
 
 
 class Pump:
-    """Three calls that count: wait for everybody, bytes down, bytes up."""
+    """Three calls: wait for all clients, send bytes down, receive bytes."""
 
     def __init__(self, clients: int, down: int, up: int, rounds: int, chunk_bytes: int) -> None:
         self._clients, self._down, self._up, self._chunk_bytes = clients, down, up, chunk_bytes
@@ -67,19 +68,19 @@ class Pump:
         self.over = asyncio.Event()
 
     async def begin(self, _request: bytes, _context: object) -> bytes:
-        """Released when all clients are there."""
+        """Returns when all clients have called."""
         if await self._barrier.wait() == 0:
             self.connections = self.connections or probe.connections(self.port)
             self._started, self._finished = time.perf_counter(), 0
         return b""
 
     async def down(self, _request: bytes, _context: object) -> AsyncIterator[bytes]:
-        """The model, so to say."""
+        """In place of the model."""
         for piece in pieces(self._down, self._chunk_bytes):
             yield piece
 
     async def up(self, frames: AsyncIterator[bytes], _context: object) -> bytes:
-        """The update, so to say."""
+        """In place of the update."""
         counted = 0
         async for frame in frames:
             counted += len(frame)
@@ -93,7 +94,7 @@ class Pump:
         return b""
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """As a service without protobuf: bytes in, bytes out."""
+        """The calls as a gRPC service without protobuf: bytes in, bytes out."""
         calls: dict[str, Any] = {
             "Begin": grpc.unary_unary_rpc_method_handler(self.begin),
             "Down": grpc.unary_stream_rpc_method_handler(self.down),

@@ -1,7 +1,7 @@
-"""Certificates of a benchmark over mutual TLS: one for its server, one for each of its clients.
+"""Certificates for a benchmark with mutual TLS: one for the server, one for each client.
 
-Used by the benchmarks of the link. Not `fednc.common.security.authority`: its register is written anew for every
-certificate, and a thousand of them need not wait for that.
+Used by the benchmarks of the link. Does not use `fednc.common.security.authority`, which rewrites its register for
+every certificate: too slow for a thousand of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fednc.common.security import credentials as cred
 from fednc.common.security.certificates import KeyPair, issue_to_holder, issue_to_server, make_authority
 
 TLS = ("off", "mtls")
-_LIFETIME = timedelta(days=60)  # in the last month the server would warn
+_LIFETIME = timedelta(days=60)  # the server warns in the last month
 
 
 def name_of(index: int) -> str:
@@ -26,7 +26,7 @@ def name_of(index: int) -> str:
 
 @contextmanager
 def keys(tls: str, clients: int) -> Iterator[str]:
-    """A folder with a folder per client and one called `server`; without TLS there is none, and its name empty."""
+    """A folder with one folder per client and one called `server`; an empty name if there is no TLS."""
     if tls == "off":
         yield ""
         return

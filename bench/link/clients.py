@@ -1,6 +1,6 @@
-"""Client processes of the benchmarks: the shipped link, once per client, around the no-op app.
+"""Client processes of the benchmarks: the shipped link, once per client, with the no-op app.
 
-Started by `bench/link/driver.py` and `bench/link/scale.py`. Tells its peak memory once the run is over.
+Started by `bench/link/driver.py`. Reports peak memory and processor time when the run is over.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from fednc.protos import federation_pb2 as pb
 
 
 class NoopHost:
-    """The no-op Flower app inside a link."""
+    """Runs the no-op Flower app for a link."""
 
     def __init__(self, index: int, codec_name: str) -> None:
         self._index, self._codec = index, codec_name
         self._context: Context | None = None
-        self.worked: list[float] = []  # processor time of this process at each piece of work
+        self.worked: list[float] = []  # processor time of this process at each call of `work`
 
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         """Nothing to load."""
@@ -47,14 +47,14 @@ class NoopHost:
         return pb.Declaration(examples=noop_app.examples(self._index), device="none", pid=os.getpid())
 
     def work(self, message: Message) -> Message:
-        """One call of the app."""
+        """Call the app once."""
         assert self._context is not None
         self.worked.append(time.process_time())
         reply = noop_app.app(message, self._context)
         return self._encoded(message, reply) if self._codec != "fp32" else reply
 
     def _encoded(self, message: Message, reply: Message) -> Message:
-        """The reply as our own client sends it; no error feedback: each round's mean is checked by itself."""
+        """The reply as our own client encodes it, without error feedback: the mean of each round is checked."""
         before, after = (record_of(one.content, noop_app.MODEL, ArrayRecord) for one in (message, reply))
         if before and after:
             state, reference = arrays.from_record(after), arrays.from_record(before)
@@ -66,16 +66,18 @@ class NoopHost:
 
 
 async def _attend(server: str, index: int, keys: str, codec_name: str) -> float:
-    """Processor time of this process per piece of work."""
+    """Processor time of this process per call of `work`."""
     host, name = NoopHost(index, codec_name), name_of(index)
     credentials = Credentials.from_folder(Path(keys, name)) if keys else None
     config = LinkConfig(server=server, name=name, credentials=credentials, once=True)
     await Link(config, host).run()
-    return (host.worked[-1] - host.worked[1]) / (len(host.worked) - 2)  # the first two were a greeting and a start
+    return (host.worked[-1] - host.worked[1]) / (
+        len(host.worked) - 2
+    )  # from round 1 on: the first call is `hello`
 
 
 async def main(server: str, first: int, count: int, keys: str, codec: str) -> None:
-    """Attend as `count` clients from number `first` on, each over its own connection, until the run is over."""
+    """Run `count` clients, numbered from `first`, each with its own connection, until the run is over."""
     cpu_s = await asyncio.gather(*(_attend(server, first + i, keys, codec) for i in range(count)))
     probe.tell(peak_rss_mib=probe.peak_rss_mib(), cpu_s=max(cpu_s))
 

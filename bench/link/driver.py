@@ -1,6 +1,6 @@
-"""`fednc bench link`: what a round costs on the shipped link when training costs nothing.
+"""`fednc bench link`: the cost of a round on the shipped link when training costs nothing.
 
-Every row is a fresh server process and fresh client processes; called by the command. Knows no gRPC.
+Each row starts a new server process and new client processes. Called by the command. Knows no gRPC.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Settings:
     params: int
     clients: int
     rounds: int
-    warmup: int = 3  # clients keep the blobs of two rounds, and the third is slower than all after it
+    warmup: int = 3  # clients keep the blobs of two rounds, so the first three rounds are slower
     codec: str = "fp32"
     tls: str = "off"
-    client_processes: int = 0  # 0: one per client, at most one per core
+    client_processes: int = 0  # 0: one per client, but not more than cores
 
     @property
     def processes(self) -> int:
-        """Client processes of the row."""
+        """Number of client processes."""
         return min(self.clients, self.client_processes or os.cpu_count() or 1)
 
 
@@ -50,7 +50,7 @@ def every(
 
 
 def measure(settings: Settings, say: Say) -> Row:
-    """One row on our link. Raises RunFailedError where a process fails or a mean is wrong."""
+    """One row on our link. Raises RunFailedError if a process fails or a mean is wrong."""
     with keys(settings.tls, settings.clients) as folder:
         result = row("fednc", settings, *run(settings, folder))
     say(
@@ -61,7 +61,7 @@ def measure(settings: Settings, say: Say) -> Row:
 
 
 def run(settings: Settings, keys_folder: str) -> tuple[Row, list[Row]]:
-    """What server and client processes measured. Raises RunFailedError."""
+    """The measurements of the server process and of the client processes. Raises RunFailedError."""
     asked = {
         "params": settings.params,
         "clients": settings.clients,
@@ -77,7 +77,7 @@ def run(settings: Settings, keys_folder: str) -> tuple[Row, list[Row]]:
 
 
 def compare(settings: Settings, others: Sequence[str], say: Say) -> list[Row]:
-    """One row on our link, then one for each other engine with `speedup`: its round over ours."""
+    """One row on our link, then one per other engine with `speedup`: its seconds per round over ours."""
     rows = [measure(settings, say)]
     for other in others:
         found = import_module(_ENGINES[other]).measure(settings, rows[0], say)
@@ -87,7 +87,7 @@ def compare(settings: Settings, others: Sequence[str], say: Say) -> list[Row]:
 
 @contextlib.contextmanager
 def start_clients(module: str, address: str, settings: Settings, **more: Any) -> Iterator[list[Child]]:
-    """The client processes of a row, the clients shared out among them."""
+    """Start the client processes of a row, each with its share of the clients."""
     ends = [settings.clients * i // settings.processes for i in range(settings.processes + 1)]
     with contextlib.ExitStack() as stack:
         yield [
@@ -97,7 +97,7 @@ def start_clients(module: str, address: str, settings: Settings, **more: Any) ->
 
 
 def row(engine: str, settings: Settings, server: Row, clients: Sequence[Row]) -> Row:
-    """A row of the result, of what the server process and the client processes measured (none: not known)."""
+    """A row of results from the measurements of the server and of the client processes (none: not known)."""
     return {
         "engine": engine,
         "params": settings.params,
@@ -106,7 +106,7 @@ def row(engine: str, settings: Settings, server: Row, clients: Sequence[Row]) ->
         "connections": server["connections"],
         "codec": settings.codec,
         "tls": settings.tls,
-        "checkpoint": False,  # written after the round, outside of what is timed
+        "checkpoint": False,  # written after the round, so not timed
         "warmup": settings.warmup,
         "round_s": statistics.median(server["round_s"]),
         "rounds_s": server["round_s"],

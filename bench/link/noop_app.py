@@ -1,7 +1,7 @@
-"""The no-op app of the link benchmarks: adds a constant of (client, round) to the model, and what must come of it.
+"""The no-op app of the link benchmarks: adds a constant of (client, round) to the model, so the mean is known.
 
-One file for our link and for stock Flower, which loads it anew for every message: so nothing but numpy and flwr
-is imported here. Must not know which engine runs it.
+The same file runs on our link and on stock Flower, which loads it again for every message: import only numpy and
+flwr here. Must not know which engine runs it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ app = ClientApp()
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """What this node holds: examples of the first of the run's two classes."""
+    """The data of this node: examples of the first of two classes."""
     metrics = _metrics(context)
     metrics[HELD_OUT], metrics[CLASS_COUNTS] = 0, [examples(_index(context)), 0]
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
@@ -32,7 +32,7 @@ def hello(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """The model, every value of it moved by `delta`."""
+    """The model with `delta` added to every value."""
     received = message.content
     shift = np.float32(delta(_index(context), _round(received)))
     model = received[MODEL]
@@ -44,32 +44,32 @@ def train(message: Message, context: Context) -> Message:
 
 
 def initial_model(params: int) -> dict[str, NDArray[np.float32]]:
-    """Random float32 weights in a few tensors, `params` values in all; in two dimensions for the codecs."""
+    """`params` random float32 weights in a few tensors, two-dimensional because of the codecs."""
     flat = np.random.default_rng(0).standard_normal(params, dtype=np.float32)
     return {f"layer{i:02}": part[np.newaxis] for i, part in enumerate(np.array_split(flat, min(_TENSORS, params)))}
 
 
 def delta(index: int, server_round: int) -> float:
-    """What client `index` adds in a round: another value for each client (of up to 1009) and each round.
+    """The value that client `index` adds in a round; it differs between clients (up to 1009) and rounds.
 
-    All are of like size, so that nobody is an outlier.
+    All values have a similar size, so no client is an outlier.
     """
     return ((31 * index + 17 * server_round) % 1009 + 512) / 2048
 
 
 def examples(index: int) -> int:
-    """The weight of client `index`."""
+    """Number of examples of client `index`, its weight in the mean."""
     return 1 + index % 3
 
 
 def mean_delta(clients: int, server_round: int) -> float:
-    """By how much the weighted mean must move in a round."""
+    """How far the weighted mean must move in a round."""
     moved = sum(examples(i) * delta(i, server_round) for i in range(clients))
     return moved / sum(map(examples, range(clients)))
 
 
 def error(before: Mapping[str, NDArray[np.float32]], after: Mapping[str, NDArray[Any]], moved: float) -> float:
-    """Largest deviation of `after` from the mean that a round must have, relative to the largest value."""
+    """Largest difference between `after` and the expected mean, relative to the largest value."""
     worst = max(float(np.abs(after[key] - (value + np.float64(moved))).max()) for key, value in before.items())
     return worst / max(1.0, *(float(np.abs(value).max()) for value in before.values()))
 
@@ -77,7 +77,7 @@ def error(before: Mapping[str, NDArray[np.float32]], after: Mapping[str, NDArray
 def _shifted(array: Array, shift: np.float32) -> Array:
     """A stock Flower array (.npy bytes) with `shift` added in one pass.
 
-    An engine that gave a view, as ours does, gets one back; stock Flower wants bytes, which is one copy more.
+    An engine that passes a view, as ours does, gets a view back. Stock Flower needs bytes, which is one more copy.
     """
     data = memoryview(array.data)
     head = len(data) - 4 * math.prod(array.shape)
@@ -94,7 +94,7 @@ def _index(context: Context) -> int:
 
 
 def _round(received: RecordDict) -> int:
-    """Our strategy and Flower's name the round differently."""
+    """The round number, which our strategy and Flower's call by different names."""
     values = {
         key: value
         for record in received.values()

@@ -1,6 +1,6 @@
-"""`fednc bench scale`: a thousand clients that attend, train and are folded, each over a connection of its own.
+"""`fednc bench scale`: a thousand clients connect and take part in rounds, each over its own connection.
 
-Called by the command; the processes are those of `fednc bench link`.
+Called by the command; uses the processes of `fednc bench link`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from fednc.bench.link.driver import Say, Settings, run
 from fednc.bench.probe import raise_file_limit
 from fednc.common.errors import RunFailedError
 
-_FILES_PER_CLIENT, _FILES_ASIDE = 3, 512  # a connection on either side of a process, and the spooled upload
+_FILES_PER_CLIENT, _FILES_ASIDE = 3, 512  # both ends of a connection, and the spooled upload
 
 
 def measure(clients: int, params: int, rounds: int, say: Say, tls: str = "off") -> dict[str, Any]:
-    """One row; certificates are made before its clock starts.
+    """One row; certificates are made before the clock starts.
 
     Raises:
-        RunFailedError: the system lets a process open too few files.
+        RunFailedError: the limit of open files is too low, or a process failed.
     """
     wanted = _FILES_PER_CLIENT * clients + _FILES_ASIDE
     files = raise_file_limit(wanted)

@@ -1,6 +1,6 @@
-"""`fednc bench link --against flower`: the same no-op ClientApp file on stock flwr with its default flags.
+"""`fednc bench link --against flower`: the same no-op ClientApp on stock flwr with its default flags.
 
-A SuperLink, a SuperNode per client and `flwr run` on loopback, all in a temporary folder and ended afterwards.
+Starts a SuperLink, one SuperNode per client and `flwr run` on loopback, in a temporary folder, and ends them all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,11 @@ from pathlib import Path
 from fednc.bench.link.driver import Row, Say, Settings, row
 from fednc.common.errors import RunFailedError
 from fednc.common.process.flower_env import quiet_flower
+from fednc.common.waiting import Deadline, wait_until
 
 _MOST_ROUNDS = 5  # after the warm-up: a stock round takes seconds
 _START_S, _RUN_S = 60.0, 1800.0
+_POLL_S = 0.2
 _BUNDLE = """\
 [project]
 name = "fednc-bench"
@@ -44,16 +45,16 @@ clientapp = "fednc.bench.link.noop_app:app"
 
 
 def measure(settings: Settings, ours: Row, say: Say) -> Row:
-    """One row on stock flwr. Raises RunFailedError with its logs where it does not come to an end."""
-    del ours  # the app itself decides what travels
+    """One row on stock flwr. Raises RunFailedError with the logs if the run does not finish."""
+    del ours  # the app itself decides what is sent
     with tempfile.TemporaryDirectory(prefix="fednc-bench-") as name, _installation(Path(name), settings) as env:
         _run(Path(name), env)
         out = Path(name, "figures.json")
         if not out.exists():
-            raise RunFailedError(f"stock Flower ended without figures:\n{_logs(Path(name))}")
+            raise RunFailedError(f"stock Flower ended without results:\n{_logs(Path(name))}")
         measured = json.loads(out.read_text(encoding="utf-8"))
     measured["round_s"] = measured["round_s"][settings.warmup :]
-    measured |= {"connections": None, "bytes_up": None, "bytes_down": None}  # nobody counts them there
+    measured |= {"connections": None, "bytes_up": None, "bytes_down": None}  # not counted by stock Flower
     result = row("flower", settings, measured, [])
     say(f"flwr: {settings.params:,} parameters x {settings.clients} clients: {result['round_s']:.3f} s per round")
     return result
@@ -61,7 +62,7 @@ def measure(settings: Settings, ours: Row, say: Say) -> Row:
 
 @contextlib.contextmanager
 def _installation(folder: Path, settings: Settings) -> Iterator[dict[str, str]]:
-    """SuperLink and SuperNodes; the environment to run in."""
+    """Run a SuperLink and SuperNodes. Yields the environment for `flwr run`."""
     quiet_flower()
     home, port = folder / "home", _free_port()
     env = {
@@ -107,7 +108,7 @@ def _write_bundle(folder: Path, settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _process(folder: Path, env: dict[str, str], program: str, *arguments: str) -> Iterator[None]:
-    """A program in a group of its own, which ends with the block, children and all."""
+    """Run a program in its own process group, and kill it with its children at the end of the block."""
     path = Path(sys.executable).parent / program
     with folder.joinpath(f"{program}.log").open("ab") as log:
         process = subprocess.Popen(
@@ -134,12 +135,13 @@ def _run(folder: Path, env: dict[str, str]) -> None:
 
 
 def _await_health(port: int, folder: Path) -> None:
-    give_up = time.monotonic() + _START_S
-    while time.monotonic() < give_up:
+    def answers() -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-            return
-        time.sleep(0.2)
-    raise RunFailedError(f"the SuperLink did not answer within {_START_S:g} s:\n{_logs(folder)}")
+            return True
+        return False
+
+    if not wait_until(answers, Deadline(_START_S), _POLL_S):
+        raise RunFailedError(f"the SuperLink did not answer within {_START_S:g} s:\n{_logs(folder)}")
 
 
 def _logs(folder: Path) -> str:

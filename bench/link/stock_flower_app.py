@@ -1,7 +1,7 @@
 """The ServerApp of `fednc bench link --against flower`: stock FedAvg, each round timed as ours is.
 
-Loaded by stock Flower, never by us; so nothing but numpy and flwr is imported here. Writes its figures to the file
-that the run configuration names.
+Stock Flower loads this file, so it imports only numpy and flwr. Writes its measurements to the file named in the
+run configuration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """All rounds, then the figures."""
+    """Run all rounds, then write the measurements."""
     config = context.run_config
     clients, rounds = int(config["clients"]), int(config["rounds"])
     strategy = FedAvg(

@@ -17,8 +17,8 @@ import grpc
 import torch
 from flwr.app import Message
 
+from fednc.client.link.attendance import read_event
 from fednc.client.link.channel import open_channel
-from fednc.client.link.connection import attend_request, read_event
 from fednc.client.link.connection_errors import as_error
 from fednc.client.link.http_proxy import proxy_on_the_way
 from fednc.client.link.link import Host, LinkConfig
@@ -36,7 +36,7 @@ _BATCHES = 2  # the first one warms up
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsal:
+class DryRunResult:
     """What a client would bring to the run. `memory_bytes` is the peak: of the GPU, else of this process."""
 
     run_id: str
@@ -74,7 +74,7 @@ class _Stopwatch(Hooks):
             raise _EnoughError
 
 
-async def rehearse(config: LinkConfig, host: Host) -> Rehearsal:
+async def dry_run(config: LinkConfig, host: Host) -> DryRunResult:
     """Look in at the server, prepare, train on two batches, leave.
 
     Raises:
@@ -89,7 +89,7 @@ async def rehearse(config: LinkConfig, host: Host) -> Rehearsal:
     finally:
         host.leave()
     batch = min(RunConfig.model_validate_json(welcome.run_json).train.batch, declaration.examples)
-    return Rehearsal(
+    return DryRunResult(
         run_id=welcome.run_id,
         part=f"{welcome.part.index}/{welcome.part.of}" if welcome.HasField("part") else "",
         device=declaration.device,
@@ -103,10 +103,10 @@ async def rehearse(config: LinkConfig, host: Host) -> Rehearsal:
     )
 
 
-async def rehearse_foreign(config: LinkConfig, host: Host) -> str:
+async def dry_run_foreign(config: LinkConfig, host: Host) -> str:
     """Look in at the server and load a foreign app; the run's id. What the app does in a round is its own affair.
 
-    Raises: see `rehearse`.
+    Raises: see `dry_run`.
     """
     welcome = await _look_in(config)
     try:
@@ -120,7 +120,7 @@ async def _look_in(config: LinkConfig) -> pb.Welcome:
     try:
         opened = open_channel(config.server, config.credentials, config.liveness_s, direct=config.direct)
         async with opened as channel:
-            call = rpc.FederationStub(channel).Attend(attend_request(config, dry_run=True))
+            call = rpc.FederationStub(channel).Attend(config.request(dry_run=True))
             welcome = (await read_event(call)).welcome
             call.cancel()
             return welcome

@@ -7,6 +7,7 @@ Runs unchanged inside our link and on stock Flower. What outlives a message is i
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ from fednc.client.app.resident_run import Resident, resident
 from fednc.client.app.withheld_sums import fitting_batch, sendable
 from fednc.client.link.work_hooks import CURRENT
 from fednc.client.training import trainer
-from fednc.client.training.method_terms import additions
 from fednc.client.training.round_state import KEPT, Past
 from fednc.common import seeds, versions
 from fednc.common.config.run import RunConfig, parse_run_json
@@ -27,8 +27,11 @@ from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.memory_controls import with_own_means
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods.api import Addition, LocalRound
+from fednc.common.tasks import evaluation
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import TaskData
+from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import arrays, messages, update_codec
 from fednc.common.wire.messages import (
@@ -60,11 +63,12 @@ def train(message: Message, context: Context) -> Message:
     if here.run.method.trains_with_memory and guide.memory_ramp > 0:
         guide = _own(guide, here, mine)
     keys = here.task.trained_keys(here.model, stage)
-    added = additions(here.run.method, here.model, messages.extra_of(message.content), past)
     section = stage.train
     batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
     if batch != section.batch:
         section = section.model_copy(update={"batch": batch})
+    start = LocalRound(model=here.model, received=messages.extra_of(message.content), state=past, train=section)
+    added = [one for part in here.run.method.parts if (one := part.local(start)) is not None]
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
     result = trainer.train(
         here.task,
@@ -79,7 +83,7 @@ def train(message: Message, context: Context) -> Message:
         frozen=set(global_state) - set(keys),
     )
     here.task.before_upload(here.model, global_state)
-    content = RecordDict({MODEL: _encode(here, keys, global_state, past)})
+    content = RecordDict({MODEL: _encode(here, keys, global_state, past, added)})
     news = {key: value for one in added for key, value in one.finish().items()}
     if news:
         content[EXTRA] = arrays.to_record(news)
@@ -142,9 +146,8 @@ def evaluate(message: Message, context: Context) -> Message:
     _load_model(message, here, _past(context, order.server_round + 1))
     if here.run.method.uses_memory:
         guide = _own(guide, here, mine)
-    stats = trainer.evaluate(
-        here.task, here.model, held_out, guide.to(here.device), here.run.evaluate.batch, CURRENT.get()
-    )
+    batch, check = here.run.evaluate.batch, CURRENT.get().check
+    stats = evaluation.evaluate(here.task, here.model, held_out, guide.to(here.device), batch, check)
     content = RecordDict({STATS: arrays.to_record(stats)})
     content[METRICS] = MetricRecord({EXAMPLES: held_out.examples})
     return Message(content, reply_to=message)
@@ -181,8 +184,8 @@ def _volunteer(message: Message, context: Context) -> Volunteer:
 
 
 def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) -> Guide:
-    guide = messages.guide_of(message.content, here.run.method, server_round, mine.count_K)
-    return here.task.within_stage(guide, server_round)
+    etf_KD, memory = messages.frame_and_memory_of(message.content)
+    return guide_at(here.task, etf_KD, memory, server_round, count_K=mine.count_K)
 
 
 def _past(context: Context, before_round: int) -> Past:
@@ -218,9 +221,13 @@ def _load_model(message: Message, here: Resident, past: Past) -> dict[str, Tenso
     return state
 
 
-def _encode(here: Resident, keys: list[str], global_state: dict[str, Tensor], past: Past) -> ArrayRecord:
+def _encode(
+    here: Resident, keys: list[str], global_state: dict[str, Tensor], past: Past, added: list[Addition]
+) -> ArrayRecord:
     state = here.model.state_dict()
-    trained = {key: state[key] for key in keys}
+    trained: Mapping[str, Tensor] = {key: state[key] for key in keys}
+    for one in added:
+        trained = one.outgoing(trained)
     update, left = update_codec.encode_update(trained, global_state, here.run.link.codec, past.read("residual"))
     if left:
         past.write("residual", left)

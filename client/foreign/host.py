@@ -15,7 +15,7 @@ from flwr.app import Message, RecordDict
 from flwr.app.user_config import UserConfig
 
 from fednc.client.foreign.process import Setup
-from fednc.client.link.work_hooks import CURRENT, AppFailedError, CancelledError, Hooks
+from fednc.client.link.work_hooks import CURRENT, AppFailedError, Hooks, WorkCancelledError
 from fednc.common import flower_adapter
 from fednc.common.errors import ConfigError
 from fednc.common.flower_adapter import AppFolder
@@ -40,7 +40,7 @@ class ForeignHost:
         self._config = config
         self._setup: Setup | None = None
         self._state = RecordDict()
-        self._process: _Process | None = None
+        self._process: _RunningApp | None = None
 
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         """Start the app's process. Raises ConfigError: the app cannot be loaded."""
@@ -60,7 +60,7 @@ class ForeignHost:
 
         Raises:
             AppFailedError: the app raised, or its process ended.
-            CancelledError: the server does not wait any more; a process that did not finish in time was ended.
+            WorkCancelledError: the server does not wait any more; a process that did not finish in time was ended.
         """
         process, hooks = self._running(), CURRENT.get()
         try:
@@ -70,7 +70,7 @@ class ForeignHost:
             self._process = None
             how = process.end()
             if hooks.cancelled.is_set():
-                raise CancelledError("cancelled by the server") from e
+                raise WorkCancelledError("cancelled by the server") from e
             raise AppFailedError("AppProcessEnded", f"the app's process {how} at work") from e
         self._state = answer.state
         if answer.failure:
@@ -83,15 +83,15 @@ class ForeignHost:
             self._process.end(self._config.grace_s)
             self._process = None
 
-    def _running(self) -> _Process:
+    def _running(self) -> _RunningApp:
         """The app's process, started anew where the last one ended."""
         assert self._setup is not None
         if self._process is None or not self._process.alive:
-            self._process = _Process(self._setup, self._config.environment)
+            self._process = _RunningApp(self._setup, self._config.environment)
         return self._process
 
 
-class _Process:
+class _RunningApp:
     """The client's side of `process.py`."""
 
     def __init__(self, setup: Setup, environment: Mapping[str, str]) -> None:
@@ -126,7 +126,7 @@ class _Process:
         """End the process `grace_s` after the work in the block was cancelled; the block then sees EOF."""
         return self._process.ended_when(hooks.cancelled, grace_s)
 
-    def answer(self, message: Message, state: RecordDict) -> _Answer:
+    def answer(self, message: Message, state: RecordDict) -> _AppResult:
         """What the app made of the message. Raises OSError, EOFError: the process is gone."""
         meta, pipe = message.metadata, self._process.pipe
         what = pb.AssignmentId(message_type=meta.message_type, group_id=meta.group_id)
@@ -135,11 +135,13 @@ class _Process:
         pipe.send_content(state)
         failure = pb.Failure.FromString(pipe.receive())
         new_state = pipe.receive_content()
-        return _Answer(new_state, failure) if failure.kind else _Answer(new_state, None, pipe.receive_content())
+        return (
+            _AppResult(new_state, failure) if failure.kind else _AppResult(new_state, None, pipe.receive_content())
+        )
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _AppResult:
     """The app's state after its work, and the content of its reply or why there is none."""
 
     state: RecordDict

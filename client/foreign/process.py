@@ -45,7 +45,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Order:
+class Job:
     """One piece of work: what it is, its content, the app's state from before."""
 
     id: pb.AssignmentId
@@ -53,13 +53,13 @@ class Order:
     state: RecordDict
 
 
-class AppProcess:
-    """The child's side: loads the app, then answers orders until the client hangs up."""
+class ClientAppRunner:
+    """The child's side: loads the app, then answers jobs until the client hangs up."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
         self._setup = Setup(**json.loads(pipe.receive()))
-        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Serve for ever; the reader ends the process."""
@@ -73,43 +73,43 @@ class AppProcess:
             self._pipe.send(_failure(e).SerializeToString())
             return
         self._pipe.send(pb.Failure().SerializeToString())
-        threading.Thread(target=self._read_orders, daemon=True).start()
-        for order in iter(self._orders.get, None):
-            self._answer(app, order)
+        threading.Thread(target=self._read_jobs, daemon=True).start()
+        for job in iter(self._jobs.get, None):
+            self._run(app, job)
 
-    def _read_orders(self) -> NoReturn:
+    def _read_jobs(self) -> NoReturn:
         """Read ahead in a thread, so that this process ends with its client also while the app is busy."""
         try:
             while True:
                 work_id = pb.AssignmentId.FromString(self._pipe.receive())
-                self._orders.put(Order(work_id, self._pipe.receive_content(), self._pipe.receive_content()))
+                self._jobs.put(Job(work_id, self._pipe.receive_content(), self._pipe.receive_content()))
         finally:
             os._exit(0)
 
-    def _answer(self, app: ClientApp, order: Order) -> None:
-        """Run the app; its failure, a reply or state that cannot be sent among them, is an answer too."""
-        context, answer = self._context(order.state), _Answer()
+    def _run(self, app: ClientApp, job: Job) -> None:
+        """Run the app; its failure, a reply or state that cannot be sent among them, is an outcome too."""
+        context, outcome = self._context(job.state), _Outcome()
         try:
-            reply = app(self._message(order), context)
-            answer = _refusal(reply) if reply.has_error() else _Answer(content=_encoded(reply.content))
+            reply = app(self._message(job), context)
+            outcome = _refusal(reply) if reply.has_error() else _Outcome(content=_encoded(reply.content))
         except (Exception, SystemExit) as e:
             traceback.print_exc()
-            answer = _Answer(_failure(e))
+            outcome = _Outcome(_failure(e))
         try:
             state = _encoded(context.state)
         except ValueError as e:
             traceback.print_exc()
             problem = f"context.state cannot be kept, the state of before is: {e}"
-            state, answer = _encoded(order.state), _Answer(pb.Failure(kind=type(e).__name__, reason=problem))
-        self._pipe.send(answer.failure.SerializeToString())
-        for content in (state, answer.content):
+            state, outcome = _encoded(job.state), _Outcome(pb.Failure(kind=type(e).__name__, reason=problem))
+        self._pipe.send(outcome.failure.SerializeToString())
+        for content in (state, outcome.content):
             if content:
                 self._pipe.send_content(*content)
 
-    def _message(self, order: Order) -> Message:
-        setup, what = self._setup, order.id
+    def _message(self, job: Job) -> Message:
+        setup, what = self._setup, job.id
         return flower_adapter.instruction(
-            order.content,
+            job.content,
             run_id=setup.run_id,
             dst=setup.node_id,
             message_type=what.message_type,
@@ -131,7 +131,7 @@ _Encoded = tuple[RecordDict, bytes]
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Outcome:
     """A failure, or the content of a reply."""
 
     failure: pb.Failure = field(default_factory=pb.Failure)
@@ -150,9 +150,9 @@ def _failure(error: BaseException) -> pb.Failure:
     return pb.Failure(kind=kind, reason=_sendable(str(error)))
 
 
-def _refusal(reply: Message) -> _Answer:
+def _refusal(reply: Message) -> _Outcome:
     """The error that the app returned. Raises ValueError: its code is no int32."""
-    return _Answer(
+    return _Outcome(
         pb.Failure(
             kind=flower_adapter.APP_ERROR, code=reply.error.code, reason=_sendable(reply.error.reason or "")
         )
@@ -165,4 +165,4 @@ def _sendable(text: str) -> str:
 
 if __name__ == "__main__":
     quiet_flower()
-    AppProcess(Pipe(socket.socket(fileno=int(sys.argv[1])))).run()
+    ClientAppRunner(Pipe(socket.socket(fileno=int(sys.argv[1])))).run()

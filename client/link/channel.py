@@ -1,6 +1,6 @@
 """The channel to the server: how it is protected and which way it takes.
 
-Used by the link. Knows nothing of sessions or work.
+Used by the link. Knows nothing of attendances or work.
 """
 
 from __future__ import annotations

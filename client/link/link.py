@@ -11,24 +11,24 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Protocol
 
 import grpc
 from flwr.app import Message
 
+from fednc.client.link.attendance import Attendance, read_event
 from fednc.client.link.channel import Credentials, open_channel
-from fednc.client.link.connection import Events, Session, attend_request, read_event, send_word
 from fednc.client.link.connection_errors import explain, final_reason, is_expired_refusal
 from fednc.client.link.credential_renewal import Renewing
 from fednc.client.link.http_proxy import proxy_on_the_way
 from fednc.client.link.reconnect_messages import Patience
-from fednc.client.link.transfer import make_stub, session_metadata
+from fednc.client.link.transfer import Stub
 from fednc.client.link.worker import BACKOFF_S, BeforeDownload, Worker, accept_any_size, jittered
 from fednc.common.errors import RefusedError
 from fednc.common.reasons import refusal_of
-from fednc.common.wire.protocol import LONG_TEXT, WHOLE_BYTES, one_line
+from fednc.common.wire.protocol import LONG_TEXT, PROTOCOL, one_line
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
@@ -76,6 +76,21 @@ class LinkConfig:
     direct: bool = False  # past any proxy
     admit: Callable[[int], None] = lambda _size: None  # raises where a download has too many bytes
 
+    def request(self, instance: bytes = b"", *, dry_run: bool = False) -> pb.AttendRequest:
+        """What opens an attendance; `instance` tells this process from others of the same name."""
+        return pb.AttendRequest(
+            protocol=PROTOCOL,
+            name=self.name,
+            software=version("fednc"),
+            tasks=self.tasks,
+            methods=self.methods,
+            part=self.part,
+            app=self.app,
+            instance=instance,
+            dry_run=dry_run,
+            app_code=self.app_code,
+        )
+
 
 class Link:
     """One client's link to one server."""
@@ -83,7 +98,8 @@ class Link:
     def __init__(self, config: LinkConfig, host: Host) -> None:
         self._config, self._host = config, host
         self._instance = secrets.token_bytes(8)
-        self._worker = Worker(host, config.before_download, config.admit, packs=bool(config.app))
+        self._worker = Worker(host.work, config.before_download, config.admit, packs=bool(config.app))
+        self._attendance: Attendance | None = None  # the one under way
         self._run_id = ""
         self._declaration: pb.Declaration | None = None
         self._standing = pb.Declaration.READY
@@ -116,30 +132,28 @@ class Link:
     def pause(self) -> None:
         """Hold at the next batch, want no more work, and let the server know."""
         log.info("paused: work holds at its next batch")
-        self._worker.running.clear()
+        self._worker.hold()
         self._stand(pb.Declaration.PAUSED)
 
     def resume(self) -> None:
         """Go on where `pause` held."""
         log.info("going on")
-        self._worker.running.set()
+        self._worker.go_on()
         self._stand(pb.Declaration.READY)
 
     async def drain(self) -> None:
         """Want no more work; return when what is at hand is settled, or cannot be."""
-        self._worker.running.set()
+        self._worker.go_on()
         self._stand(pb.Declaration.LEAVING)
-        if session := self._worker.session:
-            with suppress(TimeoutError):  # the word must be out before we are
-                await asyncio.wait_for(session.outbox.join(), self._config.liveness_s)
+        if self._attendance:
+            await self._attendance.flush()  # the server must hear it before this client leaves
         await self._worker.drain()
 
     def _stand(self, standing: pb.Declaration.Standing) -> None:
         self._standing = standing
-        session = self._worker.session
-        if session and self._declaration and self._declaration.standing != standing:
+        if self._attendance and self._declaration and self._declaration.standing != standing:
             self._declaration.standing = standing
-            session.outbox.put_nowait(self._declaration)
+            self._attendance.announce(self._declaration)
 
     # ---- attending -----------------------------------------------------------------------------------------
 
@@ -162,31 +176,30 @@ class Link:
             pause_s = min(2 * pause_s, BACKOFF_S[1])
 
     async def _attend(self) -> pb.RunOver:
+        """One attendance, from its beginning until the run is over. Raises AioRpcError where it breaks."""
         config = self._config
         opened = open_channel(config.server, self._keys, config.liveness_s, direct=config.direct)
         async with opened as channel:
-            stub = make_stub(channel)
-            call = stub.Attend(attend_request(config, self._instance))
+            stub = Stub(channel)
+            events = stub.Attend(config.request(self._instance))
             try:
-                welcome = (await read_event(call)).welcome
+                welcome = (await read_event(events)).welcome
                 self._patience.connected()
-                liveness_s = welcome.liveness_s or config.liveness_s
-                metadata = session_metadata(welcome.session)
-                session = Session(stub, metadata, liveness_s, min(welcome.whole_bytes, WHOLE_BYTES))
-                reporter = asyncio.create_task(send_word(session))
+                attendance = Attendance(stub, events, welcome, config.liveness_s)
+                sending = asyncio.create_task(attendance.send_queued())
                 try:
-                    await self._declare(welcome, session)
-                    self._worker.connect(session)
-                    self._stand(self._standing)
-                    session.hear()
-                    return await self._listen(call, session)
+                    await self._declare(attendance)
+                    self._connect(attendance)
+                    return await self._listen(attendance)
                 finally:
-                    reporter.cancel()
+                    sending.cancel()
             finally:
-                call.cancel()
-                self._worker.disconnect()
+                events.cancel()
+                self._disconnect()
 
-    async def _declare(self, welcome: pb.Welcome, session: Session) -> None:
+    async def _declare(self, attendance: Attendance) -> None:
+        """Prepare for the run, unless it is the same as before, and declare what this client holds."""
+        welcome = attendance.welcome
         if welcome.run_id != self._run_id:
             self._leave_run()
             self._run_id = welcome.run_id
@@ -196,17 +209,27 @@ class Link:
                 self._declaration = await asyncio.to_thread(self._host.prepare, welcome)
             except Exception as e:  # whatever it is, the server must hear of it
                 log.error("this client cannot take part: %s: %s", type(e).__name__, e)  # the details stay here
-                refusal = pb.Declaration(problem=refusal_of(e))
-                await session.stub.Declare(refusal, metadata=session.metadata)
+                await attendance.declare(pb.Declaration(problem=refusal_of(e)))
                 raise
         self._declaration.standing = self._standing
-        await session.stub.Declare(self._declaration, metadata=session.metadata)
+        await attendance.declare(self._declaration)
         holds = f"{self._declaration.examples} examples on " if self._declaration.examples else ""
         log.info("ready: %s%s", holds, self._declaration.device)
 
-    async def _listen(self, call: Events, session: Session) -> pb.RunOver:
+    def _connect(self, attendance: Attendance) -> None:
+        self._attendance = attendance
+        self._worker.connect(attendance)
+        self._stand(self._standing)  # it may have changed while the declaration was on its way
+        attendance.hear()  # loading data may have taken long
+
+    def _disconnect(self) -> None:
+        self._attendance = None
+        self._worker.disconnect()
+
+    async def _listen(self, attendance: Attendance) -> pb.RunOver:
+        """Do what the server says, until it says that the run is over."""
         while True:
-            event = await session.next_event(call)
+            event = await attendance.next_event()
             if event.HasField("assignment"):
                 self._worker.accept(event.assignment)
             elif event.HasField("cancel"):

@@ -41,7 +41,7 @@ class OutOfReserveError(CodedError):
     code = "below-reserve"
 
 
-class TooLargeError(CodedError):
+class DownloadTooLargeError(CodedError):
     """The server offers a larger download than this client's owner accepts."""
 
     code = "too-large"
@@ -55,9 +55,9 @@ class DownloadBounds:
     min_free_gib: float = 0
 
     def admit(self, size: int) -> None:
-        """Return where `size` bytes may be downloaded. Raises TooLargeError, OutOfReserveError."""
+        """Return where `size` bytes may be downloaded. Raises DownloadTooLargeError, OutOfReserveError."""
         if self.max_gib and size > self.max_gib * _GIB:
-            raise TooLargeError(
+            raise DownloadTooLargeError(
                 f"the server offers a download of {size / _GIB:.2f} GiB, and at most {self.max_gib:g} are taken "
                 "(--max-download-gib): raise it if you trust this server"
             )

@@ -21,7 +21,7 @@ from fednc.common.wire import framing, records
 from fednc.common.wire.arrays import Buffer, new_buffers
 from fednc.common.wire.checksum import Fingerprint, fingerprint
 from fednc.common.wire.framing import Data, Piece
-from fednc.common.wire.protocol import CHUNK_BYTES, SESSION_KEY, UPWARD_LIMIT_BYTES, WHOLE_BYTES
+from fednc.common.wire.protocol import CHUNK_BYTES, UPWARD_LIMIT_BYTES, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 
@@ -30,22 +30,20 @@ _DIGESTS = 1 << 14  # in one request; the server takes a few times as many
 _HEADER_BYTES = UPWARD_LIMIT_BYTES - WHOLE_BYTES - 1024  # the rest is for the data and their heads
 _SMALL_BYTES = 256 << 10  # hashed sooner than a thread takes over
 Metadata = tuple[tuple[str, bytes], ...]
-Call = grpc.aio.StreamStreamCall[pb.UploadFrame | Piece, pb.UploadEvent]
+DownloadCall = grpc.aio.UnaryStreamCall[pb.DownloadRequest, Data]
+UploadCall = grpc.aio.StreamStreamCall[pb.UploadFrame | Piece, pb.UploadEvent]
 
 
-def make_stub(channel: grpc.aio.Channel) -> rpc.FederationStub:
-    """The generated stub, but its two calls of bulk data skip protobuf's copies."""
-    stub, service = rpc.FederationStub(channel), pb.DESCRIPTOR.services_by_name["Federation"].full_name
-    stub.Download = channel.unary_stream(
-        f"/{service}/Download", pb.DownloadRequest.SerializeToString, framing.unpack_chunk
-    )
-    stub.Upload = channel.stream_stream(f"/{service}/Upload", framing.pack_frame, pb.UploadEvent.FromString)
-    return stub
+class Stub(rpc.FederationStub):
+    """The generated stub, but its two calls that carry bulk data skip protobuf's copies."""
 
-
-def session_metadata(session: bytes) -> Metadata:
-    """Metadata that ties a call to its node."""
-    return ((SESSION_KEY, session),)
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        super().__init__(channel)  # type: ignore[no-untyped-call]  # generated
+        service = pb.DESCRIPTOR.services_by_name["Federation"].full_name
+        self.Download = channel.unary_stream(
+            f"/{service}/Download", pb.DownloadRequest.SerializeToString, framing.unpack_chunk
+        )
+        self.Upload = channel.stream_stream(f"/{service}/Upload", framing.pack_frame, pb.UploadEvent.FromString)
 
 
 def take_along(blobs: Iterable[bytes], manifest: pb.Manifest, cache: BlobCache) -> None:
@@ -58,31 +56,44 @@ def take_along(blobs: Iterable[bytes], manifest: pb.Manifest, cache: BlobCache) 
 
 
 async def fetch_content(
-    stub: rpc.FederationStub,
+    stub: Stub,
     metadata: Metadata,
     manifest: pb.Manifest,
     cache: BlobCache,
-    hear: Callable[[], None] = lambda: None,
-    admit: Callable[[int], None] = lambda _size: None,
+    hear: Callable[[], None],
+    admit: Callable[[int], None],
 ) -> RecordDict:
     """The content of an assignment, downloading only the blobs that the cache lacks.
 
-    `hear` is called as they come; `admit` before, with their bytes, and raises where these are too many.
+    Args:
+        hear: called for each chunk that arrives.
+        admit: called with the bytes to be downloaded before they are; raises where these are too many.
 
     Raises:
         ProtocolError: bytes that do not match their digest.
     """
+
+    async def fetch(sizes: dict[bytes, int]) -> None:
+        lacking = cache.lacking(sizes)
+        if lacking:
+            admit(sum(sizes[digest] for digest in lacking))
+        for start in range(0, len(lacking), _DIGESTS):
+            wanted = {digest: sizes[digest] for digest in lacking[start : start + _DIGESTS]}
+            call = stub.Download(pb.DownloadRequest(digests=list(wanted)), metadata=metadata)
+            for digest, data in (await _receive(wanted, call, hear)).items():
+                cache.add(digest, data)
+
     used: list[bytes] = []
     if manifest.HasField("packed"):
         packed = manifest.packed
         used.append(packed.digest)
-        await _fetch(stub, metadata, {packed.digest: packed.size}, cache, hear, admit)
+        await fetch({packed.digest: packed.size})
         manifest = await asyncio.to_thread(records.unpack, manifest, cache[packed.digest])
     metas = list(records.metas_of(manifest))
     used += [meta.digest for meta in metas]
-    await _fetch(stub, metadata, {meta.digest: meta.size for meta in metas}, cache, hear, admit)
+    await fetch({meta.digest: meta.size for meta in metas})
     buffers = iter([cache[meta.digest] for meta in metas])
-    if len(used) > len(metas):  # it was packed: what is built of it is large
+    if len(used) > len(metas):  # it was packed, so the content may be large
         content = await asyncio.to_thread(records.from_manifest, manifest, buffers)
     else:
         content = records.from_manifest(manifest, buffers)
@@ -90,48 +101,26 @@ async def fetch_content(
     return content
 
 
-async def _fetch(
-    stub: rpc.FederationStub,
-    metadata: Metadata,
-    sizes: dict[bytes, int],
-    cache: BlobCache,
-    hear: Callable[[], None],
-    admit: Callable[[int], None],
-) -> None:
-    """Into the cache what it lacks."""
-    lacking = cache.lacking(sizes)
-    if lacking:
-        admit(sum(sizes[digest] for digest in lacking))
-    for start in range(0, len(lacking), _DIGESTS):
-        part = {digest: sizes[digest] for digest in lacking[start : start + _DIGESTS]}
-        await _download(stub, metadata, part, cache, hear)
-
-
-async def _download(
-    stub: rpc.FederationStub,
-    metadata: Metadata,
-    sizes: dict[bytes, int],
-    cache: BlobCache,
-    hear: Callable[[], None],
-) -> None:
+async def _receive(
+    sizes: dict[bytes, int], call: DownloadCall, hear: Callable[[], None]
+) -> dict[bytes, memoryview]:
+    """The blobs of one download, by digest. Raises ProtocolError where one does not match."""
     buffers = dict(zip(sizes, new_buffers(sizes.values()), strict=True))
-    call = stub.Download(pb.DownloadRequest(digests=list(sizes)), metadata=metadata)
-    await _fill(list(buffers.values()), call, hear)
-    filled, small = list(buffers.values()), sum(sizes.values()) <= _SMALL_BYTES
-    checked = _fingerprints(filled) if small else await asyncio.to_thread(_fingerprints, filled)
-    for digest, found in zip(buffers, checked, strict=True):
-        if digest != found:
+    filled, is_small = list(buffers.values()), sum(sizes.values()) <= _SMALL_BYTES
+    await _fill(filled, call, hear)
+    found = _fingerprints(filled) if is_small else await asyncio.to_thread(_fingerprints, filled)
+    for digest, arrived in zip(buffers, found, strict=True):
+        if digest != arrived:
             raise ProtocolError(f"a download of {len(buffers[digest])} bytes does not match its digest")
-        cache.add(digest, buffers[digest])
+    return buffers
 
 
 def _fingerprints(buffers: list[memoryview]) -> list[bytes]:
     return [fingerprint(buffer) for buffer in buffers]
 
 
-async def _fill(
-    targets: list[memoryview], call: grpc.aio.UnaryStreamCall[pb.DownloadRequest, Data], hear: Callable[[], None]
-) -> None:
+async def _fill(targets: list[memoryview], call: DownloadCall, hear: Callable[[], None]) -> None:
+    """Write what the call brings into the targets, one after the other."""
     targets = [t for t in targets if len(t)]
     async for chunk in call:
         hear()
@@ -149,7 +138,7 @@ async def _fill(
 
 
 @dataclass(frozen=True, eq=False)
-class Reply:
+class PendingReply:
     """A finished piece of work, kept until the server has settled it."""
 
     id: pb.AssignmentId
@@ -159,7 +148,7 @@ class Reply:
     upload_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
     @classmethod
-    def of(cls, work_id: pb.AssignmentId, message: Message, *, packs: bool = False) -> Reply:
+    def of(cls, work_id: pb.AssignmentId, message: Message, *, packs: bool = False) -> PendingReply:
         """The reply that an app returned; `packs`: what is large outside arrays goes as bulk.
 
         Raises:
@@ -190,9 +179,7 @@ class Reply:
         return header
 
 
-async def send_reply(
-    stub: rpc.FederationStub, metadata: Metadata, reply: Reply, whole_bytes: int = 0
-) -> pb.Receipt:
+async def send_reply(stub: Stub, metadata: Metadata, reply: PendingReply, whole_bytes: int) -> pb.Receipt:
     """Upload a reply: in one message up to `whole_bytes` of data, else from where the server says it left off.
 
     Raises:
@@ -207,7 +194,7 @@ async def send_reply(
     raise ProtocolError(f"an upload arrived damaged {_TRIES} times")
 
 
-async def _send_whole(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
+async def _send_whole(stub: Stub, metadata: Metadata, reply: PendingReply) -> pb.Receipt:
     piece = framing.Run(reply.buffers).take(reply.size)
     data, digest = b"".join(_on_its_way(piece)), fingerprint(*piece)
     upload = pb.WholeUpload(header=reply.header, data=data, digest=digest)
@@ -215,7 +202,7 @@ async def _send_whole(stub: rpc.FederationStub, metadata: Metadata, reply: Reply
     return receipt
 
 
-async def _send_in_frames(stub: rpc.FederationStub, metadata: Metadata, reply: Reply) -> pb.Receipt:
+async def _send_in_frames(stub: Stub, metadata: Metadata, reply: PendingReply) -> pb.Receipt:
     header = pb.UploadFrame(header=reply.header)
     call = stub.Upload(metadata=metadata)
     await call.write(header)
@@ -227,7 +214,7 @@ async def _send_in_frames(stub: rpc.FederationStub, metadata: Metadata, reply: R
     return event.receipt
 
 
-async def _send_data(call: Call, reply: Reply, grant: pb.Grant) -> pb.UploadEvent:
+async def _send_data(call: UploadCall, reply: PendingReply, grant: pb.Grant) -> pb.UploadEvent:
     """Send from where the grant says, as far as it and those after it allow; what the server says then."""
     sent, run, until = Fingerprint(), framing.Run(reply.buffers), grant.until or reply.size
     sent.update(*run.take(grant.offset))
@@ -255,7 +242,7 @@ def _arrived(data: Data) -> Data:
     return fault_injection.through("client.download", data)
 
 
-async def _next_event(call: Call) -> pb.UploadEvent:
+async def _next_event(call: UploadCall) -> pb.UploadEvent:
     event = await call.read()
     if not isinstance(event, pb.UploadEvent):
         await call.code()  # raises what ended the call, if it was not the server's decision

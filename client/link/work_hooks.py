@@ -12,11 +12,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from fednc.common.errors import FedncError
+from fednc.common.waiting import Deadline, wait_until
 
 _HOLD_POLL_S = 0.1
 
 
-class CancelledError(FedncError):
+class WorkCancelledError(FedncError):
     """The server no longer waits for this work."""
 
 
@@ -29,7 +30,7 @@ class AppFailedError(Exception):
 
 
 @dataclass(frozen=True)
-class Step:
+class LocalProgress:
     """How far local work has come."""
 
     step: int
@@ -49,16 +50,15 @@ def _set_event() -> threading.Event:
 class Hooks:
     """What the link offers to the work that it runs."""
 
-    report: Callable[[Step], None] = lambda _: None
+    report: Callable[[LocalProgress], None] = lambda _: None
     cancelled: threading.Event = field(default_factory=threading.Event)
     running: threading.Event = field(default_factory=_set_event)  # cleared: hold
 
     def check(self) -> None:
-        """Hold while the client is paused; called at every batch. Raises CancelledError: no longer wanted."""
-        while not (self.cancelled.is_set() or self.running.wait(_HOLD_POLL_S)):
-            pass
+        """Hold while the client is paused; called at every batch. Raises WorkCancelledError: no longer wanted."""
+        wait_until(lambda: self.cancelled.is_set() or self.running.wait(_HOLD_POLL_S), Deadline(), every_s=0)
         if self.cancelled.is_set():
-            raise CancelledError("cancelled by the server")
+            raise WorkCancelledError("cancelled by the server")
 
 
 CURRENT: ContextVar[Hooks] = ContextVar("fednc_hooks", default=Hooks())  # noqa: B039 - never set in place

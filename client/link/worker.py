@@ -1,7 +1,7 @@
 """One client's work: takes assignments, fetches what they need, runs the app, sees every reply through.
 
-Filled by the link, which lends it a session while there is a connection. Whatever goes wrong here ends as a reply
-that says so: the server must never wait for a client that has given up. Knows no task and no method.
+Filled by the link, which lends it an attendance while there is a connection. Whatever goes wrong here ends as a
+reply that says so: the server must never wait for a client that has given up. Knows no task and no method.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import random
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from flwr.app import Message, RecordDict
 
+from fednc.client.link.attendance import Attendance
 from fednc.client.link.blob_cache import BlobCache
-from fednc.client.link.connection import Session, progress_of
-from fednc.client.link.transfer import Reply, fetch_content, send_reply, take_along
-from fednc.client.link.work_hooks import CURRENT, AppFailedError, CancelledError, Hooks, Step
+from fednc.client.link.transfer import PendingReply, take_along
+from fednc.client.link.work_hooks import CURRENT, AppFailedError, Hooks, LocalProgress, WorkCancelledError
 from fednc.common import fault_injection, flower_adapter
 from fednc.common.errors import FedncError, ProtocolError
 from fednc.common.reasons import CodedError, failure_of
+from fednc.common.waiting import Deadline, wait_until_async
 from fednc.common.wire import records
 from fednc.common.wire.protocol import LONG_TEXT, one_line, plain
 from fednc.protos import federation_pb2 as pb
@@ -43,15 +44,8 @@ _POINTLESS = (
 )
 
 
-class App(Protocol):
-    """What answers instructions."""
-
-    def work(self, message: Message) -> Message:
-        """Answer one instruction; blocking."""
-
-
 @dataclass(eq=False)
-class _Work:
+class _LocalWork:
     """One assignment, from its arrival until the server has settled its reply."""
 
     id: pb.AssignmentId
@@ -71,37 +65,48 @@ class Worker:
     """The work of one client, one piece after the other."""
 
     def __init__(
-        self, app: App, before_download: BeforeDownload, admit: Callable[[int], None], *, packs: bool = False
+        self,
+        answer: Callable[[Message], Message],
+        before_download: BeforeDownload,
+        admit: Callable[[int], None],
+        *,
+        packs: bool = False,
     ) -> None:
-        """`before_download` judges an instruction, `admit` whether so many bytes of it can be fetched.
-
-        `packs`: replies may hold large things outside arrays, as those of foreign apps do.
         """
-        self._app, self._packs = app, packs
+        Args:
+            answer: answers one instruction; runs in a thread.
+            before_download: judges an instruction by the bytes that it brings.
+            admit: judges whether so many bytes can be downloaded.
+            packs: replies may hold large things outside arrays, as those of foreign apps do.
+        """
+        self._answer, self._packs = answer, packs
         self._before_download, self._admit = before_download, admit
         self._cache = BlobCache()
-        self._session: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
-        self._active: dict[bytes, _Work] = {}
-        self._todo: asyncio.Queue[_Work] = asyncio.Queue()
-        self._transfer: asyncio.Future[Any] | None = None  # under way over the session
-        self.running = threading.Event()  # cleared: work holds at its next batch
-        self.running.set()
+        self._attendance: asyncio.Future[Attendance] = asyncio.get_running_loop().create_future()
+        self._active: dict[bytes, _LocalWork] = {}
+        self._todo: asyncio.Queue[_LocalWork] = asyncio.Queue()
+        self._transfer: asyncio.Future[Any] | None = None  # under way over the attendance
+        self._running = threading.Event()  # cleared: work holds at its next batch
+        self._running.set()
 
-    @property
-    def session(self) -> Session | None:
-        """The connection that there is."""
-        return self._session.result() if self._session.done() else None
-
-    def connect(self, session: Session) -> None:
-        """There is a connection to work over."""
-        self._session.set_result(session)
+    def connect(self, attendance: Attendance) -> None:
+        """Transfer over this attendance from now on."""
+        self._attendance.set_result(attendance)
 
     def disconnect(self) -> None:
-        """It is gone; transfers wait for the next one."""
-        if self._session.done():
-            self._session = asyncio.get_running_loop().create_future()
+        """The attendance is over; transfers wait for the next one."""
+        if self._attendance.done():
+            self._attendance = asyncio.get_running_loop().create_future()
         if self._transfer:
-            self._transfer.cancel()  # a line that swallows everything would never end it
+            self._transfer.cancel()  # over a connection that drops everything it would never end
+
+    def hold(self) -> None:
+        """Let work hold at its next batch."""
+        self._running.clear()
+
+    def go_on(self) -> None:
+        """Let work that holds go on."""
+        self._running.set()
 
     def accept(self, assignment: pb.Assignment) -> None:
         """Take on an assignment; one that is under way already goes on as it is."""
@@ -113,11 +118,11 @@ class Worker:
                 older.hooks.cancelled.set()
         loop = asyncio.get_running_loop()
 
-        def report(step: Step) -> None:
-            loop.call_soon_threadsafe(self._note_progress, assignment.id, step)
+        def report(progress: LocalProgress) -> None:
+            loop.call_soon_threadsafe(self._report, assignment.id, progress)
 
-        hooks = Hooks(report=report, running=self.running)
-        self._active[key] = work = _Work(assignment.id, assignment.content, assignment.blobs, hooks)
+        hooks = Hooks(report=report, running=self._running)
+        self._active[key] = work = _LocalWork(assignment.id, assignment.content, assignment.blobs, hooks)
         self._todo.put_nowait(work)
 
     def cancel(self, cancel: pb.Cancel) -> None:
@@ -139,12 +144,11 @@ class Worker:
 
     async def drain(self) -> None:
         """Return when what is at hand is settled, or cannot be."""
-        while self._active and self._session.done():
-            await asyncio.sleep(_DRAIN_POLL_S)
+        await wait_until_async(lambda: not (self._active and self._attendance.done()), Deadline(), _DRAIN_POLL_S)
 
-    def _note_progress(self, work_id: pb.AssignmentId, step: Step) -> None:
-        if self.session:
-            self.session.outbox.put_nowait(progress_of(work_id, step))
+    def _report(self, work_id: pb.AssignmentId, progress: LocalProgress) -> None:
+        if self._attendance.done():
+            self._attendance.result().report(work_id, progress)
 
     # ---- one piece after the other -------------------------------------------------------------------------
 
@@ -161,7 +165,7 @@ class Worker:
             finally:
                 self._active.pop(_key(work.id), None)
 
-    async def _do(self, work: _Work) -> None:
+    async def _do(self, work: _LocalWork) -> None:
         reply = await self._reply_to(work)
         if reply is None:
             return
@@ -173,26 +177,26 @@ class Worker:
         if receipt and receipt.outcome in (pb.Receipt.LATE, pb.Receipt.REJECTED):
             log.warning("the server did not take the reply to %s: %s", work, one_line(receipt.reason, LONG_TEXT))
 
-    async def _send(self, work: _Work, reply: Reply) -> pb.Receipt | None:
-        return await self._persist(work, lambda s: send_reply(s.stub, s.metadata, reply, s.whole_bytes))
+    async def _send(self, work: _LocalWork, reply: PendingReply) -> pb.Receipt | None:
+        return await self._persist(work, lambda a: a.send(reply))
 
-    async def _reply_to(self, work: _Work) -> Reply | None:
+    async def _reply_to(self, work: _LocalWork) -> PendingReply | None:
         """What the app made of it, or why nothing came of it; None where nobody waits any more."""
         try:
             content = await self._fetch(work)
             if content is None:
                 return None
             CURRENT.set(work.hooks)
-            answer = await asyncio.to_thread(self._answer, work, content)
-            return Reply.of(work.id, answer, packs=self._packs)
-        except CancelledError:
+            answer = await asyncio.to_thread(self._do_work, work, content)
+            return PendingReply.of(work.id, answer, packs=self._packs)
+        except WorkCancelledError:
             return None
         except Exception as e:
             traced = not isinstance(e, AppFailedError | CodedError)  # which have told their own story
             log.error("%s failed: %s", work, e, exc_info=traced)
             return _failed(work, e)
 
-    def _answer(self, work: _Work, content: RecordDict) -> Message:
+    def _do_work(self, work: _LocalWork, content: RecordDict) -> Message:
         message = flower_adapter.instruction(
             content,
             run_id=work.id.run_id,
@@ -202,35 +206,29 @@ class Worker:
         )
         fault_injection.at("client.work")
         work.hooks.check()
-        answer = self._app.work(message)
+        answer = self._answer(message)
         fault_injection.at("client.reply")
         return answer
 
-    async def _fetch(self, work: _Work) -> RecordDict | None:
+    async def _fetch(self, work: _LocalWork) -> RecordDict | None:
         """The content; downloaded again where it arrived damaged. Raises ProtocolError where it always does."""
         self._before_download(work.id, records.bulk_bytes(work.content))
         take_along(work.blobs, work.content, self._cache)
         for tries_left in reversed(range(_DOWNLOADS)):
             try:
-                return await self._persist(work, lambda s: self._download(s, work.content))
+                return await self._persist(work, lambda a: a.fetch(work.content, self._cache, self._admit))
             except ProtocolError as e:
                 if not tries_left:
                     raise
                 log.warning("%s: %s; trying again", work, e)
         return None
 
-    async def _download(self, session: Session, content: pb.Manifest) -> RecordDict:
-        with session.downloading():
-            return await fetch_content(
-                session.stub, session.metadata, content, self._cache, session.hear, self._admit
-            )
-
-    async def _persist(self, work: _Work, step: Callable[[Session], Awaitable[T]]) -> T | None:
-        """The step's result, tried again over new sessions until the work is cancelled."""
+    async def _persist(self, work: _LocalWork, step: Callable[[Attendance], Awaitable[T]]) -> T | None:
+        """The step's result, tried again over new attendances until the work is cancelled."""
         pause_s = BACKOFF_S[0]
         while not work.hooks.cancelled.is_set():
-            session = await asyncio.shield(self._session)
-            self._transfer = transfer = asyncio.ensure_future(step(session))
+            attendance = await asyncio.shield(self._attendance)
+            self._transfer = transfer = asyncio.ensure_future(step(attendance))
             try:
                 return await transfer
             except grpc.aio.AioRpcError as e:
@@ -261,15 +259,15 @@ def jittered(pause_s: float) -> float:
     return pause_s * random.uniform(0.5, 1.5)  # noqa: S311
 
 
-def _failed(work: _Work, error: BaseException) -> Reply:
+def _failed(work: _LocalWork, error: BaseException) -> PendingReply:
     """The reply that says so by a fixed code; what went wrong in detail stays in this client's log."""
     if isinstance(error, AppFailedError):  # what was raised elsewhere
         kind, reason = failure_of(error, foreign=error.kind)
         if error.kind in flower_adapter.TELLING:
             reason = plain(str(error), LONG_TEXT)
-        return Reply(work.id, failure=pb.Failure(code=error.code, kind=kind, reason=reason))
+        return PendingReply(work.id, failure=pb.Failure(code=error.code, kind=kind, reason=reason))
     kind, reason = failure_of(error)
-    return Reply(work.id, failure=pb.Failure(kind=kind, reason=reason))
+    return PendingReply(work.id, failure=pb.Failure(kind=kind, reason=reason))
 
 
 def _key(work_id: pb.AssignmentId) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 from flwr.app import Message, RecordDict
 
 from fednc.client.link.link import Host
-from fednc.client.link.work_hooks import CURRENT, CancelledError, Step
+from fednc.client.link.work_hooks import CURRENT, LocalProgress, WorkCancelledError
 from fednc.client.policy import objections
 from fednc.client.policy.audit import Audit, describe
 from fednc.client.policy.ledger import data_fingerprint
@@ -47,12 +47,12 @@ class BarredError(CodedError, ConfigError):
 
 
 @dataclass
-class _Attendance:
-    """A run as this client was let into it."""
+class _AdmittedRun:
+    """A run that this client takes part in."""
 
     run: RunConfig
-    held: pb.Declaration = field(default_factory=pb.Declaration)
-    data: str = ""  # fingerprint
+    held: pb.Declaration
+    data: str  # fingerprint
     trained: dict[int, bytes] = field(default_factory=dict)  # by round, what was sent to train from
     answers: OrderedDict[bytes, RecordDict] = field(default_factory=OrderedDict)
 
@@ -62,7 +62,7 @@ class Guard:
 
     def __init__(self, host: Host, audit: Audit | None, owner: Owner | None = None) -> None:
         self._host, self._audit, self._owner = host, audit, owner
-        self._attendance: _Attendance | None = None
+        self._admitted: _AdmittedRun | None = None
         self._run_id = self._digest = ""
         self._lock = threading.Lock()
 
@@ -72,7 +72,7 @@ class Guard:
         """See Host. Raises ConfigError too where the policy is against the whole run."""
         self._run_id, self._digest = welcome.run_id[:SHORT_TEXT], _digest_of(welcome)
         try:
-            held = self._let_in(self._owner, welcome) if self._owner else self._host.prepare(welcome)
+            held = self._admit(self._owner, welcome) if self._owner else self._host.prepare(welcome)
             if self._audit:
                 data = held.SerializeToString(deterministic=True)
                 digest = hashlib.sha256(data).hexdigest()
@@ -87,35 +87,33 @@ class Guard:
             raise
         return held
 
-    def _let_in(self, owner: Owner, welcome: pb.Welcome) -> pb.Declaration:
-        attendance = _Attendance(run_of(welcome))
-        self._bar(judge_run(owner, attendance.run, welcome))
+    def _admit(self, owner: Owner, welcome: pb.Welcome) -> pb.Declaration:
+        """Take part in a run that the policy allows. Raises BarredError."""
+        run = run_of(welcome)
+        self._bar(judge_run(owner, run, welcome))
         held = self._host.prepare(welcome)
         try:
-            self._enter(owner, attendance, held)
+            self._bar(objections.to_data(owner.policy, run, held))
+            data = data_fingerprint(owner.data)
+            self._admit_to_data(owner, data)
         except BaseException:
             self._host.leave()
             raise
+        self._admitted = _AdmittedRun(run, held, data)
         return held
 
-    def _enter(self, owner: Owner, attendance: _Attendance, held: pb.Declaration) -> None:
-        self._bar(objections.to_data(owner.policy, attendance.run, held))
-        attendance.held, attendance.data = held, data_fingerprint(owner.data)
-        share = owner.ledger.pin_hold_out(attendance.data, owner.val_share)
+    def _admit_to_data(self, owner: Owner, data: str) -> None:
+        """Check the run against what was done with the same data before. Raises BarredError, ConfigError."""
+        share = owner.ledger.pin_hold_out(data, owner.val_share)
         if share != owner.val_share:
             raise ConfigError(
                 f"--val-share {owner.val_share:g}: {share:g} of this data was held out when it was first used; "
                 f"the difference would tell of single examples. Start with --val-share {share:g}."
             )
         code = owner.ledger.admit_run(
-            attendance.data,
-            self._digest,
-            self._run_id,
-            owner.policy.quota,
-            pin=owner.policy.runs.pin_first,
+            data, self._digest, self._run_id, owner.policy.quota, pin=owner.policy.runs.pin_first
         )
         self._bar([Objection(code, f"digest {self._digest}")] if code else [])
-        self._attendance = attendance
 
     def _bar(self, found: Iterable[Objection]) -> None:
         """Raises BarredError where anything was found; the server hears the codes, the owner the details."""
@@ -130,7 +128,7 @@ class Guard:
 
     def leave(self) -> None:
         """See Host."""
-        self._attendance = None
+        self._admitted = None
         self._host.leave()
 
     # ---- an instruction ----------------------------------------------------------------------------------------
@@ -151,7 +149,7 @@ class Guard:
     def _work(self, message: Message) -> Message:
         kind, group = message.metadata.message_type, message.metadata.group_id
         server_round = int(group) if group.isdecimal() and len(group) < _ROUND_DIGITS else 0
-        progress = _Progress(
+        progress = _CountedProgress(
             CURRENT.get().report, shows_loss=not self._owner or self._owner.policy.allow.progress_loss
         )
         try:
@@ -167,7 +165,7 @@ class Guard:
             )
             self._note_refusal(kind, server_round, e.reason_code, e.detail)
             raise
-        except CancelledError:
+        except WorkCancelledError:
             raise  # nothing leaves
         except Exception as e:
             self._note("failed", kind, server_round, error=type(e).__name__)
@@ -176,8 +174,8 @@ class Guard:
         self._note("sent", kind, server_round, progress_reports=progress.sent, **facts)
         return reply
 
-    def _answer(self, owner: Owner, message: Message, order: Instruction, progress: _Progress) -> Message:
-        here = self._attendance
+    def _answer(self, owner: Owner, message: Message, order: Instruction, progress: _CountedProgress) -> Message:
+        here = self._admitted
         if here is None:
             raise OwnerRefusalError("run-changed", "no run was let in")
         kind = message.metadata.message_type
@@ -199,7 +197,7 @@ class Guard:
                 _remember(here.answers, key, reply.content)
         return reply
 
-    def _count(self, owner: Owner, here: _Attendance) -> None:
+    def _count(self, owner: Owner, here: _AdmittedRun) -> None:
         """Before the work, so that ending this process does not undo it."""
         try:
             code = owner.ledger.count_query(here.data, owner.policy.quota)
@@ -208,7 +206,7 @@ class Guard:
         if code:
             raise OwnerRefusalError(code, "see [quota]")
 
-    def _ask_host(self, message: Message, progress: _Progress) -> Message:
+    def _ask_host(self, message: Message, progress: _CountedProgress) -> Message:
         token = CURRENT.set(replace(CURRENT.get(), report=progress))
         try:
             return self._host.work(message)
@@ -244,13 +242,13 @@ class Guard:
             log.error("the audit log could not be written: %s", e.strerror)  # it is refused all the same
 
 
-class _Progress:
+class _CountedProgress:
     """Progress reports that go out, without the loss of single batches unless that is allowed."""
 
-    def __init__(self, report: Callable[[Step], None], *, shows_loss: bool) -> None:
+    def __init__(self, report: Callable[[LocalProgress], None], *, shows_loss: bool) -> None:
         self._report, self._shows_loss, self.sent = report, shows_loss, 0
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: LocalProgress) -> None:
         self.sent += 1
         self._report(step if self._shows_loss else replace(step, loss=0.0))
 

@@ -54,7 +54,9 @@ def _to_rates(policy: Policy, run: RunConfig) -> Iterator[Objection]:
     lr = run.train.lr * max([1.0, *(session.lr_factor for session in run.sessions)])
     if policy.ceiling.lr and lr > policy.ceiling.lr:
         yield Objection("rate", f"a learning rate of {lr:g}; ceiling.lr = {policy.ceiling.lr:g}")
-    forgetting = lr / (1 - run.train.momentum) * (run.train.weight_decay + run.method.proximal)
+    forgetting = (
+        lr / (1 - run.train.momentum) * (run.train.weight_decay + sum(part.pull for part in run.method.parts))
+    )
     if policy.ceiling.forgetting and forgetting > policy.ceiling.forgetting:
         yield Objection("rate", f"{forgetting:g} is forgotten; ceiling.forgetting = {policy.ceiling.forgetting:g}")
 

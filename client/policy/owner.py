@@ -1,6 +1,6 @@
 """What a policy is judged with: the owner's file, its records, the data; and what it makes of a server's run file.
 
-Used by `guard.py`, which enforces it, and by `foresight.py`, which only looks.
+Used by `guard.py`, which enforces it, and by `preview.py`, which only looks.
 """
 
 from __future__ import annotations

@@ -1,28 +1,28 @@
-"""One client's local work: train towards the guide, embed its classes, evaluate. Called by the app.
+"""One client's local work: train towards the guide, sum features by class. Called by the app.
 
-One trainer for all methods and tasks; what differs is in the guide, in the additions of `method_terms.py` and in
-the task. No gRPC here.
+One trainer for all methods and tasks; what differs is in the guide, in what the methods add and in the task. No
+gRPC here.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from fednc.client.link.work_hooks import Hooks, Step
+from fednc.client.link.work_hooks import Hooks, LocalProgress
 from fednc.client.training.cuda_graphs import Steps, beside_default_stream, capture_for
-from fednc.client.training.method_terms import Addition
 from fednc.common.config.tables import TrainSection
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Batch, Task, TaskData, add_stats
+from fednc.common.methods.api import Addition
+from fednc.common.tasks.api import Batch, Task, TaskData
 from fednc.common.tasks.classifier import classifier
-from fednc.common.tasks.metrics import Stats
+from fednc.common.tasks.evaluation import evaluation_batches
 
 _REPORT_EVERY_S = 0.25
 
@@ -56,7 +56,7 @@ def train(
         frozen: keys of the state dict that stay as they are, bit for bit; for the rest of the run.
 
     Raises:
-        CancelledError: the server no longer waits; the model is then half-trained.
+        WorkCancelledError: the server no longer waits; the model is then half-trained.
     """
     model.train()
     if frozen:
@@ -81,7 +81,8 @@ def train(
         optimiser.step()
         return {"loss": loss.detach(), **parts}
 
-    take = Steps(step, capture_for(device) if task.same_for_each_batch(guide) else None)
+    replayable = task.same_for_each_batch(guide) and all(one.same_for_each_batch for one in guide.method.parts)
+    take = Steps(step, capture_for(device) if replayable else None)
     meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
     with beside_default_stream(device):
         for _ in range(section.epochs):
@@ -137,10 +138,10 @@ class _Meter:
             self._reported = now
             self._hooks.report(self._step(float(losses["loss"]), now))
 
-    def _step(self, loss: float, now: float) -> Step:
+    def _step(self, loss: float, now: float) -> LocalProgress:
         speed = self._examples / max(1e-9, now - self._started)
         memory = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-        return Step(self._steps, self._total, loss, speed, memory)
+        return LocalProgress(self._steps, self._total, loss, speed, memory)
 
     def result(self) -> LocalResult:
         """Totals of all steps; one last report, so that short rounds are seen too."""
@@ -163,24 +164,8 @@ def class_sums(
     """
     device = next(model.parameters()).device
     sums, summed_K = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment), summed_K.to(device)
-    for piece in _evaluating(model, data, batch, hooks):
+    for piece in evaluation_batches(model, data, batch, hooks.check):
         feat_BD, label_B = classifier(task).embed(model, piece)
         sums.add_batch(torch.where(summed_K[label_B.reshape(-1)].unsqueeze(1), feat_BD, 0.0), label_B)
     sums.count_K.mul_(summed_K)
     return sums.to(torch.device("cpu"))
-
-
-def evaluate(task: Task, model: nn.Module, data: TaskData, guide: Guide, batch: int, hooks: Hooks) -> Stats:
-    """Additive statistics over all of `data`."""
-    stats: Stats = {}
-    for piece in _evaluating(model, data, batch, hooks):
-        add_stats(stats, task.statistics(model, piece, guide))
-    return stats
-
-
-def _evaluating(model: nn.Module, data: TaskData, batch: int, hooks: Hooks) -> Iterator[Batch]:
-    model.eval()
-    with torch.no_grad():
-        for piece in data.eval_batches(batch):
-            hooks.check()
-            yield piece

@@ -1,6 +1,7 @@
 """The table `[evaluate]` of the run file: the server's own test data.
 
-A section like those of `tables.py`; read by the task's readers of data too, for which images nobody trains on.
+A section like those of `tables.py`; read by the task's readers of data too, which leave test examples out of
+training.
 """
 
 from __future__ import annotations

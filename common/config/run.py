@@ -12,8 +12,17 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
+from fednc.common.config.choices import provided
 from fednc.common.config.class_sessions import SessionSection
 from fednc.common.config.evaluate import EvaluateSection
 from fednc.common.config.server import ServerSection
@@ -31,6 +40,8 @@ from fednc.common.config.tables import (
 )
 from fednc.common.errors import ConfigError
 
+_SPLIT_SECTION = "fednc.common.tasks.split_tables:split_section"
+
 
 class RunConfig(Section):
     """A whole run."""
@@ -46,10 +57,23 @@ class RunConfig(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     rounds: RoundsSection = Field(default_factory=RoundsSection)
     sessions: Annotated[tuple[SessionSection, ...], LATER] = ()
-    split: SplitSection | None = None
+    split: Annotated[SplitSection | None, SerializeAsAny()] = None
     link: LinkSection = Field(default_factory=LinkSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     server: ServerSection = Field(default_factory=ServerSection)
+
+    @field_validator("split", mode="wrap")
+    @classmethod
+    def _split_of_the_task(
+        cls, value: Any, _: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> SplitSection | None:
+        """`[split]` may have tables that the task declares; they are checked with the rest of the run file."""
+        if value is None or "task" not in info.data:  # [task] is wrong, and is reported
+            return None
+        section: type[SplitSection] = provided(_SPLIT_SECTION)(info.data["task"].name)
+        if isinstance(value, SplitSection) and not isinstance(value, section):
+            value = value.model_dump()
+        return section.model_validate(value)
 
     @property
     def all_rounds(self) -> int:
@@ -64,6 +88,14 @@ class RunConfig(Section):
     def decisive(self) -> dict[str, Any]:
         """All that bears on the result, as plain values: without [server], and without `LATER` keys not used."""
         return _without_unused(self, self.model_dump(mode="json", exclude={"server"}))
+
+    def for_clients(self) -> str:
+        """The run as JSON, as clients are sent it: without [server], whose paths are nobody else's business, and
+        without keys of the method that only the server reads.
+
+        A client's own digest of it is that of a run in which these keys have their defaults.
+        """
+        return self.model_dump_json(exclude={"server": True, "method": self.method.server_keys})
 
 
 def read_run_file(path: Path) -> RunConfig:
@@ -104,7 +136,8 @@ def parse_run_json(text: str | bytes, *, source: str) -> RunConfig:
 
 def _without_unused(section: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
     kept = dict(values)
-    for key, field in type(section).model_fields.items():
+    more = section.option_fields if isinstance(section, MethodSection) else {}
+    for key, field in {**type(section).model_fields, **more}.items():
         value = getattr(section, key)
         if LATER in field.metadata and value == field.get_default(call_default_factory=True):
             kept.pop(key, None)

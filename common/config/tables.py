@@ -5,11 +5,20 @@ A new key goes here, with the description that `docs/config.md` shows. Knows no 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from fednc.common.config.presets import PRESETS
+from fednc.common.config.choices import OneOf, ReadOutNeeds, listed
+from fednc.common.errors import ConfigError
+from fednc.common.methods import registry
+from fednc.common.registry import Named
+
+if TYPE_CHECKING:
+    from fednc.common.methods.api import Method
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -22,6 +31,21 @@ class Later:
 
 
 LATER = Later()
+
+READOUT = OneOf[ReadOutNeeds](
+    "fednc.common.learning.readout:READOUTS", before="what classes are compared by at evaluation. "
+)
+
+CODEC = OneOf[Named](
+    "fednc.common.wire.update_codec:CODECS", after=". What rounding takes is made up for in the next round"
+)
+
+
+class ServerOnly:
+    """Marks a key that clients have no use for: the run file that they are sent leaves it out."""
+
+
+SERVER_ONLY = ServerOnly()
 
 
 class Section(BaseModel):
@@ -52,11 +76,24 @@ class FrameSection(Section):
     )
 
 
+_DEFAULT = "fednc"
+
+
+def _names(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(registry.SHIPPED)
+
+
 class MethodSection(Section):
     """The learning method. `name` sets the defaults of the other keys; a key written here wins."""
 
-    name: Literal["fedavg", "fedprox", "scaffold", "moon", "fedntd", "fedlc", "fedetf", "fednc"] = Field(
-        "fednc", description="preset for the keys below"
+    # Keys of single methods are kept as extra values: who needs them asks `parts` for the method, which has them.
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: str = Field(_DEFAULT, description="the method; sets the keys of this table", json_schema_extra=_names)
+    server_step: Annotated[str, LATER, SERVER_ONLY] = Field(
+        "",
+        description="a method whose step at the server is taken besides, with its keys: `fedavgm`, `fedadagrad`, "
+        "`fedadam`, `fedyogi` or another that is nothing else; empty: none",
     )
     head: Literal["linear", "cosine", "frame"] = Field(
         "frame",
@@ -76,24 +113,6 @@ class MethodSection(Section):
         1.0, description="strength of prior or margin in `balanced-ce` and `calibrated-ce`"
     )
     dot_weight: Positive = Field(10.0, description="weight of the dot-regression loss")
-    proximal: NonNegative = Field(0.0, description="mu of the proximal term mu/2 |w - w_global|^2")
-    control_variates: bool = Field(
-        False,
-        description="correct each gradient by the difference of the federation's and the client's own mean "
-        "gradient (SCAFFOLD); doubles what travels",
-    )
-    contrast: NonNegative = Field(
-        0.0,
-        description="weight of the pull towards the global model's features and away from those of the client's "
-        "own previous model (MOON); two more forward passes",
-    )
-    contrast_tau: Positive = Field(0.5, description="temperature of the contrast")
-    distil: NonNegative = Field(
-        0.0,
-        description="weight of the distillation of the global model's scores for all classes but the label "
-        "(FedNTD); one more forward pass",
-    )
-    distil_tau: Positive = Field(1.0, description="temperature of the distillation")
     anchor: NonNegative = Field(0.0, description="weight of the pull of features towards the class memory")
     centre: Annotated[NonNegative, LATER] = Field(
         0.0, description="weight of the pull of each class's mean in the batch towards the class memory"
@@ -127,8 +146,8 @@ class MethodSection(Section):
     )
     virtual_share: Annotated[Share, LATER] = Field(
         0.0,
-        description="where classes come in sessions: share of the beginning's examples that are altered (images: "
-        "turned) and learnt as classes of their own, on the last vertices, so that features tell apart more than "
+        description="where classes come in sessions: share of the beginning's examples that the task alters "
+        "and has learnt as classes of their own, on the last vertices, so that features tell apart more than "
         "today's classes. As many vertices must be spare as today's classes have alterations",
     )
     spread: Annotated[int, Field(ge=0), LATER] = Field(
@@ -136,28 +155,40 @@ class MethodSection(Section):
         description="where classes come in sessions: the memory of a class is rehearsed as so many features per "
         "step, drawn around it as far apart as its length says; 0: as the one vector that it is",
     )
-    readout: Literal["head", "vertex", "memory", "blend", "discriminant"] = Field(
-        "vertex",
-        description="classifier at evaluation: the trained head, the vertices, the class memory, both blended, or "
-        "the memory in the metric of features within classes, for which clients also send their second moments",
-    )
+    readout: Annotated[str, READOUT] = "vertex"
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_from_preset(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {**PRESETS.get(value.get("name", "fednc"), {}), **value}
-        return value
+    def _with_options(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Fill in the preset and check the methods' own keys by their `Options`; all mistakes are told at once."""
+        if not isinstance(value, dict):
+            return handler(value)
+        given, mistakes = _checked_names(value)
+        given = {**registry.get(given.get("name", _DEFAULT)).preset, **given}
+        owned, others = _own_keys(given)
+        mistakes += others
+        shared = {key: given[key] for key in given if key in cls.model_fields}
+        for key in given.keys() - shared.keys() - owned.keys():
+            mistakes.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=given[key]))
+        try:
+            section = handler({**shared, **owned})
+        except ValidationError as e:
+            mistakes += map(_again, e.errors())
+        if mistakes:
+            raise ValidationError.from_exception_data(cls.__name__, mistakes)
+        return section
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        wants_vertices = self.loss == "dot" or self.readout in ("vertex", "blend") or self.target_blend > 0
+        readout = READOUT.registry.get(self.readout)
+        wants_vertices = self.loss == "dot" or readout.needs_vertices or self.target_blend > 0
         if self.head != "frame" and wants_vertices:
+            others = [repr(each.name) for each in READOUT.registry if not each.needs_vertices]
             raise ValueError(
-                f"head = {self.head!r} has no vertices: use loss 'ce' or 'balanced-ce', readout 'head', 'memory' "
-                "or 'discriminant', and target_blend = 0"
+                f"head = {self.head!r} has no vertices: use loss 'ce' or 'balanced-ce', readout {listed(others)}, "
+                "and target_blend = 0"
             )
-        if self.head == "frame" and self.readout == "head":
+        if self.head == "frame" and readout.needs_head:
             raise ValueError("head = 'frame' has no trained head: use another readout")
         return self
 
@@ -168,23 +199,109 @@ class MethodSection(Section):
         return not plain or self.compares_models or self.uses_memory
 
     @property
+    def parts(self) -> tuple[Method, ...]:
+        """The methods at work: the one named, others whose keys are set, and last that of `server_step`."""
+        return registry.parts(self)
+
+    @property
+    def option_fields(self) -> Mapping[str, FieldInfo]:
+        """The keys beyond those that all methods share."""
+        tables = _option_tables(self.name, self.server_step)
+        return {key: field for table in tables for key, field in table.model_fields.items()}
+
+    @property
+    def server_keys(self) -> set[str]:
+        """The keys that clients have no use for."""
+        fields = {**type(self).model_fields, **self.option_fields}
+        return {key for key, field in fields.items() if SERVER_ONLY in field.metadata}
+
+    @property
     def compares_models(self) -> bool:
         """Whether the loss needs the views of other models on each batch."""
-        return self.contrast > 0 or self.distil > 0
+        return any(part.compares_models for part in self.parts)
 
     @property
     def uses_memory(self) -> bool:
         """Whether clients must send class sums for training or read-out."""
-        return self.trains_with_memory or self.readout in ("memory", "blend", "discriminant")
+        return self.trains_with_memory or self.reads_memory
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether the read-out needs the class memory."""
+        return READOUT.registry.get(self.readout).needs_memory
 
     def needs_moments(self, model: str, *, is_first: bool) -> bool:
         """Whether class sums of this `memory_model` come with second moments; in the first stage at most."""
-        return is_first and self.readout == "discriminant" and self.memory_model == model
+        return is_first and self.memory_model == model and READOUT.registry.get(self.readout).needs_moments
 
     @property
     def trains_with_memory(self) -> bool:
         """Whether the class memory bears on training, not on the read-out alone."""
         return max(self.anchor, self.centre, self.rehearsal, self.target_blend) > 0
+
+
+def _option_tables(name: str, server_step: str) -> list[type[Section]]:
+    """What describes the keys of the methods at work and of those that mix with any."""
+    names = dict.fromkeys([*registry.MIXING, name, *([server_step] if server_step else [])])
+    return [registry.get(each).Options for each in names]
+
+
+def _checked_names(values: dict[str, Any]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
+    """The table without names that cannot be used, and what is wrong with these."""
+    given, mistakes = dict(values), []
+    for key, problem_of in (("name", _name_problem), ("server_step", _step_problem)):
+        if key in given and (problem := problem_of(given)):
+            mistakes.append(_mistake(key, given.pop(key), problem))
+    return given, mistakes
+
+
+def _name_problem(given: Mapping[str, Any], key: str = "name") -> str:
+    """What is wrong with the name of a method; empty: nothing."""
+    if not isinstance(given[key], str):
+        return "a method is given by its name, a string"
+    try:
+        registry.get(given[key])
+    except ConfigError as e:
+        return str(e)
+    return ""
+
+
+def _step_problem(given: Mapping[str, Any]) -> str:
+    """What is wrong with the name of a server's step; empty: nothing."""
+    if given["server_step"] == "":
+        return ""
+    if problem := _name_problem(given, "server_step"):
+        return problem
+    name = given.get("name", _DEFAULT)
+    if not registry.is_step(given["server_step"]):
+        return f"{given['server_step']!r} is more than a step at the server: name it in method.name"
+    if registry.is_step(name):
+        return f"{name!r} is a step at the server itself, and there cannot be two steps at the server"
+    return ""
+
+
+def _own_keys(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
+    """The keys of the methods at work, checked and filled in, and what is wrong with them."""
+    owned: dict[str, Any] = {}
+    mistakes: list[InitErrorDetails] = []
+    for options in _option_tables(given.get("name", _DEFAULT), given.get("server_step", "")):
+        mine = {key: given[key] for key in options.model_fields if key in given}
+        try:
+            owned |= options.model_validate(mine).model_dump()
+        except ValidationError as e:
+            owned |= mine
+            mistakes += map(_again, e.errors())
+    return owned, mistakes
+
+
+def _mistake(key: str, given: Any, problem: str) -> InitErrorDetails:
+    kind = PydanticCustomError("method", "{problem}", {"problem": problem})
+    return InitErrorDetails(type=kind, loc=(key,), input=given)
+
+
+def _again(error: Any) -> InitErrorDetails:
+    """An error of another validation, to be raised with those of this one."""
+    return InitErrorDetails(type=error["type"], loc=error["loc"], input=error["input"], ctx=error.get("ctx", {}))
 
 
 class TrainSection(Section):
@@ -247,16 +364,10 @@ class RoundsSection(Section):
     )
 
 
-class ShiftSection(Section):
-    """Within-class shift of a simulated split: what makes one client's images unlike another's."""
-
-    rotation_deg: NonNegative = Field(0.0, description="client k's images are rotated by -r ... +r degrees")
-    colour: Share = Field(0.0, description="strength of a per-client gain on each channel")
-    noise: NonNegative = Field(0.0, description="standard deviation of added noise, growing from client to client")
-
-
 class SplitSection(Section):
     """A simulated split of one data set over clients. Leave it out when every client has data of its own."""
+
+    # A task that does more to the parts than choose examples derives a class with further tables: `Task.Split`.
 
     kind: Literal["dirichlet", "shards", "iid"] = Field("dirichlet", description="how labels are skewed")
     parts: Count = Field(4, description="number of parts")
@@ -271,17 +382,12 @@ class SplitSection(Section):
         description="parts that hold the classes of [[sessions]]: for each class those with most examples of it, "
         "the others have none; 0: as the split has it",
     )
-    shift: ShiftSection = Field(default_factory=ShiftSection)
 
 
 class LinkSection(Section):
     """How updates travel from the clients to the server."""
 
-    codec: Literal["fp32", "bf16", "int8"] = Field(
-        "fp32",
-        description="`fp32`: the weights as they are; `bf16`, `int8`: their change in a half or a quarter of the "
-        "bytes, what rounding takes being made up for in the next round",
-    )
+    codec: Annotated[str, CODEC] = "fp32"
 
 
 class InitSection(Section):

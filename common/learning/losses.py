@@ -20,7 +20,7 @@ from torch import Tensor
 from fednc.common.errors import ConfigError
 from fednc.common.learning.frame import unit
 from fednc.common.learning.heads import Head, logits
-from fednc.common.learning.round_context import GLOBAL, PREVIOUS, Guide
+from fednc.common.learning.round_context import GLOBAL, Guide
 
 
 def dot_regression(feat_BD: Tensor, label_B: Tensor, etf_KD: Tensor) -> Tensor:
@@ -55,30 +55,6 @@ def calibration(count_K: Tensor, tau: float) -> Tensor:
     makes a loss without lower bound; here it stays.
     """
     return -tau * count_K.to(torch.get_default_dtype()).pow(-0.25)
-
-
-def not_true_distillation(logit_BK: Tensor, global_BK: Tensor, label_B: Tensor, tau: float) -> Tensor:
-    """tau^2 KL(global || local) between softmaxes at temperature tau over all classes but the label's, batch mean.
-
-    What the global model thinks of the classes that an image does not show is kept; the label is learnt freely
-    (FedNTD: Lee et al., NeurIPS 2022, arXiv 2106.03097).
-    """
-    other_R = torch.arange(logit_BK.shape[1] - 1, device=logit_BK.device)
-    other_BR = other_R + (other_R >= label_B[:, None])  # a mask would wait for the device
-    local_BK, wanted_BK = (
-        (z.gather(1, other_BR) / tau).log_softmax(dim=1) for z in (logit_BK, global_BK.detach())
-    )
-    return tau**2 * F.kl_div(local_BK, wanted_BK, reduction="batchmean", log_target=True)
-
-
-def model_contrast(feat_BD: Tensor, global_BD: Tensor, previous_BD: Tensor, tau: float) -> Tensor:
-    """-log softmax of cos(h, h_global) / tau against cos(h, h_previous) / tau, batch mean.
-
-    Features are pulled to the global model's and away from those of the client's own previous model (MOON: Li,
-    He, Song, CVPR 2021, arXiv 2103.16257).
-    """
-    near_B, far_B = ((unit(feat_BD) * unit(z.detach())).sum(dim=1) / tau for z in (global_BD, previous_BD))
-    return F.softplus(far_B - near_B).mean()
 
 
 def memory_anchor(feat_BD: Tensor, label_B: Tensor, mean_KD: Tensor, seen_K: Tensor) -> Tensor:
@@ -145,6 +121,29 @@ class View:
     logit_BK: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """One batch, as a method's `feature_terms` gets it.
+
+    Attributes:
+        feat_BD: the model's features, before normalisation.
+        label_B: class indices.
+        head: the model's classifier.
+        guide: the target of the round.
+        views: what the companions make of the batch, by their names.
+    """
+
+    feat_BD: Tensor
+    label_B: Tensor
+    head: Head
+    guide: Guide
+    views: Mapping[str, View]
+
+    def scores(self) -> Tensor:
+        """The model's scores before the softmax, [B, K]."""
+        return logits(self.head, self.feat_BD, self.guide)
+
+
 def objective(
     feat_BD: Tensor,
     label: Tensor,
@@ -187,7 +186,7 @@ def objective(
         if guide.memory_ramp > 0:
             rehearsal = memory_rehearsal(memory_KD, guide.seen_K, head, guide)
             parts["rehearsal"] = method.rehearsal * guide.memory_ramp * rehearsal
-    parts |= _comparisons(feat_BD, label_B, head, guide, views)
+    parts |= _of_methods(feat_BD, label_B, head, guide, views)
     total = torch.stack(list(parts.values())).sum()
     return total, {name: part.detach() for name, part in parts.items()}
 
@@ -213,23 +212,19 @@ def _alignment(feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide) -> Te
     return cross_entropy(logits(head, feat_BD, guide), label_B, prior_K)
 
 
-def _comparisons(
+def _of_methods(
     feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide, views: Mapping[str, View]
 ) -> dict[str, Tensor]:
-    method, parts = guide.method, {}
-    if method.compares_models and GLOBAL not in views:
+    """The terms that the methods at work add."""
+    parts = guide.method.parts
+    comparing = [part.name for part in parts if part.compares_models]
+    if comparing and GLOBAL not in views:
         raise ConfigError(
-            "method.contrast and method.distil compare models, which this task cannot do: set both to 0"
+            f"the method {' and '.join(comparing)} compares models, which this task cannot do: give another "
+            "method.name, and leave the keys of this one (docs/config.md) at 0"
         )
-    if method.distil > 0:
-        distilled = not_true_distillation(
-            logits(head, feat_BD, guide), views[GLOBAL].logit_BK, label_B, method.distil_tau
-        )
-        parts["distillation"] = method.distil * distilled
-    if method.contrast > 0 and PREVIOUS in views:  # not before a client's second round
-        near, far = views[GLOBAL].feat_BD, views[PREVIOUS].feat_BD
-        parts["contrast"] = method.contrast * model_contrast(feat_BD, near, far, method.contrast_tau)
-    return parts
+    features = Features(feat_BD=feat_BD, label_B=label_B, head=head, guide=guide, views=views)
+    return {name: term for part in parts for name, term in part.feature_terms(features).items()}
 
 
 def _rehearsal_features(rehearsal_KD: Tensor | None, head: Head, guide: Guide) -> Tensor:

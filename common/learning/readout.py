@@ -1,12 +1,15 @@
-"""How a trained model classifies: by its trained head, the vertices, the class memory, both blended, or a
-discriminant that follows from the memory.
+"""The read-outs: how a trained model classifies. One class for each, which says what it needs and how it scores.
 
-Called at evaluation and prediction. Must not know how the memory came about.
+To add one, write a class here and register it: the run file, docs/config.md, clients, server, export and
+comparisons ask `READOUTS`. Called at evaluation and prediction. Must not know how the class memory came about.
 
 Legend: B batch, D feature width, K label space.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,39 +17,165 @@ from torch import Tensor
 from fednc.common.learning.frame import unit
 from fednc.common.learning.heads import CosineHead, FrameHead, Head, logits
 from fednc.common.learning.round_context import Guide
+from fednc.common.registry import Registry
+
+
+class ReadOut(ABC):
+    """A way to classify.
+
+    Attributes:
+        name: its value of `method.readout`.
+        summary: what classes are compared by, for docs/config.md.
+        needs_head: uses a trained head, which `method.head = "frame"` does not have.
+        needs_vertices: uses the frozen vertices, which only `method.head = "frame"` has.
+        needs_memory: uses the class memory, so clients send class sums.
+        needs_moments: uses the memory's metric, so clients also send their features' second moments.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    needs_head: ClassVar[bool] = False
+    needs_vertices: ClassVar[bool] = False
+    needs_memory: ClassVar[bool] = False
+    needs_moments: ClassVar[bool] = False
+
+    @abstractmethod
+    def scores(self, feat_BD: Tensor, head: Head, guide: Guide) -> Tensor:
+        """Scores [B, K] of features as the head takes them, not normalised; the argmax is the prediction."""
+
+
+class MemoryReadOut(ReadOut):
+    """Classifies by the class memory alone, so it works in any space in which the memory lies."""
+
+    needs_memory = True
+
+    @abstractmethod
+    def compare(self, unit_BD: Tensor, guide: Guide, scale: Tensor | float) -> Tensor:
+        """Scores [B, K] of unit features in the memory's space; those of classes without a memory are not used."""
+
+    def memory_scores(self, unit_BD: Tensor, guide: Guide, scale: Tensor | float) -> Tensor:
+        """Scores [B, K] of unit features in the memory's space; -inf for a class without a memory."""
+        return self.compare(unit_BD, guide, scale).masked_fill(~guide.seen_K, -torch.inf)
+
+    def scores(self, feat_BD: Tensor, head: Head, guide: Guide) -> Tensor:
+        """See ReadOut."""
+        return self.memory_scores(unit(feat_BD), guide, scale_of(head, guide))
+
+
+READOUTS = Registry[ReadOut]("method.readout")
+
+
+@READOUTS.register
+class HeadReadOut(ReadOut):
+    """The head as trained; no class prior."""
+
+    name, summary = "head", "the trained head"
+    needs_head = True
+
+    def scores(self, feat_BD: Tensor, head: Head, guide: Guide) -> Tensor:
+        """See ReadOut."""
+        return logits(head, feat_BD, guide)
+
+
+@READOUTS.register
+class VertexReadOut(ReadOut):
+    """s h . m_c with the unit feature h, the vertex m_c and the scale s of the head; no class prior."""
+
+    name, summary = "vertex", "the frozen vertices"
+    needs_vertices = True
+
+    def scores(self, feat_BD: Tensor, head: Head, guide: Guide) -> Tensor:
+        """See ReadOut."""
+        return logits(head, feat_BD, guide)
+
+
+@READOUTS.register
+class ClassMeanReadOut(MemoryReadOut):
+    """The nearest class mean: s (h . v_c - |v_c|^2 / 2) = -s/2 |h - v_c|^2 + const with the memory v_c.
+
+    The square matters: without it a class whose features are concentrated (long v_c) wins too often.
+    """
+
+    name, summary = "memory", "the class memory"
+
+    def compare(self, unit_BD: Tensor, guide: Guide, scale: Tensor | float) -> Tensor:
+        """See MemoryReadOut."""
+        return scale * _nearest_mean(unit_BD, guide.mean_KD, guide.mean_KD)
+
+
+@READOUTS.register
+class BlendReadOut(ReadOut):
+    """Vertex and memory: s ((1 - w) h . m_c + w (h . v_c - |v_c|^2 / 2)), w = 1 / (2 - k^2).
+
+    k is the mean length of the memories: features of variance 1 - k^2 around their class means make the nearest
+    mean 1 / (1 - k^2) times as sure, so w grows from 1/2 to 1 as classes collapse. A class never seen has
+    v_c = k m_c: its vertex stands in for the memory it lacks.
+    """
+
+    name, summary = "blend", "vertices and class memory together"
+    needs_vertices = True
+    needs_memory = True
+
+    def scores(self, feat_BD: Tensor, head: Head, guide: Guide) -> Tensor:
+        """See ReadOut."""
+        length = guide.mean_KD.norm(dim=1)[guide.seen_K].mean().nan_to_num(0.0)
+        memory_KD = torch.where(guide.seen_K.unsqueeze(1), guide.mean_KD, length * guide.etf_KD)
+        weight, unit_BD = 1 / (2 - length.square()), unit(feat_BD)
+        by_vertex_BK, by_memory_BK = unit_BD @ guide.etf_KD.T, _nearest_mean(unit_BD, memory_KD, memory_KD)
+        return scale_of(head, guide) * torch.lerp(by_vertex_BK, by_memory_BK, weight)
+
+
+@READOUTS.register
+class DiscriminantReadOut(ClassMeanReadOut):
+    """Fisher's linear discriminant: the nearest class mean in the metric A of the memory.
+
+    A is the inverse covariance of features around their class means: h . A v_c - v_c . A v_c / 2, with the mean of
+    all v_c subtracted from h and v_c first. It is the log-likelihood of a class minus that of the mean, so it
+    has no scale, and its log-loss cannot be compared with the training loss. Without a metric (no class had two
+    examples yet) it is the nearest class mean.
+    """
+
+    name = "discriminant"
+    summary = (
+        "the class memory in the metric of features within classes, for which clients also send second moments"
+    )
+    needs_moments = True
+
+    def compare(self, unit_BD: Tensor, guide: Guide, scale: Tensor | float) -> Tensor:
+        """See MemoryReadOut."""
+        if guide.metric_DD is None:
+            return super().compare(unit_BD, guide, scale)
+        centre_D = guide.mean_KD[guide.seen_K].mean(dim=0)
+        centred_KD = guide.mean_KD - centre_D
+        return _nearest_mean(unit_BD - centre_D, centred_KD, centred_KD @ guide.metric_DD)
+
+
+def readout_of(guide: Guide) -> ReadOut:
+    """The read-out that the run asks for."""
+    return READOUTS.get(guide.method.readout)
 
 
 def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
-    """Scores [B, K] whose argmax is the prediction; -inf for vertices reserved beyond today's `classes`.
+    """Scores [B, K] by the run's read-out; -inf for vertices reserved beyond today's `classes`.
 
-    `guide.method.readout` chooses what a class is compared by, with h = unit(feat):
-
-    * `head`, `vertex`: the head as trained, that is s h . m_c with the vertex m_c for a frame; no class prior;
-    * `memory`: the nearest class mean, s (h . v_c - |v_c|^2 / 2) = -s/2 |h - v_c|^2 + const, and -inf for a class
-      never seen. The square matters: without it a class whose features are concentrated (long v_c) wins too often.
-      While nothing is seen, the head as trained.
-    * `discriminant`: the nearest class mean in the metric A of the memory, the inverse covariance of features
-      around their means: h . A v_c - v_c . A v_c / 2 with h and v_c less the mean of all v_c, Fisher's linear
-      discriminant. It is the log-likelihood of a class less that of the mean, so it has no scale, and its log-loss
-      is none of training's; -inf for a class never seen. While nothing is seen, the head as trained; as `memory`
-      while no class had two examples to tell how they vary.
-    * `blend`: both, s ((1 - w) h . m_c + w (h . v_c - |v_c|^2 / 2)), w = 1 / (2 - k^2) with k the mean length of
-      the memories: features of variance 1 - k^2 around their class means make the nearest mean 1 / (1 - k^2)
-      times as sure, so w grows from 1/2 to 1 as classes collapse. A class never seen has v_c = k m_c: its vertex
-      stands in for the memory it lacks. While nothing is seen, the vertices.
-
-    The scale s of the head changes no prediction; it makes softmax and log-loss mean what they meant in training.
+    While no class has a memory, a read-out that needs it gives way to the head as trained. The scale s of the head
+    changes no prediction; it makes softmax and log-loss mean what they meant in training.
     """
-    readout = guide.method.readout
-    if readout in ("head", "vertex"):
-        return as_trained(feat_BD, head, guide, classes)
-    read = _by_memory if readout in ("memory", "discriminant") else _blended
-    return _existing(read(feat_BD, head, guide, classes), classes)
+    readout = readout_of(guide)
+    score_BK = readout.scores(feat_BD, head, guide)
+    if readout.needs_memory:
+        score_BK = torch.where(guide.seen_K[:classes].any(), score_BK, logits(head, feat_BD, guide))
+    return _existing(score_BK, classes)
 
 
 def as_trained(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
-    """Scores [B, K] of the head as trained."""
+    """Scores [B, K] of the head as trained; -inf beyond today's `classes`."""
     return _existing(logits(head, feat_BD, guide), classes)
+
+
+def scale_of(head: Head, guide: Guide) -> Tensor | float:
+    """The factor s on cosines: the head's, or for a linear head the one of the run file."""
+    return head.scale if isinstance(head, FrameHead | CosineHead) else guide.method.scale
 
 
 def _existing(score_BK: Tensor, classes: int) -> Tensor:
@@ -54,36 +183,6 @@ def _existing(score_BK: Tensor, classes: int) -> Tensor:
     return score_BK.masked_fill(reserved_K, -torch.inf)
 
 
-def memory_scores(unit_BD: Tensor, guide: Guide, scale: Tensor | float) -> Tensor:
-    """Scores [B, K] of unit features in the memory's space by the read-out `memory` or `discriminant`."""
-    if guide.method.readout == "discriminant" and guide.metric_DD is not None:
-        centre_D = guide.mean_KD[guide.seen_K].mean(dim=0)
-        centred_KD = guide.mean_KD - centre_D
-        score_BK = _nearest_mean(unit_BD - centre_D, centred_KD, centred_KD @ guide.metric_DD)
-    else:
-        score_BK = scale * _nearest_mean(unit_BD, guide.mean_KD, guide.mean_KD)
-    return score_BK.masked_fill(~guide.seen_K, -torch.inf)
-
-
-def _by_memory(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
-    score_BK = memory_scores(unit(feat_BD), guide, _scale(head, guide))
-    return torch.where(guide.seen_K[:classes].any(), score_BK, logits(head, feat_BD, guide))
-
-
-def _blended(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
-    length_K = guide.mean_KD.norm(dim=1)
-    length = length_K[guide.seen_K].mean().nan_to_num(0.0)
-    memory_KD = torch.where(guide.seen_K.unsqueeze(1), guide.mean_KD, length * guide.etf_KD)
-    weight = 1 / (2 - length.square())
-    by_vertex_BK, by_memory_BK = unit(feat_BD) @ guide.etf_KD.T, _nearest_mean(unit(feat_BD), memory_KD, memory_KD)
-    score_BK = _scale(head, guide) * torch.lerp(by_vertex_BK, by_memory_BK, weight)
-    return torch.where(guide.seen_K[:classes].any(), score_BK, logits(head, feat_BD, guide))
-
-
 def _nearest_mean(feat_BD: Tensor, mean_KD: Tensor, axis_KD: Tensor) -> Tensor:
     """h . a - v . a / 2 with a = A v, [B, K]: (|h|^2 - |h - v|^2) / 2 in the metric A."""
     return feat_BD @ axis_KD.T - (mean_KD * axis_KD).sum(dim=1) / 2
-
-
-def _scale(head: Head, guide: Guide) -> Tensor | float:
-    return head.scale if isinstance(head, FrameHead | CosineHead) else guide.method.scale

@@ -1,6 +1,6 @@
 """What the server broadcasts beside the model: the frozen frame, the class memory, where in the run we are.
 
-Built by the server, rebuilt on each client from the bytes it received, read by tasks and losses.
+Made by `common/tasks/round_guide.py` on both sides, read by tasks and losses.
 
 Legend: K vertices of the frame (whole label space), D feature width.
 """

@@ -16,12 +16,12 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from flwr.app import RecordDict
 
+from fednc.common.waiting import Deadline, wait_until
 from fednc.common.wire import records
 from fednc.common.wire.arrays import Buffer
 from fednc.protos import federation_pb2 as pb
@@ -154,9 +154,7 @@ class AppProcess:
         """
         if hang_up:
             self.pipe.close()
-        give_up = time.monotonic() + grace_s
-        while self.alive and time.monotonic() < give_up:
-            time.sleep(_POLL_S)
+        wait_until(lambda: not self.alive, Deadline(grace_s), _POLL_S)
         self.pipe.close()
         with self._reaping:
             self.kill()
@@ -182,11 +180,9 @@ class AppProcess:
         done = threading.Event()
 
         def watch() -> None:
-            while not done.wait(_POLL_S):
-                if cancelled.is_set():
-                    if not done.wait(grace_s):
-                        self.kill()
-                    return
+            wait_until(lambda: done.wait(_POLL_S) or cancelled.is_set(), Deadline(), every_s=0)
+            if not done.wait(grace_s):
+                self.kill()
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()

@@ -120,6 +120,7 @@ class Task(ABC):
     takes_sessions: ClassVar[bool] = False  # classes may come later, in [[sessions]]
     Options: ClassVar[type[TaskOptions]]
     metrics: ClassVar[tuple[Metric | type[Metric], ...]]
+    Split: ClassVar[type[SplitSection]] = SplitSection  # of [split]; a class that derives from it adds tables
 
     def __init__(self, run: RunConfig) -> None:
         """Checks `[task]` of the run file.

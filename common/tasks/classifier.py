@@ -306,7 +306,7 @@ def _projected_memory(model: ClassifierModel, deep_BW: Tensor, guide: Guide) -> 
 
 def _check_rehearsal(run: RunConfig) -> None:
     method = run.method
-    others = max(method.anchor, method.centre, method.target_blend) > 0 or method.readout != "vertex"
+    others = max(method.anchor, method.centre, method.target_blend) > 0 or method.reads_memory
     if others or method.memory_source == "vertex":
         raise ConfigError(
             "method.rehearsal towards a frame keeps the class memory from before the projection, where there are "

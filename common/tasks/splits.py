@@ -2,7 +2,7 @@
 
 Called by the task for a client that has one part of a common data set. Importing flwr-datasets takes seconds, so
 that happens once per split on a machine; a remembered index is checked before it is used. Every example lands in
-exactly one part, or there is no split. Must not know images: it sees labels only.
+exactly one part, or there is no split. Sees labels only.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from fednc.common.files import write_atomically
 from fednc.common.seeds import derive
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
-SMALLEST_PART = 2  # one image to train on, one to hold out
+SMALLEST_PART = 2  # one example to train on, one to hold out
 DRAWS = 20  # seeds tried, each up to eleven times by the library, before a dirichlet split is given up
+_DECISIVE = {"kind", "parts", "alpha", "classes_per_part", "seed"}  # keys of [split] that the index follows from
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ def _key(labels: Index, split: SplitSection) -> str:
         library = version("flwr-datasets")
     except PackageNotFoundError as e:
         raise _missing() from e
-    settings = split.model_dump(mode="json", exclude={"shift", "sites"})
+    settings = split.model_dump(mode="json", include=_DECISIVE)
     text = json.dumps({"split": settings, "flwr-datasets": library}, sort_keys=True)
     return hashlib.sha256(text.encode() + b"\n" + labels.astype("<i8").tobytes()).hexdigest()
 

@@ -11,17 +11,14 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fednc.common import versions
 from fednc.common.config.run import RunConfig
-from fednc.common.config.tables import MethodSection
 from fednc.common.errors import ProtocolError, UnusableValuesError
 from fednc.common.learning.class_memory import ClassMemory, ClassSums
 from fednc.common.learning.frame import Frame
-from fednc.common.learning.round_context import Guide, memory_ramp
 from fednc.common.wire import arrays
 from fednc.common.wire.records import record_of
 
@@ -48,7 +45,7 @@ class Instruction:
     def under(cls, run: RunConfig, server_round: int, *, wants_sums: bool = False) -> Instruction:
         """Of this run, as this side has it installed."""
         return cls(
-            run_json=run.model_dump_json(exclude={"server"}),
+            run_json=run.for_clients(),
             server_round=server_round,
             wants_sums=wants_sums,
             versions=versions.of_run(run),
@@ -80,37 +77,14 @@ def guide_record(frame: Frame, memory: ClassMemory, *, evaluates: bool = False) 
     return arrays.to_record({"frame": frame.etf_KD, "mean": memory.mean_KD, "seen": memory.seen_K, **metric})
 
 
-def guide_of(content: RecordDict, method: MethodSection, server_round: int, count_K: Tensor) -> Guide:
-    """The guide of an instruction, checked. Raises ProtocolError."""
+def frame_and_memory_of(content: RecordDict) -> tuple[Tensor, ClassMemory]:
+    """(the frame's vertices, the class memory) of an instruction, checked. Raises ProtocolError."""
     record = record_of(content, GUIDE, ArrayRecord)
     if record is None or set(record) - {"metric"} != {"frame", "mean", "seen"}:
         raise ProtocolError("the instruction has no complete 'guide' record")
     tensors = arrays.from_record(record)
-    metric_DD, dim = tensors.get("metric"), tensors["mean"].shape[-1]
-    if metric_DD is not None and metric_DD.shape != (dim, dim):
-        raise ProtocolError(f"the guide's metric is {list(metric_DD.shape)}, its memory {dim} wide")
-    return Guide(
-        method=method,
-        etf_KD=tensors["frame"],
-        mean_KD=tensors["mean"],
-        seen_K=tensors["seen"],
-        metric_DD=metric_DD,
-        count_K=count_K,
-        memory_ramp=memory_ramp(method, server_round),
-    )
-
-
-def make_guide(run: RunConfig, frame: Frame, memory: ClassMemory, server_round: int) -> Guide:
-    """The guide as the server's own evaluation sees it."""
-    return Guide(
-        method=run.method,
-        etf_KD=frame.etf_KD,
-        mean_KD=memory.mean_KD,
-        seen_K=memory.seen_K,
-        metric_DD=memory.metric_DD,
-        count_K=torch.zeros(frame.vertices, dtype=torch.int64),
-        memory_ramp=memory_ramp(run.method, server_round),
-    )
+    names = {"mean": "mean_KD", "seen": "seen_K", "metric": "metric_DD"}
+    return tensors["frame"], ClassMemory.from_tensors({names[k]: v for k, v in tensors.items() if k in names})
 
 
 def instruction_content(
@@ -123,11 +97,6 @@ def instruction_content(
     content = RecordDict({RUN: instruction.to_record()})
     content.update({k: v for k, v in ((MODEL, model), (GUIDE, guide), (EXTRA, extra)) if v is not None})
     return content
-
-
-def control_key(name: str) -> str:
-    """The control variate of parameter `name` among the extra tensors."""
-    return f"control/{name}"
 
 
 def extra_record(extra: Mapping[str, Tensor]) -> ArrayRecord | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
-PROTOCOL = 1
-SESSION_KEY = "fednc-session-bin"
+PROTOCOL = 2
+ATTENDANCE_KEY = "fednc-attendance-bin"
 CHUNK_BYTES = 1 << 20
 WHOLE_BYTES = 64 << 10  # what is no bulk: it comes with its assignment, and goes back in one message
 REMEMBERED_ASSIGNMENTS = 2  # whose blobs a client keeps

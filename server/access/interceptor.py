@@ -9,7 +9,6 @@ log.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -25,6 +24,7 @@ from fednc.common.security.credentials import Role
 from fednc.server.access.identity import GIBBERISH, Authenticator, Caller, Identity, Refusal
 from fednc.server.access.open_calls import OpenCalls
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import CallRefused
 
 # Who makes the call that is being served. Unset outside the gate: a service without it fails.
 CALLER: ContextVar[Identity] = ContextVar("fednc_caller")
@@ -158,14 +158,14 @@ class _RefusalLog:
             self._seen.popitem(last=False)
         more = f" ({unsaid} more from there before)" if unsaid else ""
         self._events.emit(
-            "refused",
-            f"refused {host}: {refusal.reason}{more}",
-            level=logging.WARNING,
-            peer=unquote(peer),
-            reason=refusal.reason,
-            status=refusal.status.name,
-            method=method,
-            unsaid=unsaid,
+            CallRefused(
+                text=f"refused {host}: {refusal.reason}{more}",
+                peer=unquote(peer),
+                reason=refusal.reason,
+                status=refusal.status.name,
+                method=method,
+                unsaid=unsaid,
+            )
         )
 
 

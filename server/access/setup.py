@@ -30,6 +30,7 @@ from fednc.server.access.identity import (
     read_tokens,
 )
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import CredentialsProblem, InsecureLink
 
 T = TypeVar("T")
 Mode = Literal["mtls", "token", "none"]
@@ -59,7 +60,7 @@ def security_of(section: ServerSection, address: str, events: EventLog) -> Secur
         raise ConfigError(f"server.insecure = true contradicts server.auth = {mode!r}; leave one of them out")
 
     def trouble(text: str) -> None:
-        events.emit("credentials", text, level=logging.ERROR)
+        events.emit(CredentialsProblem(text=text))
 
     revoked = _watched(section, "revoked", cred.REVOKED, read_revoked, trouble)
     pair = _server_pair(section, events)
@@ -98,7 +99,7 @@ def _check_open(section: ServerSection, address: str, events: EventLog) -> None:
             f"INSECURE: whoever reaches {address} can attend under any name, and whoever is on the way can read "
             "and change the model and all updates"
         )
-        events.emit("insecure", text, level=logging.WARNING)
+        events.emit(InsecureLink(text=text))
 
 
 def _path(section: ServerSection, key: str, name: str) -> Path | None:
@@ -131,7 +132,7 @@ def _server_pair(section: ServerSection, events: EventLog) -> tuple[bytes, bytes
         raise ConfigError(f"{path} has expired; `fednc certs server --renew` makes another")
     if left_s < _WARN_BEFORE_S:
         text = f"{path} expires in {left_s / 86400:.0f} days: `fednc certs server --renew`, then restart"
-        events.emit("credentials", text, level=logging.WARNING)
+        events.emit(CredentialsProblem(text=text), level=logging.WARNING)
     return key, cert
 
 

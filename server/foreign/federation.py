@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 from flwr.app.user_config import UserConfig
@@ -19,6 +18,7 @@ from fednc.server.link.assignments import REPLY_REJECTED, Work
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import OtherCode, ReplyDropped, ReplyTooLarge
 
 _CODE_LENGTH = 12  # of the fingerprint, as it is shown
 
@@ -62,7 +62,7 @@ class AppFederation(Federation):
                 f"{text}: copy the server's Python files into the app's folder, or give the changed app a new "
                 "version, or start the server with --any-code"
             )
-        self._node_events.emit("other-code", text, level=logging.WARNING, node=request.name, code=theirs)
+        self._node_events.emit(OtherCode(text=text, node=request.name, code=theirs))
 
     def _welcome(self, node: Node) -> pb.Welcome:
         welcome = super()._welcome(node)
@@ -79,9 +79,7 @@ class AppFederation(Federation):
         if not isinstance(error, reply_limits.TooLargeError):
             return super().reject(work, error)
         name = work.node.name
-        self._node_events.emit(
-            "too-large", f"refused the reply of {name}: {error}", level=logging.WARNING, node=name
-        )
+        self._node_events.emit(ReplyTooLarge(text=f"refused the reply of {name}: {error}", node=name))
         self._fail(work, REPLY_REJECTED, "TooLarge", str(error))
         return pb.Receipt(outcome=pb.Receipt.REJECTED, reason=str(error))
 
@@ -91,4 +89,4 @@ class AppFederation(Federation):
             f"dropped the oldest reply that the app has not pulled: {size / 2**20:.1f} MiB of {node}. At most "
             f"{most >> 20} MiB wait, {reply_limits.FACTOR} times server.ingest_mib; let the app pull its replies"
         )
-        self._node_events.emit("dropped-reply", text, level=logging.WARNING, node=node, size=size)
+        self._node_events.emit(ReplyDropped(text=text, node=node, size=size))

@@ -7,7 +7,6 @@ from the other. Knows nothing of gRPC, and nothing of what the messages mean.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from pathlib import Path
@@ -21,7 +20,6 @@ from fednc.common.wire.arrays import Buffer
 from fednc.common.wire.framing import Parts
 from fednc.common.wire.protocol import REMEMBERED_ASSIGNMENTS, WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
-from fednc.server.access.bans import Doorkeeper
 from fednc.server.access.identity import UNHEARD, Refusal
 from fednc.server.access.open_calls import OpenCalls
 from fednc.server.link import message_limits
@@ -36,12 +34,23 @@ from fednc.server.link.assignments import (
     key_of,
 )
 from fednc.server.link.blob_store import BlobStore
+from fednc.server.link.doorkeeper import Doorkeeper
 from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import Node, NodeState, Roster
 from fednc.server.link.reply_schema import Agreement
 from fednc.server.link.upload_budget import Intake
-from fednc.server.rounds.control import RunControl
 from fednc.server.storage.event_log import EventLog, NodeEvents
+from fednc.server.storage.events import (
+    DiskProblem,
+    NodeAttends,
+    NodeLeaving,
+    NodeLost,
+    NodePaused,
+    NodeReady,
+    NodeUnfit,
+    UploadPutBack,
+    WorkFailed,
+)
 
 _DAMAGED_UPLOADS = 3  # of one reply, before its work fails
 
@@ -59,7 +68,6 @@ class Federation:
         self.earlier_bytes = (0, 0)  # up and down, before a restart
         self.roster = Roster(run.split.parts if run.split else 0)
         self.blobs = BlobStore()
-        self.control = RunControl()
         self._node_events = NodeEvents(events)
         self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self._node_events, self.expel)
         self.intake = Intake(spool, run.server.ingest_mib << 20)
@@ -89,16 +97,16 @@ class Federation:
             node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))
         part = f", part {node.part.index}/{node.part.of}" if node.part else ""
         verb = "looks in (dry run)" if request.dry_run else "attends"
-        self._node_events.emit("attend", f"{node.name} {verb}{part}", node=node.name)
+        self._node_events.emit(NodeAttends(text=f"{node.name} {verb}{part}", node=node.name))
         return node
 
     def _welcome(self, node: Node) -> pb.Welcome:
         part = pb.Part(index=node.part.index, of=node.part.of) if node.part else None
         return pb.Welcome(
             node_id=node.node_id,
-            session=node.session,
+            attendance=node.attendance,
             run_id=self.run_id,
-            run_json=self.run.model_dump_json(exclude={"server"}),  # its paths are nobody else's business
+            run_json=self.run.for_clients(),
             part=part,
             liveness_s=self.run.server.liveness_s,
             whole_bytes=WHOLE_BYTES,
@@ -115,42 +123,42 @@ class Federation:
         if declaration.problem:
             node.state, node.problem = NodeState.UNFIT, declaration.problem
             text = f"{node.name} cannot take part: {declaration.problem}"
-            self._node_events.emit(
-                "unfit", text, level=logging.WARNING, node=node.name, problem=declaration.problem
-            )
+            self._node_events.emit(NodeUnfit(text=text, node=node.name, problem=declaration.problem))
             return
         node.state = _STANDINGS.get(declaration.standing, NodeState.READY)
         if node.state is NodeState.READY:
             self._node_events.emit(
-                "ready",
-                f"{node.name} is ready: {_holds(declaration)}",
-                node=node.name,
-                examples=node.examples,
-                class_counts=list(node.class_counts),
-                pid=node.pid,
-                device=node.device,
+                NodeReady(
+                    text=f"{node.name} is ready: {_holds(declaration)}",
+                    node=node.name,
+                    examples=node.examples,
+                    class_counts=node.class_counts,
+                    pid=node.pid,
+                    device=node.device,
+                )
             )
             if was is None or was.standing != pb.Declaration.READY:  # it may have missed some
                 for work in self._works_of(node):
                     node.outbox.put_nowait(work.id)
         else:
-            self._node_events.emit(node.state, f"{node.name} is {node.state}", node=node.name)
+            holds_back = NodePaused if node.state is NodeState.PAUSED else NodeLeaving
+            self._node_events.emit(holds_back(text=f"{node.name} is {node.state}", node=node.name))
 
-    def depart(self, node: Node, session: bytes) -> None:
+    def depart(self, node: Node, attendance: bytes) -> None:
         """A node's attending stream ended. Its work waits `rejoin_s` for it, unless it said that it leaves."""
         wait_s = 0.0 if node.state is NodeState.LEAVING else self.run.rounds.rejoin_s
         if node.state is NodeState.REHEARSING:
             return self.roster.end_rehearsal(node)
-        if not self.roster.lose(node, session):
+        if not self.roster.lose(node, attendance):
             return
         if not self.over:
             text = f"{node.name} is gone ({time.strftime('%H:%M:%S')})"
-            self._node_events.emit("lost", text, level=logging.WARNING, node=node.name)
-            asyncio.get_running_loop().call_later(wait_s, self._give_up, node, session)
+            self._node_events.emit(NodeLost(text=text, node=node.name))
+            asyncio.get_running_loop().call_later(wait_s, self._give_up, node, attendance)
 
     def lose(self, node: Node) -> None:
         """Nothing was heard of a node: it is lost, and should it hear this, it comes back."""
-        self.depart(node, node.session)
+        self.depart(node, node.attendance)
         reason = f"{node.name} was silent for {self.run.server.liveness_s:g} s; attend again"
         node.outbox.put_nowait(Refusal(reason, UNHEARD))
 
@@ -163,12 +171,12 @@ class Federation:
         for work in self._works_of(node):
             self._fail(work, NODE_LOST, "NodeExpelled", f"{node.name}: {refusal.reason}")
         if node.is_here:
-            self.depart(node, node.session)
-        node.session = b""
+            self.depart(node, node.attendance)
+        node.attendance = b""
         self.calls.end_node(node.name, refusal)
 
-    def _give_up(self, node: Node, session: bytes) -> None:
-        if node.state is NodeState.LOST and node.session == session:  # else it has been back meanwhile
+    def _give_up(self, node: Node, attendance: bytes) -> None:
+        if node.state is NodeState.LOST and node.attendance == attendance:  # else it has been back meanwhile
             for work in self._works_of(node):
                 self._fail(work, NODE_LOST, "NodeLost", f"{node.name} was lost and did not come back in time")
 
@@ -188,7 +196,7 @@ class Federation:
                 self._fail(work, NODE_LOST, f"Node{work.node.state.title()}", work.node.problem)
             else:
                 asyncio.get_running_loop().call_later(
-                    self.run.rounds.rejoin_s, self._give_up, work.node, work.node.session
+                    self.run.rounds.rejoin_s, self._give_up, work.node, work.node.attendance
                 )
 
     def assignment(self, work_id: pb.AssignmentId) -> Parts | pb.ServerEvent:
@@ -266,17 +274,17 @@ class Federation:
         """An upload could not be stored; the client tries again until the deadline."""
         self.intake.drop(work.slot)
         text = f"cannot store the reply of {work.node.name}: {error.strerror}; {remedy(error)}"
-        self._node_events.emit("disk", text, level=logging.ERROR, node=work.node.name, errno=error.errno)
+        self._node_events.emit(DiskProblem(text=text, node=work.node.name, errno=error.errno))
 
     def note_put_back(self, work: Work, problem: str) -> None:
         """An upload gave its place to one that waited; the client goes on with it later."""
         text = f"the upload of {work.node.name} waits for its next turn: {problem}"
-        self._node_events.emit("put-back", text, node=work.node.name, reason=problem)
+        self._node_events.emit(UploadPutBack(text=text, node=work.node.name, reason=problem))
 
     def report_failure(self, work: Work, failure: pb.Failure) -> None:
         """The client says that its work failed."""
         text = f"{work.node.name} failed: {failure.kind}: {failure.reason}"
-        self._node_events.emit("failure", text, level=logging.WARNING, node=work.node.name, failure=failure.kind)
+        self._node_events.emit(WorkFailed(text=text, node=work.node.name, failure=failure.kind))
         code = failure.code if failure.kind == APP_ERROR else failure.code or APP_FAILED
         self._fail(work, code, failure.kind, failure.reason)
 
@@ -305,7 +313,6 @@ class Federation:
     def finish(self, reason: str, *, failed: bool) -> None:
         """Tell everybody that the run is over."""
         self.over = pb.RunOver(reason=reason, failed=failed)
-        self.control.stopping = self.control.over = True
         for work in list(self._works.values()):  # so that nobody goes on waiting for it
             self._fail(work, NODE_LOST, "RunOver", reason)
         for node in self.roster.nodes():

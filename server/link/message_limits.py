@@ -26,7 +26,7 @@ ARRAYS = 1 << 14  # of one reply, as are entries: looking at a header must not h
 DIMENSIONS = 32
 ENTRIES = 1 << 12
 LIST_VALUES = 1 << 18
-DECLARATIONS = 1000  # of one session; a client declares again when its owner pauses it or lets it go on
+DECLARATIONS = 1000  # of one attendance; a client declares again when its owner pauses it or lets it go on
 COUNT = 1 << 53  # steps and sizes: what a float can count
 
 

@@ -37,15 +37,15 @@ class NodeState(StrEnum):
 
 @dataclass(eq=False)
 class Node:
-    """One client, for as long as the server lives; sessions come and go."""
+    """One client, for as long as the server lives; attendances come and go."""
 
     name: str
     node_id: int
     state: NodeState = NodeState.LOST
-    session: bytes = b""
+    attendance: bytes = b""
     instance: bytes = b""
-    declaration: pb.Declaration | None = None  # of this session, the latest
-    declarations: int = 0  # of this session
+    declaration: pb.Declaration | None = None  # of this attendance, the latest
+    declarations: int = 0  # of this attendance
     identity: Identity = field(default_factory=Identity)
     part: Part | None = None
     examples: int = 0
@@ -62,7 +62,7 @@ class Node:
     last_seen: float = field(default_factory=time.monotonic)
     silent_ticks: int = 0  # of `heartbeat.py`
     outbox: Outbox = field(default_factory=asyncio.Queue)
-    given: tuple[Collection[bytes], ...] = ()  # blobs of the last few assignments of this session
+    given: tuple[Collection[bytes], ...] = ()  # blobs of the last few assignments of this attendance
 
     @property
     def declared(self) -> tuple[int, int, tuple[int, ...]] | None:
@@ -80,17 +80,17 @@ class Node:
 
 
 class Roster:
-    """All nodes ever seen by this server, by name and by session."""
+    """All nodes ever seen by this server, by name and by attendance."""
 
     def __init__(self, parts: int = 0) -> None:
         self._parts = parts  # of the simulated split; 0: every client has data of its own
         self._by_name: dict[str, Node] = {}
         self._by_id: dict[int, Node] = {}
-        self._by_session: dict[bytes, Node] = {}
+        self._by_attendance: dict[bytes, Node] = {}
         self._rehearsing: dict[str, Node] = {}  # dry runs under way
 
     def admit(self, name: str, instance: bytes, wanted: Part | None) -> Node:
-        """A fresh session for `name`.
+        """A fresh attendance for `name`.
 
         Raises:
             RefusedError: another process attends under that name, or no part of the split is free.
@@ -104,7 +104,7 @@ class Roster:
             node = self._know(Node(name, node_id(name), part=self._free_part(name, wanted)))
         elif wanted is not None and node.part != wanted:
             node.part = self._free_part(name, wanted)
-        self._open_session(node, instance)
+        self._begin_attendance(node, instance)
         return node
 
     def rehearse(self, name: str, instance: bytes, wanted: Part | None) -> Node:
@@ -143,14 +143,14 @@ class Roster:
         """What `restore` wants."""
         return {n.name: n.part.index if n.part else 0 for n in self._by_name.values() if n.examples}
 
-    def _open_session(self, node: Node, instance: bytes) -> None:
-        self._by_session.pop(node.session, None)
+    def _begin_attendance(self, node: Node, instance: bytes) -> None:
+        self._by_attendance.pop(node.attendance, None)
         node.outbox.put_nowait(None)
-        node.session, node.instance = secrets.token_bytes(16), instance
+        node.attendance, node.instance = secrets.token_bytes(16), instance
         node.declaration, node.declarations, node.given = None, 0, ()
         node.state, node.outbox, node.problem = NodeState.PREPARING, asyncio.Queue(), ""
         node.touch()
-        self._by_session[node.session] = node
+        self._by_attendance[node.attendance] = node
 
     def _free_part(self, name: str, wanted: Part | None) -> Part | None:
         if not self._parts:
@@ -177,14 +177,14 @@ class Roster:
             raise RefusedError(f"part {wanted.index}/{wanted.of} is taken by {taken[wanted.index]!r}")
         return wanted
 
-    def by_session(self, session: bytes) -> Node | None:
-        """The node that holds `session`, if it is still current."""
-        return self._by_session.get(session)
+    def by_attendance(self, attendance: bytes) -> Node | None:
+        """The node that holds `attendance`, if it is still current."""
+        return self._by_attendance.get(attendance)
 
     @property
     def attending(self) -> int:
-        """How many sessions are open."""
-        return len(self._by_session)
+        """How many attendances are open."""
+        return len(self._by_attendance)
 
     def _know(self, node: Node) -> Node:
         self._by_name[node.name] = self._by_id[node.node_id] = node
@@ -198,10 +198,10 @@ class Roster:
         """The node with a Flower node id."""
         return self._by_id.get(wanted)
 
-    def lose(self, node: Node, session: bytes) -> bool:
-        """End a session; False when the node has come back under another one meanwhile."""
-        self._by_session.pop(session, None)
-        if node.session != session or not node.is_here:
+    def lose(self, node: Node, attendance: bytes) -> bool:
+        """End an attendance; False where the node has begun another one since."""
+        self._by_attendance.pop(attendance, None)
+        if node.attendance != attendance or not node.is_here:
             return False
         node.state, node.progress = NodeState.LOST, None
         return True

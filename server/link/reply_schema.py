@@ -17,8 +17,9 @@ from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.frame import Frame
 from fednc.common.tasks.api import Task
-from fednc.common.wire import arrays, update_codec
+from fednc.common.wire import arrays
 from fednc.common.wire.messages import EVALUATE, EXTRA, HELLO, MEMORY, METRICS, MODEL, STATS, SUMS, TRAIN
+from fednc.common.wire.update_codec import DeltaCodec, delta_codec, is_encodable
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.message_limits import InvalidError
 
@@ -32,21 +33,21 @@ class Expected:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-    codec_stype: str | None = None  # serialisation under which it may also come, as a difference
+    codec: DeltaCodec | None = None  # may also come encoded by this, as a difference
 
     @classmethod
-    def like(cls, tensor: Tensor, codec_name: str = "fp32") -> Expected:
+    def like(cls, tensor: Tensor, codec: DeltaCodec | None = None) -> Expected:
         """An array of the tensor's type and shape."""
         dtype = str(tensor.dtype).removeprefix("torch.")
-        stype = update_codec.STYPES.get(codec_name) if update_codec.is_encodable(tensor) else None
-        return cls(dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size(), stype)
+        nbytes = tensor.numel() * tensor.element_size()
+        return cls(dtype, tuple(tensor.shape), nbytes, codec if is_encodable(tensor) else None)
 
     def problem(self, meta: pb.ArrayMeta) -> str:
         """What is wrong with an array that should be this one; empty: nothing."""
         if (meta.dtype, tuple(meta.shape)) != (self.dtype, self.shape):
             return f"is {meta.dtype}{list(meta.shape)!s:.80}, expected {self.dtype}{list(self.shape)}"
-        if meta.stype == self.codec_stype:
-            wanted = update_codec.nbytes(meta.stype, math.prod(self.shape))
+        if self.codec and meta.stype == self.codec.stype:
+            wanted = self.codec.nbytes(math.prod(self.shape))
             return "" if meta.size == wanted else f"has {meta.size} encoded bytes, expected {wanted}"
         if meta.stype not in (arrays.NPY, arrays.RAW_BF16):
             return f"has serialisation {meta.stype!r:.40}"
@@ -109,7 +110,8 @@ class Agreement:
             initial: what is scaled before round 1, if anything.
             is_first: whether it is the first stage; the metric of the class memory is made in that one.
         """
-        weights = {key: Expected.like(value, task.run.link.codec) for key, value in model.items()}
+        codec = delta_codec(task.run.link.codec)
+        weights = {key: Expected.like(value, codec) for key, value in model.items()}
         sums = {
             model: _layout(
                 ClassSums.zeros(

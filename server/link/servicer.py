@@ -17,7 +17,7 @@ import grpc
 from fednc.common import fault_injection
 from fednc.common.errors import RefusedError
 from fednc.common.wire import framing
-from fednc.common.wire.protocol import BEATS, BULK_FACTOR, PROTOCOL, SESSION_KEY
+from fednc.common.wire.protocol import ATTENDANCE_KEY, BEATS, BULK_FACTOR, PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 from fednc.server.access.compatible_versions import version_problem
@@ -57,7 +57,7 @@ class FederationServicer(rpc.FederationServicer):
         """See federation.proto."""
         fault_injection.at("server.attend")
         node = await self._admit(request, context)
-        session, outbox = node.session, node.outbox
+        attendance, outbox = node.attendance, node.outbox
         try:
             while True:
                 event = await self._next_event(node, outbox)
@@ -69,7 +69,7 @@ class FederationServicer(rpc.FederationServicer):
                 if isinstance(event, pb.ServerEvent) and event.HasField("run_over"):
                     return
         finally:
-            self._federation.depart(node, session)
+            self._federation.depart(node, attendance)
 
     async def _next_event(self, node: Node, outbox: Outbox) -> Event | Refusal | None:
         """What the node is told next; where there is nothing to tell, that we are alive."""
@@ -106,10 +106,10 @@ class FederationServicer(rpc.FederationServicer):
         return node
 
     async def _node(self, context: Context) -> Node:
-        session = dict(context.invocation_metadata() or ()).get(SESSION_KEY, b"")
-        node = self._federation.roster.by_session(session if isinstance(session, bytes) else session.encode())
+        shown = dict(context.invocation_metadata() or ()).get(ATTENDANCE_KEY, b"")
+        node = self._federation.roster.by_attendance(shown if isinstance(shown, bytes) else shown.encode())
         if node is None:
-            await context.abort(grpc.StatusCode.ABORTED, "unknown session; attend first")
+            await context.abort(grpc.StatusCode.ABORTED, "unknown attendance; attend first")
         CALLER.get().require_name(node.name)
         CALL.get().node = node.name
         node.touch()
@@ -137,14 +137,14 @@ class FederationServicer(rpc.FederationServicer):
             message_limits.check_declaration(request, agreement.label_space if agreement else None)
             node.declarations += 1
             most = message_limits.DECLARATIONS
-            require("standing", node.declarations <= most, f"declared {most} times in one session")
+            require("standing", node.declarations <= most, f"declared {most} times in one attendance")
             self._federation.declare(node, request)
         return pb.DeclarationReceipt()
 
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[bytes]:
         """See federation.proto."""
         async with self._call(context, "Download") as node:
-            session, get = node.session, self._federation.blobs.get
+            attendance, get = node.attendance, self._federation.blobs.get
             message_limits.check_download(request)
             blobs = [blob for blob in map(get, request.digests) if blob is not None]
             if len(blobs) < len(request.digests):
@@ -154,15 +154,15 @@ class FederationServicer(rpc.FederationServicer):
                 self._downward,
                 context.write,
                 stall_s=self._stall_s,
-                is_wanted=lambda: node.session == session and None not in map(get, request.digests),
+                is_wanted=lambda: node.attendance == attendance and None not in map(get, request.digests),
             )
             left = sum(map(len, blobs))
             del blobs  # a model whose round is over must not be held for one who reads nothing
             with self._downward.transfer():
                 async for size in going:
                     node.bytes_down, left = node.bytes_down + size, left - size
-            if node.session != session:
-                await context.abort(grpc.StatusCode.ABORTED, "the session that asked for this is over")
+            if node.attendance != attendance:
+                await context.abort(grpc.StatusCode.ABORTED, "the attendance that asked for this is over")
             if left:
                 await context.abort(grpc.StatusCode.NOT_FOUND, _GONE)
         for each in _NOTHING:  # makes it a generator, as streams are to the gate
@@ -184,9 +184,9 @@ class FederationServicer(rpc.FederationServicer):
         """See federation.proto."""
         received = 0
         async with self._call(context, "Report") as node:
-            session, before = node.session, 0.0
+            attendance, before = node.attendance, 0.0
             async for message in progress:
-                if node.session != session:
+                if node.attendance != attendance:
                     break
                 node.touch()
                 if message.HasField("id"):  # else a sign of life

@@ -26,7 +26,8 @@ from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import NodeState
 from fednc.server.operations.scrape_server import BoundedServer, QuietHandler
 from fednc.server.operations.status import status_of
-from fednc.server.storage.event_log import Event
+from fednc.server.rounds.control import RunControl
+from fednc.server.storage.events import Event, ReplyUnusable, RoundCompleted
 
 T = TypeVar("T")
 Asked = tuple[pb.RunStatus, Counter[str], Counter[str]]  # what stands, what was rejected, what was refused
@@ -113,19 +114,18 @@ class EventCounters:
 
     def note(self, event: Event) -> None:
         """Count one event."""
-        kind = event["kind"]
-        self._events.labels(kind).inc()
-        if kind == "no-reply":
-            self._failures.labels(event["node"]).inc()
-        elif kind == "round":
-            self._round_s.observe(event["seconds"])
-            self._fold_s.observe(event["fold_s"])
+        self._events.labels(event.kind).inc()
+        if isinstance(event, ReplyUnusable):
+            self._failures.labels(event.node).inc()
+        elif isinstance(event, RoundCompleted):
+            self._round_s.observe(event.record.seconds)
+            self._fold_s.observe(event.fold_s)
 
 
 class MetricsServer:
     """Serves the metrics of one federation until it is closed."""
 
-    def __init__(self, federation: Federation, host: str, port: int) -> None:
+    def __init__(self, federation: Federation, control: RunControl, host: str, port: int) -> None:
         """Listen. `port` 0 takes a free one. Call it on the event loop.
 
         Raises:
@@ -136,7 +136,7 @@ class MetricsServer:
         federation.events.listen(EventCounters(registry).note)
 
         def read() -> Asked:
-            return status_of(federation), federation.door.refusals.copy(), federation.calls.refused.copy()
+            return status_of(federation, control), federation.door.refusals.copy(), federation.calls.refused.copy()
 
         def ask() -> Asked:
             return _on(loop, read)

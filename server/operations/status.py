@@ -12,18 +12,19 @@ from fednc.common.tasks.metric_info import ACCURACY
 from fednc.protos import operator_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node
+from fednc.server.rounds.control import RunControl
 
 
-def status_of(federation: Federation) -> pb.RunStatus:
+def status_of(federation: Federation, control: RunControl) -> pb.RunStatus:
     """Round, roster, who is missing."""
-    control, at_work = federation.control, federation.at_work()
+    at_work = federation.at_work()
     bytes_up, bytes_down = federation.traffic()
     status = pb.RunStatus(
         run_id=federation.run_id,
         method=federation.run.method.name,
         round=control.round,
         rounds=federation.run.all_rounds,
-        phase=_phase(federation),
+        phase=_phase(federation, control),
         paused=control.paused,
         stopping=control.stopping,
         nodes=[_node(node, at_work.get(node.name, ""), federation) for node in federation.roster.nodes()],
@@ -55,12 +56,12 @@ def status_of(federation: Federation) -> pb.RunStatus:
     return status
 
 
-def _phase(federation: Federation) -> pb.RunStatus.Phase:
+def _phase(federation: Federation, control: RunControl) -> pb.RunStatus.Phase:
     if federation.over:
         return pb.RunStatus.OVER
-    if federation.control.waiting:
+    if control.waiting:
         return pb.RunStatus.WAITING
-    return pb.RunStatus.ROUND if federation.control.round else pb.RunStatus.STARTING
+    return pb.RunStatus.ROUND if control.round else pb.RunStatus.STARTING
 
 
 def _node(node: Node, work: str, federation: Federation) -> pb.NodeStatus:

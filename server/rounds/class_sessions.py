@@ -5,8 +5,6 @@ Called by the run before the first round of a stage. Must not know what a task t
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,9 +12,11 @@ from flwr.serverapp import Grid
 
 from fednc.common.errors import ConfigError, QuorumError
 from fednc.common.tasks.stages import Stage
+from fednc.common.waiting import Deadline, wait_until
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.strategy import FrameStrategy
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import ClassesWithoutMemory, SessionOpened, SessionWaiting, WaitingForClients
 
 _POLL_S = 0.2
 
@@ -30,14 +30,12 @@ class Sessions:
     def wait_for_operator(self, stage: Stage) -> tuple[str, ...] | None:
         """Names of the classes when an operator starts the session; None when one stops the run instead."""
         control, own = self._control, self._strategy.task.registry.groups[stage.number]
-        control.check_session = partial(self._check, stage, own)
-        control.waiting_session, control.started = stage.number, None
+        control.offer_session(stage.number, partial(self._check, stage, own))
         text = f"session {stage.number} waits for an operator: fednc session next"
-        self._events.emit("session-waits", text, session=stage.number)
-        while not control.stopping and control.started is None:
-            time.sleep(_POLL_S)
-        control.waiting_session = None
-        return None if control.started is None else own or control.started
+        self._events.emit(SessionWaiting(text=text, session=stage.number))
+        wait_until(lambda: control.stopping or control.session_is_started, Deadline(), _POLL_S)
+        names = control.take_session()
+        return None if names is None else own or names
 
     def _check(self, stage: Stage, own: tuple[str, ...], names: Sequence[str]) -> None:
         """Raises ConfigError: no session of these names can follow."""
@@ -58,13 +56,11 @@ class Sessions:
             return False
         self._strategy.pool_new_classes(grid)
         names = self._strategy.task.class_names[stage.earlier : stage.classes]
-        self._events.emit(
-            "session",
+        text = (
             f"session {stage.number}: {len(names)} new classes ({', '.join(names)[:200]}), rounds "
-            f"{stage.first} to {stage.last}",
-            session=stage.number,
-            classes=list(names),
+            f"{stage.first} to {stage.last}"
         )
+        self._events.emit(SessionOpened(text=text, session=stage.number, classes=tuple(names)))
         self.warn(stage)
         return True
 
@@ -79,23 +75,29 @@ class Sessions:
                 f"{least} examples, or than a client's own floor, stay there (min_sum_examples). Later sessions "
                 "will not rehearse it"
             )
-            self._events.emit("no-memory", text, level=logging.WARNING, classes=missing)
+            self._events.emit(ClassesWithoutMemory(text=text, classes=tuple(missing)))
 
     def _wait_for_holders(self, stage: Stage, grid: Grid) -> bool:
-        give_up, told = time.monotonic() + self._wait_s, False
-        while not self._control.stopping:
-            holders = self._strategy.holders(grid)
-            if len(holders) >= stage.min_clients:
+        holders, told = 0, False
+
+        def can_go_on() -> bool:
+            nonlocal holders, told
+            if self._control.stopping:
                 return True
-            if time.monotonic() > give_up:
-                raise QuorumError(
-                    f"{len(holders)} of {stage.min_clients} clients hold examples of the classes of session "
-                    f"{stage.number} after {self._wait_s:g} s. Start clients that do, or lower the session's "
-                    "min_clients, or raise rounds.wait_s."
+            holders = len(self._strategy.holders(grid))
+            if holders < stage.min_clients and not told:
+                text = (
+                    f"session {stage.number} waits for {stage.min_clients} clients with examples of its classes, "
+                    f"{holders} have some"
                 )
-            if not told:
-                text = f"session {stage.number} waits for {stage.min_clients} clients with examples of its classes"
-                self._events.emit("waiting", f"{text}, {len(holders)} do", session=stage.number)
+                self._events.emit(WaitingForClients(text=text, session=stage.number))
                 told = True
-            time.sleep(_POLL_S)
-        return False
+            return holders >= stage.min_clients
+
+        if not wait_until(can_go_on, Deadline(self._wait_s), _POLL_S):
+            raise QuorumError(
+                f"{holders} of {stage.min_clients} clients hold examples of the classes of session "
+                f"{stage.number} after {self._wait_s:g} s. Start clients that do, or lower the session's "
+                "min_clients, or raise rounds.wait_s."
+            )
+        return not self._control.stopping

@@ -10,13 +10,15 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Self
 
-import torch
 from flwr.app import ArrayRecord
-from torch import Tensor, nn
+from torch import Tensor
 
+from fednc.common.config.tables import TrainSection
 from fednc.common.learning.class_memory import ClassMemory
-from fednc.common.learning.memory_controls import Memories
-from fednc.common.wire import arrays, messages
+from fednc.common.learning.memory_controls import Memories, Pool
+from fednc.common.methods.api import ServerRound
+from fednc.common.wire import arrays
+from fednc.server.rounds.method_steps import MethodSteps
 
 
 @dataclass(kw_only=True)
@@ -26,7 +28,9 @@ class GlobalState:
     model: dict[str, Tensor]
     memories: Memories
     completed: int = 0  # rounds
-    extra: dict[str, Tensor] = field(default_factory=dict)  # what a method keeps on the server between rounds
+    methods: MethodSteps = field(default_factory=MethodSteps)
+    extra: dict[str, Tensor] = field(default_factory=dict)  # what methods send beside the model
+    kept: dict[str, Tensor] = field(default_factory=dict)  # what they keep on the server; it never travels
     trained: frozenset[str] | None = None  # tensors of the model that the stage under way trains; None: all
     record: ArrayRecord = field(init=False)  # the model as it travels
 
@@ -40,6 +44,14 @@ class GlobalState:
     def go_back_to(self, earlier: Self) -> None:
         """Be what `snapshot` gave."""
         self.__dict__.update(earlier.__dict__)
+
+    def complete(self, server_round: int) -> None:
+        """This round is over."""
+        self.completed = server_round
+
+    def remember(self, pool: Pool, momentum: float, *, warming_up: bool) -> None:
+        """Take the class sums of a round into the memory."""
+        self.memories = self.memories.updated(pool, momentum, warming_up=warming_up)
 
     @property
     def memory(self) -> ClassMemory:
@@ -64,27 +76,47 @@ class GlobalState:
     def narrow(self, trained: Collection[str]) -> None:
         """From now on only these tensors of the model are trained; the others stay as they are, bit for bit."""
         self.trained = frozenset(trained)
-        kept = {messages.control_key(key) for key in trained}
-        self.extra = {key: value for key, value in self.extra.items() if key in kept}
+        params = {key: self.model[key] for key in self.methods.stepped & self.trained}
+        extra, kept = self.methods.beside(params), self.methods.kept(params)
+        self.extra = {key: value for key, value in self.extra.items() if key in extra}
+        self.kept = {key: value for key, value in self.kept.items() if key in kept}
 
-    def advance(self, mean: ArrayRecord, share: float) -> None:
-        """The state after a round: the mean model; extra tensors plus their mean change.
+    def put(self, trained: ArrayRecord) -> None:
+        """The model with these tensors in place of its own; what is not among them stays."""
+        record = ArrayRecord()
+        for key in self.model:
+            record[key] = trained[key] if key in trained else self.record[key]
+        self.replace_model(record)
+
+    def advance(self, mean: ArrayRecord, *, share: float, examples: Collection[int], train: TrainSection) -> None:
+        """The state after a round: the mean model, and what the steps of the methods make of it.
 
         Args:
             mean: over those who took part, of all that is `folded`; what it lacks stays.
-            share: of all examples that they hold; the others changed nothing.
+            share: of all examples that all clients hold; the others changed nothing.
+            examples: what each of those who took part counts for.
+            train: how they trained.
+
+        Raises:
+            DivergedError: a step left values that are not finite.
         """
+        stepped = [key for key in self.model if key in mean and key in self.methods.stepped]
+        averaged = {key: arrays.to_tensor(mean[key]) for key in stepped}
+        after = self.methods.step(
+            ServerRound(
+                before={key: self.model[key] for key in stepped},
+                mean=averaged,
+                beside=self.extra,
+                news={key: arrays.to_tensor(mean[key]) for key in self.extra if key in mean},
+                state=self.kept,
+                share=share,
+                examples=tuple(sorted(examples)),
+                train=train,
+            )
+        )
+        moved = {key: value for key, value in after.mean.items() if value is not averaged[key]}
         record = ArrayRecord()
-        for key in self.model:
-            record[key] = mean[key] if key in mean else self.record[key]
-        changed = {
-            key: value + share * arrays.to_tensor(mean[key]) for key, value in self.extra.items() if key in mean
-        }
-        self.extra = {**self.extra, **changed}
-        self.replace_model(record)
-
-
-def control_variates(model: nn.Module, shared: Collection[str]) -> dict[str, Tensor]:
-    """Extra tensors of a method with control variates: zeros like each shared parameter."""
-    found = {name: p for name, p in model.named_parameters() if name in shared}
-    return {messages.control_key(name): torch.zeros_like(p) for name, p in found.items()}
+        record.update(mean)
+        record.update(arrays.to_record(moved))
+        self.extra, self.kept = dict(after.beside), dict(after.state)
+        self.put(record)

@@ -30,6 +30,7 @@ from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import Instruction
 from fednc.server.rounds.replies import Replies
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import ModelInitialised
 
 T = TypeVar("T")
 _TRIES = 3  # of one question below quorum
@@ -211,20 +212,23 @@ def initialise(clients: Conversation, events: EventLog) -> tuple[Tensor, dict[st
     changed = not torch.equal(learnt.scale_P, none_P)
     found = clients.survey(learnt.scale_P, REPORT).summary() if changed else before
     used = changed and found.cosine - before.cosine >= section.min_rise
-    told: dict[str, Any] = {
-        "initialiser": section.kind,
-        "used": used,
-        "before": asdict(before),
-        "learnt": asdict(found),
-        "after": asdict(found if used else before),
-        "steps": dict(learnt.steps),
-        "scales": dict(zip(clients.layout.scaled, learnt.scale_P.tolist(), strict=True)) if changed else {},
-        "seconds": time.monotonic() - started,
-    }
     text = f"initialisation {section.kind}: {_line(before)}"
     text += f" -> {_line(found)}" if changed else ""
     text += "" if used or not changed else f"; rises by less than {section.min_rise:g}, the drawn weights stay"
-    events.emit("init", text, **told)
+    event = ModelInitialised(
+        text=text,
+        initialiser=section.kind,
+        used=used,
+        before=asdict(before),
+        learnt=asdict(found),
+        after=asdict(found if used else before),
+        steps={str(name): count for name, count in learnt.steps.items()},
+        scales=dict(zip(clients.layout.scaled, learnt.scale_P.tolist(), strict=True)) if changed else {},
+        seconds=time.monotonic() - started,
+    )
+    events.emit(event)
+    told = event.fields()
+    del told["text"]
     return learnt.scale_P if used else none_P, told
 
 

@@ -5,7 +5,6 @@ Asks nodes that it does not know yet. Must not know what is asked of them in a r
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 
@@ -18,14 +17,21 @@ from fednc.server.aggregation.holdings import Declared, Holding, believed
 from fednc.server.rounds.absentees import Absentees
 from fednc.server.rounds.replies import Replies
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import ExamplesCapped, NodeAbsent
 
 
 class Participants:
     """Everybody that the strategy speaks with in one stage."""
 
-    def __init__(self, rounds: RoundsSection, replies: Replies, events: EventLog) -> None:
-        self._rounds, self._replies, self._events = rounds, replies, events
-        self.declared: Callable[[int], Declared | None] = lambda _node: None  # by a node when it attended
+    def __init__(
+        self,
+        rounds: RoundsSection,
+        replies: Replies,
+        events: EventLog,
+        declared: Callable[[int], Declared | None] = lambda _node: None,
+    ) -> None:
+        """`declared` is what a node said it holds when it attended."""
+        self._rounds, self._replies, self._events, self._declared = rounds, replies, events, declared
         self._announced: dict[int, tuple[Holding, Declared | None]] = {}  # and what it had declared by then
         self._is_first = True
         self._absentees = Absentees()
@@ -59,7 +65,7 @@ class Participants:
         timeout_s = self._rounds.deadline_s
         for reply in self._replies.ask(grid, content(), strangers, HELLO, server_round, timeout_s):
             node = reply.metadata.src_node_id
-            declared = self.declared(node)
+            declared = self._declared(node)
             bound = declared if self._is_first else None
             holding = self._replies.take(reply, partial(Holding.of, label_space=label_space, declared=bound))
             if holding is not None:
@@ -72,7 +78,7 @@ class Participants:
 
     def has_changed(self, node: int) -> bool:
         """Whether a known node has come back and declared other data since."""
-        return self._announced[node][1] != self.declared(node)
+        return self._announced[node][1] != self._declared(node)
 
     def holding(self, node: int) -> Holding:
         """What a node announced; nothing where it did not."""
@@ -106,7 +112,7 @@ class Participants:
                 f"{name} claims {claimed} examples and counts for {counted[node]}: that is far more than others "
                 "hold, or than rounds.max_examples. If it does hold them, set rounds.max_examples"
             )
-            self._warn("capped", text, node=name, claimed=claimed, counted=counted[node])
+            self._events.emit(ExamplesCapped(text=text, node=name, claimed=claimed, counted=counted[node]))
         return counted
 
     def present(self, server_round: int, nodes: Iterable[int]) -> list[int]:
@@ -118,7 +124,4 @@ class Participants:
         for node in self._absentees.note(server_round, asked, self._replies.answered):
             name, rounds = self._replies.name_of(node), self._absentees.resting(node)
             text = f"{name} is connected but does not answer; the next {rounds} rounds go on without it"
-            self._warn("absent", text, node=name, rounds=rounds)
-
-    def _warn(self, kind: str, text: str, **fields: object) -> None:
-        self._events.emit(kind, text, level=logging.WARNING, **fields)
+            self._events.emit(NodeAbsent(text=text, node=name, rounds=rounds))

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from fednc.common.errors import ProtocolError, StaleError, UnusableValuesError
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import ReplyUnusable
 
 T = TypeVar("T")
 log = logging.getLogger("fednc.server")
@@ -23,16 +24,18 @@ class Replies:
     """One conversation with clients over any grid.
 
     Attributes:
-        name_of: the name behind a Flower node id.
-        reject: told of a node whose reply could not be used.
         failures: why clients failed since it was last emptied, by name; the first reason is the cause.
         failed: nodes among them.
     """
 
-    def __init__(self, events: EventLog) -> None:
-        self._events = events
-        self.name_of: Callable[[int], str] = str
-        self.reject: Callable[[int, str], None] = lambda _node, _reason: None
+    def __init__(
+        self,
+        events: EventLog,
+        name_of: Callable[[int], str] = str,
+        reject: Callable[[int, str], None] = lambda _node, _reason: None,
+    ) -> None:
+        """`name_of` is the name behind a Flower node id; `reject` is told of a node whose reply cannot be used."""
+        self._events, self.name_of, self._reject = events, name_of, reject
         self.failures: dict[str, str] = {}
         self.failed: set[int] = set()
         self.answered: set[int] = set()  # in the exchange under way
@@ -65,7 +68,7 @@ class Replies:
         if len(unusable) > self._used:
             return True
         for node, problem in unusable.items():
-            self.reject(node, problem)
+            self._reject(node, problem)
         return False
 
     def good(self, replies: Iterable[Message]) -> Iterator[Message]:
@@ -93,7 +96,7 @@ class Replies:
             self._unusable[node] = str(e)
         except ProtocolError as e:
             self._note(reply, str(e))
-            self.reject(node, str(e))
+            self._reject(node, str(e))
         except Exception as e:
             log.exception("a reply of %s could not be handled", self.name_of(node))
             self._note(reply, f"{type(e).__name__} while it was handled")
@@ -116,7 +119,7 @@ class Replies:
         self.failed.add(node)
         self.failures.setdefault(self.name_of(node), reason)
         text = f"no {reply.metadata.message_type} from {self.name_of(node)}: {reason}"
-        self._events.emit("no-reply", text, level=logging.WARNING, node=self.name_of(node), reason=reason)
+        self._events.emit(ReplyUnusable(text=text, node=self.name_of(node), reason=reason))
 
 
 def to(grid: Grid, content: RecordDict, nodes: Iterable[int], message_type: str, group: int) -> list[Message]:

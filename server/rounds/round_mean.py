@@ -5,7 +5,6 @@ Called by the strategy as replies arrive; says whose update did not count as it 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from flwr.app import ArrayRecord
@@ -16,6 +15,7 @@ from fednc.server.aggregation.mean import Fold
 from fednc.server.aggregation.outliers import OutlierGuard, Owned
 from fednc.server.aggregation.robust_mean import RobustMean
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import RobustMeanSkipped, UpdateOutlier
 
 
 class RoundMean:
@@ -48,12 +48,12 @@ class RoundMean:
                 text = (
                     f"rounds.robust does not apply: {self._mean.updates} updates came, it needs {CLEAR_MAJORITY}"
                 )
-                self._events.emit("robust", text, level=logging.WARNING, updates=self._mean.updates)
+                self._events.emit(RobustMeanSkipped(text=text, updates=self._mean.updates))
             return self._mean.mean(), set()
         outliers = self._mean.settle()
         for outlier in outliers:
             name = self._name_of(outlier.node)
             done = "left out" if outlier.is_left_out else "scaled down"
             text = f"the update of {name} is {outlier.times:.3g} times as large as the median: {done}"
-            self._events.emit("outlier", text, level=logging.WARNING, node=name, times=outlier.times, done=done)
+            self._events.emit(UpdateOutlier(text=text, node=name, times=outlier.times, done=done))
         return self._fold.mean(), {outlier.node for outlier in outliers if outlier.is_left_out}

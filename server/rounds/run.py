@@ -27,15 +27,17 @@ from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.stages import Stage, with_names
 from fednc.common.wire import arrays
 from fednc.server.rounds.class_sessions import Sessions
-from fednc.server.rounds.context import Surroundings, Waiting
-from fednc.server.rounds.global_state import GlobalState, control_variates
+from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.initialisation import Conversation, draw_with_gain, initialise, scaled, speaks
+from fednc.server.rounds.method_steps import MethodSteps
 from fednc.server.rounds.strategy import FrameStrategy
 from fednc.server.rounds.test_evaluation import CentralEvaluation
-from fednc.server.rounds.waiting import save_patiently
+from fednc.server.rounds.waiting import ClientsWait, save_patiently
 from fednc.server.storage.changed_run_file import Changes
 from fednc.server.storage.checkpoint import Checkpoint
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import DataNote, LastRoundEvaluated, RoundCompleted, RunResumed, RunStopped
 from fednc.server.storage.history import History, RoundRecord
 
 _TRIES = 3  # of one round below quorum
@@ -56,7 +58,12 @@ class RunResult:
 
 
 class FederatedRun:
-    """One run from its first to its last round."""
+    """What one run is made of, and how far it has come; `execute` drives it over a grid.
+
+    Attributes:
+        stage: under way; its tensors are those that the state is narrowed to.
+        opened: the session whose memory has been pooled; 0: none.
+    """
 
     def __init__(self, run: RunConfig, events: EventLog, device: torch.device = CPU) -> None:
         """Load everything the server needs.
@@ -69,28 +76,30 @@ class FederatedRun:
         Raises:
             ConfigError, DataError: the task or the test data cannot be used.
         """
-        self.run, self._events, self._around = run, events, Surroundings()
-        self._control, self._device = self._around.control, device
+        self.run, self.events, self._device = run, events, device
         self._digest, self._config = run.digest, run.decisive()  # names that operators give are no part of it
         self.task = tasks.get(run)
         self.frame = self.task.frame(seeds.derive(run.seed, "frame"))
         torch.manual_seed(seeds.derive(run.seed, "model"))
-        self._model = model = self.task.build_model()
+        self.model = model = self.task.build_model()
         draw_with_gain(model, run.init.gain)
         self.layout = Layout.of(model, self.task.shared_keys(model)) if speaks(run) else None
         self._initialised: dict[str, Any] = {}
         self._changed: Changes = {}  # by the run file, since the checkpoint that the run goes on from
-        self._entered: Stage | None = None
-        self._opened = 0  # the session whose memory has been pooled
+        self.opened = 0
         self._good: GlobalState | None = None  # after the last round whose loss had not exploded
         shared = model.state_dict()
+        keys = self.task.shared_keys(model)
+        steps = MethodSteps.of(run.method.parts, model, keys)
         self.state = GlobalState(
-            model={key: shared[key].clone() for key in self.task.shared_keys(model)},
+            model={key: shared[key].clone() for key in keys},
             memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.task.memory_dim)),
-            extra=control_variates(model, self.task.shared_keys(model)) if run.method.control_variates else {},
+            methods=steps,
+            extra=steps.beside({name: p.detach() for name, p in model.named_parameters() if name in keys}),
+            kept=steps.kept({key: shared[key] for key in keys if key in steps.stepped}),
         )
+        self.stage: Stage = self.task.stage(1)
         self.history = History(primary=self.task.primary)
-        self.strategy = FrameStrategy(run, self.task, self.frame, self.state, events)
         self.evaluation = self._central_evaluation(model)
 
     def _central_evaluation(self, model: torch.nn.Module) -> CentralEvaluation | None:
@@ -98,7 +107,7 @@ class FederatedRun:
             return None
         data = self.task.load_test(self.run.evaluate.test)
         for note in data.notes:
-            self._events.emit("data", f"test data: {note}")
+            self.events.emit(DataNote(text=f"test data: {note}"))
         return CentralEvaluation(self.task, model, data, self.run.evaluate.batch, self._device)
 
     def execute(self, grid: Grid, around: Surroundings | None = None) -> RunResult:
@@ -107,23 +116,14 @@ class FederatedRun:
         Raises:
             QuorumError: too few clients came, or too few answered a round three times in a row.
         """
-        if around:
-            self._around = around
-            self.strategy.replies.name_of, self.strategy.replies.reject = around.name_of, around.reject
-            self.strategy.clients.declared = around.declared
-        self._control = self._around.control
-        self._control.primary = self.history.primary
-        self.strategy.summary()
-        self._waiting = Waiting(self.run.rounds, grid, self._around, self._events)
-        if self._around.returning:
-            self._waiting.for_returning()
-        self._sessions = Sessions(self.strategy, self._control, self._events, self.run.rounds.wait_s)
-        for server_round in range(self.state.completed + 1, self.run.all_rounds + 1):
-            begins = self._enter(server_round, grid) and self._initialise(server_round, grid)
-            if not (begins and self._one_round(server_round, grid)):
-                self._stop_before(server_round, grid)
-                break
+        RoundLoop(self, grid, around or Surroundings()).drive()
         return self._result(self.state)
+
+    def strategy(self, around: Surroundings) -> FrameStrategy:
+        """The strategy that goes on with the state."""
+        return FrameStrategy(self.run, self.task, self.frame, self.state, self.events, around)
+
+    # ---- results -------------------------------------------------------------------------------------------
 
     @property
     def last_good(self) -> RunResult | None:
@@ -141,136 +141,50 @@ class FederatedRun:
             class_names=self.registry.names,
         )
 
-    def _enter(self, server_round: int, grid: Grid) -> bool:
-        """Pass into the stage of a round; False when an operator stops the run instead."""
-        stage = self.task.stage(server_round)
-        if stage == self._entered:
-            return True
-        begins = not stage.is_first and server_round == stage.first and self._opened != stage.number
-        if begins and stage.waits:
-            names = self._sessions.wait_for_operator(stage)
-            if names is None:
-                return False
-            stage = self._name(stage, names)
-        self._narrow(stage)
-        if begins:
-            if not (self._waiting.for_clients(stage.min_clients) and self._sessions.open(stage, grid)):
-                return False
-            self._opened = stage.number
-            self._save()
-        self._entered = stage
-        return True
+    @property
+    def registry(self) -> ClassRegistry:
+        """The classes so far."""
+        return self.task.registry.first(self.stage.number)
 
-    def _initialise(self, server_round: int, grid: Grid) -> bool:
-        """What [init] asks for before round 1; False when an operator stops the run instead."""
-        if self.layout is None or server_round > 1:
-            return True
-        strategy = self.strategy
-        if not self._waiting.for_clients(strategy.quorum):
-            return False
-        clients = Conversation(
-            self.run,
-            self.layout,
-            self.state.record,
-            strategy.guide(),
-            strategy.replies,
-            grid,
-            strategy.sample(server_round, grid),
-            strategy.quorum,
-        )
-        scale_P, self._initialised = initialise(clients, self._events)
-        self.state.replace_model(arrays.to_record(scaled(self.state.model, self.layout, scale_P)))
-        return True
+    # ---- progress ------------------------------------------------------------------------------------------
 
-    def _name(self, stage: Stage, names: tuple[str, ...]) -> Stage:
-        """The stage as it is when its classes have these names, which the run file may have left open."""
-        if names != self.run.sessions[stage.number - 1].classes:
-            self._adopt(with_names(self.run, stage.number, names))
-        return self.task.stages[stage.number]
+    def initialise(self, clients: Conversation, layout: Layout) -> None:
+        """Scale the drawn weights as `[init]` asks for. Raises QuorumError."""
+        scale_P, self._initialised = initialise(clients, self.events)
+        self.state.replace_model(arrays.to_record(scaled(self.state.model, layout, scale_P)))
 
-    def _adopt(self, run: RunConfig) -> None:
+    def adopt(self, run: RunConfig) -> None:
         """Go on with `run`, in which classes have names that they had not before."""
         self.run, self.task = run, tasks.get(run)
-        self.strategy.run, self.strategy.task = self.run, self.task
-        self.evaluation = self._central_evaluation(self._model)
+        self.evaluation = self._central_evaluation(self.model)
 
-    def _narrow(self, stage: Stage) -> None:
-        self.state.narrow(self.task.trained_keys(self._model, stage))
-        self.strategy.enter(stage)
-        self._control.session, self._control.class_names = stage.number, self.registry.names
-        self._around.agree(self.state)
+    def enter(self, stage: Stage) -> None:
+        """Narrow the state to what the stage trains."""
+        self.stage = stage
+        self.state.narrow(self.task.trained_keys(self.model, stage))
 
-    def _stop_before(self, server_round: int, grid: Grid) -> None:
-        """An operator ends the run: its last round is evaluated, as every run's is."""
-        self._events.emit("stop", f"stopped before round {server_round}", round=server_round)
-        last = self._control.last
-        primary = self.history.primary
-        if last and last.value_of(primary) is None and not self._control.over:
-            self.strategy.evaluate_early(grid)
-            self._test(last)
-            value = last.value_of(primary)
-            shown = "unknown" if value is None else primary.show(value)
-            self._events.emit("evaluated", f"round {last.round}: {primary.name} {shown}", **vars(last))
+    def open(self, stage: Stage) -> None:
+        """The memory of the stage's classes has been pooled: a restart must not do it again."""
+        self.opened = stage.number
 
-    def _test(self, record: RoundRecord) -> None:
-        if self.evaluation:
-            metrics = self.evaluation(self.state.model, self.strategy.guide_at(record.round))
-            record.test = {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-    def _end_stage(self, record: RoundRecord) -> None:
-        """What is told of a session when its last round is over."""
-        stage = self.strategy.stage
-        if self.task.takes_sessions and record.round == stage.last:
-            record.session = stage.number
-            self._model.load_state_dict(self.state.model, strict=False)
-            assert isinstance(self.task, Incremental)
-            record.memory_cosines = self.task.memory_cosines(self._model, self.strategy.guide_at(record.round))
-            if stage.is_first:
-                self._sessions.warn(stage)
-
-    def _one_round(self, server_round: int, grid: Grid) -> bool:
-        """Whether it took place: not when an operator stops the run first."""
-        self._control.round = server_round
-        evaluates = self.strategy.evaluates(server_round)
-        for _ in range(_TRIES):
-            if not self._waiting.for_clients(self.strategy.quorum):
-                return False
-            up, down = self._around.traffic()
-            record = self.strategy.run_round(server_round, grid, evaluates=evaluates)
-            if record is not None:
-                break
-        else:
-            raise _no_quorum(self.strategy, server_round, _TRIES)
-        if self._control.over:  # cut off in the middle: half a round must not stand as one
-            return False
-        if evaluates:
-            self._test(record)
-        self._end_stage(record)
-        now_up, now_down = self._around.traffic()
-        record.bytes_up, record.bytes_down = now_up - up, now_down - down
+    def keep(self, record: RoundRecord) -> None:
+        """A round is over: it belongs to the history, with what was to be told of the time before it."""
         record.init, self._initialised = self._initialised, {}
         record.changed, self._changed = self._changed, {}
         self.history.rounds.append(record)
         if not self.history.has_exploded:
             self._good = self.state.snapshot()
-        self._save()
-        self._control.complete(record, self.strategy.fold_s)
-        self._say(record)
-        return True
 
-    def _save(self) -> None:
-        """No round begins before the last one is safe. Raises RunFailedError."""
-        if self._around.checkpoints:
-            save_patiently(
-                self._around.checkpoints, self._checkpoint(), self.run.rounds.wait_s, self._control, self._events
-            )
+    # ---- checkpoints ---------------------------------------------------------------------------------------
 
-    def _checkpoint(self) -> Checkpoint:
-        bytes_up, bytes_down = self._around.traffic()
+    def checkpoint(self, around: Surroundings) -> Checkpoint:
+        """All that `restore` needs to go on after the round completed last."""
+        bytes_up, bytes_down = around.traffic()
         tensors = {
             **{f"model.{key}": value for key, value in self.state.model.items()},
             **self.state.memories.to_tensors(self.run.method.memory_source),
             **{f"extra.{key}": value for key, value in self.state.extra.items()},
+            **{f"method.{key}": value for key, value in self.state.kept.items()},
             "frame.etf_KD": self.frame.etf_KD,
         }
         return Checkpoint(
@@ -279,17 +193,12 @@ class FederatedRun:
             config=self._config,
             tensors=tensors,
             history=self.history.to_json(),
-            parts=self._around.parts(),
+            parts=around.parts(),
             bytes_up=bytes_up,
             bytes_down=bytes_down,
             classes=self.registry.to_json() if self.run.sessions else None,
-            opened=self._opened if self.task.stage(self.state.completed).number < self._opened else 0,
+            opened=self.opened if self.task.stage(self.state.completed).number < self.opened else 0,
         )
-
-    @property
-    def registry(self) -> ClassRegistry:
-        """The classes so far."""
-        return self.task.registry.first(self.strategy.stage.number)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after the checkpoint's round. Raises ProtocolError where its frame is not one."""
@@ -299,39 +208,186 @@ class FederatedRun:
         self.state = GlobalState(
             model={key: model[key] for key in self.state.model},
             memories=Memories.from_tensors(checkpoint.tensors),
+            methods=self.state.methods,
             extra=checkpoint.under("extra."),
+            kept=checkpoint.under("method."),
             completed=checkpoint.round,
         )
-        self._opened, self._changed = checkpoint.opened, checkpoint.changed
+        self.opened, self._changed = checkpoint.opened, checkpoint.changed
         self.history = History.from_json(checkpoint.history, self.task.primary)
         self._good = self.state.snapshot()
         if checkpoint.classes:
             self._recall(ClassRegistry.from_json(checkpoint.classes))
-        self.strategy = FrameStrategy(self.run, self.task, self.frame, self.state, self._events)
-        self._events.emit("resume", f"going on after round {checkpoint.round}", round=checkpoint.round)
+        self.stage = self.task.stage(self.state.completed + 1)
+        text = f"going on after round {checkpoint.round}"
+        self.events.emit(RunResumed(text=text, round=checkpoint.round))
 
     def _recall(self, registry: ClassRegistry) -> None:
         """Give classes the names they had. Raises ConfigError: the run file has others in their places."""
         for number, names in enumerate(registry.groups[1:], start=1):
             if not self.run.sessions[number - 1].classes:
-                self._adopt(with_names(self.run, number, names))
+                self.adopt(with_names(self.run, number, names))
         self.task.registry.check_continues(registry)
 
+
+class RoundLoop:
+    """Drives one run over one grid, round by round."""
+
+    def __init__(self, prepared: FederatedRun, grid: Grid, around: Surroundings) -> None:
+        events = prepared.events
+        self._prepared, self._grid, self._around, self._events = prepared, grid, around, events
+        self._control = around.control
+        self._strategy = prepared.strategy(around)
+        self._clients = ClientsWait(prepared.run.rounds, grid, around, events)
+        self._sessions = Sessions(self._strategy, around.control, events, prepared.run.rounds.wait_s)
+        self._entered: Stage | None = None
+
+    def drive(self) -> None:
+        """All rounds that are left, or those before an operator stops the run. Raises QuorumError."""
+        prepared = self._prepared
+        self._control.judge_by(prepared.history.primary)
+        self._strategy.summary()
+        if self._around.returning:
+            self._clients.for_returning()
+        for server_round in range(prepared.state.completed + 1, prepared.run.all_rounds + 1):
+            begins = self._enter(server_round) and self._initialise(server_round)
+            if not (begins and self._one_round(server_round)):
+                self._stop_before(server_round)
+                break
+
+    def _enter(self, server_round: int) -> bool:
+        """Pass into the stage of a round; False when an operator stops the run instead."""
+        prepared = self._prepared
+        stage = prepared.task.stage(server_round)
+        if stage == self._entered:
+            return True
+        begins = not stage.is_first and server_round == stage.first and prepared.opened != stage.number
+        if begins and stage.waits:
+            names = self._sessions.wait_for_operator(stage)
+            if names is None:
+                return False
+            stage = self._name(stage, names)
+        self._narrow(stage)
+        if begins:
+            if not (self._clients.for_clients(stage.min_clients) and self._sessions.open(stage, self._grid)):
+                return False
+            prepared.open(stage)
+            self._save()
+        self._entered = stage
+        return True
+
+    def _name(self, stage: Stage, names: tuple[str, ...]) -> Stage:
+        """The stage as it is when its classes have these names, which the run file may have left open."""
+        prepared = self._prepared
+        if names != prepared.run.sessions[stage.number - 1].classes:
+            prepared.adopt(with_names(prepared.run, stage.number, names))
+        return prepared.task.stages[stage.number]
+
+    def _narrow(self, stage: Stage) -> None:
+        prepared = self._prepared
+        prepared.enter(stage)
+        self._strategy.enter(stage, prepared.run, prepared.task)
+        self._control.enter_session(stage.number, prepared.registry.names)
+        self._around.agree(prepared.state)
+
+    def _initialise(self, server_round: int) -> bool:
+        """What [init] asks for before round 1; False when an operator stops the run instead."""
+        prepared, strategy = self._prepared, self._strategy
+        if prepared.layout is None or server_round > 1:
+            return True
+        if not self._clients.for_clients(strategy.quorum):
+            return False
+        clients = Conversation(
+            prepared.run,
+            prepared.layout,
+            prepared.state.record,
+            strategy.guide(),
+            strategy.replies,
+            self._grid,
+            strategy.sample(server_round, self._grid),
+            strategy.quorum,
+        )
+        prepared.initialise(clients, prepared.layout)
+        return True
+
+    def _one_round(self, server_round: int) -> bool:
+        """Whether it took place: not when an operator stops the run first."""
+        prepared, strategy = self._prepared, self._strategy
+        self._control.begin_round(server_round)
+        evaluates = strategy.evaluates(server_round)
+        for _ in range(_TRIES):
+            if not self._clients.for_clients(strategy.quorum):
+                return False
+            up, down = self._around.traffic()
+            record = strategy.run_round(server_round, self._grid, evaluates=evaluates)
+            if record is not None:
+                break
+        else:
+            raise _no_quorum(strategy, server_round, _TRIES)
+        if self._control.over:  # cut off in the middle: half a round must not stand as one
+            return False
+        if evaluates:
+            self._test(record)
+        self._end_stage(record)
+        now_up, now_down = self._around.traffic()
+        record.bytes_up, record.bytes_down = now_up - up, now_down - down
+        prepared.keep(record)
+        self._save()
+        self._control.complete(record, strategy.fold_s)
+        self._say(record)
+        return True
+
+    def _stop_before(self, server_round: int) -> None:
+        """An operator ends the run: its last round is evaluated, as every run's is."""
+        self._events.emit(RunStopped(text=f"stopped before round {server_round}", round=server_round))
+        last, primary = self._control.last, self._prepared.history.primary
+        if last and last.value_of(primary) is None and not self._control.over:
+            self._strategy.evaluate_early(self._grid)
+            self._test(last)
+            value = last.value_of(primary)
+            shown = "unknown" if value is None else primary.show(value)
+            text = f"round {last.round}: {primary.name} {shown}"
+            self._events.emit(LastRoundEvaluated(text=text, record=last))
+
+    def _test(self, record: RoundRecord) -> None:
+        prepared = self._prepared
+        if prepared.evaluation:
+            metrics = prepared.evaluation(prepared.state.model, self._strategy.guide_at(record.round))
+            record.test = {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def _end_stage(self, record: RoundRecord) -> None:
+        """What is told of a session when its last round is over."""
+        prepared, stage = self._prepared, self._strategy.stage
+        if prepared.task.takes_sessions and record.round == stage.last:
+            record.session = stage.number
+            prepared.model.load_state_dict(prepared.state.model, strict=False)
+            guide = self._strategy.guide_at(record.round)
+            assert isinstance(prepared.task, Incremental)
+            record.memory_cosines = prepared.task.memory_cosines(prepared.model, guide)
+            if stage.is_first:
+                self._sessions.warn(stage)
+
+    def _save(self) -> None:
+        """No round begins before the last one is safe. Raises RunFailedError."""
+        if self._around.checkpoints:
+            checkpoint = self._prepared.checkpoint(self._around)
+            wait_s = self._prepared.run.rounds.wait_s
+            save_patiently(self._around.checkpoints, checkpoint, wait_s, self._control, self._events)
+
     def _say(self, record: RoundRecord) -> None:
-        primary, value = self.history.primary, record.value_of(self.history.primary)
+        primary = self._prepared.history.primary
+        value = record.value_of(primary)
         shown = "" if value is None else f", {primary.name} {primary.show(value)}"
         loss = "" if record.loss is None else f", loss {record.loss:.3f}"
         held = record.pooled.get(primary.name)
         worst = record.worst_client
         clients = "" if held is None else f", held out {primary.show(held)}"
         clients += f" (worst {worst['name']} {primary.show(worst[primary.name])})" if worst else ""
-        self._events.emit(
-            "round",
-            f"round {record.round}/{self.run.all_rounds}: {record.replies} replies{loss}{shown}"
-            f"{clients} ({record.seconds:.1f} s)",
-            **vars(record),
-            fold_s=self.strategy.fold_s,
+        text = (
+            f"round {record.round}/{self._prepared.run.all_rounds}: {record.replies} replies{loss}{shown}"
+            f"{clients} ({record.seconds:.1f} s)"
         )
+        self._events.emit(RoundCompleted(text=text, record=record, fold_s=self._strategy.fold_s))
 
 
 def _no_quorum(strategy: FrameStrategy, server_round: int, tries: int) -> QuorumError:

@@ -24,5 +24,5 @@ def fit_centrally(
     model.load_state_dict(state.model, strict=False)
     loss = task.fit(model, guide, section, generator)
     trained = model.state_dict()
-    state.advance(arrays.to_record({key: trained[key] for key in state.trainable}), share=0)
+    state.put(arrays.to_record({key: trained[key] for key in state.trainable}))
     return loss

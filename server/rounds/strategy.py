@@ -28,32 +28,45 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Task, add_stats
 from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.metrics import Stats
+from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import EVALUATE, MEMORY, TRAIN, Instruction
 from fednc.server.aggregation.mean import Fold, NormBound
 from fednc.server.rounds import schedule
-from fednc.server.rounds.checked import of_fewer, stats_in, sums_in
+from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.participants import Participants
 from fednc.server.rounds.replies import Replies, to
+from fednc.server.rounds.reply_contents import of_fewer, stats_in, sums_in
 from fednc.server.rounds.round_mean import RoundMean
 from fednc.server.rounds.server_training import fit_centrally
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import RunStarted
 from fednc.server.storage.history import RoundRecord
 
 
 class FrameStrategy(Strategy):
     """Federated training towards a frozen frame, with a global class memory."""
 
-    def __init__(self, run: RunConfig, task: Task, frame: Frame, state: GlobalState, events: EventLog) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        task: Task,
+        frame: Frame,
+        state: GlobalState,
+        events: EventLog,
+        around: Surroundings | None = None,
+    ) -> None:
+        around = around or Surroundings()
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
-        self.replies = Replies(events)
-        self.clients = Participants(run.rounds, self.replies, events)
+        self.replies = Replies(events, around.name_of, around.reject)
+        self.clients = Participants(run.rounds, self.replies, events, around.declared)
         self.fold_s = 0.0  # spent in the last fold
         self.stage: Stage = task.stage(state.completed + 1)
         self._trained: list[int] = []  # whose updates are in the model of the round under way
         self._weights: dict[int, int] = {}  # examples that each node of the round under way counts for
+        self._counted: dict[int, int] = {}  # of these, those whose updates came, as they declared them
         self._held_out: dict[int, int] = {}  # the same of its held-out examples
         self._record = RoundRecord(round=0)
         self._local = self._pool_of_sums("local")
@@ -69,7 +82,9 @@ class FrameStrategy(Strategy):
         self.clients.forget(self.replies.failed)  # they may have come back with other data
         self.replies.forget_failures()
         nodes = self.sample(server_round, grid)
-        self._get_to_know(list(grid.get_node_ids()) if self.state.extra else nodes, server_round, grid)
+        self._get_to_know(
+            list(grid.get_node_ids()) if self.state.methods.needs_every_client else nodes, server_round, grid
+        )
         # A weight that was not announced could not be bounded; who holds nothing of the stage has none.
         self._weights = self.clients.examples(nodes)
         instruction = self._instruction(
@@ -93,13 +108,14 @@ class FrameStrategy(Strategy):
         self._fold.start(self.state.folded, self._weights.values(), bound)
         mean = RoundMean(self._fold, self.run.rounds, len(self._weights), self.events, self.replies.name_of)
         losses: dict[int, float] = {}
-        self._local, self._trained = self._pool_of_sums("local"), []
+        self._local, self._trained, self._counted = self._pool_of_sums("local"), [], {}
         drift = DriftSums.zeros(*self._local.all.sum_KD.shape)
         for reply in self.replies.good(replies):
             node = reply.metadata.src_node_id
             loss = self.replies.take(reply, partial(self._fold_in, node=node, mean=mean, drift=drift))
             if loss is not None:
                 losses[node] = loss
+        self._record.missing = [self.replies.name_of(n) for n in self._weights if n not in self.replies.answered]
         self._end_exchange(server_round, self._weights)
         if len(losses) < self.quorum or not any(self._weights[node] for node in losses):
             return None, None
@@ -112,7 +128,12 @@ class FrameStrategy(Strategy):
             self._record.drift = _finite(drift.value())
         if self.run.method.memory_model == "local":
             self._remember(server_round, self._local)
-        self.state.advance(record, share=self._fold.weight / self.clients.examples_of_all)
+        self.state.advance(
+            record,
+            share=self._fold.weight / self.clients.examples_of_all,
+            examples=[self._counted[node] for node in self._trained],
+            train=self.stage.train,
+        )
         return self.state.record, MetricRecord({"loss": self._record.loss, "examples": self._fold.weight})
 
     def configure_evaluate(
@@ -158,22 +179,31 @@ class FrameStrategy(Strategy):
     def summary(self) -> None:
         """Say once what is about to run."""
         run, frame = self.run, self.frame
-        self.events.emit(
-            "start",
+        text = (
             f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds, frame K={frame.vertices} "
-            f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}",
+            f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}"
+        )
+        started = RunStarted(
+            text=text,
             method=run.method.name,
             frame=frame.digest,
             config=run.digest,
             metric=self.task.primary.to_json(),
         )
+        self.events.emit(started)
 
     # ---- stages --------------------------------------------------------------------------------------------
 
-    def enter(self, stage: Stage) -> None:
-        """The state is narrowed to what the stage trains; what clients hold of it is not known yet."""
+    def enter(self, stage: Stage, run: RunConfig, task: Task) -> None:
+        """The state is narrowed to what the stage trains; what clients hold of it is not known yet.
+
+        Args:
+            run: the run file, in which an operator may have named the stage's classes meanwhile.
+            task: made from it.
+        """
+        self.run, self.task = run, task
         self.stage = stage
-        self._fold = Fold(self.state.folded, self.state.extra, self.task.aggregation)
+        self._fold = Fold(self.state.folded, self.state.extra, task.aggregation)
         self.clients.enter(is_first=stage.is_first)
 
     def holders(self, grid: Grid) -> list[int]:
@@ -222,7 +252,7 @@ class FrameStrategy(Strategy):
                 self._fit(server_round, task.settling_steps)
         if evaluates:
             self._evaluate(server_round, grid, timeout_s)
-        self.state.completed = server_round
+        self.state.complete(server_round)
         self._record.seconds = time.monotonic() - started
         return self._record
 
@@ -230,7 +260,6 @@ class FrameStrategy(Strategy):
         messages = self.configure_train(server_round, self.state.record, ConfigRecord(), grid)
         replies = grid.send_and_receive(messages, timeout=timeout_s)
         model, _ = self.aggregate_train(server_round, replies)
-        self._record.missing = list(getattr(replies, "missing", []))
         return model is not None
 
     def evaluate_early(self, grid: Grid) -> None:
@@ -296,9 +325,7 @@ class FrameStrategy(Strategy):
 
     def _remember(self, server_round: int, pool: Pool) -> None:
         method = self.run.method
-        self.state.memories = self.state.memories.updated(
-            pool, method.memory_momentum, warming_up=server_round <= method.warmup_rounds
-        )
+        self.state.remember(pool, method.memory_momentum, warming_up=server_round <= method.warmup_rounds)
 
     # ---- replies -------------------------------------------------------------------------------------------
 
@@ -313,6 +340,7 @@ class FrameStrategy(Strategy):
         started = time.monotonic()
         mean.add(node, update, weight, owned)
         self.fold_s += time.monotonic() - started
+        self._counted[node] = weight
         if sums is not None:
             drift.add_client(sums)
             self._local.add(sums, node)
@@ -354,8 +382,7 @@ class FrameStrategy(Strategy):
 
     def guide_at(self, server_round: int) -> Guide:
         """The guide as the server's own evaluation and fit see it."""
-        made = exchange.make_guide(self.run, self.frame, self.memory, server_round)
-        return self.task.within_stage(made, server_round)
+        return guide_at(self.task, self.frame.etf_KD, self.memory, server_round)
 
     def _pool_of_sums(self, model: str) -> Pool:
         moment = self.run.method.needs_moments(model, is_first=self.stage.is_first)

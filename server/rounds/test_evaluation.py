@@ -8,7 +8,7 @@ Legend: N examples, D feature width, K label space.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.heads import CosineHead, LinearHead
 from fednc.common.learning.neural_collapse import alignment, collapse
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Task, TaskData, add_stats
+from fednc.common.tasks.api import Task, TaskData
 from fednc.common.tasks.classifier import ClassifierTask, classifier
-from fednc.common.tasks.metrics import Stats
+from fednc.common.tasks.evaluation import evaluate, evaluation_batches
 
 
 class CentralEvaluation:
@@ -33,33 +33,25 @@ class CentralEvaluation:
         """Metrics of the task over the classes that exist, and nc1 ... nc4 where there are classes."""
         if not isinstance(self._task, ClassifierTask):
             return self.metrics(state, guide)
-        self._load(state)
-        guide = guide.to(self._device)
-        stats: Stats = {}
-        feats, labels = [], []
-        with torch.no_grad():
-            for batch in self._known(guide).eval_batches(self._batch):
-                add_stats(stats, self._task.statistics(self._model, batch, guide))
-                feat_BD, label_B = self._task.aligned(self._model, batch)
-                feats.append(feat_BD)
-                labels.append(label_B)
+        metrics, guide = self.metrics(state, guide), guide.to(self._device)
+        feats, labels = zip(*self._features(self._known(guide)), strict=True)
         classes = len(self._task.class_names) if guide.classes is None else guide.classes
         geometry = collapse(torch.cat(feats), torch.cat(labels), self._vertices(guide), classes)
-        return {**self._task.measure(stats), **geometry}
+        return {**metrics, **geometry}
 
     def metrics(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:
         """Metrics of the task alone: what `__call__` says of them, without the geometry."""
         self._load(state)
         guide = guide.to(self._device)
-        stats: Stats = {}
-        with torch.no_grad():
-            for batch in self._known(guide).eval_batches(self._batch):
-                add_stats(stats, self._task.statistics(self._model, batch, guide))
-        return self._task.measure(stats)
+        return self._task.measure(evaluate(self._task, self._model, self._known(guide), guide, self._batch))
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
         self._model.load_state_dict(state, strict=False)
-        self._model.eval()
+
+    def _features(self, data: TaskData) -> Iterator[tuple[Tensor, Tensor]]:
+        """(unit features [B, D], labels [B]) of each batch, in the frame's space."""
+        for batch in evaluation_batches(self._model, data, self._batch):
+            yield classifier(self._task).aligned(self._model, batch)
 
     def _known(self, guide: Guide) -> TaskData:
         """The examples of the classes that exist."""
@@ -77,10 +69,8 @@ class CentralEvaluation:
         """[K, D] class means of unit features on the test data, on the CPU."""
         self._load(state)
         sums: ClassSums | None = None
-        with torch.no_grad():
-            for batch in self._data.eval_batches(self._batch):
-                feat_BD, label_B = classifier(self._task).aligned(self._model, batch)
-                sums = sums or ClassSums.zeros(self._task.label_space, feat_BD.shape[1], feat_BD.device)
-                sums.add_batch(feat_BD, label_B)
+        for feat_BD, label_B in self._features(self._data):
+            sums = sums or ClassSums.zeros(classifier(self._task).label_space, feat_BD.shape[1], feat_BD.device)
+            sums.add_batch(feat_BD, label_B)
         assert sums is not None
         return sums.mean_KD.cpu()

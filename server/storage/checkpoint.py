@@ -57,7 +57,7 @@ class Checkpoint:
     config_sha256: str
     config: dict[str, Any] | None = None
     changed: Changes = field(default_factory=dict)  # keys that the run file has changed since
-    tensors: Mapping[str, Tensor]  # `model.*`, `memory.*`, `extra.*`, `frame.etf_KD`
+    tensors: Mapping[str, Tensor]  # `model.*`, `memory.*`, `extra.*`, `method.*`, `frame.etf_KD`
     history: list[dict[str, Any]] = field(default_factory=list)
     parts: Mapping[str, int] = field(default_factory=dict)
     classes: dict[str, Any] | None = None

@@ -1,7 +1,7 @@
-"""What happened, in order: one line per decision for people, one JSON object per line for machines.
+"""What happened, in order: one line per event for people, one JSON object per line for machines.
 
-Every part of the server emits here, from the event loop and from the strategy's thread; the live table and the
-operator service listen. Knows nothing of what the events mean.
+Every part of the server emits here, from the event loop and from the strategy's thread; the live table and
+Prometheus listen. The kinds of events are in `events.py`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from fednc.common.files import private
 from fednc.common.wire.protocol import one_line
+from fednc.server.storage.events import DiskProblem, Event, NodeEvent, event_of
 
 log = logging.getLogger("fednc.server")
-
-Event = dict[str, Any]
 
 
 class EventLog:
@@ -47,21 +46,24 @@ class EventLog:
         """Call `listener` with every later event, from the thread that emits it."""
         self._listeners.append(listener)
 
-    def emit(self, kind: str, text: str, /, *, level: int = logging.INFO, **fields: Any) -> None:
-        """Record one event: `text` for people, one line whoever wrote parts of it; `fields` for machines."""
-        text = one_line(text)
-        event: Event = {
+    def emit(self, event: Event, *, level: int | None = None) -> None:
+        """Record one event. Its text becomes one line, whoever wrote parts of it.
+
+        Args:
+            level: of the log line, where it is not that of the event's class.
+        """
+        event = replace(event, text=one_line(event.text))
+        line = {
             "at": round(time.time(), 3),
             "elapsed_s": round(self.elapsed_s, 3),
-            "kind": kind,
-            "text": text,
-            **fields,
+            "kind": event.kind,
+            **event.fields(),
         }
         with self._lock:
             if self._file:
                 with suppress(OSError):  # a full disk must not end the run; it was logged, and listeners hear it
-                    self._write(json.dumps(event, default=str) + "\n")
-        log.log(level, "%s", text)
+                    self._write(json.dumps(line, default=str) + "\n")
+        log.log(event.level if level is None else level, "%s", event.text)
         for listener in self._listeners:
             listener(event)
 
@@ -104,6 +106,20 @@ def older_first(path: Path, kept: int) -> list[Path]:
     return [path.with_name(f"{path.name}.{number}") for number in range(kept, 0, -1)]
 
 
+def read_events(folder: Path) -> Iterator[Event]:
+    """The events in a run's folder, the oldest first, rotated files included; not those of unknown kinds.
+
+    Raises:
+        DataError, ValueError: a line is damaged.
+    """
+    current = folder / "events.jsonl"
+    older = sorted(folder.glob("events.jsonl.*"), key=lambda path: -int(path.suffix[1:]))
+    for path in [*older, current]:
+        if path.exists():
+            found = (event_of(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
+            yield from (event for event in found if event)
+
+
 class NodeEvents:
     """Records what nodes cause: one that causes thousands of events must not fill the disk with them."""
 
@@ -116,20 +132,20 @@ class NodeEvents:
         self._events, self._at_once, self._per_s, self._event_bytes = events, at_once, per_s, event_bytes
         self._accounts: dict[str, _Account] = {}
 
-    def emit(self, kind: str, text: str, /, *, node: str, level: int = logging.INFO, **fields: Any) -> None:
+    def emit(self, event: NodeEvent | DiskProblem) -> None:
         """Record one event, or count it as left out."""
-        now = time.monotonic()
+        now, node = time.monotonic(), event.node or ""
         account = self._accounts.setdefault(node, _Account(self._at_once, now))
         account.left = min(self._at_once, account.left + (now - account.at) * self._per_s)
         account.at = now
         if account.left < 1:
             account.unsaid += 1
             return
-        account.left -= max(1.0, len(json.dumps([text, fields], default=str)) / self._event_bytes)  # may owe
+        account.left -= max(1.0, len(json.dumps(event.fields(), default=str)) / self._event_bytes)  # may owe
         if account.unsaid:
-            text = f"{text} ({account.unsaid} more about {node} before, not recorded)"
-            fields["unsaid"], account.unsaid = account.unsaid, 0
-        self._events.emit(kind, text, level=level, node=node, **fields)
+            text = f"{event.text} ({account.unsaid} more about {node} before, not recorded)"
+            event, account.unsaid = replace(event, text=text, unsaid=account.unsaid), 0
+        self._events.emit(event)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PrivateAttr
 
 from fednc.common.config.tables import Count, Share
-from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.options import ImageOptions
 
 
 class FewShotOptions(ImageOptions):

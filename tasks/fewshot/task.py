@@ -17,7 +17,7 @@ from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection, TrainSection
 from fednc.common.errors import ConfigError, ProtocolError
 from fednc.common.learning.frame import unit
-from fednc.common.learning.readout import as_trained, memory_scores
+from fednc.common.learning.readout import READOUTS, MemoryReadOut, as_trained, readout_of
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.metrics import Stats
@@ -147,11 +147,11 @@ class FewShotTask(Incremental, ImageTask):
 
     def scores(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
         """As the image task's; by memory: of backbone features, once there are any, and by the head until then."""
-        found = _model(model)
-        if guide.method.readout not in ("memory", "discriminant"):
+        found, readout = _model(model), readout_of(guide)
+        if not isinstance(readout, MemoryReadOut):
             return super().scores(model, inputs, guide)
         if guide.seen_K.any():
-            return memory_scores(found.pooled(inputs), guide, guide.method.scale)
+            return readout.memory_scores(found.pooled(inputs), guide, guide.method.scale)
         return as_trained(found.features(inputs), found.head, guide, guide.classes or len(self.class_names))
 
     def memory_cosines(self, model: nn.Module, guide: Guide) -> dict[str, float]:
@@ -205,11 +205,13 @@ def _check(names: tuple[str, ...], run: RunConfig) -> None:
     """Raises ConfigError: a method that does not fit a memory from before the projection."""
     method = run.method
     stands_in = method.memory_source != "memory" or method.memory_model == "local"
-    if method.trains_with_memory or method.compares_models or method.readout == "blend" or stands_in:
+    # compared with anything beside it, the memory would have to lie in the frame's space
+    unfit = [each.name for each in READOUTS if each.needs_memory and not isinstance(each, MemoryReadOut)]
+    if method.trains_with_memory or method.compares_models or method.readout in unfit or stands_in:
         raise ConfigError(
             f"task.name {run.task.name!r} keeps its memory before the projection and rehearses it by itself: "
             "leave method.anchor, centre, rehearsal, target_blend, contrast and distil at 0, memory_source and "
-            "memory_model at their defaults, and readout other than 'blend'"
+            f"memory_model at their defaults, and readout other than {', '.join(map(repr, unfit))}"
         )
     if len(names) < 2:
         raise ConfigError("task.classes: the beginning and the sessions have one class together; give two or more")

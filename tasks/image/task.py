@@ -18,10 +18,10 @@ from fednc.common.config.tables import SplitSection
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Part, Suggestion, TaskData
 from fednc.common.tasks.classifier import ClassifierTask, Purpose, split_with
-from fednc.tasks.image.options import ImageOptions
 from fednc.tasks.vision.backbones import build_backbone
 from fednc.tasks.vision.dataset import ImageBatch, ImageData
-from fednc.tasks.vision.shifts import is_shifted, shift_part, shift_test
+from fednc.tasks.vision.options import ImageOptions
+from fednc.tasks.vision.shifts import ImageSplit, is_shifted, shift_part, shift_test
 from fednc.tasks.vision.sources import select
 from fednc.tasks.vision.suggest import suggest
 
@@ -31,6 +31,7 @@ class ImageTask(ClassifierTask):
 
     name = "image"
     Options = ImageOptions
+    Split = ImageSplit
     options: ImageOptions
 
     def backbone(self) -> tuple[nn.Module, int]:
@@ -63,7 +64,7 @@ class ImageTask(ClassifierTask):
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
         """The training images at `spec`, or one part of them, shifted as the split says. Raises DataError."""
         data = super().load_train(spec, part, split)
-        if part is None or not is_shifted(split_with(part, split).shift):
+        if part is None or not is_shifted(split_with(part, split)):
             return data
         assert isinstance(data, ImageData)
         return replace(data, pixel_NCHW=shift_part(data.pixel_NCHW, split_with(part, split), part.index))
@@ -72,7 +73,7 @@ class ImageTask(ClassifierTask):
         """The test images at `spec`, mixed from all parts' shifts where the split has any. Raises DataError."""
         data = self.read(spec, "test")
         split = self.run.split
-        if split is None or not is_shifted(split.shift):
+        if split is None or not is_shifted(split):
             return data
         return replace(data, pixel_NCHW=shift_test(data.pixel_NCHW, split))
 

@@ -12,17 +12,38 @@ import math
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from fednc.common.config.tables import ShiftSection, SplitSection
+from fednc.common.config.tables import NonNegative, Section, Share, SplitSection
 from fednc.common.seeds import generator
 from fednc.tasks.vision.dataset import as_unit_range
 
 CHUNK = 4096  # images rotated at a time: bounds the memory of the sampling grid
 
 
-def is_shifted(shift: ShiftSection) -> bool:
-    """Whether `shift` changes any image."""
+class ShiftSection(Section):
+    """Within-class shift of a simulated split: what makes one client's images unlike another's."""
+
+    rotation_deg: NonNegative = Field(0.0, description="client k's images are rotated by -r ... +r degrees")
+    colour: Share = Field(0.0, description="strength of a per-client gain on each channel")
+    noise: NonNegative = Field(0.0, description="standard deviation of added noise, growing from client to client")
+
+
+class ImageSplit(SplitSection):
+    """`[split]` of tasks on images."""
+
+    shift: ShiftSection = Field(default_factory=ShiftSection)
+
+
+def shift_of(split: SplitSection) -> ShiftSection:
+    """How the images of a split's parts differ."""
+    return split.shift if isinstance(split, ImageSplit) else ShiftSection()
+
+
+def is_shifted(split: SplitSection) -> bool:
+    """Whether a split changes any image."""
+    shift = shift_of(split)
     return shift.rotation_deg > 0 or shift.colour > 0 or shift.noise > 0
 
 
@@ -32,7 +53,7 @@ def shift_part(pixel_NCHW: Tensor, split: SplitSection, part: int, purpose: str 
     Rotated by an angle that goes from -r to r over the parts, each channel times a gain in 1 - c .. 1 + c that is
     drawn per part, noise added whose deviation grows from 0 to `noise` over the parts; clipped to 0..1.
     """
-    shift, place = split.shift, _place(part, split.parts)
+    shift, place = shift_of(split), _place(part, split.parts)
     pixel_NCHW = rotate(
         as_unit_range(pixel_NCHW), shift.rotation_deg * (2 * place - 1) if split.parts > 1 else 0.0
     )

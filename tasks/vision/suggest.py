@@ -20,11 +20,10 @@ from pydantic import ValidationError
 
 from fednc.common.config.run import explain
 from fednc.common.errors import DataError
-from fednc.common.safe_files import open_image
 from fednc.common.tasks.api import Suggestion
 from fednc.common.tasks.data_spec import DataSpec
-from fednc.tasks.image.options import ImageOptions
 from fednc.tasks.vision.dataset import as_unit_range
+from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sources import arrays, files, select
 from fednc.tasks.vision.sources.folders import class_folders
 from fednc.tasks.vision.sources.images import several
@@ -142,7 +141,7 @@ def _head(path: Path, names: frozenset[str]) -> tuple[bool, int] | DataError:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a file that claims too many pixels is refused when it is read
-            with open_image(path) as image:
+            with files.open_image(path) as image:
                 files.refuse_frames(image, str(path))
                 mode, size = image.mode, min(image.size)
     except DataError as e:

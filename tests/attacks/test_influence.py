@@ -24,6 +24,8 @@ from fednc.common.tasks.metric_info import ACCURACY
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, NodeEvent
+from support.heard_events import of_kind
 from support.hostile import apps as hostile
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -90,7 +92,7 @@ def carry_out(
             "evaluate": {"test": f"npz:{folder / 'test.npz'}"},
         }
     )
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     log = EventLog()
     log.listen(events.append)
     clients = [
@@ -105,7 +107,7 @@ def carry_out(
     last = result.history.rounds[-1]
     accuracy = last.value_of(ACCURACY)
     assert accuracy is not None
-    return Outcome(accuracy, last.pooled, {event["node"] for event in events if "node" in event}, rejected)
+    return Outcome(accuracy, last.pooled, {event.node for event in of_kind(NodeEvent, events)}, rejected)
 
 
 @cache

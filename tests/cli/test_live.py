@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -10,17 +12,18 @@ from fednc.common.config.run import parse_run
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import NodeState
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import ModelInitialised, RoundCompleted
+from fednc.server.storage.history import RoundRecord
 
-ROUND = {
-    "round": 3,
-    "loss": 0.25,
-    "drift": None,
-    "replies": 2,
-    "seconds": 1.5,
-    "test": {"accuracy": 0.914, "accuracy/cat": 0.9, "accuracy/dog": 0.5},
-    "pooled": {"accuracy": 0.873, "accuracy/cat": 0.8},
-    "worst_client": {"name": "edge-1", "accuracy": 0.641},
-}
+ROUND = RoundRecord(
+    round=3,
+    loss=0.25,
+    replies=2,
+    seconds=1.5,
+    test={"accuracy": 0.914, "accuracy/cat": 0.9, "accuracy/dog": 0.5},
+    pooled={"accuracy": 0.873, "accuracy/cat": 0.8},
+    worst_client={"name": "edge-1", "accuracy": 0.641},
+)
 
 
 def screen(view: RunView) -> str:
@@ -45,7 +48,7 @@ def view(tmp_path):
 def test_rounds_show_test_held_out_and_worst_client(view):
     view, events = view
     assert "by class" not in screen(view)
-    events.emit("round", "round 3/5", **ROUND)
+    events.emit(RoundCompleted(text="round 3/5", record=ROUND))
     shown = screen(view)
     for expected in ("91.4%", "87.3%", "edge-1 64.1%", "cat 90%, dog 50%", "1 of 5"):
         assert expected in shown
@@ -53,7 +56,7 @@ def test_rounds_show_test_held_out_and_worst_client(view):
 
 def test_without_test_data_classes_are_those_of_the_clients(view):
     view, events = view
-    events.emit("round", "round 3/5", **{**ROUND, "test": {}})
+    events.emit(RoundCompleted(text="round 3/5", record=replace(ROUND, test={})))
     assert "cat 80%" in screen(view)
 
 
@@ -68,6 +71,18 @@ def test_clients_are_listed_with_their_state(view):
 def test_what_the_initialisation_did_stays_in_sight(view):
     view, events = view
     assert "gradient cosine" not in screen(view)
-    events.emit("init", "initialisation nio-exact: gradient cosine -0.3 -> 0.4")
-    events.emit("round", "round 3/5", **ROUND)
+    events.emit(
+        ModelInitialised(
+            text="initialisation nio-exact: gradient cosine -0.3 -> 0.4",
+            initialiser="nio-exact",
+            used=True,
+            before={},
+            learnt={},
+            after={},
+            steps={},
+            scales={},
+            seconds=0.1,
+        )
+    )
+    events.emit(RoundCompleted(text="round 3/5", record=ROUND))
     assert "gradient cosine -0.3 -> 0.4" in screen(view)

@@ -21,7 +21,7 @@ from fednc.common.files import write_atomically
 ROOT = Path(__file__).parents[2]
 CODE = [
     path
-    for floor in ("cli", "client", "common", "ops", "server", "tasks")
+    for floor in ("bench", "cli", "client", "common", "ops", "server", "tasks")
     for path in (ROOT / floor).rglob("*.py")
 ]
 

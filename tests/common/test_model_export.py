@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fednc.common.config.presets import PRESETS
 from fednc.common.config.run import parse_run
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.files import write_atomically
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import Frame, draw_frame
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods import registry
 from fednc.common.model_export import FOLDER, MANIFEST, WEIGHTS, export, load
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
@@ -83,7 +83,7 @@ def exported(folder: Path, run: Trained) -> Path:
     return folder / FOLDER
 
 
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("method", registry.SHIPPED)
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_round_trip_gives_the_same_bits(tmp_path: Path, method: str, norm: str) -> None:
     run = trained(method, norm=norm)

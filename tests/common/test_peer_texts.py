@@ -21,13 +21,15 @@ from rich.console import Console
 
 from fednc.cli import output
 from fednc.client.link import resource_limits as bounds
-from fednc.client.link.resource_limits import DownloadBounds, OutOfReserveError, TooLargeError
-from fednc.common import reasons, safe_files
+from fednc.client.link.resource_limits import DownloadBounds, DownloadTooLargeError, OutOfReserveError
+from fednc.common import reasons
 from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.process.log_format import OneLineFormatter
 from fednc.common.wire.protocol import one_line
 from fednc.server.storage.event_log import EventLog, NodeEvents, older_first
+from fednc.server.storage.events import DataNote, NodePaused, NodeUnfit, RunResumed
+from fednc.tasks.vision.sources import files
 from fednc.tasks.vision.sources.arrays import load_arrays
 
 NASTY = ["a\nb", "\x1b[2J", "\x9b2J", "[link=file:///x]y[/link]", "[/x]", "\u202egpj", "\u2028x", "\ud800", "\r\t"]
@@ -103,8 +105,8 @@ def test_the_log_has_one_line_per_record_and_marks_those_of_a_traceback(text: st
 def test_an_event_is_one_line_for_people(text: str) -> None:
     log, heard = EventLog(), []
     log.listen(heard.append)
-    log.emit("kind", f"from a: {text}")
-    assert heard[0]["text"] == f"from a: {one_line(text)}"
+    log.emit(DataNote(text=f"from a: {text}"))
+    assert heard[0].text == f"from a: {one_line(text)}"
 
 
 @given(ANY, st.sampled_from([DataError, ConfigError, ProtocolError, OSError, MemoryError, ValueError]))
@@ -122,12 +124,12 @@ def test_events_are_bounded_by_bytes_and_the_newest_are_kept(tmp_path: Path) -> 
     path = tmp_path / "events.jsonl"
     log = EventLog(path, file_mib=1, kept_files=2)
     for number in range(60):
-        log.emit("kind", "x" * 100_000, number=number)
+        log.emit(RunResumed(text="x" * 100_000, round=number))
     log.close()
     files = [file for file in [*older_first(path, 2), path] if file.exists()]
     assert {file.name for file in tmp_path.iterdir()} == {"events.jsonl", "events.jsonl.1", "events.jsonl.2"}
     assert all(file.stat().st_size <= 1 << 20 for file in files)
-    numbers = [json.loads(line)["number"] for file in files for line in file.read_text().splitlines()]
+    numbers = [json.loads(line)["round"] for file in files for line in file.read_text().splitlines()]
     assert numbers == list(range(numbers[0], 60))
     assert len(numbers) > 20
 
@@ -137,10 +139,10 @@ def test_long_events_of_a_node_count_as_several() -> None:
     log.listen(heard.append)
     restrained = NodeEvents(log, at_once=20, per_s=0)
     for _ in range(50):
-        restrained.emit("unfit", "x" * 4000, node="a")
-        restrained.emit("ready", "b is ready", node="b")
-    assert sum(len(event["text"]) for event in heard if event["node"] == "a") < 20 * 512 + 4000
-    assert sum(event["node"] == "b" for event in heard) == 20
+        restrained.emit(NodeUnfit(text="x" * 4000, node="a", problem=""))
+        restrained.emit(NodePaused(text="b is paused", node="b"))
+    assert sum(len(event.text) for event in heard if event.node == "a") < 20 * 512 + 4000
+    assert sum(event.node == "b" for event in heard) == 20
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -164,7 +166,7 @@ def test_a_download_is_refused_by_what_its_manifest_says(monkeypatch: pytest.Mon
     DownloadBounds(max_gib=4, min_free_gib=1).admit(2 << 30)
     with pytest.raises(OutOfReserveError, match="--min-free-gib"):
         DownloadBounds(max_gib=4, min_free_gib=1).admit((2 << 30) + 1)
-    with pytest.raises(TooLargeError, match="--max-download-gib"):
+    with pytest.raises(DownloadTooLargeError, match="--max-download-gib"):
         DownloadBounds(max_gib=1).admit((1 << 30) + 1)
 
 
@@ -192,7 +194,7 @@ def test_postscript_is_no_image_whatever_it_is_called(tmp_path: Path) -> None:
     place = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(place, format="EPS")
     with pytest.raises(OSError, match="cannot identify"):
-        safe_files.open_image(place)
+        files.open_image(place)
 
 
 def test_the_metrics_port_serves_a_few_at_once_and_none_for_long(monkeypatch: pytest.MonkeyPatch) -> None:

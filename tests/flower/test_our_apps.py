@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
 from fednc.common.config.run import RunConfig, parse_run
+from fednc.server.rounds.result_files import summary_of, write_files
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.run_folder import summary_of, write_files
 from support.shipped_commands import our_link
 from support.stock_flower import BIN, environment, stock_flower
 

@@ -27,8 +27,8 @@ def start(run_seed, head=True):
     )
 
 
-def federate(model, clients, rounds, run_seed, loss, on_gradients=None, on_trained=None):
-    """`loss(local, global, name, x, y)`; the hooks get (local, global, name)."""
+def federate(model, clients, rounds, run_seed, loss, on_gradients=None, on_trained=None, on_mean=lambda *_: None):
+    """`loss(local, global, name, x, y)`; hooks get (local, global, name), `on_mean` (mean, global)."""
     for t in range(1, rounds + 1):
         trained = []
         for name, x, y in clients:
@@ -45,7 +45,8 @@ def federate(model, clients, rounds, run_seed, loss, on_gradients=None, on_train
                 on_trained(local, model, name)
             trained.append(local)
         shares = [len(y) / sum(len(y) for _, _, y in clients) for _, _, y in clients]
-        model = copy.deepcopy(model)
+        old, model = model, copy.deepcopy(model)
         for mean, *values in zip(model.parameters(), *(m.parameters() for m in trained), strict=True):
             mean.data = sum(s * v.detach().double() for s, v in zip(shares, values, strict=True)).float()
+        on_mean(model, old)
     return model

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, RoundCompleted
+from fednc.server.storage.history import RoundRecord
 
 PYTHON, FEDNC = "/opt/fednc/bin/python", "/opt/fednc/bin/fednc"
 
@@ -19,12 +22,16 @@ def add_process(
     (folder / "status").write_text("\n".join([*lines, f"NSpid:\t{spaces}"]))
 
 
-def write_records(folder: Path, names: tuple[str, ...], *events: dict[str, Any]) -> Path:
+def write_records(folder: Path, names: tuple[str, ...], *events: Event) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "summary.json").write_text(json.dumps({"clients": [{"name": n, "examples": 1} for n in names]}))
-    (folder / "events.jsonl").write_text("".join(json.dumps({"text": "", **event}) + "\n" for event in events))
+    (folder / "events.jsonl").unlink(missing_ok=True)
+    log = EventLog(folder / "events.jsonl")
+    for event in events:
+        log.emit(event)
+    log.close()
     return folder
 
 
-def over(number: int, replies: int = 2) -> dict[str, Any]:
-    return {"kind": "round", "round": number, "replies": replies}
+def over(number: int, replies: int = 2) -> RoundCompleted:
+    return RoundCompleted(text="", record=RoundRecord(round=number, replies=replies))

@@ -18,7 +18,8 @@ from fednc.common.learning.frame import draw_frame
 from fednc.common.learning.round_context import Guide
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun, RunResult
-from fednc.server.storage.event_log import Event, EventLog
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event
 
 BASE = ["0", "1", "2", "3", "4", "5"]
 SESSIONS: list[dict[str, Any]] = [

@@ -18,7 +18,7 @@ from fednc.common.learning.frame import draw_frame
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Batch, Task, TaskData
-from fednc.common.wire import messages
+from fednc.common.tasks.round_guide import guide_at
 from fednc.server.rounds.initialisation import draw_with_gain
 
 
@@ -41,8 +41,8 @@ class Place:
         torch.manual_seed(run.seed)
         self.model: nn.Module = self.task.build_model()
         draw_with_gain(self.model, run.init.gain)
-        self.guide: Guide = messages.make_guide(
-            run, draw_frame(10, run.frame.dim, 0), ClassMemory.empty(10, run.frame.dim), 1
+        self.guide: Guide = guide_at(
+            self.task, draw_frame(10, run.frame.dim, 0).etf_KD, ClassMemory.empty(10, run.frame.dim), 1
         )
         self.probe = Probe(self.task, self.model, self.guide, self.task.shared_keys(self.model))
 

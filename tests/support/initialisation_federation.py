@@ -11,7 +11,7 @@ from fednc.client.app.host import ClientConfig
 from fednc.common.config.run import RunConfig
 from fednc.common.initialise.probe import Probe
 from fednc.common.learning.class_memory import ClassMemory
-from fednc.common.wire import messages
+from fednc.common.tasks.round_guide import guide_at
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.event_log import EventLog
@@ -47,5 +47,5 @@ def central_place(run: RunConfig) -> tuple[Place, Probe]:
     """All that one client has, with the weights that the server drew."""
     here, prepared = Place(run), FederatedRun(run, EventLog())
     here.model.load_state_dict(prepared.state.model)
-    guide = messages.make_guide(run, prepared.frame, ClassMemory.empty(10, run.frame.dim), 1)
+    guide = guide_at(here.task, prepared.frame.etf_KD, ClassMemory.empty(10, run.frame.dim), 1)
     return here, Probe(here.task, here.model, guide, here.task.shared_keys(here.model))

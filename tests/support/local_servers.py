@@ -25,7 +25,10 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import NodeState
 from fednc.server.listener import Listening, drop_invalid, make_server
-from fednc.server.storage.event_log import Event, EventLog
+from fednc.server.rounds.control import RunControl
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import CallRefused, Event
+from support.heard_events import of_kind
 
 YEAR = timedelta(days=365)
 
@@ -67,14 +70,15 @@ class Serving:
     federation: Federation
     listening: Listening
     events: list[Event]
+    control: RunControl
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.listening.port}"
 
     @property
-    def refused(self) -> list[Event]:
-        return [event for event in self.events if event["kind"] == "refused"]
+    def refused(self) -> list[CallRefused]:
+        return of_kind(CallRefused, self.events)
 
     def names(self) -> list[str]:
         return [node.name for node in self.federation.roster.nodes()]
@@ -86,11 +90,12 @@ async def serving(folder: Path, section: dict[str, Any]) -> AsyncIterator[Servin
     log, events = EventLog(), list[Event]()
     log.listen(events.append)
     federation = Federation("run", run, folder / "spool", log)
-    listening = await make_server(federation, run.server.listen)
+    control = RunControl()
+    listening = await make_server(federation, run.server.listen, control=control)
     await listening.start()
     warden = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))
     try:
-        yield Serving(federation, listening, events)
+        yield Serving(federation, listening, events, control)
     finally:
         warden.cancel()
         await listening.stop(0)

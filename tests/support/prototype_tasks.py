@@ -83,7 +83,7 @@ class LineTask(Task):
 
 
 class LanesTask(LineTask):
-    """The same with one weight on a circle, one that few clients train, one that is fixed, and a bias that stays."""
+    """A weight on a circle, one that few clients train, one that is fixed, a bias that stays."""
 
     name = "lanes"
 

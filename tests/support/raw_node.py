@@ -13,7 +13,7 @@ from fednc.client.link.channel import Credentials, open_channel
 from fednc.common import flower_adapter
 from fednc.common.wire import records
 from fednc.common.wire.checksum import fingerprint
-from fednc.common.wire.protocol import PROTOCOL, SESSION_KEY
+from fednc.common.wire.protocol import ATTENDANCE_KEY, PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 from fednc.server.link.assignments import Batch, Content, Work
@@ -56,7 +56,7 @@ class RawNode:
 
     @property
     def metadata(self) -> tuple[tuple[str, bytes]]:
-        return ((SESSION_KEY, self.welcome.session),)
+        return ((ATTENDANCE_KEY, self.welcome.attendance),)
 
     @property
     def node(self) -> Node:

@@ -18,7 +18,7 @@ from fednc.common import safe_files
 from fednc.common.errors import DataError, MissingExtraError
 from fednc.common.tasks.data_spec import DataSpec
 from fednc.common.tasks.tensor_data import UNLABELLED, hold_out_index
-from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sources.folders import as_path
 from fednc.tasks.vision.sources.images import Images, Purpose
 from fednc.tasks.vision.sources.labels import map_labels, name_list, refuse_twins

@@ -22,10 +22,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fednc.common.errors import DataError
-from fednc.common.safe_files import open_image
 from fednc.common.tasks.data_spec import DataSpec
 from fednc.common.tasks.tensor_data import UNLABELLED
-from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sources.folders import LeftOut, class_folders, images_in, readable
 from fednc.tasks.vision.sources.images import Images, Purpose, several
 from fednc.tasks.vision.sources.labels import map_names
@@ -33,7 +32,8 @@ from fednc.tasks.vision.sources.labels import map_names
 MAX_PIXELS = 64_000_000  # a small file can declare an image that fills the memory
 GREY_MODES = frozenset({"1", "L", "LA"})
 COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB"})
-
+# Of `folders.SUFFIXES`. Others need programs: EPS would start Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -85,6 +85,11 @@ def _or_error(decoder: Callable[[], Pixels]) -> Pixels | DataError:
         return decoder()
     except DataError as e:
         return e
+
+
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """The image in `file`, whatever its name ends in. Raises what Pillow raises."""
+    return Image.open(file, formats=FORMATS)
 
 
 def decode(file: Path | IO[bytes], name: str, options: ImageOptions) -> Pixels:

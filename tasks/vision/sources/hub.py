@@ -17,7 +17,7 @@ import torch
 
 from fednc.common.errors import DataError, MissingExtraError
 from fednc.common.tasks.data_spec import DataSpec
-from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sources.files import Pixels, decode, decode_all, stack
 from fednc.tasks.vision.sources.folders import as_path
 from fednc.tasks.vision.sources.images import Images, Purpose

@@ -19,7 +19,7 @@ from torch import Tensor
 from fednc.common.errors import DataError
 from fednc.common.tasks.splits import Index
 from fednc.common.tasks.tensor_data import UNLABELLED
-from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.options import ImageOptions
 
 SHOWN = 20  # names listed in a message
 Values = np.ndarray[Any, Any]

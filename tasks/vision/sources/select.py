@@ -17,7 +17,7 @@ from fednc.common import fault_injection
 from fednc.common.errors import DataError
 from fednc.common.tasks.data_spec import DataSpec, parse_spec
 from fednc.common.tasks.tensor_data import UNLABELLED, hold_out_index
-from fednc.tasks.image.options import ImageOptions
+from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sources import arrays, files, hub
 from fednc.tasks.vision.sources.folders import as_path
 from fednc.tasks.vision.sources.images import Images, Purpose

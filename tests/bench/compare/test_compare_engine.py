@@ -1,4 +1,4 @@
-"""`fednc compare`: fair by construction, resumable, one file per run, and nothing counted twice."""
+"""`fednc compare`: fair by construction, resumable, one archive of all runs, and nothing counted twice."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fednc.bench.compare.engine import compare
 from fednc.bench.compare.plan import tuning_rows
 from fednc.bench.compare.prepared_data import prepare
 from fednc.bench.compare.rows import Bench, run_rows
+from fednc.bench.compare.run_archive import archive_runs, read_runs, write_run
 from fednc.bench.compare.training import ReadOut
 from fednc.cli.main import app
 from fednc.common.config.evaluate import EvaluateSection
@@ -35,10 +36,6 @@ def bench(folder: Path, workers: int = 1) -> Bench:
     return Bench(folder=folder, command="fednc compare reduced.toml", workers=workers)
 
 
-def results(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
-
-
 def without_time(result: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in result.items() if k not in ("duration_s", "shared_by", "machine", "commit")}
 
@@ -53,9 +50,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, report.Compare
     return folder, compared
 
 
-def test_every_run_has_a_file_that_says_how_to_repeat_it(done: tuple[Path, report.Compared]) -> None:
+def test_every_run_has_a_row_that_says_how_to_repeat_it(done: tuple[Path, report.Compared]) -> None:
     folder, compared = done
-    found = results(folder)
+    assert not list(folder.glob("*.json")), "all runs are in the archive"
+    found = read_runs(folder)
     assert len(found) == len(compared.tuning) + len(compared.final) == 4 + 4
     assert len({row["digest"] for row in found.values()}) == len(found)
     for name, row in found.items():
@@ -93,16 +91,20 @@ def test_variants_a_line_apart_may_share_the_rate_of_one(tmp_path: Path) -> None
         reduced(variants=[{**one, "rate_like": "fednc"} for one in variants], baseline="fednc")
 
 
-def test_whatever_is_there_is_not_run_again(done: tuple[Path, report.Compared]) -> None:
+def test_whatever_is_there_is_not_run_again(done: tuple[Path, report.Compared], tmp_path: Path) -> None:
+    """Of eight rows one is lost, two have a file of their own and five are in an archive."""
     folder, compared = done
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
-    lost = sorted(before)[0]
-    was = json.loads(lost.read_text())
-    lost.unlink()
-    again = compare(reduced(), {}, bench(folder))
-    after = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
-    assert {path for path in before if after[path] != before[path]} == {lost}
-    assert without_time(json.loads(lost.read_text())) == without_time(was)
+    before = read_runs(folder)
+    lost, *kept = before
+    for name in kept[2:]:
+        write_run(tmp_path, before[name])
+    archive_runs(tmp_path)
+    for name in kept[:2]:
+        write_run(tmp_path, before[name])
+    again = compare(reduced(), {}, bench(tmp_path))
+    after = read_runs(tmp_path)
+    assert {name for name in before if after[name] != before[name]} <= {lost}
+    assert without_time(after[lost]) == without_time(before[lost])
     assert [row["digest"] for row in again.final] == [row["digest"] for row in compared.final]
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from fednc.bench.compare.plan import final_rows, read_comparison, tuning_rows
-from fednc.common.config.presets import PRESETS
 from fednc.common.errors import ConfigError
 from support.small_comparison import CONFIGS, SMOKE, reduced
+
+LADDER = {"fedavg", "fedprox", "scaffold", "moon", "fedntd", "fedlc", "fedetf", "fednc"}
 
 
 def test_one_run_under_two_names_is_refused() -> None:
@@ -28,9 +29,9 @@ def test_one_run_under_two_names_is_refused() -> None:
     [
         ({"settings": [{"name": "a", "run": {"method": {"scale": 3}}}]}, "write a variant"),
         ({"variants": [{"name": "fedavg", "method": {}, "train": {"epochs": 9}}]}, "no such key"),
-        ({"seeds": [1000]}, "seed 1000 tunes"),
+        ({"seeds": [1000]}, "seed 1000 is used for tuning"),
         ({"baseline": "fedsgd"}, "'fedsgd' is not a variant"),
-        ({"settings": [{"name": "a"}, {"name": "a"}]}, "two settings have one name"),
+        ({"settings": [{"name": "a"}, {"name": "a"}]}, "two settings have the same name"),
     ],
 )
 def test_what_would_be_unfair_is_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
@@ -66,8 +67,8 @@ def test_tuning_may_be_shorter_and_changes_nothing_else() -> None:
 
 def test_all_variants_of_a_setting_differ_in_the_method_alone() -> None:
     plan = read_comparison(SMOKE)
-    rows = final_rows(plan, {("dirichlet-0.1", name): 0.03 for name in PRESETS}, "0")
-    assert {row.variant for row in rows} == set(PRESETS)
+    rows = final_rows(plan, {("dirichlet-0.1", name): 0.03 for name in LADDER}, "0")
+    assert {row.variant for row in rows} == LADDER
     rest = [row.run.model_dump(exclude={"method"}) for row in rows if row.seed == 1]
     assert all(one == rest[0] for one in rest)
     assert {row.run.split.seed for row in rows if row.run.split} == set(plan.seeds)
@@ -88,4 +89,4 @@ def test_methods_are_compared_on_the_whole_grid(name: str) -> None:
     plan = read_comparison(SMOKE.with_name(name))
     assert plan.tuning.rates == (0.003, 0.01, 0.03, 0.1, 0.3)
     assert not any(variant.rate_like for variant in plan.variants)
-    assert {variant.name for variant in plan.variants} >= set(PRESETS)
+    assert {variant.name for variant in plan.variants} >= LADDER

@@ -1,9 +1,13 @@
-"""docs/results.md says what the results files say, and first what does not pay."""
+"""docs/results.md says what the rows say: first one table, then what pays and what does not."""
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -12,6 +16,8 @@ from fednc.bench.compare.gains import Gain, gains
 from fednc.bench.compare.plan import Comparison, Row, final_rows, read_comparison, tuning_rows
 from fednc.bench.compare.results_folder import read_folder
 from fednc.bench.compare.results_page import page
+from fednc.bench.compare.run_archive import ARCHIVE, archive_runs, read_runs, write_run
+from fednc.bench.compare.terms import COLUMNS, METHODS, SPEED, TERMS
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import DataError
 
@@ -96,9 +102,9 @@ class Place:
         tuning = tuning_rows(self.plan, "t")
         return [*tuning, *final_rows(self.plan, {(row.setting, row.variant): 0.1 for row in tuning}, "f")]
 
-    def put(self, row: Row, accuracy: float | None = None, name: str = "") -> None:
+    def put(self, row: Row, accuracy: float | None = None) -> None:
         value = ACCURACY[row.variant] + row.seed / 100 + row.lr / 10 if accuracy is None else accuracy
-        (self.results / "small" / (name or row.file_name)).write_text(json.dumps(result(row, value)))
+        write_run(self.results / "small", result(row, value))
 
     def page(self) -> str:
         return page(self.configs, self.results)
@@ -122,11 +128,13 @@ def test_the_committed_page_is_what_the_results_say() -> None:
     )
 
 
-COMMITTED = [
-    path
-    for path in sorted(RESULTS.glob("*/*.json"))
-    if path.parent.name != "bench" and "digest" in path.read_text()
-]
+COMMITTED = {path.parent.name: read_runs(path.parent) for path in sorted(RESULTS.glob(f"*/{ARCHIVE}"))}
+
+
+def all_committed() -> Iterator[tuple[str, dict[str, Any]]]:
+    for comparison, rows in COMMITTED.items():
+        for name, row in rows.items():
+            yield f"{comparison}: {name}", row
 
 
 def digest_of(row: dict[str, Any], config: dict[str, Any]) -> str:
@@ -144,48 +152,195 @@ def digest_of(row: dict[str, Any], config: dict[str, Any]) -> str:
 def test_committed_rows_are_named_by_the_digest_of_the_run_that_they_hold() -> None:
     """A digest that changes with the code would make every earlier result somebody else's."""
     assert COMMITTED
-    for path in COMMITTED:
-        row = json.loads(path.read_bytes())
+    for name, row in all_committed():
         config = row["config"]
         init = config.get("init", {})
         if init.get("kind") == "ordinary" and init.get("gain", 1.0) == 1.0 and not init.get("report"):
             # The first rows held even defaults that have no effect.
             config = {key: value for key, value in config.items() if key != "init"}
-        assert digest_of(row, config) == row["digest"], path.name
+        assert digest_of(row, config) == row["digest"], name
 
 
 def test_committed_rows_hold_no_path_of_a_machine() -> None:
-    for path in COMMITTED:
-        told = json.loads(path.read_bytes())
-        assert "/" not in told["command"].replace("bench/configs/", ""), path.name
-        assert told["config"]["evaluate"]["test"] in ("npz:{data}", ""), path.name
+    for name, row in all_committed():
+        assert "/" not in row["command"].replace("bench/configs/", ""), name
+        assert row["config"]["evaluate"]["test"] in ("npz:{data}", ""), name
 
 
-def test_what_does_not_pay_comes_first(full: Place) -> None:
-    lines = full.page().splitlines()
-    assert lines[2] == (
-        "**fednc takes more than 50% of the baseline's rounds to the baseline's best on:** small, easy (100%); "
-        "small, hard (100%)."
+def test_committed_rows_are_in_archives_alone_in_the_bytes_that_they_would_be_written_in(tmp_path: Path) -> None:
+    assert not [path for path in RESULTS.glob("*/*.json") if path.parent.name != "bench"]
+    for comparison, rows in COMMITTED.items():
+        copy = tmp_path / comparison
+        copy.mkdir()
+        for row in rows.values():
+            write_run(copy, row)
+        archive_runs(copy)
+        packed = [gzip.decompress((folder / comparison / ARCHIVE).read_bytes()) for folder in (RESULTS, tmp_path)]
+        assert packed[0] == packed[1], comparison
+
+
+OTHER_METHODS = {
+    *("fedavg", "fedprox", "scaffold", "moon", "fedntd", "fedlc", "fedetf"),
+    *("fedavg+nio", "fedavg+nio-cheap"),
+}
+
+
+def paragraphs(text: str) -> list[list[str]]:
+    """Lines of prose and of list items, item by item; no headings, tables, code or pictures."""
+    found: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if not line or line.startswith(("#", "|", "    ", "![")):
+            found.append([])
+        elif line.startswith("* "):
+            found.append([line])
+        else:
+            found[-1].append(line)
+    return [one for one in found if one]
+
+
+@pytest.mark.parametrize("kind", ["committed", "full", "empty"])
+def test_no_paragraph_is_longer_than_five_lines(kind: str, place: Place) -> None:
+    if kind == "full":
+        for row in place.rows():
+            place.put(row)
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8") if kind == "committed" else place.page()
+    found = paragraphs(text)
+    assert len(found) >= 4
+    for one in found:
+        assert len(one) <= 5, one
+        assert max(map(len, one)) <= 120, one
+
+
+def test_the_page_does_not_depend_on_the_order_in_which_rows_came(tmp_path: Path) -> None:
+    said = []
+    for turn in (1, -1):
+        (tmp_path / str(turn)).mkdir()
+        place = Place(tmp_path / str(turn))
+        for row in place.rows()[::turn]:
+            place.put(row)
+            if row.seed == turn:  # some in the archive, some not
+                archive_runs(place.results / "small")
+        said += [place.page(), place.page()]
+    assert len(set(said)) == 1
+
+
+def test_the_committed_page_begins_with_the_table_and_its_figures_are_those_of_the_rows() -> None:
+    """Read from the page as a reader does, and computed from the archives without any code of the page."""
+    lines = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# Results"
+    assert lines[2] == "| setting | fednc | best other method | fedavg | fedavg with fednc's read-out |"
+    table = [line.strip("| ").split(" | ") for line in lines[4 : lines.index("", 4)]]
+    assert len(table) == 20
+    ours = {"cpu-ladder": "discriminant"}  # what cpu-ladder calls it
+    for setting, *cells in table:
+        title, name = setting.rstrip(")").rpartition("(#")[::2]
+        plan = read_comparison(CONFIGS / f"{name}.toml")
+        what = title.partition(": ")[2].partition(" ([")[0]
+        (place,) = (one.name for one in plan.settings if one.title == what)
+        by_variant: dict[str, list[float]] = {}
+        for row in COMMITTED[name].values():
+            if (row["kind"], row["setting"]) == ("final", place):
+                by_variant.setdefault(row["variant"], []).append(100 * row["summary"]["last5"])
+        said = {variant: f"{fmean(them):.1f} ± {stdev(them):.1f}" for variant, them in by_variant.items()}
+        best, told = cells[1].removesuffix(")").split(" (")
+        rival, count = told.split(", best of ")
+        assert [cells[0], best, cells[2]] == [said[ours.get(name, "fednc")], said[rival], said["fedavg"]]
+        assert cells[3] == said.get("fedavg+discriminant", "not run")
+        rivals = by_variant.keys() & OTHER_METHODS
+        assert int(count) == len(rivals)
+        assert max(fmean(by_variant[one]) for one in rivals) == fmean(by_variant[rival])
+
+
+def listed(text: str, group: str) -> str:
+    """The items of one group of the list, as one line."""
+    return " ".join(text.partition(f"**{group}**\n")[2].partition("\n\n**")[0].partition("\n\n## ")[0].split())
+
+
+def test_committed_findings_follow_from_the_rows() -> None:
+    """One of each kind, computed here from the archives, without any code of the page."""
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+    def accuracy(setting: str, variant: str, seed: int) -> float:
+        rows = COMMITTED["cpu-ladder"].values()
+        key = ("final", setting, variant, seed)
+        (found,) = (r for r in rows if (r["kind"], r["setting"], r["variant"], r["seed"]) == key)
+        return float(100 * found["summary"]["last5"])
+
+    settings, seeds = ("dirichlet-0.1", "dirichlet-0.05", "shift"), (1, 2, 3)
+    for variant, rival, group, name in (
+        ("prior", "frame", "Pays", "loss that allows for each client's class frequencies (class prior)"),
+        ("centre", "prior", "Does not pay", "class means of each batch pulled to the memory in training"),
+    ):
+        gain = {s: [accuracy(s, variant, n) - accuracy(s, rival, n) for n in seeds] for s in settings}
+        pairs = [one for them in gain.values() for one in them]
+        sure = {s: abs(fmean(them)) > max(0.5, 2 * stdev(them) / 3**0.5) for s, them in gain.items()}
+        verb = "pays" if fmean(pairs) > 0 else "costs"
+        assert (
+            f"* {fmean(pairs):+.1f}: {name}; ahead in {sum(one > 0 for one in pairs)} of 9 pairs, "
+            f"{verb} in {sum(sure.values())} of 3 settings ([cpu-ladder](#cpu-ladder))"
+        ) in listed(text, group)
+
+
+def test_every_column_of_the_page_is_explained_once() -> None:
+    lines = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    heads = [before for before, line in itertools.pairwise(lines) if line.startswith("|---")]
+    columns = {cell.strip() for head in heads for cell in head.strip("|").split("|")}
+    columns |= {line.split(" | ")[0].strip("| ") for line in lines[lines.index("## Speed") :] if line[:2] == "| "}
+    explained = [word for terms in (TERMS, METHODS, COLUMNS, SPEED) for key in terms for word in key.split(", ")]
+    settings = {one.name for path in CONFIGS.glob("*.toml") for one in read_comparison(path).settings}
+    plain = {"setting", "best other method", "fedavg with fednc's read-out", "comparison", "runs done", "state"}
+    plain |= {"word", "method", "column", "meaning", "value", "rounds: fednc", "rounds: fedavg"}
+    rates = {column for column in columns if column.replace(".", "").isdecimal()}
+    engines = {"raw", "flower"}
+    assert columns - settings - rates - plain - engines - {*explained} - {*SPEED} == set()
+    assert len([*METHODS, *TERMS]) == len({*METHODS, *TERMS})
+
+
+def test_the_list_says_what_pays_and_what_does_not(full: Place) -> None:
+    said = full.page()
+    whole = listed(said, "fednc as a whole")
+    assert "* +20.0: fednc against the best other method; ahead in 4 of 4 pairs, pays in 2 of 2 settings" in whole
+    assert "in 2 of 2 settings fednc reaches the baseline's best accuracy with every seed, in 100% of" in whole
+    assert "read-out; " not in whole, "fedavg with fednc's read-out was not run"
+    assert listed(said, "Does not pay") == (
+        "* -10.0: the pull; ahead in 0 of 4 pairs, costs in 2 of 2 settings ([small](#small))"
     )
-    assert lines[4] == "**What does not pay:** the pull (-10.0 ± 0.0 on easy, -10.0 ± 0.0 on hard)."
-    assert lines[6].startswith("**fednc is ahead of the best other method on:** small, easy (+20.0 ± 0.0 points")
-    table = next(line for line in lines if line.startswith("| the pull |"))
+    assert "**Pays**" not in said
+    table = next(line for line in said.splitlines() if line.startswith("| the pull |"))
     assert table.count("costs (best: fednc)") == 2
 
 
-def test_a_method_that_is_behind_is_named_before_all(full: Place) -> None:
+@pytest.mark.parametrize(
+    ("easy", "hard", "group", "verdict"),
+    [
+        (0.9, 0.9, "Pays", "pays in 2 of 2 settings"),
+        (0.9, None, "Pays in less than half of its settings, or costs in some", "pays in 1 and costs in 1 of 2"),
+        (0.7, 0.7, "Does not pay", "no clear difference in any of 2 settings"),
+    ],
+)
+def test_a_part_is_listed_by_what_its_rows_say(
+    easy: float, hard: float | None, group: str, verdict: str, full: Place
+) -> None:
+    for row in full.rows():
+        value = easy if row.setting == "easy" else hard
+        if (row.kind, row.variant) == ("final", "pulled") and value:
+            full.put(row, value + row.seed / 100 + row.lr / 10)
+    assert verdict in listed(full.page(), group)
+
+
+def test_a_method_that_is_behind_is_named(full: Place) -> None:
     for row in full.rows():
         if (row.kind, row.variant, row.setting) == ("final", "fednc", "hard"):
             full.put(row, 0.4)
-    said, _, slow = full.page().splitlines()[2:5]
-    assert said.startswith("**fednc is not ahead of the best other method on:** small, hard (")
-    assert "against fedavg" in said
-    assert "easy" not in said
-    assert "small, hard (not reached with every seed)" in slow
+    whole = listed(full.page(), "fednc as a whole")
+    behind = "fednc is not clearly ahead of the best other method on [small](#small), hard"
+    assert f"* {behind} (-12.5 ± 0.7 against fedavg)" in whole
+    assert "easy" not in whole
+    assert "in 1 of 2 settings fednc reaches" in whole
 
 
 def test_rounds_are_compared_with_the_baselines(full: Place) -> None:
-    contest = next(line for line in full.page().splitlines() if line.startswith("| easy | fedavg |"))
+    contest = next(line for line in full.page().splitlines() if line.startswith("| easy | fedavg | +"))
     assert contest == "| easy | fedavg | +20.0 ± 0.0 | 2.0 | 2.0 | 1.00 |"
 
 
@@ -223,8 +378,9 @@ def test_results_of_an_earlier_version_are_told_and_give_way_to_new_ones(full: P
     found = read_folder(full.plan, full.results / "small")
     assert (found.there, found.older) == (20, 0)
     (full.results / "small" / one.file_name).unlink()
-    full.put(older, name="again.json")
-    with pytest.raises(DataError, match="delete the older one"):
+    full.put(older)
+    full.put(Row(**{**vars(older), "run": changed.model_copy(update={"seed": 77})}))
+    with pytest.raises(DataError, match="delete one of them"):
         full.page()
 
 
@@ -274,7 +430,7 @@ def test_measurements_have_a_table_with_their_command(place: Place) -> None:
     rows = [{"clients": 2, "round_s": 0.5}, {"clients": 8, "round_s": 1.25}]
     (place.results / "bench" / "link.json").write_text(json.dumps({**told, "results": rows}))
     said = place.page()
-    assert "## fold\n\n    fednc bench fold --json -\n\nCommit abc; a CPU, 2 cores, 4.0 GiB." in said
+    assert "### fold\n\n    fednc bench fold --json -\n\nCommit abc; hardware a CPU (2 cores, 4.0 GiB)." in said
     assert "| ratio | 0.6123 |" in said
     assert "| `fednc bench fold` | fold | complete |" in said
     assert "| clients | round_s |\n|---|---|\n| 2 | 0.5 |\n| 8 | 1.25 |" in said

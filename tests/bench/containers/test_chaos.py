@@ -17,6 +17,7 @@ import pytest
 
 from fednc.bench.containers import chaos as stack_chaos
 from fednc.bench.containers import processes as stack_processes
+from fednc.server.storage.events import NodeLost, RunDone
 from support.container_records import FEDNC, PYTHON, add_process, over, write_records
 from support.local_servers import serving
 
@@ -28,12 +29,13 @@ ROOT = Path(__file__).parents[3]
 
 def test_events_are_followed_as_they_are_written(tmp_path: Path) -> None:
     path, seen = tmp_path / "events.jsonl", list[str]()
-    follower = threading.Thread(target=lambda: seen.extend(e["kind"] for e in stack_chaos.follow(path)))
+    follower = threading.Thread(target=lambda: seen.extend(e.kind for e in stack_chaos.follow(path)))
     follower.start()
-    text = '{"kind": "round"}\n{"kind": "lost"}\n{"kind": "done"}\n'
-    for at in range(0, len(text), 11):  # torn anywhere, also within a line
+    events = [over(1), NodeLost(text="anna is gone", node="anna"), RunDone(text="", folder="run")]
+    text = write_records(tmp_path / "whole", (), *events).joinpath("events.jsonl").read_text()
+    for at in range(0, len(text), 53):  # torn anywhere, also within a line
         with path.open("a") as file:
-            file.write(text[at : at + 11])
+            file.write(text[at : at + 53])
         time.sleep(0.01)
     follower.join(timeout=5)
     assert seen == ["round", "lost", "done"]
@@ -54,7 +56,7 @@ def chaos(monkeypatch: pytest.MonkeyPatch, folder: Path, *kills: str) -> tuple[i
 def test_chaos_strikes_after_its_rounds_and_says_when_it_could_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    write_records(tmp_path, ("anna",), over(1), over(2), {"kind": "done"})
+    write_records(tmp_path, ("anna",), over(1), over(2), RunDone(text="", folder="run"))
     add_process(tmp_path / "proc", 10, PYTHON, FEDNC, "server")
     add_process(tmp_path / "proc", 11, PYTHON, FEDNC, "client", "--name", "anna")
     assert chaos(monkeypatch, tmp_path, "anna@1", "server@2") == (0, [(11, signal.SIGKILL), (10, signal.SIGKILL)])

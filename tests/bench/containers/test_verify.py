@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import pytest
 from fednc.bench.containers import processes, run_records, unauthorised_access
 from fednc.bench.containers import verify as stack_verify
 from fednc.common.config.run import RunConfig, parse_run
+from fednc.common.waiting import Deadline
+from fednc.server.storage.events import NodeLost, NodeReady, RunResumed
 from support.container_records import FEDNC, PYTHON, add_process, over, write_records
 from support.local_servers import make_place, serving
 
@@ -81,7 +82,7 @@ def test_nodes_are_found_by_what_they_run_and_only_in_containers(tmp_path: Path)
     found = {name: processes.find(name, tmp_path) for name in ("server", "a", "b", "ab", "c")}
     assert {name: process.pid for name, process in found.items() if process} == {"server": 10, "a": 11, "ab": 12}
     with pytest.raises(LookupError, match="no container runs b"):
-        processes.await_node("b", time.monotonic(), tmp_path)
+        processes.await_node("b", Deadline(0), tmp_path)
 
 
 def test_our_own_process_is_read_as_the_kernel_has_it() -> None:
@@ -94,9 +95,9 @@ def test_our_own_process_is_read_as_the_kernel_has_it() -> None:
 def test_a_process_with_any_privilege_fails_its_check(tmp_path: Path, more: dict[str, int]) -> None:
     add_process(tmp_path, 1, PYTHON, FEDNC, "server")
     add_process(tmp_path / "bad", 1, PYTHON, FEDNC, "server", **more)
-    assert "no capability" in stack_verify.confined(processes.await_node("server", 0, tmp_path))
+    assert "no capability" in stack_verify.confined(processes.await_node("server", Deadline(0), tmp_path))
     with pytest.raises(ValueError, match="cap_drop"):
-        stack_verify.confined(processes.await_node("server", 0, tmp_path / "bad"))
+        stack_verify.confined(processes.await_node("server", Deadline(0), tmp_path / "bad"))
 
 
 # ---- records -----------------------------------------------------------------------------------------------
@@ -150,20 +151,21 @@ def test_weights_that_are_not_what_the_manifest_says_are_told(served: Path, tmp_
 
 def test_records_with_other_names_or_missing_replies_are_told(tmp_path: Path) -> None:
     good = write_records(tmp_path / "good", NAMES, over(1), over(2))
-    assert run_records.check_names(good, NAMES, 0) == "anna (1 examples), bert (1 examples)"
+    assert run_records.check_names(good, NAMES, Deadline(0)) == "anna (1 examples), bert (1 examples)"
     stranger = write_records(tmp_path / "stranger", ("anna", "eve"), over(1))
     with pytest.raises(ValueError, match="expected anna, bert; found anna, eve"):
-        run_records.check_names(stranger, NAMES, 0)
+        run_records.check_names(stranger, NAMES, Deadline(0))
     missing = write_records(tmp_path / "missing", NAMES, over(1), over(2, replies=1))
     with pytest.raises(ValueError, match=r"\[2, 1\], expected 2"):
-        run_records.check_names(missing, NAMES, 0)
+        run_records.check_names(missing, NAMES, Deadline(0))
     with pytest.raises(ValueError, match="did not end in time"):
-        run_records.check_names(tmp_path / "never", NAMES, 0)
+        run_records.check_names(tmp_path / "never", NAMES, Deadline(0))
 
 
 def test_blows_count_only_in_the_round_they_were_meant_for(tmp_path: Path) -> None:
-    lost, back = {"kind": "lost", "node": "anna"}, {"kind": "ready", "node": "anna"}
-    resumed = {"kind": "resume", "round": 1}
+    lost = NodeLost(text="", node="anna")
+    back = NodeReady(text="", node="anna", examples=1, class_counts=(), pid=1, device="cpu")
+    resumed = RunResumed(text="", round=1)
     hit = write_records(tmp_path / "hit", NAMES, over(1), lost, resumed, back, over(2))
     assert run_records.check_lost(hit, "anna", 1)
     assert run_records.check_resumed(hit, 1)
@@ -188,7 +190,7 @@ def expected(**changes: Any) -> stack_verify.Expected:
         "data": "digits",
         "lost": "",
         "resumed": 0,
-        "give_up": 0.0,
+        "deadline": Deadline(0),
     }
     return stack_verify.Expected(**{**values, **changes})
 

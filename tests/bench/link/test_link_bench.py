@@ -24,8 +24,8 @@ def settings(codec_name: str, tls: str) -> driver.Settings:
 def payload(codec_name: str) -> int:
     """Bytes of one update's values."""
     sizes = [array.size for array in noop_app.initial_model(PARAMS).values()]
-    stype = update_codec.STYPES.get(codec_name)
-    return sum(update_codec.nbytes(stype, size) if stype else 4 * size for size in sizes)
+    codec = update_codec.delta_codec(codec_name)
+    return sum(codec.nbytes(size) if codec else 4 * size for size in sizes)
 
 
 @pytest.mark.parametrize(("codec_name", "tls", "others"), [("fp32", "off", []), ("int8", "mtls", ["raw"])])

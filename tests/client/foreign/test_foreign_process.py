@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fednc.client.foreign.host import ForeignConfig, ForeignHost
-from fednc.client.link.work_hooks import CURRENT, AppFailedError, CancelledError, Hooks
+from fednc.client.link.work_hooks import CURRENT, AppFailedError, Hooks, WorkCancelledError
 from fednc.common import flower_adapter
 from fednc.common.errors import ConfigError
 from fednc.common.process.app_pipe import Pipe
@@ -113,7 +113,7 @@ def test_cancelled_work_is_ended_after_the_grace_with_all_that_it_started() -> N
         token = CURRENT.set(hooks)
         threading.Timer(0.5, hooks.cancelled.set).start()
         started = time.monotonic()
-        with pytest.raises(CancelledError):
+        with pytest.raises(WorkCancelledError):
             host.work(instruction(2, "sleep"))
         assert 1.0 <= time.monotonic() - started < 3.0
         assert not psutil.pid_exists(pid)

@@ -58,9 +58,9 @@ def test_a_client_comes_back_in_the_middle_of_a_renewal(
             half(folder, new)
             for _ in range(2):
                 (node,) = server.federation.roster.nodes()
-                session = node.session
+                attendance = node.attendance
                 server.federation.lose(node)  # it comes back, with what files there are
-                await until(lambda node=node, session=session: node.session not in (b"", session))
+                await until(lambda node=node, attendance=attendance: node.attendance not in (b"", attendance))
                 await until(is_ready(server, "a"))
             shutil.copytree(new, folder, dirs_exist_ok=True)
             (node,) = server.federation.roster.nodes()

@@ -12,17 +12,18 @@ import grpc
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
-from fednc.client.app import dry_run
+from fednc.client.app.dry_run import dry_run
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost, ClientConfig
 from fednc.client.link import resource_limits as bounds
 from fednc.client.link.channel import open_channel
 from fednc.client.link.link import Host, Link, LinkConfig
 from fednc.client.link.resource_limits import Reserve, attend_for
-from fednc.client.link.work_hooks import CancelledError, Hooks
+from fednc.client.link.work_hooks import Hooks, WorkCancelledError
 from fednc.common.config.run import parse_run
 from fednc.common.errors import AddressError, RefusedError
 from fednc.common.reasons import SENTENCES
+from fednc.common.wire.protocol import ATTENDANCE_KEY, PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.nodes import NodeState
 from support.local_servers import IdleHost, Place, Serving, attending, invoke, is_ready, serving, until
@@ -66,7 +67,7 @@ def test_work_that_is_held_ends_when_cancelled_or_let_go(is_cancelled: bool) -> 
     hooks = Hooks()
     hooks.running.clear()
     (hooks.cancelled if is_cancelled else hooks.running).set()
-    with pytest.raises(CancelledError) if is_cancelled else nullcontext():
+    with pytest.raises(WorkCancelledError) if is_cancelled else nullcontext():
         hooks.check()
 
 
@@ -90,7 +91,7 @@ def test_a_client_whose_hours_are_over_finishes_its_work_and_nobody_waits_for_it
             await until(is_ready(server, "a"))
             assert await asyncio.wait_for(task, 5) is None
             await until(lambda: node_of(server, "a").state is NodeState.LOST)
-            assert [event["kind"] for event in server.events[-2:]] == ["leaving", "lost"]
+            assert [event.kind for event in server.events[-2:]] == ["leaving", "lost"]
 
     asyncio.run(scenario())
 
@@ -130,7 +131,7 @@ def test_a_dry_run_measures_and_leaves_no_trace(tmp_path: Path, examples_per_bat
             server.federation.roster._parts = PARTS
             config = LinkConfig(server=server.address, name="a", part=pb.Part(index=1, of=PARTS))
             host = AppHost(ClientConfig(name="a", data="digits", device="cpu"), app)
-            found = await dry_run.rehearse(config, host)
+            found = await dry_run(config, host)
             assert server.names() == []
             assert (found.part, found.run_id, found.device) == (f"1/{PARTS}", "run", "cpu")
             assert found.batch == min(examples_per_batch, found.examples)
@@ -142,7 +143,7 @@ def test_a_dry_run_measures_and_leaves_no_trace(tmp_path: Path, examples_per_bat
             async with attending(server, "a", None):
                 await until(is_ready(server, "a"))
                 assert node_of(server, "a").part is not None
-                await dry_run.rehearse(config, host)
+                await dry_run(config, host)
                 assert is_ready(server, "a")()
                 assert server.names() == ["a"]
 
@@ -154,25 +155,25 @@ def test_a_dry_run_is_refused_like_the_client_would_be(place: Place) -> None:
         async with serving(place.folder, place.section()) as server:
             config = LinkConfig(server=server.address, name="b", credentials=place.certificate("a"))
             with pytest.raises(RefusedError, match="does not let you act as 'b'"):
-                await dry_run.rehearse(config, IdleHost())
+                await dry_run(config, IdleHost())
         with pytest.raises(AddressError, match="no answer"):
-            await dry_run.rehearse(replace(config, server="127.0.0.1:1"), IdleHost())
+            await dry_run(replace(config, server="127.0.0.1:1"), IdleHost())
 
     asyncio.run(scenario())
 
 
-def test_a_dry_runs_session_opens_no_other_call(place: Place) -> None:
+def test_a_dry_runs_attendance_opens_no_other_call(place: Place) -> None:
     """It reads the run file and nothing else."""
 
     async def scenario() -> None:
         async with serving(place.folder, {}) as server, open_channel(server.address, None, 5) as channel:
-            node = server.federation.admit(pb.AttendRequest(protocol=1, name="a", dry_run=True))
-            assert server.federation.roster.by_session(node.session) is None
+            node = server.federation.admit(pb.AttendRequest(protocol=PROTOCOL, name="a", dry_run=True))
+            assert server.federation.roster.by_attendance(node.attendance) is None
             service = pb.DESCRIPTOR.services_by_name["Federation"]
             for method in service.methods:
                 if method.name != "Attend":
-                    message = GetMessageClass(method.input_type)()
-                    code, _ = await invoke(channel, method, ("fednc-session-bin", node.session), request=message)
+                    message, shown = GetMessageClass(method.input_type)(), (ATTENDANCE_KEY, node.attendance)
+                    code, _ = await invoke(channel, method, shown, request=message)
                     assert code is grpc.StatusCode.ABORTED
 
     asyncio.run(scenario())

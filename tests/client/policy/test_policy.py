@@ -20,13 +20,13 @@ from fednc.client.app import resident_run as resident
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost
 from fednc.client.app.withheld_sums import fitting_batch
-from fednc.client.policy import foresight
+from fednc.client.policy import preview
 from fednc.client.policy.guard import Guard
 from fednc.client.policy.ledger import Ledger, data_fingerprint
 from fednc.client.policy.owner import Owner
 from fednc.client.policy.rules import SENTENCES, OwnerRefusalError, Policy, Quota, read_policy
-from fednc.common.config.presets import PRESETS
 from fednc.common.errors import ConfigError
+from fednc.common.methods import registry
 from fednc.common.wire.messages import METRICS, TRAIN
 from support.clients_with_policy import STRICT, Site, open_but, strict_but
 from support.hostile.image_server import content_of, hostile_run, instruction, welcome, write_images
@@ -62,8 +62,10 @@ def test_the_strict_example_is_read_and_allows_no_method_that_needs_class_sums()
     assert strict == strict_but()
     assert strict.runs.methods
     for name in strict.runs.methods:
-        assert name in PRESETS
-        assert not hostile_run(method={"name": name, "readout": PRESETS[name]["readout"]}).method.uses_memory
+        assert name in registry.SHIPPED
+        assert not hostile_run(
+            method={"name": name, "readout": registry.get(name).preset["readout"]}
+        ).method.uses_memory
 
 
 def test_an_empty_policy_allows_neither_gradients_nor_class_sums_nor_subsets() -> None:
@@ -214,7 +216,7 @@ def test_which_examples_are_held_out_is_the_owners_secret(site: Site) -> None:
 def test_a_dry_run_finds_what_the_policy_would_refuse_and_writes_nothing_down(site: Site) -> None:
     rules = strict_but()
     owner = Owner(rules, Ledger(site.records), site.data, 0.1)
-    host = foresight.Foresight(AppHost(owner.bind(site.config), app), owner)
+    host = preview.PolicyPreview(AppHost(owner.bind(site.config), app), owner)
     host.prepare(welcome(hostile_run(method={"name": "fednc"}, init={"kind": "nio"}), "run"))
     assert {code for code, _ in host.barring} == {"method", "examples"}
     assert {code for code, _ in host.coming} == {"gradients", "class-sums", "examples"}

@@ -26,8 +26,10 @@ from fednc.server.link.nodes import NodeState
 from fednc.server.listener import serve
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun, RunResult
-from fednc.server.storage.event_log import Event, EventLog
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, MessageRejected, NodeQuarantined, NodeUnfit
 from support.clients_with_policy import Site, open_but, strict_but
+from support.heard_events import of_kind
 from support.hostile.image_server import (
     content_of,
     gradient_content,
@@ -115,7 +117,7 @@ def test_a_hostile_server_and_its_gradients_over_grpc(has_policy: bool, tmp_path
     node = federation.roster.nodes()[0]
     assert node.rejections == 0
     assert not federation.door.refusals
-    assert not [event for event in events if event["kind"] in ("quarantine", "rejected")]
+    assert not [event for event in events if isinstance(event, NodeQuarantined | MessageRejected)]
     assert len(owned.log(outcome="refused", code="gradients")) == ITERATIONS
     assert [line["kind"] for line in owned.log(outcome="sent")] == [HELLO]
 
@@ -151,7 +153,7 @@ def test_a_run_goes_on_without_what_is_refused_and_shuts_nobody_out(tmp_path: Pa
     assert len(result.history.rounds) == 2
     assert {node.name for node in federation.roster.nodes()} == set(sites)
     assert all(node.rejections == 0 for node in federation.roster.nodes())
-    assert not [event for event in events if event["kind"] == "quarantine"]
+    assert not of_kind(NodeQuarantined, events)
     assert sites["free"].log(outcome="refused") == []
     assert {line["code"] for line in sites["no-sums"].log(outcome="refused")} == {"class-sums"}
     counted = [line for line in sites["two-answers"].log(outcome="sent") if line["kind"] != HELLO]
@@ -184,10 +186,10 @@ def test_a_second_run_is_refused_at_the_door_and_costs_the_node_nothing(tmp_path
     guards = {"site": owned.start(), "free": free.start()}
     result, federation, events = carry_out(honest_run("fedavg", 1, seed=5), guards, tmp_path, "second")
     assert [record.replies for record in result.history.rounds] == [1]
-    unfit = next(event for event in events if event["kind"] == "unfit")
-    assert (unfit["node"], "refused-by-owner: pinned: " in unfit["problem"]) == ("site", True)
+    unfit = of_kind(NodeUnfit, events)[0]
+    assert (unfit.node, "refused-by-owner: pinned: " in unfit.problem) == ("site", True)
     assert federation.roster.by_name("site").rejections == 0  # type: ignore[union-attr]
-    assert not [event for event in events if event["kind"] == "quarantine"]
+    assert not of_kind(NodeQuarantined, events)
     assert {node.state for node in federation.roster.nodes()} <= {NodeState.UNFIT, NodeState.LOST, NodeState.READY}
 
 

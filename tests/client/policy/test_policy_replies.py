@@ -15,7 +15,7 @@ from flwr.app import Message, RecordDict
 from fednc.client.app import resident_run as resident
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost
-from fednc.client.link.work_hooks import CURRENT, Hooks, Step
+from fednc.client.link.work_hooks import CURRENT, Hooks, LocalProgress
 from fednc.client.policy import audit, objections
 from fednc.client.policy import rules as policy
 from fednc.client.policy.audit import Audit, describe
@@ -158,8 +158,8 @@ def test_a_reply_is_measured(site: Site) -> None:
 
 
 def test_progress_tells_the_loss_of_no_batch(site: Site) -> None:
-    def reported() -> list[Step]:
-        steps: list[Step] = []
+    def reported() -> list[LocalProgress]:
+        steps: list[LocalProgress] = []
         CURRENT.set(Hooks(report=steps.append))
         host = attending(site)
         host.work(instruction(content_of(RUN), TRAIN))

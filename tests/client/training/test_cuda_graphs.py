@@ -16,11 +16,10 @@ from torch import Tensor
 from fednc.client.link.work_hooks import Hooks
 from fednc.client.training import cuda_graphs, trainer
 from fednc.client.training.cuda_graphs import Losses, Step, Steps, Tensors
-from fednc.client.training.method_terms import additions
 from fednc.client.training.round_state import Past
 from fednc.common.config.run import parse_run
+from fednc.common.methods.api import LocalRound
 from fednc.common.tasks import discovery as tasks
-from fednc.common.wire.messages import control_key
 from support import fewshot_run
 from support.image_tasks import make_data, make_guide, make_task
 
@@ -70,7 +69,8 @@ def test_nothing_is_captured_on_a_cpu() -> None:
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    name: {"method": {"name": name}} for name in ("fedavg", "fedprox", "scaffold", "moon", "fedntd", "fednc")
+    name: {"method": {"name": name}}
+    for name in ("fedavg", "fedprox", "scaffold", "moon", "fedntd", "fednc", "feddyn", "fednova")
 } | {"clipped": {"train": {"clip_norm": 0.1}}, "coarse": {"train": {"precision": "bf16"}}}
 
 
@@ -82,10 +82,13 @@ def trained(values: dict[str, Any], device: torch.device, rounds: int = 2) -> di
     section = parse_run({"train": {"batch": 8, "epochs": 3, "lr": 0.05, **values.get("train", {})}}).train
     model, data = task.build_model().to(device), make_data(task, 43, augment=True).to(device)
     guide, record = make_guide(task, data).to(device), RecordDict()
-    extra = {control_key(n): 0.01 * torch.ones_like(p).cpu() for n, p in model.named_parameters()}
+    parts = task.run.method.parts
+    assert all(part.same_for_each_batch for part in parts)
+    beside = {key: value for part in parts for key, value in part.beside(dict(model.named_parameters())).items()}
+    received = {key: 0.01 * torch.ones_like(value).cpu() for key, value in beside.items()}
     for number in range(1, rounds + 1):
-        method = task.run.method
-        added = additions(method, model, extra if method.control_variates else {}, Past(record, number))
+        start = LocalRound(model=model, received=received, state=Past(record, number), train=section)
+        added = [one for part in parts if (one := part.local(start)) is not None]
         draw = torch.Generator().manual_seed(number)
         result = trainer.train(task, model, data, guide, section, number, draw, Hooks(), added)
         assert result.steps == 18

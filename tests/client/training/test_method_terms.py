@@ -15,22 +15,18 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from fednc.client.app.flower_app import app as fednc_app
-from fednc.client.training.method_terms import ControlVariates
 from fednc.client.training.round_state import Past
-from fednc.common.config.tables import MethodSection
+from fednc.common.config.tables import MethodSection, TrainSection
 from fednc.common.errors import ConfigError
 from fednc.common.learning.frame import draw_frame
 from fednc.common.learning.heads import LinearHead
-from fednc.common.learning.losses import (
-    View,
-    calibration,
-    cross_entropy,
-    model_contrast,
-    not_true_distillation,
-    objective,
-)
+from fednc.common.learning.losses import View, calibration, cross_entropy, objective
 from fednc.common.learning.round_context import GLOBAL, PREVIOUS, Guide
-from fednc.common.wire.messages import EXAMPLES, HELLO, METRICS, control_key
+from fednc.common.methods.api import LocalRound
+from fednc.common.methods.fedntd import not_true_distillation
+from fednc.common.methods.moon import model_contrast
+from fednc.common.methods.scaffold import ControlVariates, control_key
+from fednc.common.wire.messages import EXAMPLES, HELLO, METRICS
 from support.contract_run import CLIENTS, assert_same_bits, config, run_on_local
 
 B, K, D = 6, 5, 7
@@ -109,7 +105,7 @@ def test_objective_weighs_each_comparison_and_refuses_a_task_without(name: str) 
     assert once[1][part] > 0
     torch.testing.assert_close(twice[1][part], 2 * once[1][part])
     torch.testing.assert_close(twice[0] - once[0], once[1][part])
-    with pytest.raises(ConfigError, match="set both to 0"):
+    with pytest.raises(ConfigError, match=f"the method {name} compares models"):
         objective(feat_BD, LABEL_B, head, guide(name=name))
 
 
@@ -122,7 +118,9 @@ def test_control_variates_are_option_ii_of_the_paper_for_plain_sgd() -> None:
     control = {control_key(n): torch.randn_like(p) for n, p in start.items()}
     past = Past(RecordDict(), 1)
     past.write("control", own)
-    added = ControlVariates(model, control, Past(past._state, 2))
+    added = ControlVariates(
+        LocalRound(model=model, received=control, state=Past(past._state, 2), train=TrainSection())
+    )
     sgd = torch.optim.SGD(model.parameters(), lr=lr)
     for step in range(steps):
         sgd.zero_grad()

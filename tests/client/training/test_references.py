@@ -20,9 +20,9 @@ from torch import Tensor
 
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
-from fednc.common.config.presets import PRESETS
 from fednc.common.config.run import RunConfig, parse_run
-from fednc.common.wire import messages
+from fednc.common.methods import registry
+from fednc.common.tasks.round_guide import guide_at
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.event_log import EventLog
 
@@ -65,11 +65,11 @@ def federate(run: RunConfig, clients: list[Client], folder: Path) -> RunResult:
         return FederatedRun(run, EventLog()).execute(grid)
 
 
-def assert_close(result: RunResult, reference: torch.nn.Module) -> None:
+def assert_close(result: RunResult, reference: torch.nn.Module, off: float = 1e-6) -> None:
     ours, theirs = list(result.state.model.values()), [p.detach() for p in reference.parameters()]
     assert [p.shape for p in ours] == [p.shape for p in theirs]
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(one, other, atol=off, rtol=off)
 
 
 def code_lines(name: str, seen: set[str]) -> list[str]:
@@ -91,7 +91,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("method", registry.SHIPPED)
 def test_references_are_short_and_independent(method: str) -> None:
     lines = code_lines(method, set())
     assert 20 < len(lines) <= 60
@@ -99,10 +99,12 @@ def test_references_are_short_and_independent(method: str) -> None:
     assert {line.split()[1].split(".")[0] for line in imports} <= {"copy", "hashlib", "torch"}
 
 
-@pytest.mark.parametrize("method", [name for name in PRESETS if name != "fednc"])
+@pytest.mark.parametrize("method", [name for name in registry.SHIPPED if name != "fednc"])
 def test_method_equals_its_reference(method: str, clients: list[Client], tmp_path: Path) -> None:
     reference = import_module(f"references.{method}").run(clients, ROUNDS, SEED)
-    assert_close(federate(config({"name": method}), clients, tmp_path), reference)
+    # Its first step divides the change by its own size plus 0.001, which makes 100 times as much of rounding.
+    off = 1e-5 if method == "fedadagrad" else 1e-6
+    assert_close(federate(config({"name": method}), clients, tmp_path), reference, off)
 
 
 FEDNC = [
@@ -128,7 +130,7 @@ def test_fednc_equals_its_reference(method: dict[str, Any], clients: list[Client
     inputs = torch.cat([x for _, x, _ in clients])
     with torch.no_grad():
         ours = result.task.scores(
-            model, inputs, messages.make_guide(run, result.frame, result.state.memory, ROUNDS)
+            model, inputs, guide_at(result.task, result.frame.etf_KD, result.state.memory, ROUNDS)
         )
         metric_DD = readout.metric(reference, clients)
         theirs = readout.scores(reference(inputs), frame.frame(SEED), mean_KD, kind, scale, metric_DD)

@@ -10,10 +10,10 @@ import pytest
 from pydantic import Field
 
 from fednc.cli.config_docs import keys, page, sections
-from fednc.common.config.presets import PRESETS
 from fednc.common.config.run import RunConfig, parse_run, read_run_file
 from fednc.common.config.tables import LATER, MethodSection, Section
 from fednc.common.errors import ConfigError
+from fednc.common.methods import registry
 from fednc.common.tasks import discovery as tasks
 
 ROOT = Path(__file__).parents[3]
@@ -72,11 +72,14 @@ def test_every_mistake_is_reported_at_once() -> None:
     assert all(f"  {key}:" in message for key in ("train.lr", "train.epoch", "rounds.total"))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", registry.SHIPPED)
 def test_preset_fills_what_is_not_written_and_nothing_else(name: str) -> None:
     resolved = MethodSection.model_validate({"name": name}).model_dump()
-    assert resolved == {**MethodSection.model_construct().model_dump(), "name": name, **PRESETS[name]}
-    assert MethodSection.model_validate({"name": name, "proximal": 0.25}).proximal == 0.25
+    others = {*registry.MIXING, name}
+    own = {key: value for each in others for key, value in registry.get(each).Options().model_dump().items()}
+    plain = MethodSection.model_construct().model_dump()
+    assert resolved == {**plain, **own, "name": name, **registry.get(name).preset}
+    assert MethodSection.model_validate({"name": name, "proximal": 0.25}).model_dump()["proximal"] == 0.25
 
 
 def test_head_loss_and_readout_must_fit_together() -> None:

@@ -159,7 +159,7 @@ def test_plaintext_beyond_loopback_needs_a_word_on_both_sides(address: str) -> N
     log = EventLog()
     log.listen(events.append)
     assert security_of(ServerSection(insecure=True), address, log).credentials is None
-    assert "can attend under any name" in events[0]["text"]
+    assert "can attend under any name" in events[0].text
     assert credentials_from(address, insecure=True) is None
 
 
@@ -213,7 +213,7 @@ def test_an_expiring_server_certificate_is_announced(made: Path, lifetime: timed
     log, events = EventLog(), list[dict[str, Any]]()
     log.listen(events.append)
     security_of(ServerSection(certs=str(made)), "0.0.0.0:8440", log)
-    assert [event["kind"] for event in events] == ["credentials"] * warned
+    assert [event.kind for event in events] == ["credentials"] * warned
 
 
 def test_an_expired_server_certificate_ends_the_server_at_once(made: Path) -> None:

@@ -67,14 +67,14 @@ def test_another_version_is_refused_with_both_named(
 def test_another_series_of_the_package_is_refused(
     software: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fednc.client.link.connection.version", lambda _: software)
+    monkeypatch.setattr("fednc.client.link.link.version", lambda _: software)
     refusal = attend(tmp_path)
     assert PACKAGE in refusal
     assert software in refusal
 
 
 def test_another_patch_of_the_package_attends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fednc.client.link.connection.version", lambda _: PACKAGE.rpartition(".")[0] + ".99")
+    monkeypatch.setattr("fednc.client.link.link.version", lambda _: PACKAGE.rpartition(".")[0] + ".99")
     assert attend(tmp_path) == ""
 
 

@@ -19,7 +19,7 @@ from fednc.client.link.channel import Credentials, open_channel
 from fednc.common import flower_adapter
 from fednc.common.errors import RefusedError
 from fednc.common.security.credentials import Role
-from fednc.common.wire.protocol import PROTOCOL, SESSION_KEY
+from fednc.common.wire.protocol import ATTENDANCE_KEY, PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.protos.federation_pb2_grpc import FederationStub
 from fednc.server.link.assignments import Content
@@ -70,29 +70,29 @@ def test_every_call_asks_for_a_nodes_certificate(place: Place, method: MethodDes
 
 @pytest.mark.parametrize("auth", ["mtls", "token"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_a_session_is_worth_nothing_to_another_node(place: Place, method: MethodDescriptor, auth: str) -> None:
+def test_an_attendance_is_worth_nothing_to_another_node(place: Place, method: MethodDescriptor, auth: str) -> None:
     async def scenario() -> None:
         mine, other = place.credential(auth, "a"), place.credential(auth, "b")
         async with serving(place.folder, place.section(auth=auth)) as server, attending(server, "a", mine):
             await until(is_ready(server, "a"))
-            session = (SESSION_KEY, server.federation.roster.nodes()[0].session)
+            attendance = (ATTENDANCE_KEY, server.federation.roster.nodes()[0].attendance)
             request = pb.AttendRequest(protocol=PROTOCOL, name="a") if method is ATTEND else None
             async with open_channel(server.address, other, 5) as stranger:
-                code, reason = await invoke(stranger, method, session, request=request)
+                code, reason = await invoke(stranger, method, attendance, request=request)
             assert (code, reason) == (FORBIDDEN, "this credential is of node 'b'; it does not let you act as 'a'")
             assert is_ready(server, "a")()
-            assert [event["reason"] for event in server.refused] == [reason]
+            assert [event.reason for event in server.refused] == [reason]
 
     asyncio.run(scenario())
 
 
-def test_a_session_that_is_over_is_told_to_attend_again(place: Place) -> None:
+def test_an_attendance_that_is_over_is_told_to_attend_again(place: Place) -> None:
     async def scenario() -> None:
         async with (
             serving(place.folder, place.section()) as server,
             open_channel(server.address, place.certificate("a"), 5) as channel,
         ):
-            ends = [(await invoke(channel, m, (SESSION_KEY, b"old")))[0] for m in METHODS if m is not ATTEND]
+            ends = [(await invoke(channel, m, (ATTENDANCE_KEY, b"old")))[0] for m in METHODS if m is not ATTEND]
             assert set(ends) == {grpc.StatusCode.ABORTED}  # not final, unlike a refusal
 
     asyncio.run(scenario())
@@ -120,7 +120,7 @@ def test_a_node_that_is_revoked_while_it_attends_is_dropped_with_its_work(place:
             assert (failed.code, "revoked" in failed.reason) == (NODE_LOST, True)
             assert is_ready(server, "b")()
             assert [node.state for node in server.federation.roster.nodes()] == [NodeState.LOST, NodeState.READY]
-            assert server.refused[0]["peer"].startswith("ipv4:127.0.0.1:")
+            assert server.refused[0].peer.startswith("ipv4:127.0.0.1:")
 
     asyncio.run(scenario())
 
@@ -138,7 +138,7 @@ def open_work(federation: Federation, name: str) -> Batch:
     return batch
 
 
-def test_a_download_ends_with_the_session_that_asked_for_it(place: Place) -> None:
+def test_a_download_ends_with_the_attendance_that_asked_for_it(place: Place) -> None:
     async def scenario() -> None:
         credentials, digest = place.certificate("a"), bytes(16)
         async with (
@@ -148,9 +148,9 @@ def test_a_download_ends_with_the_session_that_asked_for_it(place: Place) -> Non
         ):
             await until(is_ready(server, "a"))
             server.federation.blobs.hold({digest: bytes(64 << 20)})  # more than the connection takes unread
-            session = server.federation.roster.nodes()[0].session
+            attendance = server.federation.roster.nodes()[0].attendance
             call = FederationStub(channel).Download(
-                pb.DownloadRequest(digests=[digest]), metadata=[(SESSION_KEY, session)]
+                pb.DownloadRequest(digests=[digest]), metadata=[(ATTENDANCE_KEY, attendance)]
             )
             chunks = aiter(call)
             await anext(chunks)
@@ -175,7 +175,7 @@ def test_a_connection_does_not_outlive_its_credential(place: Place, auth: str) -
             await until(is_ready(server, "a"))
             with pytest.raises(RefusedError, match=r"of node 'a' expired at|certificate has expired"):
                 await asyncio.wait_for(link, 4)
-            assert "expired" in server.refused[0]["reason"]
+            assert "expired" in server.refused[0].reason
 
     asyncio.run(scenario())
 

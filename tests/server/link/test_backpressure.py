@@ -14,6 +14,8 @@ import pytest
 
 from fednc.common.wire import records
 from fednc.protos import federation_pb2 as pb
+from fednc.server.storage.events import MessageRejected
+from support.heard_events import of_kind
 from support.local_servers import until
 from support.raw_node import RawNode, attending_by_hand
 from support.upload_calls import COMMITTED, MIB, content, in_loop, place, receipt_of
@@ -54,7 +56,7 @@ def test_who_sends_beyond_what_was_granted_is_refused(tmp_path: Path) -> None:
             assert receipt.outcome == pb.Receipt.REJECTED
             assert "at once" in receipt.reason
             assert server.federation.door.refusals == {"Upload.grant": 1}
-            assert [e["field"] for e in server.events if e["kind"] == "rejected"] == ["grant"]
+            assert [e.field for e in of_kind(MessageRejected, server.events)] == ["grant"]
             assert node.batch.replies.qsize() == 1, "the round waits for a reply that was refused"
 
     in_loop(run())

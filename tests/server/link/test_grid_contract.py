@@ -12,14 +12,14 @@ import torch
 from flwr.app import Context, Message
 
 from fednc.client.app.flower_app import app as fednc_app
-from fednc.client.link.work_hooks import Hooks
-from fednc.client.training import trainer
 from fednc.common import seeds
 from fednc.common.config.run import RunConfig
 from fednc.common.reasons import failure_of
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Part, add_stats
+from fednc.common.tasks.evaluation import evaluate
 from fednc.common.tasks.metrics import Stats
+from fednc.common.tasks.round_guide import guide_at
 from fednc.common.wire import messages, records
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.event_log import EventLog
@@ -86,12 +86,12 @@ def test_federated_evaluation_equals_the_central_one(grid: str, tmp_path: Path) 
     result = GRIDS[grid](run, fednc_app, tmp_path)
     task, model = tasks.get(run), result.task.build_model()
     model.load_state_dict(result.state.model)
-    guide = messages.make_guide(run, result.frame, result.state.memory, 1)
+    guide = guide_at(task, result.frame.etf_KD, result.state.memory, 1)
     stats: Stats = {}
     for index, client in enumerate(CLIENTS):
         data = task.load_train(client.data, Part(index, len(CLIENTS)), run.split)
         _, held_out = data.hold_out(client.val_share, seeds.derive(run.seed, "hold-out", client.name))
-        add_stats(stats, trainer.evaluate(task, model, held_out, guide, run.evaluate.batch, Hooks()))
+        add_stats(stats, evaluate(task, model, held_out, guide, run.evaluate.batch))
     assert result.history.rounds[0].pooled == task.measure(stats)
     assert stats["examples"] > 100
 

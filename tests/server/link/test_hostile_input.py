@@ -20,12 +20,16 @@ from fednc.client.link.channel import open_channel
 from fednc.common.errors import ConfigError, ProtocolError
 from fednc.common.security.credentials import Role
 from fednc.common.wire import arrays, messages
+from fednc.common.wire.protocol import PROTOCOL
 from fednc.ops.operator_client import OperatorLink
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link import message_limits
 from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import MOST_NODES, NodeState
-from fednc.server.storage.event_log import Event, EventLog, NodeEvents
+from fednc.server.operations.commands import DropNode
+from fednc.server.storage.event_log import EventLog, NodeEvents
+from fednc.server.storage.events import CallRefused, Event, NodeAttends, NodeLost
+from support.heard_events import of_kind
 from support.local_servers import invoke, make_place, serving, until
 from support.raw_node import attending_by_hand
 
@@ -167,11 +171,11 @@ def test_who_attends_again_leaves_nothing_of_the_time_before(tmp_path: Path) -> 
             serving(tmp_path, OPEN) as server,
             attending_by_hand(server.federation, server.listening.port, "a") as first,
         ):
-            again = first.stub.Attend(pb.AttendRequest(protocol=1, name="a", instance=b"a"))
+            again = first.stub.Attend(pb.AttendRequest(protocol=PROTOCOL, name="a", instance=b"a"))
             await again.read()
             assert await asyncio.wait_for(first.ended(), 2) is grpc.StatusCode.OK
             assert first.node.state is NodeState.PREPARING
-            assert not [event for event in server.events if event["kind"] in ("lost", "refused")]
+            assert not any(isinstance(event, NodeLost | CallRefused) for event in server.events)
             again.cancel()
 
     in_loop(scenario())
@@ -197,7 +201,7 @@ def test_who_says_the_same_again_causes_nothing(tmp_path: Path) -> None:
             ]
             for declaration in flips:
                 await node.declare(declaration)
-            with pytest.raises(grpc.aio.AioRpcError, match="declared 1000 times in one session"):
+            with pytest.raises(grpc.aio.AioRpcError, match="declared 1000 times in one attendance"):
                 await node.declare()
             assert len(server.events) - before < 230
             assert server.federation.door.refusals == Counter({"Declare.standing": 1})
@@ -210,14 +214,15 @@ def test_one_node_cannot_fill_the_log() -> None:
     log.listen(events.append)
     restrained = NodeEvents(log, at_once=5, per_s=50)
     for turn in range(2000):
-        restrained.emit("attend", f"{turn}", node="loud")
-    restrained.emit("attend", "hello", node="quiet")
-    loud = [event for event in events if event["node"] == "loud"]
+        restrained.emit(NodeAttends(text=f"{turn}", node="loud"))
+    restrained.emit(NodeAttends(text="hello", node="quiet"))
+    attends = of_kind(NodeAttends, events)
+    loud = [event for event in attends if event.node == "loud"]
     assert 5 <= len(loud) < 200
-    assert [event["text"] for event in events if event["node"] == "quiet"] == ["hello"]
-    said = len(loud) + sum(event.get("unsaid", 0) for event in loud)
+    assert [event.text for event in attends if event.node == "quiet"] == ["hello"]
+    said = len(loud) + sum(event.unsaid or 0 for event in loud)
     assert said <= 2000
-    assert all(f"({event['unsaid']} more about loud" in event["text"] for event in loud if "unsaid" in event)
+    assert all(f"({event.unsaid} more about loud" in event.text for event in loud if event.unsaid)
 
 
 def widest_headers() -> dict[str, pb.UploadHeader]:
@@ -260,6 +265,6 @@ def test_a_reason_fits_into_a_header_whatever_names_there_are(tmp_path: Path) ->
         async with serving(tmp_path, OPEN) as server:
             server.federation.roster.restore({f"{i:05d}" + "\u4e2d" * 50: i for i in range(MOST_NODES)})
             with pytest.raises(ConfigError, match=f"and {MOST_NODES - 20} more"):
-                await OperatorLink(server.address).drop(["\u4e2d" * 100_000])
+                await OperatorLink(server.address).ask(DropNode("\u4e2d" * 100_000))
 
     in_loop(scenario())

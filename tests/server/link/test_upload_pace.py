@@ -13,6 +13,8 @@ from fednc.common.wire import records
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.upload_budget import Budget
 from fednc.server.link.upload_pace import Pace
+from fednc.server.storage.events import UploadPutBack
+from support.heard_events import of_kind
 from support.local_servers import serving
 from support.raw_node import attending_by_hand, data_frames, data_of, end_frame
 from support.upload_calls import COMMITTED, MIB, content, in_loop, receipt_of
@@ -108,6 +110,6 @@ def test_a_trickle_gives_way_to_one_that_waits_and_goes_on_later_without_a_strik
                 await resumed.write(frame)
             assert (await receipt_of(resumed)).outcome == COMMITTED
             assert slow.node.rejections == 0
-            assert [event["node"] for event in server.events if event["kind"] == "put-back"] == ["slow"]
+            assert [event.node for event in of_kind(UploadPutBack, server.events)] == ["slow"]
 
     in_loop(run())

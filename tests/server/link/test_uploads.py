@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost, ClientConfig
 from fednc.common import flower_adapter
-from fednc.common.config.presets import PRESETS
 from fednc.common.config.run import RunConfig, parse_run
+from fednc.common.methods import registry
 from fednc.common.wire import messages, records, update_codec
 from fednc.common.wire.messages import EVALUATE, HELLO, MEMORY, TRAIN
+from fednc.common.wire.protocol import PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.heartbeat import drop_silent
 from fednc.server.link.message_limits import InvalidError
@@ -27,6 +28,8 @@ from fednc.server.link.reply_schema import Agreement
 from fednc.server.link.upload_budget import Budget
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import NodeLost, NodeQuarantined
+from support.heard_events import of_kind
 from support.local_servers import until
 from support.raw_node import RawNode, attending_by_hand, data_frames, data_of, end_frame
 from support.upload_calls import COMMITTED, MIB, content, in_loop, place, receipt_of
@@ -139,8 +142,8 @@ def image_run(method: dict[str, Any], link: dict[str, Any]) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize("codec_name", update_codec.CODECS)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("codec_name", update_codec.CODECS.names())
+@pytest.mark.parametrize("preset", registry.SHIPPED)
 def test_every_reply_of_our_own_client_fits_the_agreement(preset: str, codec_name: str) -> None:
     run = image_run({"name": preset}, {"codec": codec_name})
     prepared = FederatedRun(run, EventLog())
@@ -148,9 +151,9 @@ def test_every_reply_of_our_own_client_fits_the_agreement(preset: str, codec_nam
     agreement = Agreement.of(task, frame, state.model, state.extra, is_first=True)
     flower_adapter.adopt_identity("run")
     host = AppHost(ClientConfig(name="a", data="digits", device="cpu", val_share=0.0), app)
-    welcome = pb.Welcome(node_id=7, run_id="run", run_json=run.model_dump_json(), part=pb.Part(index=0, of=30))
+    welcome = pb.Welcome(node_id=7, run_id="run", run_json=run.for_clients(), part=pb.Part(index=0, of=30))
     host.prepare(welcome)
-    instruction = messages.Instruction(run_json=run.model_dump_json(), server_round=1, wants_sums=True)
+    instruction = messages.Instruction(run_json=run.for_clients(), server_round=1, wants_sums=True)
     guide = messages.guide_record(prepared.frame, prepared.state.memory)
     extra = messages.extra_record(prepared.state.extra)
     for message_type in (HELLO, TRAIN, MEMORY, EVALUATE):
@@ -198,11 +201,11 @@ def test_who_keeps_sending_rubbish_is_shut_out_by_name(tmp_path: Path) -> None:
             assert await bad.ended() is grpc.StatusCode.PERMISSION_DENIED
             bad.give_work()
             assert bad.batch.replies.get_nowait().failure, "later work must fail at once"
-            again = good.stub.Attend(pb.AttendRequest(protocol=1, name="bad", instance=b"bad"))
+            again = good.stub.Attend(pb.AttendRequest(protocol=PROTOCOL, name="bad", instance=b"bad"))
             assert await again.code() is grpc.StatusCode.PERMISSION_DENIED
             assert "in quarantine" in await again.details()
-            [event] = [event for event in server.events if event["kind"] == "quarantine"]
-            assert event["node"] == "bad"
+            [event] = of_kind(NodeQuarantined, server.events)
+            assert event.node == "bad"
             assert (await good.send(good.give_work(), content(100))).outcome == COMMITTED
             assert sum(server.federation.door.refusals.values()) == 3
 
@@ -267,7 +270,7 @@ def test_who_is_silent_is_lost_in_time_and_an_upload_is_not_silence(tmp_path: Pa
             await until(lambda: busy.node.state is NodeState.LOST)
             assert time.monotonic() - started > 0.9
             watchman.cancel()
-            lost = [event["node"] for event in server.events if event["kind"] == "lost"]
+            lost = [event.node for event in of_kind(NodeLost, server.events)]
             assert lost == ["idle", "busy"]
 
     in_loop(run())

@@ -21,7 +21,7 @@ from fednc.client.link.link import Link, LinkConfig
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import AddressError, ConfigError, RefusedError
 from fednc.common.security.credentials import Role
-from fednc.ops.operator_client import Lever, OperatorLink
+from fednc.ops.operator_client import OperatorLink
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import operator_pb2 as op
 from fednc.server.access.identity import FORBIDDEN, Anybody, Caller, Refusal
@@ -29,6 +29,8 @@ from fednc.server.link.assignments import NODE_LOST
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import NodeState
 from fednc.server.main import Finished, run_server
+from fednc.server.operations.commands import DropNode, PauseRun, ReadmitNode, ResumeRun, StopRun
+from fednc.server.rounds.control import RunControl
 from fednc.server.storage.event_log import EventLog
 from support.local_servers import Place, attending, invoke, is_ready, serving, until
 from support.working_nodes import WorkingHost, digits_run, hand_out, node_of
@@ -83,12 +85,16 @@ def test_without_encryption_an_operator_sits_at_the_servers_machine(peer: str, i
 
 
 async def with_run(
-    run: RunConfig, folder: Path, names: str, scenario: Callable[[Federation, OperatorLink], Awaitable[None]]
+    run: RunConfig,
+    folder: Path,
+    names: str,
+    scenario: Callable[[Federation, RunControl, OperatorLink], Awaitable[None]],
 ) -> tuple[Finished, dict[str, Any]]:
     """Serve `run` to real clients while `scenario` plays the operator; the run's end and each client's."""
+    control = RunControl()
     ready: asyncio.Future[tuple[Federation, int]] = asyncio.get_running_loop().create_future()
     serves = asyncio.create_task(
-        run_server(run, folder, EventLog(), on_listening=lambda *here: ready.set_result(here))
+        run_server(run, folder, EventLog(), control=control, on_listening=lambda *here: ready.set_result(here))
     )
     federation, port = await ready
     hosts = {name: AppHost(ClientConfig(name=name, data="digits", device="cpu"), app) for name in names}
@@ -96,27 +102,27 @@ async def with_run(
         name: asyncio.create_task(Link(LinkConfig(server=f"127.0.0.1:{port}", name=name, once=True), host).run())
         for name, host in hosts.items()
     }
-    await scenario(federation, OperatorLink(f"127.0.0.1:{port}"))
+    await scenario(federation, control, OperatorLink(f"127.0.0.1:{port}"))
     finished = await serves
     ends = await asyncio.gather(*attend.values(), return_exceptions=True)
     return finished, dict(zip(attend, ends, strict=True))
 
 
 def test_an_operator_holds_a_run_drops_a_node_and_ends_the_run_with_its_files(tmp_path: Path) -> None:
-    async def scenario(federation: Federation, operator: OperatorLink) -> None:
+    async def scenario(federation: Federation, control: RunControl, operator: OperatorLink) -> None:
         watching = asyncio.create_task(collect(operator))
-        await operator.pull([Lever.PAUSE])  # before the first round, which waits too
+        await operator.ask(PauseRun())  # before the first round, which waits too
         await until(lambda: len(federation.roster.ready()) == 3, 20)
         await asyncio.sleep(0.3)
         held = await operator.status()
         assert (held.phase, held.paused, held.completed, list(held.missing)) == (held.WAITING, True, 0, [])
-        await operator.pull([Lever.RESUME])
-        await until(lambda: federation.control.last and federation.control.last.round >= 2, 20)
-        await operator.drop(["c"])
+        await operator.ask(ResumeRun())
+        await until(lambda: control.last and control.last.round >= 2, 20)
+        await operator.ask(DropNode("c"))
         dropped = await operator.status()
         assert [node.state for node in dropped.nodes][2] == "dropped"
         assert list(dropped.dropped) == ["c"]
-        await operator.pull([Lever.STOP])
+        await operator.ask(StopRun())
         statuses = await watching
         rounds = [status.completed for status in statuses]
         assert rounds == sorted(rounds)
@@ -156,11 +162,11 @@ def test_a_dropped_node_fails_its_work_and_stays_out(place: Place) -> None:
             server.federation.door.keep_in(place.folder)
             operator = OperatorLink(server.address, ops)
             with pytest.raises(ConfigError, match="no node 'nobody-of-this-name' was ever here"):
-                await operator.drop(["nobody-of-this-name"])
+                await operator.ask(DropNode("nobody-of-this-name"))
             await until(is_ready(server, "a"))
             batch = hand_out(server, "a")
             assert list((await operator.status()).missing) == ["a"]
-            await operator.drop(["a"])
+            await operator.ask(DropNode("a"))
             with pytest.raises(RefusedError, match="dropped by operator 'ops'"):
                 await asyncio.wait_for(link, 2)
             failure = batch.replies.get_nowait().failure
@@ -182,10 +188,10 @@ def test_a_dropped_node_fails_its_work_and_stays_out(place: Place) -> None:
                     await asyncio.wait_for(again, 2)
             operator = OperatorLink(server.address, ops)
             assert list((await operator.status()).dropped) == ["a"]
-            await operator.readmit(["a"])
+            await operator.ask(ReadmitNode("a"))
             assert list((await operator.status()).dropped) == []
             with pytest.raises(ConfigError, match="'a' is not shut out; those who are: nobody"):
-                await operator.readmit(["a"])
+                await operator.ask(ReadmitNode("a"))
             async with attending(server, "a", credentials):
                 await until(is_ready(server, "a"))
 
@@ -199,7 +205,7 @@ def test_once_the_run_is_over_nothing_may_be_asked(place: Place) -> None:
         async with serving(place.folder, {}) as server:
             server.federation.finish("all done", failed=False)
             with pytest.raises(RefusedError, match="all done"):
-                await OperatorLink(server.address).pull([Lever.STOP])
+                await OperatorLink(server.address).ask(StopRun())
 
     asyncio.run(scenario())
 
@@ -248,7 +254,7 @@ def test_the_command_shows_steers_and_explains(place: Place) -> None:
             assert [(node["name"], node["state"], node["examples"]) for node in found["nodes"]] == [
                 ("a", "ready", 1)
             ]
-            assert server.federation.control.paused
+            assert server.control.paused
             assert (refused[0], "this is for operators" in refused[2]) == (RefusedError.exit_code, True)
             assert (silent[0], "no answer from 127.0.0.1:1" in silent[2]) == (AddressError.exit_code, True)
 

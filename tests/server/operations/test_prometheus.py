@@ -15,6 +15,8 @@ from fednc.protos import operator_pb2 as op
 from fednc.server.link.nodes import NodeState
 from fednc.server.operations.prometheus import MetricsServer
 from fednc.server.operations.status import status_of
+from fednc.server.storage.events import ReplyUnusable, RoundCompleted
+from fednc.server.storage.history import RoundRecord
 from support.local_servers import Place, attending, invoke, is_ready, serving, until
 from support.working_nodes import node_of
 
@@ -39,19 +41,20 @@ def test_metrics_say_what_the_status_says_and_count_what_happened(place: Place) 
             attending(server, "a", place.certificate("a")),
             open_channel(server.address, place.certificate("b"), 5) as node,
         ):
-            metrics = MetricsServer(server.federation, "127.0.0.1", 0)
+            metrics = MetricsServer(server.federation, server.control, "127.0.0.1", 0)
             try:
                 await until(is_ready(server, "a"))
                 node_of(server, "a").bytes_up = 7
-                server.federation.control.round = 3
+                server.control.begin_round(3)
                 server.federation.door.refusals["Upload.manifest.arrays"] += 2
                 for _ in range(2):
                     await invoke(node, STATUS)  # refused; the log leaves the second one out
                 for seconds in (0.2, 50.0):
-                    server.federation.events.emit("round", "", seconds=seconds, fold_s=seconds / 100)
-                server.federation.events.emit("no-reply", "", node="a")
+                    record = RoundRecord(round=1, seconds=seconds)
+                    server.federation.events.emit(RoundCompleted(text="", record=record, fold_s=seconds / 100))
+                server.federation.events.emit(ReplyUnusable(text="", node="a", reason=""))
                 found = await asyncio.to_thread(scrape, metrics.port)
-                status = status_of(server.federation)
+                status = status_of(server.federation, server.control)
             finally:
                 await asyncio.to_thread(metrics.close)
             states = Counter(node.state for node in status.nodes)
@@ -73,9 +76,9 @@ def test_metrics_say_what_the_status_says_and_count_what_happened(place: Place) 
 def test_metrics_have_a_port_of_their_own(place: Place) -> None:
     async def scenario() -> None:
         async with serving(place.folder, {}) as server:
-            metrics = MetricsServer(server.federation, "127.0.0.1", 0)
+            metrics = MetricsServer(server.federation, server.control, "127.0.0.1", 0)
             with pytest.raises(AddressError, match=r"server\.metrics_port"):
-                MetricsServer(server.federation, "127.0.0.1", metrics.port)
+                MetricsServer(server.federation, server.control, "127.0.0.1", metrics.port)
             await asyncio.to_thread(metrics.close)
 
     asyncio.run(scenario())

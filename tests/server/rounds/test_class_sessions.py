@@ -21,7 +21,9 @@ from fednc.common.learning.class_memory import ClassSums
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.class_registry import ClassRegistry
 from fednc.server.rounds.context import Surroundings
+from fednc.server.storage.events import ClassesWithoutMemory, WaitingForClients
 from support.fewshot_run import BASE, SESSIONS, carry_out, clients, config, prepare, write_npz
+from support.heard_events import of_kind
 
 NAMES = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=4, unique=True)
 
@@ -94,7 +96,7 @@ def test_the_stricter_of_the_runs_and_a_clients_own_floor_counts() -> None:
         with LocalGrid(run, [replace(client, min_sum_examples=floor)]) as grid:
             seen_K = prepared.execute(grid, Surroundings(name_of=grid.name_of)).state.memory.seen_K
         assert seen_K.tolist() == [True] * 6 + [remembered] * 4 + [False] * 2
-        assert remembered == (not [event for event in events if event["kind"] == "no-memory"])
+        assert remembered == (not of_kind(ClassesWithoutMemory, events))
 
 
 def test_a_client_says_once_in_a_stage_what_it_keeps(caplog: pytest.LogCaptureFixture) -> None:
@@ -108,11 +110,11 @@ def test_one_shot_sessions_are_trained_but_not_remembered_unless_the_run_allows_
     one_shot = [{**session, "shots": 1} for session in SESSIONS]
     guarded, events = carry_out(config(sessions=one_shot))
     assert guarded.state.memory.seen_K.tolist() == [True] * 6 + [False] * 6
-    said = [event["classes"] for event in events if event["kind"] == "no-memory"]
+    said = [list(event.classes) for event in of_kind(ClassesWithoutMemory, events)]
     assert said == [["6", "7"], ["8", "9"]]
     open_, events = carry_out(config(sessions=one_shot, task={"min_sum_examples": 1}))
     assert open_.state.memory.seen_K.tolist() == [True] * 10 + [False] * 2
-    assert not [event for event in events if event["kind"] == "no-memory"]
+    assert not of_kind(ClassesWithoutMemory, events)
 
 
 def test_a_client_cannot_change_the_memory_of_other_classes() -> None:
@@ -120,7 +122,7 @@ def test_a_client_cannot_change_the_memory_of_other_classes() -> None:
 
     from fednc.common.errors import ProtocolError
     from fednc.common.wire.messages import EXAMPLES, METRICS, SUMS, sums_record
-    from fednc.server.rounds.checked import sums_in
+    from fednc.server.rounds.reply_contents import sums_in
 
     task = tasks.get(config())
     sums = ClassSums.zeros(12, task.memory_dim)
@@ -141,7 +143,7 @@ def test_without_anybody_who_holds_the_new_classes_a_session_waits_and_says_so(t
         pytest.raises(QuorumError, match="0 of 1 clients hold examples of the classes of session 1"),
     ):
         prepared.execute(grid)
-    assert [event["text"] for event in events if event["kind"] == "waiting"]
+    assert of_kind(WaitingForClients, events)
 
 
 # ---- the server trains alone ---------------------------------------------------------------------------------

@@ -26,29 +26,32 @@ from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError, RefusedError
 from fednc.common.model_export import load
 from fednc.ops.operator_client import OperatorLink
-from fednc.server.link.federation import Federation
 from fednc.server.main import Finished, run_server
+from fednc.server.operations.commands import StartSession
+from fednc.server.rounds.control import RunControl
+from fednc.server.rounds.result_files import write_files
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.run_folder import write_files
+from support.fewshot_rounds import stop_after
 from support.fewshot_run import BASE, DISCRIMINANT, DOT, SESSIONS, config, write_npz
 from support.local_servers import until
 
-Scenario = Callable[[Federation, OperatorLink], Awaitable[None]]
+Scenario = Callable[[RunControl, OperatorLink], Awaitable[None]]
 
 
 async def with_run(run: RunConfig, folder: Path, data: dict[str, str], scenario: Scenario) -> Finished:
     """Serve `run` to real clients while `scenario` plays the operator."""
-    ready: asyncio.Future[tuple[Federation, int]] = asyncio.get_running_loop().create_future()
+    control = RunControl()
+    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     serves = asyncio.create_task(
-        run_server(run, folder, EventLog(), on_listening=lambda *here: ready.set_result(here))
+        run_server(run, folder, EventLog(), control=control, on_listening=lambda _, port: ready.set_result(port))
     )
-    federation, port = await ready
+    port = await ready
     attend = []
     for name, spec in data.items():
         host = AppHost(ClientConfig(name=name, data=spec, device="cpu"), app)
         link = Link(LinkConfig(server=f"127.0.0.1:{port}", name=name, once=True), host)
         attend.append(asyncio.create_task(link.run()))
-    await scenario(federation, OperatorLink(f"127.0.0.1:{port}"))
+    await scenario(control, OperatorLink(f"127.0.0.1:{port}"))
     finished = await serves
     await asyncio.gather(*attend, return_exceptions=True)
     return finished
@@ -68,8 +71,8 @@ def test_after_the_beginning_only_the_projection_travels(method: dict[str, Any],
     wide = {"task": {"width": 32}, "frame": {"dim": 64}}
     sessions = [{**session, "rounds": 3, "epochs": 1} for session in SESSIONS]
 
-    async def scenario(federation: Federation, operator: OperatorLink) -> None:
-        del federation, operator
+    async def scenario(control: RunControl, operator: OperatorLink) -> None:
+        del control, operator
 
     finished = asyncio.run(
         with_run(link_run(sessions=sessions, method=method, **wide), tmp_path / "run", specs, scenario)
@@ -94,21 +97,28 @@ def test_an_operator_starts_a_session_and_names_its_classes(tmp_path: Path) -> N
     later = {"start": "operator", "rounds": 1}
     sessions = [{**later, "shots": 5}, {**later, "classes": ["9"]}]
 
-    async def scenario(federation: Federation, operator: OperatorLink) -> None:
+    async def scenario(control: RunControl, operator: OperatorLink) -> None:
         with pytest.raises(RefusedError, match="the beginning is under way"):
-            await operator.next_session([])
-        await until(lambda: federation.control.waiting_session == 1, 40)
+            await operator.ask(StartSession())
+        await until(lambda: control.waiting_session == 1, 40)
         status = await operator.status()
         assert (status.waiting_session, status.sessions, list(status.classes)) == (1, 2, BASE)
         for names, complaint in ([], "at least one"), (["0"], "there already"), (list("abcdefg"), "vertices"):
             with pytest.raises(ConfigError, match=complaint):
-                await operator.next_session(names)
-        await operator.next_session(["8", "7"])
-        await until(lambda: federation.control.waiting_session == 2, 40)
+                await operator.ask(StartSession(tuple(names)))
+        await operator.ask(
+            StartSession(
+                (
+                    "8",
+                    "7",
+                )
+            )
+        )
+        await until(lambda: control.waiting_session == 2, 40)
         status = await operator.status()
         assert (status.session, list(status.classes)) == (1, [*BASE, "8", "7"])
         with pytest.raises(ConfigError, match="Leave out --class"):
-            await operator.next_session(["6"])
+            await operator.ask(StartSession(("6",)))
         command = ["-m", "fednc.cli.main", "session", "next", "--server", operator.server]
         process = await asyncio.create_subprocess_exec(sys.executable, *command, stderr=asyncio.subprocess.PIPE)
         _, said = await process.communicate()
@@ -131,7 +141,7 @@ def test_the_exported_model_knows_only_the_classes_seen_so_far(tmp_path: Path) -
     run = config()
     prepared, _ = prepare(run)
     around = Surroundings()
-    prepared._events.listen(lambda e: setattr(around.control, "stopping", e.get("round", 0) >= 3))
+    prepared.events.listen(stop_after(around.control, 3))
     with LocalGrid(run, clients(run)) as grid:
         result = prepared.execute(grid, around)  # stopped in the middle of session 1
     write_files(tmp_path, result, {})

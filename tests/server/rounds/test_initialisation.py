@@ -27,7 +27,9 @@ from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.initialisation import scaled
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.checkpoint import Checkpoints
-from fednc.server.storage.event_log import Event, EventLog
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, ModelInitialised
+from support.heard_events import of_kind
 from support.initialisation_federation import (
     CLIENTS,
     INIT,
@@ -133,7 +135,9 @@ def test_gain_and_scales_are_all_that_changes_the_first_weights() -> None:
     with LocalGrid(run, CLIENTS) as grid:
         prepared = FederatedRun(run, events)
         drawn, layout = prepared.state.model, prepared.layout
-        events.listen(lambda event: first.append(prepared.state.model) if event["kind"] == "init" else None)
+        events.listen(
+            lambda event: first.append(prepared.state.model) if isinstance(event, ModelInitialised) else None
+        )
 
         def keep(message: Message, context: Context) -> Message:
             if message.metadata.message_type == "train":
@@ -162,9 +166,9 @@ def test_what_it_did_is_told_measured_and_kept(tmp_path: Path) -> None:
     found = told(full)
     assert found["after"]["cosine"] >= found["before"]["cosine"]
     assert found["before"]["clients"] == 3
-    (event,) = [event for event in heard if event["kind"] == "init"]
-    assert f"cosine {found['before']['cosine']:+.3f}" in event["text"]
-    assert event["after"] == found["after"]
+    (event,) = of_kind(ModelInitialised, heard)
+    assert f"cosine {found['before']['cosine']:+.3f}" in event.text
+    assert event.after == found["after"]
 
     (tmp_path / "checkpoints" / "round-000002.json").unlink()
     kept = checkpoints.latest(run.digest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 
 import numpy as np
@@ -14,7 +13,9 @@ from fednc.client.app.host import AppHost, ClientConfig
 from fednc.client.link.link import Link, LinkConfig
 from fednc.common.config.run import parse_run
 from fednc.server.main import run_server
-from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.event_log import EventLog, read_events
+from fednc.server.storage.events import ClassesMissing
+from support.heard_events import of_kind
 from support.image_files import CLASSES, write_npz
 
 GREY = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
@@ -43,8 +44,8 @@ def test_a_class_that_no_client_has_is_told_once(tmp_path, caplog, labels, told)
 
     with caplog.at_level(logging.INFO):
         asyncio.run(both())
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert [event["classes"] for event in events if event["kind"] == "missing-classes"] == told
+    told_of = of_kind(ClassesMissing, read_events(folder))
+    assert [list(event.classes) for event in told_of] == told
     said_by_the_client = [
         text for text in caplog.messages if "no example of 1 of the run's classes: 'bee'" in text
     ]

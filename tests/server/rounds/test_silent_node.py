@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost, ClientConfig
@@ -14,6 +13,8 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.main import run_server
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, NodeAbsent, NodeQuarantined
+from support.heard_events import of_kind
 from support.local_servers import until
 from support.raw_node import attending_by_hand
 
@@ -30,7 +31,7 @@ def test_a_silent_node_is_named_and_costs_a_few_deadlines_in_all(tmp_path: Path)
             "server": {"listen": "127.0.0.1:0"},
         }
     )
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
 
     async def main() -> list[float]:
         log, found = EventLog(), list[tuple[Federation, int]]()
@@ -64,10 +65,10 @@ def test_a_silent_node_is_named_and_costs_a_few_deadlines_in_all(tmp_path: Path)
         return [record.seconds for record in finished.result.history.rounds]
 
     seconds = asyncio.run(main())
-    absent = [event for event in events if event["kind"] == "absent"]
-    assert {event["node"] for event in absent} == {"silent"}
-    assert "does not answer" in absent[0]["text"]
+    absent = of_kind(NodeAbsent, events)
+    assert {event.node for event in absent} == {"silent"}
+    assert "does not answer" in absent[0].text
     # Asked in rounds 1, 2, 4 and 7; it never said what it holds, so each costs one deadline.
     assert sum(each >= DEADLINE_S for each in seconds) <= 4
     assert sum(each < DEADLINE_S for each in seconds) >= ROUNDS - 4
-    assert not any(event["kind"] == "quarantine" for event in events)
+    assert not of_kind(NodeQuarantined, events)

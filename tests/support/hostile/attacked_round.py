@@ -27,6 +27,8 @@ from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid, Replies
 from fednc.server.link.reply_schema import Agreement
 from fednc.server.listener import make_server
+from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
 from support.hostile.calls import CALL_S, OVERTAKEN, Caller, together
@@ -91,7 +93,7 @@ class HostilePlace:
         self.federation.door.keep_in(self._folder / "run")
         self._listening = await make_server(self.federation, run.server.listen)
         await self._listening.start()
-        self.server = Serving(self.federation, self._listening, [])
+        self.server = Serving(self.federation, self._listening, [], RunControl())
         self.honest, self.hostile = [await self._attend(name, place.token(name)) for name in ("honest", "hostile")]
         self._callers = {
             "hostile": Caller(self.hostile.channel, self.hostile.metadata),
@@ -124,8 +126,8 @@ class HostilePlace:
                     await node.send(work, content)
 
     async def _begin_round(self) -> None:
-        grid, strategy = LinkGrid(self.federation, asyncio.get_running_loop()), self.prepared.strategy
-        strategy.replies.reject = grid.reject
+        grid = LinkGrid(self.federation, asyncio.get_running_loop())
+        self._strategy = strategy = self.prepared.strategy(Surroundings(reject=grid.reject))
         record = self.prepared.state.record
         messages = await asyncio.to_thread(strategy.configure_train, 1, record, ConfigRecord(), grid)
         assert len(messages) == 2
@@ -158,7 +160,7 @@ class HostilePlace:
     # ---- what must not change ------------------------------------------------------------------------------
 
     def _fold_state(self) -> tuple[int, int, str]:
-        fold = self.prepared.strategy._fold
+        fold = self._strategy._fold
         data = b"".join(bytes(array.data) for array in fold.mean().values())
         return fold.updates, fold.weight, hashlib.sha256(data).hexdigest()
 
@@ -168,7 +170,7 @@ class HostilePlace:
             (
                 n.name,
                 n.state,
-                n.session,
+                n.attendance,
                 n.examples,
                 n.held_out,
                 n.class_counts,

@@ -7,7 +7,6 @@ test: docs/incremental.md has the figures, which do not bear it out.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from fednc.common.learning.class_memory import ClassMemory, ClassSums
 from fednc.common.learning.frame import draw_frame, frame_digest, unit
 from fednc.common.learning.heads import FrameHead
 from fednc.common.learning.losses import dot_regression
+from fednc.common.tasks.round_guide import guide_at
 from fednc.common.wire.arrays import to_tensor
 from fednc.common.wire.messages import GUIDE, MODEL, TRAIN
 from fednc.server.rounds.context import Surroundings
@@ -240,16 +240,10 @@ def test_8_only_classes_seen_are_predicted_and_all_of_them_are_tested(method: di
     model.load_state_dict(result.state.model, strict=False)
     model.eval()
     inputs = torch.randn(300, 1, 8, 8)
-    plain = replace(
-        guide(result.run),
-        etf_KD=result.frame.etf_KD,
-        mean_KD=result.state.memory.mean_KD,
-        seen_K=result.state.memory.seen_K,
-        metric_DD=result.state.memory.metric_DD,
-    )
     for stage in task.stages:
         with torch.no_grad():
-            scores = task.scores(model, inputs, task.within_stage(plain, stage.last))
+            guide = guide_at(task, result.frame.etf_KD, result.state.memory, stage.last)
+            scores = task.scores(model, inputs, guide)
         if method not in (NEAREST, DISCRIMINANT):  # whose memory has the later classes by now
             assert scores[:, stage.classes :].isneginf().all()
             assert scores[:, : stage.classes].isfinite().all()

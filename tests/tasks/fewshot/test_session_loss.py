@@ -22,10 +22,10 @@ from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame, unit
 from fednc.common.learning.heads import CosineHead, FrameHead, logits
 from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.splits import at_few_sites
 from fednc.common.tasks.stages import with_names
 from fednc.common.wire import arrays
-from fednc.common.wire import messages as exchange
 from fednc.tasks.fewshot.rotated_classes import TURNS, with_virtual
 from fednc.tasks.fewshot.session_loss import deviation, rehearsed, session_loss
 from support.fewshot_run import DOT, D, K, carry_out, config, guide
@@ -154,9 +154,9 @@ def test_the_gradient_of_one_batch_is_the_same_at_every_asking() -> None:
         min_sum_examples=1,
     )
     frame = draw_frame(30, 32, 0)
-    guide = exchange.make_guide(run, frame, ClassMemory.empty(30, task.memory_dim), 1)
+    guide = guide_at(task, frame.etf_KD, ClassMemory.empty(30, task.memory_dim), 1)
     mine, _ = here.at(task.stage(1))
-    volunteer = Volunteer(here, mine, task.within_stage(guide, 1), Hooks())
+    volunteer = Volunteer(here, mine, guide, Hooks())
     order = RecordDict({messages.ORDER: messages.Order(iteration=0).to_record()})
     layout = Layout.of(here.model, task.shared_keys(here.model))
     order[messages.INIT] = arrays.to_record({messages.SCALE: torch.ones(len(layout.scaled))})

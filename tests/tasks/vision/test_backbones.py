@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fednc.tasks.image.options import ImageOptions
 from fednc.tasks.vision.backbones import build_backbone
+from fednc.tasks.vision.options import ImageOptions
 from support.image_tasks import CLASSES, DIM, make_data, make_guide, make_task
 
 

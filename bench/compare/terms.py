@@ -1,0 +1,109 @@
+"""The words of docs/results.md, each explained once: terms, methods, columns of its tables.
+
+Called by `results_page.py`; a test checks that every column of the page is here. Holds no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from fednc.bench.compare.report import table_head
+
+TERMS: Mapping[str, str] = {
+    "setting": "what all methods of a row have in common: data, clients, and how examples are split over clients",
+    "Dirichlet 0.1": "label skew: each class is split over the clients in random shares; the smaller the number, "
+    "the more unequal",
+    "rotated images": "each client turns its images by its own angle, so clients also differ within a class",
+    "seed": "decides the initial weights, the split and the order of batches; every variant runs with every seed",
+    "variant": "a method, or a method with some keys of the run file changed; each comparison lists its variants",
+    "baseline": "the variant whose best round is the target of `rounds`: fedavg; with sessions, cosine-ce",
+    "pair": "one setting with one seed, run with two variants",
+    "frame, vertices": "fixed class vectors at equal angles (a simplex), which every client trains towards",
+    "class memory": "one vector per class on the server: the mean of that class's features over all clients",
+    "read-out": "how a class is chosen from features when a model is tested; training is the same",
+    "discriminant": "fednc's read-out: the nearest class memory, measured by how features vary within classes",
+    "controls": "the memory replaced by other vectors: the vertices (-vertex), one client's own means (-own), the "
+    "memory of another class (-shuffled), an old memory (-stale), random vectors (-random)",
+    "anchor": "a term of the loss that pulls features towards the class memory",
+    "rehearsal": "a term of the loss that trains the classifier on the class memory of all classes seen so far",
+    "warm-up": "the first rounds, in which the terms that use the memory are off",
+    "dot regression": "a loss that regresses the cosine between a feature and its vertex to 1",
+    "virtual classes": "turned examples learnt as extra classes, so that features can tell more classes apart",
+    "spread memory": "a class memory rehearsed as several features drawn around it instead of one",
+    "initial scales": "one factor per weight tensor, learnt before round 1 so that the clients' gradients agree",
+    "session": "a later stage of a run in which new classes arrive, with few examples, at few clients",
+}
+
+METHODS: Mapping[str, str] = {
+    "fedavg": "plain federated averaging with an ordinary trained classifier",
+    "fedprox": "fedavg with a pull of each client's weights towards the global weights",
+    "scaffold": "fedavg with gradients corrected by control variates; doubles the bytes",
+    "moon": "fedavg with a contrast between the features of the global and the client's previous model",
+    "fedntd": "fedavg with distillation of the global model's scores for all classes but the label",
+    "fedlc": "fedavg with a loss calibrated by each client's class frequencies",
+    "fedetf": "a frozen frame with a loss balanced by each client's class frequencies, and a trained scale",
+    "fednc": "this project's method: frozen frame, balanced loss, class memory, discriminant read-out",
+}
+
+COLUMNS: Mapping[str, str] = {
+    "lr": "learning rate, the best one on the validation data",
+    "last 5": "test accuracy in per cent, mean of the last five rounds; with sessions, mean over the sessions",
+    "best": "test accuracy in per cent of the best round",
+    "rounds": "rounds until the baseline's best accuracy with the same seed is reached; mean over the seeds that "
+    "reach it",
+    "drift": "mean squared distance of the clients' own class means from their common mean, in the last round",
+    "NC1": "spread of features within classes over the spread between classes; 0: all of a class in one point",
+    "s per run": "seconds of one run; training that several variants share is divided by their number",
+    "mean": "accuracy as a share, mean over the sessions",
+    "drop": "accuracy of the first session minus that of the last",
+    "novel": "accuracy at the end on all classes that arrived after the first session",
+    "session_acc": "accuracy after each session, over all classes so far",
+    "gradient cosine": "mean cosine between the clients' gradients before round 1: before / after learning scales",
+    "gradient loss": "training loss before round 1: before / after learning scales",
+    "gradient norm": "mean length of the clients' gradients before round 1: before / after learning scales",
+    "round 6": "accuracy after round 6, as a share",
+    "best other": "the other method with the highest accuracy in that setting",
+    "gain (points)": "accuracy of fednc minus that of the best other method, mean ± standard deviation over seeds",
+    "ratio": "fednc's rounds over the baseline's",
+    "part": "what is added or replaced",
+    "best of": "the variants that the part is compared with; in each setting the best one counts",
+    "keys": "what the variant sets in the run file ([docs/config.md](config.md)); all other keys are the defaults",
+}
+
+SPEED: Mapping[str, str] = {
+    "engine": "`fednc`: our link; `raw`: gRPC calls without anything else; `flower`: stock Flower",
+    "params": "parameters of the model, float32",
+    "clients": "clients that take part",
+    "client_processes": "processes that these clients share",
+    "connections": "connections that the server holds",
+    "codec": "how updates are encoded",
+    "tls": "`off`, or `mtls`: certificates on both sides",
+    "checkpoint": "whether the timed part writes a checkpoint",
+    "warmup": "rounds before those that are timed",
+    "round_s": "seconds per round, median",
+    "bytes_down, bytes_up": "bytes per round from and to the server",
+    "server_peak_rss_mib, client_peak_rss_mib": "largest memory of the server and of a client process, MiB",
+    "cpu_s": "processor seconds per round, server and clients together",
+    "speedup": "seconds per round over those of `fednc`",
+    "connect_s": "seconds until all clients are connected",
+    "kib_per_idle_client": "memory of the server per waiting client, KiB",
+    "total_s": "seconds from start to end",
+    "files": "open files that the system allows a process",
+    "moved_gb_s, copy_gb_s, ratio": "memory traffic of aggregating and of copying, GB/s, and their ratio",
+    "payload_gb_s, checked_payload_gb_s": "updates aggregated per second, without and with all checks, GB/s",
+    "threads": "threads used",
+    "update_mib, last_level_cache_mib": "size of an update and of the processor's last cache, MiB",
+    "model, norm, width, device, precision": "network, its normalisation and width, where and how it is computed",
+    "images, batch": "images per epoch and per step",
+    "fednc_images_s, fedavg_images_s": "images per second of our trainer with each method",
+    "plain_images_s, replayed_images_s": "the same of a plain PyTorch loop, and of one replayed as CUDA graphs",
+    "fednc_overhead, fedavg_overhead": "time over that of the faster plain loop, minus 1",
+    "plain_tflop_s, product_tflop_s": "arithmetic of the plain loop and of a large matrix product, "
+    "TFLOP/s; `ratio` is the first over the second",
+}
+
+
+def explained(kind: str, terms: Mapping[str, str]) -> Iterator[str]:
+    """A table of words and what they mean."""
+    yield from table_head((kind, "meaning"))
+    yield from (f"| {term} | {meaning} |" for term, meaning in terms.items())

@@ -1,0 +1,1 @@
+"""The methods: one class in one file each, found by name in `registry.py`."""

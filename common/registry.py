@@ -1,0 +1,57 @@
+"""Implementations of one thing by name: one class each, which says all that the rest of the program needs to know.
+
+The run file names one by a key. Used for read-outs and for codecs. Must not know any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+from fednc.common.errors import ConfigError
+
+
+class Named(Protocol):
+    """What every entry says of itself."""
+
+    name: ClassVar[str]  # its value in the run file
+    summary: ClassVar[str]  # what it is, for docs/config.md
+
+
+Entry = TypeVar("Entry", bound=Named)
+
+
+class Registry(Generic[Entry]):
+    """The entries that one key of the run file can name, in the order in which they were registered.
+
+    Attributes:
+        key: the key, for example `link.codec`.
+        entries: one instance of each registered class, by name.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.entries: dict[str, Entry] = {}
+
+    def register(self, entry: type[Entry]) -> type[Entry]:
+        """Class decorator: adds an instance of the class. Raises ValueError: the name is taken."""
+        if entry.name in self.entries:
+            raise ValueError(f"{self.key} = {entry.name!r} is registered twice")
+        self.entries[entry.name] = entry()
+        return entry
+
+    def names(self) -> tuple[str, ...]:
+        """The names that the key may have."""
+        return tuple(self.entries)
+
+    def get(self, name: str) -> Entry:
+        """The entry called `name`. Raises ConfigError: there is none."""
+        if name not in self.entries:
+            raise ConfigError(
+                f"{self.key}: {name!r:.80} is not known here; choose one of {', '.join(self.names())}"
+            )
+        return self.entries[name]
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The entries, in order."""
+        return iter(self.entries.values())

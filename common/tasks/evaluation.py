@@ -1,0 +1,51 @@
+"""The evaluation loop: one pass over data with a model in evaluation mode.
+
+Clients, the server and `fednc predict` all evaluate through it, so that the same model, data and batch size give
+the same sums everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from fednc.common.learning.round_context import Guide
+from fednc.common.tasks.api import Batch, Task, TaskData, add_stats
+from fednc.common.tasks.metrics import Stats
+
+
+def do_nothing() -> None:
+    """The default of `before_batch`."""
+
+
+def evaluation_batches(
+    model: nn.Module, data: TaskData, batch: int, before_batch: Callable[[], None] = do_nothing
+) -> Iterator[Batch]:
+    """All batches of `data` in stored order, with `model` in evaluation mode and no gradients until the loop ends.
+
+    Args:
+        batch: examples in each.
+        before_batch: called before each; what it raises ends the loop.
+    """
+    model.eval()
+    with torch.no_grad():
+        for each in data.eval_batches(batch):
+            before_batch()
+            yield each
+
+
+def evaluate(
+    task: Task,
+    model: nn.Module,
+    data: TaskData,
+    guide: Guide,
+    batch: int,
+    before_batch: Callable[[], None] = do_nothing,
+) -> Stats:
+    """The task's statistics, summed over all of `data`; see `evaluation_batches`."""
+    stats: Stats = {}
+    for each in evaluation_batches(model, data, batch, before_batch):
+        add_stats(stats, task.statistics(model, each, guide))
+    return stats

@@ -1,0 +1,67 @@
+"""The one place that makes a `Guide`: what a round trains towards and reads out by.
+
+Called by the server for its own evaluation and fit, by each client with the frame and memory that it received, and
+by an exported model. Must not know which task it is for.
+
+Legend: K label space, D feature width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fednc.common.config.tables import MethodSection
+from fednc.common.learning.class_memory import ClassMemory
+from fednc.common.learning.round_context import Guide, memory_ramp
+from fednc.common.tasks.api import Task
+
+
+def guide_at(
+    task: Task,
+    etf_KD: Tensor,
+    memory: ClassMemory,
+    server_round: int,
+    *,
+    count_K: Tensor | None = None,
+    method: MethodSection | None = None,
+) -> Guide:
+    """The guide of a round.
+
+    Args:
+        task: of the run.
+        etf_KD: the frozen frame.
+        memory: the class memory that the method is given in this round.
+        server_round: counts from 1; 0 is before the first.
+        count_K: examples of each class that this client trains on; None: there is no training.
+        method: where it is not the run's own: rows of a comparison read one model out in several ways.
+    """
+    method = method or task.run.method
+    guide = _guide(method, etf_KD, memory, memory_ramp(method, server_round), count_K)
+    return task.within_stage(guide, server_round)
+
+
+def guide_of_model(task: Task, etf_KD: Tensor, memory: ClassMemory, classes: int) -> Guide:
+    """The guide of a trained model that knows `classes` classes, for reading it out."""
+    return _guide(task.run.method, etf_KD, memory, classes=classes if task.takes_sessions else None)
+
+
+def _guide(
+    method: MethodSection,
+    etf_KD: Tensor,
+    memory: ClassMemory,
+    ramp: float = 1.0,
+    count_K: Tensor | None = None,
+    classes: int | None = None,
+) -> Guide:
+    none_K = torch.zeros(len(etf_KD), dtype=torch.int64, device=etf_KD.device)
+    return Guide(
+        method=method,
+        etf_KD=etf_KD,
+        mean_KD=memory.mean_KD,
+        seen_K=memory.seen_K,
+        metric_DD=memory.metric_DD,
+        count_K=none_K if count_K is None else count_K,
+        memory_ramp=ramp,
+        classes=classes,
+    )

@@ -1,0 +1,399 @@
+"""Every kind of event that a run can record: one class each, with its kind and its fields.
+
+The server constructs them and hands them to `event_log.py`; the live view, Prometheus and the container checks
+match them by class. The kinds and the names of the fields are those of `events.jsonl`, which users parse: never
+rename one, and give a new field a default, so that older files can still be read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from fednc.common.errors import DataError
+from fednc.server.storage.history import RoundRecord
+
+KINDS: dict[str, type[Event]] = {}  # kind: its class; filled as the classes below are defined
+_OPTIONAL = "optional"
+
+
+def optional() -> Any:
+    """A field that is left out of the file where it is None."""
+    return dataclasses.field(default=None, metadata={_OPTIONAL: True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that happened. `text` is for people, the other fields are for machines.
+
+    A subclass with a `kind` can be recorded; one without is a base for others. `level` is that of the log line.
+    """
+
+    kind: ClassVar[str] = ""
+    level: ClassVar[int] = logging.INFO
+    text: str
+
+    def __init_subclass__(cls, *, kind: str = "", level: int = logging.INFO) -> None:
+        cls.kind, cls.level = kind, level
+        if kind:
+            assert kind not in KINDS, f"two events of kind {kind!r}"
+            KINDS[kind] = cls
+
+    def fields(self) -> dict[str, Any]:
+        """Text and fields as they are written."""
+        optional_names = {field.name for field in dataclasses.fields(self) if _OPTIONAL in field.metadata}
+        return {k: v for k, v in vars(self).items() if not (v is None and k in optional_names)}
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> Self:
+        """What `fields` gave; unknown fields are ignored. Raises ValidationError."""
+        return TypeAdapter(cls).validate_python(values)
+
+
+def event_of(values: Mapping[str, Any]) -> Event | None:
+    """The event of one line of `events.jsonl`; None where a newer version wrote a kind that this one lacks.
+
+    Raises:
+        DataError: a field is missing or of the wrong type.
+    """
+    kind = values.get("kind")
+    cls = KINDS.get(kind) if isinstance(kind, str) else None
+    try:
+        return cls.from_fields(values) if cls else None
+    except ValidationError as e:
+        raise DataError(f"an event of kind {kind!r} is damaged: {e}") from e
+
+
+# ---- the server ---------------------------------------------------------------------------------------------
+
+
+class CredentialsProblem(Event, kind="credentials", level=logging.ERROR):
+    """A credential of the server cannot be read, or expires soon."""
+
+
+class InsecureLink(Event, kind="insecure", level=logging.WARNING):
+    """The server listens without any credentials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerListening(Event, kind="listening"):
+    """The server accepts connections."""
+
+    port: int
+    auth: str
+    metrics_port: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallRefused(Event, kind="refused", level=logging.WARNING):
+    """A call was refused before it reached the federation."""
+
+    peer: str
+    reason: str
+    status: str
+    method: str
+    unsaid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskProblem(Event, kind="disk", level=logging.ERROR):
+    """Something could not be written."""
+
+    node: str | None = optional()
+    errno: int | None = optional()
+    unsaid: int | None = optional()
+
+
+# ---- the run ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event, kind="start"):
+    """What is about to run."""
+
+    method: str
+    frame: str
+    config: str
+    metric: Mapping[str, Any] | None = optional()  # what the run is judged by
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFileChanged(Event, kind="changed"):
+    """The run goes on with a run file that differs."""
+
+    round: int
+    changed: dict[str, list[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResumed(Event, kind="resume"):
+    """The run goes on after a checkpoint."""
+
+    round: int
+
+
+class DataNote(Event, kind="data"):
+    """A remark on the server's own test data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitingForClients(Event, kind="waiting"):
+    """Too few clients are there to begin."""
+
+    session: int | None = optional()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassesMissing(Event, kind="missing-classes", level=logging.WARNING):
+    """No client has an example of these classes."""
+
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInitialised(Event, kind="init"):
+    """What `[init]` made of the drawn weights."""
+
+    initialiser: str
+    used: bool
+    before: dict[str, Any]
+    learnt: dict[str, Any]
+    after: dict[str, Any]
+    steps: dict[str, int]
+    scales: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordOfRound(Event):
+    """An event with all fields of a round's record, beside its own."""
+
+    record: RoundRecord
+
+    def fields(self) -> dict[str, Any]:
+        """See Event; the record's fields stand among the others."""
+        values = super().fields()
+        record: RoundRecord = values.pop("record")
+        return {"text": values.pop("text"), **vars(record), **values}
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> Self:
+        """See Event."""
+        record = TypeAdapter(RoundRecord).validate_python(values)
+        return TypeAdapter(cls).validate_python({**values, "record": record})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundCompleted(RecordOfRound, kind="round"):
+    """A round is over and safe."""
+
+    fold_s: float = 0.0
+
+
+class LastRoundEvaluated(RecordOfRound, kind="evaluated"):
+    """The last round of a run that an operator stopped was evaluated although it was not its turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionWaiting(Event, kind="session-waits"):
+    """A session waits for an operator."""
+
+    session: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOpened(Event, kind="session"):
+    """A session begins."""
+
+    session: int
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassesWithoutMemory(Event, kind="no-memory", level=logging.WARNING):
+    """Nobody sent a sum of these classes."""
+
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorCommand(Event, kind="control"):
+    """An operator's command is obeyed."""
+
+    command: str
+    operator: str
+    classes: tuple[str, ...] | None = optional()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStopped(Event, kind="stop"):
+    """An operator ended the run before this round."""
+
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastGoodKept(Event, kind="kept"):
+    """The run ended too early; the files of its last good round were written."""
+
+    round: int
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDone(Event, kind="done"):
+    """The run is over and its files are written. The last event of every run that ends well."""
+
+    folder: str
+    model: str | None = optional()  # what the app named as its model
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppStarted(Event, kind="app"):
+    """A foreign Flower app starts."""
+
+    clients: int
+
+
+# ---- one node -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeEvent(Event):
+    """An event that one node has caused."""
+
+    node: str
+    unsaid: int | None = optional()  # events of this node that were left out before this one
+
+
+class NodeAttends(NodeEvent, kind="attend"):
+    """A node opened a session, or a dry run looks in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeReady(NodeEvent, kind="ready"):
+    """A node can take part."""
+
+    examples: int
+    class_counts: tuple[int, ...]
+    pid: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeUnfit(NodeEvent, kind="unfit", level=logging.WARNING):
+    """A node says that it cannot take part."""
+
+    problem: str
+
+
+class NodePaused(NodeEvent, kind="paused"):
+    """A node's owner paused it."""
+
+
+class NodeLeaving(NodeEvent, kind="leaving"):
+    """A node finishes what it is at and leaves."""
+
+
+class NodeLost(NodeEvent, kind="lost", level=logging.WARNING):
+    """A node's session ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeAbsent(NodeEvent, kind="absent", level=logging.WARNING):
+    """A connected node let deadlines pass and is left out of rounds."""
+
+    rounds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplesCapped(NodeEvent, kind="capped", level=logging.WARNING):
+    """A node counts for fewer examples than it claims."""
+
+    claimed: int
+    counted: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkFailed(NodeEvent, kind="failure", level=logging.WARNING):
+    """A node says that its work failed."""
+
+    failure: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadPutBack(NodeEvent, kind="put-back"):
+    """An upload gave its place to one that waited."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyUnusable(NodeEvent, kind="no-reply", level=logging.WARNING):
+    """No usable reply came from a node that was asked."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateOutlier(NodeEvent, kind="outlier", level=logging.WARNING):
+    """An update was far larger than the others."""
+
+    times: float
+    done: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustMeanSkipped(Event, kind="robust", level=logging.WARNING):
+    """Too few updates came for `rounds.robust`."""
+
+    updates: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageRejected(NodeEvent, kind="rejected", level=logging.WARNING):
+    """A node sent what no honest node sends."""
+
+    call: str
+    field: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeQuarantined(NodeEvent, kind="quarantine", level=logging.WARNING):
+    """The server shut a node out."""
+
+    reason: str
+
+
+class NodeDropped(NodeEvent, kind="drop", level=logging.WARNING):
+    """An operator shut a node out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeReadmitted(NodeEvent, kind="readmit"):
+    """An operator let a node in again."""
+
+    operator: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherCode(NodeEvent, kind="other-code", level=logging.WARNING):
+    """A node runs the foreign app with other code."""
+
+    code: str
+
+
+class ReplyTooLarge(NodeEvent, kind="too-large", level=logging.WARNING):
+    """A foreign app's reply is larger than the server takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyDropped(NodeEvent, kind="dropped-reply", level=logging.WARNING):
+    """A reply that a foreign app did not pull was given up for newer ones."""
+
+    size: int
