@@ -1,4 +1,4 @@
-# Every target does its own set-up: a fresh clone needs nothing but Python >= 3.11 and make.
+# Every target sets itself up: a fresh clone needs only Python >= 3.11 and make.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -21,18 +21,18 @@ test: $(STAMP)  ## the whole test suite, at most 6 minutes on two cores
 test-pythons:  ## the whole test suite on every other Python (3.12 to 3.14) that is on this machine
 	.ci/pythons
 
-test-faults: $(STAMP)  ## processes killed, frozen, cut off and lied to, at most 10 minutes on two cores
+test-faults: $(STAMP)  ## kill, freeze, disconnect and deceive real processes, at most 10 minutes on two cores
 	$(BIN)/pytest -q --timeout=300 tests/faults
 
-test-attacks: $(STAMP)  ## nodes that are let in and lie, at most 10 minutes on two cores
+test-attacks: $(STAMP)  ## admitted nodes that lie, at most 10 minutes on two cores
 	$(BIN)/pytest -q -n 2 --timeout=300 tests/attacks
 
-# Without ray the simulation engine is left out, and the tests say so.
+# Without ray the tests of the simulation engine are skipped, with the reason.
 test-flower: $(STAMP)  ## our apps on stock Flower and stock apps on our link, at most 10 minutes on two cores
 	$(BIN)/pip install --quiet -e '.[demo,dev,flower-sim]' || echo "ray cannot be installed here"
 	$(BIN)/pytest -q -n 2 tests/flower
 
-# The other Flower that pyproject.toml admits, in a virtual environment beside ours that sees our packages behind it.
+# The other Flower version that pyproject.toml allows, in a second virtual environment that falls back to our packages.
 NEXT_FLOWER ?= $(shell $(BIN)/python -c "import flwr; print('1.41.0' if flwr.__version__ >= '1.42' else '1.42.0')")
 NEXT        := .venv-flower
 
@@ -62,7 +62,7 @@ protos: $(STAMP)  ## regenerate protos/*_pb2*.py
 docs: $(STAMP)  ## regenerate docs/config.md from the configuration model
 	$(BIN)/python -m fednc.cli.config_docs docs/config.md
 
-bench: $(STAMP)  ## measure link, fold, scale and trainer on a machine that does nothing else, into results/bench
+bench: $(STAMP)  ## measure link, aggregation, scale and trainer on an otherwise idle machine, into results/bench
 	mkdir -p results/bench
 	$(BIN)/fednc bench link --params 1e5 --clients 2 --against raw,flower --json results/bench/link-small.json
 	$(BIN)/fednc bench link --params 11e6 --clients 2 --rounds 3 --against raw,flower --json results/bench/link.json
@@ -79,16 +79,16 @@ results: $(STAMP)  ## rewrite docs/results.md from results/
 compose-demo:  ## the whole federation in containers, checked from outside; cleans up after itself
 	deploy/compose.sh
 
-compose-chaos:  ## the same while a client and the server are killed in mid-round
+compose-chaos:  ## the same while a client and the server are killed in the middle of a round
 	deploy/compose.sh deploy/compose.chaos.yml
 
-compose-broken:  ## the checks must fail on setups that are broken on purpose
+compose-broken:  ## setups broken on purpose, on which the checks must fail
 	tests/compose/broken.sh
 
-wheelhouse:  ## all wheels of the images, for builds without a network
+wheelhouse:  ## collect all wheels of the images, for builds without a network
 	deploy/wheelhouse.sh
 
-base-image:  ## a base image without pulling one
+base-image:  ## make a base image without pulling one
 	deploy/base-image.sh
 
 lock: $(STAMP)  ## pin the images' packages to the versions installed here
@@ -96,7 +96,7 @@ lock: $(STAMP)  ## pin the images' packages to the versions installed here
 
 install: $(STAMP)
 
-# PyTorch first: a wheel that pip finds on this disk, else PyTorch's CPU index, else the default index.
+# PyTorch first: a wheel on this disk, else from PyTorch's CPU index, else from the default index.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null \
@@ -107,10 +107,11 @@ $(STAMP): pyproject.toml
 	touch $@
 
 # mypy and editors follow the package-dir mapping of pyproject.toml through these links.
-.types:
+.types: $(wildcard api/*.py)
 	mkdir -p .types/fednc
 	for d in bench cli client common ops protos server tasks; do ln -sfn ../../$$d .types/fednc/$$d; done
-	ln -sfn ../../api/__init__.py .types/fednc/__init__.py
+	for f in api/*.py; do ln -sfn ../../$$f .types/fednc/$${f#api/}; done
+	touch .types
 
 clean:
 	rm -rf $(VENV) .venv-* $(NEXT) .types build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -68,8 +68,9 @@ def link(
 ) -> None:
     """Measure the cost of a round on the link when training costs nothing.
 
-    The time runs from configure_train to the aggregated arrays in memory, over loopback, with the real server and
-    client code in new processes for every row. Clients add a known constant to the model; each mean is checked.
+    The time runs from configure_train to the aggregated arrays in memory,
+    over loopback, with the real server and client code in new processes for
+    every row. Clients add a known constant to the model; each mean is checked.
     """
     from fednc.bench.link.certificates import TLS
     from fednc.bench.link.driver import compare, every

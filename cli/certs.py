@@ -1,4 +1,4 @@
-"""`fednc certs`: make a certificate authority, certificates and tokens, and take them back."""
+"""`fednc certs`: make a certificate authority, and issue and revoke certificates and tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 command = typer.Typer(no_args_is_help=True, help=__doc__)
 
 Dir = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the authority; keep its ca.key private.")]
-Name = Annotated[str, typer.Argument(help="Name of the node; the server's list and records use it.")]
+Name = Annotated[str, typer.Argument(help="Name of the node, as in the server's lists and records.")]
 Hosts = Annotated[
-    list[str], typer.Option("--host", metavar="NAME|IP", help="Where clients dial the server; may be repeated.")
+    list[str],
+    typer.Option("--host", metavar="NAME|IP", help="Name or address that clients use for the server; repeatable."),
 ]
 Days = Annotated[float, typer.Option(min=0.0, help="Days until it expires.")]
-Renew = Annotated[bool, typer.Option("--renew", help="Issue another although there is one in force.")]
-Operator = Annotated[bool, typer.Option("--operator", help="For a person who looks after the server, not a node.")]
-CaName = Annotated[str, typer.Option("--name", help="Name of the authority, for people.")]
+Renew = Annotated[bool, typer.Option("--renew", help="Issue another even if a valid one exists.")]
+Operator = Annotated[bool, typer.Option("--operator", help="For an operator of the server instead of a node.")]
+CaName = Annotated[str, typer.Option("--name", help="Name of the authority, for people to read.")]
 Print = Annotated[bool, typer.Option("--print", help="Print the token to stdout instead of writing its file.")]
 
 
@@ -36,21 +37,21 @@ def init(folder: Dir, name: CaName = "fednc") -> None:
     from fednc.common.security.authority import Authority
 
     Authority.create(folder, name)
-    say(f"{folder}/ca.key signs certificates: keep it private and off the server, with a copy in a safe place")
+    say(f"{folder}/ca.key signs certificates: keep it private, off the server, and back it up in a safe place")
 
 
 @command.command("server")
 def server(folder: Dir, host: Hosts, days: Days = 365, renew: Renew = False) -> None:
-    """Make the server's certificate; `server.certs = "DIR/server"` uses it."""
+    """Make the server's certificate; use it with `server.certs = "DIR/server"`."""
     made = _open(folder).issue_server(host, timedelta(days=days), renew=renew)
-    say(f"{made} is what the server needs: server.certs = {str(made)!r}")
+    say(f"wrote {made}: set server.certs = {str(made)!r} in the run file")
 
 
 @command.command("node")
 def node(folder: Dir, name: Name, days: Days = 365, renew: Renew = False, operator: Operator = False) -> None:
-    """Make a certificate bound to NAME; copy its folder to the node's machine."""
+    """Make a certificate for NAME; copy its folder to the node's machine."""
     made = _open(folder).issue_certificate(_holder(name, operator), timedelta(days=days), renew=renew)
-    _say_whose(made, name, operator)
+    _say_where(made, name, operator)
 
 
 @command.command("token")
@@ -62,19 +63,19 @@ def token(
     operator: Operator = False,
     print_it: Print = False,
 ) -> None:
-    """Make a token bound to NAME, for servers with auth = "token"; the server keeps its hash only."""
+    """Make a token for NAME, for servers with auth = "token"; the server stores only its hash."""
     authority, holder = _open(folder), _holder(name, operator)
     made = authority.issue_token(holder, timedelta(days=days), renew=renew)
     if print_it:
         typer.echo(made)
         return
     place = authority.write_token(holder, made)
-    _say_whose(place, name, operator)
+    _say_where(place, name, operator)
 
 
 @command.command("revoke")
 def revoke(folder: Dir, name: Name) -> None:
-    """Take back all certificates and tokens of NAME; a server that reads DIR/server drops it within a second."""
+    """Revoke all certificates and tokens of NAME; a server that reads DIR/server drops it within a second."""
     authority = _open(folder)
     taken = authority.revoke(name)
     say(f"revoked {len(taken)} of {name}; a server elsewhere needs a new copy of {authority.server_folder}")
@@ -82,7 +83,7 @@ def revoke(folder: Dir, name: Name) -> None:
 
 @command.command("list")
 def list_(folder: Dir, json: Json = "") -> None:
-    """Show everything issued and whether it is in force."""
+    """List all that was issued and whether it is valid."""
     authority = _open(folder)
     revoked = authority.revoked()
     lines = [(line, _state(line, line.serial in revoked)) for line in authority.issued()]
@@ -106,9 +107,9 @@ def _holder(name: str, operator: bool) -> Holder:
     return Holder(Role.OPERATOR if operator else Role.NODE, name)
 
 
-def _say_whose(folder: Path, name: str, operator: bool) -> None:
+def _say_where(folder: Path, name: str, operator: bool) -> None:
     command = "status" if operator else "client"
-    say(f"{folder} is what {name} needs: copy it there, then fednc {command} --certs {folder.name} ...")
+    say(f"wrote {folder}: copy it to the machine of {name}, then run fednc {command} --certs {folder.name} ...")
 
 
 def _state(line: Issued, revoked: bool) -> str:

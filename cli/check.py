@@ -1,6 +1,6 @@
-"""`fednc check`: would this run file and this data work? Everything that can be said without a server.
+"""`fednc check`: whether a run file and data work, as far as that can be told without a server.
 
-Does what server and client would do before round 1, on one machine, and shows what it found.
+Does what server and client would do before round 1, on one machine, and shows the result.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Found = dict[str, Any]
 def command(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
     data: Annotated[
-        str, typer.Option(metavar="SPEC", help="A client's data; without it the server's own test data is read.")
+        str, typer.Option(metavar="SPEC", help="A client's data. Default: read the server's own test data.")
     ] = "",
     class_names: ClassNames = "",
     columns: Columns = "",
     partition: Partition = "",
     json: Json = "",
     flower: Annotated[
-        str, typer.Option(metavar="FILE", help="Write the run for stock Flower there: `flwr run ... -c FILE`.")
+        str, typer.Option(metavar="FILE", help="Write the run for stock Flower to FILE: `flwr run ... -c FILE`.")
     ] = "",
 ) -> None:
-    """Validate a run file and data without a server: every image is decoded, everything is told at once."""
+    """Validate a run file and data without a server: decodes every image, shows all errors at once."""
     from fednc.common.tasks import discovery as tasks
     from fednc.common.tasks.api import Part
 
@@ -60,11 +60,11 @@ def command(
             Path(flower), run.model_dump_json(), with_options(data, class_names, columns) if data else ""
         )
     notes = [note for key in ("data", "test") for note in found.get(key, {}).get("notes", [])]
-    say("all of this fits together" + (f"; {len(notes)} remarks on the data above" if notes else ""))
+    say("no problems found" + (f"; see {len(notes)} notes on the data above" if notes else ""))
 
 
 def _collected(*checks: Callable[[], Found]) -> tuple[Found, list[FedncError]]:
-    """What all checks found, and all that is wrong: one error must not hide the next."""
+    """The results of all checks, and all errors: one must not hide the next."""
     found: Found = {}
     errors: list[FedncError] = []
     for check in checks:
@@ -84,7 +84,7 @@ def _the_run(task: Task) -> Found:
 
 def _the_test(task: Task, has_options: bool) -> Found:
     if has_options:
-        raise ConfigError("--class-names, --columns and --partition say what --data means: give --data SPEC too")
+        raise ConfigError("--class-names, --columns and --partition describe --data: give --data SPEC too")
     spec = task.run.evaluate.test
     if not spec:
         return {}
@@ -95,14 +95,14 @@ def _the_test(task: Task, has_options: bool) -> Found:
 
 
 def _write_for_flower(path: Path, run_json: str, data: str) -> None:
-    """A run configuration: strings only, written as JSON because that is TOML too."""
+    """A run configuration of Flower: strings, written as JSON, which is valid TOML here."""
     from json import dumps
 
     path.write_text(f"run = {dumps(run_json)}\ndata = {dumps(data)}\n", encoding="utf-8")
 
 
 def _model(task: Task) -> Found:
-    """The model as the run would start with it; draws the frame too, so that one that cannot exist is told."""
+    """The model that the run would start with. Draws the frame too, so that an impossible one is an error here."""
     frame = task.frame(task.run.seed)
     return {
         "classes": list(task.class_names),
@@ -114,7 +114,7 @@ def _model(task: Task) -> Found:
 
 
 def _the_data(task: Task, spec: str, part: Part | None) -> Found:
-    """What a client would train on; with a simulated split also how it divides the data."""
+    """What a client would train on, and with a simulated split how it divides the data."""
     from fednc.common.tasks.api import Part
 
     split = task.run.split

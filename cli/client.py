@@ -1,4 +1,4 @@
-"""`fednc client`: attend a federation with one's own data, on one's own device."""
+"""`fednc client`: take part in a federation with this machine's data and device."""
 
 from __future__ import annotations
 
@@ -38,19 +38,29 @@ if TYPE_CHECKING:
 Data = Annotated[
     str, typer.Option(metavar="SPEC", help="This client's data: digits, npz:PATH, folder:PATH or hf:ID_OR_PATH.")
 ]
-Name = Annotated[str, typer.Option(help="Stable name of this client; default: the certificate's or token's.")]
+Name = Annotated[
+    str, typer.Option(help="Name of this client, which must not change. Default: from the certificate or token.")
+]
 ValShare = Annotated[float, typer.Option(min=0, max=0.9, help="Share of the data held out for evaluation.")]
 MinSumExamples = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Send no sum of a class's features over fewer examples, even if the run would; the stricter counts.",
+        help="Send no class sum over fewer examples; a run can ask for more than this, not for less.",
     ),
 ]
-Once = Annotated[bool, typer.Option("--once", help="Leave after one run instead of staying for the next.")]
+AllowTask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-task",
+        metavar="NAME",
+        help="Run this task only; may be given several times. Default: every installed task (`fednc plugins`).",
+    ),
+]
+Once = Annotated[bool, typer.Option("--once", help="Leave after one run instead of waiting for the next.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads for training; 0: PyTorch's default.")]
 MaxHours = Annotated[
-    float, typer.Option(min=0, help="After so many hours finish the work at hand and leave; 0: never.")
+    float, typer.Option(min=0, help="Finish the work at hand and leave after so many hours; 0: never.")
 ]
 MinFreeGib = Annotated[
     float,
@@ -63,8 +73,8 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Connect, read the data, train on two batches, show examples/s and memory, leave; the server does "
-        "not count this client.",
+        help="Connect, read the data, train on two batches, show examples/s and memory, and leave, without taking "
+        "part.",
     ),
 ]
 PolicyFile = Annotated[
@@ -72,8 +82,8 @@ PolicyFile = Annotated[
     typer.Option(
         "--policy",
         metavar="FILE",
-        help="What a server may ask of this client, in TOML; see examples/policies/strict.toml. The rest is "
-        "refused with a reason, and the run goes on without the reply. With --dry-run: shows what of the run is "
+        help="What a server may ask of this client, in TOML; see examples/policies/strict.toml. All else is "
+        "refused with a reason, and the run continues without the reply. With --dry-run: show what would be "
         "refused.",
     ),
 ]
@@ -82,8 +92,8 @@ AuditFile = Annotated[
     typer.Option(
         "--audit",
         metavar="FILE",
-        help="Append a line to this file for each reply that leaves and each refusal: time, run, kind, bytes, "
-        "sha256. With --policy the default is audit.jsonl in its state folder.",
+        help="Append a line to FILE for each reply that is sent and each refusal: time, run, kind, bytes, sha256. "
+        "Default with --policy: audit.jsonl in its state folder.",
     ),
 ]
 StateDir = Annotated[
@@ -102,19 +112,21 @@ StopS = Annotated[
         "--stop-s",
         min=0.1,
         metavar="SECONDS",
-        help="End so long after SIGTERM or Ctrl-C even if a thread is stuck.",
+        help="Exit so long after SIGTERM or Ctrl-C even if a thread is stuck.",
     ),
 ]
 Insecure = Annotated[
     bool,
-    typer.Option("--insecure", help="Plaintext beyond loopback: for closed networks, if the server does too."),
+    typer.Option("--insecure", help="Plaintext to another machine, if its server allows it: for closed networks."),
 ]
 NodeConfig = Annotated[
     str,
-    typer.Option(metavar="'KEY=VALUE ...'", help="With --app: node configuration, as flower-supernode reads it."),
+    typer.Option(
+        metavar="'KEY=VALUE ...'", help="With --app: node configuration, in the form of flower-supernode."
+    ),
 ]
 Grace = Annotated[
-    float, typer.Option(min=0, metavar="SECONDS", help="With --app: time that cancelled work has to finish.")
+    float, typer.Option(min=0, metavar="SECONDS", help="With --app: time for cancelled work to finish.")
 ]
 
 
@@ -137,6 +149,7 @@ def command(
     device: Device = "auto",
     val_share: ValShare = 0.1,
     min_sum_examples: MinSumExamples = 0,
+    allow_task: AllowTask = None,
     once: Once = False,
     threads: Threads = 0,
     max_hours: MaxHours = 0,
@@ -150,19 +163,19 @@ def command(
     max_download_gib: MaxDownloadGib = 4,
     json: Json = "",
 ) -> None:
-    """Attend a federation: train on this machine's data whenever the server asks.
+    """Take part in a federation: train on this machine's data when the server asks.
 
-    Waits for a server that is not up yet, comes back by itself after broken connections, and stays for the
-    next run unless --once. The server's run file decides what is trained; only tasks and methods that are
-    installed here run, no code travels. Ctrl-C leaves.
+    Waits for a server that is not up yet, reconnects after broken connections, and waits for the next run unless
+    --once. The server's run file decides what is trained; only tasks and methods that are installed here can run,
+    as no code is sent. --allow-task narrows that to the tasks it names. Ctrl-C leaves.
 
-    SIGUSR1 pauses: work holds at its next batch and the server hands out no more; SIGUSR2 goes on. A round does
-    not wait longer for a paused client than for any other. --json goes with --dry-run.
+    SIGUSR1 pauses: work stops at its next batch and the server sends no more; SIGUSR2 continues. A round waits no
+    longer for a paused client than for any other. --json goes with --dry-run.
 
     With --policy this client can say no. Its owner decides which tasks, methods and runs are allowed, how often
     the same data may be asked about, how many examples a reply must be made of, and whether gradients and class
     sums may be asked for at all. A server can neither read nor change the file. To write one, copy
-    examples/policies/strict.toml, then look what it makes of a run:
+    examples/policies/strict.toml, then see what it would refuse of a run:
     fednc client --server HOST:PORT --data SPEC --policy FILE --dry-run.
     docs/deploy.md lists the keys and says what a policy cannot do.
     """
@@ -189,7 +202,7 @@ def command(
         server, certs=certs, ca=ca, cert=cert, key=key, token=token_file, insecure=insecure
     )
     if insecure:
-        say("INSECURE: whoever is on the way can read and change the model and all updates", style="yellow")
+        say("INSECURE: anyone on the network path can read and change the model and all updates", style="yellow")
     holder = credentials.holder if credentials else None
     name = name or (holder.name if holder else f"{socket.gethostname()}-{os.getpid()}")
     owner = None
@@ -200,7 +213,8 @@ def command(
         spec = with_options(data, class_names, columns) if data else ""
         owner = read_owner(policy, spec, val_share)
         kept = "" if dry_run or state is None else str(state)
-        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner, kept)
+        allowed = _allowed(allow_task or [])
+        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner, kept, allowed)
     admit = DownloadBounds(max_download_gib, min_free_gib).admit
     config = LinkConfig(
         server=server, name=name, credentials=credentials, once=once, direct=no_proxy, admit=admit, **traits
@@ -208,7 +222,7 @@ def command(
     if dry_run:
         if app:
             run_id = run_until_interrupted(dry_run_foreign(config, host), stop_s=stop_s)
-            say(f"dry run for {run_id}: the server takes {name}, and the app {config.app} is loaded here")
+            say(f"dry run for {run_id}: the server accepts {name}, and the app {config.app} loads here")
         else:
             show_dry_run(config, host, owner, json, stop_s=stop_s)
         return
@@ -221,7 +235,7 @@ def command(
 
 
 def _note_early_signals() -> list[int]:
-    """Pause and resume as they come while this process still loads; by default they would end it."""
+    """Note SIGUSR1 and SIGUSR2 while this process loads; by default they would end it."""
     noted: list[int] = []
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, _frame: noted.append(number))
@@ -229,7 +243,7 @@ def _note_early_signals() -> list[int]:
 
 
 async def _attend(config: LinkConfig, host: Host, max_hours: float, early: list[int]) -> pb.RunOver | None:
-    """How the run ended; None where the client's hours were over before."""
+    """How the run ended; None if the client's hours were over first."""
     from fednc.client.link.link import Link
     from fednc.client.link.resource_limits import attend_for
 
@@ -241,6 +255,18 @@ async def _attend(config: LinkConfig, host: Host, max_hours: float, early: list[
     return await (attend_for(link, max_hours) if max_hours else link.run())
 
 
+def _allowed(names: list[str]) -> tuple[str, ...]:
+    """The tasks that --allow-task names, each once. Raises ConfigError where one cannot be used here."""
+    from fednc.common.tasks.discovery import task_class
+
+    for name in names:
+        try:
+            task_class(name)
+        except ConfigError as e:
+            raise ConfigError(f"--allow-task {name[:80]}: {e}") from e
+    return tuple(dict.fromkeys(names))
+
+
 def _own_app(
     name: str,
     data: str,
@@ -250,24 +276,31 @@ def _own_app(
     least: int,
     owner: Owner | None,
     state: str,
+    allowed: tuple[str, ...],
 ) -> tuple[Host, dict[str, Any]]:
-    """fednc's own app, and what the server must know of it."""
+    """The host of fednc's own app, and what to tell the server of it."""
     from fednc.client.app.flower_app import app
     from fednc.client.app.host import AppHost, ClientConfig
     from fednc.common import versions
     from fednc.protos import federation_pb2 as pb
 
     if not data:
-        raise ConfigError("say with --data what this client trains on, e.g. --data digits or --data npz:PATH")
+        raise ConfigError("no data: give --data, e.g. --data digits or --data npz:PATH")
     wanted = pb.Part(index=part[0], of=part[1]) if part else None
     config = ClientConfig(
-        name=name, data=data, device=device, val_share=val_share, min_sum_examples=least, state=state
+        name=name,
+        data=data,
+        device=device,
+        val_share=val_share,
+        min_sum_examples=least,
+        state=state,
+        allowed_tasks=allowed,
     )
     config = owner.bind(config) if owner else config
     host = AppHost(config, app)
     return host, {
         "part": wanted,
-        "tasks": versions.installed_tasks(),
+        "tasks": versions.installed_tasks(allowed),
         "methods": versions.installed_methods(),
     }
 
@@ -275,7 +308,7 @@ def _own_app(
 def _foreign_app(
     folder: Path, node_config: str, part: tuple[int, int] | None, grace_s: float, threads: int
 ) -> tuple[Host, dict[str, Any]]:
-    """The Flower app in `folder`, and what the server must know of it."""
+    """The host of the Flower app in `folder`, and what to tell the server of it."""
     from fednc.client.foreign.host import ForeignConfig, ForeignHost
     from fednc.common.flower_adapter import parse_pairs, read_app
 

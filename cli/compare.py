@@ -40,8 +40,9 @@ def command(
 ) -> None:
     """Compare methods on this machine: same splits, same number of steps, learning rates tuned in the same way.
 
-    If it is interrupted, start it again: it does only the missing runs. Results are in runs.jsonl.gz, table.md and
-    pictures. docs/compare.md describes comparison files.
+    If it is interrupted, start it again: it does only the missing runs.
+    Results are in runs.jsonl.gz, table.md and pictures. docs/compare.md
+    describes comparison files.
     """
     from fednc.bench.compare.engine import compare
     from fednc.bench.compare.plan import read_comparison

@@ -1,7 +1,7 @@
-"""docs/config.md, made from the configuration model and from every installed task's options.
+"""docs/config.md, made from the configuration model and the options of every built-in task.
 
 Run by `make docs`; a test compares the committed page with `page()`. `fednc init` takes its comments from
-`sections()`. Holds no text about any single key: that belongs to the model.
+`sections()`. Says nothing about single keys: their descriptions are in the model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import MethodSection, SplitSection
 from fednc.common.methods import registry
-from fednc.common.tasks.discovery import installed
+from fednc.common.tasks.discovery import built_in
 
 _INTRO = """\
 # The run file
@@ -40,12 +40,12 @@ _BOUNDS = {
 def sections(
     model: type[BaseModel] = RunConfig, path: str = "", splits: Sequence[type[SplitSection]] = ()
 ) -> Iterator[tuple[str, type[BaseModel]]]:
-    """(dotted name, class) of every table of the run file, itself first under the empty name; `[x]` may repeat.
+    """(dotted name, class) of every table of the run file, the file itself first, as ""; `[x]` may repeat.
 
     Args:
-        splits: the classes of `[split]` whose tables are listed too; none given: those of all installed tasks.
+        splits: the classes of `[split]` whose tables are listed too; none given: those of all built-in tasks.
     """
-    splits = splits or [task.Split for task in installed().values()]
+    splits = splits or [task.Split for task in built_in().values()]
     yield path, model
     inner = _tables(model)
     for split in splits if model is SplitSection else ():
@@ -56,14 +56,14 @@ def sections(
 
 
 def keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """JSON schema of each plain key of a table; tables inside it are left out."""
+    """JSON schema of each key of a table, without the tables in it."""
     schema = model.model_json_schema()
     plain = {key for key, field in model.model_fields.items() if not _section_class(field.annotation)}
     return {key: _resolved(value, schema) for key, value in schema["properties"].items() if key in plain}
 
 
 def summary(model: type[BaseModel]) -> str:
-    """What a table is about: its class's docstring as one line."""
+    """A table's description: its class's docstring as one line."""
     return " ".join((model.__doc__ or "").split())
 
 
@@ -75,7 +75,7 @@ def page() -> str:
         if model is MethodSection:
             parts += [_method_keys(), _presets()]
         if path == "task":
-            parts += [_table(f'[task] with name = "{name}"', task.Options) for name, task in installed().items()]
+            parts += [_table(f'[task] with name = "{name}"', task.Options) for name, task in built_in().items()]
     return "\n".join(parts)
 
 

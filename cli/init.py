@@ -1,7 +1,7 @@
-"""`fednc init`: a run file to start from, with every key, its default and what it means as comments.
+"""`fednc init`: a run file to start from, with every key, its default and its meaning in comments.
 
-The text is made from the configuration model itself, so it cannot fall behind it. Decides only which few keys
-a beginner sees set for each kind of data.
+The text is made from the configuration model, so it is always up to date. Decides only which few keys are set for
+each kind of data.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _OPENING = """\
 # A run of fednc. This file decides everything about the run; clients bring their data and their device.
 #   fednc server {path}
 #   fednc client --server HOST:PORT --data SPEC
-{measured}# A key that begins with `# ` has the value it would have anyway; take the `# ` away to change it.
+{measured}# Keys behind `# ` show their defaults; remove the `# ` to change one.
 """
 
 
 _MEASURED = """\
-# task.mean and task.std were measured on one site's images, and everybody who joins prepares images with them.
-# If sites differ much, agree on values, or leave both out (0.5).
+# task.mean and task.std were measured on one site's images; every client normalises its images with them.
+# If sites differ a lot, agree on values, or leave both out (0.5).
 """
 
 
@@ -65,7 +65,7 @@ def command(
     ] = "",
     class_names: ClassNames = "",
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("run.toml"),
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write a commented run file to start from."""
     spec = data or ("digits" if kind is Kind.digits else "")
@@ -77,18 +77,18 @@ def command(
             f.write(text)
     except FileExistsError as e:
         raise ConfigError(
-            f"{output} is there already: name another file with --output, or replace it with --force"
+            f"{output} exists already: name another file with --output, or replace it with --force"
         ) from e
     except OSError as e:
         raise ConfigError(f"{output}: cannot be written ({e.strerror}); name another file with --output") from e
     if not spec:
-        say(f"{output}: put your own class names into task.classes, and the images' size and channels below")
+        say(f"{output}: set task.classes to your class names, and the images' size and channels below it")
     for note in found.notes:
         say(f"{spec}: {note}", style="yellow")
     if found.measured:
         say(
-            "task.mean and task.std come from this site's images, and every client will use them: agree on them "
-            "with the other sites, or leave both out (0.5)"
+            "task.mean and task.std were measured on this site's images, and every client will use them: agree on "
+            "them with the other sites, or leave both out (0.5)"
         )
     data_option = f" --data {spec}" if spec and spec != "digits" else ""
     say(f"wrote {output}; next: fednc check {output}{data_option}, then fednc server {output}")
@@ -101,7 +101,7 @@ def _values(kind: Kind, spec: str) -> tuple[Table, Suggestion]:
     default = task_class(TaskSection().name)
     if spec and spec.partition("?")[0].partition(":")[0] != kind.value:
         raise ConfigError(
-            f"--data {spec}: is no {kind.value} data; give `fednc init {kind.value} --data {_SPECS[kind]}`"
+            f"--data {spec} is not {kind.value} data: use `fednc init {kind.value} --data {_SPECS[kind]}`"
         )
     found = default.suggest_options(spec) if spec else Suggestion(dict(_PLACEHOLDERS))
     task = {"name": default.name, **found.options}
@@ -119,12 +119,12 @@ def _values(kind: Kind, spec: str) -> tuple[Table, Suggestion]:
         values["frame"] = {"dim": 1 << (needed - 1).bit_length()}
         note = f"frame.dim = {values['frame']['dim']}: {needed + 1} classes need at least {needed} dimensions"
         found = replace(found, notes=(*found.notes, note))
-    get(parse_run(dict(values)))  # what is written can be read
+    get(parse_run(dict(values)))  # make sure that the file can be read
     return values, found
 
 
 def run_file(values: Table, path: Path, *, measured: bool = False) -> str:
-    """TOML with `values` set and every other key of the run file as a comment with its default."""
+    """TOML that sets `values`, with every other key of the run file as a comment with its default."""
     from fednc.cli.config_docs import sections
     from fednc.common.tasks.discovery import task_class
 
@@ -150,7 +150,7 @@ def _options_of(run: RunConfig, model: type[BaseModel], task: type[Task]) -> lis
 
 
 def _lines(model: type[BaseModel], given: Table, options: list[type[BaseModel]]) -> Iterator[str]:
-    """The keys of one table, each under what it means."""
+    """The keys of one table, each with its meaning."""
     from fednc.cli.config_docs import keys, summary
 
     yield f"# {summary(options[0] if model is TaskSection else model)}\n"
@@ -169,7 +169,7 @@ def _lines(model: type[BaseModel], given: Table, options: list[type[BaseModel]])
 
 
 def _at(values: Table, dotted: str) -> Table | None:
-    """The table at a dotted name; None where there is none."""
+    """The table with a dotted name; None if there is none."""
     found: Any = values
     for key in filter(None, dotted.split(".")):
         found = (found or {}).get(key)

@@ -1,6 +1,6 @@
-"""The live view of a run: a table of rounds and clients on a terminal, plain lines elsewhere.
+"""The live view of a run: tables of rounds and clients on a terminal, plain lines elsewhere.
 
-Listens to the server's events; reads the roster, changes nothing.
+Listens to the server's events and reads the list of nodes; changes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REFRESH_PER_S = 4
 
 
 class RunView:
-    """What the screen shows of one run."""
+    """The live view of one run."""
 
     def __init__(self, run: RunConfig) -> None:
         self._run = run
@@ -38,7 +38,7 @@ class RunView:
         self._metric = ACCURACY  # that the run is judged by
 
     def watch(self, federation: Federation, port: int) -> None:
-        """The run listens now; show its roster."""
+        """The server is listening; show its nodes."""
         del port
         self._federation = federation
 
@@ -132,13 +132,13 @@ def _number(value: float | None, form: str) -> str:
 
 
 def print_lines(events: EventLog) -> None:
-    """Show every event as a line."""
+    """Print every event as a line."""
     _mute_log()
     events.listen(lambda event: say(event.text))
 
 
 def _mute_log() -> None:
-    """What the log says is shown already."""
+    """Hide the log: its lines are events, which are shown already."""
     log = logging.getLogger("fednc.server")
     log.propagate = False
     log.addHandler(logging.NullHandler())

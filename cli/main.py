@@ -1,7 +1,7 @@
-"""The `fednc` command: its subcommands by name, its exit codes, and the one place where errors end.
+"""The `fednc` command: its subcommands by name, its exit codes, and the one place where errors are reported.
 
-Entry point of the distribution. A subcommand's module is imported when it is called and not before, so that
-`fednc --help` answers at once; this file must not import torch or flwr.
+Entry point of the distribution. A subcommand's module is imported only when it is called, so that `fednc --help`
+answers at once; this file must not import torch or flwr.
 """
 
 from __future__ import annotations
@@ -23,35 +23,36 @@ from fednc.common.process.interrupt import end_at_once_while_loading, interrupt_
 # name: (module:attribute, one line for --help); the attribute is a function with typer annotations or a typer app.
 COMMANDS = {
     "server": ("fednc.cli.server:command", "Serve one run to its end."),
-    "client": ("fednc.cli.client:command", "Attend a federation with one's own data and device."),
-    "demo": ("fednc.cli.demo:command", "One server and four clients on this machine: fedavg against fednc."),
-    "status": ("fednc.cli.status:command", "Show how a run stands; pause, resume, stop it, drop a node."),
+    "client": ("fednc.cli.client:command", "Take part in a federation with this machine's data and device."),
+    "demo": ("fednc.cli.demo:command", "Run one server and four clients on this machine: fedavg, then fednc."),
+    "status": ("fednc.cli.status:command", "Show the state of a run; pause, resume or stop it, drop a node."),
     "session": ("fednc.cli.session:app", "Start the next session of a run whose classes come later."),
-    "certs": ("fednc.cli.certs:command", "Make certificates and tokens, and take them back."),
+    "certs": ("fednc.cli.certs:command", "Make and revoke certificates and tokens."),
     "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
     "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),
     "predict": ("fednc.cli.predict:command", "Classify images with the model of a finished run."),
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),
-    "bench": ("fednc.cli.bench:app", "Reproducible measurements of link, fold and scale."),
+    "plugins": ("fednc.cli.plugins:app", "List installed tasks, methods and trackers, and check one."),
+    "bench": ("fednc.cli.bench:app", "Measure link, fold, scale and trainer."),
 }
 
 
-# They hear signals themselves, and have nothing to clean up before that.
-_HEAR_THEMSELVES = ("server", "client")
+# These handle signals themselves, and have nothing to clean up before that.
+_HANDLE_SIGNALS = ("server", "client")
 
 
 class LazyGroup(TyperGroup):
-    """Knows the names of its commands at once, and their options only when one of them is called."""
+    """A group that knows the names of its commands, and imports one only when it is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The real command in place of its line in `COMMANDS`."""
+        """The real command instead of its placeholder."""
         name, _, rest = super().resolve_command(ctx, args)
         return name, _load(name) if name else None, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an error of ours becomes one message and the exit code of its class.
+        """Run the command; one of our errors becomes one message and the exit code of its class.
 
-        So does what the operating system refuses: a traceback helps nobody against a folder without write access.
+        So do errors of the operating system: nobody needs a traceback to make a folder writable.
         """
         try:
             fault_injection.arm(os.environ)
@@ -63,7 +64,7 @@ class LazyGroup(TyperGroup):
 
 
 def run() -> None:
-    """The console script, once signals are heard."""
+    """The console script, once signals are handled."""
     guard_console()
     end_at_once_while_loading()
     quiet_flower()
@@ -79,7 +80,7 @@ def _ended_by(error: FedncError) -> typer.Exit:
 
 
 def exit_codes() -> dict[int, str]:
-    """What every exit code means, read off the error classes."""
+    """What each exit code means, from the error classes."""
     public = [error for error in FedncError.__subclasses__() if error.__module__ == FedncError.__module__]
     errors = sorted(public, key=lambda error: error.exit_code)
     meanings = {error.exit_code: (error.__doc__ or error.__name__).splitlines()[0] for error in errors}
@@ -87,7 +88,7 @@ def exit_codes() -> dict[int, str]:
 
 
 def _load(name: str) -> Any:
-    if name not in _HEAR_THEMSELVES:
+    if name not in _HANDLE_SIGNALS:
         interrupt_as_usual()
     module, attribute = COMMANDS[name][0].split(":")
     target = getattr(import_module(module), attribute)
@@ -113,19 +114,19 @@ def _root(
     del version
 
 
-def _known_by_name() -> None:
-    """Stands for a command whose module is not imported yet."""
+def _placeholder() -> None:
+    """Placeholder for a command whose module is not imported yet."""
 
 
 def _build() -> typer.Typer:
     epilog = "\n\n".join(["Exit codes:", *(f"{code:>3}  {meaning}" for code, meaning in exit_codes().items())])
-    # click itself suggests the nearest name; typer would say it a second time
+    # click suggests the nearest name already; typer would repeat it
     built = typer.Typer(
         cls=LazyGroup, no_args_is_help=True, suggest_commands=False, pretty_exceptions_show_locals=False
     )
     built.callback(epilog=epilog)(_root)
     for name, (_, line) in COMMANDS.items():
-        built.command(name, help=line)(_known_by_name)
+        built.command(name, help=line)(_placeholder)
     return built
 
 

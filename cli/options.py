@@ -1,6 +1,6 @@
-"""Options that several subcommands share, and how their values are read.
+"""Options that several subcommands share, and how their values are parsed.
 
-Called by the files of this folder only. Imports nothing heavy at the top: `fednc --help` must stay quick.
+Used in this folder only. Imports nothing heavy at the top: `fednc --help` must stay quick.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ import typer
 from fednc.common.errors import ConfigError
 
 Json = Annotated[
-    str, typer.Option("--json", metavar="PATH|-", help="Write the result as one JSON object there; `-` is stdout.")
+    str,
+    typer.Option("--json", metavar="PATH|-", help="Write the result as one JSON object to PATH; `-` is stdout."),
 ]
 AppDir = Annotated[
     Path | None,
     typer.Option("--app", metavar="DIR", help="Run the Flower app in this folder instead; see docs/flower.md."),
 ]
-Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda:N.")]
 Server = Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the server.")]
 Certs = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder that `fednc certs` made for this client or operator.")
 ]
 Ca = Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate of the server's authority.")]
-Cert = Annotated[Path | None, typer.Option(metavar="FILE", help="Own certificate; with --key.")]
+Cert = Annotated[Path | None, typer.Option(metavar="FILE", help="Your certificate; with --key.")]
 Key = Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of --cert.")]
-TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Own token.")]
+TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="File with your token.")]
 NoProxy = Annotated[
-    bool, typer.Option("--no-proxy", help="Connect past the proxy that http_proxy and the like name.")
+    bool, typer.Option("--no-proxy", help="Do not use the proxy that http_proxy or similar variables name.")
 ]
 Partition = Annotated[
     str, typer.Option(metavar="I/N", help="Part I (from 0) of the N parts of the run's simulated split.")
@@ -38,18 +39,16 @@ Partition = Annotated[
 
 ClassNames = Annotated[
     str,
-    typer.Option(
-        metavar="A,B,C", help="Names of the data's integer labels 0, 1, 2, ..., where the data has none itself."
-    ),
+    typer.Option(metavar="A,B,C", help="Names of the integer labels 0, 1, 2, ..., if the data has none."),
 ]
 Columns = Annotated[
     str,
-    typer.Option(metavar="image=NAME,label=NAME", help="Columns of an hf: data set, where several can be meant."),
+    typer.Option(metavar="image=NAME,label=NAME", help="Columns of an hf: data set, if several are possible."),
 ]
 
 
 def parse_partition(text: str) -> tuple[int, int] | None:
-    """(I, N) of `I/N` with 0 <= I < N; None for an empty text.
+    """(I, N) of `I/N` with 0 <= I < N; None if the text is empty.
 
     Raises:
         ConfigError: anything else.

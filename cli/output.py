@@ -1,6 +1,6 @@
-"""How every subcommand speaks: to people on stderr, to programs as one JSON object on stdout or in a file.
+"""Output of all subcommands: text for people on stderr, one JSON object for programs on stdout or in a file.
 
-Called by the files of this folder only. Knows nothing of what is said.
+Used in this folder only. Knows nothing about the content.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ console = Console(stderr=True, highlight=False, emoji=False)
 
 
 def say(line: str, *, style: str = "") -> None:
-    """One line for people, never wrapped or read as markup, whoever wrote parts of it."""
+    """Print one line for people, never wrapped or read as markup: parts of it may come from others."""
     console.print(one_line(line), style=style, markup=False, soft_wrap=True)
 
 
 def say_error(error: Exception) -> None:
-    """What went wrong and what to do next, in red where there is a terminal; further lines are indented."""
+    """Print an error in red on a terminal; further lines are indented."""
     first, *more = f"error: {error}".split("\n")
     say(first, style="bold red")
     for line in more:
@@ -35,12 +35,12 @@ def say_error(error: Exception) -> None:
 
 
 def as_text(value: object) -> Text:
-    """One line for a picture on the terminal: never read as markup, whoever wrote it."""
+    """One line for a live display: never read as markup, as it may come from others."""
     return Text(one_line(value))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on a terminal; elsewhere the same rows as lines of aligned columns."""
+    """Print a table on a terminal; elsewhere the same rows in aligned columns."""
     cells = [[_cell(value) for value in row] for row in rows]
     if console.is_terminal:
         console.print(as_table(title, columns, rows))
@@ -52,7 +52,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def write_json(target: str, value: dict[str, Any]) -> None:
-    """`value` as one object: to stdout where `target` is `-`, else to the file `target`.
+    """Write `value` as one JSON object: to stdout if `target` is `-`, else to the file `target`.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -65,22 +65,22 @@ def write_json(target: str, value: dict[str, Any]) -> None:
         Path(target).write_text(text, encoding="utf-8")
     except OSError as e:
         raise ConfigError(
-            f"--json {target}: cannot be written ({e.strerror}); give a file in a folder that exists"
+            f"--json {target}: cannot be written ({e.strerror}); give a file in an existing folder"
         ) from e
 
 
 def _write_stdout(text: str) -> None:
-    """Raises ConfigError: whoever reads the result is gone, or the disk behind it full."""
+    """Raises ConfigError: the reader of stdout is gone, or its disk is full."""
     sys.stdout.write(text)
     sys.stdout.flush()
-    failed = getattr(sys.stdout, "failed", None)  # of the command's console, which itself never fails
+    failed = getattr(sys.stdout, "failed", None)  # our console never fails itself; it notes the error
     if failed:
         why = getattr(failed, "strerror", None) or str(failed)
         raise ConfigError(f"--json -: stdout cannot be written ({why}); give a file instead")
 
 
 def as_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table as a terminal shows it."""
+    """A table for a terminal."""
     table = Table(title=as_text(title), title_justify="left")
     for place, name in enumerate(columns):
         numeric = all(isinstance(row[place], int | float) for row in rows)
@@ -95,7 +95,7 @@ def _cell(value: object) -> str:
 
 
 def _escaped(text: str) -> str:
-    """JSON whose strings hold nothing that steers a terminal: JSON itself escapes only the oldest controls."""
+    """JSON without characters that control a terminal, of which JSON itself escapes only the ASCII ones."""
     if text.replace("\n", "").isprintable():
         return text
     return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""`fednc client --policy`: reads the owner's policy, puts it before the client's work, shows what it refuses.
+"""`fednc client --policy`: reads the owner's policy, applies it to the client's work, shows what it refuses.
 
 Called by `client.py` once torch is loaded.
 """
@@ -30,11 +30,11 @@ def read_owner(policy: Path | None, data: str, val_share: float) -> Owner | None
 
 
 def refuse_for_foreign(policy: Path | None) -> None:
-    """Raises ConfigError where a policy is given for an app whose messages nobody here understands."""
+    """Raises ConfigError if there is a policy: it cannot judge a foreign app's messages."""
     if policy is not None:
         raise ConfigError(
-            f"--policy {policy}: a policy judges fednc's own messages and cannot judge those of --app. Leave out "
-            "one of them; --audit works with both."
+            f"--policy {policy}: a policy can only judge fednc's own messages, not those of --app. Leave one of "
+            "them out; --audit works with both."
         )
 
 
@@ -48,7 +48,7 @@ def guarded(host: Host, config: LinkConfig, owner: Owner | None, audit: Path | N
 
 
 def show_dry_run(config: LinkConfig, host: Host, owner: Owner | None, target: str, *, stop_s: float) -> None:
-    """Rehearse and show the result, and with a policy what of the run it refuses."""
+    """Make a dry run and show its result, and with a policy what it would refuse."""
     preview = PolicyPreview(host, owner) if owner else None
     try:
         result = run_until_interrupted(dry_run(config, preview or host), stop_s=stop_s)

@@ -1,4 +1,4 @@
-"""`fednc predict`: what the model of a finished run says about data, and how right it is where that is known.
+"""`fednc predict`: what the model of a finished run predicts, and how good that is if labels are known.
 
 Uses the exported model alone, with the run's own evaluation batch size and read-out, so that on the run's test
 data it repeats the run's metrics.
@@ -14,6 +14,7 @@ import typer
 
 from fednc.cli.options import Device, Json
 from fednc.cli.output import say, show_table, write_json
+from fednc.common.errors import DataError
 
 if TYPE_CHECKING:
     from fednc.common.model_export import ExportedModel
@@ -37,6 +38,8 @@ def command(
     data = model.task.load_input(inputs).to(chosen)
     for note in data.notes:
         say(f"{inputs}: {note}", style="yellow")
+    if not data.examples:
+        raise DataError(f"{inputs}: there is no example in it, so there is nothing to predict")
     predictions = _predictions(model, data)
     _show_predictions(predictions)
     result = {"run": model.run.name, "input": inputs, "examples": data.examples, "predictions": predictions}
@@ -68,7 +71,7 @@ def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
 
 
 def _metrics(model: ExportedModel, data: TaskData) -> dict[str, float]:
-    """The task's own metrics, from the same sums over the same batches as in the run."""
+    """The task's metrics, from the same sums over the same batches as in the run."""
     from fednc.common.tasks.evaluation import evaluate
 
     stats = evaluate(model.task, model.model, data, model.guide, model.run.evaluate.batch)

@@ -1,4 +1,4 @@
-"""`fednc server RUN.toml`: serve one run to its end. `fednc server --app DIR`: serve any Flower app's."""
+"""`fednc server RUN.toml`: serve one run to its end. `fednc server --app DIR`: serve a run of any Flower app."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Folder = Annotated[
     str,
     typer.Option(
         metavar="DIR",
-        help="Folder of the run; one that holds checkpoints of this run file is continued. Default: a new one.",
+        help="Folder of the run; a run whose checkpoints are there is continued. Default: a new folder.",
     ),
 ]
 
@@ -35,7 +35,9 @@ Certs = Annotated[
 ]
 Insecure = Annotated[
     bool,
-    typer.Option("--insecure", help="Plaintext and unproven names, also beyond loopback: for closed networks."),
+    typer.Option(
+        "--insecure", help="Plaintext and no authentication, beyond this machine too: for closed networks."
+    ),
 ]
 
 
@@ -56,7 +58,10 @@ Nodes = Annotated[
     ),
 ]
 AnyCode = Annotated[
-    bool, typer.Option("--any-code", help="With --app: take clients whose copy of the app has other Python files.")
+    bool,
+    typer.Option(
+        "--any-code", help="With --app: accept clients whose copy of the app has different Python files."
+    ),
 ]
 
 
@@ -75,16 +80,15 @@ def command(
 ) -> None:
     """Serve one run: wait for clients, run its rounds, write `runs/<id>/`.
 
-    The run file decides everything. A server that was stopped or killed goes on where it was when it is
-    started again with the same run file and --folder. Clients: `fednc client --server HOST:PORT --data SPEC`.
-    Ctrl-C ends the run and tells the clients. With --app, the tables `server` and `rounds` of a run file
-    still count.
+    The run file decides everything. To continue a run whose server was stopped or killed, start it again with the
+    same run file and --folder. Clients: `fednc client --server HOST:PORT --data SPEC`. Ctrl-C ends the run and
+    tells the clients. With --app, only the tables `server` and `rounds` of a run file are used.
     """
     from fednc.common.address import parse_address
     from fednc.common.config.run import RunConfig, read_run_file
 
     if run_file is None and app is None:
-        raise ConfigError("there is nothing to serve: name a run file (`fednc init` writes one), or --app DIR")
+        raise ConfigError("nothing to serve: give a run file (`fednc init` writes one), or --app DIR")
     run = read_run_file(run_file) if run_file else RunConfig()
     wanted = {"listen": listen, "certs": certs, "insecure": insecure}
     if listen:
@@ -106,6 +110,7 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
     from fednc.common.process.collector import spare_what_is_loaded
     from fednc.common.process.interrupt import run_until_interrupted
     from fednc.server.main import run_server
+    from fednc.server.operations.trackers import tracked
     from fednc.server.storage.event_log import EventLog
     from fednc.server.storage.folder_lock import claimed
     from fednc.server.storage.run_folder import run_folder
@@ -114,7 +119,7 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
     with claimed(place):
         events = EventLog(place / "events.jsonl", run.server.events_mib, run.server.events_kept)
         spare_what_is_loaded()
-        with following(run, events) as live:
+        with following(run, events) as live, tracked(run, place.name, place, events):
             serving = run_server(run, place, events, on_listening=live.watch)
             finished = run_until_interrupted(serving, stop_s=run.server.stop_s)
     if json:

@@ -1,4 +1,4 @@
-"""`fednc session`: an operator's word on a run whose classes come in sessions."""
+"""`fednc session`: starts the next session of a run whose classes come in sessions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fednc.cli.output import say, write_json
 
 Classes = Annotated[
     list[str] | None,
-    typer.Option("--class", metavar="NAME", help="A new class, where the run file names none; once for each."),
+    typer.Option("--class", metavar="NAME", help="Name of a new class, if the run file names none; repeatable."),
 ]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -36,8 +36,8 @@ def start_next(
 ) -> None:
     """Start the session that waits for an operator ([[sessions]] with start = "operator").
 
-    Clients that hold examples of its classes should be there, or come soon: the session waits for them. The server
-    wants an operator's credential, as for `fednc status`.
+    The session waits for clients with examples of its classes. Needs an operator's credential, as `fednc status`
+    does.
     """
     from fednc.cli.status import as_json, operator_link
     from fednc.common.process.interrupt import run_until_interrupted

@@ -1,7 +1,7 @@
-"""The console that may break: whatever happens to stdout and stderr, the work goes on.
+"""A console that may fail: whatever happens to stdout and stderr, the run continues.
 
-Put in place once, at the start of the command. A reader that went away, a full disk and a closed stream lose
-lines and nothing else; a reader that has stopped reading holds up a thread of our own and not the run.
+Installed once, at the start of the command. With a reader that is gone, a full disk or a closed stream, lines are
+lost and nothing else; a reader that stops reading blocks a separate thread, not the run.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import Any, TextIO
 
 from fednc.common.waiting import Deadline, wait_until
 
-_KEPT = 2000  # pieces of text that wait for a slow reader; later ones are lost
-_FLUSH_S = 2.0  # that the end of the process waits for it
+_KEPT = 2000  # pieces of text kept for a slow reader; further ones are lost
+_FLUSH_S = 2.0  # how long the process waits for the reader at its end
 _FLUSH_POLL_S = 0.005
 
 
 class Sink:
-    """A text stream that never fails. `failed` tells why something was lost, if it was."""
+    """A text stream that never fails. `failed`: the error by which text was lost, if any."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.failed: Exception | None = None
 
     def write(self, text: str) -> int:
-        """Take the text, whatever becomes of it."""
+        """Write the text; on failure it is lost."""
         self._put(text)
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Take all lines."""
+        """Write all lines."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Pass on what is held back, where that is possible."""
+        """Flush the stream if possible."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as e:
@@ -55,7 +55,7 @@ class Sink:
 
 
 class PatientSink(Sink):
-    """A sink that a thread of its own empties: its writers never wait."""
+    """A sink that a separate thread empties, so that writers never wait."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -65,7 +65,7 @@ class PatientSink(Sink):
         os.register_at_fork(after_in_child=self._after_fork)
 
     def write(self, text: str) -> int:
-        """Take the text; lost where the reader has not read for long."""
+        """Queue the text; it is lost if the queue is full."""
         if not self._is_parent:
             return super().write(text)
         try:
@@ -75,10 +75,10 @@ class PatientSink(Sink):
         return len(text)
 
     def flush(self) -> None:
-        """Nothing to do: the thread flushes, and `drain` waits for it."""
+        """Do nothing: the thread flushes, and `drain` waits for it."""
 
     def drain(self) -> None:
-        """Wait for the reader, but not for ever."""
+        """Wait until all text is written, for a limited time."""
         wait_until(
             lambda: not (self._is_parent and self._queue.unfinished_tasks), Deadline(_FLUSH_S), _FLUSH_POLL_S
         )
@@ -90,11 +90,11 @@ class PatientSink(Sink):
             self._queue.task_done()
 
     def _after_fork(self) -> None:
-        self._is_parent = False  # the thread has stayed behind
+        self._is_parent = False  # the thread is not in the child
 
 
 def guard_console() -> None:
-    """Put sinks in place of stdout and stderr; once."""
+    """Replace stdout and stderr by sinks; once."""
     for number in (0, 1, 2):
         _open_if_closed(number)
     if not isinstance(sys.stdout, Sink):
@@ -106,13 +106,13 @@ def guard_console() -> None:
 
 
 def drain_console() -> None:
-    """Let what was said reach its reader, before the process is ended without ceremony."""
+    """Wait for queued output, before the process ends abruptly."""
     if isinstance(sys.stderr, PatientSink):
         sys.stderr.drain()
 
 
 def _open_if_closed(number: int) -> None:
-    """Or the next file that is opened would get this number, and what libraries print would land in it."""
+    """Otherwise the next file to be opened would get this number, and what libraries print would end up in it."""
     try:
         os.fstat(number)
     except OSError:

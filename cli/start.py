@@ -1,6 +1,6 @@
-"""Where the console script begins: signals are heard before anything is loaded, then the command takes over.
+"""The start of the console script: handles signals before anything is loaded, then runs the command.
 
-Kept apart from `main.py` because that file's imports take a noticeable part of a second.
+Separate from `main.py`, because that file's imports take a noticeable part of a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`fednc status`: how a run stands, and an operator's levers: pause, resume, stop, drop a node."""
+"""`fednc status`: the state of a run, and an operator's commands: pause, resume, stop, drop a node."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 Watch = Annotated[bool, typer.Option("--watch", help="Follow the run until it is over.")]
 Every = Annotated[float, typer.Option(min=0.2, max=60, metavar="SECONDS", help="With --watch: how often.")]
-Pause = Annotated[bool, typer.Option("--pause", help="Finish the round under way; the next one waits.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Let a paused run go on.")]
+Pause = Annotated[bool, typer.Option("--pause", help="Finish the round under way, then wait.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a paused run.")]
 Stop = Annotated[bool, typer.Option("--stop", help="Finish the round under way, then end with all files written.")]
 Drop = Annotated[
     list[str] | None,
@@ -36,7 +36,7 @@ Drop = Annotated[
 ]
 Readmit = Annotated[
     list[str] | None,
-    typer.Option("--readmit", metavar="NAME", help="Let a node in again that was dropped or put into quarantine."),
+    typer.Option("--readmit", metavar="NAME", help="Admit a node again that was dropped or quarantined."),
 ]
 
 COLUMNS = (
@@ -71,11 +71,10 @@ def command(
     no_proxy: NoProxy = False,
     json: Json = "",
 ) -> None:
-    """Show how a run stands: round, roster, who is missing; pause, resume or stop it, drop or readmit a node.
+    """Show the state of a run: round, nodes, who is missing; pause, resume or stop it, drop or readmit a node.
 
-    The server wants an operator's credential (`fednc certs node DIR NAME --operator`, or `token`). One that
-    listens without encryption answers on its own machine, without a credential. With --watch, `--json -` writes
-    one line per status.
+    Needs an operator's credential (`fednc certs node DIR NAME --operator`, or `token`), except for a server
+    without encryption on the same machine. With --watch, `--json -` writes one line per status.
     """
     from fednc.common.process.interrupt import run_until_interrupted
     from fednc.server.operations import commands
@@ -102,7 +101,7 @@ def operator_link(
     *,
     direct: bool = False,
 ) -> OperatorLink:
-    """The operator's end of the link. Raises ConfigError: another machine is asked without credentials."""
+    """The operator's link. Raises ConfigError: the server is on another machine and there is no credential."""
     from fednc.client.link.channel import credentials_from
     from fednc.common.address import parse_address
     from fednc.common.wire.protocol import is_loopback
@@ -111,7 +110,7 @@ def operator_link(
     parse_address(server, "--server")
     if not (certs or ca or is_loopback(server)):
         raise ConfigError(
-            f"--server {server} is another machine: give --certs DIR with the folder that "
+            f"--server {server} is another machine: give --certs DIR, the folder that "
             "`fednc certs node DIR NAME --operator` made"
         )
     credentials = credentials_from(server, certs=certs, ca=ca, cert=cert, key=key, token=token)
@@ -150,7 +149,7 @@ async def _follow(link: OperatorLink, every_s: float, target: str) -> None:
 
 @contextmanager
 def _screen() -> Iterator[Callable[[pb.RunStatus], None]]:
-    """A table that changes in place on a terminal; elsewhere a line whenever it says something new."""
+    """A table that updates in place on a terminal; elsewhere a line for each change."""
     from rich.live import Live
 
     said: list[str] = []
@@ -228,7 +227,7 @@ def _row(node: pb.NodeStatus) -> list[object]:
 
 
 def as_json(message: Message) -> dict[str, Any]:
-    """Every field of a status; null where one is not known, an enumeration's name in small letters."""
+    """Every field of a status; null if unknown, names of enumerations in lower case."""
     return {field.name: _value(message, field) for field in message.DESCRIPTOR.fields}
 
 

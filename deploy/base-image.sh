@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make a base image without pulling one: Debian's own packages, unpacked by debootstrap, imported as a single layer.
-#   deploy/base-image.sh [NAME]        needs root, debootstrap, a running engine; $MIRROR if debootstrap's own will not do
+# Make a base image without pulling one: debootstrap unpacks Debian's packages, docker imports them as one layer.
+#   deploy/base-image.sh [NAME]        needs root, debootstrap, a running engine; $MIRROR: another Debian mirror
 # Called by `make base-image`, and by the compose scripts when an image cannot be pulled.
 set -euo pipefail
 name=${1:-fednc-base:bookworm}
@@ -12,7 +12,7 @@ done
 [ "$(id -u)" = 0 ] || { echo "base-image: debootstrap must be run by root" >&2; exit 1; }
 
 work=$(mktemp -d)
-# In memory where that is allowed: dpkg syncs every file, which on a disk takes longer than all the rest.
+# In memory if allowed: dpkg syncs every file, which on a disk takes longer than everything else.
 mount -t tmpfs -o mode=0755,size=1g fednc-base "$work" 2>/dev/null && mounted=1 || mounted=
 trap '[ -z "$mounted" ] || umount "$work"; rm -rf --one-file-system "$work"' EXIT
 

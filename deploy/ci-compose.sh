@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The containers' part of .ci/run: the compose demo, and one broken setup that must not pass.
-#   deploy/ci-compose.sh          prints `SKIPPED: compose` and a reason where there is no engine and none can be had
-# Without an engine, root on a Debian gets one: docker.io, with its data in a folder that is removed at the end.
+#   deploy/ci-compose.sh          prints `SKIPPED: compose` and a reason if there is no engine and none can be installed
+# As root on Debian it installs an engine if there is none: docker.io. Its data folder is removed at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -36,13 +36,13 @@ stop_engine() {
   rm -rf "$state"
 }
 
-# docker-compose and debootstrap come along: one call, one download.
+# One call also installs docker-compose and debootstrap.
 if ! answers; then
   have dockerd || get docker.io docker-compose debootstrap || skip "no Docker engine, and none can be installed"
   answers || start_engine # with systemd, installing it has started it
 fi
 has_compose || get docker-compose || skip "neither Compose v2 nor docker-compose, and it cannot be installed"
-have debootstrap || get debootstrap || true # only for want of a base image
+have debootstrap || get debootstrap || true # needed only if no base image can be pulled
 
 make compose-demo
 BUILD=0 tests/compose/broken.sh other-data

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Build the images, start the stack, wait for its `verify` service, show what it found, remove everything but the images.
-#   deploy/compose.sh [OVERLAY.yml ...]       exit code: that of verify. Called by `make compose-demo` and its kind.
-#   BUILD=0 deploy/compose.sh ...             with the images as they are
-# Where the base image cannot be pulled, makes one, and builds from wheelhouse/ (both made here when they are missing).
+# Build the images, start the stack, wait for its `verify` service, show its checks, remove everything but the images.
+#   deploy/compose.sh [OVERLAY.yml ...]       exit code: that of verify. Called by `make compose-demo` and the like.
+#   BUILD=0 deploy/compose.sh ...             uses the existing images
+# If the base image cannot be pulled, makes one and builds from wheelhouse/, which it fills first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-fednc-demo} FEDNC_TAG=${FEDNC_TAG:-local}
@@ -15,7 +15,7 @@ else
   compose=(docker-compose)
 fi
 for file in docker-compose.yml "$@"; do compose+=(-f "$file"); done
-# Without its plugin the docker command cannot reach BuildKit; the classic builder does as well.
+# Without the buildx plugin the docker command cannot use BuildKit; the classic builder works as well.
 docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
 
 have() { docker image inspect "$1" >/dev/null 2>&1; }
@@ -51,7 +51,7 @@ if [ "${BUILD:-1}" = 1 ]; then
   choose_base
   echo "compose: building on $FEDNC_BASE"
   build
-  echo "compose: images are there after $SECONDS s"
+  echo "compose: images are ready after $SECONDS s"
 fi
 trap clean_up EXIT
 # `--exit-code-from` would end the stack when the certificate service does, so: start, then wait.

@@ -1,6 +1,6 @@
-"""The images' HEALTHCHECK: exit code 0 where this container's server or client is well, else 1 and a reason.
+"""The images' HEALTHCHECK: exit code 0 if this container's server or client is healthy, else 1 and a reason.
 
-Runs inside the container, every few seconds: imports nothing that is slow.
+Runs inside the container every few seconds, so it imports nothing slow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def server_answers(port: int = _PORT) -> bool:
 
 
 def client_is_connected(tables: tuple[Path, ...] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))) -> bool:
-    """Whether this container has an open connection: a client has one to its server, and no other."""
+    """Whether this container has an open connection: a client has only the one to its server."""
     lines = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
     return any(fields[3] == _ESTABLISHED for fields in lines)
 
@@ -36,7 +36,8 @@ def client_is_connected(tables: tuple[Path, ...] = (Path("/proc/net/tcp"), Path(
 def main(role: str) -> int:
     """Check the server or the client."""
     if role == "server":
-        well, reason = server_answers(), f"no health service on port {_PORT}: server.health_port in the run file?"
+        well = server_answers()
+        reason = f"no health service on port {_PORT}; set server.health_port = {_PORT} in the run file"
     else:
         well, reason = client_is_connected(), "not connected to a server"
     if not well:

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Write deploy/lock.txt (with the extra `demo`) and deploy/lock-base.txt (without) anew from the versions installed in the environment of $PYTHON.
-#   make lock          needs the index; after a change of pyproject.toml's dependencies
+# Rewrite deploy/lock.txt (with the extra `demo`) and deploy/lock-base.txt (without) from the versions in the environment
+# of $PYTHON.
+#   make lock          needs the index; run it after a change of the dependencies in pyproject.toml
 # Exact versions with the hashes of all their files. PyTorch itself is left out: deploy/Dockerfile names its version,
-# because its CPU build comes from an index of its own.
+# because its CPU build comes from another index.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Fill wheelhouse/ with every wheel that the images need, so that they can be built without a network.
 #   deploy/wheelhouse.sh          called by `make wheelhouse`, and by the compose scripts when nothing can be pulled
-# pip finds the wheels as it is configured on this machine: index, cache, PIP_FIND_LINKS. LOCK, TORCH and TORCH_INDEX
-# mean what they mean in deploy/Dockerfile.
+# pip uses this machine's configuration: index, cache, PIP_FIND_LINKS. LOCK, TORCH and TORCH_INDEX mean the same as in
+# deploy/Dockerfile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lock=${LOCK:-deploy/lock.txt}
@@ -21,7 +21,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 pip="${PYTHON:-python3} -m pip"
 $pip --version >/dev/null 2>&1 || { python3 -m venv "$work/venv"; pip="$work/venv/bin/python -m pip"; }
-# For the image's Python, whichever this machine has. Errors only: mirrors that lack a package are none.
+# For the image's Python, not this machine's. -qq: a mirror that lacks a package prints a warning, which is no error.
 download="$pip download -qq --dest $work/wheels --only-binary=:all: --python-version $python --implementation cp"
 for tag in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux_2_12 manylinux_2_5 \
   manylinux1 linux; do download+=" --platform ${tag}_$machine"; done
@@ -29,9 +29,9 @@ for tag in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux
 echo "wheelhouse: downloading"
 $download --no-deps --require-hashes -r "$lock"
 if [ -z "$index" ]; then
-  $download "$torch" # for CUDA, with the packages that it asks for
+  $download "$torch" # for CUDA, with the packages that it requires
 else
-  # A wheel on this disk first, then PyTorch's own index. Never the default index: its PyTorch wants gigabytes of CUDA.
+  # A wheel on this disk first, then PyTorch's own index. Never the default index: its PyTorch pulls gigabytes of CUDA.
   $download --no-index --no-deps "$torch" 2>/dev/null || $download --no-deps --index-url "$index" "$torch"
 fi
 rm -rf wheelhouse

@@ -1,1 +1,1 @@
-"""What drives and watches runs from outside, as the command line does. Nothing below knows it."""
+"""Tools that control and watch runs from outside, as the command line does. Nothing below knows of them."""

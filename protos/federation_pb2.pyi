@@ -158,10 +158,8 @@ class Progress(_message.Message):
     def __init__(self, id: _Optional[_Union[AssignmentId, _Mapping]] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., examples_per_s: _Optional[float] = ..., device_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class ReportSummary(_message.Message):
-    __slots__ = ("received",)
-    RECEIVED_FIELD_NUMBER: _ClassVar[int]
-    received: int
-    def __init__(self, received: _Optional[int] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Manifest(_message.Message):
     __slots__ = ("records", "packed")

@@ -70,35 +70,36 @@ class FederationServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Attend(self, request, context):
-        """Joins the federation. The open stream is the client's sign of life; everything the server wants comes down it.
+        """Joins the federation. The client attends as long as this stream is open; all that the server wants of it comes
+        down the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Declare(self, request, context):
-        """Says what this client holds and that it is ready, or why it cannot take part.
+        """What this client holds and that it is ready, or why it cannot take part.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Download(self, request, context):
-        """Blobs by content hash, in the order asked for, as one run of bytes.
+        """Blobs by content hash, one after the other in the order asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """One reply. Header first; data only after the server's grant, from the offset that the grant names.
+        """One reply: the header first, the data after the server's grant, from the offset that the grant names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadWhole(self, request, context):
-        """One reply in one message, where it is small; see `Welcome.whole_bytes`.
+        """One small reply in one message; see `Welcome.whole_bytes`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

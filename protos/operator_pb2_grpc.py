@@ -55,21 +55,21 @@ class OperatorServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Status(self, request, context):
-        """How the run stands now.
+        """The state of the run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """The same again and again; ends when the run is over.
+        """The same at intervals, until the run is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Control(self, request, context):
-        """Asks for one thing; answers how the run stands after it.
+        """Carries out one command and returns the state of the run after it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

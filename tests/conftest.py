@@ -1,6 +1,6 @@
-"""What all tests share: one thread for torch, as sums of floats round differently with another number.
+"""Shared by all tests: one thread for torch, because the rounding of sums depends on the number of threads.
 
-It also keeps small models quick where several test processes share few cores. And an authority for those who ask.
+That also keeps small models fast if several test processes share few cores. And an authority, on request.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    """An authority whose server answers on this machine."""
+    """An authority with a server certificate for this machine."""
     from support.local_servers import make_place  # gRPC and more, which most tests need not load
 
     return make_place(tmp_path)
 
 
-# How long one example takes says more about the machine's other work than about the code. CI draws the same
-# examples every time, so that a change is judged by itself; those who run the tests by hand find new ones.
+# No deadline: the time for one example says more about the machine's load than about the code. CI draws the same
+# examples every time, so that a change is judged by itself; runs by hand draw new ones.
 settings.register_profile("fednc", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("fednc")

@@ -1,4 +1,4 @@
-"""docs/deploy.md and the systemd units say what the code does: exit codes, options, keys, states, metrics."""
+"""docs/deploy.md and the systemd units match the code: exit codes, options, keys, states, metrics."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def test_states_and_metrics_are_those_of_the_server() -> None:
     registry = CollectorRegistry()
     EventCounters(registry)
     counted = Counter({"Upload.x": 1}), Counter({"UNAUTHENTICATED": 1})
-    registry.register(RunCollector(lambda: (op.RunStatus(accuracy=1, loss=1), *counted)))
+    registry.register(
+        RunCollector(lambda: (op.RunStatus(loss=1, primary=op.MetricValue(name="accuracy", value=1)), *counted))
+    )
     served = {family.name for family in registry.collect()}
     assert {name.removesuffix("_total") for name in re.findall(r"`(fednc_[a-z_]+)", text)} == served
 

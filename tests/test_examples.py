@@ -1,4 +1,4 @@
-"""The run files in `examples/` run as they are, but for fewer rounds and made-up images of the right form."""
+"""The run files in `examples/` run as they are, except for fewer rounds and made-up images of the right form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 
 
 def made_up(run: RunConfig, path: Path) -> None:
-    """Images that fit the run's task: every class a few times, its labels named in an order of its own."""
+    """Images that fit the run's task: a few of every class, with labels in another order than the run's."""
     task = run.task.model_dump()
     names = list(reversed(task["classes"]))
     shape = (task["size"], task["size"], *([3] if task["channels"] == 3 else []))

@@ -1,4 +1,4 @@
-"""The shape of the house: floors, rooms, packages, opening lines, and nothing of one machine in what is
+"""The layout of the code: floors, rooms, packages, opening docstrings, and no paths of one machine in what is
 committed."""
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ ROOMS = {
         "wire",
         "versions.py",
         "tasks",
+        "methods",
         "learning",
         "config",
         "security",
@@ -57,7 +58,7 @@ def name(path: Path) -> str:
 
 
 def imported_modules(source: str) -> set[str]:
-    """Every module that `source` imports anywhere, in functions and under TYPE_CHECKING too."""
+    """Every module that `source` imports, also in functions and under TYPE_CHECKING."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -69,13 +70,13 @@ def imported_modules(source: str) -> set[str]:
 
 
 def floors_of(modules: set[str]) -> set[str]:
-    """The floors among module names: `fednc.server.link.grid` is of floor `server`, `fednc.run` of `api`."""
+    """The floors of these modules: `fednc.server.link.grid` is on floor `server`, `fednc.run` on `api`."""
     names = {parts[1] for module in modules if (parts := module.split("."))[0] == "fednc" and len(parts) > 1}
     return {name if name in FLOORS else "api" for name in names}
 
 
 def files_of(modules: set[str]) -> set[Path]:
-    """The files among module names: `fednc.server.link.grid` is server/link/grid.py."""
+    """The files of these modules: `fednc.server.link.grid` is server/link/grid.py."""
     paths = {ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py") for module in modules if "fednc." in module}
     return {path for path in paths if path.is_file()}
 
@@ -96,7 +97,7 @@ def upward() -> Iterator[tuple[str, str]]:
                     yield name(path), name(other)
 
 
-def test_imports_are_found_wherever_they_hide() -> None:
+def test_imports_are_found_everywhere_in_a_file() -> None:
     source = (
         "def f():\n    from fednc import server\n    import fednc.client.link.link as link\nfrom os import path\n"
     )

@@ -1,4 +1,4 @@
-"""The packages of the images: what the locks pin is what pyproject.toml allows, to the floor and to the roof."""
+"""The packages of the images: the locks pin only what pyproject.toml allows, lower and upper bounds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
-LOCKS = {"lock-base.txt": (), "lock.txt": ("demo",)}  # with the extras that each is made for
+LOCKS = {"lock-base.txt": (), "lock.txt": ("demo",)}  # lock file: the extras that it includes
 
 
 def pinned(lock: str) -> dict[str, Version]:
@@ -27,7 +27,7 @@ def pinned(lock: str) -> dict[str, Version]:
 
 
 def violations(requirements: list[str], pins: dict[str, Version]) -> list[str]:
-    """What is required and not pinned, or pinned to a version that is not allowed."""
+    """Requirements that are not pinned, or pinned to a version that is not allowed."""
     asked = [Requirement(each) for each in requirements]
     return [
         f"{each}, pinned: {pins.get(canonicalize_name(each.name))}"
@@ -37,7 +37,7 @@ def violations(requirements: list[str], pins: dict[str, Version]) -> list[str]:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_keeps_to_the_floors_of_the_project(lock: str) -> None:
+def test_a_lock_pins_only_versions_that_the_project_allows(lock: str) -> None:
     wanted = [*PROJECT["dependencies"]]
     for extra in LOCKS[lock]:
         wanted += PROJECT["optional-dependencies"][extra]
@@ -54,7 +54,7 @@ def test_a_lock_has_hashes_and_no_index(lock: str) -> None:
     assert "--index" not in text
 
 
-def test_a_lock_below_a_floor_is_found() -> None:
+def test_a_version_below_the_lower_bound_is_found() -> None:
     pins = {"grpcio": Version("1.81.1"), "numpy": Version("2.0")}
     assert violations(["grpcio>=1.85.3", "numpy>=1.26"], pins) == ["grpcio>=1.85.3, pinned: 1.81.1"]
     assert violations(["torch>=2.5"], pins) == ["torch>=2.5, pinned: None"]

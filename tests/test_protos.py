@@ -1,4 +1,4 @@
-"""The generated code is what the .proto files say: nobody edits it, nobody forgets `make protos`."""
+"""The generated code matches the .proto files: nobody edits it, nobody forgets `make protos`."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ from fednc.bench.compare.plan import Part, Variant, read_comparison
 from fednc.bench.compare.report import Compared, results_table, table_head, tuning_table
 from fednc.bench.compare.results_folder import Found, read_folder
 from fednc.bench.compare.run_archive import Result
-from fednc.bench.compare.terms import COLUMNS, METHODS, SPEED, TERMS, explained
+from fednc.bench.compare.terms import COLUMNS, METHODS, PICTURES, SPEED, TERMS, explained
 
 _BENCHES = ("link", "fold", "scale", "trainer")
-_PICTURES = ("accuracy", "sessions", "rounds", "geometry", "alignment")
+_OF_A_SETTING = [kind for kind in PICTURES if kind != "initialisation"]
 _CAPTION = """
 Test accuracy of the global model in per cent, mean of the last five rounds; then mean ± standard deviation over
 the seeds. Test sets are balanced. The best other method is the best of those that were run in that setting. The
@@ -64,7 +64,7 @@ def page(configs: Path, results: Path) -> str:
 
 
 def _words() -> Iterator[str]:
-    for kind, terms in (("word", TERMS), ("method", METHODS), ("column", COLUMNS)):
+    for kind, terms in (("word", TERMS), ("method", METHODS), ("column", COLUMNS), ("picture", PICTURES)):
         yield from ["", *explained(kind, terms)]
 
 
@@ -97,7 +97,7 @@ def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> I
         yield from [*results_table(compared, setting.name), ""]
         yield from [f"Validation accuracy (last 5) by learning rate, seed {plan.tuning.seed}:", ""]
         yield from [*tuning_table(compared, setting.name), *_pictures(folder, setting.name)]
-    of_settings = {f"{setting.name}-{kind}" for setting in found.plan.settings for kind in _PICTURES}
+    of_settings = {f"{setting.name}-{kind}" for setting in found.plan.settings for kind in _OF_A_SETTING}
     for path in sorted(folder.glob("*.png")):
         if path.stem not in of_settings:
             yield from ["", f"![{path.stem}](../results/{folder.name}/{path.name})"]
@@ -179,7 +179,7 @@ def _variants(variants: Sequence[Variant], run: Mapping[str, Any]) -> Iterator[s
 
 
 def _pictures(folder: Path, setting: str) -> Iterator[str]:
-    for kind in _PICTURES:
+    for kind in _OF_A_SETTING:
         if (folder / f"{setting}-{kind}.png").exists():
             yield from ["", f"![{setting}: {kind}](../results/{folder.name}/{setting}-{kind}.png)"]
 

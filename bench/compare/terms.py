@@ -1,4 +1,4 @@
-"""The words of docs/results.md, each explained once: terms, methods, columns of its tables.
+"""The words of docs/results.md, each explained once: terms, methods, columns of its tables, pictures.
 
 Called by `results_page.py`; a test checks that every column of the page is here. Holds no result.
 """
@@ -17,11 +17,18 @@ TERMS: Mapping[str, str] = {
     "seed": "decides the initial weights, the split and the order of batches; every variant runs with every seed",
     "variant": "a method, or a method with some keys of the run file changed; each comparison lists its variants",
     "baseline": "the variant whose best round is the target of `rounds`: fedavg; with sessions, cosine-ce",
+    "points": "percentage points",
     "pair": "one setting with one seed, run with two variants",
     "frame, vertices": "fixed class vectors at equal angles (a simplex), which every client trains towards",
     "class memory": "one vector per class on the server: the mean of that class's features over all clients",
     "read-out": "how a class is chosen from features when a model is tested; training is the same",
     "discriminant": "fednc's read-out: the nearest class memory, measured by how features vary within classes",
+    "nearest mean": "a read-out: the nearest class memory by plain distance",
+    "cosine head": "trained class vectors, compared with features by direction; `cosine-ce` is the usual one",
+    "projection": "the last trained layer before the class vectors",
+    "+memory, +discriminant": "a variant with that read-out",
+    "+control": "a variant with the control variates of scaffold",
+    "+nio, +nio-cheap": "a variant with initial scales learnt by all clients together, or by each client alone",
     "controls": "the memory replaced by other vectors: the vertices (-vertex), one client's own means (-own), the "
     "memory of another class (-shuffled), an old memory (-stale), random vectors (-random)",
     "anchor": "a term of the loss that pulls features towards the class memory",
@@ -100,6 +107,16 @@ SPEED: Mapping[str, str] = {
     "fednc_overhead, fedavg_overhead": "time over that of the faster plain loop, minus 1",
     "plain_tflop_s, product_tflop_s": "arithmetic of the plain loop and of a large matrix product, "
     "TFLOP/s; `ratio` is the first over the second",
+}
+
+
+PICTURES: Mapping[str, str] = {
+    "accuracy": "test accuracy per round: mean over the seeds, in a band from the lowest to the highest",
+    "sessions": "accuracy after each session, and the mean cosine of the class memory to its vertices",
+    "rounds": "rounds until the baseline's best accuracy, with a dot per seed",
+    "geometry": "per round: drift, and how far the features are from neural collapse (NC1 to NC4; 0 is collapse)",
+    "alignment": "cosine of each class mean with each class vector at the end; collapse is a diagonal of ones",
+    "initialisation": "cosine and length of the clients' gradients before and after learning initial scales",
 }
 
 

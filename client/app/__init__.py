@@ -1,1 +1,1 @@
-"""The Flower app of a client: the run that stays loaded, what is remembered, the dry run."""
+"""fednc's own Flower app on a client: the host in the link, the run that stays loaded, the dry run."""

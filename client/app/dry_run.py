@@ -1,7 +1,7 @@
-"""`fednc client --dry-run`: everything up to the first round, and nothing that the server would count.
+"""`fednc client --dry-run`: everything up to the first round, without taking part.
 
-Attends as a spectator, which the server keeps in no roster, reads the data, trains on two batches through the very
-app that would be asked, and leaves.
+Attends as a dry run, which the server does not count, reads the data, trains on two batches through the same app
+as in a run, and leaves.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from fednc.common.wire.messages import Instruction
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 
-_BATCHES = 2  # the first one warms up
+_BATCHES = 2  # the first is a warm-up
 
 
 @dataclass(frozen=True, kw_only=True)
 class DryRunResult:
-    """What a client would bring to the run. `memory_bytes` is the peak: of the GPU, else of this process."""
+    """What a client would bring to the run. `memory_bytes`: the peak on the GPU, else of this process."""
 
     run_id: str
     part: str
@@ -56,12 +56,12 @@ class DryRunResult:
 
 
 class _EnoughError(Exception):
-    """As many batches as were wanted."""
+    """Enough batches were timed."""
 
 
 @dataclass(frozen=True)
 class _Stopwatch(Hooks):
-    """Notes when each batch begins and ends the work after enough of them."""
+    """Notes when each batch begins, and ends the work after enough of them."""
 
     marks: list[float] = field(default_factory=list)
 
@@ -75,14 +75,14 @@ class _Stopwatch(Hooks):
 
 
 async def dry_run(config: LinkConfig, host: Host) -> DryRunResult:
-    """Look in at the server, prepare, train on two batches, leave.
+    """Connect, prepare, train on two batches, leave.
 
     Raises:
         AddressError: the server does not answer.
-        RefusedError: it would not have this client.
-        FedncError: this client could not take part.
+        RefusedError: it does not accept this client.
+        FedncError: this client cannot take part.
     """
-    welcome = await _look_in(config)
+    welcome = await _welcome(config)
     declaration = await asyncio.to_thread(host.prepare, welcome)
     try:
         batch_s = await asyncio.to_thread(_time_a_batch, host, welcome)
@@ -104,11 +104,11 @@ async def dry_run(config: LinkConfig, host: Host) -> DryRunResult:
 
 
 async def dry_run_foreign(config: LinkConfig, host: Host) -> str:
-    """Look in at the server and load a foreign app; the run's id. What the app does in a round is its own affair.
+    """Connect and load a foreign app; returns the run's id. What the app does in a round is not tried.
 
     Raises: see `dry_run`.
     """
-    welcome = await _look_in(config)
+    welcome = await _welcome(config)
     try:
         await asyncio.to_thread(host.prepare, welcome)
     finally:
@@ -116,7 +116,7 @@ async def dry_run_foreign(config: LinkConfig, host: Host) -> str:
     return welcome.run_id
 
 
-async def _look_in(config: LinkConfig) -> pb.Welcome:
+async def _welcome(config: LinkConfig) -> pb.Welcome:
     try:
         opened = open_channel(config.server, config.credentials, config.liveness_s, direct=config.direct)
         async with opened as channel:
@@ -131,7 +131,7 @@ async def _look_in(config: LinkConfig) -> pb.Welcome:
 
 def _time_a_batch(host: Host, welcome: pb.Welcome) -> float:
     watch, started = _Stopwatch(), time.monotonic()
-    CURRENT.set(watch)  # in this thread's own copy of the context
+    CURRENT.set(watch)  # only in this thread's copy of the context
     with contextlib.suppress(_EnoughError):
         host.work(_first_instruction(welcome))
     ended = [] if len(watch.marks) > _BATCHES else [time.monotonic()]  # there were no more batches
@@ -140,7 +140,7 @@ def _time_a_batch(host: Host, welcome: pb.Welcome) -> float:
 
 
 def _first_instruction(welcome: pb.Welcome) -> Message:
-    """What the server sends in round 1, with a model and a frame of our own."""
+    """What the server would send in round 1, with a model and a frame made here."""
     run = RunConfig.model_validate_json(welcome.run_json)
     task = tasks.get(run)
     model = task.build_model()

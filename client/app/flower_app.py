@@ -1,7 +1,7 @@
-"""fednc's Flower ClientApp: trains, embeds and evaluates what the server asks for.
+"""fednc's Flower ClientApp: trains, sums features by class and evaluates, as the server asks.
 
-Runs unchanged inside our link and on stock Flower. What outlives a message is in `resident_run.py`
-(loaded once) and `client/training/round_state.py` (remembered).
+Runs unchanged in our link and on stock Flower. What outlives a message is in `resident_run.py` (loaded once) and
+in `client/training/round_state.py` (remembered from round to round).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fednc.client.app.initialisation import Volunteer
-from fednc.client.app.resident_run import Resident, resident
+from fednc.client.app.initialisation import ClientInitialisation
+from fednc.client.app.resident_run import Resident, check_allowed, resident
 from fednc.client.app.withheld_sums import fitting_batch, sendable
 from fednc.client.link.work_hooks import CURRENT
 from fednc.client.training import trainer
@@ -27,6 +27,7 @@ from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.memory_controls import with_own_means
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods import registry
 from fednc.common.methods.api import Addition, LocalRound
 from fednc.common.tasks import evaluation
 from fednc.common.tasks.aggregation import Aggregation
@@ -44,7 +45,6 @@ from fednc.common.wire.messages import (
     OWNED,
     STATS,
     SUMS,
-    WITHHELD,
     Instruction,
 )
 from fednc.common.wire.records import record_of
@@ -54,7 +54,7 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Local training from the global model; the update and, when asked for, the class sums of its result."""
+    """Train from the global model; reply with the update and, if asked, the class sums of the trained model."""
     order, here, stage = _prepare(message, context)
     mine, _ = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
@@ -67,8 +67,14 @@ def train(message: Message, context: Context) -> Message:
     batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
     if batch != section.batch:
         section = section.model_copy(update={"batch": batch})
-    start = LocalRound(model=here.model, received=messages.extra_of(message.content), state=past, train=section)
-    added = [one for part in here.run.method.parts if (one := part.local(start)) is not None]
+    start = LocalRound(
+        model=here.model,
+        stepped=here.task.stepped_keys(here.model),
+        received=messages.extra_of(message.content),
+        state=past,
+        train=section,
+    )
+    added = [one for part in registry.parts(here.run.method) if (one := part.local(start)) is not None]
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
     result = trainer.train(
         here.task,
@@ -89,30 +95,28 @@ def train(message: Message, context: Context) -> Message:
     if news:
         content[EXTRA] = arrays.to_record(news)
     if order.wants_sums:
-        content[SUMS] = messages.sums_record(_sent(here, mine, stage, "local")[0])
+        content[SUMS] = messages.sums_record(_sendable_sums(here, mine, stage, "local"))
     metrics: dict[str, float] = {f"loss/{name}": value for name, value in result.losses.items()}
     metrics |= _owned(here, keys, mine)
     _keep(here, past)
-    content[METRICS] = MetricRecord(
-        {EXAMPLES: mine.examples, "steps": result.steps, "seconds": result.seconds, **metrics}
-    )
+    content[METRICS] = MetricRecord({EXAMPLES: mine.examples, "steps": result.steps, **metrics})
     return Message(content, reply_to=message)
 
 
 @app.query("memory")
 def memory(message: Message, context: Context) -> Message:
-    """Class sums of the global model's features over this client's training data."""
+    """Reply with the class sums of the global model's features over this client's training data."""
     order, here, stage = _prepare(message, context)
     _load_model(message, here, _past(context, order.server_round + 1))
     mine, _ = here.at(stage)
-    sums, withheld = _sent(here, mine, stage, "global")
-    metrics = MetricRecord({EXAMPLES: mine.examples, WITHHELD: withheld})
-    return Message(RecordDict({SUMS: messages.sums_record(sums), METRICS: metrics}), reply_to=message)
+    content = RecordDict({SUMS: messages.sums_record(_sendable_sums(here, mine, stage, "global"))})
+    content[METRICS] = MetricRecord({EXAMPLES: mine.examples})
+    return Message(content, reply_to=message)
 
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """What this client holds; loads it."""
+    """Load the data and reply with how many examples there are, by class."""
     _, here, stage = _prepare(message, context)
     mine, held_out = here.at(stage)
     metrics = {EXAMPLES: mine.examples, HELD_OUT: held_out.examples}
@@ -122,25 +126,25 @@ def hello(message: Message, context: Context) -> Message:
 
 @app.query("init_gradient")
 def init_gradient(message: Message, context: Context) -> Message:
-    """Direction and norm of this client's gradient at scales of the drawn weights."""
-    return Message(_volunteer(message, context).gradient(message.content), reply_to=message)
+    """Reply with direction and norm of this client's gradient at given scales of the initial weights."""
+    return Message(_initialisation(message, context).gradient(message.content), reply_to=message)
 
 
 @app.query("init_slope")
 def init_slope(message: Message, context: Context) -> Message:
-    """How what the initialisation minimises changes with these scales, as far as it is this client's."""
-    return Message(_volunteer(message, context).slope(message.content), reply_to=message)
+    """Reply with this client's share of the derivative of the initialisation's objective by these scales."""
+    return Message(_initialisation(message, context).slope(message.content), reply_to=message)
 
 
 @app.query("init_scales")
 def init_scales(message: Message, context: Context) -> Message:
-    """Scales that this client learns alone."""
-    return Message(_volunteer(message, context).scales(), reply_to=message)
+    """Reply with scales that this client learns alone."""
+    return Message(_initialisation(message, context).scales(), reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Additive statistics of the global model over what this client holds out."""
+    """Reply with additive statistics of the global model over the held-out examples."""
     order, here, stage = _prepare(message, context)
     mine, held_out = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
@@ -157,31 +161,32 @@ def evaluate(message: Message, context: Context) -> Message:
 def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident, Stage]:
     order = Instruction.of(message)
     run = parse_run_json(order.run_json, source="the server's run file")
+    check_allowed(context, run)
     _check_versions(order, run)
     here = resident(context, run)
     return order, here, here.task.stage(order.server_round)
 
 
 def _check_versions(order: Instruction, run: RunConfig) -> None:
-    """Raises ProtocolError: the server trains with another version, which would spoil the model unnoticed."""
+    """Raises ProtocolError: the server runs other versions, which would spoil the model without notice."""
     if len(order.versions) != 3:
-        return  # of a server that does not say yet
+        return  # an older server does not send them
     software, task, method = versions.of_run(run)
     problem = (
         versions.package_differs(software, order.versions[0], "the server")
-        or versions.entry_differs("task", task, order.versions[1:2], "the server")
-        or versions.entry_differs("method", method, order.versions[2:], "the server")
+        or versions.entry_differs("task", task, order.versions[1:2], "the server", is_server=False)
+        or versions.entry_differs("method", method, order.versions[2:], "the server", is_server=False)
     )
     if problem:
         raise ProtocolError(problem)
 
 
-def _volunteer(message: Message, context: Context) -> Volunteer:
+def _initialisation(message: Message, context: Context) -> ClientInitialisation:
     order, here, stage = _prepare(message, context)
     mine, _ = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
     _load_model(message, here, _past(context, order.server_round))
-    return Volunteer(here, mine, guide, CURRENT.get())
+    return ClientInitialisation(here, mine, guide, CURRENT.get())
 
 
 def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) -> Guide:
@@ -217,7 +222,7 @@ def _load_model(message: Message, here: Resident, past: Past) -> dict[str, Tenso
     expected = here.task.shared_keys(here.model)
     if list(state) != expected:
         odd = sorted(set(state) ^ set(expected))[:5]
-        raise ProtocolError(f"the server's model is not this task's: keys differ, for instance {odd}")
+        raise ProtocolError(f"the server's model is not of this task: its keys differ, for instance {odd}")
     here.model.load_state_dict({**here.local, **past.read(KEPT), **state}, strict=False)
     return state
 
@@ -236,7 +241,7 @@ def _encode(
 
 
 def _own(guide: Guide, here: Resident, mine: TaskData) -> Guide:
-    """With this client's own class means of the model it was sent, where they stand in for the class memory."""
+    """The guide with this client's own class means, if the method uses them instead of the class memory."""
     if here.run.method.memory_source != "own":
         return guide
     return with_own_means(guide, _sums(here, mine, torch.ones_like(mine.count_K, dtype=torch.bool)))
@@ -247,12 +252,12 @@ def _sums(here: Resident, mine: TaskData, summed_K: Tensor, *, moment: bool = Fa
     return trainer.class_sums(here.task, here.model, mine, batch, hooks, summed_K, moment=moment)
 
 
-def _sent(here: Resident, mine: TaskData, stage: Stage, model: str) -> tuple[ClassSums, int]:
-    """What of the class sums of a model leaves this machine, and how many classes do not; said once in a stage.
+def _sendable_sums(here: Resident, mine: TaskData, stage: Stage, model: str) -> ClassSums:
+    """The class sums of a model that may leave this machine; what stays is logged once in a stage.
 
-    Second moments go in the first stage alone: what is embedded is frozen in sessions, which bring few examples.
+    Second moments go in the first stage only: later sessions bring few examples, and the features are frozen then.
     """
     told = here.told.setdefault(stage.number, set())
     summed_K = sendable(mine.count_K, here.min_sum_examples, here.task.class_names, told)
     moment = here.run.method.needs_moments(model, is_first=stage.is_first)
-    return _sums(here, mine, summed_K, moment=moment), int((~summed_K).sum())
+    return _sums(here, mine, summed_K, moment=moment)

@@ -1,4 +1,4 @@
-"""Runs a Flower ClientApp inside the link: builds its context, prepares its data before round 1."""
+"""Runs fednc's ClientApp in the link: builds its context and loads its data before round 1."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from fednc.protos import federation_pb2 as pb
 
 @dataclass(frozen=True, kw_only=True)
 class ClientConfig:
-    """What a client brings of its own.
+    """A client's own settings.
 
     Attributes:
-        min_sum_examples: it sends no class sum over fewer of its examples; a run may ask for more, not for less.
-        min_batch: it trains on no batch of fewer of its examples, not even the last of an epoch.
-        state: folder in which it keeps what must survive a restart of its own; empty: nothing does.
-        secret: where there is one, what it holds out and the order of its batches follow from it, and no server
-            knows or chooses them.
+        allowed_tasks: names of the tasks that it runs; empty: all that are installed.
+        min_sum_examples: the least examples in a class sum that it sends; a run can raise this, not lower it.
+        min_batch: the least examples in a batch, the last of an epoch included.
+        state: folder for what must survive a restart of the client; empty: nothing survives one.
+        secret: if set, the held-out examples and the order of batches derive from it, so that no server knows or
+            chooses them.
     """
 
     name: str
     data: str
     device: str = "auto"
     val_share: float = 0.1
+    allowed_tasks: tuple[str, ...] = ()
     min_sum_examples: int = 0
     min_batch: int = 0
     secret: str = ""
@@ -63,6 +65,7 @@ class AppHost:
             "data": self._config.data,
             "device": self._config.device,
             "val-share": self._config.val_share,
+            "allowed-tasks": " ".join(self._config.allowed_tasks),
             "min-sum-examples": self._config.min_sum_examples,
             "min-batch": self._config.min_batch,
             "secret": self._config.secret,
@@ -84,7 +87,7 @@ class AppHost:
         return self._app(message, self._context)
 
     def leave(self) -> None:
-        """Free what the run held."""
+        """Unload the run."""
         if self._context is not None:
             forget(self._context)
             self._context = None

@@ -1,6 +1,6 @@
-"""What a client answers while the federation initialises: its gradient, its share of a slope, scales of its own.
+"""A client's answers while the federation initialises: its gradient, its share of a slope, scales of its own.
 
-Called by the app; one answer needs nothing of the answers before. Must not know what the server makes of them.
+Called by the app. Each answer is independent of earlier ones. Must not know what the server does with them.
 
 Legend: P scaled tensors.
 """
@@ -28,24 +28,24 @@ from fednc.common.wire.records import record_of
 
 
 def _reply(**tensors: torch.Tensor) -> RecordDict:
-    """Without tensors: of a client that lacks the examples."""
+    """A reply; one without tensors says that the client has too few examples."""
     content = RecordDict({INIT: arrays.to_record(tensors)})
     content[messages.METRICS] = MetricRecord()
     return content
 
 
-class Volunteer:
-    """One client with the model that it was sent."""
+class ClientInitialisation:
+    """One client's part in the initialisation, with the model that it was sent."""
 
     def __init__(self, here: Resident, data: TaskData, guide: Guide, hooks: Hooks) -> None:
-        # What compares a model with earlier ones has none to compare with yet; one batch has one gradient.
+        # There are no earlier models to compare with yet, and one batch has one gradient.
         method = guide.method.model_copy(update={"contrast": 0.0, "distil": 0.0, "virtual_share": 0.0})
         self._here, self._data, self._hooks = here, data, hooks
         guide = replace(guide, method=method).to(here.device)
         self._probe = Probe(here.task, here.model, guide, here.task.shared_keys(here.model))
 
     def gradient(self, content: RecordDict) -> RecordDict:
-        """Direction and norm of the gradient of an iteration's batch at the scales sent. Raises ProtocolError."""
+        """Direction and norm of the gradient on an iteration's batch, at the scales sent. Raises ProtocolError."""
         batch = self._batch(Order.of(content).iteration)
         if batch is None:
             return _reply()
@@ -55,7 +55,7 @@ class Volunteer:
         return Answer(found.unit_N, float(found.norm), float(found.loss)).to_content()
 
     def slope(self, content: RecordDict) -> RecordDict:
-        """This client's share of the slope of what is minimised. Raises ProtocolError."""
+        """This client's share of the slope of the objective. Raises ProtocolError."""
         order = Order.of(content)
         batch = self._batch(order.iteration)
         if batch is None:
@@ -70,7 +70,7 @@ class Volunteer:
         return _reply(**{SLOPES: slope_P})
 
     def scales(self) -> RecordDict:
-        """Scales that make this client's own sub-batches agree; all clients draw batches with one seed."""
+        """Scales that align the gradients of this client's sub-batches; all clients draw batches with one seed."""
         section = self._here.run.init
         if self._data.examples < section.sub_batches:
             return _reply()
@@ -85,7 +85,7 @@ class Volunteer:
         self._probe.set(scale_P)
 
     def _batch(self, iteration: int) -> Batch | None:
-        """Its own batch of an iteration, the same at every asking."""
+        """Its own batch of an iteration; always the same one."""
         self._hooks.check()
         run = self._here.run
         size = run.evaluate.batch if iteration == REPORT else run.init.batch

@@ -1,7 +1,7 @@
 """What a client keeps between messages: task, model and data of a run, loaded once.
 
-Flower calls a ClientApp per message; this cache, keyed by run and node, makes it resident. On stock Flower, where
-each message has a process of its own, it is filled anew every time and everything still works.
+Flower calls a ClientApp once per message; this cache, keyed by run and node, keeps the run loaded. On stock
+Flower, where each message may have its own process, the run is loaded again each time.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ log = logging.getLogger("fednc.client")
 
 @dataclass(frozen=True)
 class Resident:
-    """A run as one client lives it.
+    """A run that one client has loaded.
 
     Attributes:
-        node: what its random streams derive from besides the run's seed.
-        subset_seed: what decides which examples it holds out and draws; the run's seed, unless its owner says.
-        min_sum_examples: class sums over fewer examples stay here; the run's floor, or its own if stricter.
-        min_batch: it trains on no smaller batch.
-        told: by stage, the classes whose sums were said to stay here.
-        local: the tensors of the model that never leave this client, as they were drawn.
+        node: its random streams derive from this and the run's seed. subset_seed: decides which examples are held
+        out and drawn; the run's seed, unless the owner has a secret. min_sum_examples: class sums over fewer
+        examples are not sent; the run's floor, or the client's if stricter. min_batch: the least examples in a
+        batch. told: by stage, the classes of which the log says that their sums are not sent. local: the tensors
+        of the model that never leave this client, as they were drawn.
     """
 
     run: RunConfig
@@ -54,7 +53,7 @@ class Resident:
     _stages: dict[int, tuple[TaskData, TaskData]] = field(default_factory=dict)
 
     def at(self, stage: Stage) -> tuple[TaskData, TaskData]:
-        """(what it trains on, what it holds out) in a stage: examples of its classes; of all classes so far."""
+        """(training data, held-out data) in a stage: examples of its own classes, of all classes so far."""
         if not self.task.takes_sessions:
             return self.train, self.held_out
         if stage.number not in self._stages:
@@ -66,11 +65,11 @@ class Resident:
 
 
 class Residents:
-    """Those of this process: of all nodes of the runs used last. A run left without a word is forgotten."""
+    """The loaded runs of this process, for all its nodes; only the runs used last are kept."""
 
     def __init__(self, runs: int = 2) -> None:
         self._most = runs
-        self._by_run: OrderedDict[int, dict[int, Resident]] = OrderedDict()  # the run used last at the end
+        self._by_run: OrderedDict[int, dict[int, Resident]] = OrderedDict()  # the run used last comes last
 
     def get(self, run_id: int, node_id: int, load: Callable[[], Resident]) -> Resident:
         """The node's resident, loaded on first use. Raises what `load` raises."""
@@ -91,17 +90,28 @@ _RESIDENTS = Residents()
 
 
 def resident(context: Context, run: RunConfig) -> Resident:
-    """The resident state of this node in this run, loaded on first use.
+    """This node's loaded run, loaded on first use.
 
     Raises:
-        ConfigError: a task or device that is not here.
-        DataError: data that does not fit the run.
+        ConfigError: no such task or device here, or a task that the owner does not allow.
+        DataError: the data does not fit the run.
     """
+    check_allowed(context, run)
     found = _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
     if found.run == run.model_copy(update={"server": found.run.server}):
         return found
-    forget(context)  # classes have got their names since, or a run that goes on has another run file
+    forget(context)  # classes were named since, or a continued run has another run file
     return _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
+
+
+def check_allowed(context: Context, run: RunConfig) -> None:
+    """Asked before a run's task is imported. Raises ConfigError where the owner allows others only."""
+    allowed = str(context.node_config.get("allowed-tasks", "")).split()
+    if allowed and run.task.name not in allowed:
+        raise ConfigError(
+            f"the run's task is {run.task.name!r}, this client runs {', '.join(allowed)} only: start it with "
+            f"--allow-task {run.task.name} too if it may run that"
+        )
 
 
 def forget(context: Context) -> None:
@@ -118,7 +128,7 @@ def _load(context: Context, run: RunConfig) -> Resident:
     for note in data.notes:
         log.info("data of %s: %s", node, note)
     share = float(settings.get("val-share", 0.1))
-    subset_seed = 0 if settings.get("secret") else run.seed  # `node` holds the secret
+    subset_seed = 0 if settings.get("secret") else run.seed  # `node` contains the secret
     train, held_out = data.hold_out(share, seeds.derive(subset_seed, "hold-out", node))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(run.seed, "model"))  # what stays here begins alike on all clients
@@ -142,7 +152,7 @@ def _load(context: Context, run: RunConfig) -> Resident:
 def _name(context: Context) -> str:
     """What random streams derive from: the node's name, else its part of the split, else Flower's random id.
 
-    With a secret of its owner's, nobody else can draw the same.
+    With the owner's secret, nobody else can repeat the draws.
     """
     settings = context.node_config
     if secret := str(settings.get("secret", "")):

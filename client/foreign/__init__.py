@@ -1,1 +1,1 @@
-"""Flower apps that are not ours, each in a process of its own."""
+"""Flower apps that are not fednc's, each in its own process."""

@@ -1,7 +1,7 @@
-"""Runs any Flower ClientApp inside the link, in a process of its own that survives neither a cancel nor a crash.
+"""Runs any Flower ClientApp in the link, in its own process, which is started again after a cancel or a crash.
 
-The link sees a `Host` like fednc's own; the app sees what a SuperNode would give it. Its context's state is kept
-here, as a SuperNode does, so that a process that ended takes nothing of earlier rounds with it.
+The link sees a `Host` like fednc's own; the app sees what a SuperNode would give it. The state of its context is
+kept here, as a SuperNode does, so that it survives the app's process.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from fednc.protos import federation_pb2 as pb
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignConfig:
-    """What a client brings of its own."""
+    """A client's own settings."""
 
     app: AppFolder
     node_config: UserConfig = field(default_factory=dict)
     grace_s: float = 10.0  # between a cancel and the end of the app's process
-    environment: Mapping[str, str] = field(default_factory=dict)  # of the process, beside ours
+    environment: Mapping[str, str] = field(default_factory=dict)  # of the process, added to ours
 
 
 class ForeignHost:
@@ -59,8 +59,8 @@ class ForeignHost:
         """Answer one instruction.
 
         Raises:
-            AppFailedError: the app raised, or its process ended.
-            WorkCancelledError: the server does not wait any more; a process that did not finish in time was ended.
+            AppFailedError: the app raised, or its process ended. WorkCancelledError: the server no longer needs
+            the work; a process that did not finish in time was killed.
         """
         process, hooks = self._running(), CURRENT.get()
         try:
@@ -84,7 +84,7 @@ class ForeignHost:
             self._process = None
 
     def _running(self) -> _RunningApp:
-        """The app's process, started anew where the last one ended."""
+        """The app's process; started again if the last one has ended."""
         assert self._setup is not None
         if self._process is None or not self._process.alive:
             self._process = _RunningApp(self._setup, self._config.environment)
@@ -119,15 +119,15 @@ class _RunningApp:
         return self._process.alive
 
     def end(self, grace_s: float = 1.0) -> str:
-        """How did it end?"""
+        """End the process; returns how it ended."""
         return self._process.end(grace_s)
 
     def ended_when_cancelled(self, hooks: Hooks, grace_s: float) -> AbstractContextManager[None]:
-        """End the process `grace_s` after the work in the block was cancelled; the block then sees EOF."""
+        """Kill the process `grace_s` after the work in the block was cancelled; the block then gets EOFError."""
         return self._process.ended_when(hooks.cancelled, grace_s)
 
     def answer(self, message: Message, state: RecordDict) -> _AppResult:
-        """What the app made of the message. Raises OSError, EOFError: the process is gone."""
+        """The app's answer to the message. Raises OSError, EOFError: the process is gone."""
         meta, pipe = message.metadata, self._process.pipe
         what = pb.AssignmentId(message_type=meta.message_type, group_id=meta.group_id)
         pipe.send(what.SerializeToString())
@@ -142,7 +142,7 @@ class _RunningApp:
 
 @dataclass(frozen=True)
 class _AppResult:
-    """The app's state after its work, and the content of its reply or why there is none."""
+    """The app's state after its work, and the content of its reply or the reason why there is none."""
 
     state: RecordDict
     failure: pb.Failure | None

@@ -1,7 +1,7 @@
 """The process that runs a foreign Flower ClientApp.
 
-Started by `client/foreign/host.py` as `python -m fednc.client.foreign.process FD`; talks over that socket only,
-see `common/process/app_pipe.py`.
+Started by `client/foreign/host.py` as `python -m fednc.client.foreign.process FD`; communicates over that socket
+only, see `common/process/app_pipe.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fednc.protos import federation_pb2 as pb
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a process is told once."""
+    """What the process is told at its start."""
 
     folder: str
     run_id: str
@@ -40,13 +40,13 @@ class Setup:
     run_config: UserConfig
 
     def to_json(self) -> bytes:
-        """As it travels."""
+        """As it is sent."""
         return json.dumps(vars(self)).encode()
 
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work: what it is, its content, the app's state from before."""
+    """One message for the app: its id, its content, and the app's state."""
 
     id: pb.AssignmentId
     content: RecordDict
@@ -54,7 +54,7 @@ class Job:
 
 
 class ClientAppRunner:
-    """The child's side: loads the app, then answers jobs until the client hangs up."""
+    """Loads the app, then answers messages until the client hangs up."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
@@ -62,13 +62,15 @@ class ClientAppRunner:
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Serve for ever; the reader ends the process."""
+        """Answer messages; the reading thread ends the process."""
         setup = self._setup
         flower_adapter.adopt_identity(setup.run_id, setup.node_id)
         try:
             app = flower_adapter.read_app(Path(setup.folder)).load("clientapp")
             if not isinstance(app, ClientApp):
-                raise ConfigError(f"the clientapp of {setup.folder} is a {type(app).__name__}, not a ClientApp")
+                raise ConfigError(
+                    f"the clientapp of {setup.folder} is a {type(app).__name__}, expected a ClientApp"
+                )
         except ConfigError as e:
             self._pipe.send(_failure(e).SerializeToString())
             return
@@ -78,7 +80,7 @@ class ClientAppRunner:
             self._run(app, job)
 
     def _read_jobs(self) -> NoReturn:
-        """Read ahead in a thread, so that this process ends with its client also while the app is busy."""
+        """Read ahead in a thread, so that this process ends with its client even while the app is busy."""
         try:
             while True:
                 work_id = pb.AssignmentId.FromString(self._pipe.receive())
@@ -87,7 +89,7 @@ class ClientAppRunner:
             os._exit(0)
 
     def _run(self, app: ClientApp, job: Job) -> None:
-        """Run the app; its failure, a reply or state that cannot be sent among them, is an outcome too."""
+        """Run the app and send its outcome. A reply or a state that cannot be sent is a failure."""
         context, outcome = self._context(job.state), _Outcome()
         try:
             reply = app(self._message(job), context)
@@ -99,7 +101,7 @@ class ClientAppRunner:
             state = _encoded(context.state)
         except ValueError as e:
             traceback.print_exc()
-            problem = f"context.state cannot be kept, the state of before is: {e}"
+            problem = f"context.state cannot be kept, so the state before this message is: {e}"
             state, outcome = _encoded(job.state), _Outcome(pb.Failure(kind=type(e).__name__, reason=problem))
         self._pipe.send(outcome.failure.SerializeToString())
         for content in (state, outcome.content):
@@ -146,12 +148,12 @@ def _encoded(content: RecordDict) -> _Encoded:
 def _failure(error: BaseException) -> pb.Failure:
     kind = type(error).__name__
     if kind in flower_adapter.TELLING and not isinstance(error, records.ContentError):
-        kind = f"{kind}Raised"  # an exception of the app's own; what it says stays here
+        kind = f"{kind}Raised"  # the app's own exception; its text is not sent
     return pb.Failure(kind=kind, reason=_sendable(str(error)))
 
 
 def _refusal(reply: Message) -> _Outcome:
-    """The error that the app returned. Raises ValueError: its code is no int32."""
+    """The error that the app returned. Raises ValueError: its code is not an int32."""
     return _Outcome(
         pb.Failure(
             kind=flower_adapter.APP_ERROR, code=reply.error.code, reason=_sendable(reply.error.reason or "")

@@ -1,4 +1,4 @@
-"""Blobs this client already has, so that a frame or an unchanged model travels once. Used by the link alone."""
+"""Blobs that this client already has, so that a frame or an unchanged model is sent once. Used by the worker."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class BlobCache:
         self._recent: deque[frozenset[bytes]] = deque(maxlen=remembered_assignments)
 
     def lacking(self, digests: Iterable[bytes]) -> list[bytes]:
-        """Those that must be downloaded, each once, in order."""
+        """The digests to download, each once, in order."""
         return [d for d in dict.fromkeys(digests) if d not in self._blobs]
 
     def add(self, digest: bytes, data: Buffer) -> None:
-        """Remember one blob until enough assignments did without it."""
+        """Keep one blob until enough assignments have not used it."""
         self._blobs[digest] = data
 
     def __getitem__(self, digest: bytes) -> Buffer:
-        """One blob, which an app may read and not change: it may be the next assignment's too."""
+        """One blob, read-only: the next assignment may use it too."""
         return memoryview(self._blobs[digest]).toreadonly()
 
     def settle(self, digests: Iterable[bytes]) -> None:
-        """An assignment with these blobs is complete; forget what the last few did not use."""
+        """An assignment with these blobs is complete; drop those that the last few assignments did not use."""
         self._recent.append(frozenset(digests))
         wanted = frozenset().union(*self._recent)
         places = {_place(self._blobs.pop(digest)) for digest in set(self._blobs) - wanted}
         for digest, data in self._blobs.items():
-            if _place(data) in places:  # what came together lies together, and would all stay
+            if _place(data) in places:  # blobs of one download share memory, which would stay whole
                 self._blobs[digest] = bytes(data)
 
 

@@ -1,6 +1,6 @@
-"""The channel to the server: how it is protected and which way it takes.
+"""The channel to the server: its credentials, and the proxy on the way.
 
-Used by the link. Knows nothing of attendances or work.
+Used by the link, the dry run and operators' commands. Knows nothing of attendances or work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fednc.common.wire.protocol import channel_options, is_loopback
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """Files that protect the channel and say who we are; read anew at every connection, so renewed ones count."""
+    """Files that secure the channel and identify this client; read again for each connection."""
 
     ca: Path
     cert: Path | None = None
@@ -31,32 +31,32 @@ class Credentials:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Credentials:
-        """What `fednc certs node` or `fednc certs token` put there; a certificate comes before a token."""
+        """The files that `fednc certs node` or `fednc certs token` made; a certificate is preferred to a token."""
         if (folder / cred.CERT).exists():
             return cls(ca=folder / cred.CA, cert=folder / cred.CERT, key=folder / cred.KEY)
         if (folder / cred.TOKEN).exists():
             return cls(ca=folder / cred.CA, token=folder / cred.TOKEN)
         raise ConfigError(
-            f"{folder} holds neither {cred.CERT} nor {cred.TOKEN}: copy the folder that `fednc certs node` made"
+            f"{folder} has neither {cred.CERT} nor {cred.TOKEN}: copy the folder that `fednc certs node` made"
         )
 
     @property
     def holder(self) -> cred.Holder | None:
-        """Whom they speak for. Raises ConfigError."""
+        """Whom they identify. Raises ConfigError."""
         if self.cert:
             return self._certificate().holder
         return cred.holder_of_token(self._token()) if self.token else None
 
     @property
     def has_expired(self) -> bool:
-        """Whether our own certificate has, by this machine's clock; not where it cannot be read just now."""
+        """Whether our own certificate has expired by this machine's clock; False if it cannot be read."""
         try:
             return bool(self.cert) and self._certificate().expires <= time.time()
         except ConfigError:
             return False
 
     def for_channel(self) -> grpc.ChannelCredentials:
-        """What gRPC needs of them. Raises ConfigError."""
+        """For gRPC. Raises ConfigError."""
         authority = self._authority()
         if self.cert:
             return grpc.ssl_channel_credentials(authority, *self._pair())
@@ -71,21 +71,21 @@ class Credentials:
             check_authority(authority)
         except ValueError as e:
             raise ConfigError(
-                f"{self.ca} is no certificate of an authority ({e}); `fednc certs` calls it ca.pem"
+                f"{self.ca} is not an authority's certificate ({e}); use the ca.pem that `fednc certs` made"
             ) from e
         return authority
 
     def _token(self) -> str:
         token = _read(self.token).decode(errors="replace").strip()
         if not token.isascii() or cred.holder_of_token(token) is None:
-            raise ConfigError(f"{self.token} holds no token; `fednc certs token` makes the file: copy it again")
+            raise ConfigError(f"{self.token} has no token in it; copy it again; `fednc certs token` made it")
         return token
 
     def _certificate(self) -> cred.Certificate:
         try:
             return cred.read_certificate(_read(self.cert))
         except ValueError as e:
-            raise ConfigError(f"{self.cert} is no certificate: {e}") from e
+            raise ConfigError(f"{self.cert} is not a certificate: {e}") from e
 
     def _pair(self) -> tuple[bytes, bytes]:
         key, cert = _read(self.key), _read(self.cert)
@@ -109,18 +109,18 @@ def credentials_from(
     """What the options of a command ask for; None is plaintext.
 
     Raises:
-        ConfigError: the address cannot be one, or the options contradict each other or leave the link open by
-            accident.
+        ConfigError: the address is not valid, or the options contradict each other or leave the link unprotected
+            by accident.
     """
     parse_address(server, "--server")
     given = [option for option in (certs, ca, cert, key, token) if option]
     if insecure and given:
-        raise ConfigError(f"--insecure is plaintext, where {given[0]} would not be used; leave one of them out")
+        raise ConfigError(f"--insecure means plaintext, which does not use {given[0]}; leave one of them out")
     if certs:
         return Credentials.from_folder(certs)
     if given:
         if ca is None or (cert is None) != (key is None):
-            raise ConfigError("--cert and --key go together, and --ca is always needed with them or a token")
+            raise ConfigError("--cert and --key go together, and both they and a token need --ca")
         return Credentials(ca=ca, cert=cert, key=key, token=token)
     if not insecure and not is_loopback(server):
         raise ConfigError(
@@ -131,7 +131,7 @@ def credentials_from(
 
 
 class ForChannel(Protocol):
-    """What gives a channel its credentials."""
+    """Credentials for a channel."""
 
     def for_channel(self) -> grpc.ChannelCredentials | None:
         """None is plaintext. Raises ConfigError."""
@@ -140,7 +140,7 @@ class ForChannel(Protocol):
 def open_channel(
     server: str, credentials: ForChannel | None, liveness_s: float, *, direct: bool = False
 ) -> grpc.aio.Channel:
-    """A channel; plaintext without credentials, past any proxy if `direct`. Raises ConfigError."""
+    """A channel: plaintext without credentials, no proxy if `direct`. Raises ConfigError."""
     options = [*channel_options(liveness_s), *proxy_options(server, direct=direct)]
     found = credentials.for_channel() if credentials else None
     if found is None:
@@ -153,4 +153,4 @@ def _read(path: Path | None) -> bytes:
     try:
         return path.read_bytes()
     except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror}; `fednc certs node` makes all that a client needs") from e
+        raise ConfigError(f"{path}: {e.strerror}; copy the folder that `fednc certs node` made") from e

@@ -1,7 +1,7 @@
-"""Credentials that are renewed under a running client: the last ones that fitted count until new ones do.
+"""Credentials that are replaced while a client runs: the last valid ones are used until the new ones are complete.
 
-Whoever copies files to a machine copies them one after the other, so for a moment the certificate is the new one
-and the key still the old. That moment must not end a client that would come back by itself.
+Files are copied to a machine one after the other, so for a moment the certificate is new and the key still old.
+That must not end a client that would otherwise reconnect.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fednc.common.errors import ConfigError
 log = logging.getLogger("fednc.client")
 
 
-class Renewing:
-    """What a client connects with: its files as they are now, or as they last were when they fitted."""
+class RenewableCredentials:
+    """What a client connects with: its files as they are now, or as they were when they were last valid."""
 
     def __init__(self, files: Credentials | None) -> None:
         self._files = files
@@ -25,7 +25,7 @@ class Renewing:
         self._trouble = ""
 
     def for_channel(self) -> grpc.ChannelCredentials | None:
-        """None is plaintext. Raises ConfigError: they cannot be used, and never could."""
+        """None is plaintext. Raises ConfigError: the files are not valid and never were."""
         if self._files is None:
             return None
         try:
@@ -35,8 +35,8 @@ class Renewing:
                 raise
             trouble = str(e)
         if trouble and trouble != self._trouble:
-            log.warning("%s. The ones from before are used until new ones fit", trouble)
+            log.warning("%s. The previous credentials are used until the new ones are valid", trouble)
         if self._trouble and not trouble:
-            log.info("the renewed credentials fit and are used from now on")
+            log.info("the renewed credentials are valid and used from now on")
         self._trouble = trouble
         return self._kept

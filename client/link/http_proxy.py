@@ -1,7 +1,7 @@
-"""HTTP proxies of the environment on the way to the server: which one gRPC would use, and how to do without.
+"""HTTP proxies on the way to the server: which one gRPC uses, and how to use none.
 
-gRPC reads `grpc_proxy`, `https_proxy` and `http_proxy`, and `no_grpc_proxy` or `no_proxy` for exceptions. Here the
-same is read, so that messages can name the proxy.
+gRPC reads `grpc_proxy`, `https_proxy` and `http_proxy`, and `no_grpc_proxy` or `no_proxy` for exceptions. The same
+variables are read here so that messages can name the proxy.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _PROXIES, _EXCEPTIONS = ("grpc_proxy", "https_proxy", "http_proxy"), ("no_grpc_p
 
 
 def proxy_options(server: str, *, direct: bool = False) -> Options:
-    """Channel options: no proxy to this machine itself, nor where none is wanted."""
+    """Channel options: no proxy to this machine itself, nor if `direct`."""
     return [("grpc.enable_http_proxy", 0)] if direct or is_loopback(server) else []
 
 
 def proxy_on_the_way(server: str, *, direct: bool = False) -> str:
-    """HOST:PORT of the proxy that a connection to `server` goes through, without its password; empty: none."""
+    """HOST:PORT of the proxy for `server`, without its password; empty: none."""
     found = next((os.environ[name] for name in _PROXIES if os.environ.get(name)), "")
     if direct or is_loopback(server) or not found:
         return ""

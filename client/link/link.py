@@ -1,7 +1,7 @@
-"""The resident gRPC link of one client: attend, declare, work, reply, come back when the connection breaks.
+"""One client's link to a server: attends, declares, takes work, and reconnects when the connection breaks.
 
-Runs on an event loop; the app (blocking: data, training) runs in a worker thread. Knows no task and no method;
-`Host` is all it asks of the app.
+Runs on an event loop; the app, which blocks while it reads data and trains, runs in a worker thread. Knows no task
+and no method, and of the app only `Host`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from flwr.app import Message
 from fednc.client.link.attendance import Attendance, read_event
 from fednc.client.link.channel import Credentials, open_channel
 from fednc.client.link.connection_errors import explain, final_reason, is_expired_refusal
-from fednc.client.link.credential_renewal import Renewing
+from fednc.client.link.credential_renewal import RenewableCredentials
 from fednc.client.link.http_proxy import proxy_on_the_way
-from fednc.client.link.reconnect_messages import Patience
+from fednc.client.link.reconnect_messages import ReconnectLog
 from fednc.client.link.transfer import Stub
 from fednc.client.link.worker import BACKOFF_S, BeforeDownload, Worker, accept_any_size, jittered
 from fednc.common.errors import RefusedError
@@ -41,18 +41,18 @@ _FINAL = (
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
 )
-_SAY_SO_EVERY_S = 10.0
-_ATTENDED_S = 1.0  # who was connected for so long comes back at once
+_FIRST_LOG_PAUSE_S = 10.0  # between two lines on the same lost connection; grows
+_ATTENDED_S = 1.0  # after an attendance of this length reconnect at once
 
 
 class Host(Protocol):
     """What runs inside the link."""
 
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
-        """Get ready for a run; blocking. Raises FedncError when this client cannot take part."""
+        """Prepare for a run; blocks. Raises FedncError: this client cannot take part."""
 
     def work(self, message: Message) -> Message:
-        """Answer one instruction; blocking."""
+        """Answer one instruction; blocks."""
 
     def leave(self) -> None:
         """The run is over."""
@@ -60,24 +60,37 @@ class Host(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LinkConfig:
-    """How to reach the server and as whom."""
+    """How to reach the server, under which name, and what to tell it.
+
+    Attributes:
+        credentials: None is plaintext.
+        part: the part of a simulated split that the user chose.
+        tasks, methods: what is installed, as "name/version".
+        app: name and version of a foreign Flower app; empty: fednc's own.
+        app_code: fingerprint of its code.
+        liveness_s: how long the server may be silent, unless it names another time.
+        once: leave after one run.
+        direct: use no proxy.
+        before_download: called with each assignment and the bytes it brings; raises to refuse it.
+        admit: called with the bytes that are about to be downloaded; raises where these are too many.
+    """
 
     server: str
     name: str
-    credentials: Credentials | None = None  # None: plaintext
+    credentials: Credentials | None = None
     part: pb.Part | None = None
     tasks: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
-    app: str = ""  # name and version of a foreign Flower app; empty: fednc's own
-    app_code: str = ""  # fingerprint of its code
+    app: str = ""
+    app_code: str = ""
     liveness_s: float = 5.0
     once: bool = False
-    before_download: BeforeDownload = accept_any_size  # may refuse what an instruction brings
-    direct: bool = False  # past any proxy
-    admit: Callable[[int], None] = lambda _size: None  # raises where a download has too many bytes
+    direct: bool = False
+    before_download: BeforeDownload = accept_any_size
+    admit: Callable[[int], None] = lambda _size: None
 
     def request(self, instance: bytes = b"", *, dry_run: bool = False) -> pb.AttendRequest:
-        """What opens an attendance; `instance` tells this process from others of the same name."""
+        """What opens an attendance; `instance` distinguishes this process from others of the same name."""
         return pb.AttendRequest(
             protocol=PROTOCOL,
             name=self.name,
@@ -93,7 +106,7 @@ class LinkConfig:
 
 
 class Link:
-    """One client's link to one server."""
+    """One client's link to one server; owns the worker and the attendance under way."""
 
     def __init__(self, config: LinkConfig, host: Host) -> None:
         self._config, self._host = config, host
@@ -103,15 +116,15 @@ class Link:
         self._run_id = ""
         self._declaration: pb.Declaration | None = None
         self._standing = pb.Declaration.READY
-        self._keys = Renewing(config.credentials)
+        self._credentials = RenewableCredentials(config.credentials)
         self._proxy = proxy_on_the_way(config.server, direct=config.direct)
-        self._patience = Patience(config.server, _SAY_SO_EVERY_S)
+        self._reconnect_log = ReconnectLog(config.server, _FIRST_LOG_PAUSE_S)
 
     async def run(self) -> pb.RunOver:
-        """Attend until the run is over (`once`) or for ever.
+        """Attend one run (`once`), or run after run.
 
         Raises:
-            RefusedError: the server will not have this client.
+            RefusedError: the server does not accept this client.
             FedncError: this client cannot take part in the run.
         """
         worker = asyncio.create_task(self._worker.work_for_ever())
@@ -122,31 +135,31 @@ class Link:
                 self._leave_run()
                 if self._config.once:
                     return over
-                self._patience.wait_for_next_run()
+                self._reconnect_log.wait_for_next_run()
         finally:
             self._worker.cancel_all()
             worker.cancel()
 
-    # ---- how this client stands --------------------------------------------------------------------------
+    # ---- pause, resume, leave --------------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """Hold at the next batch, want no more work, and let the server know."""
+        """Put work on hold at its next batch, take no more, and tell the server."""
         log.info("paused: work holds at its next batch")
         self._worker.hold()
         self._stand(pb.Declaration.PAUSED)
 
     def resume(self) -> None:
-        """Go on where `pause` held."""
-        log.info("going on")
+        """Continue after `pause`."""
+        log.info("resumed")
         self._worker.go_on()
         self._stand(pb.Declaration.READY)
 
     async def drain(self) -> None:
-        """Want no more work; return when what is at hand is settled, or cannot be."""
+        """Take no more work; return when the work at hand is finished, or cannot be."""
         self._worker.go_on()
         self._stand(pb.Declaration.LEAVING)
         if self._attendance:
-            await self._attendance.flush()  # the server must hear it before this client leaves
+            await self._attendance.flush()  # the server must know before this client leaves
         await self._worker.drain()
 
     def _stand(self, standing: pb.Declaration.Standing) -> None:
@@ -158,7 +171,7 @@ class Link:
     # ---- attending -----------------------------------------------------------------------------------------
 
     async def _attend_patiently(self) -> pb.RunOver:
-        """Attend, and come back after broken connections, with growing and jittered pauses."""
+        """Attend, and reconnect after broken connections, with growing and jittered pauses."""
         pause_s = BACKOFF_S[0]
         while True:
             started = time.monotonic()
@@ -169,7 +182,7 @@ class Link:
                     raise RefusedError(final_reason(e, self._config.credentials, self._proxy)) from e
                 if is_expired_refusal(e, self._config.credentials):
                     raise RefusedError("this client's certificate has expired; the operator can renew it") from e
-                self._patience.note(explain(e, self._config.credentials, self._proxy))
+                self._reconnect_log.note(explain(e, self._config.credentials, self._proxy))
             if time.monotonic() - started > _ATTENDED_S:
                 pause_s = BACKOFF_S[0]  # it was a long attendance, not a failed attempt
             await asyncio.sleep(jittered(pause_s))
@@ -178,13 +191,13 @@ class Link:
     async def _attend(self) -> pb.RunOver:
         """One attendance, from its beginning until the run is over. Raises AioRpcError where it breaks."""
         config = self._config
-        opened = open_channel(config.server, self._keys, config.liveness_s, direct=config.direct)
+        opened = open_channel(config.server, self._credentials, config.liveness_s, direct=config.direct)
         async with opened as channel:
             stub = Stub(channel)
             events = stub.Attend(config.request(self._instance))
             try:
                 welcome = (await read_event(events)).welcome
-                self._patience.connected()
+                self._reconnect_log.connected()
                 attendance = Attendance(stub, events, welcome, config.liveness_s)
                 sending = asyncio.create_task(attendance.send_queued())
                 try:
@@ -207,8 +220,8 @@ class Link:
             log.info("run %s at %s: loading data", welcome.run_id, self._config.server)
             try:
                 self._declaration = await asyncio.to_thread(self._host.prepare, welcome)
-            except Exception as e:  # whatever it is, the server must hear of it
-                log.error("this client cannot take part: %s: %s", type(e).__name__, e)  # the details stay here
+            except Exception as e:  # the server must hear of every failure
+                log.error("this client cannot take part: %s: %s", type(e).__name__, e)  # details are not sent
                 await attendance.declare(pb.Declaration(problem=refusal_of(e)))
                 raise
         self._declaration.standing = self._standing

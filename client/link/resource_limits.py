@@ -1,4 +1,4 @@
-"""What its owner lets a client use: hours, memory, disk. Wraps the link and its host; neither knows of it."""
+"""The owner's limits on a client: hours, memory, disk. Wraps the link and its host; neither knows of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 async def attend_for(link: Link, hours: float) -> pb.RunOver | None:
-    """Attend; after so many hours take no new work, finish what is at hand and leave (None).
+    """Attend; after so many hours take no more work, finish the work at hand and leave (None).
 
     Raises:
         RefusedError, FedncError: see Link.run.
@@ -36,7 +36,7 @@ async def attend_for(link: Link, hours: float) -> pb.RunOver | None:
 
 
 class OutOfReserveError(CodedError):
-    """This machine is short of memory or disk; the server hears the code as the reply to its work."""
+    """This machine is short of memory or disk; the server gets the code as a reply."""
 
     code = "below-reserve"
 
@@ -49,23 +49,23 @@ class DownloadTooLargeError(CodedError):
 
 @dataclass(frozen=True)
 class DownloadBounds:
-    """How many bytes one download may have: asked with what its manifest says, before a byte is fetched."""
+    """How many bytes one download may have; judged by its manifest, before a byte is downloaded."""
 
     max_gib: float = 0  # 0: no limit but the memory that is free
     min_free_gib: float = 0
 
     def admit(self, size: int) -> None:
-        """Return where `size` bytes may be downloaded. Raises DownloadTooLargeError, OutOfReserveError."""
+        """Return if `size` bytes may be downloaded. Raises DownloadTooLargeError, OutOfReserveError."""
         if self.max_gib and size > self.max_gib * _GIB:
             raise DownloadTooLargeError(
-                f"the server offers a download of {size / _GIB:.2f} GiB, and at most {self.max_gib:g} are taken "
-                "(--max-download-gib): raise it if you trust this server"
+                f"the server offers a download of {size / _GIB:.2f} GiB; at most {self.max_gib:g} are accepted "
+                "(--max-download-gib). Raise the limit if you trust this server"
             )
         free = free_bytes().get("memory")
         if free is not None and size > free - self.min_free_gib * _GIB:
             raise OutOfReserveError(
                 f"the server offers a download of {size / _GIB:.2f} GiB; {free / _GIB:.2f} GiB of memory are free "
-                f"and {self.min_free_gib:g} are kept (--min-free-gib): free some, or do not take part in this run"
+                f"and {self.min_free_gib:g} must stay free (--min-free-gib). Free some memory, or skip this run"
             )
 
 
@@ -84,8 +84,8 @@ class Reserve:
         for what, free in free_bytes().items():
             if free < self._min_free_gib * _GIB:
                 raise OutOfReserveError(
-                    f"{free / _GIB:.2f} GiB of {what} are free and this client's owner keeps "
-                    f"{self._min_free_gib:g} (--min-free-gib): free some, or start it with less"
+                    f"{free / _GIB:.2f} GiB of {what} are free, less than the {self._min_free_gib:g} of "
+                    "--min-free-gib. Free some, or lower the limit"
                 )
         return self._host.work(message)
 
@@ -95,7 +95,7 @@ class Reserve:
 
 
 def free_bytes() -> dict[str, int]:
-    """What is left of memory (the container's share, if less) and of the disk for temporary files."""
+    """Free memory (of the container, if it has less) and free disk for temporary files."""
     folder = tempfile.gettempdir()
     free = {f"disk at {folder}": shutil.disk_usage(folder).free}
     memory = [left for left in (_left_on_machine(), _left_in_container()) if left is not None]
@@ -110,7 +110,7 @@ def _left_on_machine() -> int | None:
 
 
 def _left_in_container() -> int | None:
-    """Under a cgroup (v2) with a limit: what page cache it can give back counts as free, as in MemAvailable."""
+    """Under a cgroup (v2) with a limit; page cache that can be reclaimed counts as free, as in MemAvailable."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())

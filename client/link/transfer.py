@@ -1,6 +1,6 @@
-"""The bytes of one assignment: download what did not come with it, upload the reply, continue what broke off.
+"""Transfers for one assignment: download what did not come with it, upload the reply, resume after a break.
 
-Used by the link; knows nothing of apps or rounds.
+Used by the attendance and the worker. Knows nothing of apps or rounds.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
 
 _TRIES = 3
-_DIGESTS = 1 << 14  # in one request; the server takes a few times as many
-_HEADER_BYTES = UPWARD_LIMIT_BYTES - WHOLE_BYTES - 1024  # the rest is for the data and their heads
-_SMALL_BYTES = 256 << 10  # hashed sooner than a thread takes over
+_DIGESTS = 1 << 14  # in one request; the server accepts a few times as many
+_HEADER_BYTES = UPWARD_LIMIT_BYTES - WHOLE_BYTES - 1024  # the rest is for data and framing
+_SMALL_BYTES = 256 << 10  # hashing it takes less time than a switch to a thread
 Metadata = tuple[tuple[str, bytes], ...]
 DownloadCall = grpc.aio.UnaryStreamCall[pb.DownloadRequest, Data]
 UploadCall = grpc.aio.StreamStreamCall[pb.UploadFrame | Piece, pb.UploadEvent]
@@ -47,10 +47,10 @@ class Stub(rpc.FederationStub):
 
 
 def take_along(blobs: Iterable[bytes], manifest: pb.Manifest, cache: BlobCache) -> None:
-    """Into the cache with blobs that came with an assignment. One that is damaged is none, and downloaded."""
+    """Put blobs that came with an assignment into the cache. A damaged one is ignored, and downloaded later."""
     wanted = {meta.digest for meta in records.metas_of(manifest)}
     for blob in blobs:
-        data = _arrived(blob)
+        data = _incoming(blob)
         if (digest := fingerprint(data)) in wanted:
             cache.add(digest, data)
 
@@ -124,7 +124,7 @@ async def _fill(targets: list[memoryview], call: DownloadCall, hear: Callable[[]
     targets = [t for t in targets if len(t)]
     async for chunk in call:
         hear()
-        data = memoryview(_arrived(chunk))
+        data = memoryview(_incoming(chunk))
         while data:
             if not targets:
                 raise ProtocolError("a download is longer than announced")
@@ -139,7 +139,7 @@ async def _fill(targets: list[memoryview], call: DownloadCall, hear: Callable[[]
 
 @dataclass(frozen=True, eq=False)
 class PendingReply:
-    """A finished piece of work, kept until the server has settled it."""
+    """A reply, kept until the server has sent a receipt for it."""
 
     id: pb.AssignmentId
     manifest: pb.Manifest = field(default_factory=pb.Manifest)
@@ -149,10 +149,10 @@ class PendingReply:
 
     @classmethod
     def of(cls, work_id: pb.AssignmentId, message: Message, *, packs: bool = False) -> PendingReply:
-        """The reply that an app returned; `packs`: what is large outside arrays goes as bulk.
+        """The reply that an app returned; `packs`: large content outside arrays travels as bulk data.
 
         Raises:
-            ContentError: it holds what cannot be sent.
+            ContentError: it holds something that cannot be sent.
         """
         if message.has_error():
             return cls(work_id, failure=pb.Failure(kind=APP_ERROR, reason=message.error.reason or ""))
@@ -170,20 +170,20 @@ class PendingReply:
 
     @property
     def header(self) -> pb.UploadHeader:
-        """What comes before the data. Raises ProtocolError where it is too long to travel."""
+        """What is sent before the data. Raises ProtocolError: it is too long."""
         header = pb.UploadHeader(
             id=self.id, upload_id=self.upload_id, manifest=self.manifest, failure=self.failure
         )
         if header.ByteSize() > _HEADER_BYTES:
-            raise ProtocolError(f"a manifest of {header.ByteSize()} bytes; at most {_HEADER_BYTES} travel")
+            raise ProtocolError(f"a manifest of {header.ByteSize()} bytes; at most {_HEADER_BYTES} can be sent")
         return header
 
 
 async def send_reply(stub: Stub, metadata: Metadata, reply: PendingReply, whole_bytes: int) -> pb.Receipt:
-    """Upload a reply: in one message up to `whole_bytes` of data, else from where the server says it left off.
+    """Upload a reply: in one message up to `whole_bytes` of data, else from the offset that the server names.
 
     Raises:
-        ProtocolError: the server does not keep to the agreement, or the reply's manifest is too long.
+        ProtocolError: the server breaks the protocol, or the reply's manifest is too long.
         grpc.RpcError: the connection broke; call again with the same reply to continue.
     """
     send = _send_whole if whole_bytes and reply.size <= whole_bytes else _send_in_frames
@@ -196,7 +196,7 @@ async def send_reply(stub: Stub, metadata: Metadata, reply: PendingReply, whole_
 
 async def _send_whole(stub: Stub, metadata: Metadata, reply: PendingReply) -> pb.Receipt:
     piece = framing.Run(reply.buffers).take(reply.size)
-    data, digest = b"".join(_on_its_way(piece)), fingerprint(*piece)
+    data, digest = b"".join(_outgoing(piece)), fingerprint(*piece)
     upload = pb.WholeUpload(header=reply.header, data=data, digest=digest)
     receipt: pb.Receipt = await stub.UploadWhole(upload, metadata=metadata)
     return receipt
@@ -215,7 +215,7 @@ async def _send_in_frames(stub: Stub, metadata: Metadata, reply: PendingReply) -
 
 
 async def _send_data(call: UploadCall, reply: PendingReply, grant: pb.Grant) -> pb.UploadEvent:
-    """Send from where the grant says, as far as it and those after it allow; what the server says then."""
+    """Send from the offset of the grant as far as it and later ones allow; returns the server's answer."""
     sent, run, until = Fingerprint(), framing.Run(reply.buffers), grant.until or reply.size
     sent.update(*run.take(grant.offset))
     while run.left:
@@ -223,7 +223,7 @@ async def _send_data(call: UploadCall, reply: PendingReply, grant: pb.Grant) -> 
         if allowed > 0:
             piece = run.take(allowed)
             sent.update(*piece)
-            await call.write(_on_its_way(piece))
+            await call.write(_outgoing(piece))
             continue
         event = await _next_event(call)
         if not event.HasField("grant"):
@@ -234,17 +234,17 @@ async def _send_data(call: UploadCall, reply: PendingReply, grant: pb.Grant) -> 
     return await _next_event(call)
 
 
-def _on_its_way(piece: Piece) -> Piece:
+def _outgoing(piece: Piece) -> Piece:
     return fault_injection.through_all("client.upload", piece)
 
 
-def _arrived(data: Data) -> Data:
+def _incoming(data: Data) -> Data:
     return fault_injection.through("client.download", data)
 
 
 async def _next_event(call: UploadCall) -> pb.UploadEvent:
     event = await call.read()
     if not isinstance(event, pb.UploadEvent):
-        await call.code()  # raises what ended the call, if it was not the server's decision
+        await call.code()  # raises the call's error, unless the server ended it
         raise ProtocolError(f"an upload ended without a receipt: {await call.details()}")
     return event

@@ -1,7 +1,7 @@
-"""The channel between the link and the app that runs inside it: progress out, cancellation in.
+"""What passes between the link and the app that runs in it: progress out, cancellation in.
 
-A Flower ClientApp gets only a message and a context. What it may do beyond that it finds here; on stock Flower,
-where no link sets the hook, everything is a no-op.
+A Flower ClientApp gets only a message and a context. These hooks are all it has besides; on stock Flower, where no
+link sets them, they do nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _HOLD_POLL_S = 0.1
 
 
 class WorkCancelledError(FedncError):
-    """The server no longer waits for this work."""
+    """The server no longer needs this work."""
 
 
 class AppFailedError(Exception):
-    """A foreign app's own failure: `kind` is the class of the exception that it raised, elsewhere."""
+    """A failure of a foreign app: `kind` is the class of the exception that it raised in its own process."""
 
     def __init__(self, kind: str, reason: str, code: int = 0) -> None:
         super().__init__(reason)
@@ -31,7 +31,7 @@ class AppFailedError(Exception):
 
 @dataclass(frozen=True)
 class LocalProgress:
-    """How far local work has come."""
+    """How far local work is."""
 
     step: int
     steps: int
@@ -48,14 +48,14 @@ def _set_event() -> threading.Event:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the link offers to the work that it runs."""
+    """What the link offers the work that it runs."""
 
     report: Callable[[LocalProgress], None] = lambda _: None
     cancelled: threading.Event = field(default_factory=threading.Event)
-    running: threading.Event = field(default_factory=_set_event)  # cleared: hold
+    running: threading.Event = field(default_factory=_set_event)  # cleared: work is on hold
 
     def check(self) -> None:
-        """Hold while the client is paused; called at every batch. Raises WorkCancelledError: no longer wanted."""
+        """Wait while the client is paused; called before each batch. Raises WorkCancelledError."""
         wait_until(lambda: self.cancelled.is_set() or self.running.wait(_HOLD_POLL_S), Deadline(), every_s=0)
         if self.cancelled.is_set():
             raise WorkCancelledError("cancelled by the server")

@@ -1,7 +1,7 @@
-"""One client's work: takes assignments, fetches what they need, runs the app, sees every reply through.
+"""One client's work: takes assignments, downloads their content, runs the app, and uploads each reply.
 
-Filled by the link, which lends it an attendance while there is a connection. Whatever goes wrong here ends as a
-reply that says so: the server must never wait for a client that has given up. Knows no task and no method.
+Owned by the link, which lends it an attendance while there is a connection. Every failure here becomes a reply:
+the server must never wait for a client that has given up. Knows no task and no method.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
 T = TypeVar("T")
-BeforeDownload = Callable[[pb.AssignmentId, int], None]  # work, bytes that it brings; raises to refuse
+BeforeDownload = Callable[[pb.AssignmentId, int], None]  # which work, how many bytes; raises to refuse
 
 BACKOFF_S = (0.1, 5.0)  # first and longest pause between attempts
 _DRAIN_POLL_S = 0.05
-_DOWNLOADS = 3  # tries at one assignment's content
+_DOWNLOADS = 3  # attempts at one assignment's content
 _POINTLESS = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.PERMISSION_DENIED,
@@ -46,11 +46,11 @@ _POINTLESS = (
 
 @dataclass(eq=False)
 class _LocalWork:
-    """One assignment, from its arrival until the server has settled its reply."""
+    """One assignment, from its arrival to the server's receipt for its reply."""
 
     id: pb.AssignmentId
     content: pb.Manifest
-    blobs: Sequence[bytes]  # what came along
+    blobs: Sequence[bytes]  # came with the assignment
     hooks: Hooks
 
     def __str__(self) -> str:
@@ -58,11 +58,11 @@ class _LocalWork:
 
 
 def accept_any_size(_work_id: pb.AssignmentId, _size: int) -> None:
-    """Refuses no download."""
+    """Refuses nothing."""
 
 
 class Worker:
-    """The work of one client, one piece after the other."""
+    """Does one assignment after the other."""
 
     def __init__(
         self,
@@ -109,12 +109,12 @@ class Worker:
         self._running.set()
 
     def accept(self, assignment: pb.Assignment) -> None:
-        """Take on an assignment; one that is under way already goes on as it is."""
+        """Take an assignment; one that is already under way continues."""
         key = _key(assignment.id)
         if key in self._active:
             return
         for older in self._active.values():
-            if older.id.attempt < assignment.id.attempt:  # of a server that was restarted since
+            if older.id.attempt < assignment.id.attempt:  # the server has been restarted since
                 older.hooks.cancelled.set()
         loop = asyncio.get_running_loop()
 
@@ -126,39 +126,39 @@ class Worker:
         self._todo.put_nowait(work)
 
     def cancel(self, cancel: pb.Cancel) -> None:
-        """The server does not wait for this work any more."""
+        """The server no longer needs this work."""
         work = self._active.get(_key(cancel.id))
         if work:
             log.info("%s: %s", work, one_line(cancel.reason, LONG_TEXT))
             work.hooks.cancelled.set()
 
     def cancel_all(self) -> None:
-        """Nobody waits for anything."""
+        """Nothing is needed any more."""
         for work in self._active.values():
             work.hooks.cancelled.set()
 
     def forget_run(self) -> None:
-        """The run is over; so is its work."""
+        """The run is over: cancel its work and drop its blobs."""
         self.cancel_all()
         self._cache = BlobCache()
 
     async def drain(self) -> None:
-        """Return when what is at hand is settled, or cannot be."""
+        """Return when the work at hand is finished, or cannot be because there is no connection."""
         await wait_until_async(lambda: not (self._active and self._attendance.done()), Deadline(), _DRAIN_POLL_S)
 
     def _report(self, work_id: pb.AssignmentId, progress: LocalProgress) -> None:
         if self._attendance.done():
             self._attendance.result().report(work_id, progress)
 
-    # ---- one piece after the other -------------------------------------------------------------------------
+    # ---- one assignment -------------------------------------------------------------------------------------
 
     async def work_for_ever(self) -> None:
-        """Answer every assignment that is accepted."""
+        """Answer every accepted assignment."""
         while True:
             work = await self._todo.get()
             try:
                 await self._do(work)
-            except FedncError as e:  # the server does not take it, and says why
+            except FedncError as e:  # the server rejects the reply and says why
                 log.error("%s could not be answered: %s", work, e)
             except Exception:
                 log.exception("%s could not be answered", work)
@@ -175,13 +175,13 @@ class Worker:
             log.error("the reply to %s cannot be sent: %s", work, e)
             receipt = await self._send(work, _failed(work, e))
         if receipt and receipt.outcome in (pb.Receipt.LATE, pb.Receipt.REJECTED):
-            log.warning("the server did not take the reply to %s: %s", work, one_line(receipt.reason, LONG_TEXT))
+            log.warning("the server did not accept the reply to %s: %s", work, one_line(receipt.reason, LONG_TEXT))
 
     async def _send(self, work: _LocalWork, reply: PendingReply) -> pb.Receipt | None:
-        return await self._persist(work, lambda a: a.send(reply))
+        return await self._transfer_until_done(work, lambda a: a.send(reply))
 
     async def _reply_to(self, work: _LocalWork) -> PendingReply | None:
-        """What the app made of it, or why nothing came of it; None where nobody waits any more."""
+        """The app's reply, or one that says why there is none; None if the work was cancelled."""
         try:
             content = await self._fetch(work)
             if content is None:
@@ -192,7 +192,7 @@ class Worker:
         except WorkCancelledError:
             return None
         except Exception as e:
-            traced = not isinstance(e, AppFailedError | CodedError)  # which have told their own story
+            traced = not isinstance(e, AppFailedError | CodedError)  # these explain themselves
             log.error("%s failed: %s", work, e, exc_info=traced)
             return _failed(work, e)
 
@@ -211,20 +211,22 @@ class Worker:
         return answer
 
     async def _fetch(self, work: _LocalWork) -> RecordDict | None:
-        """The content; downloaded again where it arrived damaged. Raises ProtocolError where it always does."""
+        """The content, downloaded again if it arrives damaged. Raises ProtocolError: it was damaged each time."""
         self._before_download(work.id, records.bulk_bytes(work.content))
         take_along(work.blobs, work.content, self._cache)
         for tries_left in reversed(range(_DOWNLOADS)):
             try:
-                return await self._persist(work, lambda a: a.fetch(work.content, self._cache, self._admit))
+                return await self._transfer_until_done(
+                    work, lambda a: a.fetch(work.content, self._cache, self._admit)
+                )
             except ProtocolError as e:
                 if not tries_left:
                     raise
                 log.warning("%s: %s; trying again", work, e)
         return None
 
-    async def _persist(self, work: _LocalWork, step: Callable[[Attendance], Awaitable[T]]) -> T | None:
-        """The step's result, tried again over new attendances until the work is cancelled."""
+    async def _transfer_until_done(self, work: _LocalWork, step: Callable[[Attendance], Awaitable[T]]) -> T | None:
+        """The result of a transfer, repeated over new attendances until it succeeds or the work is cancelled."""
         pause_s = BACKOFF_S[0]
         while not work.hooks.cancelled.is_set():
             attendance = await asyncio.shield(self._attendance)
@@ -233,11 +235,11 @@ class Worker:
                 return await transfer
             except grpc.aio.AioRpcError as e:
                 if e.code() is grpc.StatusCode.NOT_FOUND:
-                    return None  # the work it belonged to is over
+                    return None  # the work is over
                 if e.code() in _POINTLESS:
                     raise ProtocolError(one_line(e.details() or e.code().name, LONG_TEXT)) from e
                 log.info("transfer for %s interrupted (%s)", work, e.code().name.lower())
-            except asyncio.InvalidStateError:  # gRPC's, for a write on a call that has just ended
+            except asyncio.InvalidStateError:  # from gRPC: the call had just ended
                 log.info("transfer for %s interrupted", work)
             except asyncio.CancelledError:
                 if _is_cancelled():
@@ -255,13 +257,13 @@ def _is_cancelled() -> bool:
 
 
 def jittered(pause_s: float) -> float:
-    """So that a thousand clients do not come back at the same moment."""
+    """A pause at random, so that a thousand clients do not reconnect at the same moment."""
     return pause_s * random.uniform(0.5, 1.5)  # noqa: S311
 
 
 def _failed(work: _LocalWork, error: BaseException) -> PendingReply:
-    """The reply that says so by a fixed code; what went wrong in detail stays in this client's log."""
-    if isinstance(error, AppFailedError):  # what was raised elsewhere
+    """A reply that tells of the failure by a fixed code; the details stay in this client's log."""
+    if isinstance(error, AppFailedError):  # raised in the app's process
         kind, reason = failure_of(error, foreign=error.kind)
         if error.kind in flower_adapter.TELLING:
             reason = plain(str(error), LONG_TEXT)

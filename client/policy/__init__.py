@@ -1,1 +1,1 @@
-"""What a client's owner allows, and the log of what left the machine."""
+"""The policy of a client's owner, and the log of what left the machine."""

@@ -1,7 +1,7 @@
-"""The client's own log of what left this machine, and of what it refused: one JSON object a line.
+"""The client's log of what left this machine and what it refused: one JSON object per line.
 
-Written by `guard.py` before a reply is handed to the link, so that nothing leaves that is not in it. Holds sizes
-and digests, never what was in a reply.
+Written by `guard.py` before a reply goes to the link, so that nothing leaves unlogged. Holds sizes and digests,
+never the content of a reply.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from flwr.app import ArrayRecord, RecordDict
 from fednc.common.errors import ConfigError
 from fednc.common.wire import records
 
-MOST_REFUSALS = 1000  # lines of refusals in a run; a server that goes on asking must not fill the disk
+MOST_REFUSALS = 1000  # refusals logged in a run; a server that keeps asking must not fill the disk
 
 
 class Audit:
     """An append-only file that only its owner can read."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file. Raises ConfigError."""
+        """Open or create the file. Raises ConfigError."""
         self._path = path
         self._refusals = 0
         try:
@@ -33,7 +33,7 @@ class Audit:
             os.fchmod(self._file, 0o600)
         except OSError as e:
             raise ConfigError(
-                f"the audit log {path} cannot be written ({e.strerror}): name a file in a folder that exists"
+                f"the audit log {path} cannot be written ({e.strerror}): name a file in an existing folder"
             ) from e
 
     def begin_run(self, **facts: Any) -> None:
@@ -42,25 +42,25 @@ class Audit:
         self.write("declared", **facts)
 
     def refuse(self, **facts: Any) -> None:
-        """A refusal, with how many there were in this run; beyond `MOST_REFUSALS` they are only counted."""
+        """Log a refusal and its number in this run; beyond `MOST_REFUSALS` they are only counted."""
         self._refusals += 1
         if self._refusals <= MOST_REFUSALS:
             self.write("refused", refusals=self._refusals, **facts)
 
     def write(self, outcome: str, **facts: Any) -> None:
-        """One line. Raises OSError."""
+        """Write one line. Raises OSError."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "outcome": outcome, **facts}
         data = (json.dumps(line) + "\n").encode()
         if os.write(self._file, data) != len(data):
-            raise OSError(f"{self._path}: a line could not be written whole")
+            raise OSError(f"{self._path}: a line was written only in part")
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         os.close(self._file)
 
 
 def describe(content: RecordDict) -> dict[str, Any]:
-    """What of a reply goes into the log: bytes by record, all bytes, and sha256 of header and data."""
+    """What the log says of a reply: bytes of each record, bytes in all, and sha256 of header and data."""
     manifest = records.to_manifest(content, with_digests=False)
     sizes = {entry.name: entry.ByteSize() for entry in manifest.records}
     for name, record in content.items():

@@ -1,7 +1,7 @@
-"""The one place that every instruction and every reply passes: a host that asks the owner's policy first.
+"""A host that every instruction and every reply passes: it asks the owner's policy and writes the audit log.
 
-Wraps the host that does the work, as `Reserve` does. Refuses before the work where run and instruction say enough,
-and after it by what the reply holds. With an audit log alone it refuses nothing.
+Wraps the host that does the work, as `Reserve` does. Refuses before the work if run and instruction are reason
+enough, and after it by the content of the reply. With an audit log only, it refuses nothing.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from fednc.protos import federation_pb2 as pb
 log = logging.getLogger("fednc.client")
 
 _ROUND_DIGITS = 10
-_KEPT_ANSWERS, _KEPT_BYTES = 32, 8 << 20  # of answers that are given again without being counted
+_KEPT_ANSWERS, _KEPT_BYTES = 32, 8 << 20  # of answers that may be repeated without being counted
 
 
 class BarredError(CodedError, ConfigError):
-    """The policy is against the whole run."""
+    """The policy refuses the whole run."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(f"{REFUSED}: {sentence}")
@@ -53,12 +53,12 @@ class _AdmittedRun:
     run: RunConfig
     held: pb.Declaration
     data: str  # fingerprint
-    trained: dict[int, bytes] = field(default_factory=dict)  # by round, what was sent to train from
+    trained: dict[int, bytes] = field(default_factory=dict)  # round -> fingerprint of what it trained from
     answers: OrderedDict[bytes, RecordDict] = field(default_factory=OrderedDict)
 
 
 class Guard:
-    """A host that refuses what its owner does not allow, and writes down what leaves."""
+    """A host that refuses what its owner does not allow, and logs what leaves."""
 
     def __init__(self, host: Host, audit: Audit | None, owner: Owner | None = None) -> None:
         self._host, self._audit, self._owner = host, audit, owner
@@ -69,7 +69,7 @@ class Guard:
     # ---- a run -------------------------------------------------------------------------------------------------
 
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
-        """See Host. Raises ConfigError too where the policy is against the whole run."""
+        """See Host. Raises BarredError too."""
         self._run_id, self._digest = welcome.run_id[:SHORT_TEXT], _digest_of(welcome)
         try:
             held = self._admit(self._owner, welcome) if self._owner else self._host.prepare(welcome)
@@ -81,14 +81,14 @@ class Guard:
             self._bar([Objection("records", str(e))])
             raise
         except BarredError:
-            raise  # written down already
+            raise  # already in the log
         except FedncError as e:
             self._note("failed", "declaration", 0, error=type(e).__name__)
             raise
         return held
 
     def _admit(self, owner: Owner, welcome: pb.Welcome) -> pb.Declaration:
-        """Take part in a run that the policy allows. Raises BarredError."""
+        """Prepare for a run if the policy allows it. Raises BarredError."""
         run = run_of(welcome)
         self._bar(judge_run(owner, run, welcome))
         held = self._host.prepare(welcome)
@@ -103,12 +103,12 @@ class Guard:
         return held
 
     def _admit_to_data(self, owner: Owner, data: str) -> None:
-        """Check the run against what was done with the same data before. Raises BarredError, ConfigError."""
+        """Check the run against earlier uses of the same data, and record it. Raises BarredError, ConfigError."""
         share = owner.ledger.pin_hold_out(data, owner.val_share)
         if share != owner.val_share:
             raise ConfigError(
                 f"--val-share {owner.val_share:g}: {share:g} of this data was held out when it was first used; "
-                f"the difference would tell of single examples. Start with --val-share {share:g}."
+                f"the difference would reveal single examples. Start with --val-share {share:g}."
             )
         code = owner.ledger.admit_run(
             data, self._digest, self._run_id, owner.policy.quota, pin=owner.policy.runs.pin_first
@@ -116,7 +116,7 @@ class Guard:
         self._bar([Objection(code, f"digest {self._digest}")] if code else [])
 
     def _bar(self, found: Iterable[Objection]) -> None:
-        """Raises BarredError where anything was found; the server hears the codes, the owner the details."""
+        """Raises BarredError if anything was found; the server gets the codes, the owner the details."""
         against = list(found)
         if not against:
             return
@@ -134,7 +134,7 @@ class Guard:
     # ---- an instruction ----------------------------------------------------------------------------------------
 
     def before_download(self, work_id: pb.AssignmentId, size: int) -> None:
-        """Called by the link before what an instruction brings is downloaded. Raises OwnerRefusalError."""
+        """Called by the link before it downloads an instruction's content. Raises OwnerRefusalError."""
         most = self._owner.policy.ceiling.download_mib if self._owner else 0
         if most and size > most * (1 << 20):
             detail = f"{size / (1 << 20):.1f} MiB; ceiling.download_mib = {most:g}"
@@ -177,14 +177,14 @@ class Guard:
     def _answer(self, owner: Owner, message: Message, order: Instruction, progress: _CountedProgress) -> Message:
         here = self._admitted
         if here is None:
-            raise OwnerRefusalError("run-changed", "no run was let in")
+            raise OwnerRefusalError("run-changed", "this client takes part in no run")
         kind = message.metadata.message_type
         _refuse_first(to_changed_run(here.run, order))
         _refuse_first(objections.to_instruction(owner.policy, here.run, order, kind))
         asked = _fingerprint(message)
         if kind == TRAIN and here.trained.setdefault(order.server_round, asked) != asked:
             raise OwnerRefusalError("again", f"round {order.server_round}")
-        timed = kind == EVALUATE or bool(here.run.sessions)  # the answer depends on the round, too
+        timed = kind == EVALUATE or bool(here.run.sessions)  # the answer depends on the round too
         key = hashlib.sha256(f"{kind}/{order.server_round if timed else ''}/".encode() + asked).digest()
         if (known := here.answers.get(key)) is not None:
             return Message(known, reply_to=message)
@@ -198,7 +198,7 @@ class Guard:
         return reply
 
     def _count(self, owner: Owner, here: _AdmittedRun) -> None:
-        """Before the work, so that ending this process does not undo it."""
+        """Count an answer before the work, so that killing this process does not undo it."""
         try:
             code = owner.ledger.count_query(here.data, owner.policy.quota)
         except (OSError, ConfigError) as e:
@@ -213,10 +213,10 @@ class Guard:
         finally:
             CURRENT.reset(token)
 
-    # ---- what is written down ---------------------------------------------------------------------------------
+    # ---- the audit log ----------------------------------------------------------------------------------------
 
     def _note(self, outcome: str, kind: str, server_round: int, **facts: Any) -> None:
-        """Into the audit log. Raises OwnerRefusalError: it cannot be written, and nothing leaves."""
+        """Write to the audit log. Raises OwnerRefusalError if that fails, and then nothing leaves."""
         if self._audit is None:
             return
         try:
@@ -239,11 +239,11 @@ class Guard:
                 detail=detail,
             )
         except OSError as e:
-            log.error("the audit log could not be written: %s", e.strerror)  # it is refused all the same
+            log.error("the audit log could not be written: %s", e.strerror)  # the refusal stands
 
 
 class _CountedProgress:
-    """Progress reports that go out, without the loss of single batches unless that is allowed."""
+    """Sends progress reports and counts them; without the loss of single batches unless that is allowed."""
 
     def __init__(self, report: Callable[[LocalProgress], None], *, shows_loss: bool) -> None:
         self._report, self._shows_loss, self.sent = report, shows_loss, 0
@@ -254,7 +254,7 @@ class _CountedProgress:
 
 
 def _digest_of(welcome: pb.Welcome) -> str:
-    """The run file's digest; empty where this version cannot read it, which a foreign app need not."""
+    """The run file's digest; empty if this version cannot read it, as with a foreign app's."""
     try:
         return run_of(welcome).digest
     except ConfigError:
@@ -267,7 +267,7 @@ def _refuse_first(found: Iterable[Objection]) -> None:
 
 
 def _fingerprint(message: Message) -> bytes:
-    """sha256 of all that an instruction brings besides its run file."""
+    """sha256 of an instruction's content without its run file."""
     content = RecordDict({name: record for name, record in message.content.items() if name != RUN})
     manifest = records.to_manifest(content, with_digests=False)
     found = hashlib.sha256(manifest.SerializeToString(deterministic=True))

@@ -1,7 +1,7 @@
-"""What a policy must remember over restarts: runs and answers over the same data, and a secret of this client.
+"""A policy's records, which survive restarts: runs and answers over the same data, and this client's secret.
 
-A folder that only its owner can read (0700, files 0600), one file that is replaced whole, and a lock, so that two
-clients over the same data share one count. Used by `guard.py`; must not know what an answer holds.
+A folder that only its owner can read (0700, files 0600) with one file that is replaced as a whole, and a lock, so
+that two clients with the same data share one count. Used by `guard.py`; must not know what an answer holds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class _Use(BaseModel):
-    """What was made of one set of data. `day` never goes back, whatever the clock does."""
+    """How one set of data was used. `day` never goes back, whatever the clock does."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,7 +49,7 @@ class Ledger:
     """The records of one policy."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder, or make it. Raises ConfigError where the records cannot be read or kept."""
+        """Open or create the folder. Raises ConfigError: the records cannot be read or written."""
         self.folder, self._path = folder, folder / "state.json"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -58,12 +58,12 @@ class Ledger:
                 self.secret = state.secret
         except OSError as e:
             raise ConfigError(
-                f"the policy's folder {folder} cannot be used ({e.strerror}): let this user write it, or name "
-                "another with `state`"
+                f"the policy's folder {folder} cannot be used ({e.strerror}): let this user write to it, or name "
+                "another folder with `state`"
             ) from e
 
     def pin_hold_out(self, data: str, share: float) -> float:
-        """The share of this data that was held out when it was first used: `share`, if that is now."""
+        """The share of this data that was held out when it was first used, which is `share` the first time."""
         with self._changing() as state:
             use = state.data.setdefault(data, _Use())
             if use.hold_out is None:
@@ -71,9 +71,9 @@ class Ledger:
             return use.hold_out
 
     def admit_run(self, data: str, digest: str, run_id: str, quota: Quota, *, pin: bool, keep: bool = True) -> str:
-        """Why a run over this data is one too many, as a code; empty where it is not, and then it is noted.
+        """Record a run over this data and return "", or return the code that forbids it.
 
-        `keep=False` only looks.
+        `keep=False` records nothing.
         """
         with self._changing(keep=keep) as state:
             use = _today(state.data.setdefault(data, _Use()))
@@ -88,7 +88,7 @@ class Ledger:
             return ""
 
     def count_query(self, data: str, quota: Quota) -> str:
-        """Why one more answer about this data is one too many, as a code; else empty, and it is counted."""
+        """Count one more answer about this data and return "", or return the code that forbids it."""
         with self._changing() as state:
             use = _today(state.data.setdefault(data, _Use()))
             over_today = quota.queries_per_day and use.queries >= quota.queries_per_day
@@ -99,7 +99,7 @@ class Ledger:
 
     @contextmanager
     def _changing(self, *, keep: bool = True) -> Iterator[_State]:
-        """The state as it is on the disk, written back at the end where it has changed. Raises OSError."""
+        """The state on the disk, written back at the end if it has changed. Raises OSError."""
         with os.fdopen(os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             state = self._read()
@@ -116,8 +116,8 @@ class Ledger:
             return None
         except ValidationError as e:
             raise ConfigError(
-                f"{self._path} is damaged ({e.error_count()} errors), so nobody knows what was answered before: "
-                "restore it from a backup. Deleting it allows everything once more."
+                f"{self._path} is damaged ({e.error_count()} errors), so earlier runs and answers are unknown. "
+                "Restore it from a backup; deleting it sets all counts to zero."
             ) from e
 
 
@@ -129,9 +129,9 @@ def _today(use: _Use) -> _Use:
 
 
 def data_fingerprint(spec: str) -> str:
-    """sha256 of the data itself where `spec` names a file or folder here, else of `spec`; blocking.
+    """sha256 of the data itself if `spec` names a file or folder here, else of `spec`; blocks.
 
-    A folder's is over names and contents of its files, in order. Raises OSError.
+    That of a folder is over the names and contents of its files, in order. Raises OSError.
     """
     found = hashlib.sha256()
     path = Path(spec.partition(":")[2])

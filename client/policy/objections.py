@@ -1,6 +1,6 @@
-"""What a policy has against a run, an instruction or a finished reply: codes with details, and nothing is done.
+"""A policy's objections to a run, an instruction or a finished reply. Finds them; does nothing about them.
 
-Called by `guard.py`. A run is judged by its file before data is loaded, a reply by what is in it.
+Called by `guard.py` and `preview.py`. A run is judged by its file before data is loaded, a reply by its content.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fednc.client.app.withheld_sums import fitting_batch
 from fednc.client.policy.rules import Policy
 from fednc.common.config.run import RunConfig
 from fednc.common.initialise import messages
+from fednc.common.methods import registry
 from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import EVALUATE, EXAMPLES, HELLO, MEMORY, METRICS, SUMS, TRAIN, Instruction
 from fednc.common.wire.records import record_of
@@ -25,14 +26,14 @@ KINDS = (HELLO, TRAIN, MEMORY, EVALUATE, *GRADIENTS)
 
 
 class Objection(NamedTuple):
-    """A code of `policy.SENTENCES`, and for the owner what was given and what the policy says."""
+    """A code of `rules.SENTENCES`, and for the owner what was asked and what the policy says."""
 
     code: str
     detail: str
 
 
 def to_run(policy: Policy, run: RunConfig, *, has_part: bool) -> Iterator[Objection]:
-    """What a policy has against the run file, before any data is read."""
+    """Objections to the run file, before any data is read."""
     runs, method = policy.runs, run.method
     if runs.tasks and run.task.name not in runs.tasks:
         yield Objection("task", f"task {run.task.name!r}; runs.tasks allows {', '.join(runs.tasks)}")
@@ -50,19 +51,23 @@ def to_run(policy: Policy, run: RunConfig, *, has_part: bool) -> Iterator[Object
 
 
 def _to_rates(policy: Policy, run: RunConfig) -> Iterator[Objection]:
-    """Rates at which one batch decides an update: the first overshoots, or all but the last are forgotten."""
+    """Objections to rates at which the first batch or the last decides the update alone."""
     lr = run.train.lr * max([1.0, *(session.lr_factor for session in run.sessions)])
     if policy.ceiling.lr and lr > policy.ceiling.lr:
         yield Objection("rate", f"a learning rate of {lr:g}; ceiling.lr = {policy.ceiling.lr:g}")
     forgetting = (
-        lr / (1 - run.train.momentum) * (run.train.weight_decay + sum(part.pull for part in run.method.parts))
+        lr
+        / (1 - run.train.momentum)
+        * (run.train.weight_decay + sum(part.pull for part in registry.parts(run.method)))
     )
     if policy.ceiling.forgetting and forgetting > policy.ceiling.forgetting:
-        yield Objection("rate", f"{forgetting:g} is forgotten; ceiling.forgetting = {policy.ceiling.forgetting:g}")
+        yield Objection(
+            "rate", f"{forgetting:g} is forgotten per step; ceiling.forgetting = {policy.ceiling.forgetting:g}"
+        )
 
 
 def to_data(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterator[Objection]:
-    """What a policy has against the run with the data that there is."""
+    """Objections to the run with this client's data."""
     floor = policy.floor
     if held.examples < max(floor.examples, floor.batch):
         yield Objection("examples", f"{held.examples} training examples; floor.examples = {floor.examples}")
@@ -76,7 +81,7 @@ def to_data(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterator[Ob
 
 
 def to_coming(policy: Policy, run: RunConfig) -> Iterator[Objection]:
-    """What the run will ask for and not get, although this client takes part; for people."""
+    """Objections to what the run will ask for while this client takes part; for people to read."""
     if not policy.allow.gradients and (run.init.kind != "ordinary" or run.init.report):
         yield Objection("gradients", "the initialisation asks for gradients; allow.gradients = false")
     if not policy.allow.class_sums:
@@ -87,24 +92,27 @@ def to_coming(policy: Policy, run: RunConfig) -> Iterator[Objection]:
 
 
 def to_holdings(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterator[Objection]:
-    """As `to_coming`, of what this client holds."""
+    """Like `to_coming`, with this client's data."""
     floor = policy.floor
     if policy.allow.evaluation and held.held_out < floor.held_out:
         yield Objection("examples", f"{held.held_out} examples held out; floor.held_out = {floor.held_out}")
     few = sum(0 < count < floor.sum_examples for count in held.class_counts)
     if policy.allow.class_sums and run.method.uses_memory and few:
-        yield Objection("sum", f"{few} classes of fewer than floor.sum_examples = {floor.sum_examples} stay here")
+        yield Objection(
+            "sum",
+            f"the sums of {few} classes with fewer than floor.sum_examples = {floor.sum_examples} are not sent",
+        )
 
 
 def to_instruction(policy: Policy, run: RunConfig, order: Instruction, kind: str) -> Iterator[Objection]:
-    """What a policy has against one instruction of a run that it has let in as `run`."""
+    """Objections to one instruction of the admitted run."""
     if kind not in KINDS:
         yield Objection("kind", f"{kind!r:.80}")
     if not 0 <= order.server_round <= run.all_rounds:
         yield Objection("rounds", f"round {order.server_round} of {run.all_rounds}")
     if kind in GRADIENTS:
         yield from _to_gradients(policy, run, kind)
-    if kind == MEMORY and not policy.allow.class_sums:  # those that go with an update are empty, see `Owner.bind`
+    if kind == MEMORY and not policy.allow.class_sums:  # those of an update are empty, see `Owner.bind`
         yield Objection("class-sums", "allow.class_sums = false")
     if kind == EVALUATE and not policy.allow.evaluation:
         yield Objection("evaluation", "allow.evaluation = false")
@@ -114,15 +122,15 @@ def _to_gradients(policy: Policy, run: RunConfig, kind: str) -> Iterator[Objecti
     if not policy.allow.gradients:
         yield Objection("gradients", "allow.gradients = false")
     parts = run.init.sub_batches if kind == messages.SCALES else 1
-    batch = min(run.init.batch // parts, run.evaluate.batch)  # the latter is the report's
+    batch = min(run.init.batch // parts, run.evaluate.batch)  # the latter for `init.report`
     if batch < policy.floor.batch:
         yield Objection("batch", f"a gradient over {batch} examples; floor.batch = {policy.floor.batch}")
     if run.sessions and policy.floor.batch > 1:
-        yield Objection("batch", "in a run with [[sessions]] nobody knows how many examples a gradient is over")
+        yield Objection("batch", "in a run with [[sessions]] the number of examples of a gradient is unknown")
 
 
 def to_reply(policy: Policy, kind: str, content: RecordDict, held: pb.Declaration) -> Iterator[Objection]:
-    """What a policy has against a finished reply, measured in what it holds."""
+    """Objections to a finished reply, by its content."""
     floor, metrics = policy.floor, record_of(content, METRICS, MetricRecord) or MetricRecord()
     examples = int(metrics.get(EXAMPLES, 0))  # type: ignore[arg-type]
     if kind in (TRAIN, MEMORY):

@@ -1,6 +1,6 @@
-"""What a policy is judged with: the owner's file, its records, the data; and what it makes of a server's run file.
+"""What decides about a run: the owner's policy, its records and the data; and the judgement of a run file.
 
-Used by `guard.py`, which enforces it, and by `preview.py`, which only looks.
+Used by `guard.py`, which enforces it, and by `preview.py`, which only reports.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fednc.protos import federation_pb2 as pb
 
 @dataclass(frozen=True)
 class Owner:
-    """What a policy is judged with.
+    """An owner's policy and what it applies to.
 
     Attributes:
-        policy: what its file says.
-        ledger: what it remembers.
+        policy: from the owner's file.
+        ledger: the policy's records.
         data: data spec of this client.
         val_share: share of the data that is held out.
     """
@@ -37,7 +37,7 @@ class Owner:
     val_share: float
 
     def bind(self, config: ClientConfig) -> ClientConfig:
-        """A client's own settings, no laxer than the policy, and with subsets that no server chooses."""
+        """The client's settings, at least as strict as the policy, and with subsets that no server chooses."""
         floor = self.policy.floor
         least = floor.sum_examples if self.policy.allow.class_sums else NEVER
         return replace(
@@ -49,7 +49,7 @@ class Owner:
 
 
 def judge_run(owner: Owner, run: RunConfig, welcome: pb.Welcome) -> list[Objection]:
-    """What the policy has against the run file."""
+    """The policy's objections to a run file."""
     return list(objections.to_run(owner.policy, run, has_part=welcome.HasField("part")))
 
 
@@ -58,11 +58,11 @@ def run_of(welcome: pb.Welcome) -> RunConfig:
     try:
         return RunConfig.model_validate_json(welcome.run_json)
     except ValueError as e:
-        raise ConfigError(f"the server's run file is not one that this version of fednc knows: {e}") from e
+        raise ConfigError(f"this version of fednc cannot read the server's run file: {e}") from e
 
 
 def to_changed_run(run: RunConfig, order: Instruction) -> list[Objection]:
-    """Every instruction brings its run file. Names of the classes of sessions may come later, nothing else may."""
+    """Each instruction brings its run file: only the names of a session's classes may have been added since."""
     try:
         given = RunConfig.model_validate_json(order.run_json)
     except ValueError as e:

@@ -1,6 +1,6 @@
-"""What of a run a policy would refuse, found without taking part: for `fednc client --dry-run`.
+"""What a policy would refuse of a run, found without taking part; for `fednc client --dry-run`.
 
-Notes objections instead of acting on them; what the dry run computes never leaves this machine.
+Collects objections instead of acting on them; nothing that the dry run computes leaves this machine.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from fednc.protos import federation_pb2 as pb
 
 
 class PolicyPreview:
-    """A host that lets everything pass and remembers what the policy has against it.
+    """A host that allows everything and collects the policy's objections.
 
     Attributes:
         digest: of the run file.
-        barring: objections that keep this client out of the run.
-        coming: what the run will ask for and be refused, while this client takes part.
+        barring: objections to the whole run.
+        coming: objections to what the run will ask for while this client takes part.
     """
 
     def __init__(self, host: Host, owner: Owner) -> None:
@@ -48,7 +48,7 @@ class PolicyPreview:
             keep=False,
         )
         if code:
-            self.barring.append(Objection(code, "by what was answered before"))
+            self.barring.append(Objection(code, "because of earlier runs over this data"))
         return held
 
     def work(self, message: Message) -> Message:

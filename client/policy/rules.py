@@ -1,6 +1,6 @@
 """The policy of a client's owner: what a server may ask of this client. One pydantic model, read from TOML.
 
-Read by the command, judged by `guard.py`. Every key is the owner's; nothing that a server sends changes one.
+Read by the command, enforced by `guard.py`. Only the owner sets its keys; nothing that a server sends changes one.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from fednc.common.reasons import CodedError
 
 AtLeast0 = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-REFUSED = "refused-by-owner"  # how a refusal is called on the wire
+REFUSED = "refused-by-owner"  # the code of a refusal on the wire
 
-# Fixed on purpose: what a server is told depends on the code alone, never on the data.
+# Fixed on purpose: what a server is told depends on the code only, never on the data.
 SENTENCES = {
-    "task": "this task is not among those that the client's owner allows",
-    "method": "this method is not among those that the client's owner allows",
-    "run": "this run's digest is not among those that the client's owner allows",
-    "pinned": "the client's owner allows one run over this data, and this is another",
-    "run-changed": "the instruction belongs to another run file than the one this client was welcomed with",
-    "subset": "the run uses a part of the data that the server chooses, which the client's owner does not allow",
-    "rounds": "the run has more rounds than the client's owner allows, or the instruction is of none of them",
+    "task": "the client's owner does not allow this task",
+    "method": "the client's owner does not allow this method",
+    "run": "the client's owner does not allow this run, by its digest",
+    "pinned": "the client's owner allows one run over this data, and this is a different one",
+    "run-changed": "the instruction is of another run file than the one that this client agreed to",
+    "subset": "the server chooses which part of the data is used, which the client's owner does not allow",
+    "rounds": "the run has more rounds than the client's owner allows, or the instruction is of no round of it",
     "batch": "the batch is smaller than the client's owner allows",
-    "steps": "an update would come of fewer steps than the client's owner allows",
-    "rate": "learning rate, weight decay or proximal term would let one batch decide the update",
+    "steps": "an update would have fewer training steps than the client's owner allows",
+    "rate": "the learning rate, weight decay or proximal term would let one batch decide the update",
     "examples": "the reply would be about fewer examples than the client's owner allows",
     "sum": "a class sum would be over fewer examples than the client's owner allows",
     "classes": "the reply would be about fewer classes than the client's owner allows",
-    "gradients": "the client's owner does not let gradients be asked for",
-    "class-sums": "the client's owner does not let class sums be asked for",
-    "evaluation": "the client's owner does not let evaluation be asked for",
-    "kind": "this client's owner allows no such question",
-    "again": "this round was trained already, from another model",
+    "gradients": "the client's owner does not allow gradients",
+    "class-sums": "the client's owner does not allow class sums",
+    "evaluation": "the client's owner does not allow evaluation",
+    "kind": "the client's owner does not allow this type of message",
+    "again": "this client has already trained in this round, from another model",
     "runs-quota": "the client's owner allows no more runs over this data today",
-    "queries-quota": "the client's owner allows no more questions about this data, today or ever",
+    "queries-quota": "the client's owner allows no more answers about this data, today or ever",
     "download": "the download is larger than the client's owner allows",
-    "records": "the client could not keep its owner's records, and nothing leaves without them",
+    "records": "the client could not write its owner's records, and sends nothing without them",
 }
 
 
 class OwnerRefusalError(CodedError):
-    """The owner's policy says no. The server reads it as the reply to its work; `detail` stays here."""
+    """Refused by the owner's policy. The server gets the sentence as a reply; `detail` is not sent."""
 
     def __init__(self, code: str, detail: str = "") -> None:
         self.code, self.sentence = REFUSED, f"{code}: {SENTENCES[code]}"
@@ -59,72 +59,72 @@ class OwnerRefusalError(CodedError):
 class RunsAllowed(Section):
     """Which runs this client takes part in."""
 
-    tasks: tuple[str, ...] = Field((), description="tasks that may be learnt; empty: any that is installed")
+    tasks: tuple[str, ...] = Field((), description="tasks that may be trained; empty: any that is installed")
     methods: tuple[str, ...] = Field((), description="methods that may be used; empty: any")
     digests: tuple[Digest, ...] = Field(
-        (), description="digests of the run files that are allowed, as `--dry-run` shows them; empty: any"
+        (), description="digests of the allowed run files, as `--dry-run` shows them; empty: any"
     )
     pin_first: bool = Field(
-        True, description="the first run over this data is the only one, ever; kept in the state folder"
+        True, description="allow only the first run over this data, for ever; recorded in the state folder"
     )
-    rounds: AtLeast0 = Field(0, description="most rounds of a run, sessions included; 0: any")
+    rounds: AtLeast0 = Field(0, description="most rounds of a run, including those of sessions; 0: any")
 
 
 class Quota(Section):
-    """How much may be asked about the same data. A day is one of UTC."""
+    """How often the same data may be used. Days are UTC."""
 
-    runs_per_day: AtLeast0 = Field(1, description="runs over the same data in a day; 0: any")
+    runs_per_day: AtLeast0 = Field(1, description="most runs over the same data in a day; 0: any")
     queries_per_day: AtLeast0 = Field(
-        0, description="answers about the same data in a day: updates, class sums, evaluations; 0: any"
+        0, description="most answers about the same data in a day: updates, class sums, evaluations; 0: any"
     )
-    queries: AtLeast0 = Field(0, description="the same, for ever; 0: any")
+    queries: AtLeast0 = Field(0, description="most answers about the same data in all; 0: any")
 
 
 class Floor(Section):
-    """What a reply must be made of at least."""
+    """The least that a reply must be made of."""
 
     batch: AtLeast0 = Field(2, description="examples per training step and per gradient of the initialisation")
     steps: AtLeast0 = Field(2, description="training steps of an update")
     examples: AtLeast0 = Field(2, description="training examples that an update or class sums are made of")
     held_out: AtLeast0 = Field(2, description="examples that an evaluation is made of")
-    sum_examples: AtLeast0 = Field(2, description="examples in a class's sum; smaller ones stay here")
+    sum_examples: AtLeast0 = Field(2, description="examples in a class sum; smaller sums are not sent")
     classes: AtLeast0 = Field(0, description="classes with examples in a reply; 0: any")
 
 
 class Ceiling(Section):
-    """What a run may not go beyond."""
+    """The most that a run may ask for."""
 
     lr: NonNegative = Field(1.0, description="learning rate; 0: any")
     forgetting: NonNegative = Field(
         0.1,
-        description="lr / (1 - momentum) times (weight decay + proximal term): near 1, an update is what the last "
-        "batch made of it; 0: any",
+        description="lr / (1 - momentum) times (weight decay + proximal term); near 1 the last batch alone "
+        "decides the update; 0: any",
     )
-    download_mib: NonNegative = Field(0.0, description="size of what one instruction brings, in MiB; 0: any")
+    download_mib: NonNegative = Field(0.0, description="size of the content of one instruction, in MiB; 0: any")
 
 
 class Allow(Section):
-    """What may be asked for at all. What is not allowed here is refused."""
+    """What may be asked for at all; everything else is refused."""
 
     gradients: bool = Field(
         False, description="gradients, their slopes and scales, which `init` and `init.report` of a run ask for"
     )
     class_sums: bool = Field(False, description="sums of features over each class (the class memory)")
-    evaluation: bool = Field(True, description="statistics of the model over what this client holds out")
+    evaluation: bool = Field(True, description="statistics of the model over the held-out examples")
     subsets: bool = Field(
-        False, description="runs that use a part of the data: a simulated [split], [[sessions]] with their shots"
+        False, description="runs that use a part of the data: a simulated [split], or [[sessions]] with shots"
     )
     progress_loss: bool = Field(
-        False, description="the loss of single batches in the progress reports; else it is sent as 0"
+        False, description="the loss of single batches in progress reports; otherwise 0 is sent"
     )
 
 
 class Policy(Section):
-    """What a client's owner lets a server ask. Set at the client; a server can neither read nor change it."""
+    """What a client's owner lets a server ask. Set at the client; servers can neither read nor change it."""
 
     state: str = Field(
         "",
-        description="folder for the policy's records, relative to this file; empty: this file's name + `.state`",
+        description="folder for the policy's records, relative to this file; empty: its name + `.state`",
     )
     runs: RunsAllowed = Field(default_factory=RunsAllowed)
     quota: Quota = Field(default_factory=Quota)
@@ -143,7 +143,7 @@ def read_policy(path: Path) -> tuple[Policy, Path]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(
-            f"--policy {path}: cannot be read ({e.strerror}). examples/policies/strict.toml is one to start from."
+            f"--policy {path}: cannot be read ({e.strerror}). Start from a copy of examples/policies/strict.toml."
         ) from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"--policy {path}: not TOML: {e}") from e

@@ -1,1 +1,1 @@
-"""Local training: the trainer, the terms of each method, CUDA graphs."""
+"""Local training: the trainer, what a client remembers between rounds, CUDA graphs."""

@@ -1,8 +1,8 @@
 """What a client remembers from one of its rounds to the next: for methods and tasks whose clients have a state.
 
-Kept in Flower's `context.state`, which belongs to one node in one run and outlives messages on every engine.
-With a state folder (`fednc client --state`) it is on the disk too and survives a restart. Without one it is lost
-when the process ends, and method and task then start afresh for this client.
+Kept in Flower's `context.state`, which belongs to one node in one run and outlives messages on every engine. With
+a state folder (`fednc client --state`) it is on the disk too and survives a restart. Without one it is lost when
+the client's process ends, and method and task then start afresh for this client.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from fednc.common.config.tables import TrainSection
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.optimisers import SGD, learning_rate, make_optimiser
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods import registry
 from fednc.common.methods.api import Addition
 from fednc.common.tasks.api import Batch, Task, TaskData
 from fednc.common.tasks.classifier import classifier
@@ -34,7 +35,6 @@ class LocalResult:
 
     examples: int
     steps: int
-    seconds: float
     losses: dict[str, float]
 
 
@@ -71,7 +71,9 @@ def train(
     def step(batch: Batch) -> dict[str, Tensor]:
         return task.training_step(model, batch, guide, descent)
 
-    replayable = task.same_for_each_batch(guide) and all(one.same_for_each_batch for one in guide.method.parts)
+    replayable = task.same_for_each_batch(guide) and all(
+        one.same_for_each_batch for one in registry.parts(guide.method)
+    )
     replayable &= section.optimizer == SGD and section.accumulate == 1
     take = Steps(step, capture_for(device) if replayable else None)
     meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
@@ -208,7 +210,7 @@ class _Meter:
         now = time.monotonic()
         losses = {name: float(value) / self._examples for name, value in self._sums.items()}
         self._hooks.report(self._step(losses.get("loss", 0.0), now))
-        return LocalResult(self._examples, self._steps, now - self._started, losses)
+        return LocalResult(self._examples, self._steps, losses)
 
 
 def class_sums(

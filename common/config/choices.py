@@ -28,9 +28,9 @@ class ReadOutNeeds(Named, Protocol):
 
 
 def provided(place: str) -> Any:
-    """The object at `module:name`."""
+    """The object at `module:name`, or the module where there is no name."""
     module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+    return getattr(import_module(module), name) if name else import_module(module)
 
 
 class OneOf(Generic[Entry]):

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from fednc.common.config.tables import Count, Positive, Section
 
 
-class SessionSection(Section):
-    """A session after the first: classes of a later day, and how the model takes them up. One table for each."""
+class ClassSessionSection(Section):
+    """A class session: classes that come later, and how the model learns them. One table for each."""
 
     classes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="names of the new classes, which get the next vertices; empty: the operator names them"

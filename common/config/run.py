@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from fednc.common.config.choices import provided
-from fednc.common.config.class_sessions import SessionSection
+from fednc.common.config.class_sessions import ClassSessionSection
 from fednc.common.config.evaluate import EvaluateSection
 from fednc.common.config.server import ServerSection
 from fednc.common.config.tables import (
@@ -56,7 +56,7 @@ class RunConfig(Section):
     init: Annotated[InitSection, LATER] = Field(default_factory=InitSection)
     train: TrainSection = Field(default_factory=TrainSection)
     rounds: RoundsSection = Field(default_factory=RoundsSection)
-    sessions: Annotated[tuple[SessionSection, ...], LATER] = ()
+    sessions: Annotated[tuple[ClassSessionSection, ...], LATER] = ()
     split: Annotated[SplitSection | None, SerializeAsAny()] = None
     link: LinkSection = Field(default_factory=LinkSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
@@ -77,7 +77,7 @@ class RunConfig(Section):
 
     @property
     def all_rounds(self) -> int:
-        """Rounds of the beginning and of all sessions."""
+        """Rounds before and in all class sessions."""
         return self.rounds.total + sum(session.rounds for session in self.sessions)
 
     @property

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from fednc.common.address import parse_address, parse_host
 from fednc.common.config.tables import Count, Positive, Section
 from fednc.common.errors import ConfigError
+from fednc.common.plugins import check_name
 
 
 class ServerSection(Section):
@@ -58,6 +59,11 @@ class ServerSection(Section):
         3,
         description="refused messages and replies after which a client is shut out until an operator readmits it; "
         "0: never",
+    )
+    trackers: tuple[Annotated[str, AfterValidator(check_name)], ...] = Field(
+        (),
+        description="trackers that hear of each round, by name; `fednc plugins` lists what is installed. One that "
+        "fails is left out and harms no run",
     )
     stop_s: Positive = Field(
         10.0, description="seconds after SIGTERM or Ctrl-C at which the server ends even if a thread is stuck"

@@ -6,19 +6,24 @@ A new key goes here, with the description that `docs/config.md` shows. Knows no 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from fednc.common.config.choices import OneOf, ReadOutNeeds, listed
+from fednc.common.config.choices import OneOf, ReadOutNeeds, listed, provided
 from fednc.common.errors import ConfigError
-from fednc.common.methods import registry
+from fednc.common.plugins import check_name
 from fednc.common.registry import Named
-
-if TYPE_CHECKING:
-    from fednc.common.methods.api import Method
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -31,6 +36,12 @@ class Later:
 
 
 LATER = Later()
+
+
+def _methods() -> Any:
+    """The registry of methods."""
+    return provided("fednc.common.methods.registry")
+
 
 READOUT = OneOf[ReadOutNeeds](
     "fednc.common.learning.readout:READOUTS", before="what classes are compared by at evaluation. "
@@ -59,7 +70,9 @@ class TaskSection(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = Field("image", description="task to run; must be installed on the server and on every client")
+    name: Annotated[str, AfterValidator(check_name)] = Field(
+        "image", description="task to run; must be installed on the server and on every client"
+    )
 
 
 class FrameSection(Section):
@@ -80,7 +93,7 @@ _DEFAULT = "fednc"
 
 
 def _names(schema: dict[str, Any]) -> None:
-    schema["enum"] = list(registry.SHIPPED)
+    schema["enum"] = list(_methods().SHIPPED)
 
 
 class MethodSection(Section):
@@ -164,7 +177,7 @@ class MethodSection(Section):
         if not isinstance(value, dict):
             return handler(value)
         given, mistakes = _checked_names(value)
-        given = {**registry.get(given.get("name", _DEFAULT)).preset, **given}
+        given = {**_methods().get(given.get("name", _DEFAULT)).preset, **given}
         owned, others = _own_keys(given)
         mistakes += others
         shared = {key: given[key] for key in given if key in cls.model_fields}
@@ -195,13 +208,14 @@ class MethodSection(Section):
     @property
     def needs_classes(self) -> bool:
         """Whether the method works on features of classes, their vertices or their memory."""
-        plain = (self.head, self.loss, self.readout) == ("linear", "ce", "head")
-        return not plain or self.compares_models or self.uses_memory
+        plain = (self.head, self.loss) == ("linear", "ce")
+        return not plain or self.uses_memory or any(part.needs_classes for part in self.parts)
 
     @property
-    def parts(self) -> tuple[Method, ...]:
-        """The methods at work: the one named, others whose keys are set, and last that of `server_step`."""
-        return registry.parts(self)
+    def parts(self) -> tuple[Any, ...]:
+        """The methods at work (`common/methods/registry.py`), for those who stand below them."""
+        found: tuple[Any, ...] = _methods().parts(self)
+        return found
 
     @property
     def option_fields(self) -> Mapping[str, FieldInfo]:
@@ -242,8 +256,8 @@ class MethodSection(Section):
 
 def _option_tables(name: str, server_step: str) -> list[type[Section]]:
     """What describes the keys of the methods at work and of those that mix with any."""
-    names = dict.fromkeys([*registry.MIXING, name, *([server_step] if server_step else [])])
-    return [registry.get(each).Options for each in names]
+    names = dict.fromkeys([*_methods().MIXING, name, *([server_step] if server_step else [])])
+    return [_methods().get(each).Options for each in names]
 
 
 def _checked_names(values: dict[str, Any]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
@@ -260,7 +274,8 @@ def _name_problem(given: Mapping[str, Any], key: str = "name") -> str:
     if not isinstance(given[key], str):
         return "a method is given by its name, a string"
     try:
-        registry.get(given[key])
+        _methods().plugin_of(given[key])  # a name that two distributions bring is refused
+        _methods().get(given[key])
     except ConfigError as e:
         return str(e)
     return ""
@@ -273,9 +288,9 @@ def _step_problem(given: Mapping[str, Any]) -> str:
     if problem := _name_problem(given, "server_step"):
         return problem
     name = given.get("name", _DEFAULT)
-    if not registry.is_step(given["server_step"]):
+    if not _methods().is_step(given["server_step"]):
         return f"{given['server_step']!r} is more than a step at the server: name it in method.name"
-    if registry.is_step(name):
+    if _methods().is_step(name):
         return f"{name!r} is a step at the server itself, and there cannot be two steps at the server"
     return ""
 

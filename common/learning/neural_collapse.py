@@ -58,13 +58,6 @@ def collapse(feat_ND: Tensor, label_N: Tensor, vertices_KD: Tensor, classes: int
     return {name: value.item() for name, value in metrics.items()}
 
 
-def class_cosines(mean_KD: Tensor) -> Tensor:
-    """float64 [K, K]: cosines between class means, as they are; NaN in rows and columns of classes without one."""
-    direction_KD = unit(mean_KD.detach().double())
-    direction_KD = direction_KD.masked_fill(~direction_KD.any(dim=1, keepdim=True), math.nan)
-    return direction_KD @ direction_KD.T
-
-
 def alignment(mean_KD: Tensor, vertices_KD: Tensor) -> Tensor:
     """float64 [K, K]: cosine of class i's mean, about the centre of all means, with class vector j.
 

@@ -32,7 +32,7 @@ class Guide:
         memory_ramp: factor 0 ... 1 on the memory terms of the loss (warm-up).
         companions: frozen models that the loss compares the trained one with; the client's own, they never travel.
         classes: classes that exist so far: vertices from there on are nobody's; None: all of the task's.
-        earlier: classes from before the session under way.
+        earlier: classes from before the current class session.
         virtual: vertices, the last ones, on which `method.virtual_share` has classes learnt that no data has.
     """
 

@@ -40,12 +40,14 @@ class LocalRound:
 
     Attributes:
         model: the model that will be trained, as the server sent it.
+        stepped: names of the parameters that the server's steps act on.
         received: what the server sent beside the model (`Method.beside`).
         state: what this client remembers.
         train: how it trains.
     """
 
     model: nn.Module
+    stepped: frozenset[str]
     received: Tensors
     state: ClientState
     train: TrainSection
@@ -142,6 +144,11 @@ class Method:
     def is_on(self) -> bool:
         """Whether the keys of a method that `mixes` switch it on."""
         return True
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether it has terms on class features, which only tasks with classes train."""
+        return type(self).feature_terms is not Method.feature_terms
 
     @property
     def pull(self) -> float:

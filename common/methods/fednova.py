@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
 
 from fednc.common.config.tables import TrainSection
 from fednc.common.methods.api import PLAIN, Addition, LocalRound, Method, ServerRound, Tensors
@@ -38,11 +37,11 @@ class FedNova(Method):
 
 
 class PerStep(Addition):
-    """Divides the change of each parameter by the number of steps; buffers go as they are."""
+    """Divides the change of each parameter that the server steps by the number of steps, and of nothing else."""
 
     def __init__(self, start: LocalRound) -> None:
-        self._params: dict[str, nn.Parameter] = dict(start.model.named_parameters(remove_duplicate=False))
-        self._start = {name: p.detach().clone() for name, p in self._params.items()}
+        params = start.model.named_parameters(remove_duplicate=False)
+        self._start = {name: p.detach().clone() for name, p in params if name in start.stepped}
         self._train = start.train
         device = next(start.model.parameters()).device
         self._steps = torch.zeros((), dtype=torch.int64, device=device)  # counted there: steps may be replayed
@@ -54,12 +53,8 @@ class PerStep(Addition):
     def outgoing(self, trained: Tensors) -> Tensors:
         """See Addition."""
         tau = effective_steps(int(self._steps), self._train)
-        return {key: self._per_step(key, value, tau) for key, value in trained.items()}
-
-    def _per_step(self, key: str, value: Tensor, tau: float) -> Tensor:
-        if key not in self._start or value.dtype is not torch.float32:
-            return value
-        return self._start[key] + (value - self._start[key]) / tau
+        start = self._start
+        return {k: start[k] + (value - start[k]) / tau if k in start else value for k, value in trained.items()}
 
 
 def effective_steps(steps: int, train: TrainSection) -> float:

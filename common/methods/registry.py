@@ -1,8 +1,8 @@
-"""Methods by name: those of fednc, and those that were registered.
+"""Methods by name: entry points of group `fednc.methods`, fednc's own and those of other distributions alike.
 
-    registry.register("mine", lambda: Mine)   # a class that derives from `api.Method`, with `name = "mine"`
-    registry.get("mine")                      # its class
+    registry.get("mine")                      # its class, which derives from `api.Method` and has `name = "mine"`
     registry.installed()                      # all classes by name, those of fednc first
+    registry.register("mine", lambda: Mine)   # for this process alone, in a notebook or a script
 
 Read by the configuration, by both sides of a run and by the pages that list methods. A method is loaded when it is
 first asked for, so importing this file imports no PyTorch. Knows no method but by its name.
@@ -10,18 +10,21 @@ first asked for, so importing this file imports no PyTorch. Knows no method but 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from functools import lru_cache
-from importlib import import_module
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
+from fednc.common import plugins
 from fednc.common.errors import ConfigError
+from fednc.common.plugins import METHODS, Plugin, is_name
 
 if TYPE_CHECKING:
     from fednc.common.config.tables import MethodSection
     from fednc.common.methods.api import Method
 
-# Each is a file of this folder that names its class `METHOD`. In the order in which pages list them.
+# Each is a file of this folder that names its class `METHOD`, and an entry point in pyproject.toml. Pages list
+# them in this order.
 SHIPPED = (
     "fedavg",
     "fedprox",
@@ -39,11 +42,14 @@ SHIPPED = (
     "fednova",
 )
 MIXING = ("fedntd", "fedprox", "moon", "scaffold")  # those with `mixes`, in the order in which their parts work
+log = logging.getLogger("fednc")
 _REGISTERED: dict[str, Callable[[], type[Method]]] = {}
 
 
 def register(name: str, load: Callable[[], type[Method]]) -> None:
-    """Add a method that is not fednc's own. `load` gives its class, and is called when the method is first used.
+    """Add a method to this process, for a notebook or a script; others come as entry points of `fednc.methods`.
+
+    `load` gives its class, and is called when the method is first used.
 
     Raises:
         ConfigError: there is a method of this name already.
@@ -55,22 +61,55 @@ def register(name: str, load: Callable[[], type[Method]]) -> None:
 
 def names() -> tuple[str, ...]:
     """Names of all installed methods, fednc's own first."""
-    return (*SHIPPED, *sorted(_REGISTERED))
+    others = {plugin.name for plugin in plugins.installed(METHODS)} - set(SHIPPED)
+    return (*SHIPPED, *sorted(others | set(_REGISTERED)))
 
 
 def get(name: str) -> type[Method]:
     """The class of method `name`. Raises ConfigError where it is not installed, or cannot be used."""
     if name in SHIPPED:
-        shipped: type[Method] = import_module(f"fednc.common.methods.{name}").METHOD
-        return shipped
-    if name not in _REGISTERED:
+        return _shipped(name)
+    plugin = plugin_of(name)
+    return _checked(name, _REGISTERED[name]) if plugin is None else load(plugin)
+
+
+@cache
+def _shipped(name: str) -> type[Method]:
+    """fednc's own, also where a plug-in bears its name: other methods may be built on it."""
+    own = [plugin for plugin in plugins.installed(METHODS) if plugin.is_built_in and plugin.name == name]
+    return load(own[0] if own else plugins.find(METHODS, name))
+
+
+def plugin_of(name: str) -> Plugin | None:
+    """Where method `name` comes from; None for one that was registered in this process.
+
+    Raises:
+        ConfigError: it is not installed, or two distributions bring it.
+    """
+    if name in _REGISTERED:
+        return None
+    if is_name(name) and name not in names():
         raise ConfigError(f"method {name!r} is not installed here; there are: {', '.join(names())}")
-    return _checked(name, _REGISTERED[name])
+    return plugins.find(METHODS, name)
+
+
+def load(plugin: Plugin) -> type[Method]:
+    """The class of one plug-in. Raises ConfigError where it cannot be imported or used."""
+    if plugin.is_built_in:
+        shipped: type[Method] = plugin.load()
+        return shipped
+    return _checked(plugin.name, plugin.load)
 
 
 def installed() -> dict[str, type[Method]]:
-    """All installed methods by name."""
-    return {name: get(name) for name in names()}
+    """The methods that can be used here, by name; what cannot be used is logged and left out."""
+    found = {}
+    for name in names():
+        try:
+            found[name] = get(name)
+        except ConfigError as e:
+            log.warning("%s", e)
+    return found
 
 
 def is_step(name: str) -> bool:

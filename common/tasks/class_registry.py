@@ -1,7 +1,7 @@
 """Which class has which vertex of the frame: names in the order in which they came, never moved, never removed.
 
-Made from the run file by the task and grown by sessions; kept in checkpoints, so that a restarted server goes on
-with the same vertices. Must not know data: whoever reads labels maps them by name.
+Made from the run file by the task and grown by class sessions; kept in checkpoints, so that a restarted server
+goes on with the same vertices. Must not know data: whoever reads labels maps them by name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ClassRegistry:
     """The classes of a run.
 
     Attributes:
-        groups: names by session; the first group is that of the beginning.
+        groups: names by class session; the first group is there from the beginning.
         vertices: room for classes, those of later days included.
     """
 
@@ -49,17 +49,10 @@ class ClassRegistry:
         """How often classes were added."""
         return len(self.groups) - 1
 
-    def vertex_of(self, name: str) -> int:
-        """The vertex of a class. Raises ConfigError: no such class."""
-        try:
-            return self.names.index(name)
-        except ValueError as e:
-            raise ConfigError(f"class {name!r} is not one of the run's {len(self.names)}: {self.names}") from e
-
     def extended(self, names: Sequence[str]) -> ClassRegistry:
         """The next version, with these classes on the next free vertices. Raises ConfigError: clash, no room."""
         if not names:
-            raise ConfigError("a session brings at least one new class")
+            raise ConfigError("a class session brings at least one new class")
         return ClassRegistry((*self.groups, tuple(names)), self.vertices)
 
     def first(self, version: int) -> ClassRegistry:

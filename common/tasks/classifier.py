@@ -9,6 +9,7 @@ Legend: B batch, D feature width, W width before the projection, K label space, 
 
 from __future__ import annotations
 
+import zipfile
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fednc.common import safe_files
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError, ProtocolError
@@ -29,8 +31,10 @@ from fednc.common.tasks.api import Batch, Part, Task, TaskData, TaskOptions
 from fednc.common.tasks.metrics import Accuracy, CrossEntropy, Metric
 from fednc.common.tasks.splits import Index, split_digest, split_index
 from fednc.common.tasks.tensor_data import UNLABELLED, LabelledTensors
+from fednc.common.wire.protocol import one_line
 
 Purpose = Literal["train", "test", "input"]
+_PACKED = "npz:"  # data specs of what `pack` wrote
 
 
 class ClassifierOptions(TaskOptions):
@@ -170,9 +174,26 @@ class ClassifierTask(Task):
             )
         return torch.tensor([place[label] for label in labels], dtype=torch.int64)
 
+    def _read(self, spec: str, purpose: Purpose) -> Any:
+        """As `read`, and what `pack` wrote; a task that packs in a way of its own reads that itself."""
+        if spec.startswith(_PACKED) and type(self).pack is ClassifierTask.pack:
+            return self._unpacked(spec, "train" if purpose == "train" else "test")
+        return self.read(spec, purpose)
+
+    def _unpacked(self, spec: str, part: str) -> LabelledTensors:
+        try:
+            arrays = safe_files.read_npz(spec.removeprefix(_PACKED))
+            classes = tuple(map(str, arrays["classes"]))
+            inputs, label_N = (torch.from_numpy(arrays[f"{name}_{part}"]) for name in "xy")
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
+            raise DataError(f"{spec}: not data that this task has packed ({one_line(e, 300)})") from e
+        if classes != self.class_names:
+            raise DataError(f"{spec}: packed with classes {classes[:10]}, the run has {self.class_names[:10]}")
+        return self.labelled(inputs, label_N)
+
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
         """The training examples at `spec`, or one part of them. Raises DataError."""
-        data = self.read(spec, "train")
+        data = self._read(spec, "train")
         if part is None:
             return _as_data(data)
         split = split_with(part, split)
@@ -184,15 +205,15 @@ class ClassifierTask(Task):
 
     def load_test(self, spec: str) -> TaskData:
         """The test examples at `spec`. Raises DataError."""
-        return _as_data(self.read(spec, "test"))
+        return _as_data(self._read(spec, "test"))
 
     def load_input(self, spec: str) -> TaskData:
         """The examples at `spec` to predict on. Raises DataError."""
-        return _as_data(self.read(spec, "input"))
+        return _as_data(self._read(spec, "input"))
 
     def make_split(self, spec: str, split: SplitSection) -> str:
         """See Task."""
-        return split_digest(split_index(self.read(spec, "train").label_N.numpy(), split))
+        return split_digest(split_index(self._read(spec, "train").label_N.numpy(), split))
 
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
         """x_train, y_train, x_test, y_test, and the class names that the labels count."""

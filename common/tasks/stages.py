@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fednc.common.config.class_sessions import SessionSection
+from fednc.common.config.class_sessions import ClassSessionSection
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import TrainSection
 
@@ -18,7 +18,7 @@ class Stage:
     """A number of rounds over the same classes.
 
     Attributes:
-        number: 0 is the beginning; the others are the [[sessions]], in order.
+        number: 0 is the beginning; the others are the class sessions ([[sessions]]), in order.
         first: its first round; rounds count from 1 over all stages.
         last: its last round.
         earlier: classes from before it; its own are `earlier` to `classes` - 1.
@@ -70,13 +70,13 @@ def stage_at(stages: tuple[Stage, ...], server_round: int) -> Stage:
 
 
 def with_names(run: RunConfig, number: int, names: tuple[str, ...]) -> RunConfig:
-    """`run` whose session `number` has these classes."""
+    """`run` whose class session `number` has these classes."""
     sessions = list(run.sessions)
     sessions[number - 1] = sessions[number - 1].model_copy(update={"classes": names})
     return run.model_copy(update={"sessions": tuple(sessions)})
 
 
-def _next(before: Stage, train: TrainSection, session: SessionSection, classes: int) -> Stage:
+def _next(before: Stage, train: TrainSection, session: ClassSessionSection, classes: int) -> Stage:
     changed = {"lr": train.lr * session.lr_factor, "epochs": session.epochs or train.epochs}
     return Stage(
         number=before.number + 1,

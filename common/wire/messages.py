@@ -26,7 +26,7 @@ MODEL, GUIDE, RUN, EXTRA = "model", "guide", "run", "extra"
 SUMS, STATS, METRICS = "sums", "stats", "metrics"
 HELLO, MEMORY = "query.hello", "query.memory"
 TRAIN, EVALUATE = "train", "evaluate"
-EXAMPLES, HELD_OUT, CLASS_COUNTS, WITHHELD = "num-examples", "held-out", "class-counts", "withheld"
+EXAMPLES, HELD_OUT, CLASS_COUNTS = "num-examples", "held-out", "class-counts"
 OWNED = "owned"  # before the key of a tensor: examples that trained it
 MAX_LOSS = 2.0**128  # beyond float32; the sum over all examples of a federation stays finite
 MAX_EXAMPLES = 1 << 32  # per client; the fold's precision is shared out over all that are announced
@@ -160,13 +160,6 @@ def owned_of(content: RecordDict, keys: Collection[str], counted: int) -> dict[s
         if weight:
             found[key] = -(-weight * min(counted, examples) // examples)  # rounded up
     return found
-
-
-def withheld_of(content: RecordDict) -> int:
-    """The number of classes whose sums a client held back."""
-    metrics = record_of(content, METRICS, MetricRecord)
-    value = metrics.get(WITHHELD) if metrics else None
-    return value if isinstance(value, int) else 0
 
 
 def loss_of(content: RecordDict) -> float:

@@ -17,6 +17,6 @@ def version_problem(request: pb.AttendRequest, run: RunConfig, app: str) -> str:
     if problem or app:
         return problem  # a foreign app brings its own tasks and methods
     _, task, method = versions.of_run(run)
-    return versions.entry_differs("task", task, request.tasks, who) or versions.entry_differs(
-        "method", method, request.methods, who
+    return versions.entry_differs("task", task, request.tasks, who, is_server=True) or versions.entry_differs(
+        "method", method, request.methods, who, is_server=True
     )

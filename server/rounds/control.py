@@ -95,13 +95,13 @@ class RunControl:
         """Rounds of this session follow; 0 is the beginning."""
         self.session, self.class_names = number, class_names
 
-    def judge_by(self, primary: MetricInfo) -> None:
-        """The metric that operators see."""
-        self.primary = primary
-
     def begin_round(self, number: int) -> None:
         """This round is the next, or the first try of it failed."""
         self.round = number
+
+    def begin(self, primary: MetricInfo) -> None:
+        """The run begins; it is judged by this metric."""
+        self.primary = primary
 
     def complete(self, record: RoundRecord, fold_s: float) -> None:
         """A round is over."""

@@ -6,12 +6,10 @@ tensors.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fednc.common.errors import DivergedError
 from fednc.common.methods.api import Method, ServerRound
@@ -25,17 +23,11 @@ class MethodSteps:
 
     Attributes:
         methods: in the order in which their steps are taken.
-        stepped: names of the model's parameters that travel and are float32; all else is averaged only.
+        stepped: names of these parameters (`Task.stepped_keys`); all else is averaged only.
     """
 
     methods: tuple[Method, ...] = ()
     stepped: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, methods: tuple[Method, ...], model: nn.Module, shared: Collection[str]) -> Self:
-        """For a model of which the tensors `shared` travel. A parameter with two names is stepped under both."""
-        params = model.named_parameters(remove_duplicate=False)
-        return cls(methods, frozenset(n for n, p in params if n in shared and p.dtype is torch.float32))
 
     @property
     def needs_every_client(self) -> bool:

@@ -20,6 +20,7 @@ from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import Memories
+from fednc.common.methods import registry
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.class_registry import ClassRegistry
@@ -90,7 +91,7 @@ class FederatedRun:
         self._good: GlobalState | None = None  # after the last round whose loss had not exploded
         shared = model.state_dict()
         keys = self.task.shared_keys(model)
-        steps = MethodSteps.of(run.method.parts, model, keys)
+        steps = MethodSteps(registry.parts(run.method), self.task.stepped_keys(model))
         self.state = GlobalState(
             model={key: shared[key].clone() for key in keys},
             memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.task.memory_dim)),
@@ -245,7 +246,7 @@ class RoundLoop:
     def drive(self) -> None:
         """All rounds that are left, or those before an operator stops the run. Raises QuorumError."""
         prepared = self._prepared
-        self._control.judge_by(prepared.history.primary)
+        self._control.begin(prepared.history.primary)
         self._strategy.summary()
         if self._around.returning:
             self._clients.for_returning()

@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "rounds.trim_share",
     "train.lr",
     "train.clip_norm",
+    "method.server_lr",
 )
 Changes = dict[str, list[Any]]  # key: before, now; None where it stood at its default
 

@@ -195,6 +195,13 @@ class RoundCompleted(RecordOfRound, kind="round"):
     fold_s: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrackerFailed(Event, kind="tracker", level=logging.WARNING):
+    """A tracker failed, or lags too far behind, and hears no more of the run."""
+
+    tracker: str
+
+
 class LastRoundEvaluated(RecordOfRound, kind="evaluated"):
     """The last round of a run that an operator stopped was evaluated although it was not its turn."""
 

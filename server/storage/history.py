@@ -34,6 +34,11 @@ class RoundRecord:
     changed: dict[str, list[Any]] = field(default_factory=dict)  # keys of the run file since the round before
     init: dict[str, Any] = field(default_factory=dict)  # of the first round: what became of the drawn weights
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """On the server's test data where there is some, else pooled over the clients; {} if not evaluated."""
+        return self.test or self.pooled
+
     def value_of(self, metric: MetricInfo) -> float | None:
         """On the server's test data where there is some, else pooled over the clients."""
         return self.test.get(metric.name, self.pooled.get(metric.name))

@@ -228,6 +228,3 @@ def _check_room(vertices: int, base: int, run: RunConfig) -> None:
             f"method.virtual_share: {base} classes turned {TURNS} ways need {TURNS * base} spare vertices, there "
             f"are {spare}. Raise frame.vertices, or set virtual_share = 0."
         )
-
-
-TASK = FewShotTask

@@ -117,6 +117,3 @@ class ImageTask(ClassifierTask):
 def _as_stored(data: ImageData) -> np.ndarray[Any, Any]:
     pixel_NHWC = data.pixel_NCHW.numpy().transpose(0, 2, 3, 1)
     return np.ascontiguousarray(pixel_NHWC[..., 0] if pixel_NHWC.shape[3] == 1 else pixel_NHWC)
-
-
-TASK = ImageTask

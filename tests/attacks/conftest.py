@@ -1,1 +1,1 @@
-"""Attacks by nodes that are let in: they take minutes, `make test-attacks` runs them."""
+"""Attacks by admitted nodes. They take minutes; `make test-attacks` runs them."""

@@ -1,7 +1,7 @@
-"""One hostile node of four, and two of ten: what is left of the accuracy, beside the same run without them.
+"""How much accuracy one hostile node of four costs, and two of ten, beside the same run without them.
 
-Real training on scikit-learn's digits by the shipped app and strategy; what is hostile is what replies mean. The
-comparison is always with the run in which the hostile nodes are not there at all.
+Real training on scikit-learn's digits with the shipped app and strategy; only the content of replies is hostile.
+The comparison is always with the run without the hostile nodes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ HUGE = 2**32
 class Outcome:
     accuracy: float
     pooled: dict[str, float]
-    named: set[str]  # in events that say of a node what it did
-    rejected: set[str]  # who was counted against
+    named: set[str]  # in events about what a node did
+    rejected: set[str]  # nodes that got a strike
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def without(folder: Path, method: str, count: int, seed: int, robust: str = "non
     return carry_out(folder, method, names, seed, {}, set(), robust=robust).accuracy
 
 
-# ---- one of four, nothing configured -----------------------------------------------------------------------
+# ---- one of four, default settings -------------------------------------------------------------------------
 
 ONE = {
     "claims 2^32, sends the opposite": hostile.all_of(hostile.claims(HUGE), hostile.scaled(-1)),
@@ -143,7 +143,7 @@ def test_one_of_four_costs_at_most_a_point(folder: Path, method: str, lie: str) 
     assert all(0 <= value <= 1 for name, value in attacked.pooled.items() if name.startswith("accuracy"))
 
 
-def test_a_claim_that_is_not_believed_makes_no_model_when_nobody_else_answers(folder: Path) -> None:
+def test_a_claim_that_does_not_count_makes_no_model_if_nobody_else_answers(folder: Path) -> None:
     def fails(_message: Message, reply: Message) -> None:
         if "model" in reply.content:
             raise RuntimeError("an honest client that breaks down")

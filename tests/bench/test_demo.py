@@ -1,4 +1,4 @@
-"""The main job, as users run it: one server, four client processes, gRPC, real digits, real files."""
+"""The demo as users run it: one server, four client processes, gRPC, real digits, real files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fednc.bench.demo import METHODS, Stage, demo_config, make_split, parts_of
 from fednc.cli.main import app
 from fednc.common.model_export import load
 
-SEEDS = (21, 22, 23)  # not those that any learning rate or default was chosen on
+SEEDS = (21, 22, 23)  # not the seeds that learning rates and defaults were chosen on
 METHOD_KEYS = {"accuracy", "best", "last5", "rounds_to_fedavg_best", "drift", "nc1", "lr", "client_pids"}
 
 
@@ -24,7 +24,7 @@ def unwatched(_run, _events):
 
 @pytest.mark.timeout(300)
 def test_fednc_ends_above_fedavg_on_unseen_seeds(tmp_path):
-    """Four client processes stay for six runs; one of them is looked at closely."""
+    """Four client processes serve six runs; one run is checked closely."""
     first = demo_config("fedavg")
     last5 = {}
     with Stage(tmp_path / "clients.log", parts_of(first)) as stage:
@@ -40,7 +40,7 @@ def test_fednc_ends_above_fedavg_on_unseen_seeds(tmp_path):
 
 
 @pytest.mark.timeout(180)
-def test_the_demo_command_leaves_what_it_promises(tmp_path):
+def test_the_demo_command_writes_what_it_promises(tmp_path):
     result = CliRunner().invoke(app, ["demo", "--runs", str(tmp_path), "--json", str(tmp_path / "out.json")])
     assert result.exit_code == 0, result.output
     (folder,) = tmp_path.glob("demo-*")

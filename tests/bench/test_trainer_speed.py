@@ -1,4 +1,4 @@
-"""`fednc bench trainer`, and the coarse arithmetic that it can measure: layers in bf16, all else in float32."""
+"""`fednc bench trainer`, and the low precision that it can measure: layers in bf16, everything else in float32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.loss_inputs import LABEL_B, B, D, guide_for, normal
 @pytest.mark.parametrize(
     "method", [{"anchor": 1.0, "centre": 1.0, "target_blend": 0.3}, {"contrast": 1.0, "distil": 1.0}]
 )
-def test_losses_are_as_exact_in_coarse_arithmetic_as_in_fine(method: dict[str, float]) -> None:
+def test_losses_are_as_exact_in_low_precision(method: dict[str, float]) -> None:
     guide = guide_for(name="fednc", **method)
     guide = type(guide)(**{**vars(guide), "etf_KD": guide.etf_KD.float(), "mean_KD": guide.mean_KD.float()})
     feat_BD, head = normal(B, D).bfloat16(), FrameHead(8.0, False)
@@ -40,7 +40,7 @@ def test_losses_are_as_exact_in_coarse_arithmetic_as_in_fine(method: dict[str, f
     assert len(parts) == 3
 
 
-def test_coarse_training_changes_little_and_sends_float32(tmp_path: Path) -> None:
+def test_low_precision_training_changes_little_and_sends_float32(tmp_path: Path) -> None:
     results = [
         run_on_local(config(train={"precision": precision}), fednc_app, tmp_path) for precision in ("fp32", "bf16")
     ]
@@ -54,7 +54,7 @@ def test_coarse_training_changes_little_and_sends_float32(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("model", "precision"), itertools.product(["cnn"], ["fp32", "bf16"]))
-def test_the_command_says_how_fast_and_what_the_method_costs(model: str, precision: str) -> None:
+def test_the_command_reports_speed_and_the_cost_of_the_method(model: str, precision: str) -> None:
     told = CliRunner().invoke(
         app,
         [

@@ -1,4 +1,4 @@
-"""The command: what it answers, with which exit code, and on which stream. No server here."""
+"""The command: output, exit codes and streams. Without a server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fednc(*args: object, code: int = 0) -> Result:
 
 
 def public_errors() -> list[type[errors.FedncError]]:
-    """Those of the tree in errors.py; other modules derive errors that never leave them."""
+    """The error classes of errors.py; those that other modules derive stay inside them."""
     return [error for error in errors.FedncError.__subclasses__() if error.__module__ == errors.__name__]
 
 
@@ -108,7 +108,7 @@ def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["digits", "npz", "folder"])
-def test_init_comments_are_the_values_the_run_would_have_anyway(kind: str) -> None:
+def test_init_comments_show_the_defaults(kind: str) -> None:
     fednc("init", kind)
     text = Path("run.toml").read_text()
     run = read_run_file(Path("run.toml"))
@@ -121,7 +121,7 @@ def test_init_comments_are_the_values_the_run_would_have_anyway(kind: str) -> No
     assert run.model_copy(update={"task": None}).digest == full.run.model_copy(update={"task": None}).digest
 
 
-def test_init_never_overwrites_unless_told() -> None:
+def test_init_overwrites_only_with_force() -> None:
     Path("run.toml").write_text("mine")
     assert "--force" in fednc("init", code=errors.ConfigError.exit_code).stderr
     assert Path("run.toml").read_text() == "mine"
@@ -136,7 +136,7 @@ def colour_npz(path: Path, classes: list[str], images: int = 12, size: int = 8) 
     return x, y
 
 
-def test_init_reads_classes_and_shape_off_the_data() -> None:
+def test_init_reads_classes_and_shape_from_the_data() -> None:
     colour_npz(Path("a.npz"), ["ape", 'bat "fruit"', "çat"])
     fednc("init", "npz", "--data", "npz:a.npz")
     options = tasks.get(read_run_file(Path("run.toml"))).options.model_dump()
@@ -151,7 +151,7 @@ def test_init_reads_classes_and_shape_off_the_data() -> None:
     fednc("check", "run.toml", "--data", "folder:.")
 
 
-def test_init_refuses_data_of_another_kind() -> None:
+def test_init_refuses_another_kind_of_data() -> None:
     assert "npz:x" in fednc("init", "folder", "--data", "npz:x", code=errors.ConfigError.exit_code).stderr
 
 
@@ -190,7 +190,7 @@ def test_check_counts_the_parameters_of_the_model_and_reads_the_test_data() -> N
         (("", ""), ["--json", "no/such/folder.json"], errors.ConfigError, "--json"),
     ],
 )
-def test_check_names_what_does_not_fit(
+def test_check_names_every_problem(
     change: tuple[str, str], args: list[str], error: type[errors.FedncError], words: str
 ) -> None:
     Path("run.toml").write_text(Path(DIGITS).read_text().replace(*change))
@@ -198,7 +198,7 @@ def test_check_names_what_does_not_fit(
 
 
 def finished_run(folder: Path, classes: list[str], readout: str = "blend") -> None:
-    """What a run leaves behind, with random weights."""
+    """The folder of a finished run, with random weights."""
     run = parse_run(
         {
             "task": {"name": "image", "classes": classes, "size": 8, "width": 8},
@@ -247,7 +247,7 @@ def test_predict_takes_an_image_or_a_folder_without_labels() -> None:
     assert all(0.5 <= row["confidence"] <= 1 for row in folder["predictions"])
 
 
-def test_predict_says_what_is_missing() -> None:
+def test_predict_names_what_is_missing() -> None:
     assert "model.json" in fednc("predict", ".", "x.png", code=errors.DataError.exit_code).stderr
     finished_run(Path("run"), ["ape", "bat"])
     assert "x.png" in fednc("predict", "run", "x.png", code=errors.DataError.exit_code).stderr
@@ -263,6 +263,6 @@ def test_tables_are_plain_aligned_lines_without_a_terminal(capsys: pytest.Captur
     assert capsys.readouterr().err == "[split]\n  class      n\n  [bold]ant  12\n  bee        0.1235\n"
 
 
-def test_json_has_no_values_that_other_parsers_refuse() -> None:
+def test_json_is_strict() -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json("-", {"accuracy": float("nan")})

@@ -1,4 +1,4 @@
-"""Whatever becomes of stdout and stderr, a command does its work and ends with its own exit code."""
+"""Whatever happens to stdout and stderr, a command does its work and ends with its own exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ F_SETPIPE_SZ, PIPE_BYTES = 1031, 4096
 
 
 def full_pipe() -> tuple[int, int]:
-    """A pipe that nobody reads and that takes nothing more."""
+    """A pipe that is full and that nobody reads."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, F_SETPIPE_SZ, PIPE_BYTES)
     os.write(writer, b"x" * PIPE_BYTES)
@@ -57,7 +57,7 @@ def test_a_server_serves_with_any_console(stream: str, tmp_path: Path) -> None:
             os.close(reader)
 
 
-def test_with_closed_streams_no_file_of_the_run_gets_their_numbers(tmp_path: Path) -> None:
+def test_files_of_the_run_never_get_the_numbers_of_closed_streams(tmp_path: Path) -> None:
     program = (
         "import os, sys; from fednc.cli.sink import guard_console; guard_console();"
         f"handle = os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY);"
@@ -77,7 +77,7 @@ def test_a_result_that_cannot_be_written_to_stdout_is_an_error(tmp_path: Path) -
     assert "Traceback" not in said
 
 
-def test_a_sink_keeps_order_and_says_what_it_lost() -> None:
+def test_a_sink_keeps_order_and_reports_what_it_lost() -> None:
     reader, writer = os.pipe()
     sink = PatientSink(os.fdopen(writer, "w"))
     for number in range(500):
@@ -91,7 +91,7 @@ def test_a_sink_keeps_order_and_says_what_it_lost() -> None:
     assert isinstance(sink.failed, BrokenPipeError)
 
 
-def test_a_forked_child_writes_without_the_thread_it_has_not() -> None:
+def test_a_forked_child_writes_without_the_thread() -> None:
     reader, writer = os.pipe()
     sink = PatientSink(os.fdopen(writer, "w"))
     pid = os.fork()

@@ -1,4 +1,4 @@
-"""The live view: what a person sees of rounds, clients and classes, on a terminal and without one."""
+"""The live view of rounds, clients and classes, on a terminal and without one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_rounds_show_test_held_out_and_worst_client(view):
         assert expected in shown
 
 
-def test_without_test_data_classes_are_those_of_the_clients(view):
+def test_without_test_data_accuracy_by_class_is_from_the_clients(view):
     view, events = view
     events.emit(RoundCompleted(text="round 3/5", record=replace(ROUND, test={})))
     assert "cat 80%" in screen(view)
@@ -68,7 +68,7 @@ def test_clients_are_listed_with_their_state(view):
     assert "404" in shown
 
 
-def test_what_the_initialisation_did_stays_in_sight(view):
+def test_the_result_of_the_initialisation_stays_visible(view):
     view, events = view
     assert "gradient cosine" not in screen(view)
     events.emit(

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a command: at once while it loads, else cleanly, in time even where a thread is stuck."""
+"""SIGTERM and SIGINT end a command: at once while it loads, later cleanly, in time even if a thread is stuck."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from support.command_processes import ends, fednc, port_of, wait_for, write_run
 from support.local_servers import attending, is_ready, serving, until
 from support.working_nodes import hand_out, node_of
 
-# As of a network share that has gone away: the thread that reads it comes back too late.
+# Like a network share that has gone away: the thread that reads it returns too late.
 STUCK = {"FEDNC_TESTING": "1", "FEDNC_FAULT": "data.read:1:delay_ms=60000"}
 
 
-def test_a_server_whose_test_data_never_come_ends_in_time(tmp_path: Path) -> None:
+def test_a_server_ends_in_time_while_its_test_data_never_arrive(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     process = fednc("server", run, "--folder", "r", "--test-data", "digits", cwd=tmp_path, env=STUCK)
     wait_for(lambda: (tmp_path / "r" / "lock").exists())
-    time.sleep(2)  # it is past its imports then; were it not, it would end sooner still
+    time.sleep(2)  # its imports are done by then; if not, it would end even sooner
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     code, said = ends(process, 15)
@@ -35,7 +35,7 @@ def test_a_server_whose_test_data_never_come_ends_in_time(tmp_path: Path) -> Non
     assert "Traceback" not in said
 
 
-def test_a_client_whose_data_never_come_ends_in_time(tmp_path: Path) -> None:
+def test_a_client_ends_in_time_while_its_data_never_arrive(tmp_path: Path) -> None:
     server = fednc("server", write_run(tmp_path, more=""), "--folder", "r", cwd=tmp_path)
     try:
         address = f"127.0.0.1:{port_of(tmp_path / 'r')}"
@@ -88,7 +88,7 @@ def is_handled(pid: int, number: int) -> bool:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a process number 1 of its own without more")
-def test_the_first_process_of_a_container_hears_sigterm(tmp_path: Path) -> None:
+def test_the_first_process_of_a_container_handles_sigterm(tmp_path: Path) -> None:
     words = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "fednc.cli.start"]
     process = subprocess.Popen(
         [*words, "client", "--server", "127.0.0.1:1", "--data", "digits"], cwd=tmp_path, stderr=subprocess.PIPE
@@ -120,7 +120,7 @@ def test_a_cut_call_at_the_end_is_not_reported_as_an_error(caplog: pytest.LogCap
     assert "a real one" in caplog.text
 
 
-def test_what_is_handed_out_after_the_end_fails_at_once(tmp_path: Path) -> None:
+def test_work_sent_after_the_end_fails_at_once(tmp_path: Path) -> None:
     async def trial() -> None:
         async with serving(tmp_path, {}) as server, attending(server, "a", None):
             await until(is_ready(server, "a"))

@@ -1,4 +1,4 @@
-"""Addresses are checked where they are given, whichever command or key takes them; the error names the cure."""
+"""Addresses are checked where they are given, for every command and key; the error names the fix."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HOSTS = st.one_of(
 
 
 @given(host=HOSTS, port=st.integers(1, 65535))
-def test_what_is_an_address_is_read_back_as_it_was_written(host: str, port: int) -> None:
+def test_a_valid_address_is_read_back_as_it_was_written(host: str, port: int) -> None:
     address = Address(host, port)
     assert parse_address(str(address), "--server") == address
     assert parse_host(host, "--host") == host
@@ -69,7 +69,7 @@ def test_every_command_that_dials_refuses_it_at_once(text: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("text", [text for text in BAD if text])
-def test_a_server_refuses_to_listen_there(text: str, tmp_path: Path) -> None:
+def test_a_server_refuses_to_listen_on_an_invalid_address(text: str, tmp_path: Path) -> None:
     run = tmp_path / "run.toml"
     run.write_text('[task]\nclasses = ["a", "b"]\nsize = 8\nchannels = 1\n')
     result = CliRunner().invoke(app, ["server", str(run), "--folder", str(tmp_path / "r"), "--listen", text])
@@ -86,7 +86,7 @@ def test_a_server_may_let_the_system_choose_a_port_and_listen_everywhere() -> No
 
 
 @pytest.mark.parametrize("host", ["host:8440", "https://host", "[::1]", "a b", "", "10.0.0.300"])
-def test_a_certificate_is_made_for_hosts_alone(host: str, tmp_path: Path) -> None:
+def test_a_certificate_is_made_only_for_hosts(host: str, tmp_path: Path) -> None:
     runner = CliRunner()
     assert runner.invoke(app, ["certs", "init", str(tmp_path / "ca")]).exit_code == 0
     result = runner.invoke(app, ["certs", "server", str(tmp_path / "ca"), "--host", host])

@@ -1,4 +1,4 @@
-"""The points at which tests break things: each stands in the code once, and does what it says in tests only."""
+"""The fault points, where tests break things: each is in the code once and works only in tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def arm(plan: str, log: Path | None = None) -> None:
     fault_injection.arm({"FEDNC_FAULT": plan, "FEDNC_TESTING": "1", "FEDNC_FAULT_LOG": str(log or "")})
 
 
-def test_every_point_stands_in_the_code_exactly_once() -> None:
+def test_every_point_is_in_the_code_exactly_once() -> None:
     call = re.compile(r"fault_injection\.(?:at|through|through_all)\(\s*\"([^\"]+)\"")
     found = Counter(point for path in CODE for point in call.findall(path.read_text(encoding="utf-8")))
     assert found == Counter(dict.fromkeys(fault_injection.POINTS, 1))
@@ -53,12 +53,12 @@ def test_a_plan_is_refused_outside_tests(environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("plan", ["nowhere:1:kill", "file.half:x:kill", "file.half:1:explode", "file.half", ":::"])
-def test_a_plan_that_is_none_is_refused(plan: str) -> None:
+def test_an_invalid_plan_is_refused(plan: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"FEDNC_FAULT={plan}")):
         arm(plan)
 
 
-def test_nothing_happens_without_a_plan_or_at_another_pass(tmp_path: Path) -> None:
+def test_nothing_happens_without_a_plan_or_at_another_count(tmp_path: Path) -> None:
     fault_injection.at("file.half")
     assert fault_injection.through("client.upload", b"abc") == b"abc"
     arm("server.fold:2:raise", tmp_path / "log")

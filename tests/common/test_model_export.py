@@ -1,4 +1,4 @@
-"""An exported model gives the same bits as the model it was made from, and refuses files that are not its own."""
+"""An exported model gives the same bits as its source, and files that do not belong together are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZE = 8
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run ends with."""
+    """The result of a run."""
 
     task: Task
     model: nn.Module
@@ -39,7 +39,7 @@ class Trained:
     memory: ClassMemory
 
     def scores(self, inputs: Tensor) -> Tensor:
-        """What the run itself reads out, without any export."""
+        """The run's own scores, without the export."""
         guide = Guide(
             method=self.task.run.method,
             etf_KD=self.frame.etf_KD,
@@ -52,7 +52,7 @@ class Trained:
 
 
 def trained(method: str = "fednc", seed: int = 0, **task_options: Any) -> Trained:
-    """A model with random weights and running statistics, and a memory in which one class was never seen."""
+    """A model with random weights and running statistics, and a memory without one of the classes."""
     task = tasks.get(
         parse_run(
             {
@@ -126,7 +126,7 @@ def test_frame_must_be_the_one_that_the_manifest_names(tmp_path: Path) -> None:
         ({"run": {"task": {"name": "speech"}}}, ConfigError, "'speech' is not installed"),
     ],
 )
-def test_models_of_another_world_are_refused(
+def test_models_of_another_kind_are_refused(
     tmp_path: Path, change: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     manifest = exported(tmp_path, trained()) / MANIFEST
@@ -135,12 +135,12 @@ def test_models_of_another_world_are_refused(
         load(tmp_path)
 
 
-def test_missing_model_says_where_it_looked(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_model_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=MANIFEST):
         load(tmp_path)
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
     with monkeypatch.context() as broken:
@@ -161,7 +161,7 @@ def _no_power(descriptor: int) -> None:
 def test_damaged_weights_and_manifests_are_data_errors(
     tmp_path_factory: pytest.TempPathFactory, junk: bytes, is_prefix: bool
 ) -> None:
-    """Also where whoever damaged the weights made their sha256 match."""
+    """Also if the sha256 was adapted to the damaged weights."""
     folder = exported(tmp_path_factory.mktemp("run"), trained())
     weights, manifest = folder / WEIGHTS, folder / MANIFEST
     whole, said = weights.read_bytes(), manifest.read_text()

@@ -1,4 +1,4 @@
-"""What others say is one line of text wherever it is shown; files and connections of strangers are bounded."""
+"""Text from others is one line wherever it is shown; files and connections of strangers are limited."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ANY = st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_categories
 
 @contextlib.contextmanager
 def shown(*, terminal: bool):
-    """What is printed while the block runs, at the console that all commands share."""
+    """What the block prints to the console that all commands share."""
     file, before = io.StringIO(), output.console
     output.console = Console(
         file=file, highlight=False, emoji=False, width=200, force_terminal=terminal, color_system=None
@@ -50,7 +50,7 @@ def shown(*, terminal: bool):
 
 
 @given(ANY)
-def test_any_text_is_one_line_and_plain_text_stays_as_it_is(text: str) -> None:
+def test_any_text_becomes_one_line_and_plain_text_stays_the_same(text: str) -> None:
     line = one_line(text)
     assert line.isprintable()
     assert line == text or not text.isprintable()
@@ -58,7 +58,7 @@ def test_any_text_is_one_line_and_plain_text_stays_as_it_is(text: str) -> None:
 
 
 @given(ANY, st.booleans())
-def test_a_line_and_an_error_say_any_text_in_one_line_each(text: str, terminal: bool) -> None:
+def test_a_line_and_an_error_show_any_text_in_one_line_each(text: str, terminal: bool) -> None:
     with shown(terminal=terminal) as file:
         output.say(f"<{text}>")
     assert file.getvalue() == f"<{one_line(text)}>\n"
@@ -80,7 +80,7 @@ def test_a_table_shows_any_cell_and_title_as_text(title: str, cell: str, termina
 
 
 @given(ANY)
-def test_json_for_programs_holds_no_control_and_says_the_same(text: str) -> None:
+def test_json_for_programs_holds_no_control_characters_and_the_same_text(text: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as file:
         output.write_json("-", {text: [text]})
     assert file.getvalue().replace("\n", "").isprintable()
@@ -110,7 +110,7 @@ def test_an_event_is_one_line_for_people(text: str) -> None:
 
 
 @given(ANY, st.sampled_from([DataError, ConfigError, ProtocolError, OSError, MemoryError, ValueError]))
-def test_nothing_of_an_error_travels_but_its_code(text: str, kind: type[Exception]) -> None:
+def test_only_the_code_of_an_error_travels(text: str, kind: type[Exception]) -> None:
     error = kind(f"/home/ann/hiv-positive{text}")
     code, sentence = reasons.failure_of(error)
     assert reasons.SENTENCES[code] == sentence
@@ -146,7 +146,7 @@ def test_long_events_of_a_node_count_as_several() -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_folders_and_files_of_a_run_are_the_owners_alone(umask: int, tmp_path: Path) -> None:
+def test_only_the_owner_can_read_folders_and_files_of_a_run(umask: int, tmp_path: Path) -> None:
     import os
 
     before = os.umask(umask)
@@ -161,7 +161,7 @@ def test_folders_and_files_of_a_run_are_the_owners_alone(umask: int, tmp_path: P
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_a_download_is_refused_by_what_its_manifest_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_is_refused_by_its_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "free_bytes", lambda: {"memory": 3 << 30})
     DownloadBounds(max_gib=4, min_free_gib=1).admit(2 << 30)
     with pytest.raises(OutOfReserveError, match="--min-free-gib"):
@@ -190,14 +190,14 @@ def test_an_npz_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path:
     assert load_arrays(str(tmp_path / "fine.npz"))["x_train"].shape == (1000, 8, 8)
 
 
-def test_postscript_is_no_image_whatever_it_is_called(tmp_path: Path) -> None:
+def test_postscript_is_refused_under_any_suffix(tmp_path: Path) -> None:
     place = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(place, format="EPS")
     with pytest.raises(OSError, match="cannot identify"):
         files.open_image(place)
 
 
-def test_the_metrics_port_serves_a_few_at_once_and_none_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_metrics_port_serves_few_at_once_and_each_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
     import time
     from wsgiref.simple_server import make_server
@@ -216,7 +216,7 @@ def test_the_metrics_port_serves_a_few_at_once_and_none_for_long(monkeypatch: py
     try:
         held = [socket.create_connection(server.server_address) for _ in range(40)]
         time.sleep(0.4)
-        # a thread and its timer for each of those that are served
+        # a thread and a timer for each connection that is served
         assert threading.active_count() - threads <= 2 * scrape.MOST_CONNECTIONS
         for end in held:
             end.settimeout(10)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Break the stack and see that its `verify` service fails, for that reason and no other. Called by `make compose-broken`.
-#   tests/compose/broken.sh [NAME ...]        without names: every way that is written down here
+# Break the stack and check that its `verify` service fails, for that reason only. Called by `make compose-broken`.
+#   tests/compose/broken.sh [NAME ...]        without names: every setup listed here
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

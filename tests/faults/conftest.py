@@ -1,4 +1,4 @@
-"""What the fault tests share: one zygote, one set of data, the digest of a run in which nothing goes wrong."""
+"""Shared by the fault tests: one fork server, one data set, the digest of a run in which nothing goes wrong."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 @pytest.fixture
 def stage(zygote: Zygote, data: Path, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
-    """Makes the stage of a run."""
+    """A function that makes the stage of a run."""
     stages = []
 
     def make(place: str = "", **options: Any) -> Stage:
@@ -63,7 +63,7 @@ class Plain(Zygote):
 
 @dataclass(frozen=True)
 class Reference:
-    """What a run in which nothing goes wrong leaves."""
+    """The results of a run in which nothing goes wrong."""
 
     digest: str
     bytes_up: int
@@ -71,7 +71,7 @@ class Reference:
 
 @pytest.fixture(scope="session")
 def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """A fault-free run, of processes that were started as users start them."""
+    """A fault-free run with processes started as users start them."""
     stage = Stage(Plain(), tmp_path_factory.mktemp("reference"), data)
     try:
         processes = [stage.server(), *map(stage.client, NAMES)]

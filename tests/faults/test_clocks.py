@@ -1,7 +1,7 @@
-"""System clocks that are ten minutes wrong, ahead and behind, for all of a process, gRPC's core included.
+"""System clocks that are ten minutes wrong, ahead or behind, for a whole process, gRPC's core included.
 
-With a small library of our own (wrong_clock.c): libfaketime leaves gRPC's waits alone, so that they come ten
-minutes late, and breaks Python's. Without a C compiler, test_links.py has wrong clocks as Python sees them.
+wrong_clock.c shifts the clock. libfaketime would not do: it does not shift gRPC's waits, which then end ten
+minutes late, and it breaks Python's. Without a C compiler, only test_links.py tests wrong clocks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SOURCE = Path(__file__).with_name("wrong_clock.c")
 
 
 class WrongClocks(Zygote):
-    """Starts processes as users do, each with a clock of its own."""
+    """Starts processes as users do, each with its own clock."""
 
     def __init__(self, library: Path) -> None:
         self._library = library
@@ -50,7 +50,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_the_clock_is_wrong_and_waits_are_not(library: Path) -> None:
+def test_the_clock_is_wrong_but_waits_are_right(library: Path) -> None:
     program = (
         "import queue, threading, time\n"
         "began = time.monotonic(); time.sleep(0.1); threading.Event().wait(0.1)\n"
@@ -91,6 +91,6 @@ def test_a_server_and_a_client_whose_clocks_are_wrong_in_opposite_directions(
 
 
 def _seconds(later: str, earlier: str) -> int:
-    """Between two times of day, the shorter way."""
+    """The difference between two times of day, the shorter way round midnight."""
     times = [sum(int(n) * 60**i for i, n in enumerate(reversed(each.split(":")))) for each in (later, earlier)]
     return (times[0] - times[1] + 43200) % 86400 - 43200

@@ -1,4 +1,4 @@
-"""A disk that is really full, at the upload and at the checkpoint: the run waits for space and changes nothing."""
+"""A disk that is really full, at the upload or the checkpoint: the run waits for space, the model is the same."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from conftest import Reference
 from support.process_federation import NAMES, Stage, wait_for
 
 SIZE = "64m"
-LEFT_BYTES = 48 << 10  # too little for a model, enough for a line of the log
+LEFT_BYTES = 48 << 10  # too small for a model, large enough for a line of the log
 
 
 class SmallDisk:
-    """A file system of its own that can be filled."""
+    """A separate file system that can be filled."""
 
     def __init__(self, folder: Path) -> None:
         self._ballast = folder / "ballast"
@@ -34,7 +34,7 @@ class SmallDisk:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """Where the run's folder will be."""
+    """The file system for the run's folder."""
     folder = tmp_path / "run"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "fednc-tests", str(folder)]

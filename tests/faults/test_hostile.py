@@ -1,4 +1,4 @@
-"""Ten thousand hostile messages per call, most of them valid but for one field: nothing changes but the counts."""
+"""Ten thousand hostile messages per call, most of them valid except for one field: only the counters change."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MANY = settings(
     verbosity=Verbosity.quiet,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
-# What a call with gibberish may end with. Not UNKNOWN or INTERNAL, which is an exception that nobody caught.
+# How a call with gibberish may end. Not with UNKNOWN or INTERNAL: those mean an exception that nobody caught.
 ENDS = {
     grpc.StatusCode.OK,
     hm.INVALID,
@@ -104,7 +104,7 @@ def valid(place: HostilePlace, call: str) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("call", [*CALLERS, *OPERATORS])
-def test_messages_that_are_valid_but_for_one_field(place: HostilePlace, call: str) -> None:
+def test_messages_with_one_hostile_field(place: HostilePlace, call: str) -> None:
     sent, counted = 0, Counter[str]()
 
     @MANY
@@ -123,7 +123,7 @@ def test_messages_that_are_valid_but_for_one_field(place: HostilePlace, call: st
 
 
 @pytest.mark.parametrize("call", [*CALLERS, *OPERATORS])
-def test_bytes_that_may_be_anything(place: HostilePlace, call: str) -> None:
+def test_messages_of_arbitrary_bytes(place: HostilePlace, call: str) -> None:
     ends = Counter[grpc.StatusCode]()
     caller = CALLERS.get(call, "operator")
 
@@ -141,7 +141,7 @@ def test_bytes_that_may_be_anything(place: HostilePlace, call: str) -> None:
     print(call, {code.name: count for code, count in ends.items()})
 
 
-def test_replies_of_which_one_thing_is_wrong(place: HostilePlace) -> None:
+def test_replies_with_one_thing_wrong(place: HostilePlace) -> None:
     sent, counted = 0, Counter[str]()
     me = place.hostile.welcome.node_id
 
@@ -163,7 +163,7 @@ def test_replies_of_which_one_thing_is_wrong(place: HostilePlace) -> None:
     print("Upload", sent, dict(counted))
 
 
-def test_frames_that_may_be_anything(place: HostilePlace) -> None:
+def test_uploads_of_arbitrary_frames(place: HostilePlace) -> None:
     ends = Counter[grpc.StatusCode]()
 
     @MANY

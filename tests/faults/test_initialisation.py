@@ -1,4 +1,4 @@
-"""A server or client that is killed while the federation initialises changes nothing in the final model."""
+"""Killing a server or client during the initialisation does not change the final model."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ evaluate_every = 0
 [server]
 auth = "none"
 """
-# Replies as the server takes them from two clients: 2 in the report before; with `nio-exact` 2 directions and 2
+# Replies of two clients, in the server's order: 2 in the report before; with `nio-exact` 2 directions and 2
 # slopes in each iteration, with `nio` 2 once; 2 in the report after.
 SERVER_LIVES = {
     "nio-exact": (1, 3, 5, 8, 2 + 6 * 4, 2 + 6 * 4 + 1),
     "nio": (1, 3, 4, 5),
 }
-# Batches as one client draws them: 1 for each report; with `nio-exact` 2 in each iteration, with `nio` 1.
+# Batches that one client draws: 1 for each report; with `nio-exact` 2 in each iteration, with `nio` 1.
 CLIENT_LIVES = {"nio-exact": (1, 1, 2), "nio": (1, 3)}
 
 
@@ -55,7 +55,7 @@ def without_clocks(event: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["nio-exact", "nio"])
-def test_killed_while_it_initialises(kind: str, stage: Callable[..., Stage]) -> None:
+def test_a_kill_during_the_initialisation(kind: str, stage: Callable[..., Stage]) -> None:
     run = stage()
     (run.folder / "run.toml").write_text(RUN.format(kind=kind))
     processes = [run.server(), *map(run.client, NAMES)]

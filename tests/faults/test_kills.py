@@ -1,10 +1,11 @@
-"""A server or client that is killed, frozen, cut off or set back in time changes nothing in the final model."""
+"""Killing, freezing or disconnecting a server or client does not change the final model."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable
 
+import pytest
 from conftest import Reference
 
 from fednc.common.wire.protocol import WHOLE_BYTES
@@ -17,7 +18,7 @@ SERVER_LIVES = (
     "server.committed:2:kill",
     "server.fold:2:kill",
     "server.checkpoint.begin:1:kill",
-    "file.half:2:kill",  # the first file is the count of starts, the second the checkpoint's tensors
+    "file.half:2:kill",  # the first file counts the starts, the second holds the checkpoint's tensors
     "server.checkpoint.tensors:1:kill",
     "file.half:3:kill",  # its manifest
     "server.checkpoint.end:1:kill",
@@ -41,6 +42,25 @@ def test_a_server_that_is_killed_at_every_point_in_turn(stage: Callable[..., Sta
     assert run.digest() == reference.digest
 
 
+@pytest.mark.parametrize("method", ["fedadam", "feddyn"])
+def test_a_server_that_is_killed_goes_on_with_what_its_step_remembers(
+    method: str, stage: Callable[..., Stage]
+) -> None:
+    """The clients stay and keep what they remember."""
+    small = {"method": method, "dim": 32, "width": 8}
+    undisturbed, run = stage("undisturbed", **small), stage("killed", **small)
+    processes = [undisturbed.server(), *map(undisturbed.client, NAMES)]
+    assert [process.wait() for process in processes] == [0, 0, 0], undisturbed.log("server")
+    clients = [run.client(name) for name in NAMES]
+    lives = ("server.checkpoint.tensors:2:kill", "server.fold:2:kill", "server.checkpoint.end:1:kill")
+    for fault in lives:
+        assert run.server(fault).wait() == -signal.SIGKILL, run.log("server")
+    last = run.server()
+    assert [process.wait() for process in (last, *clients)] == [0, 0, 0], run.log("server")
+    assert run.faults() == [without_number(fault) for fault in lives]
+    assert run.digest() == undisturbed.digest()
+
+
 def test_a_client_that_is_killed_at_every_point_in_turn(stage: Callable[..., Stage], reference: Reference) -> None:
     run = stage()
     server, other = run.server(), run.client(NAMES[1])
@@ -53,7 +73,7 @@ def test_a_client_that_is_killed_at_every_point_in_turn(stage: Callable[..., Sta
     assert run.digest() == reference.digest
 
 
-def test_both_sides_frozen_in_turn(stage: Callable[..., Stage], reference: Reference) -> None:
+def test_each_side_is_frozen_in_turn(stage: Callable[..., Stage], reference: Reference) -> None:
     run = stage()
     server = run.server("server.fold:3:stop")
     frozen, other = run.client(NAMES[0], "client.work:2:stop"), run.client(NAMES[1])
@@ -68,7 +88,7 @@ def test_both_sides_frozen_in_turn(stage: Callable[..., Stage], reference: Refer
     assert run.digest() == reference.digest
 
 
-def test_small_models_that_travel_whole_survive_it_too(stage: Callable[..., Stage]) -> None:
+def test_small_models_sent_in_one_message_survive_it_too(stage: Callable[..., Stage]) -> None:
     """The model comes with its assignment and goes back in one message."""
     calm, broken = (stage(place, dim=12, width=8) for place in ("calm", "broken"))
     processes = [calm.server(), *map(calm.client, NAMES)]

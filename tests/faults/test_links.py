@@ -1,4 +1,4 @@
-"""Bad lines, spoiled bytes, wrong clocks and a full disk change nothing in the final model."""
+"""Bad lines, corrupted bytes, wrong clocks and a full disk do not change the final model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ YEAR = timedelta(days=365)
 CLOCKS_S = {"server": 0.0, NAMES[0]: 600.0, NAMES[1]: -600.0}
 
 
-def test_a_line_that_is_cut_twice_and_then_swallows_everything(
+def test_a_line_that_is_cut_twice_and_then_loses_everything(
     stage: Callable[..., Stage], reference: Reference
 ) -> None:
-    """Also a slow one. What was received is kept: not a byte of an upload is counted twice."""
+    """Also a slow line. What was received is kept: no byte of an upload is counted twice."""
     run = stage()
     cuts = ((1_500_000, "cut"), (4_000_000, "cut"), (8_000_000, "swallow"))
     proxy = Proxy(run.port, cuts, up_per_s=4e6, down_per_s=8e6)
@@ -34,7 +34,7 @@ def test_a_line_that_is_cut_twice_and_then_swallows_everything(
     assert run.bytes_up() == reference.bytes_up
 
 
-def test_bytes_spoiled_on_the_way_and_a_reply_that_comes_twice(
+def test_bytes_corrupted_on_the_way_and_a_reply_that_comes_twice(
     stage: Callable[..., Stage], reference: Reference
 ) -> None:
     run = stage()
@@ -53,7 +53,7 @@ def test_bytes_spoiled_on_the_way_and_a_reply_that_comes_twice(
 def test_clocks_that_are_ten_minutes_wrong_and_encryption(
     stage: Callable[..., Stage], reference: Reference, tmp_path: Path
 ) -> None:
-    """As Python sees them; in tests/faults/test_clocks.py as the whole process does."""
+    """Only Python sees the wrong clock here; in tests/faults/test_clocks.py the whole process does."""
     authority = Authority.create(tmp_path / "ca", "faults")
     authority.issue_server(["127.0.0.1"], YEAR)
     for name in NAMES:
@@ -67,7 +67,7 @@ def test_clocks_that_are_ten_minutes_wrong_and_encryption(
 
 
 def test_a_disk_that_is_full_at_the_checkpoint(stage: Callable[..., Stage], reference: Reference) -> None:
-    """The run waits for space; nothing half written stays behind."""
+    """The run waits for space and leaves no half-written file."""
     run = stage()
     faults = "server.checkpoint.begin:2:enospc,file.half:6:enospc,server.upload:5:enospc"
     server, *clients = run.server(faults), *map(run.client, NAMES)

@@ -1,4 +1,4 @@
-"""Every fault point was used by a test of this suite. Runs last (see conftest.py)."""
+"""Every fault point is used by a test of this suite. Runs last (see conftest.py)."""
 
 from __future__ import annotations
 

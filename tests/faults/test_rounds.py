@@ -1,4 +1,4 @@
-"""Rounds end: who is killed or frozen is named in time, who fails or is late is named with the reason."""
+"""Rounds end: a client that is killed or frozen is named in time, one that fails or is late with the reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_idle_clients_that_are_killed_and_frozen_are_named_in_time(stage: Callab
     assert "error" not in run.log("server")
 
 
-def test_who_fails_and_who_is_late_is_named_and_the_round_goes_on(stage: Callable[..., Stage]) -> None:
+def test_failed_and_late_clients_are_named_and_the_round_goes_on(stage: Callable[..., Stage]) -> None:
     run = stage(min_clients=1, deadline_s=4, total=25)
     faults = "data.read:1:delay_ms=200,client.work:2:memory,client.work:3:enospc,client.reply:3:raise"
     server, steady = run.server(), run.client(NAMES[1])

@@ -1,4 +1,4 @@
-"""A server killed within and between sessions, and started again, gives the model of an undisturbed run."""
+"""A server that is killed within and between sessions and restarted gives the model of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ min_clients = 2
 [server]
 auth = "none"
 """
-# In each life the server writes one checkpoint after a round, and one when a session is opened.
+# After each start the server writes one checkpoint after a round, and one when a session opens.
 LIVES = (
-    "server.checkpoint.end:2:kill",  # after the last round of the beginning: between sessions
-    "server.checkpoint.begin:1:kill",  # session 1 is opened and its memory pooled, but nothing of it is written
-    "server.checkpoint.end:1:kill",  # it is written that session 1 is open
+    "server.checkpoint.end:2:kill",  # after the last round of the base, so between sessions
+    "server.checkpoint.begin:1:kill",  # session 1 is open and its memory pooled, but nothing is written yet
+    "server.checkpoint.end:1:kill",  # the checkpoint says that session 1 is open
     "server.fold:2:kill",  # within round 3, the first of session 1
     "server.checkpoint.end:2:kill",  # after the last round of session 1
-    "server.checkpoint.tensors:1:kill",  # half of what says that session 2 is open
+    "server.checkpoint.tensors:1:kill",  # half of the checkpoint that says that session 2 is open
     "server.checkpoint.end:2:kill",  # after the first round of session 2
 )
 

@@ -1,4 +1,4 @@
-"""Peers without a credential: what they make the server hold, and whether a run goes on beside them."""
+"""Peers without a credential: how much memory they cost the server, and whether a run goes on beside them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def scrape(port: int) -> list[str]:
         return file.read().decode().splitlines()
 
 
-def test_a_run_goes_on_and_saves_beside_more_idle_connections_than_there_are_descriptors(
+def test_a_run_goes_on_and_saves_with_more_idle_connections_than_descriptors(
     stage: Callable[..., Stage], reference: Reference
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,9 +1,9 @@
-/* A wall clock that is WRONG_CLOCK_S seconds wrong, for one process: everything else, waits included, is as it was.
+/* A wall clock that is WRONG_CLOCK_S seconds wrong, for one process. Everything else, waits included, stays right.
  *
- * A kernel keeps one wall clock for all. So this sits between the process and libc (LD_PRELOAD): the time of day that
- * is asked for is shifted, and a wait until a time of day is shifted back, as it would be on a machine whose clock is
- * wrong. Monotonic clocks, and waits on them, are never touched. libfaketime cannot do that: it leaves the futex calls
- * of gRPC's core alone, so that these come ten minutes late, and breaks absolute waits on the monotonic clock.
+ * The kernel has one wall clock for all processes. So this library sits between the process and libc (LD_PRELOAD). It
+ * shifts the time of day that the process reads, and shifts a wait until a time of day back, as on a machine whose
+ * clock is wrong. It never touches monotonic clocks and waits on them. libfaketime cannot do that: it does not shift
+ * the futex calls of gRPC's core, which end ten minutes late, and it breaks absolute waits on the monotonic clock.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-"""What a foreign app sends beyond the usual: more than the budget, outside arrays, never pulled, not sendable."""
+"""Unusual replies of a foreign app: beyond the budget, outside arrays, never pulled, impossible to send."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.shipped_commands import our_link
 APPS = Path(__file__).parent / "apps"
 
 
-def test_large_and_unpulled_replies_are_taken_or_refused_with_the_limit_and_the_node_stays(tmp_path: Path) -> None:
+def test_large_and_unpulled_replies_are_accepted_or_refused_and_the_node_stays(tmp_path: Path) -> None:
     app, out = str(APPS / "bulk"), tmp_path / "link"
     (tmp_path / "run.toml").write_text("[server]\ningest_mib = 1\n")
     options = [str(tmp_path / "run.toml"), "--app", app, "-c", f"out={json.dumps(str(tmp_path))}", "--nodes", "1"]
@@ -40,7 +40,7 @@ def test_large_and_unpulled_replies_are_taken_or_refused_with_the_limit_and_the_
     assert not {"lost", "rejected", "quarantine"} & set(kinds)
 
 
-def test_the_model_is_kept_where_the_run_is_and_changed_code_is_refused(tmp_path: Path) -> None:
+def test_the_model_is_in_the_run_folder_and_changed_code_is_refused(tmp_path: Path) -> None:
     app, changed = APPS / "fedavg", tmp_path / "changed"
     changed.mkdir()
     for path in app.iterdir():

@@ -1,6 +1,6 @@
-"""Flower apps that know nothing of us, over our link: the same files as on stock Flower, byte for byte.
+"""Flower apps that know nothing of fednc give the same files over our link as on stock Flower, byte for byte.
 
-The apps' modules are called `server` and `client`, as many are and as our own folders.
+The apps' modules are called `server` and `client`, like many others and like our own folders.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def read(path: Path) -> Any:
     ("app", "files"),
     [("fedavg", ["model.npz", "metrics.json"]), ("dtypes", ["answers.json"]), ("legacy", ["model.npz"])],
 )
-def test_an_app_leaves_the_same_files_as_on_stock_flower(app: str, files: list[str], tmp_path: Path) -> None:
+def test_an_app_writes_the_same_files_as_on_stock_flower(app: str, files: list[str], tmp_path: Path) -> None:
     ours, stock = tmp_path / "ours", tmp_path / "stock"
     on_our_link(app, ours)
     on_stock_flower(app, stock)
@@ -70,7 +70,7 @@ def test_an_app_leaves_the_same_files_as_on_stock_flower(app: str, files: list[s
 
 @pytest.mark.timeout(300)
 def test_nodes_that_raise_die_or_hang_do_not_stop_the_round(tmp_path: Path) -> None:
-    """In round 2; in round 3 they are back, with the state that they had after round 1."""
+    """This happens in round 2; in round 3 they are back, with the state that they had after round 1."""
     app, hows = "trouble", ["none", "raise", "exit", "leave", "sleep"]
     with our_link(tmp_path, "--app", str(APPS / app), "-c", f"out={json.dumps(str(tmp_path))}") as link:
         join_all(link, app, [{"how": how} for how in hows])
@@ -130,7 +130,7 @@ def refusal(code: int, folder: Path, *arguments: str) -> str:
     return " ".join(done.stderr.split())
 
 
-def test_who_runs_another_app_is_refused(tmp_path: Path) -> None:
+def test_a_client_with_another_app_is_refused(tmp_path: Path) -> None:
     with our_link(tmp_path, "--app", str(APPS / "fedavg"), "-c", f"out={json.dumps(str(tmp_path))}") as link:
         client = ["client", "--server", f"127.0.0.1:{link.port}", "--once"]
         text = refusal(6, tmp_path, *client, "--app", str(APPS / "legacy"))

@@ -1,4 +1,4 @@
-"""fednc's own apps on stock Flower: what the bundle ships, and the same model, bit for bit, as over our link."""
+"""fednc's own apps on stock Flower: what the bundle holds, and the same model, bit for bit, as over our link."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from support.shipped_commands import our_link
 from support.stock_flower import BIN, environment, stock_flower
 
 BUNDLE = Path(__file__).parents[2] / "deploy" / "flower"
-NAMES = ["part-0", "part-1"]  # as nodes without a name call themselves in the simulation engine
-CARRIED_BY = ("seconds", "bytes_up", "bytes_down", "worst_client")  # what differs from carrier to carrier
+NAMES = ["part-0", "part-1"]  # the names that nodes without one get in the simulation engine
+CARRIED_BY = ("seconds", "bytes_up", "bytes_down", "worst_client")  # what differs between the carriers
 
 
 def the_run(folder: Path) -> RunConfig:
@@ -53,7 +53,7 @@ def on_local_grid(run: RunConfig, folder: Path) -> Path:
 
 
 def as_run_file(run: RunConfig) -> str:
-    """TOML with every value, so that both ends read what stock Flower carries as JSON."""
+    """TOML with every value, so that both ends read the values that stock Flower carries as JSON."""
     lines: list[str] = []
 
     def table(values: dict[str, Any], path: str) -> None:
@@ -124,8 +124,8 @@ def build(bundle: Path, folder: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(folder.glob("*.fab")))
 
 
-def test_the_bundle_ships_nothing_but_two_names(tmp_path: Path) -> None:
-    """Also when a run file and secrets lie beside it, with endings that Flower ships by default."""
+def test_the_bundle_holds_only_the_names_of_the_two_apps(tmp_path: Path) -> None:
+    """Also if a run file and secrets lie beside it, with suffixes that Flower bundles by default."""
     bundle = Path(shutil.copytree(BUNDLE, tmp_path / "flower"))
     for name in ("run.toml", "flower.toml", "token.json", "key.py", "notes.md", "deep/secret.yaml"):
         (bundle / name).parent.mkdir(exist_ok=True)

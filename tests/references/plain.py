@@ -1,4 +1,4 @@
-"""Federated averaging in plain PyTorch, for all references: the method's own part is the loss. No fednc here."""
+"""Federated averaging in plain PyTorch for all references; the loss is the method's own part. Imports no fednc."""
 
 import copy
 import hashlib

@@ -1,7 +1,7 @@
 """The class memory, mean unit features of the global model, and how it classifies with and beside the frame.
 
-Its metric: the covariance around class means, shrunk as in equation 23 of Chen et al. 2010 (OAS), no smaller than
-rounding, inverted.
+The metric is the inverse covariance around class means, shrunk as in equation 23 of Chen et al. 2010 (OAS) and no
+smaller than rounding.
 """
 
 import torch
@@ -37,7 +37,9 @@ def scores(feature, etf, mean, kind, scale, metric=None):
         middle = h - mean.double().mean(0)
         return ((middle @ metric * middle).sum(1, keepdim=True) - far) / 2
     vertex = cosines(feature, etf)
-    nearest = cosines(feature, mean) - mean.square().sum(1) / 2  # |h - v|^2, less what all share
+    nearest = (
+        cosines(feature, mean) - mean.square().sum(1) / 2
+    )  # |h - v|^2 without the terms that all classes share
     variance = 1 - mean.norm(dim=1).mean() ** 2
     both = (variance * vertex + nearest) / (1 + variance)
     return scale * {"vertex": vertex, "memory": nearest, "blend": both}[kind]

@@ -1,4 +1,4 @@
-"""What users get wrong: each is a clear error at whoever got it wrong, and the federation goes on without it."""
+"""Mistakes of users: each is a clear error for whoever made it, and the federation goes on without it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def link_of(port: int, name: str, data: str) -> Link:
 
 
 async def a_run_with(tmp_path, name: str, data: str) -> tuple[BaseException, Federation, int]:
-    """Two clients on digits and a third that is wrong: its error, the federation, replies of the last round."""
+    """Two clients on digits and a wrong third one: its error, the federation, the replies of the last round."""
     values = {"task": {"classes": DIGITS, "size": 8, "channels": 1, "width": 8}, "rounds": {"total": 2}}
     run = parse_run({**values, "frame": {"dim": 16}})
     federation = Federation("bad-input", run, tmp_path / "spool", EventLog())
@@ -91,7 +91,7 @@ async def a_run_with(tmp_path, name: str, data: str) -> tuple[BaseException, Fed
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_data_that_does_not_fit_is_said_before_round_1_and_the_others_go_on(case, tmp_path):
+def test_data_that_does_not_fit_is_reported_before_round_1_and_the_others_go_on(case, tmp_path):
     make, hint = BAD[case]
     error, federation, replies = asyncio.run(a_run_with(tmp_path, "carl", make(tmp_path)))
     assert isinstance(error, DataError)
@@ -110,7 +110,7 @@ def test_a_taken_name_is_refused_and_its_holder_goes_on(tmp_path):
     assert replies == 2
 
 
-def test_a_client_waits_for_a_server_that_is_not_there_and_says_so(caplog, monkeypatch):
+def test_a_client_waits_for_a_missing_server_and_says_so(caplog, monkeypatch):
     monkeypatch.setattr(link_module, "_SAY_SO_EVERY_S", 0.3)
     with socket.socket() as held:  # bound, but nobody listens
         held.bind(("127.0.0.1", 0))
@@ -157,7 +157,7 @@ def test_too_few_clients_end_the_run_with_their_own_exit_code(tmp_path):
     assert time.monotonic() - started < 60
 
 
-def test_test_data_of_the_server_that_is_not_there(tmp_path):
+def test_missing_test_data_of_the_server(tmp_path):
     run = write_run(
         tmp_path / "run.toml", evaluate={"test": '"npz:nowhere.npz"'}, server={"runs": f'"{tmp_path}"'}
     )

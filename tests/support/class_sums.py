@@ -1,4 +1,4 @@
-"""Small features with labels, and the class sums made of them."""
+"""Small features with labels, and their class sums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ K, D = 5, 7
 
 
 def examples(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit features with labels 0 ... K-2: the last class is held by nobody."""
+    """Unit features with labels 0 ... K-2; no client has the last class."""
     g = torch.Generator().manual_seed(seed)
     return unit(torch.randn(count, D, generator=g)), torch.randint(K - 1, (count,), generator=g)
 

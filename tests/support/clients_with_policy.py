@@ -1,4 +1,4 @@
-"""Clients whose owner has a policy: over made-up images, with a log to read. Shared by the policy's tests."""
+"""Clients whose owner has a policy, on generated images, with a readable log. Shared by the tests of policies."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from fednc.client.policy.guard import Guard
 from fednc.client.policy.ledger import Ledger
 from fednc.client.policy.owner import Owner
 from fednc.client.policy.rules import Policy
+from fednc.common.config.run import RunConfig
+from support.hostile.image_server import welcome
 
 STRICT = Path(__file__).parents[2] / "examples" / "policies" / "strict.toml"
-# Everything may be asked for, as often as anybody likes: what a test leaves in place is all that protects.
+# Allows every question, as often as asked: only what a test adds protects.
 OPEN: dict[str, Any] = {
     "runs": {"pin_first": False},
     "quota": {"runs_per_day": 0},
@@ -39,7 +41,7 @@ def strict_but(**tables: dict[str, Any]) -> Policy:
 
 @dataclass
 class Site:
-    """One machine with images; a client that is started again finds the same records."""
+    """One machine with images. A client that is started again finds the same records."""
 
     folder: Path
     policy: Policy | None = None
@@ -70,13 +72,19 @@ class Site:
         )
 
     def start(self) -> Guard:
-        """A client as `fednc client` starts it, with its log switched on."""
+        """A client as `fednc client` starts it, with its audit log switched on."""
         if self.policy is None:
             return Guard(AppHost(self.config, app), Audit(self.folder / "audit.jsonl"))
         owner = Owner(self.policy, Ledger(self.records), self.data, self.val_share)
         return Guard(AppHost(owner.bind(self.config), app), Audit(self.folder / "audit.jsonl"), owner)
 
+    def join(self, run: RunConfig) -> Guard:
+        """A started client that the server has welcomed to the run."""
+        client = self.start()
+        client.prepare(welcome(run, "run"))
+        return client
+
     def log(self, **wanted: Any) -> list[dict[str, Any]]:
-        """Lines of the audit log that have these values."""
+        """Lines of the audit log with these values."""
         lines = [json.loads(line) for line in (self.folder / "audit.jsonl").read_text().splitlines()]
         return [line for line in lines if all(line.get(key) == value for key, value in wanted.items())]

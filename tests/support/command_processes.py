@@ -1,4 +1,4 @@
-"""`fednc` as users start it: real processes with a command line, an environment and streams of their own."""
+"""`fednc` as users start it: real processes with their own command line, environment and streams."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_run(folder: Path, *, total: int = 2, wait_s: float = 60, more: str = "
 def fednc(
     *arguments: object, cwd: Path, env: dict[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[str]:
-    """Started; stdout and stderr are pipes unless `options` says otherwise."""
+    """Start `fednc`; stdout and stderr are pipes unless `options` says otherwise."""
     command = [sys.executable, "-m", "fednc.cli.start", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
@@ -47,7 +47,7 @@ def fednc(
 
 
 def ends(process: subprocess.Popen[str], timeout_s: float = 60) -> tuple[int, str]:
-    """Exit code and what it said; killed where it does not end."""
+    """Its exit code and output; it is killed if it does not end."""
     try:
         out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -67,7 +67,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
 
 
 def port_of(folder: Path) -> int:
-    """Of the server whose run lies in `folder`, once it listens."""
+    """The port of the server whose run folder is `folder`, once it listens."""
     import json
 
     def found() -> int:

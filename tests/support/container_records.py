@@ -1,4 +1,4 @@
-"""What a stack of containers leaves on its machine, made up: processes in /proc, records of a run."""
+"""Made-up traces of a stack of containers: processes in /proc, records of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small run over digits with three clients, its variants, and what two of its results must share."""
+"""A small run on digits with three clients, its variants, and what two of its results must have in common."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def config(**changes: Any) -> RunConfig:
 
 
 def history(result: RunResult) -> list[dict[str, Any]]:
-    """All that a run measured but time and traffic."""
+    """Everything that a run measured except time and traffic."""
     left_out = ("seconds", "bytes_up", "bytes_down")
     return [{k: v for k, v in asdict(r).items() if k not in left_out} for r in result.history.rounds]
 

@@ -23,7 +23,7 @@ def stop_after(control: RunControl, rounds: int) -> Callable[[Event], None]:
 
 
 def run_until(prepared: FederatedRun, grid: LocalGrid, rounds: int) -> Any:
-    """The checkpoint after so many rounds."""
+    """The checkpoint after that many rounds."""
     around = Surroundings(name_of=grid.name_of)
     prepared.events.listen(stop_after(around.control, rounds))
     prepared.execute(grid, around)

@@ -1,4 +1,4 @@
-"""A small run in three stages over handwritten digits, in one process; tests of sessions share it."""
+"""A small run in three stages on handwritten digits, in one process. Shared by the tests of sessions."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def guide(run: Any = None, **changes: Any) -> Guide:
 
 
 def write_npz(path: Path, labels: Sequence[int], order: Sequence[str], each: int = 40) -> Path:
-    """Digits of these labels, under class names in this order."""
+    """Digits with these labels, under class names in this order."""
     digits = load_digits()
     index = np.concatenate([np.flatnonzero(digits.target == label)[:each] for label in labels])
     place = {name: i for i, name in enumerate(order)}

@@ -1,7 +1,7 @@
-"""Imports everything once, then forks one `fednc` process per order: start-up would be most of the suite's time.
+"""Imports everything once, then forks one `fednc` process per order, to save the start-up time of each.
 
-Orders come as JSON lines on stdin, `{"pid": ...}` and `{"pid": ..., "code": ...}` go out on stdout. What it forks
-are real processes with a command line, an environment and a log of their own.
+Reads orders as JSON lines from stdin; writes `{"pid": ...}` and `{"pid": ..., "code": ...}` to stdout. The forks
+are real processes with their own command line, environment and log.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def say(**words: Any) -> None:
     os.write(1, (json.dumps(words) + "\n").encode())
 
 
-def bury(*_: Any) -> None:
+def reap(*_: Any) -> None:
     while alive:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:  # this handler was itself interrupted, by itself, which buried the last one
+        except ChildProcessError:  # this handler interrupted itself, and the inner call reaped the last one
             return
         if not pid:
             return
@@ -45,7 +45,7 @@ def bury(*_: Any) -> None:
 
 
 def become(order: dict[str, Any]) -> None:
-    """This process is now `fednc` with the order's arguments."""
+    """Turn this process into `fednc` with the order's arguments."""
     from fednc.cli.main import run
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -74,7 +74,7 @@ def main() -> None:
     for module in MODULES:
         import_module(module)
     assert len(os.listdir("/proc/self/task")) == 1, "only a process with one thread can be forked"
-    signal.signal(signal.SIGCHLD, bury)
+    signal.signal(signal.SIGCHLD, reap)
     say(ready=True)
     for line in sys.stdin:
         with_child = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
@@ -92,4 +92,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # taking all those modules down again takes seconds where many processes share few cores
+    os._exit(0)  # tearing down all those modules takes seconds if many processes share few cores

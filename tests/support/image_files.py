@@ -1,4 +1,4 @@
-"""Small image files of every kind, for the tests of data sources."""
+"""Small image files of every kind, for the tests of image readers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_folder(root: Path, names, size: int = 8) -> Path:
 
 
 def write_npz(path: Path, **changed) -> Path:
-    """Four grey images of the classes 0, 1, 2, 0 of CLASSES; `changed` replaces arrays, None leaves one out."""
+    """Four grey images of classes 0, 1, 2, 0 of CLASSES. `changed` replaces arrays; None leaves one out."""
     plain = {"x_train": np.zeros((4, 8, 8), np.uint8), "y_train": np.array([0, 1, 2, 0]), "classes": CLASSES}
     values = {**plain, **changed}
     np.savez(path, **{key: value for key, value in values.items() if value is not None})

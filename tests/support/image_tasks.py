@@ -1,4 +1,4 @@
-"""Small image tasks, data and files that the tests of the image task share."""
+"""Small image tasks, data and files, shared by the tests of the image task."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from fednc.server.rounds.initialisation import draw_with_gain
 
 
 def digits_run(**keys: Any) -> RunConfig:
-    """Fedavg on digits in 8x8; `keys` are tables laid over it."""
+    """Fedavg on 8x8 digits; the tables in `keys` override parts of it."""
     task = {"classes": [str(i) for i in range(10)], "size": 8, "channels": 1, "width": 24, "model": "plain"}
     base: dict[str, Any] = {"task": task, "method": {"name": "fedavg"}, "frame": {"dim": 64}}
     for key, value in keys.items():
@@ -32,7 +32,7 @@ def digits_run(**keys: Any) -> RunConfig:
 
 
 class Place:
-    """One process with digits and a model."""
+    """A process with digits and a model."""
 
     def __init__(self, run: RunConfig) -> None:
         self.run, self.section = run, run.init

@@ -44,7 +44,7 @@ def same_bits(one: RunResult, other: RunResult) -> bool:
 
 
 def central_place(run: RunConfig) -> tuple[Place, Probe]:
-    """All that one client has, with the weights that the server drew."""
+    """What one client has: data, and the weights that the server drew."""
     here, prepared = Place(run), FederatedRun(run, EventLog())
     here.model.load_state_dict(prepared.state.model)
     guide = guide_at(here.task, prepared.frame.etf_KD, ClassMemory.empty(10, run.frame.dim), 1)

@@ -1,4 +1,4 @@
-"""An authority, servers and clients on this machine, for the tests of identity: real certificates, free ports."""
+"""An authority, servers and clients on this machine, for the tests of identity. Real certificates, free ports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ YEAR = timedelta(days=365)
 
 @dataclass
 class Place:
-    """An authority whose server answers at 127.0.0.1."""
+    """An authority with a server certificate for 127.0.0.1."""
 
     authority: Authority
     folder: Path
@@ -65,7 +65,7 @@ def make_place(folder: Path, host: str = "127.0.0.1") -> Place:
 
 @dataclass
 class Serving:
-    """A running server and what it said."""
+    """A running server and its log."""
 
     federation: Federation
     listening: Listening
@@ -85,8 +85,9 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(folder: Path, section: dict[str, Any]) -> AsyncIterator[Serving]:
-    run = parse_run({"server": {"listen": "127.0.0.1:0", **section}})
+async def serving(folder: Path, section: dict[str, Any], **tables: Any) -> AsyncIterator[Serving]:
+    """A server whose run file has `section` as [server] and these other tables."""
+    run = parse_run({**tables, "server": {"listen": "127.0.0.1:0", **section}})
     log, events = EventLog(), list[Event]()
     log.listen(events.append)
     federation = Federation("run", run, folder / "spool", log)
@@ -102,7 +103,7 @@ async def serving(folder: Path, section: dict[str, Any]) -> AsyncIterator[Servin
 
 
 class IdleHost:
-    """Holds one example and is never asked to work."""
+    """Has one example and is never given work."""
 
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         return pb.Declaration(examples=1, device="cpu")
@@ -150,7 +151,7 @@ async def invoke(
     kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
     path = f"/{method.containing_service.full_name}/{method.name}"
     message = (request or GetMessageClass(method.input_type)()).SerializeToString()
-    # A stream stays silent: grpc.aio reports INTERNAL where a refusal overtakes what is being written.
+    # A stream sends nothing: grpc.aio reports INTERNAL if a refusal arrives during a write.
     sent = silence() if method.client_streaming else message
     call = getattr(channel, kind)(path)(sent, metadata=metadata, timeout=5)
     return await call.code(), await call.details()

@@ -1,4 +1,4 @@
-"""The small setting that the tests of losses and of the objective share.
+"""Small inputs, shared by the tests of losses.
 
 Legend: B batch, K label space, D feature width.
 """

@@ -1,4 +1,4 @@
-"""A federation of real processes on this machine that can be broken on purpose, and what is left of it."""
+"""A federation of real processes on this machine that can be broken on purpose, and its records."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ channels = 1
 width = {width}
 [frame]
 dim = {dim}
+[method]
+name = "{method}"
 [train]
 batch = 50
 lr = 0.01
@@ -57,7 +59,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = PATIENC
 
 
 class Zygote:
-    """Forks `fednc` processes; see fork_server.py."""
+    """Forks `fednc` processes, see fork_server.py."""
 
     def __init__(self, log: Path) -> None:
         self._process = subprocess.Popen(
@@ -84,7 +86,7 @@ class Zygote:
                 self._said.append(word)
 
     def start(self, args: list[str], env: dict[str, str], log: Path, skew_s: float) -> Process:
-        """One process more."""
+        """Start one more process."""
         before = len(self._said)
         order = {"args": args, "env": env, "log": str(log), "skew_s": skew_s}
         assert self._process.stdin
@@ -93,7 +95,7 @@ class Zygote:
         return Process(pid, lambda: self._codes.get(pid))
 
     def close(self) -> None:
-        """End it and all that it has forked."""
+        """End it and all its forks."""
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait(10)
@@ -107,18 +109,18 @@ class Process:
     code: Callable[[], int | None]
 
     def send(self, number: signal.Signals) -> None:
-        """A signal."""
+        """Send a signal."""
         os.kill(self.pid, number)
 
     def wait(self, timeout_s: float = PATIENCE_S) -> int:
-        """Its exit code; minus the signal that ended it."""
+        """Its exit code, or minus the number of the signal that ended it."""
         wait_for(lambda: self.code() is not None, f"the end of process {self.pid}", timeout_s)
         code = self.code()
         assert code is not None
         return code
 
     def is_stopped(self) -> bool:
-        """Whether SIGSTOP holds it."""
+        """Whether it is stopped by SIGSTOP."""
         state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state == "T"
 
@@ -129,7 +131,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def write_data(folder: Path) -> None:
-    """Real handwritten digits, another hundred and fifty for each client, skewed by label."""
+    """Real handwritten digits: 150 for each client, no two the same, with label skew."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -147,12 +149,13 @@ class Stage:
     zygote: Zygote
     folder: Path
     data: Path
-    certs: Path | None = None  # an authority's folder
+    certs: Path | None = None  # folder of an authority
     min_clients: int = 2
     deadline_s: float = 60
     total: int = ROUNDS
-    dim: int = 1200  # megabytes of model
+    dim: int = 1200  # gives a model of several megabytes
     width: int = 32
+    method: str = "fednc"
     port: int = 0
     processes: list[Process] = field(default_factory=list)
 
@@ -164,6 +167,7 @@ class Stage:
             total=self.total,
             dim=self.dim,
             width=self.width,
+            method=self.method,
             min_clients=self.min_clients,
             deadline_s=self.deadline_s,
             auth=auth,
@@ -195,7 +199,7 @@ class Stage:
         return process
 
     def end(self) -> None:
-        """Kill what still runs."""
+        """Kill the processes that still run."""
         for process in self.processes:
             if process.code() is None:
                 process.send(signal.SIGKILL)
@@ -203,7 +207,7 @@ class Stage:
     # ---- what happened -------------------------------------------------------------------------------------
 
     def log(self, name: str) -> str:
-        """What a process said."""
+        """The output of a process."""
         return (self.folder / f"{name}.log").read_text()
 
     def faults(self) -> list[str]:
@@ -213,7 +217,7 @@ class Stage:
         return [f"{point}:{action}" for _, point, _, action in map(str.split, lines)]
 
     def events(self, kind: str = "", **fields: Any) -> list[dict[str, Any]]:
-        """What the server recorded."""
+        """The server's events."""
         path = self.run / "events.jsonl"
         if not path.exists():
             return []
@@ -222,7 +226,7 @@ class Stage:
         return [e for e in events if kind in ("", e["kind"]) and fields.items() <= e.items()]
 
     def expect(self, kind: str, count: int = 1, timeout_s: float = PATIENCE_S, **fields: Any) -> dict[str, Any]:
-        """The `count`-th such event, when it has come."""
+        """Wait for the `count`-th such event and return it."""
 
         def found() -> list[dict[str, Any]]:
             return self.events(kind, **fields)[count - 1 :]
@@ -236,7 +240,7 @@ class Stage:
         return rounds
 
     def bytes_up(self) -> int:
-        """Bytes that the server has taken in the whole run."""
+        """Bytes that the server has received in the whole run."""
         total: int = json.loads((self.run / "summary.json").read_text())["bytes_up"]
         return total
 

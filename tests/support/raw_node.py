@@ -1,4 +1,4 @@
-"""A node without a client: speaks the protocol by hand, so that tests can say what no client would."""
+"""A node without a client. It speaks the protocol by hand, so tests can send what no client would."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node
 
 UPLOAD_ID = bytes(16)
-PIECE_BYTES = 64 << 10  # what every upload is granted at least
+PIECE_BYTES = 64 << 10  # the smallest first grant of an upload
 
 
 def data_of(content: RecordDict) -> bytes:
@@ -30,7 +30,7 @@ def data_of(content: RecordDict) -> bytes:
 
 
 def data_frames(data: bytes) -> list[pb.UploadFrame]:
-    """Data in messages as long as any server takes."""
+    """Data in messages of the largest size that every server accepts."""
     return [pb.UploadFrame(data=data[i : i + PIECE_BYTES]) for i in range(0, len(data), PIECE_BYTES)]
 
 
@@ -41,7 +41,7 @@ def end_frame(data: bytes) -> pb.UploadFrame:
 
 @dataclass
 class RawNode:
-    """One that attends, and the federation that it attends at."""
+    """A connected node and its federation."""
 
     federation: Federation
     channel: grpc.aio.Channel
@@ -65,7 +65,7 @@ class RawNode:
         return found
 
     async def ended(self) -> grpc.StatusCode:
-        """How the attendance ends."""
+        """How its `Attend` call ends."""
         with suppress(grpc.aio.AioRpcError):
             while await self.events.read() is not grpc.aio.EOF:
                 pass
@@ -75,7 +75,7 @@ class RawNode:
         await self.stub.Declare(declaration or pb.Declaration(examples=10, device="cpu"), metadata=self.metadata)
 
     def give_work(self, message_type: str = "train", group: str = "1") -> Work:
-        """An assignment for this node, handed out."""
+        """Send this node an assignment."""
         ordinal = len(self.batch.works)
         work_id = pb.AssignmentId(
             run_id=self.federation.run_id,
@@ -100,12 +100,12 @@ class RawNode:
         return pb.UploadFrame(header=pb.UploadHeader(id=work.id, upload_id=upload_id, manifest=manifest))
 
     async def upload(self, frames: Sequence[pb.UploadFrame]) -> list[pb.UploadEvent]:
-        """What the server says to these frames, sent at once."""
+        """The server's answer to these frames, sent at once."""
         call = self.stub.Upload(iter(frames), metadata=self.metadata)
         return [event async for event in call]
 
     async def send(self, work: Work, content: RecordDict) -> pb.Receipt:
-        """A whole reply as a client sends it."""
+        """Send a whole reply as a client does."""
         data = data_of(content)
         frames = [self.header(work, records.to_manifest(content, with_digests=False))]
         return (await self.upload([*frames, *data_frames(data), end_frame(data)]))[-1].receipt

@@ -1,4 +1,4 @@
-"""A whole run over each grid of our own, for tests that compare them."""
+"""A whole run on each of our grids, for tests that compare them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def in_one_process(
 def over_the_link(
     run: RunConfig, clients: Sequence[ClientConfig], app: App, folder: Path, *, agreed: bool = False
 ) -> RunResult:
-    """A real server on a free port, each client with a real link; `agreed` bounds what they may send."""
+    """A real server on a free port, each client with a real link. `agreed` limits what they may send."""
 
     async def main() -> RunResult:
         prepared = FederatedRun(run, EventLog())
@@ -63,7 +63,7 @@ def over_the_link(
             attending.append(asyncio.create_task(Link(config, AppHost(client, app)).run()))
 
         def work(grid: LinkGrid) -> RunResult:
-            for index, client in enumerate(clients):  # one by one: CPython before 3.11.8 cannot parse in threads
+            for index, client in enumerate(clients):  # one by one: before 3.11.8 CPython cannot parse in threads
                 grid.call(partial(attend, index, client))
                 while len(grid.get_node_ids()) <= index:
                     assert not attending[index].done(), attending[index].exception()

@@ -1,4 +1,4 @@
-"""The shipped commands on loopback for one test: `fednc server` and its clients, each a process of its own."""
+"""The shipped commands on loopback for one test: `fednc server` and its clients, each in its own process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _START_S, _END_S = 60.0, 120.0
 
 @dataclass
 class OurLink:
-    """A server that listens; clients join one by one."""
+    """A listening server that clients join one by one."""
 
     folder: Path
     server: subprocess.Popen[bytes]
@@ -31,7 +31,7 @@ class OurLink:
         self.clients.append(start(self.folder, name, command))
 
     def finish(self, code: int = 0) -> list[dict[str, object]]:
-        """Wait for the server's end; its events."""
+        """Wait for the server to end; return its events."""
         assert self.server.wait(_END_S) == code, self.logs()
         return self.events()
 
@@ -48,7 +48,7 @@ class OurLink:
             self.port = next((int(e["port"]) for e in self.events() if e["kind"] == "listening"), 0)  # type: ignore[call-overload]
 
     def logs(self) -> str:
-        """What every process wrote."""
+        """The output of every process."""
         return "\n".join(f"--- {path.name}\n{path.read_text()[-4000:]}" for path in self.folder.glob("*.log"))
 
 

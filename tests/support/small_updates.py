@@ -1,4 +1,4 @@
-"""Small updates of every dtype, and the mean that is made of them."""
+"""Small updates of every dtype, and their mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def started(reference: dict[str, torch.Tensor], weights: list[int]) -> Fold:
 
 
 def mean_of(updates: list[tuple[dict[str, torch.Tensor], int]], reference=None) -> dict[str, torch.Tensor]:
-    """Our mean, folded in the order given."""
+    """Our mean, computed in the given order."""
     fold = started(reference or updates[0][0], [weight for _, weight in updates])
     for tensors, weight in updates:
         fold.add(arrays.to_record(tensors), weight)

@@ -1,6 +1,6 @@
 """A stock Flower installation on loopback for one test: a SuperLink, its SuperNodes, `flwr run`.
 
-Everything lives in a temporary folder and in process groups that end with the test.
+Uses a temporary folder and process groups that end with the test.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _START_S, _RUN_S = 60.0, 240.0
 
 
 def environment(home: Path) -> dict[str, str]:
-    """One thread per process, because the number of threads decides how sums of floats round."""
+    """One thread per process, because the rounding of sums depends on the number of threads."""
     quiet_flower()
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -39,18 +39,18 @@ def free_port() -> int:
 
 
 def as_toml(values: Mapping[str, Any]) -> str:
-    """Flat values as TOML: a JSON string or number is one of TOML's too."""
+    """Flat values as TOML. JSON strings and numbers are also valid TOML."""
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
 class StockFlower:
-    """One SuperLink; `simulated` nodes live in its simulation engine."""
+    """One SuperLink, with `simulated` nodes in its simulation engine."""
 
     def __init__(self, folder: Path, simulated: int = 0) -> None:
         self.folder = folder
         self.env = environment(folder / "home")
         self._groups: list[subprocess.Popen[bytes]] = []
-        self._seen: set[str] = set()  # runs that have ended
+        self._seen: set[str] = set()  # number of runs that have ended
         self._port = free_port()
         (folder / "home").mkdir(parents=True)
         connection = {"address": f"127.0.0.1:{self._port}", "insecure": True}
@@ -85,7 +85,7 @@ class StockFlower:
             time.sleep(0.2)
 
     def add_node(self, name: str, config: Mapping[str, Any]) -> None:
-        """A SuperNode with this node configuration."""
+        """Start a SuperNode with this node configuration."""
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
         self._start(
             name,
@@ -100,7 +100,7 @@ class StockFlower:
         )
 
     def run(self, app: Path, config: Mapping[str, Any] | None = None) -> str:
-        """`flwr run` to its end; its log. Without `config`, run-config.toml is there already."""
+        """Run `flwr run` to its end and return its log. Without `config`, run-config.toml must exist."""
         overrides = self.folder / "run-config.toml"
         if config:
             overrides.write_text(as_toml(config))
@@ -112,14 +112,14 @@ class StockFlower:
         return done.stdout
 
     def status(self) -> str:
-        """How the last run of this installation ended: `flwr run` says 0 whatever came of it."""
+        """How the last run of this installation ended; the exit code of `flwr run` is always 0."""
         runs = [run for run in self._listed("ls")["runs"] if run["run-id"] not in self._seen]
         self._seen |= {run["run-id"] for run in runs}
         assert len(runs) <= 1, runs
         return str(runs[0]["status"]) if runs else "not started"
 
     def await_nodes(self, count: int) -> None:
-        """Return when so many SuperNodes are online."""
+        """Wait until that many SuperNodes are online."""
         give_up = time.monotonic() + _START_S
         while (
             len([node for node in self._listed("supernode", "list")["nodes"] if node["status"] == "online"])
@@ -134,7 +134,7 @@ class StockFlower:
         return json.loads(found.stdout)
 
     def logs(self) -> str:
-        """What every process wrote."""
+        """The output of every process."""
         return "\n".join(f"--- {path.name}\n{path.read_text()[-4000:]}" for path in self.folder.glob("*.log"))
 
     def stop(self) -> None:
@@ -147,7 +147,7 @@ class StockFlower:
 
 @contextlib.contextmanager
 def stock_flower(folder: Path, simulated: int = 0) -> Iterator[StockFlower]:
-    """A StockFlower that ends with the block."""
+    """A StockFlower that is stopped at the end of the block."""
     started = StockFlower(folder, simulated)
     try:
         yield started

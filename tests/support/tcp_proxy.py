@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and the server that can be told to cut, to swallow and to dawdle."""
+"""A TCP proxy between a client and the server that can cut connections, drop data and slow down."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PIECE = 1 << 14
 
 
 class Proxy:
-    """Relays to `target`, a port on this machine, from a port of its own.
+    """Relays from its own port to `target`, a port on this machine.
 
-    `script` says what to do after so many bytes upwards: `cut` resets the connections there are, `swallow` leaves
-    them open and passes nothing on. New connections are relayed as ever.
+    `script` says what to do after that many bytes upwards: `cut` resets the existing connections, `swallow` leaves
+    them open and forwards nothing. New connections are relayed normally.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Proxy:
         self._target, self._script = target, list(script)
         self._rates = (up_per_s, down_per_s)
         self._up_bytes = 0
-        self.done: list[str] = []  # of the script
+        self.done: list[str] = []  # position in the script
         self._swallowing: set[asyncio.StreamWriter] = set()
         self._open: dict[asyncio.StreamWriter, asyncio.StreamWriter] = {}
         self._loop = asyncio.new_event_loop()

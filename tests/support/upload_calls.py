@@ -1,4 +1,4 @@
-"""Uploads by hand to a server in this process, for the tests of what a client may send."""
+"""Hand-made uploads to a server in this process, for the tests of what a client may send."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def place(folder: Path, **section: Any) -> AsyncIterator[Serving]:
 
 
 async def receipt_of(call: Any) -> pb.Receipt:
-    """What comes after all grants."""
+    """The receipt that follows the grants."""
     while not (event := await call.read()).HasField("receipt"):
         pass
     return event.receipt

@@ -1,4 +1,4 @@
-"""Nodes at work, for the tests of operators and owners: work that is handed out, a host that takes its time."""
+"""Nodes at work, for the tests of operators and owners: assignments, and a host that works until told to stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fednc.server.link.assignments import Batch, Content, Work
 from fednc.server.link.nodes import Node
 from support.local_servers import IdleHost, Serving
 
-PARTS = 12  # of which the clients take a few: small data, quick rounds
+PARTS = 12  # clients take only a few of them: small data, quick rounds
 
 
 def digits_run(**rounds: Any) -> RunConfig:
@@ -37,7 +37,7 @@ def node_of(server: Serving, name: str) -> Node:
 
 
 def hand_out(server: Serving, *names: str) -> Batch:
-    """Work without content for these nodes, sent to them."""
+    """Send these nodes an assignment without content."""
     batch = Batch()
     for name in names:
         node = node_of(server, name)
@@ -51,7 +51,7 @@ def hand_out(server: Serving, *names: str) -> Batch:
 
 
 class WorkingHost(IdleHost):
-    """Works batch by batch until it is told that it is done."""
+    """Works batch by batch until `done` is set."""
 
     def __init__(self) -> None:
         self.batches = 0

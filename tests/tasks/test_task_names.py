@@ -14,7 +14,7 @@ from fednc.common.tasks import discovery as tasks
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("cli", "bench", "ops", "server", "client", "tasks", "common", "protos")
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-MEASURED = ROOT / "bench" / "trainer.py"  # times the steps of one task's models, by name
+MEASURED = ROOT / "bench" / "trainer.py"  # measures the steps of one task's models, by name
 DEFAULT = ROOT / "common" / "config" / "tables.py"  # the run file's default task is part of its configuration
 
 
@@ -31,7 +31,7 @@ def mentions(tree: ast.AST, name: str, *, in_text: bool = True) -> list[int]:
 
 
 @pytest.mark.parametrize("name", tasks.names())
-def test_a_task_is_named_in_its_own_folder_only(name: str) -> None:
+def test_a_task_is_named_only_in_its_own_folder(name: str) -> None:
     others = set(tasks.names()) - {name}
     for path in SOURCES:
         parts = path.relative_to(ROOT).parts

@@ -1,4 +1,4 @@
-"""`fednc compare`: fair by construction, resumable, one archive of all runs, and nothing counted twice."""
+"""`fednc compare`: fair by construction, resumable, one archive of all runs, nothing counted twice."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_run_has_a_row_that_says_how_to_repeat_it(done: tuple[Path, report
         assert str(folder) not in json.dumps(row), "a path of this machine"
 
 
-def test_rates_are_tuned_apart_from_what_is_reported(done: tuple[Path, report.Compared]) -> None:
+def test_rates_are_tuned_on_data_and_seeds_that_are_not_reported(done: tuple[Path, report.Compared]) -> None:
     _, compared = done
     assert {row["seed"] for row in compared.tuning} == {1000}
     assert {row["seed"] for row in compared.final} == {1, 2}
@@ -77,7 +77,7 @@ def test_rates_are_tuned_apart_from_what_is_reported(done: tuple[Path, report.Co
         assert {row["lr"] for row in compared.of(setting, variant)} == {rate}
 
 
-def test_variants_a_line_apart_may_share_the_rate_of_one(tmp_path: Path) -> None:
+def test_variants_that_differ_in_one_line_may_share_a_rate(tmp_path: Path) -> None:
     variants = [
         {"name": name, "rate_like": like, "method": {"name": "fednc", "readout": "vertex", "anchor": anchor}}
         for name, like, anchor in (("fednc", "", 0.0), ("pulled", "fednc", 1.0))
@@ -91,7 +91,7 @@ def test_variants_a_line_apart_may_share_the_rate_of_one(tmp_path: Path) -> None
         reduced(variants=[{**one, "rate_like": "fednc"} for one in variants], baseline="fednc")
 
 
-def test_whatever_is_there_is_not_run_again(done: tuple[Path, report.Compared], tmp_path: Path) -> None:
+def test_existing_results_are_not_run_again(done: tuple[Path, report.Compared], tmp_path: Path) -> None:
     """Of eight rows one is lost, two have a file of their own and five are in an archive."""
     folder, compared = done
     before = read_runs(folder)
@@ -118,7 +118,7 @@ def test_processes_give_the_same_figures(done: tuple[Path, report.Compared], tmp
     assert sum(rounds) == 4
 
 
-def test_rows_that_share_a_training_have_the_figures_of_runs_of_their_own(tmp_path: Path) -> None:
+def test_rows_that_share_a_training_run_have_the_figures_of_separate_runs(tmp_path: Path) -> None:
     read_outs = [
         ("vertex", "memory"),
         ("memory", "memory"),
@@ -144,8 +144,8 @@ def test_rows_that_share_a_training_have_the_figures_of_runs_of_their_own(tmp_pa
     assert len({json.dumps(one["rounds"]) for one in together}) == len(rows)
 
 
-def test_a_figure_that_is_no_number_is_not_taken_from_another_read_out() -> None:
-    """A class that the memory has not seen yet makes an infinite loss, which records leave out."""
+def test_a_missing_figure_is_not_taken_from_another_read_out() -> None:
+    """A class that the memory has not seen yet gives an infinite loss, which records leave out."""
     plan = reduced(tuning={"rates": [0.1], "seed": 1000}, seeds=[1])
     run = next(row.run for row in tuning_rows(plan, "0") if row.variant == "fednc")
     training = FederatedRun(run.model_copy(update={"evaluate": EvaluateSection(test="digits")}), EventLog())
@@ -161,7 +161,7 @@ def test_a_figure_that_is_no_number_is_not_taken_from_another_read_out() -> None
     assert record.test["accuracy/0"] == 0.0
 
 
-def test_only_rows_that_train_alike_share_a_training() -> None:
+def test_only_rows_that_train_alike_share_a_training_run() -> None:
     base = {"name": "fednc", "anchor": 1.0, "readout": "vertex"}
     changes = [{}, {"readout": "memory"}, {"memory_source": "vertex"}, {"anchor": 2.0}, {"anchor": 0.0}]
     variants = [{"name": f"v{i}", "method": {**base, **change}} for i, change in enumerate(changes)]
@@ -184,7 +184,7 @@ def test_table_and_pictures(done: tuple[Path, report.Compared]) -> None:
             assert picture.width > 400
 
 
-def test_a_run_that_diverges_is_a_result_and_never_chosen(tmp_path: Path) -> None:
+def test_a_run_that_diverges_is_a_result_but_is_never_chosen(tmp_path: Path) -> None:
     plan = reduced(seeds=[1], tuning={"rates": [0.1, 1e30], "seed": 1000})
     compared = compare(plan, {}, bench(tmp_path))
     failed = [row for row in compared.tuning if row["failed"]]
@@ -193,7 +193,7 @@ def test_a_run_that_diverges_is_a_result_and_never_chosen(tmp_path: Path) -> Non
     assert "| failed |" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
-def test_validation_images_come_from_the_training_part_and_are_not_trained_on(tmp_path: Path) -> None:
+def test_validation_images_are_training_images_that_are_not_trained_on(tmp_path: Path) -> None:
     tuning, final = (np.load(one.path) for one in prepare(reduced(data={"source": "digits"}), {}, tmp_path))
 
     def rows(images: np.ndarray) -> set[bytes]:
@@ -240,7 +240,7 @@ def test_bars_and_bands_are_drawn_for_missing_values_too(tmp_path: Path) -> None
             assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 3
 
 
-def test_damaged_results_are_not_believed(tmp_path: Path) -> None:
+def test_damaged_results_are_not_used(tmp_path: Path) -> None:
     plan = reduced(seeds=[1], tuning={"rates": [0.1], "seed": 1000})
     row = tuning_rows(plan, prepare(plan, {}, tmp_path)[0].sha256)[0]
     (tmp_path / row.file_name).write_text("{")

@@ -1,4 +1,4 @@
-"""Comparison files: what they may hold, what would be unfair, and what follows from them."""
+"""Comparison files: what they may hold, what is refused as unfair, and which runs follow from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.small_comparison import CONFIGS, SMOKE, reduced
 LADDER = {"fedavg", "fedprox", "scaffold", "moon", "fedntd", "fedlc", "fedetf", "fednc"}
 
 
-def test_one_run_under_two_names_is_refused() -> None:
+def test_the_same_run_under_two_names_is_refused() -> None:
     twins = [
         {"name": "fedavg", "method": {"name": "fedavg"}},
         {"name": "prox-0", "method": {"name": "fedprox", "proximal": 0}},
@@ -34,7 +34,7 @@ def test_one_run_under_two_names_is_refused() -> None:
         ({"settings": [{"name": "a"}, {"name": "a"}]}, "two settings have the same name"),
     ],
 )
-def test_what_would_be_unfair_is_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+def test_unfair_comparisons_are_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     values = {**reduced().model_dump(), **changes}
     path.write_text(_toml(values))
@@ -55,7 +55,7 @@ def _toml(values: dict[str, Any]) -> str:
     return "\n".join(f"{key} = {value(one)}" for key, one in values.items())
 
 
-def test_tuning_may_be_shorter_and_changes_nothing_else() -> None:
+def test_tuning_may_be_shorter_but_changes_nothing_else() -> None:
     plan = reduced()
     shorter = plan.model_copy(update={"tuning": plan.tuning.model_copy(update={"rounds": 1})})
     for row, short in zip(tuning_rows(plan, "0"), tuning_rows(shorter, "0"), strict=True):
@@ -65,7 +65,7 @@ def test_tuning_may_be_shorter_and_changes_nothing_else() -> None:
     assert final_rows(shorter, rates, "0") == final_rows(plan, rates, "0")
 
 
-def test_all_variants_of_a_setting_differ_in_the_method_alone() -> None:
+def test_all_variants_of_a_setting_differ_only_in_the_method() -> None:
     plan = read_comparison(SMOKE)
     rows = final_rows(plan, {("dirichlet-0.1", name): 0.03 for name in LADDER}, "0")
     assert {row.variant for row in rows} == LADDER

@@ -1,4 +1,4 @@
-"""What rows and pictures of a comparison say of the initialisation."""
+"""What rows and pictures of a comparison say about the initialisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures: drawn for few and many classes, and the cosines in them are those of centred class means."""
+"""The pictures: drawn for few and many classes, with the cosines of centred class means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fednc.common.learning.frame import draw_frame
 
 
 @pytest.mark.parametrize("classes", [2, 10, 20])
-def test_frame_has_equal_angles_and_any_common_shift_is_taken_off(classes: int) -> None:
+def test_frame_has_equal_angles_and_a_common_shift_is_removed(classes: int) -> None:
     frame_KD = draw_frame(classes, 32, seed=3).etf_KD
     cos_KK = cosines(frame_KD + torch.randn(32))
     target_KK = torch.full((classes, classes), -1 / (classes - 1), dtype=torch.float64).fill_diagonal_(1)

@@ -86,7 +86,7 @@ def result(row: Row, accuracy: float) -> dict[str, Any]:
 
 
 class Place:
-    """A folder of comparison files and one of results, small enough to be written by hand."""
+    """A folder of comparison files and one of results, small enough to write by hand."""
 
     def __init__(self, folder: Path) -> None:
         self.configs, self.results = folder / "configs", folder / "results"
@@ -150,13 +150,13 @@ def digest_of(row: dict[str, Any], config: dict[str, Any]) -> str:
 
 
 def test_committed_rows_are_named_by_the_digest_of_the_run_that_they_hold() -> None:
-    """A digest that changes with the code would make every earlier result somebody else's."""
+    """If the digest changed with the code, earlier results would no longer belong to their rows."""
     assert COMMITTED
     for name, row in all_committed():
         config = row["config"]
         init = config.get("init", {})
         if init.get("kind") == "ordinary" and init.get("gain", 1.0) == 1.0 and not init.get("report"):
-            # The first rows held even defaults that have no effect.
+            # The first rows also held defaults without any effect.
             config = {key: value for key, value in config.items() if key != "init"}
         assert digest_of(row, config) == row["digest"], name
 
@@ -289,7 +289,7 @@ def test_every_column_of_the_page_is_explained_once() -> None:
     explained = [word for terms in (TERMS, METHODS, COLUMNS, SPEED) for key in terms for word in key.split(", ")]
     settings = {one.name for path in CONFIGS.glob("*.toml") for one in read_comparison(path).settings}
     plain = {"setting", "best other method", "fedavg with fednc's read-out", "comparison", "runs done", "state"}
-    plain |= {"word", "method", "column", "meaning", "value", "rounds: fednc", "rounds: fedavg"}
+    plain |= {"word", "method", "column", "picture", "meaning", "value", "rounds: fednc", "rounds: fedavg"}
     rates = {column for column in columns if column.replace(".", "").isdecimal()}
     engines = {"raw", "flower"}
     assert columns - settings - rates - plain - engines - {*explained} - {*SPEED} == set()
@@ -363,7 +363,7 @@ def test_what_is_missing_is_listed_as_not_run(place: Place) -> None:
     assert "| the pull | pulled | fednc, fedavg | not run |" in said
 
 
-def test_results_of_an_earlier_version_are_told_and_give_way_to_new_ones(full: Place) -> None:
+def test_results_of_an_earlier_version_are_marked_and_replaced_by_new_ones(full: Place) -> None:
     one = next(row for row in full.rows() if row.kind == "final" and row.variant == "fednc")
     (full.results / "small" / one.file_name).unlink()
     changed = RunConfig.model_validate(

@@ -1,4 +1,4 @@
-"""Chaos and health of the containers, without any: blows fall as planned, and only the living are healthy."""
+"""Chaos and health checks, without containers: kills happen as planned, and only live processes are healthy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from fednc.bench.containers import chaos as stack_chaos
-from fednc.bench.containers import processes as stack_processes
+from fednc.bench.containers import chaos, processes
 from fednc.server.storage.events import NodeLost, RunDone
 from support.container_records import FEDNC, PYTHON, add_process, over, write_records
 from support.local_servers import serving
@@ -29,11 +28,11 @@ ROOT = Path(__file__).parents[3]
 
 def test_events_are_followed_as_they_are_written(tmp_path: Path) -> None:
     path, seen = tmp_path / "events.jsonl", list[str]()
-    follower = threading.Thread(target=lambda: seen.extend(e.kind for e in stack_chaos.follow(path)))
+    follower = threading.Thread(target=lambda: seen.extend(e.kind for e in chaos.follow(path)))
     follower.start()
     events = [over(1), NodeLost(text="anna is gone", node="anna"), RunDone(text="", folder="run")]
     text = write_records(tmp_path / "whole", (), *events).joinpath("events.jsonl").read_text()
-    for at in range(0, len(text), 53):  # torn anywhere, also within a line
+    for at in range(0, len(text), 53):  # split anywhere, also within a line
         with path.open("a") as file:
             file.write(text[at : at + 53])
         time.sleep(0.01)
@@ -41,26 +40,29 @@ def test_events_are_followed_as_they_are_written(tmp_path: Path) -> None:
     assert seen == ["round", "lost", "done"]
 
 
-def chaos(monkeypatch: pytest.MonkeyPatch, folder: Path, *kills: str) -> tuple[int, list[tuple[int, int]]]:
-    """The exit code, and (pid, signal) of each blow."""
-    blows: list[tuple[int, int]] = []
-    monkeypatch.setattr(stack_processes, "PROC", folder / "proc")
-    monkeypatch.setattr(stack_chaos, "_INTO_ROUND_S", 0)
-    monkeypatch.setattr(os, "kill", lambda pid, number: blows.append((pid, number)))
+def run_chaos(monkeypatch: pytest.MonkeyPatch, folder: Path, *kills: str) -> tuple[int, list[tuple[int, int]]]:
+    """The exit code, and (pid, signal) of each kill."""
+    kills_seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(processes, "PROC", folder / "proc")
+    monkeypatch.setattr(chaos, "_INTO_ROUND_S", 0)
+    monkeypatch.setattr(os, "kill", lambda pid, number: kills_seen.append((pid, number)))
     monkeypatch.setattr(
         sys, "argv", ["chaos", str(folder), *(word for kill in kills for word in ("--kill", kill))]
     )
-    return stack_chaos.main(), blows
+    return chaos.main(), kills_seen
 
 
-def test_chaos_strikes_after_its_rounds_and_says_when_it_could_not(
+def test_chaos_kills_after_its_rounds_and_says_if_it_could_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     write_records(tmp_path, ("anna",), over(1), over(2), RunDone(text="", folder="run"))
     add_process(tmp_path / "proc", 10, PYTHON, FEDNC, "server")
     add_process(tmp_path / "proc", 11, PYTHON, FEDNC, "client", "--name", "anna")
-    assert chaos(monkeypatch, tmp_path, "anna@1", "server@2") == (0, [(11, signal.SIGKILL), (10, signal.SIGKILL)])
-    assert chaos(monkeypatch, tmp_path, "anna@3") == (1, [])
+    assert run_chaos(monkeypatch, tmp_path, "anna@1", "server@2") == (
+        0,
+        [(11, signal.SIGKILL), (10, signal.SIGKILL)],
+    )
+    assert run_chaos(monkeypatch, tmp_path, "anna@3") == (1, [])
 
 
 # ---- health ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The containers' files, without an engine: what services may do, what images are made of, what CI says then."""
+"""The compose files without an engine: what services may do, what images hold, what CI says without an engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from fednc.bench.containers import verify as stack_verify
+from fednc.bench.containers import verify
 from fednc.common.config.run import read_run_file
 
 ROOT = Path(__file__).parents[3]
@@ -27,7 +27,7 @@ CLIENTS = [name for name in SERVICES if name.startswith("edge-")]
 
 
 def with_overlay(path: Path | None) -> dict[str, dict[str, Any]]:
-    """The services as an engine would see them: mappings merged, everything else replaced."""
+    """The services as an engine sees them: mappings merged, everything else replaced."""
     over = yaml.safe_load(path.read_text())["services"] if path else {}
     return {name: merged(SERVICES.get(name, {}), over.get(name, {})) for name in {**SERVICES, **over}}
 
@@ -60,7 +60,7 @@ def test_no_service_may_do_more_than_it_needs(stack: str, name: str) -> None:
 
 
 @EACH_SERVICE
-def test_no_service_reaches_the_machine_or_is_reached_from_beyond_it(stack: str, name: str) -> None:
+def test_no_service_reaches_the_host_or_is_reached_from_outside(stack: str, name: str) -> None:
     service = with_overlay(STACKS[stack])[name]
     assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
     volumes = [volume.split(":")[0] for volume in service.get("volumes", [])]
@@ -69,18 +69,18 @@ def test_no_service_reaches_the_machine_or_is_reached_from_beyond_it(stack: str,
 
 
 @EACH_SERVICE
-def test_a_service_that_goes_on_says_how_it_is(stack: str, name: str) -> None:
-    """All but those that only end; verify's tells when it has tried the door."""
+def test_every_long_running_service_has_a_health_check(stack: str, name: str) -> None:
+    """Services that run once need none. The check of verify tells when it has tried to get in."""
     health = with_overlay(STACKS[stack])[name]["healthcheck"]
     assert health.get("disable") is (True if name in ("certificates", "chaos") else None)
     assert health.get("disable") or health["test"][0] == "CMD"
 
 
-def test_the_link_leads_nowhere_else() -> None:
+def test_the_link_has_no_way_out() -> None:
     assert BASE["networks"] == {"link": {"internal": True}}
 
 
-def test_keys_are_seen_by_their_owners_only() -> None:
+def test_only_owners_see_their_keys() -> None:
     seen: dict[str, dict[str, str]] = {volume: {} for volume in BASE["volumes"]}
     for name, service in SERVICES.items():
         for mount in service.get("volumes", []):
@@ -94,7 +94,7 @@ def test_keys_are_seen_by_their_owners_only() -> None:
     assert seen["runs"] == {"server": "/runs", "verify": "/runs:ro"}
 
 
-def test_the_server_keeps_its_run_on_a_disk_under_the_demos_run_file() -> None:
+def test_the_server_keeps_its_run_on_a_disk_and_uses_the_demos_run_file() -> None:
     command = SERVICES["server"]["command"]
     assert command[command.index("--folder") + 1].startswith("/runs/")
     run = read_run_file(DEPLOY / "demo.toml")
@@ -105,7 +105,7 @@ def test_the_server_keeps_its_run_on_a_disk_under_the_demos_run_file() -> None:
     assert f"_PORT = {run.server.health_port} " in health
 
 
-def test_each_client_has_a_share_of_its_own_and_the_checks_know_it() -> None:
+def test_each_client_has_its_own_share_and_the_checks_know_it() -> None:
     parts = {}
     for name in CLIENTS:
         command = SERVICES[name]["command"]
@@ -113,24 +113,24 @@ def test_each_client_has_a_share_of_its_own_and_the_checks_know_it() -> None:
         assert options["--name"] == name
         parts[options["--partition"]] = name
     assert sorted(parts) == ["0/3", "1/3", "2/3"]
-    verify = SERVICES["verify"]["command"]
-    assert verify[verify.index("--clients") + 1] == ",".join(parts[f"{i}/3"] for i in range(3))
+    command = SERVICES["verify"]["command"]
+    assert command[command.index("--clients") + 1] == ",".join(parts[f"{i}/3"] for i in range(3))
 
 
-def test_the_run_cannot_start_before_the_door_was_tried() -> None:
+def test_the_run_cannot_start_before_verify_has_tried_to_get_in() -> None:
     assert SERVICES[CLIENTS[-1]]["depends_on"]["verify"] == {"condition": "service_healthy"}
     assert SERVICES["verify"]["healthcheck"]["test"] == ["CMD", "test", "-e", "/tmp/door-tried"]
-    assert str(Path("/tmp") / stack_verify.DOOR_TRIED.name) == "/tmp/door-tried"
+    assert str(Path("/tmp") / verify.DOOR_TRIED.name) == "/tmp/door-tried"
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.name)
-def test_an_overlay_changes_services_that_are_there(path: Path) -> None:
+def test_an_overlay_changes_only_existing_services(path: Path) -> None:
     new = yaml.safe_load(path.read_text())["services"].keys() - SERVICES.keys()
     assert new == ({"chaos"} if path.name == "compose.chaos.yml" else set())
 
 
 def composers() -> list[list[str]]:
-    """The Compose programs that are here: v2 as a plugin of docker, 1.29 as docker-compose."""
+    """The installed Compose programs: v2 as a plugin of docker, 1.29 as docker-compose."""
     candidates = [["docker", "compose"], ["docker-compose"]]
     return [each for each in candidates if shutil.which(each[0]) and answer([*each, "version"]).returncode == 0]
 
@@ -140,8 +140,8 @@ def answer(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("stack", STACKS)
-def test_compose_reads_each_stack_as_it_is_meant(stack: str) -> None:
-    """Needs no engine. Of the stack with GPUs each client gets one, and nobody else any."""
+def test_compose_reads_each_stack_as_intended(stack: str) -> None:
+    """Needs no engine. In the stack with GPUs each client gets one, and no other service does."""
     if not composers():
         pytest.skip("neither Compose v2 nor docker-compose is installed")
     over = ["-f", str(STACKS[stack])] if STACKS[stack] else []
@@ -163,7 +163,7 @@ def test_every_broken_setup_is_expected_to_fail_by_a_check_that_exists() -> None
     script = (ROOT / "tests" / "compose" / "broken.sh").read_text()
     fails = dict(re.findall(r'^  \[([\w-]+)\]="(.+)"$', script, re.MULTILINE))
     assert {f"{name}.yml" for name in fails} == {p.name for p in OVERLAYS if p.parent != DEPLOY}
-    titles = stack_verify.titles(["edge-0", "edge-1", "edge-2"])
+    titles = verify.titles(["edge-0", "edge-1", "edge-2"])
     for wanted in fails.values():
         assert set(wanted.split("|")) <= titles
 
@@ -172,18 +172,18 @@ def test_every_broken_setup_is_expected_to_fail_by_a_check_that_exists() -> None
 
 
 def locked(name: str) -> dict[str, tuple[str, str]]:
-    """Package -> (version, everything that follows it) of a lock file."""
+    """Package -> (version, everything after it) of a lock file."""
     found = re.split(r"^([A-Za-z0-9._-]+)==(\S+)", (DEPLOY / name).read_text(), flags=re.MULTILINE)
     return dict(zip(found[1::3], zip(found[2::3], found[3::3], strict=True), strict=True))
 
 
 @pytest.mark.parametrize(("lock", "extras"), [("lock-base.txt", []), ("lock.txt", ["demo"])])
-def test_the_lock_fits_the_project_and_binds_every_file(lock: str, extras: list[str]) -> None:
+def test_the_lock_fits_the_project_and_pins_every_file(lock: str, extras: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = [text for extra in extras for text in project["optional-dependencies"][extra]]
     packages = locked(lock)
     for requirement in map(Requirement, [*project["dependencies"], *optional]):
-        if requirement.name == "torch":  # not in the lock: its version stands in the Dockerfile
+        if requirement.name == "torch":  # not in the lock: its version is in the Dockerfile
             assert requirement.specifier.contains(torch_version(DOCKERFILE))
         else:
             assert requirement.specifier.contains(packages[requirement.name][0]), f"`make lock`: {requirement}"
@@ -202,7 +202,7 @@ def test_one_version_of_pytorch_everywhere() -> None:
     assert len({torch_version(path.read_text()) for path in places}) == 1
 
 
-def test_the_build_context_has_what_the_images_are_made_of_and_no_more() -> None:
+def test_the_build_context_has_what_the_images_need_and_no_more() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     kept = {line[1:] for line in lines if line.startswith("!")}
     assert "*" in lines, "everything else stays out: certificates, runs, history"

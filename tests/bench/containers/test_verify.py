@@ -1,4 +1,4 @@
-"""The containers' checks themselves, without containers: each must pass what is right and fail what is not."""
+"""The checks of `verify`, without containers: each must pass a good stack and fail a bad one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from fednc.bench.containers import processes, run_records, unauthorised_access
-from fednc.bench.containers import verify as stack_verify
+from fednc.bench.containers import processes, run_records, unauthorised_access, verify
 from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.waiting import Deadline
 from fednc.server.storage.events import NodeLost, NodeReady, RunResumed
@@ -26,7 +25,7 @@ KNOCKS = [
 ]
 
 
-# ---- the door ----------------------------------------------------------------------------------------------
+# ---- getting in --------------------------------------------------------------------------------------------
 
 
 def knock(folder: Path, section: dict[str, Any], how: Callable[[str], str]) -> str:
@@ -38,7 +37,7 @@ def knock(folder: Path, section: dict[str, Any], how: Callable[[str], str]) -> s
 
 
 @pytest.mark.parametrize("how", KNOCKS)
-def test_a_server_with_certificates_lets_none_of_us_in(tmp_path: Path, how: Callable[[str], str]) -> None:
+def test_a_server_with_certificates_lets_nobody_in(tmp_path: Path, how: Callable[[str], str]) -> None:
     assert knock(tmp_path, make_place(tmp_path).section(), how)
 
 
@@ -48,7 +47,9 @@ def test_a_server_without_encryption_lets_plaintext_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", KNOCKS[1:])
-def test_a_server_without_encryption_is_no_refusal(tmp_path: Path, how: Callable[[str], str]) -> None:
+def test_a_server_without_encryption_does_not_count_as_a_refusal(
+    tmp_path: Path, how: Callable[[str], str]
+) -> None:
     with pytest.raises(ValueError, match="no TLS"):
         knock(tmp_path, {}, how)
 
@@ -60,7 +61,7 @@ def test_a_server_that_asks_for_no_certificate_lets_us_in(tmp_path: Path, how: C
 
 
 @pytest.mark.parametrize("how", KNOCKS)
-def test_nobody_there_is_no_refusal(how: Callable[[str], str]) -> None:
+def test_a_missing_server_does_not_count_as_a_refusal(how: Callable[[str], str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         with pytest.raises(OSError, match="refused"):
@@ -75,7 +76,7 @@ def test_nodes_are_found_by_what_they_run_and_only_in_containers(tmp_path: Path)
     add_process(tmp_path, 10, PYTHON, FEDNC, "server", "run.toml")
     add_process(tmp_path, 11, PYTHON, FEDNC, "client", "--name", "a")
     add_process(tmp_path, 12, PYTHON, FEDNC, "client", "--server", "b:1", "--name", "ab")
-    add_process(tmp_path, 13, PYTHON, FEDNC, "client", "--name", "c", spaces="13")  # of the machine itself
+    add_process(tmp_path, 13, PYTHON, FEDNC, "client", "--name", "c", spaces="13")  # on the host itself
     add_process(tmp_path, 14, "grep", "server")
     add_process(tmp_path, 15)  # a kernel thread
     (tmp_path / "16").mkdir()  # has ended meanwhile
@@ -95,9 +96,9 @@ def test_our_own_process_is_read_as_the_kernel_has_it() -> None:
 def test_a_process_with_any_privilege_fails_its_check(tmp_path: Path, more: dict[str, int]) -> None:
     add_process(tmp_path, 1, PYTHON, FEDNC, "server")
     add_process(tmp_path / "bad", 1, PYTHON, FEDNC, "server", **more)
-    assert "no capability" in stack_verify.confined(processes.await_node("server", Deadline(0), tmp_path))
+    assert "no capability" in verify.confined(processes.await_node("server", Deadline(0), tmp_path))
     with pytest.raises(ValueError, match="cap_drop"):
-        stack_verify.confined(processes.await_node("server", Deadline(0), tmp_path / "bad"))
+        verify.confined(processes.await_node("server", Deadline(0), tmp_path / "bad"))
 
 
 # ---- records -----------------------------------------------------------------------------------------------
@@ -137,7 +138,7 @@ def test_another_run_has_another(served: Path) -> None:
         run_records.check_model(served, config(), NAMES[::-1], "digits")
 
 
-def test_weights_that_are_not_what_the_manifest_says_are_told(served: Path, tmp_path: Path) -> None:
+def test_weights_that_differ_from_the_manifest_are_reported(served: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     for path in (served / "model").iterdir():
@@ -149,7 +150,7 @@ def test_weights_that_are_not_what_the_manifest_says_are_told(served: Path, tmp_
         run_records.digest_of_model(tmp_path)
 
 
-def test_records_with_other_names_or_missing_replies_are_told(tmp_path: Path) -> None:
+def test_records_with_other_names_or_missing_replies_are_reported(tmp_path: Path) -> None:
     good = write_records(tmp_path / "good", NAMES, over(1), over(2))
     assert run_records.check_names(good, NAMES, Deadline(0)) == "anna (1 examples), bert (1 examples)"
     stranger = write_records(tmp_path / "stranger", ("anna", "eve"), over(1))
@@ -162,7 +163,7 @@ def test_records_with_other_names_or_missing_replies_are_told(tmp_path: Path) ->
         run_records.check_names(tmp_path / "never", NAMES, Deadline(0))
 
 
-def test_blows_count_only_in_the_round_they_were_meant_for(tmp_path: Path) -> None:
+def test_kills_count_only_in_the_round_they_were_meant_for(tmp_path: Path) -> None:
     lost = NodeLost(text="", node="anna")
     back = NodeReady(text="", node="anna", examples=1, class_counts=(), pid=1, device="cpu")
     resumed = RunResumed(text="", round=1)
@@ -181,7 +182,7 @@ def test_blows_count_only_in_the_round_they_were_meant_for(tmp_path: Path) -> No
 # ---- the whole ---------------------------------------------------------------------------------------------
 
 
-def expected(**changes: Any) -> stack_verify.Expected:
+def expected(**changes: Any) -> verify.Expected:
     values = {
         "run": config(),
         "folder": Path("/nowhere"),
@@ -192,16 +193,16 @@ def expected(**changes: Any) -> stack_verify.Expected:
         "resumed": 0,
         "deadline": Deadline(0),
     }
-    return stack_verify.Expected(**{**values, **changes})
+    return verify.Expected(**{**values, **changes})
 
 
-def test_one_failed_check_fails_the_whole_and_all_are_reported(
+def test_one_failed_check_fails_the_stack_and_all_are_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(stack_verify, "DOOR_TRIED", tmp_path / "tried")
+    monkeypatch.setattr(verify, "DOOR_TRIED", tmp_path / "tried")
     lines: list[str] = []
-    assert not stack_verify.check_all(expected(), lines.append)
-    titles = stack_verify.titles(NAMES)
+    assert not verify.check_all(expected(), lines.append)
+    titles = verify.titles(NAMES)
     assert {line[8:].partition(":")[0] for line in lines[:-1]} == titles
     assert all(line.startswith("FAILED  ") for line in lines[:-1])
     assert lines[-1] == f"0 of {len(titles)} checks hold"
@@ -209,5 +210,5 @@ def test_one_failed_check_fails_the_whole_and_all_are_reported(
 
 
 def test_chaos_adds_its_checks() -> None:
-    more = stack_verify.titles(NAMES, lost="anna@1", resumed=3) - stack_verify.titles(NAMES)
+    more = verify.titles(NAMES, lost="anna@1", resumed=3) - verify.titles(NAMES)
     assert more == {"a client was killed in mid-round", "the server was killed in mid-round"}

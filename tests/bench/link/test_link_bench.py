@@ -1,4 +1,4 @@
-"""The benchmarks of the link, at the smallest sizes: rows are whole, and bytes counted are bytes sent."""
+"""The benchmarks of the link, at the smallest sizes: rows are complete, and bytes counted are bytes sent."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_many_clients_each_have_a_connection():
     assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
 
 
-def test_every_mix_is_measured_once():
+def test_every_combination_is_measured_once():
     mixes = driver.every([1, 2], [3], ["fp32", "int8"], ["off", "mtls"], rounds=1)
     assert len({(one.params, one.codec, one.tls) for one in mixes}) == len(mixes) == 8
 
@@ -68,7 +68,7 @@ def test_a_process_that_ends_early_is_named():
         driver.run(settings("no codec", "off"), folder)
 
 
-def test_fold_moves_what_it_says():
+def test_the_fold_benchmark_counts_its_bytes():
     row = measure_fold(params=1 << 18, repeats=2)
     assert row["params"] == 1 << 18
     assert row["ratio"] == pytest.approx(row["moved_gb_s"] / row["copy_gb_s"], rel=0.2)

@@ -1,4 +1,4 @@
-"""NIO over a federation whose clients fail, lie or hold nothing."""
+"""NIO over a federation with clients that fail, lie or have no examples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from fednc.client.app.flower_app import app as fednc_app
-from fednc.client.app.initialisation import Volunteer
+from fednc.client.app.initialisation import ClientInitialisation
 from fednc.client.app.resident_run import Resident
 from fednc.client.link.work_hooks import Hooks
 from fednc.common.errors import ProtocolError, QuorumError
@@ -21,7 +21,7 @@ from support.initialisation_federation import INIT, NAMES, SPLIT, App, central_p
 
 
 def spoiling(spoil: Callable[[Message, Message], Message]) -> App:
-    """The app, with what `spoil` makes of the first client's answers to the initialisation."""
+    """The app, with the first client's answers to the initialisation changed by `spoil`."""
 
     def app(message: Message, context: Context) -> Message:
         reply = fednc_app(message, context)
@@ -54,7 +54,9 @@ LIES = {
 
 @pytest.mark.parametrize("spoil", [fail, *LIES.values()], ids=["fails", *LIES])
 @pytest.mark.parametrize("kind", ["nio", "nio-exact"])
-def test_a_client_that_cannot_be_used_is_left_out(kind: str, spoil: Callable[[Message, Message], Message]) -> None:
+def test_a_client_with_unusable_answers_is_left_out(
+    kind: str, spoil: Callable[[Message, Message], Message]
+) -> None:
     run = small_run({**INIT, "kind": kind, "iters": 2}, split=SPLIT, min_clients=2)
     rejected = list[int]()
     around = Surroundings(reject=lambda node, _reason: rejected.append(node))
@@ -69,7 +71,7 @@ def test_below_the_quorum_the_run_says_who_failed() -> None:
         local(small_run(INIT, split=SPLIT), spoiling(fail))
 
 
-def test_a_client_without_examples_has_no_voice() -> None:
+def test_a_client_without_examples_does_not_count() -> None:
     run = small_run(INIT)
     here, _ = central_place(run)
     train, _ = here.data.hold_out(0.5, 0)
@@ -84,12 +86,12 @@ def test_a_client_without_examples_has_no_voice() -> None:
         node="a",
         min_sum_examples=1,
     )
-    volunteer = Volunteer(resident, empty, here.guide, Hooks())
+    client = ClientInitialisation(resident, empty, here.guide, Hooks())
     content = RecordDict({messages.ORDER: messages.Order(iteration=0).to_record()})
     layout = Layout.of(here.model, here.task.shared_keys(here.model))
-    assert messages.answer_in(volunteer.gradient(content), layout) is None
-    assert messages.scales_in(volunteer.scales(), layout, run.init) is None
-    assert not volunteer.slope(content)[messages.INIT]
+    assert messages.answer_in(client.gradient(content), layout) is None
+    assert messages.scales_in(client.scales(), layout, run.init) is None
+    assert not client.slope(content)[messages.INIT]
 
 
 def test_scales_that_no_steps_reach_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""What a client keeps in memory is bounded, cannot be changed by an app, and a signal that comes early is kept."""
+"""What a client keeps in memory is bounded and read-only for apps; an early signal is not lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fednc.client.app.resident_run import Residents
 from fednc.client.link.blob_cache import BlobCache
 
 
-def test_the_nodes_of_the_runs_used_last_stay() -> None:
+def test_the_runs_used_last_stay_loaded() -> None:
     residents, loaded = Residents(runs=2), list[tuple[int, int]]()
 
     def use(run: int, node: int) -> Any:
@@ -27,7 +27,7 @@ def test_the_nodes_of_the_runs_used_last_stay() -> None:
     assert loaded == many, "each is loaded once"
     use(2, 0)
     use(1, 0)
-    use(3, 0)  # the run used longest ago goes: 2
+    use(3, 0)  # run 2, the least recently used, is dropped
     use(1, 1)
     assert loaded == [*many, (2, 0), (3, 0)]
     use(2, 0)

@@ -1,4 +1,4 @@
-"""A foreign ClientApp's process, without a link: what goes through the pipe, and every way the process can end."""
+"""The process of a foreign ClientApp, without a link: what passes the pipe, and every way the process can end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def contents() -> st.SearchStrategy[RecordDict]:
 
 @given(st.lists(contents(), min_size=1, max_size=3))
 @settings(max_examples=60, deadline=None)
-def test_contents_come_out_of_the_pipe_as_they_went_in(sent: list[RecordDict]) -> None:
+def test_content_passes_the_pipe_unchanged(sent: list[RecordDict]) -> None:
     one, other = (Pipe(end) for end in socket.socketpair())
     writer = threading.Thread(target=lambda: [one.send_content(content) for content in sent])
     writer.start()
@@ -91,7 +91,7 @@ def test_an_app_stays_and_keeps_its_state() -> None:
         assert rounds_seen(host.work(instruction(1))) == 1
 
 
-def test_failures_arrive_by_class_and_message_and_cost_no_state() -> None:
+def test_failures_have_class_and_message_and_keep_the_state() -> None:
     with hosting("trouble") as (host, pid):
         host.work(instruction(1))
         for how, kind, reason in [
@@ -107,7 +107,7 @@ def test_failures_arrive_by_class_and_message_and_cost_no_state() -> None:
         assert rounds_seen(host.work(instruction(3))) == 2, "the state of round 1 is gone"
 
 
-def test_cancelled_work_is_ended_after_the_grace_with_all_that_it_started() -> None:
+def test_cancelled_work_is_killed_after_the_grace_with_its_children() -> None:
     with hosting("trouble", grace_s=0.5) as (host, pid):
         hooks = Hooks()
         token = CURRENT.set(hooks)
@@ -121,7 +121,7 @@ def test_cancelled_work_is_ended_after_the_grace_with_all_that_it_started() -> N
         assert rounds_seen(host.work(instruction(3))) == 1
 
 
-def test_a_killed_app_is_named_with_its_signal() -> None:
+def test_the_signal_that_killed_an_app_is_named() -> None:
     with hosting("trouble") as (host, pid):
         threading.Timer(0.5, os.kill, (pid, 9)).start()
         with pytest.raises(AppFailedError, match="was ended by SIGKILL at work"):
@@ -133,7 +133,7 @@ def test_a_killed_app_is_named_with_its_signal() -> None:
     [
         ("raise OSError('no such disk')", "cannot be imported: OSError: no such disk"),
         ("import os; os._exit(4)", "ended with exit code 4 while it loaded"),
-        ("app = 1", "is a int, not a ClientApp"),
+        ("app = 1", "is a int, expected a ClientApp"),
         ("", "Unable to load attribute app from module client"),
     ],
 )

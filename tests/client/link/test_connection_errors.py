@@ -1,4 +1,4 @@
-"""Why a connection cannot be made: each cause has words of its own, taken from real sockets."""
+"""Why a connection fails: each cause has its own message, tried with real sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fednc.client.link.channel import Credentials, credentials_from, open_channel
 from fednc.client.link.connection_errors import explain
 from fednc.client.link.http_proxy import proxy_on_the_way, proxy_options
-from fednc.client.link.reconnect_messages import Patience
+from fednc.client.link.reconnect_messages import ReconnectLog
 from fednc.common.errors import AddressError, ConfigError, FedncError
 from fednc.common.security import certificates
 from fednc.ops.operator_client import OperatorLink
@@ -76,7 +76,7 @@ def answered(answer: bytes, credentials: Credentials | None = None) -> str:
         return complaint(peer.address, credentials)
 
 
-def test_each_cause_has_its_own_words(place: Place) -> None:
+def test_each_cause_has_its_own_message(place: Place) -> None:
     mine = place.certificate("a")
     http = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
     said = {
@@ -98,7 +98,7 @@ def test_each_cause_has_its_own_words(place: Place) -> None:
 
 
 def shifted(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
-    """Certificates are made as if the authority's clock were wrong."""
+    """Make certificates as if the authority's clock were wrong."""
 
     class Clock(datetime):
         @classmethod
@@ -111,7 +111,7 @@ def shifted(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
 @pytest.mark.parametrize(
     ("by_days", "words"), [(5, "not valid yet by this machine's clock"), (-500, "has expired")]
 )
-def test_a_clock_is_not_taken_for_another_authority(
+def test_a_wrong_clock_is_not_reported_as_another_authority(
     by_days: int, words: str, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = place.certificate("ops")
@@ -153,7 +153,7 @@ def test_loopback_never_goes_through_a_proxy(tmp_path: Path, monkeypatch: pytest
         assert proxy.heard == []
 
 
-def test_a_proxy_that_refuses_is_named_and_can_be_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_refuses_is_named_and_can_be_bypassed(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Peer(b"HTTP/1.1 403 Forbidden\r\n\r\n")) as proxy:
         monkeypatch.setenv("https_proxy", f"http://user:secret@{proxy.address}")
         said = complaint("192.0.2.1:8440")
@@ -179,7 +179,7 @@ def test_exceptions_are_read_as_grpc_reads_them(
 
 
 @given(st.text(max_size=30).filter(lambda text: "\0" not in text))
-def test_a_strange_proxy_is_no_reason_to_fail(text: str) -> None:
+def test_a_malformed_proxy_is_ignored(text: str) -> None:
     if text.encode("utf-8", "ignore").decode() != text:
         return
     with pytest.MonkeyPatch.context() as patch:
@@ -190,13 +190,13 @@ def test_a_strange_proxy_is_no_reason_to_fail(text: str) -> None:
 # ---- what is said, and how often --------------------------------------------------------------------------
 
 
-def test_the_same_cause_is_said_ever_more_rarely_and_a_new_one_at_once(
+def test_the_same_cause_is_logged_less_and_less_often_and_a_new_one_at_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr("fednc.client.link.reconnect_messages.time.monotonic", lambda: clock[0])
     caplog.set_level("INFO", "fednc.client")
-    patience = Patience("h:1", 10)
+    patience = ReconnectLog("h:1", 10)
 
     def hours(count: float, why: str) -> int:
         caplog.clear()
@@ -217,9 +217,12 @@ def test_the_same_cause_is_said_ever_more_rarely_and_a_new_one_at_once(
 # ---- files that cannot be used ----------------------------------------------------------------------------
 
 SPOILT: dict[str, tuple[Callable[[Credentials], None], str]] = {
-    "ca is not one": (lambda files: files.ca.write_bytes(b"hello") and None, "no certificate of an authority"),
-    "ca is empty": (lambda files: files.ca.write_bytes(b"") and None, "no certificate of an authority"),
-    "ca is not text": (lambda files: files.ca.write_bytes(bytes(range(256))) and None, "no certificate"),
+    "ca is not one": (lambda files: files.ca.write_bytes(b"hello") and None, "not an authority.s certificate"),
+    "ca is empty": (lambda files: files.ca.write_bytes(b"") and None, "not an authority.s certificate"),
+    "ca is not text": (
+        lambda files: files.ca.write_bytes(bytes(range(256))) and None,
+        "not an authority.s certificate",
+    ),
     "cert is missing": (lambda files: files.cert.unlink(), "cert.pem"),  # type: ignore[union-attr]
     "cert is not one": (lambda files: files.cert.write_bytes(b"x") and None, "cannot be used"),  # type: ignore[union-attr]
     "key is encrypted": (lambda files: encrypt(files.key), "encrypted"),
@@ -259,5 +262,5 @@ def test_a_file_without_a_token_is_named(content: bytes, place: Place) -> None:
     files = place.token("a")
     assert files.token
     files.token.write_bytes(content)
-    with pytest.raises(ConfigError, match="holds no token"):
+    with pytest.raises(ConfigError, match="has no token in it"):
         files.for_channel()

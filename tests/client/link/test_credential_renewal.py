@@ -1,4 +1,4 @@
-"""Credentials that change under a running client and a running server: half a renewal ends nobody."""
+"""Credentials that change while client and server run: a half-finished renewal ends neither."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fednc.client.link.channel import Credentials
-from fednc.client.link.credential_renewal import Renewing
+from fednc.client.link.credential_renewal import RenewableCredentials
 from fednc.client.link.link import Link, LinkConfig
 from fednc.common.errors import ConfigError, RefusedError
 from fednc.common.security import credentials as cred
@@ -22,12 +22,12 @@ from support.working_nodes import WorkingHost, hand_out
 
 
 def reissued(place: Place, name: str) -> Path:
-    """The folder of `name` with a new certificate and key; the files that it had are given back as they were."""
+    """A folder with a new certificate and key for `name`; its old files are put back unchanged."""
     return place.authority.issue_certificate(Holder(Role.NODE, name), YEAR, renew=True)
 
 
 def copied(files: Credentials, target: Path) -> Credentials:
-    """A machine of its own, to which files are copied."""
+    """The files copied to another folder, as to another machine."""
     shutil.copytree(files.ca.parent, target)
     return Credentials.from_folder(target)
 
@@ -45,7 +45,7 @@ def half_a_file(folder: Path, new: Path) -> None:
 
 
 @pytest.mark.parametrize("half", [only_the_certificate, no_folder, half_a_file])
-def test_a_client_comes_back_in_the_middle_of_a_renewal(
+def test_a_client_reconnects_in_the_middle_of_a_renewal(
     half: Callable[[Path, Path], None], place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "fednc.client")
@@ -59,13 +59,13 @@ def test_a_client_comes_back_in_the_middle_of_a_renewal(
             for _ in range(2):
                 (node,) = server.federation.roster.nodes()
                 attendance = node.attendance
-                server.federation.lose(node)  # it comes back, with what files there are
+                server.federation.lose(node)  # it reconnects with the files as they are
                 await until(lambda node=node, attendance=attendance: node.attendance not in (b"", attendance))
                 await until(is_ready(server, "a"))
             shutil.copytree(new, folder, dirs_exist_ok=True)
             (node,) = server.federation.roster.nodes()
             server.federation.lose(node)
-            await until(lambda: "the renewed credentials fit" in caplog.text)
+            await until(lambda: "the renewed credentials are valid" in caplog.text)
             await until(is_ready(server, "a"))
             serial = cred.read_certificate((new / cred.CERT).read_bytes()).serial
             assert node.identity.serial == serial
@@ -73,20 +73,20 @@ def test_a_client_comes_back_in_the_middle_of_a_renewal(
 
     (tmp_path / "server").mkdir()
     asyncio.run(trial())
-    assert caplog.text.count("The ones from before are used") == 1
+    assert caplog.text.count("The previous credentials are used") == 1
     assert "Traceback" not in caplog.text
 
 
-def test_what_never_fitted_is_an_error(place: Place, tmp_path: Path) -> None:
+def test_credentials_that_were_never_valid_are_an_error(place: Place, tmp_path: Path) -> None:
     mine = copied(place.certificate("a"), tmp_path / "machine")
     only_the_certificate(mine.ca.parent, reissued(place, "a"))
     with pytest.raises(ConfigError, match="belong together"):
-        Renewing(mine).for_channel()
-    assert Renewing(None).for_channel() is None
+        RenewableCredentials(mine).for_channel()
+    assert RenewableCredentials(None).for_channel() is None
 
 
 def shorten(place: Place, name: str) -> None:
-    """In the server's list, the token of `name` has expired a second ago."""
+    """Let the token of `name` expire a second ago in the server's list."""
     path = place.authority.server_folder / cred.TOKENS
     entries = cred.TOKEN_LIST.validate_json(path.read_bytes())
     found = [e.model_copy(update={"expires": time.time() - 1}) if e.name == name else e for e in entries]
@@ -94,7 +94,7 @@ def shorten(place: Place, name: str) -> None:
 
 
 @pytest.mark.parametrize("at_work", [False, True])
-def test_a_token_that_is_shortened_in_mid_run_ends_its_client_and_the_round_goes_on(
+def test_a_token_that_expires_in_a_run_ends_its_client_and_the_round_continues(
     at_work: bool, place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     host: Any = WorkingHost() if at_work else IdleHost()

@@ -1,4 +1,4 @@
-"""A client in its owner's hands: paused, bounded in hours and memory, tried without taking part."""
+"""What a client's owner can do: pause it, limit its hours and memory, try it without taking part."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def attend(server: Serving, host: Host, hours: float) -> tuple[Link, async
     return link, asyncio.create_task(attend_for(link, hours))
 
 
-def test_a_paused_client_holds_its_work_and_is_given_no_more(place: Place) -> None:
+def test_a_paused_client_holds_its_work_and_gets_no_more(place: Place) -> None:
     async def scenario() -> None:
         async with serving(place.folder, {}) as server:
             host = WorkingHost()
@@ -55,7 +55,7 @@ def test_a_paused_client_holds_its_work_and_is_given_no_more(place: Place) -> No
             host.done.set()
             await until(lambda: not batch.replies.empty())
             assert batch.replies.get_nowait().failure is None
-            assert batch.replies.empty()  # handing the work out again on its return changed nothing
+            assert batch.replies.empty()  # sending the work again on its return changed nothing
             server.federation.finish("done", failed=False)
             await asyncio.wait_for(task, 5)
 
@@ -63,7 +63,7 @@ def test_a_paused_client_holds_its_work_and_is_given_no_more(place: Place) -> No
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
-def test_work_that_is_held_ends_when_cancelled_or_let_go(is_cancelled: bool) -> None:
+def test_work_on_hold_ends_when_cancelled_or_resumed(is_cancelled: bool) -> None:
     hooks = Hooks()
     hooks.running.clear()
     (hooks.cancelled if is_cancelled else hooks.running).set()
@@ -71,7 +71,7 @@ def test_work_that_is_held_ends_when_cancelled_or_let_go(is_cancelled: bool) -> 
         hooks.check()
 
 
-def test_a_client_whose_hours_are_over_finishes_its_work_and_nobody_waits_for_it(place: Place) -> None:
+def test_a_client_whose_hours_are_over_finishes_its_work_and_leaves(place: Place) -> None:
     async def scenario() -> None:
         async with serving(place.folder, {}) as server:
             host = WorkingHost()
@@ -96,7 +96,7 @@ def test_a_client_whose_hours_are_over_finishes_its_work_and_nobody_waits_for_it
     asyncio.run(scenario())
 
 
-def test_a_client_short_of_memory_or_disk_says_so_instead_of_working(
+def test_a_client_short_of_memory_or_disk_refuses_work(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
@@ -139,7 +139,7 @@ def test_a_dry_run_measures_and_leaves_no_trace(tmp_path: Path, examples_per_bat
             assert found.examples_per_s == pytest.approx(found.batch / found.batch_s)
             assert found.memory_bytes > 10 << 20
             assert json.dumps(found.to_json())
-            # the name and the part are still to be had, and one who is here is not disturbed
+            # name and part are still free, and the connected client is not disturbed
             async with attending(server, "a", None):
                 await until(is_ready(server, "a"))
                 assert node_of(server, "a").part is not None
@@ -150,7 +150,7 @@ def test_a_dry_run_measures_and_leaves_no_trace(tmp_path: Path, examples_per_bat
     asyncio.run(scenario())
 
 
-def test_a_dry_run_is_refused_like_the_client_would_be(place: Place) -> None:
+def test_a_dry_run_is_refused_as_the_client_would_be(place: Place) -> None:
     async def scenario() -> None:
         async with serving(place.folder, place.section()) as server:
             config = LinkConfig(server=server.address, name="b", credentials=place.certificate("a"))
@@ -162,8 +162,8 @@ def test_a_dry_run_is_refused_like_the_client_would_be(place: Place) -> None:
     asyncio.run(scenario())
 
 
-def test_a_dry_runs_attendance_opens_no_other_call(place: Place) -> None:
-    """It reads the run file and nothing else."""
+def test_the_attendance_of_a_dry_run_allows_no_other_call(place: Place) -> None:
+    """It can read the run file and nothing else."""
 
     async def scenario() -> None:
         async with serving(place.folder, {}) as server, open_channel(server.address, None, 5) as channel:

@@ -1,4 +1,4 @@
-"""The owner's policy by itself: its file, what it remembers, what it logs, what the command shows of it."""
+"""The owner's policy without a link: its file, its records, its log, and what the command shows of it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fednc.cli.main import app as command
-from fednc.client.app import resident_run as resident
+from fednc.client.app import resident_run
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost
 from fednc.client.app.withheld_sums import fitting_batch
 from fednc.client.policy import preview
-from fednc.client.policy.guard import Guard
 from fednc.client.policy.ledger import Ledger, data_fingerprint
 from fednc.client.policy.owner import Owner
 from fednc.client.policy.rules import SENTENCES, OwnerRefusalError, Policy, Quota, read_policy
@@ -29,28 +28,10 @@ from fednc.common.errors import ConfigError
 from fednc.common.methods import registry
 from fednc.common.wire.messages import METRICS, TRAIN
 from support.clients_with_policy import STRICT, Site, open_but, strict_but
-from support.hostile.image_server import content_of, hostile_run, instruction, welcome, write_images
+from support.hostile.image_server import content_of, hostile_run, instruction, welcome
 
 RUN = hostile_run(train={"batch": 8})
 A, B = "a" * 64, "b" * 64
-
-
-@pytest.fixture(autouse=True)
-def _every_client_is_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_RESIDENTS", resident.Residents())
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    made = Site(tmp_path / "site", open_but())
-    write_images(made.images, (30, 20))
-    return made
-
-
-def attending(site: Site) -> Guard:
-    host = site.start()
-    host.prepare(welcome(RUN, "run"))
-    return host
 
 
 # ---- the file ------------------------------------------------------------------------------------------------
@@ -97,7 +78,7 @@ def test_a_policy_with_a_wrong_key_or_value_is_an_error_that_names_it(
 # ---- what is remembered --------------------------------------------------------------------------------------
 
 
-def test_records_are_their_owners_alone_and_outlive_the_process(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_records_and_they_outlive_the_process(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "records"
     first = Ledger(folder)
     quota = Quota(runs_per_day=2, queries_per_day=3, queries=4)
@@ -113,7 +94,7 @@ def test_records_are_their_owners_alone_and_outlive_the_process(tmp_path: Path) 
     assert modes == {"records": 0o700, "state.json": 0o600, "lock": 0o600}
 
 
-def test_a_day_ends_a_daily_quota_and_no_other_and_never_comes_back(
+def test_a_new_day_resets_daily_quotas_only_and_days_never_go_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, ledger, quota = time.time(), Ledger(tmp_path), Quota(queries_per_day=2, queries=3)
@@ -124,7 +105,7 @@ def test_a_day_ends_a_daily_quota_and_no_other_and_never_comes_back(
     assert [ledger.count_query("data", quota) for _ in range(2)] == ["", "queries-quota"]
 
 
-def test_looking_changes_nothing(tmp_path: Path) -> None:
+def test_admitting_without_keeping_changes_nothing(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for digest in (A, B):
         assert ledger.admit_run("data", digest, "run", Quota(), pin=True, keep=False) == ""
@@ -132,14 +113,14 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     assert ledger.admit_run("data", B, "run", Quota(), pin=True, keep=False) == "pinned"
 
 
-def test_damaged_records_are_no_new_beginning(tmp_path: Path) -> None:
+def test_damaged_records_are_an_error(tmp_path: Path) -> None:
     Ledger(tmp_path)
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(ConfigError, match="is damaged"):
         Ledger(tmp_path)
 
 
-def test_data_is_known_by_what_it_is_not_by_where_it_lies(tmp_path: Path) -> None:
+def test_data_is_identified_by_content_not_by_path(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name / "ill").mkdir(parents=True)
         (tmp_path / name / "ill" / "1.png").write_bytes(b"image")
@@ -152,9 +133,9 @@ def test_data_is_known_by_what_it_is_not_by_where_it_lies(tmp_path: Path) -> Non
     assert data_fingerprint(f"npz:{file}") == data_fingerprint(f"npz:{file.rename(tmp_path / 'moved.png')}")
 
 
-def test_quotas_hold_over_a_restart_and_for_a_copy_of_the_data(site: Site, tmp_path: Path) -> None:
+def test_quotas_survive_a_restart_and_count_for_a_copy_of_the_data(site: Site, tmp_path: Path) -> None:
     site.policy = open_but(quota={"queries": 1})
-    host = attending(site)
+    host = site.join(RUN)
     host.work(instruction(content_of(RUN), TRAIN))
     host.leave()
     copy = tmp_path / "copy.npz"
@@ -162,20 +143,20 @@ def test_quotas_hold_over_a_restart_and_for_a_copy_of_the_data(site: Site, tmp_p
     moved = replace(site)
     moved.data = f"npz:{copy}"
     with pytest.raises(OwnerRefusalError, match="queries-quota"):
-        attending(moved).work(instruction(content_of(RUN, 2), TRAIN))
+        moved.join(RUN).work(instruction(content_of(RUN, 2), TRAIN))
 
 
-def test_another_share_held_out_is_refused(site: Site) -> None:
-    attending(site).leave()
+def test_holding_out_another_share_is_refused(site: Site) -> None:
+    site.join(RUN).leave()
     with pytest.raises(ConfigError, match=r"--val-share 0\.2: 0\.1 of this data was held out"):
-        attending(replace(site, val_share=0.2))
+        replace(site, val_share=0.2).join(RUN)
 
 
 # ---- which examples ------------------------------------------------------------------------------------------
 
 
 @given(examples=st.integers(1, 500), batch=st.integers(1, 200), least=st.integers(0, 60))
-def test_no_batch_of_an_epoch_is_smaller_than_the_least(examples: int, batch: int, least: int) -> None:
+def test_no_batch_of_an_epoch_is_smaller_than_the_minimum(examples: int, batch: int, least: int) -> None:
     found = fitting_batch(examples, max(batch, least), least)
     assert found >= batch
     last = examples % found
@@ -192,18 +173,18 @@ def trained(host: AppHost, seed: int = 0) -> dict[str, Any]:
     return dict(metrics)
 
 
-def test_a_least_batch_changes_the_steps_and_zero_changes_nothing(site: Site) -> None:
+def test_a_minimum_batch_changes_the_steps_and_zero_changes_nothing(site: Site) -> None:
     steps = [trained(AppHost(replace(site.config, min_batch=least), app))["steps"] for least in (0, 6, 12)]
     assert steps == [4 * 6, 4 * 5, 4 * 3]  # 45 examples: 8 leave 5; 9 leave none; 15 leave none
 
 
-def test_which_examples_are_held_out_is_the_owners_secret(site: Site) -> None:
+def test_the_owners_secret_decides_which_examples_are_held_out(site: Site) -> None:
     def held_out(seed: int, **settings: Any) -> bytes:
         host = AppHost(replace(site.config, **settings), app)
         run = RUN.model_copy(update={"seed": seed})
         host.prepare(welcome(run, f"{seed}/{settings}"))
         assert host._context is not None
-        pixels: torch.Tensor = resident.resident(host._context, run).held_out.pixel_NCHW  # type: ignore[attr-defined]
+        pixels: torch.Tensor = resident_run.resident(host._context, run).held_out.pixel_NCHW  # type: ignore[attr-defined]
         return pixels.numpy().tobytes()
 
     assert held_out(1) != held_out(2)
@@ -213,7 +194,7 @@ def test_which_examples_are_held_out_is_the_owners_secret(site: Site) -> None:
 # ---- the command ---------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_finds_what_the_policy_would_refuse_and_writes_nothing_down(site: Site) -> None:
+def test_a_dry_run_finds_what_the_policy_would_refuse_and_records_nothing(site: Site) -> None:
     rules = strict_but()
     owner = Owner(rules, Ledger(site.records), site.data, 0.1)
     host = preview.PolicyPreview(AppHost(owner.bind(site.config), app), owner)
@@ -223,7 +204,7 @@ def test_a_dry_run_finds_what_the_policy_would_refuse_and_writes_nothing_down(si
     assert json.loads((site.records / "state.json").read_text())["data"] == {}
 
 
-def test_the_help_teaches_and_a_foreign_app_has_no_policy(tmp_path: Path) -> None:
+def test_the_help_explains_and_a_foreign_app_has_no_policy(tmp_path: Path) -> None:
     runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
     text = runner.invoke(command, ["client", "--help"]).output
     for words in ("--policy", "--audit", "can say no", "examples/policies/strict.toml", "--dry-run"):
@@ -232,7 +213,7 @@ def test_the_help_teaches_and_a_foreign_app_has_no_policy(tmp_path: Path) -> Non
     arguments = ["client", "--server", "127.0.0.1:1", "--app", str(tmp_path / "app"), "--policy", str(STRICT)]
     refused = runner.invoke(command, arguments)
     assert refused.exit_code == ConfigError.exit_code
-    assert "cannot judge those of --app" in refused.output
+    assert "not those of --app" in refused.output
 
 
 def test_the_page_lists_every_key_with_its_default_and_every_code() -> None:

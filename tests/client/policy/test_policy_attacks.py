@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from fednc.client.app import resident_run as resident
 from fednc.client.policy.rules import OwnerRefusalError, Policy
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
@@ -34,17 +33,12 @@ from support.hostile.image_server import (
 SEEDS = range(60)
 
 
-@pytest.fixture(autouse=True)
-def _every_client_is_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_RESIDENTS", resident.Residents())
-
-
 SUMS = hostile_run()
 GRADIENTS = hostile_run(method={"name": "fedavg"}, init={"kind": "nio-exact", "batch": 1})
 
 
 def site_for_sums(folder: Path, policy: Policy | None) -> tuple[Site, Any]:
-    """Of the 12 images of a class each run holds out one, so sums are over 11, which is not below the floor."""
+    """Each run holds out one of the 12 images of a class, so sums are over 11, which is not below the floor."""
     site = Site(folder, policy, min_sum_examples=10)
     return site, write_images(site.images, (18, 12))[18:]
 
@@ -111,7 +105,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_server_chooses_no_part_of_the_data(choice: str, tmp_path: Path) -> None:
+def test_a_server_cannot_choose_a_part_of_the_data(choice: str, tmp_path: Path) -> None:
     site, _ = site_for_sums(tmp_path, open_but(allow={"subsets": False}))
     run = hostile_run(**CHOICES[choice])
     part = pb.Part(index=0, of=2) if run.split else None
@@ -121,8 +115,8 @@ def test_a_server_chooses_no_part_of_the_data(choice: str, tmp_path: Path) -> No
     assert Site(tmp_path / "open", open_but()).start().prepare(welcome(run, "run", part)).examples > 0
 
 
-def test_an_instruction_brings_no_other_run_than_the_welcome(tmp_path: Path) -> None:
-    """A client loads its data anew where an instruction's sessions differ: it would, too, from another seed."""
+def test_an_instruction_of_another_run_file_is_refused(tmp_path: Path) -> None:
+    """A client reloads its data if an instruction's sessions differ; it must not do so with another seed."""
     site, _ = site_for_sums(tmp_path, open_but())
     host = site.start()
     host.prepare(welcome(SUMS, "run"))
@@ -146,7 +140,7 @@ def test_without_a_policy_gradients_give_every_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fednc"])
-def test_the_strict_policy_keeps_out_of_the_run(method: str, tmp_path: Path) -> None:
+def test_the_strict_policy_refuses_the_run(method: str, tmp_path: Path) -> None:
     site, _ = site_for_gradients(tmp_path, strict_but())
     run = GRADIENTS.model_copy(update={"method": hostile_run(method={"name": method}).method})
     with pytest.raises(ConfigError, match="refused-by-owner: "):
@@ -199,7 +193,7 @@ def test_no_update_is_the_gradient_of_one_batch(hurry: str, tmp_path: Path) -> N
 
 
 def test_with_full_decay_an_update_is_the_last_batch_alone(tmp_path: Path) -> None:
-    """Why `forgetting` has a ceiling: where lr * weight_decay = 1, an update does not show its start."""
+    """Why `forgetting` has a ceiling: if lr * weight_decay = 1, an update does not depend on its start."""
     keys = {"lr": 2**-10, "weight_decay": 2.0**10, "momentum": 0.0, "batch": 1, "epochs": 1}
     forgets = hostile_run(method={"name": "fedavg"}, train=keys)
     site, _ = site_for_gradients(tmp_path, None)
@@ -209,7 +203,7 @@ def test_with_full_decay_an_update_is_the_last_batch_alone(tmp_path: Path) -> No
     assert update_of_one(run, site)["projection.weight"].abs().max() > 0.9
 
 
-def test_the_same_question_has_the_same_answer_and_is_counted_once(tmp_path: Path) -> None:
+def test_a_repeated_instruction_gets_the_same_answer_and_is_counted_once(tmp_path: Path) -> None:
     site, _ = site_for_sums(tmp_path, open_but(quota={"queries": 2}))
     host = site.start()
     host.prepare(welcome(SUMS, "run"))

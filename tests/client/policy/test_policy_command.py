@@ -1,4 +1,4 @@
-"""`fednc client --policy --dry-run` against a server that listens: what a person sees, and what is left behind."""
+"""`fednc client --policy --dry-run` against a real server: what a person sees, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.local_servers import Serving, serving
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Serving]:
-    """A server in a thread of its own, as the command takes the main one."""
+    """A server in another thread, because the command needs the main one."""
     found: list[Serving] = []
     up, done = threading.Event(), threading.Event()
 

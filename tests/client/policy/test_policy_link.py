@@ -1,4 +1,4 @@
-"""The owner's policy over real gRPC: a hostile server is told no, an honest run goes on."""
+"""The owner's policy over real gRPC: a hostile server is refused, an honest run continues."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ WAIT_S = 30.0
 def over_grpc(
     run: RunConfig, guards: dict[str, Guard], folder: Path, work: Callable[[LinkGrid], T], run_id: str = "run"
 ) -> tuple[T, Federation, list[Event]]:
-    """What a server's `work` makes of clients that attend over real links; `guards` by name."""
+    """The result of `work` at a server with clients over real links; `guards` by name."""
     log, events = EventLog(), list[Event]()
     log.listen(events.append)
 
@@ -79,7 +79,7 @@ def over_grpc(
 
 
 def ask(grid: LinkGrid, content: RecordDict, kind: str) -> Iterator[RecordDict | str]:
-    """Each node's answer, or the reason that it gave."""
+    """Each node's answer, or its reason for refusing."""
     messages = [grid.create_message(content, kind, node, "1") for node in grid.get_node_ids()]
     for reply in grid.send_and_receive(messages, timeout=WAIT_S):
         yield reply.error.reason if reply.has_error() else reply.content
@@ -111,7 +111,7 @@ def test_a_hostile_server_and_its_gradients_over_grpc(has_policy: bool, tmp_path
         return
     assert (images, contents) == ([], [])
     assert {str(answer).partition(": ")[2] for answer in answers} == {
-        "gradients: the client's owner does not let gradients be asked for"
+        "gradients: the client's owner does not allow gradients"
     }
     assert all(str(answer).startswith("refused-by-owner: ") for answer in answers)
     node = federation.roster.nodes()[0]
@@ -139,8 +139,8 @@ def carry_out(run: RunConfig, guards: dict[str, Guard], folder: Path, run_id: st
     )
 
 
-def test_a_run_goes_on_without_what_is_refused_and_shuts_nobody_out(tmp_path: Path) -> None:
-    """One client sends no class sums, another wants no more than two answers; the run ends with a result."""
+def test_a_run_continues_without_refused_replies_and_shuts_nobody_out(tmp_path: Path) -> None:
+    """One client sends no class sums, another allows two answers only; the run ends with a result."""
     sites = {
         "free": Site(tmp_path / "free"),
         "no-sums": Site(tmp_path / "no-sums", open_but(allow={"class_sums": False})),
@@ -161,7 +161,7 @@ def test_a_run_goes_on_without_what_is_refused_and_shuts_nobody_out(tmp_path: Pa
     assert {line["code"] for line in sites["two-answers"].log(outcome="refused")} == {"queries-quota"}
 
 
-def test_a_run_that_the_strict_policy_allows_has_every_reply(tmp_path: Path) -> None:
+def test_a_run_that_the_strict_policy_allows_gets_every_reply(tmp_path: Path) -> None:
     owned = Site(tmp_path / "site", strict_but())
     write_images(owned.images, (90, 60))
     run = hostile_run(
@@ -177,7 +177,7 @@ def test_a_run_that_the_strict_policy_allows_has_every_reply(tmp_path: Path) -> 
     assert {line["digest"] for line in owned.log()} == {run.digest}
 
 
-def test_a_second_run_is_refused_at_the_door_and_costs_the_node_nothing(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_and_does_not_count_against_the_node(tmp_path: Path) -> None:
     owned = Site(tmp_path / "site", open_but(runs={"pin_first": True}))
     write_images(owned.images, (30, 20))
     carry_out(honest_run("fedavg", rounds=1), {"site": owned.start()}, tmp_path, "first")
@@ -193,7 +193,7 @@ def test_a_second_run_is_refused_at_the_door_and_costs_the_node_nothing(tmp_path
     assert {node.state for node in federation.roster.nodes()} <= {NodeState.UNFIT, NodeState.LOST, NodeState.READY}
 
 
-def test_a_download_beyond_the_ceiling_is_never_begun(tmp_path: Path) -> None:
+def test_a_download_beyond_the_ceiling_is_never_started(tmp_path: Path) -> None:
     owned, _ = site(tmp_path / "site", policy=open_but(ceiling={"lr": 0, "forgetting": 0, "download_mib": 0.01}))
     run = hostile_run(method={"name": "fedavg"})
     content = content_of(run, 0)

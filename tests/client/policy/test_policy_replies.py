@@ -1,18 +1,16 @@
-"""What leaves a client that has a policy: measured, logged before it leaves, and nothing else beside it."""
+"""What leaves a client with a policy is checked and logged before it leaves, and nothing else leaves."""
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import Message, RecordDict
 
-from fednc.client.app import resident_run as resident
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost
 from fednc.client.link.work_hooks import CURRENT, Hooks, LocalProgress
@@ -28,35 +26,17 @@ from fednc.common.wire import arrays, messages
 from fednc.common.wire.messages import EVALUATE, HELLO, MEMORY, METRICS, STATS, SUMS, TRAIN
 from fednc.protos import federation_pb2 as pb
 from support.clients_with_policy import Site, open_but
-from support.hostile.image_server import content_of, hostile_run, instruction, see_through, welcome, write_images
+from support.hostile.image_server import content_of, hostile_run, instruction, see_through, welcome
 
 RUN = hostile_run(train={"batch": 8})
 A, B = "a" * 64, "b" * 64
-
-
-@pytest.fixture(autouse=True)
-def _every_client_is_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_RESIDENTS", resident.Residents())
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    made = Site(tmp_path / "site", open_but())
-    write_images(made.images, (30, 20))
-    return made
-
-
-def attending(site: Site) -> Guard:
-    host = site.start()
-    host.prepare(welcome(RUN, "run"))
-    return host
 
 
 # ---- what leaves ---------------------------------------------------------------------------------------------
 
 
 def test_every_reply_is_in_the_log_before_it_leaves(site: Site) -> None:
-    host, replies = attending(site), {}
+    host, replies = site.join(RUN), {}
     for kind in (HELLO, TRAIN, MEMORY, EVALUATE):
         replies[kind] = host.work(instruction(content_of(RUN), kind)).content
         line = site.log(outcome="sent", kind=kind)[-1]
@@ -71,7 +51,7 @@ def test_every_reply_is_in_the_log_before_it_leaves(site: Site) -> None:
 
 
 def test_nothing_leaves_without_a_line_in_the_log(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    host = attending(site)
+    host = site.join(RUN)
 
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
@@ -81,18 +61,18 @@ def test_nothing_leaves_without_a_line_in_the_log(site: Site, monkeypatch: pytes
         host.work(instruction(content_of(RUN), TRAIN))
 
 
-def test_the_log_does_not_grow_with_a_server_that_goes_on_asking(
+def test_the_log_does_not_grow_with_a_server_that_keeps_asking(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "MOST_REFUSALS", 5)
-    host = attending(site)
+    host = site.join(RUN)
     for _ in range(20):
         with pytest.raises(OwnerRefusalError, match="kind"):
             host.work(instruction(content_of(RUN), "query.secrets"))
     assert [line["refusals"] for line in site.log(outcome="refused")] == [1, 2, 3, 4, 5]
 
 
-def test_an_audit_log_alone_refuses_nothing_and_changes_no_reply(site: Site) -> None:
+def test_an_audit_log_without_a_policy_refuses_and_changes_nothing(site: Site) -> None:
     plain = replace(site, policy=None)
     bare = AppHost(plain.config, app)
     bare.prepare(welcome(RUN, "bare"))
@@ -103,8 +83,8 @@ def test_an_audit_log_alone_refuses_nothing_and_changes_no_reply(site: Site) -> 
     assert plain.log(outcome="sent")[0]["sha256"] == wanted["sha256"]
 
 
-class Sly:
-    """A host that answers with something else than it was asked for: what leaves is judged by what it is."""
+class DishonestHost:
+    """A host that answers something else than it was asked."""
 
     def __init__(self, answer: Callable[[Message], RecordDict]) -> None:
         self._answer = answer
@@ -119,9 +99,9 @@ class Sly:
         pass
 
 
-def test_a_reply_is_measured(site: Site) -> None:
+def test_a_reply_is_judged_by_its_content(site: Site) -> None:
     """Sums of one example, of some of a class, of too few classes; updates of few examples or steps."""
-    honest = attending(site)
+    honest = site.join(RUN)
     sums = honest.work(instruction(content_of(RUN), MEMORY)).content
     update = honest.work(instruction(content_of(RUN), TRAIN)).content
 
@@ -137,7 +117,7 @@ def test_a_reply_is_measured(site: Site) -> None:
         return copy
 
     rules = open_but(floor={"sum_examples": 2, "classes": 2, "steps": 3, "batch": 8}, allow={"subsets": False})
-    held = Sly(lambda _: sums).prepare(pb.Welcome())
+    held = DishonestHost(lambda _: sums).prepare(pb.Welcome())
 
     def codes(kind: str, content: RecordDict) -> set[str]:
         return {code for code, _ in objections.to_reply(rules, kind, content, held)}
@@ -150,18 +130,20 @@ def test_a_reply_is_measured(site: Site) -> None:
     assert codes(TRAIN, altered(update, metrics={"num-examples": 44})) == {"examples"}
     assert codes(TRAIN, altered(update, metrics={"steps": 2})) == {"steps"}
     owner = Owner(rules, Ledger(site.folder / "sly"), site.data, 0.1)
-    guard = Guard(Sly(lambda _: altered(sums, counts=[27, 1])), Audit(site.folder / "audit.jsonl"), owner)
+    guard = Guard(
+        DishonestHost(lambda _: altered(sums, counts=[27, 1])), Audit(site.folder / "audit.jsonl"), owner
+    )
     guard.prepare(welcome(RUN, "sly"))
     with pytest.raises(OwnerRefusalError, match="sum"):
         guard.work(instruction(content_of(RUN), MEMORY))
     assert site.log(run_id="sly", outcome="sent") == []
 
 
-def test_progress_tells_the_loss_of_no_batch(site: Site) -> None:
+def test_progress_does_not_reveal_the_loss_of_a_batch(site: Site) -> None:
     def reported() -> list[LocalProgress]:
         steps: list[LocalProgress] = []
         CURRENT.set(Hooks(report=steps.append))
-        host = attending(site)
+        host = site.join(RUN)
         host.work(instruction(content_of(RUN), TRAIN))
         host.leave()
         return steps
@@ -174,8 +156,8 @@ def test_progress_tells_the_loss_of_no_batch(site: Site) -> None:
     assert all(step.loss > 0 for step in reported())
 
 
-def test_a_round_is_trained_from_one_model(site: Site) -> None:
-    host = attending(site)
+def test_a_round_trains_from_one_model_only(site: Site) -> None:
+    host = site.join(RUN)
     host.work(instruction(content_of(RUN), TRAIN))
     host.work(instruction(content_of(RUN), TRAIN))  # as after a restart of the server
     other = see_through(RUN)
@@ -186,17 +168,17 @@ def test_a_round_is_trained_from_one_model(site: Site) -> None:
         host.work(instruction(content_of(RUN, RUN.all_rounds + 1), TRAIN))
 
 
-def test_what_a_server_is_told_depends_on_nothing_but_the_code() -> None:
+def test_what_a_server_is_told_depends_on_the_code_only() -> None:
     for code, sentence in SENTENCES.items():
         error = OwnerRefusalError(code, "17 examples of class 'hiv-positive'")
         assert failure_of(error) == (policy.REFUSED, f"{code}: {sentence}")
         assert "hiv" not in str(error)
 
 
-def test_one_instruction_leaves_nothing_behind_for_the_next(site: Site) -> None:
+def test_one_instruction_does_not_affect_the_next(site: Site) -> None:
     hooks = Hooks()
     CURRENT.set(hooks)
-    host = attending(site)
+    host = site.join(RUN)
     for server_round in (1, 2):
         host.work(instruction(content_of(RUN, server_round), TRAIN))
     assert CURRENT.get() is hooks

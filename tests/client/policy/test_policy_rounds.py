@@ -1,7 +1,7 @@
-"""A third reconstruction, from ordinary updates: many rounds of one model, batches in a known order.
+"""A third reconstruction, from ordinary updates: many rounds of one model with batches in a known order.
 
 With a small learning rate an update is the sum of all examples' gradients, each weighted by its batch's size.
-Orders differ from round to round, so that enough rounds are a linear system for single examples.
+The order differs from round to round, so enough rounds are a linear system for single examples.
 
 Legend: R rounds, N training examples, P pixels.
 """
@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednc.client.app import resident_run as resident
 from fednc.client.policy.rules import Policy
 from fednc.common import seeds
 from fednc.common.initialise.messages import GRADIENT
@@ -39,7 +38,7 @@ from support.hostile.image_server import (
 
 ROUNDS, EXAMPLES, BATCH, LR = 40, 21, 8, 2.0**-20
 NOTHING_LIKE = 20.0  # grey levels of mean error
-ROW = PIXELS + 1  # of the projection: all zero, so that floats show the smallest change
+ROW = PIXELS + 1  # weights of the projection: zero, so that floats show the smallest change
 RUN = hostile_run(
     method={"name": "fedavg", "readout": "head"},
     frame={"dim": PIXELS + 2},
@@ -48,13 +47,8 @@ RUN = hostile_run(
 )
 
 
-@pytest.fixture(autouse=True)
-def _every_client_is_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_RESIDENTS", resident.Residents())
-
-
 def weights_of(server_round: int) -> Tensor:
-    """float64 [N]: with how much each example counts in a round's update, as the server works it out."""
+    """float64 [N]: the weight of each example in a round's update, as the server computes it."""
     order_N = torch.randperm(EXAMPLES, generator=seeds.generator(RUN.seed, "batches", server_round, "site"))
     weight_N = torch.zeros(EXAMPLES, dtype=torch.float64)
     for rows in order_N.split(BATCH):
@@ -63,7 +57,7 @@ def weights_of(server_round: int) -> Tensor:
 
 
 def images_from_rounds(site: Site) -> list[np.ndarray[Any, Any]]:
-    """One per example: the system solved for its gradient, whose weights over its bias are the image."""
+    """One image per example: solves for its gradient, whose weights divided by its bias are the image."""
     host, model = site.start(), see_through(RUN)
     moved, weights = [], []
     try:
@@ -90,21 +84,23 @@ def test_without_a_policy_many_rounds_of_one_model_give_every_image(tmp_path: Pa
 @pytest.mark.parametrize(
     ("policy", "answers"),
     [
-        (open_but(), ROUNDS),  # the order of batches is the client's secret, and nothing else protects
-        (open_but(floor={"batch": BATCH}), ROUNDS),  # 21 examples are batches of 21, each with the same weight
+        (open_but(), ROUNDS),  # only the client's secret order of batches protects it
+        (open_but(floor={"batch": BATCH}), ROUNDS),  # 21 examples are one batch of 21, each with the same weight
         (open_but(quota={"queries": EXAMPLES - 1}), EXAMPLES - 1),
         (strict_but(floor={"examples": EXAMPLES, "held_out": 0, "batch": 1, "steps": 1}), ROUNDS),
         (strict_but(), 0),
     ],
 )
-def test_many_rounds_of_one_model_are_no_system_to_solve(policy: Policy, answers: int, tmp_path: Path) -> None:
+def test_with_the_policy_many_rounds_of_one_model_cannot_be_solved(
+    policy: Policy, answers: int, tmp_path: Path
+) -> None:
     site = Site(tmp_path, policy, val_share=0.0)
     wanted = write_images(site.images, (12, 9))
     assert closest(images_from_rounds(site), wanted) > NOTHING_LIKE
     assert len(site.log(outcome="sent", kind=TRAIN)) == answers
 
 
-def test_above_all_floors_the_strict_policy_gives_an_update_and_nothing_else(tmp_path: Path) -> None:
+def test_above_all_floors_the_strict_policy_allows_an_update_and_nothing_else(tmp_path: Path) -> None:
     site = Site(tmp_path, strict_but())
     write_images(site.images, (90, 60))
     run = hostile_run(method={"name": "fedavg", "readout": "head"}, train={"batch": 32, "lr": 0.05})

@@ -1,4 +1,4 @@
-"""Steps of training that are captured and replayed: which ones, and that they train as steps as written do."""
+"""Captured and replayed training steps: which ones are captured, and that they train like the written ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 @given(st.lists(st.integers(1, 3), max_size=12))
-def test_every_batch_is_trained_on_once_and_a_shape_that_comes_again_is_captured_once(sizes: list[int]) -> None:
+def test_every_batch_is_trained_once_and_a_repeated_shape_is_captured_once(sizes: list[int]) -> None:
     trained: list[tuple[str, int, float]] = []
     captured: list[int] = []
 
@@ -52,7 +52,7 @@ def test_every_batch_is_trained_on_once_and_a_shape_that_comes_again_is_captured
 
 
 def test_a_task_that_draws_in_its_loss_is_not_captured() -> None:
-    """What was drawn while a step is captured would be drawn again at every replay."""
+    """What is drawn while a step is captured would be repeated at every replay."""
     run = fewshot_run.config()
     guide = fewshot_run.guide(run)
     turning = guide.method.model_copy(update={"virtual_share": 0.5})
@@ -75,7 +75,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def trained(values: dict[str, Any], device: torch.device, rounds: int = 2) -> dict[str, Tensor]:
-    """State of a small network after some rounds of three epochs; nothing is left over between two calls."""
+    """State of a small network after some rounds of three epochs. Calls do not affect each other."""
     torch.manual_seed(0)
     name = values.get("method", {}).get("name", "fednc")
     task = make_task(name, channels=3, norm="batch", augment="crop-flip")
@@ -87,7 +87,13 @@ def trained(values: dict[str, Any], device: torch.device, rounds: int = 2) -> di
     beside = {key: value for part in parts for key, value in part.beside(dict(model.named_parameters())).items()}
     received = {key: 0.01 * torch.ones_like(value).cpu() for key, value in beside.items()}
     for number in range(1, rounds + 1):
-        start = LocalRound(model=model, received=received, state=Past(record, number), train=section)
+        start = LocalRound(
+            model=model,
+            stepped=task.stepped_keys(model),
+            received=received,
+            state=Past(record, number),
+            train=section,
+        )
         added = [one for part in parts if (one := part.local(start)) is not None]
         draw = torch.Generator().manual_seed(number)
         result = trainer.train(task, model, data, guide, section, number, draw, Hooks(), added)
@@ -107,7 +113,7 @@ def exact() -> Iterator[None]:
 @gpu
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("name", METHODS)
-def test_replayed_steps_train_as_written_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replayed_steps_train_like_written_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     replayed = trained(METHODS[name], cuda)
     again = trained(METHODS[name], cuda)

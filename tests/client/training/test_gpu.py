@@ -1,4 +1,4 @@
-"""Whole runs on a GPU, where there is one: every method, sessions, initialisation; nothing is left on the CPU."""
+"""Whole runs on a GPU, if there is one: every method, sessions, initialisation; nothing stays on the CPU."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_on(device: str, name: str) -> RunResult:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_on_a_gpu_goes_as_on_a_cpu_but_for_rounding(name: str) -> None:
+def test_a_run_on_a_gpu_equals_one_on_a_cpu_except_for_rounding(name: str) -> None:
     here, there = (history(run_on(device, name)) for device in ("cpu", "cuda"))
     for on_cpu, on_gpu in zip(here, there, strict=True):
         assert on_gpu.keys() == on_cpu.keys()

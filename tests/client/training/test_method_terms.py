@@ -1,4 +1,4 @@
-"""What baselines add to plain local training: their losses, their control variates, and what clients remember.
+"""What the baselines add to plain local training: losses, control variates, and the state of clients.
 
 Legend: B batch, K label space, D feature width.
 """
@@ -57,14 +57,14 @@ def one_step(loss: Any, start: Tensor, lr: float = 0.05) -> Tensor:
     return (moving - lr * moving.grad).detach()
 
 
-def test_distillation_keeps_what_the_global_model_thinks_of_the_other_classes() -> None:
+def test_distillation_keeps_the_global_models_scores_of_the_other_classes() -> None:
     wanted_BK, start_BK = normal(B, K, seed=1), normal(B, K, seed=0)
     true_B = (torch.arange(B), LABEL_B)
     after_BK = one_step(LOSSES["distillation"], start_BK)
     assert torch.equal(after_BK[true_B], start_BK[true_B]), "the label is learnt freely"
     assert LOSSES["distillation"](after_BK) < LOSSES["distillation"](start_BK)
     free_BK = wanted_BK.clone()
-    free_BK[true_B] += 100  # whatever the label's own score
+    free_BK[true_B] += 100  # whatever the label's own score is
     assert not_true_distillation(free_BK, wanted_BK, LABEL_B, 1.0).abs() < 1e-12
 
 
@@ -77,7 +77,7 @@ def test_contrast_moves_features_to_the_global_models_and_away_from_the_previous
     assert (gain_B > 0).all()
 
 
-def test_calibration_asks_for_larger_margins_of_rarer_classes_and_leaves_absent_ones_out() -> None:
+def test_calibration_gives_rarer_classes_larger_margins_and_leaves_absent_ones_out() -> None:
     margin_K = calibration(COUNT_K, 1.0)
     assert torch.isneginf(margin_K[4])
     assert margin_K[[2, 1, 3, 0]].diff().gt(0).all(), "ordered by count"
@@ -119,7 +119,13 @@ def test_control_variates_are_option_ii_of_the_paper_for_plain_sgd() -> None:
     past = Past(RecordDict(), 1)
     past.write("control", own)
     added = ControlVariates(
-        LocalRound(model=model, received=control, state=Past(past._state, 2), train=TrainSection())
+        LocalRound(
+            model=model,
+            stepped=frozenset(start),
+            received=control,
+            state=Past(past._state, 2),
+            train=TrainSection(),
+        )
     )
     sgd = torch.optim.SGD(model.parameters(), lr=lr)
     for step in range(steps):
@@ -135,8 +141,8 @@ def test_control_variates_are_option_ii_of_the_paper_for_plain_sgd() -> None:
 
 
 @pytest.mark.parametrize("method", ["scaffold", "moon"])
-def test_a_round_that_is_repeated_starts_from_the_round_before_it(method: str, tmp_path: Path) -> None:
-    """Below quorum the round does not count, but most clients have trained: nobody may train from that."""
+def test_a_repeated_round_starts_from_the_round_before_it(method: str, tmp_path: Path) -> None:
+    """Below quorum the round does not count although most clients have trained; nobody may train from that."""
     failed: list[Any] = []
 
     def fails_once(message: Message, context: Context) -> Message:
@@ -154,7 +160,7 @@ def test_a_round_that_is_repeated_starts_from_the_round_before_it(method: str, t
 
 
 def test_the_federations_control_variate_is_the_mean_of_the_clients(tmp_path: Path) -> None:
-    """Weighted by examples, over all clients, with some of them away in each round."""
+    """Weighted by examples, over all clients, some of them absent in each round."""
     contexts: dict[str, Context] = {}
     examples: dict[str, int] = {}
 

@@ -1,4 +1,4 @@
-"""Every method against an independent reference: plain PyTorch, at most 60 lines, nothing of fednc in it.
+"""Every method against an independent reference: plain PyTorch, at most 60 lines, without fednc.
 
 Two clients with 24 and 20 handwritten digits train three steps of 8 per round, for two rounds.
 """
@@ -33,7 +33,7 @@ Client = tuple[str, Tensor, Tensor]
 
 @pytest.fixture(scope="module")
 def clients() -> list[Client]:
-    """Unlike label distributions, some classes missing, all present in the union; pixels from -1 to 1."""
+    """Different label distributions with some classes missing, all present in the union; pixels from -1 to 1."""
     found = load_digits()
     images, labels = torch.from_numpy(found.images / 8 - 1).float().unsqueeze(1), torch.from_numpy(found.target)
     index = {"anna": torch.where(labels < 7)[0][:24], "bert": torch.where(labels > 3)[0][100:120]}
@@ -56,7 +56,7 @@ def config(method: dict[str, Any], rounds: int = ROUNDS) -> RunConfig:
 
 
 def federate(run: RunConfig, clients: list[Client], folder: Path) -> RunResult:
-    """The run as fednc does it, each client with an .npz of its own."""
+    """The run in fednc, each client with its own .npz."""
     for name, x, y in clients:
         pixels = (x.squeeze(1).numpy() + 1) / 2
         np.savez(folder / f"{name}.npz", x_train=pixels, y_train=y.numpy())
@@ -73,7 +73,7 @@ def assert_close(result: RunResult, reference: torch.nn.Module, off: float = 1e-
 
 
 def code_lines(name: str, seen: set[str]) -> list[str]:
-    """Lines of a reference and of all it imports from its folder, but for blank ones, comments and docstrings."""
+    """Lines of a reference and its imports from that folder, without blank lines, comments and docstrings."""
     seen.add(name)
     tree = _without_docstrings(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8")))
     lines = [line for line in ast.unparse(tree).splitlines() if line.strip() and "from references" not in line]
@@ -108,7 +108,7 @@ def test_method_equals_its_reference(method: str, clients: list[Client], tmp_pat
 
 
 FEDNC = [
-    {},  # the preset as it stands
+    {},  # the unchanged preset
     {"loss": "ce", "readout": "memory"},
     *({"loss": "balanced-ce", "prior_tau": 0.5, "readout": kind} for kind in ("vertex", "memory", "blend")),
 ]
@@ -116,7 +116,7 @@ FEDNC = [
 
 @pytest.mark.parametrize("method", FEDNC, ids=str)
 def test_fednc_equals_its_reference(method: dict[str, Any], clients: list[Client], tmp_path: Path) -> None:
-    """Model, class memory and what is predicted from both."""
+    """Compares model, class memory and the predictions from both."""
     run = config({"name": "fednc", **method})
     kind, scale, tau = run.method.readout, run.method.scale, run.method.prior_tau
     result = federate(run, clients, tmp_path)
@@ -134,7 +134,7 @@ def test_fednc_equals_its_reference(method: dict[str, Any], clients: list[Client
         )
         metric_DD = readout.metric(reference, clients)
         theirs = readout.scores(reference(inputs), frame.frame(SEED), mean_KD, kind, scale, metric_DD)
-    # A metric multiplies what float32 and the grid of the sums have rounded.
+    # The metric amplifies the rounding of float32 and of the grid of the sums.
     off = 0.01 * theirs.abs().max().item() if kind == "discriminant" else 2e-5
     torch.testing.assert_close(ours, theirs.to(ours.dtype), atol=off, rtol=0)
     assert torch.equal(ours.argmax(dim=1), theirs.argmax(dim=1))
@@ -167,7 +167,7 @@ def test_methods_reduce_to_each_other(
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_dot_regression_alone_is_what_it_says(clients: list[Client], tmp_path: Path) -> None:
+def test_dot_regression_alone_equals_its_formula(clients: list[Client], tmp_path: Path) -> None:
     etf_KD = frame.frame(SEED)
 
     def loss(local: Any, global_: Any, name: str, x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The run file: whatever is wrong in it is named with its path; whatever changes in it changes its digest."""
+"""The run file: every mistake is named with its path, and every change changes the digest."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ NUMBERS = [
 
 
 def with_value(path: str, key: str, value: Any) -> dict[str, Any]:
-    """Plain values of a run file in which only `path.key` is set."""
-    if path.startswith("["):  # a table that may repeat
+    """Plain values of a run file that sets only `path.key`."""
+    if path.startswith("["):  # a table that may be repeated
         return {path[1:-1]: [{key: value}]}
     values: dict[str, Any] = {}
     table = values
@@ -45,7 +45,7 @@ def dotted(path: str, key: str) -> str:
 
 
 def complaint(values: dict[str, Any]) -> str:
-    """What the user reads about `values`; the task's own options are checked too."""
+    """The error message about `values`; the task's own options are checked too."""
     with pytest.raises(ConfigError) as caught:
         tasks.get(parse_run(values))
     return str(caught.value)
@@ -73,7 +73,7 @@ def test_every_mistake_is_reported_at_once() -> None:
 
 
 @pytest.mark.parametrize("name", registry.SHIPPED)
-def test_preset_fills_what_is_not_written_and_nothing_else(name: str) -> None:
+def test_a_preset_fills_only_the_keys_that_are_not_set(name: str) -> None:
     resolved = MethodSection.model_validate({"name": name}).model_dump()
     others = {*registry.MIXING, name}
     own = {key: value for each in others for key, value in registry.get(each).Options().model_dump().items()}
@@ -90,7 +90,9 @@ def test_head_loss_and_readout_must_fit_together() -> None:
 @pytest.mark.parametrize(
     ("path", "key", "schema"), NUMBERS, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_digest_follows_every_number_that_bears_on_the_result(path: str, key: str, schema: dict[str, Any]) -> None:
+def test_the_digest_depends_on_every_number_that_affects_the_result(
+    path: str, key: str, schema: dict[str, Any]
+) -> None:
     base = {"split": {"shift": {}}, "sessions": [{"classes": ["late"]}]}
     resolved = parse_run(base).model_dump()
     changed = copy.deepcopy(resolved)
@@ -114,8 +116,8 @@ def test_digest_follows_every_number_that_bears_on_the_result(path: str, key: st
     ],
     ids=["defaults", "scaffold"],
 )
-def test_keys_that_came_later_leave_older_digests_as_they_were(values: dict[str, Any], digest: str) -> None:
-    """Checkpoints and results name their run by it: a new key is marked `LATER`."""
+def test_later_keys_do_not_change_older_digests(values: dict[str, Any], digest: str) -> None:
+    """Checkpoints and results identify their run by the digest, so a new key is marked `LATER`."""
     assert parse_run({"method": {"name": "fedavg"}, **values}).digest == digest
 
 
@@ -152,5 +154,5 @@ def test_examples_are_valid_and_their_models_fit(path: Path) -> None:
     assert set(task.shared_keys(model)) <= set(model.state_dict())
 
 
-def test_config_page_is_what_the_code_says() -> None:
+def test_the_config_page_matches_the_code() -> None:
     assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == page(), "run `make docs`"

@@ -1,4 +1,4 @@
-"""NIO on one process: what it measures, how it moves scales, and what that is worth."""
+"""NIO in one process: what it measures, how it changes scales, and what that is worth."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_cosine_ignores_the_loss_s_scale_and_the_order_of_sub_batches() -> N
 # ---- 2: windows
 
 
-def test_windows_are_those_of_the_source() -> None:
+def test_windows_are_those_of_the_published_code() -> None:
     found = [(w.start, w.stop) for w in windows(64, 4, 0.2)]
     assert found == [(0, 19), (12, 38), (25, 57), (38, 64)]
 
@@ -94,7 +94,7 @@ def test_every_kind_of_batch_can_be_cut() -> None:
 
 
 def by_autograd(here: Place, batches: list, scale_P: torch.Tensor, objective: str) -> torch.Tensor:
-    """d/dalpha of what is minimised, straight through a functional call, without any of the formulas."""
+    """d/dalpha of the objective by autograd through a functional call, without the formulas."""
     alpha_P = scale_P.clone().requires_grad_()
     start = {name: p.detach().clone().requires_grad_() for name, p in here.model.named_parameters()}
     scaled = {n: a * start[n] for n, a in zip(here.probe.layout.scaled, alpha_P, strict=True)}
@@ -199,7 +199,7 @@ def test_a_constraint_step_lowers_the_norm_on_its_batch() -> None:
 
 
 def test_moments_of_the_branches_do_not_mix() -> None:
-    """Objective steps are the same whether constraint steps of equal size lie between them or not."""
+    """Objective steps are the same with or without constraint steps of equal size between them."""
     alone, mixed = (RescaleAdam(torch.zeros(2), lr=0.01, clip=1.0) for _ in range(2))
     slope_P = torch.tensor([0.3, -0.2])
     for _ in range(4):
@@ -216,7 +216,7 @@ def test_moments_of_the_branches_do_not_mix() -> None:
 # ---- the best of the path
 
 
-def test_batch_statistics_are_used_and_none_remembered() -> None:
+def test_batch_statistics_are_used_but_not_kept() -> None:
     here = place(SMALL, task={"model": "cnn", "norm": "batch", "width": 8})
     here.model.train()
     before = {name: value.clone() for name, value in here.model.named_buffers()}
@@ -232,7 +232,7 @@ def test_batch_statistics_are_used_and_none_remembered() -> None:
     torch.testing.assert_close(used, here.task.loss(here.model, batch, here.guide)[0])
 
 
-def test_batch_normalisation_is_scaled_but_not_in_gradients() -> None:
+def test_batch_normalisation_is_scaled_but_left_out_of_gradients() -> None:
     here = place(SMALL, task={"model": "cnn", "norm": "batch", "width": 8})
     layout = Layout.of(here.model, here.task.shared_keys(here.model))
     normed = {f"{n}.weight" for n, m in here.model.named_modules() if isinstance(m, nn.BatchNorm2d)}

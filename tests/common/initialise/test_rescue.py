@@ -1,4 +1,4 @@
-"""Which scales of its path the search takes, and what they are worth: weak and exploding starts, trained."""
+"""Which scales the search chooses, and what they are worth: training from weak and exploding starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = {"batch": 32, "iters": 5}
 
 
 def walked(cosines_and_norms: list[tuple[float, float]], **section: object) -> tuple[Learnt, list[torch.Tensor]]:
-    """A search of one tensor that finds these cosines (of two directions) and norms on its way."""
+    """A search over one tensor with these cosines (of two directions) and norms along its path."""
     search = Search(torch.zeros(1), InitSection.model_validate({"gamma": 10.0, **section}))
     path = []
     for cosine, norm in cosines_and_norms:
@@ -29,7 +29,7 @@ def walked(cosines_and_norms: list[tuple[float, float]], **section: object) -> t
 
 
 @given(st.lists(st.tuples(st.floats(-0.9, 0.9), st.floats(0.1, 20)), min_size=1, max_size=8))
-def test_learnt_are_the_best_scales_within_the_bound_or_the_last(way: list[tuple[float, float]]) -> None:
+def test_the_best_scales_within_the_bound_are_used_or_else_the_last(way: list[tuple[float, float]]) -> None:
     found, path = walked(way)
     within = [cosine for cosine, norm in way if norm <= 10]
     if not within:
@@ -40,7 +40,7 @@ def test_learnt_are_the_best_scales_within_the_bound_or_the_last(way: list[tuple
         assert way[chosen][0] == pytest.approx(max(within), abs=1e-5)
 
 
-def test_with_norms_in_the_objective_they_decide_too() -> None:
+def test_norms_in_the_objective_count_too() -> None:
     found, path = walked([(0.5, 1.0), (0.4, 9.0), (0.9, 11.0)], objective="cosine-norm")
     assert torch.equal(found.scale_P, path[1])
 

@@ -33,7 +33,7 @@ def constant_sums(**vectors: float) -> ClassSums:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 8), st.integers(0, 10**6))
-def test_merge_is_pooled_data_bit_for_bit_in_any_partition_and_order(count, clients, seed):
+def test_merged_sums_equal_pooled_data_bit_for_bit_in_any_partition_and_order(count, clients, seed):
     feat_ND, label_N = examples(count, seed)
     g = torch.Generator().manual_seed(seed + 1)
     owner_N = torch.randint(clients, (count,), generator=g)
@@ -77,7 +77,7 @@ def test_means_are_those_of_the_data_to_float32():
     assert torch.equal(sums.count_K, torch.bincount(label_N, minlength=K))
 
 
-def test_plus_leaves_its_operands_alone():
+def test_plus_does_not_change_its_operands():
     a, b = (sums_of(*examples(20, seed)) for seed in (0, 1))
     before = sums_of(*examples(20, 0))
     total = a + b
@@ -205,7 +205,7 @@ def test_momentum_acts_in_float64():
     assert torch.equal(memory.mean_KD[0], torch.full((D,), 0.9 * 0.25))
 
 
-def test_drift_of_nobody_is_no_number():
+def test_drift_without_clients_is_nan():
     assert math.isnan(DriftSums.zeros(K, D).value())
 
 
@@ -232,7 +232,7 @@ def test_streamed_drift_is_the_direct_formula_in_any_order(sizes, seed):
     assert forwards.value() == backwards.value()
 
 
-def test_drift_of_two_opposite_clients_is_one_and_of_equal_ones_zero():
+def test_drift_of_opposite_clients_is_one_and_of_equal_ones_zero():
     e = torch.eye(D)[:1]
     label = torch.zeros(1, dtype=torch.int64)
     opposite = DriftSums.zeros(K, D).add_client(sums_of(e, label)).add_client(sums_of(-e, label))

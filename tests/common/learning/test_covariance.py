@@ -1,4 +1,4 @@
-"""The metric of the class memory, beside the covariance that shrinks in no way and scikit-learn's discriminant.
+"""The metric of the class memory, compared with the plain covariance and scikit-learn's discriminant.
 
 Legend: N examples, D feature width, K classes.
 """
@@ -45,7 +45,7 @@ def covariance(seed: int, rank: int = D) -> torch.Tensor:
 
 
 @given(st.integers(0, 10**6))
-def test_with_many_examples_it_is_the_inverse(seed: int) -> None:
+def test_with_many_examples_it_is_the_plain_inverse(seed: int) -> None:
     found_DD = covariance(seed) + torch.eye(D)
     torch.testing.assert_close(
         inverse_covariance(found_DD, 10**9) @ found_DD.float(), torch.eye(D), rtol=0, atol=1e-4
@@ -63,7 +63,7 @@ def test_it_does_not_depend_on_the_axes_and_scales_inversely(seed: int, factor: 
     )
 
 
-def test_fewer_examples_bring_it_nearer_to_a_sphere() -> None:
+def test_with_fewer_examples_it_is_closer_to_a_sphere() -> None:
     spreads = []
     for freedom in (-3, 0, 1, 10, 100, 10**6):
         value_D = torch.linalg.eigvalsh(inverse_covariance(covariance(0), freedom))
@@ -79,7 +79,7 @@ def test_fewer_examples_bring_it_nearer_to_a_sphere() -> None:
     ids=["one place", "negative", "no features have it", "flat"],
 )
 @pytest.mark.parametrize("freedom", [-1, 0, 10**9])
-def test_whatever_is_sent_gives_a_finite_metric(impossible_DD: torch.Tensor, freedom: int) -> None:
+def test_any_accepted_sums_give_a_finite_metric(impossible_DD: torch.Tensor, freedom: int) -> None:
     value_D = torch.linalg.eigvalsh(inverse_covariance(impossible_DD.double(), freedom))
     assert value_D.isfinite().all()
     assert (value_D > 0).all()
@@ -87,7 +87,7 @@ def test_whatever_is_sent_gives_a_finite_metric(impossible_DD: torch.Tensor, fre
 
 
 def test_the_read_out_is_scikit_learns_linear_discriminant() -> None:
-    """The same classes, and the same ratios of likelihoods, from sums that came from three clients."""
+    """The same classes and the same likelihood ratios, from the sums of three clients."""
     draw = torch.Generator().manual_seed(5)
     label_N = torch.arange(4000) % K
     skewed_DD = torch.eye(D) + 0.2 * torch.randn(D, D, generator=draw)
@@ -111,11 +111,13 @@ def test_the_read_out_is_scikit_learns_linear_discriminant() -> None:
     judge = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(K, 1 / K)).fit(feat_ND, label_N)
     likelihood_NK = torch.from_numpy(judge.predict_log_proba(feat_ND))
     assert (score_NK.argmax(1) == likelihood_NK.argmax(1)).double().mean() > 0.999
-    assert (score_NK.log_softmax(1) - likelihood_NK).abs().mean() < 0.3  # of about 15; it does not shrink
+    assert (
+        score_NK.log_softmax(1) - likelihood_NK
+    ).abs().mean() < 0.3  # of about 15; scikit-learn does not shrink
 
 
-def test_a_runs_metric_is_that_of_all_clients_data_together() -> None:
-    """In features of the model of the end."""
+def test_a_runs_metric_is_that_of_the_pooled_data() -> None:
+    """In features of the final model."""
     run = config(rounds={"total": 1, "min_clients": 3})
     result = in_one_process(run, CLIENTS, app)
     model = result.task.build_model()
@@ -128,12 +130,14 @@ def test_a_runs_metric_is_that_of_all_clients_data_together() -> None:
     covariance_DD, metric_DD = centred_ND.T @ centred_ND / len(centred_ND), result.state.memory.metric_DD
     assert metric_DD is not None
     error_DD = metric_DD.double() @ covariance_DD - torch.eye(16)
-    assert torch.linalg.matrix_norm(error_DD) < 0.15 * 4  # 4 is the norm of the identity; some of it is shrinkage
+    assert (
+        torch.linalg.matrix_norm(error_DD) < 0.15 * 4
+    )  # 4 is the norm of the identity; part of the difference is shrinkage
 
 
 @pytest.mark.parametrize("floor", [1, 40])
 def test_what_a_client_withholds_is_in_no_moment(floor: int) -> None:
-    """Squares of unit features add up to their number: that of the examples whose sums were sent."""
+    """The squares of unit features sum to their number, so to the number of examples whose sums were sent."""
     run, sent = config(rounds={"total": 1, "min_clients": 3}), []
 
     def watching(message: Message, context: Context) -> Message:
@@ -155,7 +159,7 @@ def test_what_a_client_withholds_is_in_no_moment(floor: int) -> None:
 # ---- sessions -------------------------------------------------------------------------------------------------
 
 
-def test_the_metric_is_that_of_the_beginning() -> None:
+def test_the_metric_is_that_of_the_base() -> None:
     """Sessions bring few examples of each class; the covariance around five of them says little."""
     run = in_sessions(method=DISCRIMINANT)
     prepared, _ = prepare(run)
@@ -168,7 +172,7 @@ def test_the_metric_is_that_of_the_beginning() -> None:
 
 
 @pytest.mark.parametrize("method", [NEAREST, DISCRIMINANT], ids=["nearest", "discriminant"])
-def test_before_there_is_a_memory_the_head_reads_out(method: dict[str, Any]) -> None:
+def test_without_a_memory_the_head_is_the_read_out(method: dict[str, Any]) -> None:
     run = in_sessions(method=method, rounds={"evaluate_every": 1})
     first = carry_out(run)[0].history.rounds[0].test["accuracy"]
     by_vertex = (

@@ -1,4 +1,4 @@
-"""The frame: geometry for many shapes, refusal of what is no frame, digests, safe normalisation.
+"""The frame: geometry for many shapes, refusal of invalid frames, digests, safe normalisation.
 
 Legend: K vertices, D feature width, B batch.
 """
@@ -38,7 +38,7 @@ def test_rows_are_unit_equiangular_and_sum_to_zero(shape, seed):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 40), st.integers(0, 9), SEEDS)
-def test_orthogonal_targets_are_the_same_draw_not_centred(vertices, spare, seed):
+def test_orthogonal_targets_are_the_same_draw_without_centring(vertices, spare, seed):
     orthogonal_KD = draw_frame(vertices, vertices + spare, seed, "orthogonal").etf_KD
     torch.testing.assert_close(orthogonal_KD @ orthogonal_KD.T, torch.eye(vertices), atol=2e-6, rtol=0)
     centred_KD = orthogonal_KD - orthogonal_KD.mean(dim=0)
@@ -64,7 +64,7 @@ def test_no_vertex_prefers_the_positive_orthant(dim):
 
 
 @pytest.mark.parametrize("dim", [4, 5, 12])
-def test_seed_decides_the_draw(dim):
+def test_the_seed_decides_the_draw(dim):
     first, again, other = (draw_frame(5, dim, seed) for seed in (1, 1, 2))
     assert torch.equal(first.etf_KD, again.etf_KD)
     assert first.digest == again.digest != other.digest
@@ -76,7 +76,7 @@ def test_orthogonal_targets_need_one_dimension_each():
 
 
 @pytest.mark.parametrize(("vertices", "dim"), [(10, 8), (3, 1), (100, 64)])
-def test_too_narrow_names_the_numbers(vertices, dim):
+def test_the_error_about_a_narrow_frame_names_the_numbers(vertices, dim):
     with pytest.raises(ConfigError, match=rf"frame\.dim = {dim} .*{vertices} vertices.*at least {vertices - 1}"):
         draw_frame(vertices, dim, 0)
 
@@ -93,7 +93,7 @@ def test_from_tensor_gives_the_same_frame():
     assert (received.vertices, received.dim, received.seed) == (10, 32, 3)
 
 
-def test_digest_is_that_of_the_documented_bytes():
+def test_the_digest_is_that_of_the_documented_bytes():
     etf_KD = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     data = struct.pack("<4f", 1, 0, -1, 0) + struct.pack("<2q", 2, 2)
     assert frame_digest(etf_KD) == hashlib.sha256(data).hexdigest()
@@ -113,7 +113,7 @@ def test_digest_is_that_of_the_documented_bytes():
     ],
     ids=["longer", "bent", "nan", "twice", "subset", "float64", "vector"],
 )
-def test_from_tensor_refuses_what_is_no_frame(spoil):
+def test_from_tensor_refuses_invalid_frames(spoil):
     with pytest.raises(ProtocolError, match="frame"):
         Frame.from_tensor(spoil(draw_frame(6, 16, seed=0).etf_KD), seed=0)
 

@@ -1,4 +1,4 @@
-"""How the objective puts losses together: presets, weights, ramp, rehearsal.
+"""How the objective combines losses: presets, weights, ramp, rehearsal.
 
 Legend: B batch, K label space, D feature width.
 """

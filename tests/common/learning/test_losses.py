@@ -116,7 +116,7 @@ def test_one_step_of_rehearsal_moves_seen_memories_towards_their_vertex(loss):
 
 
 @pytest.mark.parametrize("length", [0.5, 1.0, 4.0])
-def test_dot_regression_pulls_along_the_vertex_and_fades_with_the_gap(length):
+def test_dot_regression_pulls_along_the_vertex_and_weakens_with_the_gap(length):
     """d/dh = -(1 - cos) m_y for the unit h; on the raw feature its tangential part over the length."""
     feat_1D = (length * unit(normal(1, D))).requires_grad_()
     (gradient_1D,) = torch.autograd.grad(dot_regression(feat_1D, torch.tensor([2]), ETF_KD), feat_1D)
@@ -134,7 +134,7 @@ def test_cross_entropy_floor_at_perfect_alignment(classes, scale):
     assert loss.item() == pytest.approx(floor, rel=1e-3)
 
 
-def test_dot_regression_and_anchor_are_zero_on_target_and_only_there():
+def test_dot_regression_and_anchor_are_zero_only_on_target():
     assert dot_regression(2.0 * ETF_KD, torch.arange(K), ETF_KD).item() == pytest.approx(0, abs=1e-12)
     assert dot_regression(-ETF_KD, torch.arange(K), ETF_KD).item() == pytest.approx(2, abs=1e-6)
     directions_KD, all_seen_K = unit(normal(K, D)), torch.ones(K, dtype=torch.bool)
@@ -148,14 +148,14 @@ def test_losses_of_cosines_do_not_depend_on_the_length_of_features():
         torch.testing.assert_close(loss(feat_BD), loss(feat_BD * length_B1))
 
 
-def test_prior_is_the_log_share_with_absent_classes_as_if_once():
+def test_the_prior_is_the_log_share_and_absent_classes_count_as_one():
     share_K = torch.tensor([0.05, 0.01, 0.90, 0.03, 0.01, 0.02])
     torch.testing.assert_close(class_prior(COUNT_K, 2.0), 2.0 * share_K.log())
     assert torch.equal(class_prior(torch.zeros(K, dtype=torch.int64), 1.0), torch.zeros(K))
 
 
 def test_prior_invariances():
-    """No effect at tau 0 or with equal counts; and none of any constant added to it."""
+    """It has no effect at tau 0 or with equal counts, and an added constant has none."""
     feat_BD, prior_K = normal(B, D), class_prior(COUNT_K, 1.0)
     equal_K = class_prior(torch.full((K,), 7), 1.0)
     torch.testing.assert_close(frame_loss(feat_BD, prior_K=equal_K), frame_loss(feat_BD))
@@ -163,7 +163,7 @@ def test_prior_invariances():
     torch.testing.assert_close(frame_loss(feat_BD, prior_K=prior_K + 3.0), frame_loss(feat_BD, prior_K=prior_K))
 
 
-def test_prior_lets_rare_classes_push_harder_than_frequent_ones():
+def test_with_the_prior_rare_classes_push_harder_than_frequent_ones():
     feat_BD = torch.zeros(2, D, dtype=torch.float64)
     frequent, rare = torch.tensor([2]), torch.tensor([3])
     scores_BK, prior_K = feat_BD @ ETF_KD.T, class_prior(COUNT_K, 1.0)

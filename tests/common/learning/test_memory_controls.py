@@ -1,4 +1,4 @@
-"""The controls of the class memory: each replaces it everywhere, on the same schedule, and trains as hard.
+"""The controls of the class memory: each replaces it everywhere, on the same schedule, with the same weight.
 
 Legend: B batch, K label space, D feature width.
 """
@@ -60,7 +60,7 @@ def sums(seed: int, classes: list[int]) -> ClassSums:
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=12), st.integers(0, 99))
-def test_every_source_gives_a_vector_to_just_the_seen_classes(seen: list[bool], seed: int) -> None:
+def test_every_source_gives_vectors_only_to_seen_classes(seen: list[bool], seed: int) -> None:
     etf_KD = draw_frame(len(seen), 12, seed=0).etf_KD[:, :D]
     for source in SOURCES:
         given_ = memories(seen).under(source, etf_KD, seed)
@@ -88,7 +88,7 @@ def test_random_vectors_have_the_memorys_lengths_and_stay() -> None:
     assert not torch.equal(first.mean_KD, memories().under("random", ETF_KD, 6).mean_KD)
 
 
-def test_vertex_is_the_vertex() -> None:
+def test_the_source_vertex_is_the_vertex() -> None:
     assert torch.equal(memories().under("vertex", ETF_KD, 0).mean_KD, ETF_KD)
 
 
@@ -125,7 +125,7 @@ def test_the_servers_own_is_one_holder_of_each_class_in_any_order_of_arrival(ord
     assert one.one.count_K[4:].sum() == 0
 
 
-def test_a_clients_own_means_cover_what_it_holds_and_the_federation_has_seen() -> None:
+def test_a_clients_own_means_cover_its_classes_that_the_federation_has_seen() -> None:
     seen_K = torch.tensor([True, True, True, True, False, False])
     guide = guide_for("own", "anchor", seen_K=seen_K)
     own = with_own_means(guide, sums(1, [0, 2, 4, 4]))
@@ -149,7 +149,7 @@ def guide_for(source: str, use: str, seen_K: Tensor | None = None, ramp: float =
 
 
 def pull(source: str, use: str, ramp: float = 1.0) -> Tensor:
-    """What the memory's use adds to the gradient with respect to features and the head's scale."""
+    """What the use of the memory adds to the gradients of the features and of the head's scale."""
     gradients = []
     for strength in (ramp, 0.0):
         guide = guide_for(source, use, ramp=strength)
@@ -163,9 +163,9 @@ def pull(source: str, use: str, ramp: float = 1.0) -> Tensor:
 
 
 @pytest.mark.parametrize("use", USES)
-def test_each_source_pulls_and_each_pulls_elsewhere(use: str) -> None:
+def test_each_source_pulls_in_another_direction(use: str) -> None:
     pulls = {source: pull(source, use) for source in SOURCES}
-    # The blend of a vertex with itself is the vertex: this control leaves training as it is, as it should.
+    # The blend of a vertex with itself is the vertex, so this control must not change training.
     same = {"vertex"} if use == "blend" else set()
     assert {source for source, one in pulls.items() if one.norm() < 1e-5} == same
     for a, b in itertools.combinations(SOURCES, 2):
@@ -257,20 +257,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def test_a_run_with_each_source_ends_elsewhere(trained: dict[str, Any]) -> None:
+def test_runs_with_different_sources_give_different_models(trained: dict[str, Any]) -> None:
     for a, b in itertools.combinations(trained, 2):
         one, other = trained[a].state.model, trained[b].state.model
         assert any(not torch.equal(one[key], other[key]) for key in one), (a, b)
 
 
-def test_before_the_first_use_all_sources_are_one_run(trained: dict[str, Any]) -> None:
-    """Round 1 warms up, round 2 is the first that the anchor bears on."""
+def test_before_the_first_use_all_sources_give_the_same_run(trained: dict[str, Any]) -> None:
+    """Round 1 warms up; the anchor has an effect from round 2."""
     losses = {name: [r.loss for r in result.history.rounds] for name, result in trained.items()}
     assert len({loss[0] for loss in losses.values()}) == 1
     assert len({loss[1] for loss in losses.values()}) > 5
 
 
-def test_a_run_goes_on_from_a_checkpoint_with_what_its_source_needs(trained: dict[str, Any]) -> None:
+def test_a_resumed_run_has_what_its_source_needs(trained: dict[str, Any]) -> None:
     for source in SOURCES:
         state, run = trained[source].state, trained[source].run
         again = Memories.from_tensors(state.memories.to_tensors(source))

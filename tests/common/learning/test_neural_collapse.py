@@ -1,4 +1,4 @@
-"""Neural-collapse metrics: zero at collapse, the definition elsewhere, invariant to what must not matter.
+"""Neural-collapse metrics: zero at collapse, equal to their definition elsewhere, with the right invariances.
 
 Legend: N examples, K label space, D feature width, P present classes.
 """
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fednc.common.learning.frame import draw_frame
-from fednc.common.learning.neural_collapse import METRICS, alignment, class_cosines, collapse
+from fednc.common.learning.neural_collapse import METRICS, alignment, collapse
 
 K, D, PER_CLASS = 6, 12, 15
 ETF_KD = draw_frame(K, D, seed=0).etf_KD.double()
@@ -33,7 +33,7 @@ def rotation(seed: int) -> torch.Tensor:
 
 
 def plain_nc1(feat_ND: torch.Tensor, label_N: torch.Tensor) -> float:
-    """tr(S_W pinv(S_B)) / K, as it is written down; balanced classes."""
+    """tr(S_W pinv(S_B)) / K, as in the papers; balanced classes."""
     mean_KD = torch.stack([feat_ND[label_N == c].mean(dim=0) for c in range(K)])
     within, between = feat_ND - mean_KD[label_N], mean_KD - feat_ND.mean(dim=0)
     s_w, s_b = within.T @ within / len(feat_ND), between.T @ between / K
@@ -67,7 +67,7 @@ def test_nc2_by_hand_for_three_means_on_a_line():
     assert metrics["nc1"] == pytest.approx(0)
 
 
-def test_turning_features_away_from_the_frame_shows_in_nc3_and_nc4_only():
+def test_rotating_features_away_from_the_frame_changes_only_nc3_and_nc4():
     turned = collapse(features(0.0) @ rotation(1), LABEL_N, ETF_KD, K)
     assert [turned["nc1"], turned["nc2"], turned["nc2_norm"], turned["nc2_angle"]] == pytest.approx(
         [0] * 4, abs=1e-6
@@ -91,7 +91,7 @@ def test_rotation_permutation_and_scale_change_nothing(seed, order):
 
 
 def test_a_subset_of_classes_at_collapse_is_collapsed():
-    """Classes without examples, and vertices reserved for later days, are left out."""
+    """Classes without examples, and vertices reserved for later classes, are left out."""
     keep_N = (LABEL_N == 1) | (LABEL_N == 3) | (LABEL_N == 5)
     metrics = collapse(features(0.0)[keep_N], LABEL_N[keep_N], ETF_KD, K)
     assert metrics["nc2"] == pytest.approx(0, abs=1e-6)
@@ -124,17 +124,6 @@ def test_features_without_geometry_have_no_metrics(feat_ND):
 def test_fewer_than_two_classes_have_no_metrics(present):
     keep_N = present > LABEL_N
     assert all(math.isnan(value) for value in collapse(features(0.1)[keep_N], LABEL_N[keep_N], ETF_KD, K).values())
-
-
-def test_class_cosines():
-    cosine_KK = class_cosines(torch.arange(1.0, K + 1)[:, None] * ETF_KD)
-    torch.testing.assert_close(
-        cosine_KK, torch.full((K, K), -1 / (K - 1)).double().fill_diagonal_(1), atol=1e-6, rtol=0
-    )
-    missing = class_cosines(ETF_KD.index_fill(0, torch.tensor([2]), 0.0))
-    assert missing[2].isnan().all()
-    assert missing[:, 2].isnan().all()
-    assert missing.isnan().sum() == 2 * K - 1
 
 
 def test_alignment_is_the_frames_gram_matrix_under_collapse_and_its_diagonal_is_nc3_cos() -> None:

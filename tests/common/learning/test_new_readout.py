@@ -1,4 +1,4 @@
-"""A sixth read-out is one class and one registration: all else learns of it from the registry."""
+"""A sixth read-out is one class and one registration; everything else finds it in the registry."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def test_it_is_unknown_until_it_is_registered() -> None:
 def test_run_export_and_prediction_use_it(tmp_path: Path) -> None:
     assert "`always-three`: nothing: class 3 is the answer" in page()
     run = run_with("always-three")
-    result = over_the_link(run, CLIENTS, fednc_app, tmp_path, agreed=True)  # a metric came: moments were agreed
+    result = over_the_link(
+        run, CLIENTS, fednc_app, tmp_path, agreed=True
+    )  # there is a metric, so moments were agreed
     test = result.history.rounds[-1].test
     assert {name: value for name, value in test.items() if name.startswith("accuracy/")} == {
         f"accuracy/{i}": float(i == ALWAYS) for i in range(10)
@@ -75,7 +77,7 @@ def test_run_export_and_prediction_use_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("always_three")
-def test_it_trains_as_any_other_that_leaves_training_alone() -> None:
+def test_it_trains_like_the_others_that_do_not_affect_training() -> None:
     runs = [run_with(name) for name in ("always-three", "vertex")]
     rows = [Row(kind="final", setting="s", variant="v", seed=0, lr=0.1, run=run, data_sha256="") for run in runs]
     assert rows[0].training == rows[1].training
@@ -96,7 +98,7 @@ def test_names_are_registered_once() -> None:
 
 @pytest.mark.parametrize("head", ["linear", "cosine", "frame"])
 @pytest.mark.parametrize("readout", READOUTS, ids=READOUTS.names())
-def test_a_head_goes_with_the_readouts_that_find_what_they_need(head: str, readout: ReadOut) -> None:
+def test_a_head_works_with_the_read_outs_whose_needs_it_meets(head: str, readout: ReadOut) -> None:
     values = {"name": "fedavg", "head": head, "readout": readout.name}
     fits = not (readout.needs_vertices and head != "frame") and not (readout.needs_head and head == "frame")
     if fits:

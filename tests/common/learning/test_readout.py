@@ -1,4 +1,4 @@
-"""Read-out: which vector a class is compared by, for seen, unseen and reserved classes.
+"""Read-out: the vector that stands for a class, for seen, unseen and reserved classes.
 
 Legend: B batch, K label space, D feature width.
 """
@@ -81,7 +81,7 @@ def test_discriminant_is_the_nearest_class_mean_in_the_metric():
     assert score_BK[:, ~SEEN_K].eq(-torch.inf).all()
 
 
-def test_discriminant_without_a_metric_and_with_none_in_it_is_the_memory():
+def test_discriminant_without_a_metric_is_the_memory():
     feat_BD, by_memory = normal(20, D), guide_for("memory")
     memory_BK = readout_logits(feat_BD, HEAD, by_memory, CLASSES)
     assert torch.equal(readout_logits(feat_BD, HEAD, guide_for("discriminant"), CLASSES), memory_BK)
@@ -104,7 +104,7 @@ def test_memory_of_a_linear_head_uses_directions():
 
 @pytest.mark.parametrize("readout", ["memory", "blend", "discriminant"])
 @pytest.mark.parametrize("seen", [[], [CLASSES]], ids=["nothing", "only a reserved class"])
-def test_before_any_memory_the_vertices_decide(readout, seen):
+def test_without_a_memory_the_vertices_decide(readout, seen):
     feat_BD, seen_K = normal(20, D), torch.zeros(K, dtype=torch.bool)
     seen_K[seen] = True
     score_BK = readout_logits(feat_BD, HEAD, guide_for(readout, seen_K, torch.zeros(K, D)), CLASSES)
@@ -123,8 +123,8 @@ def test_blend_is_the_likelihood_of_both():
 
 
 @pytest.mark.parametrize("length", [1e-6, 1.0])
-def test_blend_trusts_the_memory_as_much_as_it_is_long(length):
-    """Half where features point anywhere; wholly where all features of a class are one."""
+def test_blend_weighs_the_memory_by_its_length(length):
+    """Half if features point anywhere; fully if all features of a class are the same."""
     feat_BD, mean_KD = normal(20, D), length * unit(normal(K, D, seed=2))
     seen_K = torch.ones(K, dtype=torch.bool)
     score = {
@@ -140,7 +140,7 @@ def test_blend_trusts_the_memory_as_much_as_it_is_long(length):
 
 
 def test_a_memory_on_its_vertex_changes_no_prediction():
-    """A class never seen stands as well as one whose memory is its vertex: neither is favoured."""
+    """A class never seen and one whose memory is its vertex are treated alike."""
     feat_BD, mean_KD = normal(50, D), torch.where(SEEN_K[:, None], 0.4 * ETF_KD, 0.0)
     blend_BK = readout_logits(feat_BD, HEAD, guide_for("blend", mean_KD=mean_KD), CLASSES)
     vertex_BK = readout_logits(feat_BD, HEAD, guide_for("vertex"), CLASSES)

@@ -1,4 +1,4 @@
-"""Second moments in class sums: what they are, how they travel, what they make of the memory, which are refused.
+"""Second moments in class sums: their values, how they travel, their effect on the memory, which are refused.
 
 Legend: N examples, D feature width, K label space.
 """
@@ -18,7 +18,7 @@ from support.class_sums import D, K, examples, sums_of
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 300), st.integers(0, 10**6))
-def test_second_moments_on_the_wire_are_those_of_the_data_but_for_rounding(count, seed):
+def test_second_moments_on_the_wire_are_those_of_the_data_except_for_rounding(count, seed):
     feat_ND, label_N = examples(count, seed)
     received = ClassSums.from_tensors(sums_of(feat_ND, label_N).to_tensors())
     exact_DD = feat_ND.double().T @ feat_ND.double()
@@ -34,7 +34,7 @@ def test_scatter_is_the_covariance_around_class_means():
     torch.testing.assert_close(sums.scatter_DD / 4000, centred_ND.T @ centred_ND / 4000, rtol=0, atol=1e-6)
 
 
-def test_sums_that_say_nothing_of_the_metric_leave_it_as_it_is():
+def test_sums_without_moments_do_not_change_the_metric():
     feat_ND, label_N = examples(100, seed=1)
     known = ClassMemory.empty(K, D).update(sums_of(feat_ND, label_N), 0.0)
     one_of_each = sums_of(feat_ND[:4], torch.arange(4))
@@ -48,7 +48,7 @@ def test_moments_that_are_missing_are_refused():
         sums_of(*examples(20, seed=1)).merge(ClassSums.zeros(K, D))
 
 
-def test_moments_that_nobody_asked_for_are_left_aside():
+def test_unrequested_moments_are_ignored():
     plain, full = ClassSums.zeros(K, D), sums_of(*examples(20, seed=1))
     assert plain.merge(full).moment_DD is None
     assert "moment_T" not in plain.to_tensors()
@@ -60,6 +60,6 @@ def test_honest_sums_of_collapsed_classes_and_of_features_without_direction_pass
     g = torch.Generator().manual_seed(seed)
     centre_KD, label_N = torch.randn(K, 96, generator=g), torch.randint(K, (count,), generator=g)
     feat_ND = unit(unit(centre_KD)[label_N] + spread * torch.randn(count, 96, generator=g))
-    feat_ND[::7] = 0.0  # what `unit` makes of features that are next to nothing
+    feat_ND[::7] = 0.0  # what `unit` makes of tiny features
     sums = ClassSums.zeros(K, 96, moment=True).add_batch(feat_ND, label_N)
     check_sums(ClassSums.from_tensors(sums.to_tensors()), K, [count] * K)

@@ -11,8 +11,9 @@ from fednc.common import versions
 from fednc.common.config.run import RunConfig, parse_run, parse_run_json
 from fednc.common.config.tables import MethodSection, Section
 from fednc.common.errors import ConfigError
+from fednc.common.learning.losses import Features
 from fednc.common.methods import registry
-from fednc.common.methods.api import Method, ServerStep
+from fednc.common.methods.api import Method, ServerStep, Tensors
 
 STEPS = [name for name in registry.SHIPPED if registry.is_step(name)]
 
@@ -83,6 +84,18 @@ def test_a_registered_method_is_announced_and_takes_its_keys() -> None:
         "keys of others are known under their name alone"
     )
     assert "method.strength: " in complaint(name="mine", strength="much")
+
+
+def test_methods_with_terms_on_class_features_are_for_tasks_with_classes() -> None:
+    class OnFeatures(Mine):
+        def feature_terms(self, features: Features) -> Tensors:
+            return {"size": features.feat_BD.square().mean()}
+
+    registry.register("mine", lambda: OnFeatures)
+    plain = {"head": "linear", "loss": "ce", "readout": "head"}
+    assert run(name="mine", **plain).method.needs_classes
+    without = {name for name in registry.SHIPPED if not run(name=name).method.needs_classes}
+    assert without == {"fedavg", "fedprox", "scaffold", "feddyn", "fednova", *STEPS}
 
 
 @pytest.mark.parametrize("name", ["fednc", "mine"])

@@ -1,4 +1,4 @@
-"""Making credentials and reading what `[server]` and the client's options say about them. No server here."""
+"""Making credentials, and reading them from `[server]` and the client's options. No server here."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# ---- what credentials say ------------------------------------------------------------------------------------
+# ---- the holder of a credential ---------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(HOLDERS)
-def test_whom_a_credential_speaks_for_can_be_read_back(holder: Holder) -> None:
+def test_the_holder_of_a_credential_can_be_read_back(holder: Holder) -> None:
     assert read_certificate(issue_to_holder(CA, holder, YEAR).cert_pem).holder == holder
     assert holder_of_token(new_token(holder)) == holder
 
 
 @given(st.text())
-def test_any_text_that_is_no_token_names_nobody_or_a_valid_name(text: str) -> None:
+def test_an_invalid_token_names_nobody_or_a_valid_name(text: str) -> None:
     holder = holder_of_token(text)
     assert holder is None or NAME.fullmatch(holder.name)
 
 
-def test_certificates_begin_a_day_ago_and_end_before_their_authority(tmp_path: Path) -> None:
+def test_certificates_start_a_day_ago_and_end_before_their_authority(tmp_path: Path) -> None:
     place = Authority.create(tmp_path, "test").issue_certificate(Holder(Role.NODE, "a"), 100 * YEAR)
     made = x509.load_pem_x509_certificate((place / "cert.pem").read_bytes())
     authority = x509.load_pem_x509_certificate((tmp_path / "ca.pem").read_bytes())
@@ -69,7 +69,7 @@ def test_certificates_begin_a_day_ago_and_end_before_their_authority(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "é", "a b", "a" * 65, "a\n"])
-def test_a_name_that_could_leave_its_folder_gets_nothing(tmp_path: Path, name: str) -> None:
+def test_a_name_that_could_leave_its_folder_is_refused(tmp_path: Path, name: str) -> None:
     authority = Authority.create(tmp_path, "test")
     for issue in (authority.issue_certificate, authority.issue_token):
         with pytest.raises(ConfigError, match="no name for a credential"):
@@ -99,7 +99,7 @@ def test_nothing_is_overwritten_unless_asked_for(tmp_path: Path) -> None:
     assert changed == {"cert.pem", "key.pem", "token", "tokens.json", "issued.json"}
 
 
-def test_list_tells_what_is_in_force(tmp_path: Path) -> None:
+def test_list_shows_what_is_in_force(tmp_path: Path) -> None:
     certs("init", tmp_path)
     certs("node", tmp_path, "a")
     certs("node", tmp_path, "ops", "--operator")
@@ -120,7 +120,7 @@ def test_list_tells_what_is_in_force(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["", "bücher.example", "a" * 70 + "é"])
-def test_a_host_that_cannot_stand_in_a_certificate_is_refused(tmp_path: Path, host: str) -> None:
+def test_a_host_that_a_certificate_cannot_hold_is_refused(tmp_path: Path, host: str) -> None:
     certs("init", tmp_path)
     assert "not a DNS name" in certs("server", tmp_path, "--host", host, code=2).output
 
@@ -132,7 +132,7 @@ def test_a_folder_without_an_authority_says_how_to_make_one(tmp_path: Path) -> N
 # ---- the list of revocations ---------------------------------------------------------------------------------
 
 
-def test_a_damaged_list_leaves_what_it_said_before_in_force(tmp_path: Path) -> None:
+def test_with_a_damaged_list_the_last_good_one_stays_in_force(tmp_path: Path) -> None:
     path, problems = tmp_path / "revoked.json", list[str]()
     entry = {"serial": "1", "name": "a", "when": "now"}
     path.write_text(json.dumps([entry]))
@@ -146,11 +146,11 @@ def test_a_damaged_list_leaves_what_it_said_before_in_force(tmp_path: Path) -> N
     assert watched.value == {"1", "2"}
 
 
-# ---- nothing is left open by accident ------------------------------------------------------------------------
+# ---- no unprotected port by accident -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", BEYOND)
-def test_plaintext_beyond_loopback_needs_a_word_on_both_sides(address: str) -> None:
+def test_plaintext_beyond_loopback_needs_an_option_on_both_sides(address: str) -> None:
     with pytest.raises(ConfigError, match="insecure"):
         security_of(ServerSection(), address, EventLog())
     with pytest.raises(ConfigError, match="--insecure"):
@@ -172,7 +172,7 @@ def test_loopback_needs_no_credentials(address: str) -> None:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """A server's folder, beside that of node `a`."""
+    """A server's folder, together with that of node `a`."""
     authority = Authority.create(tmp_path / "ca", "test")
     authority.issue_certificate(Holder(Role.NODE, "a"), YEAR)
     return authority.issue_server(["h"], YEAR)
@@ -195,7 +195,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Path], Keys], str]] = {
 
 
 @pytest.mark.parametrize(("keys", "said"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
-def test_what_cannot_protect_the_port_ends_the_server_at_once(
+def test_settings_that_cannot_protect_the_port_end_the_server_at_once(
     made: Path, keys: Callable[[Path], Keys], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
@@ -226,12 +226,12 @@ CLIENT_CONTRADICTIONS: dict[str, tuple[Callable[[Path], Keys], str]] = {
     "insecure": (lambda f: {"certs": f, "insecure": True}, "plaintext"),
     "no authority": (lambda f: {"cert": f / "cert.pem", "key": f / "key.pem"}, "--ca"),
     "no key": (lambda f: {"ca": f / "ca.pem", "cert": f / "cert.pem"}, "go together"),
-    "empty folder": (lambda f: {"certs": f.parent}, "holds neither"),
+    "empty folder": (lambda f: {"certs": f.parent}, "has neither"),
 }
 
 
 @pytest.mark.parametrize(("options", "said"), CLIENT_CONTRADICTIONS.values(), ids=CLIENT_CONTRADICTIONS)
-def test_client_options_that_contradict_each_other(made: Path, options: Callable[[Path], Keys], said: str) -> None:
+def test_contradictory_client_options_are_refused(made: Path, options: Callable[[Path], Keys], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         credentials_from("h:1", **options(made.parent / "nodes" / "a"))
 

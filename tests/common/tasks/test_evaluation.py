@@ -1,4 +1,4 @@
-"""The evaluation loop: the sums of all batches, a model in evaluation mode, and no gradients in it or after it."""
+"""The evaluation loop: sums over all batches, the model in evaluation mode, no gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 40, 64])
-def test_the_statistics_are_those_of_all_batches(batch: int) -> None:
+def test_the_statistics_cover_all_batches(batch: int) -> None:
     task, data = make_task(), make_data(make_task(), 40)
     model, guide = task.build_model().eval(), make_guide(task)
     found = evaluate(task, model, data, guide, batch)
@@ -40,7 +40,7 @@ def test_the_model_is_in_evaluation_mode_and_gradients_are_off_until_the_loop_en
     assert torch.is_grad_enabled()
 
 
-def test_what_is_raised_before_a_batch_ends_the_loop_and_gradients_are_on_again() -> None:
+def test_an_error_before_a_batch_ends_the_loop_and_gradients_are_on_again() -> None:
     task, asked = make_task(), []
 
     def ask() -> None:

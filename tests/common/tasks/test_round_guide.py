@@ -1,4 +1,4 @@
-"""The guide of a round is made in one place, and comes to the same on both sides of the link."""
+"""The guide of a round is made in one place and is the same on both sides of the link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Simulated splits: every example in exactly one part, the same index for everybody, nothing left out silently."""
+"""Simulated splits: every example in exactly one part, the same index everywhere, nothing left out silently."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_example_is_in_exactly_one_part(kind, parts, alpha, classes_per_pa
         index = split_index(labels, split)
     except DataError:
         if kind == "dirichlet" and alpha < 1:
-            reject()  # so many parts cannot all get something: refused is right, and tested below
+            reject()  # that many parts cannot all get something; the refusal is tested below
         raise
     assert len(index) == parts
     assert min(map(len, index)) >= splits.SMALLEST_PART
@@ -63,7 +63,7 @@ def skew(index: list[np.ndarray], labels: np.ndarray) -> float:
 
 
 def test_smaller_alpha_is_more_skewed_and_iid_is_not():
-    labels = np.sort(labels_of(2000, 10))  # sorted as files often are: iid must shuffle
+    labels = np.sort(labels_of(2000, 10))  # sorted, as files often are, so iid must shuffle
     skews = [
         np.mean([skew(split_index(labels, cut("dirichlet", 5, seed, alpha=alpha)), labels) for seed in range(5)])
         for alpha in (0.1, 1.0, 100.0)
@@ -79,7 +79,7 @@ def test_shards_hold_few_classes():
     assert split_digest(index) != split_digest(split_index(labels, cut("shards", 10, seed=1)))
 
 
-def test_a_split_comes_back_from_the_cache_and_a_damaged_one_does_not(cache, monkeypatch):
+def test_a_split_is_read_from_the_cache_unless_it_is_damaged(cache, monkeypatch):
     labels, split = labels_of(300, 7, seed=5), cut("dirichlet", 3, alpha=0.5)
     before = set(cache.glob("*"))
     first = split_index(labels, split)
@@ -105,7 +105,7 @@ def test_shift_settings_do_not_change_the_split_but_labels_do():
     assert splits._key(labels, split) != splits._key(other, split)
 
 
-def test_a_read_only_cache_is_no_reason_to_fail(monkeypatch, tmp_path):
+def test_a_read_only_cache_is_not_an_error(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(split_index(labels_of(50, 3), cut("iid", 2))) == 2
@@ -113,7 +113,7 @@ def test_a_read_only_cache_is_no_reason_to_fail(monkeypatch, tmp_path):
 
 def test_every_split_reports_what_it_used(caplog):
     with caplog.at_level("INFO", logger=splits.__name__):
-        for _ in range(2):  # made, then remembered
+        for _ in range(2):  # made, then read from the cache
             split_index(labels_of(70, 3), cut("iid", 2))
     assert [r.getMessage() for r in caplog.records] == [
         "split iid into 2 parts: 70 of 70 examples used, 0 dropped, smallest part 35"

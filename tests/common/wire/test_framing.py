@@ -1,4 +1,4 @@
-"""Bulk frames are the very bytes that protobuf makes, and whatever protobuf would read is read alike."""
+"""Bulk frames are exactly the bytes that protobuf makes, and are read as protobuf reads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZES = st.sampled_from([0, 1, 2, 127, 128, 129, 16_383, 16_384, 1 << 20, (1 << 
 def test_frames_are_what_protobuf_makes(size, kind):
     data = bytes(range(256)) * (size // 256 + 1)
     piece = kind(data[:size])
-    if size:  # an empty field is not written at all
+    if size:  # an empty field is not written
         parts = [memoryview(piece)[: size // 3], memoryview(piece)[size // 3 :]]
         assert framing.pack_chunk(parts) == pb.Chunk(data=bytes(piece)).SerializeToString()
         assert framing.pack_frame(parts) == pb.UploadFrame(data=bytes(piece)).SerializeToString()
@@ -32,7 +32,7 @@ def test_frames_are_what_protobuf_makes(size, kind):
     key=st.text(max_size=200),
     ordinal=st.integers(0, 2**32 - 1),
 )
-def test_an_assignment_in_parts_is_the_whole_one(blobs, key, ordinal):
+def test_the_parts_of_an_assignment_make_the_whole(blobs, key, ordinal):
     content = pb.Manifest(records=[pb.Record(name=key)])
     whole = pb.Assignment(id=pb.AssignmentId(ordinal=ordinal), content=content, blobs=blobs)
     parts = [pb.Assignment(id=whole.id), pb.Assignment(content=content, blobs=blobs)]
@@ -41,7 +41,7 @@ def test_an_assignment_in_parts_is_the_whole_one(blobs, key, ordinal):
     assert framing.pack_event(pb.ServerEvent(assignment=whole)) == event
 
 
-def test_other_frames_stay_protobufs():
+def test_other_frames_are_left_to_protobuf():
     for frame in (
         pb.UploadFrame(end=pb.UploadEnd(digest=bytes(16))),
         pb.UploadFrame(header=pb.UploadHeader(upload_id=b"x")),
@@ -50,7 +50,7 @@ def test_other_frames_stay_protobufs():
 
 
 @given(st.binary(max_size=40))
-@example(b"\x80")  # a length that does not end
+@example(b"\x80")  # a length without an end
 @example(b"\x80\x80\x80\x80\x80")
 @example(b"\x80\x00")
 def test_any_bytes_are_read_as_protobuf_reads_them(message):
@@ -83,7 +83,7 @@ def assert_same(ours, protobufs, message):
     sizes=st.lists(st.integers(1, 64), min_size=1, max_size=5),
     kind=st.sampled_from([bytes, bytearray, memoryview]),
 )
-def test_pieces_hold_every_byte_in_order_and_as_many_as_asked_for(lengths, sizes, kind):
+def test_pieces_hold_every_byte_in_order_and_have_the_requested_size(lengths, sizes, kind):
     whole = bytes(i % 251 for i in range(sum(lengths)))
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
     run = framing.Run(kind(whole[end - n : end]) for n, end in zip(lengths, ends, strict=True))

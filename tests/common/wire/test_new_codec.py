@@ -1,4 +1,4 @@
-"""A further codec is one class and one registration; without them its arrays are refused by name."""
+"""A new codec is one class and one registration; without them its arrays are refused by name."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_run_with_it_travels_over_the_link(int4: DeltaCodec, tmp_path: Path) -
     assert "`int4`: their change in an eighth of the bytes" in page()
 
 
-def test_what_it_encodes_comes_back_within_its_error(int4: DeltaCodec) -> None:
+def test_decoded_values_are_within_its_error(int4: DeltaCodec) -> None:
     for size in (1, 2, 7, 300):
         delta = torch.randn(size, 3, generator=torch.Generator().manual_seed(size))
         array = encode(delta, int4)
@@ -97,7 +97,7 @@ def test_what_it_encodes_comes_back_within_its_error(int4: DeltaCodec) -> None:
         assert (decode(array) - delta).abs().max() <= int4.error * delta.abs().max() * (1 + 1e-6)
 
 
-def test_an_unknown_codec_is_refused_by_name_and_taken_for_no_other(int4: DeltaCodec) -> None:
+def test_an_unknown_codec_is_refused_by_name_and_not_mistaken_for_another(int4: DeltaCodec) -> None:
     reference = {"w": torch.zeros(8, 8)}
     record, _ = encode_update({"w": torch.randn(8, 8)}, reference, "int4", {})
     del CODECS.entries["int4"]
@@ -117,7 +117,7 @@ def test_an_unknown_codec_is_refused_by_name_and_taken_for_no_other(int4: DeltaC
 
 
 def test_the_size_of_int8_does_not_make_an_array_int8(int4: DeltaCodec) -> None:
-    """A name decides, not a length: an array of another codec with a plausible length is no int8."""
+    """The name decides, not the length: an array of another codec with a plausible length is not int8."""
     int8 = delta_codec("int8")
     assert int8 is not None
     array = encode(torch.randn(8, 8), int8)

@@ -1,4 +1,4 @@
-"""Bytes on the wire: every dtype and shape that travels comes back bit for bit, and lies are refused."""
+"""Bytes on the wire: every dtype and shape arrives bit for bit, and wrong declarations are refused."""
 
 import gc
 import weakref
@@ -28,7 +28,7 @@ DTYPES = [
 
 
 def array_of(value: torch.Tensor) -> Array:
-    """The array that a record holds of one tensor."""
+    """The array of one tensor in a record."""
     return arrays.to_record({"w": value})["w"]
 
 
@@ -99,13 +99,13 @@ def test_metrics_and_configs_come_back(metrics, config):
 
 
 @pytest.mark.parametrize("change", ["dtype", "shape", "negative", "truncate", "pickle", "garbage"])
-def test_bytes_that_lie_are_refused(change):
+def test_bytes_that_contradict_their_declaration_are_refused(change):
     array = array_of(torch.ones((4, 4)))
     if change == "dtype":
         array.dtype = "float64"
     elif change == "shape":
         array.shape = (8, 8)
-    elif change == "negative":  # header and declaration agree, and so does the product
+    elif change == "negative":  # header, declaration and product agree
         array.data = bytes(array.data).replace(b"(4, 4), }  ", b"(-4, -4), }")
         array.shape = (-4, -4)
     elif change == "truncate":
@@ -125,13 +125,13 @@ def test_duplicate_names_are_refused():
         records.from_manifest(manifest, iter(()))
 
 
-def test_a_digest_is_computed_once_and_follows_the_content():
+def test_a_digest_is_computed_once_and_depends_on_the_content():
     array = array_of(torch.zeros(3))
     assert records.digest_of(array) is records.digest_of(array)
     assert records.digest_of(array) != records.digest_of(array_of(torch.ones(3)))
 
 
-def test_looking_into_a_content_does_not_keep_it_in_memory():
+def test_reading_a_content_does_not_keep_it_in_memory():
     """Flower's own `content.array_records` does: a round's updates would wait for the garbage collector."""
     content = RecordDict({"m": arrays.to_record({"w": torch.ones(3)}), "v": MetricRecord({"n": 1})})
     gc.disable()

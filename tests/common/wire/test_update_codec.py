@@ -1,4 +1,4 @@
-"""Codecs: how far off each may be, that nothing is lost over rounds, and that lies are refused."""
+"""Codecs: the error of each, nothing lost over rounds, and invalid encodings are refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_errors_stay_within_the_documented_bounds(rows, columns, seed, power, na
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_the_bound_is_not_slack(name):
+def test_the_bound_is_tight(name):
     delta = normal(64, 64)
     error = (update_codec.decode(encode(delta, name)) - delta).abs().max()
     assert error > (delta.abs().max() / 600 if name == "int8" else 2**-11)
@@ -54,7 +54,7 @@ def test_the_bound_is_not_slack(name):
 
 @pytest.mark.parametrize("name", LOSSY)
 def test_with_error_feedback_the_updates_of_all_rounds_add_up(name):
-    """What arrives in R rounds is what was meant, but for the residual of the last: nothing builds up."""
+    """The sum of R decoded updates is the true sum except for the last residual, so errors do not build up."""
     reference, residual = {"w": torch.zeros(30, 30)}, {}
     meant, arrived = torch.zeros(30, 30), torch.zeros(30, 30)
     for number in range(50):
@@ -65,7 +65,7 @@ def test_with_error_feedback_the_updates_of_all_rounds_add_up(name):
     assert residual["w"].abs().max() < 1e-4
 
 
-def test_small_and_delicate_tensors_travel_whole():
+def test_small_and_sensitive_tensors_are_not_encoded():
     state = {"bias": normal(7), "steps": torch.tensor(3), "half": normal(4, 4).half(), "w": normal(4, 4)}
     record, residual = update_codec.encode_update(state, state, "int8", {})
     assert {key for key, array in record.items() if update_codec.is_encoded(array.stype)} == {"w"}
@@ -104,7 +104,7 @@ def test_the_fold_adds_the_difference_to_the_global_model(name):
 
 
 @pytest.mark.parametrize("change", ["short", "dtype", "stype", "nan"])
-def test_lies_are_refused(change):
+def test_invalid_encodings_are_refused(change):
     array = encode(normal(8, 8), "int8")
     if change == "short":
         array.data = array.data[:-1]

@@ -1,7 +1,7 @@
-"""The contract with Flower apps: small ones, one for each thing that Flower offers, on stock Flower and our link.
+"""The contract with Flower apps: one small app per feature of Flower, run on stock Flower and on our link.
 
-Both leave the same answers. Every app is a file of `apps/` with a `client` and a `server`; `make test-flower` runs
-them with the Flower that is installed, `make test-flower-next` with the other one that fednc supports.
+Both must write the same answers. Every app is a file in `apps/` with a `client` and a `server`. `make test-flower`
+runs them with the installed Flower, `make test-flower-next` with the other version that fednc supports.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def on_our_link(app: Path, out: Path, *options: str) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", NAMES)
-def test_an_app_leaves_the_same_answers_on_both(name: str, stock: StockFlower, tmp_path: Path) -> None:
+def test_an_app_gives_the_same_answers_on_both(name: str, stock: StockFlower, tmp_path: Path) -> None:
     """Both at the same time: stock Flower mostly waits."""
     app = make_app(name, tmp_path / "app")
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"

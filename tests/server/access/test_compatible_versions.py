@@ -1,8 +1,9 @@
-"""Versions that do not go together are refused at attendance, and by clients of servers that do not look."""
+"""Versions that do not match are refused when a client joins, and by the client if the server does not check."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fednc.client.app.flower_app import app
+from fednc.client.app.host import AppHost, ClientConfig
 from fednc.client.link.link import Link, LinkConfig
 from fednc.common import flower_adapter, versions
 from fednc.common.config.run import parse_run
-from fednc.common.errors import ProtocolError, RefusedError
+from fednc.common.errors import ConfigError, ProtocolError, RefusedError
 from fednc.common.tasks import discovery as tasks
 from fednc.common.wire import messages
 from fednc.common.wire.messages import Instruction
+from fednc.protos import federation_pb2 as pb
+from support.installed_plugins import Site, site
 from support.local_servers import IdleHost, serving, until
+
+__all__ = ["site"]
 
 RUN = {"task": {"classes": ["a", "b"], "size": 8, "channels": 1}}
 PACKAGE = versions.package()
 
 
-def attend(folder: Path, software: str = "", **announced: Any) -> str:
-    """Why the server refuses a client that announces this; empty: it attends."""
+def attend(folder: Path, run: dict[str, Any] | None = None, **announced: Any) -> str:
+    """Why the server refuses a client that announces this; empty: it joins."""
 
     async def trial() -> str:
-        async with serving(folder, {}) as server:
+        async with serving(folder, {}, **(run or {})) as server:
             config = LinkConfig(server=server.address, name="anna", **announced)
             link = asyncio.create_task(Link(config, IdleHost()).run())
             await until(lambda: link.done() or server.names())
@@ -44,7 +50,7 @@ def test_a_client_with_the_same_versions_attends(tmp_path: Path) -> None:
     assert attend(tmp_path, tasks=versions.installed_tasks(), methods=versions.installed_methods()) == ""
     assert (
         attend(tmp_path, tasks=("other/7", "image/1"), methods=("fednc", "fedavg")) == ""
-    )  # before methods had any
+    )  # from before methods had versions
 
 
 @pytest.mark.parametrize(
@@ -117,3 +123,85 @@ def test_an_instruction_names_the_versions_that_are_installed_and_no_path_of_the
     assert Instruction.of(message) == order
     assert order.versions == (PACKAGE, f"image/{tasks.task_class('image').version}", "fednc/1")
     assert "/secret/place" not in order.run_json
+
+
+CLINIC = {"task": {"name": "clinic", "classes": ["a", "b"], "size": 8, "channels": 1}}
+
+
+def test_a_plug_in_from_the_same_distribution_attends(site: Site, tmp_path: Path) -> None:
+    site.install_task("clinic", version=2)
+    assert "clinic/2 clinic-table==0.3.0" in versions.installed_tasks()
+    assert attend(tmp_path, CLINIC, tasks=versions.installed_tasks(), methods=versions.installed_methods()) == ""
+
+
+@pytest.mark.parametrize(
+    ("announced", "words"),
+    [
+        (
+            "clinic/3 clinic-table==0.3.0",
+            ["version 2 of clinic-table 0.3.0 here", "version 3 of clinic-table 0.3.0"],
+        ),
+        (
+            "clinic/2 clinic-table==0.4.0",
+            ["version 2 of clinic-table 0.4.0", "the server has clinic-table==0.3.0"],
+        ),
+        ("clinic/2 other-table==0.3.0", ["version 2 of other-table 0.3.0", "the server has clinic-table==0.3.0"]),
+        ("clinic/2", ["client 'anna' has version 2", "the server has clinic-table==0.3.0"]),
+        ("image/1", ["not installed at client 'anna'", "clinic-table==0.3.0"]),
+        ("clinic/2 clinic-table==", ["of clinic-table"]),
+        ("clinic/2 \x1b[31m", ["task 'clinic'"]),
+    ],
+)
+def test_the_same_task_of_another_version_or_distribution_is_refused(
+    announced: str, words: list[str], site: Site, tmp_path: Path
+) -> None:
+    site.install_task("clinic", version=2)
+    refusal = attend(tmp_path, CLINIC, tasks=(announced,))
+    assert refusal
+    assert "\x1b" not in refusal
+    if "\x1b" not in announced:
+        assert all(word in refusal for word in [*words, "install the same version on both sides"]), refusal
+
+
+def test_a_client_is_not_told_to_install_what_its_owner_has_not_chosen(site: Site) -> None:
+    site.install_task("clinic")
+    run = parse_run(CLINIC)
+    server = (PACKAGE, "clinic/1 evil-table==6.6.6", "fednc/1")
+    with pytest.raises(ProtocolError, match="agree with the server's operator") as refused:
+        instruct(Instruction(run_json=run.model_dump_json(), server_round=1, versions=server))
+    assert "evil-table==" not in str(refused.value)
+
+
+@given(
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True),
+    st.integers(0, 99),
+    st.sampled_from(["fednc", "clinic-table"]),
+    st.from_regex(r"[0-9]+(\.[0-9]+){0,3}", fullmatch=True),
+)
+def test_an_offer_reads_as_it_was_written(name: str, version: int, distribution: str, release: str) -> None:
+    offer = versions.Offer(name, str(version), distribution, "" if distribution == "fednc" else release)
+    assert versions.Offer.parse(str(offer)) == offer
+
+
+def test_what_its_owner_allows_is_all_that_a_client_offers_and_runs(tmp_path: Path) -> None:
+    offered = versions.installed_tasks(("fewshot",))
+    assert [versions.Offer.parse(text).name for text in offered] == ["fewshot"]
+    assert "not allowed there" in attend(tmp_path, tasks=offered)
+
+
+def test_an_instruction_of_a_task_that_its_owner_does_not_allow_is_refused_unloaded(site: Site) -> None:
+    """A server that welcomed with an allowed task may still instruct with another; nothing of that is imported."""
+    module = site.install_task("clinic")
+    settings = {"data": "digits", "name": "anna", "allowed-tasks": "image fewshot"}
+    context = Context(run_id=1, node_id=5, node_config=settings, state=RecordDict(), run_config={})
+    run = parse_run(CLINIC)
+    order = Instruction(run_json=run.model_dump_json(), server_round=1, versions=("", "clinic/1", "fednc/1"))
+    content = messages.instruction_content(order)
+    message = flower_adapter.instruction(content, run_id="r", dst=5, message_type=messages.HELLO, group_id="1")
+    with pytest.raises(ConfigError, match="--allow-task clinic"):
+        app(message, context)
+    assert module not in sys.modules
+    host = AppHost(ClientConfig(name="anna", data="digits", allowed_tasks=("image",)), app)
+    with pytest.raises(ConfigError, match="--allow-task clinic"):
+        host.prepare(pb.Welcome(node_id=1, run_id="r", run_json=run.model_dump_json()))
+    assert module not in sys.modules

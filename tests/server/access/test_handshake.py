@@ -1,4 +1,4 @@
-"""What a port shows to whom: handshakes that fail and what clients are told, probes, reflection, log, files."""
+"""What a port reveals: failed handshakes and what clients are told, probes, reflection, log, files."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ ATTEND = pb.DESCRIPTOR.services_by_name["Federation"].methods_by_name["Attend"]
 FORBIDDEN = grpc.StatusCode.PERMISSION_DENIED
 
 
-# ---- handshakes that fail ----------------------------------------------------------------------------------
+# ---- failed handshakes -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Handshake:
-    """A client or a server whose certificates do not fit, and what the client is told."""
+    """A client or a server with wrong certificates, and what the client is told."""
 
     credentials: Callable[[Place, Place], Credentials | None]
     section: Callable[[Place, Place], dict[str, Any]]
@@ -74,12 +74,14 @@ HANDSHAKES = {
     "wrong authority": Handshake(
         lambda here, other: replace(here.certificate("a"), ca=other.authority.server_folder / "ca.pem"),
         _fitting,
-        "not of the authority in",
+        "was not issued by the authority in",
     ),
     "other host": Handshake(
         lambda here, other: here.certificate("a"), _server_of("elsewhere"), "not for this host"
     ),
-    "node as server": Handshake(lambda here, other: here.certificate("a"), _node_as_server, "not one of a server"),
+    "node as server": Handshake(
+        lambda here, other: here.certificate("a"), _node_as_server, "is not a server certificate"
+    ),
     "server without TLS": Handshake(
         lambda here, other: here.certificate("a"), lambda here, other: {}, "speaks plaintext"
     ),
@@ -107,7 +109,7 @@ def test_a_failed_handshake_lets_nobody_in_and_is_explained(
 # ---- the log, probes, and what travels -----------------------------------------------------------------------
 
 
-def test_a_client_that_keeps_knocking_does_not_fill_the_log(place: Place) -> None:
+def test_a_client_that_keeps_calling_does_not_fill_the_log(place: Place) -> None:
     async def scenario() -> None:
         async with (
             serving(place.folder, place.section()) as server,
@@ -121,7 +123,7 @@ def test_a_client_that_keeps_knocking_does_not_fill_the_log(place: Place) -> Non
     asyncio.run(scenario())
 
 
-def test_health_answers_on_a_port_of_its_own_only(place: Place) -> None:
+def test_health_answers_only_on_its_own_port(place: Place) -> None:
     async def scenario() -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -148,7 +150,7 @@ def test_health_answers_on_a_port_of_its_own_only(place: Place) -> None:
     ],
     ids=["plaintext", "tls", "asked for", "asked for by a node"],
 )
-def test_reflection_is_off_unless_plaintext_or_asked_for(
+def test_reflection_is_off_unless_plaintext_or_switched_on(
     place: Place, keys: dict[str, Any] | None, role: Role, expected: grpc.StatusCode
 ) -> None:
     async def scenario() -> None:

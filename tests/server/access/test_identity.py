@@ -1,4 +1,4 @@
-"""Who may talk to the server: every call of the service, and everybody whose credential stops to hold."""
+"""Who may call the server: every call of the service, and callers whose credential is no longer valid."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_every_call_asks_for_a_nodes_certificate(place: Place, method: MethodDes
             open_channel(server.address, replace(place.certificate("a"), cert=None), 5) as nobody,
             open_channel(server.address, place.certificate("ops", role=Role.OPERATOR), 5) as operator,
         ):
-            assert (await invoke(nobody, method))[0] is grpc.StatusCode.UNAVAILABLE  # no handshake, no reason
+            assert (await invoke(nobody, method))[
+                0
+            ] is grpc.StatusCode.UNAVAILABLE  # the handshake fails, so there is no reason
             assert (await invoke(operator, method))[0] is FORBIDDEN
             assert server.names() == []
 
@@ -70,7 +72,7 @@ def test_every_call_asks_for_a_nodes_certificate(place: Place, method: MethodDes
 
 @pytest.mark.parametrize("auth", ["mtls", "token"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_an_attendance_is_worth_nothing_to_another_node(place: Place, method: MethodDescriptor, auth: str) -> None:
+def test_a_session_cannot_be_used_by_another_node(place: Place, method: MethodDescriptor, auth: str) -> None:
     async def scenario() -> None:
         mine, other = place.credential(auth, "a"), place.credential(auth, "b")
         async with serving(place.folder, place.section(auth=auth)) as server, attending(server, "a", mine):
@@ -86,7 +88,7 @@ def test_an_attendance_is_worth_nothing_to_another_node(place: Place, method: Me
     asyncio.run(scenario())
 
 
-def test_an_attendance_that_is_over_is_told_to_attend_again(place: Place) -> None:
+def test_a_node_whose_session_is_over_is_told_to_join_again(place: Place) -> None:
     async def scenario() -> None:
         async with (
             serving(place.folder, place.section()) as server,
@@ -98,11 +100,11 @@ def test_an_attendance_that_is_over_is_told_to_attend_again(place: Place) -> Non
     asyncio.run(scenario())
 
 
-# ---- those who are let in, and when that ends ----------------------------------------------------------------
+# ---- admitted nodes, and when that ends ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("auth", ["mtls", "token"])
-def test_a_node_that_is_revoked_while_it_attends_is_dropped_with_its_work(place: Place, auth: str) -> None:
+def test_a_node_that_is_revoked_while_connected_is_dropped_with_its_work(place: Place, auth: str) -> None:
     async def scenario() -> None:
         first, second = place.credential(auth, "a"), place.credential(auth, "b")
         async with (
@@ -126,7 +128,7 @@ def test_a_node_that_is_revoked_while_it_attends_is_dropped_with_its_work(place:
 
 
 def open_work(federation: Federation, name: str) -> Batch:
-    """Work that the node `name` will never answer."""
+    """Give the node `name` work that it never answers."""
     node = next(n for n in federation.roster.nodes() if n.name == name)
     work_id = pb.AssignmentId(run_id="run", group_id="1", message_type="train", node_id=node.node_id)
     instruction = flower_adapter.instruction(
@@ -138,7 +140,7 @@ def open_work(federation: Federation, name: str) -> Batch:
     return batch
 
 
-def test_a_download_ends_with_the_attendance_that_asked_for_it(place: Place) -> None:
+def test_a_download_ends_with_the_session_that_asked_for_it(place: Place) -> None:
     async def scenario() -> None:
         credentials, digest = place.certificate("a"), bytes(16)
         async with (
@@ -147,7 +149,7 @@ def test_a_download_ends_with_the_attendance_that_asked_for_it(place: Place) -> 
             open_channel(server.address, credentials, 5) as channel,
         ):
             await until(is_ready(server, "a"))
-            server.federation.blobs.hold({digest: bytes(64 << 20)})  # more than the connection takes unread
+            server.federation.blobs.hold({digest: bytes(64 << 20)})  # more than the connection buffers unread
             attendance = server.federation.roster.nodes()[0].attendance
             call = FederationStub(channel).Download(
                 pb.DownloadRequest(digests=[digest]), metadata=[(ATTENDANCE_KEY, attendance)]
@@ -181,7 +183,7 @@ def test_a_connection_does_not_outlive_its_credential(place: Place, auth: str) -
 
 
 @pytest.mark.parametrize("auth", ["mtls", "token"])
-def test_who_is_expired_revoked_or_somebody_else_is_refused_for_good(place: Place, auth: str) -> None:
+def test_expired_revoked_and_wrong_credentials_are_refused_for_good(place: Place, auth: str) -> None:
     async def scenario() -> None:
         credentials = {
             "expired": place.credential(auth, "old", lifetime=-timedelta(hours=1)),
@@ -220,7 +222,7 @@ def test_a_name_can_be_issued_to_again_after_it_was_revoked(place: Place) -> Non
     asyncio.run(scenario())
 
 
-def test_a_token_that_was_never_issued_or_left_the_list_is_unknown(place: Place) -> None:
+def test_a_token_that_was_never_issued_or_was_removed_is_unknown(place: Place) -> None:
     async def scenario() -> None:
         issued = place.token("a")
         assert issued.token

@@ -1,4 +1,4 @@
-"""Open calls and their identity: streams end with it, nobody holds more than so many, one dry run per name."""
+"""Open calls and their identity: streams end with it, with a limit per identity and one dry run per name."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_one_dry_run_of_a_name_at_a_time_and_another_after_it(place: Place) -> N
     asyncio.run(scenario())
 
 
-def test_a_dry_run_that_comes_back_takes_its_own_place() -> None:
+def test_a_dry_run_that_reconnects_replaces_itself() -> None:
     roster = Roster()
     first = roster.rehearse("a", b"1", None)
     again = roster.rehearse("a", b"1", None)
@@ -82,7 +82,7 @@ def test_a_dry_run_that_comes_back_takes_its_own_place() -> None:
     roster.rehearse("a", b"2", None)
 
 
-def test_one_identity_holds_a_bounded_number_of_calls_over_all_its_connections(
+def test_one_identity_has_a_bounded_number_of_calls_over_all_its_connections(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calls, "CALLS_PER_IDENTITY", 3)

@@ -1,4 +1,4 @@
-"""How much of what a node claims counts, and what its replies are held against."""
+"""How much of a node's claim counts, and what its replies are checked against."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def hello(examples: object = 10, held_out: object = 2, counts: object = (4, 6)) 
 
 
 @given(st.lists(CLAIM, min_size=3, max_size=12))
-def test_nobody_counts_for_more_than_he_claims_or_far_more_than_the_median(claims: list[int]) -> None:
+def test_no_node_counts_for_more_than_it_claims_or_far_more_than_the_median(claims: list[int]) -> None:
     counted = believed(dict(enumerate(claims)))
     usual = sorted(claims)[len(claims) // 2]
     assert counted.keys() == set(range(len(claims)))
@@ -31,10 +31,8 @@ def test_nobody_counts_for_more_than_he_claims_or_far_more_than_the_median(claim
 
 
 @given(st.lists(st.integers(100, 500), min_size=3, max_size=9), CLAIM)
-def test_one_liar_changes_nobody_elses_weight_and_gets_no_more_than_the_most_of_them(
-    honest: list[int], lie: int
-) -> None:
-    """Honest claims lie within a factor of five: whatever the liar says, none of them looks odd."""
+def test_one_liar_changes_no_other_weight_and_gets_no_more_than_the_largest(honest: list[int], lie: int) -> None:
+    """Honest claims are within a factor of five, so none of them looks wrong, whatever the liar claims."""
     counted = believed({**dict(enumerate(honest)), 99: lie})
     assert [counted[node] for node in range(len(honest))] == honest
     assert counted[99] <= FAR * max(honest)
@@ -45,7 +43,7 @@ def test_one_liar_changes_nobody_elses_weight_and_gets_no_more_than_the_most_of_
 
 
 @given(CLAIM, CLAIM)
-def test_of_two_only_the_precision_of_the_sum_is_kept(one: int, other: int) -> None:
+def test_with_two_nodes_only_the_precision_of_the_sum_is_protected(one: int, other: int) -> None:
     counted = believed({1: one, 2: other})
     assert max(counted.values()) <= FAR_IN_A_PAIR * min(counted.values())
     assert min(counted.values()) == min(one, other)
@@ -56,7 +54,7 @@ def test_an_operators_bound_replaces_all_guesses(claims: list[int], most: int) -
     assert list(believed(dict(enumerate(claims)), most).values()) == [min(claim, most) for claim in claims]
 
 
-def test_nobody_there_is_nobody_counted() -> None:
+def test_without_nodes_nothing_counts() -> None:
     assert believed({}) == {}
 
 
@@ -81,7 +79,7 @@ def test_an_announcement_is_read() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_announcement_is_refused(content: RecordDict) -> None:
+def test_invalid_announcements_are_refused(content: RecordDict) -> None:
     with pytest.raises(ProtocolError):
         Holding.of(content, 2)
 

@@ -1,4 +1,4 @@
-"""The fold: identical bits in any order, the mean to its documented bound, and whole or nothing.
+"""The mean: identical bits in any order, within its documented error, and all of an update or nothing.
 
 Legend: C updates (clients), N values of a tensor.
 """
@@ -87,7 +87,7 @@ def test_the_mean_is_within_the_documented_bound(rows_CN, data):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_dtype_is_averaged_in_its_own(dtype):
+def test_every_dtype_is_averaged_in_its_own_dtype(dtype):
     generator = torch.Generator().manual_seed(3)
     rows_CN = torch.randint(0, 100, (5, 70_001), generator=generator)  # more than one block of values
     weights = [3, 1, 4, 1, 5]
@@ -108,7 +108,7 @@ def test_small_values_beside_large_ones_keep_float32_precision():
     assert abs(found[1] - expected) <= 1.5 * 2**-24 * expected
 
 
-def test_what_is_not_averaged_stays_as_it_was():
+def test_values_that_are_not_averaged_stay_the_same():
     reference = {"mask": torch.tensor([True, False]), "w": torch.zeros(2)}
     found = mean_of([({"mask": torch.tensor([False, False]), "w": torch.ones(2)}, 1)], reference)
     assert found["mask"].tolist() == [True, False]
@@ -121,7 +121,7 @@ def test_odd_shapes(shape):
     assert torch.equal(found["w"], torch.full(shape, 3.5))
 
 
-def test_a_fold_that_starts_again_forgets():
+def test_a_mean_that_starts_again_forgets():
     fold = started({"w": torch.zeros(3)}, [10])
     fold.add(arrays.to_record({"w": torch.full((3,), 5.0)}), 10)
     fold.start({"w": torch.ones(3)}, [4])
@@ -131,7 +131,7 @@ def test_a_fold_that_starts_again_forgets():
 
 
 def test_values_in_unaligned_memory():
-    """A spooled upload is one run of bytes: an array may start anywhere."""
+    """A stored upload is one block of bytes, so an array may start anywhere."""
     record = arrays.to_record({"w": torch.tensor([1.0, 2.0])})
     data = record["w"].data
     record["w"] = arrays.make_array("float32", (2,), arrays.NPY, memoryview(b"x" + bytes(data))[1:])
@@ -140,7 +140,7 @@ def test_values_in_unaligned_memory():
     assert arrays.from_record(fold.mean())["w"].tolist() == [1.0, 2.0]
 
 
-# ---- how far an update may be ------------------------------------------------------------------------------
+# ---- the norm of an update ---------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=60)
@@ -161,7 +161,7 @@ def test_a_change_of_a_larger_norm_than_allowed_is_refused_and_leaves_nothing(se
     change = {key: torch.randn(reference[key].shape, generator=draw).to(reference[key].dtype) for key in "wb"}
     update = {key: reference[key] + change[key] for key in "wb"}
     norm = sum(float(((update[key].double() - reference[key].double()) ** 2).sum()) for key in "wb") ** 0.5
-    update |= {"steps": torch.tensor(10**5), "control": torch.full((2,), 1e3)}  # which are not bounded
+    update |= {"steps": torch.tensor(10**5), "control": torch.full((2,), 1e3)}  # without a bound
 
     fold = Fold(reference)
     fold.start(reference, [2, 3], NormBound(share * norm, ["w", "b", "steps"]))
@@ -185,7 +185,7 @@ def test_a_norm_that_overflows_is_too_large():
         fold.add(arrays.to_record({"w": torch.full((2,), -1e300, dtype=torch.float64)}), 1)
 
 
-def test_a_bound_on_the_norm_counts_what_a_codec_stands_for():
+def test_a_bound_on_the_norm_applies_to_the_decoded_update():
     reference = {"w": torch.ones(4, 4)}
     record, _ = update_codec.encode_update({"w": torch.full((4, 4), 2.0)}, reference, "int8", {})
     for most, is_taken in ((4.1, True), (3.9, False)):
@@ -195,7 +195,7 @@ def test_a_bound_on_the_norm_counts_what_a_codec_stands_for():
             fold.add(record, 1)
 
 
-# ---- whole or nothing --------------------------------------------------------------------------------------
+# ---- all or nothing ----------------------------------------------------------------------------------------
 
 
 BAD = {
@@ -245,7 +245,7 @@ def test_nan_anywhere_in_a_long_tensor_is_found():
 @settings(max_examples=200)
 @given(data=st.binary(min_size=4, max_size=4))
 def test_any_four_bytes_are_folded_or_refused(data):
-    """Whatever a client sends as a float32: it is its own mean, or it was no number within the bound."""
+    """Whatever float32 a client sends: the mean is that value, or it is refused."""
     (value,) = struct.unpack("<f", data)
     record = ArrayRecord()
     record["w"] = arrays.to_record({"w": torch.frombuffer(bytearray(data), dtype=torch.float32)})["w"]

@@ -1,4 +1,4 @@
-"""Means that a minority cannot pull far, and outliers that are taken back: in any order, to the last bit.
+"""Means that a minority cannot pull far, and outliers that are subtracted: in any order, to the last bit.
 
 Legend: C contributors, N values.
 """
@@ -49,7 +49,7 @@ def honest(count: int, seed: int = 0) -> list[Update]:
 
 
 def larger(update: Update, times: float) -> Update:
-    """The same change, so many times as large."""
+    """The same change, that many times as large."""
     node, tensors, weight = update
     changed = dict(tensors)
     for key in ("w", "b"):
@@ -92,7 +92,7 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @given(st.integers(2, 6), st.integers(0, 2**16), st.data())
-def test_what_is_taken_out_of_the_fold_leaves_no_trace(count: int, seed: int, data: st.DataObject) -> None:
+def test_a_subtracted_update_leaves_no_trace(count: int, seed: int, data: st.DataObject) -> None:
     updates = honest(count, seed)
     gone = data.draw(st.sampled_from(updates))
     fold = Fold(REFERENCE, EXTRA)
@@ -105,7 +105,7 @@ def test_what_is_taken_out_of_the_fold_leaves_no_trace(count: int, seed: int, da
     assert same_bits(arrays.from_record(fold.mean()), plain(rest, weights))
 
 
-def test_ordinary_updates_are_averaged_as_ever() -> None:
+def test_ordinary_updates_are_averaged_as_without_the_check() -> None:
     updates = [larger(update, times) for update, times in zip(honest(6), (1, 2, 0.1, 3, 1, 1), strict=True)]
     mean, found, _ = guarded(updates)
     assert found == []
@@ -113,7 +113,7 @@ def test_ordinary_updates_are_averaged_as_ever() -> None:
 
 
 @given(st.permutations(range(6)), st.floats(150, 3000))
-def test_an_absurd_update_is_as_if_it_had_never_come(order: list[int], times: float) -> None:
+def test_an_extreme_update_counts_as_if_it_had_never_come(order: list[int], times: float) -> None:
     updates = honest(6)
     updates[2] = larger(updates[2], times)
     mean, found, fold = guarded([updates[index] for index in order])
@@ -130,7 +130,7 @@ def test_the_larger_an_update_the_less_it_moves_the_mean(times: float, order: li
     mean, found, _ = guarded([updates[index] for index in order])
     assert [outlier.is_left_out for outlier in found] == [False]
     assert same_bits(mean, guarded(updates)[0])
-    # A change of at most the median's length, of one update in six.
+    # A change of at most the median norm, of one update in six.
     usual = sorted(float((u[1]["w"] - REFERENCE["w"]).norm()) for u in honest(6))[-1]
     rest = plain([update for update in updates if update[0] != 2], [weight for _, _, weight in updates])
     assert float((mean["w"] - rest["w"]).norm()) <= (usual + float((rest["w"] - REFERENCE["w"]).norm())) / 5
@@ -151,7 +151,7 @@ def test_control_variates_are_compared_with_each_other_whatever_the_size_of_the_
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_below_three_there_is_no_telling(count: int) -> None:
+def test_fewer_than_three_updates_have_no_outliers(count: int) -> None:
     updates = honest(count)
     updates[0] = larger(updates[0], 1000)
     assert guarded(updates)[1] == []
@@ -163,7 +163,7 @@ def test_a_median_of_nothing_finds_nobody() -> None:
     assert guarded(still)[1] == []
 
 
-def test_zero_takes_any_size() -> None:
+def test_zero_allows_any_size() -> None:
     updates = honest(4)
     updates[0] = larger(updates[0], 1000)
     assert guarded(updates, ratio=0)[1] == []
@@ -182,7 +182,7 @@ def test_any_order_gives_the_same_bits(kind: str, order: list[int]) -> None:
 
 @pytest.mark.parametrize("kind", ["clip", "trim"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_below_three_it_is_the_ordinary_mean(kind: str, count: int) -> None:
+def test_fewer_than_three_updates_have_the_ordinary_mean(kind: str, count: int) -> None:
     assert same_bits(robust(honest(count), kind), plain(honest(count)))
 
 

@@ -1,4 +1,4 @@
-"""Small tensors are folded together: with the bits that each has alone, in few calls, refused by its own name."""
+"""Small tensors are aggregated together: each with the bits it has alone, in few calls, refused by name."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TENSORS = st.lists(
 
 @settings(deadline=None, max_examples=25)
 @given(tensors=TENSORS, seed=st.integers(0, 1000))
-def test_tensors_that_are_folded_together_have_the_bits_of_each_alone(tensors, seed):
+def test_tensors_that_are_aggregated_together_have_the_bits_of_each_alone(tensors, seed):
     draw = torch.Generator().manual_seed(seed)
-    scales = [10.0 ** float(torch.rand((), generator=draw) * 8 - 4) for _ in tensors]  # each has a grid of its own
+    scales = [10.0 ** float(torch.rand((), generator=draw) * 8 - 4) for _ in tensors]  # each has its own grid
 
     def state() -> dict[str, torch.Tensor]:
         values = [torch.rand(size, generator=draw) for size, _ in tensors]
@@ -42,7 +42,7 @@ def test_tensors_that_are_folded_together_have_the_bits_of_each_alone(tensors, s
         assert bits(alone) == bits({key: together[key]})
 
 
-def test_a_network_of_small_tensors_is_folded_in_few_calls():
+def test_a_network_of_small_tensors_is_aggregated_in_few_calls():
     model = {f"layer{i}": torch.zeros(64) for i in range(300)}
     assert len(Fold(model)._sums) == 1
     model |= {"head": torch.zeros(10_000), "steps": torch.tensor(0), "empty": torch.zeros(0)}
@@ -52,7 +52,7 @@ def test_a_network_of_small_tensors_is_folded_in_few_calls():
 
 
 @pytest.mark.parametrize(("key", "value"), [("a", math.nan), ("b", -math.inf), ("b", 2.0**17), ("c", math.inf)])
-def test_a_tensor_that_is_folded_with_others_is_refused_by_its_own_name(key, value):
+def test_a_tensor_that_is_aggregated_with_others_is_refused_by_name(key, value):
     fold = started(REFERENCE, [1])
     with pytest.raises(ProtocolError, match=f"tensor '{key}': holds {abs(value):g}"):
         fold.add(arrays.to_record(with_value(key, value)), 1)

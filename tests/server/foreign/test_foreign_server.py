@@ -1,4 +1,4 @@
-"""A foreign ServerApp's process: how it is loaded and waits, every way it can end, and what its grid answers."""
+"""A foreign ServerApp's process: how it loads and waits, every way it can end, and what its grid answers."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ def test_an_app_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
             run_app(tmp_path / name, code)
 
 
-def test_an_app_starts_when_enough_nodes_are_there_and_not_before(tmp_path: Path) -> None:
+def test_an_app_starts_when_enough_nodes_are_connected_and_not_before(tmp_path: Path) -> None:
     with pytest.raises(QuorumError, match=r"0 of 1 clients are ready after 0.3 s.*--nodes"):
         run_app(tmp_path, main_of("open('started', 'w')"), settings(1, wait_s=0.3))
     assert not Path("started").exists()
 
 
-def test_the_grid_answers_for_nodes_and_messages_that_there_are_not(tmp_path: Path) -> None:
+def test_the_grid_answers_for_unknown_nodes_and_messages(tmp_path: Path) -> None:
     code = main_of(
         "seen = [grid.get_node_ids(), list(grid.get_nodes()), list(grid.send_and_receive([]))]",
         "question = Message(RecordDict(), 77, 'query')",
@@ -124,21 +124,21 @@ def test_the_grid_answers_for_nodes_and_messages_that_there_are_not(tmp_path: Pa
 
 
 def test_an_app_may_end_its_workers_and_hold_the_interpreter(tmp_path: Path) -> None:
-    """What stock Flower's own signal handlers would take for the end of the run is the app's business."""
+    """Stock Flower's signal handlers would take this for the end of the run; here it is up to the app."""
     code = main_of(
         "import multiprocessing, re",
         "with multiprocessing.Pool(2) as pool:",
         "    squares = pool.map(abs, range(-5, 0))",
         "worker = multiprocessing.Process(target=signal.pause)",
         "worker.start(); worker.terminate(); worker.join()",
-        "re.match('(a+)+$', 'a' * 25 + 'b')",  # seconds in one step of the interpreter
+        "re.match('(a+)+$', 'a' * 25 + 'b')",  # seconds within one bytecode instruction
         f"open({str(tmp_path / 'seen')!r}, 'w').write(f'{{squares}} {{worker.exitcode}} {{grid.get_node_ids()}}')",
     )
     run_app(tmp_path, code)
     assert (tmp_path / "seen").read_text() == "[5, 4, 3, 2, 1] -15 []"
 
 
-def test_an_interrupted_server_ends_the_app_and_what_it_has_started(tmp_path: Path) -> None:
+def test_an_interrupted_server_ends_the_app_and_its_children(tmp_path: Path) -> None:
     code = main_of(
         "import subprocess",
         "worker = subprocess.Popen(['sleep', '600'])",
@@ -168,14 +168,14 @@ def test_an_interrupted_server_ends_the_app_and_what_it_has_started(tmp_path: Pa
 
 
 def is_alive(pid: int) -> bool:
-    """A zombie, which waits for whoever adopted it, is not."""
+    """A zombie does not count as alive."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def test_a_process_ends_when_whoever_started_it_is_gone() -> None:
+def test_a_process_ends_when_its_parent_is_gone() -> None:
     process = AppProcess("fednc.server.foreign.process", handed=[0])
     process.pipe.close()
     give_up = time.monotonic() + 30
@@ -185,7 +185,7 @@ def test_a_process_ends_when_whoever_started_it_is_gone() -> None:
     process.end()
 
 
-# ---- replies that wait ---------------------------------------------------------------------------------------
+# ---- waiting replies -----------------------------------------------------------------------------------------
 
 
 async def arrival(intake: Intake, number: int, size: int) -> Arrival:
@@ -206,7 +206,7 @@ async def replies_that_nobody_pulls_give_way_to_newer_ones(tmp_path: Path) -> No
     dropped: list[tuple[str, int, int]] = []
     intake = Intake(tmp_path / "spool", MIB)
     mailbox = Mailbox(intake, 8 * MIB, lambda *what: dropped.append(what))
-    for number in range(20):  # more than the budget each: none waits for another
+    for number in range(20):  # each larger than the budget; none waits for another
         mailbox.put(await asyncio.wait_for(arrival(intake, number, 2 * MIB), 5))
     assert dropped == [("a", 2 * MIB, 8 * MIB)] * 16
     assert intake.budget.used_bytes == 0
@@ -225,7 +225,7 @@ async def replies_that_nobody_pulls_give_way_to_newer_ones(tmp_path: Path) -> No
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-def test_one_reply_that_is_larger_than_all_that_may_wait_waits(tmp_path: Path) -> None:
+def test_one_reply_larger_than_the_limit_of_waiting_replies_waits(tmp_path: Path) -> None:
     asyncio.run(one_reply_that_is_larger_than_all_that_may_wait_waits(tmp_path))
 
 
@@ -256,7 +256,7 @@ def test_a_reply_larger_than_the_budget_passes_and_the_limit_is_named_with_its_k
         reply_limits.check_header(header(wordy), MIB)
 
 
-def test_what_is_large_outside_arrays_is_packed_and_comes_out_again() -> None:
+def test_large_values_outside_arrays_are_packed_and_unpacked() -> None:
     content = RecordDict({"c": ConfigRecord({"raw": bytes(MIB)}), "a": ArrayRecord([np.arange(5)])})
     manifest = records.to_manifest(content, with_digests=True)
     small, data = records.pack(manifest, with_digest=True)
@@ -270,7 +270,7 @@ def test_what_is_large_outside_arrays_is_packed_and_comes_out_again() -> None:
         records.unpack(small, b"\xff\xff")
 
 
-def test_a_content_for_many_goes_over_the_pipe_once_and_as_it_is_now() -> None:
+def test_a_content_for_many_nodes_goes_over_the_pipe_once_and_up_to_date() -> None:
     flower_adapter.adopt_identity("run")
     content = RecordDict({"a": ArrayRecord([np.zeros(1000)])})
     parcel = _Parcel([Message(content, node, "train") for node in range(9)])
@@ -281,7 +281,7 @@ def test_a_content_for_many_goes_over_the_pipe_once_and_as_it_is_now() -> None:
         assert list(_Parcel([Message(content, 1, "train")]).blobs.values()) == [bytes(data)]
 
 
-def test_changed_code_has_another_fingerprint_and_data_has_not(tmp_path: Path) -> None:
+def test_changed_code_changes_the_fingerprint_and_changed_data_does_not(tmp_path: Path) -> None:
     app = app_of(tmp_path, "app = 1\n")
     before = app.code
     for name in ("notes.txt", ".venv/a.py", "__pycache__/place.py"):

@@ -1,4 +1,4 @@
-"""Bytes ahead of their reader, both ways: what is refused, what HTTP/2 holds, what nobody keeps for the slow."""
+"""Bytes sent before they are read, both ways: what is refused, what HTTP/2 holds back, what slow readers cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.upload_calls import COMMITTED, MIB, content, in_loop, place, receip
 
 
 async def flood(call: Any, piece: bytes, most_bytes: int) -> int:
-    """Bytes that go out, at most `most_bytes`, before the other end takes no more."""
+    """Bytes that can be sent, at most `most_bytes`, before the other end accepts no more."""
     frame, sent = pb.UploadFrame(data=piece), 0
     with suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
         while sent < most_bytes:
@@ -32,14 +32,14 @@ async def flood(call: Any, piece: bytes, most_bytes: int) -> int:
 
 
 async def open_upload(node: RawNode, size: int) -> tuple[Any, pb.Grant]:
-    """An upload under way, and its first grant."""
+    """An open upload, and its first grant."""
     call = node.stub.Upload(metadata=node.metadata)
     await call.write(node.header(node.give_work(), records.to_manifest(content(size), with_digests=False)))
     return call, (await call.read()).grant
 
 
-def test_who_sends_beyond_what_was_granted_is_refused(tmp_path: Path) -> None:
-    """A message longer than granted."""
+def test_bytes_beyond_the_grant_are_refused(tmp_path: Path) -> None:
+    """Sends a message longer than granted."""
 
     async def run() -> None:
         async with (
@@ -63,8 +63,8 @@ def test_who_sends_beyond_what_was_granted_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ingest_mib", [8, 128])
-def test_what_nobody_reads_stays_within_http2s_window(tmp_path: Path, ingest_mib: int) -> None:
-    """Much has come already, so that gRPC's own guess of the line would have grown; what waits is unread."""
+def test_unread_bytes_stay_within_http2s_window(tmp_path: Path, ingest_mib: int) -> None:
+    """Much has arrived already, so gRPC's own window estimate would have grown; the waiting bytes are unread."""
 
     async def run() -> None:
         async with (
@@ -76,13 +76,13 @@ def test_what_nobody_reads_stays_within_http2s_window(tmp_path: Path, ingest_mib
             manifest = records.to_manifest(content(2 * MIB), with_digests=False)
             await waiting.write(node.header(node.give_work(), manifest))
             sent = await flood(waiting, bytes(16 << 10), 64 * MIB)
-            window = 64 << 10  # whatever the budget
+            window = 64 << 10  # regardless of the budget
             assert window // 2 < sent <= 1.5 * window + (128 << 10), "gRPC lets in half as much again"
 
     in_loop(run())
 
 
-def test_who_does_not_read_a_download_delays_nobody_and_holds_no_model(tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_its_download_delays_nobody_and_holds_no_model(tmp_path: Path) -> None:
     async def run() -> None:
         async with (
             place(tmp_path, liveness_s=0.2) as server,

@@ -1,4 +1,4 @@
-"""Memory that arrays share and that is used again, uploads that stay in memory: none sees another's bytes."""
+"""Memory that arrays share and that is reused, and uploads that stay in memory: none sees another's bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGE = 4 << 20
 
 
 @given(st.lists(st.integers(0, 300), max_size=20))
-def test_arrays_side_by_side_do_not_touch(sizes: list[int]) -> None:
+def test_arrays_in_one_buffer_do_not_overlap(sizes: list[int]) -> None:
     buffers = arrays.new_buffers(sizes)
     for number, buffer in enumerate(buffers):
         buffer[:] = bytes([number]) * len(buffer)
@@ -34,19 +34,19 @@ def test_arrays_side_by_side_do_not_touch(sizes: list[int]) -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(LARGE, 3 * LARGE)), max_size=8))
-def test_memory_is_given_again_only_when_nobody_holds_a_part_of_it(steps: list[tuple[bool, int]]) -> None:
+def test_memory_is_reused_only_when_nobody_holds_a_part_of_it(steps: list[tuple[bool, int]]) -> None:
     held: list[tuple[int, memoryview]] = []
     for number, (drops, size) in enumerate(steps):
         if drops and held:
             held.pop(0)
         first, last = arrays.new_buffers([size // 2, size - size // 2])
         first[:8] = last[-8:] = number.to_bytes(8, "little")
-        held.append((number, last[-8:]))  # a small part keeps the whole
+        held.append((number, last[-8:]))  # a small part keeps the whole alive
         del first, last
         assert [int.from_bytes(part, "little") for _, part in held] == [number for number, _ in held]
 
 
-def test_large_memory_is_used_again_and_not_kept_for_ever() -> None:
+def test_large_memory_is_reused_but_not_kept_for_ever() -> None:
     gc.collect()
     [buffer] = arrays.new_buffers([2 * LARGE])
     place = np.frombuffer(buffer, np.uint8).ctypes.data
@@ -58,7 +58,7 @@ def test_large_memory_is_used_again_and_not_kept_for_ever() -> None:
     assert len(arrays._IDLE) <= 2
 
 
-def test_a_blob_that_stays_does_not_hold_those_that_came_with_it() -> None:
+def test_a_kept_blob_does_not_keep_those_that_came_with_it() -> None:
     cache = BlobCache(remembered_assignments=1)
     frame, model = arrays.new_buffers([1000, LARGE])
     frame[:] = b"f" * 1000
@@ -74,7 +74,7 @@ def test_a_blob_that_stays_does_not_hold_those_that_came_with_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
-def test_both_stores_give_back_what_came_in(kind: str, tmp_path: Path) -> None:
+def test_both_stores_return_the_bytes_they_got(kind: str, tmp_path: Path) -> None:
     freed: list[int] = []
     store = MemoryStore(lambda: freed.append(1)) if kind == "memory" else FileStore(tmp_path / "upload")
     upload, data = SpooledUpload(store, b"id", 300), bytes(range(256)) + bytes(44)
@@ -95,7 +95,7 @@ def test_both_stores_give_back_what_came_in(kind: str, tmp_path: Path) -> None:
 
 def test_small_uploads_stay_in_memory_up_to_their_part_of_the_budget(tmp_path: Path) -> None:
     async def main() -> None:
-        intake = Intake(tmp_path, 8 * 4 * (64 << 10))  # room for four
+        intake = Intake(tmp_path, 8 * 4 * (64 << 10))  # enough for four uploads
         slots = [Slot() for _ in range(6)]
         for number, slot in enumerate(slots):
             await intake.open(slot, bytes([number]), 1000)
@@ -115,7 +115,7 @@ def test_small_uploads_stay_in_memory_up_to_their_part_of_the_budget(tmp_path: P
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no folder in memory")
-def test_a_spool_in_memory_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_upload_folder_in_memory_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         Intake(Path(folder) / "spool", 1 << 30)
     assert "put it on a disk" in caplog.text

@@ -1,4 +1,4 @@
-"""Who is shut out stays out over restarts of the server, until an operator says otherwise."""
+"""A node that is shut out stays out across restarts of the server until an operator readmits it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def send_rubbish(node: RawNode, times: int) -> None:
 
 
 async def attend(server: Serving, name: str) -> tuple[grpc.StatusCode, str]:
-    """How an attempt to attend ends."""
+    """How an attempt to join ends."""
     async with open_channel(server.address, None, 5) as channel:
         call = channel.unary_stream("/fednc.v1.Federation/Attend")(
             pb.AttendRequest(protocol=PROTOCOL, name=name, instance=b"x").SerializeToString()
@@ -46,7 +46,7 @@ async def attend(server: Serving, name: str) -> tuple[grpc.StatusCode, str]:
         return await call.code(), await call.details()
 
 
-def test_quarantine_outlives_the_server_and_ends_when_an_operator_says_so(tmp_path: Path) -> None:
+def test_quarantine_survives_a_restart_and_ends_when_an_operator_lifts_it(tmp_path: Path) -> None:
     async def first() -> None:
         async with serving(tmp_path, OPEN) as server:
             server.federation.door.keep_in(tmp_path)
@@ -78,7 +78,7 @@ def test_quarantine_outlives_the_server_and_ends_when_an_operator_says_so(tmp_pa
     assert json.loads((tmp_path / "quarantine.json").read_text()) == {}
 
 
-def test_who_is_readmitted_while_the_server_lives_begins_anew(tmp_path: Path) -> None:
+def test_a_node_that_is_readmitted_starts_without_strikes(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path, OPEN) as server:
             async with attending_by_hand(server.federation, server.listening.port, "bad") as bad:
@@ -109,7 +109,7 @@ def test_work_handed_out_while_a_paused_node_was_away_reaches_it_when_it_goes_on
     asyncio.run(scenario())
 
 
-def test_a_full_disk_takes_nothing_from_a_quarantine_but_its_memory(
+def test_on_a_full_disk_a_quarantine_holds_but_is_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -130,7 +130,7 @@ def test_a_full_disk_takes_nothing_from_a_quarantine_but_its_memory(
     asyncio.run(scenario())
 
 
-def test_lists_of_names_alone_as_they_were_once_written_can_be_read(tmp_path: Path) -> None:
+def test_old_files_with_only_a_list_of_names_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "dropped.json").write_text('["a", "b"]')
     names = ShutOut()
     names.keep_in(tmp_path / "dropped.json")

@@ -1,4 +1,4 @@
-"""Bytes in flight: however many transfers share a window, together they keep within it, and every one gets on."""
+"""Bytes in flight: any number of transfers that share a window stay within it, and every one makes progress."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_transfers_share_the_window(transfers, budget_mib):
     start=st.integers(0, 10 << 20),
     others=st.lists(st.integers(0, 300), min_size=1),
 )
-def test_a_sender_that_keeps_to_its_grants_gets_all_bytes_through(size, frame, start, others):
+def test_a_sender_that_keeps_to_its_grants_can_send_all_bytes(size, frame, start, others):
     window, received, rounds = Window(64 << 20), min(start, size), 0
     allowance = Allowance(window, size, frame)
     while received < size or allowance.until < 0:
-        window.transfers = 1 + others[rounds % len(others)]  # come and go
+        window.transfers = 1 + others[rounds % len(others)]  # transfers start and end
         before = allowance.until
         assert allowance.extend(received) == (allowance.until > before)
         assert allowance.until > received or allowance.until == size
@@ -52,7 +52,7 @@ def test_a_sender_that_keeps_to_its_grants_gets_all_bytes_through(size, frame, s
 
 
 @given(size=st.integers(1, 10 << 20), frame=st.integers(1, 1 << 20), others=st.integers(1, 300))
-def test_not_a_byte_beyond_the_grant_is_taken(size, frame, others):
+def test_no_byte_beyond_the_grant_is_accepted(size, frame, others):
     window = Window(64 << 20)
     window.transfers = others
     allowance = Allowance(window, size, frame)
@@ -64,7 +64,7 @@ def test_not_a_byte_beyond_the_grant_is_taken(size, frame, others):
             allowance.check(allowance.until, 1)
 
 
-def test_http2_lets_in_little_before_anybody_reads():
+def test_http2_accepts_little_before_anybody_reads():
     window = Window(512 << 20)
     assert ("grpc.http2.lookahead_bytes", window.stream_bytes) in window.http2_options
     connections = 50

@@ -1,6 +1,6 @@
 """One contract for every grid: the same run gives the same bits, whatever carries the messages.
 
-A new engine joins by one line in `GRIDS`. Threads are pinned: with others, sums of floats round differently.
+A new grid joins by one line in `GRIDS`. The number of threads is fixed, because it changes the rounding of sums.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def test_a_client_that_fails_is_named_and_the_round_goes_on(grid: str, tmp_path:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_nobody_can_reach_anothers_arrays(grid: str, tmp_path: Path) -> None:
-    """Clients scribble over what they sent; in one process, what they received cannot be written to at all."""
+def test_no_client_can_change_anothers_arrays(grid: str, tmp_path: Path) -> None:
+    """Clients overwrite what they sent; in one process, what they received is read-only."""
     sent: dict[int, Message] = {}
 
     def scribbles(message: Message, context: Context) -> Message:

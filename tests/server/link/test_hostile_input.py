@@ -1,4 +1,4 @@
-"""Holes that hostile input once found, each kept shut. tests/faults/test_hostile.py sends ten thousand."""
+"""Bugs that hostile input once found, each kept fixed. tests/faults/test_hostile.py sends ten thousand."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def array_of(head: str, dtype: str, shape: tuple[int, ...], stype: str, data: by
     b"",
 )
 @example("", "bfloat16", (9223372036854775807, 0), arrays.RAW_BF16, b"")
-def test_no_header_gets_further_than_a_refusal(
+def test_every_bad_header_is_refused(
     head: str, dtype: str, shape: tuple[int, ...], stype: str, data: bytes
 ) -> None:
-    """numpy's parser ended the run with tokenize.TokenError, SyntaxError, OverflowError and others."""
+    """numpy's parser used to end the run with tokenize.TokenError, SyntaxError, OverflowError and others."""
     array = array_of(head, dtype, shape, stype, data)
     try:
         value = arrays.to_tensor(array)
@@ -115,7 +115,7 @@ def test_no_header_gets_further_than_a_refusal(
 
 
 @given(spaces=st.integers(1, 200), value=st.floats(width=32, allow_nan=False))
-def test_padding_is_the_choice_of_each_version_of_numpy(spaces: int, value: float) -> None:
+def test_any_padding_of_numpy_versions_is_accepted(spaces: int, value: float) -> None:
     head = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }" + " " * spaces + "\n"
     array = array_of(head, "float32", (1,), arrays.NPY, np.float32(value).tobytes())
     assert arrays.to_tensor(array).tolist() == [value]
@@ -128,7 +128,7 @@ def test_a_loss_that_would_overflow_the_rounds_is_refused(loss: Any) -> None:
         messages.loss_of(content)
 
 
-def test_nobody_without_an_identity_has_anything_decoded_and_gibberish_is_counted(tmp_path: Path) -> None:
+def test_messages_of_strangers_are_not_decoded_and_gibberish_is_counted(tmp_path: Path) -> None:
     place = make_place(tmp_path)
     good, other = place.token("a"), place.token("ops", Role.OPERATOR)
     service = pb.DESCRIPTOR.services_by_name["Federation"]
@@ -163,8 +163,8 @@ def test_nobody_without_an_identity_has_anything_decoded_and_gibberish_is_counte
     in_loop(scenario())
 
 
-def test_who_attends_again_leaves_nothing_of_the_time_before(tmp_path: Path) -> None:
-    """The stream of the old attendance stayed open for ever: one node could have thousands."""
+def test_a_node_that_joins_again_leaves_no_old_stream(tmp_path: Path) -> None:
+    """The stream of the old session used to stay open for ever: one node could have thousands."""
 
     async def scenario() -> None:
         async with (
@@ -181,8 +181,8 @@ def test_who_attends_again_leaves_nothing_of_the_time_before(tmp_path: Path) -> 
     in_loop(scenario())
 
 
-def test_who_says_the_same_again_causes_nothing(tmp_path: Path) -> None:
-    """Each declaration wrote to the log and handed all open work out again."""
+def test_a_repeated_declaration_has_no_effect(tmp_path: Path) -> None:
+    """Each declaration used to write to the log and send all open work again."""
 
     async def scenario() -> None:
         async with (
@@ -226,7 +226,7 @@ def test_one_node_cannot_fill_the_log() -> None:
 
 
 def widest_headers() -> dict[str, pb.UploadHeader]:
-    """As much of everything as one message can hold."""
+    """The widest header that one message can hold."""
     headers = {
         name: pb.UploadHeader(upload_id=bytes(16)) for name in ("values", "arrays", "records", "shape", "list")
     }
@@ -242,8 +242,8 @@ def widest_headers() -> dict[str, pb.UploadHeader]:
     return headers
 
 
-def test_the_widest_headers_do_not_hold_the_event_loop_up() -> None:
-    """One header with 64 times 4,096 values took 0.6 s, in which the server heard nobody."""
+def test_the_widest_headers_do_not_block_the_event_loop() -> None:
+    """One header with 64 times 4,096 values used to take 0.6 s, in which the server answered nobody."""
     for name, header in widest_headers().items():
         started = time.process_time()
         with pytest.raises(InvalidError):
@@ -251,7 +251,7 @@ def test_the_widest_headers_do_not_hold_the_event_loop_up() -> None:
         assert time.process_time() - started < 0.2, name
 
 
-def test_a_run_without_classes_logs_no_megabytes_of_them() -> None:
+def test_a_run_without_classes_logs_no_megabytes_of_counts() -> None:
     most = pb.Declaration(class_counts=[0] * message_limits.CLASSES)
     message_limits.check_declaration(most, None)
     most.class_counts.append(0)
@@ -260,7 +260,7 @@ def test_a_run_without_classes_logs_no_megabytes_of_them() -> None:
     message_limits.check_declaration(most, 5000)
 
 
-def test_a_reason_fits_into_a_header_whatever_names_there_are(tmp_path: Path) -> None:
+def test_a_reason_fits_into_a_header_whatever_the_names(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path, OPEN) as server:
             server.federation.roster.restore({f"{i:05d}" + "\u4e2d" * 50: i for i in range(MOST_NODES)})

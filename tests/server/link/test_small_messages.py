@@ -1,4 +1,4 @@
-"""What is small is no bulk: it comes with its assignment and goes back in one message; all else is as it was."""
+"""Data small enough to travel in one message comes with its assignment and goes back whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def of_values(**tensors: torch.Tensor) -> RecordDict:
 
 
 async def ask(server: Serving, node: str, sent: RecordDict) -> dict[str, torch.Tensor]:
-    """What the client answers over the shipped grid."""
+    """The client's answer over the shipped grid."""
     grid = LinkGrid(server.federation, asyncio.get_running_loop())
     found = server.federation.roster.by_name(node)
     assert found
@@ -90,8 +90,8 @@ def test_up_to_64_kib_travel_without_a_call_of_their_own(
     in_loop(run())
 
 
-def test_what_a_client_has_does_not_come_along_again(tmp_path: Path, calls: list[str]) -> None:
-    """A frame beside a model that changes; a question without the frame in between, as evaluation is."""
+def test_blobs_that_a_client_has_are_not_sent_again(tmp_path: Path, calls: list[str]) -> None:
+    """A frame and a changing model, with a question without the frame in between, like an evaluation."""
 
     async def run() -> None:
         async with place(tmp_path) as server, attending(server, "a", None, Halving()):
@@ -112,7 +112,7 @@ def test_what_a_client_has_does_not_come_along_again(tmp_path: Path, calls: list
     in_loop(run())
 
 
-def test_who_comes_back_without_the_blobs_is_sent_them_again(tmp_path: Path, calls: list[str]) -> None:
+def test_a_client_that_comes_back_without_the_blobs_gets_them_again(tmp_path: Path, calls: list[str]) -> None:
     async def run() -> None:
         async with place(tmp_path) as server:
             for _ in range(2):
@@ -125,7 +125,7 @@ def test_who_comes_back_without_the_blobs_is_sent_them_again(tmp_path: Path, cal
     in_loop(run())
 
 
-def test_a_blob_that_comes_along_damaged_is_downloaded(
+def test_a_blob_that_arrives_damaged_with_the_assignment_is_downloaded(
     tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
@@ -140,14 +140,14 @@ def test_a_blob_that_comes_along_damaged_is_downloaded(
 
 
 @pytest.mark.parametrize("spoil", ["corrupt", "truncate", "duplicate"])
-def test_a_whole_reply_that_arrives_spoilt_is_sent_again(
+def test_a_whole_reply_that_arrives_damaged_is_sent_again(
     tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch, spoil: str
 ) -> None:
     async def run() -> None:
         async with place(tmp_path) as server, attending(server, "a", None, Halving()):
             await until(is_ready(server, "a"))
             monkeypatch.setattr(faults, "_plan", faults._Plan(f"client.upload:1:{spoil}", ""))
-            if spoil == "duplicate":  # more than was declared: no accident makes that
+            if spoil == "duplicate":  # more than was declared: that cannot be an accident
                 with pytest.raises(ValueError, match="content"):
                     await ask(server, "a", of_values(w=torch.ones(3)))
                 assert server.federation.door.refusals == {"Upload.content": 1}
@@ -159,10 +159,10 @@ def test_a_whole_reply_that_arrives_spoilt_is_sent_again(
     in_loop(run())
 
 
-def test_a_server_that_takes_nothing_whole_gets_frames(
+def test_a_server_without_whole_uploads_gets_frames(
     tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one of before does, whose welcome has no such field."""
+    """Like an older server, whose welcome lacks the field."""
 
     async def run() -> None:
         monkeypatch.setattr("fednc.server.link.federation.WHOLE_BYTES", 0)

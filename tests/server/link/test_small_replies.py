@@ -1,4 +1,4 @@
-"""A reply in one message: taken once, continued, made to wait, and refused like one that comes in frames."""
+"""A reply in one message: accepted once, continued, made to wait, and refused like one in frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.upload_calls import COMMITTED, MIB, content, in_loop, place
 
 
 def whole(work: Work, reply: RecordDict, **fields: Any) -> pb.WholeUpload:
-    """As a client sends it."""
+    """The reply as a client sends it."""
     data = data_of(reply)
     header = pb.UploadHeader(
         id=work.id, upload_id=UPLOAD_ID, manifest=records.to_manifest(reply, with_digests=False)
@@ -36,7 +36,7 @@ async def send(node: RawNode, upload: pb.WholeUpload) -> pb.Receipt:
     return receipt
 
 
-def test_a_whole_reply_is_taken_once_and_counts_like_any_other(tmp_path: Path) -> None:
+def test_a_whole_reply_is_accepted_once_and_counts_like_any_other(tmp_path: Path) -> None:
     async def run() -> None:
         async with (
             place(tmp_path) as server,
@@ -60,7 +60,7 @@ def test_a_whole_reply_is_taken_once_and_counts_like_any_other(tmp_path: Path) -
 
 
 def test_replies_that_wait_for_the_fold_hold_their_data_once(tmp_path: Path) -> None:
-    """Their manifest was a part of the message that they came in, and held it, data and all."""
+    """The manifest used to be a part of the message it came in, and kept that message and its data alive."""
 
     async def run() -> None:
         async with (
@@ -129,7 +129,7 @@ def test_a_whole_reply_waits_for_room_and_the_later_one_wins(tmp_path: Path) -> 
     in_loop(run())
 
 
-def test_a_whole_reply_of_which_one_thing_is_wrong(tmp_path: Path) -> None:
+def test_whole_replies_with_one_thing_wrong(tmp_path: Path) -> None:
     async def run() -> None:
         async with (
             place(tmp_path, quarantine_after=0) as server,

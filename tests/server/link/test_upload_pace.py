@@ -23,7 +23,7 @@ FLOOR, WINDOW_S, TURN_S = 1000.0, 10.0, 60.0
 
 
 def problem_after(rates: list[float], step_s: float = 1.0) -> str:
-    """What is said of an upload that sent `rates[i]` bytes in second i."""
+    """The complaint about an upload that sent `rates[i]` bytes in second i."""
     now, received = 0.0, 0.0
     pace = Pace(FLOOR, WINDOW_S, TURN_S, lambda: now)
     pace.note(0)
@@ -39,7 +39,7 @@ def test_a_slow_honest_link_that_pauses_within_a_window_keeps_its_place(pauses: 
     assert problem_after(rates) == "" or all(second in pauses for second in range(10))
 
 
-def test_a_byte_now_and_then_is_too_slow_and_a_link_that_recovers_is_not() -> None:
+def test_an_occasional_byte_is_too_slow_and_a_link_that_recovers_is_not() -> None:
     trickle = [0.5] * 11
     assert problem_after([0.5] * 9) == "", "nobody is judged before a window is over"
     assert "bytes a second" in problem_after(trickle)
@@ -77,7 +77,7 @@ def test_a_node_that_holds_bytes_waits_behind_those_that_hold_none() -> None:
     asyncio.run(run())
 
 
-def test_a_trickle_gives_way_to_one_that_waits_and_goes_on_later_without_a_strike(tmp_path: Path) -> None:
+def test_a_slow_upload_yields_to_one_that_waits_and_continues_without_a_strike(tmp_path: Path) -> None:
     async def run() -> None:
         section = {"auth": "none", "ingest_mib": 1, "liveness_s": 0.4}
         async with (

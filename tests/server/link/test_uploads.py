@@ -1,4 +1,4 @@
-"""What a client may send: turns, shares and forms of uploads, what is refused, and who is shut out."""
+"""What a client may send: turns, shares and forms of uploads, what is refused, and which nodes are shut out."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_client_that_opens_an_upload_and_stalls_does_not_starve_others(tmp_pat
     in_loop(run())
 
 
-def test_a_reply_is_taken_once_and_the_later_call_wins(tmp_path: Path) -> None:
+def test_a_reply_is_accepted_once_and_the_later_call_wins(tmp_path: Path) -> None:
     async def run() -> None:
         async with (
             place(tmp_path) as server,
@@ -144,7 +144,7 @@ def image_run(method: dict[str, Any], link: dict[str, Any]) -> RunConfig:
 
 @pytest.mark.parametrize("codec_name", update_codec.CODECS.names())
 @pytest.mark.parametrize("preset", registry.SHIPPED)
-def test_every_reply_of_our_own_client_fits_the_agreement(preset: str, codec_name: str) -> None:
+def test_every_reply_of_our_own_client_fits_the_schema(preset: str, codec_name: str) -> None:
     run = image_run({"name": preset}, {"codec": codec_name})
     prepared = FederatedRun(run, EventLog())
     task, frame, state = prepared.task, prepared.frame, prepared.state
@@ -173,13 +173,13 @@ def test_every_reply_of_our_own_client_fits_the_agreement(preset: str, codec_nam
 
 
 async def reject(node: RawNode) -> pb.Receipt:
-    """Send a reply that is larger than all that may be uploaded."""
+    """Send a reply larger than any allowed upload."""
     manifest = pb.Manifest()
     manifest.records.add(name="model").arrays.items.add(key="w", dtype="float32", size=1 << 60)
     return (await node.upload([node.header(node.give_work(), manifest)]))[-1].receipt
 
 
-def test_who_keeps_sending_rubbish_is_shut_out_by_name(tmp_path: Path) -> None:
+def test_a_node_that_keeps_sending_rubbish_is_shut_out_by_name(tmp_path: Path) -> None:
     async def run() -> None:
         async with (
             place(tmp_path, quarantine_after=3) as server,
@@ -228,7 +228,7 @@ def test_an_upload_that_never_arrives_intact_fails_its_work(tmp_path: Path) -> N
     in_loop(run())
 
 
-def test_calls_at_once_and_progress_per_second_are_bounded(tmp_path: Path) -> None:
+def test_concurrent_calls_and_progress_reports_per_second_are_bounded(tmp_path: Path) -> None:
     async def run() -> None:
         async with (
             place(tmp_path) as server,
@@ -253,7 +253,7 @@ def test_calls_at_once_and_progress_per_second_are_bounded(tmp_path: Path) -> No
     in_loop(run())
 
 
-def test_who_is_silent_is_lost_in_time_and_an_upload_is_not_silence(tmp_path: Path) -> None:
+def test_a_silent_node_is_lost_in_time_but_an_uploading_one_is_not(tmp_path: Path) -> None:
     async def run() -> None:
         async with (
             place(tmp_path, liveness_s=0.4) as server,

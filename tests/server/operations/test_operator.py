@@ -1,4 +1,4 @@
-"""The operator: who may ask, and what a run does when it is asked."""
+"""The operator: who may give commands, and what a run does then."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from support.working_nodes import WorkingHost, digits_run, hand_out, node_of
 METHODS = list(op.DESCRIPTOR.services_by_name["Operator"].methods)
 
 
-# ---- who may ask ---------------------------------------------------------------------------------------------
+# ---- access --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("auth", ["mtls", "token"])
@@ -70,7 +70,7 @@ def test_every_operators_call_asks_for_an_operators_credential(
     ("peer", "is_operator"),
     [("ipv4:127.0.0.1:5", True), ("ipv6:%5B::1%5D:5", True), ("ipv4:10.0.0.7:5", False), ("unix:", False)],
 )
-def test_without_encryption_an_operator_sits_at_the_servers_machine(peer: str, is_operator: bool) -> None:
+def test_without_encryption_operators_must_be_on_the_servers_machine(peer: str, is_operator: bool) -> None:
     identity = Anybody().authenticate(Caller(peer))
     identity.require_role(Role.NODE)
     if is_operator:
@@ -81,7 +81,7 @@ def test_without_encryption_an_operator_sits_at_the_servers_machine(peer: str, i
     assert refused.value.status is FORBIDDEN
 
 
-# ---- a whole run under an operator's hand --------------------------------------------------------------------
+# ---- a whole run with an operator ---------------------------------------------------------------------------
 
 
 async def with_run(
@@ -90,7 +90,7 @@ async def with_run(
     names: str,
     scenario: Callable[[Federation, RunControl, OperatorLink], Awaitable[None]],
 ) -> tuple[Finished, dict[str, Any]]:
-    """Serve `run` to real clients while `scenario` plays the operator; the run's end and each client's."""
+    """Serve `run` to real clients while `scenario` plays the operator; return how run and clients ended."""
     control = RunControl()
     ready: asyncio.Future[tuple[Federation, int]] = asyncio.get_running_loop().create_future()
     serves = asyncio.create_task(
@@ -137,7 +137,9 @@ def test_an_operator_holds_a_run_drops_a_node_and_ends_the_run_with_its_files(tm
     finished, ends = asyncio.run(with_run(run, tmp_path, "abc", scenario))
     rounds = finished.summary["rounds"]
     assert 2 <= rounds < 1000
-    assert finished.summary["accuracy"] is not None  # of the last round, although only the 1000th would have it
+    assert (
+        finished.summary["accuracy"] is not None
+    )  # evaluated in the last round, although only the 1000th would be
     assert {path.name for path in tmp_path.iterdir()} >= {"model", "summary.json", "rounds.json"}
     assert len(json.loads((tmp_path / "rounds.json").read_text())) == rounds
     assert [(ends[name].reason, ends[name].failed) for name in "ab"] == [
@@ -147,7 +149,7 @@ def test_an_operator_holds_a_run_drops_a_node_and_ends_the_run_with_its_files(tm
     assert json.loads((tmp_path / "dropped.json").read_text()) == {"c": "dropped by an operator"}
 
 
-# ---- levers one by one ---------------------------------------------------------------------------------------
+# ---- single commands -----------------------------------------------------------------------------------------
 
 
 def test_a_dropped_node_fails_its_work_and_stays_out(place: Place) -> None:
@@ -172,7 +174,7 @@ def test_a_dropped_node_fails_its_work_and_stays_out(place: Place) -> None:
             failure = batch.replies.get_nowait().failure
             assert failure is not None
             assert failure.code == NODE_LOST
-            later = hand_out(server, "a")  # a strategy that had drawn it already must not wait either
+            later = hand_out(server, "a")  # a strategy that had already chosen it must not wait either
             assert later.replies.get_nowait().failure is not None
             host.done.set()
             async with attending(server, "a", credentials) as again:
@@ -200,7 +202,7 @@ def test_a_dropped_node_fails_its_work_and_stays_out(place: Place) -> None:
     assert json.loads((place.folder / "dropped.json").read_text()) == {}
 
 
-def test_once_the_run_is_over_nothing_may_be_asked(place: Place) -> None:
+def test_commands_after_the_end_of_the_run_are_refused(place: Place) -> None:
     async def scenario() -> None:
         async with serving(place.folder, {}) as server:
             server.federation.finish("all done", failed=False)
@@ -211,7 +213,7 @@ def test_once_the_run_is_over_nothing_may_be_asked(place: Place) -> None:
 
 
 async def status_command(*args: object) -> tuple[int, str, str]:
-    """`fednc status` as a process of its own."""
+    """`fednc status` in its own process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

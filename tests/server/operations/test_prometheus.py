@@ -1,4 +1,4 @@
-"""Metrics: what a scrape says of the run, and what it counts."""
+"""Metrics: what a scrape says about the run, and what it counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATUS = op.DESCRIPTOR.services_by_name["Operator"].methods_by_name["Status"]
 
 
 def scrape(port: int) -> dict[tuple[str, ...], float]:
-    """Every sample: (name, values of its labels) -> value."""
+    """Every sample as (name, label values) -> value."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         families = text_string_to_metric_families(answer.read().decode())
         return {
@@ -73,7 +73,7 @@ def test_metrics_say_what_the_status_says_and_count_what_happened(place: Place) 
     asyncio.run(scenario())
 
 
-def test_metrics_have_a_port_of_their_own(place: Place) -> None:
+def test_metrics_have_their_own_port(place: Place) -> None:
     async def scenario() -> None:
         async with serving(place.folder, {}) as server:
             metrics = MetricsServer(server.federation, server.control, "127.0.0.1", 0)

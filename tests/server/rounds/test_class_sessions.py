@@ -1,4 +1,4 @@
-"""Runs whose classes come later: the registry, what stays on clients, what travels, and an operator's word."""
+"""Runs whose classes come later: the registry, what stays on clients, what travels, the operator's commands."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_class_keeps_its_vertex_when_others_come(first: list[str], second: lis
     if not new:
         return
     grown = registry.extended(new)
-    assert [grown.vertex_of(name) for name in (*first, *new)] == list(range(len(first) + len(new)))
+    assert [grown.names.index(name) for name in (*first, *new)] == list(range(len(first) + len(new)))
     assert (registry.version, grown.version, grown.first(0)) == (0, 1, registry)
     grown.check_continues(registry)
     assert ClassRegistry.from_json(json.loads(json.dumps(grown.to_json()))) == grown
@@ -49,7 +49,7 @@ def test_a_class_keeps_its_vertex_when_others_come(first: list[str], second: lis
     ("names", "complaint"),
     [(["1"], "there already"), (["6", "7", "8"], "frame.vertices = 9"), ([], "at least one")],
 )
-def test_clash_full_frame_and_nothing_new_are_refused(names: list[str], complaint: str) -> None:
+def test_clashes_full_frames_and_empty_sessions_are_refused(names: list[str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         ClassRegistry((tuple(BASE),), vertices=8).extended(names)
 
@@ -65,7 +65,7 @@ def test_a_clash_and_a_full_frame_in_the_run_file() -> None:
         tasks.get(parse_run({"task": {"classes": ["a", "b"]}, "sessions": [{"classes": ["c"]}]}))
 
 
-def test_clients_whose_classes_stand_in_another_order_are_mapped_by_name(tmp_path: Path) -> None:
+def test_clients_with_classes_in_another_order_are_mapped_by_name(tmp_path: Path) -> None:
     task = tasks.get(config(split=None))
     order = ["9", "3", "0", "6"]
     data = task.load_train(f"npz:{write_npz(tmp_path / 'a.npz', [0, 3, 6, 9], order, each=7)}", None, None)
@@ -88,9 +88,9 @@ def test_sums_over_few_examples_stay_and_the_client_is_told_once(caplog: pytest.
     assert "fewer than min_sum_examples = 5" in caplog.text
 
 
-def test_the_stricter_of_the_runs_and_a_clients_own_floor_counts() -> None:
+def test_the_stricter_minimum_of_run_and_client_counts() -> None:
     run = config(parts=1, rounds={"min_clients": 1})
-    for floor, remembered in ((2, True), (6, False)):  # the run's is 5, and so are the shots
+    for floor, remembered in ((2, True), (6, False)):  # the run's minimum is 5, and so is the number of shots
         [client] = clients(run)
         prepared, events = prepare(run)
         with LocalGrid(run, [replace(client, min_sum_examples=floor)]) as grid:
@@ -99,7 +99,7 @@ def test_the_stricter_of_the_runs_and_a_clients_own_floor_counts() -> None:
         assert remembered == (not of_kind(ClassesWithoutMemory, events))
 
 
-def test_a_client_says_once_in_a_stage_what_it_keeps(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_says_once_per_stage_what_it_withholds(caplog: pytest.LogCaptureFixture) -> None:
     one_shot = [{**session, "shots": 1} for session in SESSIONS]
     carry_out(config(parts=1, sessions=one_shot, rounds={"min_clients": 1, "evaluate_every": 1}))
     kept = [record.args[0] for record in caplog.records if "stays here" in record.msg and record.args]
@@ -134,7 +134,7 @@ def test_a_client_cannot_change_the_memory_of_other_classes() -> None:
         sums_in(content, task, task.stages[1], announced_K)
 
 
-def test_without_anybody_who_holds_the_new_classes_a_session_waits_and_says_so(tmp_path: Path) -> None:
+def test_a_session_waits_for_clients_with_its_classes_and_says_so(tmp_path: Path) -> None:
     run = config(parts=1, split=None, rounds={"wait_s": 0.5, "min_clients": 1}, evaluate={"test": ""})
     data = write_npz(tmp_path / "base.npz", range(6), BASE)
     prepared, events = prepare(run)
@@ -167,10 +167,10 @@ def test_settling_aligns_the_memory_with_its_vertices_and_leaves_the_backbone() 
     assert moved == {key for key in plain if key.startswith("projection.")}
 
 
-# ---- what is told --------------------------------------------------------------------------------------------
+# ---- reports -------------------------------------------------------------------------------------------------
 
 
-def test_each_session_is_told_and_pooled_statistics_say_what_one_evaluation_would(tmp_path: Path) -> None:
+def test_each_session_is_reported_and_pooled_statistics_equal_one_evaluation(tmp_path: Path) -> None:
     result, _ = carry_out(config(), val_share=0.3)
     summary = result.history.summary()
     assert len(summary["session_acc"]) == 3

@@ -64,7 +64,7 @@ def link_run(**changes: Any) -> RunConfig:
 
 
 @pytest.mark.parametrize("method", [DOT, DISCRIMINANT], ids=["vertex", "discriminant"])
-def test_after_the_beginning_only_the_projection_travels(method: dict[str, Any], tmp_path: Path) -> None:
+def test_after_the_base_only_the_projection_travels(method: dict[str, Any], tmp_path: Path) -> None:
     specs = {
         name: f"npz:{write_npz(tmp_path / f'{name}.npz', range(10), [str(i) for i in range(10)])}" for name in "ab"
     }
@@ -155,7 +155,7 @@ def test_the_exported_model_knows_only_the_classes_seen_so_far(tmp_path: Path) -
     assert out["metrics"]["examples"] == 8 * 9
 
 
-# ---- compared ------------------------------------------------------------------------------------------------
+# ---- comparisons ---------------------------------------------------------------------------------------------
 
 
 def test_a_comparison_of_sessions_gives_plain_rows_and_pictures(tmp_path: Path) -> None:

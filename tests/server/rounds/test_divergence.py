@@ -1,4 +1,4 @@
-"""Training that diverges is the run's fault: nobody is blamed, and the last good model is left."""
+"""If training diverges, no client is blamed and the last good model is kept."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def config(parts: int = 2, **rounds: Any) -> RunConfig:
 
 
 def breaks_down(names: set[str], record: str = MODEL, first: int = 3) -> App:
-    """The shipped app; from round `first` on, these clients send NaN in a record of theirs."""
+    """The shipped app; from round `first` on, these clients send NaN in one of their records."""
 
     def app(message: Message, context: Context) -> Message:
         reply = honest_app(message, context)
@@ -61,7 +61,7 @@ def breaks_down(names: set[str], record: str = MODEL, first: int = 3) -> App:
 
 
 def carry_out(parts: int, app: App) -> tuple[FederatedRun, set[str], str]:
-    """The run as it is afterwards, who was counted against, and what ended it."""
+    """The finished run, the nodes that got a strike, and the error that ended it."""
     run, rejected, ended = config(parts), set[str](), ""
     prepared = FederatedRun(run, EventLog())
     clients = [ClientConfig(name=f"c{index}", data="digits", device="cpu") for index in range(parts)]
@@ -78,7 +78,7 @@ def carry_out(parts: int, app: App) -> tuple[FederatedRun, set[str], str]:
 
 
 @pytest.mark.parametrize("record", [MODEL, SUMS, STATS])
-def test_when_most_break_down_the_state_is_that_of_the_round_before(record: str) -> None:
+def test_if_most_clients_break_down_the_state_is_that_of_the_round_before(record: str) -> None:
     prepared, rejected, ended = carry_out(2, breaks_down({"c0", "c1"}, record))
     assert "diverged in round 3" in ended
     assert "Lower train.lr (0.03)" in ended
@@ -94,13 +94,13 @@ def test_when_most_break_down_the_state_is_that_of_the_round_before(record: str)
         assert torch.equal(value, good.state.model[key])
 
 
-def test_one_of_three_is_held_against_that_one() -> None:
+def test_one_of_three_gets_a_strike() -> None:
     prepared, rejected, ended = carry_out(3, breaks_down({"c2"}))
     assert (rejected, ended) == ({"c2"}, "")
     assert prepared.state.completed == 4
 
 
-def test_a_loss_that_explodes_is_not_the_good_model() -> None:
+def test_a_model_whose_loss_explodes_is_not_the_last_good_one() -> None:
     history = History(rounds=[RoundRecord(round=1, loss=2.0), RoundRecord(round=2, loss=1.5)])
     assert not history.has_exploded
     history.rounds.append(RoundRecord(round=3, loss=16.0))

@@ -1,4 +1,4 @@
-"""NIO over a federation: equal to the central form, over any grid; off is off; what it did is told."""
+"""NIO over a federation: equal to the central form, on any grid, without effect if it is off, and reported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from support.runs_on_grids import over_the_link
 
 
 @pytest.mark.parametrize("objective", ["cosine", "cosine-norm", "cosine-square"])
-def test_exact_is_central_where_all_hold_the_same_data(objective: str) -> None:
+def test_exact_equals_central_if_all_clients_have_the_same_data(objective: str) -> None:
     """Each client's batch is one of the sub-batches that one process would draw."""
     run = small_run({**INIT, "iters": 8, "objective": objective, "gain": 1.2, "gamma": 1.0})
     here, probe = central_place(run)
@@ -67,7 +67,7 @@ def test_exact_is_central_where_all_hold_the_same_data(objective: str) -> None:
     assert float((central.scale_P - 1).abs().max()) > 0.05
 
 
-def test_cheap_is_central_where_all_hold_the_same_data() -> None:
+def test_cheap_equals_central_if_all_clients_have_the_same_data() -> None:
     run = small_run({**INIT, "kind": "nio", "iters": 16})
     here, probe = central_place(run)
 
@@ -84,11 +84,11 @@ def test_cheap_is_central_where_all_hold_the_same_data() -> None:
     assert float((central.scale_P - 1).abs().max()) > 0.05
 
 
-# ---- off is off
+# ---- without effect if it is off
 
 
 def test_without_it_nothing_changes() -> None:
-    """A run of old, one that says `ordinary`, one that only measures, and one whose scales are not good enough."""
+    """Runs without [init], with `ordinary`, with a measurement only, and with scales that are not good enough."""
     plain = local(small_run(split=SPLIT))
     assert "init" not in plain.history.summary()
     said = local(small_run({"kind": "ordinary"}, split=SPLIT))
@@ -101,8 +101,8 @@ def test_without_it_nothing_changes() -> None:
     assert all(same_bits(plain, other) for other in (said, measured, refused))
 
 
-def test_without_it_a_run_is_one_from_before_there_was_any() -> None:
-    """Nothing is asked, and the digest is that of the commit before [init]."""
+def test_without_it_a_run_equals_one_from_before_it_existed() -> None:
+    """Nothing is exchanged, and the digest is that of the commit before [init]."""
     run = parse_run(
         {
             "name": "before",
@@ -154,10 +154,10 @@ def test_gain_and_scales_are_all_that_changes_the_first_weights() -> None:
     assert any(not torch.equal(drawn[key], value) for key, value in expected.items())
 
 
-# ---- what is told
+# ---- reports
 
 
-def test_what_it_did_is_told_measured_and_kept(tmp_path: Path) -> None:
+def test_its_result_is_reported_measured_and_kept(tmp_path: Path) -> None:
     run, events, heard = small_run(INIT, rounds=2, split=SPLIT), EventLog(), list[Event]()
     events.listen(heard.append)
     with LocalGrid(run, CLIENTS) as grid:

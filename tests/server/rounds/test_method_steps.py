@@ -17,6 +17,7 @@ from fednc.common.config.tables import TrainSection
 from fednc.common.errors import DivergedError
 from fednc.common.methods import registry
 from fednc.common.methods.api import ServerRound
+from fednc.common.tasks import discovery as tasks
 from fednc.common.wire import records
 from fednc.common.wire.messages import TRAIN
 from fednc.server.rounds.context import Surroundings
@@ -128,7 +129,8 @@ def test_a_step_is_given_the_robust_mean(robust: str, tmp_path: Path) -> None:
 
 
 def steps_of(model: nn.Module, **method: Any) -> MethodSteps:
-    return MethodSteps.of(config(method=method).method.parts, model, list(model.state_dict()))
+    run = config(method=method)
+    return MethodSteps(run.method.parts, tasks.get(run).stepped_keys(model))
 
 
 def reached(steps: MethodSteps, mean: dict[str, torch.Tensor], **other: Any) -> ServerRound:

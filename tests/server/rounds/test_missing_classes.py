@@ -1,4 +1,4 @@
-"""A class of which no client has an example is told when the clients are there, over the real link."""
+"""A class without examples at any client is reported when the clients have joined, over the real link."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GREY = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(("labels", "told"), [([0, 2, 2, 0], [["bee"]]), ([0, 1, 2, 0], [])])
-def test_a_class_that_no_client_has_is_told_once(tmp_path, caplog, labels, told):
+def test_a_class_that_no_client_has_is_reported_once(tmp_path, caplog, labels, told):
     data = f"npz:{write_npz(tmp_path / 'a.npz', x_train=GREY, y_train=np.array(labels))}"
     task = {"classes": list(CLASSES), "size": 8, "channels": 1, "width": 8}
     server = {"listen": "127.0.0.1:0"}

@@ -1,4 +1,4 @@
-"""A node that attends, calls itself ready and never answers: rounds do not wait for it again and again."""
+"""A node that joins, says it is ready and never answers: rounds do not wait for it every time."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_silent_node_is_named_and_costs_a_few_deadlines_in_all(tmp_path: Path)
     absent = of_kind(NodeAbsent, events)
     assert {event.node for event in absent} == {"silent"}
     assert "does not answer" in absent[0].text
-    # Asked in rounds 1, 2, 4 and 7; it never said what it holds, so each costs one deadline.
+    # Asked in rounds 1, 2, 4 and 7; it never announced its examples, so each costs one deadline.
     assert sum(each >= DEADLINE_S for each in seconds) <= 4
     assert sum(each < DEADLINE_S for each in seconds) >= ROUNDS - 4
     assert not of_kind(NodeQuarantined, events)

@@ -1,6 +1,6 @@
-"""Checkpoints: whole or not at all, the newest intact one counts, and every format ever written stays readable.
+"""Checkpoints: complete or absent, the newest intact one is used, and every format ever written stays readable.
 
-`tests/assets/checkpoint-1` was written by the first version of the format; it must load for ever.
+`tests/assets/checkpoint-1` has the first version of the format; it must always load.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
         assert getattr(one, field) == getattr(other, field)
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_a_saved_checkpoint_is_loaded_unchanged(tmp_path):
     saved = checkpoint(3)
     Checkpoints(tmp_path, keep=2).save(saved)
     assert_same(Checkpoints(tmp_path, keep=2).latest("c" * 64), saved)
 
 
-def test_a_new_run_has_none(tmp_path):
+def test_a_new_run_has_no_checkpoint(tmp_path):
     assert Checkpoints(tmp_path, keep=2).latest("c" * 64) is None
 
 
@@ -71,7 +71,7 @@ def test_the_last_n_are_kept(tmp_path):
     assert names == sorted(f"{stem}.{end}" for stem in stems for end in ("json", "safetensors"))
 
 
-def test_none_are_kept_when_none_are_wanted(tmp_path):
+def test_no_checkpoints_are_kept_if_none_are_wanted(tmp_path):
     Checkpoints(tmp_path, keep=0).save(checkpoint(1))
     assert not (tmp_path / "checkpoints").exists()
 
@@ -98,7 +98,7 @@ def test_damage_falls_back_to_the_round_before(tmp_path, damage):
     assert_same(checkpoints.latest("c" * 64), checkpoint(1))
 
 
-def test_when_nothing_is_intact_it_says_so(tmp_path):
+def test_without_an_intact_checkpoint_the_error_says_so(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(checkpoint(1))
     (tmp_path / "checkpoints" / "round-000001.safetensors").write_bytes(b"")
@@ -117,7 +117,7 @@ def test_the_first_format_still_loads():
     assert_same(Checkpoints(ASSETS / "checkpoint-1", keep=0).latest("c" * 64), checkpoint(7))
 
 
-def test_a_run_checkpointed_before_classes_came_in_sessions_goes_on_to_the_same_model(tmp_path):
+def test_a_checkpoint_from_before_sessions_existed_resumes_to_the_same_model(tmp_path):
     run = parse_run(
         {
             "seed": 3,

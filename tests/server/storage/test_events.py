@@ -60,6 +60,7 @@ FIELDS = {
     "start": "method frame config",
     "stop": "round",
     "too-large": "node",
+    "tracker": "tracker",
     "unfit": "node problem",
     "waiting": "session",
 }

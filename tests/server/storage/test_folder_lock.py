@@ -39,7 +39,7 @@ def test_a_second_server_leaves_the_folder_of_the_first_alone(listen: str, tmp_p
         pass
 
 
-def test_the_claim_outlives_no_holder_and_is_not_inherited(tmp_path: Path) -> None:
+def test_the_lock_ends_with_its_holder_and_is_not_inherited(tmp_path: Path) -> None:
     with claimed(tmp_path):
         with pytest.raises(AddressError, match=f"process {os.getpid()}"), claimed(tmp_path):
             pass

@@ -1,6 +1,6 @@
-"""Clients that are let in and lie: the shipped app, whose replies are changed before they leave.
+"""Admitted clients that lie: the shipped app, with replies changed before they leave.
 
-Every reply here is well formed, and most keep to every bound that is announced: what is hostile is what they mean.
+Every reply is well formed, and most keep every announced limit. Only their content is hostile.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from fednc.common.wire import arrays
 from fednc.common.wire.messages import CLASS_COUNTS, EXAMPLES, HELD_OUT, METRICS, MODEL, STATS, SUMS
 
 Tensors = dict[str, Tensor]
-Lie = Callable[[Message, Message], None]  # changes the reply (second) to an instruction (first) in place
+Lie = Callable[[Message, Message], None]  # changes in place the reply (second) to an instruction (first)
 
 
 def app_with(lies: Mapping[str, Lie]) -> Callable[[Message, Context], Message]:
-    """An app in which the named clients lie; it is one for all clients, as a grid wants it."""
+    """An app in which the named clients lie. A grid needs one app for all clients."""
 
     def app(message: Message, context: Context) -> Message:
         reply = honest_app(message, context)
@@ -43,7 +43,7 @@ def all_of(*lies: Lie) -> Lie:
 
 
 def changed(message: Message, reply: Message, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """`change` of each floating-point tensor of the update: of the global one and of the trained one."""
+    """Apply `change` to the global and the trained value of each floating-point tensor of the update."""
     if MODEL not in reply.content or MODEL not in message.content:
         return
     origin = arrays.from_record(message.content[MODEL])
@@ -62,7 +62,7 @@ def scaled(factor: float) -> Lie:
 
 
 def constant(value: float) -> Lie:
-    """All weights are the same number, which is within the bounds of the fold."""
+    """All weights are one number, which is within the bounds of the aggregation."""
     return lambda message, reply: changed(message, reply, lambda w, v: torch.full_like(v, value))
 
 
@@ -77,7 +77,7 @@ def noise(factor: float) -> Lie:
 
 
 def claims(examples: int) -> Lie:
-    """So many examples, in every reply that says a number, spread over all classes."""
+    """Claims that many examples in every reply with a number, spread over all classes."""
 
     def lie(_message: Message, reply: Message) -> None:
         metrics = reply.content.get(METRICS)
@@ -94,7 +94,7 @@ def claims(examples: int) -> Lie:
 
 
 def replies_with(examples: int) -> Lie:
-    """Announces what it holds, and later says it has so many examples."""
+    """Announces its true number of examples, and later claims that many."""
 
     def lie(_message: Message, reply: Message) -> None:
         metrics = reply.content.get(METRICS)
@@ -105,7 +105,7 @@ def replies_with(examples: int) -> Lie:
 
 
 def record(name: str, change: Callable[[Tensors], None]) -> Lie:
-    """`change` of the tensors of one record, in place."""
+    """Apply `change` to the tensors of one record, in place."""
 
     def lie(_message: Message, reply: Message) -> None:
         found = reply.content.get(name)
@@ -118,7 +118,7 @@ def record(name: str, change: Callable[[Tensors], None]) -> Lie:
 
 
 def wrong_memory(count: int | None) -> Lie:
-    """Each class's sum is that of the next class, over `count` examples of each, or as many as there are."""
+    """Each class's sum is that of the next class, over `count` examples each or the true number."""
 
     def change(sums: Tensors) -> None:
         count_K = sums["count_K"] if count is None else torch.full_like(sums["count_K"], count)
@@ -130,7 +130,7 @@ def wrong_memory(count: int | None) -> Lie:
 
 
 def wrong_statistics(examples: int) -> Lie:
-    """All of so many examples are right, or a class has fewer than none right."""
+    """All of that many examples are correct, or a class has a negative number of correct ones."""
 
     def change(stats: Tensors) -> None:
         stats["examples"].fill_(examples)
@@ -141,7 +141,7 @@ def wrong_statistics(examples: int) -> Lie:
 
 
 def perfect(examples: int) -> Lie:
-    """Statistics that fit each other: so many examples, all of one class, all right."""
+    """Consistent statistics: that many examples, all of one class, all correct."""
 
     def change(stats: Tensors) -> None:
         for key in ("examples", "correct"):

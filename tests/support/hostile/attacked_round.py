@@ -1,4 +1,4 @@
-"""A round with one honest update in its sum, and a node, a stranger and an operator that attack it."""
+"""A round with one honest update in its sum, attacked by a node, a stranger and an operator."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DIM = 16
 
 
 class Complaints(logging.Handler):
-    """What gRPC and asyncio complain about: exceptions that nobody caught."""
+    """What gRPC and asyncio log: exceptions that nobody caught."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -53,7 +53,7 @@ class Complaints(logging.Handler):
 
 
 class HostilePlace:
-    """Runs on a loop of its own that stands still between two attacks."""
+    """Runs on its own event loop, which is idle between two attacks."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._stack, self._runner = folder, AsyncExitStack(), asyncio.Runner()
@@ -115,7 +115,7 @@ class HostilePlace:
         return node
 
     async def _answer(self, node: RawNode) -> None:
-        """Read what the server wants, and say how many examples there are."""
+        """Answer the server's questions, with the number of examples."""
         with suppress(grpc.aio.AioRpcError):
             while (event := await node.events.read()) is not grpc.aio.EOF:
                 work = self.federation.find_work(node.node, event.assignment.id)
@@ -141,7 +141,7 @@ class HostilePlace:
         self._mean = self._fold_state()
 
     def _replies(self, grid: LinkGrid) -> Iterator[Message]:
-        """In the strategy's thread: what came of each batch, until there are no more."""
+        """In the strategy's thread: the result of each batch, until there are no more."""
         while (given := self._batches.get()) is not None:
             batch, done = given
             replies = Replies(grid, batch, 0)
@@ -151,7 +151,7 @@ class HostilePlace:
             done.set()
 
     async def _hand_to_strategy(self, node: RawNode) -> None:
-        """The node's works are settled or given up."""
+        """Settle the node's assignments or give them up."""
         done = threading.Event()
         node.batch, batch = Batch(), node.batch
         self._batches.put((batch, done))
@@ -189,12 +189,12 @@ class HostilePlace:
         return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
     def logged(self) -> Counter[str]:
-        """Lines of the log by their kind."""
+        """Number of log lines of each kind."""
         lines = (self._folder / "run" / "events.jsonl").read_text().splitlines()
         return Counter(line.partition('"kind": "')[2].partition('"')[0] for line in lines)
 
     async def unharmed(self, attack: Awaitable[None], *, may_change: Sequence[str] = ()) -> Counter[str]:
-        """Refusals counted during the attack, after which everything else is as it was."""
+        """Refusals counted during the attack; checks that nothing else has changed."""
         names = [name for name in ("honest", "hostile") if name not in may_change]
         before, files, refusals = self._roster(names), self._disk(), self.federation.door.refusals.copy()
         async with asyncio.timeout(2 * CALL_S):
@@ -215,18 +215,18 @@ class HostilePlace:
     # ---- attacks -------------------------------------------------------------------------------------------
 
     async def send_all(self, name: str, attacks: Sequence[Attack], caller: str) -> None:
-        """Each as a call of its own, a few at once; each ends as it must."""
+        """Send each in its own call, a few at once, and check how each ends."""
         ends = await together(lambda attack: self._callers[caller].send(name, attack.message), attacks)
         for attack, (code, details) in zip(attacks, ends, strict=True):
             assert code is attack.code, f"{attack} ended with {code}: {details}"
 
     async def send_gibberish(self, name: str, messages: Sequence[bytes], caller: str) -> list[grpc.StatusCode]:
-        """The same with bytes that may be anything."""
+        """The same with arbitrary bytes."""
         ends = await together(lambda message: self._callers[caller].send(name, message), messages)
         return [code for code, _ in ends]
 
     async def upload_all(self, replies: Sequence[HostileReply]) -> Counter[str]:
-        """One piece of work for each reply; what must be counted."""
+        """Upload each reply for its own assignment; return the refusals that must be counted."""
         self._attacking = replies
         works = [self.hostile.give_work(exchange.TRAIN) for _ in replies]
         caller, pairs = self._callers["hostile"], list(zip(replies, works, strict=True))
@@ -239,7 +239,7 @@ class HostilePlace:
         return Counter(reply.counted for reply in replies if reply.counted)
 
     async def upload_gibberish(self, replies: Sequence[HostileReply]) -> list[grpc.StatusCode]:
-        """Whatever comes of it."""
+        """Upload arbitrary frames, whatever the outcome."""
         self._attacking = replies
         works = [self.hostile.give_work(exchange.TRAIN) for _ in replies]
         caller, pairs = self._callers["hostile"], list(zip(replies, works, strict=True))
@@ -249,14 +249,15 @@ class HostilePlace:
     # ---- after ---------------------------------------------------------------------------------------------
 
     def finish(self) -> ArrayRecord:
-        """End the round; the model that came of it."""
+        """End the round and return its model."""
         self._batches.put(None)
-        self.run(asyncio.to_thread(self._thread.join, CALL_S))  # the strategy counts on the loop what it refused
+        # Not joined on the event loop: the strategy counts its refusals there.
+        self.run(asyncio.to_thread(self._thread.join, CALL_S))
         assert not self._thread.is_alive()
         return self.prepared.state.record
 
     def honest_model(self) -> ArrayRecord:
-        """The model that comes of the honest update alone."""
+        """The model of the honest update alone."""
         fold = Fold(self.model)
         fold.start(self.model, [EXAMPLES, EXAMPLES])
         fold.add(exchange.update_of(self._update), EXAMPLES)

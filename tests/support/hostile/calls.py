@@ -1,4 +1,4 @@
-"""Calls of one node, one message or frame at a time, in bytes that no stub would send, and how they end."""
+"""Calls of one node, one message or frame at a time, with bytes that no stub would send, and how they end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.hostile.replies import HostileReply
 T = TypeVar("T")
 Ending = tuple[pb.Receipt.Outcome | None, grpc.StatusCode, str]  # the last receipt's outcome, status, reason
 AT_ONCE = 8
-OVERTAKEN = "Internal error from Core"  # what gRPC's client says of a receipt that overtakes what is being written
+OVERTAKEN = "Internal error from Core"  # what gRPC's client reports if a receipt arrives during a write
 CALL_S = 30.0
 KINDS = {
     method.name: method
@@ -30,13 +30,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose calls they are."""
+    """The caller: channel and credentials."""
 
     channel: grpc.aio.Channel
     metadata: Any = ()
 
     async def send(self, name: str, message: bytes) -> tuple[grpc.StatusCode, str]:
-        """How the call `name` ends with this message."""
+        """Send this message in the call `name`; return how it ends."""
         method, options = KINDS[name], {"metadata": self.metadata, "timeout": CALL_S}
         if method.client_streaming:
             call = self._stream(name)
@@ -63,7 +63,7 @@ class Caller:
         return pb.Receipt.FromString(await call).outcome if code is OK else None, code, details
 
     async def upload(self, frames: Sequence[bytes], times: int = 1) -> Ending:
-        """The same frame by frame: the first, and the others once they are granted."""
+        """The same frame by frame: the first one, then the others once they are granted."""
         outcome = None
         for _ in range(times):
             call = self._stream("Upload")
@@ -86,7 +86,7 @@ class Caller:
 
 
 async def together(act: Callable[[Any], Awaitable[T]], over: Sequence[Any]) -> list[T]:
-    """`act` on each, a few at once."""
+    """Call `act` on each, a few at once."""
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(each: Any) -> T:
@@ -97,7 +97,7 @@ async def together(act: Callable[[Any], Awaitable[T]], over: Sequence[Any]) -> l
 
 
 async def _write(call: Any, frames: Sequence[bytes], *, ends: bool) -> None:
-    """As far as the server reads."""
+    """Write as far as the server reads."""
     with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
         for frame in frames:
             await call.write(frame)

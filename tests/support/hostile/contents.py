@@ -1,4 +1,4 @@
-"""Replies of the form and size that were agreed, with bytes in them that no training leaves."""
+"""Replies of the agreed form and size, with values that no training produces."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _replace_head(piece: bytearray, head: str) -> None:
 
 @st.composite
 def content_attacks(draw: DrawFn, model: Model, sums: SearchStrategy[RecordDict]) -> HostileReply:
-    """Form and size as agreed, and bytes that no training leaves."""
+    """The agreed form and size, with values that no training produces."""
     floats = [index for index, value in enumerate(model.values()) if value.is_floating_point() and value.numel()]
     reply, place = to_reply(honest_content(model)), draw(st.sampled_from(floats))
     metrics = {entry.key: entry for entry in metrics_of(reply.header)}
@@ -111,14 +111,14 @@ def content_attacks(draw: DrawFn, model: Model, sums: SearchStrategy[RecordDict]
         case _:
             reply = to_reply(draw(sums))
     reply.how, reply.whole = (what, place), draw(st.booleans())
-    # Values that are not finite or too far are held against a node once the round shows that others have none.
+    # Values that are not finite or too large count against a node once the round shows that others sent none.
     reply.outcome, reply.counted = COMMITTED, "" if what in _UNUSABLE else "Upload.content"
     return reply
 
 
 @st.composite
 def bad_sums(draw: DrawFn, model: Model, classes: int, dim: int) -> RecordDict:
-    """A good model, and class sums that no examples have."""
+    """A good model with class sums that no examples can have."""
     sum_KD, count_K = np.zeros((classes, dim)), np.zeros(classes, np.int64)
     c = draw(st.integers(0, classes - 1))
     match draw(st.sampled_from(("long", "negative", "many", "wrap"))):

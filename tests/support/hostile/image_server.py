@@ -1,7 +1,7 @@
-"""A server that wants the images: models whose features are the pixels, and how it puts its answers together.
+"""A server that wants the images: models whose features are the pixels, and how it combines the answers.
 
-The attacks know what any server knows: the run file, the model, the number of examples of each class. Shared by
-the tests of the owner's policy.
+The attacks use only what every server knows: the run file, the model, the number of examples of each class. Shared
+by the tests of the owner's policy.
 
 Legend: N images, D feature width.
 """
@@ -36,11 +36,11 @@ from fednc.protos import federation_pb2 as pb
 CLASSES = ("healthy", "ill")
 SIZE, PIXELS = 8, 64
 REFUSALS = (OwnerRefusalError, ConfigError)
-ILL = 1  # the class that the server is after
+ILL = 1  # the class that the server attacks
 
 
 def write_images(path: Path, counts: tuple[int, ...] = (18, 12), seed: int = 3) -> np.ndarray[Any, Any]:
-    """Images of noise, so that nothing but the image itself says what it is; those of class `ILL`, or all."""
+    """Write images of noise, so nothing about them can be guessed; return those of class `ILL`, or all."""
     draw = np.random.default_rng(seed)
     label_N = np.repeat(np.arange(len(counts)), counts)
     image_NHW = draw.integers(1, 256, (len(label_N), SIZE, SIZE), np.uint8)
@@ -49,7 +49,7 @@ def write_images(path: Path, counts: tuple[int, ...] = (18, 12), seed: int = 3) 
 
 
 def hostile_run(**keys: Any) -> RunConfig:
-    """Pixels of 0..1 reach a network of plain convolutions; `keys` are laid over it."""
+    """A run whose network of plain convolutions gets pixels in 0..1; `keys` override parts of it."""
     task = {"classes": list(CLASSES), "size": SIZE, "channels": 1, "width": 16, "model": "plain"}
     base: dict[str, Any] = {
         "task": {**task, "mean": [0.0], "std": [1.0]},
@@ -65,7 +65,7 @@ def hostile_run(**keys: Any) -> RunConfig:
 def see_through(run: RunConfig) -> nn.Module:
     """A model of the run's own kind whose features are the image's pixels and a constant.
 
-    Convolutions of stride 2 fold two by two pixels into channels, the others pass on what they get.
+    Convolutions of stride 2 move two by two pixels into channels, the others copy their input.
     """
     torch.manual_seed(0)
     model = tasks.get(run).build_model()
@@ -89,8 +89,8 @@ def see_through(run: RunConfig) -> nn.Module:
 
 
 def as_image(feat_D: Tensor) -> np.ndarray[Any, Any]:
-    """The image in a feature of `see_through`'s backbone: channels hold pixels folded twice."""
-    folded = feat_D[:PIXELS].reshape(2, 2, 2, 2, 2, 2)  # second fold, first fold, place; rows before columns
+    """The image in a feature of `see_through`'s backbone, whose channels hold pixels moved twice."""
+    folded = feat_D[:PIXELS].reshape(2, 2, 2, 2, 2, 2)  # second move, first move, position; rows before columns
     outer_row, outer_column, inner_row, inner_column, y, x = range(6)
     image = folded.permute(y, outer_row, inner_row, x, outer_column, inner_column).reshape(SIZE, SIZE)
     pixels: np.ndarray[Any, Any] = (image * 255).round().clamp(0, 255).to(torch.uint8).numpy()
@@ -104,7 +104,7 @@ def welcome(run: RunConfig, run_id: str, part: pb.Part | None = None) -> pb.Welc
 def content_of(
     run: RunConfig, server_round: int = 1, *, wants_sums: bool = False, model: nn.Module | None = None
 ) -> RecordDict:
-    """Everything that any instruction has."""
+    """The content of any instruction."""
     task, model = tasks.get(run), model or see_through(run)
     frame = draw_frame(task.label_space, run.frame.dim, 0, run.frame.kind)
     return exchange.instruction_content(
@@ -122,7 +122,7 @@ def instruction(content: RecordDict, kind: str, run_id: str = "run") -> Message:
 
 
 def sums_over_seeds(client: Callable[[], Host], seeds: range, run: RunConfig) -> Iterator[tuple[Tensor, int]]:
-    """(sum, count) of class `ILL` in a run of each seed, as far as the client answers."""
+    """(sum, count) of class `ILL` in a run with each seed, where the client answers."""
     for seed in seeds:
         reseeded, host = run.model_copy(update={"seed": seed}), client()
         try:
@@ -130,14 +130,14 @@ def sums_over_seeds(client: Callable[[], Host], seeds: range, run: RunConfig) ->
             reply = host.work(instruction(content_of(reseeded, 0), MEMORY, f"run-{seed}"))
             sums = exchange.sums_of(reply.content)
             yield sums.sum_KD[ILL], int(sums.count_K[ILL])
-        except REFUSALS:  # tell the attacker nothing; the tests look at the audit log
+        except REFUSALS:  # these tell the attacker nothing; the tests look at the audit log
             continue
         finally:
             host.leave()
 
 
 def images_from_sums(found: list[tuple[Tensor, int]]) -> list[np.ndarray[Any, Any]]:
-    """Each image of a class of n + 1, from all n + 1 sums of n of them: what a sum lacks to the sum of all."""
+    """Each image of a class of n + 1, from the n + 1 sums of n of them: the difference to the sum of all."""
     sums: list[Tensor] = []
     for sum_D, _ in found:
         if not any(torch.allclose(sum_D, known, atol=1e-6) for known in sums):
@@ -166,7 +166,7 @@ def layout_of(run: RunConfig) -> Layout:
 
 
 def image_from_gradient(run: RunConfig, unit_N: Tensor) -> np.ndarray[Any, Any]:
-    """The one image behind a gradient: that of a linear layer's weights is its input times that of its biases."""
+    """The image behind a gradient: a linear layer's weight gradient is its input times its bias gradient."""
     parameters = dict(see_through(run).named_parameters())
     names = layout_of(run).differentiated
     pieces = unit_N.double().split([parameters[name].numel() for name in names])
@@ -188,7 +188,7 @@ def images_from_gradients(answers: Iterator[RecordDict], run: RunConfig) -> list
 
 
 def gradients(host: Host, run: RunConfig, iterations: range) -> Iterator[RecordDict]:
-    """The client's gradient of each iteration, as far as it answers."""
+    """The client's gradient in each iteration, where it answers."""
     for iteration in iterations:
         try:
             reply = host.work(instruction(gradient_content(run, iteration), GRADIENT))
@@ -198,12 +198,12 @@ def gradients(host: Host, run: RunConfig, iterations: range) -> Iterator[RecordD
 
 
 def recovered(images: list[np.ndarray[Any, Any]], wanted: np.ndarray[Any, Any]) -> int:
-    """How many of the wanted images are among those that an attack found, pixel for pixel."""
+    """How many of the wanted images an attack found, pixel for pixel."""
     found = {image.tobytes() for image in images}
     return sum(image.tobytes() in found for image in wanted)
 
 
 def closest(images: list[np.ndarray[Any, Any]], wanted: np.ndarray[Any, Any]) -> float:
-    """The mean error, in grey levels of 255, of the best guess at any wanted image; of mere noise about 85."""
+    """The mean error, in grey levels of 255, of the best guess at any wanted image; about 85 for pure noise."""
     errors = [np.abs(image.astype(float) - one.astype(float)).mean() for image in images for one in wanted]
     return min(errors, default=255.0)

@@ -1,6 +1,6 @@
-"""What no honest client sends: valid messages with one hostile field, by call, and bytes that are none.
+"""What no honest client sends: per call, valid messages with one hostile field, and bytes that are no message.
 
-Each strategy gives what to send and what must come of it. Knows the protocol and the limits, not the server.
+Each strategy gives what to send and the outcome it must have. Knows the protocol and the limits, not the server.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FORBIDDEN, UNKNOWN_NAME = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT
 
 @dataclass(frozen=True, repr=False)
 class Attack:
-    """One message. `code` and `counted` (the refusal that must be counted, if any) are what must come of it."""
+    """One message and its outcome: the status `code`, and `counted`, the refusal that must be counted, if any."""
 
     message: bytes
     code: grpc.StatusCode
@@ -37,7 +37,7 @@ class Attack:
         return f"<{self.message!r:.300}: {self.code.name} {self.counted}>"
 
 
-# ---- values that hurt --------------------------------------------------------------------------------------
+# ---- hostile values ----------------------------------------------------------------------------------------
 
 CONTROL = st.sampled_from(["\x00", "\x1b[2J", "\x7f", "\u202egnp.exe", "a\rb", "\u2028", "\ufeff", "\ue000"])
 HUGE_64 = st.sampled_from([message_limits.COUNT + 1, 2**63 - 1, 2**63, 2**64 - 1]) | st.integers(
@@ -75,7 +75,7 @@ def wrong_size(*right: int, most: int = 64) -> SearchStrategy[bytes]:
 
 @dataclass(frozen=True)
 class Hurt:
-    """One way to spoil a message: the field that must be named, and how it is done."""
+    """One way to make a message invalid: how it is done, and the field that the refusal must name."""
 
     field: str
     values: SearchStrategy[Any]
@@ -85,7 +85,7 @@ class Hurt:
 
 
 def setting(name: str, values: SearchStrategy[Any], field: str = "", **options: Any) -> Hurt:
-    """Sets a field of the message, which is counted under `field`."""
+    """Sets a field of the message; the refusal is counted under `field`."""
     return Hurt(field or name, values, lambda message, value: setattr(message, name, value), **options)
 
 
@@ -116,7 +116,7 @@ EDITS = st.lists(
 
 
 def spoil_bytes(message: bytes, edits: Sequence[Edit]) -> bytes:
-    """The message with bytes changed, cut off or put in, at places between its begin (0) and its end (1)."""
+    """The message with bytes changed, cut off or inserted, at places between its start (0) and its end (1)."""
     data = bytearray(message)
     for action, where, what in edits:
         place = int(where * len(data))
@@ -130,7 +130,7 @@ def spoil_bytes(message: bytes, edits: Sequence[Edit]) -> bytes:
 
 
 def gibberish(base: SearchStrategy[Message]) -> SearchStrategy[bytes]:
-    """Bytes that may be anything: random ones, or a message with a few of them spoilt."""
+    """Arbitrary bytes: random ones, or a message with a few bytes changed."""
     spoilt_ones = st.tuples(base, EDITS).map(lambda what: spoil_bytes(what[0].SerializeToString(), what[1]))
     return spoilt_ones | st.binary(max_size=60)
 

@@ -1,4 +1,4 @@
-"""A reply under way to a server, as one who means harm builds it: any bytes, in any order, in frames or whole."""
+"""A reply as an attacker builds it: any bytes, in any order, in frames or in one message."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from support.hostile.messages import OK, Edit, spoil_bytes
 REJECTED, COMMITTED, DAMAGED = pb.Receipt.REJECTED, pb.Receipt.COMMITTED, pb.Receipt.DAMAGED
 LATE, DUPLICATE = pb.Receipt.LATE, pb.Receipt.DUPLICATE
 HEADER = b"<header>"
-EXAMPLES = 10  # that every node announces
-MOST_AT_ONCE = 1 << 20  # bytes in one message, however few uploads share the window
-FAR = 100.0  # norm beyond which a change is too large
+EXAMPLES = 10  # examples that every node announces
+MOST_AT_ONCE = 1 << 20  # most bytes in one message, however few uploads share the window
+FAR = 100.0  # largest allowed norm of a change
 
 
 class Model(dict[str, Tensor]):
-    """Tensors by name, of which hypothesis does not print every number."""
+    """Tensors by name; hypothesis does not print every number."""
 
     def __repr__(self) -> str:
         return "the model"
@@ -32,24 +32,24 @@ class Model(dict[str, Tensor]):
 
 @dataclass(repr=False)
 class HostileReply:
-    """A reply under way to the server. `outcome` None: the call ends with `code` instead of a receipt."""
+    """A reply to the server. `outcome` None: the call ends with `code` instead of a receipt."""
 
     header: pb.UploadHeader
-    pieces: list[bytearray]  # of each array, in the manifest's order
+    pieces: list[bytearray]  # data of each array, in the manifest's order
     frames: list[bytes] | None = None  # instead of header, pieces and end; HEADER stands for the header
     counted: str = ""
     outcome: pb.Receipt.Outcome | None = REJECTED
     code: grpc.StatusCode = OK
-    whole: bool = False  # in one message
-    times: int = 1  # that it is sent; what was settled before is a duplicate
-    edits: Sequence[Edit] = ()  # to the header's bytes
+    whole: bool = False  # sent in one message
+    times: int = 1  # times that it is sent; after the first it is a duplicate
+    edits: Sequence[Edit] = ()  # applied to the header's bytes
     how: object = ""
 
     def __repr__(self) -> str:
         return f"<{self.how!s:.300}: {self.counted or 'not counted'}, {self.outcome}>"
 
     def to_frames(self, work_id: pb.AssignmentId) -> list[bytes]:
-        """As sent for this work; what the header's id says already, it keeps."""
+        """The frames for this assignment; fields already set in the header's id are kept."""
         header = self._header(work_id)
         first, data = pb.UploadFrame(header=header).SerializeToString(), b"".join(self.pieces)
         if self.frames is not None:

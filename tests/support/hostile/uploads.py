@@ -1,6 +1,6 @@
-"""Replies that no honest client sends: one thing wrong with the header, the order of frames, or the bytes.
+"""Replies that no honest client sends, with one thing wrong: the header, the order of frames, or the bytes.
 
-Each strategy gives a reply and what must come of it. Knows the agreement of the run, not the server.
+Each strategy gives a reply and the outcome it must have. Knows the reply schema of the run, not the server.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _fail(header: pb.UploadHeader, **fields: Any) -> None:
 
 
 def _each(name: str, values: SearchStrategy[Any]) -> tuple[str, SearchStrategy[Any], Spoil]:
-    """Sets a field of any one tensor."""
+    """Sets a field of one tensor."""
     places = st.tuples(st.integers(0, 99), values)
     return _ARRAYS, places, lambda h, v: setattr(model_of(h)[v[0] % len(model_of(h))], name, v[1])
 
@@ -127,7 +127,7 @@ _OTHER_IDS = st.sampled_from(["run_id", "group_id", "message_type"])
 
 
 def wholes(node_id: int) -> SearchStrategy[pb.WholeUpload]:
-    """Of work that there is not: what is in a header is in `uploads.py`."""
+    """Replies to assignments that do not exist."""
     work_id = st.builds(pb.AssignmentId, node_id=st.just(node_id), run_id=st.text(max_size=3))
     header = st.builds(pb.UploadHeader, id=work_id, upload_id=st.just(bytes(16)))
     return st.builds(pb.WholeUpload, header=header, data=st.binary(max_size=9), digest=DIGESTS)
@@ -157,7 +157,7 @@ def _header_attacks(draw: DrawFn, model: Model) -> HostileReply:
     spoil(reply.header, value)
     reply.how, reply.whole = (name, value), draw(st.booleans())
     reply.counted = f"Upload.{name}"
-    if draw(st.booleans()):  # again: it was settled
+    if draw(st.booleans()):  # sent again, so the second is a duplicate
         reply.times = 2
     return reply
 
@@ -199,7 +199,7 @@ def _frame_attacks(draw: DrawFn, model: Model) -> HostileReply:
 
 @st.composite
 def _id_attacks(draw: DrawFn, model: Model, node_id: int) -> HostileReply:
-    """`id` is the server's to fill in, see `attacked_round.py`: here it is set only where it lies."""
+    """`attacked_round.py` fills in the `id`; here it is set only where it is wrong."""
     reply = to_reply(honest_content(model))
     reply.outcome, reply.whole = LATE, draw(st.booleans())
     match draw(st.sampled_from(("text", "ordinal", "attempt", "node"))):
@@ -218,14 +218,14 @@ def _id_attacks(draw: DrawFn, model: Model, node_id: int) -> HostileReply:
 
 
 def bad_replies(model: Model, classes: int, dim: int, node_id: int) -> SearchStrategy[HostileReply]:
-    """One thing wrong with each."""
+    """Replies with one thing wrong each."""
     contents = content_attacks(model, bad_sums(model, classes, dim))
     return _header_attacks(model) | contents | _frame_attacks(model) | _id_attacks(model, node_id)
 
 
 @st.composite
 def gibberish_replies(draw: DrawFn, model: Model) -> HostileReply:
-    """Frames that may be anything but a whole reply: they never end with the digest of their data."""
+    """Arbitrary frames that are never a whole reply, because they do not end with the digest of their data."""
     reply = to_reply(honest_content(model))
     frames: list[Message] = [pb.UploadFrame(data=b"x" * 40), pb.UploadFrame(end=pb.UploadEnd(digest=b"x"))]
     reply.frames = [HEADER, *draw(st.lists(gibberish(st.sampled_from(frames)), max_size=3))]

@@ -1,7 +1,7 @@
-"""What makes few-shot sessions work: the mechanisms that the method stands on, each on this implementation.
+"""The mechanisms that few-shot sessions rely on, each tested on this implementation.
 
-Numbered as the list of ten in which the method was specified. The ninth, a lead over the learnable head, is no
-test: docs/incremental.md has the figures, which do not bear it out.
+The numbers are those of the method's specification. The ninth, a lead over the learnable head, is not tested:
+docs/incremental.md has the figures, which do not confirm it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_1_any_part_of_the_frame_keeps_its_angles(vertices: int, spare: int, dat
 
 
 class Watched:
-    """One run in three stages, with all that clients were sent and all that they trained."""
+    """One run in three stages, with everything that clients were sent and trained."""
 
     def __init__(self) -> None:
         self.run = config()
@@ -112,7 +112,7 @@ def watched() -> Watched:
     return found
 
 
-def test_2_one_frame_from_beginning_to_end_and_in_no_optimiser(watched: Watched) -> None:
+def test_2_one_frame_from_start_to_end_and_in_no_optimiser(watched: Watched) -> None:
     after = watched.result.frame
     assert watched.frames == {watched.before} == {frame_digest(after.etf_KD)}
     shapes = {tuple(tensor.shape) for tensor in watched.optimised[0]}
@@ -123,7 +123,7 @@ def test_2_one_frame_from_beginning_to_end_and_in_no_optimiser(watched: Watched)
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**31), st.integers(0, K - 1))
-def test_3_dot_regression_pulls_and_pushes_nobody(seed: int, label: int) -> None:
+def test_3_dot_regression_pulls_and_never_pushes(seed: int, label: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     raw = torch.randn(1, D, generator=draw, dtype=torch.float64)
     etf_KD, label_B = FRAME.etf_KD.double(), torch.tensor([label])
@@ -159,7 +159,7 @@ def test_4_scaled_targets_are_weights(labels: list[int], seed: int) -> None:
     assert weight_N.mean().item() == pytest.approx(1, rel=1e-5)
 
 
-def test_5_after_the_beginning_only_the_projection_changes(watched: Watched) -> None:
+def test_5_after_the_base_only_the_projection_changes(watched: Watched) -> None:
     first = watched.run.rounds.total
     keys = list(watched.result.state.model)
     frozen = [key for key in keys if key.startswith("backbone.")]
@@ -189,7 +189,7 @@ def test_5_a_frozen_part_is_in_evaluation_mode_and_the_rest_is_not() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_6_the_memory_is_the_mean_of_what_was_sent_and_nothing_else(watched: Watched) -> None:
+def test_6_the_memory_is_exactly_the_mean_of_what_was_sent(watched: Watched) -> None:
     result, task = watched.result, watched.result.task
     memory = result.state.memory
     assert memory.seen_K.tolist() == [True] * 10 + [False] * 2
@@ -233,7 +233,7 @@ def test_7_any_partition_of_the_examples_gives_the_pooled_mean(parts: int, seed:
 @pytest.mark.parametrize(
     "method", [DOT, COSINE, NEAREST, DISCRIMINANT], ids=["frame", "cosine", "nearest", "discriminant"]
 )
-def test_8_only_classes_seen_are_predicted_and_all_of_them_are_tested(method: dict[str, Any]) -> None:
+def test_8_only_seen_classes_are_predicted_and_all_of_them_are_tested(method: dict[str, Any]) -> None:
     result, _ = carry_out(config(method=method))
     task = result.task
     model = task.build_model()
@@ -244,7 +244,7 @@ def test_8_only_classes_seen_are_predicted_and_all_of_them_are_tested(method: di
         with torch.no_grad():
             guide = guide_at(task, result.frame.etf_KD, result.state.memory, stage.last)
             scores = task.scores(model, inputs, guide)
-        if method not in (NEAREST, DISCRIMINANT):  # whose memory has the later classes by now
+        if method not in (NEAREST, DISCRIMINANT):  # whose memory holds the later classes by now
             assert scores[:, stage.classes :].isneginf().all()
             assert scores[:, : stage.classes].isfinite().all()
     test = task.load_test("digits").count_K
@@ -271,7 +271,7 @@ def test_10_neither_the_order_of_clients_nor_a_restart_changes_memory_or_model()
 
 
 def _backwards(grid: LocalGrid) -> LocalGrid:
-    """The same grid, which names its clients in the other order."""
+    """The same grid with its clients in reverse order."""
     forwards = grid.get_node_ids()
     grid.get_node_ids = lambda: forwards[::-1]  # type: ignore[method-assign]
     return grid

@@ -1,4 +1,4 @@
-"""What a session of few-shot learning minimises."""
+"""The loss of a session of few-shot learning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fednc.client.app.initialisation import Volunteer
+from fednc.client.app.initialisation import ClientInitialisation
 from fednc.client.app.resident_run import Resident
 from fednc.client.link.work_hooks import Hooks
 from fednc.common.config.run import parse_run
@@ -47,7 +47,7 @@ def test_mixing_half_and_half_keeps_a_batch_of_one_class_as_it_is() -> None:
     assert plain.item() == pytest.approx(mixed.item(), rel=1e-5)
 
 
-def test_memory_terms_that_mean_nothing_here_are_refused() -> None:
+def test_memory_terms_without_meaning_here_are_refused() -> None:
     with pytest.raises(ConfigError, match="before the projection"):
         tasks.get(config(method={**DOT, "anchor": 0.1}))
 
@@ -55,7 +55,7 @@ def test_memory_terms_that_mean_nothing_here_are_refused() -> None:
 # ---- virtual classes and the memory's spread -----------------------------------------------------------------
 
 
-def test_a_part_of_a_batch_is_turned_onto_the_last_vertices() -> None:
+def test_a_part_of_a_batch_is_rotated_and_uses_the_last_vertices() -> None:
     pixel_BCHW, label_B = torch.randn(400, 1, 4, 4), torch.arange(400) % 2
     method = config(method={**DOT, "virtual_share": 0.5}, frame={"vertices": 28}).method
     torch.manual_seed(0)
@@ -70,10 +70,10 @@ def test_a_part_of_a_batch_is_turned_onto_the_last_vertices() -> None:
     assert knowing.virtual == 2 * TURNS
     assert knowing.count_K.tolist() == pytest.approx([100, 100, 0, 0, *[200 * 0.5 / TURNS] * 6])
     scores_BK = logits(CosineHead(D, K, 1.0, trainable=False), torch.randn(3, D), replace(knowing, classes=2))
-    assert scores_BK.isneginf().any(dim=0).nonzero().flatten().tolist() == [2, 3]  # nobody's yet
+    assert scores_BK.isneginf().any(dim=0).nonzero().flatten().tolist() == [2, 3]  # no class has them yet
 
 
-def test_virtual_classes_are_refused_where_there_is_no_room_or_no_session() -> None:
+def test_virtual_classes_are_refused_without_room_or_sessions() -> None:
     with pytest.raises(ConfigError, match="need 18 spare vertices, there are 2"):
         tasks.get(config(method={**DOT, "virtual_share": 0.5}))
     with pytest.raises(ConfigError, match="tasks that take"):
@@ -82,7 +82,7 @@ def test_virtual_classes_are_refused_where_there_is_no_room_or_no_session() -> N
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(2, 40), st.floats(0.1, 2.0), st.integers(0, 2**31))
-def test_the_memory_says_how_far_apart_features_are(dim: int, noise: float, seed: int) -> None:
+def test_the_memory_gives_the_spread_of_features(dim: int, noise: float, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     feat_ND = unit(torch.randn(1, dim, generator=draw) + noise * torch.randn(500, dim, generator=draw))
     memory_KD = torch.zeros(K, dim)
@@ -122,7 +122,7 @@ def test_later_classes_are_left_to_the_sites_that_have_most_of_them(parts: int, 
         assert has.sum() == np.sort(had)[::-1][:sites].sum()
 
 
-def test_a_run_whose_later_classes_are_at_one_site_asks_that_site_alone() -> None:
+def test_a_run_whose_later_classes_are_at_one_site_asks_only_that_site() -> None:
     result, _ = carry_out(config(split={"sites": 1}))
     replies = [record.replies for record in result.history.rounds]
     assert replies[:2] == [3, 3]
@@ -130,15 +130,15 @@ def test_a_run_whose_later_classes_are_at_one_site_asks_that_site_alone() -> Non
     assert result.state.memory.seen_K[:10].all()
 
 
-def test_an_operator_may_name_classes_where_virtual_ones_had_their_place() -> None:
+def test_an_operator_may_name_classes_on_vertices_of_virtual_ones() -> None:
     sessions = [{"classes": [], "shots": 5, "rounds": 1, "start": "operator"}]
     run = config(method={**DOT, "virtual_share": 0.5}, frame={"dim": 32, "vertices": 24}, sessions=sessions)
     assert tasks.get(run).label_space == 24
-    named = tasks.get(with_names(run, 1, ("6", "7")))  # the run is under way: it must not end here
+    named = tasks.get(with_names(run, 1, ("6", "7")))  # the run is in progress and must not end here
     assert named.class_names[-2:] == ("6", "7")
 
 
-def test_the_gradient_of_one_batch_is_the_same_at_every_asking() -> None:
+def test_the_gradient_of_one_batch_is_the_same_every_time() -> None:
     run = config(
         method={**DOT, "virtual_share": 0.5}, frame={"dim": 32, "vertices": 30}, init={"kind": "nio-exact"}
     )
@@ -156,11 +156,11 @@ def test_the_gradient_of_one_batch_is_the_same_at_every_asking() -> None:
     frame = draw_frame(30, 32, 0)
     guide = guide_at(task, frame.etf_KD, ClassMemory.empty(30, task.memory_dim), 1)
     mine, _ = here.at(task.stage(1))
-    volunteer = Volunteer(here, mine, guide, Hooks())
+    client = ClientInitialisation(here, mine, guide, Hooks())
     order = RecordDict({messages.ORDER: messages.Order(iteration=0).to_record()})
     layout = Layout.of(here.model, task.shared_keys(here.model))
     order[messages.INIT] = arrays.to_record({messages.SCALE: torch.ones(len(layout.scaled))})
-    first, again = (messages.answer_in(volunteer.gradient(order), layout) for _ in range(2))
+    first, again = (messages.answer_in(client.gradient(order), layout) for _ in range(2))
     assert first is not None
     assert again is not None
     assert torch.equal(first.unit_N, again.unit_N)

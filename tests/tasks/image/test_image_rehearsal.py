@@ -1,4 +1,4 @@
-"""Reading B in the image task: the projection rehearses the memory of features from before it.
+"""Rehearsal in the image task: the projection rehearses the memory of the features before it.
 
 Legend: B batch, W width before the projection, K label space.
 """
@@ -61,7 +61,7 @@ def test_rehearsal_is_the_cross_entropy_of_each_seen_class_once() -> None:
     assert parts["rehearsal"].item() == pytest.approx(2.0 * loss, rel=1e-5)
 
 
-def test_the_memory_is_of_unit_features_before_the_projection(tmp_path: Path) -> None:
+def test_the_memory_holds_unit_features_from_before_the_projection(tmp_path: Path) -> None:
     run = config(method=METHOD, rounds={"total": 2})
     result = run_on_local(run, fednc_app, tmp_path)
     task = result.task
@@ -79,11 +79,11 @@ def test_the_memory_is_of_unit_features_before_the_projection(tmp_path: Path) ->
     feat_NW, label_N = torch.nn.functional.normalize(torch.cat(feats), dim=1), torch.cat(labels)
     found_KW = result.state.memory.mean_KD
     assert found_KW.shape == (10, task.memory_dim) == (10, W)
-    for c in range(10):  # clients hold some examples out, so their means are near these and not equal
+    for c in range(10):  # clients hold out some examples, so their means are close to these but not equal
         assert torch.nn.functional.cosine_similarity(found_KW[c], feat_NW[label_N == c].mean(dim=0), dim=0) > 0.99
 
 
-def test_each_source_ends_elsewhere(tmp_path: Path) -> None:
+def test_each_source_gives_another_model(tmp_path: Path) -> None:
     ends = []
     for source in ("memory", "own", "shuffled", "stale", "random"):
         run = config(method={**METHOD, "memory_source": source}, rounds={"total": 3})
@@ -106,7 +106,7 @@ def test_each_source_ends_elsewhere(tmp_path: Path) -> None:
         {"memory_source": "vertex"},
     ],
 )
-def test_what_needs_a_memory_beside_the_vertices_is_refused(method: dict[str, object]) -> None:
+def test_uses_that_need_a_memory_beside_the_vertices_are_refused(method: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="from before the projection"):
         setting(**method)
 

@@ -1,4 +1,4 @@
-"""The image task: models, batches, and statistics that are exact however they are pooled."""
+"""The image task: models, batches, and statistics that are exact in any pooling."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pooled(task, model, guide, batches) -> dict[str, torch.Tensor]:
 
 
 def test_one_image_can_be_trained_on_with_batch_norm():
-    for model in ("cnn", "resnet18"):  # 8x8 ends as a single value per channel in the deeper one
+    for model in ("cnn", "resnet18"):  # in the deeper model 8x8 shrinks to one value per channel
         task = make_task(model=model, norm="batch")
         net, data = task.build_model().train(), make_data(task, examples=1)
         (batch,) = data.train_batches(4, torch.Generator().manual_seed(0))
@@ -36,7 +36,7 @@ def test_one_image_can_be_trained_on_with_batch_norm():
 
 @settings(deadline=None)
 @given(examples=st.integers(0, 70), batch=st.integers(1, 20), seed=st.integers(0, 99))
-def test_an_epoch_has_every_image_once_and_no_lonely_one(examples, batch, seed):
+def test_an_epoch_has_every_image_once_and_no_batch_of_one(examples, batch, seed):
     task = make_task()
     data = make_data(task, examples)
     label_N = torch.arange(examples)  # as names
@@ -79,7 +79,7 @@ def test_augmentation_moves_and_mirrors_and_follows_the_generator():
     assert set(found) == set(range(18))
 
 
-def test_training_is_augmented_if_the_run_says_so_and_testing_never(tmp_path):
+def test_training_is_augmented_if_the_run_says_so_but_testing_never(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
     np.savez(
         tmp_path / "a.npz", x_train=x, y_train=np.arange(6) % 3, x_test=x, y_test=np.arange(6) % 3, classes=CLASSES
@@ -124,7 +124,7 @@ def test_federated_statistics_equal_central_ones_exactly(order, cut, method):
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedetf", "fednc"])
-def test_metrics_are_those_of_the_definition(method):
+def test_metrics_equal_their_definition(method):
     torch.manual_seed(1)
     task = make_task(method, vertices=5)
     model, data = task.build_model().eval(), make_data(task, 40)

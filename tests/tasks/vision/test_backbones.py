@@ -1,4 +1,4 @@
-"""The image models: shapes, sizes, and a start that no method changes."""
+"""The image models: shapes, sizes, and initial weights that no method changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parameters(module: torch.nn.Module) -> int:
         ("fedetf", "mobilenetv2", 8, "batch"),
     ],
 )
-def test_models_have_their_shapes_and_gradient_reaches_every_parameter(method, model, size, norm):
+def test_models_have_their_shapes_and_gradients_reach_every_parameter(method, model, size, norm):
     torch.manual_seed(0)
     task = make_task(method, model=model, norm=norm, size=size, channels=3)
     net, data = task.build_model(), make_data(task, examples=3)

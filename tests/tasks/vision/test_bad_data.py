@@ -1,6 +1,6 @@
-"""Bad data is named, never guessed: real little files of every kind, read as a client would read them.
+"""Bad data is named, never guessed: small real files of every kind, read as a client reads them.
 
-Each row is one thing that owners of data get wrong; it is refused with a word for it, or left out and counted.
+Each row is one mistake in data; it is refused with a message that names it, or left out and counted.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def test_folders_beside_train_and_test_are_counted(tmp_path):
     assert images.notes == ("left out: 1 folders beside train/ and test/ (first: 'val')",)
 
 
-def test_classes_without_examples_are_told(tmp_path):
+def test_classes_without_examples_are_reported(tmp_path):
     images = read(f"folder:{write_folder(tmp_path / 'd', ['bee'])}", "train", options())
     assert images.notes == ("no example of 2 of the run's classes: 'ant', 'cat'",)
 
@@ -148,7 +148,7 @@ def test_a_class_may_be_called_train(tmp_path):
     assert len(images.names) == 2
 
 
-def test_home_is_understood(tmp_path, monkeypatch):
+def test_a_tilde_means_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_folder(tmp_path / "d", CLASSES)
     write_npz(tmp_path / "a.npz").rename(tmp_path / "A.NPZ")
@@ -178,7 +178,7 @@ def test_one_name_in_two_forms_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Cat", "cat "])
-def test_names_that_differ_in_case_or_spaces_are_no_guess(tmp_path, name):
+def test_names_that_differ_in_case_or_spaces_are_not_matched(tmp_path, name):
     nested(tmp_path / name)
     with pytest.raises(DataError, match=f"'{name}' differs from 'cat' only in case or spaces"):
         read(f"folder:{tmp_path}", "train", options())
@@ -229,14 +229,14 @@ def test_an_array_that_cannot_be_used_is_named(tmp_path, case):
         {"other": np.array([None], object)},
     ],
 )
-def test_arrays_that_can_mean_one_thing_only_are_read(tmp_path, changed):
+def test_unambiguous_arrays_are_read(tmp_path, changed):
     images = read(f"npz:{write_npz(tmp_path / 'a.npz', **changed)}", "train", options())
     assert images.label_N.tolist() == [0, 1, 2, 0]
     assert images.pixel_NCHW.dtype in (torch.uint8, torch.float32)
     assert bool(images.notes) == ("other" in changed)
 
 
-def test_an_archive_of_something_else(tmp_path):
+def test_an_archive_without_the_arrays_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x_train", b"not an array")
     for place in ("a.npz", ""):

@@ -1,4 +1,4 @@
-"""What only the owner of data can say (names of labels, columns, test data), and what `init` and `check` say."""
+"""What only the owner of data knows (names of labels, columns, test data), and what `init` and `check` report."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_labels_without_names_are_refused_until_their_owner_names_them(tmp_path)
         read(with_options(spec, class_names="cat,ant"), "train", options())
 
 
-def test_a_number_is_the_name_of_a_class_that_is_called_so(tmp_path):
+def test_a_number_can_be_the_name_of_a_class(tmp_path):
     spec = f"npz:{write_npz(tmp_path / 'a.npz', y_train=np.array([1, 2, 3, 1]), classes=None)}"
     assert read(spec, "train", options(classes=("3", "2", "1"))).label_N.tolist() == [2, 1, 0, 2]
     with pytest.raises(DataError, match="labels '3' have no names"):
         read(spec, "train", options(classes=("0", "1", "2")))
 
 
-def test_the_owners_suffix_says_the_same_as_the_options():
+def test_a_suffix_of_the_spec_equals_the_options():
     spec = with_options("hf:a/b", "a b,c%2Cd,é", "image=img,label=fine label")
     found = parse_spec(spec)
     assert (found.kind, found.place, found.class_names) == ("hf", "a/b", ("a b", "c,d", "é"))
@@ -70,7 +70,7 @@ def test_the_owners_suffix_says_the_same_as_the_options():
         "hf:a?columns=mask=a",
     ],
 )
-def test_suffixes_that_cannot_be_meant(spec):
+def test_invalid_suffixes_are_refused(spec):
     with pytest.raises(DataError, match="data '"):
         read(spec, "train", options())
 
@@ -87,7 +87,7 @@ def table(tmp_path: Path, columns: dict[str, tuple[Any, list[Any]]]) -> str:
     return f"hf:{tmp_path / 't'}"
 
 
-def test_columns_that_can_both_be_meant_are_listed_with_the_key_that_decides(tmp_path):
+def test_ambiguous_columns_are_listed_with_the_option_that_decides(tmp_path):
     import datasets
 
     image, names = datasets.Image(), datasets.ClassLabel(names=["bee", "ant"])
@@ -110,7 +110,7 @@ def test_columns_that_can_both_be_meant_are_listed_with_the_key_that_decides(tmp
         read(with_options(spec, columns="image=z"), "train", options())
 
 
-def test_columns_of_texts_numbers_and_nothing(tmp_path):
+def test_columns_of_strings_numbers_and_nothing(tmp_path):
     import datasets
 
     image, text, number = datasets.Image(), datasets.Value("string"), datasets.Value("int64")
@@ -130,7 +130,7 @@ def test_columns_of_texts_numbers_and_nothing(tmp_path):
         read(spec, "train", options())
 
 
-# ---- what is tested on -------------------------------------------------------------------------------------
+# ---- test data ---------------------------------------------------------------------------------------------
 
 
 def data_without_test(tmp_path: Path, kind: str) -> str:
@@ -141,7 +141,7 @@ def data_without_test(tmp_path: Path, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["npz", "folder"])
-def test_training_data_is_never_scored_and_a_share_is_left_out_by_everybody(tmp_path, kind):
+def test_training_data_is_never_scored_and_every_client_leaves_out_the_share(tmp_path, kind):
     spec = data_without_test(tmp_path, kind)
     every = task_of().load_train(spec, None, None)
     with pytest.raises(DataError, match=r"no test part.*evaluate\.test_share"):
@@ -207,15 +207,15 @@ def test_init_refuses_what_a_client_could_not_use(here, changed, words):
     assert not Path("run.toml").exists()
 
 
-def test_init_says_whose_mean_and_std_it_writes(here):
+def test_init_says_that_mean_and_std_are_those_of_the_data(here):
     write_npz(here / "a.npz", x_train=RANDOM)
-    assert "come from this site's images" in said("init", "npz", "--data", "npz:a.npz")
+    assert "measured on this site's images" in said("init", "npz", "--data", "npz:a.npz")
     assert "one site's images" in Path("run.toml").read_text()
     said("init", "--force")
     assert "one site's images" not in Path("run.toml").read_text()
 
 
-def test_init_makes_no_phantom_classes(here):
+def test_init_makes_no_classes_without_examples(here):
     write_npz(here / "a.npz", x_train=RANDOM, y_train=np.array([1, 2, 3_000_002, 1]), classes=None)
     assert "the labels have no names" in said("init", "npz", "--data", "npz:a.npz")
     assert tasks.get(read_run_file(Path("run.toml"))).class_names == ("1", "2", "3000002")
@@ -223,7 +223,7 @@ def test_init_makes_no_phantom_classes(here):
     said("check", "run.toml", "--data", "npz:a.npz")
 
 
-def test_init_takes_names_from_texts_and_from_the_owner(here):
+def test_init_takes_names_from_the_labels_and_from_the_owner(here):
     write_npz(here / "a.npz", x_train=RANDOM, y_train=np.array(["owl", "elk", "owl", "elk"]), classes=None)
     said("init", "npz", "--data", "npz:a.npz")
     assert tasks.get(read_run_file(Path("run.toml"))).class_names == ("elk", "owl")
@@ -234,7 +234,7 @@ def test_init_takes_names_from_texts_and_from_the_owner(here):
     assert "--class-names" in said("check", "run.toml", "--data", "npz:a.npz", code=DataError.exit_code)
 
 
-def test_init_chooses_a_frame_that_many_classes_fit_in(here):
+def test_init_chooses_a_frame_wide_enough_for_many_classes(here):
     x = np.random.default_rng(0).integers(0, 256, (200, 8, 8), dtype=np.uint8)
     write_npz(here / "a.npz", x_train=x, y_train=np.arange(200), classes=None)
     assert "frame.dim = 256: 200 classes need at least 199" in said("init", "npz", "--data", "npz:a.npz")
@@ -253,13 +253,13 @@ def test_init_lists_images_that_cannot_be_used(here):
     assert "6 images are grey" in said("init", "folder", "--data", "folder:d", code=DataError.exit_code)
 
 
-def test_check_tells_everything_at_once_and_names_what_is_left_out(here):
+def test_check_reports_everything_at_once_and_names_what_is_left_out(here):
     write_folder(here / "d", CLASSES)
     said("init", "folder", "--data", "folder:d")
     picture(1).save(here / "d" / "loose.png")
     words = said("check", "run.toml", "--data", "folder:d")
     assert "1 loose images beside the class folders (first: 'loose.png')" in words
-    assert "fits together; 1 remarks on the data above" in words
+    assert "no problems found; see 1 notes on the data above" in words
     (here / "d" / "bee" / "0.png").write_bytes(b"")
     text = Path("run.toml").read_text().replace("# dim = 128", "dim = 1")
     Path("run.toml").write_text(text)

@@ -1,4 +1,4 @@
-"""Hugging Face datasets from disk, and inputs to predict on."""
+"""Hugging Face data sets on disk, and inputs to predict on."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def test_npz_labels_follow_the_names_in_any_order(tmp_path):
         assert read(f"npz:{file}", "train", options()).label_N.tolist() == truth.tolist()
 
 
-def test_folder_labels_follow_the_names_whatever_the_run_calls_first(tmp_path):
+def test_folder_labels_follow_the_names_whatever_their_order_in_the_run(tmp_path):
     root = write_folder(tmp_path / "d", CLASSES)
     for order in permutations(CLASSES):
         images = read(f"folder:{root}", "train", options(classes=order))
@@ -50,7 +50,7 @@ def test_unknown_classes_list_both_sides(tmp_path):
         assert "The data has 'ant', " in str(e.value)
 
 
-def test_names_that_no_label_uses_do_not_matter(tmp_path):
+def test_unused_names_do_not_matter(tmp_path):
     file = write_npz(tmp_path / "a.npz", y_train=np.array([1, 1, 0, 0]), classes=np.array(["ant", "cat", "yak"]))
     assert read(f"npz:{file}", "train", options()).label_N.tolist() == [2, 2, 0, 0]
 
@@ -85,7 +85,7 @@ def test_arrays_that_do_not_fit_say_so(tmp_path, changed, match):
     assert str(file) in str(e.value)
 
 
-def test_a_file_that_is_no_npz(tmp_path):
+def test_a_file_that_is_not_an_npz_is_refused(tmp_path):
     file = tmp_path / "a.npz"
     np.savez_compressed(file, x_train=np.random.default_rng(0).random((9, 8, 8)))
     whole = file.read_bytes()
@@ -178,20 +178,20 @@ def test_grey_and_colour_are_not_mixed(tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["", "digit", "digits:", "digits:x", "npz", "npz:", "zip:a", "folder"])
-def test_specs_that_are_none(spec):
+def test_invalid_specs_are_refused(spec):
     with pytest.raises(DataError, match="expected digits, npz:PATH, folder:PATH"):
         read(spec, "train", options())
 
 
 @pytest.mark.parametrize("spec", ["npz:gone.npz", "folder:gone", "hf:./gone"])
-def test_data_that_is_not_there(spec, monkeypatch, tmp_path):
+def test_missing_data_is_named(spec, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(DataError, match="gone"):
         read(spec, "train", options())
 
 
-def test_an_empty_folder(tmp_path):
+def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "ant").mkdir()
     with pytest.raises(DataError, match="no images in subfolders"):
         read(f"folder:{tmp_path}", "train", options())

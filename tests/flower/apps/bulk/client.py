@@ -1,4 +1,4 @@
-"""Answers with as many megabytes as it is asked for, in arrays or in a ConfigRecord."""
+"""Answers with as many megabytes as the server asks for, in arrays or in a ConfigRecord."""
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict

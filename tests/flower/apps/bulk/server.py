@@ -1,4 +1,4 @@
-"""Asks for replies larger than the budget, than the limit, and for many that it does not pull."""
+"""Asks for replies larger than the budget, larger than the limit, and for many that it never pulls."""
 
 import json
 import time
@@ -12,7 +12,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    [node] = grid.get_node_ids()  # once, as many apps do
+    [node] = grid.get_node_ids()  # only once, as many apps do
 
     def question(number: int, **asked: object) -> Message:
         return Message(RecordDict({"asked": ConfigRecord({"number": number, **asked})}), node, "query")

@@ -1,4 +1,4 @@
-"""Arrays of many types and shapes, every kind of value, own message ids: what an app may do without a strategy."""
+"""An app without a strategy: arrays of many types and shapes, every kind of value, its own message ids."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""An app of the years before `Message`: a strategy from a function, driven by Flower's compatibility layer."""
+"""An app from before `Message`: a strategy from a function, run by Flower's compatibility layer."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stock FedAvg that notes what came of every round."""
+"""Stock FedAvg that records the outcome of every round."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Replies of a ConfigRecord and nothing else; of an empty one; of no record at all."""
+"""Replies with only a ConfigRecord, with an empty one, and with no record at all."""
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp

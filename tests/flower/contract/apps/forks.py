@@ -1,4 +1,4 @@
-"""A ServerApp that forks, spawns, loads with workers, sets signal handlers and holds the interpreter."""
+"""A ServerApp that forks, spawns, loads data with workers, sets signal handlers and holds the interpreter lock."""
 
 import asyncio
 import multiprocessing

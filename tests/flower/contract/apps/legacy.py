@@ -1,4 +1,4 @@
-"""The API of before: `client_fn` with `NumPyClient`, `server_fn` with a strategy and configuration functions."""
+"""The older API: `client_fn` with `NumPyClient`, `server_fn` with a strategy and configuration functions."""
 
 import numpy as np
 from flwr.client import ClientApp, NumPyClient

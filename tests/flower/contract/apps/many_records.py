@@ -1,4 +1,4 @@
-"""Several records of each kind in a reply; more records, keys and values in a list than a small message has."""
+"""Several records of each kind in a reply, and many more records, keys and list values than usual."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Mods around the ClientApp and around one of its functions: their order, what they add, what they cut short."""
+"""Mods around the ClientApp and around one of its functions: their order, what they add, what they skip."""
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp

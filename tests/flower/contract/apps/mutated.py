@@ -1,4 +1,4 @@
-"""One record sent again and again while its arrays change: the bytes that arrive are those of the moment."""
+"""One record sent repeatedly while its arrays change: each message carries the bytes of its moment."""
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict

@@ -1,4 +1,4 @@
-"""Scalars that are subclasses of what Flower takes, integers beyond 63 bits, in single values and in lists."""
+"""Scalars of subclasses of the types that Flower accepts, and integers beyond 63 bits, single and in lists."""
 
 import enum
 

@@ -1,4 +1,4 @@
-"""A workflow of stages as secure aggregation has them: 1 M parameters masked in lists and bytes, both ways."""
+"""A workflow in stages, like secure aggregation: 1 M masked parameters in lists and bytes, both ways."""
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict

@@ -1,4 +1,4 @@
-"""Context.state of each kind over messages; what was set before an exception stays."""
+"""Context.state of each kind across messages; what was set before an exception is kept."""
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict

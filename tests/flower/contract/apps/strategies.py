@@ -1,4 +1,4 @@
-"""Strategies as they are shipped, with evaluation on the server and metrics of both sides, two in a row."""
+"""Flower's own strategies, with evaluation on the server and metrics from both sides, two in a row."""
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict

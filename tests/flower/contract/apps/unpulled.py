@@ -1,4 +1,4 @@
-"""Replies that nobody pulls, some of them in threads, and a query after them; a lifespan around it all."""
+"""Replies that nobody pulls, some of them in threads, then a query; all within a lifespan."""
 
 import threading
 import time
@@ -50,7 +50,7 @@ def main(grid: Grid, context: Context) -> None:
     for thread in threads:
         thread.join()
     waiting, found = set(grid.push_messages([question(3, node) for node in nodes])), []
-    while waiting:  # to ask again for what was pulled is an error on stock Flower
+    while waiting:  # on stock Flower, pulling a reply twice is an error
         for reply in grid.pull_messages(waiting):
             found.append(reply)
             waiting.discard(reply.metadata.reply_to_message_id)

@@ -1,0 +1,233 @@
+"""`fednc.run`: server and clients in this process, one client after the other, for notebooks and scripts.
+
+What runs is what the server and client commands run, without the link between them, so that the same run file and
+data give the same bits (with the same number of threads in PyTorch). Opens no connection.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fednc.bench.local_grid import LocalGrid
+from fednc.callbacks import Callback, Progress
+from fednc.client.app.host import ClientConfig
+from fednc.common.config.run import RunConfig, parse_run, read_run_file
+from fednc.common.device import pick_device
+from fednc.common.errors import ConfigError
+from fednc.common.files import private_folder
+from fednc.common.model_export import ExportedModel, load
+from fednc.server.operations.trackers import tracked
+from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.control import RunControl
+from fednc.server.rounds.result_files import summary_of, write_files
+from fednc.server.rounds.run import FederatedRun, RunResult
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, RoundCompleted
+from fednc.server.storage.folder_lock import claimed
+from fednc.server.storage.history import History, RoundRecord
+
+FINISHED, INTERRUPTED = "finished", "interrupted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run leaves behind.
+
+    Attributes:
+        run: the run file as it was read.
+        history: all rounds, each with its losses and metrics.
+        metrics: those of the last evaluated round: on the run's test data, else over what clients hold out.
+        model: the final model with its read-out, ready to predict; on the CPU.
+        summary: what `summary.json` of a run folder says.
+        ended: `finished`, `interrupted`, or why a callback stopped the run.
+        folder: where model, rounds, events and summary were written; None: nowhere.
+    """
+
+    run: RunConfig
+    history: History
+    metrics: dict[str, float]
+    model: ExportedModel
+    summary: dict[str, Any]
+    ended: str
+    folder: Path | None
+
+    @property
+    def rounds(self) -> int:
+        """How many there were."""
+        return len(self.history.rounds)
+
+
+class Running:
+    """A run under way, as its callbacks see it.
+
+    Attributes:
+        config: the run file.
+        clients: names of the clients.
+        primary: name of the task's primary metric.
+        ended: why a callback stopped it; empty: none has.
+    """
+
+    def __init__(self, prepared: FederatedRun, control: RunControl, clients: Sequence[str]) -> None:
+        self.config = prepared.run
+        self.clients = tuple(clients)
+        self.primary = prepared.task.primary.name
+        self.ended = ""
+        self._prepared, self._control = prepared, control
+
+    @property
+    def history(self) -> History:
+        """All rounds so far."""
+        return self._prepared.history
+
+    def rises(self, metric: str) -> bool:
+        """Whether higher values of a metric are better, as the task says; `train_loss` should fall."""
+        told = {one.name: one.higher_is_better for one in self._prepared.task.measured_by}
+        return told.get(metric, metric != "train_loss")
+
+    def stop(self, reason: str) -> None:
+        """Begin no further round. The last one is evaluated, if it was not yet."""
+        self.ended, self._control.stopping = reason, True
+
+    def export(self, folder: Path | str) -> None:
+        """Write the model as it is now, with summary and rounds, for `fednc.load`."""
+        result = self._prepared.last_good
+        if result is None:
+            raise ConfigError("there is no model before round 1 is over: export in on_round or later")
+        private_folder(Path(folder))
+        write_files(Path(folder), result, summary_of(Path(folder).name, result))
+
+
+def run(
+    run_file: str | Path | Mapping[str, Any] | RunConfig,
+    clients: Mapping[str, str],
+    callbacks: Sequence[Callback] = (),
+    folder: str | Path | None = None,
+    *,
+    device: str = "auto",
+    val_share: float = 0.1,
+    progress: bool = True,
+) -> Result:
+    """Run all rounds of a run file in this process.
+
+    Ctrl-C, or a notebook's stop button, ends the run with the model of the last round that was completed; before
+    the end of round 1 it raises KeyboardInterrupt.
+
+    Args:
+        run_file: path of a run file, its tables as a dict, or a RunConfig.
+        clients: data spec of each client by name, e.g. {"anna": "npz:anna.npz"}; with a simulated [split] the
+            clients take its parts in this order.
+        callbacks: hear of each round; see `fednc.EarlyStop`, `fednc.BestCheckpoint` and `fednc.Callback`.
+        folder: where model, rounds, summary and events go; None: nothing is written.
+        device: where clients train: `auto`, `cpu`, `cuda`, ...
+        val_share: share of its data that each client holds out for evaluation.
+        progress: show a line for each round.
+
+    Raises:
+        ConfigError: a key, a name or a metric that cannot be used.
+        DataError: data that is missing, unreadable or does not fit the run.
+        QuorumError: too few clients answered a round.
+        DivergedError: training diverged.
+    """
+    config = _config(run_file)
+    _check(config, clients)
+    place = Path(folder) if folder is not None else None
+    here = pick_device(device)
+    configs = [
+        ClientConfig(name=name, data=spec, device=str(here), val_share=val_share) for name, spec in clients.items()
+    ]
+    watching = [*([Progress()] if progress else []), *callbacks]
+    with ExitStack() as stack:
+        if place:
+            private_folder(place)
+            stack.enter_context(claimed(place))
+        events = EventLog(place / "events.jsonl" if place else None)
+        stack.callback(events.close)
+        stack.enter_context(tracked(config, place.name if place else config.name, place, events))
+        return _run(config, configs, watching, events, place)
+
+
+def _run(
+    config: RunConfig,
+    clients: Sequence[ClientConfig],
+    callbacks: Sequence[Callback],
+    events: EventLog,
+    folder: Path | None,
+) -> Result:
+    started = time.monotonic()
+    with LocalGrid(config, clients) as grid:
+        prepared, control = FederatedRun(config, events), RunControl()
+        running = Running(prepared, control, [client.name for client in clients])
+
+        def on_event(event: Event) -> None:
+            if isinstance(event, RoundCompleted):
+                for callback in callbacks:
+                    callback.on_round(running, event.record)
+
+        for callback in callbacks:
+            callback.on_start(running)
+        events.listen(on_event)
+        try:
+            done = prepared.execute(grid, Surroundings(name_of=grid.name_of, control=control))
+        except KeyboardInterrupt:
+            kept = prepared.last_good
+            if kept is None:
+                raise
+            done, running.ended = kept, INTERRUPTED
+    result = _result(done, running.ended or FINISHED, grid.run_id, time.monotonic() - started, folder)
+    for callback in callbacks:
+        callback.on_end(running, result)
+    return result
+
+
+def _result(done: RunResult, ended: str, run_id: str, duration_s: float, folder: Path | None) -> Result:
+    more = {} if ended == FINISHED else {"ended": ended}
+    summary = summary_of(folder.name if folder else run_id, done, duration_s=round(duration_s, 3), **more)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = folder or Path(temporary)
+        write_files(place, done, summary)
+        model = load(place)  # what anybody who loads it later gets
+    return Result(
+        run=done.run,
+        history=done.history,
+        metrics=_last_metrics(done.history.rounds),
+        model=model,
+        summary=summary,
+        ended=ended,
+        folder=folder,
+    )
+
+
+def _last_metrics(rounds: Sequence[RoundRecord]) -> dict[str, float]:
+    return next((dict(record.metrics) for record in reversed(rounds) if record.metrics), {})
+
+
+def _config(run_file: str | Path | Mapping[str, Any] | RunConfig) -> RunConfig:
+    if isinstance(run_file, RunConfig):
+        return run_file
+    if isinstance(run_file, Mapping):
+        return parse_run(dict(run_file))
+    return read_run_file(Path(run_file))
+
+
+def _check(config: RunConfig, clients: Mapping[str, str]) -> None:
+    """Raises ConfigError for what would wait for ever, as nobody else can come."""
+    if len(clients) < max(1, config.rounds.min_clients):
+        raise ConfigError(
+            f"clients: {len(clients)} are given, rounds.min_clients is {config.rounds.min_clients}; give more "
+            "clients, or lower it"
+        )
+    if config.split and len(clients) != config.split.parts:
+        raise ConfigError(
+            f"clients: {len(clients)} are given, split.parts is {config.split.parts}; give one for each part"
+        )
+    if any(session.start == "operator" for session in config.sessions):
+        raise ConfigError(
+            "sessions: start = 'operator' waits for `fednc session next`, which needs a server; name the classes "
+            "and set start = 'at-once'"
+        )

@@ -1,0 +1,47 @@
+"""The tracker `csv`: every metric of every round as a line of `metrics.csv` in the run's folder.
+
+One line for each value (round, metric, value), so that a run whose metrics change needs no other columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+
+from fednc.common.errors import ConfigError
+from fednc.common.files import private
+from fednc.common.trackers import Round, Start, Tracker
+
+FILE = "metrics.csv"
+COLUMNS = ("round", "metric", "value")
+
+
+class CsvTracker(Tracker):
+    """Appends to `metrics.csv`; a run that goes on after a restart goes on in the same file."""
+
+    def on_start(self, start: Start) -> None:
+        """Begin the file. Raises ConfigError where the run has no folder."""
+        if start.folder is None:
+            raise ConfigError("the csv tracker writes into the run's folder, and this run has none")
+        self._path = start.folder / FILE
+        if not self._path.exists():
+            self._append([COLUMNS])
+
+    def on_round(self, record: Round) -> None:
+        """A line for each value."""
+        told = {"loss in training": record.loss, "seconds": record.seconds, "replies": record.replies}
+        traffic = {"bytes up": record.bytes_up, "bytes down": record.bytes_down}
+        self._append(_lines(record.round, {**told, **traffic, **record.metrics}))
+
+    def _append(self, rows: list[tuple[object, ...]]) -> None:
+        with open(self._path, "a", newline="", encoding="utf-8", opener=_private) as file:
+            csv.writer(file).writerows(rows)
+
+
+def _lines(number: int, values: Mapping[str, float | None]) -> list[tuple[object, ...]]:
+    return [(number, name, value) for name, value in values.items() if value is not None]
+
+
+def _private(path: str, flags: int) -> int:
+    return private(path, flags | os.O_CREAT)

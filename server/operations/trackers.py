@@ -1,0 +1,139 @@
+"""Tells trackers of a run: each in its own thread, so that one that is slow, stuck or broken harms no run.
+
+Listens to the event log while the server command or `fednc.run` runs. Knows trackers by name only.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fednc.common import plugins
+from fednc.common.config.run import RunConfig
+from fednc.common.errors import ConfigError
+from fednc.common.plugins import TRACKERS, Plugin
+from fednc.common.trackers import End, Round, Start, Tracker
+from fednc.common.wire.protocol import one_line
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import Event, RoundCompleted, TrackerFailed
+from fednc.server.storage.history import RoundRecord
+
+_WAITING = 1000  # rounds that a slow tracker may lag behind
+_LAST_WORDS_S = 5.0  # that the end of a run waits for all trackers together
+
+
+def load(plugin: Plugin) -> type[Tracker]:
+    """The class of one plug-in. Raises ConfigError where it cannot be imported or is no tracker."""
+    loaded = plugin.load()
+    if not (isinstance(loaded, type) and issubclass(loaded, Tracker)):
+        where = f"tracker {plugin.name!r} of {plugin.distribution} {plugin.release}"
+        raise ConfigError(f"{where}: {plugin.entry_point.value} is not a class that derives from fednc's Tracker")
+    return loaded
+
+
+@contextmanager
+def tracked(run: RunConfig, run_id: str, folder: Path | None, events: EventLog) -> Iterator[None]:
+    """While the block runs, the trackers of the run file hear of the run.
+
+    Raises:
+        ConfigError: one of them is not installed, or cannot be loaded or made.
+    """
+    made = {name: _made(name) for name in run.server.trackers}
+    threads = [_Thread(name, tracker, events) for name, tracker in made.items()]
+    start = Start(run_id=run_id, folder=folder, config=run.decisive(), digest=run.digest)
+    _tell_all(threads, lambda tracker: tracker.on_start(start))
+    events.listen(lambda event: _hear(threads, event))
+    problem = ""
+    try:
+        yield
+    except BaseException as e:
+        problem = one_line(e) or type(e).__name__
+        raise
+    finally:
+        end = End(problem=problem)
+        _tell_all(threads, lambda tracker: tracker.on_end(end))
+        _finish(threads)
+
+
+def _made(name: str) -> Tracker:
+    kind = load(plugins.find(TRACKERS, name))
+    try:
+        return kind()
+    except Exception as e:  # a stranger's code may raise anything
+        raise ConfigError(f"server.trackers: {name!r} cannot be used here ({type(e).__name__}: {e})") from e
+
+
+def _hear(threads: Sequence[_Thread], event: Event) -> None:
+    if threads and isinstance(event, RoundCompleted):
+        record = _round_of(event.record)
+        _tell_all(threads, lambda tracker: tracker.on_round(record))
+
+
+def _round_of(record: RoundRecord) -> Round:
+    """A copy: the run may still evaluate its last round when a tracker reads it."""
+    return Round(
+        round=record.round,
+        seconds=record.seconds,
+        metrics=dict(record.metrics),
+        loss=record.loss,
+        examples=record.examples,
+        replies=record.replies,
+        missing=tuple(record.missing),
+        failures=dict(record.failures),
+        bytes_up=record.bytes_up,
+        bytes_down=record.bytes_down,
+    )
+
+
+def _tell_all(threads: Sequence[_Thread], word: Callable[[Tracker], None]) -> None:
+    for thread in threads:
+        thread.tell(word)
+
+
+def _finish(threads: Sequence[_Thread]) -> None:
+    for thread in threads:
+        thread.close(_LAST_WORDS_S / len(threads))
+
+
+class _Thread:
+    """One tracker and what it has not heard yet. Telling never waits."""
+
+    def __init__(self, name: str, tracker: Tracker, events: EventLog) -> None:
+        self._name, self._tracker, self._events = name, tracker, events
+        self._words: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(_WAITING)
+        self._failed = False
+        self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
+        self._thread.start()
+
+    def tell(self, word: Callable[[Tracker], None] | None) -> None:
+        """Hand it over, or give the tracker up where it lags too far behind; None: there is no more."""
+        if self._failed:
+            return
+        try:
+            self._words.put_nowait(word)
+        except queue.Full:
+            self._fail(f"lags {_WAITING} rounds behind")
+
+    def close(self, wait_s: float) -> None:
+        """No word follows; give it a while for those that it has. A daemon thread keeps no process alive."""
+        self.tell(None)
+        if not self._failed:
+            self._thread.join(wait_s)
+            if self._thread.is_alive():
+                self._fail(f"has not finished {wait_s:g} s after the run")
+
+    def _work(self) -> None:
+        while (word := self._words.get()) is not None:
+            try:
+                word(self._tracker)
+            except BaseException as e:  # SystemExit too: whatever it raises, the run goes on
+                self._fail(f"failed ({type(e).__name__}: {e})")
+                return
+
+    def _fail(self, why: str) -> None:
+        self._failed = True
+        text = f"tracker {self._name} {why}; it hears no more of this run"
+        self._events.emit(TrackerFailed(text=text, tracker=self._name))

@@ -1,0 +1,107 @@
+"""`fednc plugins` shows what is installed and where it is from; `fednc plugins check` holds it to its promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from fednc.cli.main import app
+from support.installed_plugins import Site, site
+
+__all__ = ["site"]
+
+RUNNER = CliRunner()
+BROKEN = """
+from fednc.tasks.image.task import ImageTask
+
+class Clinic(ImageTask):
+    name = "clinic"
+
+    def check_statistics(self, stats, announced):
+        raise ValueError("not today")
+"""
+
+
+def fednc(*args: object, code: int = 0) -> Result:
+    result = RUNNER.invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def listed() -> dict[tuple[str, str], dict[str, str]]:
+    rows = json.loads(fednc("plugins", "--json", "-").stdout)["plugins"]
+    return {(row["kind"], row["name"]): row for row in rows}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> str:
+    draw = np.random.default_rng(0)
+    path = tmp_path / "images.npz"
+    arrays = {"x_train": draw.integers(0, 256, (60, 8, 8), np.uint8), "y_train": np.arange(60) % 3}
+    np.savez(path, **arrays, x_test=arrays["x_train"][:9], y_test=arrays["y_train"][:9])
+    return f"npz:{path}"
+
+
+def test_ours_are_listed_as_built_in_and_all_of_them_load() -> None:
+    rows = listed()
+    assert {("task", "image"), ("task", "fewshot"), ("tracker", "csv")} <= set(rows)
+    assert {row["from"] for row in rows.values()} == {"built in"}
+    assert {row["state"] for row in rows.values()} == {"ok"}
+    assert rows["task", "image"]["version"] == "1"
+    assert rows["task", "image"]["distribution"].startswith("fednc ")
+
+
+def test_plug_ins_are_listed_with_what_is_wrong_with_them(site: Site) -> None:
+    site.install_task("clinic", version=4)
+    site.install("sad-table", {"fednc.tasks": {"sad": "{}:Sad"}}, "import not_there_at_all")
+    site.install("impostor", {"fednc.trackers": {"csv": "{}:Csv"}})
+    rows = listed()
+    clinic, sad, csv = rows["task", "clinic"], rows["task", "sad"], rows["tracker", "csv"]
+    assert (clinic["version"], clinic["distribution"], clinic["from"]) == ("4", "clinic-table 0.3.0", "plug-in")
+    assert clinic["state"] == "ok"
+    assert "not_there_at_all" in sad["state"]
+    assert "impostor 0.3.0" in csv["state"]
+    assert rows["task", "image"]["state"] == "ok"
+
+
+def test_check_runs_the_contract_on_suggested_options(site: Site, images: str) -> None:
+    site.install_task("clinic")
+    told = fednc("plugins", "check", "clinic", "--data", images, "--json", "-")
+    outcomes = json.loads(told.stdout)
+    assert outcomes["failed"] == 0
+    assert len(outcomes["promises"]) > 10
+    assert "statistics of two parts add up" in told.stderr
+
+
+def test_check_says_which_promise_is_broken_and_fails(site: Site, images: str, tmp_path: Path) -> None:
+    site.install("clinic-table", {"fednc.tasks": {"clinic": "{}:Clinic"}}, BROKEN)
+    run = tmp_path / "run.toml"
+    run.write_text('[task]\nname = "clinic"\nclasses = ["0", "1", "2"]\nsize = 8\nchannels = 1\nwidth = 8\n')
+    result = fednc("plugins", "check", "clinic", "--data", images, "--run", run, code=1)
+    assert "FAILED  honest statistics pass its own check: ValueError: not today" in result.stderr
+    assert "ok      the same seed gives the same model" in result.stderr
+    assert "of 14 promises do not hold" in result.stderr
+
+
+def test_check_names_what_it_needs(site: Site, tmp_path: Path) -> None:
+    assert "say which data task 'image' is tested with" in fednc("plugins", "check", "image", code=2).stderr
+    assert "'nothing' is not installed here" in fednc("plugins", "check", "nothing", code=2).stderr
+    fednc("plugins", "check", "csv")
+    site.install("sad-table", {"fednc.tasks": {"sad": "{}:Sad"}}, "import not_there_at_all")
+    assert "not_there_at_all" in fednc("plugins", "check", "sad", code=1).stderr
+    run = tmp_path / "run.toml"
+    run.write_text('[task]\nclasses = ["0"]\n')
+    told = fednc("plugins", "check", "fewshot", "--data", "digits", "--run", run, code=2)
+    assert "its task is 'image', not 'fewshot'" in told.stderr
+
+
+def test_a_client_is_narrowed_to_installed_tasks_only() -> None:
+    refused = fednc(
+        "client", "--server", "127.0.0.1:1", "--data", "digits", "--allow-task", "clinic", "--once", code=2
+    )
+    assert "--allow-task clinic" in refused.stderr
+    assert "not installed here; there are: fewshot, image" in refused.stderr

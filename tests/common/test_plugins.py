@@ -1,0 +1,184 @@
+"""Plug-ins are found by their exact name among the entry points of installed distributions, and nowhere else."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fednc.common import plugins, versions
+from fednc.common.config.run import parse_run, parse_run_json
+from fednc.common.errors import ConfigError
+from fednc.common.methods import registry
+from fednc.common.plugins import METHODS, OURS, TASKS
+from fednc.common.tasks import discovery as tasks
+from fednc.tasks.image.task import ImageTask
+from support.installed_plugins import Site, site
+
+__all__ = ["site"]
+
+RUN = {"task": {"classes": ["a", "b"], "size": 8, "channels": 1}}
+
+
+def test_ours_are_entry_points_like_any_other() -> None:
+    found = plugins.installed(TASKS)
+    assert {plugin.name for plugin in found} == {"fewshot", "image"}
+    assert {plugin.distribution for plugin in found} == {OURS}
+    assert tasks.task_class("image") is ImageTask
+
+
+def test_a_strangers_task_is_found_by_its_name(site: Site) -> None:
+    site.install_task("clinic")
+    assert tasks.names() == ["clinic", "fewshot", "image"]
+    found = plugins.find(TASKS, "clinic")
+    assert (found.distribution, found.release, found.is_built_in) == ("clinic-table", "0.3.0", False)
+    run = parse_run({"task": {**RUN["task"], "name": "clinic"}})
+    assert tasks.get(run).name == "clinic"
+
+
+def test_what_is_installed_while_the_process_runs_is_found(site: Site) -> None:
+    assert "clinic" not in tasks.names()
+    site.install_task("clinic")
+    assert tasks.task_class("clinic").name == "clinic"
+
+
+def test_looking_at_what_is_installed_imports_nothing(site: Site) -> None:
+    module = site.install("loud", {TASKS: {"loud": "{}:Loud"}}, "raise SystemError('imported')")
+    assert plugins.find(TASKS, "loud").release == "0.3.0"
+    assert "loud" in tasks.names()
+    assert module not in sys.modules
+
+
+def test_a_file_that_was_dropped_into_the_package_is_no_task(tmp_path: Path, monkeypatch) -> None:
+    import fednc.tasks
+
+    folder = tmp_path / "dropped"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "task.py").write_text("raise SystemError('imported')")
+    monkeypatch.setattr(fednc.tasks, "__path__", [*fednc.tasks.__path__, str(tmp_path)])
+    assert "dropped" not in tasks.names()
+    with pytest.raises(ConfigError, match="'dropped' is not installed here; there are: fewshot, image"):
+        tasks.task_class("dropped")
+
+
+def test_a_plug_in_cannot_take_a_shipped_name(site: Site) -> None:
+    site.install_task("image", distribution="impostor")
+    with pytest.raises(ConfigError) as refused:
+        tasks.get(parse_run(RUN))
+    text = str(refused.value)
+    assert all(word in text for word in ("'image'", "fednc ", "impostor 0.3.0", "Uninstall impostor"))
+    assert "impostor" not in sys.modules
+    assert set(tasks.installed()) == {"fewshot"}
+
+
+def test_two_plug_ins_of_one_name_are_refused_when_it_is_used(site: Site) -> None:
+    site.install_task("clinic", distribution="one")
+    site.install_task("clinic", distribution="two", release="1.0")
+    assert set(tasks.installed()) == {"fewshot", "image"}
+    with pytest.raises(ConfigError, match=r"comes from one 0\.3\.0 and two 1\.0\. Uninstall one or two"):
+        tasks.task_class("clinic")
+    assert tasks.get(parse_run(RUN)).name == "image"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        ("import not_there_at_all", "{}:Clinic", ["ModuleNotFoundError", "not_there_at_all"]),
+        ("raise KeyError('x')", "{}:Clinic", ["KeyError"]),
+        ("", "{}:Clinic", ["AttributeError"]),
+        ("Clinic = 3", "{}:Clinic", ["not a class that derives from fednc's Task"]),
+        ("class Clinic: pass", "{}:Clinic", ["not a class that derives from fednc's Task"]),
+        (
+            "from fednc.tasks.image.task import ImageTask\nclass Clinic(ImageTask): name = 'other'",
+            "{}:Clinic",
+            ["calls itself 'other'"],
+        ),
+    ],
+)
+def test_a_broken_plug_in_is_told_when_it_is_asked_for_and_breaks_no_other(
+    source: str, target: str, words: list[str], site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.install("clinic-table", {TASKS: {"clinic": target}}, source)
+    assert set(tasks.installed()) == {"fewshot", "image"}
+    assert "clinic-table 0.3.0" in caplog.text
+    with pytest.raises(ConfigError) as told:
+        tasks.task_class("clinic")
+    assert all(word in str(told.value) for word in ["'clinic'", "clinic-table 0.3.0", *words])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pkg.mod:Class", "pkg.mod", "fednc.tasks.image", "../image", "a/b", "a:b", "", "a" * 65, "ä", "a b", "-a"],
+)
+def test_no_run_file_names_a_module(name: str) -> None:
+    values = {"task": {**RUN["task"], "name": name}}
+    with pytest.raises(ConfigError, match="never names a module"):
+        parse_run(values)
+    run = parse_run(RUN)
+    sent = run.model_copy(update={"task": run.task.model_copy(update={"name": name})}).model_dump_json()
+    with pytest.raises(ConfigError, match="never names a module"):
+        parse_run_json(sent, source="the server's run file")
+    with pytest.raises(ConfigError, match="never names a module"):
+        plugins.find(TASKS, name)
+
+
+@given(st.text(max_size=80))
+def test_only_exact_names_are_found(name: str) -> None:
+    if name in ("image", "fewshot"):
+        return
+    with pytest.raises(ConfigError):
+        plugins.find(TASKS, name)
+
+
+def test_names_of_entry_points_that_no_run_could_say_are_left_out(site: Site) -> None:
+    site.install("dotted", {TASKS: {"a.b": "{}:Clinic", "a/b": "{}:Clinic"}})
+    assert tasks.names() == ["fewshot", "image"]
+
+
+METHOD = """
+from fednc.common.methods.api import PLAIN, Method
+
+class Quiet(Method):
+    name = "{name}"
+    version = 2
+    preset = PLAIN
+"""
+
+
+def test_our_methods_are_entry_points_like_any_other() -> None:
+    assert {plugin.name for plugin in plugins.installed(METHODS)} == set(registry.SHIPPED)
+    assert {plugin.distribution for plugin in plugins.installed(METHODS)} == {OURS}
+
+
+def test_a_strangers_method_is_named_in_a_run_file_and_offered(site: Site) -> None:
+    site.install("quiet-method", {METHODS: {"quiet": "{}:Quiet"}}, METHOD.format(name="quiet"))
+    run = parse_run({**RUN, "method": {"name": "quiet"}})
+    assert [part.name for part in run.method.parts] == ["quiet"]
+    assert versions.of_run(run)[2] == "quiet/2 quiet-method==0.3.0"
+    assert "quiet/2 quiet-method==0.3.0" in versions.installed_methods()
+
+
+def test_a_method_with_a_shipped_name_is_refused_and_others_built_on_it_go_on(site: Site) -> None:
+    site.install("impostor", {METHODS: {"moon": "{}:Quiet"}}, METHOD.format(name="moon"))
+    with pytest.raises(ConfigError, match=r"'moon' comes from fednc .* and impostor 0\.3\.0"):
+        parse_run({**RUN, "method": {"name": "moon"}})
+    assert parse_run({**RUN, "method": {"name": "fedlc", "contrast": 0.5}}).method.compares_models
+    assert "impostor" not in sys.modules
+
+
+def test_a_broken_method_breaks_no_other(site: Site) -> None:
+    site.install("sad-method", {METHODS: {"sad": "{}:Sad"}}, "import not_there_at_all")
+    assert set(registry.installed()) == set(registry.SHIPPED)
+    with pytest.raises(ConfigError, match="not_there_at_all"):
+        parse_run({**RUN, "method": {"name": "sad"}})
+    assert parse_run(RUN).method.name == "fednc"
+
+
+@pytest.mark.parametrize("name", ["pkg.mod:Class", "fednc.common.methods.moon", "../moon"])
+def test_no_run_file_names_a_methods_module(name: str) -> None:
+    with pytest.raises(ConfigError, match="never names a module"):
+        parse_run({**RUN, "method": {"name": name}})
