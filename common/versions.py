@@ -19,9 +19,9 @@ from fednc.common.errors import ConfigError
 from fednc.common.methods import registry
 from fednc.common.plugins import OURS, TASKS
 from fednc.common.tasks import discovery as tasks
-from fednc.common.wire.protocol import SHORT_TEXT, one_line
 
 log = logging.getLogger("fednc")
+MOST_CHARACTERS = 200  # of an offer; a server reads no longer ones
 
 _REMEDY = "install the same version of fednc, and of the task, on both sides"
 # No server may tell an owner to install a distribution that the owner has not chosen.
@@ -60,7 +60,7 @@ class Offer:
     def described(self) -> str:
         """For people; the other side may have chosen any of these words."""
         source = "" if self.distribution == OURS else f" of {self.distribution[:64]} {self.release[:32]}"
-        return one_line(f"version {self.version[:20]}{source}")
+        return _plain(f"version {self.version[:20]}{source}")
 
 
 @cache
@@ -77,7 +77,7 @@ def installed_tasks(allowed: Collection[str] = ()) -> tuple[str, ...]:
             offers.append(str(task_offer(name)))
         except ConfigError as e:  # one that does not load must not keep the others from running
             log.warning("%s", e)
-    return tuple(offer for offer in offers if len(offer) <= SHORT_TEXT)
+    return tuple(offer for offer in offers if len(offer) <= MOST_CHARACTERS)
 
 
 def installed_methods() -> tuple[str, ...]:
@@ -88,7 +88,7 @@ def installed_methods() -> tuple[str, ...]:
             offers.append(str(method_offer(name)))
         except ConfigError as e:
             log.warning("%s", e)
-    return tuple(offer for offer in offers if len(offer) <= SHORT_TEXT)
+    return tuple(offer for offer in offers if len(offer) <= MOST_CHARACTERS)
 
 
 def task_offer(name: str) -> Offer:
@@ -149,9 +149,14 @@ def entry_differs(kind: str, here: str, there: Sequence[str], who: str, *, is_se
     return f"{kind} {ours.name!r} has {ours.described} here, {who} has {theirs.described}: {remedy}"
 
 
+def _plain(text: str) -> str:
+    """One line of ASCII: the other side may have chosen any of it."""
+    return re.sub(r"[^\x20-\x7e]", "?", text)
+
+
 def _remedy(server: Offer) -> str:
     """What to do so that the client has what the server has."""
     if server.distribution == OURS:
         return _REMEDY
-    wanted = one_line(f"{server.distribution}=={server.release[:32]}")
+    wanted = _plain(f"{server.distribution}=={server.release[:32]}")
     return f"install the same version on both sides; the server has {wanted}"

@@ -42,7 +42,10 @@ def prepare(plan: Comparison, places: dict[str, str], folder: Path) -> tuple[Pre
         DataError: the data are missing, unreadable or not usable.
     """
     # Unsplit and unshifted: each row splits and shifts its own data.
-    task = tasks.get(parse_run(plan.run, source=plan.name).model_copy(update={"split": None}))
+    # With the method of a variant: not every task goes with the default one.
+    method = {**plan.run.get("method", {}), **plan.variants[0].method}
+    run = parse_run({**plan.run, "method": method}, source=plan.name)
+    task = tasks.get(run.model_copy(update={"split": None}))
     spec = _spec(plan.data.source, places)
     train = _subset(task.load_train(spec, None, None), plan.data.train_examples, f"{spec}: training")
     test = _subset(task.load_test(spec), plan.data.test_examples, f"{spec}: test")

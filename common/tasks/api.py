@@ -300,13 +300,13 @@ class Task(ABC):
         return [key for key in self.shared_keys(model) if self.aggregation(key) != Aggregation.FIXED]
 
     def stepped_keys(self, model: nn.Module) -> frozenset[str]:
-        """The parameters that a method's step may move at the server: float32, and averaged.
+        """The parameters that a method's step may move at the server: float32, and averaged over all clients.
 
         A parameter with two names is there under both.
         """
-        shared = set(self.shared_keys(model))
         params = model.named_parameters(remove_duplicate=False)
-        return frozenset(name for name, p in params if name in shared and p.dtype is torch.float32)
+        averaged = {name for name, p in params if p.dtype is torch.float32}
+        return frozenset(name for name in averaged if self.aggregation(name) == Aggregation.MEAN)
 
     def before_upload(self, model: nn.Module, global_state: Mapping[str, Tensor]) -> None:
         """Align symmetries of `model` with the global one before averaging; nothing by default."""

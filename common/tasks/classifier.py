@@ -31,7 +31,6 @@ from fednc.common.tasks.api import Batch, Part, Task, TaskData, TaskOptions
 from fednc.common.tasks.metrics import Accuracy, CrossEntropy, Metric
 from fednc.common.tasks.splits import Index, split_digest, split_index
 from fednc.common.tasks.tensor_data import UNLABELLED, LabelledTensors
-from fednc.common.wire.protocol import one_line
 
 Purpose = Literal["train", "test", "input"]
 _PACKED = "npz:"  # data specs of what `pack` wrote
@@ -186,7 +185,7 @@ class ClassifierTask(Task):
             classes = tuple(map(str, arrays["classes"]))
             inputs, label_N = (torch.from_numpy(arrays[f"{name}_{part}"]) for name in "xy")
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
-            raise DataError(f"{spec}: not data that this task has packed ({one_line(e, 300)})") from e
+            raise DataError(f"{spec}: not data that this task has packed ({type(e).__name__}: {e})") from e
         if classes != self.class_names:
             raise DataError(f"{spec}: packed with classes {classes[:10]}, the run has {self.class_names[:10]}")
         return self.labelled(inputs, label_N)

@@ -18,7 +18,7 @@ from fednc.common.config.run import RunConfig
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid
-from fednc.server.link.reply_schema import Agreement
+from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.listener import serve
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun, RunResult
@@ -44,7 +44,7 @@ def over_the_link(
         prepared = FederatedRun(run, EventLog())
         federation = Federation(f"test-{uuid4().hex}", run, folder / "spool", EventLog())
         if agreed:
-            federation.agreement = Agreement.of(
+            federation.agreement = ReplySchema.of(
                 prepared.task, prepared.frame, prepared.state.model, initial=prepared.layout, is_first=True
             )
         attending: list[asyncio.Task[pb.RunOver]] = []

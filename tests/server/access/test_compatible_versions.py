@@ -21,6 +21,7 @@ from fednc.common.errors import ConfigError, ProtocolError, RefusedError
 from fednc.common.tasks import discovery as tasks
 from fednc.common.wire import messages
 from fednc.common.wire.messages import Instruction
+from fednc.common.wire.protocol import SHORT_TEXT
 from fednc.protos import federation_pb2 as pb
 from support.installed_plugins import Site, site
 from support.local_servers import IdleHost, serving, until
@@ -181,6 +182,10 @@ def test_a_client_is_not_told_to_install_what_its_owner_has_not_chosen(site: Sit
 def test_an_offer_reads_as_it_was_written(name: str, version: int, distribution: str, release: str) -> None:
     offer = versions.Offer(name, str(version), distribution, "" if distribution == "fednc" else release)
     assert versions.Offer.parse(str(offer)) == offer
+
+
+def test_no_offer_is_longer_than_what_a_server_reads() -> None:
+    assert versions.MOST_CHARACTERS == SHORT_TEXT
 
 
 def test_what_its_owner_allows_is_all_that_a_client_offers_and_runs(tmp_path: Path) -> None:
