@@ -44,7 +44,7 @@ class DemoResult:
     summary: dict[str, Any]
 
 
-class Stage:
+class DemoProcesses:
     """Client processes that stay for as many runs as are served to them, one after the other."""
 
     def __init__(self, log: Path, clients: int) -> None:
@@ -110,7 +110,7 @@ def run_demo(watch: Watch, *, seed: int | None = None, runs: str = "runs") -> De
     first = configs[METHODS[0]]
     split_sha256 = make_split(first)
     folder = run_folder(first)
-    with Stage(folder / "clients.log", parts_of(first)) as stage:
+    with DemoProcesses(folder / "clients.log", parts_of(first)) as stage:
         finished = {method: stage.serve(run, folder / method, watch) for method, run in configs.items()}
     summary = _summarise(finished, split_sha256, time.monotonic() - started)
     _write(folder, finished, summary)

@@ -22,6 +22,7 @@ from fednc.server import file_descriptors
 from fednc.server.access.identity import Authenticator, Refusal
 from fednc.server.access.interceptor import Gate
 from fednc.server.access.setup import Security, security_of
+from fednc.server.cancelled_calls import ignore_cancelled_calls
 from fednc.server.link import malloc
 from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid
@@ -77,6 +78,7 @@ async def make_server(
         AddressError: a port is taken or the host is unknown.
         ConfigError: see `security_of`.
     """
+    ignore_cancelled_calls()
     section = federation.run.server
     security = security or security_of(section, address, federation.events)
     gate = Gate(

@@ -23,7 +23,7 @@ from fednc.server.access.setup import security_of
 from fednc.server.aggregation.holdings import Declared
 from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid
-from fednc.server.link.reply_schema import Agreement
+from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.listener import serve
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
@@ -68,8 +68,7 @@ async def run_server(
     federation.door.keep_in(folder)
     _agree(federation, prepared, prepared.state)
     if kept:
-        federation.roster.restore(dict(kept.parts))
-        federation.earlier_bytes = (kept.bytes_up, kept.bytes_down)
+        federation.restore(dict(kept.parts), kept.bytes_up, kept.bytes_down)
     returning = len(kept.parts) if kept else 0
     around = _surroundings(federation, control, checkpoints, prepared.task, returning=returning)
 
@@ -126,7 +125,7 @@ def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tupl
 
 def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:
     """What clients send in the stage under way; assigned at once, for the event loop reads it meanwhile."""
-    federation.agreement = Agreement.of(
+    agreement = ReplySchema.of(
         prepared.task,
         prepared.frame,
         state.trainable,
@@ -134,6 +133,7 @@ def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -
         prepared.layout,
         is_first=prepared.stage.is_first,
     )
+    federation.expect(agreement)
 
 
 def _count_start(folder: Path) -> int:

@@ -45,6 +45,7 @@ ROOMS = {
         "learning",
         "config",
         "security",
+        "wire/protocol.py",  # constants and helpers for text from peers, which every room uses
         "",
     ],
 }
@@ -82,9 +83,11 @@ def files_of(modules: set[str]) -> set[Path]:
 
 
 def room_of(path: Path) -> str:
-    """The room of a file; one in the floor's own folder is its own room if it has a place in `ROOMS`."""
+    """The room of a file: itself if `ROOMS` names it, else its folder; "" in the floor's own folder."""
     floor, *parts = path.relative_to(ROOT).parts
-    return parts[0] if len(parts) > 1 or parts[0] in ROOMS.get(floor, ()) else ""
+    if "/".join(parts) in ROOMS.get(floor, ()):
+        return "/".join(parts)
+    return parts[0] if len(parts) > 1 else ""
 
 
 def upward() -> Iterator[tuple[str, str]]:
@@ -125,9 +128,19 @@ def test_no_room_imports_a_higher_one() -> None:
 
 
 def test_imports_form_no_circle() -> None:
-    """Not under TYPE_CHECKING either: of two files that know each other neither can be read alone."""
+    """Not under TYPE_CHECKING either: two files that import each other cannot be read one at a time."""
     graph = {path: files_of(imported_modules(path.read_text(encoding="utf-8"))) - {path} for path in FILES}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(FILES)  # raises CycleError
+
+
+def test_every_class_name_means_one_thing() -> None:
+    places: dict[str, set[str]] = {}
+    for path in FILES:
+        if "_pb2" not in path.name:
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name, set()).add(name(path))
+    assert {cls: found for cls, found in places.items() if len(found) > 1} == {}
 
 
 def test_the_wheel_has_every_folder() -> None:

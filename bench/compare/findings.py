@@ -24,7 +24,7 @@ from fednc.bench.compare.gains import (
     ours,
     share_of_rounds,
 )
-from fednc.bench.compare.plan import Part
+from fednc.bench.compare.plan import MethodPart
 from fednc.bench.compare.report import Compared, percent, table_head
 
 WIDTH = 116
@@ -192,6 +192,6 @@ def _parts(comparisons: Sequence[Compared]) -> list[Finding]:
     return sorted(filter(None, found), key=lambda finding: -fmean(finding.pairs))
 
 
-def _is_the_whole(one: Compared, part: Part) -> bool:
+def _is_the_whole(one: Compared, part: MethodPart) -> bool:
     """Whether the part is fednc against fedavg with its read-out, which the list has anyway."""
     return (part.variant, part.against) == (ours(one.plan), (fedavg_with_our_readout(one.plan),))

@@ -60,7 +60,7 @@ class Setting(Section):
         return self
 
 
-class Part(Section):
+class MethodPart(Section):
     """A part of a method. Its gain is the lead of `variant` over the best of `against`."""
 
     name: str = Field(description="what the part is, in a few words; parts with one name are reported together")
@@ -105,7 +105,7 @@ class Comparison(Section):
     tuning: Tuning = Field(default_factory=Tuning)
     run: Values = Field(description="a run file: what all rows have in common")
     settings: tuple[Setting, ...] = Field(min_length=1)
-    parts: tuple[Part, ...] = Field((), description="parts of a method to judge")
+    parts: tuple[MethodPart, ...] = Field((), description="parts of a method to judge")
     pictured: tuple[str, ...] = Field((), description="variants to show in pictures; empty: all")
     variants: tuple[Variant, ...] = Field(min_length=1)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from fednc.bench.compare.findings import conclusions, overview, paragraph, rules
 from fednc.bench.compare.gains import OURS, Gain, gains, others, ours
-from fednc.bench.compare.plan import Part, Variant, read_comparison
+from fednc.bench.compare.plan import MethodPart, Variant, read_comparison
 from fednc.bench.compare.report import Compared, results_table, table_head, tuning_table
 from fednc.bench.compare.results_folder import Found, read_folder
 from fednc.bench.compare.run_archive import Result
@@ -160,7 +160,7 @@ def _parts_table(compared: Compared) -> Iterator[str]:
         yield f"| {part.name} | {part.variant} | {', '.join(part.against)} | {' | '.join(cells)} |"
 
 
-def _judged(gain: Gain | None, part: Part) -> str:
+def _judged(gain: Gain | None, part: MethodPart) -> str:
     if gain is None:
         return "not run"
     word = {1: "pays", 0: "no clear difference", -1: "costs"}[gain.verdict]

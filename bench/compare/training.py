@@ -43,7 +43,7 @@ def train(rows: Sequence[Row], data: Path, device: str, on_round: Callable[[], N
     events, failed = EventLog(), ""
     with LocalGrid(run, clients) as grid:
         prepared = FederatedRun(run, events, pick_device(device))
-        others = {row.digest: ReadOut(row.run, prepared) for row in rows if row is not lead}
+        others = {row.digest: HistoryOfReadOut(row.run, prepared) for row in rows if row is not lead}
 
         def on_event(event: Event) -> None:
             if isinstance(event, RoundCompleted):
@@ -67,7 +67,7 @@ def _needs(row: Row) -> tuple[bool, bool]:
     return method.needs_moments(method.memory_model, is_first=True), method.uses_memory
 
 
-class ReadOut:
+class HistoryOfReadOut:
     """The history of a row with the same training but another read-out, as a run of its own would give it."""
 
     def __init__(self, run: RunConfig, training: FederatedRun) -> None:

@@ -87,6 +87,7 @@ def train(message: Message, context: Context) -> Message:
         CURRENT.get(),
         added,
         frozen=set(global_state) - set(keys),
+        rounds=stage.last - stage.first + 1,
     )
     here.task.before_upload(here.model, global_state)
     content = RecordDict({MODEL: _encode(here, keys, global_state, past, added)})

@@ -18,6 +18,7 @@ from fednc.client.link.work_hooks import Hooks, LocalProgress
 from fednc.client.training.cuda_graphs import Steps, beside_default_stream, capture_for
 from fednc.common.config.tables import TrainSection
 from fednc.common.learning.class_memory import ClassSums
+from fednc.common.learning.optimisers import SGD, learning_rate, make_optimiser
 from fednc.common.learning.round_context import Guide
 from fednc.common.methods import registry
 from fednc.common.methods.api import Addition
@@ -48,12 +49,14 @@ def train(
     hooks: Hooks,
     additions: Sequence[Addition] = (),
     frozen: Collection[str] = (),
+    rounds: int = 1,
 ) -> LocalResult:
-    """Train `model` in place for the section's epochs; `additions` are what the method adds to plain SGD.
+    """Train `model` in place for the section's epochs; `additions` are what the method adds.
 
     Args:
-        server_round: what the decay of the learning rate counts.
+        server_round: what the schedule of the learning rate counts.
         frozen: keys of the state dict that stay as they are, bit for bit; for the rest of the run.
+        rounds: how many there are for the schedule.
 
     Raises:
         WorkCancelledError: the server no longer waits; the model is then half-trained.
@@ -61,29 +64,17 @@ def train(
     model.train()
     if frozen:
         freeze(model, frozenset(frozen))
-    lr = section.lr * section.lr_decay ** (server_round - 1)
-    params = [p for p in model.parameters() if p.requires_grad] if frozen else list(model.parameters())
     device = guide.etf_KD.device
-    optimiser = torch.optim.SGD(
-        params, lr=lr, momentum=section.momentum, weight_decay=section.weight_decay, fused=device.type == "cuda"
-    )
     guide = replace(guide, companions={k: v for one in additions for k, v in one.companions().items()})
+    descent = _Descent(task, model, section, learning_rate(section, server_round, rounds), device, additions)
 
     def step(batch: Batch) -> dict[str, Tensor]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=section.precision == "bf16"):
-            loss, parts = _loss(task, model, batch, guide, additions)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        for one in additions:
-            one.on_gradients()
-        if section.clip_norm:
-            nn.utils.clip_grad_norm_(params, section.clip_norm)
-        optimiser.step()
-        return {"loss": loss.detach(), **parts}
+        return task.training_step(model, batch, guide, descent)
 
     replayable = task.same_for_each_batch(guide) and all(
         one.same_for_each_batch for one in registry.parts(guide.method)
     )
+    replayable &= section.optimizer == SGD and section.accumulate == 1
     take = Steps(step, capture_for(device) if replayable else None)
     meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
     with beside_default_stream(device):
@@ -91,6 +82,7 @@ def train(
             for batch in data.train_batches(section.batch, generator):
                 hooks.check()
                 meter.add(task.batch_size_of(batch), take(batch))
+        descent.finish()
     return meter.result()
 
 
@@ -109,14 +101,82 @@ def freeze(model: nn.Module, keys: frozenset[str], prefix: str = "") -> None:
         freeze(child, keys, f"{prefix}{name}.")
 
 
-def _loss(
-    task: Task, model: nn.Module, batch: Batch, guide: Guide, additions: Sequence[Addition]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    loss, parts = task.loss(model, batch, guide)
-    for one in additions:
-        for name, penalty in one.penalties().items():
-            loss, parts = loss + penalty, {**parts, name: penalty.detach()}
-    return loss, parts
+class _Descent:
+    """The optimisers of one round: what `Task.training_step` takes its steps with."""
+
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        section: TrainSection,
+        lr: float,
+        device: torch.device,
+        additions: Sequence[Addition],
+    ) -> None:
+        self._task, self._section, self._device, self._additions = task, section, device, additions
+        parts = {
+            name: [p for p in found if p.requires_grad] for name, found in task.optimiser_parts(model).items()
+        }
+        self._params = {name: found for name, found in parts.items() if found}
+        self._optimisers = {}
+        for name, found in self._params.items():
+            mine = task.optimiser_section(name, section)
+            rate = lr if mine.lr == section.lr else lr * mine.lr / section.lr
+            self._optimisers[name] = make_optimiser(found, mine, rate, fused=device.type == "cuda")
+        self._waiting = dict.fromkeys(self._params, 0)  # batches whose gradients are there and not used yet
+
+    def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
+        """See Stepper."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._section.precision == "bf16"):
+            loss, parts = self._task.loss(model, batch, guide)
+            for one in self._additions:
+                for name, penalty in one.penalties().items():
+                    loss, parts = loss + penalty, {**parts, name: penalty.detach()}
+        return loss, parts
+
+    def descend(self, loss: Tensor, part: str = "") -> None:
+        """See Stepper."""
+        if part not in self._optimisers:
+            return  # all of it is frozen
+        if len(self._params) > 1:
+            self._descend_alone(loss, part)
+            return
+        if not self._waiting[part]:
+            self._optimisers[part].zero_grad(set_to_none=True)
+        loss.backward()
+        self._waiting[part] += 1
+        if self._waiting[part] >= self._section.accumulate:
+            self._step(part)
+
+    def _descend_alone(self, loss: Tensor, part: str) -> None:
+        """Gradients for this part's parameters and no others, whose own must not see this loss."""
+        params = self._params[part]
+        grads = torch.autograd.grad(loss, params, allow_unused=True)
+        for param, grad in zip(params, grads, strict=True):
+            waiting = param.grad if self._waiting[part] else None
+            param.grad = grad if waiting is None else waiting if grad is None else waiting + grad
+        self._waiting[part] += 1
+        if self._waiting[part] >= self._section.accumulate:
+            self._step(part)
+
+    def _step(self, part: str) -> None:
+        params, batches = self._params[part], self._waiting[part]
+        if batches > 1:
+            for param in params:
+                if param.grad is not None:
+                    param.grad /= batches
+        for one in self._additions:
+            one.on_gradients()
+        if self._section.clip_norm:
+            nn.utils.clip_grad_norm_(params, self._section.clip_norm)
+        self._optimisers[part].step()
+        self._waiting[part] = 0
+
+    def finish(self) -> None:
+        """The round is over: use the gradients that still wait for others."""
+        for part, batches in self._waiting.items():
+            if batches:
+                self._step(part)
 
 
 class _Meter:

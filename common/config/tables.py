@@ -327,7 +327,25 @@ class TrainSection(Section):
     lr: Positive = Field(0.03, description="learning rate of SGD")
     lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on the learning rate per round")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD, fresh every round")
-    weight_decay: NonNegative = Field(1e-5, description="weight decay of SGD")
+    weight_decay: NonNegative = Field(1e-5, description="weight decay, of SGD and of whatever else has one")
+    optimizer: Annotated[str, LATER] = Field(
+        "sgd", description="any of `torch.optim` by its name in small letters, e.g. `adamw`; fresh every round"
+    )
+    optimizer_options: Annotated[dict[str, Any], LATER] = Field(
+        default_factory=dict,
+        description="more options of the optimizer, as PyTorch names them: `{betas = [0.9, 0.99]}`",
+    )
+    schedule: Annotated[Literal["constant", "cosine", "linear", "step"], LATER] = Field(
+        "constant", description="how the learning rate goes from round to round, after the warm-up"
+    )
+    warmup_rounds: Annotated[int, Field(ge=0), LATER] = Field(
+        0, description="rounds in which the learning rate grows to `lr`"
+    )
+    step_every: Annotated[Count, LATER] = Field(10, description="`step`: rounds after which the rate falls")
+    step_factor: Annotated[float, Field(gt=0, le=1), LATER] = Field(0.1, description="`step`: by which it falls")
+    accumulate: Annotated[Count, LATER] = Field(
+        1, description="batches whose gradients are averaged for one step; the last of a round may have fewer"
+    )
     clip_norm: NonNegative = Field(0.0, description="bound on the gradient's norm per step; 0: none")
     precision: Annotated[Literal["fp32", "bf16"], LATER] = Field(
         "fp32",

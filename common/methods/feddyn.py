@@ -65,7 +65,8 @@ class Dynamic(Addition):
 
     def __init__(self, start: LocalRound, alpha: float) -> None:
         own = start.state.read(LINEAR)
-        self._params, self._alpha, self._state = dict(start.model.named_parameters()), alpha, start.state
+        self._params = {name: p for name, p in start.model.named_parameters() if name in start.stepped}
+        self._alpha, self._state = alpha, start.state
         self._start = {name: p.detach().clone() for name, p in self._params.items()}
         self._own = {n: own[n].to(p.device) if own else torch.zeros_like(p) for n, p in self._params.items()}
 

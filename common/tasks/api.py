@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig, explain
-from fednc.common.config.tables import SplitSection
+from fednc.common.config.tables import SplitSection, TrainSection
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.learning.frame import Frame
+from fednc.common.learning.optimisers import check_optimiser
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.class_registry import ClassRegistry
@@ -105,6 +106,16 @@ class TaskData(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot draw {shots} examples of each class ({seed})")
 
 
+class Stepper(Protocol):
+    """The trainer, as `Task.training_step` sees it."""
+
+    def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
+        """The task's loss with what the method adds to it, in the precision of the run; and its parts."""
+
+    def descend(self, loss: Tensor, part: str = "") -> None:
+        """One step of the part's optimiser down this loss, clipped, with what the method does to gradients."""
+
+
 class Task(ABC):
     """One workload: a model, data, a loss, and the metrics it is judged by. Knows no classes.
 
@@ -146,6 +157,7 @@ class Task(ABC):
                 "set both to 0"
             )
         self._check_method()
+        check_optimiser(run.train)
 
     def _check_method(self) -> None:
         """Raises ConfigError: a method that needs classes."""
@@ -267,6 +279,25 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
         """(scalar to minimise, its named parts)."""
 
+    def training_step(self, model: nn.Module, batch: Batch, guide: Guide, trainer: Stepper) -> dict[str, Tensor]:
+        """Train on one batch; its losses by name, `loss` among them.
+
+        The default is one forward pass, one backward pass and one step. A task of several optimisers names them in
+        `optimiser_parts` and calls `trainer.descend` once for each of its losses.
+        """
+        loss, parts = trainer.loss(model, batch, guide)
+        trainer.descend(loss)
+        return {"loss": loss.detach(), **parts}
+
+    def optimiser_parts(self, model: nn.Module) -> Mapping[str, Sequence[nn.Parameter]]:
+        """Parameters by the name of the optimiser that moves them; by default one, called "", moves all."""
+        return {"": list(model.parameters())}
+
+    def optimiser_section(self, part: str, section: TrainSection) -> TrainSection:
+        """`[train]` as it is for the optimiser of one part: another rate, another optimiser."""
+        del part
+        return section
+
     def same_for_each_batch(self, guide: Guide) -> bool:
         """Whether `loss` does the same to every batch of one shape: then a GPU may replay it
         (`client/training/cuda_graphs.py`).
@@ -300,13 +331,13 @@ class Task(ABC):
         return [key for key in self.shared_keys(model) if self.aggregation(key) != Aggregation.FIXED]
 
     def stepped_keys(self, model: nn.Module) -> frozenset[str]:
-        """The parameters that a method's step may move at the server: float32, and averaged.
+        """The parameters that a method's step may move at the server: float32, and averaged over all clients.
 
         A parameter with two names is there under both.
         """
-        shared = set(self.shared_keys(model))
         params = model.named_parameters(remove_duplicate=False)
-        return frozenset(name for name, p in params if name in shared and p.dtype is torch.float32)
+        averaged = {name for name, p in params if p.dtype is torch.float32}
+        return frozenset(name for name in averaged if self.aggregation(name) == Aggregation.MEAN)
 
     def before_upload(self, model: nn.Module, global_state: Mapping[str, Tensor]) -> None:
         """Align symmetries of `model` with the global one before averaging; nothing by default."""

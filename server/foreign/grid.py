@@ -30,7 +30,7 @@ _LOOK_UP_S = 0.2
 
 
 @dataclass(frozen=True)
-class Order:
+class SentMessage:
     """One message that the app sends; `content` counts the contents that came with it."""
 
     node: int
@@ -44,7 +44,7 @@ class _Push:
     """The messages of one call, and those of them that are still without a reply."""
 
     is_awaited: bool  # the app waits for the replies, and pulls them as they come
-    batch: Batch = field(default_factory=Batch)
+    batch: Batch
     left: set[str] = field(default_factory=set)
 
 
@@ -64,20 +64,20 @@ class AppGrid(LinkGrid):
 
     def push(
         self,
-        orders: Iterable[Order],
+        orders: Iterable[SentMessage],
         manifests: Iterable[pb.Manifest],
         blobs: dict[bytes, Buffer],
         is_awaited: bool,
     ) -> list[str]:
         """Send without waiting; the id of each message. `is_awaited`: the app waits for the replies."""
-        contents, push = [Content(manifest) for manifest in manifests], _Push(is_awaited)
+        contents = [Content(manifest) for manifest in manifests]
+        push = _Push(is_awaited, Batch(on_reply=self._take_reply))
         return self.call(lambda: self._push(push, orders, contents, blobs))
 
     def _push(
-        self, push: _Push, orders: Iterable[Order], contents: list[Content], blobs: dict[bytes, Buffer]
+        self, push: _Push, orders: Iterable[SentMessage], contents: list[Content], blobs: dict[bytes, Buffer]
     ) -> list[str]:
         sent = []
-        push.batch.on_reply = self._take_reply
         for order in orders:
             sent.append(message := self._number(order))
             if self.federation.roster.by_id(order.node):
@@ -99,7 +99,7 @@ class AppGrid(LinkGrid):
             self.federation.dispatch(push.batch, blobs)
         return [message.id for message in sent]
 
-    def _number(self, order: Order) -> Sent:
+    def _number(self, order: SentMessage) -> Sent:
         ordinal = self._ordinals[(order.group_id, order.message_type, order.node)]
         return _sent(order.node, order.message_type, order.group_id, ordinal)
 
@@ -195,7 +195,7 @@ class Desk:
         self._pipe.send_json(self._grid.nodes())
 
     def _on_push(self, call: Any) -> None:
-        orders = [Order(*order) for order in call["messages"]]
+        orders = [SentMessage(*order) for order in call["messages"]]
         manifests = [pb.Manifest.FromString(self._pipe.receive()) for _ in range(call["contents"])]
         blobs: dict[bytes, Buffer] = {bytes.fromhex(digest): self._pipe.receive() for digest in call["blobs"]}
         self._pipe.send_json(self._grid.push(orders, manifests, blobs, call["waits"]))

@@ -69,7 +69,7 @@ class PipeGrid(flower_adapter.RunGrid):
         return self._push(list(messages), is_awaited=False)
 
     def _push(self, messages: list[Message], *, is_awaited: bool) -> list[str]:
-        parcel = _Parcel(messages)
+        parcel = _PipeParcel(messages)
         parcel.call["waits"] = is_awaited
         with self._turn:
             self._pipe.send_json(parcel.call)
@@ -199,7 +199,7 @@ def _content(manifest: pb.Manifest, frame: _Frame) -> RecordDict:
     return records.from_manifest(manifest, (frame.take(size) for size in sizes))
 
 
-class _Parcel:
+class _PipeParcel:
     """Messages as they go over the pipe: each content once, and each blob, however many they are for."""
 
     def __init__(self, messages: list[Message]) -> None:

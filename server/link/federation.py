@@ -37,7 +37,7 @@ from fednc.server.link.blob_store import BlobStore
 from fednc.server.link.doorkeeper import Doorkeeper
 from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import Node, NodeState, Roster
-from fednc.server.link.reply_schema import Agreement
+from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.link.upload_budget import Intake
 from fednc.server.storage.event_log import EventLog, NodeEvents
 from fednc.server.storage.events import (
@@ -65,14 +65,14 @@ class Federation:
     def __init__(self, run_id: str, run: RunConfig, spool: Path, events: EventLog, *, attempt: int = 0) -> None:
         """`attempt` counts the starts of this run's server: work handed out before a restart is stale."""
         self.run_id, self.run, self.events, self.attempt = run_id, run, events, attempt
-        self.earlier_bytes = (0, 0)  # up and down, before a restart
+        self._earlier_bytes = (0, 0)  # up and down, before a restart
         self.roster = Roster(run.split.parts if run.split else 0)
         self.blobs = BlobStore()
         self._node_events = NodeEvents(events)
         self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self._node_events, self.expel)
         self.intake = Intake(spool, run.server.ingest_mib << 20)
         self.calls = OpenCalls()
-        self.agreement: Agreement | None = None  # what replies hold, where the strategy has said so
+        self.agreement: ReplySchema | None = None  # what replies hold, where the strategy has said so
         self.over: pb.RunOver | None = None
         self._works: dict[WorkKey, Work] = {}
         self._committed: deque[WorkKey] = deque(maxlen=4096)
@@ -213,17 +213,14 @@ class Federation:
         node.bytes_down += sum(sizes[digest] for digest in along)
         return work.event(self.blobs[digest] for digest in along)
 
-    def close(self, batch: Batch, reason: str) -> list[str]:
-        """Nobody waits for this batch any more: cancel what is open, free its blobs. Who was still open?"""
-        missing = []
+    def close(self, batch: Batch, reason: str) -> None:
+        """Nobody waits for this batch any more: cancel what is open, free its blobs."""
         for work in batch.works:
             if self._works.pop(key_of(work.id), None):
-                missing.append(work.node.name)
                 work.node.outbox.put_nowait(pb.ServerEvent(cancel=pb.Cancel(id=work.id, reason=reason)))
                 self.intake.drop(work.slot)
         self.blobs.release(batch.digests)
         batch.digests, batch.works = [], []  # they refer to each other: the model would wait for the collector
-        return missing
 
     def at_work(self) -> dict[str, str]:
         """Whose replies are waited for, and the type of the message that each is at."""
@@ -304,10 +301,19 @@ class Federation:
 
     # ---- the end -------------------------------------------------------------------------------------------
 
+    def restore(self, parts: dict[str, int], bytes_up: int, bytes_down: int) -> None:
+        """Know again, after a restart, who took part and what has travelled in the run."""
+        self.roster.restore(parts)
+        self._earlier_bytes = (bytes_up, bytes_down)
+
+    def expect(self, agreement: ReplySchema) -> None:
+        """What replies must hold from now on. Called from any thread: it is replaced as a whole."""
+        self.agreement = agreement
+
     def traffic(self) -> tuple[int, int]:
         """Bytes up and down in the whole run, counted at the link."""
         nodes = self.roster.nodes()
-        up, down = self.earlier_bytes
+        up, down = self._earlier_bytes
         return up + sum(n.bytes_up for n in nodes), down + sum(n.bytes_down for n in nodes)
 
     def finish(self, reason: str, *, failed: bool) -> None:

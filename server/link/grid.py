@@ -37,7 +37,7 @@ class LinkGrid(flower_adapter.RunGrid):
         self.federation = federation
         self._loop = loop
         self._ordinals: Counter[tuple[str, str, int]] = Counter()
-        self._pushed: dict[str, Replies] = {}
+        self._pushed: dict[str, ReplyStream] = {}
 
     def call(self, function: Callable[[], T]) -> T:
         """`function()` on the event loop, its result here."""
@@ -93,11 +93,11 @@ class LinkGrid(flower_adapter.RunGrid):
                 pulled.append(message)
         return pulled
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> ReplyStream:
         """Hand the work out now; iterate over the replies as they arrive, for at most `timeout` seconds."""
         return self._send(list(messages), timeout)
 
-    def _send(self, messages: list[Message], timeout_s: float | None = None) -> Replies:
+    def _send(self, messages: list[Message], timeout_s: float | None = None) -> ReplyStream:
         batch = Batch()
         contents: dict[int, Content] = {}
         blobs: dict[bytes, Buffer] = {}
@@ -108,7 +108,7 @@ class LinkGrid(flower_adapter.RunGrid):
                 blobs.update({records.digest_of(a): a.data for a in records.arrays_of(content)})
             batch.works.append(self._work(message, contents[id(content)], batch))
         self.call(lambda: self.federation.dispatch(batch, blobs))
-        return Replies(self, batch, timeout_s)
+        return ReplyStream(self, batch, timeout_s)
 
     def _work(self, message: Message, content: Content, batch: Batch) -> Work:
         meta = message.metadata
@@ -128,7 +128,7 @@ class LinkGrid(flower_adapter.RunGrid):
         return Work(work_id, node, message, content, batch)
 
 
-class Replies(Iterator[Message]):
+class ReplyStream(Iterator[Message]):
     """Replies in the order in which they arrive; ends when all are there, at the deadline, or when closed."""
 
     def __init__(self, grid: LinkGrid, batch: Batch, timeout_s: float | None) -> None:
@@ -136,7 +136,6 @@ class Replies(Iterator[Message]):
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._open = len(batch.works)
         self._closed = False
-        self.missing: list[str] = []  # names of those that had not answered when the iterator ended
 
     @property
     def first_id(self) -> str:
@@ -192,7 +191,7 @@ class Replies(Iterator[Message]):
             return
         self._closed, self._open = True, 0
         federation = self._grid.federation
-        self.missing = self._grid.call(lambda: federation.close(self._batch, reason))
+        self._grid.call(lambda: federation.close(self._batch, reason))
         while not self._batch.replies.empty():
             slot = self._batch.replies.get().slot
             self._grid.call(lambda slot=slot: federation.intake.drop(slot))  # type: ignore[misc]

@@ -27,7 +27,7 @@ _SLACK_BYTES = 1024  # for what a serialisation puts before the values
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedArray:
     """One array."""
 
     dtype: str
@@ -36,7 +36,7 @@ class Expected:
     codec: DeltaCodec | None = None  # may also come encoded by this, as a difference
 
     @classmethod
-    def like(cls, tensor: Tensor, codec: DeltaCodec | None = None) -> Expected:
+    def like(cls, tensor: Tensor, codec: DeltaCodec | None = None) -> ExpectedArray:
         """An array of the tensor's type and shape."""
         dtype = str(tensor.dtype).removeprefix("torch.")
         nbytes = tensor.numel() * tensor.element_size()
@@ -56,7 +56,7 @@ class Expected:
         return ""
 
 
-Arrays = Mapping[str, Expected]
+Arrays = Mapping[str, ExpectedArray]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ReplyForm:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class ReplySchema:
     """What replies hold, by message type, and how many classes there are."""
 
     label_space: int
@@ -101,7 +101,7 @@ class Agreement:
         initial: Layout | None = None,
         *,
         is_first: bool,
-    ) -> Agreement:
+    ) -> ReplySchema:
         """The agreement of a run of fednc's own apps in one stage.
 
         Args:
@@ -111,7 +111,7 @@ class Agreement:
             is_first: whether it is the first stage; the metric of the class memory is made in that one.
         """
         codec = delta_codec(task.run.link.codec)
-        weights = {key: Expected.like(value, codec) for key, value in model.items()}
+        weights = {key: ExpectedArray.like(value, codec) for key, value in model.items()}
         sums = {
             model: _layout(
                 ClassSums.zeros(
@@ -142,7 +142,7 @@ class Agreement:
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> Arrays:
-    return {key: Expected.like(value) for key, value in tensors.items()}
+    return {key: ExpectedArray.like(value) for key, value in tensors.items()}
 
 
 def _check_arrays(record: pb.Record, layout: Arrays) -> None:

@@ -38,7 +38,7 @@ _GRAIN = 2.0**-30  # directions are rounded to it: their float64 sum is then the
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class GradientAgreement:
     """How the clients' gradients stand to one another: mean cosine over pairs, mean norm, mean loss."""
 
     cosine: float
@@ -59,12 +59,14 @@ class Survey:
         """In an order that does not depend on that of arrival."""
         return sorted(norm for norm, _ in self.answers.values())
 
-    def summary(self) -> Agreement:
+    def summary(self) -> GradientAgreement:
         """In figures."""
         losses = sorted(loss for _, loss in self.answers.values())
         count = len(self.answers)
         cosine = nio.mean_cosine(self.sum_N, count)
-        return Agreement(cosine=cosine, norm=sum(self.norms) / count, loss=sum(losses) / count, clients=count)
+        return GradientAgreement(
+            cosine=cosine, norm=sum(self.norms) / count, loss=sum(losses) / count, clients=count
+        )
 
 
 class Conversation:
@@ -232,7 +234,7 @@ def initialise(clients: Conversation, events: EventLog) -> tuple[Tensor, dict[st
     return learnt.scale_P if used else none_P, told
 
 
-def _line(agreement: Agreement) -> str:
+def _line(agreement: GradientAgreement) -> str:
     return f"gradient cosine {agreement.cosine:+.3f}, norm {agreement.norm:.3g}, loss {agreement.loss:.3g}"
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from fednc.common.errors import DivergedError
+from fednc.common.errors import DivergedError, RunFailedError
 from fednc.common.methods.api import Method, ServerRound
 
 Tensors = Mapping[str, Tensor]
@@ -48,21 +49,21 @@ class MethodSteps:
         """The round after the steps of all methods. Its tensors are those of all of them.
 
         Raises:
+            RunFailedError: a step returned other tensors than it may.
             DivergedError: a step left values that are not finite.
         """
         for method in self.methods:
             mine = method.beside(reached.before).keys()
             prefix = f"{method.name}/"
             state = {k.removeprefix(prefix): v for k, v in reached.state.items() if k.startswith(prefix)}
-            after = method.step(
-                replace(
-                    reached,
-                    beside={key: value for key, value in reached.beside.items() if key in mine},
-                    news={key: value for key, value in reached.news.items() if key in mine},
-                    state=state,
-                )
+            given = replace(
+                reached,
+                beside={key: value for key, value in reached.beside.items() if key in mine},
+                news={key: value for key, value in reached.news.items() if key in mine},
+                state=state,
             )
-            _check(method, after, reached)
+            after = method.step(given)
+            _check(method, after, given)
             reached = replace(
                 reached,
                 mean=after.mean,
@@ -72,8 +73,20 @@ class MethodSteps:
         return reached
 
 
+def _forms(tensors: Tensors) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {key: (value.dtype, value.shape) for key, value in tensors.items()}
+
+
 def _check(method: Method, after: ServerRound, before: ServerRound) -> None:
-    """Raises DivergedError: values that are not finite, which no client could train from."""
+    """Raises RunFailedError: the method is at fault; DivergedError: values that no client could train from."""
+    for what in ("mean", "beside", "state"):
+        wanted, found = _forms(getattr(before, what)), _forms(getattr(after, what))
+        if wanted != found:
+            odd = sorted(dict(wanted.items() ^ found.items()))
+            raise RunFailedError(
+                f"the server's step of {method.name} must return `{what}` with the names, shapes and types that "
+                f"it was given; they differ in {odd[:3]}. Mend the method: Method.step in common/methods/api.py"
+            )
     if after.mean is not before.mean and not all(value.isfinite().all() for value in after.mean.values()):
         raise DivergedError(
             f"the server's step of {method.name} left values that are not finite: lower its learning rate or "

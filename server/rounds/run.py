@@ -96,7 +96,9 @@ class FederatedRun:
             model={key: shared[key].clone() for key in keys},
             memories=Memories.all_from(ClassMemory.empty(self.frame.vertices, self.task.memory_dim)),
             methods=steps,
-            extra=steps.beside({name: p.detach() for name, p in model.named_parameters() if name in keys}),
+            extra=steps.beside(
+                {name: p.detach() for name, p in model.named_parameters() if name in steps.stepped}
+            ),
             kept=steps.kept({key: shared[key] for key in keys if key in steps.stepped}),
         )
         self.stage: Stage = self.task.stage(1)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from fednc.bench.demo import METHODS, Stage, demo_config, make_split, parts_of
+from fednc.bench.demo import METHODS, DemoProcesses, demo_config, make_split, parts_of
 from fednc.cli.main import app
 from fednc.common.model_export import load
 
@@ -27,7 +27,7 @@ def test_fednc_ends_above_fedavg_on_unseen_seeds(tmp_path):
     """Four client processes serve six runs; one run is checked closely."""
     first = demo_config("fedavg")
     last5 = {}
-    with Stage(tmp_path / "clients.log", parts_of(first)) as stage:
+    with DemoProcesses(tmp_path / "clients.log", parts_of(first)) as stage:
         for seed in SEEDS:
             make_split(demo_config("fedavg", seed=seed))
             for method in METHODS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fednc.common import plugins
 from fednc.common.config.tables import SplitSection
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks import discovery
+from fednc.common.plugins import TASKS, Plugin
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Part, Task, TaskData, TaskOptions
 from fednc.common.tasks.classifier import ClassifierOptions, ClassifierTask, Purpose
@@ -83,7 +85,7 @@ class LineTask(Task):
 
 
 class LanesTask(LineTask):
-    """Also has a weight on a circle, one that few clients train, a fixed one, and a bias that never leaves it."""
+    """Also has a weight on a circle, one that few clients train, a fixed one, and a bias kept on the client."""
 
     name = "lanes"
 
@@ -123,13 +125,17 @@ PROTOTYPES: dict[str, type[Task]] = {"clinic": ClinicTask, "line": LineTask, "la
 
 @contextmanager
 def installed(tasks: dict[str, type[Task]] = PROTOTYPES) -> Iterator[None]:
-    """As if these tasks were installed beside the shipped ones, in this process."""
-    shipped = discovery.task_class
+    """As if another distribution had brought these tasks, in this process."""
+    real = plugins.installed
 
-    def task_class(name: str) -> type[Task]:
-        return tasks[name] if name in tasks else shipped(name)
+    def with_ours(group: str) -> tuple[Plugin, ...]:
+        entries = {name: EntryPoint(name, f"prototype:{name}", TASKS) for name in tasks if group == TASKS}
+        return (*real(group), *(Plugin(group, name, "prototypes", "1", entry) for name, entry in entries.items()))
 
-    with patch.object(discovery, "task_class", task_class):
+    def load(plugin: Plugin) -> Any:
+        return tasks[plugin.name] if plugin.distribution == "prototypes" else plugin.entry_point.load()
+
+    with patch.object(plugins, "installed", with_ours), patch.object(Plugin, "load", load):
         yield
 
 

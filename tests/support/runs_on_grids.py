@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from flwr.app import Context, Message
+from torch import Tensor
 
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import AppHost, ClientConfig
@@ -18,13 +19,19 @@ from fednc.common.config.run import RunConfig
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid
-from fednc.server.link.reply_schema import Agreement
+from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.listener import serve
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.event_log import EventLog
 
 App = Callable[[Message, Context], Message]
+
+
+def trained_by(prepared: FederatedRun) -> dict[str, Tensor]:
+    """The tensors that clients send."""
+    model, task = prepared.state.model, prepared.task
+    return {key: model[key] for key in task.trained_keys(task.build_model(), task.stage(1))}
 
 
 def in_one_process(
@@ -44,9 +51,10 @@ def over_the_link(
         prepared = FederatedRun(run, EventLog())
         federation = Federation(f"test-{uuid4().hex}", run, folder / "spool", EventLog())
         if agreed:
-            federation.agreement = Agreement.of(
-                prepared.task, prepared.frame, prepared.state.model, initial=prepared.layout, is_first=True
+            schema = ReplySchema.of(
+                prepared.task, prepared.frame, trained_by(prepared), initial=prepared.layout, is_first=True
             )
+            federation.expect(schema)
         attending: list[asyncio.Task[pb.RunOver]] = []
         ports: list[int] = []
 

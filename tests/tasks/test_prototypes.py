@@ -23,9 +23,9 @@ from fednc.common.model_export import load
 from fednc.common.tasks import discovery
 from fednc.common.wire.messages import TRAIN, Instruction
 from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.result_files import summary_of, write_files
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.run_folder import summary_of, write_files
 from support.contract_run import assert_same_bits
 from support.prototype_tasks import CLINIC, LANES, LINE, installed, write_clinic, write_line
 from support.runs_on_grids import in_one_process, over_the_link

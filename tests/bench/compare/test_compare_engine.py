@@ -19,7 +19,7 @@ from fednc.bench.compare.plan import tuning_rows
 from fednc.bench.compare.prepared_data import prepare
 from fednc.bench.compare.rows import Bench, run_rows
 from fednc.bench.compare.run_archive import archive_runs, read_runs, write_run
-from fednc.bench.compare.training import ReadOut
+from fednc.bench.compare.training import HistoryOfReadOut
 from fednc.cli.main import app
 from fednc.common.config.evaluate import EvaluateSection
 from fednc.common.config.run import parse_run
@@ -152,7 +152,9 @@ def test_a_missing_figure_is_not_taken_from_another_read_out() -> None:
     seen_K = torch.arange(10) > 0
     memory = ClassMemory(mean_KD=training.frame.etf_KD * seen_K[:, None], seen_K=seen_K)
     training.state.memories = Memories.all_from(memory)
-    other = ReadOut(parse_run({**run.model_dump(), "method": {"name": "fednc", "readout": "memory"}}), training)
+    other = HistoryOfReadOut(
+        parse_run({**run.model_dump(), "method": {"name": "fednc", "readout": "memory"}}), training
+    )
     other.take(RoundRecord(round=1, test={"accuracy": 2.0, "loss": 3.0, "accuracy/0": 4.0, "nc1": 5.0}))
     (record,) = other.history.rounds
     assert "loss" not in record.test

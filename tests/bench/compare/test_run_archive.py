@@ -53,7 +53,7 @@ def test_rows_come_back_as_they_were_sorted_by_name(tmp_path: Path) -> None:
     assert [*read_runs(tmp_path).items()] == [*loose.items()] == sorted((name_of(one), one) for one in rows)
 
 
-def test_the_archive_depends_on_the_rows_alone(tmp_path: Path) -> None:
+def test_the_archive_depends_only_on_the_rows(tmp_path: Path) -> None:
     """Neither on the order nor on the steps in which they came, nor on the time or the place."""
     rows = [row(number) for number in range(20)]
     write(tmp_path / "once", *rows)
@@ -149,7 +149,7 @@ def test_processes_that_archive_at_once_keep_each_others_rows(
         (lambda _: gzip.compress(b'{"kind": "final"}\n'), "damaged: 'setting'"),
     ],
 )
-def test_a_damaged_archive_is_not_believed_and_no_file_goes(spoil: Any, said: str, tmp_path: Path) -> None:
+def test_a_damaged_archive_is_an_error_and_no_file_is_deleted(spoil: Any, said: str, tmp_path: Path) -> None:
     write(tmp_path, *map(row, range(5)))
     archive_runs(tmp_path)
     write(tmp_path, row(7))

@@ -28,7 +28,7 @@ from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Part
 from fednc.common.wire import messages
-from fednc.server.link.reply_schema import Agreement
+from fednc.server.link.reply_schema import ReplySchema
 from support.contract_run import config
 from support.fewshot_rounds import run_until
 from support.fewshot_run import DISCRIMINANT, DOT, NEAREST, carry_out, clients, prepare
@@ -185,6 +185,6 @@ def test_without_a_memory_the_head_is_the_read_out(method: dict[str, Any]) -> No
 def test_moments_are_agreed_on_for_the_first_stage(is_first: bool) -> None:
     prepared, _ = prepare(in_sessions(method=DISCRIMINANT))
     state = prepared.state
-    agreement = Agreement.of(prepared.task, prepared.frame, state.model, is_first=is_first)
+    agreement = ReplySchema.of(prepared.task, prepared.frame, state.model, is_first=is_first)
     assert ("moment_T" in agreement.forms[messages.MEMORY].required[messages.SUMS]) == is_first
     assert "moment_T" not in agreement.forms[messages.TRAIN].optional[messages.SUMS]

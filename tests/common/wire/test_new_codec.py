@@ -26,7 +26,7 @@ from fednc.common.wire.update_codec import (
 )
 from fednc.protos import federation_pb2 as pb
 from fednc.server.aggregation.mean import Fold
-from fednc.server.link.reply_schema import Expected
+from fednc.server.link.reply_schema import ExpectedArray
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
 from support.contract_run import CLIENTS, assert_same_bits, config, run_on_local
@@ -128,7 +128,7 @@ def test_the_size_of_int8_does_not_make_an_array_int8(int4: DeltaCodec) -> None:
 
 @pytest.mark.parametrize("codec_name", CODECS.names())
 def test_the_schema_allows_the_runs_codec_and_no_other(codec_name: str, int4: DeltaCodec) -> None:
-    expected = Expected.like(torch.zeros(8, 8), delta_codec(codec_name))
+    expected = ExpectedArray.like(torch.zeros(8, 8), delta_codec(codec_name))
     for other in CODECS:
         if not isinstance(other, DeltaCodec):
             continue

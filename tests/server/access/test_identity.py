@@ -72,7 +72,7 @@ def test_every_call_asks_for_a_nodes_certificate(place: Place, method: MethodDes
 
 @pytest.mark.parametrize("auth", ["mtls", "token"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_a_session_cannot_be_used_by_another_node(place: Place, method: MethodDescriptor, auth: str) -> None:
+def test_an_attendance_cannot_be_used_by_another_node(place: Place, method: MethodDescriptor, auth: str) -> None:
     async def scenario() -> None:
         mine, other = place.credential(auth, "a"), place.credential(auth, "b")
         async with serving(place.folder, place.section(auth=auth)) as server, attending(server, "a", mine):
@@ -88,7 +88,7 @@ def test_a_session_cannot_be_used_by_another_node(place: Place, method: MethodDe
     asyncio.run(scenario())
 
 
-def test_a_node_whose_session_is_over_is_told_to_join_again(place: Place) -> None:
+def test_a_node_whose_attendance_is_over_is_told_to_join_again(place: Place) -> None:
     async def scenario() -> None:
         async with (
             serving(place.folder, place.section()) as server,
@@ -140,7 +140,7 @@ def open_work(federation: Federation, name: str) -> Batch:
     return batch
 
 
-def test_a_download_ends_with_the_session_that_asked_for_it(place: Place) -> None:
+def test_a_download_ends_with_the_attendance_that_asked_for_it(place: Place) -> None:
     async def scenario() -> None:
         credentials, digest = place.certificate("a"), bytes(16)
         async with (

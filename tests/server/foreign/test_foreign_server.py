@@ -22,7 +22,7 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server import foreign_app
 from fednc.server.foreign import reply_limits
 from fednc.server.foreign.mailbox import Arrival, Mailbox, Sent
-from fednc.server.foreign.pipe_grid import _Parcel
+from fednc.server.foreign.pipe_grid import _PipeParcel
 from fednc.server.link.assignments import Batch, Content, Reply, Work
 from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import Node
@@ -273,12 +273,12 @@ def test_large_values_outside_arrays_are_packed_and_unpacked() -> None:
 def test_a_content_for_many_nodes_goes_over_the_pipe_once_and_up_to_date() -> None:
     flower_adapter.adopt_identity("run")
     content = RecordDict({"a": ArrayRecord([np.zeros(1000)])})
-    parcel = _Parcel([Message(content, node, "train") for node in range(9)])
+    parcel = _PipeParcel([Message(content, node, "train") for node in range(9)])
     assert (len(parcel.manifests), len(parcel.blobs), len(parcel.call["messages"])) == (1, 1, 9)
     array = content["a"]["0"]
     for data in (Array(np.ones(1000)).data, bytearray(array.data), bytearray(Array(np.ones(1000)).data)):
         array.data = data
-        assert list(_Parcel([Message(content, 1, "train")]).blobs.values()) == [bytes(data)]
+        assert list(_PipeParcel([Message(content, 1, "train")]).blobs.values()) == [bytes(data)]
 
 
 def test_changed_code_changes_the_fingerprint_and_changed_data_does_not(tmp_path: Path) -> None:

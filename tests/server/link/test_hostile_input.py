@@ -164,7 +164,7 @@ def test_messages_of_strangers_are_not_decoded_and_gibberish_is_counted(tmp_path
 
 
 def test_a_node_that_joins_again_leaves_no_old_stream(tmp_path: Path) -> None:
-    """The stream of the old session used to stay open for ever: one node could have thousands."""
+    """The stream of the old attendance used to stay open for ever: one node could have thousands."""
 
     async def scenario() -> None:
         async with (

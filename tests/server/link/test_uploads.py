@@ -24,7 +24,7 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server.link.heartbeat import drop_silent
 from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import NodeState
-from fednc.server.link.reply_schema import Agreement
+from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.link.upload_budget import Budget
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
@@ -148,7 +148,7 @@ def test_every_reply_of_our_own_client_fits_the_schema(preset: str, codec_name: 
     run = image_run({"name": preset}, {"codec": codec_name})
     prepared = FederatedRun(run, EventLog())
     task, frame, state = prepared.task, prepared.frame, prepared.state
-    agreement = Agreement.of(task, frame, state.model, state.extra, is_first=True)
+    agreement = ReplySchema.of(task, frame, state.model, state.extra, is_first=True)
     flower_adapter.adopt_identity("run")
     host = AppHost(ClientConfig(name="a", data="digits", device="cpu", val_share=0.0), app)
     welcome = pb.Welcome(node_id=7, run_id="run", run_json=run.for_clients(), part=pb.Part(index=0, of=30))

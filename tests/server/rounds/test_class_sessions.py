@@ -102,7 +102,7 @@ def test_the_stricter_minimum_of_run_and_client_counts() -> None:
 def test_a_client_says_once_per_stage_what_it_withholds(caplog: pytest.LogCaptureFixture) -> None:
     one_shot = [{**session, "shots": 1} for session in SESSIONS]
     carry_out(config(parts=1, sessions=one_shot, rounds={"min_clients": 1, "evaluate_every": 1}))
-    kept = [record.args[0] for record in caplog.records if "stays here" in record.msg and record.args]
+    kept = [record.args[0] for record in caplog.records if "is not sent" in record.msg and record.args]
     assert kept == ["6", "7", "8", "9"]
 
 

@@ -22,7 +22,7 @@ from fednc.common.wire import arrays
 from fednc.common.wire.records import to_manifest
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.message_limits import InvalidError
-from fednc.server.link.reply_schema import Agreement
+from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.initialisation import scaled
 from fednc.server.rounds.run import FederatedRun
@@ -204,7 +204,7 @@ def test_the_link_refuses_what_has_another_form() -> None:
     prepared = FederatedRun(small_run(INIT), EventLog())
     model, layout = prepared.state.model, prepared.layout
     assert layout is not None
-    agreement = Agreement.of(prepared.task, prepared.frame, model, initial=layout, is_first=True)
+    agreement = ReplySchema.of(prepared.task, prepared.frame, model, initial=layout, is_first=True)
 
     def reply(weights: int) -> pb.Manifest:
         content = RecordDict({messages.INIT: arrays.to_record({messages.UNIT: torch.zeros(weights)})})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.flower_app import app as fednc_app
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import TrainSection
-from fednc.common.errors import DivergedError
+from fednc.common.errors import DivergedError, RunFailedError
 from fednc.common.methods import registry
-from fednc.common.methods.api import ServerRound
+from fednc.common.methods.api import Method, NoOptions, ServerRound
 from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.wire import records
 from fednc.common.wire.messages import TRAIN
 from fednc.server.rounds.context import Surroundings
@@ -118,6 +120,15 @@ def test_running_statistics_are_averaged_and_parameters_are_stepped(name: str, t
     assert moved if name != "fedavgm" else True, "the first step of momentum is that of fedavg"
 
 
+def test_what_a_task_aggregates_in_another_way_is_not_stepped() -> None:
+    task = tasks.get(config(method={"name": "fedadam"}))
+    model = task.build_model()
+    every = task.stepped_keys(model)
+    for key, kind in zip(sorted(every), [kind for kind in Aggregation if kind != Aggregation.MEAN], strict=False):
+        task.aggregation = lambda name, key=key, kind=kind: kind if name == key else Aggregation.MEAN
+        assert task.stepped_keys(model) == every - {key}
+
+
 @pytest.mark.parametrize("robust", ["clip", "trim"])
 def test_a_step_is_given_the_robust_mean(robust: str, tmp_path: Path) -> None:
     rounds = {"total": 2, "robust": robust}
@@ -161,6 +172,31 @@ def test_a_step_that_leaves_no_finite_values_ends_the_round() -> None:
     steps = steps_of(nn.Linear(2, 2), name="fedavgm", server_lr=1e38)
     mean = {key: torch.full_like(value, 100.0) for key, value in nn.Linear(2, 2).state_dict().items()}
     with pytest.raises(DivergedError, match="step of fedavgm"):
+        steps.step(reached(steps, mean))
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ({"mean": {}}, "`mean`"),
+        ({"mean": {"weight": torch.zeros(2, 2, dtype=torch.float64), "bias": torch.zeros(2)}}, r"\['weight'\]"),
+        ({"state": {"more": torch.zeros(1)}}, "`state`"),
+        ({"beside": {"more": torch.zeros(1)}}, "`beside`"),
+    ],
+    ids=["names", "types", "state", "beside"],
+)
+def test_a_step_that_returns_other_tensors_is_told_so(result: dict[str, Any], words: str) -> None:
+    class Broken(Method):
+        """A method of somebody who has not read the page."""
+
+        name = "broken"
+
+        def step(self, reached: ServerRound) -> ServerRound:
+            return replace(reached, **result)
+
+    steps = MethodSteps((Broken(NoOptions()),), frozenset(("weight", "bias")))
+    mean = {key: torch.ones_like(value) for key, value in nn.Linear(2, 2).state_dict().items()}
+    with pytest.raises(RunFailedError, match=words):
         steps.step(reached(steps, mean))
 
 

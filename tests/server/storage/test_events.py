@@ -57,7 +57,7 @@ FIELDS = {
     "round": "record fold_s",
     "session": "session classes",
     "session-waits": "session",
-    "start": "method frame config",
+    "start": "method frame config metric",
     "stop": "round",
     "too-large": "node",
     "tracker": "tracker",
@@ -72,7 +72,7 @@ ANY_DICT = st.dictionaries(st.text(), JSON | st.lists(JSON), max_size=3)
 DRAWN: dict[str, st.SearchStrategy[Any]] = {
     "text": st.text().map(one_line),
     "changed": st.dictionaries(st.text(), st.lists(JSON), max_size=3),
-    **dict.fromkeys(["before", "learnt", "after", "worst_client", "init"], ANY_DICT),
+    **dict.fromkeys(["metric", "before", "learnt", "after", "worst_client", "init"], ANY_DICT),
 }
 
 

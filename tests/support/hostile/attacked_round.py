@@ -24,8 +24,8 @@ from fednc.protos import federation_pb2 as pb
 from fednc.server.aggregation.mean import Fold
 from fednc.server.link.assignments import Batch
 from fednc.server.link.federation import Federation
-from fednc.server.link.grid import LinkGrid, Replies
-from fednc.server.link.reply_schema import Agreement
+from fednc.server.link.grid import LinkGrid, ReplyStream
+from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.listener import make_server
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
@@ -83,7 +83,7 @@ class HostilePlace:
         self.prepared = FederatedRun(run, self._log)
         self.model = Model({key: value.clone() for key, value in self.prepared.state.model.items()})
         self.federation = Federation("run", run, self._folder / "run" / "spool", self._log)
-        self.federation.agreement = Agreement.of(
+        self.federation.agreement = ReplySchema.of(
             self.prepared.task,
             self.prepared.frame,
             self.prepared.state.model,
@@ -144,7 +144,7 @@ class HostilePlace:
         """In the strategy's thread: the result of each batch, until there are no more."""
         while (given := self._batches.get()) is not None:
             batch, done = given
-            replies = Replies(grid, batch, 0)
+            replies = ReplyStream(grid, batch, 0)
             while (message := replies.poll()) is not None:
                 yield message
             replies.close()

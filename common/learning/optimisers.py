@@ -1,0 +1,79 @@
+"""Optimisers and learning rate schedules by the names that a run file gives them.
+
+Called by the client's trainer; the task contract checks the names before a run. Knows no task and no method.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fednc.common.config.tables import TrainSection
+from fednc.common.errors import ConfigError
+
+SGD = "sgd"
+_UNUSABLE = {"lbfgs", "sparseadam"}  # the first wants a closure, the second sparse gradients
+
+
+def optimiser_names() -> list[str]:
+    """Names of `torch.optim`'s optimisers, in small letters."""
+    found = (value for value in vars(torch.optim).values() if inspect.isclass(value))
+    names = {one.__name__.lower() for one in found if issubclass(one, torch.optim.Optimizer)}
+    return sorted(names - _UNUSABLE - {"optimizer"})
+
+
+def make_optimiser(
+    params: Sequence[nn.Parameter], section: TrainSection, lr: float, *, fused: bool = False
+) -> torch.optim.Optimizer:
+    """The optimiser of `[train]` over these parameters.
+
+    SGD takes `momentum` and `weight_decay`. Any other takes `weight_decay`, where it has one, and what
+    `optimizer_options` says. Raises ConfigError: no such optimiser, or an option that it does not have.
+    """
+    if section.optimizer == SGD:
+        keys: dict[str, Any] = {"momentum": section.momentum, "weight_decay": section.weight_decay, "fused": fused}
+        kind: Any = torch.optim.SGD
+    else:
+        kind = _kind(section.optimizer)
+        keys = (
+            {"weight_decay": section.weight_decay} if "weight_decay" in inspect.signature(kind).parameters else {}
+        )
+    try:
+        made: torch.optim.Optimizer = kind(params, lr=lr, **{**keys, **section.optimizer_options})
+    except (TypeError, ValueError) as e:
+        options = ", ".join(sorted(section.optimizer_options))
+        raise ConfigError(f"train.optimizer_options ({options}) do not fit {section.optimizer}: {e}") from e
+    return made
+
+
+def _kind(name: str) -> Any:
+    if name not in optimiser_names():
+        raise ConfigError(f"train.optimizer: {name!r} is not one of {', '.join(optimiser_names())}")
+    return next(
+        value for key, value in vars(torch.optim).items() if key.lower() == name and inspect.isclass(value)
+    )
+
+
+def check_optimiser(section: TrainSection) -> None:
+    """Raises ConfigError: the run's optimiser cannot be made."""
+    make_optimiser([nn.Parameter(torch.zeros(1))], section, section.lr)
+
+
+def learning_rate(section: TrainSection, number: int, rounds: int) -> float:
+    """Of round `number` of `rounds`, from 1: `lr`, times `lr_decay` per round, times what `schedule` says."""
+    lr = section.lr * section.lr_decay ** (number - 1)
+    if number <= section.warmup_rounds:
+        return lr * number / (section.warmup_rounds + 1)
+    done, all_ = number - 1 - section.warmup_rounds, max(1, rounds - section.warmup_rounds)
+    if section.schedule == "cosine":
+        lr *= (1 + math.cos(math.pi * min(1.0, done / all_))) / 2
+    elif section.schedule == "linear":
+        lr *= 1 - min(1.0, done / all_)
+    elif section.schedule == "step":
+        lr *= section.step_factor ** (done // section.step_every)
+    return lr
