@@ -91,7 +91,7 @@ class HistoryOfReadOut:
 
 def _alignment(training: FederatedRun) -> dict[str, list[str]]:
     """Final cosine of each class mean on the test data with each class vector: one line per class."""
-    if training.evaluation is None:
+    if training.evaluation is None or not training.task.class_names:
         return {}
     state = training.state
     guide = guide_at(training.task, training.frame.etf_KD, state.memory, state.completed)
