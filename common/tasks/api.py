@@ -358,6 +358,14 @@ class Task(ABC):
         output: Tensor = model(inputs)
         return output
 
+    def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
+        """Files for people to look at, by name, made of the server's own test data; none by default.
+
+        `model` is the final one, in evaluation mode, on the device of `data`.
+        """
+        del model, data, guide
+        return {}
+
     def statistics(self, model: nn.Module, batch: Batch, guide: Guide) -> Stats:
         """Additive statistics of one batch: the sums of all metrics; every value float64 or int64 on the CPU."""
         output, target = self.outputs(model, batch, guide)

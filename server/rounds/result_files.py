@@ -6,12 +6,19 @@ Called by the server process and, on stock Flower, by the app itself. Must not k
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from fednc.common.files import write_atomically
+from fednc.common.files import private_folder, write_atomically
+from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.model_export import export
+from fednc.common.tasks.round_guide import guide_of_model
 from fednc.server.rounds.run import RunResult
+
+EXAMPLES = "examples"  # folder in that of the run
+
+log = logging.getLogger("fednc.server")
 
 
 def summary_of(run_id: str, result: RunResult, **measured: Any) -> dict[str, Any]:
@@ -35,5 +42,19 @@ def write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> Non
     run, memories = result.run, result.state.memories
     memory = memories.under(run.method.memory_source, result.frame.etf_KD, run.seed)
     export(folder, model, result.task, result.frame, memory, run, result.class_names)
+    _write_examples(folder, result, memory)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     write_atomically(folder / "rounds.json", json.dumps(result.history.to_json(), indent=2).encode())
+
+
+def _write_examples(folder: Path, result: RunResult, memory: ClassMemory) -> None:
+    """Files for people to look at, in `examples/`; what goes wrong with them costs them alone."""
+    if result.evaluation is None:
+        return
+    try:
+        guide = guide_of_model(result.task, result.frame.etf_KD, memory, len(result.class_names))
+        for name, content in result.evaluation.examples(result.state.model, guide).items():
+            private_folder(folder / EXAMPLES)
+            write_atomically(folder / EXAMPLES / Path(name).name, content)
+    except Exception:
+        log.exception("no examples of task %s could be written", result.task.name)

@@ -45,6 +45,14 @@ class CentralEvaluation:
         guide = guide.to(self._device)
         return self._task.measure(evaluate(self._task, self._model, self._known(guide), guide, self._batch))
 
+    def examples(self, state: Mapping[str, Tensor], guide: Guide) -> Mapping[str, bytes]:
+        """Files for people to look at, by name, see Task."""
+        self._load(state)
+        self._model.eval()
+        guide = guide.to(self._device)
+        with torch.no_grad():
+            return self._task.examples(self._model, self._known(guide), guide)
+
     def _load(self, state: Mapping[str, Tensor]) -> None:
         self._model.load_state_dict(state, strict=False)
 

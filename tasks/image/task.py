@@ -7,6 +7,7 @@ Legend: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +19,17 @@ from fednc.common.config.tables import SplitSection
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Part, Suggestion, TaskData
 from fednc.common.tasks.classifier import ClassifierTask, Purpose, split_with
+from fednc.common.tasks.tensor_data import UNLABELLED
 from fednc.tasks.vision.backbones import build_backbone
 from fednc.tasks.vision.dataset import ImageBatch, ImageData
 from fednc.tasks.vision.options import ImageOptions
+from fednc.tasks.vision.sheet import sheet
 from fednc.tasks.vision.shifts import ImageSplit, is_shifted, shift_part, shift_test
 from fednc.tasks.vision.sources import select
 from fednc.tasks.vision.suggest import suggest
+
+SHOWN_WRONG = 24  # images on the sheet of wrong predictions
+SHEET_BATCH = 256
 
 
 class ImageTask(ClassifierTask):
@@ -101,6 +107,18 @@ class ImageTask(ClassifierTask):
         """It does; a task that derives from this one and has a loss of its own must say so itself."""
         del guide
         return type(self).loss is ImageTask.loss
+
+    def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
+        """`wrong.png`: test images that the model gets wrong, with what they are and what it takes them for."""
+        assert isinstance(data, ImageData)
+        scores = [self.scores(model, pixel_BCHW, guide) for pixel_BCHW, _ in data.eval_batches(SHEET_BATCH)]
+        guess_N = torch.cat(scores).argmax(dim=1)
+        wrong = ((guess_N != data.label_N) & (data.label_N != UNLABELLED)).nonzero().flatten()[:SHOWN_WRONG]
+        if not len(wrong):
+            return {}
+        names = self.class_names
+        texts = [(names[int(data.label_N[i])], f"not {names[int(guess_N[i])]}") for i in wrong]
+        return {"wrong.png": sheet(data.pixel_NCHW[wrong], texts)}
 
     def preprocessing(self) -> dict[str, Any]:
         """Raw image to model input: colour, size, 0..1, minus mean, divided by std; axes C, H, W."""

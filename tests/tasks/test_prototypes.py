@@ -82,6 +82,8 @@ def test_its_model_predicts_what_the_run_measured(values: dict[str, Any], tmp_pa
     assert found["metrics"][primary] == result.history.rounds[-1].test[primary]
     assert json.loads((folder / "summary.json").read_text())[primary] == found["metrics"][primary]
     assert len(found["predictions"]) == found["examples"]
+    written = [path.read_text() for path in (folder / "examples").glob("*")]
+    assert written == (["200"] if values is LINE else [])
 
 
 def test_a_method_that_needs_classes_is_refused_for_a_task_without_any() -> None:

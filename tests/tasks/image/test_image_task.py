@@ -236,3 +236,15 @@ def test_batches_are_the_same_on_a_gpu():
         assert there[0].is_cuda
         torch.testing.assert_close(here[0], there[0].cpu())
         assert torch.equal(here[1], there[1].cpu())
+
+
+def test_the_sheet_shows_wrong_predictions_and_there_is_none_without_any():
+    task = make_task()
+    data, model, guide = make_data(task, 40), task.build_model().eval(), make_guide(task)
+    with torch.no_grad():
+        (name, content), *more = task.examples(model, data, guide).items()
+        guess = task.scores(model, data._normalised(data.pixel_NCHW), guide).argmax(dim=1)
+    assert (name, content[:8], more) == ("wrong.png", b"\x89PNG\r\n\x1a\n", [])
+    object.__setattr__(data, "label_N", guess)
+    with torch.no_grad():
+        assert task.examples(model, data, guide) == {}
