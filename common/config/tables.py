@@ -332,7 +332,7 @@ class TrainSection(Section):
         "sgd", description="any of `torch.optim` by its name in small letters, e.g. `adamw`; fresh every round"
     )
     optimizer_options: Annotated[dict[str, Any], LATER] = Field(
-        default_factory=dict,
+        {},
         description="more options of the optimizer, as PyTorch names them: `{betas = [0.9, 0.99]}`",
     )
     schedule: Annotated[Literal["constant", "cosine", "linear", "step"], LATER] = Field(
