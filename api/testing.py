@@ -233,6 +233,7 @@ class TaskContract:
         for name, value in whole.items():
             _must(_nearly(value, added[name]), f"{name}: {added[name]} from two parts, {value} from the whole")
         many = {name: value * 2 for name, value in whole.items()}
+        _must(any(bool(value.any()) for value in whole.values()), "all sums of the data are zero")
         try:
             case.task.check_data_sums(many, case.data.examples)
         except ProtocolError:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -29,9 +29,10 @@ from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.errors import ConfigError, DataError, FedncError, QuorumError
 from fednc.common.model_export import load
 from fednc.common.tasks.aggregation import Aggregation
+from fednc.common.tasks.api import TaskData
 from fednc.common.tasks.metrics import Stats
 from fednc.common.wire import arrays, messages
-from fednc.common.wire.messages import DATA, DATA_SUMS, EXAMPLES, METRICS, TRAIN, Instruction
+from fednc.common.wire.messages import DATA, DATA_SUMS, EXAMPLES, METRICS, MODEL, TRAIN, Instruction
 from fednc.protos import federation_pb2 as pb
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.result_files import summary_of, write_files
@@ -39,6 +40,7 @@ from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.checkpoint import Checkpoints
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import Event
+from fednc.testing import TaskContract, promises
 from support.clients_with_policy import open_but
 from support.contract_run import assert_same_bits
 from support.prototype_tasks import LINE, PROTOTYPES, SCALED, ScaledTask, installed, write_line, write_scaled
@@ -179,6 +181,31 @@ def ask_host(host: AppHost, run: RunConfig, grid: LocalGrid) -> Message:
     host.prepare(pb.Welcome(node_id=7, run_id="run", run_json=run.for_clients()))
     content = messages.instruction_content(Instruction.under(run, 1))
     return host.work(grid.create_message(content, DATA_SUMS, 7, "0"))
+
+
+class OneMoreGrid(AskedGrid):
+    """The last client is there from round 2 on."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        nodes = list(super().get_node_ids())
+        return nodes if self.__dict__.get("asked", []).count(TRAIN) else nodes[:-1]
+
+
+def test_a_client_that_joins_later_gets_them_with_the_model(run: RunConfig, clients: list[ClientConfig]) -> None:
+    trained_with: dict[str, list[bytes]] = {}
+
+    def watching(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == TRAIN:
+            mean = arrays.from_record(message.content[MODEL])["0.mean"]
+            trained_with.setdefault(str(context.node_config["name"]), []).append(mean.numpy().tobytes())
+        return flower_app.app(message, context)
+
+    with OneMoreGrid(run, clients, watching) as grid:
+        result = FederatedRun(run, EventLog()).execute(grid, Surroundings(name_of=grid.name_of))
+    assert [one.replies for one in result.history.rounds] == [2, 3, 3]
+    assert all(map(torch.equal, normalisation(result), normalisation(executed(run, clients[:2])[0])))
+    mean = normalisation(result)[0].numpy().tobytes()
+    assert trained_with == {"anna": [mean] * 3, "bert": [mean] * 3, "carl": [mean] * 2}
 
 
 # ---- restarts ------------------------------------------------------------------------------------------------
@@ -352,3 +379,39 @@ def test_a_task_that_writes_what_it_must_not_is_told_so(
     monkeypatch.setitem(PROTOTYPES, "scaled", task)
     with pytest.raises(error, match=text):
         executed(run, clients)
+
+
+# ---- the test kit for authors of tasks -----------------------------------------------------------------------
+
+
+class Unbounded(ScaledTask):
+    def check_data_sums(self, sums: Stats, announced: int) -> None:
+        del sums, announced
+
+
+class NotAdditive(ScaledTask):
+    def data_sums(self, data: TaskData, least: int) -> Stats:
+        sums = super().data_sums(data, least)
+        return {**sums, "sum": sums["sum"] / data.examples}
+
+
+@pytest.mark.parametrize("task", [ScaledTask, Unbounded, NotAdditive])
+def test_the_test_kit_finds_sums_that_do_not_add_up_and_a_check_that_refuses_nothing(
+    task: type[ScaledTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOTYPES, "scaled", task)
+
+    class Contract(TaskContract):
+        data = write_scaled(tmp_path / "data.npz", 1)
+        options: ClassVar = {"features": 3}
+        tables: ClassVar = {key: value for key, value in SCALED.items() if key != "task"}
+
+    Contract.task = "scaled"
+    tests = dict(promises(Contract))
+    test = tests["sums of the data add up and pass its own check"]
+    if task is not ScaledTask:
+        with pytest.raises(AssertionError):
+            test()
+        return
+    for test in tests.values():
+        test()
