@@ -128,7 +128,9 @@ def hello(message: Message, context: Context) -> Message:
 @app.query("data_sums")
 def data_sums(message: Message, context: Context) -> Message:
     """Reply with the task's additive sums of this client's training data; with none where they must not leave."""
-    _, here, stage = _prepare(message, context)
+    order, here, stage = _prepare(message, context)
+    if order.server_round != 1:  # sums of other subsets would reveal their difference
+        raise ProtocolError(f"sums of the data are asked for in round {order.server_round}, expected round 1")
     mine, _ = here.at(stage)
     sums = sendable_data_sums(here.task, mine, here.min_data_sum_examples)
     content = RecordDict({DATA: messages.data_record(sums)})

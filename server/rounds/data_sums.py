@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
+from fednc.common import fault_injection
 from fednc.common.errors import ConfigError, DataError, ProtocolError, QuorumError, StaleError
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Task
@@ -113,6 +114,7 @@ def _ask(strategy: FrameStrategy, grid: Grid) -> _Answers:
 def _take(
     content: RecordDict, strategy: FrameStrategy, answers: _Answers, node: int, counted: Mapping[int, int]
 ) -> None:
+    fault_injection.at("server.data_sums")
     announced = strategy.clients.holding(node).examples
     try:
         sums = data_sums_in(content, strategy.task, announced)

@@ -31,9 +31,11 @@ from fednc.common.model_export import load
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import TaskData
 from fednc.common.tasks.metrics import Stats
-from fednc.common.wire import arrays, messages
+from fednc.common.wire import arrays, messages, records
 from fednc.common.wire.messages import DATA, DATA_SUMS, EXAMPLES, METRICS, MODEL, TRAIN, Instruction
 from fednc.protos import federation_pb2 as pb
+from fednc.server.link.message_limits import InvalidError
+from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.result_files import summary_of, write_files
 from fednc.server.rounds.run import FederatedRun, RunResult
@@ -177,9 +179,17 @@ def test_a_task_without_sums_asks_nothing(tmp_path: Path) -> None:
         ask_host(host, plain, grid)
 
 
-def ask_host(host: AppHost, run: RunConfig, grid: LocalGrid) -> Message:
+def test_they_are_answered_before_round_1_only(run: RunConfig, clients: list[ClientConfig]) -> None:
+    host = AppHost(clients[0], flower_app.app)
+    with LocalGrid(run, clients[:1]) as grid:
+        assert ask_host(host, run, grid).content[DATA]
+        with pytest.raises(FedncError, match="in round 2, expected round 1"):
+            ask_host(host, run, grid, server_round=2)
+
+
+def ask_host(host: AppHost, run: RunConfig, grid: LocalGrid, server_round: int = 1) -> Message:
     host.prepare(pb.Welcome(node_id=7, run_id="run", run_json=run.for_clients()))
-    content = messages.instruction_content(Instruction.under(run, 1))
+    content = messages.instruction_content(Instruction.under(run, server_round))
     return host.work(grid.create_message(content, DATA_SUMS, 7, "0"))
 
 
@@ -322,6 +332,22 @@ def test_a_hostile_reply_is_refused_and_counted_against_its_node(
     assert told(events) == [("data-sums", 2, 0)]
     assert all(map(torch.equal, normalisation(result), normalisation(executed(run, clients[:2])[0])))
     assert result.history.rounds[-1].replies == 3
+
+
+def test_the_link_takes_no_upload_of_another_form(run: RunConfig) -> None:
+    prepared = FederatedRun(run, EventLog())
+    agreement = ReplySchema.of(prepared.task, prepared.frame, prepared.state.trainable, is_first=True)
+    honest = prepared.task.no_data_sums()
+
+    def check(sums: Stats) -> None:
+        content = RecordDict({DATA: arrays.to_record(sums), METRICS: MetricRecord({EXAMPLES: 1})})
+        agreement.check(DATA_SUMS, records.to_manifest(content, with_digests=False))
+
+    check(honest)
+    check({})
+    for lie in ("a name", "no name", "shape", "type"):
+        with pytest.raises(InvalidError):
+            check(LIES[lie](honest))
 
 
 def test_too_few_answers_end_the_run(run: RunConfig, clients: list[ClientConfig]) -> None:
