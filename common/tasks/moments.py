@@ -3,7 +3,7 @@
 For tasks that normalise their inputs (`Task.data_sums`). Nobody sees a row of anybody else. Knows no task.
 
 Accuracy: the variance is a difference of two means, so it loses about 2 log10(|mean| / deviation) of float64's 16
-digits. Subtract a known offset first where the deviation is below a millionth of the mean.
+digits. Subtract a known offset first where the deviation is below 1e-4 of the mean.
 
 Legend: N values of a column, F columns.
 """
