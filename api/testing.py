@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from fednc import in_process
 from fednc.common import plugins, seeds
 from fednc.common.config.run import RunConfig, parse_run
-from fednc.common.errors import ConfigError
+from fednc.common.errors import ConfigError, ProtocolError
 from fednc.common.learning.round_context import Guide
 from fednc.common.plugins import TASKS
 from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Batch, Task, TaskData, add_stats
 from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.round_guide import guide_at
-from fednc.common.wire import arrays
+from fednc.common.wire import arrays, messages
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
 
@@ -215,6 +215,30 @@ class TaskContract:
         _must(bool(metrics), "there are no metrics")
         _must(metrics.get("examples") == case.data.examples, f"examples is {metrics.get('examples')}")
         case.task.measure(case.task.no_statistics())
+
+    # ---- sums of the data before round 1 -----------------------------------------------------------------------
+
+    def test_sums_of_the_data_add_up_and_pass_its_own_check(self) -> None:
+        """Only for a task that declares some in no_data_sums()."""
+        case = self._case()
+        none = case.task.no_data_sums()
+        if not none:
+            return
+        whole, added = case.task.data_sums(case.data, 1), {name: zero.clone() for name, zero in none.items()}
+        for part in case.data.hold_out(0.5, 3):
+            added = add_stats(added, case.task.data_sums(part, 1))
+        messages.check_data(whole, none)
+        case.task.check_data_sums(whole, case.data.examples)
+        case.task.check_data_sums(none, 0)
+        for name, value in whole.items():
+            _must(_nearly(value, added[name]), f"{name}: {added[name]} from two parts, {value} from the whole")
+        many = {name: value * 2 for name, value in whole.items()}
+        _must(any(bool(value.any()) for value in whole.values()), "all sums of the data are zero")
+        try:
+            case.task.check_data_sums(many, case.data.examples)
+        except ProtocolError:
+            return
+        raise AssertionError("check_data_sums() accepts sums of twice as many examples as were announced")
 
     # ---- a whole run -----------------------------------------------------------------------------------------
 

@@ -46,7 +46,8 @@ MinSumExamples = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Send no class sum over fewer examples; a run can ask for more than this, not for less.",
+        help="Send no class sum and no sums of the data over fewer examples; a run can ask for more than this, "
+        "not for less.",
     ),
 ]
 AllowTask = Annotated[

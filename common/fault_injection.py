@@ -30,6 +30,7 @@ POINTS = {
     "server.committed": "an upload is complete; neither folded nor acknowledged",
     "server.fold": "a reply is about to be folded",
     "server.initialise": "an answer to a question before round 1 is about to be used",
+    "server.data_sums": "an answer with sums of the data is about to be used",
     "server.checkpoint.begin": "nothing of the checkpoint is written",
     "server.checkpoint.tensors": "its tensors are written, its manifest is not",
     "server.checkpoint.end": "it is complete",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fednc.client.app.initialisation import ClientInitialisation
 from fednc.client.app.resident_run import Resident, check_allowed, resident
-from fednc.client.app.withheld_sums import fitting_batch, sendable
+from fednc.client.app.withheld_sums import fitting_batch, sendable, sendable_data_sums
 from fednc.client.link.work_hooks import CURRENT
 from fednc.client.training import trainer
 from fednc.client.training.round_state import KEPT, Past
@@ -37,6 +37,7 @@ from fednc.common.tasks.stages import Stage
 from fednc.common.wire import arrays, messages, update_codec
 from fednc.common.wire.messages import (
     CLASS_COUNTS,
+    DATA,
     EXAMPLES,
     EXTRA,
     HELD_OUT,
@@ -122,6 +123,19 @@ def hello(message: Message, context: Context) -> Message:
     metrics = {EXAMPLES: mine.examples, HELD_OUT: held_out.examples}
     counts = MetricRecord({**metrics, CLASS_COUNTS: mine.count_K.tolist()})
     return Message(RecordDict({METRICS: counts}), reply_to=message)
+
+
+@app.query("data_sums")
+def data_sums(message: Message, context: Context) -> Message:
+    """Reply with the task's additive sums of this client's training data; with none where they must not leave."""
+    order, here, stage = _prepare(message, context)
+    if order.server_round != 1:  # sums of other subsets would reveal their difference
+        raise ProtocolError(f"sums of the data are asked for in round {order.server_round}, expected round 1")
+    mine, _ = here.at(stage)
+    sums = sendable_data_sums(here.task, mine, here.min_data_sum_examples)
+    content = RecordDict({DATA: messages.data_record(sums)})
+    content[METRICS] = MetricRecord({EXAMPLES: mine.examples})
+    return Message(content, reply_to=message)
 
 
 @app.query("init_gradient")

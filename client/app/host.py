@@ -22,6 +22,7 @@ class ClientConfig:
     Attributes:
         allowed_tasks: names of the tasks that it runs; empty: all that are installed.
         min_sum_examples: the least examples in a class sum that it sends; a run can raise this, not lower it.
+        min_data_sum_examples: the same for the sums of the data before round 1; None: `min_sum_examples`.
         min_batch: the least examples in a batch, the last of an epoch included.
         state: folder for what must survive a restart of the client; empty: nothing survives one.
         secret: if set, the held-out examples and the order of batches derive from it, so that no server knows or
@@ -34,6 +35,7 @@ class ClientConfig:
     val_share: float = 0.1
     allowed_tasks: tuple[str, ...] = ()
     min_sum_examples: int = 0
+    min_data_sum_examples: int | None = None
     min_batch: int = 0
     secret: str = ""
     state: str = ""
@@ -71,6 +73,8 @@ class AppHost:
             "secret": self._config.secret,
             "state": self._config.state,
         }
+        if self._config.min_data_sum_examples is not None:
+            settings["min-data-sum-examples"] = self._config.min_data_sum_examples
         if welcome.HasField("part"):
             settings |= {"partition-id": welcome.part.index, "num-partitions": welcome.part.of}
         return Context(

@@ -33,9 +33,10 @@ class Resident:
     Attributes:
         node: its random streams derive from this and the run's seed. subset_seed: decides which examples are held
         out and drawn; the run's seed, unless the owner has a secret. min_sum_examples: class sums over fewer
-        examples are not sent; the run's floor, or the client's if stricter. min_batch: the least examples in a
-        batch. told: by stage, the classes of which the log says that their sums are not sent. local: the tensors
-        of the model that never leave this client, as they were drawn.
+        examples are not sent; the run's floor, or the client's if stricter. min_data_sum_examples: the same of the
+        sums of the data before round 1. min_batch: the least examples in a batch. told: by stage, the classes of
+        which the log says that their sums are not sent. local: the tensors of the model that never leave this
+        client, as they were drawn.
     """
 
     run: RunConfig
@@ -46,6 +47,7 @@ class Resident:
     device: torch.device
     node: str
     min_sum_examples: int
+    min_data_sum_examples: int = 0
     subset_seed: int = 0
     min_batch: int = 0
     told: dict[int, set[str]] = field(default_factory=dict)
@@ -133,7 +135,7 @@ def _load(context: Context, run: RunConfig) -> Resident:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(run.seed, "model"))  # what stays here begins alike on all clients
         model = task.build_model()
-    shared = set(task.shared_keys(model))
+    shared, least = set(task.shared_keys(model)), int(settings.get("min-sum-examples", 0))
     return Resident(
         run=run,
         task=task,
@@ -145,7 +147,8 @@ def _load(context: Context, run: RunConfig) -> Resident:
         node=node,
         subset_seed=subset_seed,
         min_batch=int(settings.get("min-batch", 0)),
-        min_sum_examples=max(task.min_sum_examples, int(settings.get("min-sum-examples", 0))),
+        min_sum_examples=max(task.min_sum_examples, least),
+        min_data_sum_examples=max(task.min_data_sum_examples, int(settings.get("min-data-sum-examples", least))),
     )
 
 

@@ -1,6 +1,6 @@
-"""Class sums that a client does not send: those over so few examples that they would reveal single ones.
+"""Sums that a client does not send: those over so few examples that they would reveal single ones.
 
-Called by the app before it sums. A sum over one example is that example's feature.
+Called by the app before it sums. A sum over one example is that example's feature, or the example itself.
 
 Legend: K label space.
 """
@@ -11,6 +11,11 @@ import logging
 from collections.abc import Sequence
 
 from torch import Tensor
+
+from fednc.common.errors import DataError, ProtocolError, UnusableValuesError
+from fednc.common.tasks.api import Task, TaskData
+from fednc.common.tasks.metrics import Stats
+from fednc.common.wire import messages
 
 log = logging.getLogger("fednc.client")
 
@@ -34,6 +39,32 @@ def sendable(count_K: Tensor, least: int, class_names: Sequence[str], told: set[
                 *(name, int(count_K[vertex]), least),
             )
     return ~few_K
+
+
+def sendable_data_sums(task: Task, data: TaskData, least: int) -> Stats:
+    """The task's sums of the data; {} if the client has fewer than `least` examples, and the log says so.
+
+    Raises:
+        ProtocolError: the task declares no sums.
+        DataError: the data has values of which no finite sum can be made.
+    """
+    none = task.no_data_sums()
+    if not none:
+        raise ProtocolError(f"the server asks for sums of the data, but task {task.name!r} declares none")
+    if data.examples < least:
+        if least < NEVER:
+            log.warning(
+                "no sums of the data are sent: there are %d training examples here, fewer than "
+                "min_data_sum_examples = %d. Normalisation is made without them.",
+                *(data.examples, least),
+            )
+        return {}
+    sums = task.data_sums(data, least)
+    try:
+        messages.check_data(sums, none)
+    except UnusableValuesError as e:
+        raise DataError(f"task {task.name!r}: {e}. Remove or repair such values in the training data.") from e
+    return sums
 
 
 def fitting_batch(examples: int, batch: int, least: int) -> int:

@@ -16,13 +16,25 @@ from fednc.client.policy.rules import Policy
 from fednc.common.config.run import RunConfig
 from fednc.common.initialise import messages
 from fednc.common.methods import registry
+from fednc.common.tasks import discovery as tasks
 from fednc.common.wire import messages as exchange
-from fednc.common.wire.messages import EVALUATE, EXAMPLES, HELLO, MEMORY, METRICS, SUMS, TRAIN, Instruction
+from fednc.common.wire.messages import (
+    DATA,
+    DATA_SUMS,
+    EVALUATE,
+    EXAMPLES,
+    HELLO,
+    MEMORY,
+    METRICS,
+    SUMS,
+    TRAIN,
+    Instruction,
+)
 from fednc.common.wire.records import record_of
 from fednc.protos import federation_pb2 as pb
 
 GRADIENTS = (messages.GRADIENT, messages.SLOPE, messages.SCALES)
-KINDS = (HELLO, TRAIN, MEMORY, EVALUATE, *GRADIENTS)
+KINDS = (HELLO, DATA_SUMS, TRAIN, MEMORY, EVALUATE, *GRADIENTS)
 
 
 class Objection(NamedTuple):
@@ -96,6 +108,8 @@ def to_holdings(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterato
     floor = policy.floor
     if policy.allow.evaluation and held.held_out < floor.held_out:
         yield Objection("examples", f"{held.held_out} examples held out; floor.held_out = {floor.held_out}")
+    if not policy.allow.data_sums and tasks.get(run).no_data_sums():
+        yield Objection("data-sums", "the task normalises with sums of the data; allow.data_sums = false")
     few = sum(0 < count < floor.sum_examples for count in held.class_counts)
     if policy.allow.class_sums and run.method.uses_memory and few:
         yield Objection(
@@ -143,6 +157,19 @@ def to_reply(policy: Policy, kind: str, content: RecordDict, held: pb.Declaratio
         yield Objection("examples", f"made of {examples}; floor.held_out = {floor.held_out}")
     if record_of(content, SUMS, ArrayRecord) is not None:
         yield from _to_sums(policy, content, held)
+    if record_of(content, DATA, ArrayRecord):
+        yield from _to_data_sums(policy, examples, held)
+
+
+def _to_data_sums(policy: Policy, examples: int, held: pb.Declaration) -> Iterator[Objection]:
+    """Objections to sums of the data over so many examples; an empty record has nothing in it to object to."""
+    least = max(policy.floor.examples, policy.floor.sum_examples)
+    if not policy.allow.data_sums:
+        yield Objection("data-sums", "allow.data_sums = false")
+    if examples < least:
+        yield Objection("sum", f"sums of the data over {examples} examples; at least {least}")
+    if examples != held.examples and not policy.allow.subsets:
+        yield Objection("subset", f"sums of the data over {examples} of {held.examples} examples")
 
 
 def _to_sums(policy: Policy, content: RecordDict, held: pb.Declaration) -> Iterator[Objection]:

@@ -38,11 +38,13 @@ class Owner:
 
     def bind(self, config: ClientConfig) -> ClientConfig:
         """The client's settings, at least as strict as the policy, and with subsets that no server chooses."""
-        floor = self.policy.floor
-        least = floor.sum_examples if self.policy.allow.class_sums else NEVER
+        floor, allow, own = self.policy.floor, self.policy.allow, config.min_data_sum_examples
+        least = floor.sum_examples if allow.class_sums else NEVER
+        of_data = floor.sum_examples if allow.data_sums else NEVER
         return replace(
             config,
             min_sum_examples=max(config.min_sum_examples, least),
+            min_data_sum_examples=max(config.min_sum_examples if own is None else own, of_data),
             min_batch=floor.batch,
             secret=self.ledger.secret,
         )

@@ -33,10 +33,11 @@ SENTENCES = {
     "steps": "an update would have fewer training steps than the client's owner allows",
     "rate": "the learning rate, weight decay or proximal term would let one batch decide the update",
     "examples": "the reply would be about fewer examples than the client's owner allows",
-    "sum": "a class sum would be over fewer examples than the client's owner allows",
+    "sum": "a sum would be over fewer examples than the client's owner allows",
     "classes": "the reply would be about fewer classes than the client's owner allows",
     "gradients": "the client's owner does not allow gradients",
     "class-sums": "the client's owner does not allow class sums",
+    "data-sums": "the client's owner does not allow sums of the data",
     "evaluation": "the client's owner does not allow evaluation",
     "kind": "the client's owner does not allow this type of message",
     "again": "this client has already trained in this round, from another model",
@@ -87,7 +88,9 @@ class Floor(Section):
     steps: AtLeast0 = Field(2, description="training steps of an update")
     examples: AtLeast0 = Field(2, description="training examples that an update or class sums are made of")
     held_out: AtLeast0 = Field(2, description="examples that an evaluation is made of")
-    sum_examples: AtLeast0 = Field(2, description="examples in a class sum; smaller sums are not sent")
+    sum_examples: AtLeast0 = Field(
+        2, description="examples in a class sum or in sums of the data; smaller sums are not sent"
+    )
     classes: AtLeast0 = Field(0, description="classes with examples in a reply; 0: any")
 
 
@@ -110,6 +113,10 @@ class Allow(Section):
         False, description="gradients, their slopes and scales, which `init` and `init.report` of a run ask for"
     )
     class_sums: bool = Field(False, description="sums of features over each class (the class memory)")
+    data_sums: bool = Field(
+        False,
+        description="sums of the data before round 1, which some tasks normalise with; otherwise none is sent",
+    )
     evaluation: bool = Field(True, description="statistics of the model over the held-out examples")
     subsets: bool = Field(
         False, description="runs that use a part of the data: a simulated [split], or [[sessions]] with shots"

@@ -195,6 +195,11 @@ class Task(ABC):
         """A client keeps sums that are over fewer of its examples to itself."""
         return 1
 
+    @property
+    def min_data_sum_examples(self) -> int:
+        """A client with fewer training examples sends no sums of its data before round 1."""
+        return max(10, self.min_sum_examples)
+
     def frame(self, seed: int) -> Frame:
         """The frozen frame of the run; one without vertices for a task without classes. Raises ConfigError."""
         del seed
@@ -268,6 +273,43 @@ class Task(ABC):
     def preprocessing(self) -> dict[str, Any]:
         """What a user of the exported model must do to raw inputs (JSON values)."""
         return {}
+
+    # ---- sums of the data before round 1 -----------------------------------------------------------------------
+
+    def no_data_sums(self) -> Stats:
+        """The sums of no example: every name with its shape, float64 or int64, all zero. {}: none are asked for.
+
+        An int64 sum is a count, at most 2^40 at one client; larger sums are float64.
+        """
+        return {}
+
+    def data_sums(self, data: TaskData, least: int) -> Stats:
+        """Additive sums of a client's training examples, on the CPU, with the form of `no_data_sums`.
+
+        Args:
+            data: the client's training examples, `least` at least.
+            least: a value that is made of fewer examples must not leave the client. Where some examples lack a
+                value, leave the sums of such a column at zero, its count too.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares sums of data and must compute them")
+
+    def check_data_sums(self, sums: Stats, announced: int) -> None:
+        """Check sums of the right names, shapes and types, finite, that a client sent.
+
+        Args:
+            announced: training examples that the client said it holds.
+
+        Raises:
+            ProtocolError: no examples of that number have these sums. `metrics.refuse_unless` raises it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares sums of data and must check them")
+
+    def with_data_sums(self, model: nn.Module, sums: Stats) -> None:
+        """Write what follows from the sums over all clients into `model`, in place: keys that are FIXED.
+
+        Called once, on the server. A sum may be zero: of data that nobody has, or that everybody withholds.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares sums of data and must use them")
 
     # ---- training --------------------------------------------------------------------------------------------
 

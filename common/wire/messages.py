@@ -2,7 +2,8 @@
 
 Server and client build and read them through this page only, so that neither knows the other.
 `train`: model, guide, the method's extra tensors -> trained model, class sums, changes of the extra tensors.
-`query`: model -> class sums of that model, or what a node holds. `evaluate`: model, guide -> additive statistics.
+`query`: model -> class sums of that model; without a model: what a node holds, or sums of its data.
+`evaluate`: model, guide -> additive statistics.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from fednc.common.wire.records import record_of
 MODEL, GUIDE, RUN, EXTRA = "model", "guide", "run", "extra"
 SUMS, STATS, METRICS = "sums", "stats", "metrics"
 HELLO, MEMORY = "query.hello", "query.memory"
+DATA_SUMS, DATA = "query.data_sums", "data"  # the question before round 1, and the record of its answer
 TRAIN, EVALUATE = "train", "evaluate"
 EXAMPLES, HELD_OUT, CLASS_COUNTS = "num-examples", "held-out", "class-counts"
 OWNED = "owned"  # before the key of a tensor: examples that trained it
 MAX_LOSS = 2.0**128  # beyond float32; the sum over all examples of a federation stays finite
 MAX_EXAMPLES = 1 << 32  # per client; the fold's precision is shared out over all that are announced
+MAX_COUNT = 1 << 40  # an int64 sum of the data: eight million clients still fit into 64 bits
+MAX_SUM = 2.0**300  # a float64 sum of the data: squares of float32 values over MAX_EXAMPLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,3 +187,35 @@ def check_stats(stats: Mapping[str, Tensor], none: Mapping[str, Tensor]) -> None
     wide = [value.double() for value in stats.values()]
     if not all(((v.abs() <= 2.0**53) | (v == math.inf)).all() for v in wide):  # NaN compares false
         raise UnusableValuesError("statistics are not numbers, or absurdly large")
+
+
+def data_record(sums: Mapping[str, Tensor]) -> ArrayRecord:
+    """Sums of the data as they travel; empty from a client that sends none."""
+    return arrays.to_record(sums)
+
+
+def data_of(content: RecordDict, none: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums of the data of a reply, with the names, shapes and types of `none`; {} from a client that sends none.
+
+    Raises:
+        ProtocolError: no record, or other names, shapes or types.
+        UnusableValuesError: values that are not finite, or too large.
+    """
+    record = record_of(content, DATA, ArrayRecord)
+    if record is None:
+        raise ProtocolError(f"the reply has no {DATA!r} record")
+    sums = arrays.from_record(record)
+    if sums:
+        check_data(sums, none)
+    return sums
+
+
+def check_data(sums: Mapping[str, Tensor], none: Mapping[str, Tensor]) -> None:
+    """Raises ProtocolError unless `sums` has the names, shapes and types of `none`, and bounded values."""
+    given, wanted = ({k: (list(v.shape), str(v.dtype)) for k, v in each.items()} for each in (sums, none))
+    if given != wanted:
+        raise ProtocolError(f"sums of the data are {given!s:.200}, the task declares {wanted!s:.200}")
+    for name, value in sums.items():
+        most = MAX_SUM if value.is_floating_point() else MAX_COUNT
+        if not bool(((value >= -most) & (value <= most)).all()):  # NaN compares false
+            raise UnusableValuesError(f"sum {name!r} of the data is not finite, or beyond {most:g}")

@@ -18,7 +18,19 @@ from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.frame import Frame
 from fednc.common.tasks.api import Task
 from fednc.common.wire import arrays
-from fednc.common.wire.messages import EVALUATE, EXTRA, HELLO, MEMORY, METRICS, MODEL, STATS, SUMS, TRAIN
+from fednc.common.wire.messages import (
+    DATA,
+    DATA_SUMS,
+    EVALUATE,
+    EXTRA,
+    HELLO,
+    MEMORY,
+    METRICS,
+    MODEL,
+    STATS,
+    SUMS,
+    TRAIN,
+)
 from fednc.common.wire.update_codec import DeltaCodec, delta_codec, is_encodable
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.message_limits import InvalidError
@@ -126,6 +138,7 @@ class ReplySchema:
             forms={
                 TRAIN: ReplyForm(required={MODEL: weights, **additions}, optional={SUMS: sums["local"]}),
                 HELLO: ReplyForm(),
+                DATA_SUMS: ReplyForm(optional={DATA: _layout(task.no_data_sums())}),
                 MEMORY: ReplyForm(required={SUMS: sums["global"]}),
                 EVALUATE: ReplyForm(optional={STATS: _layout(task.no_statistics())}),
                 **{

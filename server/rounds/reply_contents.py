@@ -45,6 +45,22 @@ def stats_in(content: RecordDict, task: Task, announced: int) -> Stats | None:
     return stats if task.check_statistics(stats, announced) else None
 
 
+def data_sums_in(content: RecordDict, task: Task, announced: int) -> Stats | None:
+    """The sums of the data of a reply; None from a client that withholds them.
+
+    Args:
+        announced: training examples that the node said it holds.
+    """
+    examples = messages.examples_of(content)
+    if not 0 <= examples <= announced:
+        raise ProtocolError(f"declares {examples} examples where {announced} were announced")
+    sums = messages.data_of(content, task.no_data_sums())
+    if not sums:
+        return None
+    task.check_data_sums(sums, announced)
+    return sums
+
+
 def of_fewer(stats: Stats, counted: int, claimed: int) -> Stats:
     """Statistics as if only `counted` of the `claimed` examples were there: the same shares, less weight."""
     if counted >= claimed:

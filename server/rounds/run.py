@@ -29,6 +29,7 @@ from fednc.common.tasks.stages import Stage, with_names
 from fednc.common.wire import arrays
 from fednc.server.rounds.class_sessions import Sessions
 from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.data_sums import add_data_sums, check_form
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.initialisation import Conversation, draw_with_gain, initialise, scaled, speaks
 from fednc.server.rounds.method_steps import MethodSteps
@@ -62,6 +63,7 @@ class FederatedRun:
     """What one run is made of, and how far it has come; `execute` drives it over a grid.
 
     Attributes:
+        asks_for_sums: whether clients are asked for sums of their data before round 1.
         stage: under way; its tensors are those that the state is narrowed to.
         opened: the session whose memory has been pooled; 0: none.
     """
@@ -80,6 +82,7 @@ class FederatedRun:
         self.run, self.events, self._device = run, events, device
         self._digest, self._config = run.digest, run.decisive()  # names that operators give are no part of it
         self.task = tasks.get(run)
+        self.asks_for_sums = check_form(self.task)
         self.frame = self.task.frame(seeds.derive(run.seed, "frame"))
         torch.manual_seed(seeds.derive(run.seed, "model"))
         self.model = model = self.task.build_model()
@@ -253,7 +256,8 @@ class RoundLoop:
         if self._around.returning:
             self._clients.for_returning()
         for server_round in range(prepared.state.completed + 1, prepared.run.all_rounds + 1):
-            begins = self._enter(server_round) and self._initialise(server_round)
+            begins = self._enter(server_round) and self._add_data_sums(server_round)
+            begins = begins and self._initialise(server_round)
             if not (begins and self._one_round(server_round)):
                 self._stop_before(server_round)
                 break
@@ -292,6 +296,16 @@ class RoundLoop:
         self._strategy.enter(stage, prepared.run, prepared.task)
         self._control.enter_session(stage.number, prepared.registry.names)
         self._around.agree(prepared.state)
+
+    def _add_data_sums(self, server_round: int) -> bool:
+        """What the task asks for before round 1; False when an operator stops the run instead."""
+        prepared, strategy = self._prepared, self._strategy
+        if not prepared.asks_for_sums or server_round > 1:
+            return True
+        if not self._clients.for_clients(strategy.quorum):
+            return False
+        add_data_sums(strategy, prepared.model, self._grid)
+        return True
 
     def _initialise(self, server_round: int) -> bool:
         """What [init] asks for before round 1; False when an operator stops the run instead."""

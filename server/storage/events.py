@@ -156,6 +156,22 @@ class ClassesMissing(Event, kind="missing-classes", level=logging.WARNING):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataSumsAdded(Event, kind="data-sums"):
+    """Before round 1: the clients' sums of their data are in the model."""
+
+    answered: int  # clients whose sums were added
+    withheld: int  # clients that sent none: too few examples, or not allowed by their owner
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSumsMissing(Event, kind="no-data-sums", level=logging.WARNING):
+    """Before round 1: the task asked for sums of the data, and all clients withheld theirs."""
+
+    answered: int
+    withheld: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelInitialised(Event, kind="init"):
     """What `[init]` made of the drawn weights."""
 

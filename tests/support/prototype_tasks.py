@@ -1,4 +1,4 @@
-"""Two small tasks, as somebody else would write them: a classifier of table rows, a regression without classes."""
+"""Small tasks, as somebody else would write them: a classifier of table rows, regressions without classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from fednc.common.plugins import TASKS, Plugin
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Part, Task, TaskData, TaskOptions
 from fednc.common.tasks.classifier import ClassifierOptions, ClassifierTask, Purpose
-from fednc.common.tasks.metrics import AUROC, MAE, RMSE, Accuracy, BalancedAccuracy
+from fednc.common.tasks.metrics import AUROC, MAE, RMSE, Accuracy, BalancedAccuracy, Stats
+from fednc.common.tasks.moments import Moments, Standardise
 from fednc.common.tasks.tensor_data import LabelledTensors, TensorData
 
 
@@ -123,7 +124,43 @@ class Lanes(nn.Module):
         return x_BF @ self.weight + self.turn.sin() + self.lane + self.offset + self.bias
 
 
-PROTOTYPES: dict[str, type[Task]] = {"clinic": ClinicTask, "line": LineTask, "lanes": LanesTask}
+class ScaledTask(LineTask):
+    """Standardises its inputs with mean and deviation over all clients."""
+
+    name = "scaled"
+
+    @property
+    def moments(self) -> Moments:
+        return Moments(self.options.features)
+
+    def build_model(self) -> nn.Module:
+        return nn.Sequential(Standardise(self.options.features), super().build_model())
+
+    def aggregation(self, key: str) -> Aggregation:
+        return Aggregation.FIXED if key in ("0.mean", "0.deviation") else Aggregation.MEAN
+
+    def no_data_sums(self) -> Stats:
+        return self.moments.zeros()
+
+    def data_sums(self, data: TaskData, least: int) -> Stats:
+        assert isinstance(data, TensorData)
+        return self.moments.sums(data.tensors[0], least)
+
+    def check_data_sums(self, sums: Stats, announced: int) -> None:
+        self.moments.check(sums, announced)
+
+    def with_data_sums(self, model: nn.Module, sums: Stats) -> None:
+        assert isinstance(model, nn.Sequential)
+        assert isinstance(model[0], Standardise)
+        model[0].set(*self.moments.mean_and_deviation(sums))
+
+
+PROTOTYPES: dict[str, type[Task]] = {
+    "clinic": ClinicTask,
+    "line": LineTask,
+    "lanes": LanesTask,
+    "scaled": ScaledTask,
+}
 
 
 @contextmanager
@@ -161,6 +198,16 @@ def write_line(path: Path, seed: int, rows: int = 200) -> str:
     return f"npz:{path}"
 
 
+def write_scaled(path: Path, seed: int, rows: int = 200) -> str:
+    """As `write_line`, with columns in units of their own and another mean in each file; its data spec."""
+    write_line(path, seed, rows)
+    with np.load(path) as found:
+        x, y = found["x"], found["y"]
+    x = (x * [1, 300, 0.01] + [50 + seed, -700, 3]).astype(np.float32)
+    np.savez(path, x=x, y=y)
+    return f"npz:{path}"
+
+
 CLINIC = {
     "seed": 1,
     "task": {
@@ -181,3 +228,4 @@ LINE = {
     "rounds": {"total": 3, "min_clients": 2},
 }
 LANES = {**LINE, "task": {"name": "lanes"}}
+SCALED = {**LINE, "task": {"name": "scaled"}}
