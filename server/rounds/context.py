@@ -22,7 +22,7 @@ class Surroundings:
     reject: Callable[[int, str], None] = lambda _node, _reason: None  # counts a reply that could not be used
     traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far
     parts: Callable[[], Mapping[str, int]] = dict  # part of the split that each client has, by name
-    agree: Callable[[GlobalState], None] = lambda _state: None  # told what clients send from now on
+    expect_replies: Callable[[GlobalState], None] = lambda _state: None  # called when clients' replies change form
     checkpoints: Checkpoints | None = None
     control: RunControl = field(default_factory=RunControl)
     returning: int = 0  # clients that took part before a restart and are given time to come back

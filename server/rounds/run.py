@@ -291,7 +291,7 @@ class RoundLoop:
         prepared.enter(stage)
         self._strategy.enter(stage, prepared.run, prepared.task)
         self._control.enter_session(stage.number, prepared.registry.names)
-        self._around.agree(prepared.state)
+        self._around.expect_replies(prepared.state)
 
     def _initialise(self, server_round: int) -> bool:
         """What [init] asks for before round 1; False when an operator stops the run instead."""
