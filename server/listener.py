@@ -86,7 +86,7 @@ async def make_server(
         federation.events,
         federation.calls,
         (SERVICE,),
-        federation.door.turn_down_gibberish,
+        federation.door.reject_undecodable,
     )
     options = channel_options(section.liveness_s, UPWARD_LIMIT_BYTES)
     servicer = FederationServicer(federation)

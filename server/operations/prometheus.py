@@ -140,7 +140,11 @@ class MetricsServer:
         federation.events.listen(EventCounters(registry).note)
 
         def read() -> Asked:
-            return status_of(federation, control), federation.door.refusals.copy(), federation.calls.refused.copy()
+            return (
+                status_of(federation, control),
+                federation.door.rejections.copy(),
+                federation.calls.refused.copy(),
+            )
 
         def ask() -> Asked:
             return _on(loop, read)

@@ -111,7 +111,7 @@ def test_a_taken_name_is_refused_and_its_holder_goes_on(tmp_path):
 
 
 def test_a_client_waits_for_a_missing_server_and_says_so(caplog, monkeypatch):
-    monkeypatch.setattr(link_module, "_REPORT_EVERY_S", 0.3)
+    monkeypatch.setattr(link_module, "_SAY_SO_EVERY_S", 0.3)
     with socket.socket() as held:  # bound, but nobody listens
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]

@@ -19,7 +19,7 @@ from fednc.server.access import open_calls as calls
 from fednc.server.link.nodes import Roster
 from support.local_servers import Place, serving, until
 
-UNPROVEN = grpc.StatusCode.UNAUTHENTICATED
+UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 
 
 def dry_run(name: str, instance: bytes = b"1") -> pb.AttendRequest:
@@ -42,8 +42,8 @@ def test_a_revoked_operators_watch_and_a_revoked_nodes_dry_run_end(place: Place,
                 await stream.read()
             place.authority.revoke("ops")
             place.authority.revoke("a")
-            assert await asyncio.wait_for(watch.code(), 3) is UNPROVEN
-            assert await asyncio.wait_for(rehearsal.code(), 3) is UNPROVEN
+            assert await asyncio.wait_for(watch.code(), 3) is UNAUTHENTICATED
+            assert await asyncio.wait_for(rehearsal.code(), 3) is UNAUTHENTICATED
             assert "revoked" in await rehearsal.details() or "taken off" in await rehearsal.details()
             await until(lambda: len(server.federation.calls) == 1)
             assert not staying.done()

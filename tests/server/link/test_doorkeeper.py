@@ -17,7 +17,7 @@ from fednc.common.wire.protocol import PROTOCOL
 from fednc.ops.operator_client import OperatorLink
 from fednc.protos import federation_pb2 as pb
 from fednc.server.access import bans as shutout
-from fednc.server.access.bans import ShutOut
+from fednc.server.access.bans import BanList
 from fednc.server.link.nodes import NodeState
 from fednc.server.operations.commands import ReadmitNode
 from fednc.server.storage.events import DiskProblem, NodeReadmitted
@@ -132,7 +132,7 @@ def test_on_a_full_disk_a_quarantine_holds_but_is_not_saved(
 
 def test_old_files_with_only_a_list_of_names_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "dropped.json").write_text('["a", "b"]')
-    names = ShutOut()
+    names = BanList()
     names.keep_in(tmp_path / "dropped.json")
     names.lift("a")
     assert list(names) == ["b"]

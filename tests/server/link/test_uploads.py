@@ -207,7 +207,7 @@ def test_a_node_that_keeps_sending_rubbish_is_shut_out_by_name(tmp_path: Path) -
             [event] = of_kind(NodeQuarantined, server.events)
             assert event.node == "bad"
             assert (await good.send(good.give_work(), content(100))).outcome == COMMITTED
-            assert sum(server.federation.door.refusals.values()) == 3
+            assert sum(server.federation.door.rejections.values()) == 3
 
     in_loop(run())
 

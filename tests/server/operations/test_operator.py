@@ -257,7 +257,7 @@ def test_the_command_shows_steers_and_explains(place: Place) -> None:
                 ("a", "ready", 1)
             ]
             assert server.control.paused
-            assert (refused[0], "this is for operators" in refused[2]) == (RefusedError.exit_code, True)
+            assert (refused[0], "only operators may call this" in refused[2]) == (RefusedError.exit_code, True)
             assert (silent[0], "no answer from 127.0.0.1:1" in silent[2]) == (AddressError.exit_code, True)
 
     asyncio.run(scenario())
