@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import grpc
 
-from fednc.common.security import credentials as cred
+from fednc.common.security import credentials
 from fednc.common.wire.protocol import is_loopback
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Caller:
 class Identity:
     """Who a caller is."""
 
-    holder: cred.Holder | None = None  # None: no authentication was required
+    holder: credentials.Holder | None = None  # None: no authentication was required
     serial: str = ""
     expires: float = math.inf
     is_local: bool = False  # calls from the server's own machine
@@ -58,12 +58,12 @@ class Identity:
         if self.holder and self.holder.name != name:
             raise Refusal(f"this credential belongs to {self.holder}; it cannot be used as {name!r}", FORBIDDEN)
 
-    def require_role(self, role: cred.Role) -> None:
+    def require_role(self, role: credentials.Role) -> None:
         """Raises Refusal unless the caller has this role.
 
         Without authentication, only callers on the server's own machine are operators.
         """
-        if role is cred.Role.OPERATOR and not (self.holder or self.is_local):
+        if role is credentials.Role.OPERATOR and not (self.holder or self.is_local):
             raise Refusal("without encryption, operators must call from the server's own machine", FORBIDDEN)
         if self.holder and self.holder.role is not role:
             raise Refusal(f"only {role}s may call this; the credential belongs to {self.holder}", FORBIDDEN)
@@ -125,16 +125,16 @@ class WatchedFile(Generic[T]):
 
 def read_revoked(data: bytes) -> frozenset[str]:
     """The revoked serials."""
-    return frozenset(entry.serial for entry in cred.REVOKED_LIST.validate_json(data))
+    return frozenset(entry.serial for entry in credentials.REVOKED_LIST.validate_json(data))
 
 
-Tokens = dict[cred.Holder, list[cred.TokenEntry]]
+Tokens = dict[credentials.Holder, list[credentials.TokenEntry]]
 
 
 def read_tokens(data: bytes) -> Tokens:
     """Tokens by holder."""
     tokens: Tokens = {}
-    for entry in cred.TOKEN_LIST.validate_json(data):
+    for entry in credentials.TOKEN_LIST.validate_json(data):
         tokens.setdefault(entry.holder, []).append(entry)
     return tokens
 
@@ -149,7 +149,7 @@ class ByCertificate:
         """See Authenticator."""
         if not caller.certificate:
             raise Refusal("no certificate was presented; get one with `fednc certs node`")
-        read = cred.read_certificate(caller.certificate)
+        read = credentials.read_certificate(caller.certificate)
         if read.holder is None:
             raise Refusal(f"certificate {read.serial} names no node; `fednc certs node` makes one that does")
         identity = Identity(read.holder, read.serial, read.expires, public_key=read.public_key)
@@ -172,7 +172,7 @@ class ByToken:
         scheme, _, token = caller.authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Refusal("no token was presented; get one with `fednc certs token`")
-        digest, holder = cred.token_digest(token), cred.holder_of_token(token)
+        digest, holder = credentials.token_digest(token), credentials.holder_of_token(token)
         for entry in self._tokens.value.get(holder, ()) if holder else ():
             if hmac.compare_digest(entry.sha256, digest):
                 identity = Identity(holder, entry.serial, entry.expires)

@@ -17,7 +17,7 @@ import grpc
 
 from fednc.common.config.server import ServerSection
 from fednc.common.errors import ConfigError
-from fednc.common.security import credentials as cred
+from fednc.common.security import credentials
 from fednc.common.security.certificates import check_authority, check_pair
 from fednc.common.wire.protocol import is_loopback
 from fednc.server.access.identity import (
@@ -62,19 +62,19 @@ def security_of(section: ServerSection, address: str, events: EventLog) -> Secur
     def trouble(text: str) -> None:
         events.emit(CredentialsProblem(text=text))
 
-    revoked = _watched(section, "revoked", cred.REVOKED, read_revoked, trouble)
+    revoked = _watched(section, "revoked", credentials.REVOKED, read_revoked, trouble)
     pair = _server_pair(section, events)
     if mode == "token":
-        tokens = _watched(section, "tokens", cred.TOKENS, read_tokens, trouble)
+        tokens = _watched(section, "tokens", credentials.TOKENS, read_tokens, trouble)
         if tokens is None:
             raise ConfigError("server.auth = 'token' needs a list of tokens: set server.certs or server.tokens")
         return Security(mode, ByToken(tokens, revoked), grpc.ssl_server_credentials([pair]))
-    authority = _read(section, "ca", cred.CA)
+    authority = _read(section, "ca", credentials.CA)
     try:
         check_authority(authority)
     except ValueError as e:
         raise ConfigError(
-            f"{_path(section, 'ca', cred.CA)} is not a CA certificate ({e}); server.ca names that of the nodes' CA"
+            f"{_path(section, 'ca', credentials.CA)} is not a CA certificate ({e}); server.ca names that of the nodes' CA"
         ) from e
     return Security(mode, ByCertificate(revoked), grpc.ssl_server_credentials([pair], authority, True))
 
@@ -121,13 +121,13 @@ def _read(section: ServerSection, key: str, name: str) -> bytes:
 
 
 def _server_pair(section: ServerSection, events: EventLog) -> tuple[bytes, bytes]:
-    key, cert = _read(section, "key", cred.KEY), _read(section, "cert", cred.CERT)
-    path = _path(section, "cert", cred.CERT)
+    key, cert = _read(section, "key", credentials.KEY), _read(section, "cert", credentials.CERT)
+    path = _path(section, "cert", credentials.CERT)
     try:
         check_pair(cert, key)
     except ValueError as e:
         raise ConfigError(f"{path} cannot be used: {e}; `fednc certs server --renew` makes another") from e
-    left_s = cred.read_certificate(cert).expires - time.time()
+    left_s = credentials.read_certificate(cert).expires - time.time()
     if left_s <= 0:
         raise ConfigError(f"{path} has expired; `fednc certs server --renew` makes another")
     if left_s < _WARN_BEFORE_S:

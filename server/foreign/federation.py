@@ -87,7 +87,7 @@ class AppFederation(Federation):
         """A reply that the app had not pulled was dropped for newer ones."""
         text = (
             f"dropped the oldest reply that the app has not pulled: {size / 2**20:.1f} MiB from {node}. At most "
-            f"{most >> 20} MiB are kept, {reply_limits.FACTOR} times server.ingest_mib; let the app pull its
-            replies"
+            f"{most >> 20} MiB are kept, {reply_limits.FACTOR} times server.ingest_mib; "
+            "let the app pull its replies"
         )
         self._node_events.emit(ReplyDropped(text=text, node=node, size=size))

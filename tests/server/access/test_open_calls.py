@@ -76,7 +76,7 @@ def test_a_dry_run_that_reconnects_replaces_itself() -> None:
     again = roster.rehearse("a", b"1", None)
     assert first.outbox.get_nowait() is None, "the first connection is told to end"
     roster.end_rehearsal(first)
-    with pytest.raises(RefusedError, match="under way"):
+    with pytest.raises(RefusedError, match="in progress"):
         roster.rehearse("a", b"2", None)
     roster.end_rehearsal(again)
     roster.rehearse("a", b"2", None)
