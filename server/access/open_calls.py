@@ -31,6 +31,10 @@ class OpenCall:
     node: str = ""  # the name of the node that it acts for, if any
     ended: Refusal | None = None  # why the server ended it
 
+    def act_for(self, node: str) -> None:
+        """Note the name of the node that it acts for: it ends with the node's attendance."""
+        self.node = node
+
 
 # The call in progress. Unset outside the interceptor.
 CALL: ContextVar[OpenCall] = ContextVar("fednc_call")

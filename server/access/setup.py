@@ -74,7 +74,7 @@ def security_of(section: ServerSection, address: str, events: EventLog) -> Secur
         check_authority(authority)
     except ValueError as e:
         raise ConfigError(
-            f"{_path(section, 'ca', credentials.CA)} is not a CA certificate ({e}); server.ca names that of the nodes' CA"
+            f"{_path(section, 'ca', credentials.CA)} is not a CA certificate ({e}); set server.ca to the nodes' CA"
         ) from e
     return Security(mode, ByCertificate(revoked), grpc.ssl_server_credentials([pair], authority, True))
 

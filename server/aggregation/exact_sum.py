@@ -36,6 +36,8 @@ class ExactSum:
         """`sizes`: values of each tensor. Several tensors are never empty and have at most `BLOCK` in all."""
         self._sizes, self._starts = list(sizes), np.cumsum([0, *sizes[:-1]])
         self._sum = np.empty(sum(sizes), np.int64)
+        self.bounds: list[float] = []  # largest allowed absolute value of each tensor; set by `start`
+        self._q = self._step = np.empty(0)  # see the top of this file; set by `start`
 
     def start(self, largest: Sequence[float], total_weight: int, largest_weight: int) -> None:
         """Reset to zero, for values of each tensor up to `HEADROOM` times its `largest`."""

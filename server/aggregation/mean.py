@@ -72,6 +72,14 @@ class Fold:
             (CircularSum if group[0] in self._circular else ExactSum)([reference[key].numel() for key in group])
             for group in self._groups
         ]
+        # Of the current round, set by `start`.
+        self._reference: Mapping[str, Tensor] = reference
+        self._bound: NormBound | None = None
+        self._total_weight, self._largest_weight = 0, 0
+        self._origins: list[Values] = []  # filled when first needed
+        self._counted: list[tuple[int, int]] = []  # weight and updates of each group
+        self.weight = 0
+        self.updates = 0
 
     def start(
         self, reference: Mapping[str, Tensor], weights: Collection[int], bound: NormBound | None = None
@@ -83,10 +91,10 @@ class Fold:
             total.start(
                 [largest(_numpy(reference[key])) for key in group], self._total_weight, self._largest_weight
             )
-        self._origins: list[Values] = []  # filled when first needed
+        self._origins = []
         self.weight = 0
         self.updates = 0
-        self._counted = [(0, 0) for _ in self._groups]  # weight and updates of each group
+        self._counted = [(0, 0) for _ in self._groups]
 
     def add(self, update: ArrayRecord, weight: int, owned: Mapping[str, int] | None = None) -> list[Values]:
         """Add one update, completely or not at all; return its values by group.

@@ -82,6 +82,10 @@ class Batch:
     replies: queue.SimpleQueue[Reply] = field(default_factory=queue.SimpleQueue)
     on_reply: Callable[[Reply], None] | None = None  # called on the event loop; replaces the queue
 
+    def hold(self, digests: Iterable[bytes]) -> None:
+        """Note the blobs that its work refers to."""
+        self.digests = list(digests)
+
     def take(self, reply: Reply) -> None:
         """Deliver a reply or a failure."""
         (self.on_reply or self.replies.put)(reply)
@@ -102,6 +106,11 @@ class Work:
     batch: Batch
     slot: Slot = field(default_factory=Slot)
     damaged: int = 0  # number of uploads that arrived damaged
+
+    def count_damage(self) -> int:
+        """One more upload arrived damaged; how many did so far."""
+        self.damaged += 1
+        return self.damaged
 
     def event(self, blobs: Iterable[Buffer]) -> Parts:
         """The assignment as it is sent on the node's stream, with these blobs."""

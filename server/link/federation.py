@@ -179,7 +179,7 @@ class Federation:
     def dispatch(self, batch: Batch, blobs: dict[bytes, Buffer]) -> None:
         """Send every work of the batch to its node, now."""
         self.blobs.hold(blobs)
-        batch.digests = list(blobs)
+        batch.hold(blobs)
         for work in batch.works:
             self._works[key_of(work.id)] = work
             if self.over:  # the strategy has not noticed yet; no node will answer
@@ -288,8 +288,7 @@ class Federation:
     def drop_damaged(self, work: Work) -> pb.Receipt:
         """Discard an upload that arrived damaged. The client sends it again, up to a limit."""
         self.intake.drop(work.slot)
-        work.damaged += 1
-        if work.damaged >= _DAMAGED_UPLOADS:
+        if work.count_damage() >= _DAMAGED_UPLOADS:
             return self.reject(work, InvalidError("digest", f"the reply arrived damaged {work.damaged} times"))
         return pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="checksum or length differ; send it again")
 

@@ -96,7 +96,7 @@ class FederationServicer(rpc.FederationServicer):
         CALLER.get().require_name(request.name)
         if problem := version_problem(request, self._federation.run, self._federation.app):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
-        CALL.get().node = request.name
+        CALL.get().act_for(request.name)
         try:
             node = self._federation.admit(request)
         except RefusedError as e:
@@ -110,7 +110,7 @@ class FederationServicer(rpc.FederationServicer):
         if node is None:
             await context.abort(grpc.StatusCode.ABORTED, "unknown attendance; attend first")
         CALLER.get().require_name(node.name)
-        CALL.get().node = node.name
+        CALL.get().act_for(node.name)
         node.touch()
         return node
 

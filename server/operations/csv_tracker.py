@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from fednc.common.errors import ConfigError
 from fednc.common.files import private
@@ -19,6 +20,9 @@ COLUMNS = ("round", "metric", "value")
 
 class CsvTracker(Tracker):
     """Appends to `metrics.csv`, also after a restart."""
+
+    def __init__(self) -> None:
+        self._path = Path(FILE)  # set by `on_start`
 
     def on_start(self, start: Start) -> None:
         """Create the file. Raises ConfigError if the run has no folder."""

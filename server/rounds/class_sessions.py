@@ -71,9 +71,9 @@ class Sessions:
         if missing:
             least = self._strategy.task.min_sum_examples
             text = (
-                f"no memory of {', '.join(missing)[:200]}: no client sent a sum. Clients do not send sums over fewer "
-                f"than {least} examples, or fewer than their own min_sum_examples. Later sessions will not rehearse "
-                "these classes"
+                f"no memory of {', '.join(missing)[:200]}: no client sent a sum. Clients do not send sums over "
+                f"fewer than {least} examples, or fewer than their own min_sum_examples. Later sessions will not "
+                "rehearse these classes"
             )
             self._events.emit(ClassesWithoutMemory(text=text, classes=tuple(missing)))
 

@@ -120,7 +120,7 @@ class Participants:
         return self._absentees.present(server_round, nodes)
 
     def note_answers(self, server_round: int, asked: Collection[int]) -> None:
-        """Note the end of an exchange. Reports nodes that will be left out of rounds because they did not answer."""
+        """Note the end of an exchange. Reports nodes that will be left out of rounds for not answering."""
         for node in self._absentees.note(server_round, asked, self._replies.answered):
             name, rounds = self._replies.name_of(node), self._absentees.resting(node)
             text = f"{name} is connected but does not answer; the next {rounds} rounds run without it"

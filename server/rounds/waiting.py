@@ -30,7 +30,7 @@ class ClientsWait:
         self._reported_missing = False
 
     def for_returning(self) -> None:
-        """Give earlier clients time to come back after a restart, so that the next round has the same participants."""
+        """After a restart, give clients time to come back, so that the next round has the same participants."""
         deadline = Deadline(self._rounds.rejoin_s)
         wait_until(lambda: self._ready >= self._around.returning, deadline, _CLIENTS_POLL_S)
 
