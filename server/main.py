@@ -75,7 +75,8 @@ async def run_server(
 
     def work(grid: LinkGrid) -> RunResult:
         expect_replies = partial(_expect_replies, federation, prepared)
-        return prepared.execute(grid, replace(around, reject=grid.reject, expect_replies=expect_replies))
+        offered = replace(around, name_of=grid.name_of, reject=grid.reject, expect_replies=expect_replies)
+        return prepared.execute(grid, offered)
 
     def listening(port: int) -> None:
         on_listening(federation, port)
@@ -150,9 +151,6 @@ def _surroundings(
 ) -> Surroundings:
     nodes = federation.roster.nodes
 
-    def name_of(node_id: int) -> str:
-        return next((n.name for n in nodes() if n.node_id == node_id), str(node_id))
-
     def declared(node_id: int) -> Declared | None:
         node = federation.roster.by_id(node_id)
         return node.declared if node else None
@@ -168,7 +166,6 @@ def _surroundings(
         return [name for name, has in zip_longest(task.class_names, seen[: len(task.class_names)]) if not has]
 
     return Surroundings(
-        name_of=name_of,
         declared=declared,
         who_is_there=who_is_there,
         missing_classes=missing_classes,

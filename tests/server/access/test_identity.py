@@ -188,7 +188,7 @@ def test_expired_revoked_and_wrong_credentials_are_refused_for_good(place: Place
         credentials = {
             "expired": place.credential(auth, "old", lifetime=-timedelta(hours=1)),
             "revoked": keep(place.credential(auth, "bad"), place.folder / "kept"),
-            "let you act as": place.credential(auth, "else"),
+            "cannot be used as": place.credential(auth, "else"),
         }
         place.authority.revoke("bad")
         async with serving(place.folder, place.section(auth=auth)) as server:

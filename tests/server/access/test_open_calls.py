@@ -44,7 +44,7 @@ def test_a_revoked_operators_watch_and_a_revoked_nodes_dry_run_end(place: Place,
             place.authority.revoke("a")
             assert await asyncio.wait_for(watch.code(), 3) is UNAUTHENTICATED
             assert await asyncio.wait_for(rehearsal.code(), 3) is UNAUTHENTICATED
-            assert "revoked" in await rehearsal.details() or "taken off" in await rehearsal.details()
+            assert "revoked" in await rehearsal.details() or "removed from" in await rehearsal.details()
             await until(lambda: len(server.federation.calls) == 1)
             assert not staying.done()
             assert server.federation.calls.refused == {"UNAUTHENTICATED": 2}

@@ -178,7 +178,7 @@ def test_a_dropped_node_fails_its_work_and_stays_out(place: Place) -> None:
             assert later.replies.get_nowait().failure is not None
             host.done.set()
             async with attending(server, "a", credentials) as again:
-                with pytest.raises(RefusedError, match="until one readmits it"):
+                with pytest.raises(RefusedError, match="after an operator readmits it"):
                     await asyncio.wait_for(again, 2)
             assert node_of(server, "a").state is NodeState.DROPPED
 
@@ -186,7 +186,7 @@ def test_a_dropped_node_fails_its_work_and_stays_out(place: Place) -> None:
         async with serving(place.folder, place.section()) as server:
             server.federation.door.keep_in(place.folder)
             async with attending(server, "a", credentials) as again:
-                with pytest.raises(RefusedError, match="until one readmits it"):
+                with pytest.raises(RefusedError, match="after an operator readmits it"):
                     await asyncio.wait_for(again, 2)
             operator = OperatorLink(server.address, ops)
             assert list((await operator.status()).dropped) == ["a"]
