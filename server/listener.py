@@ -172,7 +172,7 @@ async def serve(
         if section.metrics_port
         else None
     )
-    malloc.keep_together()
+    malloc.use_one_arena()
     file_descriptors.raise_limit()
     listening = await make_server(federation, address, security, control)
     await listening.start()

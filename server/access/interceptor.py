@@ -150,9 +150,9 @@ class _RefusalLog:
 
     def note(self, peer: str, method: str, refusal: Refusal) -> None:
         host, now = unquote(peer).rpartition(":")[0], time.monotonic()
-        said, unsaid = self._seen.pop(host, (-_QUIET_S, 0))
-        if now - said < _QUIET_S:
-            self._seen[host] = (said, unsaid + 1)
+        logged_at, unsaid = self._seen.pop(host, (-_QUIET_S, 0))
+        if now - logged_at < _QUIET_S:
+            self._seen[host] = (logged_at, unsaid + 1)
             return
         self._seen[host] = (now, 0)
         if len(self._seen) > _PEERS:

@@ -127,7 +127,7 @@ class AppGrid(LinkGrid):
                     self.federation.close(push.batch, reason)
 
         self.call(step)
-        malloc.give_back()
+        malloc.return_free_memory()
 
     def pull(self, message_id: str) -> Arrival | None:
         """The reply to a message, an error if no such message waits, or None if the reply has not arrived."""
@@ -209,7 +209,7 @@ class Desk:
                 self._hand_over(arrival)
         self._pipe.send_json({})
         if not self._grid.is_waiting:
-            malloc.give_back()
+            malloc.return_free_memory()
 
     def _hand_over(self, arrival: Arrival) -> None:
         reply, failure = arrival.reply, arrival.failure

@@ -197,4 +197,4 @@ class ReplyStream(Iterator[Message]):
         while not self._batch.replies.empty():
             slot = self._batch.replies.get().slot
             self._grid.call(lambda slot=slot: federation.intake.drop(slot))  # type: ignore[misc]
-        malloc.give_back()
+        malloc.return_free_memory()

@@ -23,11 +23,11 @@ def _function(name: str) -> Callable[..., int]:
 _mallopt, _trim = _function("mallopt"), _function("malloc_trim")
 
 
-def keep_together() -> None:
+def use_one_arena() -> None:
     """Use one arena for all threads; gRPC's threads would otherwise create many, each of them fragmented."""
     _mallopt(_ARENA_MAX, 1)
 
 
-def give_back() -> None:
+def return_free_memory() -> None:
     """Return freed memory to the OS, before something of a model's size is allocated again."""
     _trim(0)

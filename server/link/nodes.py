@@ -88,7 +88,7 @@ class Node:
         self.touch()
 
     def identify(self, identity: Identity) -> None:
-        """Note who the caller that attends is."""
+        """Note the identity of the attending caller."""
         self.identity = identity
 
     def end_attendance(self) -> None:
@@ -190,7 +190,7 @@ class Roster:
         return node
 
     def rehearse(self, name: str, instance: bytes, wanted: Part | None) -> Node:
-        """A node for a dry run: it is told what a real one would be told, but takes no place.
+        """A node for a dry run: it is sent what a real node is sent, but takes no part of the split.
 
         Raises:
             RefusedError: another dry run of that name is in progress.

@@ -28,7 +28,7 @@ from fednc.server.link.federation import Federation
 from fednc.server.link.flow_control import Window
 from fednc.server.link.message_limits import InvalidError, require
 from fednc.server.link.nodes import Node, Outbox
-from fednc.server.link.uploads import Frames, Inflow
+from fednc.server.link.uploads import Frames, UploadReceiver
 
 _CALLS_PER_NODE = 16  # at the same time, not counting Attend
 _PROGRESS_PAUSE_S = 0.02
@@ -49,7 +49,7 @@ class FederationServicer(rpc.FederationServicer):
         nodes = max(run.rounds.min_clients, run.split.parts if run.split else 0)
         self._beat_s, self._stall_s = run.server.liveness_s / BEATS, BULK_FACTOR * run.server.liveness_s
         self._downward, upward = Window(budget_bytes), Window(budget_bytes)
-        self._inflow = Inflow(federation, upward, self._stall_s, nodes)
+        self._uploads = UploadReceiver(federation, upward, self._stall_s, nodes)
         self.http2_options = upward.http2_options
 
     async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[Event]:
@@ -74,12 +74,12 @@ class FederationServicer(rpc.FederationServicer):
         """The next event for the node; a heartbeat if there is none for a while."""
         beat = asyncio.get_running_loop().call_later(self._beat_s, outbox.put_nowait, pb.ServerEvent())
         try:
-            said = await outbox.get()
+            event = await outbox.get()
         finally:
             beat.cancel()
-        if not isinstance(said, pb.AssignmentId):
-            return said
-        return self._federation.assignment(said) if node.outbox is outbox else None
+        if not isinstance(event, pb.AssignmentId):
+            return event
+        return self._federation.assignment(event) if node.outbox is outbox else None
 
     async def _admit(self, request: pb.AttendRequest, context: Context) -> Node:
         if request.protocol != PROTOCOL:
@@ -169,14 +169,14 @@ class FederationServicer(rpc.FederationServicer):
     async def Upload(self, frames: Frames, context: Context) -> AsyncIterator[pb.UploadEvent]:
         """See federation.proto."""
         async with self._call(context, "Upload") as node:
-            receipt = await self._inflow.stream(node, frames, context)
+            receipt = await self._uploads.stream(node, frames, context)
             if receipt is not None:
                 yield pb.UploadEvent(receipt=receipt)
 
     async def UploadWhole(self, request: pb.WholeUpload, context: Context) -> pb.Receipt:
         """See federation.proto."""
         async with self._call(context, "UploadWhole") as node:
-            return await self._inflow.whole(node, request, context)
+            return await self._uploads.whole(node, request, context)
 
     async def Report(self, progress: AsyncIterator[pb.Progress], context: Context) -> pb.ReportSummary:
         """See federation.proto."""

@@ -38,7 +38,7 @@ Frames = AsyncIterator[pb.UploadFrame | Data]
 Receive = Callable[[Work, object, SpooledUpload], Awaitable[pb.Receipt]]
 
 
-class Inflow:
+class UploadReceiver:
     """The uploads of one federation."""
 
     def __init__(self, federation: Federation, window: Window, stall_s: float, nodes: int = 1) -> None:

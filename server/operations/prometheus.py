@@ -46,10 +46,10 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
         status, rejections, refused = self._ask()
-        yield GaugeMetricFamily("fednc_round", "Round under way or about to begin.", status.round)
+        yield GaugeMetricFamily("fednc_round", "Current or next round.", status.round)
         yield GaugeMetricFamily("fednc_rounds", "Rounds that the run file asks for.", status.rounds)
         yield GaugeMetricFamily("fednc_rounds_completed", "Rounds completed.", status.completed)
-        yield GaugeMetricFamily("fednc_paused", "1 while an operator holds the run.", status.paused)
+        yield GaugeMetricFamily("fednc_paused", "1 while the run is paused.", status.paused)
         yield GaugeMetricFamily("fednc_missing", "Clients that the round waits for.", len(status.missing))
         if status.HasField("primary"):
             yield _primary(status.primary)
