@@ -1,1 +1,1 @@
-"""Tools that control and watch runs from outside, as the command line does. Nothing below knows of them."""
+"""Tools that control and watch runs from outside, as the command line does. No lower floor imports them."""

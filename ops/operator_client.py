@@ -1,4 +1,4 @@
-"""An operator's end of the link: how the run stands, and what may be asked of it. Used by `fednc status`."""
+"""The operator's client: reads the status of a run and sends commands to it. Used by `fednc status` and others."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _LIVENESS_S = 5.0
 
 @dataclass(frozen=True)
 class OperatorLink:
-    """Which server to ask, and as whom; None is plaintext, which is served on the server's own machine only.
+    """Which server to ask, with which credentials. None means plaintext, which works only on the server's machine.
 
     Every method raises:
         AddressError: the server does not answer.
-        RefusedError: the credential is not one of an operator, the run is over, or it is not the moment for this.
-        ConfigError: no node of that name is meant, or names of classes cannot be used.
+        RefusedError: the credential is not an operator's, the run is over, or the command does not fit right now.
+        ConfigError: there is no node of that name, or the class names cannot be used.
     """
 
     server: str
     credentials: Credentials | None = None
-    direct: bool = False  # past any proxy
+    direct: bool = False  # ignore any proxy
 
     async def status(self) -> pb.RunStatus:
-        """How the run stands."""
+        """The status of the run."""
         async with self._stub() as stub:
             status: pb.RunStatus = await stub.Status(pb.StatusRequest(), timeout=_ANSWER_S)
             return status
 
     async def ask(self, command: Command) -> pb.RunStatus:
-        """Ask for this; how the run stands after it."""
+        """Send a command; return the status after it."""
         async with self._stub() as stub:
             status: pb.RunStatus = await stub.Control(command.to_request(), timeout=_ANSWER_S)
             return status
 
     async def watch(self, every_s: float = 0) -> AsyncIterator[pb.RunStatus]:
-        """How the run stands, again and again until it is over; 0: as often as the server likes."""
+        """The status again and again until the run is over; `every_s` 0 leaves the interval to the server."""
         async with self._stub() as stub:
             async for status in stub.Watch(pb.WatchRequest(every_s=every_s)):
                 yield status

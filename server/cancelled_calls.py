@@ -1,6 +1,6 @@
 """Keeps one record out of gRPC's log: a call that this server cancelled before its handler had begun.
 
-gRPC reports that as an error with a traceback, although nobody made one: the call was ended because its credential
+gRPC logs it as an error with a traceback, but nothing went wrong: the server ended the call because its credential
 expired or its node left. Set up by `listener.py`.
 """
 
@@ -20,5 +20,5 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
 
 
 def ignore_cancelled_calls() -> None:
-    """Filter the record out from now on; once is enough, and more does no harm."""
+    """Filter the record out from now on. Calling it more than once does no harm."""
     logging.getLogger(GRPC_LOG).addFilter(_is_worth_logging)

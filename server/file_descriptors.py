@@ -1,20 +1,20 @@
-"""Open files: the process may have as many as the system allows, and connections never take the last of them.
+"""Raises the limit on open files, and keeps some of them free for the server's own files.
 
-A connection costs a descriptor before anybody knows whose it is. So their number is limited below the limit of the
-process, and the rest is kept for what the server writes: checkpoints, uploads, logs, models.
+Every connection takes a file descriptor before the caller is identified. So the number of connections is limited
+below the process limit, and the rest is reserved for checkpoints, uploads, logs and models.
 """
 
 from __future__ import annotations
 
 import resource
 
-_MOST = 1 << 20  # where the system sets no limit
-_SHARE_KEPT = 4  # one in so many is kept for the server's own files ...
-_LEAST_KEPT, _MOST_KEPT = 64, 4096  # ... within these
+_MOST = 1 << 20  # if the system sets no limit
+_SHARE_KEPT = 4  # one descriptor in this many is kept for the server's own files ...
+_LEAST_KEPT, _MOST_KEPT = 64, 4096  # ... but no fewer and no more than these
 
 
 def raise_limit() -> int:
-    """Allow this process as many open files as the system lets it; how many that is."""
+    """Raise the limit on open files as far as the system allows, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -33,5 +33,5 @@ def kept(files: int) -> int:
 
 
 def connections(files: int) -> int:
-    """How many connections a process with `files` descriptors may take."""
+    """How many connections a process with `files` descriptors may accept."""
     return max(1, files - kept(files))

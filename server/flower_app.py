@@ -1,5 +1,7 @@
-"""fednc's Flower ServerApp for stock Flower, where the run file comes as the run configuration's one string key
-`run` (JSON). Over our link `main.py` takes its place. Writes the same files as `fednc server`.
+"""fednc's Flower ServerApp for stock Flower. Writes the same files as `fednc server`.
+
+The run file arrives as JSON in the run configuration, under the key `run`. Over our own link, `main.py` is used
+instead.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ def main(grid: Grid, context: Context) -> None:
     run = run_of(str(context.run_config.get("run", "")))
     if any(session.start == "operator" for session in run.sessions):
         raise ConfigError(
-            "[[sessions]] with start = 'operator' needs fednc's own server: on stock Flower nobody starts them. "
-            "Set start = 'at-once'"
+            "[[sessions]] with start = 'operator' needs fednc's own server: on stock Flower no operator can start "
+            "them. Set start = 'at-once'"
         )
     events = EventLog()
     events.listen(lambda event: logging.getLogger("flwr").info(event.text))
@@ -39,12 +41,12 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_of(text: str) -> RunConfig:
-    """The run file that came as JSON. Raises ConfigError."""
+    """Parse a run file from JSON. Raises ConfigError."""
     try:
         values = json.loads(text)
     except ValueError as e:
         raise ConfigError(
-            f"the run configuration's key 'run' is no run file as JSON: {text!r:.60}; `fednc check RUN.toml "
+            f"the run configuration's key 'run' is not a run file in JSON: {text!r:.60}; `fednc check RUN.toml "
             "--flower FILE` writes a file for `flwr run -c FILE`"
         ) from e
     return parse_run(values, source="the run configuration's key 'run'")

@@ -1,7 +1,8 @@
 """Runs any Flower ServerApp over our link: `fednc server --app DIR`. Called by the command.
 
-The app runs in a process of its own (`server/foreign/process.py`) and sees Flower's grid there. Nothing of what it
-does is checked or kept but the model that its strategy ends with; a restarted server starts it from the beginning.
+The app runs in its own process (`server/foreign/process.py`) and sees Flower's grid there. The server keeps only
+the model that its strategy ends with, and checks nothing else. A restarted server starts the app from the
+beginning.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import AppStarted, RunDone, WaitingForClients
 
 _POLL_S = 0.1
-_SAY_SO_EVERY_S = 30.0
-_LAST_S, _STOP_S = 60.0, 5.0  # for the process to end, of an app that is done and of one that is interrupted
+_REPORT_EVERY_S = 30.0
+_DONE_S, _STOP_S = 60.0, 5.0  # to wait for the process to end: after the app is done, after it was interrupted
 
 
 def settings_for(app: AppFolder, run: RunConfig) -> RunConfig:
-    """The run's [server] and [rounds] under the app's name."""
+    """The run file of a foreign app: its [server] and [rounds], with the app's name as the run's name."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", app.name).strip("._-")[:64] or "app"
     return run.model_copy(update={"name": name, "split": None})
 
@@ -43,11 +44,11 @@ def settings_for(app: AppFolder, run: RunConfig) -> RunConfig:
 async def run_app(
     app: AppFolder, overrides: list[str], run: RunConfig, folder: Path, events: EventLog, *, any_code: bool = False
 ) -> dict[str, Any]:
-    """Serve the ServerApp in `app` to its end; what `summary.json` in `folder` says.
+    """Serve the ServerApp in `app` until it ends; return what is written to `summary.json` in `folder`.
 
     Raises:
         AddressError, ConfigError
-        QuorumError: too few clients came before `rounds.wait_s`.
+        QuorumError: too few clients attended within `rounds.wait_s`.
         RunFailedError: the ServerApp raised, or its process ended.
     """
     started, config = time.monotonic(), app.run_config(overrides)
@@ -79,7 +80,7 @@ async def run_app(
 
 
 def _load(process: AppProcess, setup: dict[str, Any]) -> None:
-    """Wait until the app is imported. Raises ConfigError: it cannot be."""
+    """Wait until the app is imported. Raises ConfigError if that fails."""
     try:
         process.pipe.send_json(setup)
         failure = pb.Failure.FromString(process.pipe.receive())
@@ -92,29 +93,29 @@ def _load(process: AppProcess, setup: dict[str, Any]) -> None:
 
 
 def _end(process: AppProcess, desks: list[Desk]) -> None:
-    """An app that has not started ends at once, one at work as by Ctrl-C, one that is done by itself."""
+    """End the process: let a finished app exit by itself, interrupt a running one, hang up on an unstarted one."""
     if desks and not desks[0].has_ended:
         process.interrupt()
-    process.end(_LAST_S if desks and desks[0].has_ended else _STOP_S, hang_up=not desks)
+    process.end(_DONE_S if desks and desks[0].has_ended else _STOP_S, hang_up=not desks)
 
 
 def _await_nodes(grid: AppGrid) -> None:
-    """Apps may ask once who is there: they start when enough nodes are.
+    """Wait until enough nodes are ready: an app may ask for the list of nodes only once, when it starts.
 
     Raises:
         QuorumError: after `rounds.wait_s`.
-        RunFailedError: the run was ended meanwhile.
+        RunFailedError: the run ended in the meantime.
     """
-    rounds, events, say_so = grid.federation.run.rounds, grid.federation.events, Deadline(0)
+    rounds, events, next_report = grid.federation.run.rounds, grid.federation.events, Deadline(0)
     ready: list[Node] = []
 
     def are_enough() -> bool:
-        nonlocal ready, say_so
+        nonlocal ready, next_report
         ready = grid.ready()
-        if len(ready) < rounds.min_clients and say_so.has_passed:
-            say_so = Deadline(_SAY_SO_EVERY_S)
-            there = f"{len(ready)} of {rounds.min_clients} clients are ready"
-            text = f"{there}; the app starts when all are (--nodes, rounds.min_clients)"
+        if len(ready) < rounds.min_clients and next_report.has_passed:
+            next_report = Deadline(_REPORT_EVERY_S)
+            count = f"{len(ready)} of {rounds.min_clients} clients are ready"
+            text = f"{count}; the app starts when all are (--nodes, rounds.min_clients)"
             events.emit(WaitingForClients(text=text))
         return len(ready) >= rounds.min_clients
 

@@ -1,4 +1,4 @@
-"""Wiring: a federation behind a gRPC server, and a strategy in a thread of its own.
+"""Wires a run together: a federation behind a gRPC server, and a strategy in its own thread.
 
 `make_server` returns an unstarted server; `serve` runs one federation from start to end.
 """
@@ -37,17 +37,17 @@ from fednc.server.storage.events import ServerListening
 T = TypeVar("T")
 G = TypeVar("G", bound=LinkGrid)
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"].full_name
-_GOODBYE_S = 3.0  # for clients to take the news that the run is over
+_GOODBYE_S = 3.0  # for clients to read that the run is over
 _RECHECK_S = 0.5
 _STREAMS_PER_CONNECTION = 20  # a node has at most 16 calls, its attendance and a dry run
-_HANDSHAKE_MS = 10_000  # until TLS and HTTP/2 stand; gRPC's own 120 s would let silent connections pile up
-_IDLE_MS = 60_000  # a connection without any call; a node's has its attendance
-_PROBES = 16  # connections to the health service at once
+_HANDSHAKE_MS = 10_000  # for TLS and HTTP/2; with gRPC's default of 120 s silent connections would pile up
+_IDLE_MS = 60_000  # for a connection without any call; a node's connection always has the Attend call
+_PROBES = 16  # simultaneous connections to the health service
 
 
 @dataclass(frozen=True)
 class Listening:
-    """An unstarted server and the ports that it holds."""
+    """An unstarted server and its ports."""
 
     server: grpc.aio.Server
     port: int
@@ -55,13 +55,13 @@ class Listening:
     probe: grpc.aio.Server | None = None  # the health service
 
     async def start(self) -> None:
-        """Begin to answer."""
+        """Start answering calls."""
         await self.server.start()
         if self.probe:
             await self.probe.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Let calls end for so long, then cut them."""
+        """Give open calls `grace_s` to end, then cancel them."""
         if self.probe:
             await self.probe.stop(None)
         await self.server.stop(grace_s)
@@ -70,9 +70,9 @@ class Listening:
 async def make_server(
     federation: Federation, address: str, security: Security | None = None, control: RunControl | None = None
 ) -> Listening:
-    """A server with the federation behind its gate, and one for probes where the run file asks for it.
+    """A gRPC server for the federation, and a second one for health probes if the run file asks for it.
 
-    Neither is started. `security` defaults to what the run file says; `control` is what operators pull.
+    Neither is started. `security` defaults to what the run file says. Operators' commands go to `control`.
 
     Raises:
         AddressError: a port is taken or the host is unknown.
@@ -86,7 +86,7 @@ async def make_server(
         federation.events,
         federation.calls,
         (SERVICE,),
-        federation.door.turn_down_gibberish,
+        federation.door.reject_undecodable,
     )
     options = channel_options(section.liveness_s, UPWARD_LIMIT_BYTES)
     servicer = FederationServicer(federation)
@@ -105,13 +105,13 @@ async def make_server(
 
 
 def _stranger_options() -> Options:
-    """What limits those who have shown no credential yet, or never will."""
+    """Limits on callers that have not shown a credential (yet)."""
     return [
         ("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION),
         ("grpc.max_allowed_incoming_connections", file_descriptors.connections(file_descriptors.limit())),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.max_connection_idle_ms", _IDLE_MS),
-        # gRPC would inflate a message before the gate, or anybody, has seen it. Nothing honest is compressed.
+        # gRPC would decompress a message before the caller is authenticated. Honest clients never compress.
         ("grpc.per_message_decompression", 0),
     ]
 
@@ -131,7 +131,7 @@ def _bind(
 
 
 async def _make_probe() -> grpc.aio.Server:
-    """Health on a port of its own: probes carry no certificates, and it says nothing but `serving`."""
+    """The health service on its own port, because probes carry no certificates. It only ever says `serving`."""
     server, checker = (
         grpc.aio.server(options=[("grpc.max_allowed_incoming_connections", _PROBES)]),
         health.aio.HealthServicer(),
@@ -143,7 +143,7 @@ async def _make_probe() -> grpc.aio.Server:
 
 
 async def drop_invalid(federation: Federation, authenticator: Authenticator) -> None:
-    """End, within a second, the attendance and every open call of whose credential was revoked or has expired."""
+    """Within a second, end the attendance and open calls of every node whose credential is no longer valid."""
     while True:
         await asyncio.sleep(_RECHECK_S)
         for node in federation.roster.nodes():
@@ -165,19 +165,19 @@ async def serve(
     control: RunControl | None = None,
     on_listening: Callable[[int], None] = lambda _: None,
 ) -> T:
-    """Listen, run `work(grid)` in a thread, tell the clients how it ended, stop."""
+    """Listen, run `work(grid)` in a thread, tell the clients how the run ended, and stop."""
     section, control = federation.run.server, control or RunControl()
     metrics = (
         MetricsServer(federation, control, section.metrics_host, section.metrics_port)
         if section.metrics_port
         else None
     )
-    malloc.keep_together()
+    malloc.use_one_arena()
     file_descriptors.raise_limit()
     listening = await make_server(federation, address, security, control)
     await listening.start()
-    warden = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))
-    watchman = asyncio.create_task(drop_silent(federation))
+    credential_check = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))
+    silence_check = asyncio.create_task(drop_silent(federation))
     federation.events.emit(
         ServerListening(
             text=f"run {federation.run_id} listens on {address.rpartition(':')[0]}:{listening.port}, "
@@ -199,27 +199,27 @@ async def serve(
         reason, failed = _stopped(section.keep_checkpoints > 0 and not federation.app), True
         raise
     except BaseException as e:
-        reason, failed = _for_clients(e), not isinstance(e, DivergedError)  # which is no client's failure
+        reason, failed = _for_clients(e), not isinstance(e, DivergedError)  # no client is to blame for divergence
         raise
     finally:
         control.end()
         federation.finish(reason, failed=failed)
-        warden.cancel()
-        watchman.cancel()
+        credential_check.cancel()
+        silence_check.cancel()
         await listening.stop(_GOODBYE_S)
         if metrics:
             await asyncio.to_thread(metrics.close)
 
 
 def _stopped(can_resume: bool) -> str:
-    """What clients are told when somebody ends the server's process."""
-    return "the server was stopped" + ("; started again, it goes on after the last round" if can_resume else "")
+    """What clients are told when the server process is ended."""
+    return "the server was stopped" + ("; if restarted, it continues after the last round" if can_resume else "")
 
 
 def _for_clients(error: BaseException) -> str:
-    """Why a run ended, as all clients may hear it: the error's text can name others and what they said."""
+    """Why a run ended, in words that every client may read: the error itself may quote other clients."""
     if isinstance(error, DivergedError):
-        return str(error)  # our own words
+        return str(error)  # quotes no client
     fixed = {QuorumError: "too few clients took part or answered", OSError: "the server's disk or network failed"}
-    said = next((text for kind, text in fixed.items() if isinstance(error, kind)), "the server could not go on")
-    return f"{said}; the server's log says more"
+    reason = next((text for kind, text in fixed.items() if isinstance(error, kind)), "the server could not go on")
+    return f"{reason}; see the server's log"

@@ -1,6 +1,7 @@
-"""One server process, one run: its folder, its federation, its result files. Called by the command and the demo.
+"""Runs one server for one run: folder, federation, result files. Called by `fednc server` and the demo.
 
-Blocking work (task, model, test data, rounds, export) happens in the strategy's thread; the event loop serves.
+Blocking work (task, model, test data, rounds, export) runs in the strategy's thread; the event loop serves
+clients.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from fednc.server.storage.events import DiskProblem, LastGoodKept, RunDone, RunF
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run and where its files lie."""
+    """A finished run and the folder with its files."""
 
     folder: Path
     result: RunResult
@@ -53,7 +54,7 @@ async def run_server(
     control: RunControl | None = None,
     on_listening: Callable[[Federation, int], None] = lambda _federation, _port: None,
 ) -> Finished:
-    """Serve one run to its end and write its files into `folder`. `control` is for who stops it from here.
+    """Serve one run until it ends and write its files to `folder`. The caller may stop it through `control`.
 
     Raises:
         AddressError, ConfigError, DataError, QuorumError
@@ -66,15 +67,16 @@ async def run_server(
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
     federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
     federation.door.keep_in(folder)
-    _agree(federation, prepared, prepared.state)
+    _expect_replies(federation, prepared, prepared.state)
     if kept:
         federation.restore(dict(kept.parts), kept.bytes_up, kept.bytes_down)
     returning = len(kept.parts) if kept else 0
     around = _surroundings(federation, control, checkpoints, prepared.task, returning=returning)
 
     def work(grid: LinkGrid) -> RunResult:
-        agree = partial(_agree, federation, prepared)
-        return prepared.execute(grid, replace(around, reject=grid.reject, agree=agree))
+        expect_replies = partial(_expect_replies, federation, prepared)
+        offered = replace(around, name_of=grid.name_of, reject=grid.reject, expect_replies=expect_replies)
+        return prepared.execute(grid, offered)
 
     def listening(port: int) -> None:
         on_listening(federation, port)
@@ -96,7 +98,7 @@ async def run_server(
 def _keep_last_good(
     folder: Path, prepared: FederatedRun, federation: Federation, duration_s: float, cause: BaseException
 ) -> None:
-    """Write the files of the last good round, so that a run that ends too early is of use."""
+    """Write the files of the last good round, so that a run that ends early is not lost."""
     events, result = federation.events, prepared.last_good
     if result is None:
         return
@@ -112,7 +114,7 @@ def _keep_last_good(
 
 
 def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tuple[FederatedRun, Checkpoint | None]:
-    """The run as it starts or, where there is a checkpoint, as it goes on."""
+    """A new run, or the run restored from its newest checkpoint."""
     kept = checkpoints.latest(run.digest, run.decisive())
     if kept and kept.changed:
         text = f"the run file has changed since round {kept.round}: {as_text(kept.changed)}"
@@ -123,9 +125,9 @@ def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tupl
     return prepared, kept
 
 
-def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:
-    """What clients send in the stage under way; assigned at once, for the event loop reads it meanwhile."""
-    agreement = ReplySchema.of(
+def _expect_replies(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:
+    """Tell the federation what replies look like in the current stage. Called from the strategy's thread."""
+    schema = ReplySchema.of(
         prepared.task,
         prepared.frame,
         state.trainable,
@@ -133,11 +135,11 @@ def _agree(federation: Federation, prepared: FederatedRun, state: GlobalState) -
         prepared.layout,
         is_first=prepared.stage.is_first,
     )
-    federation.expect(agreement)
+    federation.expect(schema)
 
 
 def _count_start(folder: Path) -> int:
-    """How often this run's server was started before."""
+    """How many times this run's server was started before; counts this start too."""
     path = folder / "starts"
     before = int(path.read_text()) if path.exists() else 0
     write_atomically(path, str(before + 1).encode())
@@ -149,25 +151,21 @@ def _surroundings(
 ) -> Surroundings:
     nodes = federation.roster.nodes
 
-    def name_of(node_id: int) -> str:
-        return next((n.name for n in nodes() if n.node_id == node_id), str(node_id))
-
     def declared(node_id: int) -> Declared | None:
         node = federation.roster.by_id(node_id)
         return node.declared if node else None
 
     def who_is_there() -> str:
-        return "There: " + (", ".join(f"{n.name} ({n.problem or n.state})" for n in nodes()) or "nobody") + "."
+        return "Known: " + (", ".join(f"{n.name} ({n.problem or n.state})" for n in nodes()) or "no client") + "."
 
     def missing_classes() -> list[str]:
         counts = [node.class_counts for node in nodes()]
-        if task.takes_sessions or not any(counts):  # classes may come later, or no client told any
+        if task.takes_sessions or not any(counts):  # classes may come later, or no client declared any
             return []
         seen = [any(of_class) for of_class in zip_longest(*counts, fillvalue=0)]
         return [name for name, has in zip_longest(task.class_names, seen[: len(task.class_names)]) if not has]
 
     return Surroundings(
-        name_of=name_of,
         declared=declared,
         who_is_there=who_is_there,
         missing_classes=missing_classes,

@@ -1,1 +1,1 @@
-"""Who may call the server: identity, bans, and the set-up of TLS and tokens."""
+"""Decides who may call the server: identity, bans, open calls, and the set-up of TLS and tokens."""

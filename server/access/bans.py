@@ -1,4 +1,4 @@
-"""Lists of names that are shut out, with the reason for each; kept over restarts. Knows no nodes and no calls."""
+"""Lists of banned names with the reason for each, kept across restarts. Knows no nodes and no calls."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from pathlib import Path
 from fednc.common.files import write_atomically
 
 
-class ShutOut:
-    """Names with the reason for each, in a file once there is one."""
+class BanList:
+    """Banned names with the reason for each. Kept in a file after `keep_in` was called."""
 
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
         self._path: Path | None = None
 
     def keep_in(self, path: Path) -> None:
-        """Know again what `path` says, and write every later change there."""
+        """Load the names in `path`, and write every later change there."""
         self._path = path
         if path.exists():
             kept = json.loads(path.read_bytes())
-            self._reasons |= kept if isinstance(kept, dict) else dict.fromkeys(kept, "")  # names alone, as it was
+            self._reasons |= kept if isinstance(kept, dict) else dict.fromkeys(kept, "")  # older files: only names
 
     def add(self, name: str, reason: str) -> None:
-        """Raises OSError: it cannot be kept; it holds until a restart."""
+        """Ban a name. Raises OSError if it cannot be written: the ban then lasts until a restart."""
         self._reasons[name] = reason
         self._write()
 
     def lift(self, name: str) -> None:
-        """Raises OSError: it is lifted, but only until a restart."""
+        """Lift a ban. Raises OSError if that cannot be written: it is then lifted until a restart."""
         self._reasons.pop(name)
         self._write()
 
     def reason(self, name: str) -> str | None:
-        """Why the name is shut out; None where it is not."""
+        """Why the name is banned; None if it is not."""
         return self._reasons.get(name)
 
     def __iter__(self) -> Iterator[str]:

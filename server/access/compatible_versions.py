@@ -1,6 +1,6 @@
-"""Whether a client that attends is one that this run can work with: versions of package, task and method.
+"""Checks whether an attending client has the versions of package, task and method that the run needs.
 
-Asked by the servicer before a client is admitted. The wire's own version comes first and is checked there.
+Called by the servicer before it admits a client, after it has checked the version of the wire protocol.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from fednc.protos import federation_pb2 as pb
 
 
 def version_problem(request: pb.AttendRequest, run: RunConfig, app: str) -> str:
-    """Why it is refused, with both versions; empty: it fits. `app` is a foreign one that both sides run."""
+    """Why the client is refused, with both versions; empty if it fits. `app` is the run's foreign app, if any."""
     who = f"client {request.name!r}"
     problem = versions.package_differs(versions.package(), request.software, who)
     if problem or app:
-        return problem  # a foreign app brings its own tasks and methods
+        return problem  # a foreign app uses none of fednc's tasks and methods
     _, task, method = versions.of_run(run)
     return versions.entry_differs("task", task, request.tasks, who, is_server=True) or versions.entry_differs(
         "method", method, request.methods, who, is_server=True

@@ -1,7 +1,7 @@
-"""Who is calling: certificates, tokens or the client's word, and whether that still holds.
+"""Establishes who is calling (by certificate, by token, or unauthenticated), and whether that is still valid.
 
-Asked by the gate on every call, and twice a second for every call that is open. Knows nothing of runs. Expiry is
-the only thing in the server that looks at a wall clock.
+The interceptor asks on every call; open calls are checked again twice a second. Knows nothing about runs. Only the
+check for expiry uses the wall clock.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from urllib.parse import unquote
 
 import grpc
 
-from fednc.common.security import credentials as cred
+from fednc.common.security import credentials
 from fednc.common.wire.protocol import is_loopback
 
 T = TypeVar("T")
-UNPROVEN, FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
-UNHEARD, GIBBERISH = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT
+UNAUTHENTICATED, FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
+UNAVAILABLE, INVALID = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT
 TOO_MANY = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class Refusal(Exception):
-    """This caller is not let through: why, and as which gRPC status."""
+    """The caller is refused: the reason, and the gRPC status to return."""
 
-    def __init__(self, reason: str, status: grpc.StatusCode = UNPROVEN) -> None:
+    def __init__(self, reason: str, status: grpc.StatusCode = UNAUTHENTICATED) -> None:
         super().__init__(reason)
         self.reason, self.status = reason, status
 
 
 @dataclass(frozen=True)
 class Caller:
-    """What a call shows of itself."""
+    """What a call says about its caller."""
 
     peer: str
-    certificate: bytes = b""  # PEM; the handshake has proved its issuer and the possession of its key
+    certificate: bytes = b""  # PEM; the TLS handshake has verified its issuer and that the caller has its key
     authorization: str = ""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whom a caller has proved to be."""
+    """Who a caller is."""
 
-    holder: cred.Holder | None = None  # None: nothing was asked for; anybody's word counts
+    holder: credentials.Holder | None = None  # None: no authentication was required
     serial: str = ""
     expires: float = math.inf
     is_local: bool = False  # calls from the server's own machine
@@ -56,14 +56,17 @@ class Identity:
     def require_name(self, name: str) -> None:
         """Raises Refusal unless the caller may act as `name`."""
         if self.holder and self.holder.name != name:
-            raise Refusal(f"this credential is of {self.holder}; it does not let you act as {name!r}", FORBIDDEN)
+            raise Refusal(f"this credential belongs to {self.holder}; it cannot be used as {name!r}", FORBIDDEN)
 
-    def require_role(self, role: cred.Role) -> None:
-        """Raises Refusal unless the caller has this role. Unproven, only the server's machine is an operator."""
-        if role is cred.Role.OPERATOR and not (self.holder or self.is_local):
-            raise Refusal("without encryption, operators are served on the server's own machine only", FORBIDDEN)
+    def require_role(self, role: credentials.Role) -> None:
+        """Raises Refusal unless the caller has this role.
+
+        Without authentication, only callers on the server's own machine are operators.
+        """
+        if role is credentials.Role.OPERATOR and not (self.holder or self.is_local):
+            raise Refusal("without encryption, operators must call from the server's own machine", FORBIDDEN)
         if self.holder and self.holder.role is not role:
-            raise Refusal(f"this is for {role}s; the credential is of {self.holder}", FORBIDDEN)
+            raise Refusal(f"only {role}s may call this; the credential belongs to {self.holder}", FORBIDDEN)
 
 
 class Authenticator(Protocol):
@@ -73,14 +76,14 @@ class Authenticator(Protocol):
         """Who is calling. Raises Refusal."""
 
     def check(self, identity: Identity) -> None:
-        """Raises Refusal where an identity that was proved before does not hold any more."""
+        """Raises Refusal if an identity that was established before is no longer valid."""
 
 
 class Anybody:
-    """Takes names as they come."""
+    """Accepts any name, without authentication."""
 
     def authenticate(self, caller: Caller) -> Identity:
-        """Nobody in particular."""
+        """An identity without a holder."""
         return Identity(is_local=is_loopback(unquote(caller.peer).partition(":")[2]))
 
     def check(self, identity: Identity) -> None:
@@ -88,28 +91,28 @@ class Anybody:
 
 
 class WatchedFile(Generic[T]):
-    """A file's meaning, read again when the file changes.
+    """A parsed file that is read again when it changes.
 
-    What cannot be read leaves the last meaning in force: a half-copied list of revocations must neither
-    lock everybody out nor let the revoked in again.
+    If it cannot be read, the last value stays in force: a half-copied list of revocations must neither lock
+    everyone out nor let revoked nodes in again.
     """
 
     def __init__(self, path: Path, read: Callable[[bytes], T], on_problem: Callable[[str], None]) -> None:
-        """Raises OSError, ValueError: it cannot be read at the start."""
+        """Raises OSError or ValueError if it cannot be read at the start."""
         self._path, self._read, self._on_problem = path, read, on_problem
         self._seen = self._signature()
         self._value = read(path.read_bytes())
 
     @property
     def value(self) -> T:
-        """What the file says now."""
+        """The current content of the file."""
         signature = self._signature()
         if signature != self._seen:
             self._seen = signature
             try:
                 self._value = self._read(self._path.read_bytes())
             except (OSError, ValueError) as e:
-                self._on_problem(f"{self._path} cannot be read, what it said before stays in force: {e}")
+                self._on_problem(f"{self._path} cannot be read, its last content stays in force: {e}")
         return self._value
 
     def _signature(self) -> tuple[int, ...]:
@@ -121,23 +124,23 @@ class WatchedFile(Generic[T]):
 
 
 def read_revoked(data: bytes) -> frozenset[str]:
-    """Serials that count no more."""
-    return frozenset(entry.serial for entry in cred.REVOKED_LIST.validate_json(data))
+    """The revoked serials."""
+    return frozenset(entry.serial for entry in credentials.REVOKED_LIST.validate_json(data))
 
 
-Tokens = dict[cred.Holder, list[cred.TokenEntry]]
+Tokens = dict[credentials.Holder, list[credentials.TokenEntry]]
 
 
 def read_tokens(data: bytes) -> Tokens:
-    """Tokens by whom they speak for."""
+    """Tokens by holder."""
     tokens: Tokens = {}
-    for entry in cred.TOKEN_LIST.validate_json(data):
+    for entry in credentials.TOKEN_LIST.validate_json(data):
         tokens.setdefault(entry.holder, []).append(entry)
     return tokens
 
 
 class ByCertificate:
-    """Takes the name in the certificate that the handshake has verified."""
+    """Identifies callers by the certificate that the TLS handshake has verified."""
 
     def __init__(self, revoked: WatchedFile[frozenset[str]] | None) -> None:
         self._revoked = revoked
@@ -145,8 +148,8 @@ class ByCertificate:
     def authenticate(self, caller: Caller) -> Identity:
         """See Authenticator."""
         if not caller.certificate:
-            raise Refusal("no certificate was shown; get one with `fednc certs node`")
-        read = cred.read_certificate(caller.certificate)
+            raise Refusal("no certificate was presented; get one with `fednc certs node`")
+        read = credentials.read_certificate(caller.certificate)
         if read.holder is None:
             raise Refusal(f"certificate {read.serial} names no node; `fednc certs node` makes one that does")
         identity = Identity(read.holder, read.serial, read.expires, public_key=read.public_key)
@@ -159,7 +162,7 @@ class ByCertificate:
 
 
 class ByToken:
-    """Takes the name that the server's list binds to the token."""
+    """Identifies callers by a token on the server's list."""
 
     def __init__(self, tokens: WatchedFile[Tokens], revoked: WatchedFile[frozenset[str]] | None) -> None:
         self._tokens, self._revoked = tokens, revoked
@@ -168,8 +171,8 @@ class ByToken:
         """See Authenticator."""
         scheme, _, token = caller.authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise Refusal("no token was shown; get one with `fednc certs token`")
-        digest, holder = cred.token_digest(token), cred.holder_of_token(token)
+            raise Refusal("no token was presented; get one with `fednc certs token`")
+        digest, holder = credentials.token_digest(token), credentials.holder_of_token(token)
         for entry in self._tokens.value.get(holder, ()) if holder else ():
             if hmac.compare_digest(entry.sha256, digest):
                 identity = Identity(holder, entry.serial, entry.expires)
@@ -182,8 +185,8 @@ class ByToken:
         entries = self._tokens.value.get(identity.holder, ()) if identity.holder else ()
         entry = next((each for each in entries if each.serial == identity.serial), None)
         if entry is None:
-            raise Refusal(f"the token of {identity.holder} was taken off the server's list")
-        # As the list has it now: what was true when the token was first shown may have been shortened.
+            raise Refusal(f"the token of {identity.holder} was removed from the server's list")
+        # Use the current expiry on the list: it may have been shortened since the token was first used.
         _check_in_force("token", replace(identity, expires=entry.expires), self._revoked)
 
 

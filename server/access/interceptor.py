@@ -1,9 +1,8 @@
-"""Stands before every call of every service: nobody gets further without an identity that holds.
+"""Checks the caller's identity before every call of every service.
 
-An interceptor and not a line in each method, so that a method or service that is added later is guarded too.
-Decides nothing itself: `identity.py` does, by the headers alone. Messages are read and decoded here, behind the
-identity: gRPC itself would do it before, for anybody, and answer what cannot be decoded with a traceback in the
-log.
+It is an interceptor rather than a line in each method, so methods and services added later are guarded too. The
+decision itself is made in `identity.py`, from the headers alone. Messages are read and decoded here, after that
+check: gRPC itself would decode them first, for any caller, and log a traceback if that fails.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from fednc.common.security.credentials import Role
-from fednc.server.access.identity import GIBBERISH, Authenticator, Caller, Identity, Refusal
+from fednc.server.access.identity import INVALID, Authenticator, Caller, Identity, Refusal
 from fednc.server.access.open_calls import OpenCalls
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import CallRefused
 
-# Who makes the call that is being served. Unset outside the gate: a service without it fails.
+# The caller of the call in progress. Unset outside the interceptor, so a service that bypasses it fails.
 CALLER: ContextVar[Identity] = ContextVar("fednc_caller")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Decode = Callable[[bytes], Any]
 _QUIET_S = 10.0  # between two log lines about one peer
-_FAREWELL_S = 1.0  # for a refused caller to take its status
-_PEERS = 1024  # remembered for that; more peers than this only cost more log lines
+_ABORT_S = 1.0  # for a refused caller to read its status
+_PEERS = 1024  # remembered for that; with more peers than this there are only more log lines
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Lets callers through as the role that a service is for; `node_services` are for nodes, all others not."""
+    """Lets callers use the services for their role: `node_services` are for nodes, all others for operators."""
 
     def __init__(
         self,
@@ -45,26 +44,28 @@ class Gate(grpc.aio.ServerInterceptor):
         events: EventLog,
         calls: OpenCalls,
         node_services: tuple[str, ...],
-        note_gibberish: Callable[[Identity, str], None] = lambda _caller, _method: None,
+        note_undecodable: Callable[[Identity, str], None] = lambda _caller, _method: None,
     ) -> None:
-        """`calls` learns of every call that is let through and of every refusal.
-        `note_gibberish` is told of a caller, and of the method, whose message cannot be decoded."""
+        """`calls` records every accepted call and every refusal.
+
+        `note_undecodable(caller, method)` is called for a message that cannot be decoded.
+        """
         self.authenticator = authenticator
         self._calls, self._node_services = calls, node_services
-        self._note_gibberish = note_gibberish
+        self._note_undecodable = note_undecodable
         self._refusals = _RefusalLog(events)
 
     async def intercept_service(
         self, continuation: Callable[..., Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        """The handler of this call, behind the gate."""
+        """The handler of this call, wrapped in the check."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         method = str(handler_call_details.method)
         service, name = method.split("/")[1:]
         role = Role.NODE if service in self._node_services else Role.OPERATOR
-        # Streams on this side in any case: what a unary handler is given is read before anybody is asked.
+        # Always a stream on the request side: gRPC reads a unary request before the interceptor can check.
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 self._guard_stream(handler, method, name, role), None, handler.response_serializer
@@ -102,7 +103,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
     @contextmanager
     def _entered(self, context: Context, role: Role) -> Iterator[None]:
-        """Behind the gate. Raises Refusal, before anything is read or when the identity ends."""
+        """Accept the call while the block runs. Raises Refusal, at once or when the identity becomes invalid."""
         identity = self.authenticator.authenticate(_caller(context))
         identity.require_role(role)
         with self._calls.opened(identity, context.peer()):
@@ -110,13 +111,13 @@ class Gate(grpc.aio.ServerInterceptor):
             yield
 
     async def _request(self, handler: Any, messages: AsyncIterator[bytes], context: Context, name: str) -> Any:
-        """What the handler is given: one message, or all as they come. Raises Refusal."""
+        """The handler's argument: one message, or an iterator over all. Raises Refusal."""
         decode: Decode = handler.request_deserializer
         if handler.request_streaming:
             return self._decoded(messages, decode, name)
         message = await context.read()
         if message is grpc.aio.EOF:
-            raise Refusal(f"the call ended without its message; {name} takes one", GIBBERISH)
+            raise Refusal(f"the call ended without a message; {name} needs one", INVALID)
         return self._decode(message, decode, name)
 
     async def _decoded(self, messages: AsyncIterator[bytes], decode: Decode, name: str) -> AsyncIterator[Any]:
@@ -127,36 +128,36 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             return decode(message)
         except DecodeError:
-            self._note_gibberish(CALLER.get(), name)
-            raise Refusal(f"{len(message)} bytes that are no message of {name}", GIBBERISH) from None
+            self._note_undecodable(CALLER.get(), name)
+            raise Refusal(f"{len(message)} bytes that are not a message of {name}", INVALID) from None
 
     async def _turn_away(self, context: Context, method: str, refusal: Refusal) -> None:
         self._calls.refused[refusal.status.name] += 1
         self._refusals.note(context.peer(), method, refusal)
         try:
-            async with asyncio.timeout(_FAREWELL_S):
+            async with asyncio.timeout(_ABORT_S):
                 await context.abort(refusal.status, refusal.reason)
-        except TimeoutError:  # it reads nothing: gRPC cannot send a status behind what is on its way
+        except TimeoutError:  # the caller reads nothing, so gRPC cannot send the status after data in flight
             raise asyncio.CancelledError from None
 
 
 class _RefusalLog:
-    """One event per peer and quiet period: a refused client that tries for ever must not fill the disk."""
+    """One event per peer and quiet period, so a client that keeps trying cannot fill the disk."""
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
-        self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()  # peer: when last said, how many since
+        self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()  # peer: when last logged, how many since
 
     def note(self, peer: str, method: str, refusal: Refusal) -> None:
         host, now = unquote(peer).rpartition(":")[0], time.monotonic()
-        said, unsaid = self._seen.pop(host, (-_QUIET_S, 0))
-        if now - said < _QUIET_S:
-            self._seen[host] = (said, unsaid + 1)
+        logged_at, unsaid = self._seen.pop(host, (-_QUIET_S, 0))
+        if now - logged_at < _QUIET_S:
+            self._seen[host] = (logged_at, unsaid + 1)
             return
         self._seen[host] = (now, 0)
         if len(self._seen) > _PEERS:
             self._seen.popitem(last=False)
-        more = f" ({unsaid} more from there before)" if unsaid else ""
+        more = f" ({unsaid} earlier refusals not logged)" if unsaid else ""
         self._events.emit(
             CallRefused(
                 text=f"refused {host}: {refusal.reason}{more}",

@@ -1,7 +1,7 @@
-"""Every call that is open, by the identity that makes it: ended when the identity ends, limited, counted.
+"""All open calls by identity: limits their number, counts refusals, ends them when the identity becomes invalid.
 
-Filled by the gate, so that it knows the calls of every service, also of services added later. Lives on the event
-loop. Knows nothing of gRPC's handlers, only the tasks that serve them.
+Filled by the interceptor, so it covers every service, also those added later. Runs on the event loop. Knows
+nothing about gRPC's handlers, only the tasks that serve them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ from fednc.server.access.identity import TOO_MANY, Authenticator, Identity, Refu
 
 CALLS_PER_IDENTITY = 32  # a node has at most 16 calls, its attendance and a dry run; the rest is for reconnecting
 
-Owner = Holder | str  # who proved to be somebody; else the peer's address: one connection
+Owner = Holder | str  # the authenticated holder, else the peer's address (one connection)
 
 
 @dataclass(eq=False)
 class OpenCall:
-    """One call that is being served."""
+    """One call in progress."""
 
     identity: Identity
     owner: Owner
     task: asyncio.Task[object]
-    node: str = ""  # the name that it acts for, where there is one
+    node: str = ""  # the name of the node that it acts for, if any
     ended: Refusal | None = None  # why the server ended it
 
+    def act_for(self, node: str) -> None:
+        """Note the name of the node that it acts for: it ends with the node's attendance."""
+        self.node = node
 
-# The call that is being served. Unset outside the gate.
+
+# The call in progress. Unset outside the interceptor.
 CALL: ContextVar[OpenCall] = ContextVar("fednc_call")
 
 
@@ -40,15 +44,15 @@ CALL: ContextVar[OpenCall] = ContextVar("fednc_call")
 class OpenCalls:
     """The open calls of one server, and how many were refused."""
 
-    refused: Counter[str] = field(default_factory=Counter)  # by status, all of them
+    refused: Counter[str] = field(default_factory=Counter)  # all refused calls, by status
     _by_owner: dict[Owner, set[OpenCall]] = field(default_factory=dict)
 
     @contextmanager
     def opened(self, identity: Identity, peer: str) -> Iterator[OpenCall]:
-        """The call that this task serves is open while the block runs.
+        """Register the call that this task serves while the block runs.
 
         Raises:
-            Refusal: the identity has too many open, or it ended while the block ran.
+            Refusal: the identity has too many open calls, or it became invalid while the block ran.
         """
         owner = identity.holder or peer
         mine = self._by_owner.setdefault(owner, set())
@@ -73,7 +77,7 @@ class OpenCalls:
                 self._by_owner.pop(owner, None)
 
     def end_invalid(self, authenticator: Authenticator) -> None:
-        """End the calls of every identity that does not hold any more."""
+        """End the calls of every identity that is no longer valid."""
         for calls in list(self._by_owner.values()):
             checked: dict[str, Refusal | None] = {}  # one holder may have several credentials
             for call in list(calls):
@@ -84,7 +88,7 @@ class OpenCalls:
                     self._end(call, refusal)
 
     def end_node(self, name: str, refusal: Refusal) -> None:
-        """End all calls that act for a node, but the one that this task serves."""
+        """End all calls that act for a node, except the one that this task serves."""
         for calls in list(self._by_owner.values()):
             for call in list(calls):
                 if call.node == name:

@@ -1,7 +1,7 @@
-"""From the run file's `[server]` to credentials of the port and an authenticator behind it.
+"""Turns the run file's `[server]` into credentials for the port and an authenticator.
 
-Called once, before anything is loaded, so that a wrong path ends the server at once. Refuses what would leave the
-link open by accident.
+Called once, before anything is loaded, so a wrong path stops the server at once. Refuses settings that would leave
+the link open by accident.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import grpc
 
 from fednc.common.config.server import ServerSection
 from fednc.common.errors import ConfigError
-from fednc.common.security import credentials as cred
+from fednc.common.security import credentials
 from fednc.common.security.certificates import check_authority, check_pair
 from fednc.common.wire.protocol import is_loopback
 from fednc.server.access.identity import (
@@ -39,7 +39,7 @@ _WARN_BEFORE_S = 30 * 86400
 
 @dataclass(frozen=True)
 class Security:
-    """How the port is protected. `credentials` None: plaintext."""
+    """How the port is protected. `credentials` None means plaintext."""
 
     mode: Mode
     authenticator: Authenticator
@@ -47,10 +47,10 @@ class Security:
 
 
 def security_of(section: ServerSection, address: str, events: EventLog) -> Security:
-    """What `[server]` asks for at `address`.
+    """The security that `[server]` asks for at `address`.
 
     Raises:
-        ConfigError: a file is missing or damaged, or the keys contradict each other or leave the link open.
+        ConfigError: a file is missing or damaged, the keys contradict each other, or they leave the link open.
     """
     mode = _mode(section)
     if mode == "none":
@@ -62,25 +62,25 @@ def security_of(section: ServerSection, address: str, events: EventLog) -> Secur
     def trouble(text: str) -> None:
         events.emit(CredentialsProblem(text=text))
 
-    revoked = _watched(section, "revoked", cred.REVOKED, read_revoked, trouble)
+    revoked = _watched(section, "revoked", credentials.REVOKED, read_revoked, trouble)
     pair = _server_pair(section, events)
     if mode == "token":
-        tokens = _watched(section, "tokens", cred.TOKENS, read_tokens, trouble)
+        tokens = _watched(section, "tokens", credentials.TOKENS, read_tokens, trouble)
         if tokens is None:
-            raise ConfigError("server.auth = 'token' needs server.certs or server.tokens: the list of tokens")
+            raise ConfigError("server.auth = 'token' needs a list of tokens: set server.certs or server.tokens")
         return Security(mode, ByToken(tokens, revoked), grpc.ssl_server_credentials([pair]))
-    authority = _read(section, "ca", cred.CA)
+    authority = _read(section, "ca", credentials.CA)
     try:
         check_authority(authority)
     except ValueError as e:
         raise ConfigError(
-            f"{_path(section, 'ca', cred.CA)} is no certificate of an authority ({e}); server.ca names the nodes'"
+            f"{_path(section, 'ca', credentials.CA)} is not a CA certificate ({e}); set server.ca to the nodes' CA"
         ) from e
     return Security(mode, ByCertificate(revoked), grpc.ssl_server_credentials([pair], authority, True))
 
 
 def _mode(section: ServerSection) -> Mode:
-    """`auto` is the strictest that the given files allow."""
+    """The mode; `auto` picks the strictest one that the given files allow."""
     if section.auth == "auto":
         return "mtls" if section.certs or section.cert else "none"
     return section.auth
@@ -92,18 +92,18 @@ def _check_open(section: ServerSection, address: str, events: EventLog) -> None:
     if not section.insecure and not is_loopback(address):
         raise ConfigError(
             f"server.listen = {address!r} is reachable from other machines and there are no certificates. Make "
-            "some with `fednc certs` and set server.certs, or say server.insecure = true (--insecure)"
+            "some with `fednc certs` and set server.certs, or set server.insecure = true (--insecure)"
         )
     if section.insecure:
         text = (
-            f"INSECURE: whoever reaches {address} can attend under any name, and whoever is on the way can read "
-            "and change the model and all updates"
+            f"INSECURE: anyone who can reach {address} can attend under any name, and anyone on the network path "
+            "can read and change the model and all updates"
         )
         events.emit(InsecureLink(text=text))
 
 
 def _path(section: ServerSection, key: str, name: str) -> Path | None:
-    """The file that `server.<key>` names, else the one of that name in `server.certs`."""
+    """The file that `server.<key>` names, else the file `name` in `server.certs`."""
     given: str = getattr(section, key)
     if given:
         return Path(given)
@@ -121,13 +121,13 @@ def _read(section: ServerSection, key: str, name: str) -> bytes:
 
 
 def _server_pair(section: ServerSection, events: EventLog) -> tuple[bytes, bytes]:
-    key, cert = _read(section, "key", cred.KEY), _read(section, "cert", cred.CERT)
-    path = _path(section, "cert", cred.CERT)
+    key, cert = _read(section, "key", credentials.KEY), _read(section, "cert", credentials.CERT)
+    path = _path(section, "cert", credentials.CERT)
     try:
         check_pair(cert, key)
     except ValueError as e:
         raise ConfigError(f"{path} cannot be used: {e}; `fednc certs server --renew` makes another") from e
-    left_s = cred.read_certificate(cert).expires - time.time()
+    left_s = credentials.read_certificate(cert).expires - time.time()
     if left_s <= 0:
         raise ConfigError(f"{path} has expired; `fednc certs server --renew` makes another")
     if left_s < _WARN_BEFORE_S:

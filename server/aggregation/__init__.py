@@ -1,1 +1,1 @@
-"""The exact weighted mean of updates, and the integer sums under it."""
+"""The exact weighted mean of updates, the integer sums it is built on, and defences against odd updates."""

@@ -1,6 +1,6 @@
 """The mean of angles: the direction of the weighted mean of (cos, sin), exact in any order.
 
-Two exact sums, of sines and of cosines, with the interface of one. Called by the fold; knows numbers alone.
+Two exact sums, of sines and of cosines, with the interface of one. Called by the fold; knows only numbers.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 
 from fednc.server.aggregation.exact_sum import HEADROOM, ExactSum, Values
 
-_NO_DIRECTION = 1e-9  # a mean this short points nowhere: opposite angles cancel out
+_NO_DIRECTION = 1e-9  # a mean vector shorter than this has no direction: opposite angles cancel out
 
 
 class CircularSum(ExactSum):
-    """Running sums of n*sin(x), and beside it of n*cos(x)."""
+    """Running sums of n*sin(x) and of n*cos(x)."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__(sizes)
@@ -42,7 +42,7 @@ class CircularSum(ExactSum):
         self._cosines.remove(np.cos(angle), place, weight)
 
     def mean_into(self, target: Values, place: int, weight: int, updates: int) -> None:
-        """The angles of the mean in -pi ... pi; NaN where it points nowhere."""
+        """The angles of the mean, from -pi to pi; NaN where the mean has no direction."""
         sine, cosine = np.empty(target.size), np.empty(target.size)
         super().mean_into(sine, place, weight, updates)
         self._cosines.mean_into(cosine, place, weight, updates)
@@ -51,7 +51,7 @@ class CircularSum(ExactSum):
 
 
 def nearest_turn(angle: Values, origin: Values) -> Values:
-    """float64: `angle` plus whole turns, as near to `origin` as can be; `origin` where `angle` is NaN."""
+    """float64: `angle` plus the whole turns that bring it closest to `origin`; `origin` where `angle` is NaN."""
     origin = origin.astype(np.float64)
     turned = origin + np.remainder(angle.astype(np.float64) - origin + math.pi, 2 * math.pi) - math.pi
     return np.where(np.isnan(turned), origin, turned)

@@ -1,7 +1,7 @@
-"""What each node says it holds, and how much of it counts.
+"""How many examples each node announces, and how many of them count.
 
-Asked by the strategy before weights, class sums and statistics of a node are used: the node's own announcement is
-the only source, every later claim is held against it, and claims far from everybody else's do not count in full.
+The strategy asks before it uses a node's weight, class sums or statistics. The node's own announcement is the only
+source. Later claims are checked against it, and a claim far above the others does not count in full.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from fednc.common.wire.records import record_of
 
 Declared = tuple[int, int, tuple[int, ...]]  # examples, held out, examples per class
 
-# Ten Dirichlet(0.05) splits over ten clients stayed below: at most 4.0 times the median.
+# In ten Dirichlet(0.05) splits over ten clients, no client held more than 4.0 times the median.
 FAR, ABSURD = 5, 50
-# With two clients there is no majority to compare with: this only keeps the precision of the exact sum.
+# With two clients there is no majority to compare with; this bound only protects the precision of the exact sum.
 FAR_IN_A_PAIR = 64
-CLEAR_MAJORITY = 3  # of whom one cannot move the median far; below, nobody can be told to be the odd one
+CLEAR_MAJORITY = 3  # nodes: among three or more, one alone cannot move the median far
 
 
 @dataclass(frozen=True)
 class Holding:
-    """What a node announced for the stage under way."""
+    """What a node announced for the current stage."""
 
     examples: int
     held_out: int
@@ -36,11 +36,11 @@ class Holding:
 
     @classmethod
     def of(cls, content: RecordDict, label_space: int, declared: Declared | None = None) -> Holding:
-        """What a `hello` reply says; `declared` is what the node said when it attended, where that is known.
+        """Read a `hello` reply; `declared` is what the node declared when it attended, if known.
 
         Raises:
-            ProtocolError: not numbers of examples.
-            StaleError: more than the node declared.
+            ProtocolError: the counts are missing or contradict each other.
+            StaleError: the reply announces more than the node declared.
         """
         examples = messages.examples_of(content)
         metrics = record_of(content, METRICS, MetricRecord) or MetricRecord()
@@ -48,32 +48,32 @@ class Holding:
         if not isinstance(held_out, int) or not 0 <= held_out <= MAX_EXAMPLES:
             raise ProtocolError(f"the reply holds out {held_out!r:.80} examples, expected 0 to {MAX_EXAMPLES}")
         if not isinstance(count_K, list) or len(count_K) != label_space:
-            raise ProtocolError(f"the reply counts no examples for each of the {label_space} classes")
+            raise ProtocolError(f"the reply does not hold one count for each of the {label_space} classes")
         counts = [count for count in count_K if isinstance(count, int)]
         if len(counts) != label_space or min(counts, default=0) < 0 or sum(counts) > examples:
-            raise ProtocolError(f"the reply's class counts are not those of {examples} examples")
+            raise ProtocolError(f"the reply's class counts do not fit its {examples} examples")
         found = cls(examples, held_out, tuple(counts))
         if declared and not found.is_within(declared):
             raise StaleError("the reply announces more examples than the node declared when it attended")
         return found
 
     def is_within(self, declared: Declared) -> bool:
-        """Whether a node that declared this may announce it; in a session it announces a part."""
+        """Whether the announcement is at most what the node declared; in a session it is only a part of that."""
         examples, held_out, count_K = declared
         pairs = zip(self.count_K, count_K or self.count_K, strict=False)
         return self.examples <= examples and self.held_out <= held_out and all(a <= b for a, b in pairs)
 
 
 def believed(claims: Mapping[int, int], most: int = 0) -> dict[int, int]:
-    """How many examples each node counts for, of those that it claims.
+    """How many of the examples that it claims each node counts for.
 
-    A claim beyond `FAR` times the median counts as the median, not as the bound: somebody who lies would otherwise
-    always get the most that is allowed. Beyond `ABSURD` times the median it is not believed at all and counts for
-    nothing: 0. An operator who knows of a large site sets `most` instead.
+    A claim above `FAR` times the median counts as the median, not as the bound: otherwise a liar would always get
+    the most that is allowed. A claim above `ABSURD` times the median counts as 0. An operator who knows of a large
+    site sets `most` instead.
 
     Args:
         claims: positive numbers of examples, by node.
-        most: examples that any node may count for at most; 0: see above.
+        most: the most examples that any node may count for; 0: use the median as above.
     """
     if most:
         return {node: min(claim, most) for node, claim in claims.items()}

@@ -1,8 +1,9 @@
-"""The weighted mean of updates, exact in any order, folded one update at a time.
+"""The weighted mean of updates, exact in any order, updated one reply at a time.
 
-Called by the strategy as replies arrive; each update is checked completely before anything of it is added. The
-running sum (`exact_sum.py`) is eight bytes per parameter, whatever the number of clients. Small tensors are folded
-together, at three times that: a network has hundreds, and each by itself costs more in calls than in arithmetic.
+Called by the strategy as replies arrive. Each update is checked completely before any of it is added. The running
+sum (`exact_sum.py`) takes eight bytes per parameter, whatever the number of clients. Small tensors are summed in
+groups, at 24 bytes per parameter: a network has hundreds of them, and one by one the calls would cost more than
+the arithmetic.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ from fednc.server.aggregation.circular_sum import CircularSum, nearest_turn
 from fednc.server.aggregation.exact_sum import BLOCK, HEADROOM, ExactSum, Values, cut, largest
 from fednc.server.aggregation.thread_pool import spread
 
-_SPAN = 1 << 20  # values that one thread takes at once
-_SMALL = 1 << 13  # values of a tensor that is folded with others
+_SPAN = 1 << 20  # values that one thread processes at a time
+_SMALL = 1 << 13  # tensors with at most this many values are grouped
 
 Form = tuple[str, tuple[int, ...]]  # dtype and shape
-Act = Callable[[int, Values, int], None]  # on the index of an array, a span of its values, the span's place
+Act = Callable[[int, Values, int], None]  # given the index of an array, a span of its values, the span's position
 
 
 @dataclass(frozen=True)
 class NormBound:
-    """How far an update may be from the global model: L2 norm over all floating-point tensors of `keys`."""
+    """The largest allowed L2 norm of an update's change to the floating-point tensors `keys` of the model."""
 
     most: float
-    keys: Collection[str]  # of tensors that come as they are, not as changes
+    keys: Collection[str]  # only tensors that are sent as values, not as changes
 
     @classmethod
     def of(cls, most: float, keys: Collection[str]) -> NormBound | None:
-        """The bound that a run file asks for; 0: none."""
+        """The bound for `rounds.max_update_norm`; None if that is 0."""
         return cls(most, keys) if most else None
 
 
 class Fold:
-    """Weighted mean of whole updates with the names, shapes and dtypes of a reference state."""
+    """The running weighted mean of updates that have the names, shapes and dtypes of a reference state."""
 
     def __init__(
         self,
@@ -53,11 +54,11 @@ class Fold:
         changes: Collection[str] = (),
         aggregation: Callable[[str], Aggregation] = lambda _key: Aggregation.MEAN,
     ) -> None:
-        """Takes memory for states like `reference`; `start` comes next.
+        """Allocate memory for states like `reference`. Call `start` before each round.
 
         Args:
-            changes: names of tensors that come as changes, not as they are.
-            aggregation: how the others are made one.
+            changes: names of tensors that are sent as changes, not as values.
+            aggregation: how each of the others is aggregated.
         """
         self.changes = frozenset(changes)
         self._forms = {key: _form(value) for key, value in reference.items()}
@@ -71,32 +72,41 @@ class Fold:
             (CircularSum if group[0] in self._circular else ExactSum)([reference[key].numel() for key in group])
             for group in self._groups
         ]
+        # Of the current round, set by `start`.
+        self._reference: Mapping[str, Tensor] = reference
+        self._bound: NormBound | None = None
+        self._total_weight, self._largest_weight = 0, 0
+        self._origins: list[Values] = []  # filled when first needed
+        self._counted: list[tuple[int, int]] = []  # weight and updates of each group
+        self.weight = 0
+        self.updates = 0
 
     def start(
         self, reference: Mapping[str, Tensor], weights: Collection[int], bound: NormBound | None = None
     ) -> None:
-        """Begin at zero; `weights` are all that may come, `reference` is another state like the first one."""
+        """Reset for a round: `reference` is its global state, `weights` are those of all nodes that may reply."""
         self._reference, self._bound = reference, bound
         self._total_weight, self._largest_weight = sum(weights), max(weights, default=1)
         for group, total in zip(self._groups, self._sums, strict=True):
             total.start(
                 [largest(_numpy(reference[key])) for key in group], self._total_weight, self._largest_weight
             )
-        self._origins: list[Values] = []  # made when first needed
+        self._origins = []
         self.weight = 0
         self.updates = 0
-        self._counted = [(0, 0) for _ in self._groups]  # weight and updates of each group
+        self._counted = [(0, 0) for _ in self._groups]
 
     def add(self, update: ArrayRecord, weight: int, owned: Mapping[str, int] | None = None) -> list[Values]:
-        """Fold one update in, whole or not at all; its values by group, for those who want to look at them.
+        """Add one update, completely or not at all; return its values by group.
 
         Args:
-            owned: of the tensors that are averaged over their owners, those that the sender trained with
-                their weights, at most `weight`; None: all of them, with `weight`.
+            owned: for tensors that are averaged over their owners only: those that the sender trained, with
+                their weights (at most `weight`). None means all of them, with `weight`.
 
         Raises:
-            ProtocolError: other names, shapes or dtypes than the reference, or a weight beyond those announced.
-            UnusableValuesError: values that are not finite or out of bounds, or a larger change than allowed.
+            ProtocolError: names, shapes or dtypes differ from the reference, or the weight is beyond the
+                announced.
+            UnusableValuesError: values are not finite or out of bounds, or the change is larger than allowed.
         """
         if not 1 <= weight <= self._largest_weight or self.weight + weight > self._total_weight:
             raise ProtocolError(f"declares {weight} examples, more than it announced or less than one")
@@ -107,7 +117,7 @@ class Fold:
         return grouped
 
     def add_values(self, grouped: Sequence[Values], weight: int, owned: Mapping[str, int] | None = None) -> None:
-        """Fold in what `checked` gave."""
+        """Add the values that `checked` returned."""
         weights, before = self._weights(weight, owned), self._counted
 
         def act(group: int, span: Values, place: int) -> None:
@@ -133,7 +143,7 @@ class Fold:
         self.updates -= 1
 
     def _weights(self, weight: int, owned: Mapping[str, int] | None) -> list[int]:
-        """Of one update in each group; 0: it says nothing of it."""
+        """The weight of one update in each group; 0 where the sender did not train it."""
         if owned is None:
             return [weight] * len(self._groups)
         return [owned.get(group[0], 0) if group[0] in self.by_owner else weight for group in self._groups]
@@ -145,7 +155,7 @@ class Fold:
         ]
 
     def checked(self, values: Mapping[str, Values]) -> list[Values]:
-        """The values to fold in, by group. Raises UnusableValuesError, see `add`."""
+        """Check the values of one update and return them by group. Raises UnusableValuesError, see `add`."""
         grouped = self._grouped(values)
         _spread(grouped, self._check)
         if self._bound:
@@ -157,13 +167,14 @@ class Fold:
         return grouped
 
     def values(self, update: ArrayRecord, owned: Mapping[str, int] | None = None) -> dict[str, Values]:
-        """The values of each tensor, looked at for form alone; the reference's where the sender trained none.
+        """The values of each tensor, after a check of names, shapes and dtypes.
 
-        Angles are turned by whole turns to where they are nearest to the reference's.
+        Tensors that the sender did not train have the reference's values. Angles are shifted by whole turns to be
+        closest to the reference's.
 
         Raises:
-            ProtocolError: other names or forms.
-            UnusableValuesError: an angle that is not finite or absurdly large.
+            ProtocolError: names, shapes or dtypes differ from the reference.
+            UnusableValuesError: an angle is not finite or absurdly large.
         """
         if set(update) != set(self._forms):
             odd = sorted(set(update) ^ set(self._forms))
@@ -176,14 +187,14 @@ class Fold:
     def _turned(self, key: str, value: Values) -> Values:
         origin = _numpy(self._reference[key])
         if not largest(value) <= HEADROOM * max(1.0, largest(origin)):  # NaN compares false
-            raise UnusableValuesError(f"tensor {key!r}: holds {largest(value)}, expected angles in radians")
+            raise UnusableValuesError(f"tensor {key!r} contains {largest(value)}, expected angles in radians")
         return nearest_turn(value, origin).astype(value.dtype)
 
     def _grouped(self, values: Mapping[str, Values]) -> list[Values]:
         return [_in_a_row([values[key] for key in group]) for group in self._groups]
 
     def squares(self, grouped: Sequence[Values]) -> dict[str, float]:
-        """Squared L2 norm of the change that each floating-point tensor makes to the reference."""
+        """Squared L2 norm of each floating-point tensor's difference from the reference."""
         if not self._origins:
             self._origins = [_in_a_row([self._origin_of(key) for key in group]) for group in self._groups]
         found: list[list[list[float]]] = [[] for _ in self._groups]
@@ -195,7 +206,7 @@ class Fold:
                 found[group].append(self._sums[group].squares(span, here))
 
         _spread(grouped, note)
-        # Added exactly, so that threads do not change the sum.
+        # fsum is exact, so the order in which threads finish does not change the result.
         return {
             key: math.fsum(square)
             for group, parts in zip(self._groups, found, strict=True)
@@ -209,7 +220,7 @@ class Fold:
     def scaled(
         self, update: ArrayRecord, factors: Mapping[str, float], owned: Mapping[str, int] | None = None
     ) -> ArrayRecord:
-        """`update` with the changes of the floating-point tensors in `factors` scaled by these."""
+        """`update` with the change of each floating-point tensor in `factors` multiplied by its factor."""
         values, tensors = self.values(update, owned), {}
         for key, value in values.items():
             given = torch.tensor(value).reshape(self._reference[key].shape)
@@ -230,11 +241,11 @@ class Fold:
         for key, found, bound in zip(self._groups[group], total.largest(span), total.bounds, strict=True):
             if not found <= bound:  # NaN compares false
                 raise UnusableValuesError(
-                    f"tensor {key!r}: holds {found}, allowed are finite values up to {bound:g}"
+                    f"tensor {key!r} contains {found}; only finite values up to {bound:g} are allowed"
                 )
 
     def mean(self) -> ArrayRecord:
-        """The mean of all updates in the reference's dtypes; the reference itself where nothing is averaged."""
+        """The mean of all updates in the reference's dtypes; the reference's values where nothing was averaged."""
         record = arrays.blank_record(self._reference)
         tensors = {key: arrays.to_tensor(record[key]) for key in record}
         for key in set(tensors).difference(*self._groups):
@@ -255,7 +266,7 @@ class Fold:
 
 
 def _spread(values: Sequence[Values], act: Act) -> None:
-    """`act` on all values, on several threads where there are many."""
+    """Call `act` on all values, on several threads if there are many."""
     spread(
         (
             (span.size, partial(act, index, span, place))
@@ -269,9 +280,9 @@ def _spread(values: Sequence[Values], act: Act) -> None:
 def _grouped(
     reference: Mapping[str, Tensor], circular: Collection[str], alone: Collection[str]
 ) -> list[list[str]]:
-    """Names of the tensors that are averaged, those together that are folded together: small ones of one type."""
+    """Names of the averaged tensors in groups that are summed together: small tensors of the same dtype."""
     groups: list[list[str]] = []
-    # The last group of each type, angles apart, and how many values still fit.
+    # The last group of each dtype (angles separate), and how many values still fit into it.
     room: dict[tuple[torch.dtype, bool], tuple[list[str], int]] = {}
     for key, value in reference.items():
         if value.dtype is torch.bool:
@@ -294,7 +305,7 @@ def _in_a_row(values: Sequence[Values]) -> Values:
 
 
 def _target(tensors: Sequence[Tensor]) -> Values:
-    """Memory for the mean of a group: a single tensor's own where numpy knows its type."""
+    """Memory for the mean of a group. A single tensor's own memory is used if numpy knows its dtype."""
     first = _numpy(tensors[0])
     return first if len(tensors) == 1 else np.empty(sum(each.numel() for each in tensors), first.dtype)
 
@@ -302,7 +313,7 @@ def _target(tensors: Sequence[Tensor]) -> Values:
 def _share_out(mean: Values, tensors: Sequence[Tensor]) -> None:
     parts = torch.from_numpy(mean).reshape(-1).split([each.numel() for each in tensors])
     for part, tensor in zip(parts, tensors, strict=True):
-        if part.data_ptr() != tensor.data_ptr():  # else the mean was made in place
+        if part.data_ptr() != tensor.data_ptr():  # else the mean was written in place
             tensor.copy_(part.reshape(tensor.shape))
 
 

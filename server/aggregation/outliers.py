@@ -1,12 +1,13 @@
-"""Updates that are far larger than the others of their round: found when the last one is there, then taken back.
+"""Finds updates that are far larger than the others of their round, and removes or shrinks them.
 
-Called by the strategy around the fold. Updates are folded as they arrive, so that nothing waits; only the few
-largest are kept, on the disk where they came by our link, until the median norm of the round is known. The fold's
-sums are exact, so taking one back leaves no trace, and the result is the same in any order of arrival.
+Used by the strategy around the fold. Updates are added as they arrive, so nothing waits. The few largest are also
+kept (on disk, if they came over our link) until all replies are in and the median norm is known. The fold's sums
+are exact, so a removed update leaves no trace, and the result does not depend on the order of arrival.
 
-What is too large is not cut to the bound, which is the most that a liar could get, but scaled to less than the
-median, and the less the larger it was, as redescending estimators do (Hampel et al., Robust Statistics, 1986): a
-site whose update really is large still counts, one that is scaled up gains nothing by it.
+An update that is too large is not clipped to the bound, because a liar would then always get the most that is
+allowed. It is scaled to less than the median, and further down the larger it was, like redescending estimators
+(Hampel et al., Robust Statistics, 1986). So a site whose update really is large still counts, and one that scales
+its update up gains nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fednc.server.aggregation.exact_sum import Values
 from fednc.server.aggregation.holdings import CLEAR_MAJORITY
 from fednc.server.aggregation.mean import Fold
 
-_ABSURD = 10  # times the ratio: nobody's training changes a model so much more than everybody else's
+_ABSURD = 10  # times the ratio: no honest training changes a model this much more than the others
 _MOST_KEPT = 8
 
 Owned = Mapping[str, int] | None  # see Fold.add
@@ -31,41 +32,41 @@ Owned = Mapping[str, int] | None  # see Fold.add
 
 @dataclass(frozen=True)
 class Outlier:
-    """An update that did not count as it was sent."""
+    """An update that was not used as it was sent."""
 
     node: int
     times: float  # the median norm
-    is_left_out: bool  # else it was scaled down to the median or less
+    is_left_out: bool  # else it was scaled down
 
 
 class OutlierGuard:
-    """Around the fold of one round."""
+    """Wraps the fold of one round."""
 
     def __init__(self, fold: Fold, *, ratio: float, asked: int) -> None:
-        """The fold has been started.
+        """`fold.start` was called for this round.
 
         Args:
-            ratio: how many times the median norm are too many; 0: any norm is taken.
-            asked: nodes that may contribute.
+            ratio: an update is an outlier above this many times the median norm; 0 turns the guard off.
+            asked: how many nodes may contribute.
         """
         self._fold, self._ratio = fold, ratio
         self._is_on = ratio > 0 and asked >= CLEAR_MAJORITY
         self._most_kept = max(1, min(_MOST_KEPT, asked // 4))
         self._norms: dict[int, tuple[float, float]] = {}
-        # Heaps, the smallest first, one for each kind of change: their norms cannot be compared.
+        # Min-heaps, one for the model and one for the tensors sent as changes: their norms are not comparable.
         self._kept: list[list[tuple[float, int, ArrayRecord, int, Owned]]] = [
             [] for _ in range(1 + bool(fold.changes))
         ]
 
     def add(self, node: int, update: ArrayRecord, weight: int, owned: Owned = None) -> None:
-        """Fold an update in, whole or not at all. Raises ProtocolError, as the fold does."""
+        """Add an update, completely or not at all. Raises ProtocolError, see Fold.add."""
         grouped = self._fold.add(update, weight, owned)
         if self._is_on:
             self._norms[node] = self._norms_of(grouped)
             self._keep(node, update, weight, owned)
 
     def _norms_of(self, grouped: Sequence[Values]) -> tuple[float, float]:
-        """Of the change of the model, and of the tensors that come as changes."""
+        """(norm of the change of the model, norm of the tensors that are sent as changes)."""
         squares = self._fold.squares(grouped)
         extra = math.fsum(square for key, square in squares.items() if key in self._fold.changes)
         model = math.fsum(square for key, square in squares.items() if key not in self._fold.changes)
@@ -78,7 +79,7 @@ class OutlierGuard:
                 heapq.heappop(heap)
 
     def settle(self) -> list[Outlier]:
-        """All updates are there: take back those that are too large, by node."""
+        """After the last update: remove or scale down those that are too large, and return them by node."""
         if len(self._norms) < CLEAR_MAJORITY:
             return []
         usual = [median_high(norms) for norms in zip(*self._norms.values(), strict=True)]

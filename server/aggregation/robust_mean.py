@@ -1,13 +1,13 @@
-"""Means that a minority of hostile clients cannot pull far: norms clipped to the median, or the farthest left out.
+"""Means that a minority of hostile clients cannot move far: clip norms to the median, or leave out the farthest.
 
-Called by the strategy in place of the streaming fold where `rounds.robust` asks for it. Both need all updates of a
-round at once. What came by our link stays on the disk and is read through mappings: no memory, but as much disk as
-the round's updates together, until it is over. Both act on each tensor among those who sent it, and need three.
+Used by the strategy instead of the streaming mean if `rounds.robust` asks for it. Both need all updates of a round
+at once. Updates from our own link stay on disk and are memory-mapped: that costs no memory, but disk space for all
+updates of the round until it ends. Both treat each tensor separately, and need three contributors to it.
 
 `clip` is norm clipping (Sun et al., arXiv 1911.07963). `trim` leaves out, for each tensor, the contributors that
-are farthest from the coordinate-wise median. The trimmed mean of Yin et al. (arXiv 1803.01498) does that value by
-value; where clients differ as much as non-iid data make them, it throws away honest extremes with the others and
-loses up to ten points more under sign flips (docs/robust.md).
+are farthest from the coordinate-wise median. The trimmed mean of Yin et al. (arXiv 1803.01498) trims value by
+value instead. With non-iid data, clients differ so much that it also discards honest extremes, and loses up to ten
+points more under sign flips (docs/robust.md).
 
 Legend: C contributors, N values of a tensor, B values of a block.
 """
@@ -30,7 +30,7 @@ from fednc.server.aggregation.exact_sum import Values
 from fednc.server.aggregation.holdings import CLEAR_MAJORITY
 from fednc.server.aggregation.mean import Fold
 
-_VALUES_AT_ONCE = 1 << 21  # of all contributors together
+_VALUES_AT_ONCE = 1 << 21  # over all contributors
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,25 @@ class _Update:
     owned: Mapping[str, int] | None = None  # see Fold.add
 
     def weight_of(self, key: str, fold: Fold) -> int:
-        """Of one tensor."""
+        """The weight with which this update counts for one tensor."""
         return self.owned[key] if self.owned is not None and key in fold.by_owner else self.weight
 
 
 def _keys(updates: Sequence[_Update]) -> list[str]:
-    """Floating-point tensors that somebody trained."""
+    """Floating-point tensors that at least one contributor trained."""
     return list(dict.fromkeys(key for update in updates for key in update.squares))
 
 
 class RobustMean:
-    """The updates of one round, until the last one is there."""
+    """Collects the updates of one round and computes their robust mean."""
 
     def __init__(self, fold: Fold, kind: Literal["clip", "trim"], trim_share: float) -> None:
-        """`fold` has been started."""
+        """`fold.start` was called for this round."""
         self._fold, self._kind, self._trim_share = fold, kind, trim_share
         self._updates: list[_Update] = []
 
     def add(self, node: int, update: ArrayRecord, weight: int, owned: Mapping[str, int] | None = None) -> None:
-        """Check an update and keep it. Raises ProtocolError, as the fold does."""
+        """Check an update and keep it. Raises ProtocolError, see Fold.add."""
         squares = self._fold.squares(self._fold.checked(self._fold.values(update, owned)))
         lacks = self._fold.by_owner - set(owned) if owned is not None else frozenset()
         squares = {key: square for key, square in squares.items() if key not in lacks}
@@ -68,12 +68,12 @@ class RobustMean:
 
     @property
     def updates(self) -> int:
-        """How many are there."""
+        """How many updates were added."""
         return len(self._updates)
 
     def mean(self) -> ArrayRecord:
-        """Of all updates; the ordinary mean of fewer than three. The fold then knows their number and weight."""
-        updates = sorted(self._updates, key=lambda update: update.node)  # any order of arrival gives the same bits
+        """The robust mean, or the ordinary mean of fewer than three updates. Sets the fold's count and weight."""
+        updates = sorted(self._updates, key=lambda update: update.node)  # the same bits in any order of arrival
         self._updates = []
         applies = len(updates) >= CLEAR_MAJORITY
         factors = self._factors(updates) if applies and self._kind == "clip" else [{} for _ in updates]
@@ -86,7 +86,7 @@ class RobustMean:
         return mean
 
     def _factors(self, updates: list[_Update]) -> list[dict[str, float]]:
-        """For each update the tensors that are too large, and by how much they are scaled."""
+        """For each update: the tensors that are too large, and the factor to scale them by."""
         found = {key: [one.squares[key] for one in updates if key in one.squares] for key in _keys(updates)}
         usual = {key: median_high(each) for key, each in found.items() if len(each) >= CLEAR_MAJORITY}
         return [
@@ -99,7 +99,7 @@ class RobustMean:
         ]
 
     def _trim(self, mean: ArrayRecord, updates: list[_Update]) -> None:
-        """Overwrite the floating-point tensors of `mean` by means without the farthest contributors."""
+        """Overwrite the floating-point tensors of `mean` with means that leave out the farthest contributors."""
         values = [self._fold.values(update.record, update.owned) for update in updates]
         for key in _keys(updates):
             owners = [index for index, update in enumerate(updates) if key in update.squares]
@@ -113,7 +113,7 @@ class RobustMean:
 
 
 def mean_of_nearest(rows: list[Values], weight_C: Values, dropped: int) -> Values:
-    """float64 [N]: the weighted mean without the `dropped` rows that are farthest from the median."""
+    """float64 [N]: the weighted mean without the `dropped` rows farthest from the median."""
     rows = [row.reshape(-1) for row in rows]
     distance_C = np.zeros(len(rows))
     for _, piece_CB in _blocks(rows):
@@ -127,7 +127,7 @@ def mean_of_nearest(rows: list[Values], weight_C: Values, dropped: int) -> Value
 
 
 def _blocks(rows: list[Values]) -> Iterator[tuple[int, Values]]:
-    """float64 [C, B] of all rows, so many values at once that they fit into memory, with the place of each."""
+    """All rows in blocks, float64 [C, B], small enough for memory, each with its position."""
     size = max(1, _VALUES_AT_ONCE // len(rows))
     for start in range(0, rows[0].size, size):
         yield start, np.stack([row[start : start + size] for row in rows]).astype(np.float64)

@@ -1,6 +1,6 @@
-"""A few threads for work on arrays: numpy lets go of the interpreter in long loops, so they run side by side.
+"""A few threads for work on arrays. numpy releases the GIL in long loops, so they run in parallel.
 
-Used by the fold in the strategy's thread. Knows nothing of what it runs.
+Used by the fold in the strategy's thread. Knows nothing about what it runs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Task = Callable[[], object]
 
 
 def spread(tasks: Iterable[tuple[int, Task]], enough: int) -> None:
-    """Run all tasks, given with their sizes. What adds up to less than `enough` stays on one thread, in order.
+    """Run all tasks, given as (size, task). Each thread takes tasks of at least `enough` in all, in order.
 
     Raises:
-        What a task raised, once all have ended.
+        What a task raised, after all have ended.
     """
     groups: list[list[Task]] = []
     room = 0

@@ -1,1 +1,1 @@
-"""Flower ServerApps that are not ours, each in a process of its own."""
+"""Runs other people's Flower ServerApps, each in its own process."""

@@ -1,4 +1,4 @@
-"""The link of a run whose app is not ours: clients run the same one and get its configuration."""
+"""The link of a run of a foreign app: clients must run the same app, and get its configuration."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fednc.server.link.nodes import Node
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import OtherCode, ReplyDropped, ReplyTooLarge
 
-_CODE_LENGTH = 12  # of the fingerprint, as it is shown
+_CODE_LENGTH = 12  # characters shown of a code fingerprint
 
 
 class AppFederation(Federation):
-    """State of the link of one run of a foreign app."""
+    """The state of the link of one run of a foreign app."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class AppFederation(Federation):
         *,
         any_code: bool = False,
     ) -> None:
-        """`any_code`: clients may have changed the app's code."""
+        """`any_code`: accept clients whose code of the app differs."""
         super().__init__(run_id, run, spool, events)
         self.app, self._config = app.id, config
         self._code, self._any_code = app.code, any_code
@@ -51,7 +51,7 @@ class AppFederation(Federation):
         return super().admit(request)
 
     def _note_other_code(self, request: pb.AttendRequest) -> None:
-        """Raises RefusedError unless it may be."""
+        """Raises RefusedError unless other code is allowed."""
         theirs = plain(request.app_code, _CODE_LENGTH)
         text = (
             f"{request.name} runs {self.app} with other code than this server "
@@ -70,12 +70,12 @@ class AppFederation(Federation):
         return welcome
 
     def check_header(self, work: Work, header: pb.UploadHeader) -> None:
-        """Raises InvalidError: this is no reply that the server takes."""
+        """Raises InvalidError if the server does not accept such a reply."""
         del work
         reply_limits.check_header(header, self.intake.budget.total_bytes)
 
     def reject(self, work: Work, error: ProtocolError) -> pb.Receipt:
-        """The work has failed. A reply that is too large costs its node nothing more."""
+        """The work fails. A reply that is too large is not counted against its node."""
         if not isinstance(error, reply_limits.TooLargeError):
             return super().reject(work, error)
         name = work.node.name
@@ -84,9 +84,10 @@ class AppFederation(Federation):
         return pb.Receipt(outcome=pb.Receipt.REJECTED, reason=str(error))
 
     def note_dropped(self, node: str, size: int, most: int) -> None:
-        """A reply that the app has not pulled was given up for newer ones."""
+        """A reply that the app had not pulled was dropped for newer ones."""
         text = (
-            f"dropped the oldest reply that the app has not pulled: {size / 2**20:.1f} MiB of {node}. At most "
-            f"{most >> 20} MiB wait, {reply_limits.FACTOR} times server.ingest_mib; let the app pull its replies"
+            f"dropped the oldest reply that the app has not pulled: {size / 2**20:.1f} MiB from {node}. At most "
+            f"{most >> 20} MiB are kept, {reply_limits.FACTOR} times server.ingest_mib; "
+            "let the app pull its replies"
         )
         self._node_events.emit(ReplyDropped(text=text, node=node, size=size))

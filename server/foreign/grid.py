@@ -1,7 +1,7 @@
-"""The server's end of a foreign ServerApp: sends what the app's process asks for, hands over the replies to it.
+"""The server's side of a foreign ServerApp: sends the app's messages and passes it the replies.
 
-`AppGrid` works on the federation; `Desk` answers the calls of `server/foreign/process.py` one after the other, in
-the thread that the link lends to a strategy. What replies hold is read in the app's process, not here.
+`AppGrid` works on the federation. `Desk` answers the calls of `server/foreign/process.py` one by one, in the
+thread that otherwise runs the strategy. The content of replies is read in the app's process, not here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOOK_UP_S = 0.2
 
 @dataclass(frozen=True)
 class SentMessage:
-    """One message that the app sends; `content` counts the contents that came with it."""
+    """One message that the app sends; `content` is the index of its content among those of the call."""
 
     node: int
     message_type: str
@@ -41,23 +41,23 @@ class SentMessage:
 
 @dataclass(eq=False)
 class _Push:
-    """The messages of one call, and those of them that are still without a reply."""
+    """The messages of one call, and the ids of those without a reply so far."""
 
-    is_awaited: bool  # the app waits for the replies, and pulls them as they come
+    is_awaited: bool  # the app waits for the replies and pulls them as they arrive
     batch: Batch
     left: set[str] = field(default_factory=set)
 
 
 class AppGrid(LinkGrid):
-    """The link, as the desk of a foreign app uses it."""
+    """The grid that the desk of a foreign app uses."""
 
     def __init__(self, federation: AppFederation, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(federation, loop)
         self.mailbox = federation.mailbox
-        self._pushes: dict[str, _Push] = {}  # by the id of each message that waits
+        self._pushes: dict[str, _Push] = {}  # by message id, for messages without a reply so far
 
     def ready(self) -> list[Node]:
-        """Nodes that are ready, by name. Raises RunFailedError once the run was ended: apps wait for ever."""
+        """Nodes that are ready, by name. Raises RunFailedError if the run is over: apps would wait forever."""
         if self.federation.over:
             raise RunFailedError(f"the run was ended: {self.federation.over.reason}")
         return super().ready()
@@ -69,7 +69,7 @@ class AppGrid(LinkGrid):
         blobs: dict[bytes, Buffer],
         is_awaited: bool,
     ) -> list[str]:
-        """Send without waiting; the id of each message. `is_awaited`: the app waits for the replies."""
+        """Send without waiting; return the id of each message. `is_awaited`: the app waits for the replies."""
         contents = [Content(manifest) for manifest in manifests]
         push = _Push(is_awaited, Batch(on_reply=self._take_reply))
         return self.call(lambda: self._push(push, orders, contents, blobs))
@@ -92,7 +92,7 @@ class AppGrid(LinkGrid):
                 push.left.add(message.id)
                 self._pushes[message.id] = push
             else:
-                reason = f"there is no node {order.node}; send to those that get_node_ids() names"
+                reason = f"there is no node {order.node}; send only to nodes that get_node_ids() returns"
                 failure = pb.Failure(code=NODE_LOST, kind=flower_adapter.APP_ERROR, reason=reason)
                 self.mailbox.put(Arrival(message, failure=failure))
         if push.batch.works:
@@ -114,10 +114,10 @@ class AppGrid(LinkGrid):
         whole = reply if reply.failure is None else None
         self.mailbox.put(Arrival(sent, whole, reply.failure, push.is_awaited))
         if not push.left:
-            self.federation.close(push.batch, "all replies are there")
+            self.federation.close(push.batch, "all replies have arrived")
 
     def give_up(self, ids: Iterable[str], reason: str) -> None:
-        """Nobody waits for these any more: cancel what is open, forget what has come."""
+        """The app no longer waits for these messages: cancel open work, discard replies."""
 
         def step() -> None:
             for message_id in ids:
@@ -127,15 +127,15 @@ class AppGrid(LinkGrid):
                     self.federation.close(push.batch, reason)
 
         self.call(step)
-        malloc.give_back()
+        malloc.return_free_memory()
 
     def pull(self, message_id: str) -> Arrival | None:
-        """The reply to a message, an error where no such message waits, None where it is still to come."""
+        """The reply to a message, an error if no such message waits, or None if the reply has not arrived."""
 
         def step() -> Arrival | None:
             arrival = self.mailbox.take(message_id)
             if arrival is None and message_id not in self._pushes:
-                reason = "no message of this id waits for a reply: it was pulled before, or never sent"
+                reason = "no message with this id waits for a reply: it was pulled before, or never sent"
                 failure = pb.Failure(code=MESSAGE_UNKNOWN, kind=flower_adapter.APP_ERROR, reason=reason)
                 arrival = Arrival(Sent(message_id, flower_adapter.SERVER_NODE_ID, "system", ""), failure=failure)
             return arrival
@@ -144,7 +144,7 @@ class AppGrid(LinkGrid):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether some message is still without a reply."""
+        """Whether any message has no reply so far."""
         return bool(self._pushes)
 
     def nodes(self) -> list[tuple[int, str, str]]:
@@ -157,17 +157,17 @@ def _sent(node: int, message_type: str, group_id: str, ordinal: int) -> Sent:
 
 
 class Desk:
-    """Answers the app's process until it says that the app is done."""
+    """Answers the calls of the app's process until the app is done."""
 
     def __init__(self, grid: AppGrid, process: AppProcess) -> None:
         self._grid, self._pipe, self._process = grid, process.pipe, process
-        self.has_ended = False  # the app said so itself
+        self.has_ended = False  # the app has reported its end
 
     def serve(self) -> str:
-        """Name of the file with the app's model, empty where it left none.
+        """Serve the app to its end; return the name of its model file, empty if it left none.
 
         Raises:
-            RunFailedError: the app raised, its process ended, or the run was ended meanwhile.
+            RunFailedError: the app raised, its process ended, or the run was ended in the meantime.
         """
         try:
             while True:
@@ -184,7 +184,7 @@ class Desk:
             self._check()
             raise RunFailedError(
                 f"the ServerApp's process {self._process.end()} before the app was done; "
-                "what it wrote is in this server's output"
+                "see its output above, in this server's output"
             ) from e
 
     def _check(self) -> None:
@@ -209,7 +209,7 @@ class Desk:
                 self._hand_over(arrival)
         self._pipe.send_json({})
         if not self._grid.is_waiting:
-            malloc.give_back()
+            malloc.return_free_memory()
 
     def _hand_over(self, arrival: Arrival) -> None:
         reply, failure = arrival.reply, arrival.failure

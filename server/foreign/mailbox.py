@@ -1,8 +1,9 @@
-"""Replies that wait until a foreign app pulls them, which it may do late, or never.
+"""Keeps replies until a foreign app pulls them, which it may do late or never.
 
-One that the app is waiting for keeps its share of the uploads' budget: it is pulled soon. The others lie on the
-disk without a share, so that an app that never pulls stops nobody. Their bytes and their number are bounded; the
-oldest go first, and who asks for one of those is told. On the event loop.
+A reply that the app is waiting for keeps its share of the upload budget, because it is pulled soon. The others are
+kept on disk without a share, so an app that never pulls does not block uploads. Their bytes and number are
+limited: the oldest are dropped first, and an app that asks for a dropped one gets an error. Runs on the event
+loop.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _MOST_REPLIES = 1 << 16
 
 @dataclass(frozen=True)
 class Sent:
-    """A message that the app has sent, as far as its reply needs it."""
+    """The parts of a sent message that its reply needs."""
 
     id: str
     node: int
@@ -34,7 +35,7 @@ class Sent:
 
 @dataclass(eq=False)
 class Arrival:
-    """A reply that is there, or why there is none."""
+    """A reply that has arrived, or the reason why there is none."""
 
     sent: Sent
     reply: Reply | None = None
@@ -43,64 +44,64 @@ class Arrival:
 
     @property
     def size(self) -> int:
-        """Bytes that wait on the disk without a share of the budget."""
+        """Bytes on disk without a share of the budget."""
         if self.is_awaited:
             return 0
         return records.bulk_bytes(self.reply.manifest) if self.reply and self.reply.manifest else 0
 
 
 class Mailbox:
-    """The replies of one run that wait, oldest first."""
+    """The waiting replies of one run, oldest first."""
 
     def __init__(self, intake: Intake, most_bytes: int, on_drop: Callable[[str, int, int], None]) -> None:
-        """`on_drop` is told the node's name, the bytes of the reply that is dropped, and the limit."""
+        """`on_drop` is called with the node's name, the size of the dropped reply, and the limit."""
         self._intake, self._most_bytes, self._on_drop = intake, most_bytes, on_drop
         self._waiting: OrderedDict[str, Arrival] = OrderedDict()
         self._bytes = 0
         self._news: deque[str] = deque(maxlen=_MOST_REPLIES)
-        self.bell, self._clapper = os.pipe()  # has a byte in it when there is news
-        os.set_blocking(self._clapper, False)
+        self.bell, self._ring = os.pipe()  # readable when there is news
+        os.set_blocking(self._ring, False)
         self._is_open = True
 
     def put(self, arrival: Arrival) -> None:
-        """Keep it; the oldest are dropped where too much waits."""
+        """Keep a reply. Drops the oldest ones if there are too many."""
         if not self._is_open:
             return
         if arrival.reply and arrival.reply.slot.upload:
             if not arrival.is_awaited:
                 self._intake.suspend(arrival.reply.slot)  # gives its share back
-            arrival.reply.slot.upload.rest()
+            arrival.reply.slot.upload.close_file()
         self._waiting[arrival.sent.id] = arrival
         self._bytes += arrival.size
         self._news.append(arrival.sent.id)
         self._make_room(arrival)
-        with suppress(OSError):  # full: then it rings anyhow
-            os.write(self._clapper, b"\0")
+        with suppress(OSError):  # the pipe is full, so it is readable already
+            os.write(self._ring, b"\0")
 
     def take(self, message_id: str) -> Arrival | None:
-        """The reply to a message if it is there. It is the caller's then."""
+        """Remove and return the reply to a message; None if it has not arrived."""
         arrival = self._waiting.pop(message_id, None)
         if arrival:
             self._bytes -= arrival.size
         return arrival
 
     def drop(self, message_id: str) -> None:
-        """Nobody wants this reply."""
+        """Discard the reply to a message."""
         if (arrival := self.take(message_id)) and arrival.reply:
             self._intake.drop(arrival.reply.slot)
 
     def news(self) -> list[str]:
-        """Ids of messages whose replies have come since this was last asked."""
+        """Ids of messages whose replies have arrived since the last call."""
         found = list(self._news)
         self._news.clear()
         return found
 
     def close(self) -> None:
-        """Nobody listens any more."""
+        """Discard all replies and accept no more."""
         for message_id in list(self._waiting):
             self.drop(message_id)
         self._is_open = False
-        os.close(self._clapper)
+        os.close(self._ring)
         os.close(self.bell)
 
     def _make_room(self, newest: Arrival) -> None:
@@ -118,6 +119,6 @@ class Mailbox:
         self._bytes -= size
         self._intake.drop(arrival.reply.slot)
         arrival.reply = None
-        reason = f"this reply of {size} bytes waited too long: newer ones took its place before it was pulled"
+        reason = f"this reply of {size} bytes was dropped for newer ones, because the app did not pull it in time"
         arrival.failure = pb.Failure(code=REPLY_REJECTED, kind=APP_ERROR, reason=reason)
         self._on_drop(name, size, self._most_bytes)

@@ -1,7 +1,7 @@
-"""Flower's grid as a foreign ServerApp sees it: every call goes over the pipe to the server's process.
+"""The grid that a foreign ServerApp sees: every call goes over the pipe to the server's process.
 
-Used in the app's process alone. Any thread of the app may call: each call takes its turn, and is short. One that
-waits for replies sleeps until the server's bell rings.
+Used only in the app's process. Any thread of the app may call: calls take turns and are short. A thread that waits
+for replies sleeps until the server rings the bell (writes a byte to a pipe).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fednc.common.wire.arrays import Buffer
 from fednc.common.wire.protocol import WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 
-_NAP_S = 0.5  # at most, before a waiting thread looks for itself
-_RING_BYTES = 1 << 16
+_MAX_SLEEP_S = 0.5  # after which a waiting thread looks for replies itself
+_READ_BYTES = 1 << 16
 
 
 class PipeGrid(flower_adapter.RunGrid):
@@ -35,12 +35,12 @@ class PipeGrid(flower_adapter.RunGrid):
         self._pipe, self._bell = pipe, bell
         self._turn = threading.Lock()
         self._changed = threading.Condition()
-        self._arrived: set[str] = set()  # of those that some thread waits for
+        self._arrived: set[str] = set()  # ids of arrived replies that a thread waits for
         self._waited_for: set[str] = set()
-        self._is_listening = False  # some thread is at the bell
+        self._is_listening = False  # a thread waits for the bell
 
     def say(self, call: dict[str, Any]) -> None:
-        """Tell the server something that it does not answer."""
+        """Send the server a message that it does not answer."""
         with self._turn:
             self._pipe.send_json(call)
 
@@ -56,7 +56,7 @@ class PipeGrid(flower_adapter.RunGrid):
         return [node_id for node_id, *_ in self._ask({"call": "nodes"})]
 
     def get_nodes(self) -> list[Any]:
-        """Nodes that are ready, with their names and, where they have certificates, their keys."""
+        """Nodes that are ready, with their names and, if they have certificates, their public keys."""
         nodes = self._ask({"call": "nodes"})
         return [flower_adapter.node_info(node_id, name, key.encode()) for node_id, name, key in nodes]
 
@@ -64,7 +64,7 @@ class PipeGrid(flower_adapter.RunGrid):
         """Send without waiting; each message gets the id that its reply will name.
 
         Raises:
-            ContentError: a message holds what cannot be sent; none of them was.
+            ContentError: a message contains something that cannot be sent; none was sent.
         """
         return self._push(list(messages), is_awaited=False)
 
@@ -81,7 +81,7 @@ class PipeGrid(flower_adapter.RunGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Replies that are there by now."""
+        """Replies that have arrived by now."""
         with self._turn:
             self._pipe.send_json({"call": "pull", "ids": list(message_ids)})
             pulled = [self._receive(head) for head in iter(self._pipe.receive_json, {})]
@@ -91,16 +91,16 @@ class PipeGrid(flower_adapter.RunGrid):
         return [message for message, _ in pulled]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """All replies that arrive within `timeout` seconds; the other nodes are told to stop.
+        """All replies that arrive within `timeout` seconds. The other nodes are told to stop.
 
-        By node and not by arrival, so that a strategy that adds floats up gives the same bits again.
+        Sorted by node, not by arrival, so that a strategy that adds floats gives the same bits every time.
         """
         ids = self._push(list(messages), is_awaited=True)
         deadline = None if timeout is None else time.monotonic() + timeout
         left, replies = set(ids), list[Message]()
         with self._changed:
             self._waited_for |= left
-        replies += self.pull_messages(ids)  # those that came before anybody waited for them
+        replies += self.pull_messages(ids)  # those that arrived before we began to wait
         left -= {reply.metadata.reply_to_message_id for reply in replies}
         try:
             while left:
@@ -120,12 +120,12 @@ class PipeGrid(flower_adapter.RunGrid):
     # ---- waiting -------------------------------------------------------------------------------------------
 
     def _await(self, ids: set[str], deadline: float | None) -> set[str]:
-        """Those of `ids` whose replies are there, at least one; none at the deadline."""
+        """Wait until a reply to any of `ids` arrives; return the ids of those that have. Empty at the deadline."""
         while True:
             with self._changed:
                 if here := ids & self._arrived:
                     return here
-                left_s = _NAP_S if deadline is None else min(_NAP_S, deadline - time.monotonic())
+                left_s = _MAX_SLEEP_S if deadline is None else min(_MAX_SLEEP_S, deadline - time.monotonic())
                 if left_s <= 0:
                     return set()
                 if self._is_listening:
@@ -135,11 +135,11 @@ class PipeGrid(flower_adapter.RunGrid):
             self._listen(left_s)
 
     def _listen(self, timeout_s: float) -> None:
-        """Wait for the bell, for all threads that wait; say what is new."""
+        """Wait for the bell on behalf of all waiting threads, and tell them what is new."""
         news: list[str] = []
         try:
             if select.select([self._bell], [], [], timeout_s)[0]:
-                os.read(self._bell, _RING_BYTES)
+                os.read(self._bell, _READ_BYTES)
                 news = self._ask({"call": "news"})
         finally:
             with self._changed:
@@ -173,26 +173,26 @@ class PipeGrid(flower_adapter.RunGrid):
 
 
 class _Frame:
-    """The bytes of one frame, taken in pieces."""
+    """The bytes of one frame, read in pieces."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe, self._left = pipe, pipe.begin()
 
     def take(self, size: int) -> bytes:
-        """Raises ProtocolError: there are not so many left."""
+        """Read `size` bytes. Raises ProtocolError if fewer are left."""
         if size > self._left:
-            raise ProtocolError(f"a reply has {self._left} bytes left for a part of {size}")
+            raise ProtocolError(f"the reply has only {self._left} bytes left, a part needs {size}")
         self._left -= size
         return self._pipe.read(size)
 
     def drain(self) -> None:
         """Skip the rest."""
         while self._left:
-            self.take(min(self._left, _RING_BYTES))
+            self.take(min(self._left, _READ_BYTES))
 
 
 def _content(manifest: pb.Manifest, frame: _Frame) -> RecordDict:
-    """Raises ProtocolError: it is no content."""
+    """Decode the content of a reply. Raises ProtocolError."""
     if manifest.HasField("packed"):
         manifest = records.unpack(manifest, frame.take(manifest.packed.size))
     sizes: Iterator[int] = (meta.size for meta in records.metas_of(manifest))
@@ -200,7 +200,7 @@ def _content(manifest: pb.Manifest, frame: _Frame) -> RecordDict:
 
 
 class _PipeParcel:
-    """Messages as they go over the pipe: each content once, and each blob, however many they are for."""
+    """Messages as they go over the pipe: each content and each blob once, for any number of messages."""
 
     def __init__(self, messages: list[Message]) -> None:
         """Raises ContentError."""
@@ -210,7 +210,7 @@ class _PipeParcel:
         orders = []
         for message in messages:
             content, meta = message.content, message.metadata
-            (meta.message_type + meta.group_id).encode()  # raises here, not at the server's end
+            (meta.message_type + meta.group_id).encode()  # raises here rather than in the server
             if id(content) not in places:  # strategies send one content to all nodes
                 places[id(content)] = len(self.manifests)
                 self.manifests.append(self._pack(content))
@@ -226,7 +226,7 @@ class _PipeParcel:
     def _pack(self, content: RecordDict) -> bytes:
         for array in records.arrays_of(content):
             if type(array.data) is not bytes:
-                array.data = bytes(array.data)  # what the app holds may change in place
+                array.data = bytes(array.data)  # a copy, because the app may change its own in place
         manifest = records.to_manifest(content, with_digests=True)
         self.blobs |= {records.digest_of(array): array.data for array in records.arrays_of(content)}
         if manifest.ByteSize() > WHOLE_BYTES:

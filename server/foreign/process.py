@@ -1,8 +1,8 @@
-"""The process that runs a foreign Flower ServerApp, and the grid that the app sees there.
+"""The process that runs a foreign Flower ServerApp.
 
-Started by `server/foreign_app.py` as `python -m fednc.server.foreign.process FD BELL`. The app has the main thread
-and a process of its own, as on stock Flower: it may fork, set signal handlers, hold the interpreter, or crash. The
-link to the clients is in the server's process, which this one reaches over a pipe; see `server/foreign/grid.py`.
+Started by `server/foreign_app.py` as `python -m fednc.server.foreign.process FD BELL`. As on stock Flower, the app
+runs in the main thread of its own process: it may fork, set signal handlers, hold the GIL, or crash. The link to
+the clients is in the server's process, which is reached over a pipe; see `server/foreign/grid.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MODEL = "model.npz"
 
 
 class AppRunner:
-    """Loads the ServerApp, says so, runs it when told, and says how it ended."""
+    """Loads the ServerApp, reports that, runs it when told to, and reports how it ended."""
 
     def __init__(self, pipe: Pipe, bell: int) -> None:
         self._pipe, self._bell = pipe, bell
@@ -41,7 +41,7 @@ class AppRunner:
         self._model = ""
 
     def run(self) -> None:
-        """From loading to the end."""
+        """Load and run the app."""
         setup = self._setup
         flower_adapter.adopt_identity(setup["run_id"])
         try:
@@ -50,7 +50,7 @@ class AppRunner:
             self._pipe.send(pb.Failure(kind="ConfigError", reason=str(e)).SerializeToString())
             return
         self._pipe.send(pb.Failure().SerializeToString())
-        self._pipe.receive()  # the nodes are there
+        self._pipe.receive()  # enough nodes are ready
         grid = PipeGrid(setup["run_id"], self._pipe, self._bell)
         flower_adapter.on_model(self._keep)
         try:
@@ -79,7 +79,7 @@ class AppRunner:
         )
 
     def _keep(self, arrays: Mapping[str, Array]) -> None:
-        """Write the model that the app's strategy ended with where the run's files are."""
+        """Write the model that the app's strategy ended with to the run's folder."""
         if arrays and all(array.stype == NPY for array in arrays.values()):
             path = Path(self._setup["keep"]) / MODEL
             with zipfile.ZipFile(path.with_suffix(".tmp"), "w") as file:
@@ -91,7 +91,7 @@ class AppRunner:
 
 
 def _end_with(pipe: Pipe) -> None:
-    """When the server is gone, this process ends, with all that the app has started."""
+    """Kill this process and all that the app has started once the server is gone."""
     pipe.await_hang_up()
     os.killpg(0, signal.SIGKILL)
 
@@ -101,7 +101,7 @@ def main() -> None:
     quiet_flower()
     pipe, bell = Pipe(socket.socket(fileno=int(sys.argv[1]))), int(sys.argv[2])
     os.set_inheritable(bell, False)
-    sys.argv[1:] = []  # they are none of the app's business
+    sys.argv[1:] = []  # hidden from the app
     threading.Thread(target=_end_with, args=[pipe], daemon=True).start()
     try:
         AppRunner(pipe, bell).run()

@@ -1,7 +1,7 @@
-"""What a reply to a foreign app may be: as large as the run file's budget says, whatever it is made of.
+"""Limits on replies to a foreign app: only their size is limited, by the run file's budget.
 
-Asked by the app's federation in place of `limits.check_header`: a foreign app decides itself what its replies
-hold, so nothing but their size is limited here. What they hold is read in the app's own process.
+Used by the app's federation instead of `message_limits.check_header`: a foreign app decides what its replies
+contain, and their content is read only in the app's own process.
 """
 
 from __future__ import annotations
@@ -11,34 +11,37 @@ from fednc.common.wire.protocol import LONG_TEXT, SHORT_TEXT, WHOLE_BYTES, is_pl
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.message_limits import ID_BYTES, InvalidError, require
 
-FACTOR = 8  # times `server.ingest_mib`: the largest reply, and all replies together that the app has not pulled
-_HEAD_BYTES = 2 * WHOLE_BYTES  # of a manifest that is not bulk
+FACTOR = 8  # times `server.ingest_mib`: the limit for one reply, and for all replies that the app has not pulled
+_HEAD_BYTES = 2 * WHOLE_BYTES  # limit for a manifest
 
 
 class TooLargeError(InvalidError):
-    """A reply that an honest node may send, and that this server does not take."""
+    """A reply that an honest node may send, but that is too large for this server."""
 
 
 def most_bytes(ingest_bytes: int) -> int:
-    """The largest reply that is taken."""
+    """The size of the largest reply that is accepted."""
     return FACTOR * ingest_bytes
 
 
 def check_header(header: pb.UploadHeader, ingest_bytes: int) -> None:
-    """Raises InvalidError: nobody honest sends this. TooLargeError: somebody honest may."""
+    """Raises InvalidError if no honest node sends this, TooLargeError if an honest node might."""
     require("upload_id", 8 <= len(header.upload_id) <= ID_BYTES, f"{len(header.upload_id)} bytes, not 8 to 32")
     failure, manifest = header.failure, header.manifest
     if header.HasField("failure"):
         require("manifest", not manifest.ByteSize(), "a failure has no content")
         for field, text, most in (("kind", failure.kind, SHORT_TEXT), ("reason", failure.reason, LONG_TEXT)):
-            require(f"failure.{field}", len(text) <= most and is_plain(text), f"no plain text of at most {most}")
+            fits = len(text) <= most and is_plain(text)
+            require(f"failure.{field}", fits, f"must be plain text of at most {most} characters")
     head_bytes = manifest.ByteSize()
-    require("manifest", head_bytes <= _HEAD_BYTES, f"{head_bytes} bytes that are not packed")
-    require("manifest", not (manifest.HasField("packed") and manifest.records), "packed, and records beside it")
+    require("manifest", head_bytes <= _HEAD_BYTES, f"{head_bytes} bytes, at most {_HEAD_BYTES} unless packed")
+    require(
+        "manifest", not (manifest.HasField("packed") and manifest.records), "has both packed and plain records"
+    )
     size, most = records.bulk_bytes(manifest), most_bytes(ingest_bytes)
     if size > most:
         raise TooLargeError(
             "manifest.size",
-            f"a reply of {size / 2**20:.0f} MiB; at most {most >> 20} MiB are taken, {FACTOR} times "
+            f"a reply of {size / 2**20:.0f} MiB; at most {most >> 20} MiB are accepted, {FACTOR} times "
             f"server.ingest_mib = {ingest_bytes >> 20}: raise server.ingest_mib in the server's run file",
         )

@@ -1,1 +1,1 @@
-"""The server's end of the link: nodes, assignments, uploads, downloads, and the limits of each."""
+"""The server's side of the link: nodes, assignments, uploads, downloads, and the limits of each."""

@@ -1,4 +1,4 @@
-"""One piece of work, what it asks for and what comes of it: made by the grid, kept by the federation.
+"""One piece of work, its content and its reply. Created by the grid, kept by the federation.
 
 Knows neither gRPC nor the budget.
 """
@@ -37,7 +37,7 @@ WorkKey = tuple[str, str, str, int, int, int]
 
 
 def key_of(work_id: pb.AssignmentId) -> WorkKey:
-    """What makes an assignment itself."""
+    """A hashable key that identifies an assignment."""
     return (
         work_id.run_id,
         work_id.group_id,
@@ -49,23 +49,23 @@ def key_of(work_id: pb.AssignmentId) -> WorkKey:
 
 
 class Content:
-    """What one node or many are sent: encoded once, however many they are."""
+    """The content of an instruction, encoded once for all nodes it is sent to."""
 
     def __init__(self, manifest: pb.Manifest) -> None:
         self.sizes = {meta.digest: meta.size for meta in records.metas_of(manifest)}
-        if manifest.HasField("packed"):  # its arrays are in there
+        if manifest.HasField("packed"):  # one blob holds all arrays
             self.sizes = {manifest.packed.digest: manifest.packed.size}
-        self.encoded = pb.Assignment(content=manifest).SerializeToString()  # as it stands in an assignment
+        self.encoded = pb.Assignment(content=manifest).SerializeToString()  # to be joined with the other fields
 
     def along(self, given: Iterable[Collection[bytes]]) -> list[bytes]:
-        """The blobs to send along to a node that was `given` others: those that it lacks, where they are small."""
+        """The blobs to send with the assignment: those that a node `given` others lacks, if they are small."""
         lacking = [digest for digest in self.sizes if not any(digest in each for each in given)]
         return lacking if sum(self.sizes[digest] for digest in lacking) <= WHOLE_BYTES else []
 
 
 @dataclass(eq=False)
 class Reply:
-    """What came of one piece of work: a complete upload in its slot, or a failure."""
+    """The outcome of one piece of work: a complete upload in its slot, or a failure."""
 
     work: Work
     manifest: pb.Manifest | None = None
@@ -75,21 +75,29 @@ class Reply:
 
 @dataclass(eq=False)
 class Batch:
-    """The work of one `send_and_receive`; replies are read from another thread."""
+    """The work of one `send_and_receive`. Replies are read from another thread."""
 
     digests: list[bytes] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
     replies: queue.SimpleQueue[Reply] = field(default_factory=queue.SimpleQueue)
-    on_reply: Callable[[Reply], None] | None = None  # called on the event loop, instead of the queue
+    on_reply: Callable[[Reply], None] | None = None  # called on the event loop; replaces the queue
+
+    def hold(self, digests: Iterable[bytes]) -> None:
+        """Note the blobs that its work refers to."""
+        self.digests = list(digests)
 
     def take(self, reply: Reply) -> None:
-        """A reply is there, or there will be none."""
+        """Deliver a reply or a failure."""
         (self.on_reply or self.replies.put)(reply)
+
+    def clear(self) -> None:
+        """Break the cycle between batch and works, so that the model is freed without garbage collection."""
+        self.digests, self.works = [], []
 
 
 @dataclass(eq=False)
 class Work:
-    """One assignment under way at one node."""
+    """One assignment in progress at one node."""
 
     id: pb.AssignmentId
     node: Node
@@ -97,9 +105,14 @@ class Work:
     content: Content
     batch: Batch
     slot: Slot = field(default_factory=Slot)
-    damaged: int = 0  # uploads that did not arrive as they were sent
+    damaged: int = 0  # number of uploads that arrived damaged
+
+    def count_damage(self) -> int:
+        """One more upload arrived damaged; how many did so far."""
+        self.damaged += 1
+        return self.damaged
 
     def event(self, blobs: Iterable[Buffer]) -> Parts:
-        """The assignment as it goes down the node's stream, and blobs with it."""
+        """The assignment as it is sent on the node's stream, with these blobs."""
         rest = pb.Assignment(id=self.id, blobs=map(bytes, blobs))
         return rest.SerializeToString(), self.content.encoded

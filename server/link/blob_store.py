@@ -1,6 +1,6 @@
-"""Content-addressed blobs that clients may download: each is held once, for as long as some work refers to it.
+"""Content-addressed blobs that clients may download. Each is stored once, as long as some work refers to it.
 
-Filled by the grid, read by the download call. Lives on the event loop.
+Filled by the grid, read by the download call. Runs on the event loop.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from fednc.common.wire.arrays import Buffer
 
 
 class BlobStore:
-    """Blobs by fingerprint, counted by the batches of work that refer to them."""
+    """Blobs by fingerprint, with a reference count by batch of work."""
 
     def __init__(self) -> None:
         self._blobs: dict[bytes, Buffer] = {}
         self._uses: Counter[bytes] = Counter()
 
     def hold(self, blobs: Mapping[bytes, Buffer]) -> None:
-        """Keep these blobs until `release` was called as often."""
+        """Add a reference to each of these blobs."""
         for digest, data in blobs.items():
             self._blobs.setdefault(digest, data)
             self._uses[digest] += 1
 
     def release(self, digests: Iterable[bytes]) -> None:
-        """Give back one hold of each; the last one frees the bytes."""
+        """Drop a reference to each; the last one frees the bytes."""
         for digest in digests:
             self._uses[digest] -= 1
             if self._uses[digest] <= 0:
@@ -36,5 +36,5 @@ class BlobStore:
         return self._blobs[digest]
 
     def get(self, digest: bytes) -> Buffer | None:
-        """The bytes, or None when no work refers to them any more."""
+        """The bytes of a blob, or None if no work refers to it any more."""
         return self._blobs.get(digest)

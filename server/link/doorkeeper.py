@@ -1,6 +1,7 @@
-"""Who is shut out: by an operator, or by the server for what it sends; kept over restarts until it is lifted.
+"""Keeps nodes out that an operator dropped, or that the server quarantined for bad messages.
 
-Asked when a node attends, told of all that was turned down. Lives on the event loop; knows no calls and no rounds.
+Checked when a node attends; counts rejected messages. Both lists survive restarts. Runs on the event loop; knows
+no calls and no rounds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from fednc.common.errors import ProtocolError, RefusedError
 from fednc.common.files import remedy
 from fednc.common.security.credentials import Role
-from fednc.server.access.bans import ShutOut
+from fednc.server.access.bans import BanList
 from fednc.server.access.identity import FORBIDDEN, Identity, Refusal
 from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import Node, NodeState, Roster
@@ -21,7 +22,7 @@ from fednc.server.storage.events import DiskProblem, MessageRejected, NodeDroppe
 
 
 class Doorkeeper:
-    """Refuses whom an operator dropped, counts what nobody honest sends, and quarantines who keeps sending it."""
+    """Refuses dropped nodes, counts messages that no honest node sends, quarantines nodes that send many."""
 
     def __init__(
         self,
@@ -31,48 +32,50 @@ class Doorkeeper:
         node_events: NodeEvents,
         expel: Callable[[Node, Refusal], None],
     ) -> None:
-        """`most` refused messages or replies of a node are too many; 0: never."""
+        """A node is quarantined after `most` rejected messages or replies; 0: never."""
         self._most, self._roster, self._expel = most, roster, expel
         self._events, self._node_events = events, node_events
-        self.dropped, self.quarantined = ShutOut(), ShutOut()
-        self.refusals: Counter[str] = Counter()  # what was turned down, by call and field
+        self.dropped, self.quarantined = BanList(), BanList()
+        self.rejections: Counter[str] = Counter()  # rejected messages, by call and field
 
     def keep_in(self, folder: Path) -> None:
-        """Know again who was shut out before a restart, and write it down from now on."""
+        """Load the lists of a run that was restarted, and write every later change to `folder`."""
         self.dropped.keep_in(folder / "dropped.json")
         self.quarantined.keep_in(folder / "quarantine.json")
 
     def check(self, name: str) -> None:
         """Raises RefusedError for a dropped name, Refusal for one in quarantine."""
         if self.dropped.reason(name) is not None:
-            raise RefusedError(f"{name!r} was dropped by an operator and is refused until one readmits it")
+            raise RefusedError(
+                f"{name!r} was dropped by an operator; it can attend again after an operator readmits it"
+            )
         if reason := self.quarantined.reason(name):
             raise Refusal(f"{name!r} is in quarantine until an operator readmits it: {reason}", FORBIDDEN)
 
     def drop(self, node: Node, reason: str) -> None:
-        """End a node's attendance until it is readmitted. Raises OSError: it is, but only until a restart."""
+        """Ban a node until it is readmitted, and end its attendance. Raises OSError: lost at a restart."""
         self._expel(node, Refusal(reason, FORBIDDEN))
-        node.state, node.problem = NodeState.DROPPED, reason
+        node.ban(NodeState.DROPPED, reason)
         self._events.emit(NodeDropped(text=f"{node.name}: {reason}", node=node.name))
         self.dropped.add(node.name, reason)
 
     def readmit(self, name: str, who: str) -> bool:
-        """Let a name in again; False where it was not shut out. Raises OSError."""
+        """Readmit a name; False if it was not banned. Raises OSError: lost at a restart."""
         lists = [each for each in (self.dropped, self.quarantined) if each.reason(name) is not None]
         node = self._roster.by_name(name)
-        if node and node.state in (NodeState.DROPPED, NodeState.QUARANTINED):
-            node.state, node.problem, node.rejections = NodeState.LOST, "", 0
+        if node:
+            node.readmit()
         if lists:
-            self._events.emit(NodeReadmitted(text=f"{who} lets {name} in again", node=name, operator=who))
+            self._events.emit(NodeReadmitted(text=f"{who} readmits {name}", node=name, operator=who))
         for each in lists:
             each.lift(name)
         return bool(lists)
 
-    def turn_down(self, node: Node, call: str, error: ProtocolError) -> None:
-        """Count a message or reply of a node that nobody honest sends; a node that keeps on is quarantined."""
+    def reject_message(self, node: Node, call: str, error: ProtocolError) -> None:
+        """Count a message or reply that no honest node sends; quarantine the node after too many."""
         field = error.field if isinstance(error, InvalidError) else "content"
-        self.refusals[f"{call}.{field}"] += 1
-        node.rejections += 1
+        self.rejections[f"{call}.{field}"] += 1
+        node.count_rejection()
         if node.state is NodeState.QUARANTINED:
             return
         text = f"rejected a message of {node.name} ({call}): {error}"
@@ -80,27 +83,27 @@ class Doorkeeper:
         if self._most and node.rejections >= self._most:
             self._quarantine(node, f"{node.rejections} of its messages were rejected, the last: {error}")
 
-    def turn_down_reply(self, node_id: int, problem: str) -> None:
-        """Count a reply whose content the strategy had to refuse."""
+    def reject_reply(self, node_id: int, problem: str) -> None:
+        """Count a reply whose content the strategy rejected."""
         if node := self._roster.by_id(node_id):
-            self.turn_down(node, "Upload", ProtocolError(problem))
+            self.reject_message(node, "Upload", ProtocolError(problem))
 
-    def turn_down_gibberish(self, caller: Identity, call: str) -> None:
-        """Count a message that cannot be decoded, against the node where the caller has proved to be one."""
+    def reject_undecodable(self, caller: Identity, call: str) -> None:
+        """Count a message that cannot be decoded, against the caller's node if the caller is authenticated."""
         holder = caller.holder
         node = self._roster.by_name(holder.name) if holder and holder.role is Role.NODE else None
         if node:
-            self.turn_down(node, call, InvalidError("message", "it cannot be decoded"))
+            self.reject_message(node, call, InvalidError("message", "it cannot be decoded"))
         else:
-            self.refusals[f"{call}.message"] += 1
+            self.rejections[f"{call}.message"] += 1
 
     def _quarantine(self, node: Node, reason: str) -> None:
         text = f"{node.name} is in quarantine: {reason}"
         self._expel(node, Refusal(f"{text}. An operator can readmit it", FORBIDDEN))
-        node.state, node.problem = NodeState.QUARANTINED, reason
+        node.ban(NodeState.QUARANTINED, reason)
         self._events.emit(NodeQuarantined(text=text, node=node.name, reason=reason))
         try:
             self.quarantined.add(node.name, reason)
         except OSError as e:
-            text = f"a restart will forget this quarantine: {e.strerror}; {remedy(e)}"
+            text = f"this quarantine will be lost at a restart: {e.strerror}; {remedy(e)}"
             self._events.emit(DiskProblem(text=text, node=node.name, errno=e.errno))

@@ -1,6 +1,6 @@
-"""Downloads: blobs go out in pieces as fast as a client reads, and nothing is held for one that does not.
+"""Downloads: sends blobs in pieces, as fast as a client reads, and keeps nothing for clients that do not read.
 
-Used by the servicer, on the event loop.
+Used by the servicer on the event loop.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ async def send(
     is_wanted: Callable[[], bool],
     stall_s: float,
 ) -> AsyncIterator[int]:
-    """The size of each piece, when the client has taken it.
+    """Send blobs and yield the size of each piece once the client has read it.
 
-    `is_wanted` is asked before each piece, and every `stall_s` that the client reads nothing. Once it is not, the
-    blobs are let go, and nothing follows what is on its way: gRPC cannot end a call before that is read.
+    `is_wanted` is checked before each piece, and every `stall_s` while the client does not read. Once it is false,
+    the blobs are released and no further piece is sent. The piece in flight cannot be recalled: gRPC ends a call
+    only after it was read.
     """
     run = framing.Run(blobs)
     del blobs

@@ -1,7 +1,7 @@
-"""The heart of the link: who is here, what they are working on, which replies have arrived.
+"""The state of the link: the nodes, the work they were sent, the replies that have arrived.
 
 Everything runs on the event loop. The servicer (gRPC) calls it from one side, the grid (the strategy's thread)
-from the other. Knows nothing of gRPC, and nothing of what the messages mean.
+from the other. Knows nothing about gRPC or the content of messages.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from fednc.common.flower_adapter import APP_ERROR
 from fednc.common.tasks.api import Part
 from fednc.common.wire.arrays import Buffer
 from fednc.common.wire.framing import Parts
-from fednc.common.wire.protocol import REMEMBERED_ASSIGNMENTS, WHOLE_BYTES
+from fednc.common.wire.protocol import WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
-from fednc.server.access.identity import UNHEARD, Refusal
+from fednc.server.access.identity import UNAVAILABLE, Refusal
 from fednc.server.access.open_calls import OpenCalls
 from fednc.server.link import message_limits
 from fednc.server.link.assignments import (
@@ -52,18 +52,16 @@ from fednc.server.storage.events import (
     WorkFailed,
 )
 
-_DAMAGED_UPLOADS = 3  # of one reply, before its work fails
-
-_STANDINGS = {pb.Declaration.PAUSED: NodeState.PAUSED, pb.Declaration.LEAVING: NodeState.LEAVING}
+_DAMAGED_UPLOADS = 3  # damaged uploads of one reply after which its work fails
 
 
 class Federation:
-    """State of one run's link."""
+    """The state of the link of one run."""
 
     app = ""  # name and version of a foreign Flower app; empty: fednc's own
 
     def __init__(self, run_id: str, run: RunConfig, spool: Path, events: EventLog, *, attempt: int = 0) -> None:
-        """`attempt` counts the starts of this run's server: work handed out before a restart is stale."""
+        """`attempt` counts the starts of this run's server: replies to work sent before a restart are stale."""
         self.run_id, self.run, self.events, self.attempt = run_id, run, events, attempt
         self._earlier_bytes = (0, 0)  # up and down, before a restart
         self.roster = Roster(run.split.parts if run.split else 0)
@@ -72,7 +70,7 @@ class Federation:
         self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self._node_events, self.expel)
         self.intake = Intake(spool, run.server.ingest_mib << 20)
         self.calls = OpenCalls()
-        self.agreement: ReplySchema | None = None  # what replies hold, where the strategy has said so
+        self.schema: ReplySchema | None = None  # the form of replies, if the strategy has set it
         self.over: pb.RunOver | None = None
         self._works: dict[WorkKey, Work] = {}
         self._committed: deque[WorkKey] = deque(maxlen=4096)
@@ -96,7 +94,7 @@ class Federation:
         if self.over:
             node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))
         part = f", part {node.part.index}/{node.part.of}" if node.part else ""
-        verb = "looks in (dry run)" if request.dry_run else "attends"
+        verb = "attends for a dry run" if request.dry_run else "attends"
         self._node_events.emit(NodeAttends(text=f"{node.name} {verb}{part}", node=node.name))
         return node
 
@@ -113,19 +111,15 @@ class Federation:
         )
 
     def declare(self, node: Node, declaration: pb.Declaration) -> None:
-        """A node says what it holds: it is ready, or says why it is not. Said again, it changes nothing."""
-        was, node.declaration = node.declaration, declaration
+        """A node declares what it holds, and that it is ready or why it is not. Repeating it changes nothing."""
+        was = node.declaration
         if was == declaration:
             return
-        node.device, node.pid = declaration.device, declaration.pid
-        node.examples, node.held_out = declaration.examples, declaration.held_out
-        node.class_counts = tuple(declaration.class_counts)
-        if declaration.problem:
-            node.state, node.problem = NodeState.UNFIT, declaration.problem
+        node.declare(declaration)
+        if node.state is NodeState.UNFIT:
             text = f"{node.name} cannot take part: {declaration.problem}"
             self._node_events.emit(NodeUnfit(text=text, node=node.name, problem=declaration.problem))
             return
-        node.state = _STANDINGS.get(declaration.standing, NodeState.READY)
         if node.state is NodeState.READY:
             self._node_events.emit(
                 NodeReady(
@@ -137,15 +131,15 @@ class Federation:
                     device=node.device,
                 )
             )
-            if was is None or was.standing != pb.Declaration.READY:  # it may have missed some
+            if was is None or was.standing != pb.Declaration.READY:  # it may have missed some work
                 for work in self._works_of(node):
                     node.outbox.put_nowait(work.id)
         else:
-            holds_back = NodePaused if node.state is NodeState.PAUSED else NodeLeaving
-            self._node_events.emit(holds_back(text=f"{node.name} is {node.state}", node=node.name))
+            event = NodePaused if node.state is NodeState.PAUSED else NodeLeaving
+            self._node_events.emit(event(text=f"{node.name} is {node.state}", node=node.name))
 
     def depart(self, node: Node, attendance: bytes) -> None:
-        """A node's attending stream ended. Its work waits `rejoin_s` for it, unless it said that it leaves."""
+        """A node's Attend stream ended. Its work waits `rejoin_s` for it, unless it announced that it leaves."""
         wait_s = 0.0 if node.state is NodeState.LEAVING else self.run.rounds.rejoin_s
         if node.state is NodeState.REHEARSING:
             return self.roster.end_rehearsal(node)
@@ -157,26 +151,26 @@ class Federation:
             asyncio.get_running_loop().call_later(wait_s, self._give_up, node, attendance)
 
     def lose(self, node: Node) -> None:
-        """Nothing was heard of a node: it is lost, and should it hear this, it comes back."""
+        """A node is silent: it is lost. If the message reaches it, it attends again."""
         self.depart(node, node.attendance)
         reason = f"{node.name} was silent for {self.run.server.liveness_s:g} s; attend again"
-        node.outbox.put_nowait(Refusal(reason, UNHEARD))
+        node.outbox.put_nowait(Refusal(reason, UNAVAILABLE))
 
     def is_uploading(self, node: Node) -> bool:
-        """Whether an upload of the node has its grant and not yet its end."""
+        """Whether an upload of the node is in progress."""
         return any(work.slot.call for work in self._works_of(node))
 
     def expel(self, node: Node, refusal: Refusal) -> None:
-        """End a node's attendance with a reason. Its work fails now: nobody waits for its return."""
+        """End a node's attendance with a reason. Its work fails now; the run does not wait for its return."""
         for work in self._works_of(node):
             self._fail(work, NODE_LOST, "NodeExpelled", f"{node.name}: {refusal.reason}")
         if node.is_here:
             self.depart(node, node.attendance)
-        node.attendance = b""
+        node.end_attendance()
         self.calls.end_node(node.name, refusal)
 
     def _give_up(self, node: Node, attendance: bytes) -> None:
-        if node.state is NodeState.LOST and node.attendance == attendance:  # else it has been back meanwhile
+        if node.state is NodeState.LOST and node.attendance == attendance:  # else it came back in the meantime
             for work in self._works_of(node):
                 self._fail(work, NODE_LOST, "NodeLost", f"{node.name} was lost and did not come back in time")
 
@@ -185,10 +179,10 @@ class Federation:
     def dispatch(self, batch: Batch, blobs: dict[bytes, Buffer]) -> None:
         """Send every work of the batch to its node, now."""
         self.blobs.hold(blobs)
-        batch.digests = list(blobs)
+        batch.hold(blobs)
         for work in batch.works:
             self._works[key_of(work.id)] = work
-            if self.over:  # the strategy had not noticed yet; nobody will answer
+            if self.over:  # the strategy has not noticed yet; no node will answer
                 self._fail(work, NODE_LOST, "RunOver", self.over.reason)
             elif work.node.state in (NodeState.READY, NodeState.PAUSED):
                 work.node.outbox.put_nowait(work.id)
@@ -200,30 +194,30 @@ class Federation:
                 )
 
     def assignment(self, work_id: pb.AssignmentId) -> Parts | pb.ServerEvent:
-        """The work as it goes down its node's stream, with the small blobs that the node lacks.
+        """The assignment to send to the node, with the small blobs that it lacks.
 
-        A sign of life where it is over meanwhile.
+        An empty event (a heartbeat) if the work is over by now.
         """
         work = self._works.get(key_of(work_id))
         if work is None:
             return pb.ServerEvent()
         node, sizes = work.node, work.content.sizes
         along = work.content.along(node.given)
-        node.given = (*node.given, sizes.keys())[-REMEMBERED_ASSIGNMENTS:]
-        node.bytes_down += sum(sizes[digest] for digest in along)
+        node.remember_given(sizes.keys())
+        node.count_down(sum(sizes[digest] for digest in along))
         return work.event(self.blobs[digest] for digest in along)
 
     def close(self, batch: Batch, reason: str) -> None:
-        """Nobody waits for this batch any more: cancel what is open, free its blobs."""
+        """The batch is no longer needed: cancel open work and free its blobs."""
         for work in batch.works:
             if self._works.pop(key_of(work.id), None):
                 work.node.outbox.put_nowait(pb.ServerEvent(cancel=pb.Cancel(id=work.id, reason=reason)))
                 self.intake.drop(work.slot)
         self.blobs.release(batch.digests)
-        batch.digests, batch.works = [], []  # they refer to each other: the model would wait for the collector
+        batch.clear()
 
     def at_work(self) -> dict[str, str]:
-        """Whose replies are waited for, and the type of the message that each is at."""
+        """The nodes that owe a reply, with the type of the message that each is working on."""
         return {work.node.name: work.id.message_type for work in self._works.values()}
 
     def _works_of(self, node: Node) -> list[Work]:
@@ -236,34 +230,34 @@ class Federation:
     def _settle(self, work: Work, reply: Reply) -> None:
         if self._works.pop(key_of(work.id), None):
             self._committed.append(key_of(work.id))
-            work.node.progress = None
+            work.node.report(None)
             work.batch.take(reply)
 
     # ---- uploads -------------------------------------------------------------------------------------------
 
     def find_work(self, node: Node, work_id: pb.AssignmentId) -> Work | pb.Receipt:
-        """The open work that an upload belongs to, or the receipt that ends it at once."""
+        """The open work that an upload belongs to, or the receipt that ends the upload at once."""
         work = self._works.get(key_of(work_id))
         if work is not None and work.node is node:
             return work
         if key_of(work_id) in self._committed and work_id.node_id == node.node_id:
-            return pb.Receipt(outcome=pb.Receipt.DUPLICATE, reason="this reply was settled before")
-        return pb.Receipt(outcome=pb.Receipt.LATE, reason="nobody waits for this reply any more")
+            return pb.Receipt(outcome=pb.Receipt.DUPLICATE, reason="the server already has this reply")
+        return pb.Receipt(outcome=pb.Receipt.LATE, reason="the server no longer waits for this reply")
 
     def has_work(self, work_id: pb.AssignmentId) -> bool:
         """Whether this work is open."""
         return key_of(work_id) in self._works
 
     def check_header(self, work: Work, header: pb.UploadHeader) -> None:
-        """Raises InvalidError: this is no reply to that work."""
+        """Raises InvalidError if this cannot be a reply to that work."""
         message_limits.check_header(
-            header, self.intake.budget.total_bytes if self.agreement is None else message_limits.COUNT
+            header, self.intake.budget.total_bytes if self.schema is None else message_limits.COUNT
         )
-        if self.agreement and not header.HasField("failure"):
-            self.agreement.check(work.id.message_type, header.manifest)
+        if self.schema and not header.HasField("failure"):
+            self.schema.check(work.id.message_type, header.manifest)
 
     def commit(self, work: Work, manifest: pb.Manifest) -> None:
-        """The upload of `work` is complete and intact: hand it to whoever waits."""
+        """The upload of `work` is complete and intact: deliver it."""
         slot = self.intake.hand_over(work.slot)
         self._settle(work, Reply(work, manifest=manifest, slot=slot))
 
@@ -274,52 +268,51 @@ class Federation:
         self._node_events.emit(DiskProblem(text=text, node=work.node.name, errno=error.errno))
 
     def note_put_back(self, work: Work, problem: str) -> None:
-        """An upload gave its place to one that waited; the client goes on with it later."""
-        text = f"the upload of {work.node.name} waits for its next turn: {problem}"
+        """An upload lost its place to one that waited; the client resumes it later."""
+        text = f"the upload of {work.node.name} must wait for its next turn: {problem}"
         self._node_events.emit(UploadPutBack(text=text, node=work.node.name, reason=problem))
 
     def report_failure(self, work: Work, failure: pb.Failure) -> None:
-        """The client says that its work failed."""
+        """The client reports that its work failed."""
         text = f"{work.node.name} failed: {failure.kind}: {failure.reason}"
         self._node_events.emit(WorkFailed(text=text, node=work.node.name, failure=failure.kind))
         code = failure.code if failure.kind == APP_ERROR else failure.code or APP_FAILED
         self._fail(work, code, failure.kind, failure.reason)
 
     def reject(self, work: Work, error: ProtocolError) -> pb.Receipt:
-        """The reply breaks the agreement: its work has failed, the round goes on."""
+        """The reply is invalid: its work fails, the round goes on."""
         self._fail(work, REPLY_REJECTED, "Rejected", str(error))
-        self.door.turn_down(work.node, "Upload", error)
+        self.door.reject_message(work.node, "Upload", error)
         return pb.Receipt(outcome=pb.Receipt.REJECTED, reason=str(error))
 
     def drop_damaged(self, work: Work) -> pb.Receipt:
-        """Forget an upload that did not arrive as it was sent; the client sends it again, but not for ever."""
+        """Discard an upload that arrived damaged. The client sends it again, up to a limit."""
         self.intake.drop(work.slot)
-        work.damaged += 1
-        if work.damaged >= _DAMAGED_UPLOADS:
+        if work.count_damage() >= _DAMAGED_UPLOADS:
             return self.reject(work, InvalidError("digest", f"the reply arrived damaged {work.damaged} times"))
         return pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="checksum or length differ; send it again")
 
     # ---- the end -------------------------------------------------------------------------------------------
 
     def restore(self, parts: dict[str, int], bytes_up: int, bytes_down: int) -> None:
-        """Know again, after a restart, who took part and what has travelled in the run."""
+        """After a restart, restore which nodes took part and how many bytes were transferred before."""
         self.roster.restore(parts)
         self._earlier_bytes = (bytes_up, bytes_down)
 
-    def expect(self, agreement: ReplySchema) -> None:
-        """What replies must hold from now on. Called from any thread: it is replaced as a whole."""
-        self.agreement = agreement
+    def expect(self, schema: ReplySchema) -> None:
+        """Set the form of replies from now on. May be called from any thread: it is one assignment."""
+        self.schema = schema
 
     def traffic(self) -> tuple[int, int]:
-        """Bytes up and down in the whole run, counted at the link."""
+        """(bytes up, bytes down) of the whole run, counted at the link."""
         nodes = self.roster.nodes()
         up, down = self._earlier_bytes
         return up + sum(n.bytes_up for n in nodes), down + sum(n.bytes_down for n in nodes)
 
     def finish(self, reason: str, *, failed: bool) -> None:
-        """Tell everybody that the run is over."""
+        """Tell all nodes that the run is over."""
         self.over = pb.RunOver(reason=reason, failed=failed)
-        for work in list(self._works.values()):  # so that nobody goes on waiting for it
+        for work in list(self._works.values()):  # so that the strategy does not wait for it
             self._fail(work, NODE_LOST, "RunOver", reason)
         for node in self.roster.nodes():
             node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))

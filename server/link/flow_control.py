@@ -1,7 +1,7 @@
-"""How many bytes may be on their way at once: one window per direction, shared evenly by the transfers under way.
+"""Limits the bytes in flight: one window per direction, shared evenly by the current transfers.
 
-Used by the servicer, on the event loop. gRPC holds what is in flight twice or more, so this, not the number of
-clients, is what bulk costs the server in memory. A slow peer holds its own small share and delays nobody.
+Used by the servicer on the event loop. gRPC holds data in flight twice or more, so this window, not the number of
+clients, decides how much memory transfers take. A slow peer holds its own small share and delays no other.
 """
 
 from __future__ import annotations
@@ -13,29 +13,30 @@ from fednc.common.wire.protocol import CHUNK_BYTES, Options
 from fednc.server.link.message_limits import require
 
 _PART_OF_BUDGET = 128
-_LEAST_BYTES = 64 << 10  # below this a transfer costs more in messages than it saves in memory
+_LEAST_BYTES = 64 << 10  # smaller pieces cost more in messages than they save in memory
 
 
 class Window:
     """One direction."""
 
     def __init__(self, budget_bytes: int) -> None:
-        """`budget_bytes` is the run file's `ingest_mib`; a small part of it may be in flight."""
+        """`budget_bytes` is `ingest_mib` of the run file; a small part of it may be in flight."""
         self.total_bytes = budget_bytes // _PART_OF_BUDGET
-        # What HTTP/2 takes before anybody reads, also from strangers. Whoever is read may send a whole message.
+        # HTTP/2 accepts this much before anything is read, also from strangers. Peers that we read from may have a
+        # whole message in flight.
         self.stream_bytes = _LEAST_BYTES
         self.transfers = 0
 
     @property
     def http2_options(self) -> Options:
-        """HTTP/2's own windows, within ours: fixed at the start, as gRPC has it, instead of its guess of what the
-        line can carry, which grows to a gibibyte per stream.
+        """Options that fix HTTP/2's window at gRPC's initial size. By default gRPC estimates the capacity of the
+        line, and the window can grow to a gibibyte per stream.
         """
         return [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", self.stream_bytes)]
 
     @contextmanager
     def transfer(self) -> Iterator[None]:
-        """One more shares the window while the block runs."""
+        """One more transfer shares the window while the block runs."""
         self.transfers += 1
         try:
             yield
@@ -43,13 +44,13 @@ class Window:
             self.transfers -= 1
 
     def piece_bytes(self, peers: int = 0) -> int:
-        """Size of one message, of which there is one at each transfer, or at each peer: gRPC's reading end keeps
-        room for the largest message that a connection has seen, for as long as it lasts.
+        """The largest message if every transfer, or every peer, has one in flight. Peers count because gRPC keeps
+        a buffer for each connection, as large as the largest message it has received.
         """
         return min(CHUNK_BYTES, self._part(max(peers, self.transfers)))
 
     def extend(self, granted: int, received: int, size: int) -> int:
-        """Up to which of its `size` bytes a sender may go on, once it has used up half of what it was granted."""
+        """Up to which of its `size` bytes a sender may go on; extended once it has used half of its grant."""
         share = self._part(self.transfers)
         if granted >= 0 and (received == size or granted - received > share // 2):
             return granted
@@ -60,23 +61,23 @@ class Window:
 
 
 class Allowance:
-    """What one upload may send: up to where, and how much in one message. Not a byte more is taken.
+    """What one upload may send: up to which byte, and how much in one message. More is rejected.
 
-    Grants come before they are needed, so a sender that does not wait for them is not always found out. It gains
-    nothing: what it sends ahead is held up by HTTP/2's own window, see `Window.stream_bytes`.
+    Grants are sent early, so a sender that does not wait for them may go unnoticed. It gains nothing: HTTP/2's own
+    window holds back what it sends too early, see `Window.stream_bytes`.
     """
 
     def __init__(self, window: Window, size: int, frame_bytes: int) -> None:
         self._window, self._size, self.frame_bytes = window, size, frame_bytes
-        self.until = -1  # nothing is granted yet
+        self.until = -1  # nothing granted yet
 
     def extend(self, received: int) -> bool:
-        """Whether the sender is to be told a new `until`."""
+        """Extend the grant; whether the sender must be told a new `until`."""
         before, self.until = self.until, self._window.extend(self.until, received, self._size)
         return self.until != before
 
     def check(self, received: int, length: int) -> None:
-        """Raises InvalidError: a message of so many bytes after those received is more than was granted."""
+        """Raises InvalidError if a message of `length` bytes after the `received` ones exceeds the grant."""
         require("grant", length <= self.frame_bytes, f"{length} bytes at once; {self.frame_bytes} were granted")
-        fits = received + length <= self.until or self.until == self._size  # then it is the header that it breaks
-        require("grant", fits, f"byte {received + length} was sent; granted were bytes up to {self.until}")
+        fits = received + length <= self.until or self.until == self._size  # the store checks the declared size
+        require("grant", fits, f"byte {received + length} was sent; bytes up to {self.until} were granted")

@@ -1,7 +1,7 @@
-"""Flower's `Grid` over our link: any Flower strategy sends through it, from its own thread.
+"""Flower's `Grid` over our link. Any Flower strategy can use it, from its own thread.
 
-`send_and_receive` hands the work out at the call and returns an iterator that yields each reply as it
-arrives; closing the iterator cancels what is still open.
+`send_and_receive` sends the work at once and returns an iterator that yields each reply as it arrives. Closing the
+iterator cancels the work that is still open.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LinkGrid(flower_adapter.RunGrid):
         self._pushed: dict[str, ReplyStream] = {}
 
     def call(self, function: Callable[[], T]) -> T:
-        """`function()` on the event loop, its result here."""
+        """Run `function()` on the event loop and return its result."""
         done: Future[T] = Future()
 
         def step() -> None:
@@ -53,7 +53,7 @@ class LinkGrid(flower_adapter.RunGrid):
         return done.result()
 
     def tell(self, function: Callable[[], object]) -> None:
-        """`function()` on the event loop soon, without waiting for it: a thousand replies must not take turns."""
+        """Run `function()` on the event loop soon. Does not wait: with a thousand replies, waits would add up."""
         self._loop.call_soon_threadsafe(function)
 
     def get_node_ids(self) -> list[int]:
@@ -65,16 +65,16 @@ class LinkGrid(flower_adapter.RunGrid):
         return self.call(self.federation.roster.ready)
 
     def reject(self, node: int, problem: str) -> None:
-        """Count a reply that is there, whole and undamaged, but holds what nobody honest sends."""
-        self.call(lambda: self.federation.door.turn_down_reply(node, problem))
+        """Count a reply that arrived intact but has content that no honest node sends."""
+        self.call(lambda: self.federation.door.reject_reply(node, problem))
 
     def name_of(self, node: int) -> str:
-        """The name behind a Flower node id."""
+        """The name of the node with a Flower node id."""
         found = self.federation.roster.by_id(node)
         return found.name if found else str(node)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Send without waiting; `pull_messages` with the returned ids gets the replies."""
+        """Send without waiting. Pass the returned ids to `pull_messages` to get the replies."""
         ids = []
         for message in messages:
             replies = self._send([message])
@@ -83,7 +83,7 @@ class LinkGrid(flower_adapter.RunGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Replies that are there by now."""
+        """Replies that have arrived by now."""
         pulled = []
         for message_id in list(message_ids):
             replies = self._pushed.get(message_id)
@@ -94,7 +94,7 @@ class LinkGrid(flower_adapter.RunGrid):
         return pulled
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> ReplyStream:
-        """Hand the work out now; iterate over the replies as they arrive, for at most `timeout` seconds."""
+        """Send the work now. The iterator yields replies as they arrive, for at most `timeout` seconds."""
         return self._send(list(messages), timeout)
 
     def _send(self, messages: list[Message], timeout_s: float | None = None) -> ReplyStream:
@@ -114,7 +114,9 @@ class LinkGrid(flower_adapter.RunGrid):
         meta = message.metadata
         node = self.federation.roster.by_id(meta.dst_node_id)
         if node is None:
-            raise ValueError(f"there is no node {meta.dst_node_id}; send to those that get_node_ids() names")
+            raise ValueError(
+                f"there is no node {meta.dst_node_id}; send only to nodes that get_node_ids() returns"
+            )
         slot = (meta.group_id, meta.message_type, meta.dst_node_id)
         work_id = pb.AssignmentId(
             run_id=self.federation.run_id,
@@ -129,7 +131,7 @@ class LinkGrid(flower_adapter.RunGrid):
 
 
 class ReplyStream(Iterator[Message]):
-    """Replies in the order in which they arrive; ends when all are there, at the deadline, or when closed."""
+    """Replies in order of arrival. Ends when all have arrived, at the deadline, or when closed."""
 
     def __init__(self, grid: LinkGrid, batch: Batch, timeout_s: float | None) -> None:
         self._grid, self._batch = grid, batch
@@ -148,7 +150,7 @@ class ReplyStream(Iterator[Message]):
 
     def __next__(self) -> Message:
         if self._open == 0:
-            self.close("all replies are there")
+            self.close("all replies have arrived")
             raise StopIteration
         wait_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         try:
@@ -159,7 +161,7 @@ class ReplyStream(Iterator[Message]):
         return self._receive(reply)
 
     def poll(self) -> Message | None:
-        """The next reply if it is there."""
+        """The next reply if one has arrived."""
         try:
             return self._receive(self._batch.replies.get_nowait())
         except queue.Empty:
@@ -186,7 +188,7 @@ class ReplyStream(Iterator[Message]):
         return flower_adapter.reply(reply.work.instruction, content, None)
 
     def close(self, reason: str = "the strategy needs no more replies") -> None:
-        """Cancel what is still open and free everything."""
+        """Cancel work that is still open and free everything."""
         if self._closed:
             return
         self._closed, self._open = True, 0
@@ -195,4 +197,4 @@ class ReplyStream(Iterator[Message]):
         while not self._batch.replies.empty():
             slot = self._batch.replies.get().slot
             self._grid.call(lambda slot=slot: federation.intake.drop(slot))  # type: ignore[misc]
-        malloc.give_back()
+        malloc.return_free_memory()

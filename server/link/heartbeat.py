@@ -1,7 +1,7 @@
-"""Who has fallen silent: a peer that is frozen, or cut off without a word, is lost after `liveness_s`.
+"""Detects silent nodes: one that is frozen or cut off is lost after `liveness_s`.
 
-Runs beside the server. Every message of a node counts as life; a node with nothing to say says that, four times in
-`liveness_s`. Not left to gRPC's pings: on a slow link their answers wait behind the node's own upload.
+Runs as a task next to the server. Every message of a node counts; an idle node sends a heartbeat four times per
+`liveness_s`. gRPC's own pings do not work for this: on a slow link their answers wait behind the node's upload.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node
 
 _TICKS = 20  # per liveness_s
-_PATIENCE = 16  # ticks; the rest of liveness_s is for noticing
+_SILENT_TICKS = 16  # until a node counts as silent; the rest of liveness_s is for reacting
 
 
 async def drop_silent(federation: Federation) -> None:
-    """Lose every node that is silent for `liveness_s`, or for three times as long in the middle of an upload.
+    """End the attendance of nodes that are silent for `liveness_s`, or three times as long during an upload.
 
-    Silence is counted in ticks of this loop, not in time: a server that was itself frozen has heard nobody.
+    Silence is counted in ticks of this loop, not in time, so a server that was itself frozen does not lose its
+    nodes.
     """
     while True:
         await asyncio.sleep(federation.run.server.liveness_s / _TICKS)
         for node in federation.roster.nodes():
             if node.is_here:
-                node.silent_ticks += 1
-                if node.silent_ticks > _PATIENCE and not _is_busy(federation, node):
+                node.count_silence()
+                if node.silent_ticks > _SILENT_TICKS and not _is_busy(federation, node):
                     federation.lose(node)
 
 

@@ -1,6 +1,7 @@
-"""The C heap of the server process, where gRPC keeps what is in flight: one of it, and no holes after a batch.
+"""Keeps the C heap of the server process small: one arena only, and freed memory returned to the OS.
 
-Called where the server starts and where a batch of work ends. Does nothing where the C library is not glibc.
+gRPC keeps data in flight there. Called at the start of the server and at the end of a batch of work. Does nothing
+if the C library is not glibc.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ def _function(name: str) -> Callable[..., int]:
 _mallopt, _trim = _function("mallopt"), _function("malloc_trim")
 
 
-def keep_together() -> None:
-    """One heap for all threads that come: gRPC's would make many, each with holes of its own."""
+def use_one_arena() -> None:
+    """Use one arena for all threads; gRPC's threads would otherwise create many, each of them fragmented."""
     _mallopt(_ARENA_MAX, 1)
 
 
-def give_back() -> None:
-    """What transfers took and freed goes back to the system, before the next thing of a model's size is made."""
+def return_free_memory() -> None:
+    """Return freed memory to the OS, before something of a model's size is allocated again."""
     _trim(0)

@@ -1,7 +1,7 @@
-"""How much a client may say: a bound on the size, count or length of every field of every call.
+"""Limits on what a client may send: a bound on the size, count or length of every field of every call.
 
-Asked by the servicer before anything is done. Knows no run: what a run expects is in `reply_schema.py`. A message
-at any of these limits is far beyond what an honest client sends.
+Checked by the servicer before anything else is done. Independent of the run: what a run expects is in
+`reply_schema.py`. Every limit is far beyond what an honest client sends.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from fednc.protos import federation_pb2 as pb
 
 NAME_LENGTH = 64
 INSTALLED = 1000  # tasks or methods
-CLASSES = 1 << 12  # where the run says nothing of classes; each declaration with them is a line of the log
+CLASSES = 1 << 12  # if the run does not say how many there are; every declaration logs its counts
 ID_BYTES = 32
 BLOBS = 1 << 16  # per download
 RECORDS = 64
-ARRAYS = 1 << 14  # of one reply, as are entries: looking at a header must not hold the others up
+ARRAYS = 1 << 14  # per reply, like ENTRIES: checking one header must not delay the other clients
 DIMENSIONS = 32
 ENTRIES = 1 << 12
 LIST_VALUES = 1 << 18
-DECLARATIONS = 1000  # of one attendance; a client declares again when its owner pauses it or lets it go on
-COUNT = 1 << 53  # steps and sizes: what a float can count
+DECLARATIONS = 1000  # per attendance; a client declares again when its owner pauses or resumes it
+COUNT = 1 << 53  # steps and sizes: the largest integers that floats represent exactly
 
 
 class InvalidError(ProtocolError):
-    """A message that no honest client sends: which field, and what is wrong with it."""
+    """A message that no honest client sends: the field and what is wrong with it."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -39,7 +39,7 @@ class InvalidError(ProtocolError):
 
 
 def require(field: str, holds: bool, problem: str) -> None:
-    """Raises InvalidError unless it holds."""
+    """Raises InvalidError unless `holds` is true."""
     if not holds:
         raise InvalidError(field, problem)
 
@@ -47,12 +47,12 @@ def require(field: str, holds: bool, problem: str) -> None:
 def check_attend(request: pb.AttendRequest) -> None:
     """Raises InvalidError."""
     name = request.name
-    require("name", 0 < len(name) <= NAME_LENGTH and name.isprintable(), "a name has 1 to 64 printable characters")
+    require("name", 0 < len(name) <= NAME_LENGTH and name.isprintable(), "must be 1 to 64 printable characters")
     _check_text("software", request.software, SHORT_TEXT)
     _check_text("app", request.app, LONG_TEXT)
     for field in ("tasks", "methods"):
         values = getattr(request, field)
-        require(field, len(values) <= INSTALLED, f"{len(values)} entries, at most {INSTALLED} are read")
+        require(field, len(values) <= INSTALLED, f"{len(values)} entries, at most {INSTALLED} are allowed")
         for value in values:
             _check_text(field, value, SHORT_TEXT)
     require("instance", len(request.instance) <= ID_BYTES, "longer than 32 bytes")
@@ -62,10 +62,10 @@ def check_attend(request: pb.AttendRequest) -> None:
 
 
 def check_declaration(declaration: pb.Declaration, label_space: int | None) -> None:
-    """Raises InvalidError. `label_space` is None where the run has none."""
+    """Raises InvalidError. `label_space` is None if the run has none."""
     for field in ("examples", "held_out"):
         value = getattr(declaration, field)
-        require(field, value <= MAX_EXAMPLES, f"{value} examples, at most {MAX_EXAMPLES} are believed")
+        require(field, value <= MAX_EXAMPLES, f"{value} examples, at most {MAX_EXAMPLES} are allowed")
     counts = declaration.class_counts
     most = CLASSES if label_space is None else label_space
     require("class_counts", len(counts) <= most, f"{len(counts)} classes where there are {most}")
@@ -73,13 +73,13 @@ def check_declaration(declaration: pb.Declaration, label_space: int | None) -> N
     require("class_counts", fits, f"they add up to more than the {declaration.examples} examples")
     _check_text("device", declaration.device, SHORT_TEXT)
     _check_text("problem", declaration.problem, LONG_TEXT)
-    require("pid", declaration.pid <= 1 << 22, f"{declaration.pid} is no process")
-    require("standing", declaration.standing in pb.Declaration.Standing.values(), "no standing that there is")
+    require("pid", declaration.pid <= 1 << 22, f"{declaration.pid} is not a process id")
+    require("standing", declaration.standing in pb.Declaration.Standing.values(), "unknown value")
 
 
 def check_id(work_id: pb.AssignmentId, node_id: int) -> None:
     """Raises InvalidError."""
-    require("id", work_id.node_id == node_id, "it names somebody else's work")
+    require("id", work_id.node_id == node_id, "the work belongs to another node")
 
 
 def check_download(request: pb.DownloadRequest) -> None:
@@ -87,7 +87,7 @@ def check_download(request: pb.DownloadRequest) -> None:
     digests = request.digests
     require("digests", len(digests) <= BLOBS, f"{len(digests)} blobs at once, at most {BLOBS}")
     require("digests", all(len(digest) == FINGERPRINT_BYTES for digest in digests), "a digest has 16 bytes")
-    require("digests", len(set(digests)) == len(digests), "a blob is asked for twice")
+    require("digests", len(set(digests)) == len(digests), "a blob is requested twice")
 
 
 def check_progress(progress: pb.Progress, node_id: int) -> None:
@@ -111,7 +111,7 @@ def check_header(header: pb.UploadHeader, most_bytes: int) -> None:
         require("failure.code", 0 <= header.failure.code < 1000, f"{header.failure.code}")
     _check_manifest(header.manifest)
     size = records.bulk_bytes(header.manifest)
-    require("manifest.size", size <= most_bytes, f"an upload of {size} bytes, at most {most_bytes} are taken")
+    require("manifest.size", size <= most_bytes, f"an upload of {size} bytes, at most {most_bytes} are accepted")
 
 
 def _check_manifest(manifest: pb.Manifest) -> None:
@@ -137,7 +137,7 @@ def _check_array(meta: pb.ArrayMeta) -> None:
     require(
         "manifest.arrays", len(meta.shape) <= DIMENSIONS, f"{len(meta.shape)} dimensions, at most {DIMENSIONS}"
     )
-    require("manifest.arrays", math.prod(meta.shape) <= COUNT, "a shape of more values than can be counted")
+    require("manifest.arrays", math.prod(meta.shape) <= COUNT, "a shape with too many values")
     require("manifest.arrays", len(meta.digest) in (0, FINGERPRINT_BYTES), "a digest has 16 bytes")
 
 
@@ -147,12 +147,12 @@ def _check_values(entries: Iterable[pb.Entry]) -> None:
     for entry in entries:
         _check_text("manifest.values", entry.key, SHORT_TEXT)
         filled = [len(values) for _, values in entry.list.ListFields()]
-        require("manifest.values", len(filled) <= 1, "a list has one type")
+        require("manifest.values", len(filled) <= 1, "a list has values of more than one type")
         require("manifest.values", sum(filled) <= LIST_VALUES, f"a list of {sum(filled)} values")
         one = entry.HasField("list") != (entry.scalar.WhichOneof("value") is not None)
-        require("manifest.values", one, f"{entry.key!r} has no value, or two")
+        require("manifest.values", one, f"{entry.key!r} must have exactly one value")
 
 
 def _check_text(field: str, text: str, most: int) -> None:
     require(field, len(text) <= most, f"{len(text)} characters, at most {most}")
-    require(field, is_plain(text), "holds control characters")
+    require(field, is_plain(text), "contains control characters")

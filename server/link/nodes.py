@@ -1,4 +1,4 @@
-"""Who is here: every node by name, what it holds, how it does. Lives on the event loop; no gRPC, no I/O."""
+"""All nodes: their state, their attendance, what they hold. Runs on the event loop; no gRPC, no I/O."""
 
 from __future__ import annotations
 
@@ -13,39 +13,43 @@ from enum import StrEnum
 from fednc.common.errors import RefusedError
 from fednc.common.flower_adapter import node_id
 from fednc.common.tasks.api import Part
+from fednc.common.wire.protocol import REMEMBERED_ASSIGNMENTS
 from fednc.protos import federation_pb2 as pb
 from fednc.server.access.identity import Identity, Refusal
 
-# An id stands for its assignment, which is made when it goes; None: the node attends over another connection now.
+# An id stands for its assignment, which is built when it is sent. None: the node attends over another connection.
 Outbox = asyncio.Queue[pb.ServerEvent | pb.AssignmentId | Refusal | None]
-MOST_NODES = 10_000  # where names cost nothing, somebody may try to fill the memory with them
+MOST_NODES = 10_000  # without authentication, an attacker could fill the memory with names
 
 
 class NodeState(StrEnum):
-    """Where a node stands."""
+    """The state of a node."""
 
     PREPARING = "preparing"  # attending; loads its data
     READY = "ready"
-    PAUSED = "paused"  # by its owner: holds what it is at, wants no more
-    LEAVING = "leaving"  # finishes what it is at, wants no more
-    UNFIT = "unfit"  # attending, but said why it cannot take part
+    PAUSED = "paused"  # by its owner: holds its current work, takes no more
+    LEAVING = "leaving"  # finishes its current work, takes no more
+    UNFIT = "unfit"  # attending, but unable to take part for a reason that it gave
     LOST = "lost"
     DROPPED = "dropped"  # by an operator
-    QUARANTINED = "quarantined"  # by the server: what it sends is rubbish
-    REHEARSING = "rehearsing"  # a dry run; in no roster
+    QUARANTINED = "quarantined"  # by the server, for bad messages
+    REHEARSING = "rehearsing"  # a dry run; not listed among the nodes
+
+
+_STANDINGS = {pb.Declaration.PAUSED: NodeState.PAUSED, pb.Declaration.LEAVING: NodeState.LEAVING}
 
 
 @dataclass(eq=False)
 class Node:
-    """One client, for as long as the server lives; attendances come and go."""
+    """One client, for the lifetime of the server; its attendances come and go."""
 
     name: str
     node_id: int
     state: NodeState = NodeState.LOST
     attendance: bytes = b""
     instance: bytes = b""
-    declaration: pb.Declaration | None = None  # of this attendance, the latest
-    declarations: int = 0  # of this attendance
+    declaration: pb.Declaration | None = None  # the latest of this attendance
+    declarations: int = 0  # in this attendance
     identity: Identity = field(default_factory=Identity)
     part: Part | None = None
     examples: int = 0
@@ -54,19 +58,19 @@ class Node:
     device: str = ""
     pid: int = 0
     problem: str = ""
-    rejections: int = 0  # messages and replies of it that were refused
-    calls: int = 0  # under way, the attending one left out
+    rejections: int = 0  # of its messages and replies
+    calls: int = 0  # in progress, not counting Attend
     progress: pb.Progress | None = None
     bytes_up: int = 0
     bytes_down: int = 0
     last_seen: float = field(default_factory=time.monotonic)
-    silent_ticks: int = 0  # of `heartbeat.py`
+    silent_ticks: int = 0  # see `heartbeat.py`
     outbox: Outbox = field(default_factory=asyncio.Queue)
     given: tuple[Collection[bytes], ...] = ()  # blobs of the last few assignments of this attendance
 
     @property
     def declared(self) -> tuple[int, int, tuple[int, ...]] | None:
-        """Examples, held-out ones and examples per class, as declared last; None before that."""
+        """(examples, held-out examples, examples per class) as last declared; None if never declared."""
         return (self.examples, self.held_out, self.class_counts) if self.declaration else None
 
     @property
@@ -74,8 +78,86 @@ class Node:
         """Whether it attends."""
         return self.state not in (NodeState.LOST, NodeState.DROPPED, NodeState.QUARANTINED)
 
+    # Changes of state. Nothing outside this file assigns to a node's fields.
+
+    def begin_attendance(self, instance: bytes) -> None:
+        """It attends again, as the process `instance`; forget what belonged to the attendance before."""
+        self.attendance, self.instance = secrets.token_bytes(16), instance
+        self.declaration, self.declarations, self.given = None, 0, ()
+        self.state, self.outbox, self.problem = NodeState.PREPARING, asyncio.Queue(), ""
+        self.touch()
+
+    def identify(self, identity: Identity) -> None:
+        """Note the identity of the attending caller."""
+        self.identity = identity
+
+    def end_attendance(self) -> None:
+        """Nobody may act for it until it attends again."""
+        self.attendance = b""
+
+    def declare(self, declaration: pb.Declaration) -> None:
+        """Take over what it declares: what it holds, and whether it can take part."""
+        self.declaration = declaration
+        self.device, self.pid = declaration.device, declaration.pid
+        self.examples, self.held_out = declaration.examples, declaration.held_out
+        self.class_counts = tuple(declaration.class_counts)
+        if declaration.problem:
+            self.state, self.problem = NodeState.UNFIT, declaration.problem
+        else:
+            self.state = _STANDINGS.get(declaration.standing, NodeState.READY)
+
+    def count_declaration(self) -> int:
+        """One more declaration; how many there were in this attendance."""
+        self.declarations += 1
+        return self.declarations
+
+    def lose(self) -> None:
+        """Its attendance ended."""
+        self.state, self.progress = NodeState.LOST, None
+
+    def ban(self, state: NodeState, reason: str) -> None:
+        """It was dropped or quarantined."""
+        self.state, self.problem = state, reason
+
+    def readmit(self) -> None:
+        """It may attend again if it was banned."""
+        if self.state in (NodeState.DROPPED, NodeState.QUARANTINED):
+            self.state, self.problem, self.rejections = NodeState.LOST, "", 0
+
+    def count_rejection(self) -> None:
+        """One of its messages or replies was rejected."""
+        self.rejections += 1
+
+    def begin_call(self) -> None:
+        """A call of it begins."""
+        self.calls += 1
+
+    def end_call(self) -> None:
+        """A call of it is over."""
+        self.calls -= 1
+
+    def report(self, progress: pb.Progress | None) -> None:
+        """Its progress with the current work; None if it has none."""
+        self.progress = progress
+
+    def count_up(self, size: int) -> None:
+        """Count bytes that it sent."""
+        self.bytes_up += size
+
+    def count_down(self, size: int) -> None:
+        """Count bytes that it was sent."""
+        self.bytes_down += size
+
+    def remember_given(self, digests: Collection[bytes]) -> None:
+        """Note the blobs of an assignment; the client keeps those of the last few."""
+        self.given = (*self.given, digests)[-REMEMBERED_ASSIGNMENTS:]
+
+    def count_silence(self) -> None:
+        """A tick of `heartbeat.py` has passed; `touch` starts again at 0."""
+        self.silent_ticks += 1
+
     def touch(self) -> None:
-        """Note a sign of life."""
+        """Note that the node was heard."""
         self.last_seen, self.silent_ticks = time.monotonic(), 0
 
 
@@ -87,19 +169,19 @@ class Roster:
         self._by_name: dict[str, Node] = {}
         self._by_id: dict[int, Node] = {}
         self._by_attendance: dict[bytes, Node] = {}
-        self._rehearsing: dict[str, Node] = {}  # dry runs under way
+        self._rehearsing: dict[str, Node] = {}  # dry runs in progress
 
     def admit(self, name: str, instance: bytes, wanted: Part | None) -> Node:
-        """A fresh attendance for `name`.
+        """Begin a new attendance for `name`.
 
         Raises:
             RefusedError: another process attends under that name, or no part of the split is free.
         """
         node = self._by_name.get(name)
         if node is None and len(self._by_name) >= MOST_NODES:
-            raise RefusedError(f"the server knows {MOST_NODES} names and takes no more")
+            raise RefusedError(f"the server has seen {MOST_NODES} names and accepts no more")
         if node and node.is_here and not hmac.compare_digest(node.instance, instance):
-            raise RefusedError(f"the name {name!r} is taken by a client that is here; choose another with --name")
+            raise RefusedError(f"the name {name!r} is in use by another client; choose another with --name")
         if node is None:
             node = self._know(Node(name, node_id(name), part=self._free_part(name, wanted)))
         elif wanted is not None and node.part != wanted:
@@ -108,20 +190,22 @@ class Roster:
         return node
 
     def rehearse(self, name: str, instance: bytes, wanted: Part | None) -> Node:
-        """A node for a dry run: it gets what it would get, and takes nothing from anybody.
+        """A node for a dry run: it is sent what a real node is sent, but takes no part of the split.
 
         Raises:
-            RefusedError: another dry run of that name is under way.
+            RefusedError: another dry run of that name is in progress.
         """
-        under_way = self._rehearsing.get(name)
-        if under_way and not hmac.compare_digest(under_way.instance, instance):
-            raise RefusedError(f"a dry run of {name!r} is under way; wait for its end, or choose another --name")
-        if not under_way and len(self._rehearsing) >= MOST_NODES:
+        current = self._rehearsing.get(name)
+        if current and not hmac.compare_digest(current.instance, instance):
             raise RefusedError(
-                f"{MOST_NODES} dry runs are under way and the server takes no more; try again later"
+                f"a dry run of {name!r} is in progress; wait until it ends, or choose another --name"
             )
-        if under_way:
-            under_way.outbox.put_nowait(None)
+        if not current and len(self._rehearsing) >= MOST_NODES:
+            raise RefusedError(
+                f"{MOST_NODES} dry runs are in progress and the server accepts no more; try again later"
+            )
+        if current:
+            current.outbox.put_nowait(None)
         known = self._by_name.get(name)
         part = wanted or (known.part if known else None) or (Part(0, self._parts) if self._parts else None)
         node = Node(name, node_id(name), NodeState.REHEARSING, instance=instance, part=part)
@@ -129,33 +213,30 @@ class Roster:
         return node
 
     def end_rehearsal(self, node: Node) -> None:
-        """A dry run is over; another one of its name may have begun meanwhile."""
+        """A dry run is over; another one of that name may have begun in the meantime."""
         if self._rehearsing.get(node.name) is node:
             del self._rehearsing[node.name]
 
     def restore(self, parts: dict[str, int]) -> None:
-        """Know again, after a restart, who took part and which part of the split each name keeps."""
+        """After a restart, restore which nodes took part and which part of the split each one keeps."""
         for name, index in parts.items():
             part = Part(index, self._parts) if self._parts else None
             self._know(Node(name, node_id(name), part=part))
 
     def kept_parts(self) -> dict[str, int]:
-        """What `restore` wants."""
+        """The argument for `restore` after a restart."""
         return {n.name: n.part.index if n.part else 0 for n in self._by_name.values() if n.examples}
 
     def _begin_attendance(self, node: Node, instance: bytes) -> None:
         self._by_attendance.pop(node.attendance, None)
         node.outbox.put_nowait(None)
-        node.attendance, node.instance = secrets.token_bytes(16), instance
-        node.declaration, node.declarations, node.given = None, 0, ()
-        node.state, node.outbox, node.problem = NodeState.PREPARING, asyncio.Queue(), ""
-        node.touch()
+        node.begin_attendance(instance)
         self._by_attendance[node.attendance] = node
 
     def _free_part(self, name: str, wanted: Part | None) -> Part | None:
         if not self._parts:
             if wanted:
-                raise RefusedError("this run has no [split]: each client's data is its own; leave --partition out")
+                raise RefusedError("this run has no [split], every client has its own data; leave --partition out")
             return None
         taken = {n.part.index: n.name for n in self._by_name.values() if n.part and n.name != name}
         if wanted:
@@ -178,7 +259,7 @@ class Roster:
         return wanted
 
     def by_attendance(self, attendance: bytes) -> Node | None:
-        """The node that holds `attendance`, if it is still current."""
+        """The node with this attendance, if it is still current."""
         return self._by_attendance.get(attendance)
 
     @property
@@ -199,17 +280,17 @@ class Roster:
         return self._by_id.get(wanted)
 
     def lose(self, node: Node, attendance: bytes) -> bool:
-        """End an attendance; False where the node has begun another one since."""
+        """End an attendance; False if the node has begun another one since."""
         self._by_attendance.pop(attendance, None)
         if node.attendance != attendance or not node.is_here:
             return False
-        node.state, node.progress = NodeState.LOST, None
+        node.lose()
         return True
 
     def nodes(self) -> list[Node]:
-        """Everybody, by name."""
+        """All nodes, by name."""
         return [self._by_name[name] for name in sorted(self._by_name)]
 
     def ready(self) -> list[Node]:
-        """Those who can work, by name."""
+        """Nodes that are ready to work, by name."""
         return [n for n in self.nodes() if n.state is NodeState.READY]

@@ -1,7 +1,8 @@
-"""What the server expects of the replies of a run, known before the first of them: names, types, shapes, bytes.
+"""The form that the server expects of replies, known in advance: names, types, shapes, bytes.
 
-Made once from task, frame and model; asked before an upload is granted. Foreign strategies make none: for their
-replies only the limits in `message_limits.py` hold. Values are checked later, in the fold's own pass.
+Built from task, frame and model for each stage; checked before an upload is granted. Foreign strategies have no
+schema: for their replies only the limits in `message_limits.py` apply. Values are checked later, during
+aggregation.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ from fednc.common.wire.update_codec import DeltaCodec, delta_codec, is_encodable
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.message_limits import InvalidError
 
-_SLACK_BYTES = 1024  # for what a serialisation puts before the values
+_SLACK_BYTES = 1024  # for the header of a serialised array
 
 
 @dataclass(frozen=True)
 class ExpectedArray:
-    """One array."""
+    """The expected form of one array."""
 
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-    codec: DeltaCodec | None = None  # may also come encoded by this, as a difference
+    codec: DeltaCodec | None = None  # the array may also be a difference encoded with this
 
     @classmethod
     def like(cls, tensor: Tensor, codec: DeltaCodec | None = None) -> ExpectedArray:
@@ -55,7 +56,7 @@ class ExpectedArray:
         return cls(dtype, tuple(tensor.shape), nbytes, codec if is_encodable(tensor) else None)
 
     def problem(self, meta: pb.ArrayMeta) -> str:
-        """What is wrong with an array that should be this one; empty: nothing."""
+        """What is wrong with an array; empty if nothing."""
         if (meta.dtype, tuple(meta.shape)) != (self.dtype, self.shape):
             return f"is {meta.dtype}{list(meta.shape)!s:.80}, expected {self.dtype}{list(self.shape)}"
         if self.codec and meta.stype == self.codec.stype:
@@ -64,7 +65,7 @@ class ExpectedArray:
         if meta.stype not in (arrays.NPY, arrays.RAW_BF16):
             return f"has serialisation {meta.stype!r:.40}"
         if not self.nbytes <= meta.size <= self.nbytes + _SLACK_BYTES:
-            return f"has {meta.size} bytes, expected {self.nbytes} and a header"
+            return f"has {meta.size} bytes, expected {self.nbytes} plus a header"
         return ""
 
 
@@ -73,13 +74,13 @@ Arrays = Mapping[str, ExpectedArray]
 
 @dataclass(frozen=True)
 class ReplyForm:
-    """The records of one kind of reply: those that must be there, and those that may."""
+    """The records of one kind of reply: required and optional ones."""
 
     required: Mapping[str, Arrays] = field(default_factory=dict)
     optional: Mapping[str, Arrays] = field(default_factory=dict)
 
     def check(self, manifest: pb.Manifest) -> None:
-        """Raises InvalidError unless the manifest has this form, with one record of metrics beside the arrays."""
+        """Raises InvalidError unless the manifest has this form, plus at most one record of metrics."""
         missing = set(self.required) - {record.name for record in manifest.records}
         if missing:
             raise InvalidError("manifest.records", f"the reply has no record {sorted(missing)[0]!r}")
@@ -87,7 +88,7 @@ class ReplyForm:
         for record in manifest.records:
             kind = record.WhichOneof("kind")
             if kind == "arrays" and record.name in self.optional and not record.arrays.items:
-                continue  # of a client that has nothing to tell
+                continue  # the client has nothing to report
             if kind == "arrays" and record.name in allowed:
                 _check_arrays(record, allowed[record.name])
             elif (record.name, kind) != (METRICS, "metrics"):
@@ -98,7 +99,7 @@ class ReplyForm:
 
 @dataclass(frozen=True)
 class ReplySchema:
-    """What replies hold, by message type, and how many classes there are."""
+    """The form of replies by message type, and the number of classes."""
 
     label_space: int
     forms: Mapping[str, ReplyForm]
@@ -114,13 +115,13 @@ class ReplySchema:
         *,
         is_first: bool,
     ) -> ReplySchema:
-        """The agreement of a run of fednc's own apps in one stage.
+        """The schema for one stage of a run of fednc's own apps.
 
         Args:
-            model: the tensors that clients train in it.
-            extra: what a method keeps on the server.
+            model: the tensors that clients train in the stage.
+            extra: tensors that a method sends beside the model.
             initial: what is scaled before round 1, if anything.
-            is_first: whether it is the first stage; the metric of the class memory is made in that one.
+            is_first: whether it is the first stage, the only one in which second moments may be collected.
         """
         codec = delta_codec(task.run.link.codec)
         weights = {key: ExpectedArray.like(value, codec) for key, value in model.items()}
@@ -149,7 +150,7 @@ class ReplySchema:
         )
 
     def check(self, message_type: str, manifest: pb.Manifest) -> None:
-        """Raises InvalidError: the reply has not the form that this type of message asks for."""
+        """Raises InvalidError if the reply does not have the form for this type of message."""
         if message_type in self.forms:
             self.forms[message_type].check(manifest)
 

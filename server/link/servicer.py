@@ -1,7 +1,6 @@
-"""The gRPC face of the federation: ties calls to nodes, moves bytes, maps errors to status codes.
+"""The gRPC service of the federation: assigns calls to nodes, moves bytes, maps errors to status codes.
 
-Thin on purpose; every decision is in `federation.py`, and who is calling was settled by
-`server/access/interceptor.py`.
+Thin on purpose: decisions are made in `federation.py`, and `server/access/interceptor.py` has checked the caller.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from fednc.server.link.federation import Federation
 from fednc.server.link.flow_control import Window
 from fednc.server.link.message_limits import InvalidError, require
 from fednc.server.link.nodes import Node, Outbox
-from fednc.server.link.uploads import Frames, Inflow
+from fednc.server.link.uploads import Frames, UploadReceiver
 
-_CALLS_PER_NODE = 16  # at once, the attending one left out
+_CALLS_PER_NODE = 16  # at the same time, not counting Attend
 _PROGRESS_PAUSE_S = 0.02
-_GONE = "a blob is gone: the work it belonged to is over"
+_GONE = "a blob no longer exists: the work it belonged to is over"
 _NOTHING: tuple[bytes, ...] = ()
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -50,7 +49,7 @@ class FederationServicer(rpc.FederationServicer):
         nodes = max(run.rounds.min_clients, run.split.parts if run.split else 0)
         self._beat_s, self._stall_s = run.server.liveness_s / BEATS, BULK_FACTOR * run.server.liveness_s
         self._downward, upward = Window(budget_bytes), Window(budget_bytes)
-        self._inflow = Inflow(federation, upward, self._stall_s, nodes)
+        self._uploads = UploadReceiver(federation, upward, self._stall_s, nodes)
         self.http2_options = upward.http2_options
 
     async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[Event]:
@@ -72,15 +71,15 @@ class FederationServicer(rpc.FederationServicer):
             self._federation.depart(node, attendance)
 
     async def _next_event(self, node: Node, outbox: Outbox) -> Event | Refusal | None:
-        """What the node is told next; where there is nothing to tell, that we are alive."""
+        """The next event for the node; a heartbeat if there is none for a while."""
         beat = asyncio.get_running_loop().call_later(self._beat_s, outbox.put_nowait, pb.ServerEvent())
         try:
-            said = await outbox.get()
+            event = await outbox.get()
         finally:
             beat.cancel()
-        if not isinstance(said, pb.AssignmentId):
-            return said
-        return self._federation.assignment(said) if node.outbox is outbox else None
+        if not isinstance(event, pb.AssignmentId):
+            return event
+        return self._federation.assignment(event) if node.outbox is outbox else None
 
     async def _admit(self, request: pb.AttendRequest, context: Context) -> Node:
         if request.protocol != PROTOCOL:
@@ -91,18 +90,18 @@ class FederationServicer(rpc.FederationServicer):
             )
         try:
             message_limits.check_attend(request)
-        except InvalidError as e:  # not counted against the name: nobody has proved yet whose it is
-            self._federation.door.refusals[f"Attend.{e.field}"] += 1
+        except InvalidError as e:  # not counted against the name, because the caller's right to it is unchecked
+            self._federation.door.rejections[f"Attend.{e.field}"] += 1
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         CALLER.get().require_name(request.name)
         if problem := version_problem(request, self._federation.run, self._federation.app):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
-        CALL.get().node = request.name
+        CALL.get().act_for(request.name)
         try:
             node = self._federation.admit(request)
         except RefusedError as e:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(e))
-        node.identity = CALLER.get()
+        node.identify(CALLER.get())
         return node
 
     async def _node(self, context: Context) -> Node:
@@ -111,33 +110,31 @@ class FederationServicer(rpc.FederationServicer):
         if node is None:
             await context.abort(grpc.StatusCode.ABORTED, "unknown attendance; attend first")
         CALLER.get().require_name(node.name)
-        CALL.get().node = node.name
+        CALL.get().act_for(node.name)
         node.touch()
         return node
 
     @asynccontextmanager
     async def _call(self, context: Context, name: str) -> AsyncIterator[Node]:
-        """The node that makes a call other than Attend; what it must not say ends the call and is counted."""
+        """The node that makes a call other than Attend. An invalid message ends the call and is counted."""
         node = await self._node(context)
         if node.calls >= _CALLS_PER_NODE:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{node.calls} calls at once; end some first")
-        node.calls += 1
+        node.begin_call()
         try:
             yield node
         except InvalidError as e:
-            self._federation.door.turn_down(node, name, e)
+            self._federation.door.reject_message(node, name, e)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         finally:
-            node.calls -= 1
+            node.end_call()
 
     async def Declare(self, request: pb.Declaration, context: Context) -> pb.DeclarationReceipt:
         """See federation.proto."""
         async with self._call(context, "Declare") as node:
-            agreement = self._federation.agreement
-            message_limits.check_declaration(request, agreement.label_space if agreement else None)
-            node.declarations += 1
-            most = message_limits.DECLARATIONS
-            require("standing", node.declarations <= most, f"declared {most} times in one attendance")
+            schema, most = self._federation.schema, message_limits.DECLARATIONS
+            message_limits.check_declaration(request, schema.label_space if schema else None)
+            require("standing", node.count_declaration() <= most, f"declared {most} times in one attendance")
             self._federation.declare(node, request)
         return pb.DeclarationReceipt()
 
@@ -157,28 +154,29 @@ class FederationServicer(rpc.FederationServicer):
                 is_wanted=lambda: node.attendance == attendance and None not in map(get, request.digests),
             )
             left = sum(map(len, blobs))
-            del blobs  # a model whose round is over must not be held for one who reads nothing
+            del blobs  # a client that does not read must not keep a model alive after its round is over
             with self._downward.transfer():
                 async for size in going:
-                    node.bytes_down, left = node.bytes_down + size, left - size
+                    node.count_down(size)
+                    left -= size
             if node.attendance != attendance:
                 await context.abort(grpc.StatusCode.ABORTED, "the attendance that asked for this is over")
             if left:
                 await context.abort(grpc.StatusCode.NOT_FOUND, _GONE)
-        for each in _NOTHING:  # makes it a generator, as streams are to the gate
+        for each in _NOTHING:  # makes this an async generator, as the interceptor expects of streams
             yield each
 
     async def Upload(self, frames: Frames, context: Context) -> AsyncIterator[pb.UploadEvent]:
         """See federation.proto."""
         async with self._call(context, "Upload") as node:
-            receipt = await self._inflow.stream(node, frames, context)
+            receipt = await self._uploads.stream(node, frames, context)
             if receipt is not None:
                 yield pb.UploadEvent(receipt=receipt)
 
     async def UploadWhole(self, request: pb.WholeUpload, context: Context) -> pb.Receipt:
         """See federation.proto."""
         async with self._call(context, "UploadWhole") as node:
-            return await self._inflow.whole(node, request, context)
+            return await self._uploads.whole(node, request, context)
 
     async def Report(self, progress: AsyncIterator[pb.Progress], context: Context) -> pb.ReportSummary:
         """See federation.proto."""
@@ -188,18 +186,18 @@ class FederationServicer(rpc.FederationServicer):
                 if node.attendance != attendance:
                     break
                 node.touch()
-                if message.HasField("id"):  # else a sign of life
+                if message.HasField("id"):  # else a heartbeat
                     message_limits.check_progress(message, node.node_id)
                     if self._federation.has_work(message.id):
-                        node.progress = message
+                        node.report(message)
                 if time.monotonic() - before < _PROGRESS_PAUSE_S:
-                    await asyncio.sleep(_PROGRESS_PAUSE_S)  # what comes faster waits in the client
+                    await asyncio.sleep(_PROGRESS_PAUSE_S)  # slows down clients that send too often
                 before = time.monotonic()
         return pb.ReportSummary()
 
 
 def add_to(server: grpc.aio.Server, servicer: FederationServicer) -> None:
-    """What the generated code does, and before it the calls that carry data, which skip protobuf's copies."""
+    """Register the service. Calls that carry data get handlers that avoid protobuf's copies, and come first."""
     calls: dict[str, Any] = {
         "Attend": grpc.unary_stream_rpc_method_handler(
             servicer.Attend, pb.AttendRequest.FromString, framing.pack_event
@@ -212,4 +210,4 @@ def add_to(server: grpc.aio.Server, servicer: FederationServicer) -> None:
     service = pb.DESCRIPTOR.services_by_name["Federation"].full_name
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, calls),))
     rpc.add_FederationServicer_to_server(servicer, server)
-    server.add_registered_method_handlers(service, calls)  # from some gRPC after 1.81 on these win, not the first
+    server.add_registered_method_handlers(service, calls)  # newer gRPC uses these instead of the generic handlers

@@ -1,8 +1,8 @@
-"""Who may send bulk now: uploads share one budget, wait their turn before a byte flows, and are continued later.
+"""The budget for uploads: they share a number of bytes, wait for their turn, and can be resumed later.
 
-Used by the federation, on the event loop. A share of the budget is held by a running upload and by a complete one
-that waits for the fold, never by a client that is silent or gone: what it has sent stays on the disk or, if small,
-in memory, within a part of the budget.
+Used by the federation on the event loop. A running upload holds a share of the budget, and so does a complete one
+that waits for aggregation. A client that is silent or gone holds none: the bytes that it has sent stay on disk or,
+if they are few, in memory, within a small part of the budget.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from fednc.server.link.upload_store import FileStore, MemoryStore, SpooledUpload
 
 log = logging.getLogger("fednc.server")
 _IN_MEMORY = ("tmpfs", "ramfs")
-_PART_IN_MEMORY = 8  # of the budget, for all of those
+_PART_IN_MEMORY = 8  # one part in 8 of the budget is for small uploads kept in memory
 
 
 class SupersededError(Exception):
-    """The work was settled or taken over by another call while this one waited."""
+    """The work was settled, or taken over by another call, while this call waited."""
 
 
 @dataclass(eq=False)
 class Slot:
-    """What one piece of work has sent so far, the call that is sending it, and the share that is held for it."""
+    """The upload of one piece of work so far, the call that sends it, and its share of the budget."""
 
     upload: SpooledUpload | None = None
     call: object | None = None
@@ -41,7 +41,7 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class _Turn:
-    """One that waits."""
+    """An upload that waits."""
 
     size: int
     owner: object
@@ -49,9 +49,9 @@ class _Turn:
 
 
 class Budget:
-    """A number of bytes shared first come, first served; one who wants more than all of it passes alone.
+    """A number of bytes shared first come, first served. A request for more than all of it is served alone.
 
-    An owner that holds bytes already waits behind all those that hold none.
+    An owner that already holds bytes waits behind all owners that hold none.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -62,7 +62,7 @@ class Budget:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody waits."""
+        """Whether any request waits."""
         return bool(self._queue)
 
     async def acquire(self, size: int, owner: object = None) -> None:
@@ -76,7 +76,7 @@ class Budget:
             await turn.came
         except asyncio.CancelledError:
             if turn.came.done() and not turn.came.cancelled():
-                self.release(size, owner)  # it was given to us in the moment in which we left
+                self.release(size, owner)  # it was granted just as we were cancelled
             else:
                 with suppress(ValueError):
                     self._queue.remove(turn)
@@ -84,7 +84,7 @@ class Budget:
             raise
 
     def release(self, size: int, owner: object = None) -> None:
-        """Give `size` bytes back."""
+        """Return `size` bytes."""
         self.used_bytes -= size
         if owner is not None:
             self._held[owner] -= size
@@ -102,7 +102,7 @@ class Budget:
                 turn.came.set_result(None)
 
     def _next(self) -> _Turn:
-        """The first whose owner holds nothing, else the first."""
+        """The first request whose owner holds nothing, else the first one."""
         return next((turn for turn in self._queue if turn.owner not in self._held), self._queue[0])
 
     def _fits(self, size: int) -> bool:
@@ -113,27 +113,25 @@ class Intake:
     """The uploads of one federation."""
 
     def __init__(self, folder: Path, total_bytes: int) -> None:
-        """`folder` receives the bytes; it must lie on a disk, not in memory."""
+        """`folder` is where uploads are stored; it should be on a disk, not on tmpfs."""
         self._folder, self._numbers = folder, itertools.count()
         self.budget = Budget(total_bytes)
         self._room = threading.Semaphore(total_bytes // _PART_IN_MEMORY // WHOLE_BYTES)  # for small uploads
         private_folder(folder)
         if (kind := filesystem_of(folder)) in _IN_MEMORY:
-            log.warning(
-                "uploads that wait take memory, for the run's folder lies in it (%s): put it on a disk", kind
-            )
+            log.warning("uploads that wait take memory, because the run's folder is on %s: put it on a disk", kind)
 
     async def open(
         self, slot: Slot, upload_id: bytes, size: int, owner: object = None
     ) -> tuple[object, SpooledUpload]:
-        """(this call, the upload to continue or a new one), once the budget has room for it.
+        """(token of this call, the upload to continue or a new one), once the budget has room for it.
 
-        `owner` is the node. A call that was sending for the same work is superseded at once: its connection is
+        `owner` is the node. An earlier call for the same work is superseded at once, because its connection is
         gone.
 
         Raises:
             SupersededError: another call came, or the work was settled, while this one waited.
-            OSError: the spool cannot be written.
+            OSError: the upload cannot be stored.
         """
         self.suspend(slot)
         call = slot.call = object()
@@ -158,14 +156,14 @@ class Intake:
         return FileStore(self._folder / f"{next(self._numbers):08d}")
 
     def suspend(self, slot: Slot, call: object | None = None) -> None:
-        """Nobody sends for the slot any more; what was received stays. With `call`: unless another took over."""
+        """Give up the slot's share; keep the received bytes. With `call`: only if that call still has the slot."""
         if call is None or slot.call is call:
             share, slot.share_bytes, slot.call = slot.share_bytes, 0, None
             if share:
                 self.budget.release(share, slot.owner)
 
     def drop(self, slot: Slot) -> None:
-        """Forget what was received."""
+        """Discard the received bytes."""
         self.suspend(slot)
         self._discard(slot)
 
@@ -175,7 +173,7 @@ class Intake:
             slot.upload = None
 
     def hand_over(self, slot: Slot) -> Slot:
-        """The complete upload with its share, in a slot of its own that no call can touch."""
+        """Move the complete upload and its share to a new slot that no call can reach."""
         complete = Slot(slot.upload, None, slot.share_bytes, slot.owner)
         slot.upload, slot.call, slot.share_bytes = None, None, 0
         return complete

@@ -1,7 +1,7 @@
-"""How fast an upload comes, and whether it may keep its place in the budget while others wait for one.
+"""Measures the speed of an upload, and decides whether it may keep its place in the budget while others wait.
 
-Asked by the inflow at every message. Who loses its place is not at fault: it comes back and goes on from where it
-was, after those who waited.
+Checked at every message of an upload. Losing the place is no penalty: the client comes back and resumes the upload
+after those that waited.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Callable
 
 
 class Pace:
-    """The pace of one upload, measured over one window after the other."""
+    """The speed of one upload, measured in consecutive windows."""
 
     def __init__(
         self, floor_bytes_s: float, window_s: float, turn_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Slower than `floor_bytes_s` over `window_s` is too slow. An upload that takes more than its share of the
-        budget has a turn of `turn_s`.
+        """An upload is too slow below `floor_bytes_s` over `window_s`. One that holds more than a node's share of
+        the budget may take `turn_s`.
         """
         self._floor_bytes_s, self._window_s, self._turn_s, self._clock = floor_bytes_s, window_s, turn_s, clock
         self._began = self._since = clock()
-        self._at: int | None = None  # bytes that were there when the window began
-        self._slow_bytes_s: float | None = None  # the last window's pace, where that was too slow
+        self._at: int | None = None  # bytes received when the window began
+        self._slow_bytes_s: float | None = None  # speed in the last window, if it was too slow
 
     def note(self, received: int) -> None:
-        """So many bytes are here now."""
+        """Note how many bytes have been received by now."""
         if self._at is None:
             self._at = received
         elapsed = self._clock() - self._since
@@ -35,11 +35,11 @@ class Pace:
             self._since, self._at = self._clock(), received
 
     def problem(self, *, is_large: bool) -> str:
-        """Why the upload gives its place to one that waits; empty where it need not. `is_large`: it holds more of
-        the budget than a node's share.
+        """Why the upload must give up its place to one that waits; empty if it need not. `is_large`: it holds more
+        than a node's share of the budget.
         """
         if self._slow_bytes_s is not None:
-            return f"{self._slow_bytes_s:.0f} bytes a second, fewer than {self._floor_bytes_s:.0f}"
+            return f"it sends {self._slow_bytes_s:.0f} bytes per second, less than {self._floor_bytes_s:.0f}"
         if is_large and self._clock() - self._began >= self._turn_s:
             return f"it has held more than a node's share of the budget for {self._turn_s:g} s"
         return ""

@@ -1,8 +1,8 @@
-"""Uploads, on disk: received in order, resumed after a broken connection, committed whole or not at all.
+"""Stores uploads: received in order, resumed after a broken connection, committed completely or not at all.
 
-Written by the upload call on the event loop, read by the grid in the strategy's thread. The folder lies on the
-state directory's disk, never on tmpfs, so that replies waiting for the fold cost no memory; only small ones
-stay in memory, up to a small part of the budget.
+Written by the upload call on the event loop, read by the grid in the strategy's thread. The folder must be on a
+disk, not on tmpfs, so that replies waiting for aggregation take no memory. Only small ones stay in memory, up to a
+small part of the budget.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fednc.common.wire.framing import Data
 
 
 class SpooledUpload:
-    """One upload under way."""
+    """One upload in progress."""
 
     def __init__(self, store: MemoryStore | FileStore, upload_id: bytes, size: int) -> None:
         self.upload_id, self.size = upload_id, size
@@ -42,18 +42,18 @@ class SpooledUpload:
         self.received += len(data)
 
     def is_intact(self, digest: bytes) -> bool:
-        """Whether all bytes are here and arrived as they were sent. Asked once, at the end."""
+        """Whether all bytes have arrived, undamaged. Call this once, at the end."""
         return self.received == self.size and self._fingerprint.finish() == digest
 
     def take(self, sizes: list[int]) -> list[memoryview]:
-        """The arrays as views on what was stored, which goes when the last view does."""
+        """The arrays as views of the stored bytes, which are freed with the last view."""
         view = self._store.take(self.size)
         ends = list(itertools.accumulate(sizes))
         return [view[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
-    def rest(self) -> None:
-        """Nothing is done with it for long: keep no file open."""
-        self._store.rest()
+    def close_file(self) -> None:
+        """Close the file while the upload waits."""
+        self._store.close_file()
 
     def discard(self) -> None:
         """Drop everything."""
@@ -61,7 +61,7 @@ class SpooledUpload:
 
 
 class FileStore:
-    """Bytes on the disk. The file's name is removed when they are taken."""
+    """Bytes in a file, which is unlinked when they are taken."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
@@ -77,7 +77,7 @@ class FileStore:
             view = view[written:]
 
     def take(self, size: int) -> memoryview:
-        """All of them, read-only; nothing can follow. Raises OSError."""
+        """All bytes, read-only. Nothing can be appended after this. Raises OSError."""
         if self._file < 0:
             self._file = os.open(self._path, os.O_RDONLY)
         self._path.unlink()
@@ -86,45 +86,45 @@ class FileStore:
         self._file, self._is_here = -1, False
         return view
 
-    def rest(self) -> None:
-        """Close the file."""
+    def close_file(self) -> None:
+        """Close the file; `take` opens it again."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def discard(self) -> None:
-        """Drop them."""
-        self.rest()
+        """Delete the file."""
+        self.close_file()
         if self._is_here:
             self._is_here = False
             self._path.unlink(missing_ok=True)
 
 
 class _Bytes(bytearray):
-    """One that can say when nobody holds it any more."""
+    """A bytearray that supports weak references."""
 
 
 class MemoryStore:
-    """Bytes in memory: for small uploads, of which there are many."""
+    """Bytes in memory, for small uploads."""
 
     def __init__(self, free: Callable[[], None]) -> None:
-        """`free` is called once, when nobody holds the bytes any more."""
+        """`free` is called once, when the bytes are no longer referenced."""
         self._data = _Bytes()
         weakref.finalize(self._data, free)
 
     def append(self, data: Data) -> None:
-        """More of them."""
+        """Add bytes."""
         self._data += data
 
     def take(self, size: int) -> memoryview:
-        """All of them, read-only; nothing can follow."""
+        """All bytes, read-only. Nothing can be appended after this."""
         view = memoryview(self._data)[:size].toreadonly()
         self.discard()
         return view
 
-    def rest(self) -> None:
-        """It holds no file."""
+    def close_file(self) -> None:
+        """Do nothing: there is no file."""
 
     def discard(self) -> None:
-        """Drop them."""
+        """Release the bytes."""
         self._data = _Bytes()

@@ -1,6 +1,6 @@
-"""Uploads: a reply comes in as far as it is granted, or in one message where it is small, and is taken once.
+"""Receives uploads: a reply arrives in granted pieces, or in one message if it is small, and is committed once.
 
-Used by the servicer, on the event loop. What a reply may hold is the federation's business.
+Used by the servicer on the event loop. The federation decides what a reply may contain.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from fednc.server.link.upload_budget import SupersededError
 from fednc.server.link.upload_pace import Pace
 from fednc.server.link.upload_store import SpooledUpload
 
-_PACE_STALLS, _TURN_STALLS = 2, 4  # times `stall_s`: to measure a pace over, and for the turn of a large upload
+_PACE_STALLS, _TURN_STALLS = 2, 4  # times `stall_s`: the window for measuring the speed, a large upload's turn
 _COMMITTED = pb.Receipt(outcome=pb.Receipt.COMMITTED)
-_BROKEN_OFF = pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="stopped before its end; go on from where you were")
-_LATE = pb.Receipt(outcome=pb.Receipt.LATE, reason="the work was cancelled or taken over")
+_BROKEN_OFF = pb.Receipt(outcome=pb.Receipt.DAMAGED, reason="the upload stopped before its end; resume it")
+_LATE = pb.Receipt(outcome=pb.Receipt.LATE, reason="the work was cancelled, or another call took over")
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -38,21 +38,21 @@ Frames = AsyncIterator[pb.UploadFrame | Data]
 Receive = Callable[[Work, object, SpooledUpload], Awaitable[pb.Receipt]]
 
 
-class Inflow:
+class UploadReceiver:
     """The uploads of one federation."""
 
     def __init__(self, federation: Federation, window: Window, stall_s: float, nodes: int = 1) -> None:
-        """Who neither sends nor reads for `stall_s` loses its place. So many `nodes` are expected."""
+        """A client that neither sends nor reads for `stall_s` loses its place. `nodes`: how many are expected."""
         self._federation, self._window, self._stall_s = federation, window, stall_s
         self._floor_bytes_s = 1024 * federation.run.server.upload_floor_kib_s
         self._node_share_bytes = federation.intake.budget.total_bytes // max(1, nodes)
 
     async def whole(self, node: Node, upload: pb.WholeUpload, context: Context) -> pb.Receipt:
-        """What is said to a reply that is all there. Raises InvalidError."""
+        """Receive a reply in one message; return the receipt. Raises InvalidError."""
         header, data = pb.UploadHeader(), upload.data
-        header.CopyFrom(upload.header)  # a part of the message would hold all of it, and its data, until the fold
-        require("header", upload.HasField("header"), "an upload has a header")
-        require("data", len(data) <= WHOLE_BYTES, f"{len(data)} bytes at once, at most {WHOLE_BYTES} come whole")
+        header.CopyFrom(upload.header)  # a reference into the message would keep all of it, with its data, alive
+        require("header", upload.HasField("header"), "the upload has no header")
+        require("data", len(data) <= WHOLE_BYTES, f"{len(data)} bytes at once, at most {WHOLE_BYTES} are allowed")
 
         async def receive(work: Work, _call: object, spooled: SpooledUpload) -> pb.Receipt:
             self._append(work, spooled, data[spooled.received :])
@@ -61,12 +61,12 @@ class Inflow:
         return await self._settle(node, header, receive, context)
 
     async def stream(self, node: Node, frames: Frames, context: Context) -> pb.Receipt | None:
-        """What is said at the end of a reply in frames; None where nothing came. Raises InvalidError."""
+        """Receive a reply in frames; return the receipt, or None if no frame came. Raises InvalidError."""
         first = await self._next(frames, context)
         if first is None:
             return None  # the connection broke
         header = first.header if isinstance(first, pb.UploadFrame) and first.HasField("header") else None
-        require("header", header is not None, "an upload starts with its header")
+        require("header", header is not None, "the upload does not start with a header")
         assert header is not None
 
         async def receive(work: Work, call: object, spooled: SpooledUpload) -> pb.Receipt:
@@ -133,37 +133,37 @@ class Inflow:
     async def _grant(
         self, allowance: Allowance, received: int, frames: Frames, context: Context
     ) -> pb.UploadFrame | Data | None:
-        """Let the client go on, and what it sends next."""
+        """Send a grant to the client; return the next frame."""
         grant = pb.UploadEvent(grant=pb.Grant(offset=received, until=allowance.until, frame=allowance.frame_bytes))
         await self._within_patience(context.write(grant), context)
         return await self._next(frames, context)
 
     async def _next(self, frames: Frames, context: Context) -> pb.UploadFrame | Data | None:
-        """The next frame, None at the end."""
+        """The next frame; None at the end."""
         return await self._within_patience(anext(frames, None), context)
 
     async def _within_patience(self, step: Awaitable[T], context: Context) -> T:
-        """A client that neither sends nor reads for long gives its place to others."""
+        """Await `step`; end the call if the client neither sends nor reads for `stall_s`."""
         try:
             async with asyncio.timeout(self._stall_s):
                 return await step
         except TimeoutError:
-            reason = f"no byte for {self._stall_s:g} s; go on from where you were"
+            reason = f"no byte for {self._stall_s:g} s; resume the upload"
             await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
 
     async def _make_room(self, work: Work, upload: SpooledUpload, pace: Pace, context: Context) -> None:
-        """End the call of an upload that others need not wait for any longer. What was received stays."""
+        """End the call if the upload must give up its place to others. The received bytes stay."""
         pace.note(upload.received)
         if not self._federation.intake.budget.is_wanted:
             return
         if problem := pace.problem(is_large=upload.size > self._node_share_bytes):
             self._federation.note_put_back(work, problem)
-            reason = f"others wait for their turn and {problem}; go on later from where you were"
+            reason = f"others wait for their turn and {problem}; resume the upload later"
             await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
 
     def _append(self, work: Work, upload: SpooledUpload, data: Data) -> None:
         upload.append(fault_injection.through("server.upload", data))
-        work.node.bytes_up += len(data)
+        work.node.count_up(len(data))
 
     def _finish(self, work: Work, upload: SpooledUpload, header: pb.UploadHeader, digest: bytes) -> pb.Receipt:
         if not upload.is_intact(digest):

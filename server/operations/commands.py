@@ -1,7 +1,7 @@
-"""What an operator may ask of a run: one class per command, registered by its field of `ControlRequest`.
+"""The commands that an operator may send to a run: one class each, registered by its field of `ControlRequest`.
 
-The operator's client sends them, the servicer obeys them; a new command is a class here and a field in
-operator.proto. Imports nothing heavy, for an operator's machine only sends.
+The operator's client sends them, the servicer carries them out. A new command is a class here and a field in
+operator.proto. Imports nothing heavy, because an operator's machine only sends commands.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
     from fednc.server.rounds.control import RunControl
 
 COMMANDS: dict[str, type[Command]] = {}  # field of ControlRequest: its class; filled as the classes are defined
-_NAMED = 20  # names in a reason
+_NAMED = 20  # most names listed in an error message
 
 
 class UnknownNodeError(ConfigError):
-    """No node of that name is meant."""
+    """There is no node of that name."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """The run that a command is for, and who asks."""
+    """The run that a command is for, and the operator who sent it."""
 
     federation: Federation
     control: RunControl
     operator: str
 
     def note(self, command: Command, text: str, classes: tuple[str, ...] | None = None) -> None:
-        """Record that the command is obeyed."""
+        """Record that the command was carried out."""
         event = OperatorCommand(text=text, command=command.field, operator=self.operator, classes=classes)
         self.federation.events.emit(event)
 
 
 @dataclass(frozen=True)
 class Command(ABC):
-    """One thing that may be asked of a run. Its fields are those of its message in operator.proto."""
+    """One command. Its fields are those of its message in operator.proto."""
 
     field: ClassVar[str] = ""
 
@@ -51,29 +51,29 @@ class Command(ABC):
         COMMANDS[field] = cls
 
     def to_request(self) -> pb.ControlRequest:
-        """As it travels."""
+        """The message to send."""
         return pb.ControlRequest(**{self.field: {each.name: getattr(self, each.name) for each in fields(self)}})
 
     @classmethod
     def of_message(cls, message: Any) -> Command:
-        """What travelled."""
+        """The command in a received message."""
         values = {each.name: getattr(message, each.name) for each in fields(cls)}
         return cls(**{name: value if isinstance(value, str) else tuple(value) for name, value in values.items()})
 
     @abstractmethod
     def obey(self, served: Served) -> None:
-        """Do what is asked; called on the event loop.
+        """Carry out the command; called on the event loop.
 
         Raises:
-            ConfigError: what the operator names cannot be used.
-            WrongMomentError: it does not fit where the run stands.
-            OSError: it is done, but a restart will forget it.
+            ConfigError: the operator named something that cannot be used.
+            WrongMomentError: the command does not fit the state of the run.
+            OSError: it is done, but will be lost at a restart.
         """
 
 
 @dataclass(frozen=True)
 class PauseRun(Command, field="pause"):
-    """The round under way is finished, the next one waits."""
+    """Finish the current round, then wait before the next one."""
 
     def obey(self, served: Served) -> None:
         """See Command."""
@@ -83,27 +83,27 @@ class PauseRun(Command, field="pause"):
 
 @dataclass(frozen=True)
 class ResumeRun(Command, field="resume"):
-    """A paused run goes on."""
+    """Continue a paused run."""
 
     def obey(self, served: Served) -> None:
         """See Command."""
         served.control.resume()
-        served.note(self, f"{served.operator} lets the run go on")
+        served.note(self, f"{served.operator} resumes the run")
 
 
 @dataclass(frozen=True)
 class StopRun(Command, field="stop"):
-    """The round under way is finished, then the run ends with its files written."""
+    """Finish the current round, then end the run and write its files."""
 
     def obey(self, served: Served) -> None:
         """See Command."""
         served.control.stop()
-        served.note(self, f"{served.operator} stops the run: no round after the one under way")
+        served.note(self, f"{served.operator} stops the run after the current round")
 
 
 @dataclass(frozen=True)
 class DropNode(Command, field="drop"):
-    """A node's session ends; it is refused until it is readmitted."""
+    """Disconnect a node and refuse it until it is readmitted."""
 
     node: str
 
@@ -113,13 +113,13 @@ class DropNode(Command, field="drop"):
         found = roster.by_name(self.node)
         if found is None:
             known = _some([each.name for each in roster.nodes()])
-            raise UnknownNodeError(f"no node {self.node!r:.80} was ever here; there were: {known}")
+            raise UnknownNodeError(f"the server has never seen a node {self.node!r:.80}; it knows: {known}")
         served.federation.door.drop(found, f"dropped by {served.operator}")
 
 
 @dataclass(frozen=True)
 class ReadmitNode(Command, field="readmit"):
-    """A node that was dropped, or that the server put into quarantine, may attend again."""
+    """Let a node attend again that was dropped by an operator or quarantined by the server."""
 
     node: str
 
@@ -128,12 +128,12 @@ class ReadmitNode(Command, field="readmit"):
         door = served.federation.door
         if not door.readmit(self.node, served.operator):
             out = _some([*door.dropped, *door.quarantined])
-            raise UnknownNodeError(f"{self.node!r:.80} is not shut out; those who are: {out}")
+            raise UnknownNodeError(f"{self.node!r:.80} is neither dropped nor quarantined; these are: {out}")
 
 
 @dataclass(frozen=True)
 class StartSession(Command, field="next_session"):
-    """The session that waits for an operator begins, with classes of these names where the run file has none."""
+    """Start the session that waits for an operator; `classes` are needed if the run file names none for it."""
 
     classes: tuple[str, ...] = ()
 
@@ -144,6 +144,6 @@ class StartSession(Command, field="next_session"):
 
 
 def _some(names: list[str]) -> str:
-    """The first names, of what may be ten thousand: a status's text has to fit into a header."""
-    shown = ", ".join(names[:_NAMED]) or "nobody"
+    """The first few names (there may be ten thousand): a gRPC status must fit into an HTTP header."""
+    shown = ", ".join(names[:_NAMED]) or "none"
     return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown

@@ -1,6 +1,6 @@
 """The tracker `csv`: every metric of every round as a line of `metrics.csv` in the run's folder.
 
-One line for each value (round, metric, value), so that a run whose metrics change needs no other columns.
+One line per value (round, metric, value), so the columns stay the same when the metrics change.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from fednc.common.errors import ConfigError
 from fednc.common.files import private
@@ -18,10 +19,13 @@ COLUMNS = ("round", "metric", "value")
 
 
 class CsvTracker(Tracker):
-    """Appends to `metrics.csv`; a run that goes on after a restart goes on in the same file."""
+    """Appends to `metrics.csv`, also after a restart."""
+
+    def __init__(self) -> None:
+        self._path = Path(FILE)  # set by `on_start`
 
     def on_start(self, start: Start) -> None:
-        """Begin the file. Raises ConfigError where the run has no folder."""
+        """Create the file. Raises ConfigError if the run has no folder."""
         if start.folder is None:
             raise ConfigError("the csv tracker writes into the run's folder, and this run has none")
         self._path = start.folder / FILE
@@ -29,10 +33,10 @@ class CsvTracker(Tracker):
             self._append([COLUMNS])
 
     def on_round(self, record: Round) -> None:
-        """A line for each value."""
-        told = {"loss in training": record.loss, "seconds": record.seconds, "replies": record.replies}
+        """One line per value."""
+        training = {"loss in training": record.loss, "seconds": record.seconds, "replies": record.replies}
         traffic = {"bytes up": record.bytes_up, "bytes down": record.bytes_down}
-        self._append(_lines(record.round, {**told, **traffic, **record.metrics}))
+        self._append(_lines(record.round, {**training, **traffic, **record.metrics}))
 
     def _append(self, rows: list[tuple[object, ...]]) -> None:
         with open(self._path, "a", newline="", encoding="utf-8", opener=_private) as file:

@@ -1,7 +1,7 @@
 """Prometheus metrics of a run, on a port of their own.
 
-Started by `server/listener.py` where the run file asks for it. What stands is read at each scrape, on the event
-loop; what happened is counted from events. A client library's thread serves, so a scrape never waits for a round.
+Started by `server/listener.py` if the run file asks for it. Gauges are read on the event loop at each scrape;
+counters are fed by events. A thread of the client library serves them, so a scrape never waits for a round.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fednc.server.rounds.control import RunControl
 from fednc.server.storage.events import Event, ReplyUnusable, RoundCompleted
 
 T = TypeVar("T")
-Asked = tuple[pb.RunStatus, Counter[str], Counter[str]]  # what stands, what was rejected, what was refused
+Asked = tuple[pb.RunStatus, Counter[str], Counter[str]]  # status, rejected messages, refused calls
 _SCRAPE_S = 5.0  # for the event loop to answer
 _ROUND_S = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 _FOLD_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
@@ -38,7 +38,7 @@ _SHOWN_STATES = [state for state in NodeState if state is not NodeState.REHEARSI
 
 
 class RunCollector(Collector):
-    """How the run stands, asked for anew at each scrape."""
+    """Asks for the status of the run at each scrape."""
 
     def __init__(self, ask: Callable[[], Asked]) -> None:
         self._ask = ask
@@ -46,10 +46,10 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
         status, rejections, refused = self._ask()
-        yield GaugeMetricFamily("fednc_round", "Round under way or about to begin.", status.round)
+        yield GaugeMetricFamily("fednc_round", "Current or next round.", status.round)
         yield GaugeMetricFamily("fednc_rounds", "Rounds that the run file asks for.", status.rounds)
         yield GaugeMetricFamily("fednc_rounds_completed", "Rounds completed.", status.completed)
-        yield GaugeMetricFamily("fednc_paused", "1 while an operator holds the run.", status.paused)
+        yield GaugeMetricFamily("fednc_paused", "1 while the run is paused.", status.paused)
         yield GaugeMetricFamily("fednc_missing", "Clients that the round waits for.", len(status.missing))
         if status.HasField("primary"):
             yield _primary(status.primary)
@@ -67,12 +67,12 @@ class RunCollector(Collector):
 
 
 def _primary(metric: pb.MetricValue) -> Metric:
-    """The metric that the run's task is judged by, under its own name."""
+    """The primary metric of the run's task, under its own name."""
     name = re.sub(r"[^a-zA-Z0-9_]", "_", metric.name)
     better = "lower" if metric.lower_is_better else "higher"
     unit = "0 to 1" if metric.unit == PERCENT else metric.unit
-    said = ", ".join(filter(None, [unit, f"{better} is better"]))
-    text = f"{name.capitalize()} after the last completed round ({said})."
+    explained = ", ".join(filter(None, [unit, f"{better} is better"]))
+    text = f"{name.capitalize()} after the last completed round ({explained})."
     return GaugeMetricFamily(f"fednc_{name}", text, metric.value)
 
 
@@ -85,7 +85,9 @@ def _clients(status: pb.RunStatus) -> Metric:
 
 
 def _rejections(by_field: Counter[str]) -> Metric:
-    family = CounterMetricFamily("fednc_rejections", "What no honest client sends.", labels=["call", "field"])
+    family = CounterMetricFamily(
+        "fednc_rejections", "Messages and replies that no honest client sends.", labels=["call", "field"]
+    )
     for name, count in sorted(by_field.items()):
         call, _, field = name.partition(".")
         family.add_metric([call, field], count)
@@ -93,23 +95,25 @@ def _rejections(by_field: Counter[str]) -> Metric:
 
 
 def _refusals(by_status: Counter[str]) -> Metric:
-    family = CounterMetricFamily("fednc_refusals", "Calls turned away at the gate, by status.", labels=["status"])
+    family = CounterMetricFamily(
+        "fednc_refusals", "Calls refused by the interceptor, by status.", labels=["status"]
+    )
     for status, count in sorted(by_status.items()):
         family.add_metric([status], count)
     return family
 
 
 class EventCounters:
-    """What happened since the server started."""
+    """Counts events since the server started."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._events = CounterMetric("fednc_events", "Events by kind.", ["kind"], registry=registry)
         self._failures = CounterMetric(
-            "fednc_failed_replies", "Work of which no usable reply came.", ["client"], registry=registry
+            "fednc_failed_replies", "Assignments without a usable reply.", ["client"], registry=registry
         )
         self._round_s = Histogram("fednc_round_seconds", "Seconds per round.", buckets=_ROUND_S, registry=registry)
         self._fold_s = Histogram(
-            "fednc_fold_seconds", "Seconds per round that went into the fold.", buckets=_FOLD_S, registry=registry
+            "fednc_fold_seconds", "Seconds per round spent on aggregation.", buckets=_FOLD_S, registry=registry
         )
 
     def note(self, event: Event) -> None:
@@ -123,10 +127,10 @@ class EventCounters:
 
 
 class MetricsServer:
-    """Serves the metrics of one federation until it is closed."""
+    """Serves the metrics of one federation until `close` is called."""
 
     def __init__(self, federation: Federation, control: RunControl, host: str, port: int) -> None:
-        """Listen. `port` 0 takes a free one. Call it on the event loop.
+        """Start listening; `port` 0 takes a free one. Call this on the event loop.
 
         Raises:
             AddressError: the port is taken or the host is unknown.
@@ -136,7 +140,11 @@ class MetricsServer:
         federation.events.listen(EventCounters(registry).note)
 
         def read() -> Asked:
-            return status_of(federation, control), federation.door.refusals.copy(), federation.calls.refused.copy()
+            return (
+                status_of(federation, control),
+                federation.door.rejections.copy(),
+                federation.calls.refused.copy(),
+            )
 
         def ask() -> Asked:
             return _on(loop, read)

@@ -1,4 +1,4 @@
-"""A small HTTP server for scrapes: few connections at once, none for long. Used by `prometheus.py`."""
+"""A small HTTP server for scrapes, with limits on connections and their duration. Used by `prometheus.py`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from wsgiref.simple_server import WSGIRequestHandler
 from prometheus_client.exposition import ThreadingWSGIServer
 
 MOST_CONNECTIONS = 8
-CONNECTION_S = 10.0  # from the first byte to the last, however slowly they come
+CONNECTION_S = 10.0  # for a whole connection, however slow the peer is
 
 
 class BoundedServer(ThreadingWSGIServer):
-    """Hangs up on who comes while as many are being served, and on who takes too long."""
+    """Closes connections beyond the limit, and those that take too long."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
@@ -44,11 +44,11 @@ class BoundedServer(ThreadingWSGIServer):
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke is no news."""
+        """Ignore broken connections."""
 
 
 class QuietHandler(WSGIRequestHandler):
-    """Logs no requests: their text is a stranger's."""
+    """Does not log requests, because their text comes from strangers."""
 
     timeout = CONNECTION_S
 
@@ -57,5 +57,5 @@ class QuietHandler(WSGIRequestHandler):
 
 
 def _hang_up(connection: socket.socket) -> None:
-    with suppress(OSError):  # it is over
+    with suppress(OSError):  # already closed
         connection.shutdown(socket.SHUT_RDWR)

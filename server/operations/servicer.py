@@ -1,6 +1,6 @@
-"""The gRPC service for operators: how the run stands, and the commands of `commands.py`.
+"""The gRPC service for operators: the status of the run, and the commands in `commands.py`.
 
-The interceptor has checked that the caller is an operator.
+The interceptor has already checked that the caller is an operator.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fednc.server.rounds.control import RunControl, WrongMomentError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE = pb.DESCRIPTOR.services_by_name["Operator"].full_name
-_EVERY_S = (0.2, 1.0, 60.0)  # least, default and greatest time between two statuses of Watch
+_EVERY_S = (0.2, 1.0, 60.0)  # shortest, default and longest interval between two statuses of Watch
 
 
 class OperatorServicer(rpc.OperatorServicer):
@@ -41,23 +41,23 @@ class OperatorServicer(rpc.OperatorServicer):
         """See operator.proto."""
         del context
         least, default, greatest = _EVERY_S
-        every_s = min(greatest, max(least, request.every_s or default))  # in this order NaN ends as `least`
+        every_s = min(greatest, max(least, request.every_s or default))  # this order turns NaN into `least`
         while True:
             status = status_of(self._federation, self._control)
             yield status
             if status.over:
                 return
-            # Not beyond the end of the run: the server gives open calls little time then.
+            # Stop waiting when the run ends: the server soon cancels calls that are still open.
             await wait_until_async(lambda: self._federation.over, Deadline(every_s), least)
 
     async def Control(self, request: pb.ControlRequest, context: Context) -> pb.RunStatus:
         """See operator.proto."""
         if self._federation.over:
-            reason = f"the run is over already: {self._federation.over.reason}"
+            reason = f"the run is already over: {self._federation.over.reason}"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
         field = request.WhichOneof("command")
         if field is None:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no command that this server knows")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this server does not know the command")
         command = COMMANDS[field].of_message(getattr(request, field))
         try:
             command.obey(Served(self._federation, self._control, _caller()))
@@ -68,7 +68,7 @@ class OperatorServicer(rpc.OperatorServicer):
         except WrongMomentError as e:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(e))
         except OSError as e:
-            reason = f"done, but a restart will forget it: {e.strerror}; {remedy(e)}"
+            reason = f"done, but it will be lost at a restart: {e.strerror}; {remedy(e)}"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         return status_of(self._federation, self._control)
 

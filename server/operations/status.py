@@ -1,6 +1,6 @@
-"""How a run stands now, in one message: for operators and for metrics.
+"""Builds the status message of a run, for operators and for metrics.
 
-Reads the federation on the event loop, changes nothing.
+Reads the federation on the event loop and changes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fednc.server.rounds.control import RunControl
 
 
 def status_of(federation: Federation, control: RunControl) -> pb.RunStatus:
-    """Round, roster, who is missing."""
+    """The round, all nodes, and the nodes the round waits for."""
     at_work = federation.at_work()
     bytes_up, bytes_down = federation.traffic()
     status = pb.RunStatus(
@@ -70,7 +70,7 @@ def _node(node: Node, work: str, federation: Federation) -> pb.NodeStatus:
         name=node.name,
         state=node.state,
         problem=node.problem,
-        # who attends has shown life within `liveness_s`, at least by the connection's own pings
+        # an attending node was heard within `liveness_s`, if only through the connection's own pings
         last_seen_s=min(silent_s, federation.run.server.liveness_s) if node.is_here else silent_s,
         work=work,
         bytes_up=node.bytes_up,

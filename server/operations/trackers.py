@@ -1,4 +1,4 @@
-"""Tells trackers of a run: each in its own thread, so that one that is slow, stuck or broken harms no run.
+"""Feeds trackers with what happens in a run, each in its own thread: a slow, stuck or broken one harms no run.
 
 Listens to the event log while the server command or `fednc.run` runs. Knows trackers by name only.
 """
@@ -21,12 +21,12 @@ from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import Event, RoundCompleted, TrackerFailed
 from fednc.server.storage.history import RoundRecord
 
-_WAITING = 1000  # rounds that a slow tracker may lag behind
-_LAST_WORDS_S = 5.0  # that the end of a run waits for all trackers together
+_MOST_WAITING = 1000  # rounds that a slow tracker may lag behind
+_FINISH_S = 5.0  # how long the end of a run waits for all trackers together
 
 
 def load(plugin: Plugin) -> type[Tracker]:
-    """The class of one plug-in. Raises ConfigError where it cannot be imported or is no tracker."""
+    """The class of one plug-in. Raises ConfigError if it cannot be imported or is not a tracker."""
     loaded = plugin.load()
     if not (isinstance(loaded, type) and issubclass(loaded, Tracker)):
         where = f"tracker {plugin.name!r} of {plugin.distribution} {plugin.release}"
@@ -36,13 +36,13 @@ def load(plugin: Plugin) -> type[Tracker]:
 
 @contextmanager
 def tracked(run: RunConfig, run_id: str, folder: Path | None, events: EventLog) -> Iterator[None]:
-    """While the block runs, the trackers of the run file hear of the run.
+    """While the block runs, the trackers that the run file names are told about the run.
 
     Raises:
-        ConfigError: one of them is not installed, or cannot be loaded or made.
+        ConfigError: one of them is not installed, or cannot be loaded or created.
     """
-    made = {name: _made(name) for name in run.server.trackers}
-    threads = [_Thread(name, tracker, events) for name, tracker in made.items()]
+    created = {name: _create(name) for name in run.server.trackers}
+    threads = [_Thread(name, tracker, events) for name, tracker in created.items()]
     start = Start(run_id=run_id, folder=folder, config=run.decisive(), digest=run.digest)
     _tell_all(threads, lambda tracker: tracker.on_start(start))
     events.listen(lambda event: _hear(threads, event))
@@ -58,7 +58,7 @@ def tracked(run: RunConfig, run_id: str, folder: Path | None, events: EventLog) 
         _finish(threads)
 
 
-def _made(name: str) -> Tracker:
+def _create(name: str) -> Tracker:
     kind = load(plugins.find(TRACKERS, name))
     try:
         return kind()
@@ -73,7 +73,7 @@ def _hear(threads: Sequence[_Thread], event: Event) -> None:
 
 
 def _round_of(record: RoundRecord) -> Round:
-    """A copy: the run may still evaluate its last round when a tracker reads it."""
+    """A copy, because the run may still evaluate its last round while a tracker reads it."""
     return Round(
         round=record.round,
         seconds=record.seconds,
@@ -88,37 +88,37 @@ def _round_of(record: RoundRecord) -> Round:
     )
 
 
-def _tell_all(threads: Sequence[_Thread], word: Callable[[Tracker], None]) -> None:
+def _tell_all(threads: Sequence[_Thread], call: Callable[[Tracker], None]) -> None:
     for thread in threads:
-        thread.tell(word)
+        thread.tell(call)
 
 
 def _finish(threads: Sequence[_Thread]) -> None:
     for thread in threads:
-        thread.close(_LAST_WORDS_S / len(threads))
+        thread.close(_FINISH_S / len(threads))
 
 
 class _Thread:
-    """One tracker and what it has not heard yet. Telling never waits."""
+    """One tracker and its queue of calls. Adding a call never blocks."""
 
     def __init__(self, name: str, tracker: Tracker, events: EventLog) -> None:
         self._name, self._tracker, self._events = name, tracker, events
-        self._words: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(_WAITING)
+        self._calls: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(_MOST_WAITING)
         self._failed = False
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
-    def tell(self, word: Callable[[Tracker], None] | None) -> None:
-        """Hand it over, or give the tracker up where it lags too far behind; None: there is no more."""
+    def tell(self, call: Callable[[Tracker], None] | None) -> None:
+        """Queue a call, or give up the tracker if it lags too far behind. None: no more calls follow."""
         if self._failed:
             return
         try:
-            self._words.put_nowait(word)
+            self._calls.put_nowait(call)
         except queue.Full:
-            self._fail(f"lags {_WAITING} rounds behind")
+            self._fail(f"lags {_MOST_WAITING} rounds behind")
 
     def close(self, wait_s: float) -> None:
-        """No word follows; give it a while for those that it has. A daemon thread keeps no process alive."""
+        """Wait up to `wait_s` for the queued calls. The thread is a daemon and keeps no process alive."""
         self.tell(None)
         if not self._failed:
             self._thread.join(wait_s)
@@ -126,14 +126,14 @@ class _Thread:
                 self._fail(f"has not finished {wait_s:g} s after the run")
 
     def _work(self) -> None:
-        while (word := self._words.get()) is not None:
+        while (call := self._calls.get()) is not None:
             try:
-                word(self._tracker)
-            except BaseException as e:  # SystemExit too: whatever it raises, the run goes on
+                call(self._tracker)
+            except BaseException as e:  # SystemExit too: whatever a tracker raises, the run goes on
                 self._fail(f"failed ({type(e).__name__}: {e})")
                 return
 
     def _fail(self, why: str) -> None:
         self._failed = True
-        text = f"tracker {self._name} {why}; it hears no more of this run"
+        text = f"tracker {self._name} {why}; it gets no more of this run"
         self._events.emit(TrackerFailed(text=text, tracker=self._name))

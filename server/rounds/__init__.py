@@ -1,1 +1,1 @@
-"""The run, round by round: strategy, schedule, replies, evaluation, an operator's word."""
+"""The run, round by round: strategy, schedule, replies, evaluation, operators' commands."""

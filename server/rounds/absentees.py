@@ -1,7 +1,7 @@
-"""Nodes that are connected but do not answer: nobody waits for them again and again.
+"""Keeps rounds from waiting again and again for nodes that are connected but do not answer.
 
-Asked by the strategy before each exchange. A node that let a deadline pass is left out for the rest of the round;
-after several such rounds in a row it is asked less and less often, and named.
+The strategy asks before each exchange. A node that missed a deadline is left out for the rest of the round. After
+several such rounds in a row it is asked less and less often, and reported.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 _PATIENCE = 2  # rounds in a row without an answer before a node is left out of whole rounds
-_LONGEST = 8  # rounds that it is left out of at most
+_LONGEST = 8  # the most rounds that a node is left out of
 
 
 class Absentees:
-    """Who did not answer lately. Forgotten when the server restarts."""
+    """Nodes that did not answer lately. Forgotten when the server restarts."""
 
     def __init__(self) -> None:
-        self._rounds: dict[int, list[int]] = {}  # node: rounds in a row in which a deadline passed
+        self._rounds: dict[int, list[int]] = {}  # node: consecutive rounds in which it missed a deadline
 
     def note(self, server_round: int, asked: Collection[int], answered: Collection[int]) -> list[int]:
-        """An exchange is over. Returns the nodes that are left out of whole rounds from now on."""
+        """Note the end of an exchange. Returns the nodes that are left out of whole rounds from now on."""
         for node in answered:
-            if self._rounds.get(node, [])[-1:] != [server_round]:  # silent earlier in this round counts
+            if self._rounds.get(node, [])[-1:] != [server_round]:  # a miss earlier in this round still counts
                 self._rounds.pop(node, None)
         fresh = []
         for node in sorted(set(asked) - set(answered)):
@@ -33,11 +33,11 @@ class Absentees:
         return fresh
 
     def present(self, server_round: int, nodes: Iterable[int]) -> list[int]:
-        """Those of `nodes` that are asked in this round."""
+        """The nodes of `nodes` that are asked in this round."""
         return [node for node in nodes if not self._is_out(server_round, node)]
 
     def resting(self, node: int) -> int:
-        """For how many rounds the node is left out after it was silent last."""
+        """How many rounds the node is left out after its last miss."""
         missed = len(self._rounds.get(node, []))
         return min(2 ** (missed - _PATIENCE), _LONGEST) if missed >= _PATIENCE else 0
 

@@ -1,4 +1,4 @@
-"""How a run passes from one stage to the next: waits for the operator and for those who hold the new classes.
+"""Moves a run from one stage to the next: waits for an operator and for clients that hold the new classes.
 
 Called by the run before the first round of a stage. Must not know what a task trains in it.
 """
@@ -28,17 +28,17 @@ class Sessions:
         self._strategy, self._control, self._events, self._wait_s = strategy, control, events, wait_s
 
     def wait_for_operator(self, stage: Stage) -> tuple[str, ...] | None:
-        """Names of the classes when an operator starts the session; None when one stops the run instead."""
+        """The class names once an operator starts the session; None if an operator stops the run instead."""
         control, own = self._control, self._strategy.task.registry.groups[stage.number]
         control.offer_session(stage.number, partial(self._check, stage, own))
-        text = f"session {stage.number} waits for an operator: fednc session next"
+        text = f"session {stage.number} waits for an operator to start it: fednc session next"
         self._events.emit(SessionWaiting(text=text, session=stage.number))
         wait_until(lambda: control.stopping or control.session_is_started, Deadline(), _POLL_S)
         names = control.take_session()
         return None if names is None else own or names
 
     def _check(self, stage: Stage, own: tuple[str, ...], names: Sequence[str]) -> None:
-        """Raises ConfigError: no session of these names can follow."""
+        """Raises ConfigError if the session cannot have these class names."""
         if own and names:
             raise ConfigError(
                 f"the run file names the classes of session {stage.number}: {', '.join(own)}. Leave out --class"
@@ -47,10 +47,10 @@ class Sessions:
             self._strategy.task.registry.first(stage.number - 1).extended(names)
 
     def open(self, stage: Stage, grid: Grid) -> bool:
-        """Pool the memory of the new classes once enough clients hold examples; False: an operator stops the run.
+        """Pool the memory of the new classes once enough clients hold some; False if an operator stops the run.
 
         Raises:
-            QuorumError: after `wait_s` too few clients hold any.
+            QuorumError: too few clients hold any after `wait_s`.
         """
         if not self._wait_for_holders(stage, grid):
             return False
@@ -65,33 +65,33 @@ class Sessions:
         return True
 
     def warn(self, stage: Stage) -> None:
-        """Name the classes that nobody sent a sum of: they are trained, but not remembered."""
+        """Warn about classes that no client sent a sum of: they are trained, but not remembered."""
         seen_K, names = self._strategy.state.memory.seen_K, self._strategy.task.class_names
         missing = [names[c] for c in range(stage.earlier, stage.classes) if not seen_K[c]]
         if missing:
             least = self._strategy.task.min_sum_examples
             text = (
-                f"no memory of {', '.join(missing)[:200]}: no client sent a sum of it. Sums over fewer than "
-                f"{least} examples, or than a client's own floor, stay there (min_sum_examples). Later sessions "
-                "will not rehearse it"
+                f"no memory of {', '.join(missing)[:200]}: no client sent a sum. Clients do not send sums over "
+                f"fewer than {least} examples, or fewer than their own min_sum_examples. Later sessions will not "
+                "rehearse these classes"
             )
             self._events.emit(ClassesWithoutMemory(text=text, classes=tuple(missing)))
 
     def _wait_for_holders(self, stage: Stage, grid: Grid) -> bool:
-        holders, told = 0, False
+        holders, reported = 0, False
 
         def can_go_on() -> bool:
-            nonlocal holders, told
+            nonlocal holders, reported
             if self._control.stopping:
                 return True
             holders = len(self._strategy.holders(grid))
-            if holders < stage.min_clients and not told:
+            if holders < stage.min_clients and not reported:
                 text = (
                     f"session {stage.number} waits for {stage.min_clients} clients with examples of its classes, "
                     f"{holders} have some"
                 )
                 self._events.emit(WaitingForClients(text=text, session=stage.number))
-                told = True
+                reported = True
             return holders >= stage.min_clients
 
         if not wait_until(can_go_on, Deadline(self._wait_s), _POLL_S):

@@ -1,4 +1,4 @@
-"""What a process offers to a run beyond Flower's interface. Given to the run by whoever owns the grid."""
+"""What the process that owns the grid provides to a run, beyond Flower's interface."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fednc.server.storage.checkpoint import Checkpoints
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What a process offers to a run beyond Flower's interface; the defaults serve every grid."""
+    """Callbacks and objects that a run needs beyond Flower's interface. The defaults work with any grid."""
 
     name_of: Callable[[int], str] = str
-    declared: Callable[[int], Declared | None] = lambda _node: None  # what a node said it holds when it attended
+    declared: Callable[[int], Declared | None] = lambda _node: None  # what a node declared when it attended
     who_is_there: Callable[[], str] = lambda: ""
-    missing_classes: Callable[[], list[str]] = list  # of which no client that is there has an example
-    reject: Callable[[int, str], None] = lambda _node, _reason: None  # counts a reply that could not be used
+    missing_classes: Callable[[], list[str]] = list  # classes of which no connected client has an example
+    reject: Callable[[int, str], None] = lambda _node, _reason: None  # counts an invalid reply against its node
     traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far
     parts: Callable[[], Mapping[str, int]] = dict  # part of the split that each client has, by name
-    agree: Callable[[GlobalState], None] = lambda _state: None  # told what clients send from now on
+    expect_replies: Callable[[GlobalState], None] = lambda _state: None  # called when clients' replies change form
     checkpoints: Checkpoints | None = None
     control: RunControl = field(default_factory=RunControl)
-    returning: int = 0  # clients that took part before a restart and are given time to come back
+    returning: int = 0  # clients that took part before a restart and get time to come back

@@ -1,7 +1,7 @@
-"""What an operator asks of a run, and where the run stands.
+"""Operators' commands to a run, and the progress of the run.
 
-Asked on the event loop, obeyed between rounds by the strategy's thread; each attribute is written from one side,
-through the methods. Knows neither gRPC nor nodes.
+Commands are given on the event loop and obeyed by the strategy's thread between rounds. Each attribute is written
+by one of the two threads only, through the methods. Knows neither gRPC nor nodes.
 """
 
 from __future__ import annotations
@@ -13,60 +13,60 @@ from fednc.common.errors import FedncError
 from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 from fednc.server.storage.history import RoundRecord
 
-Check = Callable[[Sequence[str]], None]  # of the names of a session's classes; raises ConfigError
+Check = Callable[[Sequence[str]], None]  # checks class names for a session; raises ConfigError
 
 
 class WrongMomentError(FedncError):
-    """A command that does not fit where the run stands."""
+    """A command that does not fit the state of the run."""
 
 
 class RunControl:
-    """The levers and the gauges of one run."""
+    """The commands that were given to one run, and its progress."""
 
     def __init__(self) -> None:
         self.paused = False  # the next round waits
         self.stopping = False  # no further round begins
-        self.over = False  # nobody is left to ask
+        self.over = False  # the link is closing, no client can be asked any more
         self.waiting = False  # between rounds, for clients or for an operator
-        self.round = 0  # under way or about to begin
-        self.session = 0  # under way
+        self.round = 0  # the current or next one
+        self.session = 0  # the current one
         self.class_names: tuple[str, ...] = ()  # so far
-        self.waiting_session: int | None = None  # that waits for an operator
-        self.last: RoundRecord | None = None  # the round completed last
-        self.primary = ACCURACY  # what the run is judged by
-        self.fold_s = 0.0  # spent in its fold
+        self.waiting_session: int | None = None  # the session that waits for an operator
+        self.last: RoundRecord | None = None  # the last completed round
+        self.primary = ACCURACY  # the metric that the run is judged by
+        self.fold_s = 0.0  # seconds spent on aggregation in the last round
         self._check: Check = lambda _names: None
-        self._started: tuple[str, ...] | None = None  # names of the classes of the session that an operator starts
+        self._started: tuple[str, ...] | None = None  # class names of the session that an operator has started
 
-    # ---- what an operator asks for -------------------------------------------------------------------------
+    # ---- commands of operators -----------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """The round under way ends; the next one waits."""
+        """Finish the current round, then wait."""
         self.paused = True
 
     def resume(self) -> None:
-        """The next round may begin."""
+        """Allow the next round to begin."""
         self.paused = False
 
     def stop(self) -> None:
-        """No round begins after the one under way."""
+        """Finish the current round, then end the run."""
         self.stopping = True
 
     def start_session(self, names: tuple[str, ...]) -> int:
-        """The session that waits begins, with classes of these names where the run file names none; its number.
+        """Start the session that waits, and return its number. `names`: its classes, if the run file names none.
 
         Raises:
             WrongMomentError: no session waits.
             ConfigError: these names cannot be used.
         """
         if self.waiting_session is None or self._started is not None:
-            where = f"session {self.session} is under way" if self.session else "the beginning is under way"
-            raise WrongMomentError(f"no session waits for an operator: {where}")
+            stage = f"session {self.session}" if self.session else "its first stage"
+            raise WrongMomentError(f"no session waits for an operator: the run is in {stage}")
         self._check(names)
         self._started = names
         return self.waiting_session
 
-    # ---- where the run stands ------------------------------------------------------------------------------
+    # ---- progress of the run -------------------------------------------------------------------------------
 
     @property
     def session_is_started(self) -> bool:
@@ -74,17 +74,17 @@ class RunControl:
         return self._started is not None
 
     def offer_session(self, number: int, check: Check) -> None:
-        """A session waits for an operator, whose names for its classes must pass `check`."""
+        """Let a session wait for an operator. Class names that the operator gives must pass `check`."""
         self._check, self._started, self.waiting_session = check, None, number
 
     def take_session(self) -> tuple[str, ...] | None:
-        """The wait is over. The names that an operator gave; None where nobody started the session."""
+        """End the wait. Returns the names that an operator gave; None if no operator started the session."""
         self.waiting_session = None
         return self._started
 
     @contextmanager
     def between_rounds(self) -> Iterator[None]:
-        """The run waits during this block."""
+        """Mark the run as waiting during the block."""
         self.waiting = True
         try:
             yield
@@ -92,21 +92,21 @@ class RunControl:
             self.waiting = False
 
     def enter_session(self, number: int, class_names: tuple[str, ...]) -> None:
-        """Rounds of this session follow; 0 is the beginning."""
+        """The rounds of this session follow; 0 is the first stage."""
         self.session, self.class_names = number, class_names
 
     def begin_round(self, number: int) -> None:
-        """This round is the next, or the first try of it failed."""
+        """This round begins or is tried again."""
         self.round = number
 
     def begin(self, primary: MetricInfo) -> None:
-        """The run begins; it is judged by this metric."""
+        """The run begins; `primary` is the metric that it is judged by."""
         self.primary = primary
 
     def complete(self, record: RoundRecord, fold_s: float) -> None:
-        """A round is over."""
+        """A round is complete."""
         self.last, self.fold_s = record, fold_s
 
     def end(self) -> None:
-        """Nobody is left to ask: a round under way must not count."""
+        """The link closes: a round in progress must not count."""
         self.stopping = self.over = True

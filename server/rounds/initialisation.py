@@ -1,9 +1,9 @@
-"""Before round one: scales of the drawn weights, learnt with the clients, and what that did to their gradients.
+"""Before round 1: learns scales for the initial weights with the clients, and measures their effect on gradients.
 
-Called once by the run, before anything is trained; what it leaves behind is in the first checkpoint. Speaks with
-clients over any grid. A new kind joins by a function and a line in `_KINDS`.
+Called once by the run, before any training; the result is in the first checkpoint. Works over any grid. To add a
+kind, write a function and add it to `_KINDS`.
 
-Legend: P scaled tensors, N weights in gradients.
+Legend: P scaled tensors, N weights in a gradient.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ from fednc.common.initialise.messages import REPORT, Order
 from fednc.common.initialise.nio import Learnt
 from fednc.common.initialise.probe import Layout
 from fednc.common.wire import arrays
-from fednc.common.wire import messages as exchange
-from fednc.common.wire.messages import Instruction
+from fednc.common.wire.messages import Instruction, instruction_content
 from fednc.server.rounds.replies import Replies
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import ModelInitialised
 
 T = TypeVar("T")
-_TRIES = 3  # of one question below quorum
-_GRAIN = 2.0**-30  # directions are rounded to it: their float64 sum is then the same in any order of arrival
+_TRIES = 3  # for a question that stays below quorum
+_GRAIN = 2.0**-30  # directions are rounded to multiples of it, so their float64 sum does not depend on the order
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAgreement:
-    """How the clients' gradients stand to one another: mean cosine over pairs, mean norm, mean loss."""
+    """How far the clients' gradients agree: mean cosine over pairs, mean norm, mean loss."""
 
     cosine: float
     norm: float
@@ -49,18 +48,18 @@ class GradientAgreement:
 
 @dataclass(kw_only=True)
 class Survey:
-    """All clients' gradients at one point: float64 sum of directions, and the rest by node."""
+    """All clients' gradients at one point: the float64 sum of their directions, norm and loss by node."""
 
     sum_N: Tensor
     answers: dict[int, tuple[float, float]]  # norm, loss
 
     @property
     def norms(self) -> list[float]:
-        """In an order that does not depend on that of arrival."""
+        """All norms, sorted, so that the order of arrival does not matter."""
         return sorted(norm for norm, _ in self.answers.values())
 
     def summary(self) -> GradientAgreement:
-        """In figures."""
+        """The means over all clients."""
         losses = sorted(loss for _, loss in self.answers.values())
         count = len(self.answers)
         cosine = nio.mean_cosine(self.sum_N, count)
@@ -70,7 +69,7 @@ class Survey:
 
 
 class Conversation:
-    """Questions to the clients of one run about one model with its first weights."""
+    """Asks the clients of one run questions about the model with its initial weights."""
 
     def __init__(
         self,
@@ -85,11 +84,11 @@ class Conversation:
     ) -> None:
         self.run, self.layout = run, layout
         instruction = Instruction.under(run, 1)
-        self._common = dict(exchange.instruction_content(instruction, model, guide))  # sent again and again, once
+        self._common = dict(instruction_content(instruction, model, guide))  # encoded once for all questions
         self._replies, self._grid, self._nodes, self._quorum = replies, grid, list(nodes), quorum
 
     def survey(self, scale_P: Tensor, iteration: int) -> Survey:
-        """Everybody's gradient at these scales. Raises QuorumError."""
+        """All clients' gradients at these scales. Raises QuorumError."""
         content = self._content(Order(iteration=iteration), {messages.SCALE: scale_P})
         survey = Survey(sum_N=torch.zeros(self.layout.weights, dtype=torch.float64), answers={})
 
@@ -99,7 +98,7 @@ class Conversation:
         return survey
 
     def slope(self, scale_P: Tensor, iteration: int, survey: Survey, aim: nio.Aim) -> Tensor:
-        """float64 [P]: derivative of what is minimised, by those who were surveyed. Raises QuorumError."""
+        """float64 [P]: derivative of the objective, summed over the surveyed clients. Raises QuorumError."""
         order = Order(
             iteration=iteration, units=len(survey.answers), cosine=aim.cosine, norm=aim.norm, square=aim.square
         )
@@ -110,7 +109,7 @@ class Conversation:
         return torch.stack([slopes[node] for node in sorted(slopes)]).sum(dim=0)
 
     def scales(self) -> list[Tensor]:
-        """What each client learnt alone, by node. Raises QuorumError."""
+        """The scales that each client learnt alone, in order of nodes. Raises QuorumError."""
         content = RecordDict(self._common)
         found = dict(
             self._ask(messages.SCALES, content, lambda c: messages.scales_in(c, self.layout, self.run.init))
@@ -125,9 +124,9 @@ class Conversation:
     def _ask(
         self, question: str, content: RecordDict, read: Callable[[RecordDict], T | None]
     ) -> Iterator[tuple[int, T]]:
-        """(node, what `read` finds in its answer) as they arrive, without those who have nothing to say.
+        """(node, its answer as decoded by `read`) in order of arrival, without empty answers.
 
-        Those who fail are asked again while they are needed for a quorum.
+        Clients that fail are asked again as long as the quorum needs them.
         """
         answered = set[int]()
         for _ in range(_TRIES):
@@ -141,30 +140,30 @@ class Conversation:
                     if (found := read_or_not[0]) is not None:
                         yield reply.metadata.src_node_id, found
             if len(answered) >= self._quorum:
-                self._nodes = [node for node in self._nodes if node in answered]  # the others come with round 1
+                self._nodes = [node for node in self._nodes if node in answered]  # the others join in round 1
                 return
         raise QuorumError(
             f"the initialisation got {len(answered)} answers to {question}, {self._quorum} are needed "
-            f"({self._replies.reasons}). Mend the clients, or lower rounds.min_clients, or leave [init] out."
+            f"({self._replies.reasons}). Fix the clients, or lower rounds.min_clients, or leave [init] out."
         )
 
 
 class Initialiser(Protocol):
-    """How scales come about. Raises QuorumError."""
+    """A way to find scales. Raises QuorumError."""
 
     def __call__(self, clients: Conversation) -> Learnt: ...
 
 
 def ordinary(clients: Conversation) -> Learnt:
-    """The weights as they were drawn."""
+    """Keep the weights as they were drawn."""
     return Learnt(scale_P=torch.ones(len(clients.layout.scaled), dtype=torch.float64), steps={})
 
 
 def by_each(clients: Conversation) -> Learnt:
-    """Geometric means of what each client learnt alone: scales multiply.
+    """The geometric mean of the scales that each client learnt alone.
 
-    Every client has one voice, as it is one sub-batch in the cosine; a weight by examples would be one more number
-    to believe.
+    All clients have the same weight, as each is one sub-batch in the cosine. Weights by examples would be one more
+    number that a client could lie about.
     """
     found = clients.scales()
     if not found:
@@ -174,7 +173,7 @@ def by_each(clients: Conversation) -> Learnt:
 
 
 def together(clients: Conversation) -> Learnt:
-    """As if the server held each client's batch as one sub-batch: directions, then slopes, in every iteration."""
+    """Optimise as if the server had each client's batch as a sub-batch: directions, then slopes, per iteration."""
     section = clients.run.init
     search = nio.Search(clients.layout.floor_P, section)
     for iteration in range(section.iters):
@@ -190,20 +189,20 @@ _KINDS: dict[str, Initialiser] = {"ordinary": ordinary, "nio": by_each, "nio-exa
 
 
 def draw_with_gain(model: nn.Module, gain: float) -> None:
-    """Multiply the drawn weights, not the biases and not what normalises."""
+    """Multiply the initial weights by `gain`; leave out biases and normalisation layers."""
     with torch.no_grad():
         for parameter in model.parameters() if gain != 1 else ():
             if parameter.ndim > 1:
                 parameter.mul_(gain)
 
 
-def speaks(run: RunConfig) -> bool:
-    """Whether there is anything to say to clients before round 1."""
+def needs_clients(run: RunConfig) -> bool:
+    """Whether the initialisation exchanges messages with clients before round 1."""
     return run.init.kind != "ordinary" or run.init.report
 
 
 def initialise(clients: Conversation, events: EventLog) -> tuple[Tensor, dict[str, Any]]:
-    """(float64 [P] scales to use, what is told of them). Raises QuorumError."""
+    """(float64 [P] scales to use, a description for the history). Raises QuorumError."""
     started, section = time.monotonic(), clients.run.init
     none_P = ordinary(clients).scale_P
     survey = clients.survey(none_P, REPORT)
@@ -216,7 +215,7 @@ def initialise(clients: Conversation, events: EventLog) -> tuple[Tensor, dict[st
     used = changed and found.cosine - before.cosine >= section.min_rise
     text = f"initialisation {section.kind}: {_line(before)}"
     text += f" -> {_line(found)}" if changed else ""
-    text += "" if used or not changed else f"; rises by less than {section.min_rise:g}, the drawn weights stay"
+    text += "" if used or not changed else f"; rises by less than {section.min_rise:g}, so the drawn weights stay"
     event = ModelInitialised(
         text=text,
         initialiser=section.kind,
@@ -229,9 +228,9 @@ def initialise(clients: Conversation, events: EventLog) -> tuple[Tensor, dict[st
         seconds=time.monotonic() - started,
     )
     events.emit(event)
-    told = event.fields()
-    del told["text"]
-    return learnt.scale_P if used else none_P, told
+    described = event.fields()
+    del described["text"]
+    return learnt.scale_P if used else none_P, described
 
 
 def _line(agreement: GradientAgreement) -> str:
@@ -239,6 +238,6 @@ def _line(agreement: GradientAgreement) -> str:
 
 
 def scaled(state: Mapping[str, Tensor], layout: Layout, scale_P: Tensor) -> dict[str, Tensor]:
-    """The shared tensors of a model with their scales, as clients computed them."""
+    """The shared tensors of a model multiplied by their scales, exactly as clients compute it."""
     factors = dict(zip(layout.scaled, scale_P.tolist(), strict=True))
     return {key: value * factors[key] if key in factors else value for key, value in state.items()}

@@ -1,6 +1,6 @@
-"""The server's side of a run's methods: what travels beside the model, what stays here, the step of each round.
+"""The server's side of a run's methods: tensors sent beside the model, tensors kept here, the step of each round.
 
-Used by the global state. Knows no method: it asks those at work one after the other, and gives each its own
+Used by the global state. Knows no particular method: it calls the active ones in turn, and gives each its own
 tensors.
 """
 
@@ -20,11 +20,11 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class MethodSteps:
-    """The methods at work and the parameters that they may step.
+    """The active methods and the parameters that they may change.
 
     Attributes:
-        methods: in the order in which their steps are taken.
-        stepped: names of these parameters (`Task.stepped_keys`); all else is averaged only.
+        methods: in the order of their steps.
+        stepped: names of these parameters (`Task.stepped_keys`); all other tensors are only averaged.
     """
 
     methods: tuple[Method, ...] = ()
@@ -32,25 +32,25 @@ class MethodSteps:
 
     @property
     def needs_every_client(self) -> bool:
-        """Whether clients that are not in a round must have said what they hold."""
+        """Whether clients that are not in a round must announce their examples too."""
         return any(method.needs_every_client for method in self.methods)
 
     def beside(self, params: Tensors) -> dict[str, Tensor]:
-        """What travels beside these parameters, before round 1."""
+        """Initial values of the tensors sent beside these parameters."""
         return {key: value for method in self.methods for key, value in method.beside(params).items()}
 
     def kept(self, params: Tensors) -> dict[str, Tensor]:
-        """What stays at the server, before round 1; each name starts with that of its method."""
+        """Initial values of the tensors kept on the server, with names that start with their method's name."""
         return {
             f"{method.name}/{key}": value for method in self.methods for key, value in method.kept(params).items()
         }
 
     def step(self, reached: ServerRound) -> ServerRound:
-        """The round after the steps of all methods. Its tensors are those of all of them.
+        """The round after the steps of all methods.
 
         Raises:
-            RunFailedError: a step returned other tensors than it may.
-            DivergedError: a step left values that are not finite.
+            RunFailedError: a step returned tensors of other names, shapes or types.
+            DivergedError: a step produced values that are not finite.
         """
         for method in self.methods:
             mine = method.beside(reached.before).keys()
@@ -78,17 +78,17 @@ def _forms(tensors: Tensors) -> dict[str, tuple[torch.dtype, torch.Size]]:
 
 
 def _check(method: Method, after: ServerRound, before: ServerRound) -> None:
-    """Raises RunFailedError: the method is at fault; DivergedError: values that no client could train from."""
+    """Raises RunFailedError for wrong tensors (a bug in the method), DivergedError for non-finite values."""
     for what in ("mean", "beside", "state"):
         wanted, found = _forms(getattr(before, what)), _forms(getattr(after, what))
         if wanted != found:
             odd = sorted(dict(wanted.items() ^ found.items()))
             raise RunFailedError(
                 f"the server's step of {method.name} must return `{what}` with the names, shapes and types that "
-                f"it was given; they differ in {odd[:3]}. Mend the method: Method.step in common/methods/api.py"
+                f"it was given; they differ in {odd[:3]}. Fix the method: see Method.step in common/methods/api.py"
             )
     if after.mean is not before.mean and not all(value.isfinite().all() for value in after.mean.values()):
         raise DivergedError(
-            f"the server's step of {method.name} left values that are not finite: lower its learning rate or "
+            f"the server's step of {method.name} produced values that are not finite: lower its learning rate or "
             "train.lr. Kept: the model of the round before"
         )

@@ -1,6 +1,6 @@
-"""The nodes of a run as the strategy sees them: what each holds, how much of it counts, who does not answer.
+"""The nodes of a run as the strategy sees them: their examples, how many count, which nodes do not answer.
 
-Asks nodes that it does not know yet. Must not know what is asked of them in a round.
+Asks new nodes what they hold. Must not know what a round asks of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fednc.server.storage.events import ExamplesCapped, NodeAbsent
 
 
 class Participants:
-    """Everybody that the strategy speaks with in one stage."""
+    """All nodes that the strategy deals with, and their announcements for the current stage."""
 
     def __init__(
         self,
@@ -30,19 +30,19 @@ class Participants:
         events: EventLog,
         declared: Callable[[int], Declared | None] = lambda _node: None,
     ) -> None:
-        """`declared` is what a node said it holds when it attended."""
+        """`declared` is what a node declared when it attended."""
         self._rounds, self._replies, self._events, self._declared = rounds, replies, events, declared
-        self._announced: dict[int, tuple[Holding, Declared | None]] = {}  # and what it had declared by then
+        self._announced: dict[int, tuple[Holding, Declared | None]] = {}  # with its declaration at that time
         self._is_first = True
         self._absentees = Absentees()
-        self._capped: set[int] = set()  # of whom it was said that they count for less than they claim
+        self._capped: set[int] = set()  # nodes already reported to count for less than they claim
 
     def enter(self, *, is_first: bool) -> None:
-        """Another stage: all are asked again. Classes named later were in nobody's first declaration."""
+        """Begin a stage: all nodes are asked again. Only in the first one do declarations cover all classes."""
         self._announced, self._is_first = {}, is_first
 
     def forget(self, nodes: Iterable[int]) -> None:
-        """Ask these nodes again: they may hold something else now."""
+        """Ask these nodes again: they may have other data now."""
         for node in nodes:
             self._announced.pop(node, None)
 
@@ -54,7 +54,7 @@ class Participants:
         content: Callable[[], RecordDict],
         label_space: int,
     ) -> None:
-        """Ask nodes that we have not met, or that declared something else since, what they hold.
+        """Ask new nodes, and nodes that have declared other data since, what they hold.
 
         Args:
             content: makes the question.
@@ -77,51 +77,51 @@ class Participants:
         return node in self._announced and not self.has_changed(node)
 
     def has_changed(self, node: int) -> bool:
-        """Whether a known node has come back and declared other data since."""
+        """Whether a known node has declared other data since its announcement."""
         return self._announced[node][1] != self._declared(node)
 
     def holding(self, node: int) -> Holding:
-        """What a node announced; nothing where it did not."""
+        """What a node announced; an empty holding if it did not."""
         return self._announced[node][0] if node in self._announced else Holding(0, 0, ())
 
     def examples(self, nodes: Iterable[int]) -> dict[int, int]:
-        """The training examples that each of these nodes counts for; without those that hold none.
+        """The training examples that each of these nodes counts for, without nodes that hold none.
 
-        0 for one whose claim is not believed: it is asked, but what it sends is not used.
+        0 means that the claim is not believed: the node is asked, but its replies are not used.
         """
         return self._counted({node: self.holding(node).examples for node in nodes})
 
     def held_out(self, nodes: Iterable[int]) -> dict[int, int]:
-        """The same of the examples that they hold out, without those that count for none."""
+        """The held-out examples that each of these nodes counts for, without nodes that count for none."""
         counted = self._counted({node: self.holding(node).held_out for node in nodes})
         return {node: count for node, count in counted.items() if count}
 
     @property
     def examples_of_all(self) -> int:
-        """That all known nodes count for."""
+        """The training examples of all known nodes, as far as they count."""
         return sum(self.examples(self._announced).values())
 
     def _counted(self, claims: Mapping[int, int]) -> dict[int, int]:
-        """As `believed`; says so once of each node that counts for less than it claims."""
+        """See `believed`. Reports each node that counts for less than it claims once."""
         claims = {node: claim for node, claim in claims.items() if claim}
         counted = believed(claims, self._rounds.max_examples)
         for node in [node for node in claims if counted[node] < claims[node] and node not in self._capped]:
             self._capped.add(node)
             name, claimed = self._replies.name_of(node), claims[node]
             text = (
-                f"{name} claims {claimed} examples and counts for {counted[node]}: that is far more than others "
-                "hold, or than rounds.max_examples. If it does hold them, set rounds.max_examples"
+                f"{name} claims {claimed} examples but counts for {counted[node]}: the claim is far above the "
+                "others, or above rounds.max_examples. If it is true, set rounds.max_examples"
             )
             self._events.emit(ExamplesCapped(text=text, node=name, claimed=claimed, counted=counted[node]))
         return counted
 
     def present(self, server_round: int, nodes: Iterable[int]) -> list[int]:
-        """Those of `nodes` that are asked: not who lately let deadlines pass."""
+        """The nodes of `nodes` that are asked in this round, without those that lately missed deadlines."""
         return self._absentees.present(server_round, nodes)
 
     def note_answers(self, server_round: int, asked: Collection[int]) -> None:
-        """An exchange is over: note who did not answer, and name who is left out of whole rounds for that."""
+        """Note the end of an exchange. Reports nodes that will be left out of rounds for not answering."""
         for node in self._absentees.note(server_round, asked, self._replies.answered):
             name, rounds = self._replies.name_of(node), self._absentees.resting(node)
-            text = f"{name} is connected but does not answer; the next {rounds} rounds go on without it"
+            text = f"{name} is connected but does not answer; the next {rounds} rounds run without it"
             self._events.emit(NodeAbsent(text=text, node=name, rounds=rounds))

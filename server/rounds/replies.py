@@ -1,6 +1,6 @@
-"""Asking nodes and taking what they answer: what is unusable is noted by name, and the round goes on.
+"""Asks nodes and handles their replies: unusable ones are recorded by name, and the round goes on.
 
-Used by the strategy and by whatever else speaks with clients between rounds. Must not know what is asked.
+Used by the strategy and by the initialisation. Must not know what is asked.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ log = logging.getLogger("fednc.server")
 
 
 class Replies:
-    """One conversation with clients over any grid.
+    """Exchanges with clients over any grid.
 
     Attributes:
-        failures: why clients failed since it was last emptied, by name; the first reason is the cause.
-        failed: nodes among them.
+        failures: why clients failed in this round, by name. Only the first reason is kept, as it is the cause.
+        failed: their node ids.
     """
 
     def __init__(
@@ -34,13 +34,15 @@ class Replies:
         name_of: Callable[[int], str] = str,
         reject: Callable[[int, str], None] = lambda _node, _reason: None,
     ) -> None:
-        """`name_of` is the name behind a Flower node id; `reject` is told of a node whose reply cannot be used."""
+        """`name_of` maps a Flower node id to a name; `reject` is called for replies that no honest node sends."""
         self._events, self.name_of, self._reject = events, name_of, reject
         self.failures: dict[str, str] = {}
         self.failed: set[int] = set()
-        self.answered: set[int] = set()  # in the exchange under way
-        self._used = 0  # replies of it that could be used
-        self._unusable: dict[int, str] = {}  # nodes whose values were not finite, or out of bounds
+        self.answered: set[int] = set()  # nodes that answered in the current exchange
+        self._used = 0  # usable replies in it
+        self._unusable: dict[
+            int, str
+        ] = {}  # nodes whose values were not finite or out of bounds, with the problem
 
     def ask(
         self,
@@ -51,18 +53,19 @@ class Replies:
         group: int,
         timeout_s: float,
     ) -> Iterator[Message]:
-        """Good replies to one content sent to all `nodes`, as they arrive."""
+        """Send one content to all `nodes`; yield good replies as they arrive."""
         self.begin()
-        return self.good(grid.send_and_receive(to(grid, content, nodes, message_type, group), timeout=timeout_s))
+        messages = messages_to(grid, content, nodes, message_type, group)
+        return self.good(grid.send_and_receive(messages, timeout=timeout_s))
 
     def begin(self) -> None:
-        """A new exchange."""
+        """Begin a new exchange."""
         self.answered, self._used, self._unusable = set(), 0, {}
 
     def settle(self) -> bool:
-        """The exchange is over. Whether most clients sent values that cannot be used: then the run is the cause.
+        """End the exchange. True if most clients sent unusable values, which means that the run has diverged.
 
-        Else they are counted against those who sent them.
+        Otherwise the unusable values are counted against the nodes that sent them.
         """
         unusable, self._unusable = self._unusable, {}
         if len(unusable) > self._used:
@@ -72,7 +75,7 @@ class Replies:
         return False
 
     def good(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Replies with content; the others are noted."""
+        """Yield replies with content; record the others."""
         for reply in replies:
             self.answered.add(reply.metadata.src_node_id)
             if reply.has_error():
@@ -81,10 +84,10 @@ class Replies:
                 yield reply
 
     def take(self, reply: Message, use: Callable[[RecordDict], T]) -> T | None:
-        """What `use` makes of the reply; None, noted, where it cannot be used.
+        """The result of `use` on the reply; None if it cannot be used, which is recorded.
 
-        Whatever goes wrong costs this reply and nothing else. What nobody honest sends is counted against the
-        node; values that are not finite only once the exchange is over, see `settle`.
+        An error costs only this reply. Content that no honest node sends is counted against the node at once;
+        values that are not finite only at the end of the exchange, see `settle`.
         """
         node = reply.metadata.src_node_id
         try:
@@ -107,11 +110,11 @@ class Replies:
 
     @property
     def reasons(self) -> str:
-        """The failures in one line."""
-        return "; ".join(f"{name}: {reason}" for name, reason in self.failures.items()) or "nobody answered"
+        """All failures in one line."""
+        return "; ".join(f"{name}: {reason}" for name, reason in self.failures.items()) or "no client answered"
 
     def forget_failures(self) -> None:
-        """Begin anew: a new record belongs to a new round."""
+        """Start a new record of failures for a new round."""
         self.failures, self.failed = {}, set()
 
     def _note(self, reply: Message, reason: str) -> None:
@@ -122,6 +125,8 @@ class Replies:
         self._events.emit(ReplyUnusable(text=text, node=self.name_of(node), reason=reason))
 
 
-def to(grid: Grid, content: RecordDict, nodes: Iterable[int], message_type: str, group: int) -> list[Message]:
-    """One content for all nodes. A list: stock Flower's grid walks through the messages several times."""
+def messages_to(
+    grid: Grid, content: RecordDict, nodes: Iterable[int], message_type: str, group: int
+) -> list[Message]:
+    """One message per node with the same content. A list, because stock Flower's grid iterates it repeatedly."""
     return [grid.create_message(content, message_type, node, str(group)) for node in nodes]

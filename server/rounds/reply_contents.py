@@ -1,6 +1,6 @@
-"""What the strategy takes from a reply, after a look at whether it can be true.
+"""Reads class sums and statistics from replies and checks that they are plausible.
 
-Every function raises ProtocolError for what no honest client sends. Must not know rounds.
+Raises ProtocolError for content that no honest client sends. Must not know rounds.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from fednc.common.wire.records import record_of
 
 
 def sums_in(content: RecordDict, task: Task, stage: Stage, announced_K: Sequence[int]) -> ClassSums:
-    """The class sums of a reply; where classes come in sessions, of the stage's classes alone.
+    """The class sums of a reply. In a run with sessions they may cover only classes of the stage.
 
     Args:
-        announced_K: examples of each class that the node said it holds.
+        announced_K: examples of each class that the node announced.
     """
     sums = messages.sums_of(content)
     check_sums(sums, task.label_space, announced_K)
     held = sums.count_K.nonzero().flatten().tolist()
     if task.takes_sessions and held and not stage.earlier <= held[0] <= held[-1] < stage.classes:
-        raise ProtocolError(f"class sums of classes that are not of stage {stage.number}")
+        raise ProtocolError(f"the reply has class sums of classes that are not in stage {stage.number}")
     return sums
 
 
 def stats_in(content: RecordDict, task: Task, announced: int) -> Stats | None:
-    """The statistics of a reply; None from a client that holds nothing out.
+    """The statistics of a reply; None if the client holds no examples out.
 
     Args:
-        announced: examples that the node said it holds out.
+        announced: held-out examples that the node announced.
     """
     stats = arrays.from_record(record_of(content, messages.STATS, ArrayRecord) or ArrayRecord())
     if not stats:
@@ -62,7 +62,7 @@ def data_sums_in(content: RecordDict, task: Task, announced: int) -> Stats | Non
 
 
 def of_fewer(stats: Stats, counted: int, claimed: int) -> Stats:
-    """Statistics as if only `counted` of the `claimed` examples were there: the same shares, less weight."""
+    """Scale statistics over `claimed` examples down to a weight of `counted`; ratios stay the same."""
     if counted >= claimed:
         return stats
     share = counted / claimed

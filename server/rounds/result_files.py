@@ -1,4 +1,4 @@
-"""The files that a finished run leaves in its folder, whichever grid carried it.
+"""Writes the result files of a finished run, on any grid.
 
 Called by the server process and, on stock Flower, by the app itself. Must not know the link.
 """
@@ -16,13 +16,13 @@ from fednc.common.model_export import export
 from fednc.common.tasks.round_guide import guide_of_model
 from fednc.server.rounds.run import RunResult
 
-EXAMPLES = "examples"  # folder in that of the run
+EXAMPLES = "examples"  # a folder in the run's folder
 
 log = logging.getLogger("fednc.server")
 
 
 def summary_of(run_id: str, result: RunResult, **measured: Any) -> dict[str, Any]:
-    """What `summary.json` holds; `measured` is what only the carrier of the run knows."""
+    """The content of `summary.json`; `measured` are values that only the caller knows."""
     return {
         "run": run_id,
         "method": result.run.method.name,
@@ -48,7 +48,7 @@ def write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> Non
 
 
 def _write_examples(folder: Path, result: RunResult, memory: ClassMemory) -> None:
-    """Files for people to look at, in `examples/`; what goes wrong with them costs them alone."""
+    """Write the task's example files to `examples/`. An error in it must not lose the other files."""
     if result.evaluation is None:
         return
     try:

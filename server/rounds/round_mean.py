@@ -1,6 +1,6 @@
-"""The mean of one round, whichever way `[rounds]` asks for it: streamed with a look for outliers, or robust.
+"""The mean of one round, as `[rounds]` asks for it: streamed with a check for outliers, or robust.
 
-Called by the strategy as replies arrive; says whose update did not count as it was sent.
+Called by the strategy as replies arrive. Reports updates that were not used as they were sent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fednc.server.storage.events import RobustMeanSkipped, UpdateOutlier
 
 
 class RoundMean:
-    """Takes the updates of one round; the fold has been started."""
+    """Collects the updates of one round and computes their mean."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class RoundMean:
         events: EventLog,
         name_of: Callable[[int], str],
     ) -> None:
-        """`asked` nodes may contribute."""
+        """`fold.start` was called for this round; `asked` nodes may contribute."""
         self._events, self._name_of, self._fold = events, name_of, fold
         self._mean: RobustMean | OutlierGuard
         if rounds.robust == "none":
@@ -38,16 +38,14 @@ class RoundMean:
             self._mean = RobustMean(fold, rounds.robust, rounds.trim_share)
 
     def add(self, node: int, update: ArrayRecord, weight: int, owned: Owned = None) -> None:
-        """Take one update, whole or not at all. Raises ProtocolError, as the fold does."""
+        """Add one update, completely or not at all. Raises ProtocolError, see Fold.add."""
         self._mean.add(node, update, weight, owned)
 
     def finish(self) -> tuple[ArrayRecord, set[int]]:
-        """The mean, and the nodes whose updates are not in it. The fold knows number and weight of the others."""
+        """(the mean, nodes whose updates are not in it). The fold then has the number and weight of the others."""
         if isinstance(self._mean, RobustMean):
             if self._mean.updates < CLEAR_MAJORITY:
-                text = (
-                    f"rounds.robust does not apply: {self._mean.updates} updates came, it needs {CLEAR_MAJORITY}"
-                )
+                text = f"rounds.robust is skipped: {self._mean.updates} updates came, it needs {CLEAR_MAJORITY}"
                 self._events.emit(RobustMeanSkipped(text=text, updates=self._mean.updates))
             return self._mean.mean(), set()
         outliers = self._mean.settle()

@@ -1,6 +1,6 @@
-"""One run: builds task, frame, model and strategy from the run file and drives the rounds over any Flower grid.
+"""One run: builds task, frame, model and strategy from the run file, and runs the rounds over any Flower grid.
 
-Called by `server/main.py` over our link, by `server/flower_app.py` on stock Flower, and by `bench/` in one
+Called by `server/main.py` over our link, by `server/flower_app.py` on stock Flower, and by `bench/` in a single
 process.
 """
 
@@ -21,7 +21,7 @@ from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import Memories
 from fednc.common.methods import registry
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.class_registry import ClassRegistry
 from fednc.common.tasks.incremental import Incremental
@@ -31,7 +31,7 @@ from fednc.server.rounds.class_sessions import Sessions
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.data_sums import add_data_sums, check_form
 from fednc.server.rounds.global_state import GlobalState
-from fednc.server.rounds.initialisation import Conversation, draw_with_gain, initialise, scaled, speaks
+from fednc.server.rounds.initialisation import Conversation, draw_with_gain, initialise, needs_clients, scaled
 from fednc.server.rounds.method_steps import MethodSteps
 from fednc.server.rounds.strategy import FrameStrategy
 from fednc.server.rounds.test_evaluation import CentralEvaluation
@@ -42,13 +42,13 @@ from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import DataNote, LastRoundEvaluated, RoundCompleted, RunResumed, RunStopped
 from fednc.server.storage.history import History, RoundRecord
 
-_TRIES = 3  # of one round below quorum
+_TRIES = 3  # for a round that stays below quorum
 CPU = torch.device("cpu")
 
 
 @dataclass(kw_only=True)
 class RunResult:
-    """What a finished run leaves behind."""
+    """The outcome of a finished run."""
 
     run: RunConfig
     task: Task
@@ -60,12 +60,12 @@ class RunResult:
 
 
 class FederatedRun:
-    """What one run is made of, and how far it has come; `execute` drives it over a grid.
+    """The parts of one run and its progress; `execute` runs it over a grid.
 
     Attributes:
         asks_for_sums: whether clients are asked for sums of their data before round 1.
-        stage: under way; its tensors are those that the state is narrowed to.
-        opened: the session whose memory has been pooled; 0: none.
+        stage: the current one; the state is narrowed to its tensors.
+        opened: the last session whose memory was pooled; 0: none.
     """
 
     def __init__(self, run: RunConfig, events: EventLog, device: torch.device = CPU) -> None:
@@ -73,25 +73,25 @@ class FederatedRun:
 
         Args:
             run: the run file.
-            events: hears what happens.
-            device: where the server's own test data are evaluated.
+            events: where events are recorded.
+            device: where the server evaluates its own test data.
 
         Raises:
             ConfigError, DataError: the task or the test data cannot be used.
         """
         self.run, self.events, self._device = run, events, device
-        self._digest, self._config = run.digest, run.decisive()  # names that operators give are no part of it
-        self.task = tasks.get(run)
+        self._digest, self._config = run.digest, run.decisive()  # without class names that operators give later
+        self.task = discovery.get(run)
         self.asks_for_sums = check_form(self.task)
         self.frame = self.task.frame(seeds.derive(run.seed, "frame"))
         torch.manual_seed(seeds.derive(run.seed, "model"))
         self.model = model = self.task.build_model()
         draw_with_gain(model, run.init.gain)
-        self.layout = Layout.of(model, self.task.shared_keys(model)) if speaks(run) else None
+        self.layout = Layout.of(model, self.task.shared_keys(model)) if needs_clients(run) else None
         self._initialised: dict[str, Any] = {}
-        self._changed: Changes = {}  # by the run file, since the checkpoint that the run goes on from
+        self._changed: Changes = {}  # keys of the run file changed since the checkpoint that was restored
         self.opened = 0
-        self._good: GlobalState | None = None  # after the last round whose loss had not exploded
+        self._good: GlobalState | None = None  # the state after the last round whose loss had not exploded
         shared = model.state_dict()
         keys = self.task.shared_keys(model)
         steps = MethodSteps(registry.parts(run.method), self.task.stepped_keys(model))
@@ -126,14 +126,14 @@ class FederatedRun:
         return self._result(self.state)
 
     def strategy(self, around: Surroundings) -> FrameStrategy:
-        """The strategy that goes on with the state."""
+        """A strategy that continues from the current state."""
         return FrameStrategy(self.run, self.task, self.frame, self.state, self.events, around)
 
     # ---- results -------------------------------------------------------------------------------------------
 
     @property
     def last_good(self) -> RunResult | None:
-        """What a run that ends too early leaves behind: the model of its last good round; None without one."""
+        """The outcome of a run that ends early: the model of its last good round; None if there is none."""
         return None if self._good is None else self._result(self._good)
 
     def _result(self, state: GlobalState) -> RunResult:
@@ -160,8 +160,8 @@ class FederatedRun:
         self.state.replace_model(arrays.to_record(scaled(self.state.model, layout, scale_P)))
 
     def adopt(self, run: RunConfig) -> None:
-        """Go on with `run`, in which classes have names that they had not before."""
-        self.run, self.task = run, tasks.get(run)
+        """Continue with `run`, in which more classes have names."""
+        self.run, self.task = run, discovery.get(run)
         self.evaluation = self._central_evaluation(self.model)
 
     def enter(self, stage: Stage) -> None:
@@ -170,11 +170,11 @@ class FederatedRun:
         self.state.narrow(self.task.trained_keys(self.model, stage))
 
     def open(self, stage: Stage) -> None:
-        """The memory of the stage's classes has been pooled: a restart must not do it again."""
+        """Note that the memory of the stage's classes was pooled: a restart must not do it again."""
         self.opened = stage.number
 
     def keep(self, record: RoundRecord) -> None:
-        """A round is over: it belongs to the history, with what was to be told of the time before it."""
+        """Add a completed round to the history, with what happened since the round before."""
         record.init, self._initialised = self._initialised, {}
         record.changed, self._changed = self._changed, {}
         self.history.rounds.append(record)
@@ -184,7 +184,7 @@ class FederatedRun:
     # ---- checkpoints ---------------------------------------------------------------------------------------
 
     def checkpoint(self, around: Surroundings) -> Checkpoint:
-        """All that `restore` needs to go on after the round completed last."""
+        """Everything that `restore` needs to continue after the last completed round."""
         bytes_up, bytes_down = around.traffic()
         tensors = {
             **{f"model.{key}": value for key, value in self.state.model.items()},
@@ -207,10 +207,10 @@ class FederatedRun:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on after the checkpoint's round. Raises ProtocolError where its frame is not one."""
+        """Continue after the checkpoint's round. Raises ProtocolError if its frame is invalid."""
         if self.frame.vertices:
             self.frame = Frame.from_tensor(checkpoint.tensors["frame.etf_KD"], self.frame.seed)
-        model = checkpoint.under("model.")  # safetensors sorts names; the model's own order is part of it
+        model = checkpoint.under("model.")  # safetensors sorts names; we need the model's own order
         self.state = GlobalState(
             model={key: model[key] for key in self.state.model},
             memories=Memories.from_tensors(checkpoint.tensors),
@@ -225,11 +225,11 @@ class FederatedRun:
         if checkpoint.classes:
             self._recall(ClassRegistry.from_json(checkpoint.classes))
         self.stage = self.task.stage(self.state.completed + 1)
-        text = f"going on after round {checkpoint.round}"
+        text = f"continuing after round {checkpoint.round}"
         self.events.emit(RunResumed(text=text, round=checkpoint.round))
 
     def _recall(self, registry: ClassRegistry) -> None:
-        """Give classes the names they had. Raises ConfigError: the run file has others in their places."""
+        """Restore class names that operators gave. Raises ConfigError if the run file now has other names."""
         for number, names in enumerate(registry.groups[1:], start=1):
             if not self.run.sessions[number - 1].classes:
                 self.adopt(with_names(self.run, number, names))
@@ -237,7 +237,7 @@ class FederatedRun:
 
 
 class RoundLoop:
-    """Drives one run over one grid, round by round."""
+    """Runs one run over one grid, round by round."""
 
     def __init__(self, prepared: FederatedRun, grid: Grid, around: Surroundings) -> None:
         events = prepared.events
@@ -249,7 +249,7 @@ class RoundLoop:
         self._entered: Stage | None = None
 
     def drive(self) -> None:
-        """All rounds that are left, or those before an operator stops the run. Raises QuorumError."""
+        """Run the remaining rounds, until an operator stops the run. Raises QuorumError."""
         prepared = self._prepared
         self._control.begin(prepared.history.primary)
         self._strategy.summary()
@@ -263,7 +263,7 @@ class RoundLoop:
                 break
 
     def _enter(self, server_round: int) -> bool:
-        """Pass into the stage of a round; False when an operator stops the run instead."""
+        """Enter the stage of a round if it is a new one; False if an operator stops the run instead."""
         prepared = self._prepared
         stage = prepared.task.stage(server_round)
         if stage == self._entered:
@@ -284,7 +284,7 @@ class RoundLoop:
         return True
 
     def _name(self, stage: Stage, names: tuple[str, ...]) -> Stage:
-        """The stage as it is when its classes have these names, which the run file may have left open."""
+        """The stage after its classes got these names, which the run file may have left open."""
         prepared = self._prepared
         if names != prepared.run.sessions[stage.number - 1].classes:
             prepared.adopt(with_names(prepared.run, stage.number, names))
@@ -295,10 +295,10 @@ class RoundLoop:
         prepared.enter(stage)
         self._strategy.enter(stage, prepared.run, prepared.task)
         self._control.enter_session(stage.number, prepared.registry.names)
-        self._around.agree(prepared.state)
+        self._around.expect_replies(prepared.state)
 
     def _add_data_sums(self, server_round: int) -> bool:
-        """What the task asks for before round 1; False when an operator stops the run instead."""
+        """Do what the task asks for before round 1; False if an operator stops the run instead."""
         prepared, strategy = self._prepared, self._strategy
         if not prepared.asks_for_sums or server_round > 1:
             return True
@@ -308,7 +308,7 @@ class RoundLoop:
         return True
 
     def _initialise(self, server_round: int) -> bool:
-        """What [init] asks for before round 1; False when an operator stops the run instead."""
+        """Do what [init] asks for before round 1; False if an operator stops the run instead."""
         prepared, strategy = self._prepared, self._strategy
         if prepared.layout is None or server_round > 1:
             return True
@@ -328,7 +328,7 @@ class RoundLoop:
         return True
 
     def _one_round(self, server_round: int) -> bool:
-        """Whether it took place: not when an operator stops the run first."""
+        """Run one round; False if an operator stops the run first."""
         prepared, strategy = self._prepared, self._strategy
         self._control.begin_round(server_round)
         evaluates = strategy.evaluates(server_round)
@@ -341,7 +341,7 @@ class RoundLoop:
                 break
         else:
             raise _no_quorum(strategy, server_round, _TRIES)
-        if self._control.over:  # cut off in the middle: half a round must not stand as one
+        if self._control.over:  # the round was cut off; an incomplete round must not count
             return False
         if evaluates:
             self._test(record)
@@ -351,11 +351,11 @@ class RoundLoop:
         prepared.keep(record)
         self._save()
         self._control.complete(record, strategy.fold_s)
-        self._say(record)
+        self._report(record)
         return True
 
     def _stop_before(self, server_round: int) -> None:
-        """An operator ends the run: its last round is evaluated, as every run's is."""
+        """An operator stopped the run: evaluate its last round, as in every run."""
         self._events.emit(RunStopped(text=f"stopped before round {server_round}", round=server_round))
         last, primary = self._control.last, self._prepared.history.primary
         if last and last.value_of(primary) is None and not self._control.over:
@@ -373,7 +373,7 @@ class RoundLoop:
             record.test = {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def _end_stage(self, record: RoundRecord) -> None:
-        """What is told of a session when its last round is over."""
+        """Record the results of a session after its last round."""
         prepared, stage = self._prepared, self._strategy.stage
         if prepared.task.takes_sessions and record.round == stage.last:
             record.session = stage.number
@@ -385,13 +385,13 @@ class RoundLoop:
                 self._sessions.warn(stage)
 
     def _save(self) -> None:
-        """No round begins before the last one is safe. Raises RunFailedError."""
+        """Save a checkpoint; no round begins before the last one is saved. Raises RunFailedError."""
         if self._around.checkpoints:
             checkpoint = self._prepared.checkpoint(self._around)
             wait_s = self._prepared.run.rounds.wait_s
             save_patiently(self._around.checkpoints, checkpoint, wait_s, self._control, self._events)
 
-    def _say(self, record: RoundRecord) -> None:
+    def _report(self, record: RoundRecord) -> None:
         primary = self._prepared.history.primary
         value = record.value_of(primary)
         shown = "" if value is None else f", {primary.name} {primary.show(value)}"
@@ -411,5 +411,5 @@ def _no_quorum(strategy: FrameStrategy, server_round: int, tries: int) -> Quorum
     return QuorumError(
         f"round {server_round} got fewer than {strategy.quorum} replies {tries} times in a row "
         f"({strategy.replies.reasons}). "
-        "Mend the clients, or lower rounds.min_clients, or raise rounds.deadline_s."
+        "Fix the clients, or lower rounds.min_clients, or raise rounds.deadline_s."
     )

@@ -1,6 +1,6 @@
-"""What a round holds besides training: an evaluation, sums of local models, a new class memory.
+"""Decides what a round includes besides training: evaluation, sums of local models, a new class memory.
 
-Asked by the strategy. Follows from the run file and the stage alone, so that a restarted server does the same.
+Called by the strategy. Depends only on the run file and the stage, so a restarted server decides the same.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from fednc.common.tasks.stages import Stage
 
 
 def evaluates(run: RunConfig, stage: Stage, server_round: int) -> bool:
-    """Whether the round ends with an evaluation: every n-th does, and the last of each stage."""
+    """Whether the round ends with an evaluation: every `evaluate_every`-th does, and the last of each stage."""
     every = run.rounds.evaluate_every
     return server_round == stage.last or (every > 0 and server_round % every == 0)
 
 
 def wants_local_sums(run: RunConfig, stage: Stage, server_round: int) -> bool:
-    """Sums of the trained local models: for the drift metric, and for a memory made of them.
+    """Whether clients send class sums of their local models, for the drift metric or a memory built from them.
 
-    Not in sessions: what they are sums of is frozen there, and was pooled when the session was opened. Not without
+    Never in sessions, where the features are frozen and were pooled when the session was opened. Never without
     classes.
     """
     if not stage.is_first or not stage.classes:
@@ -29,9 +29,9 @@ def wants_local_sums(run: RunConfig, stage: Stage, server_round: int) -> bool:
 def wants_global_memory(
     run: RunConfig, stage: Stage, server_round: int, *, evaluating: bool, takes_sessions: bool
 ) -> bool:
-    """Whether clients are asked for the class sums of the round's model.
+    """Whether clients are asked for class sums of the round's global model.
 
-    Where classes come in sessions, once at the end of the beginning: later classes are pooled as they come.
+    With sessions, only once, at the end of the first stage: later classes are pooled when their session opens.
     """
     if takes_sessions:
         return stage.is_first and server_round == stage.last

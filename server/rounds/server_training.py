@@ -1,6 +1,6 @@
-"""Training at the server itself, on the class memory alone; clients send nothing but sums.
+"""Training on the server, on the class memory alone; clients send only sums.
 
-Called by the strategy in stages where the task says so.
+Called by the strategy in stages for which the task asks for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fednc.server.rounds.global_state import GlobalState
 def fit_centrally(
     task: Incremental, state: GlobalState, guide: Guide, stage: Stage, steps: int, generator: torch.Generator
 ) -> float:
-    """Train what the task fits and put it into `state`; the loss."""
+    """Train the tensors that the task fits, put them into `state`, and return the loss."""
     section = stage.train.model_copy(update={"epochs": steps})
     with torch.random.fork_rng(devices=[]):
         model = task.build_model()

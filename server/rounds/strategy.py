@@ -1,7 +1,7 @@
-"""fednc's Flower strategy: broadcasts model, frozen frame and class memory; folds updates and class sums.
+"""fednc's Flower strategy: sends out model, frozen frame and class memory; aggregates updates and class sums.
 
-One strategy for all methods; what differs is in the configuration. Runs over any Flower grid, in its own thread.
-Flat memory: replies are folded as they arrive and dropped.
+One strategy serves all methods; they differ in the configuration. Runs over any Flower grid, in its own thread.
+Memory does not grow with the number of clients: each reply is added to the sums as it arrives, then dropped.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.stages import Stage
-from fednc.common.wire import messages as exchange
+from fednc.common.wire import messages
 from fednc.common.wire.messages import EVALUATE, MEMORY, TRAIN, Instruction
 from fednc.server.aggregation.mean import Fold, NormBound
 from fednc.server.rounds import schedule
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.participants import Participants
-from fednc.server.rounds.replies import Replies, to
+from fednc.server.rounds.replies import Replies, messages_to
 from fednc.server.rounds.reply_contents import of_fewer, stats_in, sums_in
 from fednc.server.rounds.round_mean import RoundMean
 from fednc.server.rounds.server_training import fit_centrally
@@ -62,22 +62,24 @@ class FrameStrategy(Strategy):
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
         self.replies = Replies(events, around.name_of, around.reject)
         self.clients = Participants(run.rounds, self.replies, events, around.declared)
-        self.fold_s = 0.0  # spent in the last fold
+        self.fold_s = 0.0  # seconds spent on aggregation in the last round
         self.stage: Stage = task.stage(state.completed + 1)
-        self._trained: list[int] = []  # whose updates are in the model of the round under way
-        self._weights: dict[int, int] = {}  # examples that each node of the round under way counts for
-        self._counted: dict[int, int] = {}  # of these, those whose updates came, as they declared them
-        self._held_out: dict[int, int] = {}  # the same of its held-out examples
+        self._trained: list[int] = []  # nodes whose updates are in the model of the current round
+        self._weights: dict[int, int] = {}  # examples that each node of the current round counts for
+        self._counted: dict[int, int] = {}  # weight of each update that came
+        self._held_out: dict[int, int] = {}  # held-out examples that each node counts for
         self._record = RoundRecord(round=0)
         self._local = self._pool_of_sums("local")
-        self._fold = Fold(state.folded, state.extra, task.aggregation)  # its memory serves every round of a stage
+        self._fold = Fold(
+            state.folded, state.extra, task.aggregation
+        )  # its memory is reused in all rounds of a stage
 
     # ---- Flower's interface --------------------------------------------------------------------------------
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """One content for all nodes of the round: model, frame, memory."""
+        """Messages to the nodes of the round, all with the same content: model, frame, memory."""
         del config
         self.clients.forget(self.replies.failed)  # they may have come back with other data
         self.replies.forget_failures()
@@ -85,20 +87,20 @@ class FrameStrategy(Strategy):
         self._get_to_know(
             list(grid.get_node_ids()) if self.state.methods.needs_every_client else nodes, server_round, grid
         )
-        # A weight that was not announced could not be bounded; who holds nothing of the stage has none.
+        # Only announced examples count: any other weight would have no bound.
         self._weights = self.clients.examples(nodes)
         instruction = self._instruction(
             server_round, wants_sums=schedule.wants_local_sums(self.run, self.stage, server_round)
         )
-        extra = exchange.extra_record(self.state.extra)
-        content = exchange.instruction_content(instruction, arrays, self.guide(), extra)
+        extra = messages.extra_record(self.state.extra)
+        content = messages.instruction_content(instruction, arrays, self.guide(), extra)
         self.replies.begin()
-        return to(grid, content, list(self._weights), TRAIN, server_round)
+        return messages_to(grid, content, list(self._weights), TRAIN, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The exact weighted mean of the updates, folded as they arrive; None below quorum.
+        """The exact weighted mean of the updates, computed as they arrive; None below quorum.
 
         Raises:
             DivergedError: most clients sent values that are not finite.
@@ -122,7 +124,7 @@ class FrameStrategy(Strategy):
         record, left_out = mean.finish()
         self._trained = [node for node in losses if self._weights[node] and node not in left_out]
         self._record.replies, self._record.examples = self._fold.updates, self._fold.weight
-        # Sorted: the same bits in any order of arrival.
+        # Sorted, so that the order of arrival does not change the bits.
         self._record.loss = sum(sorted(losses[node] for node in self._trained)) / self._fold.weight
         if schedule.wants_local_sums(self.run, self.stage, server_round):
             self._record.drift = _finite(drift.value())
@@ -139,19 +141,19 @@ class FrameStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Everybody evaluates the global model on what it holds out."""
+        """Messages to all nodes: evaluate the global model on your held-out examples."""
         del config
-        content = exchange.instruction_content(self._instruction(server_round), arrays, self.guide(evaluates=True))
+        content = messages.instruction_content(self._instruction(server_round), arrays, self.guide(evaluates=True))
         nodes = list(grid.get_node_ids())
-        nodes += [node for node in self._trained if node not in nodes]  # just lost: the grid lets them come back
+        nodes += [node for node in self._trained if node not in nodes]  # just lost; they may still come back
         nodes = self.clients.present(server_round, nodes)
         self._get_to_know(nodes, server_round, grid)
         self._held_out = self.clients.held_out(nodes)
         self.replies.begin()
-        return to(grid, content, list(self._held_out), EVALUATE, server_round)
+        return messages_to(grid, content, list(self._held_out), EVALUATE, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Pooled metrics from additive statistics, and the client that fares worst."""
+        """Metrics pooled from additive statistics, and the client with the worst primary metric."""
         pooled: Stats = {}
         worst: dict[str, Any] = {}
         for reply in self.replies.good(replies):
@@ -172,12 +174,12 @@ class FrameStrategy(Strategy):
         return MetricRecord(dict(self._record.pooled))
 
     def _how_good(self, client: dict[str, Any]) -> tuple[float, str]:
-        """Lowest for the client that fares worst by the primary metric; then by name."""
+        """A sort key: lowest for the client with the worst primary metric, ties by name."""
         value = client[self.task.primary.name]
         return (value if self.task.primary.higher_is_better else -value), client["name"]
 
     def summary(self) -> None:
-        """Say once what is about to run."""
+        """Emit the event that describes the run."""
         run, frame = self.run, self.frame
         text = (
             f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds, frame K={frame.vertices} "
@@ -195,11 +197,11 @@ class FrameStrategy(Strategy):
     # ---- stages --------------------------------------------------------------------------------------------
 
     def enter(self, stage: Stage, run: RunConfig, task: Task) -> None:
-        """The state is narrowed to what the stage trains; what clients hold of it is not known yet.
+        """Begin a stage. The state was narrowed to its tensors; clients have not yet announced their examples.
 
         Args:
-            run: the run file, in which an operator may have named the stage's classes meanwhile.
-            task: made from it.
+            run: the run file, in which an operator may have named the stage's classes in the meantime.
+            task: built from it.
         """
         self.run, self.task = run, task
         self.stage = stage
@@ -207,17 +209,17 @@ class FrameStrategy(Strategy):
         self.clients.enter(is_first=stage.is_first)
 
     def holders(self, grid: Grid) -> list[int]:
-        """Nodes that hold examples of the stage's classes; asks those that have not said so yet."""
+        """Nodes that hold examples of the stage's classes. Asks the nodes that have not announced them yet."""
         nodes = sorted(grid.get_node_ids())
         self._get_to_know(nodes, self.stage.first, grid)
         return list(self.clients.examples(nodes))
 
     def pool_new_classes(self, grid: Grid) -> None:
-        """Class means of the stage's classes into the memory."""
+        """Take class means of the stage's classes into the memory."""
         self._refresh_memory(self.stage.first, grid, self.run.rounds.deadline_s, self.holders(grid))
 
     def _fit(self, server_round: int, steps: int) -> float:
-        """The server trains alone, on the class memory."""
+        """Train on the server, on the class memory; return the loss."""
         generator = seeds.generator(self.run.seed, "fit", server_round)
         assert isinstance(self.task, Incremental)
         return fit_centrally(self.task, self.state, self.guide_at(server_round), self.stage, steps, generator)
@@ -225,10 +227,10 @@ class FrameStrategy(Strategy):
     # ---- one round -----------------------------------------------------------------------------------------
 
     def run_round(self, server_round: int, grid: Grid, *, evaluates: bool) -> RoundRecord | None:
-        """Train, refresh the memory, evaluate. None when too few replies came; the state is then untouched.
+        """Train, refresh the memory, evaluate. None if too few replies came; the state is then unchanged.
 
         Raises:
-            DivergedError: most clients sent values that are not finite; the state is that of the round before.
+            DivergedError: most clients sent values that are not finite; the state is reset to the round before.
         """
         before = self.state.snapshot()
         try:
@@ -257,29 +259,29 @@ class FrameStrategy(Strategy):
         return self._record
 
     def _train(self, server_round: int, grid: Grid, timeout_s: float) -> bool:
-        messages = self.configure_train(server_round, self.state.record, ConfigRecord(), grid)
-        replies = grid.send_and_receive(messages, timeout=timeout_s)
+        sent = self.configure_train(server_round, self.state.record, ConfigRecord(), grid)
+        replies = grid.send_and_receive(sent, timeout=timeout_s)
         model, _ = self.aggregate_train(server_round, replies)
         return model is not None
 
     def evaluate_early(self, grid: Grid) -> None:
-        """Evaluate the round just completed although it was not its turn: the run ends with it."""
+        """Evaluate the round just completed ahead of schedule, because the run ends with it."""
         server_round, timeout_s = self._record.round, self.run.rounds.deadline_s
         if self._wants_global_memory(server_round, True) and not self._wants_global_memory(server_round, False):
             self._refresh_memory(server_round, grid, timeout_s, self._trained)
         self._evaluate(server_round, grid, timeout_s)
 
     def _evaluate(self, server_round: int, grid: Grid, timeout_s: float) -> None:
-        messages = self.configure_evaluate(server_round, self.state.record, ConfigRecord(), grid)
-        self.aggregate_evaluate(server_round, grid.send_and_receive(messages, timeout=timeout_s))
+        sent = self.configure_evaluate(server_round, self.state.record, ConfigRecord(), grid)
+        self.aggregate_evaluate(server_round, grid.send_and_receive(sent, timeout=timeout_s))
 
     @property
     def quorum(self) -> int:
-        """Replies without which a round does not count."""
+        """The fewest replies with which a round counts."""
         return self.stage.min_clients
 
     def sample(self, server_round: int, grid: Grid) -> list[int]:
-        """The nodes of a round, drawn from (seed, round) alone. In a session all: few hold its classes."""
+        """The nodes of a round, drawn from (seed, round) alone. In a session all, because few hold its classes."""
         here = sorted(grid.get_node_ids())
         nodes = self.clients.present(server_round, here)
         if len(nodes) < self.quorum:
@@ -292,12 +294,12 @@ class FrameStrategy(Strategy):
 
     def _get_to_know(self, nodes: Iterable[int], server_round: int, grid: Grid) -> None:
         def question() -> RecordDict:
-            return exchange.instruction_content(self._instruction(server_round))
+            return messages.instruction_content(self._instruction(server_round))
 
         self.clients.get_to_know(nodes, server_round, grid, question, self.task.label_space)
 
     def _end_exchange(self, server_round: int, asked: Collection[int]) -> None:
-        """Raises DivergedError: most answers hold values that are not finite."""
+        """Raises DivergedError if most answers have values that are not finite."""
         self.clients.note_answers(server_round, asked)
         if self.replies.settle():
             train, completed = self.run.train, self.state.completed
@@ -309,11 +311,11 @@ class FrameStrategy(Strategy):
             )
 
     def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]) -> None:
-        """Class means of the new global model's features, exact: one forward pass at each client."""
+        """Collect class means of the new global model's features: exact, with one forward pass on each client."""
         nodes = self.clients.present(server_round, nodes)
         self._get_to_know(nodes, server_round, grid)
         counted = {node: count for node, count in self.clients.examples(nodes).items() if count}
-        content = exchange.instruction_content(self._instruction(server_round), self.state.record)
+        content = messages.instruction_content(self._instruction(server_round), self.state.record)
         pool = self._pool_of_sums("global")
         for reply in self.replies.ask(grid, content, list(counted), MEMORY, server_round, timeout_s):
             node = reply.metadata.src_node_id
@@ -331,9 +333,9 @@ class FrameStrategy(Strategy):
 
     def _fold_in(self, content: RecordDict, node: int, mean: RoundMean, drift: DriftSums) -> float:
         weight = min(self._examples_in(content, node), self._weights[node])
-        sums = self._checked_sums(content, node, self._weights) if exchange.SUMS in content else None
-        update, loss = exchange.update_of(content), exchange.loss_of(content)
-        owned = exchange.owned_of(content, self._fold.by_owner, counted=weight) if self._fold.by_owner else None
+        sums = self._checked_sums(content, node, self._weights) if messages.SUMS in content else None
+        update, loss = messages.update_of(content), messages.loss_of(content)
+        owned = messages.owned_of(content, self._fold.by_owner, counted=weight) if self._fold.by_owner else None
         if not weight:
             return 0.0
         fault_injection.at("server.fold")
@@ -347,14 +349,14 @@ class FrameStrategy(Strategy):
         return loss * weight
 
     def _examples_in(self, content: RecordDict, node: int) -> int:
-        examples, announced = exchange.examples_of(content), self.clients.holding(node).examples
+        examples, announced = messages.examples_of(content), self.clients.holding(node).examples
         if not 1 <= examples <= announced:
             problem = f"declares {examples} examples where {announced} were announced"
             raise StaleError(problem) if self.clients.has_changed(node) else ProtocolError(problem)
         return examples
 
     def _checked_sums(self, content: RecordDict, node: int, counted: Mapping[int, int]) -> ClassSums:
-        """The class sums of a reply, of as many examples as the node counts for."""
+        """The class sums of a reply, scaled to the examples that the node counts for."""
         holding = self.clients.holding(node)
         try:
             sums = sums_in(content, self.task, self.stage, holding.count_K)
@@ -377,11 +379,11 @@ class FrameStrategy(Strategy):
 
     @property
     def memory(self) -> ClassMemory:
-        """What clients and read-out are given as the class memory."""
+        """The class memory that clients and read-out use (or its stand-in, see `method.memory_source`)."""
         return self.state.memories.under(self.run.method.memory_source, self.frame.etf_KD, self.run.seed)
 
     def guide_at(self, server_round: int) -> Guide:
-        """The guide as the server's own evaluation and fit see it."""
+        """The guide for the server's own evaluation and training."""
         return guide_at(self.task, self.frame.etf_KD, self.memory, server_round)
 
     def _pool_of_sums(self, model: str) -> Pool:
@@ -392,8 +394,8 @@ class FrameStrategy(Strategy):
         return Instruction.under(self.run, server_round, wants_sums=wants_sums)
 
     def guide(self, *, evaluates: bool = False) -> ArrayRecord:
-        """Frame and memory as they travel now."""
-        return exchange.guide_record(self.frame, self.memory, evaluates=evaluates)
+        """Frame and memory, encoded for sending."""
+        return messages.guide_record(self.frame, self.memory, evaluates=evaluates)
 
     def evaluates(self, server_round: int) -> bool:
         """Whether this round ends with an evaluation."""

@@ -23,14 +23,14 @@ from fednc.common.tasks.evaluation import evaluate, evaluation_batches
 
 
 class CentralEvaluation:
-    """Evaluates global states; holds the model and the test data for the run, on `device`."""
+    """Evaluates global states. Keeps the model and the test data on `device` for the whole run."""
 
     def __init__(self, task: Task, model: nn.Module, data: TaskData, batch: int, device: torch.device) -> None:
         self._task, self._model, self._data = task, copy.deepcopy(model).to(device), data.to(device)
         self._batch, self._device = batch, device
 
     def __call__(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:
-        """Metrics of the task over the classes that exist, and nc1 ... nc4 where there are classes."""
+        """Metrics of the task over the classes so far, plus nc1 to nc4 if the task has classes."""
         if not isinstance(self._task, ClassifierTask):
             return self.metrics(state, guide)
         metrics, guide = self.metrics(state, guide), guide.to(self._device)
@@ -40,13 +40,13 @@ class CentralEvaluation:
         return {**metrics, **geometry}
 
     def metrics(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, float]:
-        """Metrics of the task alone: what `__call__` says of them, without the geometry."""
+        """Only the task's metrics, without nc1 to nc4."""
         self._load(state)
         guide = guide.to(self._device)
         return self._task.measure(evaluate(self._task, self._model, self._known(guide), guide, self._batch))
 
     def examples(self, state: Mapping[str, Tensor], guide: Guide) -> Mapping[str, bytes]:
-        """Files for people to look at, by name, see Task."""
+        """Example files for people, by name; see Task.examples."""
         self._load(state)
         self._model.eval()
         guide = guide.to(self._device)
@@ -62,7 +62,7 @@ class CentralEvaluation:
             yield classifier(self._task).aligned(self._model, batch)
 
     def _known(self, guide: Guide) -> TaskData:
-        """The examples of the classes that exist."""
+        """The examples of the classes so far."""
         return self._data if guide.classes is None else self._data.of_classes(0, guide.classes)
 
     def _vertices(self, guide: Guide) -> Tensor:
@@ -70,7 +70,7 @@ class CentralEvaluation:
         return head.weight.detach() if isinstance(head, LinearHead | CosineHead) else guide.etf_KD
 
     def alignment(self, state: Mapping[str, Tensor], guide: Guide) -> Tensor:
-        """float64 [K, K]: cosines of the centred class means on the test data with the class vectors."""
+        """float64 [K, K]: cosines between the centred class means on the test data and the class vectors."""
         return alignment(self.class_means(state), self._vertices(guide).cpu())
 
     def class_means(self, state: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run waits for between rounds: clients, an operator's pause to end, space on the disk.
+"""Waits between rounds: for clients, for the end of an operator's pause, for space on the disk.
 
 Called by the run. Must not know what a round does.
 """
@@ -19,79 +19,79 @@ from fednc.server.storage.events import ClassesMissing, DiskProblem, WaitingForC
 
 _CLIENTS_POLL_S = 0.1
 _DISK_POLL_S = 2.0
-_NAMED = 20  # classes named in one line
+_NAMED = 20  # most classes listed in one line
 
 
 class ClientsWait:
-    """Waits for clients to be there before a round begins, and for an operator's pause to end."""
+    """Waits for clients before a round begins, and for the end of an operator's pause."""
 
     def __init__(self, rounds: RoundsSection, grid: Grid, around: Surroundings, events: EventLog) -> None:
         self._rounds, self._grid, self._around, self._events = rounds, grid, around, events
-        self._told_missing = False
+        self._reported_missing = False
 
     def for_returning(self) -> None:
-        """Let those who took part before the restart come back, so that the next round is the one it would be."""
+        """After a restart, give clients time to come back, so that the next round has the same participants."""
         deadline = Deadline(self._rounds.rejoin_s)
-        wait_until(lambda: self._there >= self._around.returning, deadline, _CLIENTS_POLL_S)
+        wait_until(lambda: self._ready >= self._around.returning, deadline, _CLIENTS_POLL_S)
 
     def for_clients(self, needed: int) -> bool:
-        """True once so many clients are there and no operator holds the run; False when one stops it.
+        """True once `needed` clients are ready and the run is not paused; False if an operator stops it.
 
         Raises:
-            QuorumError: after `wait_s`, pauses not counted.
+            QuorumError: too few after `wait_s`, not counting pauses.
         """
         with self._around.control.between_rounds():
             return self._for_clients(needed)
 
     def _for_clients(self, needed: int) -> bool:
         control, deadline = self._around.control, Deadline(self._rounds.wait_s)
-        there, told = 0, False
+        ready, reported = 0, False
 
         def can_go_on() -> bool:
-            nonlocal there, told
+            nonlocal ready, reported
             if control.stopping:
                 return True
             if control.paused:
                 deadline.restart()
                 return False
-            there = self._there
-            if there < needed and not told:
-                self._events.emit(WaitingForClients(text=f"waiting for {needed} clients, {there} ready"))
-                told = True
-            return there >= needed
+            ready = self._ready
+            if ready < needed and not reported:
+                self._events.emit(WaitingForClients(text=f"waiting for {needed} clients, {ready} ready"))
+                reported = True
+            return ready >= needed
 
         if not wait_until(can_go_on, deadline, _CLIENTS_POLL_S):
             raise QuorumError(
-                f"{there} of {needed} clients are ready after {self._rounds.wait_s:g} s. "
+                f"{ready} of {needed} clients are ready after {self._rounds.wait_s:g} s. "
                 f"{self._around.who_is_there()} Start more clients, or lower rounds.min_clients, "
                 "or raise rounds.wait_s."
             )
         if control.stopping:
             return False
-        self._tell_missing()
+        self._report_missing()
         return True
 
-    def _tell_missing(self) -> None:
-        """Before the first round only: it asks every client's node, and those who come later may have them."""
-        missing = [] if self._told_missing else self._around.missing_classes()
-        self._told_missing = True
+    def _report_missing(self) -> None:
+        """Warn about classes without examples; only once, because clients that come later may have some."""
+        missing = [] if self._reported_missing else self._around.missing_classes()
+        self._reported_missing = True
         if missing:
             named = ", ".join(map(repr, missing[:_NAMED])) + (", ..." if len(missing) > _NAMED else "")
-            text = f"no client trains on an example of {len(missing)} classes: {named}"
+            text = f"no client has training examples of {len(missing)} classes: {named}"
             self._events.emit(ClassesMissing(text=text, classes=tuple(missing)))
 
     @property
-    def _there(self) -> int:
+    def _ready(self) -> int:
         return len(list(self._grid.get_node_ids()))
 
 
 def save_patiently(
     checkpoints: Checkpoints, checkpoint: Checkpoint, wait_s: float, control: RunControl, events: EventLog
 ) -> None:
-    """Write `checkpoint`, again and again while there is no space for it.
+    """Write `checkpoint`; try again as long as it cannot be written.
 
     Raises:
-        RunFailedError: after `wait_s`, or where an operator stops the run meanwhile.
+        RunFailedError: it failed for `wait_s`, or an operator stops the run in the meantime.
     """
     deadline = Deadline(wait_s)
 

@@ -1,1 +1,1 @@
-"""What the server keeps: checkpoints, the run folder, history, the event log."""
+"""What the server keeps on disk: checkpoints, the run folder, history, the event log."""

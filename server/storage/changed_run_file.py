@@ -1,7 +1,7 @@
-"""A run that goes on with another run file: which keys may differ from before, and what the differences are.
+"""Compares the run file of a continued run with the one before, and decides which keys may change.
 
-Asked when checkpoints are read. What the model and its classes depend on stays as it was; how long, with whom and
-how carefully is the operator's to change, and the history says so.
+Used when checkpoints are read. Keys that the model and its classes depend on must stay. An operator may change how
+long a run takes, with how many clients and with which safeguards; the changes are recorded in the history.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from fednc.common.errors import ConfigError
 
-# All of `[server]` besides, which bears on no result and is in no checkpoint.
+# All of `[server]` may change too: it does not affect results and is not part of a checkpoint.
 MAY_CHANGE = (
     "rounds.total",
     "rounds.min_clients",
@@ -29,11 +29,11 @@ MAY_CHANGE = (
     "train.clip_norm",
     "method.server_lr",
 )
-Changes = dict[str, list[Any]]  # key: before, now; None where it stood at its default
+Changes = dict[str, list[Any]]  # key: [before, now]; None means the default
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
-    """What differs between two run files, by dotted key."""
+    """The differences between two run files, by dotted key."""
     old, new = _flat(before), _flat(now)
     return {
         key: [old.get(key), new.get(key)]
@@ -43,27 +43,27 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
 
 
 def check(changed: Changes, folder: Path, *, completed: int, has_sessions: bool) -> None:
-    """Raises ConfigError: a run cannot go on with these changes."""
+    """Raises ConfigError if the run cannot continue with these changes."""
     fixed = [key for key in changed if key not in MAY_CHANGE or (key == "rounds.total" and has_sessions)]
     if fixed:
-        told = ", ".join(
+        listed = ", ".join(
             f"{key} ({_said(changed[key][0])} before, now {_said(changed[key][1])})" for key in fixed[:5]
         )
         more = f" and {len(fixed) - 5} more" if len(fixed) > 5 else ""
         raise ConfigError(
-            f"{folder} holds a run of another run file, which differs in {told}{more}: give the same file, or "
-            f"another --folder. In a run that goes on only these may change: {', '.join(MAY_CHANGE)}"
+            f"{folder} contains a run with another run file, which differs in {listed}{more}: give the same file, "
+            f"or another --folder. A run that continues may change only {', '.join(MAY_CHANGE)}"
             f"{' (not rounds.total, as there are sessions)' if has_sessions else ''}, and all of [server]"
         )
     total = changed.get("rounds.total", [0, completed])[1]
     if total < completed:
         raise ConfigError(
-            f"rounds.total = {total}, but the run in {folder} has completed {completed} rounds: give at least that"
+            f"rounds.total = {total}, but the run in {folder} has completed {completed} rounds: set at least that"
         )
 
 
 def as_text(changed: Changes) -> str:
-    """For people."""
+    """The changes in one line."""
     return ", ".join(f"{key} from {_said(old)} to {_said(new)}" for key, (old, new) in changed.items())
 
 

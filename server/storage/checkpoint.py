@@ -1,8 +1,8 @@
-"""The state of a run on disk: written after every round, whole or not at all, read when a server comes back.
+"""The state of a run on disk: written atomically after every round, read when a server restarts.
 
-One round is two files in `checkpoints/`: the tensors (safetensors), then a manifest with their checksum. The
-manifest is written last, so a crash at any moment leaves the rounds before intact. Formats are never dropped: a
-new one gets a new number and a reader here. No pickle.
+A round is two files in `checkpoints/`: the tensors (safetensors), then a manifest with their checksum. The
+manifest is written last, so a crash at any moment leaves the earlier rounds intact. Old formats stay readable: a
+new format gets a new number and a reader here. No pickle.
 """
 
 from __future__ import annotations
@@ -30,33 +30,31 @@ FORMAT = 1
 
 
 class Manifest(BaseModel):
-    """What a checkpoint says about itself, in JSON."""
+    """The JSON file of a checkpoint."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     format: int
     round: int
     config_sha256: str
-    config: dict[str, Any] | None = (
-        None  # what that is the digest of; of earlier checkpoints only the digest is known
-    )
+    config: dict[str, Any] | None = None  # the hashed run file; older checkpoints have only the digest
     tensors_sha256: str
     history: list[dict[str, Any]] = []
-    parts: dict[str, int] = {}  # part of the split that each name keeps
-    classes: dict[str, Any] | None = None  # of a run with sessions: the registry so far
-    opened: int = 0  # the session that has been opened since the round; 0: none
+    parts: dict[str, int] = {}  # the part of the split that each client keeps, by name
+    classes: dict[str, Any] | None = None  # the class registry so far, in a run with sessions
+    opened: int = 0  # the session opened since the round; 0: none
     bytes_up: int = 0
     bytes_down: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A round as it was when it ended."""
+    """The state at the end of a round."""
 
     round: int
     config_sha256: str
     config: dict[str, Any] | None = None
-    changed: Changes = field(default_factory=dict)  # keys that the run file has changed since
+    changed: Changes = field(default_factory=dict)  # keys of the run file that have changed since
     tensors: Mapping[str, Tensor]  # `model.*`, `memory.*`, `extra.*`, `method.*`, `frame.etf_KD`
     history: list[dict[str, Any]] = field(default_factory=list)
     parts: Mapping[str, int] = field(default_factory=dict)
@@ -66,7 +64,7 @@ class Checkpoint:
     bytes_down: int = 0
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names start with `prefix`, without it."""
+        """The tensors whose names start with `prefix`, with the prefix removed."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
 
@@ -79,7 +77,7 @@ class Checkpoints:
             private_folder(self._folder)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write one round and drop the oldest. Raises OSError; what was there before stays."""
+        """Write one round and delete the oldest. Raises OSError; earlier rounds then stay intact."""
         if not self._keep:
             return
         fault_injection.at("server.checkpoint.begin")
@@ -107,13 +105,13 @@ class Checkpoints:
             manifest_path.with_suffix(".safetensors").unlink(missing_ok=True)
 
     def latest(self, config_sha256: str, config: dict[str, Any] | None = None) -> Checkpoint | None:
-        """The newest intact checkpoint, or None where the run has none yet.
+        """The newest intact checkpoint, or None if the run has none yet.
 
-        Of a run file with another digest it counts where only keys differ that may change in a run that goes on.
-        `config` is what the digest is of.
+        The run file's digest may differ from the checkpoint's if only keys differ that a continued run may change.
+        `config` is the run file that `config_sha256` is the digest of.
 
         Raises:
-            ConfigError: it belongs to another run file.
+            ConfigError: the checkpoint belongs to another run file.
             DataError: there are checkpoints, but none is intact.
         """
         manifests = self._manifests()
@@ -132,7 +130,7 @@ class Checkpoints:
         folder = self._folder.parent
         if found.config is None or config is None:
             raise ConfigError(
-                f"{folder} holds a run of another run file (config {found.config_sha256[:12]}, "
+                f"{folder} contains a run with another run file (config {found.config_sha256[:12]}, "
                 f"yours {config_sha256[:12]}): give the same file, or another --folder"
             )
         changed = changed_run_file.changes(found.config, config)
@@ -141,7 +139,7 @@ class Checkpoints:
         return replace(found, changed=changed)
 
     def _stem(self, checkpoint: Checkpoint) -> Path:
-        """An opened session has a file of its own, which sorts behind that of the round before it."""
+        """Path without suffix. An opened session has its own file, which sorts after that of the round before."""
         opened = f"s{checkpoint.opened}" if checkpoint.opened else ""
         return self._folder / f"round-{checkpoint.round:06d}{opened}"
 

@@ -1,6 +1,6 @@
-"""What happened, in order: one line per event for people, one JSON object per line for machines.
+"""The event log of a run: a log line per event for people, a JSON object per line for machines.
 
-Every part of the server emits here, from the event loop and from the strategy's thread; the live table and
+All parts of the server emit events here, from the event loop and from the strategy's thread. The live table and
 Prometheus listen. The kinds of events are in `events.py`.
 """
 
@@ -26,10 +26,10 @@ log = logging.getLogger("fednc.server")
 
 
 class EventLog:
-    """Appends events to `events.jsonl` and hands them to listeners. Safe from any thread."""
+    """Appends events to `events.jsonl` and passes them to listeners. Thread-safe."""
 
     def __init__(self, path: Path | None = None, file_mib: int = 64, kept_files: int = 3) -> None:
-        """A file that reaches `file_mib` becomes `events.jsonl.1`, that one `.2`, up to `kept_files` of them."""
+        """A file that reaches `file_mib` is renamed to `events.jsonl.1`, `.1` to `.2`, up to `kept_files`."""
         self._most_bytes, self._kept = file_mib << 20, kept_files
         self._path, self._bytes = path, 0
         self._lock = threading.Lock()
@@ -47,10 +47,10 @@ class EventLog:
         self._listeners.append(listener)
 
     def emit(self, event: Event, *, level: int | None = None) -> None:
-        """Record one event. Its text becomes one line, whoever wrote parts of it.
+        """Record one event. Its text is reduced to one line, because it may quote a client.
 
         Args:
-            level: of the log line, where it is not that of the event's class.
+            level: of the log line, if it differs from the level of the event's class.
         """
         event = replace(event, text=one_line(event.text))
         line = {
@@ -61,7 +61,9 @@ class EventLog:
         }
         with self._lock:
             if self._file:
-                with suppress(OSError):  # a full disk must not end the run; it was logged, and listeners hear it
+                with suppress(
+                    OSError
+                ):  # a full disk must not end the run; the log and the listeners get the event
                     self._write(json.dumps(line, default=str) + "\n")
         log.log(event.level if level is None else level, "%s", event.text)
         for listener in self._listeners:
@@ -94,7 +96,7 @@ class EventLog:
         self._file = self._open()
 
     def close(self) -> None:
-        """Flush and close the file; later events still reach the listeners."""
+        """Close the file. Later events still reach the listeners."""
         with self._lock:
             if self._file:
                 self._file.close()
@@ -102,12 +104,12 @@ class EventLog:
 
 
 def older_first(path: Path, kept: int) -> list[Path]:
-    """Names of the files that an `events.jsonl` was moved to, the oldest first."""
+    """Paths of the rotated files, oldest first."""
     return [path.with_name(f"{path.name}.{number}") for number in range(kept, 0, -1)]
 
 
 def read_events(folder: Path) -> Iterator[Event]:
-    """The events in a run's folder, the oldest first, rotated files included; not those of unknown kinds.
+    """The events in a run's folder, oldest first, including rotated files. Unknown kinds are skipped.
 
     Raises:
         DataError, ValueError: a line is damaged.
@@ -121,19 +123,21 @@ def read_events(folder: Path) -> Iterator[Event]:
 
 
 class NodeEvents:
-    """Records what nodes cause: one that causes thousands of events must not fill the disk with them."""
+    """Records events caused by nodes, with a limit per node so that none can fill the disk."""
 
     def __init__(self, events: EventLog, at_once: float = 200, per_s: float = 0.5, event_bytes: int = 512) -> None:
-        """So many events of one node at once, and so many per second after that; a long one counts as several.
+        """Limit each node's events.
 
         Args:
-            event_bytes: of text and fields that count as one event.
+            at_once: events of one node that may be recorded in a burst.
+            per_s: events of one node that may be recorded per second after that.
+            event_bytes: a longer event counts as several.
         """
         self._events, self._at_once, self._per_s, self._event_bytes = events, at_once, per_s, event_bytes
         self._accounts: dict[str, _Account] = {}
 
     def emit(self, event: NodeEvent | DiskProblem) -> None:
-        """Record one event, or count it as left out."""
+        """Record one event, or count it as not recorded."""
         now, node = time.monotonic(), event.node or ""
         account = self._accounts.setdefault(node, _Account(self._at_once, now))
         account.left = min(self._at_once, account.left + (now - account.at) * self._per_s)
@@ -141,9 +145,11 @@ class NodeEvents:
         if account.left < 1:
             account.unsaid += 1
             return
-        account.left -= max(1.0, len(json.dumps(event.fields(), default=str)) / self._event_bytes)  # may owe
+        account.left -= max(
+            1.0, len(json.dumps(event.fields(), default=str)) / self._event_bytes
+        )  # may go negative
         if account.unsaid:
-            text = f"{event.text} ({account.unsaid} more about {node} before, not recorded)"
+            text = f"{event.text} ({account.unsaid} earlier events of {node} were not recorded)"
             event, account.unsaid = replace(event, text=text, unsaid=account.unsaid), 0
         self._events.emit(event)
 
@@ -151,5 +157,5 @@ class NodeEvents:
 @dataclass
 class _Account:
     left: float  # events that may be recorded now
-    at: float  # when that was
-    unsaid: int = 0
+    at: float  # when `left` was last updated
+    unsaid: int = 0  # events not recorded since the last recorded one

@@ -1,8 +1,8 @@
-"""Every kind of event that a run can record: one class each, with its kind and its fields.
+"""All kinds of events that a run can record: one class each, with its kind and its fields.
 
-The server constructs them and hands them to `event_log.py`; the live view, Prometheus and the container checks
-match them by class. The kinds and the names of the fields are those of `events.jsonl`, which users parse: never
-rename one, and give a new field a default, so that older files can still be read.
+The server creates them and passes them to `event_log.py`; the live view, Prometheus and the container checks match
+them by class. Users parse the kinds and field names in `events.jsonl`: never rename one, and give a new field a
+default, so that older files can still be read.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _OPTIONAL = "optional"
 
 
 def optional() -> Any:
-    """A field that is left out of the file where it is None."""
+    """A field that is left out of the file if it is None."""
     return dataclasses.field(default=None, metadata={_OPTIONAL: True})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One thing that happened. `text` is for people, the other fields are for machines.
+    """One event. `text` is for people, the other fields are for machines.
 
-    A subclass with a `kind` can be recorded; one without is a base for others. `level` is that of the log line.
+    A subclass with a `kind` can be recorded; one without is a base class. `level` is the level of the log line.
     """
 
     kind: ClassVar[str] = ""
@@ -45,18 +45,18 @@ class Event:
             KINDS[kind] = cls
 
     def fields(self) -> dict[str, Any]:
-        """Text and fields as they are written."""
+        """Text and fields as they are written to the file."""
         optional_names = {field.name for field in dataclasses.fields(self) if _OPTIONAL in field.metadata}
         return {k: v for k, v in vars(self).items() if not (v is None and k in optional_names)}
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> Self:
-        """What `fields` gave; unknown fields are ignored. Raises ValidationError."""
+        """Rebuild an event from `fields`. Unknown fields are ignored. Raises ValidationError."""
         return TypeAdapter(cls).validate_python(values)
 
 
 def event_of(values: Mapping[str, Any]) -> Event | None:
-    """The event of one line of `events.jsonl`; None where a newer version wrote a kind that this one lacks.
+    """The event in one line of `events.jsonl`; None if the kind is unknown (a newer version wrote it).
 
     Raises:
         DataError: a field is missing or of the wrong type.
@@ -114,17 +114,17 @@ class DiskProblem(Event, kind="disk", level=logging.ERROR):
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(Event, kind="start"):
-    """What is about to run."""
+    """The run starts."""
 
     method: str
     frame: str
     config: str
-    metric: Mapping[str, Any] | None = optional()  # what the run is judged by
+    metric: Mapping[str, Any] | None = optional()  # the metric that the run is judged by
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFileChanged(Event, kind="changed"):
-    """The run goes on with a run file that differs."""
+    """The run continues with a changed run file."""
 
     round: int
     changed: dict[str, list[Any]]
@@ -132,7 +132,7 @@ class RunFileChanged(Event, kind="changed"):
 
 @dataclass(frozen=True, kw_only=True)
 class RunResumed(Event, kind="resume"):
-    """The run goes on after a checkpoint."""
+    """The run continues from a checkpoint."""
 
     round: int
 
@@ -143,7 +143,7 @@ class DataNote(Event, kind="data"):
 
 @dataclass(frozen=True, kw_only=True)
 class WaitingForClients(Event, kind="waiting"):
-    """Too few clients are there to begin."""
+    """Too few clients are ready to begin."""
 
     session: int | None = optional()
 
@@ -173,7 +173,7 @@ class DataSumsMissing(Event, kind="no-data-sums", level=logging.WARNING):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInitialised(Event, kind="init"):
-    """What `[init]` made of the drawn weights."""
+    """The outcome of `[init]`."""
 
     initialiser: str
     used: bool
@@ -187,12 +187,12 @@ class ModelInitialised(Event, kind="init"):
 
 @dataclass(frozen=True, kw_only=True)
 class RecordOfRound(Event):
-    """An event with all fields of a round's record, beside its own."""
+    """An event that has all fields of a round's record besides its own."""
 
     record: RoundRecord
 
     def fields(self) -> dict[str, Any]:
-        """See Event; the record's fields stand among the others."""
+        """See Event; the record's fields are written next to the others."""
         values = super().fields()
         record: RoundRecord = values.pop("record")
         return {"text": values.pop("text"), **vars(record), **values}
@@ -206,20 +206,20 @@ class RecordOfRound(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundCompleted(RecordOfRound, kind="round"):
-    """A round is over and safe."""
+    """A round is over and saved."""
 
     fold_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerFailed(Event, kind="tracker", level=logging.WARNING):
-    """A tracker failed, or lags too far behind, and hears no more of the run."""
+    """A tracker failed or lags too far behind, and is given up."""
 
     tracker: str
 
 
 class LastRoundEvaluated(RecordOfRound, kind="evaluated"):
-    """The last round of a run that an operator stopped was evaluated although it was not its turn."""
+    """An operator stopped the run, so its last round got an extra evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,14 +239,14 @@ class SessionOpened(Event, kind="session"):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassesWithoutMemory(Event, kind="no-memory", level=logging.WARNING):
-    """Nobody sent a sum of these classes."""
+    """No client sent a sum of these classes."""
 
     classes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorCommand(Event, kind="control"):
-    """An operator's command is obeyed."""
+    """An operator's command was carried out."""
 
     command: str
     operator: str
@@ -255,14 +255,14 @@ class OperatorCommand(Event, kind="control"):
 
 @dataclass(frozen=True, kw_only=True)
 class RunStopped(Event, kind="stop"):
-    """An operator ended the run before this round."""
+    """An operator stopped the run before this round."""
 
     round: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class LastGoodKept(Event, kind="kept"):
-    """The run ended too early; the files of its last good round were written."""
+    """The run ended early; the files of its last good round were written."""
 
     round: int
     folder: str
@@ -273,7 +273,7 @@ class RunDone(Event, kind="done"):
     """The run is over and its files are written. The last event of every run that ends well."""
 
     folder: str
-    model: str | None = optional()  # what the app named as its model
+    model: str | None = optional()  # file of a foreign app's model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,14 +288,14 @@ class AppStarted(Event, kind="app"):
 
 @dataclass(frozen=True, kw_only=True)
 class NodeEvent(Event):
-    """An event that one node has caused."""
+    """An event caused by one node."""
 
     node: str
-    unsaid: int | None = optional()  # events of this node that were left out before this one
+    unsaid: int | None = optional()  # earlier events of this node that were not recorded
 
 
 class NodeAttends(NodeEvent, kind="attend"):
-    """A node opened a session, or a dry run looks in."""
+    """A node attends, possibly for a dry run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,16 +320,16 @@ class NodePaused(NodeEvent, kind="paused"):
 
 
 class NodeLeaving(NodeEvent, kind="leaving"):
-    """A node finishes what it is at and leaves."""
+    """A node finishes its current work and leaves."""
 
 
 class NodeLost(NodeEvent, kind="lost", level=logging.WARNING):
-    """A node's session ended."""
+    """A node's attendance ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeAbsent(NodeEvent, kind="absent", level=logging.WARNING):
-    """A connected node let deadlines pass and is left out of rounds."""
+    """A connected node missed deadlines and is left out of rounds."""
 
     rounds: int
 
@@ -351,7 +351,7 @@ class WorkFailed(NodeEvent, kind="failure", level=logging.WARNING):
 
 @dataclass(frozen=True, kw_only=True)
 class UploadPutBack(NodeEvent, kind="put-back"):
-    """An upload gave its place to one that waited."""
+    """An upload had to give up its place in the budget to one that waited."""
 
     reason: str
 
@@ -380,7 +380,7 @@ class RobustMeanSkipped(Event, kind="robust", level=logging.WARNING):
 
 @dataclass(frozen=True, kw_only=True)
 class MessageRejected(NodeEvent, kind="rejected", level=logging.WARNING):
-    """A node sent what no honest node sends."""
+    """A node sent something that no honest node sends."""
 
     call: str
     field: str
@@ -388,35 +388,35 @@ class MessageRejected(NodeEvent, kind="rejected", level=logging.WARNING):
 
 @dataclass(frozen=True, kw_only=True)
 class NodeQuarantined(NodeEvent, kind="quarantine", level=logging.WARNING):
-    """The server shut a node out."""
+    """The server banned a node."""
 
     reason: str
 
 
 class NodeDropped(NodeEvent, kind="drop", level=logging.WARNING):
-    """An operator shut a node out."""
+    """An operator banned a node."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeReadmitted(NodeEvent, kind="readmit"):
-    """An operator let a node in again."""
+    """An operator readmitted a node."""
 
     operator: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherCode(NodeEvent, kind="other-code", level=logging.WARNING):
-    """A node runs the foreign app with other code."""
+    """A node runs other code of the foreign app than the server."""
 
     code: str
 
 
 class ReplyTooLarge(NodeEvent, kind="too-large", level=logging.WARNING):
-    """A foreign app's reply is larger than the server takes."""
+    """A reply to a foreign app is larger than the server accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyDropped(NodeEvent, kind="dropped-reply", level=logging.WARNING):
-    """A reply that a foreign app did not pull was given up for newer ones."""
+    """A reply that a foreign app had not pulled was dropped to make room for newer ones."""
 
     size: int

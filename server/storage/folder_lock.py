@@ -1,7 +1,7 @@
-"""One run folder, one server: an exclusive lock, taken before anything in the folder is touched.
+"""An exclusive lock on a run folder, so that only one server uses it. Taken before anything in it is touched.
 
-Called by whoever serves a run. The lock is the kernel's and goes with the process, however that ends; the file
-`lock` itself stays and says who held it last.
+It is a kernel lock, which is released when the process ends, however that happens. The file `lock` stays and names
+the process that held it last.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def claimed(folder: Path) -> Iterator[None]:
     """Hold `folder` while the block runs.
 
     Raises:
-        AddressError: another process serves it.
-        OSError: the folder cannot be written.
+        AddressError: another process uses it.
+        OSError: the folder cannot be written to.
     """
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -39,6 +39,6 @@ def claimed(folder: Path) -> Iterator[None]:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
-        fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked meanwhile may have a copy of the handle
+        fcntl.flock(handle, fcntl.LOCK_UN)  # a process forked in the meantime may have a copy of the handle
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""What a run achieved, round by round, and the summary at its end. Pure data; written by the strategy."""
+"""The results of a run, round by round, and the summary at its end. Plain data; filled by the strategy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 
 _EXPLODED = 10  # times the best loss
-_SMALL_LOSS = 0.1  # near zero a multiple says nothing
+_SMALL_LOSS = 0.1  # multiples of a loss below this mean nothing
 
 
 @dataclass(kw_only=True)
 class RoundRecord:
-    """One round. Shares are 0 ... 1; None where nothing was evaluated."""
+    """One round. Percentages are stored as 0 to 1; None means not evaluated."""
 
     round: int
     seconds: float = 0.0
@@ -27,44 +27,46 @@ class RoundRecord:
     pooled: dict[str, float] = field(default_factory=dict)  # metrics over all clients' held-out examples
     worst_client: dict[str, Any] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)  # metrics on the server's own test data
-    session: int | None = None  # that ended with this round
-    memory_cosines: dict[str, float] = field(default_factory=dict)  # of each class's memory to its vertex, by name
+    session: int | None = None  # the session that ended with this round
+    memory_cosines: dict[str, float] = field(default_factory=dict)  # between each class's memory and its vertex
     bytes_up: int = 0
     bytes_down: int = 0
-    changed: dict[str, list[Any]] = field(default_factory=dict)  # keys of the run file since the round before
-    init: dict[str, Any] = field(default_factory=dict)  # of the first round: what became of the drawn weights
+    changed: dict[str, list[Any]] = field(
+        default_factory=dict
+    )  # keys of the run file changed since the last round
+    init: dict[str, Any] = field(default_factory=dict)  # first round only: the outcome of `[init]`
 
     @property
     def metrics(self) -> dict[str, float]:
-        """On the server's test data where there is some, else pooled over the clients; {} if not evaluated."""
+        """Metrics on the server's test data if it has any, else pooled over the clients; {} if not evaluated."""
         return self.test or self.pooled
 
     def value_of(self, metric: MetricInfo) -> float | None:
-        """On the server's test data where there is some, else pooled over the clients."""
+        """One metric, on the server's test data if it has any, else pooled over the clients."""
         return self.test.get(metric.name, self.pooled.get(metric.name))
 
 
 @dataclass(kw_only=True)
 class History:
-    """All rounds of a run, which is judged by its task's primary metric."""
+    """All rounds of a run. `primary` is the metric that the run is judged by."""
 
     primary: MetricInfo = ACCURACY
     rounds: list[RoundRecord] = field(default_factory=list)
 
     @property
     def curve(self) -> list[tuple[int, float]]:
-        """(round, primary metric) where evaluated."""
+        """(round, primary metric) of each evaluated round."""
         found = ((record.round, record.value_of(self.primary)) for record in self.rounds)
         return [(number, value) for number, value in found if value is not None]
 
     @property
     def has_exploded(self) -> bool:
-        """Whether the training loss of the last round is far above the best one, on its way to NaN."""
+        """Whether the last round's training loss is far above the best one, so training is about to diverge."""
         losses = [r.loss for r in self.rounds if r.loss is not None]
         return bool(losses) and losses[-1] > _EXPLODED * max(min(losses), _SMALL_LOSS)
 
     def rounds_to(self, target: float) -> int | None:
-        """The first round that reaches `target`."""
+        """The first round whose primary metric reaches `target`."""
         return next((number for number, value in self.curve if self.primary.reaches(value, target)), None)
 
     def summary(self) -> dict[str, Any]:
@@ -93,21 +95,21 @@ class History:
 
     @classmethod
     def from_json(cls, rounds: list[dict[str, Any]], primary: MetricInfo = ACCURACY) -> History:
-        """The history that `to_json` gave."""
+        """Rebuild a history from what `to_json` returned."""
         return cls(primary=primary, rounds=[RoundRecord(**record) for record in rounds])
 
 
 def session_figures(ends: Sequence[RoundRecord], primary: MetricInfo = ACCURACY) -> dict[str, Any]:
-    """What the rounds that ended a session say of them; nothing without any.
+    """Figures of a run with sessions, from the rounds that ended one; {} for a run without.
 
-    `session_acc`: after each session over all classes seen by then; `mean` of them; `drop` from the first to the
-    last; `novel`: on all classes of later sessions, at the end; `sessions`: all that is known of each.
+    `session_acc`: the metric after each session, over all classes so far; `mean`: their mean; `drop`: from the
+    first to the last; `novel`: at the end, on all classes of later sessions; `sessions`: details of each session.
     """
     values = [value for record in ends if (value := record.value_of(primary)) is not None]
     if not ends or len(values) < len(ends):
         return {}
     measured = [record.test or record.pooled for record in ends]
-    told = (primary.name, "base", "novel", "newest", "harmonic")
+    shown = (primary.name, "base", "novel", "newest", "harmonic")
     return {
         "session_acc": values,
         "mean": sum(values) / len(values),
@@ -117,7 +119,7 @@ def session_figures(ends: Sequence[RoundRecord], primary: MetricInfo = ACCURACY)
             {
                 "session": record.session,
                 "round": record.round,
-                **{k: v for k, v in found.items() if k in told},
+                **{k: v for k, v in found.items() if k in shown},
                 "memory_cosines": record.memory_cosines,
             }
             for record, found in zip(ends, measured, strict=True)

@@ -1,4 +1,4 @@
-"""The folder of a run: the one that is asked for, or a new one."""
+"""The folder of a run: the one given on the command line, or a new one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fednc.common.files import private_folder
 
 
 def run_folder(run: RunConfig, wanted: str = "") -> Path:
-    """The folder `wanted`, there or not, else a new `runs/<name>-<time>`; its name is the run's id.
+    """The folder `wanted` (created if missing), else a new `runs/<name>-<time>`. Its name is the run's id.
 
     Raises:
-        ConfigError: no folder can be made there, or nothing written into it.
+        ConfigError: the folder cannot be created or written to.
     """
     try:
         return _writable(_make_folder(run, wanted))

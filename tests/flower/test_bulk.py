@@ -27,7 +27,7 @@ def test_large_and_unpulled_replies_are_accepted_or_refused_and_the_node_stays(t
     for key in ("too large", "too large config"):
         code, reason = answers[key]
         assert code == 4
-        assert "at most 8 MiB are taken, 8 times server.ingest_mib = 1: raise server.ingest_mib" in reason
+        assert "at most 8 MiB are accepted, 8 times server.ingest_mib = 1: raise server.ingest_mib" in reason
     assert answers["after"] == [6, 0, True]
     assert answers["unsendable"][0] == 2
     assert "record 'large': 'number': Value out of range" in answers["unsendable"][1]

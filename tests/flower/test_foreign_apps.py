@@ -147,11 +147,11 @@ def test_an_app_over_tls_and_its_dry_run(tmp_path: Path) -> None:
     with our_link(tmp_path, "run.toml", *app, "-c", out) as link:
         client = ["client", "--server", f"127.0.0.1:{link.port}", "--once", *app]
         assert "dry run" in refusal(0, tmp_path, *client, "--certs", certs[0], "--dry-run")
-        assert "does not let you act as 'node-0'" in refusal(
+        assert "cannot be used as 'node-0'" in refusal(
             6, tmp_path, *client, "--certs", certs[1], "--name", "node-0", "--dry-run"
         )
         assert [event["text"] for event in link.events() if event["kind"] == "attend"] == [
-            "node-0 looks in (dry run)"
+            "node-0 attends for a dry run"
         ]
         for index, each in enumerate(certs):
             link.join(f"node-{index}", *app, "--certs", each, "--node-config", f"partition-id={index}")

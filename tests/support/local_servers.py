@@ -94,11 +94,11 @@ async def serving(folder: Path, section: dict[str, Any], **tables: Any) -> Async
     control = RunControl()
     listening = await make_server(federation, run.server.listen, control=control)
     await listening.start()
-    warden = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))
+    credential_check = asyncio.create_task(drop_invalid(federation, listening.security.authenticator))
     try:
         yield Serving(federation, listening, events, control)
     finally:
-        warden.cancel()
+        credential_check.cancel()
         await listening.stop(0)
 
 

@@ -154,7 +154,7 @@ def test_a_dry_run_is_refused_as_the_client_would_be(place: Place) -> None:
     async def scenario() -> None:
         async with serving(place.folder, place.section()) as server:
             config = LinkConfig(server=server.address, name="b", credentials=place.certificate("a"))
-            with pytest.raises(RefusedError, match="does not let you act as 'b'"):
+            with pytest.raises(RefusedError, match="cannot be used as 'b'"):
                 await dry_run(config, IdleHost())
         with pytest.raises(AddressError, match="no answer"):
             await dry_run(replace(config, server="127.0.0.1:1"), IdleHost())

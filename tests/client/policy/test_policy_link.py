@@ -116,7 +116,7 @@ def test_a_hostile_server_and_its_gradients_over_grpc(has_policy: bool, tmp_path
     assert all(str(answer).startswith("refused-by-owner: ") for answer in answers)
     node = federation.roster.nodes()[0]
     assert node.rejections == 0
-    assert not federation.door.refusals
+    assert not federation.door.rejections
     assert not [event for event in events if isinstance(event, NodeQuarantined | MessageRejected)]
     assert len(owned.log(outcome="refused", code="gradients")) == ITERATIONS
     assert [line["kind"] for line in owned.log(outcome="sent")] == [HELLO]

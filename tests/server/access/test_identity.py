@@ -29,7 +29,7 @@ from support.local_servers import Place, attending, invoke, is_ready, serving, u
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Federation"]
 METHODS, ATTEND = list(SERVICE.methods), SERVICE.methods_by_name["Attend"]
-UNPROVEN, FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
+UNAUTHENTICATED, FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
 
 
 # ---- every call --------------------------------------------------------------------------------------------
@@ -44,8 +44,8 @@ def test_every_call_asks_for_a_token(place: Place, method: MethodDescriptor) -> 
             open_channel(server.address, place.token("ops", role=Role.OPERATOR), 5) as operator,
         ):
             assert await invoke(nobody, method) == (
-                UNPROVEN,
-                "no token was shown; get one with `fednc certs token`",
+                UNAUTHENTICATED,
+                "no token was presented; get one with `fednc certs token`",
             )
             assert (await invoke(operator, method))[0] is FORBIDDEN
             assert server.names() == []
@@ -81,7 +81,7 @@ def test_an_attendance_cannot_be_used_by_another_node(place: Place, method: Meth
             request = pb.AttendRequest(protocol=PROTOCOL, name="a") if method is ATTEND else None
             async with open_channel(server.address, other, 5) as stranger:
                 code, reason = await invoke(stranger, method, attendance, request=request)
-            assert (code, reason) == (FORBIDDEN, "this credential is of node 'b'; it does not let you act as 'a'")
+            assert (code, reason) == (FORBIDDEN, "this credential belongs to node 'b'; it cannot be used as 'a'")
             assert is_ready(server, "a")()
             assert [event.reason for event in server.refused] == [reason]
 
@@ -161,7 +161,7 @@ def test_a_download_ends_with_the_attendance_that_asked_for_it(place: Place) -> 
                 await asyncio.wait_for(link, 2)
             with pytest.raises(grpc.aio.AioRpcError) as cut:
                 _ = [chunk async for chunk in chunks]
-            assert cut.value.code() is UNPROVEN
+            assert cut.value.code() is UNAUTHENTICATED
 
     asyncio.run(scenario())
 
@@ -188,7 +188,7 @@ def test_expired_revoked_and_wrong_credentials_are_refused_for_good(place: Place
         credentials = {
             "expired": place.credential(auth, "old", lifetime=-timedelta(hours=1)),
             "revoked": keep(place.credential(auth, "bad"), place.folder / "kept"),
-            "let you act as": place.credential(auth, "else"),
+            "cannot be used as": place.credential(auth, "else"),
         }
         place.authority.revoke("bad")
         async with serving(place.folder, place.section(auth=auth)) as server:
@@ -235,7 +235,7 @@ def test_a_token_that_was_never_issued_or_was_removed_is_unknown(place: Place) -
             async with attending(server, "a", issued) as link:
                 await until(is_ready(server, "a"))
                 (place.authority.server_folder / "tokens.json").write_text("[]")
-                with pytest.raises(RefusedError, match="taken off the server's list"):
+                with pytest.raises(RefusedError, match="removed from the server's list"):
                     await asyncio.wait_for(link, 2)
 
     asyncio.run(scenario())

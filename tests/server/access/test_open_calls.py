@@ -19,7 +19,7 @@ from fednc.server.access import open_calls as calls
 from fednc.server.link.nodes import Roster
 from support.local_servers import Place, serving, until
 
-UNPROVEN = grpc.StatusCode.UNAUTHENTICATED
+UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 
 
 def dry_run(name: str, instance: bytes = b"1") -> pb.AttendRequest:
@@ -42,9 +42,9 @@ def test_a_revoked_operators_watch_and_a_revoked_nodes_dry_run_end(place: Place,
                 await stream.read()
             place.authority.revoke("ops")
             place.authority.revoke("a")
-            assert await asyncio.wait_for(watch.code(), 3) is UNPROVEN
-            assert await asyncio.wait_for(rehearsal.code(), 3) is UNPROVEN
-            assert "revoked" in await rehearsal.details() or "taken off" in await rehearsal.details()
+            assert await asyncio.wait_for(watch.code(), 3) is UNAUTHENTICATED
+            assert await asyncio.wait_for(rehearsal.code(), 3) is UNAUTHENTICATED
+            assert "revoked" in await rehearsal.details() or "removed from" in await rehearsal.details()
             await until(lambda: len(server.federation.calls) == 1)
             assert not staying.done()
             assert server.federation.calls.refused == {"UNAUTHENTICATED": 2}
@@ -76,7 +76,7 @@ def test_a_dry_run_that_reconnects_replaces_itself() -> None:
     again = roster.rehearse("a", b"1", None)
     assert first.outbox.get_nowait() is None, "the first connection is told to end"
     roster.end_rehearsal(first)
-    with pytest.raises(RefusedError, match="under way"):
+    with pytest.raises(RefusedError, match="in progress"):
         roster.rehearse("a", b"2", None)
     roster.end_rehearsal(again)
     roster.rehearse("a", b"2", None)

@@ -231,5 +231,5 @@ def test_values_that_are_not_finite_are_refused_at_once(kind: str) -> None:
     node, tensors, weight = honest(1)[0]
     tensors["w"][3] = math.nan
     record: ArrayRecord = arrays.to_record(tensors)
-    with pytest.raises(UnusableValuesError, match="'w': holds nan"):
+    with pytest.raises(UnusableValuesError, match="'w' contains nan"):
         RobustMean(fold, kind, 0.2).add(node, record, weight)

@@ -54,5 +54,5 @@ def test_a_network_of_small_tensors_is_aggregated_in_few_calls():
 @pytest.mark.parametrize(("key", "value"), [("a", math.nan), ("b", -math.inf), ("b", 2.0**17), ("c", math.inf)])
 def test_a_tensor_that_is_aggregated_with_others_is_refused_by_name(key, value):
     fold = started(REFERENCE, [1])
-    with pytest.raises(ProtocolError, match=f"tensor '{key}': holds {abs(value):g}"):
+    with pytest.raises(ProtocolError, match=f"tensor '{key}' contains {abs(value):g}"):
         fold.add(arrays.to_record(with_value(key, value)), 1)

@@ -55,7 +55,7 @@ def test_bytes_beyond_the_grant_are_refused(tmp_path: Path) -> None:
             receipt = await receipt_of(call)
             assert receipt.outcome == pb.Receipt.REJECTED
             assert "at once" in receipt.reason
-            assert server.federation.door.refusals == {"Upload.grant": 1}
+            assert server.federation.door.rejections == {"Upload.grant": 1}
             assert [e.field for e in of_kind(MessageRejected, server.events)] == ["grant"]
             assert node.batch.replies.qsize() == 1, "the round waits for a reply that was refused"
 

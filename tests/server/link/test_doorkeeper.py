@@ -17,7 +17,7 @@ from fednc.common.wire.protocol import PROTOCOL
 from fednc.ops.operator_client import OperatorLink
 from fednc.protos import federation_pb2 as pb
 from fednc.server.access import bans as shutout
-from fednc.server.access.bans import ShutOut
+from fednc.server.access.bans import BanList
 from fednc.server.link.nodes import NodeState
 from fednc.server.operations.commands import ReadmitNode
 from fednc.server.storage.events import DiskProblem, NodeReadmitted
@@ -64,7 +64,7 @@ def test_quarantine_survives_a_restart_and_ends_when_an_operator_lifts_it(tmp_pa
             assert (await attend(server, "good"))[0] is grpc.StatusCode.OK
             operator = OperatorLink(server.address)
             assert list((await operator.status()).quarantined) == ["bad"]
-            with pytest.raises(ConfigError, match="'good' is not shut out; those who are: bad"):
+            with pytest.raises(ConfigError, match="'good' is neither dropped nor quarantined; these are: bad"):
                 await operator.ask(ReadmitNode("good"))
             await operator.ask(ReadmitNode("bad"))
             assert [e.operator for e in of_kind(NodeReadmitted, server.events)] == ["an operator"]
@@ -123,7 +123,7 @@ def test_on_a_full_disk_a_quarantine_holds_but_is_not_saved(
                 await send_rubbish(bad, 2)
                 await until(lambda: of_kind(DiskProblem, server.events))
                 assert (await attend(server, "bad"))[0] is grpc.StatusCode.PERMISSION_DENIED
-                with pytest.raises(Exception, match="a restart will forget it: No space left"):
+                with pytest.raises(Exception, match="it will be lost at a restart: No space left"):
                     await OperatorLink(server.address).ask(ReadmitNode("bad"))
                 assert (await attend(server, "bad"))[0] is grpc.StatusCode.OK
 
@@ -132,7 +132,7 @@ def test_on_a_full_disk_a_quarantine_holds_but_is_not_saved(
 
 def test_old_files_with_only_a_list_of_names_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "dropped.json").write_text('["a", "b"]')
-    names = ShutOut()
+    names = BanList()
     names.keep_in(tmp_path / "dropped.json")
     names.lift("a")
     assert list(names) == ["b"]

@@ -144,7 +144,7 @@ def test_messages_of_strangers_are_not_decoded_and_gibberish_is_counted(tmp_path
             open_channel(server.address, other, 60) as operator,
             attending_by_hand(server.federation, server.listening.port, "a", good) as node,
         ):
-            refusals = server.federation.door.refusals
+            refusals = server.federation.door.rejections
             for method in service.methods:
                 if not method.client_streaming:
                     code, _ = await invoke(operator, method, request=Gibberish)
@@ -155,7 +155,7 @@ def test_messages_of_strangers_are_not_decoded_and_gibberish_is_counted(tmp_path
                 code, reason = await invoke(node.channel, declare, *node.metadata, request=Gibberish)
                 assert (code, reason) == (
                     grpc.StatusCode.INVALID_ARGUMENT,
-                    "3 bytes that are no message of Declare",
+                    "3 bytes that are not a message of Declare",
                 )
             assert refusals == Counter({"Declare.message": 3})
             assert node.node.state is NodeState.QUARANTINED
@@ -204,7 +204,7 @@ def test_a_repeated_declaration_has_no_effect(tmp_path: Path) -> None:
             with pytest.raises(grpc.aio.AioRpcError, match="declared 1000 times in one attendance"):
                 await node.declare()
             assert len(server.events) - before < 230
-            assert server.federation.door.refusals == Counter({"Declare.standing": 1})
+            assert server.federation.door.rejections == Counter({"Declare.standing": 1})
 
     in_loop(scenario())
 
@@ -222,7 +222,7 @@ def test_one_node_cannot_fill_the_log() -> None:
     assert [event.text for event in attends if event.node == "quiet"] == ["hello"]
     said = len(loud) + sum(event.unsaid or 0 for event in loud)
     assert said <= 2000
-    assert all(f"({event.unsaid} more about loud" in event.text for event in loud if event.unsaid)
+    assert all(f"({event.unsaid} earlier events of loud" in event.text for event in loud if event.unsaid)
 
 
 def widest_headers() -> dict[str, pb.UploadHeader]:

@@ -150,11 +150,11 @@ def test_a_whole_reply_that_arrives_damaged_is_sent_again(
             if spoil == "duplicate":  # more than was declared: that cannot be an accident
                 with pytest.raises(ValueError, match="content"):
                     await ask(server, "a", of_values(w=torch.ones(3)))
-                assert server.federation.door.refusals == {"Upload.content": 1}
+                assert server.federation.door.rejections == {"Upload.content": 1}
             else:
                 assert (await ask(server, "a", of_values(w=torch.ones(3))))["w"].tolist() == [0.5] * 3
                 assert calls == ["UploadWhole"] * 2
-                assert not server.federation.door.refusals
+                assert not server.federation.door.rejections
 
     in_loop(run())
 

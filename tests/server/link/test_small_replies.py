@@ -147,7 +147,7 @@ def test_whole_replies_with_one_thing_wrong(tmp_path: Path) -> None:
                     await send(node, upload)
                 assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
                 assert (ended.value.details() or "").startswith(field)
-            assert server.federation.door.refusals == {f"UploadWhole.{field}": 1 for field in wrong}
+            assert server.federation.door.rejections == {f"UploadWhole.{field}": 1 for field in wrong}
             work = node.give_work()
             for outcome in (pb.Receipt.DAMAGED, pb.Receipt.DAMAGED, pb.Receipt.REJECTED):
                 assert (await send(node, whole(work, reply, digest=bytes(16)))).outcome == outcome

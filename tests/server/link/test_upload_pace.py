@@ -42,7 +42,7 @@ def test_a_slow_honest_link_that_pauses_within_a_window_keeps_its_place(pauses: 
 def test_an_occasional_byte_is_too_slow_and_a_link_that_recovers_is_not() -> None:
     trickle = [0.5] * 11
     assert problem_after([0.5] * 9) == "", "nobody is judged before a window is over"
-    assert "bytes a second" in problem_after(trickle)
+    assert "bytes per second" in problem_after(trickle)
     assert problem_after([*trickle, *[2 * FLOOR] * 11]) == ""
 
 

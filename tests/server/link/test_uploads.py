@@ -207,7 +207,7 @@ def test_a_node_that_keeps_sending_rubbish_is_shut_out_by_name(tmp_path: Path) -
             [event] = of_kind(NodeQuarantined, server.events)
             assert event.node == "bad"
             assert (await good.send(good.give_work(), content(100))).outcome == COMMITTED
-            assert sum(server.federation.door.refusals.values()) == 3
+            assert sum(server.federation.door.rejections.values()) == 3
 
     in_loop(run())
 
@@ -263,13 +263,13 @@ def test_a_silent_node_is_lost_in_time_but_an_uploading_one_is_not(tmp_path: Pat
             upload = busy.stub.Upload(metadata=busy.metadata)
             await upload.write(busy.header(busy.give_work(), records.to_manifest(content(99), with_digests=False)))
             await upload.read()
-            watchman, started = asyncio.create_task(drop_silent(server.federation)), time.monotonic()
+            silence_check, started = asyncio.create_task(drop_silent(server.federation)), time.monotonic()
             await until(lambda: idle.node.state is NodeState.LOST)
             assert 0.2 < time.monotonic() - started < 0.6
             assert busy.node.state is NodeState.READY
             await until(lambda: busy.node.state is NodeState.LOST)
             assert time.monotonic() - started > 0.9
-            watchman.cancel()
+            silence_check.cancel()
             lost = [event.node for event in of_kind(NodeLost, server.events)]
             assert lost == ["idle", "busy"]
 

@@ -46,7 +46,7 @@ def test_metrics_say_what_the_status_says_and_count_what_happened(place: Place) 
                 await until(is_ready(server, "a"))
                 node_of(server, "a").bytes_up = 7
                 server.control.begin_round(3)
-                server.federation.door.refusals["Upload.manifest.arrays"] += 2
+                server.federation.door.rejections["Upload.manifest.arrays"] += 2
                 for _ in range(2):
                     await invoke(node, STATUS)  # refused; the log leaves the second one out
                 for seconds in (0.2, 50.0):

@@ -125,8 +125,8 @@ def test_a_tracker_that_fails_is_left_out_and_harms_nothing(
 def test_a_tracker_that_is_stuck_holds_up_neither_rounds_nor_the_end(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trackers, "_LAST_WORDS_S", 0.2)
-    monkeypatch.setattr(trackers, "_WAITING", 5)
+    monkeypatch.setattr(trackers, "_FINISH_S", 0.2)
+    monkeypatch.setattr(trackers, "_MOST_WAITING", 5)
     install(site, "stuck", on_round="import threading; threading.Event().wait()")
     events, heard = listened()
     started = time.monotonic()

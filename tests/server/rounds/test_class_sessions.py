@@ -130,7 +130,7 @@ def test_a_client_cannot_change_the_memory_of_other_classes() -> None:
     content = RecordDict({SUMS: sums_record(sums), METRICS: MetricRecord({EXAMPLES: 10})})
     announced_K = [5] * 12
     assert sums_in(content, task, task.stages[0], announced_K).count_K[3] == 5
-    with pytest.raises(ProtocolError, match="not of stage 1"):
+    with pytest.raises(ProtocolError, match="not in stage 1"):
         sums_in(content, task, task.stages[1], announced_K)
 
 

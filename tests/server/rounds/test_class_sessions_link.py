@@ -98,7 +98,7 @@ def test_an_operator_starts_a_session_and_names_its_classes(tmp_path: Path) -> N
     sessions = [{**later, "shots": 5}, {**later, "classes": ["9"]}]
 
     async def scenario(control: RunControl, operator: OperatorLink) -> None:
-        with pytest.raises(RefusedError, match="the beginning is under way"):
+        with pytest.raises(RefusedError, match="the run is in its first stage"):
             await operator.ask(StartSession())
         await until(lambda: control.waiting_session == 1, 40)
         status = await operator.status()

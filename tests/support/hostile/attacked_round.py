@@ -83,7 +83,7 @@ class HostilePlace:
         self.prepared = FederatedRun(run, self._log)
         self.model = Model({key: value.clone() for key, value in self.prepared.state.model.items()})
         self.federation = Federation("run", run, self._folder / "run" / "spool", self._log)
-        self.federation.agreement = ReplySchema.of(
+        self.federation.schema = ReplySchema.of(
             self.prepared.task,
             self.prepared.frame,
             self.prepared.state.model,
@@ -196,7 +196,7 @@ class HostilePlace:
     async def unharmed(self, attack: Awaitable[None], *, may_change: Sequence[str] = ()) -> Counter[str]:
         """Refusals counted during the attack; checks that nothing else has changed."""
         names = [name for name in ("honest", "hostile") if name not in may_change]
-        before, files, refusals = self._roster(names), self._disk(), self.federation.door.refusals.copy()
+        before, files, refusals = self._roster(names), self._disk(), self.federation.door.rejections.copy()
         async with asyncio.timeout(2 * CALL_S):
             await attack
         await self._hand_to_strategy(self.hostile)
@@ -210,7 +210,7 @@ class HostilePlace:
         assert self.federation.at_work() == {}
         await until(self.hostile.node.outbox.empty)
         assert self._complaints.heard == []
-        return self.federation.door.refusals - refusals
+        return self.federation.door.rejections - refusals
 
     # ---- attacks -------------------------------------------------------------------------------------------
 
