@@ -28,7 +28,7 @@ def optimiser_names() -> list[str]:
 
 
 def make_optimiser(
-    params: Sequence[nn.Parameter], section: TrainSection, lr: float, *, fused: bool = False
+    params: Sequence[nn.Parameter], section: TrainSection, lr: float, *, fused: bool | None = None
 ) -> torch.optim.Optimizer:
     """The optimiser of `[train]` over these parameters.
 
