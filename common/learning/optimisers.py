@@ -61,6 +61,8 @@ def _kind(name: str) -> Any:
 
 def check_optimiser(section: TrainSection) -> None:
     """Raises ConfigError: the run's optimiser cannot be made."""
+    if section.is_plain_sgd:
+        return  # the run file's own checks are enough; PyTorch takes seconds to load before it makes its first one
     make_optimiser([nn.Parameter(torch.zeros(1))], section, section.lr)
 
 
