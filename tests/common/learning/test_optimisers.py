@@ -61,7 +61,7 @@ def test_unused_keys_leave_the_digest_of_a_run_as_it_was() -> None:
 
 
 def test_making_a_task_that_trains_by_sgd_does_not_load_the_compiler() -> None:
-    """PyTorch loads it with the first optimiser: two seconds and 70 MiB, which a server and `predict` never use."""
+    """PyTorch loads it with the first optimiser: two seconds and 70 MiB that a server and `predict` never use."""
     program = (
         "import sys; from fednc.common.config.run import parse_run; from fednc.common.tasks import discovery;"
         "discovery.get(parse_run({'task': {'classes': ['a', 'b']}}));"
