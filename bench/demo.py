@@ -33,6 +33,8 @@ METHODS = ("fedavg", "fednc")
 # results/demo/table.md.
 LEARNING_RATES = {"fedavg": 0.01, "fednc": 0.1}
 
+_KEPT = ("best", "last5", "drift", "nc1")  # of a run's summary, beside its metric
+
 Watch = Callable[[RunConfig, EventLog], contextlib.AbstractContextManager[Any]]
 
 
@@ -133,7 +135,7 @@ def _summarise(finished: dict[str, Finished], split_sha256: str, duration_s: flo
     target = finished["fedavg"].summary["best"]
     methods = {}
     for name, one in finished.items():
-        kept = {key: one.summary[key] for key in ("accuracy", "best", "last5", "drift", "nc1")}
+        kept = {key: one.summary[key] for key in (one.result.history.primary.name, *_KEPT)}
         pids = [client["pid"] for client in one.summary["clients"]]
         reached = one.result.history.rounds_to(target)
         methods[name] = {
@@ -154,7 +156,8 @@ def _summarise(finished: dict[str, Finished], split_sha256: str, duration_s: flo
 
 def _write(folder: Path, finished: dict[str, Finished], summary: dict[str, Any]) -> None:
     results = {name: one.result for name, one in finished.items()}
-    plots.curves(folder / "curves.png", {name: result.history.curve for name, result in results.items()})
+    metric = results["fednc"].history.primary
+    plots.curves(folder / "curves.png", {name: result.history.curve for name, result in results.items()}, metric)
     means = {}
     for name, result in results.items():
         assert result.evaluation is not None

@@ -46,7 +46,7 @@ def command(
     """
     from fednc.bench.compare.engine import compare
     from fednc.bench.compare.plan import read_comparison
-    from fednc.bench.compare.report import results_table
+    from fednc.bench.compare.report import on_data, results_table
     from fednc.bench.compare.rows import Bench
 
     plan = read_comparison(config, _whole_numbers(seeds) if seeds else None)
@@ -56,6 +56,7 @@ def command(
     bench = Bench(folder=results / plan.name, command=said, device=device, workers=workers)
     with _progress() as show:
         compared = compare(plan, places, bench, show)
+    say(on_data("Test", compared.metric))
     for setting in plan.settings:
         say("")
         say(setting.name)

@@ -7,6 +7,9 @@ import importlib.util
 import json
 import math
 import random
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,103 +100,6 @@ def write_table(path: Path, seed: int, rows: int = 120) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The product, the plug-in, and the plug-in in a later release whose task has another version."""
-    folder = tmp_path_factory.mktemp("wheels")
-    made = {"fednc": build_wheel(ROOT, folder), "0.1.0": build_wheel(PLUGINS / "clinic-table", folder)}
-    made |= {name: build_wheel(PLUGINS / name, folder) for name in ("slow-server", "survival")}
-    later = folder / "source-clinic-table"
-    for file in ("pyproject.toml", "clinic_table.py"):
-        text = (later / file).read_text()
-        (later / file).write_text(text.replace('version = "0.1.0"', 'version = "0.2.0"'))
-    made["0.2.0"] = build_in(later, folder)
-    return made
-
-
-@pytest.fixture(scope="module")
-def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    made = Installed(tmp_path_factory.mktemp("installed") / "venv")
-    made.install(wheels["fednc"], wheels["0.1.0"], wheels["slow-server"], wheels["survival"])
-    return made
-
-
-def test_no_plug_in_of_ours_is_named_in_the_product() -> None:
-    names = {path.name for path in PLUGINS.iterdir() if (path / "pyproject.toml").is_file()}
-    assert "clinic-table" in names
-    words = names | {name.replace("-", "_") for name in names}
-    for floor in ("api", "bench", "cli", "client", "common", "ops", "server", "tasks"):
-        for path in (ROOT / floor).rglob("*.py"):
-            text = path.read_text(encoding="utf-8")
-            assert not [word for word in words if word in text], path
-
-
-def test_the_task_is_forty_lines() -> None:
-    assert len((PLUGINS / "clinic-table" / "clinic_table.py").read_text().splitlines()) <= 40
-
-
-def test_it_runs_over_mtls_and_predicts(installed: Installed, tmp_path: Path) -> None:
-    test = write_table(tmp_path / "test.csv", 9)
-    run_file = tmp_path / "run.toml"
-    run_file.write_text(RUN.format(test=test))
-    listed = json.loads(installed.fednc(tmp_path, "plugins", "--json", "-").partition("\nplug-ins")[0])["plugins"]
-    found = {
-        row["name"]: (row["distribution"], row["kind"], row["state"]) for row in listed if row["from"] == "plug-in"
-    }
-    assert found == {
-        "clinic-table": ("clinic-table 0.1.0", "task", "ok"),
-        "slow-server": ("slow-server 0.1.0", "method", "ok"),
-        "survival": ("survival 0.1.0", "task", "ok"),
-    }
-    with Federation(installed, tmp_path / "link", ("anna", "bert")) as federation:
-        server = federation.serve(run_file)
-        clients = [
-            federation.join(
-                name, "csv:" + write_table(tmp_path / f"{name}.csv", seed), "--allow-task", "clinic-table"
-            )
-            for seed, name in enumerate(("anna", "bert"))
-        ]
-        assert server.wait(120) == 0, federation.logs()
-        assert [client.wait(60) for client in clients] == [0, 0], federation.logs()
-        run = federation.folder / "run"
-    rounds = json.loads((run / "rounds.json").read_text())
-    assert len(rounds) == 3
-    assert rounds[-1]["test"]["auroc"] > 0.8
-    assert rounds[-1]["test"]["auroc_error"] < 0.01
-    assert 0.5 < rounds[-1]["test"]["balanced_accuracy"] <= 1
-    assert "auroc" in (run / "metrics.csv").read_text()
-    told = tmp_path / "told.json"
-    installed.fednc(tmp_path, "predict", run, f"csv:{test}", "--json", told)
-    assert {row["class"] for row in json.loads(told.read_text())["predictions"]} == {"well", "ill"}
-
-
-def test_it_is_compared_and_keeps_every_promise(installed: Installed, tmp_path: Path) -> None:
-    test = write_table(tmp_path / "all.csv", 9)
-    (tmp_path / "plan.toml").write_text(PLAN.format(test=test))
-    installed.fednc(tmp_path, "compare", "plan.toml")
-    (tmp_path / "run.toml").write_text(RUN.format(test=test))
-    told = installed.fednc(
-        tmp_path, "plugins", "check", "clinic-table", "--data", f"csv:{test}", "--run", tmp_path / "run.toml"
-    )
-    assert "FAILED" not in told
-
-
-def test_another_release_of_it_is_refused_at_attendance(
-    installed: Installed, wheels: dict[str, Path], tmp_path: Path
-) -> None:
-    other = Installed(tmp_path / "other")
-    other.install(wheels["fednc"], wheels["0.2.0"], wheels["slow-server"])
-    run_file = tmp_path / "run.toml"
-    run_file.write_text(RUN.format(test=write_table(tmp_path / "test.csv", 9)))
-    with Federation(installed, tmp_path / "link", ("anna",)) as federation:
-        federation.serve(run_file)
-        client = federation.join("anna", "csv:" + write_table(tmp_path / "anna.csv", 1), installed=other)
-        assert client.wait(60) == 6, federation.logs()
-        said = (federation.folder / "anna.log").read_text()
-    assert "the server has clinic-table==0.1.0" in said
-    assert "of clinic-table 0.2.0" in said
-
-
 FOLLOWED = """
 name = "survival"
 time = "days"
@@ -262,26 +168,151 @@ def write_follow_up(path: Path, seed: int, rows: int = 120) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The product, the plug-in, and the plug-in in a later release whose task has another version."""
+    folder = tmp_path_factory.mktemp("wheels")
+    made = {"fednc": build_wheel(ROOT, folder), "0.1.0": build_wheel(PLUGINS / "clinic-table", folder)}
+    made |= {name: build_wheel(PLUGINS / name, folder) for name in ("slow-server", "survival")}
+    later = folder / "source-clinic-table"
+    for file in ("pyproject.toml", "clinic_table.py"):
+        text = (later / file).read_text()
+        (later / file).write_text(text.replace('version = "0.1.0"', 'version = "0.2.0"'))
+    made["0.2.0"] = build_in(later, folder)
+    return made
+
+
+@pytest.fixture(scope="module")
+def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    made = Installed(tmp_path_factory.mktemp("installed") / "venv")
+    made.install(wheels["fednc"], wheels["0.1.0"], wheels["slow-server"], wheels["survival"])
+    return made
+
+
+def test_no_plug_in_of_ours_is_named_in_the_product() -> None:
+    names = {path.name for path in PLUGINS.iterdir() if (path / "pyproject.toml").is_file()}
+    assert "clinic-table" in names
+    words = names | {name.replace("-", "_") for name in names}
+    for floor in ("api", "bench", "cli", "client", "common", "ops", "server", "tasks"):
+        for path in (ROOT / floor).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert not [word for word in words if word in text], path
+
+
+def test_the_task_is_forty_lines() -> None:
+    assert len((PLUGINS / "clinic-table" / "clinic_table.py").read_text().splitlines()) <= 40
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What came of the runs over mTLS: their folders, and what a client of another release said."""
+
+    clinic: Path
+    survival: Path
+    tables: Path
+    refused: int
+    refusal: str
+
+
+@pytest.fixture(scope="module")
+def runs(installed: Installed, wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Server and two clients per task, at the same time; a client with another release of a task comes first."""
+    folder = tmp_path_factory.mktemp("runs")
+    other = Installed(folder / "other")
+    other.install(wheels["fednc"], wheels["0.2.0"], wheels["slow-server"])
+    texts = {"clinic": (RUN, write_table), "survival": (SURVIVAL_RUN, write_follow_up)}
+    with ExitStack() as stack:
+        federations, servers, clients, specs = {}, {}, [], {}
+        for name, (text, write) in texts.items():
+            (folder / f"{name}.toml").write_text(text.format(test=write(folder / f"{name}-test.csv", 9)))
+            specs[name] = ["csv:" + write(folder / f"{name}-{seed}.csv", seed) for seed in range(2)]
+            made = Federation(installed, folder / name, ("anna", "bert", "carl"))
+            federations[name] = stack.enter_context(made)
+            servers[name] = made.serve(folder / f"{name}.toml")
+        stranger = federations["clinic"].join("carl", specs["clinic"][0], installed=other)
+        for name, data in zip(("anna", "bert"), specs["survival"], strict=True):
+            clients.append(federations["survival"].join(name, data))
+        refused = stranger.wait(60)
+        refusal = (federations["clinic"].folder / "carl.log").read_text()
+        for name, data in zip(("anna", "bert"), specs["clinic"], strict=True):
+            clients.append(federations["clinic"].join(name, data, "--allow-task", "clinic-table"))
+        for name, server in servers.items():
+            assert server.wait(120) == 0, federations[name].logs()
+        assert [client.wait(60) for client in clients] == [0] * 4, [one.logs() for one in federations.values()]
+    return Runs(folder / "clinic" / "run", folder / "survival" / "run", folder, refused, refusal)
+
+
+@pytest.fixture(scope="module")
+def told(runs: Runs, installed: Installed) -> dict[str, str]:
+    """What every other command says, by name."""
+    tables = runs.tables
+    (tables / "clinics.toml").write_text(PLAN.format(test=tables / "clinic-test.csv"))
+    (tables / "follow-up.toml").write_text(SURVIVAL_PLAN.format(test=tables / "survival-test.csv"))
+    data = f"csv:{tables / 'clinic-test.csv'}"
+    commands: dict[str, Sequence[object]] = {
+        "check": ("plugins", "check", "clinic-table", "--data", data, "--run", tables / "clinic.toml"),
+        "compare": ("compare", "clinics.toml", "--workers", 1),
+        "compare survival": ("compare", "follow-up.toml", "--workers", 1),
+        "plugins": ("plugins", "--json", "-"),
+        "predict": ("predict", runs.clinic, data, "--json", "one.json"),
+        "predict survival": (
+            "predict",
+            runs.survival,
+            f"csv:{tables / 'survival-test.csv'}",
+            "--json",
+            "two.json",
+        ),
+    }
+    return dict(zip(commands, installed.fednc(tables, *commands.values()), strict=True))
+
+
+def test_all_of_them_are_listed(told: dict[str, str]) -> None:
+    listed = json.loads(told["plugins"].partition("\nplug-ins")[0])["plugins"]
+    found = {
+        row["name"]: (row["distribution"], row["kind"], row["state"]) for row in listed if row["from"] == "plug-in"
+    }
+    assert found == {
+        "clinic-table": ("clinic-table 0.1.0", "task", "ok"),
+        "slow-server": ("slow-server 0.1.0", "method", "ok"),
+        "survival": ("survival 0.1.0", "task", "ok"),
+    }
+
+
+def test_it_runs_over_mtls_and_predicts(runs: Runs, told: dict[str, str]) -> None:
+    rounds = json.loads((runs.clinic / "rounds.json").read_text())
+    assert len(rounds) == 3
+    assert rounds[-1]["test"]["auroc"] > 0.8
+    assert rounds[-1]["test"]["auroc_error"] < 0.01
+    assert 0.5 < rounds[-1]["test"]["balanced_accuracy"] <= 1
+    assert "auroc" in (runs.clinic / "metrics.csv").read_text()
+    assert {row["class"] for row in json.loads((runs.tables / "one.json").read_text())["predictions"]} == {
+        "well",
+        "ill",
+    }
+
+
+def test_it_is_compared_and_keeps_every_promise(runs: Runs, told: dict[str, str]) -> None:
+    assert "| slow-server | 0.05 |" in told["compare"]
+    assert "Test auroc in %" in (runs.tables / "results" / "clinics" / "table.md").read_text()
+    assert "ok      a run gives the same bits twice" in told["check"]
+    assert "FAILED" not in told["check"]
+
+
+def test_another_release_of_it_is_refused_at_attendance(runs: Runs) -> None:
+    assert runs.refused == 6, runs.refusal
+    assert "the server has clinic-table==0.1.0" in runs.refusal
+    assert "of clinic-table 0.2.0" in runs.refusal
+
+
 def test_survival_without_classes_runs_over_mtls_predicts_and_is_compared(
-    installed: Installed, tmp_path: Path
+    runs: Runs, told: dict[str, str]
 ) -> None:
-    test = write_follow_up(tmp_path / "test.csv", 9)
-    run_file = tmp_path / "run.toml"
-    run_file.write_text(SURVIVAL_RUN.format(test=test))
-    with Federation(installed, tmp_path / "link", ("anna", "bert")) as federation:
-        server = federation.serve(run_file)
-        for seed, name in enumerate(("anna", "bert")):
-            federation.join(name, "csv:" + write_follow_up(tmp_path / f"{name}.csv", seed))
-        assert server.wait(120) == 0, federation.logs()
-        run = federation.folder / "run"
-    last = json.loads((run / "rounds.json").read_text())[-1]["test"]
+    last = json.loads((runs.survival / "rounds.json").read_text())[-1]["test"]
     assert last["concordance"] > 0.7
     assert 0 < last["concordance_error"] < 0.05
-    told = tmp_path / "told.json"
-    installed.fednc(tmp_path, "predict", run, f"csv:{test}", "--json", told)
-    assert len(json.loads(told.read_text())["predictions"]) == 40
-    (tmp_path / "plan.toml").write_text(SURVIVAL_PLAN.format(test=test))
-    installed.fednc(tmp_path, "compare", "plan.toml")
+    assert len(json.loads((runs.tables / "two.json").read_text())["predictions"]) == 40
+    assert "| slow-server | 0.3 |" in told["compare survival"]
+    assert "Test concordance" in (runs.tables / "results" / "survival" / "table.md").read_text()
 
 
 def loaded(name: str) -> Any:

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from fednc.bench.compare import plots
+from fednc.bench.compare.report import factor, metric_of
 from fednc.bench.compare.run_archive import Result
 
 
@@ -30,23 +31,27 @@ def session_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def draw_sessions(results: Sequence[Result], setting: str, folder: Path) -> None:
-    """Draw accuracy after each session and the memory's mean cosine to its vertices: `<setting>-sessions.png`.
+    """Draw the metric after each session and the memory's mean cosine to its vertices: `<setting>-sessions.png`.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    accuracy: dict[str, list[list[tuple[int, float]]]] = {}
+    metric = metric_of(results)
+    curves: dict[str, list[list[tuple[int, float]]]] = {}
     cosine: dict[str, list[list[tuple[int, float]]]] = {}
     for result in results:
         if result["setting"] != setting or "sessions" not in result["summary"]:
             continue
         told = result["summary"]["sessions"]
-        accuracy.setdefault(result["variant"], []).append(
-            [(one["session"], 100 * one["accuracy"]) for one in told]
+        curves.setdefault(result["variant"], []).append(
+            [(one["session"], factor(metric) * one[metric.name]) for one in told]
         )
         cosine.setdefault(result["variant"], []).append(
             [(one["session"], fmean(one["memory_cosines"].values())) for one in told if one.get("memory_cosines")]
         )
-    if accuracy:
-        panels = {"test accuracy over all classes so far (%)": accuracy, "memory's cosine to its vertex": cosine}
+    if curves:
+        panels = {
+            plots.metric_label(metric, " over all classes so far"): curves,
+            "memory's cosine to its vertex": cosine,
+        }
         plots.bands(folder / f"{setting}-sessions.png", panels, across="session")

@@ -25,7 +25,7 @@ from fednc.bench.compare.gains import (
     share_of_rounds,
 )
 from fednc.bench.compare.plan import MethodPart
-from fednc.bench.compare.report import Compared, percent, table_head
+from fednc.bench.compare.report import Compared, spread, table_head
 
 WIDTH = 116
 _COLUMNS = ("setting", OURS, "best other method", "fedavg", f"fedavg with {OURS}'s read-out")
@@ -103,7 +103,7 @@ def _beside(one: Compared) -> tuple[str, str]:
 
 def _cell(one: Compared, setting: str, variant: str) -> str:
     rows = one.of(setting, variant)
-    return percent(rows) if rows else _ABSENT
+    return spread(rows, one.metric) if rows else _ABSENT
 
 
 def _best_other(one: Compared, setting: str) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from fednc.bench.compare.plan import Comparison, Variant
-from fednc.bench.compare.report import Compared, last5
+from fednc.bench.compare.report import Compared, factor, last5
 from fednc.common.config.tables import MethodSection
+from fednc.common.tasks.metric_info import PERCENT
 
 OURS, BASELINE = "fednc", "fedavg"
 STANDARD_ERRORS, POINTS = 2.0, 0.5  # a mean gain counts if it exceeds both
@@ -21,11 +22,15 @@ STANDARD_ERRORS, POINTS = 2.0, 0.5  # a mean gain counts if it exceeds both
 
 @dataclass(frozen=True)
 class Gain:
-    """How far one variant is ahead of another in one setting, in points, seed by seed."""
+    """How far one variant is ahead of another in one setting, seed by seed: in points, or in the metric's unit.
+
+    Positive is better in either direction of the metric.
+    """
 
     setting: str
     of_seed: tuple[float, ...]
     than: str
+    is_share: bool = True
 
     @property
     def mean(self) -> float:
@@ -37,31 +42,43 @@ class Gain:
         """1: pays, -1: costs, 0: no clear difference. One seed shows nothing."""
         if len(self.of_seed) < 2:
             return 0
+        if not math.isfinite(self.mean):  # one of the two failed, which is infinitely far off
+            return (self.mean > 0) - (self.mean < 0)
         error = stdev(self.of_seed) / math.sqrt(len(self.of_seed))
-        least = max(STANDARD_ERRORS * error, POINTS)
+        least = max(STANDARD_ERRORS * error, POINTS if self.is_share else 0.0)
         return (self.mean > least) - (self.mean < -least)
 
     def __str__(self) -> str:
-        spread = f" ± {stdev(self.of_seed):.1f}" if len(self.of_seed) > 1 else ""
-        return f"{self.mean:+.1f}{spread}"
+        form = ".1f" if self.is_share else ".4g"
+        if not math.isfinite(self.mean):
+            return "ahead: the other failed" if self.mean > 0 else "behind: failed"
+        spread = f" ± {stdev(self.of_seed):{form}}" if len(self.of_seed) > 1 else ""
+        return f"{self.mean:+{form}}{spread}"
 
 
 def gains(compared: Compared, variant: str, against: Sequence[str]) -> list[Gain]:
     """For each setting how far `variant` is ahead of the best of `against`, over the seeds that both have."""
-    found = []
+    metric, found = compared.metric, []
+    scale = factor(metric) if metric.higher_is_better else -factor(metric)
     for setting in compared.plan.settings:
         ours = _by_seed(compared, setting.name, variant)
         theirs = {name: _by_seed(compared, setting.name, name) for name in against}
         rivals = {name: fmean(values.values()) for name, values in theirs.items() if values}
         if ours and rivals:
-            best = max(rivals, key=rivals.__getitem__)
+            best = (max if metric.higher_is_better else min)(rivals, key=rivals.__getitem__)
             seeds = sorted(ours.keys() & theirs[best].keys())
-            found.append(Gain(setting.name, tuple(100 * (ours[s] - theirs[best][s]) for s in seeds), best))
+            ahead = tuple(scale * _difference(ours[s], theirs[best][s]) for s in seeds)
+            found.append(Gain(setting.name, ahead, best, is_share=metric.unit == PERCENT))
     return found
 
 
+def _difference(one: float, other: float) -> float:
+    return 0.0 if one == other else one - other  # two runs that failed are equally far off
+
+
 def _by_seed(compared: Compared, setting: str, variant: str) -> dict[int, float]:
-    return {row["seed"]: last5(row) for row in compared.of(setting, variant)}
+    metric = compared.metric
+    return {row["seed"]: last5(row, metric) for row in compared.of(setting, variant)}
 
 
 def ours(plan: Comparison) -> str:

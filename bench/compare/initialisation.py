@@ -20,11 +20,11 @@ _BEFORE, _AFTER = "#BBBBBB", "#0072B2"
 
 
 def figures(history: History) -> dict[str, Any]:
-    """For the summary of a row: accuracy after a few rounds, and [before, after]; nothing if not measured."""
+    """For the summary of a row: the metric after a few rounds, and [before, after]; nothing if not measured."""
     told = history.summary().get("init")
     if not told:
         return {}
-    few = [accuracy for number, accuracy in history.curve if number == _FEW_ROUNDS]
+    few = [value for number, value in history.curve if number == _FEW_ROUNDS]
     pairs = {f"gradient {key}": [told["before"][key], told["after"][key]] for key in (*_AXES, "loss")}
     return {**({f"round {_FEW_ROUNDS}": few[0]} if few else {}), **pairs}
 

@@ -100,7 +100,7 @@ class Comparison(Section):
     name: Name = Field(description="name of the folder of results")
     title: str = Field("", description="data and clients in a few words, for docs/results.md; empty: its name")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="seeds of runs and splits")
-    baseline: str = Field("fedavg", description="variant whose best accuracy is the target of the column `rounds`")
+    baseline: str = Field("fedavg", description="variant whose best value is the target of the column `rounds`")
     data: DataSection
     tuning: Tuning = Field(default_factory=Tuning)
     run: Values = Field(description="a run file: what all rows have in common")

@@ -1,4 +1,4 @@
-"""Pictures: accuracy per round, rounds to a target, and the geometry of class means next to that of the frame.
+"""Pictures: a metric per round, rounds to a target, and the geometry of class means next to that of the frame.
 
 Called with plain numbers at the end of a demo or a comparison; knows no run, no folder layout, no task. Imports
 matplotlib (extra `demo`) only to draw.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fednc.common.errors import MissingExtraError
+from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,12 +32,13 @@ _MAX_COLUMNS = 4  # heat maps side by side
 _MAX_LETTERS = 18  # of a class name on an axis
 
 
-def curves(path: Path, series: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Draw test accuracy per round, one line per method.
+def curves(path: Path, series: Mapping[str, Sequence[tuple[int, float]]], metric: MetricInfo = ACCURACY) -> None:
+    """Draw a metric on test data per round, one line per method.
 
     Args:
         path: file to write.
-        series: for each method its (round, accuracy in 0 ... 1) points in order, at least one.
+        series: for each method its (round, value) points in order, at least one; shares as 0 ... 1.
+        metric: what the values are.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -44,8 +46,8 @@ def curves(path: Path, series: Mapping[str, Sequence[tuple[int, float]]]) -> Non
     figure = new_figure((7.2, 4.4))
     axes = figure.subplots()
     for place, (name, points) in enumerate(series.items()):
-        _draw_curve(axes, place, name, points)
-    axes.set(xlabel="round", ylabel="test accuracy (%)")
+        _draw_curve(axes, place, name, points, metric)
+    axes.set(xlabel="round", ylabel=metric_label(metric))
     axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -183,12 +185,18 @@ def new_figure(size_inch: tuple[float, float]) -> Figure:
     return Figure(figsize=size_inch, layout="constrained")
 
 
-def _draw_curve(axes: Any, place: int, name: str, points: Sequence[tuple[int, float]]) -> None:
-    rounds, accuracies = [p[0] for p in points], [100 * p[1] for p in points]
+def metric_label(metric: MetricInfo, more: str = "") -> str:
+    """The label of an axis for the metric on test data: `test accuracy (%)`."""
+    return f"test {metric.name.replace('_', ' ')}{more}" + (f" ({metric.unit})" if metric.unit else "")
+
+
+def _draw_curve(axes: Any, place: int, name: str, points: Sequence[tuple[int, float]], metric: MetricInfo) -> None:
+    scale = 100 if metric.unit == PERCENT else 1
+    last = f"{100 * points[-1][1]:.1f} %" if metric.unit == PERCENT else metric.show(points[-1][1])
     axes.plot(
-        rounds,
-        accuracies,
-        label=f"{name}, last {accuracies[-1]:.1f} %",
+        [number for number, _ in points],
+        [scale * value for _, value in points],
+        label=f"{name}, last {last}",
         color=_COLOURS[place % len(_COLOURS)],
         linestyle=_dash(place),
         marker=_MARKERS[place % len(_MARKERS)],

@@ -6,7 +6,7 @@ Called by `engine.py` and for the page of results. Everything here follows from 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,9 +17,10 @@ from torch import Tensor
 from fednc.bench.compare import plots
 from fednc.bench.compare.plan import Comparison, Variant
 from fednc.bench.compare.run_archive import Result
+from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
 
 Rates = dict[tuple[str, str], float]
-_KNOWN = {"rounds", "accuracy", "best", "last5", "drift", "nc1", "pooled_accuracy", "worst_client"}
+_KNOWN = {"rounds", "metric", "best", "last5", "drift", "nc1", "worst_client"}  # and the metric's own two
 _GEOMETRY = {"drift": "cross-client class drift", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3", "nc4": "NC4"}
 
 
@@ -32,49 +33,70 @@ class Compared:
     rates: Rates
     final: list[Result]
 
+    @property
+    def metric(self) -> MetricInfo:
+        """The primary metric of the task, by which everything is compared."""
+        return metric_of([*self.final, *self.tuning])
+
     def of(self, setting: str, variant: str) -> list[Result]:
         """The final rows of one variant in one setting: one per seed."""
         return [row for row in self.final if (row["setting"], row["variant"]) == (setting, variant)]
 
     def rounds_to_target(self, setting: str, variant: str) -> list[int | None]:
-        """For each seed the first round that reaches the baseline's best accuracy with that seed; None: never."""
-        targets = {row["seed"]: _best(row) for row in self.of(setting, self.plan.baseline)}
-        return [_first_round(row, targets.get(row["seed"], math.inf)) for row in self.of(setting, variant)]
+        """For each seed the first round that reaches the baseline's best value with that seed; None: never."""
+        metric = self.metric
+        targets = {
+            row["seed"]: best
+            for row in self.of(setting, self.plan.baseline)
+            if not _is_worst(best := _best(row, metric), metric)
+        }
+        return [_first_round(row, targets.get(row["seed"]), metric) for row in self.of(setting, variant)]
+
+
+def metric_of(rows: Sequence[Result]) -> MetricInfo:
+    """The primary metric of these rows' task. Rows from before there were several say nothing: accuracy."""
+    told = (row["summary"].get("metric") for row in rows)  # a run that failed has no summary
+    return next((MetricInfo(**found) for found in told if found), ACCURACY)
 
 
 def choose_rates(tuning: Sequence[Result]) -> Rates:
-    """The rate with the best accuracy over the last five rounds; of two equal ones the smaller."""
+    """The rate with the best metric over the last five rounds; of two equal ones the smaller."""
+    metric = metric_of(tuning)
+    sign = 1 if metric.higher_is_better else -1
     rates: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in tuning:
-        rates.setdefault((row["setting"], row["variant"]), []).append((last5(row), -row["lr"]))
+        rates.setdefault((row["setting"], row["variant"]), []).append((sign * last5(row, metric), -row["lr"]))
     return {key: -max(found)[1] for key, found in rates.items()}
 
 
 def report(compared: Compared, command: str) -> str:
     """The comparison as Markdown."""
-    plan, one = compared.plan, compared.final[0]
+    plan, one, metric = compared.plan, compared.final[0], compared.metric
     lines = [
         f"# {plan.name}",
         "",
         f"`{command}`, commit {one['commit'] or 'unknown'}, {one['machine']['cpu']} ({one['device']}), "
         f"torch {one['machine']['torch']}.",
-        f"Test accuracy in %: mean ± standard deviation over seeds {', '.join(map(str, plan.seeds))}. `last 5`: "
-        f"mean of the last five rounds. `rounds`: rounds until the best accuracy of {plan.baseline} with the same "
-        "seed is reached, mean over the seeds that reach it. `s per run`: seconds of a run; training that several "
-        "variants share is divided by their number. `lr`: the learning rate that is best on a validation split "
-        "(below).",
+        f"{on_data('Test', metric)}: mean ± standard deviation over seeds {', '.join(map(str, plan.seeds))}. "
+        "`last 5`: mean of the last five rounds. `rounds`: rounds until the best "
+        f"{worded(metric)} of {plan.baseline} with the same seed is reached, mean over the seeds that reach it. "
+        "`s per run`: seconds of a run; training that several variants share is divided by their number. `lr`: "
+        "the learning rate that is best on a validation split (below).",
         "",
     ]
+    unit = f"last 5, {metric.unit}" if metric.unit else "last 5"
     for setting in plan.settings:
         lines += [f"## {setting.name}", "", *results_table(compared, setting.name), ""]
-        lines += [f"Validation accuracy (last 5, %) by learning rate, seed {plan.tuning.seed}:", ""]
+        lines += [f"Validation {worded(metric)} ({unit}) by learning rate, seed {plan.tuning.seed}:", ""]
         lines += [*tuning_table(compared, setting.name), ""]
     return "\n".join(lines)
 
 
 def results_table(compared: Compared, setting: str) -> Iterator[str]:
     """The lines of the table of one setting."""
-    others = sorted({key for row in compared.final for key in row["summary"] if _is_figure(row, key)})
+    name = compared.metric.name
+    known = {*_KNOWN, name, f"pooled_{name}"}
+    others = sorted({key for row in compared.final for key in row["summary"] if _is_figure(row, key, known)})
     yield from table_head(("variant", "lr", "last 5", "best", "rounds", "drift", "NC1", *others, "s per run"))
     for variant in compared.plan.variants:
         cells = _cells(compared, setting, variant, others) or ["not run", *[""] * (len(others) + 6)]
@@ -82,13 +104,13 @@ def results_table(compared: Compared, setting: str) -> Iterator[str]:
 
 
 def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[str]) -> list[str]:
-    rows = compared.of(setting, variant.name)
+    rows, metric = compared.of(setting, variant.name), compared.metric
     if not rows:
         return []
     return [
         f"{compared.rates[setting, variant.tuned_as]:g}",
-        percent(rows),
-        _percent([_best(row) for row in rows]),
+        spread(rows, metric),
+        _spread([_best(row, metric) for row in rows], metric),
         _rounds(compared.rounds_to_target(setting, variant.name)),
         _mean(rows, "drift", ".4f"),
         _mean(rows, "nc1", ".2f"),
@@ -97,11 +119,11 @@ def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[
     ]
 
 
-def _is_figure(row: Result, key: str) -> bool:
+def _is_figure(row: Result, key: str, known: Set[str]) -> bool:
     """Whether `key` of the summary holds figures that have no column of their own in the table."""
     value = row["summary"][key]
     numbers = value if isinstance(value, list) and value else [value]
-    return key not in _KNOWN and all(isinstance(one, int | float) for one in numbers)
+    return key not in known and all(isinstance(one, int | float) for one in numbers)
 
 
 def _figure(rows: Sequence[Result], key: str) -> str:
@@ -112,12 +134,13 @@ def _figure(rows: Sequence[Result], key: str) -> str:
 
 
 def tuning_table(compared: Compared, setting: str) -> Iterator[str]:
-    """The lines of the tuning table of one setting: validation accuracy by learning rate, the chosen one bold."""
+    """The lines of the tuning table of one setting: the metric by learning rate, the chosen one bold."""
+    metric = compared.metric
     rates = sorted(compared.plan.tuning.rates)
     yield from table_head(("variant", *(f"{rate:g}" for rate in rates)))
     for variant in (one for one in compared.plan.variants if not one.rate_like):
         found = {
-            row["lr"]: "failed" if row["failed"] else f"{100 * last5(row):.1f}"
+            row["lr"]: "failed" if row["failed"] else _number(last5(row, metric), metric)
             for row in compared.tuning
             if (row["setting"], row["variant"]) == (setting, variant.name)
         }
@@ -133,14 +156,36 @@ def table_head(names: Sequence[str]) -> Iterator[str]:
     yield f"|{'---|' * len(names)}"
 
 
-def percent(rows: Sequence[Result]) -> str:
-    """Accuracy over the last five rounds: mean and standard deviation over the seeds, in per cent."""
-    return _percent([last5(row) for row in rows])
+def worded(metric: MetricInfo) -> str:
+    """The name of the metric as words: `balanced accuracy`."""
+    return metric.name.replace("_", " ")
 
 
-def _percent(shares: Sequence[float]) -> str:
-    spread = f" ± {100 * stdev(shares):.1f}" if len(shares) > 1 else ""
-    return f"{100 * fmean(shares):.1f}{spread}"
+def on_data(which: str, metric: MetricInfo) -> str:
+    """What a figure is: `Test accuracy in %`, `Test rmse in mm (lower is better)`."""
+    unit = f" in {metric.unit}" if metric.unit else ""
+    return f"{which} {worded(metric)}{unit}" + ("" if metric.higher_is_better else " (lower is better)")
+
+
+def factor(metric: MetricInfo) -> float:
+    """By what a value is multiplied for people: shares are shown in per cent."""
+    return 100 if metric.unit == PERCENT else 1
+
+
+def spread(rows: Sequence[Result], metric: MetricInfo) -> str:
+    """The metric over the last five rounds, in its unit: mean and standard deviation over the seeds."""
+    return _spread([last5(row, metric) for row in rows], metric)
+
+
+def _spread(values: Sequence[float], metric: MetricInfo) -> str:
+    if not all(map(math.isfinite, values)):
+        return f"failed ({sum(not math.isfinite(value) for value in values)} of {len(values)} seeds)"
+    around = f" ± {_number(stdev(values), metric)}" if len(values) > 1 else ""
+    return f"{_number(fmean(values), metric)}{around}"
+
+
+def _number(value: float, metric: MetricInfo) -> str:
+    return f"{100 * value:.1f}" if metric.unit == PERCENT else f"{value:.4g}"
 
 
 def _rounds(found: Sequence[int | None]) -> str:
@@ -154,30 +199,52 @@ def _mean(rows: Sequence[Result], key: str, form: str) -> str:
     return format(fmean(values), form) if values else "-"
 
 
-def last5(row: Result) -> float:
-    """Mean accuracy of the last five rounds."""
-    return float(row["summary"].get("last5") or 0.0)  # a failed run counts as 0
+def last5(row: Result, metric: MetricInfo) -> float:
+    """Mean of the metric in the last five rounds; the worst there is for a run that failed."""
+    return _figure_of(row, "last5", metric)
 
 
-def _best(row: Result) -> float:
-    return float(row["summary"].get("best") or 0.0)
+def _best(row: Result, metric: MetricInfo) -> float:
+    return _figure_of(row, "best", metric)
 
 
-def _first_round(row: Result, target: float) -> int | None:
-    return next((one["round"] for one in row["rounds"] if one.get("accuracy", -1) >= target > 0), None)
+def _figure_of(row: Result, key: str, metric: MetricInfo) -> float:
+    value = row["summary"].get(key)
+    return _worst(metric) if value is None else float(value)
+
+
+def _worst(metric: MetricInfo) -> float:
+    """What a failed run counts as: no example right, or infinitely far off."""
+    if not metric.higher_is_better:
+        return math.inf
+    return 0.0 if metric.unit == PERCENT else -math.inf
+
+
+def _is_worst(value: float, metric: MetricInfo) -> bool:
+    return value == _worst(metric)
+
+
+def _first_round(row: Result, target: float | None, metric: MetricInfo) -> int | None:
+    if target is None:
+        return None
+    values = ((one["round"], one.get(metric.name)) for one in row["rounds"])
+    return next((number for number, value in values if value is not None and metric.reaches(value, target)), None)
 
 
 def draw(compared: Compared, folder: Path) -> None:
-    """Draw PNG files of each setting: accuracy, geometry, rounds to target, cosines of class means and vectors.
+    """Draw PNG files of each setting: the metric, geometry, rounds to target, cosines of class means and vectors.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    metric = compared.metric
     pictured = compared.plan.pictured or [variant.name for variant in compared.plan.variants]
     for setting in (setting.name for setting in compared.plan.settings):
         rows = {variant: compared.of(setting, variant) for variant in pictured}
-        accuracy = {variant: [_curve(row, "accuracy", 100) for row in found] for variant, found in rows.items()}
-        plots.bands(folder / f"{setting}-accuracy.png", {"test accuracy (%)": accuracy})
+        curves = {
+            variant: [_curve(row, metric.name, factor(metric)) for row in found] for variant, found in rows.items()
+        }
+        plots.bands(folder / f"{setting}-{metric.name}.png", {plots.metric_label(metric): curves})
         models = _by_models(rows)
         geometry = {
             title: {name: [_curve(row, key) for row in found] for name, found in models.items()}
@@ -185,7 +252,7 @@ def draw(compared: Compared, folder: Path) -> None:
         }
         plots.bands(folder / f"{setting}-geometry.png", geometry)
         reached = {variant: compared.rounds_to_target(setting, variant) for variant in pictured}
-        title = f"rounds to the best accuracy of {compared.plan.baseline}"
+        title = f"rounds to the best {worded(metric)} of {compared.plan.baseline}"
         plots.bars(folder / f"{setting}-rounds.png", reached, title)
         panels = {name: _alignment(found) for name, found in models.items() if any(map(_aligned, found))}
         if panels:

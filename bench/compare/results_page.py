@@ -16,10 +16,11 @@ from typing import Any
 from fednc.bench.compare.findings import conclusions, overview, paragraph, rules
 from fednc.bench.compare.gains import OURS, Gain, gains, others, ours
 from fednc.bench.compare.plan import MethodPart, Variant, read_comparison
-from fednc.bench.compare.report import Compared, results_table, table_head, tuning_table
+from fednc.bench.compare.report import Compared, on_data, results_table, table_head, tuning_table, worded
 from fednc.bench.compare.results_folder import Found, read_folder
 from fednc.bench.compare.run_archive import Result
 from fednc.bench.compare.terms import COLUMNS, METHODS, PICTURES, SPEED, TERMS, explained
+from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
 
 _BENCHES = ("link", "fold", "scale", "trainer")
 _OF_A_SETTING = [kind for kind in PICTURES if kind != "initialisation"]
@@ -52,7 +53,8 @@ def page(configs: Path, results: Path) -> str:
     plans = [read_comparison(path) for path in sorted(configs.glob("*.toml"))]
     found = [read_folder(plan, results / plan.name) for plan in plans]
     shown = [(one.compared, one) for one in found if one.compared]
-    comparisons = [compared for compared, _ in shown]
+    # The table and the list at the top are about accuracy; a comparison by another metric has its section alone.
+    comparisons = [compared for compared, _ in shown if compared.metric == ACCURACY]
     measured = sorted((results / "bench").glob("*.json"))
     lines = ["# Results", "", *overview(comparisons), "", *paragraph(_CAPTION.strip()), ""]
     lines += ["## What pays and what does not", "", *paragraph(rules()), "", *conclusions(comparisons)]
@@ -92,12 +94,15 @@ def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> I
     if plan.parts:
         yield from ["", "### What each part is worth", "", *_parts_table(compared)]
     yield from ["", "### Variants", "", *_variants(plan.variants, plan.run)]
+    metric = compared.metric
+    if metric != ACCURACY:
+        yield from ["", *paragraph(f"{on_data('Test', metric)}, where other sections say test accuracy.")]
     for setting in plan.settings:
         yield from ["", f"### {setting.name}: {setting.title}" if setting.title else f"### {setting.name}", ""]
         yield from [*results_table(compared, setting.name), ""]
-        yield from [f"Validation accuracy (last 5) by learning rate, seed {plan.tuning.seed}:", ""]
-        yield from [*tuning_table(compared, setting.name), *_pictures(folder, setting.name)]
-    of_settings = {f"{setting.name}-{kind}" for setting in found.plan.settings for kind in _OF_A_SETTING}
+        yield from [f"Validation {worded(metric)} (last 5) by learning rate, seed {plan.tuning.seed}:", ""]
+        yield from [*tuning_table(compared, setting.name), *_pictures(folder, setting.name, metric)]
+    of_settings = {f"{setting.name}-{kind}" for setting in found.plan.settings for kind in _kinds(metric)}
     for path in sorted(folder.glob("*.png")):
         if path.stem not in of_settings:
             yield from ["", f"![{path.stem}](../results/{folder.name}/{path.name})"]
@@ -134,8 +139,9 @@ def _device(row: Result) -> str:
 def _contest(compared: Compared) -> Iterator[str]:
     plan = compared.plan
     baseline = plan.baseline
+    unit = "points" if compared.metric.unit == PERCENT else compared.metric.unit or worded(compared.metric)
     yield from table_head(
-        ("setting", "best other", "gain (points)", f"rounds: {OURS}", f"rounds: {baseline}", "ratio")
+        ("setting", "best other", f"gain ({unit})", f"rounds: {OURS}", f"rounds: {baseline}", "ratio")
     )
     for gain in gains(compared, ours(plan), others(plan)):
         own, theirs = (
@@ -178,8 +184,13 @@ def _variants(variants: Sequence[Variant], run: Mapping[str, Any]) -> Iterator[s
         yield f"| {variant.name} | {', '.join(keys)} |"
 
 
-def _pictures(folder: Path, setting: str) -> Iterator[str]:
-    for kind in _OF_A_SETTING:
+def _kinds(metric: MetricInfo) -> list[str]:
+    """Pictures of a setting, by the ends of their names; that of the metric is called after it."""
+    return [metric.name if kind == ACCURACY.name else kind for kind in _OF_A_SETTING]
+
+
+def _pictures(folder: Path, setting: str, metric: MetricInfo) -> Iterator[str]:
+    for kind in _kinds(metric):
         if (folder / f"{setting}-{kind}.png").exists():
             yield from ["", f"![{setting}: {kind}](../results/{folder.name}/{setting}-{kind}.png)"]
 

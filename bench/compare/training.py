@@ -115,7 +115,7 @@ def _says_something(value: Any) -> bool:
 
 
 def _brief(record: RoundRecord) -> dict[str, Any]:
-    test = {key: value for key, value in record.test.items() if not key.startswith("accuracy/")}
+    test = {key: value for key, value in record.test.items() if "/" not in key}  # `accuracy/cat`: of one class
     train = {"round": record.round, "train_loss": record.loss, "drift": record.drift}
     return {key: _rounded(value) for key, value in {**train, **test}.items() if key != "examples"}
 

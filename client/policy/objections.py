@@ -64,6 +64,15 @@ def to_run(policy: Policy, run: RunConfig, *, has_part: bool) -> Iterator[Object
 
 def _to_rates(policy: Policy, run: RunConfig) -> Iterator[Objection]:
     """Objections to rates at which the first batch or the last decides the update alone."""
+    ceiling = policy.ceiling
+    if (ceiling.lr or ceiling.forgetting) and not run.train.is_plain_sgd:
+        options = ", ".join(sorted(run.train.optimizer_options))
+        asked = run.train.optimizer + (f" with {options}" if options else "")
+        yield Objection(
+            "optimizer",
+            f"train.optimizer = {asked}; ceiling.lr = {ceiling.lr:g} and ceiling.forgetting = "
+            f"{ceiling.forgetting:g} can only be judged for sgd without options",
+        )
     lr = run.train.lr * max([1.0, *(session.lr_factor for session in run.sessions)])
     if policy.ceiling.lr and lr > policy.ceiling.lr:
         yield Objection("rate", f"a learning rate of {lr:g}; ceiling.lr = {policy.ceiling.lr:g}")
@@ -84,7 +93,7 @@ def to_data(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterator[Ob
     if held.examples < max(floor.examples, floor.batch):
         yield Objection("examples", f"{held.examples} training examples; floor.examples = {floor.examples}")
     batch = fitting_batch(held.examples, run.train.batch, floor.batch)
-    steps = run.train.epochs * math.ceil(held.examples / batch)
+    steps = math.ceil(run.train.epochs * math.ceil(held.examples / batch) / run.train.accumulate)
     if steps < floor.steps:
         yield Objection("steps", f"{steps} steps in an update; floor.steps = {floor.steps}")
     classes = sum(count > 0 for count in held.class_counts)

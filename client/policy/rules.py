@@ -32,6 +32,7 @@ SENTENCES = {
     "batch": "the batch is smaller than the client's owner allows",
     "steps": "an update would have fewer training steps than the client's owner allows",
     "rate": "the learning rate, weight decay or proximal term would let one batch decide the update",
+    "optimizer": "the client's owner bounds learning rates, which means something for plain SGD only",
     "examples": "the reply would be about fewer examples than the client's owner allows",
     "sum": "a sum would be over fewer examples than the client's owner allows",
     "classes": "the reply would be about fewer classes than the client's owner allows",

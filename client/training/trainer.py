@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fednc.client.link.work_hooks import Hooks, LocalProgress
 from fednc.client.training.cuda_graphs import Steps, beside_default_stream, capture_for
 from fednc.common.config.tables import TrainSection
+from fednc.common.errors import ConfigError
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.optimisers import SGD, learning_rate, make_optimiser
 from fednc.common.learning.round_context import Guide
@@ -118,6 +119,11 @@ class _Descent:
             name: [p for p in found if p.requires_grad] for name, found in task.optimiser_parts(model).items()
         }
         self._params = {name: found for name, found in parts.items() if found}
+        if len(self._params) > 1 and any(type(one).on_gradients is not Addition.on_gradients for one in additions):
+            raise ConfigError(
+                f"the method works on the gradients of the whole model at once, and task {task.name!r} has "
+                "several optimisers. Use fedavg, fedprox or feddyn."
+            )
         self._optimisers = {}
         for name, found in self._params.items():
             mine = task.optimiser_section(name, section)

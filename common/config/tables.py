@@ -353,6 +353,11 @@ class TrainSection(Section):
         "is faster on GPUs made for it, and a little less exact",
     )
 
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether `lr`, `momentum` and `weight_decay` say all there is to know of the optimiser."""
+        return self.optimizer == "sgd" and not self.optimizer_options
+
 
 class RoundsSection(Section):
     """How many rounds, with whom, and when to stop waiting."""

@@ -28,7 +28,7 @@ def optimiser_names() -> list[str]:
 
 
 def make_optimiser(
-    params: Sequence[nn.Parameter], section: TrainSection, lr: float, *, fused: bool = False
+    params: Sequence[nn.Parameter], section: TrainSection, lr: float, *, fused: bool | None = None
 ) -> torch.optim.Optimizer:
     """The optimiser of `[train]` over these parameters.
 
@@ -61,6 +61,8 @@ def _kind(name: str) -> Any:
 
 def check_optimiser(section: TrainSection) -> None:
     """Raises ConfigError: the run's optimiser cannot be made."""
+    if section.is_plain_sgd:
+        return  # the run file's own checks are enough; PyTorch takes seconds to load before it makes its first one
     make_optimiser([nn.Parameter(torch.zeros(1))], section, section.lr)
 
 

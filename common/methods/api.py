@@ -65,7 +65,11 @@ class Addition:
         return {}
 
     def on_gradients(self) -> None:
-        """The gradients of a step are there; clipping and the optimiser's step come next."""
+        """The gradients of a step are there; clipping and the optimiser's step come next.
+
+        Once per step of the optimiser: with `train.accumulate` several batches share one. See
+        `Method.acts_on_gradients`.
+        """
 
     def outgoing(self, trained: Tensors) -> Tensors:
         """What is sent in place of the tensors that were trained: the same names, shapes and types."""
@@ -121,6 +125,10 @@ class Method:
         mixes: its keys may be set under any method's name and do nothing at their defaults; see `is_on`.
         compares_models: `feature_terms` needs the companions' views of each batch.
         needs_every_client: `ServerRound.share` counts clients outside the round: all are asked what they hold.
+        acts_on_gradients: its `Addition` has an `on_gradients`, which works on the whole model's gradients;
+            tasks with several optimisers, which step one after the other, are refused.
+        needs_sgd: it corrects gradients in a way that only SGD, with or without momentum, turns into the right
+            step; runs with another `train.optimizer` are refused.
         same_for_each_batch: its part of a training step does the same to every batch, never waits for the device
             and draws nothing on the CPU, so that a GPU may replay it.
     """
@@ -132,6 +140,8 @@ class Method:
     mixes: ClassVar[bool] = False
     compares_models: ClassVar[bool] = False
     needs_every_client: ClassVar[bool] = False
+    acts_on_gradients: ClassVar[bool] = False
+    needs_sgd: ClassVar[bool] = False
     same_for_each_batch: ClassVar[bool] = False
 
     options: Section

@@ -18,7 +18,8 @@ LINEAR = "linear"  # in the client's state
 class FedDyn(Method):
     """Dynamic regularisation: a linear and a proximal term per client (Acar et al., ICLR 2021, arXiv 2111.04263).
 
-    Clients are weighted by their examples, as models are, where the paper counts each of them once.
+    Clients are weighted by their examples, as models are, where the paper counts each of them once. Any optimiser
+    will do: the linear terms are made from where local training stopped, not from its steps.
     """
 
     class Options(Section):

@@ -20,7 +20,7 @@ class FedNova(Method):
 
     name = "fednova"
     preset = PLAIN
-    same_for_each_batch = True
+    same_for_each_batch = acts_on_gradients = True
 
     def local(self, start: LocalRound) -> Addition:
         """See Method."""
@@ -29,7 +29,7 @@ class FedNova(Method):
     def step(self, reached: ServerRound) -> ServerRound:
         """w <- w + tau (mean - w), with tau the clients' mean effective steps, weighted as models are."""
         train, before = reached.train, reached.before
-        worth = [effective_steps(train.epochs * math.ceil(n / train.batch), train) for n in reached.examples]
+        worth = [effective_steps(optimiser_steps(n, train), train) for n in reached.examples]
         weighted = [n * steps for n, steps in zip(reached.examples, worth, strict=True)]
         tau = math.fsum(weighted) / sum(reached.examples)
         moved = {key: before[key] + tau * (mean - before[key]) for key, mean in reached.mean.items()}
@@ -57,10 +57,18 @@ class PerStep(Addition):
         return {k: start[k] + (value - start[k]) / tau if k in start else value for k, value in trained.items()}
 
 
+def optimiser_steps(examples: int, train: TrainSection) -> int:
+    """Steps of the optimiser in one round over so many examples; several batches may share one."""
+    return math.ceil(train.epochs * math.ceil(examples / train.batch) / train.accumulate)
+
+
 def effective_steps(steps: int, train: TrainSection) -> float:
-    """Plain steps that `steps` with momentum rho are worth: the sum over s of (1 - rho^s) / (1 - rho)."""
+    """Plain steps that `steps` of SGD with momentum rho are worth: the sum over s of (1 - rho^s) / (1 - rho).
+
+    Any other optimiser scales its steps itself, so each counts once.
+    """
     rho = train.momentum
-    if not rho:
+    if not rho or not train.is_plain_sgd:
         return float(steps)
     return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
 

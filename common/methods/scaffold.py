@@ -29,6 +29,7 @@ class Scaffold(Method):
     name = "scaffold"
     preset = PLAIN | {"control_variates": True}
     mixes = needs_every_client = same_for_each_batch = True
+    acts_on_gradients = needs_sgd = True
     options: Options
 
     @property

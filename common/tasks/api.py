@@ -24,7 +24,7 @@ from fednc.common.config.run import RunConfig, explain
 from fednc.common.config.tables import SplitSection, TrainSection
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.learning.frame import Frame
-from fednc.common.learning.optimisers import check_optimiser
+from fednc.common.learning.optimisers import SGD, check_optimiser
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.class_registry import ClassRegistry
@@ -158,6 +158,24 @@ class Task(ABC):
             )
         self._check_method()
         check_optimiser(run.train)
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        """Raises ConfigError: a method at work cannot use the run's optimiser, or the task's several."""
+        has_own_parts = type(self).optimiser_parts is not Task.optimiser_parts
+        train = self.run.train if has_own_parts else self.optimiser_section("", self.run.train)
+        for part in self.run.method.parts:
+            if part.acts_on_gradients and has_own_parts:
+                raise ConfigError(
+                    f"method {part.name!r} works on the gradients of the whole model at once, and task "
+                    f"{self.name!r} has several optimisers. Use fedavg, fedprox or feddyn."
+                )
+            if part.needs_sgd and train.optimizer != SGD:
+                raise ConfigError(
+                    f"method {part.name!r} corrects the steps of {SGD}, and {train.optimizer!r} scales each of "
+                    f"them in its own way. Set train.optimizer to {SGD!r}, or use fedavg, fedprox, feddyn or "
+                    "fednova."
+                )
 
     def _check_method(self) -> None:
         """Raises ConfigError: a method that needs classes."""

@@ -17,6 +17,7 @@ from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection, TrainSection
 from fednc.common.errors import ConfigError, ProtocolError
 from fednc.common.learning.frame import unit
+from fednc.common.learning.optimisers import make_optimiser
 from fednc.common.learning.readout import READOUTS, MemoryReadOut, as_trained, readout_of
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.incremental import Incremental
@@ -112,9 +113,7 @@ class FewShotTask(Incremental, ImageTask):
         """`section.epochs` steps on the memory alone; the projection's and the head's parameters move."""
         found = _model(model)
         trained = [p for name, p in found.named_parameters() if not name.startswith(FROZEN)]
-        optimiser = torch.optim.SGD(
-            trained, lr=section.lr, momentum=section.momentum, weight_decay=section.weight_decay
-        )
+        optimiser = make_optimiser(trained, section, section.lr)
         none_BC, none_B = guide.mean_KD[:0], torch.zeros(0, dtype=torch.int64, device=guide.mean_KD.device)
         loss = torch.tensor(0.0)
         with torch.random.fork_rng(devices=[]):

@@ -16,6 +16,16 @@ ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "examples" / "plugins"
 _LEFT_OUT = shutil.ignore_patterns("*.egg-info", "build", "__pycache__", ".venv*", ".types", "results", ".git")
 
+_BETWEEN = "--- the next command\n"
+_IN_ONE_PROCESS = f"""
+import json, sys
+from fednc.cli.main import app
+for words in json.loads(sys.argv[1]):
+    for stream in (sys.stdout, sys.stderr):
+        print({_BETWEEN!r}, end="", file=stream, flush=True)
+    app(words, standalone_mode=False)
+"""
+
 
 def build_wheel(project: Path, folder: Path) -> Path:
     """A wheel of `project`, built in a copy: setuptools writes beside the sources."""
@@ -60,18 +70,23 @@ class Installed:
                 stderr=out,
             )
 
-    def fednc(self, folder: Path, *arguments: object, code: int = 0) -> str:
-        """Run it to its end; what it said."""
+    def fednc(self, folder: Path, *commands: Sequence[object]) -> list[str]:
+        """Run these commands one after the other to their ends; what each said.
+
+        In one process of this environment, because loading PyTorch takes longer than most commands.
+        """
+        words = [list(map(str, command)) for command in commands]
         done = subprocess.run(
-            [self.folder / "bin" / "fednc", *map(str, arguments)],
+            [self.python, "-c", _IN_ONE_PROCESS, json.dumps(words)],
             cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(folder)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
-        assert done.returncode == code, (arguments, done.returncode, done.stdout + done.stderr)
-        return done.stdout + done.stderr
+        assert done.returncode == 0, (words, done.returncode, done.stdout + done.stderr)
+        streams = [stream.split(_BETWEEN)[1:] for stream in (done.stdout, done.stderr)]
+        return [out + err for out, err in zip(*streams, strict=True)]
 
 
 class Federation:
@@ -81,12 +96,10 @@ class Federation:
         folder.mkdir(parents=True)
         self._server, self.folder = server, folder
         self._processes: list[subprocess.Popen[bytes]] = []
-        server.fednc(folder, "certs", "init", "ca")
-        server.fednc(folder, "certs", "server", "ca", "--host", "127.0.0.1")
-        self._certs = {}
-        for name in names:
-            server.fednc(folder, "certs", "node", "ca", name)
-            self._certs[name] = folder / "ca" / "nodes" / name
+        nodes = [("certs", "node", "ca", name) for name in names]
+        ours = ("certs", "server", "ca", "--host", "127.0.0.1")
+        server.fednc(folder, ("certs", "init", "ca"), ours, *nodes)
+        self._certs = {name: folder / "ca" / "nodes" / name for name in names}
         self.port = 0
 
     def __enter__(self) -> Federation:

@@ -180,6 +180,12 @@ HURRIED: dict[str, tuple[dict[str, Any], str]] = {
     "one step": ({"batch": 64, "epochs": 1}, "steps"),
     "the first step": ({"lr": 1e6}, "rate"),
     "the last step": ({"lr": 0.01, "weight_decay": 100.0, "momentum": 0.0}, "rate"),
+    "many batches in one step": ({"batch": 16, "epochs": 4, "accumulate": 100}, "steps"),
+    "steps that the rate does not bound": ({"batch": 16, "epochs": 4, "optimizer": "rprop"}, "optimizer"),
+    "keys that replace those of SGD": (
+        {"batch": 16, "epochs": 4, "optimizer_options": {"momentum": 0.999}},
+        "optimizer",
+    ),
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -56,3 +58,14 @@ def test_rates_follow_the_schedule_after_the_warm_up() -> None:
 
 def test_unused_keys_leave_the_digest_of_a_run_as_it_was() -> None:
     assert not {"optimizer", "schedule", "accumulate"} & set(parse_run(LINE).decisive()["train"])
+
+
+def test_making_a_task_that_trains_by_sgd_does_not_load_the_compiler() -> None:
+    """PyTorch loads it with the first optimiser: two seconds and 70 MiB that a server and `predict` never use."""
+    program = (
+        "import sys; from fednc.common.config.run import parse_run; from fednc.common.tasks import discovery;"
+        "discovery.get(parse_run({'task': {'classes': ['a', 'b']}}));"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
