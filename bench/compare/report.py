@@ -17,9 +17,10 @@ from torch import Tensor
 from fednc.bench.compare import plots
 from fednc.bench.compare.plan import Comparison, Variant
 from fednc.bench.compare.run_archive import Result
+from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
 
 Rates = dict[tuple[str, str], float]
-_KNOWN = {"rounds", "accuracy", "best", "last5", "drift", "nc1", "pooled_accuracy", "worst_client"}
+_KNOWN = {"rounds", "best", "last5", "drift", "nc1", "worst_client"}
 _GEOMETRY = {"drift": "cross-client class drift", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3", "nc4": "NC4"}
 
 
@@ -37,37 +38,46 @@ class Compared:
         return [row for row in self.final if (row["setting"], row["variant"]) == (setting, variant)]
 
     def rounds_to_target(self, setting: str, variant: str) -> list[int | None]:
-        """For each seed the first round that reaches the baseline's best accuracy with that seed; None: never."""
+        """For each seed the first round that reaches the baseline's best value with that seed; None: never."""
         targets = {row["seed"]: _best(row) for row in self.of(setting, self.plan.baseline)}
-        return [_first_round(row, targets.get(row["seed"], math.inf)) for row in self.of(setting, variant)]
+        return [_first_round(row, targets.get(row["seed"])) for row in self.of(setting, variant)]
+
+    @property
+    def metric(self) -> MetricInfo:
+        """The task's primary metric, in which all rows are judged."""
+        return next(map(metric_of, self.final), ACCURACY)
 
 
 def choose_rates(tuning: Sequence[Result]) -> Rates:
-    """The rate with the best accuracy over the last five rounds; of two equal ones the smaller."""
+    """The rate with the best primary metric over the last five rounds; of two equal ones the smaller."""
     rates: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in tuning:
-        rates.setdefault((row["setting"], row["variant"]), []).append((last5(row), -row["lr"]))
+        score = last5(row) if metric_of(row).higher_is_better else -last5(row)
+        rates.setdefault((row["setting"], row["variant"]), []).append((score, -row["lr"]))
     return {key: -max(found)[1] for key, found in rates.items()}
 
 
 def report(compared: Compared, command: str) -> str:
     """The comparison as Markdown."""
-    plan, one = compared.plan, compared.final[0]
+    plan, one, metric = compared.plan, compared.final[0], compared.metric
+    unit = f" in {metric.unit}" if metric.unit else ""
+    lower = "" if metric.higher_is_better else " (lower is better)"
     lines = [
         f"# {plan.name}",
         "",
         f"`{command}`, commit {one['commit'] or 'unknown'}, {one['machine']['cpu']} ({one['device']}), "
         f"torch {one['machine']['torch']}.",
-        f"Test accuracy in %: mean ± standard deviation over seeds {', '.join(map(str, plan.seeds))}. `last 5`: "
-        f"mean of the last five rounds. `rounds`: rounds until the best accuracy of {plan.baseline} with the same "
-        "seed is reached, mean over the seeds that reach it. `s per run`: seconds of a run; training that several "
-        "variants share is divided by their number. `lr`: the learning rate that is best on a validation split "
-        "(below).",
+        f"Test {metric.name}{unit}{lower}: mean ± standard deviation over seeds "
+        f"{', '.join(map(str, plan.seeds))}. `last 5`: mean of the last five rounds. `rounds`: rounds until the "
+        f"best {metric.name} of {plan.baseline} with the same seed is reached, mean over the seeds that reach it. "
+        "`s per run`: seconds of a run; training that several variants share is divided by their number. `lr`: "
+        "the learning rate that is best on a validation split (below).",
         "",
     ]
     for setting in plan.settings:
         lines += [f"## {setting.name}", "", *results_table(compared, setting.name), ""]
-        lines += [f"Validation accuracy (last 5, %) by learning rate, seed {plan.tuning.seed}:", ""]
+        counted = ", ".join(filter(None, ["last 5", metric.unit]))
+        lines += [f"Validation {metric.name} ({counted}) by learning rate, seed {plan.tuning.seed}:", ""]
         lines += [*tuning_table(compared, setting.name), ""]
     return "\n".join(lines)
 
@@ -88,7 +98,7 @@ def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[
     return [
         f"{compared.rates[setting, variant.tuned_as]:g}",
         percent(rows),
-        _percent([_best(row) for row in rows]),
+        _spread(compared.metric, [_best(row) for row in rows]),
         _rounds(compared.rounds_to_target(setting, variant.name)),
         _mean(rows, "drift", ".4f"),
         _mean(rows, "nc1", ".2f"),
@@ -99,9 +109,9 @@ def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[
 
 def _is_figure(row: Result, key: str) -> bool:
     """Whether `key` of the summary holds figures that have no column of their own in the table."""
-    value = row["summary"][key]
+    value, name = row["summary"][key], metric_of(row).name
     numbers = value if isinstance(value, list) and value else [value]
-    return key not in _KNOWN and all(isinstance(one, int | float) for one in numbers)
+    return key not in {*_KNOWN, name, f"pooled_{name}"} and all(isinstance(one, int | float) for one in numbers)
 
 
 def _figure(rows: Sequence[Result], key: str) -> str:
@@ -112,12 +122,12 @@ def _figure(rows: Sequence[Result], key: str) -> str:
 
 
 def tuning_table(compared: Compared, setting: str) -> Iterator[str]:
-    """The lines of the tuning table of one setting: validation accuracy by learning rate, the chosen one bold."""
+    """The lines of the tuning table of one setting: validation metric by learning rate, the chosen one bold."""
     rates = sorted(compared.plan.tuning.rates)
     yield from table_head(("variant", *(f"{rate:g}" for rate in rates)))
     for variant in (one for one in compared.plan.variants if not one.rate_like):
         found = {
-            row["lr"]: "failed" if row["failed"] else f"{100 * last5(row):.1f}"
+            row["lr"]: "failed" if row["failed"] else _shown(metric_of(row), last5(row))
             for row in compared.tuning
             if (row["setting"], row["variant"]) == (setting, variant.name)
         }
@@ -134,13 +144,24 @@ def table_head(names: Sequence[str]) -> Iterator[str]:
 
 
 def percent(rows: Sequence[Result]) -> str:
-    """Accuracy over the last five rounds: mean and standard deviation over the seeds, in per cent."""
-    return _percent([last5(row) for row in rows])
+    """Primary metric over the last five rounds: mean and standard deviation over the seeds; shares in per cent."""
+    return _spread(metric_of(rows[0]), [last5(row) for row in rows])
 
 
-def _percent(shares: Sequence[float]) -> str:
-    spread = f" ± {100 * stdev(shares):.1f}" if len(shares) > 1 else ""
-    return f"{100 * fmean(shares):.1f}{spread}"
+def metric_of(row: Result) -> MetricInfo:
+    """The primary metric of the row's task; without a name, as in older rows, accuracy."""
+    return MetricInfo(**row["summary"]["metric"]) if "metric" in row["summary"] else ACCURACY
+
+
+def _spread(metric: MetricInfo, values: Sequence[float]) -> str:
+    if not all(map(math.isfinite, values)):
+        return f"failed ({sum(map(math.isinf, values))} of {len(values)} seeds)"
+    spread = f" ± {_shown(metric, stdev(values))}" if len(values) > 1 else ""
+    return f"{_shown(metric, fmean(values))}{spread}"
+
+
+def _shown(metric: MetricInfo, value: float) -> str:
+    return f"{100 * value:.1f}" if metric.unit == PERCENT else f"{value:.4g}"
 
 
 def _rounds(found: Sequence[int | None]) -> str:
@@ -155,29 +176,47 @@ def _mean(rows: Sequence[Result], key: str, form: str) -> str:
 
 
 def last5(row: Result) -> float:
-    """Mean accuracy of the last five rounds."""
-    return float(row["summary"].get("last5") or 0.0)  # a failed run counts as 0
+    """Mean of the primary metric over the last five rounds."""
+    return _value(row, "last5")
 
 
 def _best(row: Result) -> float:
-    return float(row["summary"].get("best") or 0.0)
+    return _value(row, "best")
 
 
-def _first_round(row: Result, target: float) -> int | None:
-    return next((one["round"] for one in row["rounds"] if one.get("accuracy", -1) >= target > 0), None)
+def _value(row: Result, key: str) -> float:
+    """A figure of the primary metric; for a failed run the worst there is."""
+    value = row["summary"].get(key)
+    return _worst(metric_of(row)) if value is None else float(value)
+
+
+def _worst(metric: MetricInfo) -> float:
+    if metric.higher_is_better:
+        return 0.0 if metric.unit == PERCENT else -math.inf
+    return math.inf
+
+
+def _first_round(row: Result, target: float | None) -> int | None:
+    metric = metric_of(row)
+    if target is None or target == _worst(metric):
+        return None  # the baseline has no row with this seed, or a failed one
+    measured = [(one["round"], one[metric.name]) for one in row["rounds"] if one.get(metric.name) is not None]
+    return next((number for number, value in measured if metric.reaches(value, target)), None)
 
 
 def draw(compared: Compared, folder: Path) -> None:
-    """Draw PNG files of each setting: accuracy, geometry, rounds to target, cosines of class means and vectors.
+    """Draw PNG files of each setting: metric, geometry, rounds to target, cosines of class means and vectors.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    metric = compared.metric
     pictured = compared.plan.pictured or [variant.name for variant in compared.plan.variants]
     for setting in (setting.name for setting in compared.plan.settings):
         rows = {variant: compared.of(setting, variant) for variant in pictured}
-        accuracy = {variant: [_curve(row, "accuracy", 100) for row in found] for variant, found in rows.items()}
-        plots.bands(folder / f"{setting}-accuracy.png", {"test accuracy (%)": accuracy})
+        name, unit, factor = metric.name, metric.unit and f" ({metric.unit})", 100 if metric.unit == PERCENT else 1
+        curves = {variant: [_curve(row, name, factor) for row in found] for variant, found in rows.items()}
+        plots.bands(folder / f"{setting}-{name}.png", {f"test {name}{unit}": curves})
         models = _by_models(rows)
         geometry = {
             title: {name: [_curve(row, key) for row in found] for name, found in models.items()}
@@ -185,7 +224,7 @@ def draw(compared: Compared, folder: Path) -> None:
         }
         plots.bands(folder / f"{setting}-geometry.png", geometry)
         reached = {variant: compared.rounds_to_target(setting, variant) for variant in pictured}
-        title = f"rounds to the best accuracy of {compared.plan.baseline}"
+        title = f"rounds to the best {name} of {compared.plan.baseline}"
         plots.bars(folder / f"{setting}-rounds.png", reached, title)
         panels = {name: _alignment(found) for name, found in models.items() if any(map(_aligned, found))}
         if panels:

@@ -107,7 +107,9 @@ def _placed(run: RunConfig, data: Path) -> RunConfig:
 
 def _outcome(history: History, failed: str) -> dict[str, Any]:
     told = {**history.summary(), **initialisation.figures(history)}
-    summary = {} if failed else {k: _rounded(v) for k, v in told.items() if _says_something(v)}
+    if failed:  # which metric it failed by decides how bad that is
+        told = {"metric": told["metric"]}
+    summary = {k: _rounded(v) for k, v in told.items() if _says_something(v)}
     return {"failed": failed, "summary": summary, "rounds": [_brief(record) for record in history.rounds]}
 
 

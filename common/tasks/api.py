@@ -146,7 +146,7 @@ class Task(ABC):
         try:
             self.options = self.Options.model_validate(values)
         except ValidationError as e:
-            raise ConfigError(explain(e, "run file", prefix="task")) from e
+            raise ConfigError(explain(e, "run file", prefix="task", known=self.Options.model_fields)) from e
         self.measured_by = tuple(one() if isinstance(one, type) else one for one in self.metrics)
         if run.sessions and not self.takes_sessions:
             raise ConfigError(
