@@ -1,12 +1,15 @@
-"""What every task promises, as tests: for the CI of whoever writes one, and for `fednc plugins check`.
+"""What every task and method promises, as tests: for the CI of whoever writes one, and for `fednc plugins check`.
 
-    from fednc.testing import TaskContract
+    from fednc.testing import MethodContract, TaskContract
 
     class TestWards(TaskContract):
         task = "wards"                   # installed, as an entry point of group fednc.tasks
         data = "csv:tests/patients.csv"  # a data spec that the task reads
 
-pytest collects the class and runs each promise as a test. Nothing here imports pytest.
+    class TestHalfway(MethodContract):
+        method = "halfway"               # installed, as an entry point of group fednc.methods
+
+pytest collects the classes and runs each promise as a test. Nothing here imports pytest.
 """
 
 from __future__ import annotations
@@ -33,8 +36,11 @@ from fednc.common.tasks.api import Batch, Task, TaskData, add_stats
 from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.round_guide import guide_at
 from fednc.common.wire import arrays, messages
+from fednc.method_contract import MethodContract, must
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
+
+__all__ = ["Case", "MethodContract", "TaskContract", "promises"]
 
 _UNKNOWN_KEY = "no_such_option_anywhere"
 _TOLERANCE = 1e-4  # relative: sums of floats over other batches round differently
@@ -91,7 +97,7 @@ class TaskContract:
         """Name and version are what servers and clients compare."""
         plugin = plugins.find(TASKS, self.task)
         loaded = discovery.load(plugin)
-        _must(type(loaded.version) is int and loaded.version >= 1, f"version is {loaded.version!r}, not 1 or more")
+        must(type(loaded.version) is int and loaded.version >= 1, f"version is {loaded.version!r}, not 1 or more")
 
     def test_its_options_refuse_unknown_keys(self) -> None:
         """A typing error in a run file must not go unnoticed."""
@@ -99,7 +105,7 @@ class TaskContract:
         try:
             discovery.get(parse_run({**self._tables(), "task": given}))
         except ConfigError as e:
-            _must(_UNKNOWN_KEY in str(e), f"the error does not name the key: {e}")
+            must(_UNKNOWN_KEY in str(e), f"the error does not name the key: {e}")
         else:
             raise AssertionError("Options accept keys that they do not have: derive them from TaskOptions")
 
@@ -113,22 +119,22 @@ class TaskContract:
         """Clients and server build their models apart from each other."""
         case = self._case()
         one, other = (_seeded(case.task.build_model).state_dict() for _ in range(2))
-        _must(list(one) == list(other), "two models have different keys")
+        must(list(one) == list(other), "two models have different keys")
         for key, value in one.items():
-            _must(_same_bits(value, other[key]), f"{key} differs between two models of the same seed")
+            must(_same_bits(value, other[key]), f"{key} differs between two models of the same seed")
 
     def test_the_keys_that_travel_go_there_and_back(self) -> None:
         """As arrays on the wire, into another model, without a bit changed."""
         case = self._case()
         state, keys = case.model.state_dict(), case.task.shared_keys(case.model)
-        _must(bool(keys), "no key travels: nothing would be learnt together")
-        _must(len(set(keys)) == len(keys), "a key travels twice")
-        _must(set(keys) <= set(state), f"not in the state dict: {sorted(set(keys) - set(state))[:5]}")
+        must(bool(keys), "no key travels: nothing would be learnt together")
+        must(len(set(keys)) == len(keys), "a key travels twice")
+        must(set(keys) <= set(state), f"not in the state dict: {sorted(set(keys) - set(state))[:5]}")
         back = arrays.from_record(arrays.to_record({key: state[key] for key in keys}))
         model = case.task.build_model()
         model.load_state_dict(back, strict=False)
         for key in keys:
-            _must(_same_bits(model.state_dict()[key], state[key]), f"{key} is not the same after travelling")
+            must(_same_bits(model.state_dict()[key], state[key]), f"{key} is not the same after travelling")
 
     def test_the_loss_is_finite_and_differentiable(self) -> None:
         """A scalar, with a finite gradient that reaches parameters that travel."""
@@ -136,18 +142,18 @@ class TaskContract:
         case.model.train()
         case.model.zero_grad()
         loss, parts = case.task.loss(case.model, case.train_batches()[0], case.guide)
-        _must(loss.shape == (), f"the loss has shape {tuple(loss.shape)}, not that of a scalar")
+        must(loss.shape == (), f"the loss has shape {tuple(loss.shape)}, not that of a scalar")
         value = float(loss.detach())
-        _must(math.isfinite(value), f"the loss is {value}")
-        _must(
+        must(math.isfinite(value), f"the loss is {value}")
+        must(
             all(math.isfinite(float(part)) for part in parts.values()),
             f"a part of the loss is not finite: {parts}",
         )
         torch.autograd.backward(loss)
         shared = set(case.task.shared_keys(case.model))
         grads = [p.grad for name, p in case.model.named_parameters() if name in shared and p.grad is not None]
-        _must(all(bool(grad.isfinite().all()) for grad in grads), "a gradient is not finite")
-        _must(any(bool(grad.any()) for grad in grads), "the loss changes with no parameter that travels")
+        must(all(bool(grad.isfinite().all()) for grad in grads), "a gradient is not finite")
+        must(any(bool(grad.any()) for grad in grads), "the loss changes with no parameter that travels")
 
     # ---- data ------------------------------------------------------------------------------------------------
 
@@ -155,24 +161,24 @@ class TaskContract:
         """Training rest and held-out share are disjoint and together everything; the seed decides."""
         whole = self._case().data
         rest, held = whole.hold_out(0.25, 7)
-        _must(rest.examples + held.examples == whole.examples, "rest and held-out share do not add up to the data")
-        _must(held.examples > 0, "nothing is held out of a quarter")
-        _must(rest.examples > 0, "nothing is left to train on")
-        _must(_examples(rest) + _examples(held) == _examples(whole), "an example is in both parts, or in neither")
+        must(rest.examples + held.examples == whole.examples, "rest and held-out share do not add up to the data")
+        must(held.examples > 0, "nothing is held out of a quarter")
+        must(rest.examples > 0, "nothing is left to train on")
+        must(_examples(rest) + _examples(held) == _examples(whole), "an example is in both parts, or in neither")
         again, _ = whole.hold_out(0.25, 7)
-        _must(_examples(again) == _examples(rest), "the same seed holds out other examples")
+        must(_examples(again) == _examples(rest), "the same seed holds out other examples")
         nothing, none = whole.hold_out(0.0, 7)
-        _must((nothing.examples, none.examples) == (whole.examples, 0), "a share of 0 holds something out")
+        must((nothing.examples, none.examples) == (whole.examples, 0), "a share of 0 holds something out")
 
     def test_an_epoch_has_every_example_once_in_an_order_of_the_generator(self) -> None:
         """So that a restarted client trains on the same batches."""
         case = self._case()
         first, again = case.train_batches(), case.train_batches()
         total = sum(case.task.batch_size_of(batch) for batch in first)
-        _must(total == case.data.examples, f"an epoch has {total} examples, the data {case.data.examples}")
-        _must(list(map(_digest, first)) == list(map(_digest, again)), "the same generator gives other batches")
+        must(total == case.data.examples, f"an epoch has {total} examples, the data {case.data.examples}")
+        must(list(map(_digest, first)) == list(map(_digest, again)), "the same generator gives other batches")
         evaluated = sum(case.task.batch_size_of(batch) for batch in case.data.eval_batches(case.batch))
-        _must(evaluated == case.data.examples, f"evaluation has {evaluated} examples of {case.data.examples}")
+        must(evaluated == case.data.examples, f"evaluation has {evaluated} examples of {case.data.examples}")
 
     # ---- statistics and metrics ------------------------------------------------------------------------------
 
@@ -180,15 +186,15 @@ class TaskContract:
         """They are what the server starts to add to."""
         case = self._case()
         none, some = case.task.no_statistics(), case.statistics(case.data)
-        _must(set(none) == set(some), f"names differ: {sorted(set(none) ^ set(some))}")
+        must(set(none) == set(some), f"names differ: {sorted(set(none) ^ set(some))}")
         for name, value in none.items():
-            _must(not bool(value.any()), f"{name} is not zero in no_statistics()")
-            _must(value.dtype in _KINDS, f"{name} is {value.dtype}; statistics are int64 or float64")
+            must(not bool(value.any()), f"{name} is not zero in no_statistics()")
+            must(value.dtype in _KINDS, f"{name} is {value.dtype}; statistics are int64 or float64")
             alike = (value.dtype, value.shape) == (some[name].dtype, some[name].shape)
-            _must(alike, f"{name} has another type or shape in no_statistics() than in statistics()")
-            _must(some[name].device.type == "cpu", f"{name} is not on the CPU")
+            must(alike, f"{name} has another type or shape in no_statistics() than in statistics()")
+            must(some[name].device.type == "cpu", f"{name} is not on the CPU")
         total = add_stats({key: value.clone() for key, value in none.items()}, some)
-        _must(all(_same_bits(total[name], some[name]) for name in some), "adding no statistics changes some")
+        must(all(_same_bits(total[name], some[name]) for name in some), "adding no statistics changes some")
 
     def test_statistics_of_two_parts_add_up_to_those_of_the_whole(self) -> None:
         """What lets many clients be evaluated as if their data lay in one place."""
@@ -198,22 +204,22 @@ class TaskContract:
         for part in parts:
             added = add_stats(added, case.statistics(part))
         for name, value in whole.items():
-            _must(_nearly(value, added[name]), f"{name}: {added[name]} from two parts, {value} from the whole")
+            must(_nearly(value, added[name]), f"{name}: {added[name]} from two parts, {value} from the whole")
 
     def test_honest_statistics_pass_its_own_check(self) -> None:
         """Or honest clients would be taken for hostile ones."""
         case = self._case()
         fine = case.task.check_statistics(case.statistics(case.data), case.data.examples)
-        _must(fine, "check_statistics() finds no example in statistics of all the data")
+        must(fine, "check_statistics() finds no example in statistics of all the data")
 
     def test_metrics_are_numbers(self) -> None:
         """By name, finite where there is an example; without any, they must not fail."""
         case = self._case()
         metrics = case.task.measure(case.statistics(case.data))
         odd = {name: value for name, value in metrics.items() if not isinstance(value, int | float)}
-        _must(not odd, f"not numbers: {odd}")
-        _must(bool(metrics), "there are no metrics")
-        _must(metrics.get("examples") == case.data.examples, f"examples is {metrics.get('examples')}")
+        must(not odd, f"not numbers: {odd}")
+        must(bool(metrics), "there are no metrics")
+        must(metrics.get("examples") == case.data.examples, f"examples is {metrics.get('examples')}")
         case.task.measure(case.task.no_statistics())
 
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
@@ -231,9 +237,9 @@ class TaskContract:
         case.task.check_data_sums(whole, case.data.examples)
         case.task.check_data_sums(none, 0)
         for name, value in whole.items():
-            _must(_nearly(value, added[name]), f"{name}: {added[name]} from two parts, {value} from the whole")
+            must(_nearly(value, added[name]), f"{name}: {added[name]} from two parts, {value} from the whole")
         many = {name: value * 2 for name, value in whole.items()}
-        _must(any(bool(value.any()) for value in whole.values()), "all sums of the data are zero")
+        must(any(bool(value.any()) for value in whole.values()), "all sums of the data are zero")
         try:
             case.task.check_data_sums(many, case.data.examples)
         except ProtocolError:
@@ -247,10 +253,10 @@ class TaskContract:
         one, other = self._trained(), self._trained()
         ours, theirs = one.model.state_dict(), other.model.state_dict()
         changed = [key for key, value in ours.items() if not _same_bits(value, theirs[key])]
-        _must(not changed, f"two runs of the same seed differ in {changed[:5]}")
+        must(not changed, f"two runs of the same seed differ in {changed[:5]}")
         before = self._case().model.state_dict()
         moved = any(not _same_bits(one.model.model.state_dict()[key], value) for key, value in before.items())
-        _must(moved, "a run of two rounds has trained nothing")
+        must(moved, "a run of two rounds has trained nothing")
         task, model = one.model.task, one.model.model
         total: Stats = {}
         data = task.load_train(self.data, None, None)
@@ -258,11 +264,11 @@ class TaskContract:
             for batch in data.eval_batches(one.run.evaluate.batch):
                 stats = task.statistics(model, batch, one.model.guide)
                 again = task.statistics(model, batch, one.model.guide)
-                _must(
+                must(
                     all(_same_bits(stats[key], again[key]) for key in stats), "evaluating twice gives two results"
                 )
                 add_stats(total, stats)
-        _must(math.isfinite(task.measure(total).get("loss", 0.0)), "the loss of the trained model is not finite")
+        must(math.isfinite(task.measure(total).get("loss", 0.0)), "the loss of the trained model is not finite")
 
     # ---- helpers ---------------------------------------------------------------------------------------------
 
@@ -282,7 +288,7 @@ class TaskContract:
         run = parse_run(cls._tables())
         prepared = FederatedRun(run, EventLog())
         data = prepared.task.load_train(cls.data, None, None)
-        _must(data.examples >= 4, f"{cls.data}: {data.examples} examples are too few to test with")
+        must(data.examples >= 4, f"{cls.data}: {data.examples} examples are too few to test with")
         model = prepared.task.build_model()
         model.load_state_dict(prepared.state.model, strict=False)
         memory = prepared.state.memory
@@ -298,18 +304,12 @@ class TaskContract:
         return in_process.run(values, clients, device="cpu", progress=False)
 
 
-def promises(contract: type[TaskContract]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """(what is promised, the test of it), in the order of this file."""
+def promises(contract: type[TaskContract | MethodContract]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """(what is promised, the test of it), in the order in which they are written."""
     made = contract()
-    for name in vars(TaskContract):
+    for name in vars(TaskContract if isinstance(made, TaskContract) else MethodContract):
         if name.startswith("test_"):
             yield name.removeprefix("test_").replace("_", " "), getattr(made, name)
-
-
-def _must(holds: bool, otherwise: str) -> None:
-    """An assertion that says in words what is wrong, also where Python runs with -O."""
-    if not holds:
-        raise AssertionError(otherwise)
 
 
 def _seeded(build: Callable[[], nn.Module]) -> nn.Module:

@@ -149,12 +149,18 @@ def _show_run(found: Found) -> None:
     rows = [
         ["task", found["task"]],
         ["method", found["method"]],
-        ["classes", len(found["classes"])],
-        ["frame", f"{found['label_space']} vertices in {found['frame_dim']} dimensions"],
+        *(_class_rows(found) if found["classes"] else []),
         ["model", f"{found['model_parameters']:,} parameters"],
         *([f"input {key}", value] for key, value in found["input"].items()),
     ]
     show_table(f"run {found['run']}", ["what", "found"], rows)
+
+
+def _class_rows(found: Found) -> list[list[Any]]:
+    return [
+        ["classes", len(found["classes"])],
+        ["frame", f"{found['label_space']} vertices in {found['frame_dim']} dimensions"],
+    ]
 
 
 def _show_counts(task: Task, columns: dict[str, Found]) -> None:
@@ -162,4 +168,5 @@ def _show_counts(task: Task, columns: dict[str, Found]) -> None:
         [name, *(each["count"][name] for each in columns.values())] for name in task.class_names
     ]
     rows.append(["total", *(each["examples"] for each in columns.values())])
-    show_table("examples of each class", ["class", *columns], rows)
+    title, first = ("examples of each class", "class") if task.class_names else ("examples", "")
+    show_table(title, [first, *columns], rows)

@@ -59,7 +59,12 @@ def keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     """JSON schema of each key of a table, without the tables in it."""
     schema = model.model_json_schema()
     plain = {key for key, field in model.model_fields.items() if not _section_class(field.annotation)}
-    return {key: _resolved(value, schema) for key, value in schema["properties"].items() if key in plain}
+    found = {key: _resolved(value, schema) for key, value in schema["properties"].items() if key in plain}
+    for key in found:
+        factory = model.model_fields[key].default_factory
+        if factory:  # JSON schema does not tell what it makes
+            found[key].setdefault("default", model.model_fields[key].get_default(call_default_factory=True))
+    return found
 
 
 def summary(model: type[BaseModel]) -> str:

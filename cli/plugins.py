@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Annotated, Any
 
@@ -22,7 +22,11 @@ Data = Annotated[
 ]
 RunFile = Annotated[
     str,
-    typer.Option("--run", metavar="RUN.toml", help="Run file with the task's options; default: suggested ones."),
+    typer.Option(
+        "--run",
+        metavar="RUN.toml",
+        help="Run file with the plug-in's options. Default: those that a task suggests, those of a method.",
+    ),
 ]
 
 
@@ -40,7 +44,10 @@ def show(context: typer.Context, json: Json = "") -> None:
 
 @app.command("check")
 def check(name: Name, data: Data = "", run: RunFile = "", json: Json = "") -> None:
-    """Test one plug-in: that it loads and, for a task, everything that fednc.testing asks of it."""
+    """Test one plug-in: that it loads and, for a task or a method, everything that fednc.testing asks of it.
+
+    A tracker is only loaded: whatever it is told would be sent on to wherever it reports.
+    """
     found = [plugin for group in KINDS for plugin in plugins.installed(group) if plugin.name == name]
     if not found:
         raise ConfigError(f"{name[:80]!r} is not installed here; `fednc plugins` lists what is")
@@ -48,8 +55,8 @@ def check(name: Name, data: Data = "", run: RunFile = "", json: Json = "") -> No
     for group in dict.fromkeys(plugin.group for plugin in found):
         plugin = plugins.find(group, name)
         outcomes[f"{plugin.kind} {name}: it loads"] = _failure(partial(_load, plugin))
-        if group == TASKS and not any(outcomes.values()):
-            outcomes |= _tested(name, data, run)
+        if not any(outcomes.values()):
+            outcomes |= {what: _failure(test) for what, test in _tests(group, name, data, run)}
     for what, failure in outcomes.items():
         say(f"FAILED  {what}: {failure}" if failure else f"ok      {what}", style="red" if failure else "")
     failed = sum(map(bool, outcomes.values()))
@@ -59,30 +66,75 @@ def check(name: Name, data: Data = "", run: RunFile = "", json: Json = "") -> No
         raise FedncError(f"{name}: {failed} of {len(outcomes)} promises do not hold")
 
 
-def _tested(name: str, data: str, run: str) -> dict[str, str]:
-    """Why each promise of a task does not hold; empty text: it does."""
+def _tests(group: str, name: str, data: str, run: str) -> Iterable[tuple[str, Callable[[], None]]]:
+    """(what is promised, the test of it) of a task or a method. Raises ConfigError: an option is missing."""
+    if group == TRACKERS:
+        return ()
+    from fednc.testing import MethodContract, TaskContract, promises
+
+    if group == METHODS:
+        return promises(type("Checked", (MethodContract,), {"method": name, "options": _method_keys(run, name)}))
+    _check_options(name, data, run)
+    return promises(type("Checked", (TaskContract,), {"task": name, "data": data, **_given(run, name)}))
+
+
+def _check_options(name: str, data: str, run: str) -> None:
+    """Raises ConfigError: there is no data to test a task with, or nothing says its keys under [task]."""
+    from fednc.common.tasks import discovery
+    from fednc.common.tasks.api import Task
+
     if not data:
         raise ConfigError(f"--data: say which data task {name!r} is tested with, e.g. --data npz:PATH")
-    from fednc.testing import TaskContract, promises
+    suggests = getattr(discovery.task_class(name).suggest_options, "__func__", None)
+    if not run and suggests is Task.suggest_options.__func__:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"--run: task {name!r} suggests no options for data; give a run file with its keys under [task]: "
+            f"fednc plugins check {name} --data {data} --run RUN.toml"
+        )
 
-    contract = type("Checked", (TaskContract,), {"task": name, "data": data, **_given(run, name)})
-    return {what: _failure(test) for what, test in promises(contract)}
+
+def _method_keys(run: str, name: str) -> dict[str, Any]:
+    """The keys of [method] in a run file."""
+    if not run:
+        from fednc.common.methods import registry
+
+        needed = [key for key, field in registry.get(name).Options.model_fields.items() if field.is_required()]
+        if needed:
+            raise ConfigError(
+                f"--run: method {name!r} needs a value for {', '.join(needed)}; give a run file with it under "
+                f"[method]: fednc plugins check {name} --run RUN.toml"
+            )
+        return {}
+    from pathlib import Path
+
+    from fednc.common.config.run import read_run_file
+
+    read = read_run_file(Path(run)).method.name
+    if read != name:
+        raise ConfigError(f"--run {run}: its method is {read!r}, not {name!r}")
+    return {key: value for key, value in _tables(run)["method"].items() if key != "name"}
+
+
+def _tables(run: str) -> dict[str, Any]:
+    """A run file as plain values."""
+    import tomllib
+    from pathlib import Path
+
+    return tomllib.loads(Path(run).read_text(encoding="utf-8"))
 
 
 def _given(run: str, name: str) -> dict[str, Any]:
     """Options and tables of a run file, for the contract."""
     if not run:
         return {}
-    import tomllib
     from pathlib import Path
 
     from fednc.common.config.run import read_run_file
 
-    path = Path(run)
-    read = read_run_file(path)
+    read = read_run_file(Path(run))
     if read.task.name != name:
         raise ConfigError(f"--run {run}: its task is {read.task.name!r}, not {name!r}")
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    tables = _tables(run)
     options = {key: value for key, value in tables.pop("task", {}).items() if key != "name"}
     dropped = ("server", "split", "sessions", "evaluate")  # of the run's own place and data
     return {"options": options, "tables": {key: value for key, value in tables.items() if key not in dropped}}

@@ -25,7 +25,12 @@ SHOWN = 20  # predictions printed; --json has them all
 
 def command(
     run_folder: Annotated[Path, typer.Argument(metavar="runs/<id>", help="Folder of a finished run.")],
-    inputs: Annotated[str, typer.Argument(metavar="IMAGE|FOLDER|NPZ", help="A path, or a data spec's test part.")],
+    inputs: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="What the run's task reads: a data spec; for images also a file or a folder."
+        ),
+    ],
     device: Device = "cpu",
     json: Json = "",
 ) -> None:

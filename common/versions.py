@@ -143,7 +143,8 @@ def entry_differs(kind: str, here: str, there: Sequence[str], who: str, *, is_se
     theirs = next((offer for offer in map(Offer.parse, there) if offer.name == ours.name), None)
     if theirs is None:
         why = f"{kind} {ours.name!r} ({ours.described}) is not installed at {who}, or not allowed there"
-        return f"{why}: {_remedy(ours)}"
+        allow = f", and allow it there (--allow-task {ours.name}, or its policy)" if kind == "task" else ""
+        return f"{why}: {_remedy(ours)}{allow}"
     known = is_server or ours.distribution == theirs.distribution
     remedy = _remedy(ours if is_server else theirs) if known else _ASK
     return f"{kind} {ours.name!r} has {ours.described} here, {who} has {theirs.described}: {remedy}"

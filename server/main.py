@@ -36,6 +36,8 @@ from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import DiskProblem, LastGoodKept, RunDone, RunFileChanged
 
+_REFUSED_SHOWN = 5  # clients that were refused, in the message when too few came
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -156,7 +158,9 @@ def _surroundings(
         return node.declared if node else None
 
     def who_is_there() -> str:
-        return "Known: " + (", ".join(f"{n.name} ({n.problem or n.state})" for n in nodes()) or "no client") + "."
+        known = ", ".join(f"{n.name} ({n.problem or n.state})" for n in nodes()) or "no client"
+        refused = [f"{name}: {problem}" for name, problem in list(federation.door.turned_away.items())]
+        return f"Known: {known}." + (f" Refused: {'; '.join(refused[:_REFUSED_SHOWN])}." if refused else "")
 
     def missing_classes() -> list[str]:
         counts = [node.class_counts for node in nodes()]

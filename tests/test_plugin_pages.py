@@ -17,6 +17,9 @@ import pytest
 import torch
 
 import fednc
+from fednc.bench.compare.engine import compare
+from fednc.bench.compare.plan import Comparison
+from fednc.bench.compare.rows import Bench
 from fednc.cli.main import COMMANDS, _load
 from fednc.common import plugins
 from fednc.common.config.run import parse_run
@@ -100,8 +103,12 @@ def test_its_model_is_read_without_fednc(wards: dict[str, Any], tmp_path: Path) 
 
 def test_the_method_of_the_page_goes_a_part_of_the_way(site: Site) -> None:
     """After one round the model is half way between the drawn one and the one that plain averaging gives."""
-    (source,), (project,) = blocks("Your own method", "python"), blocks("Your own method", "toml")
+    (source, contract), (project,) = blocks("Your own method", "python"), blocks("Your own method", "toml")
     install(site, source, project)
+    names: dict[str, Any] = {}
+    execute(contract, names)
+    for _, test in promises(names["TestPartOfTheWay"]):
+        test()
     task = {"classes": [str(digit) for digit in range(10)], "size": 8, "channels": 1, "width": 8}
     run = {"task": task, "frame": {"dim": 16}, "rounds": {"total": 1}}
 
@@ -116,6 +123,24 @@ def test_the_method_of_the_page_goes_a_part_of_the_way(site: Site) -> None:
     for key in parameters:
         torch.testing.assert_close(half[key], (drawn[key] + whole[key]) / 2, rtol=1e-5, atol=1e-6)
     assert any(not torch.equal(drawn[key], whole[key]) for key in parameters)
+
+
+def test_the_comparison_of_the_page_runs(site: Site, wards: dict[str, Any]) -> None:
+    """With fewer seeds, rates and rounds than the page has."""
+    (source, _), (project,) = blocks("Your own method", "python"), blocks("Your own method", "toml")
+    install(site, source, project)
+    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^## Your own task and method\n.*?```toml\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    values = tomllib.loads(text)
+    assert values["run"]["task"] == wards["task"]
+    values |= {"seeds": [1], "tuning": {"seed": 1000, "rates": [0.0001, 0.1]}}
+    values["run"]["rounds"] = {"total": 2}
+    bench = Bench(folder=Path("results"), command="fednc compare", workers=1)
+    compared = compare(Comparison.model_validate(values), {"ward": "ward-a.csv"}, bench)
+    assert compared.metric.name == "auroc"
+    assert {row["variant"] for row in compared.final} == {"fedavg", "part-of-the-way"}
+    assert "Test auroc in %" in Path("results/table.md").read_text()
+    assert Path("results/two-wards-auroc.png").is_file()
 
 
 def test_the_tracker_of_the_page_hears_every_round(

@@ -9,6 +9,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 
 import numpy as np
 
@@ -54,6 +55,12 @@ def prepare(plan: Comparison, places: dict[str, str], folder: Path) -> tuple[Pre
 
 
 def _spec(source: str, places: dict[str, str]) -> str:
+    named = {name for _, name, _, _ in Formatter().parse(source) if name}
+    if unused := sorted(set(places) - named):
+        raise ConfigError(
+            f"--data {unused[0]}=...: data.source is {source!r} and names no {{{unused[0]}}}; "
+            f"write the place of the path into it, e.g. source = 'npz:{{{unused[0]}}}'"
+        )
     try:
         return source.format_map(places)
     except KeyError as e:

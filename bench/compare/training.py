@@ -19,6 +19,7 @@ from fednc.common.config.run import RunConfig
 from fednc.common.device import pick_device
 from fednc.common.errors import DivergedError, QuorumError
 from fednc.common.learning.neural_collapse import METRICS
+from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.round_guide import guide_at
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun
@@ -100,13 +101,15 @@ def _alignment(training: FederatedRun) -> dict[str, list[str]]:
 
 
 def _placed(run: RunConfig, data: Path) -> RunConfig:
-    test = run.evaluate.test.replace(DATA, f"npz:{data}")
+    test = run.evaluate.test.replace(DATA, tasks.get(run).packed_spec(data))
     return run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test": test})})
 
 
 def _outcome(history: History, failed: str) -> dict[str, Any]:
     told = {**history.summary(), **initialisation.figures(history)}
-    summary = {} if failed else {k: _rounded(v) for k, v in told.items() if _says_something(v)}
+    if failed:  # which metric it failed by decides how bad that is
+        told = {"metric": told["metric"]}
+    summary = {k: _rounded(v) for k, v in told.items() if _says_something(v)}
     return {"failed": failed, "summary": summary, "rounds": [_brief(record) for record in history.rounds]}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,15 +147,31 @@ def _without_unused(section: BaseModel, values: dict[str, Any]) -> dict[str, Any
     return kept
 
 
-def explain(error: ValidationError, source: str, prefix: str = "", *, page: str = "docs/config.md") -> str:
-    """One line per offending key: where, what was given, what is wrong with it."""
+def explain(
+    error: ValidationError,
+    source: str,
+    prefix: str = "",
+    *,
+    page: str = "docs/config.md",
+    known: Collection[str] = (),
+) -> str:
+    """One line per offending key: where, what was given, what is wrong with it.
+
+    Args:
+        prefix: name of the table, where the error is of one table alone.
+        page: lists all keys.
+        known: all keys of the table, where no page can list them.
+    """
     lines = [f"{source} cannot be used:"]
     for item in error.errors(include_url=False, include_context=False):
         key = ".".join([*filter(None, [prefix]), *map(str, item["loc"])]) or "(file)"
         # a table is shown by its name alone: what is wrong with its keys together is in the message
         shown = item["type"] not in ("extra_forbidden", "missing") and not isinstance(item["input"], dict)
-        given = f" (given: {item['input']!r:.80})" if shown else ""
-        hint = f" - no such key; {page} lists them all" if item["type"] == "extra_forbidden" else ""
-        said = " ".join(item["msg"].removeprefix("Value error, ").split())
-        lines.append(f"  {key}: {said}{given}{hint}")
+        said = " ".join(item["msg"].removeprefix("Value error, ").split()).removeprefix(f"{key}: ")
+        quoted = isinstance(item["input"], str) and repr(item["input"]) in said
+        given = f" (given: {item['input']!r:.80})" if shown and not quoted else ""
+        if item["type"] == "extra_forbidden":
+            where = f"there are: {', '.join(known)}" if known else f"{page} lists them all"
+            said = f"no such key; {where}"
+        lines.append(f"  {key}: {said}{given}")
     return "\n".join(lines)

@@ -177,11 +177,13 @@ class MethodSection(Section):
         if not isinstance(value, dict):
             return handler(value)
         given, mistakes = _checked_names(value)
+        is_known = not mistakes
         given = {**_methods().get(given.get("name", _DEFAULT)).preset, **given}
         owned, others = _own_keys(given)
         mistakes += others
         shared = {key: given[key] for key in given if key in cls.model_fields}
-        for key in given.keys() - shared.keys() - owned.keys():
+        unknown = given.keys() - shared.keys() - owned.keys()
+        for key in sorted(unknown) if is_known else ():  # keys of a method whose name is wrong may be right
             mistakes.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=given[key]))
         try:
             section = handler({**shared, **owned})

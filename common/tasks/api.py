@@ -13,7 +13,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
 from fednc.common.tasks.stages import Stage, stage_at, stages_of
 
 Batch = Any  # what a task's own data yields; opaque to everybody else
+Purpose = Literal["train", "test", "input"]  # what examples are read for
 
 
 class TaskOptions(BaseModel):
@@ -144,7 +146,7 @@ class Task(ABC):
         try:
             self.options = self.Options.model_validate(values)
         except ValidationError as e:
-            raise ConfigError(explain(e, "run file", prefix="task")) from e
+            raise ConfigError(explain(e, "run file", prefix="task", known=self.Options.model_fields)) from e
         self.measured_by = tuple(one() if isinstance(one, type) else one for one in self.metrics)
         if run.sessions and not self.takes_sessions:
             raise ConfigError(
@@ -269,8 +271,19 @@ class Task(ABC):
         return self.load_test(spec)
 
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
-        """Arrays of which an .npz file makes the same two sets again, as data spec `npz:PATH`."""
-        raise DataError(f"task {self.name!r} cannot write data of {train.examples} + {test.examples} examples")
+        """Arrays of which an .npz file makes the same two sets again, read as data spec `packed_spec`.
+
+        `fednc compare` needs it: tuning trains on other parts of the data than a client reads.
+        """
+        del train, test
+        raise DataError(
+            f"task {self.name!r} cannot be compared, because it has no `pack`. Derive it from TensorTask "
+            "(fednc.common.tasks.tensor_task), or write `pack` and let `load_train` and `load_test` read npz:PATH."
+        )
+
+    def packed_spec(self, path: Path) -> str:
+        """The data spec by which this task reads a file of what its `pack` gave."""
+        return f"npz:{path}"
 
     def make_split(self, spec: str, split: SplitSection) -> str:
         """Make the simulated split of the training data at `spec` and remember it here; its digest (hex)."""
@@ -469,6 +482,21 @@ class Task(ABC):
         for metric in self.measured_by:
             found |= metric.details(stats, examples, self.class_names)
         return found
+
+
+def split_with(part: Part, split: SplitSection | None) -> SplitSection:
+    """The run's split. Raises DataError: it has none, or another number of parts."""
+    if split is None:
+        raise DataError(
+            f"part {part.index} of {part.of} was asked for, but the run file has no [split]: leave out "
+            "--partition, all of the data is this client's."
+        )
+    if part.of != split.parts or not 0 <= part.index < part.of:
+        raise DataError(
+            f"part {part.index} of {part.of} does not exist: the run's split has parts 0 to {split.parts - 1} of "
+            f"{split.parts} (split.parts)."
+        )
+    return split
 
 
 def add_stats(total: Stats, new: Mapping[str, Tensor]) -> Stats:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import zipfile
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol, Self
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -27,13 +28,12 @@ from fednc.common.learning.heads import Head, build_head, logits
 from fednc.common.learning.losses import View, objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Batch, Part, Task, TaskData, TaskOptions
+from fednc.common.tasks.api import Batch, Part, Purpose, Task, TaskData, TaskOptions, split_with
 from fednc.common.tasks.metrics import Accuracy, CrossEntropy, Metric
 from fednc.common.tasks.splits import Index, split_digest, split_index
 from fednc.common.tasks.tensor_data import UNLABELLED, LabelledTensors
 
-Purpose = Literal["train", "test", "input"]
-_PACKED = "npz:"  # data specs of what `pack` wrote
+_PACKED = "packed:"  # data specs of what `pack` wrote; every other spec is the task's own
 
 
 class ClassifierOptions(TaskOptions):
@@ -99,7 +99,7 @@ class ClassifierTask(Task):
         """The labelled examples at `spec`; `labelled` makes them of tensors. Raises DataError.
 
         Args:
-            purpose: training examples; test examples; examples to predict on, which may have no labels.
+            purpose: `train`, `test`, or `input` for examples to predict on, which may have no labels.
         """
 
     # ---- classes ---------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class ClassifierTask(Task):
         return torch.tensor([place[label] for label in labels], dtype=torch.int64)
 
     def _read(self, spec: str, purpose: Purpose) -> Any:
-        """As `read`, and what `pack` wrote; a task that packs in a way of its own reads that itself."""
+        """As `read`, and what `pack` wrote."""
         if spec.startswith(_PACKED) and type(self).pack is ClassifierTask.pack:
             return self._unpacked(spec, "train" if purpose == "train" else "test")
         return self.read(spec, purpose)
@@ -216,8 +216,8 @@ class ClassifierTask(Task):
 
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
         """x_train, y_train, x_test, y_test, and the class names that the labels count."""
-        assert isinstance(train, LabelledTensors)
-        assert isinstance(test, LabelledTensors)
+        if not (isinstance(train, LabelledTensors) and isinstance(test, LabelledTensors)):
+            return super().pack(train, test)
         return {
             "x_train": train.tensors[0].numpy(),
             "y_train": train.label_N.numpy(),
@@ -225,6 +225,10 @@ class ClassifierTask(Task):
             "y_test": test.label_N.numpy(),
             "classes": np.array(self.class_names),
         }
+
+    def packed_spec(self, path: Path) -> str:
+        """One that `read` is never asked for, unless this task packs in a way of its own."""
+        return f"{_PACKED}{path}" if type(self).pack is ClassifierTask.pack else super().packed_spec(path)
 
     # ---- model and training ----------------------------------------------------------------------------------
 
@@ -289,21 +293,6 @@ def classifier(task: Task) -> ClassifierTask:
     if not isinstance(task, ClassifierTask):
         raise ProtocolError(f"task {task.name!r} has no classes, so there are no sums of their features")
     return task
-
-
-def split_with(part: Part, split: SplitSection | None) -> SplitSection:
-    """The run's split. Raises DataError: it has none, or another number of parts."""
-    if split is None:
-        raise DataError(
-            f"part {part.index} of {part.of} was asked for, but the run file has no [split]: leave out "
-            "--partition, all of the data is this client's."
-        )
-    if part.of != split.parts or not 0 <= part.index < part.of:
-        raise DataError(
-            f"part {part.index} of {part.of} does not exist: the run's split has parts 0 to {split.parts - 1} of "
-            f"{split.parts} (split.parts)."
-        )
-    return split
 
 
 def as_classifier(model: nn.Module) -> ClassifierModel:

@@ -16,9 +16,16 @@ from fednc.common.security.credentials import Role
 from fednc.server.access.bans import BanList
 from fednc.server.access.identity import FORBIDDEN, Identity, Refusal
 from fednc.server.link.message_limits import InvalidError
-from fednc.server.link.nodes import Node, NodeState, Roster
+from fednc.server.link.nodes import MOST_NODES, Node, NodeState, Roster
 from fednc.server.storage.event_log import EventLog, NodeEvents
-from fednc.server.storage.events import DiskProblem, MessageRejected, NodeDropped, NodeQuarantined, NodeReadmitted
+from fednc.server.storage.events import (
+    DiskProblem,
+    MessageRejected,
+    NodeDropped,
+    NodeQuarantined,
+    NodeReadmitted,
+    NodeTurnedAway,
+)
 
 
 class Doorkeeper:
@@ -36,6 +43,7 @@ class Doorkeeper:
         self._most, self._roster, self._expel = most, roster, expel
         self._events, self._node_events = events, node_events
         self.dropped, self.quarantined = BanList(), BanList()
+        self.turned_away: dict[str, str] = {}  # why, by name; those who have joined since are not in it
         self.rejections: Counter[str] = Counter()  # rejected messages, by call and field
 
     def keep_in(self, folder: Path) -> None:
@@ -51,6 +59,14 @@ class Doorkeeper:
             )
         if reason := self.quarantined.reason(name):
             raise Refusal(f"{name!r} is in quarantine until an operator readmits it: {reason}", FORBIDDEN)
+
+    def turn_away(self, name: str, problem: str) -> None:
+        """Tell people why a client may not join, once for each reason: it may be started again and again."""
+        is_news = self.turned_away.get(name) != problem
+        if is_news and (name in self.turned_away or len(self.turned_away) < MOST_NODES):  # names may cost nothing
+            self.turned_away[name] = problem
+            text = f"refused {name}: {problem}"
+            self._node_events.emit(NodeTurnedAway(text=text, node=name, problem=problem))
 
     def drop(self, node: Node, reason: str) -> None:
         """Ban a node until it is readmitted, and end its attendance. Raises OSError: lost at a restart."""

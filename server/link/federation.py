@@ -93,6 +93,7 @@ class Federation:
         node.outbox.put_nowait(pb.ServerEvent(welcome=self._welcome(node)))
         if self.over:
             node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))
+        self.door.turned_away.pop(node.name, None)
         part = f", part {node.part.index}/{node.part.of}" if node.part else ""
         verb = "attends for a dry run" if request.dry_run else "attends"
         self._node_events.emit(NodeAttends(text=f"{node.name} {verb}{part}", node=node.name))

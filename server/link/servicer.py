@@ -95,11 +95,13 @@ class FederationServicer(rpc.FederationServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         CALLER.get().require_name(request.name)
         if problem := version_problem(request, self._federation.run, self._federation.app):
+            self._federation.door.turn_away(request.name, problem)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
         CALL.get().act_for(request.name)
         try:
             node = self._federation.admit(request)
         except RefusedError as e:
+            self._federation.door.turn_away(request.name, str(e))
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(e))
         node.identify(CALLER.get())
         return node

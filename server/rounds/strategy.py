@@ -181,10 +181,8 @@ class FrameStrategy(Strategy):
     def summary(self) -> None:
         """Emit the event that describes the run."""
         run, frame = self.run, self.frame
-        text = (
-            f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds, frame K={frame.vertices} "
-            f"d={frame.dim} {frame.digest[:12]}, seed {run.seed}"
-        )
+        shown = f" frame K={frame.vertices} d={frame.dim} {frame.digest[:12]}," if frame.vertices else ""
+        text = f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds,{shown} seed {run.seed}"
         started = RunStarted(
             text=text,
             method=run.method.name,

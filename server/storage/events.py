@@ -315,6 +315,13 @@ class NodeUnfit(NodeEvent, kind="unfit", level=logging.WARNING):
     problem: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class NodeTurnedAway(NodeEvent, kind="turned-away", level=logging.WARNING):
+    """A client was refused when it wanted to join: another version, a name that is taken, or the like."""
+
+    problem: str
+
+
 class NodePaused(NodeEvent, kind="paused"):
     """A node's owner paused it."""
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fednc.common.config.tables import SplitSection
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Part, Suggestion, TaskData
-from fednc.common.tasks.classifier import ClassifierTask, Purpose, split_with
+from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData, split_with
+from fednc.common.tasks.classifier import ClassifierTask
 from fednc.common.tasks.tensor_data import UNLABELLED
 from fednc.tasks.vision.backbones import build_backbone
 from fednc.tasks.vision.dataset import ImageBatch, ImageData

@@ -99,6 +99,46 @@ def test_check_names_what_it_needs(site: Site, tmp_path: Path) -> None:
     assert "its task is 'image', not 'fewshot'" in told.stderr
 
 
+def test_check_asks_for_a_run_file_where_a_task_suggests_nothing(site: Site) -> None:
+    """Not a dozen failures that all say the same."""
+    site.install(
+        "line-table", {"fednc.tasks": {"line": "{}:LineTask"}}, "from support.prototype_tasks import LineTask"
+    )
+    told = fednc("plugins", "check", "line", "--data", "npz:line.npz", code=2).stderr
+    assert "fednc plugins check line --data npz:line.npz --run RUN.toml" in told
+    assert "FAILED" not in told
+
+
+STILL = """
+from pydantic import Field
+from fednc.common.config.tables import Section
+from fednc.common.methods.api import PLAIN, Method
+
+class Still(Method):
+    class Options(Section):
+        part: float = Field(description="of the way")
+    name, preset = "still", PLAIN
+
+    def step(self, reached):
+        for name, mean in reached.mean.items():
+            mean.mul_(self.options.part)
+        return reached
+"""
+
+
+def test_check_holds_a_method_to_its_promises(site: Site, tmp_path: Path) -> None:
+    site.install("still-methods", {"fednc.methods": {"still": "{}:Still"}}, STILL)
+    assert "needs a value for part" in fednc("plugins", "check", "still", code=2).stderr
+    run = tmp_path / "run.toml"
+    run.write_text('[task]\nname = "image"\nclasses = ["a"]\n[method]\nname = "still"\npart = 0.5\n')
+    told = fednc("plugins", "check", "still", "--run", run, code=1).stderr
+    assert "step() changes `mean` in place" in told
+    assert "ok      a run gives the same bits twice" in told
+    assert (
+        "its method is 'still', not 'fedavg'" in fednc("plugins", "check", "fedavg", "--run", run, code=2).stderr
+    )
+
+
 def test_a_client_is_narrowed_to_installed_tasks_only() -> None:
     refused = fednc(
         "client", "--server", "127.0.0.1:1", "--data", "digits", "--allow-task", "clinic", "--once", code=2

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from fednc.common import plugins
-from fednc.common.config.tables import SplitSection
 from fednc.common.learning.round_context import Guide
 from fednc.common.plugins import TASKS, Plugin
 from fednc.common.tasks.aggregation import Aggregation
-from fednc.common.tasks.api import Part, Task, TaskData, TaskOptions
-from fednc.common.tasks.classifier import ClassifierOptions, ClassifierTask, Purpose
+from fednc.common.tasks.api import Purpose, Task, TaskData, TaskOptions
+from fednc.common.tasks.classifier import ClassifierOptions, ClassifierTask
 from fednc.common.tasks.metrics import AUROC, MAE, RMSE, Accuracy, BalancedAccuracy, Stats
 from fednc.common.tasks.moments import Moments, Standardise
 from fednc.common.tasks.tensor_data import LabelledTensors, TensorData
+from fednc.common.tasks.tensor_task import TensorTask
 
 
 # ---- clinic: begin
@@ -60,7 +60,7 @@ class LineOptions(TaskOptions):
     features: int = 3
 
 
-class LineTask(Task):
+class LineTask(TensorTask):
     """A number from several numbers: no classes, no frame, no class memory."""
 
     name = "line"
@@ -71,12 +71,9 @@ class LineTask(Task):
     def build_model(self) -> nn.Module:
         return nn.Linear(self.options.features, 1)
 
-    def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TensorData:
+    def read(self, spec: str, purpose: Purpose) -> TensorData:
         with np.load(spec.removeprefix("npz:")) as found:
             return TensorData(tensors=(torch.from_numpy(found["x"]), torch.from_numpy(found["y"])))
-
-    def load_test(self, spec: str) -> TensorData:
-        return self.load_train(spec, None, None)
 
     def loss(self, model: nn.Module, batch: Any, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
         return (model(batch[0]).squeeze(1) - batch[1]).square().mean(), {}

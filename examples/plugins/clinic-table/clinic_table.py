@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fednc.common.errors import DataError
-from fednc.common.tasks.classifier import ClassifierOptions, ClassifierTask, Purpose
+from fednc.common.tasks.api import Purpose
+from fednc.common.tasks.classifier import ClassifierOptions, ClassifierTask
 from fednc.common.tasks.metrics import AUROC, BalancedAccuracy, CrossEntropy
 from fednc.common.tasks.tensor_data import LabelledTensors
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from fednc.bench.compare import plots, report
 from fednc.bench.compare.engine import compare
@@ -15,41 +14,11 @@ from fednc.bench.compare.gains import gains
 from fednc.bench.compare.plan import Comparison
 from fednc.bench.compare.results_page import page
 from fednc.bench.compare.rows import Bench
-from fednc.common.config.tables import SplitSection
-from fednc.common.tasks.api import Part, TaskData
 from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
-from fednc.common.tasks.tensor_data import TensorData
 from support.prototype_tasks import CLINIC, LINE, ClinicTask, LineTask, installed, write_clinic, write_line
 
 MILLIMETRES = MetricInfo("rmse", higher_is_better=False, unit="mm")
 FAILED = {"summary": {}, "rounds": []}
-
-
-class SplitLineTask(LineTask):
-    """As a task has it that can be compared: its data can be split, and written to a file of arrays."""
-
-    def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TensorData:
-        return self._read(spec, "train", part)
-
-    def load_test(self, spec: str) -> TensorData:
-        return self._read(spec, "test", None)
-
-    def make_split(self, spec: str, split: SplitSection) -> str:
-        return f"every-{split.parts}"
-
-    def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
-        assert isinstance(train, TensorData)
-        assert isinstance(test, TensorData)
-        found = {"train": train, "test": test}
-        return {
-            f"{k}_{which}": t.numpy() for which, d in found.items() for k, t in zip("xy", d.tensors, strict=True)
-        }
-
-    def _read(self, spec: str, which: str, part: Part | None) -> TensorData:
-        with np.load(spec.removeprefix("npz:")) as found:
-            names = [f"{name}_{which}" if f"{name}_{which}" in found else name for name in "xy"]
-            data = TensorData(tensors=tuple(torch.from_numpy(found[name]) for name in names))
-        return data if part is None else data.select(np.arange(part.index, data.examples, part.of))
 
 
 def plan(values: dict[str, Any], source: str, **changes: Any) -> Comparison:
@@ -76,7 +45,7 @@ def plan(values: dict[str, Any], source: str, **changes: Any) -> Comparison:
 @pytest.fixture(scope="module")
 def by_error(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, report.Compared]:
     folder = tmp_path_factory.mktemp("error")
-    with installed({"line": SplitLineTask}):
+    with installed({"line": LineTask}):
         found = plan(LINE, write_line(folder / "line.npz", 1))
         return folder, compare(found, {}, Bench(folder=folder, command="fednc compare"))
 
@@ -119,7 +88,7 @@ def test_the_page_of_results_has_a_section_in_the_metrics_own_words(tmp_path: Pa
     """Its list of what pays is about accuracy, so such a comparison is not in it."""
     configs, results = tmp_path / "configs", tmp_path / "results"
     configs.mkdir()
-    with installed({"line": SplitLineTask}):
+    with installed({"line": LineTask}):
         source = write_line(tmp_path / "line.npz", 1)
         found = plan(LINE, source, seeds=[1], tuning={"rates": [0.02]})
         (configs / "by-metric.toml").write_text(toml(found))

@@ -65,7 +65,7 @@ def test_each_task_has_its_own() -> None:
     run = parse_run({"task": {"name": "drifting"}, "split": {"drift": {"amount": 2}}})
     assert isinstance(run.split, DriftSplit)
     assert run.split.drift.amount == 2
-    with pytest.raises(ConfigError, match=r"split\.shift: .* no such key"):
+    with pytest.raises(ConfigError, match=r"split\.shift: no such key"):
         parse_run({"task": {"name": "drifting"}, **SHIFTED})
     assert "split.drift" in dict(sections(splits=[DriftSplit]))
     assert "split.shift" not in dict(sections(splits=[DriftSplit]))

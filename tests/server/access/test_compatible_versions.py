@@ -47,6 +47,31 @@ def attend(folder: Path, run: dict[str, Any] | None = None, **announced: Any) ->
     return asyncio.run(trial())
 
 
+def test_the_server_says_whom_it_refused_and_why_once(tmp_path: Path) -> None:
+    """Who looks after the run sees it where they look: in the log, and when too few clients came."""
+
+    async def trial() -> tuple[list[str], dict[str, str], dict[str, str]]:
+        async with serving(tmp_path, {}, **RUN) as server:
+            told: list[str] = []
+            server.federation.events.listen(lambda event: told.append(f"{event.kind} {event.text}"))
+            old = LinkConfig(server=server.address, name="anna", tasks=("image/2",))
+            for _ in range(2):  # as a service manager restarts it
+                await asyncio.gather(Link(old, IdleHost()).run(), return_exceptions=True)
+            refused = dict(server.federation.door.turned_away)
+            right = asyncio.create_task(Link(LinkConfig(server=server.address, name="anna"), IdleHost()).run())
+            await until(lambda: server.names())
+            joined = dict(server.federation.door.turned_away)
+            right.cancel()
+            await asyncio.gather(right, return_exceptions=True)
+            return [text for text in told if text.startswith("turned-away")], refused, joined
+
+    told, refused, joined = asyncio.run(trial())
+    assert len(told) == 1
+    assert "refused anna: task 'image'" in told[0]
+    assert "version 2" in refused["anna"]
+    assert joined == {}, "who has joined is refused no longer"
+
+
 def test_a_client_with_the_same_versions_attends(tmp_path: Path) -> None:
     assert attend(tmp_path, tasks=versions.installed_tasks(), methods=versions.installed_methods()) == ""
     assert (

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
+from fednc.common.wire.protocol import PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import operator_pb2 as op
 from fednc.server.link import message_limits
@@ -139,7 +140,7 @@ def gibberish(base: SearchStrategy[Message]) -> SearchStrategy[bytes]:
 
 ATTENDANCES = st.builds(
     pb.AttendRequest,
-    protocol=st.just(1),
+    protocol=st.just(PROTOCOL),
     name=st.just("stranger"),
     software=st.just(version("fednc")),
     dry_run=st.booleans(),
@@ -164,7 +165,7 @@ BAD_ATTENDANCES = spoilt(
     [
         setting("name", too_long(message_limits.NAME_LENGTH) | CONTROL | st.just("")),
         _refused("name", NAMES_OF_NOBODY | st.just("honest"), FORBIDDEN),
-        _refused("protocol", st.just(0) | st.integers(2, 2**32 - 1), WRONG_VERSION),
+        _refused("protocol", st.integers(0, 2**32 - 1).filter(lambda number: number != PROTOCOL), WRONG_VERSION),
         setting("software", bad_text(200)),
         setting("app", bad_text(4000)),
         _refused("app", st.text("abc/1.", min_size=1, max_size=200), TAKEN),
