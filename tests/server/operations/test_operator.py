@@ -54,7 +54,7 @@ def test_every_operators_call_asks_for_an_operators_credential(
             open_channel(server.address, operator, 5) as allowed,
         ):
             code, reason = await invoke(node, method)
-            assert (code, "for operators" in reason) == (grpc.StatusCode.PERMISSION_DENIED, True)
+            assert (code, "only operators may call this" in reason) == (grpc.StatusCode.PERMISSION_DENIED, True)
             if method.name == "Watch":
                 server.federation.finish("done", failed=False)  # which ends the stream
                 assert [each.over async for each in OperatorLink(server.address, operator).watch()] == ["done"]
