@@ -91,6 +91,8 @@ def test_a_regression_is_compared_by_its_error(tmp_path: Path) -> None:
     table = (tmp_path / "results" / "table.md").read_text()
     assert "Test rmse in mm (lower is better)" in table
     assert "accuracy" not in table
+    drawn = {path.name for path in (tmp_path / "results").glob("*.png")}
+    assert drawn == {"iid-rmse.png", "iid-rounds.png"}, "there are no classes whose geometry could be drawn"
     for setting_row in compared.final:
         assert setting_row["summary"]["best"] == min(one["rmse"] for one in setting_row["rounds"])
     assert compared.rounds_to_target("iid", "fedavg") == [2], "the baseline reaches its own best error at the end"
