@@ -217,6 +217,10 @@ def _config(run_file: str | Path | Mapping[str, Any] | RunConfig) -> RunConfig:
 
 def _check(config: RunConfig, clients: Mapping[str, str]) -> None:
     """Raises ConfigError for what would wait for ever, as nobody else can come."""
+    if not isinstance(clients, Mapping):
+        raise ConfigError(
+            f"clients: {clients!r:.80} has no names; give data specs by name, {{'anna': 'npz:a.npz'}}"
+        )
     if len(clients) < max(1, config.rounds.min_clients):
         raise ConfigError(
             f"clients: {len(clients)} are given, rounds.min_clients is {config.rounds.min_clients}; give more "

@@ -82,13 +82,13 @@ class TaskContract:
     Attributes:
         task: name of the task's entry point.
         data: spec of data that the task reads; a few hundred examples are plenty.
-        options: keys of [task]; where empty, those that the task suggests for the data.
+        options: keys of [task]; None: those that the task suggests for the data.
         tables: other tables of the run file, for instance {"method": {"name": "fedavg"}}.
     """
 
     task: ClassVar[str] = ""
     data: ClassVar[str] = ""
-    options: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[Mapping[str, Any] | None] = None
     tables: ClassVar[Mapping[str, Any]] = {}
 
     # ---- what it is ------------------------------------------------------------------------------------------
@@ -277,7 +277,9 @@ class TaskContract:
         if not cls.task or not cls.data:
             raise ConfigError(f"{cls.__name__}: say which `task` is tested, and with which `data`")
         if "_read" not in cls.__dict__:
-            options = dict(cls.options) or discovery.task_class(cls.task).suggest_options(cls.data).options
+            options = cls.options
+            if options is None:
+                options = discovery.task_class(cls.task).suggest_options(cls.data).options
             cls._read = {**cls.tables, "task": {**options, "name": cls.task}}  # type: ignore[attr-defined]
         read: dict[str, Any] = cls._read  # type: ignore[attr-defined]
         return read

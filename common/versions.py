@@ -147,7 +147,8 @@ def entry_differs(kind: str, here: str, there: Sequence[str], who: str, *, is_se
         return f"{why}: {_remedy(ours)}{allow}"
     known = is_server or ours.distribution == theirs.distribution
     remedy = _remedy(ours if is_server else theirs) if known else _ASK
-    return f"{kind} {ours.name!r} has {ours.described} here, {who} has {theirs.described}: {remedy}"
+    place = "at the server" if is_server else "here"  # it is the client's log that shows what the server says
+    return f"{kind} {ours.name!r} has {ours.described} {place}, {who} has {theirs.described}: {remedy}"
 
 
 def _plain(text: str) -> str:

@@ -159,8 +159,8 @@ def _surroundings(
 
     def who_is_there() -> str:
         known = ", ".join(f"{n.name} ({n.problem or n.state})" for n in nodes()) or "no client"
-        refused = [f"{name}: {problem}" for name, problem in list(federation.door.turned_away.items())]
-        return f"Known: {known}." + (f" Refused: {'; '.join(refused[:_REFUSED_SHOWN])}." if refused else "")
+        refused = ", ".join(list(federation.door.turned_away)[:_REFUSED_SHOWN])
+        return f"Known: {known}." + (f" Refused, as the log says: {refused}." if refused else "")
 
     def missing_classes() -> list[str]:
         counts = [node.class_counts for node in nodes()]

@@ -250,7 +250,8 @@ def draw(compared: Compared, folder: Path) -> None:
             title: {name: [_curve(row, key) for row in found] for name, found in models.items()}
             for key, title in _GEOMETRY.items()
         }
-        plots.bands(folder / f"{setting}-geometry.png", geometry)
+        if any(curve for lines in geometry.values() for curves in lines.values() for curve in curves):
+            plots.bands(folder / f"{setting}-geometry.png", geometry)
         reached = {variant: compared.rounds_to_target(setting, variant) for variant in pictured}
         title = f"rounds to the best {worded(metric)} of {compared.plan.baseline}"
         plots.bars(folder / f"{setting}-rounds.png", reached, title)

@@ -266,6 +266,11 @@ def test_what_would_wait_for_ever_is_refused(clients: list[str], changes: dict[s
         fednc.run(values, dict.fromkeys(clients, "digits"), progress=False)
 
 
+def test_clients_without_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match="give data specs by name"):
+        fednc.run(config(), ["digits", "digits"], progress=False)  # type: ignore[arg-type]
+
+
 def test_progress_is_one_line_for_each_round(capfd: pytest.CaptureFixture[str]) -> None:
     fednc.run(config(rounds={"total": 2}), DATA, device="cpu", val_share=0.2)
     told = capfd.readouterr()

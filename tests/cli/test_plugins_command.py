@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from fednc.cli.main import app
 from support.installed_plugins import Site, site
+from support.prototype_tasks import write_line
 
 __all__ = ["site"]
 
@@ -99,7 +100,7 @@ def test_check_names_what_it_needs(site: Site, tmp_path: Path) -> None:
     assert "its task is 'image', not 'fewshot'" in told.stderr
 
 
-def test_check_asks_for_a_run_file_where_a_task_suggests_nothing(site: Site) -> None:
+def test_check_asks_for_a_run_file_where_a_task_suggests_nothing(site: Site, tmp_path: Path) -> None:
     """Not a dozen failures that all say the same."""
     site.install(
         "line-table", {"fednc.tasks": {"line": "{}:LineTask"}}, "from support.prototype_tasks import LineTask"
@@ -107,6 +108,10 @@ def test_check_asks_for_a_run_file_where_a_task_suggests_nothing(site: Site) -> 
     told = fednc("plugins", "check", "line", "--data", "npz:line.npz", code=2).stderr
     assert "fednc plugins check line --data npz:line.npz --run RUN.toml" in told
     assert "FAILED" not in told
+    run = tmp_path / "run.toml"  # with no keys of the task's own: all have defaults
+    run.write_text('[task]\nname = "line"\n[method]\nname = "fedavg"\n[train]\nlr = 0.02\n')
+    data = write_line(tmp_path / "line.npz", seed=1)
+    assert "FAILED" not in fednc("plugins", "check", "line", "--data", data, "--run", run).stderr
 
 
 STILL = """

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fednc.common.config.tables import SplitSection
 from fednc.common.errors import DataError
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Batch, Part, Task, TaskOptions
+from fednc.common.tasks.api import Batch, Purpose, TaskOptions
 from fednc.common.tasks.metrics import PERCENT, Metric, Stats, count_zeros, refuse_unless
-from fednc.common.tasks.splits import split_digest, split_index
 from fednc.common.tasks.tensor_data import TensorData
+from fednc.common.tasks.tensor_task import TensorTask
 
 TIMES, RISKS = 128, 128  # bins
 
@@ -88,7 +87,7 @@ class SurvivalOptions(TaskOptions):
     horizon: float  # the longest time that is told apart from longer ones
 
 
-class Survival(Task):
+class Survival(TensorTask):
     """Cox's proportional hazards. Batches are (features [B, F], (time, event) [B, 2])."""
 
     name, version, Options = "survival", 1, SurvivalOptions
@@ -114,27 +113,13 @@ class Survival(Task):
         del guide
         return model(batch[0])[:, 0], batch[1]
 
-    def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TensorData:
-        data = self._read(spec, "train")
-        if part is None or split is None:
-            return data
-        return data.select(split_index(data.tensors[1][:, 1].long().numpy(), split)[part.index])
+    def groups(self, data: TensorData) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """A simulated split is uneven over those who had the event and those who did not."""
+        return data.tensors[1][:, 1].long().numpy()
 
-    def load_test(self, spec: str) -> TensorData:
-        return self._read(spec, "test")
-
-    def make_split(self, spec: str, split: SplitSection) -> str:
-        return split_digest(split_index(self._read(spec, "train").tensors[1][:, 1].long().numpy(), split))
-
-    def pack(self, train: Any, test: Any) -> dict[str, np.ndarray[Any, Any]]:
-        names = ("x_train", "y_train", "x_test", "y_test")
-        return dict(zip(names, (tensor.numpy() for tensor in (*train.tensors, *test.tensors)), strict=True))
-
-    def _read(self, spec: str, part: str) -> TensorData:
+    def read(self, spec: str, purpose: Purpose) -> TensorData:
+        part = "train" if purpose == "train" else "test"  # where the table has a column `split`
         try:
-            if spec.startswith("npz:"):
-                with np.load(spec.removeprefix("npz:"), allow_pickle=False) as file:
-                    return TensorData(tensors=tuple(torch.from_numpy(file[f"{name}_{part}"]) for name in "xy"))
             with Path(spec.removeprefix("csv:")).open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if row.get("split", part) == part]
             columns, options = self.options.features.items(), self.options

@@ -82,9 +82,9 @@ def test_a_client_with_the_same_versions_attends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("announced", "words"),
     [
-        ({"tasks": ("image/2",)}, ["task 'image'", "version 1 here", "version 2"]),
+        ({"tasks": ("image/2",)}, ["task 'image'", "version 1 at the server", "version 2"]),
         ({"tasks": ("other/1",)}, ["task 'image'", "version 1", "not installed"]),
-        ({"methods": ("fednc/2", "fedavg/1")}, ["method 'fednc'", "version 1 here", "version 2"]),
+        ({"methods": ("fednc/2", "fedavg/1")}, ["method 'fednc'", "version 1 at the server", "version 2"]),
         ({"methods": ("fedavg/1",)}, ["method 'fednc'", "not installed"]),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_plug_in_from_the_same_distribution_attends(site: Site, tmp_path: Path
     [
         (
             "clinic/3 clinic-table==0.3.0",
-            ["version 2 of clinic-table 0.3.0 here", "version 3 of clinic-table 0.3.0"],
+            ["version 2 of clinic-table 0.3.0 at the server", "version 3 of clinic-table 0.3.0"],
         ),
         (
             "clinic/2 clinic-table==0.4.0",
