@@ -73,6 +73,15 @@ def parse_host(text: str, option: str, *, may_be_wildcard: bool = False) -> str:
     raise ConfigError(f"{given}: {text!r} is not a DNS name or an IP address")
 
 
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT can only be reached from its own machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _without_url(text: str) -> str:
     return re.sub(r"/.*$", "", re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:/+", "", text))
 

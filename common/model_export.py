@@ -26,10 +26,10 @@ from fednc.common.files import private_folder, write_atomically
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.round_context import Guide
+from fednc.common.peer_text import one_line
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.round_guide import guide_of_model
-from fednc.common.wire.protocol import one_line
 
 FOLDER, WEIGHTS, MANIFEST = "model", "model.safetensors", "model.json"
 

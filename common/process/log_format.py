@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from fednc.common.wire.protocol import one_line
+from fednc.common.peer_text import one_line
 
 _CONTINUED = "    | "  # before every further line of a record, so that none can pass for a record of its own
 

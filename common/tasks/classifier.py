@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fednc.common import safe_files
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError, ProtocolError
@@ -27,6 +26,7 @@ from fednc.common.learning.heads import Head, build_head, logits
 from fednc.common.learning.losses import View, objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
+from fednc.common.tasks import npz_files
 from fednc.common.tasks.api import Batch, Part, Task, TaskData, TaskOptions
 from fednc.common.tasks.metrics import Accuracy, CrossEntropy, Metric
 from fednc.common.tasks.splits import Index, split_digest, split_index
@@ -181,7 +181,7 @@ class ClassifierTask(Task):
 
     def _unpacked(self, spec: str, part: str) -> LabelledTensors:
         try:
-            arrays = safe_files.read_npz(spec.removeprefix(_PACKED))
+            arrays = npz_files.read_npz(spec.removeprefix(_PACKED))
             classes = tuple(map(str, arrays["classes"]))
             inputs, label_N = (torch.from_numpy(arrays[f"{name}_{part}"]) for name in "xy")
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:

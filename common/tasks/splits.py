@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from fednc.common import safe_files
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import DataError, MissingExtraError
 from fednc.common.files import write_atomically
 from fednc.common.seeds import derive
+from fednc.common.tasks import npz_files
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 SMALLEST_PART = 2  # one example to train on, one to hold out
@@ -190,7 +190,7 @@ def _cache_folder() -> Path:
 def _remembered(path: Path, examples: int, parts: int) -> list[Index] | None:
     """The index at `path`, if it is a whole and plausible one."""
     try:
-        file = safe_files.read_npz(path)
+        file = npz_files.read_npz(path)
         position, size = file["position"], file["size"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

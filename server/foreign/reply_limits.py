@@ -6,8 +6,9 @@ hold, so nothing but their size is limited here. What they hold is read in the a
 
 from __future__ import annotations
 
+from fednc.common.peer_text import LONG_TEXT, SHORT_TEXT, is_plain
 from fednc.common.wire import records
-from fednc.common.wire.protocol import LONG_TEXT, SHORT_TEXT, WHOLE_BYTES, is_plain
+from fednc.common.wire.protocol import WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.message_limits import ID_BYTES, InvalidError, require
 

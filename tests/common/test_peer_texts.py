@@ -22,11 +22,11 @@ from rich.console import Console
 from fednc.cli import output
 from fednc.client.link import resource_limits as bounds
 from fednc.client.link.resource_limits import DownloadBounds, DownloadTooLargeError, OutOfReserveError
-from fednc.common import reasons
 from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.files import private_folder, write_atomically
+from fednc.common.peer_text import one_line
 from fednc.common.process.log_format import OneLineFormatter
-from fednc.common.wire.protocol import one_line
+from fednc.common.wire import failure_reasons
 from fednc.server.storage.event_log import EventLog, NodeEvents, older_first
 from fednc.server.storage.events import DataNote, NodePaused, NodeUnfit, RunResumed
 from fednc.tasks.vision.sources import files
@@ -112,12 +112,12 @@ def test_an_event_is_one_line_for_people(text: str) -> None:
 @given(ANY, st.sampled_from([DataError, ConfigError, ProtocolError, OSError, MemoryError, ValueError]))
 def test_only_the_code_of_an_error_travels(text: str, kind: type[Exception]) -> None:
     error = kind(f"/home/ann/hiv-positive{text}")
-    code, sentence = reasons.failure_of(error)
-    assert reasons.SENTENCES[code] == sentence
-    assert reasons.refusal_of(error) == f"{code}: {sentence}"
-    name, sentence = reasons.failure_of(error, foreign=text or "KeyError")
+    code, sentence = failure_reasons.failure_of(error)
+    assert failure_reasons.SENTENCES[code] == sentence
+    assert failure_reasons.refusal_of(error) == f"{code}: {sentence}"
+    name, sentence = failure_reasons.failure_of(error, foreign=text or "KeyError")
     assert name.isidentifier()
-    assert sentence == reasons.SENTENCES["app-failed"]
+    assert sentence == failure_reasons.SENTENCES["app-failed"]
 
 
 def test_events_are_bounded_by_bytes_and_the_newest_are_kept(tmp_path: Path) -> None:

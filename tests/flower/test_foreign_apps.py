@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 import pytest
 
-from fednc.common.reasons import SENTENCES
 from fednc.common.security.authority import Authority
 from fednc.common.security.credentials import Holder, Role
+from fednc.common.wire.failure_reasons import SENTENCES
 from support.shipped_commands import OurLink, our_link
 from support.stock_flower import BIN, environment, stock_flower
 

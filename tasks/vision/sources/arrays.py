@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fednc.common import safe_files
 from fednc.common.errors import DataError, MissingExtraError
+from fednc.common.tasks import npz_files
 from fednc.common.tasks.data_spec import DataSpec
 from fednc.common.tasks.tensor_data import UNLABELLED, hold_out_index
 from fednc.tasks.vision.options import ImageOptions
@@ -90,7 +90,7 @@ def load_arrays(place: str) -> dict[str, Array]:
     if not path.is_file():
         raise DataError(f"npz:{place}: is no file but a folder or a device; name the .npz file itself")
     try:
-        arrays = safe_files.read_npz(path, READ)
+        arrays = npz_files.read_npz(path, READ)
     except PermissionError as e:
         raise DataError(f"npz:{place}: cannot be read (permission denied)") from e
     except Exception as e:  # whatever the parser raises on bytes from anywhere means the same

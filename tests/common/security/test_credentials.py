@@ -16,12 +16,12 @@ from typer.testing import CliRunner, Result
 
 from fednc.cli.main import app
 from fednc.client.link.channel import credentials_from
+from fednc.common.address import is_loopback
 from fednc.common.config.server import ServerSection
 from fednc.common.errors import ConfigError
 from fednc.common.security.authority import Authority
 from fednc.common.security.certificates import issue_to_holder, make_authority
 from fednc.common.security.credentials import NAME, Holder, Role, holder_of_token, new_token, read_certificate
-from fednc.common.wire.protocol import is_loopback
 from fednc.server.access.identity import WatchedFile, read_revoked
 from fednc.server.access.setup import security_of
 from fednc.server.storage.event_log import EventLog

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from fednc.common.errors import ConfigError, DataError, MissingExtraError, ProtocolError, RefusedError
-from fednc.common.wire.protocol import SHORT_TEXT
+from fednc.common.peer_text import SHORT_TEXT
 
 _SEE = "; its own log says more"
 SENTENCES = {

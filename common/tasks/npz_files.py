@@ -1,4 +1,4 @@
-"""Opens .npz files from anywhere: nothing that runs code, and only arrays of a plausible size.
+"""Reads .npz files that may come from anywhere: never runs code, and loads only arrays of a plausible size.
 
 Called by the readers of data and splits. Knows nothing of tasks.
 """
@@ -22,11 +22,11 @@ Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 def read_npz(path: str | Path, wanted: Collection[str] | None = None) -> Arrays:
-    """The wanted arrays by name, or all, after the sizes that the file declares were checked; others are empty.
+    """The wanted arrays by name, or all, after checking the sizes that the file declares. Arrays not wanted are empty.
 
     Raises:
         ValueError: too large, or pickled objects.
-        OSError, zipfile.BadZipFile: not such a file.
+        OSError, zipfile.BadZipFile: not an .npz file.
     """
     refuse_bomb(path)
     with np.load(path, allow_pickle=False) as file:
@@ -46,7 +46,7 @@ def refuse_bomb(path: str | Path) -> None:
 
 
 def _declared(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
-    """Bytes of the array that an entry's header announces; 0 for an entry that is no array."""
+    """Bytes of the array that an entry's header announces; 0 for an entry that is not an array."""
     with archive.open(entry) as member:
         if member.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
             return 0
