@@ -1,1 +1,1 @@
-"""Image classification: the first task. Entered through `task.py`; nothing outside this folder names its files."""
+"""The image classification task. `task.py` is its entry point; only the task `fewshot` imports it from outside."""

@@ -181,7 +181,7 @@ def test_the_best_checkpoint_is_the_model_of_the_best_round(tmp_path: Path) -> N
 
 
 def test_a_metric_that_nobody_measures_is_named() -> None:
-    with pytest.raises(ConfigError, match="'auroc' is not measured in this run; there are: accuracy"):
+    with pytest.raises(ConfigError, match="'auroc' is not measured in this run; available: accuracy"):
         run(fednc.EarlyStop("auroc"))
     with pytest.raises(ConfigError, match="patience: 0"):
         fednc.EarlyStop(patience=0)

@@ -72,7 +72,7 @@ def test_certificates_start_a_day_ago_and_end_before_their_authority(tmp_path: P
 def test_a_name_that_could_leave_its_folder_is_refused(tmp_path: Path, name: str) -> None:
     authority = Authority.create(tmp_path, "test")
     for issue in (authority.issue_certificate, authority.issue_token):
-        with pytest.raises(ConfigError, match="no name for a credential"):
+        with pytest.raises(ConfigError, match="not a valid name for a credential"):
             issue(Holder(Role.NODE, name), YEAR)
     assert authority.issued() == []
 

@@ -195,7 +195,7 @@ BAD_ARRAYS = {
     "NaN": ({"y_train": np.array([0, np.nan, 2, 0])}, "labels are float64"),
     "bool": ({"y_train": np.array([True, False, True, False])}, "labels are bool"),
     "one-hot": ({"y_train": np.eye(4, 3, dtype=int)}, r"y\.argmax\(axis=1\)"),
-    "from 1": ({"y_train": np.array([1, 2, 3, 1])}, "count from 1 need y - 1"),
+    "from 1": ({"y_train": np.array([1, 2, 3, 1])}, "labels that start at 1, use y - 1"),
     "large": ({"y_train": np.array([0, 1, 3_000_002, 0])}, "label 3000002 is outside"),
     "unknown text": ({"y_train": np.array(["ant", "yak", "ant", "ant"])}, "'yak' are not in this run"),
     "channels first": ({"x_train": np.zeros((4, 3, 8, 8), np.uint8)}, r"x\.transpose\(0, 2, 3, 1\)"),
@@ -240,7 +240,7 @@ def test_an_archive_without_the_arrays_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x_train", b"not an array")
     for place in ("a.npz", ""):
-        with pytest.raises(DataError, match=r"'x_train' is no array|no file but a folder"):
+        with pytest.raises(DataError, match=r"'x_train' is not an array|is a folder or a device"):
             read(f"npz:{tmp_path / place}", "train", options())
     os.mkfifo(tmp_path / "pipe.npz")
     with pytest.raises(DataError, match="a folder or a device"):
