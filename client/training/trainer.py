@@ -87,7 +87,7 @@ def train(
 
 
 def freeze(model: nn.Module, keys: frozenset[str], prefix: str = "") -> None:
-    """Turn off gradients of parameters among `keys`. A module with its whole state among them is set to evaluation.
+    """Turn off gradients of parameters among `keys`. A module whose whole state is among them goes to eval mode.
 
     So running statistics do not change either, and nothing in such a module is random.
     """

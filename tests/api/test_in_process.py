@@ -255,8 +255,8 @@ def test_directions_are_those_that_the_task_declares() -> None:
 @pytest.mark.parametrize(
     ("clients", "changes", "words"),
     [
-        (["a"], {"split": None}, r"1 are given, rounds\.min_clients is 2"),
-        (["a", "b"], {}, r"2 are given, split\.parts is 3"),
+        (["a"], {"split": None}, r"got 1, but rounds\.min_clients is 2"),
+        (["a", "b"], {}, r"got 2, but split\.parts is 3"),
         (["a", "b"], {"split": None, "sessions": [{"start": "operator"}]}, "waits for `fednc session next`"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A task for tables of clinics, CSV files with a row per patient: predicts one of several outcomes from numbers."""
+"""A task for tables of clinics (CSV, one row per patient): predicts one of several outcomes from numbers."""
 
 import csv
 from pathlib import Path
