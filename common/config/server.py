@@ -46,10 +46,12 @@ class ServerSection(Section):
     )
     metrics_host: str = Field("127.0.0.1", description="address to serve the metrics on")
     ingest_mib: Count = Field(512, description="limit in MiB on memory and upload slots for all clients together")
-    events_mib: Count = Field(64, description="size in MiB at which `events.jsonl` is rotated")
+    events_mib: Count = Field(
+        64, description="size in MiB at which `events.jsonl` is renamed and a new one started"
+    )
     events_kept: Annotated[int, Field(ge=0)] = Field(
         3,
-        description="rotated event files to keep, as `events.jsonl.1` and so on; older ones are deleted",
+        description="earlier event files to keep, as `events.jsonl.1` and so on; older ones are deleted",
     )
     upload_floor_kib_s: Annotated[float, Field(ge=0)] = Field(
         4.0,

@@ -1,1 +1,1 @@
-"""The image classification task. `task.py` is its entry point; only the task `fewshot` imports it from outside."""
+"""The image classification task. `task.py` is its entry point; other files here are for this folder only."""

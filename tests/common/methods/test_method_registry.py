@@ -123,7 +123,7 @@ class Mixing(Mine):
         (Mixing, "`mixes`"),
         (int, "derives from Method"),
         (Mine(Section()), "derives from Method"),
-        (registry.get("fedavg"), "with this name"),
+        (registry.get("fedavg"), "has this name"),
     ],
     ids=["keys", "mixes", "class", "object", "name"],
 )

@@ -74,7 +74,7 @@ def test_a_part_of_a_batch_is_rotated_and_uses_the_last_vertices() -> None:
 
 
 def test_virtual_classes_are_refused_without_room_or_sessions() -> None:
-    with pytest.raises(ConfigError, match="need 18 spare vertices, there are 2"):
+    with pytest.raises(ConfigError, match="need 18 spare vertices, but there are 2"):
         discovery.get(config(method={**DOT, "virtual_share": 0.5}))
     with pytest.raises(ConfigError, match="tasks that support"):
         discovery.get(parse_run({"task": {"classes": ["a", "b"]}, "method": {"spread": 1}}))
