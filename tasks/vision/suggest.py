@@ -76,7 +76,7 @@ def _of_npz(spec: DataSpec) -> Suggestion:
         name for name, n in zip(names, torch.bincount(read.label_N, minlength=len(names)), strict=True) if not n
     ]
     if empty:
-        notes = (*notes, f"{len(empty)} of the classes have no examples: {quoted(empty)}")
+        notes = (*notes, f"no examples for {len(empty)} of the classes: {quoted(empty)}")
     return Suggestion(options, (*read.notes, *notes), measured=True)
 
 

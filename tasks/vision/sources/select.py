@@ -143,7 +143,7 @@ def _with_notes(images: Images, options: ImageOptions) -> Images:
     missing = [name for name, count in zip(options.classes, counts.tolist(), strict=False) if not count]
     unknown = int((images.label_N == UNLABELLED).sum())
     notes = (
-        *((f"{len(missing)} of the run's classes have no examples: {quoted(missing)}",) if missing else ()),
+        *((f"no examples for {len(missing)} of the run's classes: {quoted(missing)}",) if missing else ()),
         *((f"{unknown} images of classes that the run does not have yet",) if unknown else ()),
     )
     return replace(images, notes=(*images.notes, *notes))

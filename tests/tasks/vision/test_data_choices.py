@@ -96,11 +96,11 @@ def test_ambiguous_columns_are_listed_with_the_option_that_decides(tmp_path):
         tmp_path, {"a": (image, pictures), "b": (image, pictures), "x": (names, [0, 1]), "y": (names, [1, 0])}
     )
     with pytest.raises(
-        DataError, match=r"which column is the image\? 2 columns can be it \('a', 'b'\).*--columns image="
+        DataError, match=r"which column is the image\? 2 columns are possible \('a', 'b'\).*--columns image="
     ):
         read(spec, "train", options())
     with pytest.raises(
-        DataError, match=r"which column is the label\? 2 columns can be it \('x', 'y'\).*--columns label="
+        DataError, match=r"which column is the label\? 2 columns are possible \('x', 'y'\).*--columns label="
     ):
         read(with_options(spec, columns="image=a"), "train", options())
     found = read(with_options(spec, columns="image=b,label=y"), "train", options())
@@ -123,7 +123,7 @@ def test_columns_of_strings_numbers_and_nothing(tmp_path):
     by_number = with_options(spec, "bee,cat", "label=n")
     assert read(by_number, "train", options()).label_N.tolist() == [1, 2]
     spec = table(tmp_path / "b", {"i": (image, [picture(1), None, None]), "label": (text, ["cat"] * 3)})
-    with pytest.raises(DataError, match=r"(?s)2 of 3 images.*image 1 of column 'i': is missing.*image 2"):
+    with pytest.raises(DataError, match=r"(?s)2 of 3 images.*image 1 of column 'i' is missing.*image 2"):
         read(spec, "train", options())
     spec = table(tmp_path / "c", {"i": (image, [picture(1)] * 2), "label": (text, ["cat", None])})
     with pytest.raises(DataError, match=r"1 rows have no label \(None\), the first is row 1"):
@@ -229,7 +229,7 @@ def test_init_takes_names_from_the_labels_and_from_the_owner(here):
     assert discovery.get(read_run_file(Path("run.toml"))).class_names == ("elk", "owl")
     write_npz(here / "a.npz", x_train=RANDOM, classes=None)
     words = said("init", "npz", "--data", "npz:a.npz", "--class-names", "owl,elk,emu,yak", "--force")
-    assert "no example of 1 of the classes: 'yak'" in words
+    assert "no examples for 1 of the classes: 'yak'" in words
     said("check", "run.toml", "--data", "npz:a.npz", "--class-names", "owl,elk,emu")
     assert "--class-names" in said("check", "run.toml", "--data", "npz:a.npz", code=DataError.exit_code)
 

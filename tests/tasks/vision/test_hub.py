@@ -56,7 +56,7 @@ def test_inputs_to_predict_on(tmp_path):
     assert read_input(str(file), options()).label_N.tolist() == [-1] * 4
     assert read_input(str(file), options()).names[3] == f"{file}[3]"
     assert read_input(str(write_npz(tmp_path / "b.npz")), options()).label_N.tolist() == [0, 1, 2, 0]
-    with pytest.raises(DataError, match=r"gone\.png: no such file"):
+    with pytest.raises(DataError, match=r"gone\.png: not an existing file"):
         read_input("gone.png", options())
 
 
