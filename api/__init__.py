@@ -1,12 +1,12 @@
-"""What `import fednc` gives. This folder is the package `fednc` itself; the other floors are its subpackages.
+"""The public API of `import fednc`. This folder is the package `fednc`; the other floors are its subpackages.
 
     result = fednc.run("run.toml", clients={"anna": "npz:anna.npz", "bert": "npz:bert.npz"})
     model = fednc.load("runs/digits-20260101-120000")
 
-Everything is imported when it is first used, so that `import fednc` is quick and loads neither torch nor flwr.
+Everything is imported on first use, so that `import fednc` is fast and loads neither torch nor flwr.
 
-pyproject.toml maps this folder (`"fednc" = "api"`), so that no folder of the checkout is called `fednc`: one would
-hide the installed package from whoever starts Python in the checkout.
+pyproject.toml maps this folder (`"fednc" = "api"`), because a folder called `fednc` in the checkout would hide the
+installed package when Python is started there.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what `name` stands for."""
+    """Import the object called `name`."""
     from importlib import import_module, metadata
 
     if name == "__version__":
         return metadata.version("fednc")
     if name not in _HOMES:
-        raise AttributeError(f"module 'fednc' has no attribute {name!r}; it offers {', '.join(__all__)}")
+        raise AttributeError(f"module 'fednc' has no attribute {name!r}; available: {', '.join(__all__)}")
     from fednc.common.process.flower_env import quiet_flower
 
     quiet_flower()  # before anything imports flwr

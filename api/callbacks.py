@@ -1,6 +1,6 @@
-"""What watches a run of `fednc.run` between its rounds: stop early, keep the best model, show progress.
+"""Callbacks for `fednc.run`, called between rounds: stop early, keep the best model, show progress.
 
-A callback of one's own derives from `Callback` and overrides what it needs. Whatever it raises ends the run.
+Your own callback derives from `Callback` and overrides what it needs. An exception from it ends the run.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Hears of a run's start, of each round and of its end."""
+    """Called at the start of a run, after each round and at the end."""
 
     def on_start(self, run: Running) -> None:
-        """Before round 1."""
+        """Called before round 1."""
 
     def on_round(self, run: Running, record: RoundRecord) -> None:
-        """A round is over; `run.stop(reason)` makes it the last."""
+        """Called after each round; `run.stop(reason)` makes it the last."""
 
     def on_end(self, run: Running, result: Result) -> None:
-        """The run is over, however it ended."""
+        """Called after the run, however it ended."""
 
 
 class _Watch:
@@ -39,7 +39,7 @@ class _Watch:
         self.best = -math.inf  # of sign * value
 
     def improves(self, record: RoundRecord, by: float = 0.0) -> bool | None:
-        """Whether the round's value is better than all before; None where the round was not evaluated."""
+        """Whether the round's value is the best so far; None if the round was not evaluated."""
         value = value_of(record, self.metric)
         if value is None:
             return None
@@ -63,11 +63,11 @@ class EarlyStop(Callback):
         """Watch one metric.
 
         Args:
-            metric: a metric of the task, on the server's test data where there is some, else over what clients
-                hold out; `train_loss` is the mean loss in training; empty: the task's primary metric.
-            patience: evaluated rounds without an improvement.
-            min_delta: what counts as an improvement.
-            higher_is_better: None: as the task says of the metric.
+            metric: a metric of the task, on the server's test data if there is any, else on the clients' held-out
+                data; `train_loss` is the mean training loss; empty: the task's primary metric.
+            patience: number of evaluated rounds without an improvement.
+            min_delta: smallest change that counts as an improvement.
+            higher_is_better: None: as the task defines it for this metric.
         """
         if patience < 1:
             raise ConfigError(f"patience: {patience} rounds; give at least 1")
@@ -75,7 +75,7 @@ class EarlyStop(Callback):
         self._higher_is_better = higher_is_better
 
     def on_start(self, run: Running) -> None:
-        """See Callback: a callback may serve several runs, one after the other."""
+        """See Callback. Resets the state, since one callback may serve several runs in turn."""
         self._watch, self._waited = _Watch(run, self._metric, self._higher_is_better), 0
 
     def on_round(self, run: Running, record: RoundRecord) -> None:
@@ -95,7 +95,7 @@ class BestCheckpoint(Callback):
         """Write into `folder`; for `metric` and `higher_is_better` see EarlyStop."""
         self.folder = Path(folder)
         self._metric, self._higher_is_better = metric, higher_is_better
-        self.round = 0  # whose model lies in the folder; 0: none yet
+        self.round = 0  # the round of the model in the folder; 0: none yet
 
     def on_start(self, run: Running) -> None:
         """See Callback."""
@@ -109,7 +109,7 @@ class BestCheckpoint(Callback):
 
 
 class Progress(Callback):
-    """A line for each round, on a terminal's stderr or in a notebook."""
+    """Prints a line per round, on a terminal's stderr or in a notebook."""
 
     def on_start(self, run: Running) -> None:
         """See Callback."""
@@ -135,16 +135,16 @@ class Progress(Callback):
 
 
 def value_of(record: RoundRecord, metric: str) -> float | None:
-    """A round's value of a metric; None where the round was not evaluated.
+    """A round's value of a metric; None if the round was not evaluated.
 
     Raises:
-        ConfigError: it was, and the task has no such metric.
+        ConfigError: the round was evaluated, but the task has no such metric.
     """
     if metric == "train_loss":
         return record.loss
     metrics = record.metrics
     if metrics and metric not in metrics:
         raise ConfigError(
-            f"metric: {metric!r} is not measured in this run; there are: {', '.join(sorted(metrics))}, train_loss"
+            f"metric: {metric!r} is not measured in this run; available: {', '.join(sorted(metrics))}, train_loss"
         )
     return metrics.get(metric)

@@ -1,6 +1,6 @@
 """`fednc.run`: server and clients in this process, one client after the other, for notebooks and scripts.
 
-What runs is what the server and client commands run, without the link between them, so that the same run file and
+Runs the same code as the server and client commands, but without the link between them. So the same run file and
 data give the same bits (with the same number of threads in PyTorch). Opens no connection.
 """
 
@@ -37,16 +37,16 @@ FINISHED, INTERRUPTED = "finished", "interrupted"
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run leaves behind.
+    """The result of a run.
 
     Attributes:
-        run: the run file as it was read.
+        run: the parsed run file.
         history: all rounds, each with its losses and metrics.
-        metrics: those of the last evaluated round: on the run's test data, else over what clients hold out.
+        metrics: metrics of the last evaluated round, on the run's test data, else on the clients' held-out data.
         model: the final model with its read-out, ready to predict; on the CPU.
-        summary: what `summary.json` of a run folder says.
+        summary: the content of a run folder's `summary.json`.
         ended: `finished`, `interrupted`, or why a callback stopped the run.
-        folder: where model, rounds, events and summary were written; None: nowhere.
+        folder: where model, rounds, events and summary were written; None if they were not.
     """
 
     run: RunConfig
@@ -59,18 +59,18 @@ class Result:
 
     @property
     def rounds(self) -> int:
-        """How many there were."""
+        """Number of rounds."""
         return len(self.history.rounds)
 
 
 class Running:
-    """A run under way, as its callbacks see it.
+    """A run in progress, as passed to callbacks.
 
     Attributes:
         config: the run file.
         clients: names of the clients.
         primary: name of the task's primary metric.
-        ended: why a callback stopped it; empty: none has.
+        ended: why a callback stopped the run; empty if none has.
     """
 
     def __init__(self, prepared: FederatedRun, control: RunControl, clients: Sequence[str]) -> None:
@@ -86,19 +86,19 @@ class Running:
         return self._prepared.history
 
     def rises(self, metric: str) -> bool:
-        """Whether higher values of a metric are better, as the task says; `train_loss` should fall."""
+        """Whether higher values of a metric are better, as the task defines it; not so for `train_loss`."""
         told = {one.name: one.higher_is_better for one in self._prepared.task.measured_by}
         return told.get(metric, metric != "train_loss")
 
     def stop(self, reason: str) -> None:
-        """Begin no further round. The last one is evaluated, if it was not yet."""
+        """Start no further round. The last one is evaluated if it was not yet."""
         self.ended, self._control.stopping = reason, True
 
     def export(self, folder: Path | str) -> None:
-        """Write the model as it is now, with summary and rounds, for `fednc.load`."""
+        """Write the current model with summary and rounds, for `fednc.load`."""
         result = self._prepared.last_good
         if result is None:
-            raise ConfigError("there is no model before round 1 is over: export in on_round or later")
+            raise ConfigError("there is no model before the end of round 1: export in on_round or later")
         private_folder(Path(folder))
         write_files(Path(folder), result, summary_of(Path(folder).name, result))
 
@@ -115,18 +115,18 @@ def run(
 ) -> Result:
     """Run all rounds of a run file in this process.
 
-    Ctrl-C, or a notebook's stop button, ends the run with the model of the last round that was completed; before
-    the end of round 1 it raises KeyboardInterrupt.
+    Ctrl-C, or a notebook's stop button, ends the run with the model of the last complete round. Before the end of
+    round 1 it raises KeyboardInterrupt.
 
     Args:
         run_file: path of a run file, its tables as a dict, or a RunConfig.
         clients: data spec of each client by name, e.g. {"anna": "npz:anna.npz"}; with a simulated [split] the
-            clients take its parts in this order.
-        callbacks: hear of each round; see `fednc.EarlyStop`, `fednc.BestCheckpoint` and `fednc.Callback`.
-        folder: where model, rounds, summary and events go; None: nothing is written.
-        device: where clients train: `auto`, `cpu`, `cuda`, ...
+            clients get its parts in this order.
+        callbacks: called after each round; see `fednc.EarlyStop`, `fednc.BestCheckpoint` and `fednc.Callback`.
+        folder: where to write model, rounds, summary and events; None: write nothing.
+        device: device that clients train on: `auto`, `cpu`, `cuda`, ...
         val_share: share of its data that each client holds out for evaluation.
-        progress: show a line for each round.
+        progress: show a line per round.
 
     Raises:
         ConfigError: a key, a name or a metric that cannot be used.
@@ -191,7 +191,7 @@ def _result(done: RunResult, ended: str, run_id: str, duration_s: float, folder:
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
         write_files(place, done, summary)
-        model = load(place)  # what anybody who loads it later gets
+        model = load(place)  # the same model as loading it later gives
     return Result(
         run=done.run,
         history=done.history,
@@ -216,19 +216,19 @@ def _config(run_file: str | Path | Mapping[str, Any] | RunConfig) -> RunConfig:
 
 
 def _check(config: RunConfig, clients: Mapping[str, str]) -> None:
-    """Raises ConfigError for what would wait for ever, as nobody else can come."""
+    """Raises ConfigError if the run would wait for ever, since no further client can join."""
     if not isinstance(clients, Mapping):
         raise ConfigError(
             f"clients: {clients!r:.80} has no names; give data specs by name, {{'anna': 'npz:a.npz'}}"
         )
     if len(clients) < max(1, config.rounds.min_clients):
         raise ConfigError(
-            f"clients: {len(clients)} are given, rounds.min_clients is {config.rounds.min_clients}; give more "
+            f"clients: got {len(clients)}, but rounds.min_clients is {config.rounds.min_clients}; give more "
             "clients, or lower it"
         )
     if config.split and len(clients) != config.split.parts:
         raise ConfigError(
-            f"clients: {len(clients)} are given, split.parts is {config.split.parts}; give one for each part"
+            f"clients: got {len(clients)}, but split.parts is {config.split.parts}; give one client per part"
         )
     if any(session.start == "operator" for session in config.sessions):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What every task and method promises, as tests: for the CI of whoever writes one, and for `fednc plugins check`.
+"""The contract of every task and method as tests: for the CI of their authors, and for `fednc plugins check`.
 
     from fednc.testing import MethodContract, TaskContract
 
@@ -9,7 +9,7 @@
     class TestHalfway(MethodContract):
         method = "halfway"               # installed, as an entry point of group fednc.methods
 
-pytest collects the classes and runs each promise as a test. Nothing here imports pytest.
+pytest collects the classes and runs each method as a test. Nothing here imports pytest.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from fednc.server.storage.event_log import EventLog
 __all__ = ["Case", "MethodContract", "TaskContract", "promises"]
 
 _UNKNOWN_KEY = "no_such_option_anywhere"
-_TOLERANCE = 1e-4  # relative: sums of floats over other batches round differently
-_KINDS = (torch.int64, torch.float64)  # of statistics: what adds up exactly, or nearly so
+_TOLERANCE = 1e-4  # relative: float sums over other batches round differently
+_KINDS = (torch.int64, torch.float64)  # allowed types of statistics
 
 
 @dataclass(frozen=True)
 class Case:
-    """A task with data and a model, as a client has them in round 1."""
+    """A task with the data and model that a client has in round 1."""
 
     run: RunConfig
     task: Task
@@ -59,7 +59,7 @@ class Case:
 
     @property
     def batch(self) -> int:
-        """Examples of a batch."""
+        """Examples per batch."""
         return min(self.run.train.batch, max(1, self.data.examples))
 
     def train_batches(self) -> list[Batch]:
@@ -67,7 +67,7 @@ class Case:
         return list(self.data.train_batches(self.batch, seeds.generator(0, "contract")))
 
     def statistics(self, data: TaskData) -> Stats:
-        """Over all of `data`."""
+        """The statistics over all of `data`."""
         total: Stats = {}
         self.model.eval()
         with torch.no_grad():
@@ -77,13 +77,13 @@ class Case:
 
 
 class TaskContract:
-    """The promises of a task. Derive, name the task and some of its data, and let pytest collect the class.
+    """The contract of a task. Derive a class, name the task and some of its data, and let pytest collect it.
 
     Attributes:
         task: name of the task's entry point.
-        data: spec of data that the task reads; a few hundred examples are plenty.
-        options: keys of [task]; None: those that the task suggests for the data.
-        tables: other tables of the run file, for instance {"method": {"name": "fedavg"}}.
+        data: spec of data that the task reads; a few hundred examples are enough.
+        options: keys of [task]; if empty, those that the task suggests for the data.
+        tables: other tables of the run file, for example {"method": {"name": "fedavg"}}.
     """
 
     task: ClassVar[str] = ""
@@ -91,16 +91,16 @@ class TaskContract:
     options: ClassVar[Mapping[str, Any] | None] = None
     tables: ClassVar[Mapping[str, Any]] = {}
 
-    # ---- what it is ------------------------------------------------------------------------------------------
+    # ---- name and options ------------------------------------------------------------------------------------
 
     def test_it_is_an_entry_point_under_its_own_name(self) -> None:
-        """Name and version are what servers and clients compare."""
+        """Servers and clients compare name and version."""
         plugin = plugins.find(TASKS, self.task)
         loaded = discovery.load(plugin)
         must(type(loaded.version) is int and loaded.version >= 1, f"version is {loaded.version!r}, not 1 or more")
 
     def test_its_options_refuse_unknown_keys(self) -> None:
-        """A typing error in a run file must not go unnoticed."""
+        """A typo in a run file must be noticed."""
         given = {**self._tables()["task"], _UNKNOWN_KEY: 1}
         try:
             discovery.get(parse_run({**self._tables(), "task": given}))
@@ -110,13 +110,13 @@ class TaskContract:
             raise AssertionError("Options accept keys that they do not have: derive them from TaskOptions")
 
     def test_what_it_says_of_preprocessing_is_json(self) -> None:
-        """It is written beside the exported model."""
+        """It is stored with the exported model."""
         json.dumps(self._case().task.preprocessing(), allow_nan=False)
 
     # ---- model and loss --------------------------------------------------------------------------------------
 
     def test_the_same_seed_gives_the_same_model(self) -> None:
-        """Clients and server build their models apart from each other."""
+        """Clients and server build their models independently."""
         case = self._case()
         one, other = (_seeded(case.task.build_model).state_dict() for _ in range(2))
         must(list(one) == list(other), "two models have different keys")
@@ -124,20 +124,20 @@ class TaskContract:
             must(_same_bits(value, other[key]), f"{key} differs between two models of the same seed")
 
     def test_the_keys_that_travel_go_there_and_back(self) -> None:
-        """As arrays on the wire, into another model, without a bit changed."""
+        """They are sent as arrays and loaded into another model without changing a bit."""
         case = self._case()
         state, keys = case.model.state_dict(), case.task.shared_keys(case.model)
-        must(bool(keys), "no key travels: nothing would be learnt together")
-        must(len(set(keys)) == len(keys), "a key travels twice")
+        must(bool(keys), "no key is sent: clients would learn nothing from each other")
+        must(len(set(keys)) == len(keys), "a key is sent twice")
         must(set(keys) <= set(state), f"not in the state dict: {sorted(set(keys) - set(state))[:5]}")
         back = arrays.from_record(arrays.to_record({key: state[key] for key in keys}))
         model = case.task.build_model()
         model.load_state_dict(back, strict=False)
         for key in keys:
-            must(_same_bits(model.state_dict()[key], state[key]), f"{key} is not the same after travelling")
+            must(_same_bits(model.state_dict()[key], state[key]), f"{key} has changed after sending it")
 
     def test_the_loss_is_finite_and_differentiable(self) -> None:
-        """A scalar, with a finite gradient that reaches parameters that travel."""
+        """It is a scalar with a finite gradient that reaches parameters that are sent."""
         case = self._case()
         case.model.train()
         case.model.zero_grad()
@@ -153,16 +153,19 @@ class TaskContract:
         shared = set(case.task.shared_keys(case.model))
         grads = [p.grad for name, p in case.model.named_parameters() if name in shared and p.grad is not None]
         must(all(bool(grad.isfinite().all()) for grad in grads), "a gradient is not finite")
-        must(any(bool(grad.any()) for grad in grads), "the loss changes with no parameter that travels")
+        must(any(bool(grad.any()) for grad in grads), "the loss depends on no parameter that is sent")
 
     # ---- data ------------------------------------------------------------------------------------------------
 
     def test_holding_out_takes_each_example_once(self) -> None:
-        """Training rest and held-out share are disjoint and together everything; the seed decides."""
+        """Training and held-out data are disjoint and together complete; the seed determines both."""
         whole = self._case().data
         rest, held = whole.hold_out(0.25, 7)
-        must(rest.examples + held.examples == whole.examples, "rest and held-out share do not add up to the data")
-        must(held.examples > 0, "nothing is held out of a quarter")
+        must(
+            rest.examples + held.examples == whole.examples,
+            "training and held-out examples do not add up to the data",
+        )
+        must(held.examples > 0, "a share of 0.25 holds nothing out")
         must(rest.examples > 0, "nothing is left to train on")
         must(_examples(rest) + _examples(held) == _examples(whole), "an example is in both parts, or in neither")
         again, _ = whole.hold_out(0.25, 7)
@@ -171,7 +174,7 @@ class TaskContract:
         must((nothing.examples, none.examples) == (whole.examples, 0), "a share of 0 holds something out")
 
     def test_an_epoch_has_every_example_once_in_an_order_of_the_generator(self) -> None:
-        """So that a restarted client trains on the same batches."""
+        """A restarted client must train on the same batches."""
         case = self._case()
         first, again = case.train_batches(), case.train_batches()
         total = sum(case.task.batch_size_of(batch) for batch in first)
@@ -183,7 +186,7 @@ class TaskContract:
     # ---- statistics and metrics ------------------------------------------------------------------------------
 
     def test_no_statistics_change_nothing(self) -> None:
-        """They are what the server starts to add to."""
+        """The server starts its sums with them."""
         case = self._case()
         none, some = case.task.no_statistics(), case.statistics(case.data)
         must(set(none) == set(some), f"names differ: {sorted(set(none) ^ set(some))}")
@@ -197,7 +200,7 @@ class TaskContract:
         must(all(_same_bits(total[name], some[name]) for name in some), "adding no statistics changes some")
 
     def test_statistics_of_two_parts_add_up_to_those_of_the_whole(self) -> None:
-        """What lets many clients be evaluated as if their data lay in one place."""
+        """So evaluating many clients gives the same as if their data were in one place."""
         case = self._case()
         parts = case.data.hold_out(0.5, 3)
         whole, added = case.statistics(case.data), case.task.no_statistics()
@@ -207,13 +210,13 @@ class TaskContract:
             must(_nearly(value, added[name]), f"{name}: {added[name]} from two parts, {value} from the whole")
 
     def test_honest_statistics_pass_its_own_check(self) -> None:
-        """Or honest clients would be taken for hostile ones."""
+        """Otherwise honest clients would be treated as hostile."""
         case = self._case()
         fine = case.task.check_statistics(case.statistics(case.data), case.data.examples)
         must(fine, "check_statistics() finds no example in statistics of all the data")
 
     def test_metrics_are_numbers(self) -> None:
-        """By name, finite where there is an example; without any, they must not fail."""
+        """They are numbers by name, finite if there are examples; without examples they must not fail."""
         case = self._case()
         metrics = case.task.measure(case.statistics(case.data))
         odd = {name: value for name, value in metrics.items() if not isinstance(value, int | float)}
@@ -249,7 +252,7 @@ class TaskContract:
     # ---- a whole run -----------------------------------------------------------------------------------------
 
     def test_a_run_gives_the_same_bits_twice_and_the_exported_model_predicts_with_them(self) -> None:
-        """Two rounds with two clients; then the model is loaded as `fednc predict` does it."""
+        """Runs two rounds with two clients, then loads the model as `fednc predict` does."""
         one, other = self._trained(), self._trained()
         ours, theirs = one.model.state_dict(), other.model.state_dict()
         changed = [key for key, value in ours.items() if not _same_bits(value, theirs[key])]
@@ -275,7 +278,7 @@ class TaskContract:
     @classmethod
     def _tables(cls) -> dict[str, Any]:
         if not cls.task or not cls.data:
-            raise ConfigError(f"{cls.__name__}: say which `task` is tested, and with which `data`")
+            raise ConfigError(f"{cls.__name__}: set `task` to the task to test, and `data` to its data")
         if "_read" not in cls.__dict__:
             options = cls.options
             if options is None:
@@ -286,7 +289,7 @@ class TaskContract:
 
     @classmethod
     def _case(cls) -> Case:
-        """A case of its own for each test: none can spoil another's model."""
+        """A new case for each test, so that no test can change another's model."""
         run = parse_run(cls._tables())
         prepared = FederatedRun(run, EventLog())
         data = prepared.task.load_train(cls.data, None, None)
@@ -307,7 +310,7 @@ class TaskContract:
 
 
 def promises(contract: type[TaskContract | MethodContract]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """(what is promised, the test of it), in the order in which they are written."""
+    """(description, test) of each part of the contract, in the order of this file."""
     made = contract()
     for name in vars(TaskContract if isinstance(made, TaskContract) else MethodContract):
         if name.startswith("test_"):
@@ -334,7 +337,7 @@ def _nearly(one: Tensor, other: Tensor) -> bool:
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    """The tensors of a batch, whatever it is made of."""
+    """The tensors of a batch, which may be nested."""
     if isinstance(batch, Tensor):
         return [batch]
     inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
@@ -346,5 +349,5 @@ def _digest(batch: Batch) -> str:
 
 
 def _examples(data: TaskData) -> Counter[str]:
-    """How often each example is in `data`, by what it holds."""
+    """How often each example occurs in `data`, by its content."""
     return Counter(_digest(batch) for batch in data.eval_batches(1))

@@ -16,9 +16,9 @@ from fednc.client.app.flower_app import app as fednc_app
 from fednc.client.app.host import AppHost, ClientConfig
 from fednc.common import flower_adapter
 from fednc.common.config.run import RunConfig
-from fednc.common.reasons import failure_of
 from fednc.common.wire import records
 from fednc.common.wire.arrays import Buffer
+from fednc.common.wire.failure_reasons import failure_of
 from fednc.protos import federation_pb2 as pb
 
 _APP_FAILED = 2  # Flower's own code, as the link reports it

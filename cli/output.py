@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fednc.common.errors import ConfigError
-from fednc.common.wire.protocol import one_line
+from fednc.common.peer_text import one_line
 
 console = Console(stderr=True, highlight=False, emoji=False)
 

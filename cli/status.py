@@ -103,8 +103,7 @@ def operator_link(
 ) -> OperatorLink:
     """The operator's link. Raises ConfigError: the server is on another machine and there is no credential."""
     from fednc.client.link.channel import credentials_from
-    from fednc.common.address import parse_address
-    from fednc.common.wire.protocol import is_loopback
+    from fednc.common.address import is_loopback, parse_address
     from fednc.ops.operator_client import OperatorLink
 
     parse_address(server, "--server")

@@ -1,6 +1,6 @@
-"""HOST:PORT as people write it, and what they write instead: one parser for every option and key that takes one.
+"""One parser of HOST:PORT for every option and key that takes an address, with hints for common mistakes.
 
-Used by both ends of the link. Opens no connection and looks no name up.
+Used by both ends of the link. Opens no connection and resolves no names.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Address:
 
 
 def parse_address(text: str, option: str, *, may_choose_port: bool = False) -> Address:
-    """The address that `text` is. `option` is where it was given, for the message; port 0 only where it may be.
+    """Parse HOST:PORT. `option` is where it was given, for the error message; `may_choose_port` allows port 0.
 
     Raises:
-        ConfigError: anything but HOST:PORT, with what to write instead where that can be told.
+        ConfigError: `text` is not HOST:PORT. The message says what to write instead, where that is clear.
     """
     shown = (text if text.isprintable() else repr(text)) or "(empty)"
     given = f"{option} {shown}" if option else shown
     bare = _without_url(text)
     if bare != text:
         hint = f": write {bare}" if re.search(r"[^:]:[0-9]+$", bare) else ""
-        raise ConfigError(f"{given}: expected HOST:PORT and nothing around it{hint}")
+        raise ConfigError(f"{given}: expected only HOST:PORT{hint}")
     host, colon, port = text.rpartition(":")
     if _is_ipv6(text) or (":" in host and not host.startswith("[")):
         raise ConfigError(f"{given}: an IPv6 address needs brackets: {_bracketed(text)}")
@@ -73,12 +73,21 @@ def parse_host(text: str, option: str, *, may_be_wildcard: bool = False) -> str:
     raise ConfigError(f"{given}: {text!r} is not a DNS name or an IP address")
 
 
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT can only be reached from its own machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _without_url(text: str) -> str:
     return re.sub(r"/.*$", "", re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:/+", "", text))
 
 
 def _bracketed(text: str) -> str:
-    """What was probably meant: the last group is the port where the rest is an address without it."""
+    """What the user probably meant: the last group is the port if the rest is an address without it."""
     host, _, port = text.rpartition(":")
     if _is_ipv6(host) and re.fullmatch(r"[0-9]{1,5}", port):
         return f"write [{host}]:{port}"

@@ -1,6 +1,6 @@
-"""Which device a process computes on: the one place where `--device` is read.
+"""Chooses the device that a process computes on, from `--device`.
 
-Called once at the start of a command. Knows no model.
+Called once when a command starts. Knows no model.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from fednc.common.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` (a GPU where there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
+    """The device for `auto` (a GPU if there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        ConfigError: no such device on this machine.
+        ConfigError: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,5 +33,5 @@ def pick_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """`cpu`, or what the GPU calls itself."""
+    """`cpu`, or the model name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -1,4 +1,4 @@
-"""Every error that fednc raises on purpose, in one tree, with the exit code of the command it ends.
+"""Every error that fednc raises on purpose, as one tree, with the exit code of the command that it ends.
 
     FedncError            1  anything below
     ├── ConfigError       2  a run file, an option or a path that cannot be used
@@ -6,12 +6,12 @@
     ├── AddressError      4  a port or folder that is taken, an address that cannot be resolved or does not answer
     ├── QuorumError       5  too few clients before `wait_s`, or too few replies in a round
     ├── RefusedError      6  the server refuses this client (name taken, version, identity)
-    ├── ProtocolError     7  bytes from the peer that break the agreement
+    ├── ProtocolError     7  data from the peer that breaks the protocol
     ├── MissingExtraError 8  an optional dependency is not installed
     ├── RunFailedError    9  the run ended without a result
     └── DivergedError    10  training diverged; the last good model is kept
 
-A message says the offending value, what was expected and what to do next. Ctrl-C ends with 130.
+A message says what was given, what was expected and what to do next. Ctrl-C ends with 130.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import os
 
 EXIT_INTERRUPTED = 130
 
-# What time may mend, so that a service manager is right to start the command again.
+# These may pass, so a service manager is right to restart the command.
 _PASSING = (errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ESTALE)
 
 
@@ -50,7 +50,7 @@ class AddressError(FedncError):
 
 
 class QuorumError(FedncError):
-    """Too few clients came before `wait_s`, or too few answered in a round."""
+    """Too few clients joined before `wait_s`, or too few answered in a round."""
 
     exit_code = 5
 
@@ -62,17 +62,17 @@ class RefusedError(FedncError):
 
 
 class ProtocolError(FedncError):
-    """Bytes from the peer that break the agreement."""
+    """Data from the peer that breaks the protocol."""
 
     exit_code = 7
 
 
 class StaleError(ProtocolError):
-    """A reply that does not fit what its node said before, as of one that came back with other data."""
+    """A reply that contradicts what its node announced, for example because it came back with different data."""
 
 
 class UnusableValuesError(ProtocolError):
-    """Values that are not finite or out of bounds: one node's fault, or that of the model that all were sent."""
+    """Values that are not finite or out of bounds: the fault of this node, or of the model that all nodes got."""
 
 
 class MissingExtraError(FedncError):
@@ -91,15 +91,15 @@ class RunFailedError(FedncError):
 
 
 class DivergedError(FedncError):
-    """Most clients of a round sent values that are not finite: it is the run's fault, not theirs."""
+    """Most clients of a round sent values that are not finite: the run has diverged, and they are not to blame."""
 
     exit_code = 10
 
 
 def of_system(error: OSError) -> FedncError:
-    """What the operating system refused, as one of our own errors: which path, why, and what to do.
+    """An error of the operating system as one of our own: which path, why, and what to do.
 
-    A full disk or too many open files may pass, which exit code 1 says; a path that cannot be used will not.
+    A full disk or too many open files may pass, so they end with exit code 1. A path that cannot be used will not.
     """
     what = f"{error.filename}: " if error.filename not in (None, "") else ""
     why = error.strerror or str(error) or type(error).__name__
@@ -108,7 +108,9 @@ def of_system(error: OSError) -> FedncError:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return FedncError(f"{what}{why}: allow more open files (ulimit -n, LimitNOFILE=)")
     if error.errno in _PASSING or error.filename is None:
-        return FedncError(f"{what}{why}; if it happens again, look at the machine's log")
+        return FedncError(f"{what}{why}; if it happens again, check the system log")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ConfigError(f"{what}{why} for user {os.geteuid()}: give another path, or that user the right to it")
+        return ConfigError(
+            f"{what}{why} for user {os.geteuid()}: give another path, or give that user access to it"
+        )
     return ConfigError(f"{what}{why}: check the path")

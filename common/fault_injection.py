@@ -1,7 +1,7 @@
 """Named points at which tests inject faults: `FEDNC_FAULT=point:n:action[,...]`, refused outside tests.
 
-Called at the critical places of server and client, where it costs one comparison while nothing is planned. Knows
-nothing of what it interrupts. `n` counts the passes of the point in this process, from 1; `*` means every pass.
+Called at critical points of server and client. Without a plan that costs one comparison. Knows nothing about the
+code that it interrupts. `n` counts how often this process has reached the point, from 1; `*` means every time.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from fednc.common.errors import ConfigError
 PLAN, ALLOWED, LOG = "FEDNC_FAULT", "FEDNC_TESTING", "FEDNC_FAULT_LOG"
 
 POINTS = {
-    "file.half": "half of a file that must be there whole or not at all is on the disk",
-    "compare.archived": "the archive of a comparison is written, the files of its runs are still there",
-    "data.read": "training or test data are about to be read",
-    "server.attend": "a client asks to attend",
+    "file.half": "half of a file that is written atomically is on the disk",
+    "compare.archived": "the archive of a comparison is written, the files of its runs still exist",
+    "data.read": "training or test data is about to be read",
+    "server.attend": "a client asks to join",
     "server.download": "the next chunk goes to a client",
     "server.upload": "the next chunk of an upload has arrived",
-    "server.committed": "an upload is complete; neither folded nor acknowledged",
-    "server.fold": "a reply is about to be folded",
+    "server.committed": "an upload is complete, but neither aggregated nor acknowledged",
+    "server.fold": "a reply is about to be aggregated",
     "server.initialise": "an answer to a question before round 1 is about to be used",
     "server.data_sums": "an answer with sums of the data is about to be used",
-    "server.checkpoint.begin": "nothing of the checkpoint is written",
-    "server.checkpoint.tensors": "its tensors are written, its manifest is not",
-    "server.checkpoint.end": "it is complete",
+    "server.checkpoint.begin": "nothing of the checkpoint is written yet",
+    "server.checkpoint.tensors": "the tensors of the checkpoint are written, its manifest is not",
+    "server.checkpoint.end": "the checkpoint is complete",
     "client.download": "the next chunk, or a blob with an assignment, has come from the server",
-    "client.work": "an assignment is complete and its work begins",
+    "client.work": "an assignment has arrived in full and its work begins",
     "client.initialise": "a batch for the initialisation is about to be drawn",
-    "client.reply": "the work is done and its reply not yet under way",
+    "client.reply": "the work is done, the reply is not yet on its way",
     "client.upload": "the next chunk goes to the server",
 }
 
 
 class InjectedError(Exception):
-    """What the action `raise` raises."""
+    """Raised by the action `raise`."""
 
 
 def _fail_on_full_disk(_: str) -> None:
@@ -82,7 +82,7 @@ class _Fault:
     point: str
     nth: str
     action: str
-    wanted: str  # what follows `=` in the action
+    wanted: str  # the text after `=` in the action
 
     @classmethod
     def parse(cls, text: str) -> _Fault:
@@ -119,10 +119,10 @@ _plan: _Plan | None = None
 
 
 def arm(environment: Mapping[str, str]) -> None:
-    """Take the plan of this process from its environment; without one, nothing ever happens.
+    """Read the plan of this process from its environment. Without one, `at` and `through` do nothing.
 
     Raises:
-        ConfigError: a plan outside tests (`FEDNC_TESTING` is not 1), or one that is none.
+        ConfigError: there is a plan outside tests (`FEDNC_TESTING` is not 1), or it cannot be parsed.
     """
     global _plan
     text = environment.get(PLAN, "")
@@ -132,14 +132,14 @@ def arm(environment: Mapping[str, str]) -> None:
 
 
 def at(point: str) -> None:
-    """This process has come to a point."""
+    """Say that this process has reached a point; a planned fault happens here."""
     if _plan is not None:
         for fault in _plan.due(point):
             _ACTS[fault.action](fault.wanted)
 
 
 def through(point: str, data: bytes | memoryview) -> bytes | memoryview:
-    """This process has come to a point with data in its hands, which a fault may spoil; with none, it has not."""
+    """As `at`, with data that a fault may damage; returns the data. Empty data does not count as a pass."""
     if _plan is None or not data:
         return data
     for fault in _plan.due(point):
@@ -151,5 +151,5 @@ def through(point: str, data: bytes | memoryview) -> bytes | memoryview:
 
 
 def through_all(point: str, piece: list[memoryview]) -> list[memoryview]:
-    """The same for data that lies in several places."""
+    """As `through`, for data in several buffers."""
     return piece if _plan is None else [memoryview(through(point, b"".join(piece)))]

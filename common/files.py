@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all.
+"""Writing files so that a crash never leaves half of one, and folders that only their owner can enter.
 
-Used wherever something must survive a crash half way: exported models, checkpoints, summaries.
+Used for everything that must survive a crash: exported models, checkpoints, summaries.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 
 
 def private_folder(folder: Path, *, exist_ok: bool = True) -> None:
-    """Make a folder that its owner alone can enter, whatever the umask; one that is there keeps its mode.
+    """Make a folder that only its owner can enter, whatever the umask. An existing folder keeps its mode.
 
     Raises:
-        FileExistsError: it is there, and `exist_ok` is false.
+        FileExistsError: the folder exists and `exist_ok` is false.
     """
     if exist_ok and folder.is_dir():
         return
@@ -29,15 +29,15 @@ def private_folder(folder: Path, *, exist_ok: bool = True) -> None:
 
 
 def private(path: str, flags: int) -> int:
-    """An opener for `open`: a new file is its owner's alone."""
+    """An opener for `open`: only its owner can read or write a new file."""
     return os.open(path, flags, PRIVATE_FILE)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
-    """Replace `path` by `data` in one step: after a crash at any moment it holds the old bytes or the new ones.
+    """Replace the content of `path` in one step: after a crash at any moment it holds the old bytes or the new.
 
-    Written beside it, flushed to the disk, renamed over it; the folder is flushed too, or a power cut could
-    undo the rename. Raises OSError.
+    The data goes into a temporary file beside it, which is flushed to disk and renamed. The folder is flushed
+    too, because a power cut could otherwise undo the rename. Raises OSError.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -47,7 +47,7 @@ def write_atomically(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
             f.write(data[len(data) // 2 :])
             f.flush()
             os.fsync(f.fileno())
-        Path(name).chmod(mode)  # mkstemp's are private
+        Path(name).chmod(mode)  # mkstemp makes private files
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def write_atomically(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
 
 
 def filesystem_of(path: Path) -> str:
-    """Type of the file system that `path` lies on, e.g. `ext4`; empty where the system does not say."""
+    """Type of the file system that holds `path`, e.g. `ext4`; empty if the system does not say."""
     number = path.stat().st_dev
     mounts = Path("/proc/self/mountinfo")
     for line in mounts.read_text(encoding="utf-8").splitlines() if mounts.exists() else []:
@@ -71,9 +71,9 @@ def filesystem_of(path: Path) -> str:
 
 
 def remedy(error: OSError) -> str:
-    """What a person does about a file of the run that cannot be written."""
+    """What to do about a file of the run that cannot be written."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "raise the limit of open files (`ulimit -n`, LimitNOFILE= of the unit)"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free space in the run's folder"
-    return "see to the run's folder and its disk"
+    return "check the run's folder and its disk"

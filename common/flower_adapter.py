@@ -1,7 +1,7 @@
-"""Everything that reaches below Flower's public API, in one file: when flwr moves, only this page changes.
+"""All code that uses more than Flower's public API. When flwr changes, only this file has to.
 
-Used by the grid (server), the link (client) and the tests. Flower's own message time-to-live looks at a wall
-clock; ours never does, so messages are stamped on arrival with a span that cannot run out.
+Used by the grid (server), the link (client) and the tests. Flower's time-to-live of a message depends on the wall
+clock. We never use it, so messages get a time-to-live on arrival that cannot run out.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from fednc.common.errors import ConfigError
 from fednc.common.wire.records import ContentError
 
 SERVER_NODE_ID = 1  # as on a stock SuperLink
-# Flower's own error codes, so that foreign strategies read them as they are used to.
+# Flower's own error codes, so that other people's strategies understand them.
 APP_FAILED, MESSAGE_UNKNOWN, REPLY_REJECTED, NODE_LOST = 2, 3, 4, 5
-APP_ERROR = "AppError"  # kind of a failure that an app returned: its code and reason are all that is said of it
-# Kinds whose reason travels: what an app says to its own server, and which of its records cannot be sent, and why.
+APP_ERROR = "AppError"  # kind of a failure that an app returned itself: only its code and reason are reported
+# Kinds whose reason is sent: the app's own error message, and why one of its records cannot be sent.
 TELLING = frozenset({APP_ERROR, ContentError.__name__})
 _NO_CODE = ("__pycache__", "build", "dist", "node_modules", "site-packages")
 _FOREVER_S = 10.0 * 365 * 24 * 3600
 
 
 def node_id(name: str) -> int:
-    """The first 63 bits of sha256(name): stable for ever, never 0 in practice."""
+    """The first 63 bits of sha256(name): never changes, and is never 0 in practice."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
 def run_number(run_id: str) -> int:
-    """Flower wants an integer run id; ours are readable strings."""
+    """The integer that Flower wants as run id; our ids are readable strings."""
     return node_id(run_id)
 
 
@@ -61,7 +61,7 @@ def adopt_identity(run_id: str, node: int = SERVER_NODE_ID) -> None:
 
 
 def instruction(content: RecordDict, *, run_id: str, dst: int, message_type: str, group_id: str) -> Message:
-    """An instruction from the server, as a client's app sees it."""
+    """An instruction from the server as a Flower message, for a client's app."""
     metadata = Metadata(
         run_id=run_number(run_id),
         message_id=f"{run_id}/{group_id}/{message_type}/{dst}",
@@ -77,7 +77,7 @@ def instruction(content: RecordDict, *, run_id: str, dst: int, message_type: str
 
 
 def reply(to: Message, content: RecordDict | None, error: Error | None) -> Message:
-    """A node's answer, as a strategy sees it."""
+    """A node's answer as a Flower message, for a strategy."""
     metadata = Metadata(
         run_id=to.metadata.run_id,
         message_id="",
@@ -98,14 +98,14 @@ def empty_run(run_id: str) -> Run:
 
 
 class RunGrid(Grid):
-    """What Flower asks of every grid, for a grid of one run that is known from the start."""
+    """The parts of Flower's grid interface that are the same for every grid that serves one known run."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id, self._run = run_id, empty_run(run_id)
         adopt_identity(run_id)
 
     def set_run(self, run: Run) -> None:
-        """Take Flower's record of the run."""
+        """Replace Flower's record of the run."""
         self._run = run
 
     @property
@@ -124,17 +124,17 @@ class RunGrid(Grid):
 
 
 def stamp(message: Message, message_id: str) -> None:
-    """Give a message the id that replies to it name."""
+    """Give a message the id that replies refer to."""
     message.metadata.__dict__["_message_id"] = message_id
 
 
 def node_info(node: int, name: str, public_key: bytes = b"") -> NodeInfo:
-    """What Flower tells an app of a node that is there."""
+    """Flower's description of a connected node."""
     return NodeInfo(node_id=node, name=name, status="online", public_key=public_key)
 
 
 def on_model(keep: Callable[[Mapping[str, Array]], None]) -> None:
-    """Call `keep` with the arrays that a strategy of this process ends with, of either of Flower's APIs."""
+    """Call `keep` with the final arrays of any strategy in this process, for both of Flower's strategy APIs."""
     start, fit = Strategy.start, Server.fit
 
     def keeping_start(self: Strategy, *args: Any, **kwargs: Any) -> Result:
@@ -166,35 +166,35 @@ class AppFolder:
 
     @property
     def id(self) -> str:
-        """Name and version, by which server and clients know that they run the same app."""
+        """Name and version; server and clients compare them to see that they run the same app."""
         return f"{self.name}/{self.version}"
 
     @property
     def code(self) -> str:
-        """Fingerprint of the app's Python files, by which they know that it is the same one."""
+        """Fingerprint of the app's Python files; server and clients compare it to check that they run the same."""
         digest = hashlib.sha256()
         for path in sorted(_python_files(self.path)):
-            text = path.read_bytes().replace(b"\r\n", b"\n")  # as version control may have it
+            text = path.read_bytes().replace(b"\r\n", b"\n")  # version control may change line ends
             digest.update(b"%s\0%d\0%s" % (str(path.relative_to(self.path)).encode(), len(text), text))
         return digest.hexdigest()
 
     def load(self, component: str) -> Any:
-        """Import the ServerApp or ClientApp; the folder comes first in this process's module search path.
+        """Import the ServerApp or ClientApp. The app's folder comes first in this process's module search path.
 
         Raises:
-            ConfigError: it is not named, not there, or its import fails.
+            ConfigError: pyproject.toml does not name it, it does not exist, or its import fails.
         """
         reference = self.components.get(component, "")
         try:
             return load_app(reference, ConfigError, self.path)
         except ConfigError as e:
             raise ConfigError(f"the app in {self.path} has no {component} {reference!r}: {e}") from e
-        except Exception as e:  # whatever the app's own modules raise
+        except Exception as e:  # the app's own modules may raise anything
             problem = f"{type(e).__name__}: {e}"
             raise ConfigError(f"{component} {reference!r} of {self.path} cannot be imported: {problem}") from e
 
     def run_config(self, overrides: Sequence[str]) -> UserConfig:
-        """The app's configuration with `key=value` of keys that it has. Raises ConfigError."""
+        """The app's configuration with overrides as `key=value`. Raises ConfigError, also for unknown keys."""
         try:
             return get_fused_config_from_dir(self.path, parse_pairs(overrides))
         except ValueError as e:
@@ -202,7 +202,7 @@ class AppFolder:
 
 
 def _python_files(folder: Path) -> Iterator[Path]:
-    """Those that Flower's bundle would hold; not what is hidden, installed or only built."""
+    """The Python files that Flower would bundle: not hidden, installed or built ones."""
     for place, folders, files in os.walk(folder):
         here = Path(place)
         folders[:] = [
@@ -217,7 +217,8 @@ def read_app(folder: Path) -> AppFolder:
     """The Flower app in `folder`. Raises ConfigError."""
     if folder.is_file():
         raise ConfigError(
-            f"{folder} is a file; name the folder with the app's pyproject.toml. A .fab bundle is a zip: unpack it"
+            f"{folder} is a file; name the folder with the app's pyproject.toml. Unpack a .fab bundle, it is a "
+            "zip file"
         )
     try:
         project = get_project_config(folder)
@@ -228,14 +229,14 @@ def read_app(folder: Path) -> AppFolder:
             components=project["tool"]["flwr"]["app"]["components"],
         )
     except (OSError, ValueError) as e:
-        raise ConfigError(f"{folder} holds no Flower app: {e}") from e
+        raise ConfigError(f"{folder} does not contain a Flower app: {e}") from e
     except KeyError as e:
-        raise ConfigError(f"{folder} holds no Flower app: its pyproject.toml has no {e}") from e
+        raise ConfigError(f"{folder} does not contain a Flower app: its pyproject.toml has no {e}") from e
 
 
 def parse_pairs(texts: Sequence[str]) -> UserConfig:
-    """`key=value key2="value"` as `flwr run -c` and `--node-config` read it. Raises ConfigError."""
+    """Parse `key=value key2="value"` as `flwr run -c` and `--node-config` do. Raises ConfigError."""
     try:
         return parse_config_args(list(texts))
     except (click.ClickException, ValueError, OSError) as e:
-        raise ConfigError(f"{' '.join(texts)!r:.80} is no list of key=value: {e}") from e
+        raise ConfigError(f"{' '.join(texts)!r:.80} is not a list of key=value: {e}") from e

@@ -1,12 +1,12 @@
-"""A trained model as two files that need nothing else: weights, frame and memory, and what they mean.
+"""A trained model as two self-contained files: one with weights, frame and memory, one that describes them.
 
 Written by the server at the end of a run, read by `fednc predict` and by users' own code through `load`. Only
-safetensors and JSON, never pickle: opening a model runs no code of whoever made it. Knows no task but by name.
+safetensors and JSON, never pickle, so opening a model runs none of its author's code. Finds tasks by name.
 
     model/model.safetensors   model.* (shared part of the state dict), frame.etf_KD, memory.*
     model/model.json          format, run, class names, preprocessing, frame digest, sha256 of the other file
 
-Legend: B batch, C today's classes, D feature width, K label space.
+Legend: B batch, C current classes, D feature width, K label space.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from fednc.common.files import private_folder, write_atomically
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks import discovery as tasks
+from fednc.common.peer_text import one_line
+from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.round_guide import guide_of_model
-from fednc.common.wire.protocol import one_line
 
 FOLDER, WEIGHTS, MANIFEST = "model", "model.safetensors", "model.json"
 
 
 class ModelManifest(BaseModel):
-    """model.json. A change that older readers would misunderstand gets another `format`."""
+    """Content of model.json. A change that older versions would misread needs a new `format`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,11 +51,11 @@ class ModelManifest(BaseModel):
 
 
 class ExportedModel(nn.Module):
-    """A trained model with its read-out: preprocessed inputs in, scores of today's classes out.
+    """A trained model with its read-out: preprocessed inputs in, scores of the current classes out.
 
     Attributes:
         task: the task it was trained for; `task.preprocessing()` says what inputs must look like.
-        run: the run that made it.
+        run: configuration of the run that trained it.
         class_names: name of each score.
     """
 
@@ -80,14 +80,14 @@ class ExportedModel(nn.Module):
 
     @property
     def guide(self) -> Guide:
-        """Frame and memory as evaluation wants them, on the device of this module."""
+        """Frame and memory in the form that evaluation needs, on the device of this module."""
         memory = ClassMemory(mean_KD=self.mean_KD, seen_K=self.seen_K, metric_DD=self.metric_DD)
         return guide_of_model(self.task, self.etf_KD, memory, len(self.class_names))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """What the task predicts for preprocessed inputs.
+        """The task's prediction for preprocessed inputs.
 
-        Of a classifier scores [B, C]: the argmax is the prediction, the softmax a confidence.
+        For a classifier, scores [B, C]: the argmax is the predicted class, the softmax the confidence.
         """
         found = self.task.predict(self.model, inputs, self.guide)
         return found[:, : len(self.class_names)] if self.class_names else found
@@ -104,11 +104,11 @@ def export(
 ) -> None:
     """Write model/model.safetensors and model/model.json in the run's folder `folder`.
 
-    Each file is replaced whole, the manifest last: a crash in between leaves a digest that does not match, which
-    `load` refuses, and never a model that mixes two runs.
+    Each file is replaced in one step, the manifest last. A crash in between leaves a digest that does not match,
+    which `load` refuses. So a model never mixes two runs.
 
     Args:
-        class_names: those that the model knows; None: all of the task's.
+        class_names: the classes that the model knows; None: all classes of the task.
     """
     state = model.state_dict()
     tensors = {
@@ -116,7 +116,7 @@ def export(
         "frame.etf_KD": frame.etf_KD,
         **{f"memory.{key}": value for key, value in memory.to_tensors().items()},
     }
-    # safetensors wants plain layouts and no two tensors on the same memory
+    # safetensors needs contiguous tensors that do not share memory
     weights = safetensors.torch.save(
         {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     )
@@ -139,17 +139,17 @@ def load(path: Path | str) -> ExportedModel:
     """The model of a run folder (`runs/<id>`) or of the folder that holds model.json, on the CPU, in eval mode.
 
     Raises:
-        DataError: a file is missing, damaged, of another model, or made by a newer version.
-        ConfigError: the task it was made for is not installed here.
+        DataError: a file is missing, damaged, part of another model, or made by a newer version.
+        ConfigError: the task that it was trained for is not installed here.
     """
     folder = _model_folder(Path(path))
     manifest = _manifest(folder / MANIFEST)
     tensors = _tensors(folder / WEIGHTS, manifest.weights_sha256)
-    task = tasks.get(manifest.run)
+    task = discovery.get(manifest.run)
     if task.version != manifest.task_version:
         raise DataError(
-            f"{folder}: made by version {manifest.task_version} of task {task.name!r}, installed is "
-            f"{task.version}. Use the version of fednc that made it."
+            f"{folder}: made by version {manifest.task_version} of task {task.name!r}, but version "
+            f"{task.version} is installed. Use the version of fednc that made it."
         )
     model = task.build_model()
     try:
@@ -160,8 +160,7 @@ def load(path: Path | str) -> ExportedModel:
         memory = ClassMemory.from_tensors(_under("memory.", tensors))
     except (KeyError, RuntimeError, ValueError, TypeError, IndexError, ProtocolError) as e:
         raise DataError(
-            f"{folder / WEIGHTS}: its tensors are not those of {MANIFEST} ({one_line(e, 300)}). "
-            "Export the run again."
+            f"{folder / WEIGHTS}: its tensors do not match {MANIFEST} ({one_line(e, 300)}). Export the run again."
         ) from e
     return ExportedModel(task, model, frame, memory, manifest.class_names)
 
@@ -179,7 +178,7 @@ def _manifest(path: Path) -> ModelManifest:
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror}); export the run again") from e
     except ValidationError as e:
-        raise DataError(f"{explain(e, str(path))}\nIt is damaged or of a newer version of fednc.") from e
+        raise DataError(f"{explain(e, str(path))}\nIt is damaged or was made by a newer version of fednc.") from e
 
 
 def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
@@ -190,11 +189,12 @@ def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise DataError(
-            f"{path}: sha256 is {found}, {MANIFEST} says {sha256}: damaged or of another run. Copy both again."
+            f"{path}: sha256 is {found}, {MANIFEST} says {sha256}: it is damaged or from another run. Copy both "
+            "files again."
         )
     try:
         return safetensors.torch.load(data)
-    except Exception as e:  # whatever the parser raises on such bytes means the same
+    except Exception as e:  # any error of the parser means the same here
         raise DataError(f"{path}: not a safetensors file ({one_line(e, 300)}). Export the run again.") from e
 
 

@@ -1,6 +1,6 @@
-"""Implementations of one thing by name: one class each, which says all that the rest of the program needs to know.
+"""A registry of implementations by name, one class each. A key of the run file chooses one of them.
 
-The run file names one by a key. Used for read-outs and for codecs. Must not know any of them.
+Used for read-outs and for codecs. Must not know any of them.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from fednc.common.errors import ConfigError
 
 
 class Named(Protocol):
-    """What every entry says of itself."""
+    """What every entry must define."""
 
     name: ClassVar[str]  # its value in the run file
-    summary: ClassVar[str]  # what it is, for docs/config.md
+    summary: ClassVar[str]  # description for docs/config.md
 
 
 Entry = TypeVar("Entry", bound=Named)
 
 
 class Registry(Generic[Entry]):
-    """The entries that one key of the run file can name, in the order in which they were registered.
+    """The possible values of one key of the run file, in the order of their registration.
 
     Attributes:
         key: the key, for example `link.codec`.
@@ -34,18 +34,18 @@ class Registry(Generic[Entry]):
         self.entries: dict[str, Entry] = {}
 
     def register(self, entry: type[Entry]) -> type[Entry]:
-        """Class decorator: adds an instance of the class. Raises ValueError: the name is taken."""
+        """Class decorator that adds an instance of the class. Raises ValueError if the name is taken."""
         if entry.name in self.entries:
             raise ValueError(f"{self.key} = {entry.name!r} is registered twice")
         self.entries[entry.name] = entry()
         return entry
 
     def names(self) -> tuple[str, ...]:
-        """The names that the key may have."""
+        """The possible values of the key."""
         return tuple(self.entries)
 
     def get(self, name: str) -> Entry:
-        """The entry called `name`. Raises ConfigError: there is none."""
+        """The entry called `name`. Raises ConfigError if there is none."""
         if name not in self.entries:
             raise ConfigError(
                 f"{self.key}: {name!r:.80} is not known here; choose one of {', '.join(self.names())}"
@@ -53,5 +53,5 @@ class Registry(Generic[Entry]):
         return self.entries[name]
 
     def __iter__(self) -> Iterator[Entry]:
-        """The entries, in order."""
+        """The entries in order."""
         return iter(self.entries.values())

@@ -1,6 +1,6 @@
-"""Random streams: every one is derived from (seed, purpose, round, node); none is carried across rounds.
+"""Random streams. Each one is derived from (seed, purpose, round, node); none continues into the next round.
 
-Called wherever something random is drawn, on either side. A restarted process draws the same numbers.
+Used by both server and client for everything random. A restarted process draws the same numbers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 def derive(seed: int, *path: str | int) -> int:
     """A 63-bit seed for one purpose: `derive(seed, "batches", round, node)`.
 
-    The first 63 bits of sha256 over the path, so streams of different purposes are independent and
-    the value is the same on every machine.
+    The first 63 bits of sha256 over the path. So streams for different purposes are independent, and the value is
+    the same on every machine.
     """
     text = "/".join([str(seed), *map(str, path)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

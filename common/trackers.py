@@ -1,11 +1,12 @@
-"""What a tracker is told of a run, and what it looks like: for those who write one.
+"""The interface of trackers: plug-ins that are told about each round of a run.
 
     class Board(Tracker):
         def on_round(self, record: Round) -> None:
             self.board.log(record.metrics, step=record.round)
 
 registered as an entry point of group `fednc.trackers` and chosen by `trackers = ["board"]` in [server]. A tracker
-runs in a thread of its own. What it raises is logged and it hears no more; the run goes on.
+runs in its own thread. If it raises an exception, that is logged, the tracker is not called again, and the run
+goes on.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A run begins, or goes on after a restart.
+    """A run starts, or continues after a restart.
 
     Attributes:
         run_id: name of the run's folder.
-        folder: the run's folder; None for a run that writes nothing.
-        config: all that bears on the result, as plain values; nothing of [server].
-        digest: sha256 (hex) of it.
+        folder: the run's folder; None for a run that writes no files.
+        config: every setting that affects the result, as plain values; nothing from [server].
+        digest: sha256 (hex) of `config`.
     """
 
     run_id: str
@@ -34,15 +35,15 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """A round is over.
+    """A round has ended.
 
     Attributes:
-        metrics: on the server's test data where there is some, else over what clients hold out; {} where the
-            round was not evaluated.
-        loss: mean loss in training; None where no client told one.
+        metrics: on the server's test data if there is any, else on the clients' held-out data; {} if the round
+            was not evaluated.
+        loss: mean training loss; None if no client reported one.
         missing: names of the clients that did not answer.
         failures: reason by client.
-        bytes_up, bytes_down: that travelled in this round.
+        bytes_up, bytes_down: traffic of this round.
     """
 
     round: int
@@ -59,19 +60,19 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """The run is over. `problem` says why it ended too early; empty: it did not."""
+    """The run has ended. `problem` says why it ended too early; empty if it did not."""
 
     problem: str = ""
 
 
 class Tracker:
-    """Hears of a run. Made without arguments; what it must know of its own it reads from the environment."""
+    """Gets told about a run. Created without arguments; reads its own settings from the environment."""
 
     def on_start(self, start: Start) -> None:
-        """Before round 1, or before the first round after a restart."""
+        """Called before round 1, or before the first round after a restart."""
 
     def on_round(self, record: Round) -> None:
-        """After each round."""
+        """Called after each round."""
 
     def on_end(self, end: End) -> None:
-        """Once, however the run ended. The server waits a few seconds for it."""
+        """Called once, however the run ended. The server waits a few seconds for it to return."""

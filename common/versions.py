@@ -1,7 +1,7 @@
-"""What must be the same on both sides of a run: the package's series, and where its task and its method come from.
+"""Versions that must match on both sides of a run: the series of fednc, and the versions of task and method.
 
-Announced by the client when it attends, by the server with every instruction, and compared by whoever hears it:
-two versions of one task would train together without an error and spoil the model. Opens no connection.
+The client announces its versions when it joins, the server with every instruction, and the receiver compares them.
+Otherwise two versions of one task could train together without an error and ruin the model. Opens no connection.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
 from fednc.common.methods import registry
 from fednc.common.plugins import OURS, TASKS
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 
 log = logging.getLogger("fednc")
-MOST_CHARACTERS = 200  # of an offer; a server reads no longer ones
+MOST_CHARACTERS = 200  # of an offer; a server ignores longer ones
 
 _REMEDY = "install the same version of fednc, and of the task, on both sides"
-# No server may tell an owner to install a distribution that the owner has not chosen.
+# A server must never tell an owner to install a distribution that the owner has not chosen.
 _ASK = "they come from different distributions; agree with the server's operator which one both sides install"
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A task or method as one side has it installed.
+    """A task or method that is installed on one side.
 
     Attributes:
-        version: of the class itself.
-        distribution: that brings it; fednc's own are compared by the package's series and by `version`.
+        version: version of its class.
+        distribution: the distribution it comes from. fednc's own tasks and methods are compared by the series of
+            the package and by `version`.
         release: version of the distribution.
     """
 
@@ -44,13 +45,13 @@ class Offer:
     release: str = ""
 
     def __str__(self) -> str:
-        """As it is announced: `image/1`, or `wards/1 our-wards==0.3.0` where it is not fednc's own."""
+        """As it is announced: `image/1`, or `wards/1 our-wards==0.3.0` for one from another distribution."""
         source = "" if self.distribution == OURS else f" {self.distribution}=={self.release}"
         return f"{self.name}/{self.version}{source}"
 
     @classmethod
     def parse(cls, text: str) -> Offer:
-        """What `str` made; of any other text something that equals no honest offer."""
+        """Parse the result of `str`. Any other text gives something that equals no real offer."""
         entry, _, source = text.partition(" ")
         name, _, number = entry.rpartition("/")
         distribution, _, release = source.partition("==")
@@ -58,30 +59,30 @@ class Offer:
 
     @property
     def described(self) -> str:
-        """For people; the other side may have chosen any of these words."""
+        """Text for people. The other side may have chosen any part of it, so it is cut and cleaned."""
         source = "" if self.distribution == OURS else f" of {self.distribution[:64]} {self.release[:32]}"
         return _plain(f"version {self.version[:20]}{source}")
 
 
 @cache
 def package() -> str:
-    """The version of this fednc."""
+    """The installed version of fednc."""
     return version("fednc")
 
 
 def installed_tasks(allowed: Collection[str] = ()) -> tuple[str, ...]:
-    """The offers of the tasks that can be used here, as text; of those in `allowed` only, if it names any."""
+    """The tasks that can be used here, as offers in text form; only those in `allowed`, unless it is empty."""
     offers = []
-    for name in allowed or tasks.names():
+    for name in allowed or discovery.names():
         try:
             offers.append(str(task_offer(name)))
-        except ConfigError as e:  # one that does not load must not keep the others from running
+        except ConfigError as e:  # a task that does not load must not block the others
             log.warning("%s", e)
     return tuple(offer for offer in offers if len(offer) <= MOST_CHARACTERS)
 
 
 def installed_methods() -> tuple[str, ...]:
-    """The offers of the methods, as text."""
+    """The installed methods, as offers in text form."""
     offers = []
     for name in registry.names():
         try:
@@ -92,26 +93,26 @@ def installed_methods() -> tuple[str, ...]:
 
 
 def task_offer(name: str) -> Offer:
-    """The task of that name as it is installed here. Raises ConfigError where it cannot be used."""
+    """The installed task of that name. Raises ConfigError if it cannot be used."""
     plugin = plugins.find(TASKS, name)
-    return Offer(name, str(tasks.load(plugin).version), plugin.distribution, plugin.release)
+    return Offer(name, str(discovery.load(plugin).version), plugin.distribution, plugin.release)
 
 
 def method_offer(name: str) -> Offer:
-    """The method of that name as it is here. Raises ConfigError where it cannot be used."""
+    """The installed method of that name. Raises ConfigError if it cannot be used."""
     method, plugin = registry.get(name), registry.plugin_of(name)
-    if plugin is None:  # of this process alone
+    if plugin is None:  # registered in this process only
         return Offer(name, str(method.version))
     return Offer(name, str(method.version), plugin.distribution, plugin.release)
 
 
 def of_run(run: RunConfig) -> tuple[str, str, str]:
-    """What a run needs: package, and the offers of its task and of its method as they are here."""
+    """The versions that a run needs, as installed here: package, task and method."""
     return package(), str(task_offer(run.task.name)), str(method_offer(run.method.name))
 
 
 def series(software: str) -> tuple[int, ...]:
-    """The part of a version that must be equal: major, and minor too while major is 0. Empty: no version."""
+    """The part of a version that must match: major, and also minor while major is 0. Empty: not a version."""
     match = re.match(r"(\d{1,6})\.(\d{1,6})", software)
     if match is None:
         return ()
@@ -120,26 +121,27 @@ def series(software: str) -> tuple[int, ...]:
 
 
 def package_differs(here: str, there: str, who: str) -> str:
-    """Why two packages do not go together, from the side of `here`; empty: they do, or nothing was said."""
+    """Why the two versions of fednc are incompatible; empty if they are compatible or `there` is not known."""
     if not there or series(here) == series(there):
         return ""
-    return f"this is fednc {here}, {who} has {there[:40]}, and they do not go together: {_REMEDY}"
+    return f"this is fednc {here}, {who} has {there[:40]}, and the two are incompatible: {_REMEDY}"
 
 
 def entry_differs(kind: str, here: str, there: Sequence[str], who: str, *, is_server: bool) -> str:
-    """Why what the other side has does not go with ours; empty: it does, or nothing was said.
+    """Why the other side's task or method is incompatible with ours; empty if it is compatible or not known.
 
     Args:
         kind: `task` or `method`.
-        here: our offer of the run's.
-        there: the offers of the other side, `who`.
-        is_server: whether we are the server, whose installation is the one that clients follow.
+        here: our offer of the run's task or method.
+        there: the offers of the other side.
+        who: name of the other side.
+        is_server: whether we are the server. Clients must match the server's installation.
     """
     if not there or here in there:
         return ""
     ours = Offer.parse(here)
     if ours.name in there and ours.version == "1" and ours.distribution == OURS:
-        return ""  # announced as it was before methods had versions
+        return ""  # announced by a client from before methods had versions
     theirs = next((offer for offer in map(Offer.parse, there) if offer.name == ours.name), None)
     if theirs is None:
         why = f"{kind} {ours.name!r} ({ours.described}) is not installed at {who}, or not allowed there"
@@ -152,12 +154,12 @@ def entry_differs(kind: str, here: str, there: Sequence[str], who: str, *, is_se
 
 
 def _plain(text: str) -> str:
-    """One line of ASCII: the other side may have chosen any of it."""
+    """One line of ASCII, because the other side may have sent anything."""
     return re.sub(r"[^\x20-\x7e]", "?", text)
 
 
 def _remedy(server: Offer) -> str:
-    """What to do so that the client has what the server has."""
+    """How to make the client's installation match the server's."""
     if server.distribution == OURS:
         return _REMEDY
     wanted = _plain(f"{server.distribution}=={server.release[:32]}")

@@ -1,7 +1,7 @@
-"""Waiting for what another thread or process brings about, by looking again and again until a deadline.
+"""Waiting until a condition is true or a deadline has passed, by checking it at intervals.
 
-Used by the server, the client and the benchmarks wherever there is no event to wait for. Knows nothing of what
-they wait for.
+Used by the server, the client and the benchmarks where there is no event to wait for. Knows nothing about the
+condition.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Deadline:
-    """A moment `timeout_s` from now; without one it never comes."""
+    """A moment `timeout_s` from now; by default it never comes."""
 
     def __init__(self, timeout_s: float = math.inf) -> None:
         self._timeout_s = timeout_s
@@ -33,15 +33,15 @@ class Deadline:
         return self.left_s == 0
 
     def restart(self) -> None:
-        """Count the timeout from now again."""
+        """Start the timeout again from now."""
         self._at = time.monotonic() + self._timeout_s
 
 
 def wait_until(look: Callable[[], T], deadline: Deadline, every_s: float) -> T:
     """Call `look` every `every_s` until it returns something true, or until the deadline.
 
-    Returns what `look` returned last: something false means that the deadline has passed. `look` is called at
-    least once, and once more at the deadline itself. It may raise to give up, and it may restart the deadline.
+    Returns the last result of `look`; a false one means that the deadline has passed. `look` is called at least
+    once, and once more at the deadline. It may raise an exception to give up, and it may restart the deadline.
     """
     while True:
         is_last = deadline.has_passed
@@ -52,7 +52,7 @@ def wait_until(look: Callable[[], T], deadline: Deadline, every_s: float) -> T:
 
 
 async def wait_until_async(look: Callable[[], T], deadline: Deadline, every_s: float) -> T:
-    """`wait_until` on the event loop: others run while it waits."""
+    """As `wait_until`, on the event loop: other tasks run while it waits."""
     while True:
         is_last = deadline.has_passed
         found = look()

@@ -1,1 +1,1 @@
-"""The workloads, one folder each. They know `fednc.common` and nothing else; found by name."""
+"""The workloads, one folder each, found by name. They import only `fednc.common`."""

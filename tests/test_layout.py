@@ -37,7 +37,6 @@ ROOMS = {
         "flower_adapter.py",
         "initialise",
         "process",
-        "reasons.py",
         "wire",
         "versions.py",
         "tasks",
@@ -45,7 +44,6 @@ ROOMS = {
         "learning",
         "config",
         "security",
-        "wire/protocol.py",  # constants and helpers for text from peers, which every room uses
         "",
     ],
 }

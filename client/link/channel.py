@@ -13,11 +13,11 @@ from typing import Protocol
 import grpc
 
 from fednc.client.link.http_proxy import proxy_options
-from fednc.common.address import parse_address
+from fednc.common.address import is_loopback, parse_address
 from fednc.common.errors import ConfigError
 from fednc.common.security import credentials as cred
 from fednc.common.security.certificates import check_authority, check_pair
-from fednc.common.wire.protocol import channel_options, is_loopback
+from fednc.common.wire.protocol import channel_options
 
 
 @dataclass(frozen=True, kw_only=True)

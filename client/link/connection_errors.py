@@ -12,7 +12,7 @@ import grpc
 
 from fednc.client.link.channel import Credentials
 from fednc.common.errors import AddressError, ConfigError, FedncError, RefusedError
-from fednc.common.wire.protocol import LONG_TEXT, one_line
+from fednc.common.peer_text import LONG_TEXT, one_line
 
 _NO_FEDNC = "what answers there is not a fednc server: check host and port"
 _UNKNOWN_HOST = "the host name cannot be looked up: check its spelling, and this machine's DNS"

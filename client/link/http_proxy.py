@@ -10,9 +10,9 @@ import ipaddress
 import os
 from urllib.parse import urlsplit
 
-from fednc.common.address import parse_address
+from fednc.common.address import is_loopback, parse_address
 from fednc.common.errors import ConfigError
-from fednc.common.wire.protocol import Options, is_loopback
+from fednc.common.wire.protocol import Options
 
 _PROXIES, _EXCEPTIONS = ("grpc_proxy", "https_proxy", "http_proxy"), ("no_grpc_proxy", "no_proxy")
 

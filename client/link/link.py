@@ -27,8 +27,9 @@ from fednc.client.link.reconnect_messages import ReconnectLog
 from fednc.client.link.transfer import Stub
 from fednc.client.link.worker import BACKOFF_S, BeforeDownload, Worker, accept_any_size, jittered
 from fednc.common.errors import RefusedError
-from fednc.common.reasons import refusal_of
-from fednc.common.wire.protocol import LONG_TEXT, PROTOCOL, one_line
+from fednc.common.peer_text import LONG_TEXT, one_line
+from fednc.common.wire.failure_reasons import refusal_of
+from fednc.common.wire.protocol import PROTOCOL
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")

@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import Message
 
 from fednc.client.link.link import Host, Link
-from fednc.common.reasons import CodedError
+from fednc.common.wire.failure_reasons import CodedError
 from fednc.protos import federation_pb2 as pb
 
 _GIB = 1 << 30

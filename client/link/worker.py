@@ -23,10 +23,10 @@ from fednc.client.link.transfer import PendingReply, take_along
 from fednc.client.link.work_hooks import CURRENT, AppFailedError, Hooks, LocalProgress, WorkCancelledError
 from fednc.common import fault_injection, flower_adapter
 from fednc.common.errors import FedncError, ProtocolError
-from fednc.common.reasons import CodedError, failure_of
+from fednc.common.peer_text import LONG_TEXT, one_line, plain
 from fednc.common.waiting import Deadline, wait_until_async
 from fednc.common.wire import records
-from fednc.common.wire.protocol import LONG_TEXT, one_line, plain
+from fednc.common.wire.failure_reasons import CodedError, failure_of
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")

@@ -26,10 +26,10 @@ from fednc.client.policy.owner import Owner, judge_run, run_of, to_changed_run
 from fednc.client.policy.rules import REFUSED, SENTENCES, OwnerRefusalError
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError, FedncError
-from fednc.common.reasons import CodedError
+from fednc.common.peer_text import SHORT_TEXT, plain
 from fednc.common.wire import records
+from fednc.common.wire.failure_reasons import CodedError
 from fednc.common.wire.messages import EVALUATE, HELLO, RUN, TRAIN, Instruction
-from fednc.common.wire.protocol import SHORT_TEXT, plain
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from fednc.common.config.run import explain
 from fednc.common.config.tables import NonNegative, Section
 from fednc.common.errors import ConfigError
-from fednc.common.reasons import CodedError
+from fednc.common.wire.failure_reasons import CodedError
 
 AtLeast0 = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

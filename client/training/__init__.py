@@ -1,1 +1,1 @@
-"""Local training: the trainer, what a client remembers between rounds, CUDA graphs."""
+"""Local training: the trainer, the state that a client keeps between rounds, CUDA graphs."""

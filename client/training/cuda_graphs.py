@@ -1,8 +1,9 @@
-"""One training step after another: as written on the CPU, replayed as a CUDA graph on a GPU.
+"""Runs training steps: as ordinary code on the CPU, replayed as a CUDA graph on a GPU.
 
-Made by the trainer for one round. A small model's step is a thousand short kernels, which Python launches more
-slowly than a GPU runs them; a graph launches all at once. Capturing runs nothing, so every step counts, and is
-taken once: the first of a shape as written, the others as replays. Knows no method and no task.
+The trainer makes one for each round. A small model's step is a thousand short kernels, which Python launches more
+slowly than a GPU runs them; a graph launches them all at once. Capturing does not execute anything. So each step
+is taken exactly once: the first one of a shape as ordinary code, the others as replays. Knows no method and no
+task.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ T = TypeVar("T")
 
 @dataclass
 class Steps:
-    """Takes `step` on batches: tuples of tensors.
+    """Runs `step` on batches, which are tuples of tensors.
 
     Attributes:
-        step: trains on a batch and returns its losses; does the same to every batch of one shape, never waits for
-            the device and draws nothing on the CPU.
-        capture: makes a step that replays `step` for batches of one shape; None: no step is captured.
+        step: trains on a batch and returns its losses. To be captured, it must run the same operations for every
+            batch of one shape, never wait for the device and draw nothing on the CPU.
+        capture: makes a step that replays `step` for batches of one shape; None: capture nothing.
     """
 
     step: Step
@@ -41,11 +42,11 @@ class Steps:
         self._captured: dict[tuple[torch.Size, ...], Step | None] = {}
 
     def __call__(self, batch: Tensors) -> Losses:
-        """One step. The losses are good until the next one."""
+        """Take one step. The losses are valid until the next step."""
         if self.capture is None:
             return self.step(batch)
         shape = tuple(tensor.shape for tensor in batch)
-        if shape not in self._captured:  # this first time also makes what later steps find: momentum, workspaces
+        if shape not in self._captured:  # the first step also allocates momentum and workspaces for later ones
             self._captured[shape] = None
             return self.step(batch)
         replay = self._captured[shape]
@@ -55,12 +56,12 @@ class Steps:
 
 
 def capture_for(device: torch.device) -> Capture | None:
-    """How steps are captured on `device`."""
+    """The way to capture steps on `device`; None if there is none."""
     return _capture if device.type == "cuda" else None
 
 
 def _capture(step: Step, batch: Tensors) -> Step:
-    """`step` as a CUDA graph that works on memory of its own, into which every batch is copied."""
+    """`step` as a CUDA graph with its own input memory, into which every batch is copied."""
     held = tuple(tensor.clone() for tensor in batch)
     graph, losses = _recorded(lambda: step(held), _keeper(held[0].device)[0].pool())
 
@@ -75,7 +76,7 @@ def _capture(step: Step, batch: Tensors) -> Step:
 
 @contextmanager
 def beside_default_stream(device: torch.device) -> Iterator[None]:
-    """Work of the block goes to the stream that captures: what it captures may not touch the default one."""
+    """Run the block on the stream used for capturing, because a capture must not use the default stream."""
     if device.type != "cuda":
         yield
         return
@@ -84,33 +85,33 @@ def beside_default_stream(device: torch.device) -> Iterator[None]:
     try:
         with torch.cuda.stream(stream):
             yield
-    finally:  # a cancelled round too leaves replays behind, which must not write into the next one
+    finally:  # replays of a cancelled round may still run, and must not write into the next one
         torch.cuda.current_stream(device).wait_stream(stream)
 
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all rounds: the allocator keeps what each stream has freed for that stream."""
+    """One stream for all rounds, because the allocator reuses freed memory only within a stream."""
     return torch.cuda.Stream(device)
 
 
 @cache
 def _keeper(device: torch.device) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """A graph that is never replayed. While it lives, so does the memory that the graphs of all rounds share."""
+    """A graph that is never replayed. It keeps the memory pool alive that the graphs of all rounds share."""
     return _recorded(lambda: torch.zeros(1, device=device), None)
 
 
 def _recorded(work: Callable[[], T], pool: Pool | None) -> tuple[torch.cuda.CUDAGraph, T]:
-    """What `work` launches, as a graph, and what it returns. On the stream that is current.
+    """(`work` recorded as a graph, its result), on the current stream.
 
-    Not `torch.cuda.graph`, which gives back all cached memory each time and waits for the device.
+    Does not use `torch.cuda.graph`, which releases all cached memory each time and waits for the device.
     """
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(pool, "thread_local")
     try:
         result = work()
     except BaseException:
-        with suppress(RuntimeError):  # says only that something else had failed
+        with suppress(RuntimeError):  # only says that something failed before
             graph.capture_end()
         raise
     graph.capture_end()

@@ -1,8 +1,8 @@
-"""What a client remembers from one of its rounds to the next: for methods and tasks whose clients have a state.
+"""The state that a client keeps between its rounds, for methods and tasks that need one.
 
-Kept in Flower's `context.state`, which belongs to one node in one run and outlives messages on every engine. With
-a state folder (`fednc client --state`) it is on the disk too and survives a restart. Without one it is lost when
-the client's process ends, and method and task then start afresh for this client.
+Stored in Flower's `context.state`, which belongs to one node in one run and outlives messages on every engine.
+With a state folder (`fednc client --state`) it is also on disk and survives a restart. Without one it is lost when
+the client's process ends, and method and task start again without state.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from torch import Tensor
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.wire import arrays
 
-KEPT = "kept"  # the tensors of the model that a task keeps on the client
+KEPT = "kept"  # kind of state: the tensors of the model that a task keeps on the client
 _ENDING = ".safetensors"
 
 log = logging.getLogger("fednc.client")
 
 
 class Past:
-    """Tensors by kind and round. A round that is asked for twice starts both times from the round before it."""
+    """Tensors by kind and round. A round that runs twice starts both times from the state of the round before."""
 
     def __init__(self, state: RecordDict, server_round: int, folder: Path | None = None) -> None:
-        """`folder`: where this client keeps its state of this run; what is there and not in `state` is read."""
+        """`folder`: this client's state of this run on disk; it is read if `state` is empty."""
         self._state, self._round, self._folder = state, server_round, folder
         if folder is not None and not state.array_records and folder.is_dir():
             for path in sorted(folder.glob(f"*{_ENDING}")):
                 self._recall(path)
 
     def read(self, kind: str) -> dict[str, Tensor]:
-        """What this client's last earlier round wrote; empty before there is one. Not to be changed in place."""
+        """The tensors that this client's previous round wrote; empty in its first. Do not change them in place."""
         earlier = self._earlier(kind)
         return arrays.from_record(self._state.array_records[_name(kind, max(earlier))]) if earlier else {}
 
     def write(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
-        """Remember `tensors` for later rounds, and forget all rounds but this one and the one it started from."""
+        """Store `tensors` for later rounds. Deletes all rounds except this one and the one it started from."""
         keep = {self._round, *sorted(self._earlier(kind))[-1:]}
         for number in self._rounds(kind):
             if number not in keep:
@@ -54,12 +54,12 @@ class Past:
             write_atomically(self._path(self._folder, kind, self._round), safetensors.torch.save(plain))
 
     def _recall(self, path: Path) -> None:
-        """A damaged file costs what is in it, not the run."""
+        """Read one file. A damaged file is skipped; the run goes on without its content."""
         kind, _, number = path.name.removesuffix(_ENDING).rpartition(".")
         try:
             self._state[_name(kind, int(number))] = arrays.to_record(safetensors.torch.load(path.read_bytes()))
         except Exception as e:
-            log.warning("%s cannot be read and is left aside: %s", path, e)
+            log.warning("%s cannot be read and is ignored: %s", path, e)
 
     @staticmethod
     def _path(folder: Path, kind: str, number: int) -> Path:

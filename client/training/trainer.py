@@ -1,7 +1,7 @@
-"""One client's local work: train towards the guide, sum features by class. Called by the app.
+"""A client's local work: train towards the guide, and sum features by class. Called by the app.
 
-One trainer for all methods and tasks; what differs is in the guide, in what the methods add and in the task. No
-gRPC here.
+One trainer for all methods and tasks; the guide, the methods' additions and the task make the difference. No gRPC
+here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REPORT_EVERY_S = 0.25
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What one round of local training did; losses are means over examples."""
+    """The result of one round of local training; losses are means over examples."""
 
     examples: int
     steps: int
@@ -52,15 +52,15 @@ def train(
     frozen: Collection[str] = (),
     rounds: int = 1,
 ) -> LocalResult:
-    """Train `model` in place for the section's epochs; `additions` are what the method adds.
+    """Train `model` in place for the section's epochs, with the methods' `additions`.
 
     Args:
-        server_round: what the schedule of the learning rate counts.
-        frozen: keys of the state dict that stay as they are, bit for bit; for the rest of the run.
-        rounds: how many there are for the schedule.
+        server_round: the round's number for the learning-rate schedule.
+        frozen: keys of the state dict that must not change, for the rest of the run.
+        rounds: number of rounds for the schedule.
 
     Raises:
-        WorkCancelledError: the server no longer waits; the model is then half-trained.
+        WorkCancelledError: the server no longer waits for this work; the model is only partly trained.
     """
     model.train()
     if frozen:
@@ -88,9 +88,9 @@ def train(
 
 
 def freeze(model: nn.Module, keys: frozenset[str], prefix: str = "") -> None:
-    """Parameters among `keys` get no gradient; a module all of whose state is among them is in evaluation mode.
+    """Turn off gradients of parameters among `keys`. A module whose whole state is among them goes to eval mode.
 
-    So running statistics do not move either, and nothing in such a module is random.
+    So running statistics do not change either, and nothing in such a module is random.
     """
     own = {prefix + key for key in model.state_dict()}
     if own and own <= keys:
@@ -103,7 +103,7 @@ def freeze(model: nn.Module, keys: frozenset[str], prefix: str = "") -> None:
 
 
 class _Descent:
-    """The optimisers of one round: what `Task.training_step` takes its steps with."""
+    """The optimisers of one round; `Task.training_step` takes its steps with it."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class _Descent:
             mine = task.optimiser_section(name, section)
             rate = lr if mine.lr == section.lr else lr * mine.lr / section.lr
             self._optimisers[name] = make_optimiser(found, mine, rate, fused=device.type == "cuda")
-        self._waiting = dict.fromkeys(self._params, 0)  # batches whose gradients are there and not used yet
+        self._waiting = dict.fromkeys(self._params, 0)  # batches whose gradients are computed but not used yet
 
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
         """See Stepper."""
@@ -143,7 +143,7 @@ class _Descent:
     def descend(self, loss: Tensor, part: str = "") -> None:
         """See Stepper."""
         if part not in self._optimisers:
-            return  # all of it is frozen
+            return  # the whole part is frozen
         if len(self._params) > 1:
             self._descend_alone(loss, part)
             return
@@ -155,7 +155,7 @@ class _Descent:
             self._step(part)
 
     def _descend_alone(self, loss: Tensor, part: str) -> None:
-        """Gradients for this part's parameters and no others, whose own must not see this loss."""
+        """Compute gradients only for this part's parameters, because the loss must not affect the others."""
         params = self._params[part]
         grads = torch.autograd.grad(loss, params, allow_unused=True)
         for param, grad in zip(params, grads, strict=True):
@@ -179,14 +179,14 @@ class _Descent:
         self._waiting[part] = 0
 
     def finish(self) -> None:
-        """The round is over: use the gradients that still wait for others."""
+        """Use the gradients that are still accumulated at the end of the round."""
         for part, batches in self._waiting.items():
             if batches:
                 self._step(part)
 
 
 class _Meter:
-    """Sums losses on the device (no synchronisation per step) and reports progress now and then."""
+    """Sums losses on the device (without synchronising at each step) and reports progress at intervals."""
 
     def __init__(self, hooks: Hooks, total: int) -> None:
         self._hooks, self._total = hooks, total
@@ -212,7 +212,7 @@ class _Meter:
         return LocalProgress(self._steps, self._total, loss, speed, memory)
 
     def result(self) -> LocalResult:
-        """Totals of all steps; one last report, so that short rounds are seen too."""
+        """The totals of all steps. Sends a last report, so that short rounds are reported too."""
         now = time.monotonic()
         losses = {name: float(value) / self._examples for name, value in self._sums.items()}
         self._hooks.report(self._step(losses.get("loss", 0.0), now))
@@ -222,13 +222,13 @@ class _Meter:
 def class_sums(
     task: Task, model: nn.Module, data: TaskData, batch: int, hooks: Hooks, summed_K: Tensor, *, moment: bool
 ) -> ClassSums:
-    """Sums and counts of unit features over each class: evaluation mode, no augmentation, one pass.
+    """Sums and counts of unit features of each class: evaluation mode, no augmentation, one pass.
 
-    Summed where the model is, which no batch waits for; the sums are on the CPU.
+    Sums on the model's device, so that no batch has to wait, and returns the sums on the CPU.
 
     Args:
-        summed_K: bool, classes that are summed.
-        moment: second moments too.
+        summed_K: bool, classes to sum.
+        moment: whether to include second moments.
     """
     device = next(model.parameters()).device
     sums, summed_K = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment), summed_K.to(device)

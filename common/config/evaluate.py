@@ -1,7 +1,7 @@
 """The table `[evaluate]` of the run file: the server's own test data.
 
-A section like those of `tables.py`; read by the task's readers of data too, which leave test examples out of
-training.
+A section like those in `tables.py`. The tasks' data readers use it too, because they leave test examples out of
+the training data.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from fednc.common.config.tables import LATER, Count, Section, Share
 
 
 class EvaluateSection(Section):
-    """Where the server's own test data lies. Clients always report on what they hold out."""
+    """The server's own test data. Clients always report on the data that they hold out."""
 
-    test: str = Field("", description="data of the server, e.g. `digits` or `npz:test.npz`; empty: none")
+    test: str = Field("", description="test data of the server, e.g. `digits` or `npz:test.npz`; empty: none")
     test_share: Annotated[Share, LATER] = Field(
         0.0,
-        description="share of data without a test part that is tested on; clients leave the same examples out of "
-        "theirs. 1: all of `test` is test data, and nobody trains on it; 0: `test` must have a test part",
+        description="for data without a test part: share of it to test on; clients leave the same examples out of "
+        "their training data. 1: all of `test` is test data, and nobody trains on it; 0: `test` must have a test "
+        "part",
     )
     batch: Count = Field(256, description="examples per evaluation batch")

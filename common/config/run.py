@@ -1,7 +1,7 @@
-"""The run file: one pydantic model, read from TOML. It decides everything about a run.
+"""The run file: one pydantic model, read from TOML. It defines everything about a run.
 
-Read by the server, sent to every client as JSON, and the only source of `docs/config.md`. A client brings
-nothing but its address, name, data and device. Knows no task: `[task]` is checked by the task it names.
+The server reads it and sends it to every client as JSON; `docs/config.md` is generated from it. A client only
+adds its address, name, data and device. Knows no task: the task that `[task]` names checks that table.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RunConfig(Section):
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
-        "run", description="name of the run; the folder under `runs` starts with it"
+        "run", description="name of the run; its folder under `runs` starts with this name"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything random in the run")
     task: TaskSection = Field(default_factory=TaskSection)
@@ -68,8 +68,8 @@ class RunConfig(Section):
     def _split_of_the_task(
         cls, value: Any, _: ValidatorFunctionWrapHandler, info: ValidationInfo
     ) -> SplitSection | None:
-        """`[split]` may have tables that the task declares; they are checked with the rest of the run file."""
-        if value is None or "task" not in info.data:  # [task] is wrong, and is reported
+        """The task may declare further tables of `[split]`; they are checked with the rest of the run file."""
+        if value is None or "task" not in info.data:  # [task] is wrong, which is reported separately
             return None
         section: type[SplitSection] = provided(_SPLIT_SECTION)(info.data["task"].name)
         if isinstance(value, SplitSection) and not isinstance(value, section):
@@ -83,24 +83,24 @@ class RunConfig(Section):
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of all that bears on the result: equal digests mean equal runs."""
+        """sha256 (hex) of every setting that affects the result: equal digests mean equal runs."""
         return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()
 
     def decisive(self) -> dict[str, Any]:
-        """All that bears on the result, as plain values: without [server], and without `LATER` keys not used."""
+        """Every setting that affects the result, as plain values: without [server] and unused `LATER` keys."""
         return _without_unused(self, self.model_dump(mode="json", exclude={"server"}))
 
     def for_clients(self) -> str:
-        """The run as JSON, as clients are sent it: without [server], whose paths are nobody else's business, and
-        without keys of the method that only the server reads.
+        """The run as JSON for clients: without [server], whose paths are private, and without keys of the method
+        that only the server reads.
 
-        A client's own digest of it is that of a run in which these keys have their defaults.
+        So a client's digest is that of a run in which these keys have their defaults.
         """
         return self.model_dump_json(exclude={"server": True, "method": self.method.server_keys})
 
 
 def read_run_file(path: Path) -> RunConfig:
-    """The run file at `path`.
+    """Read the run file at `path`.
 
     Raises:
         ConfigError: the file cannot be read, is not TOML, or has a key or value that is not allowed.
@@ -120,7 +120,7 @@ def read_run_file(path: Path) -> RunConfig:
 
 
 def parse_run(values: dict[str, Any], *, source: str = "run") -> RunConfig:
-    """Validated configuration from plain values; errors name every offending key."""
+    """Validate plain values. Raises ConfigError with a line for every wrong key."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as e:
@@ -128,7 +128,7 @@ def parse_run(values: dict[str, Any], *, source: str = "run") -> RunConfig:
 
 
 def parse_run_json(text: str | bytes, *, source: str) -> RunConfig:
-    """As `parse_run`, from JSON: what a server sends to its clients."""
+    """As `parse_run`, from the JSON that a server sends to its clients."""
     try:
         return RunConfig.model_validate_json(text)
     except ValidationError as e:
@@ -155,17 +155,17 @@ def explain(
     page: str = "docs/config.md",
     known: Collection[str] = (),
 ) -> str:
-    """One line per offending key: where, what was given, what is wrong with it.
+    """One line per wrong key: where it is, what is wrong, and what was given.
 
     Args:
-        prefix: name of the table, where the error is of one table alone.
+        prefix: name of the table, if the error is about one table only.
         page: lists all keys.
-        known: all keys of the table, where no page can list them.
+        known: all keys of the table, if no page can list them.
     """
     lines = [f"{source} cannot be used:"]
     for item in error.errors(include_url=False, include_context=False):
         key = ".".join([*filter(None, [prefix]), *map(str, item["loc"])]) or "(file)"
-        # a table is shown by its name alone: what is wrong with its keys together is in the message
+        # a table is shown by its name alone: the message says what is wrong with its keys
         shown = item["type"] not in ("extra_forbidden", "missing") and not isinstance(item["input"], dict)
         said = " ".join(item["msg"].removeprefix("Value error, ").split()).removeprefix(f"{key}: ")
         quoted = isinstance(item["input"], str) and repr(item["input"]) in said

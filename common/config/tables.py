@@ -1,6 +1,6 @@
-"""The sections of the run file, one class per table; `run.py` puts them together.
+"""The sections of the run file, one class per table; `run.py` combines them.
 
-A new key goes here, with the description that `docs/config.md` shows. Knows no task and reads no file.
+Add new keys here, with the description for `docs/config.md`. Knows no task and reads no file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Later:
-    """Marks a key that came after the first runs: at its default it is in no digest, so that theirs stay."""
+    """Marks a key that was added later. At its default it is left out of the digest, so old runs keep theirs."""
 
 
 LATER = Later()
@@ -44,29 +44,29 @@ def _methods() -> Any:
 
 
 READOUT = OneOf[ReadOutNeeds](
-    "fednc.common.learning.readout:READOUTS", before="what classes are compared by at evaluation. "
+    "fednc.common.learning.readout:READOUTS", before="how features are turned into class scores at evaluation. "
 )
 
 CODEC = OneOf[Named](
-    "fednc.common.wire.update_codec:CODECS", after=". What rounding takes is made up for in the next round"
+    "fednc.common.wire.update_codec:CODECS", after=". Rounding errors are added to the next round's update"
 )
 
 
 class ServerOnly:
-    """Marks a key that clients have no use for: the run file that they are sent leaves it out."""
+    """Marks a key that clients do not need: it is left out of the run file that they are sent."""
 
 
 SERVER_ONLY = ServerOnly()
 
 
 class Section(BaseModel):
-    """A table of the run file: unknown keys are errors, values never change after reading."""
+    """A table of the run file. Unknown keys are errors; values do not change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TaskSection(BaseModel):
-    """What is learnt. The other keys of this table belong to the task that `name` chooses."""
+    """The task to learn. The other keys of this table belong to the task that `name` chooses."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -82,10 +82,12 @@ class FrameSection(Section):
         "simplex",
         description="`simplex`: pairwise cosine -1/(K-1); `orthogonal`: cosine 0, to compare with",
     )
-    dim: Annotated[int, Field(ge=1)] = Field(128, description="width d of the feature space the frame lives in")
+    dim: Annotated[int, Field(ge=1)] = Field(
+        128, description="dimension d of the feature space that contains the frame"
+    )
     vertices: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="size K of the whole label space, classes of later days included; 0: as many as classes",
+        description="size K of the label space, including classes that come later; 0: the number of classes",
     )
 
 
@@ -99,14 +101,14 @@ def _names(schema: dict[str, Any]) -> None:
 class MethodSection(Section):
     """The learning method. `name` sets the defaults of the other keys; a key written here wins."""
 
-    # Keys of single methods are kept as extra values: who needs them asks `parts` for the method, which has them.
+    # Keys of single methods are kept as extra values. The methods in `parts` know them.
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = Field(_DEFAULT, description="the method; sets the keys of this table", json_schema_extra=_names)
     server_step: Annotated[str, LATER, SERVER_ONLY] = Field(
         "",
-        description="a method whose step at the server is taken besides, with its keys: `fedavgm`, `fedadagrad`, "
-        "`fedadam`, `fedyogi` or another that is nothing else; empty: none",
+        description="a further method that only has a step at the server, added with its keys: `fedavgm`, "
+        "`fedadagrad`, `fedadam`, `fedyogi` or a plug-in of this kind; empty: none",
     )
     head: Literal["linear", "cosine", "frame"] = Field(
         "frame",
@@ -115,11 +117,11 @@ class MethodSection(Section):
     )
     loss: Literal["ce", "balanced-ce", "calibrated-ce", "dot"] = Field(
         "balanced-ce",
-        description="cross-entropy, with the client's class prior, with a margin for its rare classes and without "
-        "those it lacks (FedLC), or dot regression to the vertex",
+        description="`ce`: cross-entropy; `balanced-ce`: with the client's class prior; `calibrated-ce`: with a "
+        "margin for its rare classes and without those it lacks (FedLC); `dot`: dot regression to the vertex",
     )
     scale: Positive = Field(
-        16.0, description="factor s on the cosines before the softmax (start value if trained)"
+        16.0, description="factor s on the cosines before the softmax (initial value if trained)"
     )
     train_scale: bool = Field(False, description="learn the scale s and average it with the model")
     prior_tau: NonNegative = Field(
@@ -132,48 +134,52 @@ class MethodSection(Section):
     )
     rehearsal: NonNegative = Field(
         0.0,
-        description="weight of the rehearsal of the memory of all seen classes, by trained class vectors or, "
-        "where those are frozen, by the projection, from before which the memory then is",
+        description="weight of rehearsing the memory of all seen classes. Trained class vectors rehearse it "
+        "directly; with frozen ones the projection does, and the memory is taken before the projection",
     )
     target_blend: Annotated[Share, LATER] = Field(
         0.0, description="share b of the memory in the training targets: normalised (1-b) vertex + b memory"
     )
     warmup_rounds: Annotated[int, Field(ge=0)] = Field(
-        1, description="rounds without memory terms; their weight then grows linearly over as many rounds"
+        1,
+        description="rounds without memory terms; after them their weight grows linearly over the same number of "
+        "rounds",
     )
     memory_model: Literal["global", "local"] = Field(
         "global",
-        description="whose features make the memory: the aggregated model's (exact; one more forward pass and a "
-        "short exchange per round) or each client's own after training (sent with its update)",
+        description="model whose features make up the memory. `global`: the aggregated model (exact; one more "
+        "forward pass and a short exchange per round); `local`: each client's own after training (sent with its "
+        "update)",
     )
     memory_momentum: Share = Field(
         0.0,
-        description="share of the old vectors kept at each update; raise it when few clients take part. The "
-        "metric of `discriminant` is that of the last round",
+        description="share of the old vectors kept at each update; raise it if few clients take part. The metric "
+        "of `discriminant` always comes from the last round",
     )
     memory_source: Annotated[Literal["memory", "vertex", "own", "shuffled", "stale", "random"], LATER] = Field(
         "memory",
-        description="what every use of the class memory is given: the memory, or, as a control that shows what it "
-        "is worth, the class's vertex, the client's own class means (the server: those of one client), the memory "
-        "of another class, the memory as it was after the warm-up, or random vectors of its length",
+        description="replaces the class memory wherever it is used, as a control that shows what it is worth. "
+        "`memory`: the memory itself; `vertex`: the class's vertex; `own`: the client's own class means (at the "
+        "server, those of one client); `shuffled`: the memory of another class; `stale`: the memory after the "
+        "warm-up; `random`: random vectors of the same length",
     )
     virtual_share: Annotated[Share, LATER] = Field(
         0.0,
-        description="where classes come in sessions: share of the beginning's examples that the task alters "
-        "and has learnt as classes of their own, on the last vertices, so that features tell apart more than "
-        "today's classes. As many vertices must be spare as today's classes have alterations",
+        description="with [[sessions]]: share of the first stage's examples that the task alters and trains as "
+        "classes of their own, on the last vertices, so that features separate more than the current classes. "
+        "Needs one spare vertex for each altered class",
     )
     spread: Annotated[int, Field(ge=0), LATER] = Field(
         0,
-        description="where classes come in sessions: the memory of a class is rehearsed as so many features per "
-        "step, drawn around it as far apart as its length says; 0: as the one vector that it is",
+        description="with [[sessions]]: number of features per step that stand for the memory of a class in "
+        "rehearsal, drawn around it with a spread that follows from its length; 0: only the memory itself",
     )
     readout: Annotated[str, READOUT] = "vertex"
 
     @model_validator(mode="wrap")
     @classmethod
     def _with_options(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Fill in the preset and check the methods' own keys by their `Options`; all mistakes are told at once."""
+        """Fill in the preset and check the methods' own keys with their `Options`; report all mistakes at once."""
         if not isinstance(value, dict):
             return handler(value)
         given, mistakes = _checked_names(value)
@@ -209,31 +215,31 @@ class MethodSection(Section):
 
     @property
     def needs_classes(self) -> bool:
-        """Whether the method works on features of classes, their vertices or their memory."""
+        """Whether the method needs features of classes, their vertices or their memory."""
         plain = (self.head, self.loss) == ("linear", "ce")
         return not plain or self.uses_memory or any(part.needs_classes for part in self.parts)
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        """The methods at work (`common/methods/registry.py`), for those who stand below them."""
+        """The active methods (`common/methods/registry.py`), for rooms that may not import them."""
         found: tuple[Any, ...] = _methods().parts(self)
         return found
 
     @property
     def option_fields(self) -> Mapping[str, FieldInfo]:
-        """The keys beyond those that all methods share."""
+        """The keys besides those that all methods share."""
         tables = _option_tables(self.name, self.server_step)
         return {key: field for table in tables for key, field in table.model_fields.items()}
 
     @property
     def server_keys(self) -> set[str]:
-        """The keys that clients have no use for."""
+        """The keys that clients do not need."""
         fields = {**type(self).model_fields, **self.option_fields}
         return {key for key, field in fields.items() if SERVER_ONLY in field.metadata}
 
     @property
     def compares_models(self) -> bool:
-        """Whether the loss needs the views of other models on each batch."""
+        """Whether the loss needs the outputs of other models for each batch."""
         return any(part.compares_models for part in self.parts)
 
     @property
@@ -247,23 +253,23 @@ class MethodSection(Section):
         return READOUT.registry.get(self.readout).needs_memory
 
     def needs_moments(self, model: str, *, is_first: bool) -> bool:
-        """Whether class sums of this `memory_model` come with second moments; in the first stage at most."""
+        """Whether class sums of this `memory_model` include second moments; only in the first stage."""
         return is_first and self.memory_model == model and READOUT.registry.get(self.readout).needs_moments
 
     @property
     def trains_with_memory(self) -> bool:
-        """Whether the class memory bears on training, not on the read-out alone."""
+        """Whether training uses the class memory, not only the read-out."""
         return max(self.anchor, self.centre, self.rehearsal, self.target_blend) > 0
 
 
 def _option_tables(name: str, server_step: str) -> list[type[Section]]:
-    """What describes the keys of the methods at work and of those that mix with any."""
+    """The models of the keys of the active methods and of those that combine with any."""
     names = dict.fromkeys([*_methods().MIXING, name, *([server_step] if server_step else [])])
     return [_methods().get(each).Options for each in names]
 
 
 def _checked_names(values: dict[str, Any]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
-    """The table without names that cannot be used, and what is wrong with these."""
+    """The table without unusable names, and what is wrong with these."""
     given, mistakes = dict(values), []
     for key, problem_of in (("name", _name_problem), ("server_step", _step_problem)):
         if key in given and (problem := problem_of(given)):
@@ -272,11 +278,11 @@ def _checked_names(values: dict[str, Any]) -> tuple[dict[str, Any], list[InitErr
 
 
 def _name_problem(given: Mapping[str, Any], key: str = "name") -> str:
-    """What is wrong with the name of a method; empty: nothing."""
+    """What is wrong with the name of a method; empty if nothing."""
     if not isinstance(given[key], str):
         return "a method is given by its name, a string"
     try:
-        _methods().plugin_of(given[key])  # a name that two distributions bring is refused
+        _methods().plugin_of(given[key])  # refuses a name that two distributions use
         _methods().get(given[key])
     except ConfigError as e:
         return str(e)
@@ -284,7 +290,7 @@ def _name_problem(given: Mapping[str, Any], key: str = "name") -> str:
 
 
 def _step_problem(given: Mapping[str, Any]) -> str:
-    """What is wrong with the name of a server's step; empty: nothing."""
+    """What is wrong with `server_step`; empty if nothing."""
     if given["server_step"] == "":
         return ""
     if problem := _name_problem(given, "server_step"):
@@ -298,7 +304,7 @@ def _step_problem(given: Mapping[str, Any]) -> str:
 
 
 def _own_keys(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
-    """The keys of the methods at work, checked and filled in, and what is wrong with them."""
+    """The keys of the active methods, checked and filled in, and what is wrong with them."""
     owned: dict[str, Any] = {}
     mistakes: list[InitErrorDetails] = []
     for options in _option_tables(given.get("name", _DEFAULT), given.get("server_step", "")):
@@ -317,7 +323,7 @@ def _mistake(key: str, given: Any, problem: str) -> InitErrorDetails:
 
 
 def _again(error: Any) -> InitErrorDetails:
-    """An error of another validation, to be raised with those of this one."""
+    """An error of another validation, to be raised together with those of this one."""
     return InitErrorDetails(type=error["type"], loc=error["loc"], input=error["input"], ctx=error.get("ctx", {}))
 
 
@@ -328,31 +334,36 @@ class TrainSection(Section):
     batch: Count = Field(64, description="examples per step")
     lr: Positive = Field(0.03, description="learning rate of SGD")
     lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on the learning rate per round")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD, fresh every round")
-    weight_decay: NonNegative = Field(1e-5, description="weight decay, of SGD and of whatever else has one")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD, reset every round")
+    weight_decay: NonNegative = Field(1e-5, description="weight decay of any optimizer that has one")
     optimizer: Annotated[str, LATER] = Field(
-        "sgd", description="any of `torch.optim` by its name in small letters, e.g. `adamw`; fresh every round"
+        "sgd",
+        description="any optimizer of `torch.optim` by its name in lower case, e.g. `adamw`; reset every round",
     )
     optimizer_options: Annotated[dict[str, Any], LATER] = Field(
         {},
-        description="more options of the optimizer, as PyTorch names them: `{betas = [0.9, 0.99]}`",
+        description="further options of the optimizer, with PyTorch's names: `{betas = [0.9, 0.99]}`",
     )
     schedule: Annotated[Literal["constant", "cosine", "linear", "step"], LATER] = Field(
-        "constant", description="how the learning rate goes from round to round, after the warm-up"
+        "constant", description="how the learning rate changes over the rounds after the warm-up"
     )
     warmup_rounds: Annotated[int, Field(ge=0), LATER] = Field(
-        0, description="rounds in which the learning rate grows to `lr`"
+        0, description="rounds over which the learning rate grows to `lr`"
     )
-    step_every: Annotated[Count, LATER] = Field(10, description="`step`: rounds after which the rate falls")
-    step_factor: Annotated[float, Field(gt=0, le=1), LATER] = Field(0.1, description="`step`: by which it falls")
+    step_every: Annotated[Count, LATER] = Field(
+        10, description="for `step`: rounds between two reductions of the rate"
+    )
+    step_factor: Annotated[float, Field(gt=0, le=1), LATER] = Field(
+        0.1, description="for `step`: factor of each reduction"
+    )
     accumulate: Annotated[Count, LATER] = Field(
         1, description="batches whose gradients are averaged for one step; the last of a round may have fewer"
     )
     clip_norm: NonNegative = Field(0.0, description="bound on the gradient's norm per step; 0: none")
     precision: Annotated[Literal["fp32", "bf16"], LATER] = Field(
         "fp32",
-        description="arithmetic of the layers in training; weights, losses and all that is sent stay fp32. `bf16` "
-        "is faster on GPUs made for it, and a little less exact",
+        description="arithmetic of the layers in training; weights, losses and everything that is sent stay fp32. "
+        "`bf16` is faster on GPUs that support it, and slightly less exact",
     )
 
     @property
@@ -362,106 +373,112 @@ class TrainSection(Section):
 
 
 class RoundsSection(Section):
-    """How many rounds, with whom, and when to stop waiting."""
+    """How many rounds, with which clients, and when to stop waiting."""
 
     total: Count = Field(20, description="rounds to run")
     min_clients: Count = Field(2, description="clients needed to start, and replies needed in a round")
     clients_per_round: Annotated[int, Field(ge=0)] = Field(
-        0, description="clients drawn for each round (seeded); 0: all that are there"
+        0, description="clients drawn for each round (seeded); 0: all that are connected"
     )
-    deadline_s: Positive = Field(600.0, description="seconds after which a round goes on without those missing")
+    deadline_s: Positive = Field(600.0, description="seconds after which a round goes on without missing clients")
     wait_s: Positive = Field(300.0, description="seconds to wait for `min_clients` before giving up (exit code 5)")
     max_update_norm: Annotated[NonNegative, LATER] = Field(
         0.0,
-        description="largest L2 norm of a client's change of the model; an update beyond it is refused and counts "
-        "towards quarantine; 0: any",
+        description="largest L2 norm of a client's change to the model; a larger update is refused and counts "
+        "towards quarantine; 0: no limit",
     )
     max_examples: Annotated[int, Field(ge=0), LATER] = Field(
         0,
-        description="most examples that a client counts for, whatever it says it holds; 0: what it says, but a "
-        "client that claims more than 5 times the median of a round of three or more counts for the median, and "
-        "one that claims more than 50 times the median is left out",
+        description="most examples that a client counts for, however many it claims; 0: as many as it claims. "
+        "But in rounds of three or more clients, one that claims more than 5 times the median counts for the "
+        "median, and one that claims more than 50 times the median is left out",
     )
     outlier_ratio: Annotated[float, Field(ge=0), LATER] = Field(
         5.0,
-        description="in rounds of three or more clients: an update whose L2 norm is beyond so many times the "
-        "median norm is scaled down to the median or, the larger it is, to less; one beyond 10 times that is left "
-        "out; 0: any size is taken",
+        description="in rounds of three or more clients: an update whose L2 norm is more than this many times the "
+        "median norm is scaled down to the median, or further the larger it is; one beyond 10 times that limit is "
+        "left out. 0: no limit",
     )
     robust: Annotated[Literal["none", "clip", "trim"], LATER] = Field(
         "none",
-        description="means that a minority of hostile clients cannot pull far. `clip`: each tensor of each update "
-        "is scaled down to the median norm of the round's; `trim`: for each tensor the clients farthest from the "
-        "median are left out. Both keep a round's updates on the disk until the last one is there, and neither "
-        "applies below three clients",
+        description="mean that a minority of hostile clients cannot move far. `clip`: each tensor of each update "
+        "is scaled down to the round's median norm; `trim`: for each tensor, the clients farthest from the "
+        "median are left out. Both keep a round's updates on disk until the last one arrives, and neither "
+        "applies to fewer than three clients",
     )
     trim_share: Annotated[float, Field(gt=0, lt=0.5), LATER] = Field(
         0.2, description="share of a round's clients that `trim` leaves out, at least one"
     )
-    rejoin_s: NonNegative = Field(10.0, description="seconds a lost client has to come back to its assignment")
+    rejoin_s: NonNegative = Field(
+        10.0, description="seconds that a lost client has to reconnect and continue its assignment"
+    )
     evaluate_every: Annotated[int, Field(ge=0)] = Field(
         1, description="evaluate after every n-th round and after the last; 0: only after the last"
     )
 
 
 class SplitSection(Section):
-    """A simulated split of one data set over clients. Leave it out when every client has data of its own."""
+    """A simulated split of one data set over clients. Leave it out if every client has its own data."""
 
-    # A task that does more to the parts than choose examples derives a class with further tables: `Task.Split`.
+    # A task that changes the parts' examples derives a class with further tables: `Task.Split`.
 
     kind: Literal["dirichlet", "shards", "iid"] = Field("dirichlet", description="how labels are skewed")
     parts: Count = Field(4, description="number of parts")
     alpha: Positive = Field(0.1, description="concentration of `dirichlet`: smaller is more skewed")
     classes_per_part: Count = Field(
         2,
-        description="label-sorted shards in each part of `shards`: as many classes, more if a shard straddles two",
+        description="for `shards`: label-sorted shards per part, so this many classes, or more if a shard spans "
+        "two",
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the split")
     sites: Annotated[int, Field(ge=0), LATER] = Field(
         0,
-        description="parts that hold the classes of [[sessions]]: for each class those with most examples of it, "
-        "the others have none; 0: as the split has it",
+        description="number of parts that have examples of each class of [[sessions]]: those with most of them; "
+        "the others get none. 0: leave the split as it is",
     )
 
 
 class LinkSection(Section):
-    """How updates travel from the clients to the server."""
+    """How clients send their updates to the server."""
 
     codec: Annotated[str, CODEC] = "fp32"
 
 
 class InitSection(Section):
-    """What happens to the drawn weights before round 1."""
+    """How the randomly drawn weights are changed before round 1."""
 
     kind: Literal["ordinary", "nio", "nio-exact"] = Field(
         "ordinary",
-        description="`ordinary`: nothing; `nio`, cheap: each client learns one scale for each tensor, so that the "
-        "gradients of its own sub-batches agree, and the server takes geometric means; `nio-exact`: scales that "
-        "make the clients' gradients agree, in two exchanges per iteration",
+        description="`ordinary`: not at all; `nio` (cheap): each client learns one scale per tensor so that the "
+        "gradients of its own sub-batches agree, and the server takes geometric means; `nio-exact`: learns scales "
+        "that make the clients' gradients agree, in two exchanges per iteration",
     )
-    gain: Positive = Field(1.0, description="factor on the drawn weights (biases stay), before anything else")
+    gain: Positive = Field(1.0, description="factor on the drawn weights (not on biases), before anything else")
     min_rise: NonNegative = Field(
         0.3,
-        description="learnt scales are used where they raise the mean cosine of the clients' gradients by this "
-        "much; else the weights stay as they were drawn",
+        description="learnt scales are used if they raise the mean cosine of the clients' gradients by at least "
+        "this much; otherwise the weights stay as drawn",
     )
     report: bool = Field(
         False,
-        description="measure cosine, norm and loss of the clients' gradients with `ordinary` too; each client "
-        "sends the direction of its gradient for that, with other kinds once before and once after",
+        description="measure cosine, norm and loss of the clients' gradients with `ordinary` too. Each client "
+        "sends the direction of its gradient for this; with other kinds it does so once before and once after",
     )
-    iters: Count = Field(40, description="iterations; used are the best scales of them all within `gamma`")
+    iters: Count = Field(40, description="iterations; the best scales of all iterations within `gamma` are used")
     lr: Positive = Field(0.05, description="step on the scales")
-    clip: Positive = Field(1.0, description="bound on each slope")
+    clip: Positive = Field(1.0, description="limit on each slope")
     gamma: Positive = Field(
-        30.0, description="bound on the mean gradient norm; above it, the norm is lowered instead"
+        30.0, description="limit on the mean gradient norm; above it, the norm is lowered instead"
     )
     objective: Literal["cosine", "cosine-norm", "cosine-square"] = Field(
-        "cosine", description="what rises: mean cosine, and `gn_mul` times the sum of norms or of their squares"
+        "cosine",
+        description="what is maximised: the mean cosine, plus `gn_mul` times the sum of norms or of squared norms",
     )
     gn_mul: NonNegative = Field(1.0, description="weight of the norms in the objective")
-    batch: Count = Field(32, description="examples of a client per iteration")
+    batch: Count = Field(32, description="examples per client and iteration")
     sub_batches: Annotated[int, Field(ge=2)] = Field(
-        4, description="sub-batches that `nio` cuts a batch into; for `nio-exact` each client's batch is one"
+        4,
+        description="number of sub-batches that `nio` cuts a batch into; for `nio-exact` each client's batch is "
+        "one",
     )
-    overlap: Share = Field(0.2, description="by how much sub-batches of `nio` reach into their neighbours")
+    overlap: Share = Field(0.2, description="how far sub-batches of `nio` overlap with their neighbours")

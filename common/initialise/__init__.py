@@ -1,1 +1,1 @@
-"""Before round one: what becomes of the drawn weights. Numerics, for both sides of the link and one process."""
+"""Changes to the drawn weights before round 1: the numerics, for both sides of the link and for one process."""

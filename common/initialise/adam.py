@@ -1,6 +1,6 @@
-"""RescaleAdam (GradInit, NeurIPS 2021; NIO, NeurIPS 2022): Adam on one scale for each tensor, with two branches.
+"""RescaleAdam (GradInit, NeurIPS 2021; NIO, NeurIPS 2022): Adam on one scale per tensor, with two branches.
 
-Called with a slope from wherever it was computed; knows neither models nor clients.
+Called with slopes that were computed elsewhere; knows neither models nor clients.
 
 Legend: P scaled tensors.
 """
@@ -19,15 +19,15 @@ _EPS = 1e-8
 
 
 class RescaleAdam:
-    """Each branch has a first moment and a step count of its own; the second moment is common to both.
+    """Each branch has its own first moment and step count; both share the second moment.
 
     Attributes:
-        scale_P: float64, the scales so far; ones at first.
-        steps: taken in each branch.
+        scale_P: float64, the current scales; ones at first.
+        steps: number of steps in each branch.
     """
 
     def __init__(self, floor_P: Tensor, lr: float, clip: float) -> None:
-        """`floor_P`: least value of each scale. `clip`: bound on each slope."""
+        """`floor_P`: smallest value of each scale. `clip`: limit on each slope."""
         self._floor_P, self._lr, self._clip = floor_P.double(), lr, clip
         self.scale_P = torch.ones_like(self._floor_P)
         self.steps: dict[Branch, int] = {"objective": 0, "constraint": 0}
@@ -35,7 +35,7 @@ class RescaleAdam:
         self._square_P = torch.zeros_like(self._floor_P)
 
     def step(self, branch: Branch, slope_P: Tensor) -> None:
-        """Move against `slope_P`, the derivative of what the branch minimises."""
+        """Take a step against `slope_P`, the derivative of what the branch minimises."""
         slope_P = slope_P.double().clamp(-self._clip, self._clip)
         self.steps[branch] += 1
         self._mean_P[branch].lerp_(slope_P, 1 - _MEAN)
@@ -46,6 +46,8 @@ class RescaleAdam:
 
 
 def largest_scale(lr: float, iters: int) -> float:
-    """What no scale exceeds after `iters` steps: one step is longest where a branch's first slope is by far the
-    largest so far, lr / sqrt(1 - 0.999)."""
+    """Upper bound on any scale after `iters` steps.
+
+    The longest step is lr / sqrt(1 - 0.999), when a branch's first slope is by far the largest so far.
+    """
     return 1 + lr * iters / math.sqrt(1 - _SQUARE)

@@ -1,9 +1,9 @@
-"""What server and clients say to each other while they initialise: three queries, and what each of them holds.
+"""The messages between server and clients during initialisation: three queries and their content.
 
 `init_gradient`: scales -> direction of the client's gradient there, its norm, the loss. `init_slope`: scales, the
-sum of all directions, what is minimised -> the client's share of the slope. `init_scales`: -> scales learnt alone.
-A client that lacks the examples for an answer sends an empty record. Model and frame are the same in all messages,
-so they travel once.
+sum of all directions, what is minimised -> the client's share of the slope. `init_scales`: -> scales that the
+client learnt alone. A client without enough examples for an answer sends an empty record. Model and frame are the
+same in all messages, so they are sent once.
 
 Legend: P scaled tensors, N weights in gradients.
 """
@@ -28,13 +28,13 @@ from fednc.common.wire.records import record_of
 GRADIENT, SLOPE, SCALES = "query.init_gradient", "query.init_slope", "query.init_scales"
 INIT, ORDER, METRICS = "init", "init-order", "metrics"
 UNIT, SUM, SCALE, SLOPES, NORM, LOSS = "unit", "sum", "scale", "slope", "norm", "loss"
-REPORT = -1  # in place of an iteration: the batch that the report is about
+REPORT = -1  # instead of an iteration: the batch for the report
 _LARGE, _UNIT_ERROR = 2.0**53, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What beside arrays tells a client what to compute: whose batch, and weights on what is minimised."""
+    """The part of a query besides arrays: which batch to use, and the weights of what is minimised."""
 
     iteration: int
     units: int = 1
@@ -44,7 +44,7 @@ class Order:
 
     @classmethod
     def of(cls, content: RecordDict) -> Order:
-        """Out of an instruction. Raises ProtocolError."""
+        """Read it from an instruction. Raises ProtocolError."""
         record = record_of(content, ORDER, ConfigRecord)
         if record is None or set(record) != {"iteration", "units", "cosine", "norm", "square"}:
             raise ProtocolError(f"the instruction has no complete {ORDER!r} record")
@@ -71,16 +71,16 @@ class Answer:
 
 
 def forms(layout: Layout) -> dict[str, dict[str, Tensor]]:
-    """Arrays of the replies to each query, with their types and shapes."""
+    """Expected arrays of the replies to each query, with their types and shapes."""
     scale_P = torch.zeros(len(layout.scaled), dtype=torch.float64)
     return {GRADIENT: {UNIT: torch.zeros(layout.weights)}, SLOPE: {SLOPES: scale_P}, SCALES: {SCALE: scale_P}}
 
 
 def tensor_in(content: RecordDict, key: str, like: Tensor) -> Tensor | None:
-    """The one array of a message; None where the record is empty. Raises ProtocolError: absent or not like it."""
+    """The one array of a message; None if the record is empty. Raises ProtocolError if it is unlike `like`."""
     record = record_of(content, INIT, ArrayRecord)
     if record is None:
-        raise ProtocolError(f"there is no record {INIT!r}")
+        raise ProtocolError(f"the message has no record {INIT!r}")
     if not record:
         return None
     found = arrays.from_record(record)
@@ -88,12 +88,12 @@ def tensor_in(content: RecordDict, key: str, like: Tensor) -> Tensor | None:
     if value is None or len(found) > 1 or (value.shape, value.dtype) != (like.shape, like.dtype):
         raise ProtocolError(f"record {INIT!r} holds {sorted(found)!s:.80}, expected {key!r} like {like.shape}")
     if not bool((value.abs() <= _LARGE).all()):  # NaN compares false
-        raise ProtocolError(f"{key!r} holds what is no number, or absurdly large")
+        raise ProtocolError(f"{key!r} contains NaN or absurdly large numbers")
     return value
 
 
 def answer_in(content: RecordDict, layout: Layout) -> Answer | None:
-    """One client's gradient; None from one without examples. Raises ProtocolError."""
+    """One client's gradient; None if it has no examples. Raises ProtocolError."""
     unit_N = tensor_in(content, UNIT, forms(layout)[GRADIENT][UNIT])
     if unit_N is None:
         return None
@@ -102,19 +102,19 @@ def answer_in(content: RecordDict, layout: Layout) -> Answer | None:
     if length and abs(length - 1) > _UNIT_ERROR:
         raise ProtocolError(f"a direction of length {length:.4g}, expected 1 or 0")
     if norm < 0:
-        raise ProtocolError(f"a norm of {norm:.4g}")
+        raise ProtocolError(f"a norm of {norm:.4g}, expected 0 or more")
     return Answer(unit_N, norm, loss)
 
 
 def scales_in(content: RecordDict, layout: Layout, section: InitSection) -> Tensor | None:
-    """float64 [P], scales learnt by one client; None from one without examples. Raises ProtocolError."""
+    """float64 [P]: scales that one client learnt; None if it has no examples. Raises ProtocolError."""
     scale_P = tensor_in(content, SCALE, forms(layout)[SCALES][SCALE])
     if scale_P is None:
         return None
     most = largest_scale(section.lr, section.iters)
     if bool((scale_P < layout.floor_P).any()) or float(scale_P.max()) > most:
         raise ProtocolError(
-            f"scales of {float(scale_P.min()):.4g} to {float(scale_P.max()):.4g}, at most {most:.4g}"
+            f"scales of {float(scale_P.min()):.4g} to {float(scale_P.max()):.4g}, allowed are at most {most:.4g}"
         )
     return scale_P
 

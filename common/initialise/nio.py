@@ -1,6 +1,6 @@
 """Neural initialisation optimisation (NIO, NeurIPS 2022, arXiv 2210.05956): scales that make gradients agree.
 
-The central form for one process, and the rules that the federated forms in `server/` and `client/` share with it.
+The central form for one process, and the rules that the federated forms in `server/` and `client/` share.
 
 Legend: P scaled tensors, D sub-batches, N weights.
 """
@@ -22,7 +22,7 @@ from fednc.common.tasks.api import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Aim:
-    """What one iteration minimises: weights on the mean cosine, and on each sub-batch's norm and squared norm."""
+    """What one iteration minimises: weights of the mean cosine, and of each sub-batch's norm and squared norm."""
 
     branch: Branch
     cosine: float = 0.0
@@ -30,12 +30,12 @@ class Aim:
     square: float = 0.0
 
     def value(self, cosine: float, norms: Sequence[float]) -> float:
-        """What is minimised, where the sub-batches' gradients stand like this."""
+        """The value that is minimised, for these gradients of the sub-batches."""
         return self.cosine * cosine + sum(self.norm * norm + self.square * norm**2 for norm in norms)
 
 
 def aim(section: InitSection, norms: Sequence[float]) -> Aim:
-    """The mean norm where it is above the bound, else the objective."""
+    """The next aim: to lower the mean norm if it is above the bound, else the objective."""
     if sum(norms) / len(norms) > section.gamma:
         return Aim(branch="constraint", norm=1 / len(norms))
     return Aim(
@@ -52,7 +52,7 @@ def mean_cosine(sum_N: Tensor, units: int) -> float:
 
 
 def share(gradient: Gradient, others_N: Tensor, units: int, aim: Aim) -> Tensor:
-    """One sub-batch's share of what is minimised, []; slopes of shares add up to the slope of the whole.
+    """One sub-batch's share of what is minimised, []. The slopes of all shares add up to the slope of the whole.
 
     The mean cosine is 1/(D^2-D) sum_s u_s . (V - u_s) with V = sum_s u_s, hence its derivative
     2/(D^2-D) sum_s (du_s/dalpha)^T (V - u_s): `others_N` = V - u_s is a constant for sub-batch s.
@@ -70,14 +70,14 @@ class Learnt:
 
 
 class Search:
-    """A path of scales, and the best of those on it where the mean norm was within the bound.
+    """A search over scales. Keeps the best ones for which the mean norm was within the bound.
 
-    A step of the constraint branch is long: its slopes are far larger than those of the objective, with which it
-    shares the second moment. Near the bound the path is therefore a saw, and its end is any point of a tooth; the
-    source trains from the end. Where nothing was within the bound, the end is what there is.
+    Steps of the constraint branch are long: its slopes are far larger than those of the objective, with which it
+    shares the second moment. So near the bound the scales move in a sawtooth, and the last ones are arbitrary; the
+    paper trains from the last ones. If none were within the bound, the last ones are used here too.
 
     Attributes:
-        scale_P: float64, where the path is now; ones at first.
+        scale_P: float64, the current scales; ones at first.
     """
 
     def __init__(self, floor_P: Tensor, section: InitSection) -> None:
@@ -91,7 +91,7 @@ class Search:
         return self._adam.scale_P
 
     def aim(self, sum_N: Tensor, norms: Sequence[float]) -> Aim:
-        """What the next step minimises, with these directions' sum and norms at `scale_P`."""
+        """What the next step minimises, given sum and norms of the gradients' directions at `scale_P`."""
         now = aim(self._section, norms)
         value = now.value(mean_cosine(sum_N, len(norms)), norms)
         if now.branch == "objective" and value < self._least:
@@ -99,17 +99,17 @@ class Search:
         return now
 
     def step(self, now: Aim, slope_P: Tensor) -> None:
-        """Move against the slope of `now`, [P]."""
+        """Take a step against `slope_P` [P], the slope of `now`."""
         self._adam.step(now.branch, slope_P)
 
     def learnt(self) -> Learnt:
-        """The best of all scales that `aim` was asked about."""
+        """The best of all scales seen by `aim`."""
         best_P = self.scale_P if self._best_P is None else self._best_P
         return Learnt(scale_P=best_P, steps=dict(self._adam.steps))
 
 
 def learn(probe: Probe, draws: Iterable[Sequence[Batch]], section: InitSection) -> Learnt:
-    """Learn scales from sub-batches, D of them in each draw; the model is left at them."""
+    """Learn scales from draws of D sub-batches each. Leaves the model with these scales."""
     search = Search(probe.layout.floor_P, section)
     for batches in draws:
         gradients = [probe.gradient(batch) for batch in batches]

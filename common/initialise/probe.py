@@ -1,6 +1,6 @@
-"""A model with one scale on each of its tensors, and the gradients of its loss as functions of these scales.
+"""A model with one scale per tensor, and the gradients of its loss as functions of these scales.
 
-Called by the central form in `nio.py` and by clients. Works on any task through `task.loss`.
+Called by the central form in `nio.py` and by clients. Works for any task through `task.loss`.
 
 Legend: P scaled tensors, N weights, all tensors together.
 """
@@ -18,16 +18,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Batch, Task
 
-WEIGHT_FLOOR, BIAS_FLOOR = 0.01, 0.0  # of scales: a weight never vanishes, a bias may
+WEIGHT_FLOOR, BIAS_FLOOR = 0.01, 0.0  # of scales: a weight must not vanish, a bias may
 _TINY = 1e-30  # below any norm that is not zero
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """One sub-batch's gradient at the scales that are set; differentiable in the model's weights if asked for.
+    """One sub-batch's gradient at the current scales; optionally differentiable in the model's weights.
 
     Attributes:
-        unit_N: the gradient's direction; zeros where it has none.
+        unit_N: the gradient's direction; zeros if it has none.
         norm: its length, [].
         loss: the mean loss, [].
     """
@@ -39,12 +39,12 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Layout:
-    """What of a model is scaled, and what its gradients are made of; the same on both sides.
+    """Which tensors of a model are scaled, and which are part of gradients; the same on both sides.
 
     Attributes:
-        scaled: P names of all tensors that are shared, trained and not zero.
-        differentiated: names of those in gradients: shared and trained, but not batch normalisation's own.
-        weights: N, values in a gradient.
+        scaled: names of the P tensors that are shared, trained and not zero.
+        differentiated: names of tensors in gradients: shared and trained, but not batch normalisation's own.
+        weights: N, number of values in a gradient.
     """
 
     scaled: tuple[str, ...]
@@ -53,7 +53,7 @@ class Layout:
 
     @classmethod
     def of(cls, model: nn.Module, shared: Collection[str]) -> Layout:
-        """Of a model with its first weights."""
+        """The layout of a model with its initial weights."""
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad and name in shared}
         normed = _batch_norm_parameters(model)
         differentiated = {name: p for name, p in trained.items() if name not in normed}
@@ -65,20 +65,20 @@ class Layout:
 
     @property
     def floor_P(self) -> Tensor:
-        """float64 [P]: the least scale of each tensor."""
+        """float64 [P]: the smallest scale of each tensor."""
         least = [BIAS_FLOOR if name.rpartition(".")[2] == "bias" else WEIGHT_FLOOR for name in self.scaled]
         return torch.tensor(least, dtype=torch.float64)
 
 
 class Probe:
-    """One model at its first weights p_0, times scales: p = alpha_p p_0.
+    """A model whose weights are its initial weights p_0 times scales: p = alpha_p p_0.
 
     Attributes:
         layout: what is scaled and differentiated.
     """
 
     def __init__(self, task: Task, model: nn.Module, guide: Guide, shared: Collection[str]) -> None:
-        """`model` is changed in place, by `set`; leave it with `set(ones)`."""
+        """`set` changes `model` in place; `set(ones)` restores it."""
         self._task, self._model, self._guide = task, model, guide
         self.layout = Layout.of(model, shared)
         parameters = dict(model.named_parameters())
@@ -87,17 +87,17 @@ class Probe:
         self._differentiated = [parameters[name] for name in self.layout.differentiated]
 
     def set(self, scale_P: Tensor) -> None:
-        """Give the model the weights alpha_p p_0."""
+        """Set the model's weights to alpha_p p_0."""
         with torch.no_grad():
             for scale, start, p in zip(scale_P.tolist(), self._start, self._scaled, strict=True):
                 p.copy_(start * scale)
 
     def gradient(self, batch: Batch, *, for_slope: bool = True) -> Gradient:
-        """Of the mean loss over `batch`, without batch normalisation's own parameters (as the source has it).
+        """Gradient of the mean loss over `batch`, without batch normalisation's own parameters (as in the paper).
 
         Args:
             batch: examples.
-            for_slope: whether it can be differentiated, which takes longer.
+            for_slope: whether the result can be differentiated, which takes longer.
         """
         loss, _ = self._task.loss(self._model, batch, self._guide)
         found = torch.autograd.grad(loss, self._differentiated, create_graph=for_slope, materialize_grads=True)
@@ -114,7 +114,7 @@ class Probe:
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, but batch normalisation uses each batch's own statistics and remembers none."""
+    """Evaluation mode, except that batch normalisation uses each batch's own statistics and stores none."""
     training = {module: module.training for module in model.modules()}
     normed = [module for module in training if isinstance(module, _BatchNorm)]
     tracking = {module: module.track_running_stats for module in normed}

@@ -1,4 +1,4 @@
-"""Overlapping sub-batches of one batch. Called by whoever learns scales on one data set; must not know models.
+"""Overlapping sub-batches of one batch. Called by code that learns scales on one data set; must not know models.
 
 Legend: B batch.
 """
@@ -13,13 +13,13 @@ from torch import Tensor
 def windows(batch: int, parts: int, overlap: float) -> list[slice]:
     """`parts` runs of a batch of B examples; L = B // parts; run s is [(1-r) L s, (1+r) L (s+1)), rounded down.
 
-    The first begins at 0 and the last ends at B, so that every example is in one at least. Without overlap and
-    where `parts` divides B they are a partition. NIO (NeurIPS 2022, arXiv 2210.05956).
+    The first begins at 0 and the last ends at B, so that every example is in at least one. Without overlap, and if
+    `parts` divides B, they are a partition. NIO (NeurIPS 2022, arXiv 2210.05956).
 
     Args:
         batch: B, at least `parts`.
         parts: number of runs.
-        overlap: r in 0 ... 1, by how much each run is longer at both ends.
+        overlap: r in 0 to 1, by which each run is longer at both ends.
     """
     length = batch // parts
     starts = [int((1 - overlap) * length * s) for s in range(parts)]
@@ -28,7 +28,7 @@ def windows(batch: int, parts: int, overlap: float) -> list[slice]:
 
 
 def cut(batch: Any, rows: slice) -> Any:
-    """Some examples of a task's batch: of tensors [B, ...], alone or in tuples, lists and dicts."""
+    """Some examples of a task's batch, which is a tensor [B, ...], or tensors in tuples, lists and dicts."""
     if isinstance(batch, Tensor):
         return batch[rows]
     if isinstance(batch, dict):

@@ -1,1 +1,1 @@
-"""Frame, class memory, heads, losses and read-outs."""
+"""The frame, the class memory, heads, losses, read-outs and optimisers."""

@@ -1,6 +1,6 @@
-"""How far apart clients are: the drift of their class means, which the class memory is there to lower.
+"""How far apart clients are: the drift of their class means, which the class memory should reduce.
 
-Summed by the server as replies arrive. Must not know where features come from.
+The server sums it up as replies arrive. Must not know where features come from.
 
 Legend: K label space, D feature width.
 """
@@ -15,20 +15,23 @@ from torch import Tensor
 
 from fednc.common.learning.class_memory import ClassSums, on_grid
 
-DRIFT_GRID_BITS = 32  # exact for up to 2^21 clients; finer, for the drift is a difference of near-equal numbers
+DRIFT_GRID_BITS = (
+    32  # exact for up to 2^21 clients; finer, because the drift is a difference of nearly equal numbers
+)
 
 
 @dataclass(eq=False)
 class DriftSums:
-    """Cross-client class drift, streamed: mean over classes c and over clients k holding c of |v_kc - v_c|^2.
+    """Class drift between clients: mean over classes c, and over clients k that have c, of |v_kc - v_c|^2.
 
-    v_kc is the client's own class mean and v_c the plain mean of these over the clients holding c. Kept as sums of
-    1, v and |v|^2 per class, for mean |v - mean v|^2 = mean |v|^2 - |mean v|^2: no list of clients, any order.
+    v_kc is the client's own class mean, and v_c the plain mean of these over the clients that have c. Stored as
+    sums of 1, v and |v|^2 per class, since mean |v - mean v|^2 = mean |v|^2 - |mean v|^2. So no list of clients is
+    needed, and their order does not matter.
 
     Attributes:
         square_K: float64, sum over clients of |v_kc|^2.
         sum_KD: float64, sum over clients of v_kc.
-        clients_K: int64, clients holding the class.
+        clients_K: int64, number of clients that have the class.
     """
 
     square_K: Tensor
@@ -37,7 +40,7 @@ class DriftSums:
 
     @classmethod
     def zeros(cls, label_space: int, dim: int) -> DriftSums:
-        """No client yet."""
+        """The sums over zero clients."""
         return cls(
             square_K=torch.zeros(label_space, dtype=torch.float64),
             sum_KD=torch.zeros(label_space, dim, dtype=torch.float64),
@@ -54,7 +57,7 @@ class DriftSums:
         return self
 
     def value(self) -> float:
-        """The drift; NaN before any client held any class."""
+        """The drift; NaN until a client has sent a class."""
         clients_K = self.clients_K.clamp(min=1)
         centre_KD = self.sum_KD / clients_K.unsqueeze(1)
         spread_K = (self.square_K / clients_K - centre_KD.square().sum(dim=1)).clamp(min=0)

@@ -1,18 +1,18 @@
 """Class memory: per-class sums of unit features, and the global vector per class.
 
-Sums are made by clients, merged by the server as replies arrive, kept in checkpoints. Must not know where features
-come from: the width is whatever the task embeds, equal to the frame's or not.
+Clients make the sums, the server merges them as replies arrive, and checkpoints contain them. Must not know where
+features come from: their width depends on the task and may differ from the frame's.
 
-Why the merge is exact in any order. A float64 running sum is not: (a+b)+c and a+(b+c) differ in the last bit. Here
-each feature is rounded to a common fixed grid, multiples of 2^-24, before it is added. Features lie in the unit
-ball, so up to 2^29 of them per class add up to less than 2^53 steps of the grid, and every sum on the way is a
-float64 without rounding: identical bits for any order, batch size, partition over clients, or device. The price is
-at most 2^-25 per coordinate of a mean, less than float32 rounds away anyway. Second moments are sums of products
-of features that were rounded to multiples of 2^-15: the products are multiples of 2^-30, so a plain matrix product
-is as exact, up to 2^23 examples in the whole federation. They travel as float32, so here another partition gives
-other bits; another order does not.
+Why merging is exact in any order: an ordinary float64 sum is not, because (a+b)+c and a+(b+c) can differ in the
+last bit. Here each feature is first rounded to a fixed grid, multiples of 2^-24. Features lie in the unit ball, so
+up to 2^29 of them per class add up to less than 2^53 grid steps, and every intermediate sum is an exact float64.
+So any order, batch size, partition over clients and device gives the same bits. The cost is an error of at most
+2^-25 per coordinate of a mean, less than float32 rounding. Second moments are sums of products of features that
+were rounded to multiples of 2^-15. These products are multiples of 2^-30, so a plain matrix product is exact too,
+for up to 2^23 examples in the whole federation. They are sent as float32, so another partition over clients gives
+other bits, but another order does not.
 
-Legend: K label space, D feature width, B batch, T = D (D + 1) / 2 places of an upper triangle.
+Legend: K label space, D feature width, B batch, T = D (D + 1) / 2 entries of an upper triangle.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from fednc.common.errors import ProtocolError, UnusableValuesError
 from fednc.common.learning.covariance import inverse_covariance
 
 SUM_GRID_BITS = 24  # exact for up to 2^29 examples of a class in the whole federation
-MOMENT_GRID_BITS = 30  # of products; their factors have half as many
+MOMENT_GRID_BITS = 30  # for products; their factors have half as many
 NORM_SLACK = 1e-6  # float32 unit vectors may be this much longer than 1
 
 
 @dataclass(eq=False)
 class ClassSums:
-    """Additive sums over examples: the sums of a union are the sum of the sums, bit for bit.
+    """Additive sums over examples: the sums of a union are exactly the sum of the sums.
 
     Attributes:
-        sum_KD: float64, per class the sum of its features (unit vectors).
-        count_K: int64, examples in each sum.
-        moment_DD: float64, sum of h h^T over the features h of all classes; None where the read-out needs none.
+        sum_KD: float64, sum of the features (unit vectors) of each class.
+        count_K: int64, number of examples in each sum.
+        moment_DD: float64, sum of h h^T over the features h of all classes; None if the read-out does not need it.
     """
 
     sum_KD: Tensor
@@ -51,7 +51,7 @@ class ClassSums:
     def zeros(
         cls, label_space: int, dim: int, device: torch.device | None = None, *, moment: bool = False
     ) -> ClassSums:
-        """Sums over no examples, with second moments if `moment`."""
+        """Sums over zero examples, with second moments if `moment`."""
         return cls(
             sum_KD=torch.zeros(label_space, dim, dtype=torch.float64, device=device),
             count_K=torch.zeros(label_space, dtype=torch.int64, device=device),
@@ -60,7 +60,7 @@ class ClassSums:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ClassSums:
-        """What `to_tensors` gave. Raises ProtocolError: names, types or shapes are not those of class sums."""
+        """The sums from the result of `to_tensors`. Raises ProtocolError for wrong names, types or shapes."""
         types = {"sum_KD": torch.float64, "count_K": torch.int64}
         if "moment_T" not in tensors:
             return cls(**_checked(tensors, "class sums", types))
@@ -72,13 +72,13 @@ class ClassSums:
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """By name, for the wire. Of second moments the upper triangle, in float32: rounded, but on the grid."""
+        """By name, to send. Of second moments only the upper triangle, in float32: rounded, but on the grid."""
         sums = {"sum_KD": self.sum_KD, "count_K": self.count_K}
         return sums if self.moment_DD is None else {**sums, "moment_T": _triangle(self.moment_DD).float()}
 
     @property
     def mean_KD(self) -> Tensor:
-        """float64 mean feature per class; zero where there is no example."""
+        """float64 mean feature per class; zero for a class without examples."""
         return self.sum_KD / self.count_K.clamp(min=1).unsqueeze(1)
 
     def add_batch(self, feat_BD: Tensor, label_B: Tensor) -> Self:
@@ -92,15 +92,15 @@ class ClassSums:
         return self
 
     def merge(self, other: ClassSums) -> Self:
-        """Add the sums of other examples, in place. Raises ProtocolError: another shape, or no moments."""
+        """Add the sums of other examples, in place. Raises ProtocolError for another shape or missing moments."""
         if other.sum_KD.shape != self.sum_KD.shape:
             _refuse(f"shape {list(other.sum_KD.shape)} instead of {list(self.sum_KD.shape)}")
-        # A peer may send sums that are off the grid (noise, another version); ours do not change here.
+        # A peer may send sums that are off the grid (noise, another version); rounding does not change ours.
         self.sum_KD.copy_(on_grid(self.sum_KD, SUM_GRID_BITS) + on_grid(other.sum_KD, SUM_GRID_BITS))
         self.count_K.add_(other.count_K)
         if self.moment_DD is not None:
             if other.moment_DD is None:
-                _refuse("no second moments, which this run reads out by")
+                _refuse("no second moments, which this run's read-out needs")
             self.moment_DD.add_(on_grid(other.moment_DD, MOMENT_GRID_BITS))
         return self
 
@@ -112,12 +112,12 @@ class ClassSums:
         return self.map(lambda tensor: tensor.to(device))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> ClassSums:
-        """With `change` of each tensor."""
+        """The same sums with `change` applied to each tensor."""
         moment_DD = None if self.moment_DD is None else change(self.moment_DD)
         return ClassSums(sum_KD=change(self.sum_KD), count_K=change(self.count_K), moment_DD=moment_DD)
 
     def of_fewer(self, counted: int, held: int) -> ClassSums:
-        """As if the sender held only `counted` of its `held` examples: the same means, of less weight."""
+        """As if the sender had only `counted` of its `held` examples: the same means with less weight."""
         if counted >= held:
             return self
         count_K = (self.count_K.double() * (counted / held)).ceil().long()
@@ -128,21 +128,22 @@ class ClassSums:
 
     @property
     def scatter_DD(self) -> Tensor:
-        """float64 sum of (h - v)(h - v)^T, v the mean of the feature h's class; needs second moments."""
+        """float64 sum of (h - v)(h - v)^T, where v is the mean of h's class; needs second moments."""
         assert self.moment_DD is not None
         between_DD = (self.sum_KD.T * self.count_K.clamp(min=1).reciprocal()) @ self.sum_KD
         return self.moment_DD - between_DD
 
 
 def check_sums(sums: ClassSums, label_space: int, announced_K: Sequence[int]) -> None:
-    """Refuse sums that no unit features of the announced examples can have.
+    """Refuse sums that unit features of the announced examples cannot have.
 
     Args:
-        announced_K: examples of each class that the sender said it holds.
+        announced_K: number of examples of each class that the sender announced.
 
     Raises:
-        ProtocolError: other classes than the run's, counts below 0 or above those announced, or a sum longer than
-            its count (unit features cannot add up to more).
+        ProtocolError: the classes are not those of the run, a count is negative or larger than announced, or a sum
+        is
+            longer than its count (unit features cannot add up to more).
         UnusableValuesError: values that are not finite.
     """
     if sums.count_K.shape[0] != label_space:
@@ -150,7 +151,7 @@ def check_sums(sums: ClassSums, label_space: int, announced_K: Sequence[int]) ->
     beyond_K = (sums.count_K < 0) | (sums.count_K > torch.tensor(announced_K, dtype=torch.int64))
     if beyond_K.any():
         c = int(beyond_K.nonzero()[0])
-        _refuse(f"{int(sums.count_K[c])} examples of class {c} where {announced_K[c]} were announced")
+        _refuse(f"{int(sums.count_K[c])} examples of class {c}, but {announced_K[c]} were announced")
     given = [sums.sum_KD] if sums.moment_DD is None else [sums.sum_KD, sums.moment_DD]
     if not all(torch.isfinite(each).all() for each in given):
         raise UnusableValuesError("class sums with values that are not finite")
@@ -164,32 +165,32 @@ def check_sums(sums: ClassSums, label_space: int, announced_K: Sequence[int]) ->
 
 
 def _check_moment(sums: ClassSums, moment_DD: Tensor) -> None:
-    """Squares of n unit features add up to n at most, and in no direction do they vary less than not at all."""
+    """The squares of n unit features add up to at most n, and the variance in every direction is at least 0."""
     examples, square = int(sums.count_K.sum()), moment_DD.trace().item()
-    # A feature of length 1 is rounded by at most e; its square, as a matrix, changes by at most 2 e + e^2 in any
-    # direction. The sum travels as float32. An honest sender needs that much where all its features are the same.
+    # A feature of length 1 is rounded by at most e, so its square, as a matrix, changes by at most 2 e + e^2 in
+    # any direction. The sum is sent as float32. An honest sender needs this slack if all its features are the
+    # same.
     e = math.sqrt(len(moment_DD)) * 2.0 ** (-MOMENT_GRID_BITS // 2 - 1)
     slack = examples * (2 * e + e * e + 2.0**-24)
     if square > examples * (1 + NORM_SLACK) + slack:
         _refuse(f"squares that add up to {square:.6g} for {examples} examples")
     shifted_DD = sums.scatter_DD + (slack + NORM_SLACK) * torch.eye(len(moment_DD))
     if torch.linalg.cholesky_ex(shifted_DD).info:
-        _refuse("second moments that no features of these class sums have")
+        _refuse("second moments that are impossible for these class sums")
 
 
 @dataclass(frozen=True, eq=False)
 class ClassMemory:
-    """One global vector per class; a value, never changed in place.
+    """One global vector per class; never changed in place.
 
-    Its width is that of the features it was made from, not necessarily the frame's: a task that rehearses keeps
-    unit vectors from before the projection and projects them anew at each step.
+    Its width is that of the features it was made from, which may differ from the frame's: a task that rehearses
+    keeps unit vectors from before the projection and projects them again at each step.
 
     Attributes:
-        mean_KD: float32; not renormalised, so that its length (at most 1) tells how concentrated the class is.
-        seen_K: bool, classes that somebody ever held; the rows of the others are zero.
-        metric_DD: float32, in which a feature's distance to a class is measured: the inverse of the features'
-            covariance around their class means (`covariance.py`). None before it was known, or where nothing needs
-            it.
+        mean_KD: float32; not renormalised, so that its length (at most 1) shows how concentrated the class is.
+        seen_K: bool, classes that a client has had; the rows of the others are zero.
+        metric_DD: float32, the metric for distances between features and classes: the inverse covariance of
+            features around their class means (`covariance.py`). None until it is known, or if nothing needs it.
     """
 
     mean_KD: Tensor
@@ -198,27 +199,27 @@ class ClassMemory:
 
     @classmethod
     def empty(cls, label_space: int, dim: int) -> ClassMemory:
-        """No class seen yet."""
+        """A memory in which no class has been seen."""
         return cls(mean_KD=torch.zeros(label_space, dim), seen_K=torch.zeros(label_space, dtype=torch.bool))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ClassMemory:
-        """What `to_tensors` gave. Raises ProtocolError: names, types or shapes are not those of a memory."""
+        """The memory from the result of `to_tensors`. Raises ProtocolError for wrong names, types or shapes."""
         types = {"mean_KD": torch.float32, "seen_K": torch.bool}
         if "metric_DD" in tensors:
             types["metric_DD"] = torch.float32
         return cls(**_checked(tensors, "class memory", types))
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """By name, for the wire and checkpoints."""
+        """By name, to send and for checkpoints."""
         known = {"mean_KD": self.mean_KD, "seen_K": self.seen_K}
         return known if self.metric_DD is None else {**known, "metric_DD": self.metric_DD}
 
     def update(self, sums: ClassSums, momentum: float) -> ClassMemory:
-        """v <- w for a class seen for the first time, else momentum v + (1 - momentum) w; w is the mean in `sums`.
+        """v <- w for a class that is new, else momentum v + (1 - momentum) w, where w is the mean in `sums`.
 
-        Classes without examples in `sums` keep their vector, bit for bit. The metric is that of `sums` alone, and
-        is kept where they say nothing of it: it wants several examples in them for each of its D dimensions.
+        Classes without examples in `sums` keep their vector exactly. The metric is computed from `sums` alone, or
+        kept if they do not determine one. It needs several examples for each of its D dimensions.
         """
         held_K, examples = sums.count_K > 0, int(sums.count_K.sum())
         freedom = examples - int(held_K.sum())
@@ -234,7 +235,7 @@ class ClassMemory:
 
 
 def on_grid(value: Tensor, bits: int) -> Tensor:
-    """Rounded to multiples of 2^-bits."""
+    """Round to multiples of 2^-bits."""
     return torch.round(value * 2.0**bits) * 2.0**-bits
 
 
@@ -255,7 +256,7 @@ def _square(moment_T: Tensor, dim: int) -> Tensor:
 
 
 def _checked(tensors: Mapping[str, Tensor], what: str, types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-    """`tensors` if they have just these names and types and fit each other; a name's end says its shape."""
+    """`tensors`, if they have exactly these names and types and matching shapes; a name's end says its shape."""
     given = {name: (value.dtype, list(value.shape)) for name, value in tensors.items()}
     _, matrix = given.get(next(iter(types)), (None, []))  # [K, D], the first of the names
     labels, dim = (*matrix, 0, 0)[:2]

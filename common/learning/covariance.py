@@ -1,6 +1,6 @@
-"""The metric in which a feature's distance to a class is measured: the inverse of the covariance within classes.
+"""The metric for distances between features and classes: the inverse of the covariance within classes.
 
-Called by the class memory when a round's sums are there. Must not know where they come from.
+Called by the class memory with a round's sums. Must not know where they come from.
 
 Legend: D feature width.
 """
@@ -10,19 +10,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FLOOR = 2.0**-20  # variance below which there is no telling from rounding: features are multiples of 2^-15
+FLOOR = 2.0**-20  # smaller variances cannot be told from rounding: features are multiples of 2^-15
 
 
 def inverse_covariance(scatter_DD: Tensor, freedom: int) -> Tensor:
-    """float32 inverse [D, D] of a covariance, shrunk towards a multiple of the identity as few examples ask for.
+    """float32 inverse [D, D] of a covariance, shrunk towards a multiple of the identity if there are few examples.
 
     (1 - r) S + r (tr S / D) I with the r of the oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero, IEEE
-    Trans. Signal Processing 58, 2010, eq. 23): nothing to choose, next to 0 with many examples, 1 with none. All
-    features of a class in one place, or a matrix that no features have, give a finite inverse too.
+    Trans. Signal Processing 58, 2010, eq. 23). There is nothing to tune: r is close to 0 with many examples and 1
+    with none. The inverse is finite even if all features of a class are equal, or the matrix is not a possible
+    covariance.
 
     Args:
         scatter_DD: S, float64 covariance around class means.
-        freedom: degrees of freedom: examples less classes.
+        freedom: degrees of freedom: number of examples minus number of classes.
     """
     dim, mean = len(scatter_DD), scatter_DD.trace().clamp(min=0) / len(scatter_DD)
     value_D, vector_DD = torch.linalg.eigh((scatter_DD + scatter_DD.T) / 2)

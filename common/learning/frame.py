@@ -1,10 +1,10 @@
 """The frozen target: K unit vectors whose pairwise cosine is -1/(K-1), a simplex equiangular tight frame.
 
-For comparisons it may also be K orthonormal vectors, which are at equal angles too, but narrower ones.
-Drawn once by the server (`draw_frame`), checked on arrival by each client (`Frame.from_tensor`), read by heads and
-losses. Must not know models, methods or the link.
+For comparisons it may also be K orthonormal vectors, which also have equal but smaller angles. The server draws it
+once (`draw_frame`), each client checks it on arrival (`Frame.from_tensor`), and heads and losses use it. Must not
+know models, methods or the link.
 
-Legend: K vertices (whole label space), D feature width, B batch.
+Legend: K vertices (size of the label space), D feature width, B batch.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SMALLEST_NORM = 1e-6  # a shorter feature has no direction
 class Frame:
     """A checked frame.
 
-    The seed is a record of where the frame came from, not a recipe: QR gives other bits with another thread count
-    or library, so the tensor itself travels and nobody redraws it.
+    The seed only records where the frame came from. It cannot reproduce it: QR gives other bits with another
+    thread count or library, so the tensor itself is sent.
 
     Attributes:
         etf_KD: float32, on the CPU; unit rows with pairwise cosine -1/(K-1).
-        seed: seed of the draw.
+        seed: the seed it was drawn with.
         digest: sha256 (hex) over the float32 little-endian values and the shape.
     """
 
@@ -43,7 +43,7 @@ class Frame:
 
     @property
     def vertices(self) -> int:
-        """K: classes the frame has room for."""
+        """K: number of classes that fit into the frame."""
         return self.etf_KD.shape[0]
 
     @property
@@ -53,22 +53,22 @@ class Frame:
 
     @classmethod
     def without_vertices(cls, dim: int) -> Frame:
-        """The frame of a task without classes: there is nothing to train towards."""
+        """The empty frame of a task without classes."""
         etf_KD = torch.zeros(0, dim)
         return cls(etf_KD=etf_KD, seed=0, digest=frame_digest(etf_KD))
 
     @classmethod
     def from_tensor(cls, etf_KD: Tensor, seed: int, digest: str | None = None) -> Frame:
-        """The frame in `etf_KD`, after checking that it is one and, if given, that its digest is `digest`.
+        """The frame in `etf_KD`, after checking that it is one and, if given, that it has this digest.
 
         Raises:
-            ProtocolError: wrong shape or type, rows or angles off by more than `TOLERANCE`, or another digest.
+            ProtocolError: wrong shape or type, rows or angles off by more than `TOLERANCE`, or a wrong digest.
         """
         etf_KD = _checked(etf_KD.detach().cpu())
         found = frame_digest(etf_KD)
         if digest is not None and digest != found:
             raise ProtocolError(
-                f"the frame has sha256 {found}, announced was {digest}: it was changed on the way; start again"
+                f"the frame has sha256 {found}, but {digest} was announced: it was changed on the way; start again"
             )
         return cls(etf_KD=etf_KD, seed=seed, digest=found)
 
@@ -76,25 +76,25 @@ class Frame:
 def draw_frame(vertices: int, dim: int, seed: int, kind: str = "simplex") -> Frame:
     """A random frame with `vertices` = K vertices in `dim` = D dimensions, uniform over all rotations.
 
-    sqrt(K/(K-1)) Q (I - 11^T/K) with Q the sign-fixed QR factor of a Gaussian matrix, in float64. Not of a uniform
-    one: that would put vertex 0 at cosine -0.8 to the all-ones vector. For D = K-1 the basis of the subspace
-    orthogonal to 1 takes the place of the centring. Extra vertices may be reserved for classes of later days: any
-    subset of rows keeps its pairwise cosine -1/(K-1).
+    sqrt(K/(K-1)) Q (I - 11^T/K) in float64, where Q is the sign-fixed QR factor of a Gaussian matrix. A uniform
+    matrix would put vertex 0 at cosine -0.8 to the all-ones vector. For D = K-1 a basis of the subspace orthogonal
+    to 1 replaces the centring. Vertices may be reserved for later classes, since any subset of rows keeps its
+    pairwise cosine -1/(K-1).
 
-    With `kind` "orthogonal" it is Q alone: the same draw, neither centred nor rescaled.
+    With `kind` "orthogonal" the frame is Q alone: the same draw, neither centred nor rescaled.
 
     Raises:
-        ConfigError: K < 2 or D < K-1 (K for an orthogonal one), where no such frame exists.
+        ConfigError: K < 2 or D < K-1 (D < K for an orthogonal one), for which no such frame exists.
     """
     if vertices < 2:
         raise ConfigError(
-            f"a frame needs at least 2 vertices, given: {vertices}. Give the run two classes or more."
+            f"a frame needs at least 2 vertices, but got {vertices}. Give the run at least two classes."
         )
     needed = vertices if kind == "orthogonal" else vertices - 1
     if dim < needed:
         raise ConfigError(
             f"frame.dim = {dim} is too narrow for {vertices} vertices: they need at least {needed} "
-            f"dimensions. Set frame.dim = {needed} or more, or fewer frame.vertices."
+            f"dimensions. Set frame.dim to {needed} or more, or lower frame.vertices."
         )
     if kind == "orthogonal":
         return Frame.from_tensor(_random_orthonormal(dim, vertices, seed).T.contiguous().to(torch.float32), seed)
@@ -113,8 +113,8 @@ def frame_digest(etf_KD: Tensor) -> str:
 def unit(feat_BD: Tensor) -> Tensor:
     """Rows of length 1, in float32 or wider.
 
-    A row shorter than `SMALLEST_NORM` becomes zero and gets a zero gradient: dividing by a small constant instead
-    would keep it finite but multiply its gradient by a million.
+    A row shorter than `SMALLEST_NORM` becomes zero and gets a zero gradient. Dividing by a small constant instead
+    would keep it finite, but multiply its gradient by a million.
     """
     feat_BD = feat_BD.float() if feat_BD.dtype in (torch.float16, torch.bfloat16) else feat_BD
     norm_B1 = torch.linalg.vector_norm(feat_BD, dim=-1, keepdim=True)
@@ -125,7 +125,7 @@ def unit(feat_BD: Tensor) -> Tensor:
 def _random_orthonormal(rows: int, columns: int, seed: int) -> Tensor:
     gaussian = torch.randn(rows, columns, dtype=torch.float64, generator=generator(seed, "frame"))
     q, r = torch.linalg.qr(gaussian)
-    # Without the sign fix Q is not uniform over rotations, and depends on the library's convention.
+    # Without the sign fix, Q is not uniform over rotations and depends on the library's convention.
     columns_up: Tensor = q * torch.where(torch.diagonal(r) < 0, -1.0, 1.0)
     return columns_up
 
@@ -135,7 +135,7 @@ def _centring(vertices: int) -> Tensor:
 
 
 def _centred_basis(vertices: int) -> Tensor:
-    """Columns: an orthonormal basis of the K-1 dimensions orthogonal to 1 (Helmert's contrasts)."""
+    """Its columns are an orthonormal basis of the K-1 dimensions orthogonal to 1 (Helmert's contrasts)."""
     column = torch.arange(1, vertices, dtype=torch.float64)
     basis = torch.triu(torch.ones(vertices, vertices - 1, dtype=torch.float64))
     basis[torch.arange(1, vertices), torch.arange(vertices - 1)] = -column
@@ -145,7 +145,7 @@ def _centred_basis(vertices: int) -> Tensor:
 def _checked(etf_KD: Tensor) -> Tensor:
     if etf_KD.dim() != 2 or etf_KD.dtype != torch.float32 or etf_KD.shape[0] < 2:
         raise ProtocolError(
-            f"a frame is float32 [K >= 2, D], given: {etf_KD.dtype} {list(etf_KD.shape)}. "
+            f"a frame is float32 [K >= 2, D], but got {etf_KD.dtype} {list(etf_KD.shape)}. "
             "Update both sides to the same version of fednc."
         )
     vertices = etf_KD.shape[0]
@@ -155,6 +155,6 @@ def _checked(etf_KD: Tensor) -> Tensor:
     if not any(error <= TOLERANCE for error in errors):  # also refuses NaN
         raise ProtocolError(
             f"not a simplex equiangular tight frame: an entry of the Gram matrix is off by {errors[0]:.3g}, "
-            f"allowed are {TOLERANCE:g}. Use the frame that the server sent, unchanged."
+            f"the limit is {TOLERANCE:g}. Use the frame that the server sent, unchanged."
         )
     return etf_KD

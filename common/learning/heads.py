@@ -1,6 +1,7 @@
-"""What turns features into class scores: an ordinary trained classifier, or the frozen frame with a scale.
+"""Heads turn features into class scores: an ordinary trained classifier, or the frozen frame with a scale.
 
-Part of the model that a task builds. The frame is no parameter and in no state dict: it comes with the guide.
+Part of the model that a task builds. The frame is not a parameter and not in a state dict; it comes with the
+guide.
 
 Legend: B batch, D feature width, K label space.
 """
@@ -16,7 +17,7 @@ from fednc.common.learning.round_context import Guide
 
 
 class LinearHead(nn.Linear):
-    """An ordinary classifier on the features as they are, not normalised: plain FedAvg's."""
+    """An ordinary classifier on features that are not normalised, as in plain FedAvg."""
 
     def __init__(self, dim: int, label_space: int) -> None:
         super().__init__(dim, label_space)
@@ -41,10 +42,10 @@ class FrameHead(nn.Module):
 
 
 class CosineHead(nn.Module):
-    """Cosines to trained class vectors, times a scale: what a frame is compared with where nothing is frozen.
+    """Cosines to trained class vectors, times a scale: the counterpart of the frame head without a frozen frame.
 
     Attributes:
-        weight: [K, D], one class vector per row; only its direction counts.
+        weight: [K, D], one class vector per row; only its direction matters.
         scale: s; a parameter [] if trainable, else a plain number.
     """
 
@@ -64,7 +65,7 @@ Head = LinearHead | FrameHead | CosineHead
 
 
 def build_head(method: MethodSection, dim: int, label_space: int) -> Head:
-    """The head that `method` asks for."""
+    """The head that `method` chooses."""
     if method.head == "linear":
         return LinearHead(dim, label_space)
     if method.head == "cosine":
@@ -73,7 +74,7 @@ def build_head(method: MethodSection, dim: int, label_space: int) -> Head:
 
 
 def logits(head: Head, feat_BD: Tensor, guide: Guide) -> Tensor:
-    """Scores before the softmax in training, [B, K], without class prior; -inf where there is no class yet."""
+    """Scores before the softmax in training, [B, K], without class prior; -inf for vertices without a class."""
     scores_BK: Tensor = head(feat_BD, guide.etf_KD) if isinstance(head, FrameHead) else head(feat_BD)
     if guide.classes is None:
         return scores_BK

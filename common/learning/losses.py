@@ -1,7 +1,7 @@
-"""Losses: alignment with the target, the pulls of the class memory, the proximal term, and their sum.
+"""Losses: alignment with the target, the terms of the class memory, the proximal term, and their sum.
 
-Called by tasks at each training step (`objective`) and by the trainer (`proximal`); nothing here waits for the
-device. Must not know models: features come in, scalars go out.
+Called by tasks at each training step (`objective`) and by methods (`proximal`). Nothing here waits for the device.
+Must not know models: takes features and returns scalars.
 
 Legend: B batch, D feature width, K label space, R the K-1 classes other than the label. Every loss is a mean over
 its samples and safe for features that are zero.
@@ -24,24 +24,24 @@ from fednc.common.learning.round_context import GLOBAL, Guide
 
 
 def dot_regression(feat_BD: Tensor, label_B: Tensor, etf_KD: Tensor) -> Tensor:
-    """mean 1/2 (m_y . h - 1)^2 with h = unit(feat), m_y the vertex of the label.
+    """mean 1/2 (m_y . h - 1)^2, where h = unit(feat) and m_y is the vertex of the label.
 
-    Its gradient with respect to h is -(1 - cos) m_y: a pull only, which fades on arrival (Yang et al., NeurIPS
-    2022).
+    Its gradient with respect to h is -(1 - cos) m_y: only a pull, which fades as h gets there (Yang et al.,
+    NeurIPS 2022).
     """
     return _dot_gap(feat_BD, label_B, etf_KD).mean()
 
 
 def cross_entropy(logit_BK: Tensor, label_B: Tensor, prior_K: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy of softmax(logit + prior); without a prior it is the plain one."""
+    """Mean cross-entropy of softmax(logit + prior); without a prior, ordinary cross-entropy."""
     return F.cross_entropy(logit_BK if prior_K is None else logit_BK + prior_K, label_B)
 
 
 def class_prior(count_K: Tensor, tau: float) -> Tensor:
     """tau log(max(n_c, 1) / n), [K] (balanced softmax).
 
-    Added to the logits in training and left out in the read-out, it explains the client's own class frequencies,
-    so that the features need not. Clamping at one example keeps the push on absent classes small but finite.
+    Added to the logits in training but not in the read-out. It accounts for the client's own class frequencies, so
+    that the features do not have to. Clamping at one example keeps the push on absent classes small but finite.
     """
     count_K = count_K.to(torch.get_default_dtype())
     return tau * torch.log(count_K.clamp(min=1) / count_K.sum().clamp(min=1))
@@ -50,26 +50,27 @@ def class_prior(count_K: Tensor, tau: float) -> Tensor:
 def calibration(count_K: Tensor, tau: float) -> Tensor:
     """-tau n_c^(-1/4), [K], and -inf for a class without examples.
 
-    Added to the logits in training, it asks for a larger margin the rarer a class is on this client (FedLC: Zhang
-    et al., ICML 2022, arXiv 2209.00189). The paper also leaves the label out of the softmax's denominator, which
-    makes a loss without lower bound; here it stays.
+    Added to the logits in training. The rarer a class is on this client, the larger the margin it requires (FedLC:
+    Zhang et al., ICML 2022, arXiv 2209.00189). The paper also leaves the label out of the softmax's denominator,
+    which gives a loss without lower bound; here it is kept.
     """
     return -tau * count_K.to(torch.get_default_dtype()).pow(-0.25)
 
 
 def memory_anchor(feat_BD: Tensor, label_B: Tensor, mean_KD: Tensor, seen_K: Tensor) -> Tensor:
-    """Reading A: mean 1/2 |h - v_y|^2 with h = unit(feat), over the samples whose class has a memory; else zero.
+    """Mean 1/2 |h - v_y|^2 with h = unit(feat), over samples whose class has a memory; zero if none has.
 
-    v is not renormalised: along the sphere only its length pulls, so a diffuse class pulls weakly by itself.
+    v is not renormalised: the pull along the sphere is proportional to its length, so a diffuse class pulls
+    weakly.
     """
     gap_BD = unit(feat_BD) - mean_KD.detach()[label_B]
     return _masked_mean(0.5 * gap_BD.square().sum(dim=1), seen_K[label_B])
 
 
 def memory_centre(feat_BD: Tensor, label_B: Tensor, mean_KD: Tensor, seen_K: Tensor) -> Tensor:
-    """Mean over the classes in the batch that have a memory of 1/2 |mean of their h - v_c|^2; else zero.
+    """Mean of 1/2 |mean of h - v_c|^2 over the classes c in the batch that have a memory; zero if none has.
 
-    Unlike the anchor it leaves the spread within a class alone, and each class counts once.
+    Unlike the anchor it does not affect the spread within a class, and each class counts once.
     """
     label_K = torch.arange(len(mean_KD), device=feat_BD.device)
     member_KB = (label_K[:, None] == label_B).to(feat_BD.dtype)
@@ -80,18 +81,18 @@ def memory_centre(feat_BD: Tensor, label_B: Tensor, mean_KD: Tensor, seen_K: Ten
 
 
 def blended_targets(etf_KD: Tensor, mean_KD: Tensor, seen_K: Tensor, share: float) -> Tensor:
-    """Reading C: unit((1 - share) m_c + share v_c) [K, D]; the vertex m_c where class c has no memory."""
+    """unit((1 - share) m_c + share v_c) [K, D]; the vertex m_c if class c has no memory."""
     blend_KD = unit((1 - share) * etf_KD + share * mean_KD.detach())
     return torch.where(seen_K[:, None], blend_KD, etf_KD)
 
 
 def memory_rehearsal(feat_KD: Tensor, seen_K: Tensor, head: Head, guide: Guide) -> Tensor:
-    """Reading B: the alignment loss on one memory feature per class, over the classes that have one; else zero.
+    """The alignment loss on one memory feature per class, over classes that have one; zero if none has.
 
     Each class counts once, so no prior is needed, and classes that this client lacks are not forgotten.
 
     Args:
-        feat_KD: the memory as the head's input, with gradient where the caller projected it.
+        feat_KD: the memory as the head's input; has a gradient if the caller projected it.
         seen_K: classes that have a memory.
     """
     label_K = torch.arange(feat_KD.shape[0], device=feat_KD.device)
@@ -103,14 +104,14 @@ def memory_rehearsal(feat_KD: Tensor, seen_K: Tensor, head: Head, guide: Guide) 
 
 
 def proximal(params: Iterable[Tensor], global_params: Iterable[Tensor]) -> Tensor:
-    """1/2 |w - w_global|^2 over all parameters, in the same order in both; times mu it is FedProx' term."""
+    """1/2 |w - w_global|^2 over all parameters, in the same order in both; times mu it is FedProx's term."""
     pairs = zip(params, global_params, strict=True)
     return 0.5 * torch.stack([(w - w_global.detach()).square().sum() for w, w_global in pairs]).sum()
 
 
 @dataclass(frozen=True)
 class View:
-    """What another model makes of the same batch; without gradient.
+    """Another model's outputs for the same batch, without gradient.
 
     Attributes:
         feat_BD: its features.
@@ -123,14 +124,14 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """One batch, as a method's `feature_terms` gets it.
+    """One batch, as passed to a method's `feature_terms`.
 
     Attributes:
         feat_BD: the model's features, before normalisation.
         label_B: class indices.
         head: the model's classifier.
         guide: the target of the round.
-        views: what the companions make of the batch, by their names.
+        views: outputs of the companions for the batch, by their names.
     """
 
     feat_BD: Tensor
@@ -152,27 +153,27 @@ def objective(
     rehearsal_KD: Tensor | None = None,
     views: Mapping[str, View] = MappingProxyType({}),
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a client minimises, but for the proximal term, as `guide.method` says.
+    """What a client minimises under `guide.method`, except for penalties on parameters.
 
     The memory terms grow with `guide.memory_ramp` and are absent while it is 0.
 
     Args:
         feat_BD: the model's features, before normalisation.
         label: B labels in any shape.
-        rehearsal_KD: memory features projected by the model at this step. Rehearsal must reach parameters to be of
-            use; the memory in the guide lies behind the projection and reaches none but the head's. So a task that
-            rehearses keeps its memory before the projection (unit vectors, then everything else holds unchanged),
-            and passes the projected ones. Without them the head alone rehearses.
-        views: what each of `guide.companions` makes of the batch, by the same name.
+        rehearsal_KD: memory features that the model projected at this step. Rehearsal must train parameters to be
+            useful, and a memory from after the projection can only train the head. So a task that rehearses takes
+            its memory before the projection (as unit vectors, so nothing else changes) and passes the projected
+            features. Without them only the head rehearses.
+        views: outputs of each of `guide.companions` for the batch, by the same name.
 
     Returns:
         The scalar to minimise and its weighted parts by name, detached.
 
     Raises:
-        ConfigError: `method.rehearsal` is on, but would train nothing: no projected memory, a frozen head; or the
-            method compares models, and the task gives no views.
+        ConfigError: `method.rehearsal` is on but would train nothing, because there is no projected memory and the
+            head is frozen; or the method compares models and the task provides no views.
     """
-    if torch.is_autocast_enabled(feat_BD.device.type):  # layers may be coarse, losses may not
+    if torch.is_autocast_enabled(feat_BD.device.type):  # layers may use low precision, losses may not
         with torch.autocast(feat_BD.device.type, enabled=False):
             wide = {name: View(view.feat_BD.float(), view.logit_BK.float()) for name, view in views.items()}
             return objective(feat_BD.float(), label, head, guide, _float(rehearsal_KD), wide)
@@ -196,7 +197,7 @@ def _float(value: Tensor | None) -> Tensor | None:
 
 
 def _with_targets(guide: Guide) -> Guide:
-    """The guide with the training targets in place of the vertices."""
+    """The guide with the training targets instead of the vertices."""
     share = guide.method.target_blend * guide.memory_ramp
     if share == 0:
         return guide
@@ -215,12 +216,12 @@ def _alignment(feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide) -> Te
 def _of_methods(
     feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide, views: Mapping[str, View]
 ) -> dict[str, Tensor]:
-    """The terms that the methods at work add."""
+    """The terms that the active methods add."""
     parts = guide.method.parts
     comparing = [part.name for part in parts if part.compares_models]
     if comparing and GLOBAL not in views:
         raise ConfigError(
-            f"the method {' and '.join(comparing)} compares models, which this task cannot do: give another "
+            f"method {' and '.join(comparing)} compares models, which this task does not support: choose another "
             "method.name, and leave the keys of this one (docs/config.md) at 0"
         )
     features = Features(feat_BD=feat_BD, label_B=label_B, head=head, guide=guide, views=views)
@@ -232,7 +233,7 @@ def _rehearsal_features(rehearsal_KD: Tensor | None, head: Head, guide: Guide) -
         return rehearsal_KD
     if guide.method.loss == "dot" or not any(p.requires_grad for p in head.parameters()):
         raise ConfigError(
-            f"method.rehearsal = {guide.method.rehearsal:g} would train nothing: this task keeps no memory from "
+            f"method.rehearsal = {guide.method.rehearsal:g} would train nothing: this task has no memory from "
             "before its projection, and the head is frozen. Set method.rehearsal = 0 or method.train_scale = true."
         )
     return guide.mean_KD

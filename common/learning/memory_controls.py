@@ -1,7 +1,8 @@
-"""What stands in for the class memory under `method.memory_source`: controls that show what the memory is worth.
+"""Replacements for the class memory (`method.memory_source`): controls that show what the memory is worth.
 
-Called by the server for all that it broadcasts and reads out, by clients for `own`. Each control has the memory's
-schedule and weight: the same classes count as seen, the same terms of the loss use it. Must not know tasks.
+The server uses them for everything that it broadcasts and reads out, clients for `own`. A control has the same
+schedule and weight as the memory: the same classes count as seen, and the same loss terms use it. Must not know
+tasks.
 
 Legend: K label space, D feature width.
 """
@@ -23,12 +24,12 @@ from fednc.common.learning.round_context import Guide
 
 @dataclass(frozen=True, kw_only=True)
 class Memories:
-    """The class memory, and what the controls need beside it.
+    """The class memory, and what the controls need besides.
 
     Attributes:
-        real: over all clients that took part, now.
-        early: the same as it was at the end of the warm-up.
-        single: each class as one client has it that holds it, now.
+        real: the current memory over all clients that took part.
+        early: the memory as it was at the end of the warm-up.
+        single: a current memory in which each class comes from a single client that has it.
     """
 
     real: ClassMemory
@@ -37,12 +38,12 @@ class Memories:
 
     @classmethod
     def all_from(cls, memory: ClassMemory) -> Self:
-        """Nothing is known but the memory."""
+        """Start with the same memory for all three."""
         return cls(real=memory, early=memory, single=memory)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """What `to_tensors` gave, among others. Raises ProtocolError: no memory in it."""
+        """Read the result of `to_tensors`; ignores other tensors. Raises ProtocolError if there is no memory."""
         found = {
             name: {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
             for name in ("memory", "early", "single")
@@ -52,23 +53,23 @@ class Memories:
         return cls(real=real, early=early, single=single)
 
     def to_tensors(self, source: str) -> dict[str, Tensor]:
-        """By name, for checkpoints: what a run with this `method.memory_source` goes on from."""
+        """By name, for checkpoints: what a run with this `method.memory_source` needs to continue."""
         kept = {"memory": self.real} | ({"early": self.early} if source == "stale" else {})
         kept |= {"single": self.single} if source == "own" else {}
         return {f"{name}.{key}": value for name, one in kept.items() for key, value in one.to_tensors().items()}
 
     def updated(self, pool: Pool, momentum: float, *, warming_up: bool) -> Self:
-        """After the sums of a round. The first memory counts as an early one even after the warm-up."""
+        """The memories after the sums of a round. The first memory counts as early even after the warm-up."""
         real = self.real.update(pool.all, momentum)
         early = real if warming_up or not self.early.seen_K.any() else self.early
         return replace(self, real=real, early=early, single=self.single.update(pool.one, momentum))
 
     def under(self, source: str, etf_KD: Tensor, seed: int) -> ClassMemory:
-        """What `method.memory_source` = `source` gives to every use of the memory.
+        """The memory to use everywhere under `method.memory_source` = `source`.
 
         Args:
             etf_KD: the frame.
-            seed: of the run; derangement and random vectors follow from it and are the same in all rounds.
+            seed: the run's seed. It determines the derangement and the random vectors, the same in all rounds.
         """
         if source == "memory":
             return self.real
@@ -85,9 +86,10 @@ class Memories:
 
 
 class Pool:
-    """Class sums as they arrive, in any order: of all clients together, and for each class of one that holds it.
+    """Collects class sums in any order: of all clients together, and for each class from one client that has it.
 
-    That one is the first holder in an order of all nodes drawn from `seed`: the same one while it is there.
+    That client is the first one in an order of all nodes drawn from `seed`, so it stays the same while it takes
+    part.
     """
 
     def __init__(self, label_space: int, dim: int, seed: int, *, moment: bool = False) -> None:
@@ -105,14 +107,14 @@ class Pool:
 
 
 def with_own_means(guide: Guide, sums: ClassSums) -> Guide:
-    """`guide` with a client's own class means for its memory: of seen classes that it holds, for `own`."""
+    """`guide` with a client's own class means as memory, for `own`; only for seen classes that the client has."""
     own_K = guide.seen_K & (sums.count_K > 0).to(guide.seen_K.device)
     mean_KD = sums.mean_KD.to(guide.mean_KD)
     return replace(guide, mean_KD=torch.where(own_K[:, None], mean_KD, 0.0), seen_K=own_K)
 
 
 def _shuffled(memory: ClassMemory, seed: int) -> Tensor:
-    """Each seen class has the next one's vector, in a fixed random order of all classes."""
+    """Give each seen class the vector of the next one, in a fixed random order of all classes."""
     order_K = torch.randperm(len(memory.seen_K), generator=seeds.generator(seed, "derangement"))
     order_S = order_K[memory.seen_K[order_K]]
     mean_KD = memory.mean_KD.clone()

@@ -1,8 +1,8 @@
-"""Neural-collapse metrics: how close features are to one point per class, at the corners of a simplex.
+"""Neural-collapse metrics: how close the features are to one point per class, at the corners of a simplex.
 
 Called at evaluation by tasks, plots and benchmarks, in float64. Must not know models or methods.
 
-Legend: N examples, D feature width, K label space, P classes present among the examples.
+Legend: N examples, D feature width, K label space, P classes that occur among the examples.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from torch import Tensor
 from fednc.common.learning.frame import unit
 
 METRICS = ("nc1", "nc2", "nc2_norm", "nc2_angle", "nc3", "nc3_cos", "nc4")
-RANK_TOLERANCE = 1e-9  # centred class means have rank P-1: below this share a singular value is rounding
+RANK_TOLERANCE = 1e-9  # centred class means have rank P-1: a singular value below this share is rounding
 
 
 def collapse(feat_ND: Tensor, label_N: Tensor, vertices_KD: Tensor, classes: int) -> dict[str, float]:
     """NC1 to NC4 (Papyan, Han, Donoho 2020) over the classes below `classes` that have examples; 0 is collapse.
 
-    With mu_c the class means and mu their plain mean (so that class frequencies do not enter), A = rows mu_c - mu,
-    w_c the class vectors, E = (I - 11^T/P) / sqrt(P-1):
+    mu_c are the class means, mu is their plain mean (so class frequencies do not matter), A has the rows mu_c -
+    mu, w_c are the class vectors, and E = (I - 11^T/P) / sqrt(P-1):
 
-    * nc1: tr(S_W S_B^+) / P, the spread within classes over that between them;
+    * nc1: tr(S_W S_B^+) / P, the spread within classes relative to that between them;
     * nc2: |A A^T/|A A^T| - E|, means at equal angles; nc2_norm: std/mean of |mu_c - mu|; nc2_angle: mean over
       pairs of |cos + 1/(P-1)|;
     * nc3: |W A^T/|W A^T| - E|, means along the class vectors; nc3_cos: mean of cos(mu_c - mu, w_c), 1 is collapse;
-    * nc4: share of examples where the largest w_c . h and the nearest mu_c are different classes.
+    * nc4: share of examples for which the largest w_c . h and the nearest mu_c belong to different classes.
 
     Args:
         feat_ND: features, on any device, in any float type.
-        label_N: labels; examples with one outside today's classes are left out.
-        vertices_KD: class vectors w_c: the frame, or the weight rows of a trained head.
+        label_N: labels; examples with a label outside the current classes are left out.
+        vertices_KD: class vectors w_c: the frame, or the rows of a trained head's weight.
 
     Returns:
-        All of these; NaN with fewer than two classes, when all class means are the same point, or when a feature
-        is not finite.
+        All of these metrics. NaN with fewer than two classes, if all class means are equal, or if a feature is not
+        finite.
     """
     keep_N = (label_N >= 0) & (label_N < classes)
     present_P, index_N = torch.unique(label_N[keep_N], return_inverse=True)
@@ -59,10 +59,11 @@ def collapse(feat_ND: Tensor, label_N: Tensor, vertices_KD: Tensor, classes: int
 
 
 def alignment(mean_KD: Tensor, vertices_KD: Tensor) -> Tensor:
-    """float64 [K, K]: cosine of class i's mean, about the centre of all means, with class vector j.
+    """float64 [K, K]: cosine between class i's mean, relative to the centre of all means, and class vector j.
 
-    Under collapse onto a frame it is the frame's own Gram matrix. NaN in the row of a class whose mean is zero:
-    nobody has seen it, and it does not move the centre.
+    If features have collapsed onto a frame, this is the frame's Gram matrix. The row of a class whose mean is zero
+    is
+    NaN: it has not been seen, and does not affect the centre.
     """
     mean_KD, seen_K = mean_KD.detach().double(), mean_KD.any(dim=1)
     centred_KD = mean_KD - mean_KD[seen_K].mean(dim=0)
@@ -76,13 +77,13 @@ def _class_means(feat_ND: Tensor, index_N: Tensor, present: int) -> Tensor:
 
 
 def _spread(centred_PD: Tensor, mean_PD: Tensor) -> bool:
-    """Whether the class means are several points; False for NaN too."""
+    """Whether the class means differ from each other; False for NaN too."""
     return bool(torch.linalg.norm(centred_PD) > RANK_TOLERANCE * torch.linalg.norm(mean_PD))
 
 
 def _within_over_between(within_ND: Tensor, centred_PD: Tensor) -> Tensor:
-    # S_B = A^T A / P has the pseudo-inverse P A^+ A^+T, so tr(S_W S_B^+) / P = mean_i |(h_i - mu_y) A^+|^2:
-    # no D x D matrix is formed.
+    # S_B = A^T A / P has the pseudo-inverse P A^+ A^+T, so tr(S_W S_B^+) / P = mean_i |(h_i - mu_y) A^+|^2,
+    # which needs no D x D matrix.
     inverse_DP: Tensor = torch.linalg.pinv(centred_PD, rtol=RANK_TOLERANCE)
     ratio = (within_ND @ inverse_DP).square().sum() / len(within_ND)
     return ratio

@@ -1,4 +1,4 @@
-"""Optimisers and learning rate schedules by the names that a run file gives them.
+"""Optimisers and learning-rate schedules, by their names in a run file.
 
 Called by the client's trainer; the task contract checks the names before a run. Knows no task and no method.
 """
@@ -17,11 +17,11 @@ from fednc.common.config.tables import TrainSection
 from fednc.common.errors import ConfigError
 
 SGD = "sgd"
-_UNUSABLE = {"lbfgs", "sparseadam"}  # the first wants a closure, the second sparse gradients
+_UNUSABLE = {"lbfgs", "sparseadam"}  # the first needs a closure, the second sparse gradients
 
 
 def optimiser_names() -> list[str]:
-    """Names of `torch.optim`'s optimisers, in small letters."""
+    """Names of the optimisers in `torch.optim`, in lower case."""
     found = (value for value in vars(torch.optim).values() if inspect.isclass(value))
     names = {one.__name__.lower() for one in found if issubclass(one, torch.optim.Optimizer)}
     return sorted(names - _UNUSABLE - {"optimizer"})
@@ -30,10 +30,10 @@ def optimiser_names() -> list[str]:
 def make_optimiser(
     params: Sequence[nn.Parameter], section: TrainSection, lr: float, *, fused: bool | None = None
 ) -> torch.optim.Optimizer:
-    """The optimiser of `[train]` over these parameters.
+    """The optimiser that `[train]` chooses, for these parameters.
 
-    SGD takes `momentum` and `weight_decay`. Any other takes `weight_decay`, where it has one, and what
-    `optimizer_options` says. Raises ConfigError: no such optimiser, or an option that it does not have.
+    SGD uses `momentum` and `weight_decay`. Other optimisers use `weight_decay` if they have one. Both also use
+    `optimizer_options`. Raises ConfigError for an unknown optimiser or option.
     """
     if section.optimizer == SGD:
         keys: dict[str, Any] = {"momentum": section.momentum, "weight_decay": section.weight_decay, "fused": fused}
@@ -60,14 +60,14 @@ def _kind(name: str) -> Any:
 
 
 def check_optimiser(section: TrainSection) -> None:
-    """Raises ConfigError: the run's optimiser cannot be made."""
+    """Raises ConfigError if the run's optimiser cannot be created."""
     if section.is_plain_sgd:
-        return  # the run file's own checks are enough; PyTorch takes seconds to load before it makes its first one
+        return  # the run file's own checks are enough; PyTorch takes seconds to load before it creates its first one
     make_optimiser([nn.Parameter(torch.zeros(1))], section, section.lr)
 
 
 def learning_rate(section: TrainSection, number: int, rounds: int) -> float:
-    """Of round `number` of `rounds`, from 1: `lr`, times `lr_decay` per round, times what `schedule` says."""
+    """Learning rate of round `number` of `rounds`, from 1: `lr`, with `lr_decay` per round, and `schedule`."""
     lr = section.lr * section.lr_decay ** (number - 1)
     if number <= section.warmup_rounds:
         return lr * number / (section.warmup_rounds + 1)

@@ -1,7 +1,7 @@
-"""The read-outs: how a trained model classifies. One class for each, which says what it needs and how it scores.
+"""The read-outs: how a trained model classifies. One class each, which defines what it needs and how it scores.
 
-To add one, write a class here and register it: the run file, docs/config.md, clients, server, export and
-comparisons ask `READOUTS`. Called at evaluation and prediction. Must not know how the class memory came about.
+To add a read-out, write a class here and register it; the run file, docs/config.md, clients, server, export and
+comparisons use `READOUTS`. Called at evaluation and prediction. Must not know how the class memory was made.
 
 Legend: B batch, D feature width, K label space.
 """
@@ -25,7 +25,7 @@ class ReadOut(ABC):
 
     Attributes:
         name: its value of `method.readout`.
-        summary: what classes are compared by, for docs/config.md.
+        summary: what the scores are based on, for docs/config.md.
         needs_head: uses a trained head, which `method.head = "frame"` does not have.
         needs_vertices: uses the frozen vertices, which only `method.head = "frame"` has.
         needs_memory: uses the class memory, so clients send class sums.
@@ -41,17 +41,17 @@ class ReadOut(ABC):
 
     @abstractmethod
     def scores(self, feat_BD: Tensor, head: Head, guide: Guide) -> Tensor:
-        """Scores [B, K] of features as the head takes them, not normalised; the argmax is the prediction."""
+        """Scores [B, K] of the head's inputs, which are not normalised; the argmax is the prediction."""
 
 
 class MemoryReadOut(ReadOut):
-    """Classifies by the class memory alone, so it works in any space in which the memory lies."""
+    """Classifies by the class memory alone, so it works in whatever space the memory is in."""
 
     needs_memory = True
 
     @abstractmethod
     def compare(self, unit_BD: Tensor, guide: Guide, scale: Tensor | float) -> Tensor:
-        """Scores [B, K] of unit features in the memory's space; those of classes without a memory are not used."""
+        """Scores [B, K] of unit features in the memory's space; classes without a memory are masked afterwards."""
 
     def memory_scores(self, unit_BD: Tensor, guide: Guide, scale: Tensor | float) -> Tensor:
         """Scores [B, K] of unit features in the memory's space; -inf for a class without a memory."""
@@ -79,7 +79,7 @@ class HeadReadOut(ReadOut):
 
 @READOUTS.register
 class VertexReadOut(ReadOut):
-    """s h . m_c with the unit feature h, the vertex m_c and the scale s of the head; no class prior."""
+    """s h . m_c, with unit feature h, vertex m_c and the head's scale s; no class prior."""
 
     name, summary = "vertex", "the frozen vertices"
     needs_vertices = True
@@ -91,9 +91,9 @@ class VertexReadOut(ReadOut):
 
 @READOUTS.register
 class ClassMeanReadOut(MemoryReadOut):
-    """The nearest class mean: s (h . v_c - |v_c|^2 / 2) = -s/2 |h - v_c|^2 + const with the memory v_c.
+    """The nearest class mean: s (h . v_c - |v_c|^2 / 2) = -s/2 |h - v_c|^2 + const, with memory v_c.
 
-    The square matters: without it a class whose features are concentrated (long v_c) wins too often.
+    The square is needed: without it, a class with concentrated features (long v_c) would win too often.
     """
 
     name, summary = "memory", "the class memory"
@@ -107,9 +107,9 @@ class ClassMeanReadOut(MemoryReadOut):
 class BlendReadOut(ReadOut):
     """Vertex and memory: s ((1 - w) h . m_c + w (h . v_c - |v_c|^2 / 2)), w = 1 / (2 - k^2).
 
-    k is the mean length of the memories: features of variance 1 - k^2 around their class means make the nearest
-    mean 1 / (1 - k^2) times as sure, so w grows from 1/2 to 1 as classes collapse. A class never seen has
-    v_c = k m_c: its vertex stands in for the memory it lacks.
+    k is the mean length of the memories. If features have variance 1 - k^2 around their class means, the nearest
+    mean is 1 / (1 - k^2) times as reliable, so w grows from 1/2 to 1 as classes collapse. For a class that has not
+    been seen, v_c = k m_c: its vertex replaces the missing memory.
     """
 
     name, summary = "blend", "vertices and class memory together"
@@ -127,17 +127,17 @@ class BlendReadOut(ReadOut):
 
 @READOUTS.register
 class DiscriminantReadOut(ClassMeanReadOut):
-    """Fisher's linear discriminant: the nearest class mean in the metric A of the memory.
+    """Fisher's linear discriminant: the nearest class mean in the memory's metric A.
 
-    A is the inverse covariance of features around their class means: h . A v_c - v_c . A v_c / 2, with the mean of
-    all v_c subtracted from h and v_c first. It is the log-likelihood of a class minus that of the mean, so it
-    has no scale, and its log-loss cannot be compared with the training loss. Without a metric (no class had two
-    examples yet) it is the nearest class mean.
+    h . A v_c - v_c . A v_c / 2, where A is the inverse covariance of features around their class means, and the
+    mean of all v_c is first subtracted from h and v_c. This is the log-likelihood of a class minus that of the
+    mean, so it has no scale, and its log-loss is not comparable with the training loss. Without a metric (until a
+    class has had two examples) it is the ordinary nearest class mean.
     """
 
     name = "discriminant"
     summary = (
-        "the class memory in the metric of features within classes, for which clients also send second moments"
+        "the class memory, in the metric of the features within classes; clients also send second moments for it"
     )
     needs_moments = True
 
@@ -151,15 +151,15 @@ class DiscriminantReadOut(ClassMeanReadOut):
 
 
 def readout_of(guide: Guide) -> ReadOut:
-    """The read-out that the run asks for."""
+    """The run's read-out."""
     return READOUTS.get(guide.method.readout)
 
 
 def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
-    """Scores [B, K] by the run's read-out; -inf for vertices reserved beyond today's `classes`.
+    """Scores [B, K] of the run's read-out; -inf for reserved vertices beyond the current `classes`.
 
-    While no class has a memory, a read-out that needs it gives way to the head as trained. The scale s of the head
-    changes no prediction; it makes softmax and log-loss mean what they meant in training.
+    While no class has a memory, the head as trained replaces a read-out that needs one. The head's scale s does
+    not change predictions, but makes softmax and log-loss comparable with training.
     """
     readout = readout_of(guide)
     score_BK = readout.scores(feat_BD, head, guide)
@@ -169,12 +169,12 @@ def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> T
 
 
 def as_trained(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
-    """Scores [B, K] of the head as trained; -inf beyond today's `classes`."""
+    """Scores [B, K] of the head as trained; -inf beyond the current `classes`."""
     return _existing(logits(head, feat_BD, guide), classes)
 
 
 def scale_of(head: Head, guide: Guide) -> Tensor | float:
-    """The factor s on cosines: the head's, or for a linear head the one of the run file."""
+    """The factor s on cosines: the head's own, or for a linear head that of the run file."""
     return head.scale if isinstance(head, FrameHead | CosineHead) else guide.method.scale
 
 
@@ -184,5 +184,5 @@ def _existing(score_BK: Tensor, classes: int) -> Tensor:
 
 
 def _nearest_mean(feat_BD: Tensor, mean_KD: Tensor, axis_KD: Tensor) -> Tensor:
-    """h . a - v . a / 2 with a = A v, [B, K]: (|h|^2 - |h - v|^2) / 2 in the metric A."""
+    """[B, K]: h . a - v . a / 2 with a = A v, which is (|h|^2 - |h - v|^2) / 2 in the metric A."""
     return feat_BD @ axis_KD.T - (mean_KD * axis_KD).sum(dim=1) / 2

@@ -1,8 +1,8 @@
-"""What the server broadcasts beside the model: the frozen frame, the class memory, where in the run we are.
+"""The context of a round besides the model: the frozen frame, the class memory, and the position in the run.
 
-Made by `common/tasks/round_guide.py` on both sides, read by tasks and losses.
+Built by `common/tasks/round_guide.py` on both sides; used by tasks and losses.
 
-Legend: K vertices of the frame (whole label space), D feature width.
+Legend: K vertices of the frame (size of the label space), D feature width.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ from torch import Tensor, nn
 
 from fednc.common.config.tables import MethodSection
 
-GLOBAL, PREVIOUS = "global", "previous"  # companions: the round's start, this client's own last model
+GLOBAL, PREVIOUS = (
+    "global",
+    "previous",
+)  # companions: the model at the round's start, this client's own previous model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guide:
-    """The target of one round.
+    """The targets of one round.
 
     Attributes:
         method: how to train and how to read out.
         etf_KD: unit rows with pairwise cosine -1/(K-1); frozen, never in an optimiser; on the model's device.
-        mean_KD: the class memory v_c (not renormalised: |v_c| <= 1 is its confidence); zero rows where unseen.
+        mean_KD: the class memory v_c (not renormalised: |v_c| <= 1 is its confidence); zero for unseen classes.
         seen_K: bool, the classes that have a memory.
-        metric_DD: in which distances to the memory are measured; None: as they are.
-        count_K: examples of each class that *this client* trains on; zeros where it has none.
-        memory_ramp: factor 0 ... 1 on the memory terms of the loss (warm-up).
-        companions: frozen models that the loss compares the trained one with; the client's own, they never travel.
-        classes: classes that exist so far: vertices from there on are nobody's; None: all of the task's.
-        earlier: classes from before the current class session.
-        virtual: vertices, the last ones, on which `method.virtual_share` has classes learnt that no data has.
+        metric_DD: metric for distances to the memory; None: Euclidean.
+        count_K: examples of each class that *this client* trains on.
+        memory_ramp: factor 0 to 1 on the memory terms of the loss (warm-up).
+        companions: frozen models that the loss compares the trained one with; never sent.
+        classes: number of classes so far; later vertices have no class yet. None: all classes of the task.
+        earlier: number of classes from before the current class session.
+        virtual: number of last vertices that are used for the altered classes of `method.virtual_share`.
     """
 
     method: MethodSection
@@ -61,7 +64,7 @@ class Guide:
 
 
 def memory_ramp(method: MethodSection, server_round: int) -> float:
-    """0 during the warm-up rounds, then linear to 1 over as many rounds (`server_round` counts from 1)."""
+    """0 during the warm-up, then linear to 1 over the same number of rounds (`server_round` counts from 1)."""
     if method.warmup_rounds == 0:
         return 1.0
     return min(1.0, max(0.0, (server_round - method.warmup_rounds) / method.warmup_rounds))

@@ -1,1 +1,1 @@
-"""The methods: one class in one file each, found by name in `registry.py`."""
+"""The methods, one file with one class each; `registry.py` finds them by name."""

@@ -1,8 +1,8 @@
-"""What FedAdagrad, FedAdam and FedYogi share: a step at the server with a rate for each parameter.
+"""The common part of FedAdagrad, FedAdam and FedYogi: a step at the server with its own rate for each parameter.
 
 Reddi et al., ICLR 2021, arXiv 2003.00295, algorithm 2. With D = mean - w, the mean change of the model:
-m <- beta1 m + (1 - beta1) D; v as each of them says; w <- w + lr m / (sqrt(v) + tau). m starts at zero, v at
-tau^2, and neither is corrected for its start.
+m <- beta1 m + (1 - beta1) D; v depends on the method; w <- w + lr m / (sqrt(v) + tau). m starts at zero and v at
+tau^2, without bias correction.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from fednc.common.config.tables import SERVER_ONLY, Positive, Section
 from fednc.common.methods.api import ServerRound, ServerStep, Tensors
 
 Decay = Annotated[float, Field(ge=0, lt=1), SERVER_ONLY]
-FIRST, SECOND = "first/", "second/"  # moments, in the state
+FIRST, SECOND = "first/", "second/"  # key prefixes of the moments in the state
 
 
 class AdaptiveOptions(Section):
-    """Keys that all three have; the defaults are those of fedadam and fedyogi."""
+    """The keys of all three; the defaults are those of fedadam and fedyogi."""
 
     server_lr: Annotated[Positive, SERVER_ONLY] = Field(
         0.01, description="learning rate of the server's step; the paper tunes it for each task"
     )
     server_beta1: Decay = Field(0.9, description="decay of the mean change")
     server_tau: Annotated[Positive, SERVER_ONLY] = Field(
-        1e-3, description="how adaptive the step is: the larger, the more alike the rates of all parameters"
+        1e-3, description="adaptivity of the step: the larger, the more similar the rates of all parameters"
     )
 
 
 class Adaptive(ServerStep):
-    """The step; a subclass says how the second moment moves."""
+    """The step; a subclass defines how the second moment changes."""
 
     options: AdaptiveOptions
 
     def second(self, v: Tensor, square: Tensor) -> Tensor:
-        """The second moment after a round whose squared mean change is `square`."""
+        """The second moment after a round with the squared mean change `square`."""
         raise NotImplementedError
 
     def kept(self, params: Tensors) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""What a method is: one class that says what it adds to federated averaging, on clients and at the server.
+"""The contract of a method: a class that defines what it adds to federated averaging, on clients and server.
 
-A method derives from `Method` and is found by name in `registry.py`. Client and server each make it from the run
-file and call the hooks of their side; what a hook is given is all that it may use. docs/methods.md shows one of
-your own. Knows no task, no link, and neither the client's nor the server's code.
+A method derives from `Method`; `registry.py` finds it by name. Client and server each create it from the run file
+and call the hooks of their side. A hook may only use its arguments. docs/methods.md shows how to write one. Knows
+no task, no link, and neither the client's nor the server's code.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FRAME: dict[str, Any] = {"head": "frame", "loss": "balanced-ce"}
 
 
 class ClientState(Protocol):
-    """What a client remembers from one of its rounds to the next, by kind. It never travels."""
+    """What a client remembers between its rounds, by kind. Never sent."""
 
     def read(self, kind: str) -> dict[str, Tensor]:
-        """What this client's last earlier round wrote; empty before there is one. Not to be changed in place."""
+        """The tensors that this client's previous round wrote; empty in its first. Do not change them in place."""
 
     def write(self, kind: str, tensors: Tensors) -> None:
         """Remember `tensors` for later rounds."""
@@ -36,14 +36,14 @@ class ClientState(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRound:
-    """What a client's round of training starts from.
+    """The start of a client's round of training.
 
     Attributes:
-        model: the model that will be trained, as the server sent it.
-        stepped: names of the parameters that the server's steps act on.
-        received: what the server sent beside the model (`Method.beside`).
+        model: the model to train, as the server sent it.
+        stepped: names of the parameters that steps at the server change.
+        received: the tensors that the server sent with the model (`Method.beside`).
         state: what this client remembers.
-        train: how it trains.
+        train: how the client trains.
     """
 
     model: nn.Module
@@ -54,48 +54,48 @@ class LocalRound:
 
 
 class Addition:
-    """What a method adds to one round of local training; every hook does nothing by default."""
+    """What a method adds to one round of local training. Every hook does nothing by default."""
 
     def companions(self) -> Mapping[str, nn.Module]:
-        """Frozen models whose view of each batch `Method.feature_terms` needs."""
+        """Frozen models whose outputs for each batch `Method.feature_terms` needs."""
         return {}
 
     def penalties(self) -> Tensors:
-        """Weighted terms on parameters, by name, that are added to the loss of each step."""
+        """Weighted terms on parameters, by name, to add to the loss of each step."""
         return {}
 
     def on_gradients(self) -> None:
-        """The gradients of a step are there; clipping and the optimiser's step come next.
+        """Called when a step's gradients are computed, before clipping and the optimiser's step.
 
-        Once per step of the optimiser: with `train.accumulate` several batches share one. See
+        It is called once per step of the optimiser: with `train.accumulate` several batches share one. See
         `Method.acts_on_gradients`.
         """
 
     def outgoing(self, trained: Tensors) -> Tensors:
-        """What is sent in place of the tensors that were trained: the same names, shapes and types."""
+        """The tensors to send instead of the trained ones, with the same names, shapes and types."""
         return trained
 
     def finish(self) -> Tensors:
-        """Training is over: remember what the next round needs; return the changes of what travels beside."""
+        """Called after training: save state for the next round; return the changes to `received`."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerRound:
-    """A round at the server, once the mean of the updates is there. A step returns one with its changes.
+    """A round at the server, after the mean of the updates is computed. A step returns a copy with its changes.
 
-    The tensors are float32, under the names of the parameters that this stage trains; buffers, such as running
-    statistics, and parameters of other types are averaged and never shown to a step. Nothing may be changed in
+    The tensors are float32, by the names of the parameters that this stage trains. Buffers, such as running
+    statistics, and parameters of other types are averaged and not passed to steps. Nothing may be changed in
     place.
 
     Attributes:
         before: the parameters that the clients started from.
-        mean: the weighted mean of what they sent, robust where `rounds.robust` says so; the next parameters.
-        beside: what travels beside the model, as the clients received it.
-        news: the mean of the changes to it that the clients sent.
-        state: what this method keeps on the server; checkpointed, and never sent.
-        share: of all examples that all clients hold, those that are in the mean.
-        examples: how many each client in the mean counts for, in ascending order.
+        mean: the weighted mean of their updates, or a robust mean (`rounds.robust`); the next parameters.
+        beside: the tensors sent with the model, as the clients received them.
+        news: the mean of the clients' changes to `beside`.
+        state: what this method keeps on the server; part of checkpoints, and never sent.
+        share: the share of all clients' examples that is in the mean.
+        examples: number of examples that each client in the mean counts for, in ascending order.
         train: how the clients trained.
     """
 
@@ -110,27 +110,28 @@ class ServerRound:
 
 
 class NoOptions(Section):
-    """No keys of its own."""
+    """A method without keys of its own."""
 
 
 class Method:
-    """A learning method. Its docstring's first line is what `docs/methods.md` says about it.
+    """A learning method. `docs/methods.md` shows the first line of its docstring.
 
     Attributes:
-        name: what `method.name` calls it.
-        version: raise it when the same run file would train in another way than before.
-        preset: what the name sets in `[method]` where the run file says nothing: keys that all methods share, and
-            those of methods with `mixes`.
-        Options: keys of its own in `[method]`. Mark those that only the server reads with `SERVER_ONLY`.
-        mixes: its keys may be set under any method's name and do nothing at their defaults; see `is_on`.
-        compares_models: `feature_terms` needs the companions' views of each batch.
-        needs_every_client: `ServerRound.share` counts clients outside the round: all are asked what they hold.
-        acts_on_gradients: its `Addition` has an `on_gradients`, which works on the whole model's gradients;
-            tasks with several optimisers, which step one after the other, are refused.
+        name: its value of `method.name`.
+        version: raise it if the same run file would train differently than before.
+        preset: defaults that the name sets in `[method]`: keys that all methods share, and keys of methods with
+            `mixes`.
+        Options: its own keys in `[method]`. Mark those that only the server reads with `SERVER_ONLY`.
+        mixes: its keys may be set with any method and do nothing at their defaults; see `is_on`.
+        compares_models: `feature_terms` needs the companions' outputs for each batch.
+        needs_every_client: `ServerRound.share` needs the number of examples of clients outside the round, so all
+            clients are asked.
+        acts_on_gradients: its `Addition` has an `on_gradients`, which works on the gradients of the whole model.
+            Tasks with several optimisers, which step one after the other, are refused.
         needs_sgd: it corrects gradients in a way that only SGD, with or without momentum, turns into the right
-            step; runs with another `train.optimizer` are refused.
-        same_for_each_batch: its part of a training step does the same to every batch, never waits for the device
-            and draws nothing on the CPU, so that a GPU may replay it.
+            step. Runs with another `train.optimizer` are refused.
+        same_for_each_batch: its part of a training step runs the same operations for every batch, never waits for
+            the device and draws nothing on the CPU, so that a GPU may replay it.
     """
 
     name: ClassVar[str]
@@ -147,7 +148,7 @@ class Method:
     options: Section
 
     def __init__(self, options: Section) -> None:
-        """`options` is an instance of `Options`: the method's own keys, checked."""
+        """`options` is an instance of `Options` with the method's own keys, checked."""
         self.options = options
 
     @property
@@ -157,32 +158,32 @@ class Method:
 
     @property
     def needs_classes(self) -> bool:
-        """Whether it has terms on class features, which only tasks with classes train."""
+        """Whether it has loss terms on class features, which only tasks with classes have."""
         return type(self).feature_terms is not Method.feature_terms
 
     @property
     def pull(self) -> float:
-        """Strength of its pull of all parameters towards the round's start; client policies bound it."""
+        """Strength of its pull of all parameters towards the round's start; client policies limit it."""
         return 0.0
 
     # ---- the client's side ---------------------------------------------------------------------------------
 
     def local(self, start: LocalRound) -> Addition | None:
-        """What it adds to one round of local training; None: nothing."""
+        """What it adds to one round of local training; None if nothing."""
         del start
         return None
 
     def feature_terms(self, features: Features) -> Tensors:
-        """Weighted terms of the loss of one batch, by name, for tasks that train class features."""
+        """Weighted terms of the loss of one batch, by name; for tasks with class features."""
         del features
         return {}
 
     # ---- the server's side ---------------------------------------------------------------------------------
 
     def beside(self, params: Tensors) -> dict[str, Tensor]:
-        """What travels beside these parameters, as it is before round 1: the server's to all, changes to it back.
+        """Initial tensors to send with these parameters. The server sends them, and clients send back changes.
 
-        Names are unique among all methods: start them with one of your own.
+        Names must be unique among all methods, so start them with a prefix of your own.
         """
         del params
         return {}
@@ -193,14 +194,14 @@ class Method:
         return {}
 
     def step(self, reached: ServerRound) -> ServerRound:
-        """The round with the parameters, the tensors beside them and the state that the next one starts from."""
+        """The round with new parameters, `beside` and state, from which the next round starts."""
         return reached
 
 
 class ServerStep(Method):
-    """A method that is a step at the server and nothing else: clients train as for fedavg.
+    """A method that only has a step at the server; clients train as for fedavg.
 
-    Usable with every other method too, as `method.server_step`. All its keys are the server's.
+    It also works with every other method, as `method.server_step`. Only the server reads its keys.
     """
 
     preset = PLAIN

@@ -1,6 +1,6 @@
-"""Frozen models that methods compare the one in training with.
+"""Frozen models that methods compare the trained model with.
 
-Used by the methods whose loss looks at the same batch through another model.
+Used by methods whose loss also needs another model's outputs for the batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class GlobalModel(Addition):
 
 
 class PreviousModel(GlobalModel):
-    """The global model and, from a client's second round on, the one that it trained in its last."""
+    """The global model and, from a client's second round on, the model of its previous round."""
 
     def __init__(self, start: LocalRound) -> None:
         super().__init__(start)
@@ -42,7 +42,7 @@ class PreviousModel(GlobalModel):
 
 
 def frozen(model: nn.Module, state: Tensors | None = None) -> nn.Module:
-    """A copy in evaluation mode without gradients, with the weights of `state` if there is one."""
+    """A copy in evaluation mode without gradients; with the weights of `state`, if given."""
     made = copy.deepcopy(model).requires_grad_(False).eval()
     if state is not None:
         made.load_state_dict(state)

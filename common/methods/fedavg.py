@@ -1,4 +1,4 @@
-"""FedAvg: all of it is in keys that every method has."""
+"""FedAvg: a preset of keys that all methods share."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class FedAvgM(ServerStep):
 
         server_lr: Annotated[Positive, SERVER_ONLY] = Field(1.0, description="learning rate of the server's step")
         server_momentum: Annotated[float, Field(ge=0, lt=1), SERVER_ONLY] = Field(
-            0.9, description="share of the last step that is added to the next"
+            0.9, description="share of the previous step that is added to the next"
         )
 
     name = "fedavgm"

@@ -1,4 +1,4 @@
-"""FedDyn: each client's loss is bent so that all of them have the same minimum, that of the federation's loss."""
+"""FedDyn: changes each client's loss so that all have the same minimum as the loss of the whole federation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fednc.common.config.tables import Positive, Section
 from fednc.common.learning.losses import proximal
 from fednc.common.methods.api import PLAIN, Addition, LocalRound, Method, ServerRound, Tensors
 
-LINEAR = "linear"  # in the client's state
+LINEAR = "linear"  # kind of the client's state
 
 
 class FedDyn(Method):
     """Dynamic regularisation: a linear and a proximal term per client (Acar et al., ICLR 2021, arXiv 2111.04263).
 
-    Clients are weighted by their examples, as models are, where the paper counts each of them once. Any optimiser
-    will do: the linear terms are made from where local training stopped, not from its steps.
+    Clients are weighted by their examples, as in the mean of models; the paper counts each client once. Any
+    optimiser works: the linear terms depend on where local training stopped, not on its steps.
     """
 
     class Options(Section):
@@ -59,9 +59,9 @@ class FedDyn(Method):
 
 
 class Dynamic(Addition):
-    """The terms alpha/2 |w - w_global|^2 - g.w, with g the client's own linear term, which stays with it.
+    """The terms alpha/2 |w - w_global|^2 - g.w, where g is the client's own linear term and never sent.
 
-    At the end g <- g - alpha (w - w_global): the gradient of the client's own loss where it stopped.
+    After training g <- g - alpha (w - w_global), the gradient of the client's own loss at that point.
     """
 
     def __init__(self, start: LocalRound, alpha: float) -> None:

@@ -1,4 +1,4 @@
-"""FedETF: all of it is in keys that every method has."""
+"""FedETF: a preset of keys that all methods share."""
 
 from __future__ import annotations
 

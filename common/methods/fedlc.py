@@ -1,4 +1,4 @@
-"""FedLC: all of it is in keys that every method has."""
+"""FedLC: a preset of keys that all methods share."""
 
 from __future__ import annotations
 

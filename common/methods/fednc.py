@@ -1,4 +1,4 @@
-"""FedNC: all of it is in keys that every method has."""
+"""FedNC: a preset of keys that all methods share."""
 
 from __future__ import annotations
 

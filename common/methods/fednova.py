@@ -1,4 +1,4 @@
-"""FedNova: changes are averaged per local step, so that a client that takes more steps does not pull harder."""
+"""FedNova: averages changes per local step, so that a client that takes more steps has no more influence."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fednc.common.methods.api import PLAIN, Addition, LocalRound, Method, Server
 class FedNova(Method):
     """Averages the change per local step, times the mean steps (Wang et al., NeurIPS 2020, arXiv 2007.07481).
 
-    A client sends its model with the change divided by its steps. The server knows the mean number of steps from
-    the examples that clients announced: none can lengthen the federation's step by a number that it makes up.
+    A client divides its change by its number of steps before it sends the model. The server computes the mean
+    number of steps from the examples that clients announced, so no client can make up a number of steps.
     """
 
     name = "fednova"
@@ -27,7 +27,7 @@ class FedNova(Method):
         return PerStep(start)
 
     def step(self, reached: ServerRound) -> ServerRound:
-        """w <- w + tau (mean - w), with tau the clients' mean effective steps, weighted as models are."""
+        """w <- w + tau (mean - w), where tau is the clients' mean effective steps, weighted by examples."""
         train, before = reached.train, reached.before
         worth = [effective_steps(optimiser_steps(n, train), train) for n in reached.examples]
         weighted = [n * steps for n, steps in zip(reached.examples, worth, strict=True)]
@@ -37,14 +37,16 @@ class FedNova(Method):
 
 
 class PerStep(Addition):
-    """Divides the change of each parameter that the server steps by the number of steps, and of nothing else."""
+    """Divides the change of each parameter that steps at the server change by the number of local steps."""
 
     def __init__(self, start: LocalRound) -> None:
         params = start.model.named_parameters(remove_duplicate=False)
         self._start = {name: p.detach().clone() for name, p in params if name in start.stepped}
         self._train = start.train
         device = next(start.model.parameters()).device
-        self._steps = torch.zeros((), dtype=torch.int64, device=device)  # counted there: steps may be replayed
+        self._steps = torch.zeros(
+            (), dtype=torch.int64, device=device
+        )  # on the device, since steps may be replayed
 
     def on_gradients(self) -> None:
         """See Addition."""
@@ -63,7 +65,7 @@ def optimiser_steps(examples: int, train: TrainSection) -> int:
 
 
 def effective_steps(steps: int, train: TrainSection) -> float:
-    """Plain steps that `steps` of SGD with momentum rho are worth: the sum over s of (1 - rho^s) / (1 - rho).
+    """Number of plain steps equivalent to `steps` of SGD with momentum rho: sum over s of (1 - rho^s) / (1 - rho).
 
     Any other optimiser scales its steps itself, so each counts once.
     """

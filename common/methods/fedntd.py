@@ -1,4 +1,4 @@
-"""FedNTD: what the global model thinks of the classes that an example does not show is kept."""
+"""FedNTD: keeps the global model's scores for the classes that are not an example's label."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FedNTD(Method):
 
         distil: NonNegative = Field(
             0.0,
-            description="weight of the distillation of the global model's scores for all classes but the label "
+            description="weight of distilling the global model's scores for all classes except the label "
             "(FedNTD); one more forward pass",
         )
         distil_tau: Positive = Field(1.0, description="temperature of the distillation")
@@ -50,9 +50,9 @@ class FedNTD(Method):
 
 
 def not_true_distillation(logit_BK: Tensor, global_BK: Tensor, label_B: Tensor, tau: float) -> Tensor:
-    """tau^2 KL(global || local) of the softmaxes at temperature tau over all classes but the label, batch mean."""
+    """Batch mean of tau^2 KL(global || local) of softmaxes at temperature tau over all classes but the label."""
     other_R = torch.arange(logit_BK.shape[1] - 1, device=logit_BK.device)
-    other_BR = other_R + (other_R >= label_B[:, None])  # a mask would wait for the device
+    other_BR = other_R + (other_R >= label_B[:, None])  # boolean masks would wait for the device
     local_BK, wanted_BK = (
         (z.gather(1, other_BR) / tau).log_softmax(dim=1) for z in (logit_BK, global_BK.detach())
     )

@@ -1,4 +1,4 @@
-"""FedProx: a pull of the parameters towards the model that the round started from."""
+"""FedProx: pulls the parameters towards the model that the round started from."""
 
 from __future__ import annotations
 

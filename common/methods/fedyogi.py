@@ -1,4 +1,4 @@
-"""FedYogi: the second moment moves by a share of the squared change, whatever its own size."""
+"""FedYogi: the second moment changes by a share of the squared change, independent of its own size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FedYogi(Adaptive):
         """Keys of fedyogi."""
 
         server_beta2: Decay = Field(
-            0.99, description="1 minus the share of a squared change by which the second moment moves"
+            0.99, description="1 minus the share of a squared change by which the second moment changes"
         )
 
     name = "fedyogi"

@@ -1,4 +1,4 @@
-"""MOON: features are pulled to the global model's and away from those of the client's own previous model."""
+"""MOON: pulls features towards the global model's and away from those of the client's own previous model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Moon(Method):
 
         contrast: NonNegative = Field(
             0.0,
-            description="weight of the pull towards the global model's features and away from those of the "
+            description="weight of pulling features towards the global model's and away from those of the "
             "client's own previous model (MOON); two more forward passes",
         )
         contrast_tau: Positive = Field(0.5, description="temperature of the contrast")
@@ -42,7 +42,7 @@ class Moon(Method):
         return PreviousModel(start)
 
     def feature_terms(self, features: Features) -> Tensors:
-        """Nothing before a client's second round, as there is no previous model yet."""
+        """No term before a client's second round, because there is no previous model yet."""
         if PREVIOUS not in features.views:
             return {}
         near, far = features.views[GLOBAL].feat_BD, features.views[PREVIOUS].feat_BD
@@ -51,7 +51,7 @@ class Moon(Method):
 
 
 def model_contrast(feat_BD: Tensor, global_BD: Tensor, previous_BD: Tensor, tau: float) -> Tensor:
-    """-log softmax of cos(h, h_global) / tau against cos(h, h_previous) / tau, batch mean."""
+    """Batch mean of -log softmax of cos(h, h_global) / tau against cos(h, h_previous) / tau."""
     near_B, far_B = ((unit(feat_BD) * unit(z.detach())).sum(dim=1) / tau for z in (global_BD, previous_BD))
     return F.softplus(far_B - near_B).mean()
 

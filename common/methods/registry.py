@@ -1,11 +1,11 @@
-"""Methods by name: entry points of group `fednc.methods`, fednc's own and those of other distributions alike.
+"""Finds methods by name: entry points of group `fednc.methods`, both fednc's own and other people's.
 
     registry.get("mine")                      # its class, which derives from `api.Method` and has `name = "mine"`
-    registry.installed()                      # all classes by name, those of fednc first
-    registry.register("mine", lambda: Mine)   # for this process alone, in a notebook or a script
+    registry.installed()                      # all classes by name, fednc's own first
+    registry.register("mine", lambda: Mine)   # only in this process, for a notebook or a script
 
-Read by the configuration, by both sides of a run and by the pages that list methods. A method is loaded when it is
-first asked for, so importing this file imports no PyTorch. Knows no method but by its name.
+Used by the configuration, by both sides of a run and by the pages that list methods. A method is loaded when it is
+first needed, so importing this file does not import PyTorch. Knows methods only by name.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from fednc.common.config.tables import MethodSection
     from fednc.common.methods.api import Method
 
-# Each is a file of this folder that names its class `METHOD`, and an entry point in pyproject.toml. Pages list
-# them in this order.
+# Each is a file in this folder with its class as `METHOD`, and an entry point in pyproject.toml. Pages list them
+# in this order.
 SHIPPED = (
     "fedavg",
     "fedprox",
@@ -41,21 +41,23 @@ SHIPPED = (
     "feddyn",
     "fednova",
 )
-MIXING = ("fedntd", "fedprox", "moon", "scaffold")  # those with `mixes`, in the order in which their parts work
+MIXING = ("fedntd", "fedprox", "moon", "scaffold")  # those with `mixes`, in the order in which they are applied
 log = logging.getLogger("fednc")
 _REGISTERED: dict[str, Callable[[], type[Method]]] = {}
 
 
 def register(name: str, load: Callable[[], type[Method]]) -> None:
-    """Add a method to this process, for a notebook or a script; others come as entry points of `fednc.methods`.
+    """Add a method to this process, for a notebook or a script; otherwise use an entry point of `fednc.methods`.
 
-    `load` gives its class, and is called when the method is first used.
+    `load` returns its class, and is called when the method is first used.
 
     Raises:
-        ConfigError: there is a method of this name already.
+        ConfigError: a method with this name exists.
     """
     if name in names():
-        raise ConfigError(f"method {name!r} cannot be registered: there is one of this name; choose another name")
+        raise ConfigError(
+            f"method {name!r} cannot be registered: a method with this name exists; choose another name"
+        )
     _REGISTERED[name] = load
 
 
@@ -66,7 +68,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> type[Method]:
-    """The class of method `name`. Raises ConfigError where it is not installed, or cannot be used."""
+    """The class of method `name`. Raises ConfigError if it is not installed or cannot be used."""
     if name in SHIPPED:
         return _shipped(name)
     plugin = plugin_of(name)
@@ -75,26 +77,26 @@ def get(name: str) -> type[Method]:
 
 @cache
 def _shipped(name: str) -> type[Method]:
-    """fednc's own, also where a plug-in bears its name: other methods may be built on it."""
+    """fednc's own method, even if a plug-in has the same name: other methods may be built on it."""
     own = [plugin for plugin in plugins.installed(METHODS) if plugin.is_built_in and plugin.name == name]
     return load(own[0] if own else plugins.find(METHODS, name))
 
 
 def plugin_of(name: str) -> Plugin | None:
-    """Where method `name` comes from; None for one that was registered in this process.
+    """The plug-in of method `name`; None if it was registered in this process.
 
     Raises:
-        ConfigError: it is not installed, or two distributions bring it.
+        ConfigError: it is not installed, or two distributions provide it.
     """
     if name in _REGISTERED:
         return None
     if is_name(name) and name not in names():
-        raise ConfigError(f"method {name!r} is not installed here; there are: {', '.join(names())}")
+        raise ConfigError(f"method {name!r} is not installed here; available: {', '.join(names())}")
     return plugins.find(METHODS, name)
 
 
 def load(plugin: Plugin) -> type[Method]:
-    """The class of one plug-in. Raises ConfigError where it cannot be imported or used."""
+    """The class of one plug-in. Raises ConfigError if it cannot be imported or used."""
     if plugin.is_built_in:
         shipped: type[Method] = plugin.load()
         return shipped
@@ -102,7 +104,7 @@ def load(plugin: Plugin) -> type[Method]:
 
 
 def installed() -> dict[str, type[Method]]:
-    """The methods that can be used here, by name; what cannot be used is logged and left out."""
+    """The usable methods by name; others are logged and left out."""
     found = {}
     for name in names():
         try:
@@ -113,7 +115,7 @@ def installed() -> dict[str, type[Method]]:
 
 
 def is_step(name: str) -> bool:
-    """Whether a method is a step at the server and nothing else."""
+    """Whether a method only has a step at the server."""
     from fednc.common.methods.api import ServerStep
 
     return issubclass(get(name), ServerStep)
@@ -121,7 +123,7 @@ def is_step(name: str) -> bool:
 
 @lru_cache(maxsize=64)
 def parts(section: MethodSection) -> tuple[Method, ...]:
-    """The methods at work in a run, steps at the server last."""
+    """The active methods of a run, steps at the server last."""
     others = sorted({*MIXING, section.name}, key=lambda name: (is_step(name), name))
     found = []
     for name in [*others, *([section.server_step] if section.server_step else [])]:
@@ -135,15 +137,17 @@ def parts(section: MethodSection) -> tuple[Method, ...]:
 
 @lru_cache(maxsize=64)
 def _checked(name: str, load: Callable[[], type[Method]]) -> type[Method]:
-    """What `load` gives. Raises ConfigError: it is no method of this name, or takes keys that are another's."""
+    """The result of `load`. Raises ConfigError if it is not a method of this name, or uses keys of others."""
     from fednc.common.config.tables import MethodSection
     from fednc.common.methods.api import Method
 
     method = load()
     if not (isinstance(method, type) and issubclass(method, Method) and getattr(method, "name", "") == name):
-        raise ConfigError(f"method {name!r}: {method!r:.80} is no class that derives from Method with this name")
+        raise ConfigError(
+            f"method {name!r}: {method!r:.80} is not a class that derives from Method and has this name"
+        )
     if method.mixes:
-        raise ConfigError(f"method {name!r}: only methods of fednc may set `mixes`")
+        raise ConfigError(f"method {name!r}: only fednc's own methods may set `mixes`")
     taken = set(MethodSection.model_fields).union(*(get(other).Options.model_fields for other in MIXING))
     if clash := sorted(taken & set(method.Options.model_fields)):
         raise ConfigError(f"method {name!r}: its keys {', '.join(clash)} are fednc's own; give them other names")

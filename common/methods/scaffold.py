@@ -1,4 +1,4 @@
-"""SCAFFOLD: each gradient is corrected by how the federation's gradients differ from the client's own."""
+"""SCAFFOLD: corrects each gradient by the difference between the federation's gradients and the client's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from fednc.common.config.tables import Section
 from fednc.common.methods.api import PLAIN, Addition, LocalRound, Method, ServerRound, Tensors
 
-CONTROL = "control"  # in the client's state
+CONTROL = "control"  # kind of the client's state
 
 
 class Scaffold(Method):
@@ -22,8 +22,8 @@ class Scaffold(Method):
 
         control_variates: bool = Field(
             False,
-            description="correct each gradient by the difference of the federation's and the client's own mean "
-            "gradient (SCAFFOLD); doubles what travels",
+            description="correct each gradient by the difference between the federation's and the client's own "
+            "mean gradient (SCAFFOLD); doubles the traffic",
         )
 
     name = "scaffold"
@@ -46,7 +46,7 @@ class Scaffold(Method):
         return {control_key(name): torch.zeros_like(p) for name, p in params.items()}
 
     def step(self, reached: ServerRound) -> ServerRound:
-        """Add the mean change to c, weighted as models are, so that c stays the mean of all clients' c_k."""
+        """Add the mean change, weighted by examples, to c, so that c stays the mean of all clients' c_k."""
         moved = {key: c + reached.share * reached.news[key] for key, c in reached.beside.items()}
         return replace(reached, beside=moved)
 
@@ -54,9 +54,9 @@ class Scaffold(Method):
 class ControlVariates(Addition):
     """Each gradient g becomes g + c - c_k.
 
-    c_k, the client's own control variate, becomes the mean of the plain g over the round's steps. For plain SGD
-    that is exactly the paper's option II, c_k - c + (w_global - w) / (steps * lr); with momentum, whose steps are
-    longer than lr g, only this form keeps the scale of a gradient.
+    c_k, the client's own control variate, becomes the mean of the uncorrected g over the round's steps. For plain
+    SGD that is exactly the paper's option II, c_k - c + (w_global - w) / (steps * lr). With momentum, steps are
+    longer than lr g, and only this form keeps the scale of a gradient.
     """
 
     def __init__(self, start: LocalRound) -> None:
@@ -66,7 +66,9 @@ class ControlVariates(Addition):
         self._own = {n: own[n].to(device) if own else torch.zeros_like(p) for n, p in self._params.items()}
         self._shift = {n: control[control_key(n)].to(device) - self._own[n] for n in self._params}
         self._sum = {n: torch.zeros_like(p) for n, p in self._params.items()}
-        self._steps = torch.zeros((), dtype=torch.int64, device=device)  # counted there: steps may be replayed
+        self._steps = torch.zeros(
+            (), dtype=torch.int64, device=device
+        )  # on the device, since steps may be replayed
         self._state = start.state
 
     def on_gradients(self) -> None:
@@ -87,7 +89,7 @@ class ControlVariates(Addition):
 
 
 def control_key(name: str) -> str:
-    """The control variate of parameter `name`, as it travels."""
+    """Key under which the control variate of parameter `name` is sent."""
     return f"control/{name}"
 
 

@@ -1,1 +1,1 @@
-"""What a process sets up for itself: signals, garbage collection, Flower's environment."""
+"""Set-up of a process: signals, garbage collection, log format, Flower's environment, the pipe to another app."""

@@ -1,7 +1,8 @@
-"""A foreign Flower app's process, and the pipe to it: how the server runs a ServerApp, and a client a ClientApp.
+"""The process of another person's Flower app, and the pipe to it. Used by the server for ServerApps and by the
+client for ClientApps.
 
-Frames are a length and as many bytes: protobuf heads, small JSON, arrays as they are. Never pickle. The process is
-started anew and never forked: gRPC's threads would not survive that.
+A frame is a length and that many bytes: protobuf headers, small JSON, raw arrays. Never pickle. The process is
+spawned, never forked, because gRPC's threads do not survive a fork.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _BUFFER_BYTES = 1 << 20  # of the socket; the system may give less
 
 
 class Pipe:
-    """One end of the socket to the other process. Blocking; EOFError: the other is gone."""
+    """One end of the socket to the other process. Calls block; EOFError means that the other process is gone."""
 
     def __init__(self, end: socket.socket) -> None:
         end.set_inheritable(False)
@@ -41,81 +42,81 @@ class Pipe:
         self._socket, self._incoming = end, end.makefile("rb")
 
     def send(self, *pieces: Buffer) -> None:
-        """One frame of all pieces."""
+        """Send all pieces as one frame."""
         views = [memoryview(piece) for piece in pieces]
         self._socket.sendall(_LENGTH.pack(sum(view.nbytes for view in views)))
         for view in views:
             self._socket.sendall(view)
 
     def receive(self) -> bytes:
-        """The next frame."""
+        """Receive the next frame."""
         return self.read(self.begin())
 
     def begin(self) -> int:
-        """Size of the next frame, whose bytes are for `read`."""
+        """Size of the next frame; get its bytes with `read`."""
         (length,) = _LENGTH.unpack(self.read(_LENGTH.size))
         return int(length)
 
     def read(self, size: int) -> bytes:
-        """The next bytes of a frame."""
+        """Read the next bytes of a frame."""
         try:
             data = self._incoming.read(size)
-        except ValueError as e:  # it was closed at this end
+        except ValueError as e:  # closed at this end
             raise EOFError("the pipe was closed") from e
         if len(data) < size:
             raise EOFError("the other end is gone")
         return data
 
     def send_json(self, value: Any) -> None:
-        """One frame."""
+        """Send a value as one frame."""
         self.send(json.dumps(value).encode())
 
     def receive_json(self) -> Any:
-        """What `send_json` sent."""
+        """Receive a value from `send_json`."""
         return json.loads(self.receive())
 
     def send_content(self, content: RecordDict, encoded: bytes = b"") -> None:
-        """A manifest, which may be `encoded` already, then every array. Raises ContentError before it sends."""
+        """Send a manifest (maybe `encoded` already), then every array. Raises ContentError before it sends."""
         self.send(encoded or records.encode(records.to_manifest(content, with_digests=False)))
         for array in records.arrays_of(content):
             self.send(array.data)
 
     def receive_content(self) -> RecordDict:
-        """What `send_content` sent; the arrays hold `bytes`, as apps are used to."""
+        """Receive from `send_content`. The arrays hold `bytes`, as apps expect."""
         manifest = pb.Manifest.FromString(self.receive())
         return records.from_manifest(manifest, iter(self.receive, None))
 
     def is_ready(self, timeout_s: float) -> bool:
-        """Whether something comes within `timeout_s`. For one who has read all of what was sent before."""
+        """Whether data arrives within `timeout_s`. Only valid if everything sent before has been read."""
         try:
             return bool(select.select([self._socket], [], [], timeout_s)[0])
-        except ValueError as e:  # it was closed at this end
+        except ValueError as e:  # closed at this end
             raise EOFError("the pipe was closed") from e
 
     def await_hang_up(self) -> None:
-        """Return when the other end is gone. Reads nothing."""
+        """Wait until the other end is gone, without reading."""
         hang_up = select.poll()
         hang_up.register(self._socket, select.POLLRDHUP)
         hang_up.poll()
 
     def close(self) -> None:
-        """Hang up; the other end reads EOF."""
+        """Close the pipe; the other end reads EOF."""
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # a thread that is reading stops
+            self._socket.shutdown(socket.SHUT_RDWR)  # stops a thread that is reading
         self._incoming.close()
         self._socket.close()
 
 
 class AppProcess:
-    """A process that runs `python -m MODULE FD...`, in a session of its own; all that it starts ends with it."""
+    """A process that runs `python -m MODULE FD...` in its own session. Processes that it starts end with it."""
 
     def __init__(
         self, module: str, environment: Mapping[str, str] | None = None, handed: Collection[int] = ()
     ) -> None:
-        """`handed`: files that it gets beside the pipe."""
+        """`handed`: further file descriptors to pass to it."""
         ours, theirs = socket.socketpair()
         fds = [theirs.fileno(), *handed]
-        # -P: the folder where we were started must not hide the app's modules, nor they ours
+        # -P: modules in the current folder must not hide the app's modules or ours
         command = [sys.executable, "-P", "-m", module, *map(str, fds)]
         with theirs:
             self._popen = subprocess.Popen(
@@ -131,26 +132,26 @@ class AppProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is that of its group too."""
+        """Its process id, which is also the id of its process group."""
         return self._popen.pid
 
     @property
     def alive(self) -> bool:
-        """Not reaped here: as long as it is not, its process group is nobody else's."""
+        """Whether it still runs. Does not reap it: until it is reaped, no other process can get its group id."""
         if self._popen.returncode is not None:
             return False
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def interrupt(self) -> None:
-        """As Ctrl-C does."""
+        """Send SIGINT, as Ctrl-C does."""
         with self._reaping:
             if self.alive:
                 os.kill(self.pid, signal.SIGINT)
 
     def end(self, grace_s: float = 1.0, *, hang_up: bool = True) -> str:
-        """End by force what is left after `grace_s`, with whatever it has started. How did it end?
+        """Wait `grace_s` for it to end, then kill it and everything it has started. Returns how it ended.
 
-        `hang_up`: it is told at once that nobody is there any more, else it has the time to end by itself.
+        `hang_up`: close the pipe at once, which tells it to stop; otherwise it may finish its work first.
         """
         if hang_up:
             self.pipe.close()
@@ -162,13 +163,13 @@ class AppProcess:
         return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
 
     def kill(self) -> None:
-        """End it, and all that it has started, at once."""
+        """Kill it and everything it has started."""
         if self._popen.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     def _end_with_it(self) -> None:
-        """Workers that outlive it would keep the pipe open, and nobody would see that it is gone."""
+        """Once it has ended, kill its workers. They would keep the pipe open and hide that it is gone."""
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with self._reaping:
@@ -176,7 +177,7 @@ class AppProcess:
 
     @contextlib.contextmanager
     def ended_when(self, cancelled: threading.Event, grace_s: float) -> Iterator[None]:
-        """End the process `grace_s` after the work in the block was cancelled; the block then sees EOF."""
+        """Kill the process `grace_s` after the work in the block is cancelled; the block then gets EOFError."""
         done = threading.Event()
 
         def watch() -> None:

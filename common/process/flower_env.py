@@ -1,6 +1,6 @@
-"""What every process of ours asks of Flower before it is imported: no telemetry, no update check, no installs.
+"""Flower's environment variables for every process of ours: no telemetry, no update check, no installs.
 
-Called first by the `fednc` command and by anything that starts a process of ours. Must import nothing of flwr.
+Must be set before flwr is imported, so the `fednc` command calls this first. Must not import flwr.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ _QUIET = {
 
 
 def quiet_flower() -> None:
-    """Switch off whatever Flower does on its own accord; values the user has set already win."""
+    """Switch off what Flower does of its own accord; values that the user has set win."""
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)

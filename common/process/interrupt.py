@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM for all commands: while they load, while they serve or attend, and when a thread is stuck.
+"""Handling of Ctrl-C and SIGTERM for all commands: while they load, while they run, and when a thread is stuck.
 
-Called by the commands and the demo. Imports nothing heavy: it is in place before anything else is loaded.
+Called by the commands and the demo. Imports nothing heavy, because it must be in place before anything else loads.
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ STOP_S = 10.0
 
 
 def end_at_once_while_loading() -> None:
-    """Until a command says otherwise SIGINT and SIGTERM end the process at once, without a traceback.
+    """Let SIGINT and SIGTERM end the process at once, without a traceback, until a command changes that.
 
-    They have handlers from the start, because the first process of a container is not ended by a signal that it
-    does not handle.
+    Handlers are needed from the start: a signal without one does not end the first process of a container.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end_at_once)
 
 
 def interrupt_as_usual() -> None:
-    """From now on both raise KeyboardInterrupt, for commands that have something to clean up."""
+    """From now on both signals raise KeyboardInterrupt, for commands that have something to clean up."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is _end_at_once:
             signal.signal(number, signal.default_int_handler)
 
 
 def run_until_interrupted(main: Coroutine[Any, Any, T], *, stop_s: float = STOP_S) -> T:
-    """`asyncio.run` that turns the first SIGINT or SIGTERM into cancellation and the second into an exit.
+    """As `asyncio.run`, but the first SIGINT or SIGTERM cancels `main` and the second one exits.
 
-    A clean end may be held up for ever by a thread, for instance one that reads from a network share. After
-    `stop_s` the process ends without it.
+    A stuck thread, for example one that reads from a network share, could block a clean end for ever. So the
+    process exits after `stop_s` in any case.
 
     Raises:
-        KeyboardInterrupt: it was interrupted and has ended cleanly.
+        KeyboardInterrupt: `main` was interrupted and has ended cleanly.
     """
     interrupted = False
     watchdog = threading.Timer(stop_s, _leave_behind, [stop_s])
@@ -82,19 +81,19 @@ def run_until_interrupted(main: Coroutine[Any, Any, T], *, stop_s: float = STOP_
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What goes wrong where nobody awaits it. A call that was cut when the server ended is no error of anybody."""
+    """Report errors that nobody awaits, except calls that were cancelled because the server ended."""
     if not isinstance(context.get("exception"), asyncio.CancelledError):
         loop.default_exception_handler(context)
 
 
 def _leave_behind(stop_s: float) -> None:
-    """Runs in a thread of its own: the event loop may be waiting, and so may the end of the interpreter."""
-    log.error("did not end within %g s, as something is stuck (a data source?); ending without it", stop_s)
+    """Runs in its own thread, because both the event loop and the interpreter's shutdown may be blocked."""
+    log.error("did not end within %g s because something is stuck (a data source?); exiting anyway", stop_s)
     _exit()
 
 
 def _others_are_alive() -> bool:
-    """Whether the interpreter would wait for other threads before it ends."""
+    """Whether the interpreter would wait for other threads before it exits."""
     return any(not each.daemon for each in threading.enumerate() if each is not threading.current_thread())
 
 
@@ -105,7 +104,12 @@ def _end_at_once(_number: int, _frame: FrameType | None) -> None:
 def _exit() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
-            getattr(stream, "drain", stream.flush)()  # of the command's console; any other stream has `flush`
-        except (AttributeError, OSError, ValueError, RuntimeError):  # the last: it was being written to just now
+            getattr(stream, "drain", stream.flush)()  # the command's console has `drain`, other streams do not
+        except (
+            AttributeError,
+            OSError,
+            ValueError,
+            RuntimeError,
+        ):  # RuntimeError: it is being written to
             continue
     os._exit(EXIT_INTERRUPTED)

@@ -1,19 +1,19 @@
-"""Log lines that only the logger can start: what a peer says is text inside one line.
+"""A log format in which text from a peer cannot start a new line or pass for another record.
 
-Set up by the `fednc` command for its own process. Knows nothing of who logs what.
+Set up by the `fednc` command for its own process. Knows nothing about what is logged.
 """
 
 from __future__ import annotations
 
 import logging
 
-from fednc.common.wire.protocol import one_line
+from fednc.common.peer_text import one_line
 
-_CONTINUED = "    | "  # before every further line of a record, so that none can pass for a record of its own
+_CONTINUED = "    | "  # before every further line of a record, so that it cannot pass for a new record
 
 
 class OneLineFormatter(logging.Formatter):
-    """Formats a message as one line; a traceback follows it line by line, each of them marked."""
+    """Formats a message as one line. A traceback follows with a mark before each line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
@@ -29,7 +29,7 @@ class OneLineFormatter(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Show this process's log from INFO on, with the time of day."""
+    """Log to stderr from level INFO, with the time of day."""
     handler = logging.StreamHandler()
     handler.setFormatter(OneLineFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

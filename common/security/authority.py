@@ -1,7 +1,7 @@
-"""The folder of a certificate authority: what it issued, to whom, and what of that it took back.
+"""The folder of a certificate authority: what it has issued to whom, and what it has revoked.
 
-Called by `fednc certs` and by demos and tests. The subfolder `server` is all that a server needs, each folder
-below `nodes` and `operators` all that its holder needs; `ca.key` and the register stay where they are.
+Called by `fednc certs` and by demos and tests. The subfolder `server` has all that a server needs, and each folder
+below `nodes` and `operators` all that its holder needs. `ca.key` and the register stay in this folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from fednc.common.address import parse_host
 from fednc.common.errors import ConfigError
 from fednc.common.files import write_atomically
-from fednc.common.security import credentials as cred
+from fednc.common.security import credentials
 from fednc.common.security.certificates import KeyPair, issue_to_holder, issue_to_server, make_authority
 
 _CA_LIFETIME = timedelta(days=3650)
@@ -33,7 +33,7 @@ class Issued(BaseModel):
 
     serial: str
     role: str  # node, operator or server
-    name: str  # of a server: its hosts
+    name: str  # for a server: its hosts
     kind: str  # certificate or token
     expires: float  # seconds since 1970
 
@@ -42,27 +42,28 @@ _REGISTER = TypeAdapter(list[Issued])
 
 
 class Authority:
-    """One authority; every change happens under a lock on its folder."""
+    """One authority. Every change happens under a lock on its folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Open an authority. Raises ConfigError where there is none."""
+        """Open an authority. Raises ConfigError if there is none."""
         self._folder = folder
         if not self._key.exists():
-            raise ConfigError(f"{folder} holds no certificate authority; `fednc certs init {folder}` makes one")
+            raise ConfigError(f"{folder} contains no certificate authority; `fednc certs init {folder}` makes one")
 
     @classmethod
     def create(cls, folder: Path, name: str) -> Authority:
-        """Make an authority in a folder that holds none. Raises ConfigError."""
-        if (folder / "ca.key").exists() or (folder / cred.CA).exists():
-            raise ConfigError(f"{folder} holds a certificate authority already; choose another folder")
+        """Make an authority in a folder that has none. Raises ConfigError."""
+        if (folder / "ca.key").exists() or (folder / credentials.CA).exists():
+            raise ConfigError(f"{folder} already contains a certificate authority; choose another folder")
         (folder / "server").mkdir(parents=True, exist_ok=True, mode=0o700)
         made = make_authority(name, _CA_LIFETIME)
         for place in (folder, folder / "server"):
-            write_atomically(place / cred.CA, made.cert_pem, _PUBLIC)
+            write_atomically(place / credentials.CA, made.cert_pem, _PUBLIC)
         write_atomically(folder / "issued.json", b"[]", _PRIVATE)
-        # Public on purpose: an administrator rewrites them, the server's user must be able to read them.
-        write_atomically(folder / "server" / cred.REVOKED, b"[]", _PUBLIC)
-        write_atomically(folder / "server" / cred.TOKENS, b"[]", _PUBLIC)
+        # Readable by all on purpose: an administrator rewrites them, and the server's user must be able to read
+        # them.
+        write_atomically(folder / "server" / credentials.REVOKED, b"[]", _PUBLIC)
+        write_atomically(folder / "server" / credentials.TOKENS, b"[]", _PUBLIC)
         write_atomically(folder / "ca.key", made.key_pem, _PRIVATE)
         return cls(folder)
 
@@ -72,28 +73,30 @@ class Authority:
 
     @property
     def server_folder(self) -> Path:
-        """All that a server needs."""
+        """The folder with all that a server needs."""
         return self._folder / "server"
 
-    def holder_folder(self, holder: cred.Holder) -> Path:
-        """All that this holder needs."""
+    def holder_folder(self, holder: credentials.Holder) -> Path:
+        """The folder with all that this holder needs."""
         return self._folder / f"{holder.role}s" / holder.name
 
     def issued(self) -> list[Issued]:
         """Everything issued so far, in order."""
         return _REGISTER.validate_json((self._folder / "issued.json").read_bytes())
 
-    def revoked(self) -> dict[str, cred.RevokedEntry]:
-        """Everything taken back, by serial."""
-        entries = cred.REVOKED_LIST.validate_json((self.server_folder / cred.REVOKED).read_bytes())
+    def revoked(self) -> dict[str, credentials.RevokedEntry]:
+        """Everything revoked so far, by serial."""
+        entries = credentials.REVOKED_LIST.validate_json((self.server_folder / credentials.REVOKED).read_bytes())
         return {entry.serial: entry for entry in entries}
 
     # ---- issuing -------------------------------------------------------------------------------------------
 
     def issue_server(self, hosts: Sequence[str], lifetime: timedelta, *, renew: bool = False) -> Path:
-        """A certificate for a server that answers at `hosts`; its folder. Raises ConfigError."""
+        """Issue a certificate to a server with these `hosts`; returns its folder. Raises ConfigError."""
         if not hosts:
-            raise ConfigError("--host is missing: clients must find the name or address that they dial in here")
+            raise ConfigError(
+                "--host is missing: the certificate must contain the name or address that clients connect to"
+            )
         for host in hosts:
             parse_host(host, "--host", may_be_wildcard=True)
         try:
@@ -107,8 +110,8 @@ class Authority:
         except ValueError as e:
             raise ConfigError(f"--host {', '.join(hosts)}: not a DNS name or an IP address ({e})") from e
 
-    def issue_certificate(self, holder: cred.Holder, lifetime: timedelta, *, renew: bool = False) -> Path:
-        """A certificate for a node or an operator; its folder. Raises ConfigError."""
+    def issue_certificate(self, holder: credentials.Holder, lifetime: timedelta, *, renew: bool = False) -> Path:
+        """Issue a certificate to a node or an operator; returns its folder. Raises ConfigError."""
         _check_name(holder.name)
         return self._certify(
             self.holder_folder(holder),
@@ -118,30 +121,30 @@ class Authority:
             lambda authority, fitting: issue_to_holder(authority, holder, fitting),
         )
 
-    def issue_token(self, holder: cred.Holder, lifetime: timedelta, *, renew: bool = False) -> str:
-        """A token for a node or an operator, kept here as a hash only. Raises ConfigError."""
+    def issue_token(self, holder: credentials.Holder, lifetime: timedelta, *, renew: bool = False) -> str:
+        """Issue a token to a node or an operator; only its hash is kept here. Raises ConfigError."""
         _check_name(holder.name)
         with self._locked():
-            tokens = cred.TOKEN_LIST.validate_json((self.server_folder / cred.TOKENS).read_bytes())
+            tokens = credentials.TOKEN_LIST.validate_json((self.server_folder / credentials.TOKENS).read_bytes())
             if not renew and any(t.holder == holder and t.serial not in self.revoked() for t in tokens):
-                raise ConfigError(f"{holder} has a token; --renew issues another, `revoke` takes it back")
-            token = cred.new_token(holder)
-            entry = cred.TokenEntry(
+                raise ConfigError(f"{holder} already has a token; --renew issues another one, `revoke` revokes it")
+            token = credentials.new_token(holder)
+            entry = credentials.TokenEntry(
                 serial=os.urandom(16).hex(),
                 role=holder.role,
                 name=holder.name,
-                sha256=cred.token_digest(token),
+                sha256=credentials.token_digest(token),
                 expires=time.time() + lifetime.total_seconds(),
             )
             self._register(entry.serial, holder.role, holder.name, "token", entry.expires)
-            data = cred.TOKEN_LIST.dump_json([*tokens, entry], indent=1)
-            write_atomically(self.server_folder / cred.TOKENS, data, _PUBLIC)
+            data = credentials.TOKEN_LIST.dump_json([*tokens, entry], indent=1)
+            write_atomically(self.server_folder / credentials.TOKENS, data, _PUBLIC)
         return token
 
-    def write_token(self, holder: cred.Holder, token: str) -> Path:
-        """Put a token into its holder's folder, readable by its owner only; the folder."""
+    def write_token(self, holder: credentials.Holder, token: str) -> Path:
+        """Write a token into its holder's folder, readable only by its owner; returns the folder."""
         folder = self._prepare(self.holder_folder(holder))
-        write_atomically(folder / cred.TOKEN, token.encode(), _PRIVATE)
+        write_atomically(folder / credentials.TOKEN, token.encode(), _PRIVATE)
         return folder
 
     def _certify(
@@ -153,58 +156,60 @@ class Authority:
         issue: Callable[[KeyPair, timedelta], KeyPair],
     ) -> Path:
         with self._locked():
-            if (folder / cred.CERT).exists() and not renew:
-                raise ConfigError(f"{folder} holds a certificate; --renew replaces it and its key")
+            if (folder / credentials.CERT).exists() and not renew:
+                raise ConfigError(f"{folder} already contains a certificate; --renew replaces it and its key")
             authority = self._authority()
             left = authority.certificate.not_valid_after_utc - datetime.now(UTC)
             made = issue(authority, min(lifetime, left))
-            read = cred.read_certificate(made.cert_pem)
+            read = credentials.read_certificate(made.cert_pem)
             self._register(read.serial, *subject, "certificate", read.expires)
             self._prepare(folder)
-            write_atomically(folder / cred.KEY, made.key_pem, _PRIVATE)
-            write_atomically(folder / cred.CERT, made.cert_pem, _PUBLIC)
+            write_atomically(folder / credentials.KEY, made.key_pem, _PRIVATE)
+            write_atomically(folder / credentials.CERT, made.cert_pem, _PUBLIC)
         return folder
 
     def _authority(self) -> KeyPair:
-        return KeyPair.from_pem((self._folder / cred.CA).read_bytes(), self._key.read_bytes())
+        return KeyPair.from_pem((self._folder / credentials.CA).read_bytes(), self._key.read_bytes())
 
     def _prepare(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(folder / cred.CA, (self._folder / cred.CA).read_bytes(), _PUBLIC)
+        write_atomically(folder / credentials.CA, (self._folder / credentials.CA).read_bytes(), _PUBLIC)
         return folder
 
     def _register(self, serial: str, role: str, name: str, kind: str, expires: float) -> None:
-        """Before the holder gets it: what is not in the register could never be revoked."""
+        """Called before the holder gets it, because an entry that is not registered could never be revoked."""
         line = Issued(serial=serial, role=role, name=name, kind=kind, expires=expires)
         data = _REGISTER.dump_json([*self.issued(), line], indent=1)
         write_atomically(self._folder / "issued.json", data, _PRIVATE)
 
-    # ---- taking back ---------------------------------------------------------------------------------------
+    # ---- revoking ------------------------------------------------------------------------------------------
 
     def revoke(self, name: str) -> list[Issued]:
-        """Take back everything that nodes and operators of this name hold; what was taken back.
+        """Revoke everything issued to nodes and operators of this name; returns what was revoked.
 
-        Its files here are deleted, so that the name can be issued to again.
+        Deletes their files here, so that the name can be used again.
 
         Raises:
-            ConfigError: nothing to take back.
+            ConfigError: there is nothing to revoke.
         """
         with self._locked():
             known = self.revoked()
             lines = [line for line in self.issued() if line.role != "server" and line.name == name]
             taken = [line for line in lines if line.serial not in known]
             if not taken:
-                raise ConfigError(f"nothing in force is issued to {name!r}; `fednc certs list` shows all names")
+                raise ConfigError(
+                    f"{name!r} has no valid certificate or token; `fednc certs list` shows all names"
+                )
             when = datetime.now(UTC).isoformat(timespec="seconds")
-            new = [cred.RevokedEntry(serial=line.serial, name=name, when=when) for line in taken]
-            data = cred.REVOKED_LIST.dump_json([*known.values(), *new], indent=1)
-            write_atomically(self.server_folder / cred.REVOKED, data, _PUBLIC)
-            for role in cred.Role:
-                self._forget(cred.Holder(role, name))
+            new = [credentials.RevokedEntry(serial=line.serial, name=name, when=when) for line in taken]
+            data = credentials.REVOKED_LIST.dump_json([*known.values(), *new], indent=1)
+            write_atomically(self.server_folder / credentials.REVOKED, data, _PUBLIC)
+            for role in credentials.Role:
+                self._forget(credentials.Holder(role, name))
         return taken
 
-    def _forget(self, holder: cred.Holder) -> None:
-        for name in (cred.CERT, cred.KEY, cred.TOKEN):
+    def _forget(self, holder: credentials.Holder) -> None:
+        for name in (credentials.CERT, credentials.KEY, credentials.TOKEN):
             (self.holder_folder(holder) / name).unlink(missing_ok=True)
 
     @contextmanager
@@ -218,8 +223,8 @@ class Authority:
 
 
 def _check_name(name: str) -> None:
-    if not cred.NAME.fullmatch(name):
+    if not credentials.NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is no name for a credential: 1 to 64 letters, digits, '.', '_' or '-', the first a letter "
-            "or digit"
+            f"{name!r} is not a valid name for a credential: use 1 to 64 letters, digits, '.', '_' or '-', "
+            "starting with a letter or digit"
         )

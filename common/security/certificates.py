@@ -1,4 +1,4 @@
-"""Certificates as such: an authority's, a server's, a holder's. Elliptic curve P-256, X.509 v3.
+"""Makes certificates for authorities, servers and holders. Elliptic curve P-256, X.509 v3.
 
 Called by `authority.py`, which keeps them in a folder. Knows no files.
 """
@@ -35,56 +35,56 @@ class KeyPair:
 
     @property
     def key_pem(self) -> bytes:
-        """The private key as PEM, not encrypted: services start without a person."""
+        """The private key as PEM, not encrypted, because services start unattended."""
         return self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
     @classmethod
     def from_pem(cls, cert_pem: bytes, key_pem: bytes) -> KeyPair:
-        """Raises ValueError: not PEM, not this kind of key, or they do not belong together."""
+        """Read a pair. Raises ValueError if it is not PEM, has another kind of key, or does not match."""
         check_pair(cert_pem, key_pem)
         key = serialization.load_pem_private_key(key_pem, None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ValueError("its key is not one of an elliptic curve")
+            raise ValueError("its key is not an elliptic-curve key")
         return cls(x509.load_pem_x509_certificate(cert_pem), key)
 
 
 def check_pair(cert_pem: bytes, key_pem: bytes) -> None:
-    """Raises ValueError: not PEM, encrypted, or certificate and key (of any kind) do not belong together."""
+    """Raises ValueError unless both are PEM, unencrypted, and belong together; the key may be of any kind."""
     try:
         key = serialization.load_pem_private_key(key_pem, None)
     except TypeError as e:
         raise ValueError(
-            "the key is encrypted, and nobody is there to type its password: store it decrypted "
-            "(openssl pkey -in KEY -out NEW), readable by its user only"
+            "the key is encrypted, and a service cannot ask for a password: store it decrypted "
+            "(openssl pkey -in KEY -out NEW), readable only by its user"
         ) from e
     except UnsupportedAlgorithm as e:
-        raise ValueError(f"the key is of a kind that cannot be used: {e}") from e
+        raise ValueError(f"this kind of key is not supported: {e}") from e
     if key.public_key() != x509.load_pem_x509_certificate(cert_pem).public_key():
         raise ValueError("certificate and key do not belong together")
 
 
 def check_authority(pem: bytes) -> None:
-    """Raises ValueError: not PEM, or no certificate in it."""
+    """Raises ValueError if it is not PEM or contains no certificate."""
     if not x509.load_pem_x509_certificates(pem):
-        raise ValueError("there is no certificate in it")
+        raise ValueError("it contains no certificate")
 
 
 def make_authority(name: str, lifetime: timedelta) -> KeyPair:
-    """A self-signed authority that may sign end certificates only."""
+    """A self-signed authority that may only sign end certificates."""
     key = ec.generate_private_key(ec.SECP256R1())
     return _signed(key, _builder(name, name, key, lifetime, authority=True), key)
 
 
 def issue_to_server(authority: KeyPair, hosts: Sequence[str], lifetime: timedelta) -> KeyPair:
-    """A certificate under which a server answers at `hosts` (DNS names or IP addresses)."""
+    """A certificate for a server with these `hosts` (DNS names or IP addresses)."""
     names = [_general_name(host) for host in hosts]
     return _issue(authority, hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, lifetime)
 
 
 def issue_to_holder(authority: KeyPair, holder: Holder, lifetime: timedelta) -> KeyPair:
-    """A certificate with which a node or an operator shows who it is."""
+    """A certificate with which a node or an operator proves its identity."""
     names = [x509.UniformResourceIdentifier(holder.uri)]
     return _issue(authority, holder.name, names, ExtendedKeyUsageOID.CLIENT_AUTH, lifetime)
 
@@ -113,7 +113,7 @@ def _builder(
     subject: str, issuer: str, key: ec.EllipticCurvePrivateKey, lifetime: timedelta, *, authority: bool
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
-    # The subject is for people (64 characters is X.509's bound); names that count are alternative names.
+    # The subject is only for display (X.509 allows 64 characters); the alternative names are what is checked.
     return (
         x509.CertificateBuilder()
         .subject_name(_common_name(subject))

@@ -1,6 +1,7 @@
-"""What credentials say and where they lie: names in certificates and tokens, lists of tokens and revocations.
+"""Credentials and their files: names in certificates and tokens, lists of tokens and of revocations.
 
-Read by both ends of the link and written by the authority that issues them. Opens no connection, refuses nobody.
+Both ends of the link read them; the authority that issues them writes them. Opens no connection and does not
+decide who is refused.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-# One folder per holder, the server's included. A file that does not apply is not there.
+# One folder per holder, including the server. Files that do not apply are missing.
 CA, CERT, KEY, TOKEN = "ca.pem", "cert.pem", "key.pem", "token"
 TOKENS, REVOKED = "tokens.json", "revoked.json"
 
-# Names become folders and URIs, so they hold nothing that needs quoting in either.
+# Names become folders and URIs, so they contain nothing that needs escaping in either.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _URI = re.compile(rf"fednc:(node|operator):({NAME.pattern})")
 
 
 class Role(StrEnum):
-    """What a holder may do: take part in runs, or look after the server."""
+    """What a holder may do: take part in runs, or operate the server."""
 
     NODE = "node"
     OPERATOR = "operator"
@@ -34,7 +35,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Holder:
-    """Whom a credential speaks for."""
+    """Who a credential was issued to."""
 
     role: Role
     name: str
@@ -44,13 +45,13 @@ class Holder:
 
     @property
     def uri(self) -> str:
-        """The name as it stands in a certificate's subject alternative names."""
+        """The name as it appears in a certificate's subject alternative names."""
         return f"fednc:{self.role}:{self.name}"
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What matters of a certificate here. `expires` is in seconds since 1970."""
+    """The relevant content of a certificate. `expires` is in seconds since 1970."""
 
     holder: Holder | None
     serial: str
@@ -85,7 +86,7 @@ class _Entry(BaseModel):
 
 
 class TokenEntry(_Entry):
-    """One token as the server knows it: by its hash."""
+    """One token in the server's list; only its hash is stored."""
 
     serial: str
     role: Role
@@ -95,12 +96,12 @@ class TokenEntry(_Entry):
 
     @property
     def holder(self) -> Holder:
-        """Whom the token speaks for."""
+        """Who the token was issued to."""
         return Holder(self.role, self.name)
 
 
 class RevokedEntry(_Entry):
-    """One certificate or token that counts no more."""
+    """One certificate or token that is no longer valid."""
 
     serial: str
     name: str
@@ -112,20 +113,20 @@ REVOKED_LIST = TypeAdapter(list[RevokedEntry])
 
 
 def new_token(holder: Holder) -> str:
-    """A fresh token: ROLE.NAME.SECRET with 256 random bits."""
+    """A new token: ROLE.NAME.SECRET, where SECRET has 256 random bits."""
     return f"{holder.role}.{holder.name}.{secrets.token_urlsafe(32)}"
 
 
 def holder_of_token(token: str) -> Holder | None:
-    """Whom a token claims to speak for; the server's list decides whether it does."""
+    """Who a token claims to come from; the server's list decides whether that is true."""
     role, _, name = token.rpartition(".")[0].partition(".")
     return Holder(Role(role), name) if role in set(Role) and NAME.fullmatch(name) else None
 
 
 def token_digest(token: str) -> str:
-    """What the server keeps of a token.
+    """The hash of a token that the server stores.
 
-    A plain sha256: slow hashes protect secrets that people choose. Nobody can guess 256 random bits, and the
-    server hashes on every call.
+    A plain sha256 is enough. Slow hashes protect secrets that people choose, but nobody can guess 256 random bits,
+    and the server hashes on every call.
     """
     return hashlib.sha256(token.encode()).hexdigest()

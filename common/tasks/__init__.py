@@ -1,1 +1,1 @@
-"""What a task is, how one is found by name, and what all tasks need: classes, stages, splits."""
+"""The contract of a task, finding tasks by name, and what all tasks need: classes, stages, splits, metrics."""

@@ -1,6 +1,6 @@
-"""How the server makes one value of what clients send of a tensor. A task says it key by key.
+"""How the server combines the clients' values of a tensor. A task chooses this for each key.
 
-Read by the task contract, by the server's fold and by the client's app. Knows no model.
+Used by the task contract, the server's aggregation and the client's app. Knows no model.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from enum import StrEnum
 
 
 class Aggregation(StrEnum):
-    """What becomes of one key of the state dict."""
+    """How one key of the state dict is aggregated."""
 
     MEAN = "mean"  # over all clients, weighted by their examples
-    OWNERS = "owners"  # over those clients only that trained the key, weighted by the examples that trained it
-    CIRCULAR = "circular"  # of angles in radians: the direction of the mean of (cos, sin), weighted by examples
-    FIXED = "fixed"  # travels down and is never trained
-    LOCAL = "local"  # never travels: stays on the client, across rounds and restarts
+    OWNERS = "owners"  # only over clients that trained the key, weighted by the examples that trained it
+    CIRCULAR = "circular"  # angles in radians: direction of the mean of (cos, sin), weighted by examples
+    FIXED = "fixed"  # sent to clients, but never trained
+    LOCAL = "local"  # never sent: stays on the client, across rounds and restarts

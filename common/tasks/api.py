@@ -1,8 +1,8 @@
-"""The contract of a task: everything the server, the strategy and the link know about a workload.
+"""The contract of a task: everything that the server, the strategy and the link know about a workload.
 
-A task is one folder under `tasks/` with a class that derives from `Task`, or from `ClassifierTask` where it has
-classes; it is found by name through `fednc.common.tasks.discovery.get`. Nothing outside that folder may depend on
-which task runs. docs/tasks.md says how to write one.
+A task is a folder under `tasks/` with a class that derives from `Task`, or from `ClassifierTask` if it has
+classes. `fednc.common.tasks.discovery.get` finds it by name. Nothing outside that folder may depend on which task
+runs. docs/tasks.md says how to write one.
 
 Legend: B batch, K label space.
 """
@@ -33,19 +33,19 @@ from fednc.common.tasks.metric_info import MetricInfo
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
 from fednc.common.tasks.stages import Stage, stage_at, stages_of
 
-Batch = Any  # what a task's own data yields; opaque to everybody else
+Batch = Any  # what the task's data yields; opaque to all other code
 Purpose = Literal["train", "test", "input"]  # what examples are read for
 
 
 class TaskOptions(BaseModel):
-    """The keys of `[task]` besides `name`: each task derives its own."""
+    """The keys of `[task]` besides `name`. Each task derives its own class."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Keys of `[task]` that fit some data, what people must know of it, and whether mean and std were measured."""
+    """Keys of `[task]` that fit some data, notes for the user, and whether mean and std were measured."""
 
     options: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -54,14 +54,14 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Part:
-    """Part `index` of `of` of a simulated split."""
+    """One part of a simulated split: number `index` of `of` parts."""
 
     index: int
     of: int
 
 
 class TaskData(ABC):
-    """The examples of one client (or of the server's test), loaded once and resident for the run."""
+    """The examples of one client, or the server's test data. Loaded once and kept in memory for the run."""
 
     @property
     @abstractmethod
@@ -70,17 +70,17 @@ class TaskData(ABC):
 
     @property
     def count_K(self) -> Tensor:
-        """int64 [K]: examples of each class of the label space; [0] where there are no classes."""
+        """int64 [K]: examples of each class of the label space; shape [0] for a task without classes."""
         return torch.zeros(0, dtype=torch.int64)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Where each example came from, for people; may be empty."""
+        """Where each example came from, to show to users; may be empty."""
         return ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was read and what was left out and why, a sentence each; may be empty."""
+        """What was read, and what was left out and why, one sentence each; may be empty."""
         return ()
 
     @abstractmethod
@@ -93,18 +93,18 @@ class TaskData(ABC):
 
     @abstractmethod
     def hold_out(self, share: float, seed: int) -> tuple[TaskData, TaskData]:
-        """(training rest, held-out share), disjoint; the same for the same seed."""
+        """(training data, held-out data): disjoint, and the same for the same seed."""
 
     @abstractmethod
     def to(self, device: torch.device) -> TaskData:
         """The same examples on `device`."""
 
     def of_classes(self, first: int, end: int) -> TaskData:
-        """The examples of classes `first` to `end` - 1, in stored order; for tasks that take sessions."""
+        """The examples of classes `first` to `end` - 1, in stored order. For tasks that support sessions."""
         raise NotImplementedError(f"{type(self).__name__} cannot choose among classes ({first} to {end})")
 
     def few(self, shots: int, seed: int) -> TaskData:
-        """At most `shots` examples of each class, drawn by `seed`; for tasks that take sessions."""
+        """At most `shots` examples of each class, drawn with `seed`. For tasks that support sessions."""
         raise NotImplementedError(f"{type(self).__name__} cannot draw {shots} examples of each class ({seed})")
 
 
@@ -112,20 +112,21 @@ class Stepper(Protocol):
     """The trainer, as `Task.training_step` sees it."""
 
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
-        """The task's loss with what the method adds to it, in the precision of the run; and its parts."""
+        """(the task's loss plus the method's terms, in the run's precision; its parts by name)."""
 
     def descend(self, loss: Tensor, part: str = "") -> None:
-        """One step of the part's optimiser down this loss, clipped, with what the method does to gradients."""
+        """Take one step of the part's optimiser on this loss, with clipping and the method's gradient changes."""
 
 
 class Task(ABC):
-    """One workload: a model, data, a loss, and the metrics it is judged by. Knows no classes.
+    """One workload: a model, data, a loss, and metrics. Knows no classes.
 
-    Stateless but for its options; models and data are passed in. A task with classes derives from `ClassifierTask`
-    (`classifier.py`), one whose classes come in sessions from `Incremental` (`incremental.py`) too.
+    Has no state besides its options; models and data are passed in. A task with classes derives from
+    `ClassifierTask` (`classifier.py`), and also from `Incremental` (`incremental.py`) if its classes come in
+    sessions.
 
     Attributes:
-        metrics: what it is judged by; the first is the primary metric.
+        metrics: its metrics; the first is the primary one.
     """
 
     name: ClassVar[str]
@@ -133,10 +134,10 @@ class Task(ABC):
     takes_sessions: ClassVar[bool] = False  # classes may come later, in [[sessions]]
     Options: ClassVar[type[TaskOptions]]
     metrics: ClassVar[tuple[Metric | type[Metric], ...]]
-    Split: ClassVar[type[SplitSection]] = SplitSection  # of [split]; a class that derives from it adds tables
+    Split: ClassVar[type[SplitSection]] = SplitSection  # model of [split]; derive from it to add tables
 
     def __init__(self, run: RunConfig) -> None:
-        """Checks `[task]` of the run file.
+        """Check `[task]` of the run file.
 
         Raises:
             ConfigError: a key or value of `[task]` is not allowed.
@@ -150,13 +151,13 @@ class Task(ABC):
         self.measured_by = tuple(one() if isinstance(one, type) else one for one in self.metrics)
         if run.sessions and not self.takes_sessions:
             raise ConfigError(
-                f"task.name: {self.name!r} learns all of its classes at once. Leave out [[sessions]], or name "
-                "a task that takes them (docs/config.md)."
+                f"task.name: {self.name!r} learns all of its classes at once. Leave out [[sessions]], or choose "
+                "a task that supports them (docs/config.md)."
             )
         if (run.method.virtual_share or run.method.spread) and not self.takes_sessions:
             raise ConfigError(
-                f"method.virtual_share and spread are for tasks that take [[sessions]], {self.name!r} does not: "
-                "set both to 0"
+                f"method.virtual_share and spread are for tasks that support [[sessions]], but {self.name!r} does "
+                "not: set both to 0"
             )
         self._check_method()
         check_optimiser(run.train)
@@ -180,29 +181,29 @@ class Task(ABC):
                 )
 
     def _check_method(self) -> None:
-        """Raises ConfigError: a method that needs classes."""
+        """Raises ConfigError if the method needs classes."""
         method = self.run.method
         if method.needs_classes:
             raise ConfigError(
-                f"method.name: {method.name!r} works on features of classes, and task {self.name!r} has none. "
+                f"method.name: {method.name!r} needs classes, and task {self.name!r} has none. "
                 "Set method.name to fedavg, fedprox or scaffold."
             )
 
     @property
     def primary(self) -> MetricInfo:
-        """The metric that history, status and reports follow."""
+        """The metric that history, status and reports show."""
         return self.measured_by[0].info
 
-    # ---- classes and stages: what a task without classes says ------------------------------------------------
+    # ---- classes and stages: the answers of a task without classes --------------------------------------------
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, those of all [[sessions]] included; () for a task without classes."""
+        """Names of all classes, including those of [[sessions]]; () for a task without classes."""
         return ()
 
     @property
     def label_space(self) -> int:
-        """K: vertices of the frame, reserved ones included; 0 for a task without classes."""
+        """K: number of vertices of the frame, including reserved ones; 0 for a task without classes."""
         return 0
 
     @property
@@ -212,7 +213,7 @@ class Task(ABC):
 
     @property
     def min_sum_examples(self) -> int:
-        """A client keeps sums that are over fewer of its examples to itself."""
+        """A client does not send sums over fewer examples than this."""
         return 1
 
     @property
@@ -227,14 +228,14 @@ class Task(ABC):
 
     @property
     def registry(self) -> ClassRegistry:
-        """Which class has which vertex, by session. Raises ConfigError: a clash, or no room."""
+        """Which class has which vertex, by session. Raises ConfigError if names clash or vertices run out."""
         later = [session.classes for session in self.run.sessions]
         own = len(self.class_names) - sum(map(len, later))
         return ClassRegistry((self.class_names[:own], *later), self.label_space)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """What the run consists of; one stage without [[sessions]]."""
+        """The stages of the run; without [[sessions]], one."""
         return stages_of(self.run, self.registry.groups)
 
     def stage(self, server_round: int) -> Stage:
@@ -242,7 +243,7 @@ class Task(ABC):
         return stage_at(self.stages, server_round)
 
     def within_stage(self, guide: Guide, server_round: int) -> Guide:
-        """`guide` with what a round's stage says of classes; as it is for a task that takes no sessions."""
+        """`guide` with the classes of the round's stage; unchanged for a task without sessions."""
         del server_round
         return guide
 
@@ -252,26 +253,26 @@ class Task(ABC):
     def suggest_options(cls, spec: str) -> Suggestion:
         """Keys of `[task]` that fit the training data at `spec`, for `fednc init`. Raises DataError."""
         del spec
-        raise DataError(f"task {cls.name!r} suggests no options: write its keys under [task] by hand")
+        raise DataError(f"task {cls.name!r} cannot suggest options: write its keys under [task] by hand")
 
     @abstractmethod
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
         """The training examples at data spec `spec`, or one part of them.
 
         Raises:
-            DataError: missing, unreadable, or not of this run's classes and shapes.
+            DataError: they are missing, unreadable, or do not have this run's classes and shapes.
         """
 
     @abstractmethod
     def load_test(self, spec: str) -> TaskData:
-        """The test examples at `spec` (all of them, for data without a test part). Raises DataError."""
+        """The test examples at `spec`; all examples if the data has no test part. Raises DataError."""
 
     def load_input(self, spec: str) -> TaskData:
-        """Unlabelled or labelled examples for `fednc predict`. Raises DataError."""
+        """Examples for `fednc predict`, with or without labels. Raises DataError."""
         return self.load_test(spec)
 
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
-        """Arrays of which an .npz file makes the same two sets again, read as data spec `packed_spec`.
+        """Both sets as arrays for an .npz file, from which data spec `packed_spec` reads the same sets.
 
         `fednc compare` needs it: tuning trains on other parts of the data than a client reads.
         """
@@ -282,18 +283,18 @@ class Task(ABC):
         )
 
     def packed_spec(self, path: Path) -> str:
-        """The data spec by which this task reads a file of what its `pack` gave."""
+        """The data spec with which this task reads a file of what its `pack` returned."""
         return f"npz:{path}"
 
     def make_split(self, spec: str, split: SplitSection) -> str:
-        """Make the simulated split of the training data at `spec` and remember it here; its digest (hex)."""
+        """Make the simulated split of the training data at `spec` and cache it here. Returns its digest (hex)."""
         del split
         raise DataError(
-            f"task {self.name!r} cannot split {spec}: leave out [split], give each client data of its own"
+            f"task {self.name!r} cannot split {spec}: leave out [split] and give each client its own data"
         )
 
     def inputs_of(self, batch: Batch) -> Tensor:
-        """Preprocessed inputs [B, ...] of a batch: its first tensor."""
+        """Preprocessed inputs [B, ...] of a batch: by default its first tensor."""
         inputs: Tensor = batch[0]
         return inputs
 
@@ -302,7 +303,7 @@ class Task(ABC):
         return len(self.inputs_of(batch))
 
     def preprocessing(self) -> dict[str, Any]:
-        """What a user of the exported model must do to raw inputs (JSON values)."""
+        """How a user of the exported model must prepare raw inputs (JSON values)."""
         return {}
 
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
@@ -350,91 +351,89 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
-        """(scalar to minimise, its named parts)."""
+        """(scalar to minimise, its parts by name)."""
 
     def training_step(self, model: nn.Module, batch: Batch, guide: Guide, trainer: Stepper) -> dict[str, Tensor]:
-        """Train on one batch; its losses by name, `loss` among them.
+        """Train on one batch. Returns its losses by name, including `loss`.
 
-        The default is one forward pass, one backward pass and one step. A task of several optimisers names them in
-        `optimiser_parts` and calls `trainer.descend` once for each of its losses.
+        The default is one forward pass, one backward pass and one step. A task with several optimisers names them
+        in `optimiser_parts` and calls `trainer.descend` once per loss.
         """
         loss, parts = trainer.loss(model, batch, guide)
         trainer.descend(loss)
         return {"loss": loss.detach(), **parts}
 
     def optimiser_parts(self, model: nn.Module) -> Mapping[str, Sequence[nn.Parameter]]:
-        """Parameters by the name of the optimiser that moves them; by default one, called "", moves all."""
+        """Parameters by the name of their optimiser; by default one optimiser, called "", has all of them."""
         return {"": list(model.parameters())}
 
     def optimiser_section(self, part: str, section: TrainSection) -> TrainSection:
-        """`[train]` as it is for the optimiser of one part: another rate, another optimiser."""
+        """`[train]` for the optimiser of one part, which may have another rate or another optimiser."""
         del part
         return section
 
     def same_for_each_batch(self, guide: Guide) -> bool:
-        """Whether `loss` does the same to every batch of one shape: then a GPU may replay it
+        """Whether `loss` runs the same operations for every batch of one shape, so that a GPU may replay them
         (`client/training/cuda_graphs.py`).
 
-        It must not wait for the device, nor draw or decide anything on the CPU, and batches are tuples of tensors.
+        Then it must not wait for the device, nor draw or decide anything on the CPU, and batches must be tuples of
+        tensors.
         """
         del guide
         return False
 
-    # ---- what travels ----------------------------------------------------------------------------------------
+    # ---- what is sent and aggregated -------------------------------------------------------------------------
 
     def aggregation(self, key: str) -> Aggregation:
-        """What becomes of a key of the state dict; the weighted mean over all clients by default."""
+        """How a key of the state dict is aggregated; the default is the weighted mean over all clients."""
         del key
         return Aggregation.MEAN
 
     def owned(self, data: TaskData) -> Mapping[str, int]:
-        """Examples of `data` that train each key which is aggregated over its owners; without those it lacks."""
+        """For each `OWNERS` key that `data` trains: how many of its examples do."""
         raise NotImplementedError(f"{type(self).__name__} must say which keys {data.examples} examples train")
 
     def shared_keys(self, model: nn.Module) -> list[str]:
-        """State-dict keys that travel; the others stay on the client."""
+        """State-dict keys that are sent; the others stay on the client."""
         return [key for key in model.state_dict() if self.aggregation(key) != Aggregation.LOCAL]
 
     def trained_keys(self, model: nn.Module, stage: Stage) -> list[str]:
-        """The shared keys that a stage trains and that travel up, in order; the others stay as they are, for ever.
+        """The shared keys that a stage trains and clients send back, in order. The others are frozen from then on.
 
-        So every stage's are among those of the stage before.
+        So each stage's keys are a subset of those of the stage before.
         """
         del stage
         return [key for key in self.shared_keys(model) if self.aggregation(key) != Aggregation.FIXED]
 
     def stepped_keys(self, model: nn.Module) -> frozenset[str]:
-        """The parameters that a method's step may move at the server: float32, and averaged over all clients.
+        """The parameters that a method's step at the server may change: float32, and averaged over all clients.
 
-        A parameter with two names is there under both.
+        A parameter with two names appears under both.
         """
         params = model.named_parameters(remove_duplicate=False)
         averaged = {name for name, p in params if p.dtype is torch.float32}
         return frozenset(name for name in averaged if self.aggregation(name) == Aggregation.MEAN)
 
     def before_upload(self, model: nn.Module, global_state: Mapping[str, Tensor]) -> None:
-        """Align symmetries of `model` with the global one before averaging; nothing by default."""
+        """Align symmetries of `model` with the global model before averaging; by default does nothing."""
         del model, global_state
 
     # ---- evaluation ------------------------------------------------------------------------------------------
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, Tensor]:
-        """(what the model gives [B, ...], what is right [B, ...]) for those examples whose right answer is known.
-
-        This is what the metrics are given.
-        """
+        """For the metrics: (outputs of the model [B, ...], targets [B, ...]) of examples with a known target."""
 
     def predict(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
-        """What an exported model gives for preprocessed inputs [B, ...]."""
+        """Output of an exported model for preprocessed inputs [B, ...]."""
         del guide
         output: Tensor = model(inputs)
         return output
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
-        """Files for people to look at, by name, made of the server's own test data; none by default.
+        """Files to show to users, by name, made from the server's own test data; by default none.
 
-        `model` is the final one, in evaluation mode, on the device of `data`.
+        `model` is the final model, in evaluation mode, on the device of `data`.
         """
         del model, data, guide
         return {}
@@ -448,20 +447,20 @@ class Task(ABC):
         return {name: value.cpu() for name, value in found.items()}
 
     def no_statistics(self) -> Stats:
-        """The statistics of no example at all: every name with its type and shape, all zero."""
+        """The statistics of zero examples: every name with its type and shape, all zero."""
         found = {EXAMPLES: torch.tensor(0)}
         for metric in self.measured_by:
             found |= metric.zeros(self.label_space)
         return found
 
     def check_statistics(self, stats: Stats, announced: int) -> bool:
-        """Whether there is an example in statistics of the right names, types and shapes that a client sent.
+        """Check a client's statistics, whose names, types and shapes fit. Returns whether they have examples.
 
         Args:
-            announced: examples that the client said it holds out.
+            announced: number of examples that the client said it holds out.
 
         Raises:
-            ProtocolError: no examples of that number have these statistics.
+            ProtocolError: no set of that many examples can have these statistics.
         """
         examples = int(stats[EXAMPLES])
         refuse_unless(0 <= examples <= announced, f"{examples} examples, {announced} were held out")
@@ -470,9 +469,9 @@ class Task(ABC):
         return examples > 0
 
     def measure(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
-        """The metrics of summed statistics, by name, `examples`, and what else a metric tells.
+        """The metrics of summed statistics by name, `examples`, and further details of metrics.
 
-        Without any example, `examples` is 0 and every metric is NaN.
+        Without examples, `examples` is 0 and every metric is NaN.
         """
         examples = int(stats[EXAMPLES]) if stats else 0
         if not examples:
@@ -500,7 +499,7 @@ def split_with(part: Part, split: SplitSection | None) -> SplitSection:
 
 
 def add_stats(total: Stats, new: Mapping[str, Tensor]) -> Stats:
-    """`total` with `new` added, key by key, in place."""
+    """Add `new` to `total` key by key, in place; returns `total`."""
     for key, value in new.items():
         total[key] = total[key] + value if key in total else value.clone()
     return total

@@ -1,7 +1,7 @@
-"""Which class has which vertex of the frame: names in the order in which they came, never moved, never removed.
+"""Which class has which vertex of the frame. Names keep the order in which they came; none moves or goes away.
 
-Made from the run file by the task and grown by class sessions; kept in checkpoints, so that a restarted server
-goes on with the same vertices. Must not know data: whoever reads labels maps them by name.
+The task builds it from the run file, and class sessions extend it. Checkpoints contain it, so that a restarted
+server continues with the same vertices. Must not know data: code that reads labels maps them by name.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ class ClassRegistry:
     """The classes of a run.
 
     Attributes:
-        groups: names by class session; the first group is there from the beginning.
-        vertices: room for classes, those of later days included.
+        groups: names by class session; the first group is that of the first stage.
+        vertices: number of vertices, including those reserved for later classes.
     """
 
     groups: tuple[tuple[str, ...], ...]
     vertices: int
 
     def __post_init__(self) -> None:
-        """Raises ConfigError: a name that is there twice, or more names than vertices."""
+        """Raises ConfigError for duplicate names, or more names than vertices."""
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
             raise ConfigError(
-                f"class names {', '.join(map(repr, twice))} are there already: a class keeps its vertex for ever. "
-                "Give a new class a name of its own, and leave old ones out of later sessions."
+                f"class names {', '.join(map(repr, twice))} exist already: a class keeps its vertex for ever. "
+                "Give a new class a new name, and leave old ones out of later sessions."
             )
         if len(self.names) > self.vertices:
             raise ConfigError(
@@ -46,30 +46,32 @@ class ClassRegistry:
 
     @property
     def version(self) -> int:
-        """How often classes were added."""
+        """Number of times that classes were added."""
         return len(self.groups) - 1
 
     def extended(self, names: Sequence[str]) -> ClassRegistry:
-        """The next version, with these classes on the next free vertices. Raises ConfigError: clash, no room."""
+        """The next version: these classes get the next free vertices. Raises ConfigError, see `__post_init__`."""
         if not names:
-            raise ConfigError("a class session brings at least one new class")
+            raise ConfigError("a class session needs at least one new class")
         return ClassRegistry((*self.groups, tuple(names)), self.vertices)
 
     def first(self, version: int) -> ClassRegistry:
-        """How it was at an earlier version."""
+        """The registry as of an earlier version."""
         return ClassRegistry(self.groups[: version + 1], self.vertices)
 
     def check_continues(self, older: ClassRegistry) -> None:
-        """Raises ConfigError unless every class of `older` has the vertex here that it had there."""
+        """Raises ConfigError unless every class of `older` still has the same vertex."""
         if self.vertices != older.vertices:
-            raise ConfigError(f"frame.vertices was {older.vertices} and is {self.vertices}: a frame cannot change")
+            raise ConfigError(
+                f"frame.vertices was {older.vertices} and is now {self.vertices}: a frame cannot change"
+            )
         for vertex, name in enumerate(older.names):
             now = self.names[vertex] if vertex < len(self.names) else None
             if now != name:
-                owner = "nobody" if now is None else repr(now)
+                owner = "no class" if now is None else repr(now)
                 raise ConfigError(
-                    f"class {name!r} had vertex {vertex}, which now is {owner}'s: "
-                    "classes may be added, never removed, renamed or moved"
+                    f"class {name!r} had vertex {vertex}, which now belongs to {owner}: "
+                    "classes may be added, but not removed, renamed or moved"
                 )
 
     def to_json(self) -> dict[str, Any]:
@@ -78,5 +80,5 @@ class ClassRegistry:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """What `to_json` gave."""
+        """The registry from the values of `to_json`."""
         return cls(tuple(tuple(group) for group in values["groups"]), values["vertices"])

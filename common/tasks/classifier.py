@@ -1,8 +1,8 @@
-"""The contract of a task with classes: every method but `backbone` and `read` is given.
+"""The contract of a task with classes. A task only has to define `backbone` and `read`.
 
-Label space, frozen frame, class memory, features, read-out, accuracy. A task of this kind says which layers see
-its inputs (`backbone`) and how its data is read (`read`); docs/tasks.md shows one in thirty lines. Knows no kind
-of data.
+Provides label space, frozen frame, class memory, features, read-out and accuracy. A task defines which layers
+process its inputs (`backbone`) and how its data is read (`read`); docs/tasks.md shows one in thirty lines. Knows
+no kind of data.
 
 Legend: B batch, D feature width, W width before the projection, K label space, N examples.
 """
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fednc.common import safe_files
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError, ProtocolError
@@ -28,6 +27,7 @@ from fednc.common.learning.heads import Head, build_head, logits
 from fednc.common.learning.losses import View, objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
+from fednc.common.tasks import npz_files
 from fednc.common.tasks.api import Batch, Part, Purpose, Task, TaskData, TaskOptions, split_with
 from fednc.common.tasks.metrics import Accuracy, CrossEntropy, Metric
 from fednc.common.tasks.splits import Index, split_digest, split_index
@@ -43,7 +43,7 @@ class ClassifierOptions(TaskOptions):
 
 
 class LabelledData(Protocol):
-    """What a classifier reads: a `TaskData` whose examples have labels."""
+    """The data that a classifier reads: a `TaskData` whose examples have labels."""
 
     label_N: Tensor
 
@@ -52,7 +52,7 @@ class LabelledData(Protocol):
 
 
 class ClassifierModel(nn.Module):
-    """Backbone, projection and head. Calling the model gives its features; the head is applied by the losses."""
+    """Backbone, projection and head. Calling the model returns its features; the losses apply the head."""
 
     def __init__(self, backbone: nn.Module, projection: nn.Module, head: Head) -> None:
         super().__init__()
@@ -79,27 +79,27 @@ class ClassifierTask(Task):
         super().__init__(run)
         if self.label_space < len(self.class_names):
             raise ConfigError(
-                f"frame.vertices: {self.label_space} vertices for {len(self.class_names)} classes. Give it at "
-                "least as many, or 0 for exactly as many."
+                f"frame.vertices: {self.label_space} vertices for {len(self.class_names)} classes. Set it to at "
+                "least the number of classes, or to 0 for exactly that number."
             )
         if self._rehearses:
             _check_rehearsal(run)
 
     def _check_method(self) -> None:
-        """Every method serves a classifier."""
+        """Every method works with a classifier."""
 
-    # ---- what a task of this kind must say -------------------------------------------------------------------
+    # ---- what a classifier must define -----------------------------------------------------------------------
 
     @abstractmethod
     def backbone(self) -> tuple[nn.Module, int]:
-        """(layers from inputs [B, ...] to [B, W], W), initialised from torch's global generator."""
+        """(layers from inputs [B, ...] to [B, W], W). Initialised from torch's global generator."""
 
     @abstractmethod
     def read(self, spec: str, purpose: Purpose) -> Any:
-        """The labelled examples at `spec`; `labelled` makes them of tensors. Raises DataError.
+        """The labelled examples at `spec`; `labelled` builds them from tensors. Raises DataError.
 
         Args:
-            purpose: `train`, `test`, or `input` for examples to predict on, which may have no labels.
+            purpose: `train`; `test`; or `input` for examples to predict, which may have no labels.
         """
 
     # ---- classes ---------------------------------------------------------------------------------------------
@@ -112,27 +112,27 @@ class ClassifierTask(Task):
 
     @property
     def label_space(self) -> int:
-        """K: vertices of the frame, reserved ones included."""
+        """K: number of vertices of the frame, including reserved ones."""
         return self.run.frame.vertices or len(self.class_names)
 
     def frame(self, seed: int) -> Frame:
-        """The frozen frame, drawn by `seed`. Raises ConfigError: too narrow."""
+        """The frozen frame, drawn with `seed`. Raises ConfigError if it is too narrow."""
         return draw_frame(self.label_space, self.run.frame.dim, seed, self.run.frame.kind)
 
     @property
     def _rehearses(self) -> bool:
-        """Whether the memory is that of features before the projection, for the projection to rehearse.
+        """Whether the memory holds features from before the projection, so that the projection rehearses them.
 
-        Trained class vectors rehearse features as they are; frozen ones leave nothing but the projection.
+        Trained class vectors can rehearse features directly. If they are frozen, only the projection can learn.
         """
         return self.run.method.rehearsal > 0 and self.run.method.head == "frame"
 
     @property
     def memory_dim(self) -> int:
-        """D, or the backbone's width for a memory from before the projection."""
+        """D, or the backbone's width if the memory is taken before the projection."""
         if not self._rehearses:
             return self.run.frame.dim
-        with torch.device("meta"):  # nothing is drawn and no memory taken
+        with torch.device("meta"):  # draws no numbers and allocates no memory
             return self.backbone()[1]
 
     # ---- data ------------------------------------------------------------------------------------------------
@@ -144,10 +144,10 @@ class ClassifierTask(Task):
         names: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> LabelledTensors:
-        """Examples made of inputs [N, ...] and what they are: names of classes, numbers of classes, or unknown.
+        """Examples with inputs [N, ...] and labels: names of classes, numbers of classes, or None if unknown.
 
         Raises:
-            DataError: a label that is no class of the run, or another number of labels than of inputs.
+            DataError: a label is not a class of the run, or there are not as many labels as inputs.
         """
         if labels is None:
             label_N = torch.full((len(inputs),), UNLABELLED)
@@ -158,7 +158,7 @@ class ClassifierTask(Task):
         if len(label_N) != len(inputs):
             raise DataError(f"{len(inputs)} examples have {len(label_N)} labels; give one label for each example")
         if len(label_N) and not -1 <= int(label_N.min()) <= int(label_N.max()) < len(self.class_names):
-            raise DataError(f"a label is not among 0 to {len(self.class_names) - 1}, the run's classes")
+            raise DataError(f"a label is outside 0 to {len(self.class_names) - 1}, the run's classes")
         return LabelledTensors(
             tensors=(inputs, label_N), label_space=self.label_space, names=tuple(names), notes=tuple(notes)
         )
@@ -181,13 +181,13 @@ class ClassifierTask(Task):
 
     def _unpacked(self, spec: str, part: str) -> LabelledTensors:
         try:
-            arrays = safe_files.read_npz(spec.removeprefix(_PACKED))
+            arrays = npz_files.read_npz(spec.removeprefix(_PACKED))
             classes = tuple(map(str, arrays["classes"]))
             inputs, label_N = (torch.from_numpy(arrays[f"{name}_{part}"]) for name in "xy")
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
-            raise DataError(f"{spec}: not data that this task has packed ({type(e).__name__}: {e})") from e
+            raise DataError(f"{spec}: not written by this task's `pack` ({type(e).__name__}: {e})") from e
         if classes != self.class_names:
-            raise DataError(f"{spec}: packed with classes {classes[:10]}, the run has {self.class_names[:10]}")
+            raise DataError(f"{spec}: packed with classes {classes[:10]}, but the run has {self.class_names[:10]}")
         return self.labelled(inputs, label_N)
 
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
@@ -199,7 +199,7 @@ class ClassifierTask(Task):
         return _as_data(data.select(self._parts(data.label_N.numpy(), split)[part.index]))
 
     def _parts(self, label_N: Index, split: SplitSection) -> list[Index]:
-        """Which examples each part has."""
+        """The examples of each part."""
         return split_index(label_N, split)
 
     def load_test(self, spec: str) -> TaskData:
@@ -215,7 +215,7 @@ class ClassifierTask(Task):
         return split_digest(split_index(self._read(spec, "train").label_N.numpy(), split))
 
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
-        """x_train, y_train, x_test, y_test, and the class names that the labels count."""
+        """x_train, y_train, x_test, y_test, and the class names that the labels index."""
         if not (isinstance(train, LabelledTensors) and isinstance(test, LabelledTensors)):
             return super().pack(train, test)
         return {
@@ -233,7 +233,7 @@ class ClassifierTask(Task):
     # ---- model and training ----------------------------------------------------------------------------------
 
     def build_model(self) -> ClassifierModel:
-        """The head is drawn last, so that all methods start from the same backbone and projection."""
+        """A new model. The head is drawn last, so that all methods start from the same backbone and projection."""
         backbone, width = self.backbone()
         projection = self.projection(width)
         return ClassifierModel(
@@ -241,11 +241,11 @@ class ClassifierTask(Task):
         )
 
     def projection(self, width: int) -> nn.Module:
-        """[B, W] into the frame's space [B, D]; no activation at the end, as vertices lie everywhere."""
+        """Layers from [B, W] to the frame's space [B, D]; no final activation, since vertices point everywhere."""
         return nn.Linear(width, self.run.frame.dim)
 
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective of `guide.method` on the features of a batch."""
+        """The loss of `guide.method` on the features of a batch."""
         inputs, label_B = batch
         found = as_classifier(model)
         views = {name: _view(as_classifier(m), inputs, guide) for name, m in guide.companions.items()}
@@ -257,25 +257,25 @@ class ClassifierTask(Task):
     # ---- features and read-out -------------------------------------------------------------------------------
 
     def embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(unit features [B, D], labels [B]) for the class memory; no gradients needed.
+        """(unit features [B, D], labels [B]) for the class memory, without gradients.
 
-        Before the projection where that is what the memory is made of.
+        Taken before the projection if the memory is.
         """
         if self._rehearses:
             return unit(as_classifier(model).backbone(batch[0])), batch[1]
         return self.aligned(model, batch)
 
     def aligned(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(unit features [B, D] in the frame's space, labels [B]): what is compared with the vertices."""
+        """(unit features [B, D] in the frame's space, labels [B]), to compare with the vertices."""
         return unit(as_classifier(model).features(batch[0])), batch[1]
 
     def scores(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
-        """Read-out scores [B, K], -inf beyond today's classes: argmax predicts, softmax is the confidence."""
+        """Read-out scores [B, K], -inf beyond the current classes: argmax predicts, softmax is the confidence."""
         found = as_classifier(model)
         return readout_logits(found.features(inputs), found.head, guide, self._classes_in(guide))
 
     def _classes_in(self, guide: Guide) -> int:
-        """Classes that exist."""
+        """Number of classes that exist so far."""
         return len(self.class_names) if guide.classes is None else guide.classes
 
     def predict(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
@@ -289,14 +289,14 @@ class ClassifierTask(Task):
 
 
 def classifier(task: Task) -> ClassifierTask:
-    """`task`, which must have classes. Raises ProtocolError: it has none, and class sums were asked for."""
+    """`task`, which must be a classifier. Raises ProtocolError if it has no classes."""
     if not isinstance(task, ClassifierTask):
         raise ProtocolError(f"task {task.name!r} has no classes, so there are no sums of their features")
     return task
 
 
 def as_classifier(model: nn.Module) -> ClassifierModel:
-    """`model`, which `build_model` of a classifier made."""
+    """`model`, which must come from `build_model` of a classifier."""
     assert isinstance(model, ClassifierModel)
     return model
 
@@ -307,7 +307,7 @@ def _as_data(data: Any) -> TaskData:
 
 
 def _projected_memory(model: ClassifierModel, deep_BW: Tensor, guide: Guide) -> Tensor:
-    """[K, D]: the memory of unit features, made as long as those of the batch are, through the projection."""
+    """[K, D]: projection of the memory of unit features, scaled to the mean length of the batch's features."""
     length = torch.linalg.vector_norm(deep_BW.detach().float(), dim=1).mean()
     again_KD: Tensor = model.projection(length * guide.mean_KD)
     return again_KD
@@ -318,9 +318,9 @@ def _check_rehearsal(run: RunConfig) -> None:
     others = max(method.anchor, method.centre, method.target_blend) > 0 or method.reads_memory
     if others or method.memory_source == "vertex":
         raise ConfigError(
-            "method.rehearsal towards a frame keeps the class memory from before the projection, where there are "
-            "no vertices: set readout = 'vertex', leave anchor, centre and target_blend at 0, and memory_source "
-            "other than 'vertex'"
+            "method.rehearsal with a frame takes the class memory before the projection, where there are no "
+            "vertices: set readout = 'vertex', anchor, centre and target_blend to 0, and memory_source to "
+            "anything but 'vertex'"
         )
 
 

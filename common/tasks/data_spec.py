@@ -1,8 +1,8 @@
-"""How people say which data they mean: `KIND:PLACE`, with what only its owner knows behind a `?`.
+"""Data specs: `KIND:PLACE`, with options that only the data's owner knows after a `?`.
 
-Read by the tasks' readers; written by commands that have options for it (`--class-names`, `--columns`). The suffix
-is the one form that works everywhere a spec does: on the command line, in `evaluate.test`, in a Flower node's
-configuration. Knows no kind of data.
+Read by the tasks' data readers; commands with the options `--class-names` and `--columns` add the suffix. The
+suffix works wherever a spec does: on the command line, in `evaluate.test`, in a Flower node's configuration. Knows
+no kind of data.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from fednc.common.errors import DataError
 
 CLASS_NAMES, COLUMNS = "class-names", "columns"
 _SUFFIX = re.compile(r"(?P<before>.*)\?(?P<options>[A-Za-z_-]+=.*)", re.DOTALL)
-_KEPT = " /:+()'!"  # written as they are in a suffix: they separate nothing
+_KEPT = " /:+()'!"  # not escaped in a suffix, since they separate nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """A spec, taken apart.
+    """A parsed spec.
 
     Attributes:
-        text: the spec as it was given, for messages.
-        kind: what stands before the colon; the whole place where there is no colon.
-        place: what stands behind the colon.
-        has_colon: whether there was one.
-        class_names: the names that integer labels count, from 0, as the data's owner says; empty: not said.
-        columns: which column of a table has which role.
+        text: the spec as given, for messages.
+        kind: the text before the colon; without a colon, the whole spec.
+        place: the text after the colon.
+        has_colon: whether there was a colon.
+        class_names: names of integer labels from 0 on, as given by the data's owner; empty if not given.
+        columns: column of a table for each role.
     """
 
     text: str
@@ -46,7 +46,7 @@ class DataSpec:
 
 
 def parse_spec(text: str) -> DataSpec:
-    """A spec's parts. Raises DataError: a suffix with an unknown, repeated or empty option."""
+    """Parse a spec. Raises DataError if the suffix has an unknown, repeated or empty option."""
     match = _SUFFIX.fullmatch(text)
     before, options = (match["before"], _options(text, match["options"])) if match else (text, {})
     kind, colon, place = before.partition(":")
@@ -61,12 +61,12 @@ def parse_spec(text: str) -> DataSpec:
 
 
 def with_options(spec: str, class_names: str = "", columns: str = "") -> str:
-    """`spec` with the values of `--class-names` and `--columns`. Raises DataError: one that cannot be meant."""
+    """`spec` with the values of `--class-names` and `--columns`. Raises DataError if they are invalid."""
     given = {CLASS_NAMES: class_names, COLUMNS: columns}
     added = "&".join(f"{key}={quote(value, safe=_KEPT + ',=%')}" for key, value in given.items() if value)
     if not added:
         return spec
-    parse_spec(f"x:x?{added}")  # speaks of the option, not of the spec
+    parse_spec(f"x:x?{added}")  # an error here names the option, not the spec
     joined = f"{spec}{'&' if _SUFFIX.fullmatch(spec) else '?'}{added}"
     parse_spec(joined)
     return joined
@@ -78,7 +78,7 @@ def _options(text: str, suffix: str) -> dict[str, str]:
         key, equals, value = item.partition("=")
         if key not in (CLASS_NAMES, COLUMNS) or not equals:
             raise DataError(
-                f"data {text!r}: no option {key!r} behind the `?`; expected {CLASS_NAMES}=a,b,c or "
+                f"data {text!r}: unknown option {key!r} after the `?`; expected {CLASS_NAMES}=a,b,c or "
                 f"{COLUMNS}=image=NAME,label=NAME, joined by `&`"
             )
         if key in found:
@@ -91,7 +91,7 @@ def _names(text: str, value: str) -> tuple[str, ...]:
     names = tuple(unquote(name).strip() for name in value.split(","))
     if not all(names):
         raise DataError(
-            f"data {text!r}: {CLASS_NAMES} has an empty name. Give one name for each label from 0 on, "
+            f"data {text!r}: {CLASS_NAMES} has an empty name. Give one name for each label from 0, "
             "separated by commas (a comma inside a name is %2C)."
         )
     return names
@@ -102,6 +102,6 @@ def _columns(text: str, value: str) -> dict[str, str]:
     for item in value.split(","):
         role, equals, name = item.partition("=")
         if not (equals and name) or not role.isidentifier() or role in found:
-            raise DataError(f"data {text!r}: {COLUMNS} must be ROLE=NAME, for several roles with commas between")
+            raise DataError(f"data {text!r}: {COLUMNS} must be ROLE=NAME, with commas between several")
         found[role] = unquote(name)
     return found

@@ -1,6 +1,6 @@
-"""Installed tasks by name: entry points of group `fednc.tasks`, of fednc itself and of other distributions alike.
+"""Finds installed tasks by name: entry points of group `fednc.tasks`, both fednc's own and other people's.
 
-This floor knows none of them, and imports one when it is asked for by name.
+Knows none of them; imports one when it is asked for by name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log = logging.getLogger("fednc")
 
 
 def names() -> list[str]:
-    """Names of the installed tasks, those that do not load included."""
+    """Names of all installed tasks, including those that do not load."""
     return sorted({plugin.name for plugin in plugins.installed(TASKS)})
 
 
@@ -27,7 +27,7 @@ def built_in() -> dict[str, type[Task]]:
 
 
 def installed() -> dict[str, type[Task]]:
-    """The task classes that can be used here, by name; what cannot be used is logged and left out."""
+    """The usable task classes by name; others are logged and left out."""
     for conflict in plugins.conflicts(TASKS):
         log.warning("task %s", conflict)
     found = {}
@@ -40,21 +40,23 @@ def installed() -> dict[str, type[Task]]:
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of task `name`. Raises ConfigError: not installed, of two distributions, or not to be loaded."""
+    """The class of task `name`. Raises ConfigError if it is not installed, ambiguous, or does not load."""
     return load(plugins.find(TASKS, name))
 
 
 def load(plugin: Plugin) -> type[Task]:
-    """The class of one plug-in. Raises ConfigError where it cannot be imported or is no task of that name."""
+    """The class of one plug-in. Raises ConfigError if it cannot be imported or is not a task of that name."""
     loaded = plugin.load()
     where = f"task {plugin.name!r} of {plugin.distribution} {plugin.release}"
     if not (isinstance(loaded, type) and issubclass(loaded, Task)):
         raise ConfigError(f"{where}: {plugin.entry_point.value} is not a class that derives from fednc's Task")
     if loaded.name != plugin.name:
-        raise ConfigError(f"{where}: its class calls itself {loaded.name!r}; name and entry point must be equal")
+        raise ConfigError(
+            f"{where}: its class has the name {loaded.name!r}; class and entry point need the same name"
+        )
     return loaded
 
 
 def get(run: RunConfig) -> Task:
-    """The task of a run, its options checked."""
+    """The task of a run, with checked options."""
     return task_class(run.task.name)(run)

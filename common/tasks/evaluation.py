@@ -1,7 +1,7 @@
 """The evaluation loop: one pass over data with a model in evaluation mode.
 
-Clients, the server and `fednc predict` all evaluate through it, so that the same model, data and batch size give
-the same sums everywhere.
+Clients, the server and `fednc predict` all use it, so the same model, data and batch size give the same sums
+everywhere.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def evaluation_batches(
     """All batches of `data` in stored order, with `model` in evaluation mode and no gradients until the loop ends.
 
     Args:
-        batch: examples in each.
-        before_batch: called before each; what it raises ends the loop.
+        batch: examples per batch.
+        before_batch: called before each batch; an exception from it ends the loop.
     """
     model.eval()
     with torch.no_grad():

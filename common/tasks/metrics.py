@@ -1,8 +1,7 @@
-"""Metrics: additive sums over examples, and the number that they make.
+"""Metrics: additive sums over examples, and the value that follows from them.
 
-A task declares the metrics it is judged by; clients send the sums, the server checks and adds them, and nobody
-needs to see an example. The first metric of a task is its primary one, which history, status and reports follow.
-Knows no task.
+A task declares its metrics. Clients send the sums; the server checks and adds them, and never sees an example. The
+first metric of a task is its primary one, which history, status and reports show. Knows no task.
 
 Legend: B batch, K label space, N bins.
 """
@@ -20,21 +19,21 @@ from torch import Tensor
 from fednc.common.errors import ProtocolError
 from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
 
-Stats = dict[str, Tensor]  # additive sums and counts, float64 or int64: stats of a union = sum of the stats
-EXAMPLES = "examples"  # the one sum that every task has
+Stats = dict[str, Tensor]  # sums and counts, float64 or int64: the stats of a union are the sum of the stats
+EXAMPLES = "examples"  # the one count that every task has
 
-# Terms are rounded to multiples of this before they are summed in float64: such sums are exact up to 2e9, so
-# batches may be pooled in any order and grouping. It moves a mean by 1e-7 at most.
+# Terms are rounded to multiples of this before they are summed in float64. Such sums are exact up to 2e9, so
+# batches may be combined in any order and grouping. It changes a mean by at most 1e-7.
 SUM_STEP = 2.0**-22
 
 
 class Metric(ABC):
-    """One metric. Its sums have names of their own; metrics that share a sum give it the same name and values.
+    """One metric. Its sums have unique names, unless metrics share a sum with the same values.
 
     Attributes:
-        name: what its value is called in histories and reports.
+        name: name of its value in histories and reports.
         higher_is_better: the direction.
-        unit: what it is counted in, for people; `PERCENT` for a share of 0 ... 1.
+        unit: unit to show to users; `PERCENT` for a share of 0 to 1.
     """
 
     name: str
@@ -52,44 +51,44 @@ class Metric(ABC):
 
     @abstractmethod
     def sums(self, output: Tensor, target: Tensor) -> Stats:
-        """The sums over a batch of what the model gave [B, ...] and what was right [B, ...]."""
+        """The sums over a batch of outputs of the model [B, ...] and targets [B, ...]."""
 
     @abstractmethod
     def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
-        """The metric over the examples of the sums; NaN where they say nothing of it."""
+        """The metric over the examples of the sums; NaN if it is undefined for them."""
 
     def details(self, sums: Mapping[str, Tensor], examples: int, names: Sequence[str]) -> dict[str, float]:
-        """More values that people are told, by name; `names` are those of the classes, where there are any."""
+        """Further values to report, by name; `names` are the class names, if any."""
         del sums, examples, names
         return {}
 
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
-        """Raises ProtocolError: no `examples` examples have these sums. Types and shapes are those of `zeros`."""
+        """Raises ProtocolError if no set of `examples` examples has these sums. Types and shapes match `zeros`."""
         del sums, examples
 
 
 def exact(term_B: Tensor, step: float = SUM_STEP) -> Tensor:
-    """Sum of a batch's terms, float64, the same in any order and grouping while it is below 2^53 steps."""
+    """Sum of a batch's terms in float64, the same for any order and grouping while it is below 2^53 steps."""
     return ((term_B.double() / step).round() * step).sum()
 
 
 def count_zeros(*shape: int) -> Tensor:
-    """No example: int64."""
+    """Counts over zero examples: int64 zeros."""
     return torch.zeros(shape, dtype=torch.int64)
 
 
 def sum_zero() -> Tensor:
-    """The sum over no example: float64."""
+    """The sum over zero examples: float64."""
     return torch.tensor(0.0, dtype=torch.float64)
 
 
 def refuse_unless(fits: bool, what: str) -> None:
-    """Raises ProtocolError: `what` is wrong with the sums of a reply."""
+    """Raises ProtocolError unless `fits`; `what` is wrong with the sums of a reply."""
     if not fits:
         raise ProtocolError(f"the statistics contradict each other: {what}")
 
 
-# ---- of classifiers: output is scores [B, K], target is labels [B] ----------------------------------------------
+# ---- classifiers: output is scores [B, K], target is labels [B] -------------------------------------------------
 
 
 def _hits(output: Tensor, target: Tensor) -> Stats:
@@ -103,9 +102,11 @@ def _hits(output: Tensor, target: Tensor) -> Stats:
 def _check_hits(sums: Mapping[str, Tensor], examples: int) -> None:
     count_K, correct_K = sums["count_K"], sums["correct_K"]
     refuse_unless(bool((correct_K >= 0).all() and (correct_K <= count_K).all()), "more hits than examples")
-    # Each count first: the total of absurd counts may wrap around in 64 bits.
+    # Check each count first: the total of absurd counts may overflow 64 bits.
     refuse_unless(bool((count_K <= examples).all()), "a class has more examples than there are")
-    refuse_unless(int(count_K.sum()) == examples, "the examples of all classes are not those that were evaluated")
+    refuse_unless(
+        int(count_K.sum()) == examples, "the counts of all classes do not add up to the number of examples"
+    )
 
 
 def _recalls(sums: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, float]:
@@ -114,7 +115,7 @@ def _recalls(sums: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, floa
 
 
 class Accuracy(Metric):
-    """Share of examples whose best score is their label's; the same for each class by its name."""
+    """Share of examples whose label has the highest score; also for each class."""
 
     name, unit = ACCURACY.name, PERCENT
 
@@ -136,18 +137,20 @@ class Accuracy(Metric):
         return int(sums["correct"]) / examples
 
     def details(self, sums: Mapping[str, Tensor], examples: int, names: Sequence[str]) -> dict[str, float]:
-        """`accuracy/<class>` of each class that has examples."""
+        """`accuracy/<class>` for each class with examples."""
         del examples
         return {f"{self.name}/{name}": value for name, value in _recalls(sums, names).items()}
 
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
         """See Metric."""
         _check_hits(sums, examples)
-        refuse_unless(int(sums["correct_K"].sum()) == int(sums["correct"]), "the hits of all classes are not all")
+        refuse_unless(
+            int(sums["correct_K"].sum()) == int(sums["correct"]), "the hits of all classes do not add up"
+        )
 
 
 class BalancedAccuracy(Metric):
-    """Mean over classes of the share of their examples that are right; classes without examples are left out."""
+    """Mean over classes of the share of correct examples; classes without examples are left out."""
 
     name, unit = "balanced_accuracy", PERCENT
 
@@ -171,7 +174,7 @@ class BalancedAccuracy(Metric):
 
 
 class CrossEntropy(Metric):
-    """Mean cross-entropy of the softmax of the scores. Infinite where a class that nobody has seen yet is met."""
+    """Mean cross-entropy of the softmax of the scores. Infinite if an example has a class without a score yet."""
 
     name, higher_is_better = "loss", False
 
@@ -195,18 +198,18 @@ class CrossEntropy(Metric):
 
 
 class AUROC(Metric):
-    """Chance that an example of a class scores higher for it than one of another class; ties count half.
+    """Probability that an example of a class scores higher for it than one of another class; ties count half.
 
-    Made of two histograms of scores per class, those of its examples and of the others: the log-odds of the class,
-    through a monotone map onto `BINS` equal bins. Which of two examples is higher is known exactly unless both are
-    in one bin, where they count as a tie: `auroc_error` is the most by which that can be off, half the share of
-    such pairs, and is told beside the value. Two classes: of the second one. More: the mean over classes, one
-    against all others, and `auroc/<class>`.
+    Computed from two histograms per class: the log-odds of the class for its own examples and for all others,
+    mapped monotonically to `BINS` equal bins. The order of two examples is exact unless both are in one bin, where
+    they count as a tie. `auroc_error`, half the share of such pairs, is the largest possible error and is reported
+    too. With two classes it is the value of the second one; with more, the mean over classes, each against all
+    others, and `auroc/<class>`.
     """
 
     name, unit = "auroc", PERCENT
     BINS = 1024
-    WIDTH = 8.0  # log-odds; bins are 4 / BINS * WIDTH / 2 wide at 0, and wider farther out
+    WIDTH = 8.0  # log-odds; bins have width 4 / BINS * WIDTH / 2 at 0, and are wider farther out
 
     def zeros(self, label_space: int) -> Stats:
         """See Metric."""
@@ -221,14 +224,14 @@ class AUROC(Metric):
         classes, rows = output.shape[1], self._rows(output.shape[1])
         found = {name: count_zeros(rows, self.BINS) for name in self.zeros(classes)}
         for row in range(rows):
-            label = classes - rows + row  # of two classes the second
+            label = classes - rows + row  # with two classes, the second
             bin_B = self.bin_of(log_odds(output, label))
             for name, side_B in zip(found, (target == label, target != label), strict=True):
                 found[name][row] = torch.bincount(bin_B[side_B], minlength=self.BINS)
         return found
 
     def bin_of(self, log_odds_B: Tensor) -> Tensor:
-        """int64 [B]: the bin of each value; the order of values is that of their bins, ties aside."""
+        """int64 [B]: the bin of each value. Bins have the order of the values, apart from ties."""
         share_B = (torch.tanh(log_odds_B.double() / self.WIDTH) + 1) / 2
         return (share_B * self.BINS).long().clamp(0, self.BINS - 1)
 
@@ -240,7 +243,7 @@ class AUROC(Metric):
         return float(known_K.mean()) if len(known_K) else math.nan
 
     def details(self, sums: Mapping[str, Tensor], examples: int, names: Sequence[str]) -> dict[str, float]:
-        """`auroc_error`, and with more than two classes `auroc/<class>`."""
+        """`auroc_error`, and `auroc/<class>` with more than two classes."""
         del examples
         area_K, error_K = self._areas(sums)
         known_K = ~area_K.isnan()
@@ -254,7 +257,7 @@ class AUROC(Metric):
 
     @staticmethod
     def _areas(sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """float64 [K]: area of each class, NaN where it has no examples or no others; how far that may be off."""
+        """Two float64 [K]: area of each class, NaN without examples of it or of others; its largest error."""
         own_KN, other_KN = sums["auroc_own_KN"].double(), sums["auroc_other_KN"].double()
         below_KN = other_KN.cumsum(dim=1) - other_KN
         pairs_K = own_KN.sum(dim=1) * other_KN.sum(dim=1)  # 0 / 0 is NaN
@@ -277,21 +280,22 @@ class AUROC(Metric):
 
 
 def log_odds(score_BK: Tensor, label: int) -> Tensor:
-    """[B]: log of p / (1 - p), with p the softmax of `label`'s score; infinite where the score is."""
+    """[B]: log of p / (1 - p), with p the softmax of `label`'s score; infinite if the score is."""
     others_BK = torch.cat([score_BK[:, :label], score_BK[:, label + 1 :]], dim=1)
     return score_BK[:, label].double() - others_BK.double().logsumexp(dim=1)
 
 
-# ---- of regressions: output and target are numbers of the same shape [B, ...] -----------------------------------
+# ---- regressions: output and target are numbers of the same shape [B, ...]
+# ---------------------------------------
 
 
 class _MeanError(Metric):
-    """A mean over all numbers of an example; infinite errors are refused."""
+    """An error averaged over all numbers of an example; infinite errors are refused."""
 
     higher_is_better = False
 
     def __init__(self, unit: str = "", step: float = SUM_STEP) -> None:
-        """`unit`: of the target. `step`: a power of two to which terms are rounded; larger for huge errors."""
+        """`unit`: unit of the target. `step`: power of two to which terms are rounded; larger for huge errors."""
         self.unit, self._step = unit, step
 
     def zeros(self, label_space: int) -> Stats:

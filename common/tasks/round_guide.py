@@ -1,4 +1,4 @@
-"""The one place that makes a `Guide`: what a round trains towards and reads out by.
+"""Builds the `Guide` of a round: its training targets and what its read-out uses. The only place that does.
 
 Called by the server for its own evaluation and fit, by each client with the frame and memory that it received, and
 by an exported model. Must not know which task it is for.
@@ -29,12 +29,12 @@ def guide_at(
     """The guide of a round.
 
     Args:
-        task: of the run.
+        task: the run's task.
         etf_KD: the frozen frame.
-        memory: the class memory that the method is given in this round.
-        server_round: counts from 1; 0 is before the first.
-        count_K: examples of each class that this client trains on; None: there is no training.
-        method: where it is not the run's own: rows of a comparison read one model out in several ways.
+        memory: the class memory that the method gets in this round.
+        server_round: counts from 1; 0 is before the first round.
+        count_K: examples of each class that this client trains on; None if there is no training.
+        method: replaces the run's own method; a comparison reads out one model in several ways.
     """
     method = method or task.run.method
     guide = _guide(method, etf_KD, memory, memory_ramp(method, server_round), count_K)
@@ -42,7 +42,7 @@ def guide_at(
 
 
 def guide_of_model(task: Task, etf_KD: Tensor, memory: ClassMemory, classes: int) -> Guide:
-    """The guide of a trained model that knows `classes` classes, for reading it out."""
+    """The guide for the read-out of a trained model with `classes` classes."""
     return _guide(task.run.method, etf_KD, memory, classes=classes if task.takes_sessions else None)
 
 

@@ -1,8 +1,8 @@
-"""Simulated splits: one index per part, made by flwr-datasets' partitioners, and remembered on disk.
+"""Simulated splits: one index per part, made by flwr-datasets' partitioners and cached on disk.
 
 Called by the task for a client that has one part of a common data set. Importing flwr-datasets takes seconds, so
-that happens once per split on a machine; a remembered index is checked before it is used. Every example lands in
-exactly one part, or there is no split. Sees labels only.
+that happens once per split on a machine; a cached index is checked before use. Every example is in exactly one
+part, otherwise the split is refused. Only uses labels.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from fednc.common import safe_files
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import DataError, MissingExtraError
 from fednc.common.files import write_atomically
 from fednc.common.seeds import derive
+from fednc.common.tasks import npz_files
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 SMALLEST_PART = 2  # one example to train on, one to hold out
-DRAWS = 20  # seeds tried, each up to eleven times by the library, before a dirichlet split is given up
-_DECISIVE = {"kind", "parts", "alpha", "classes_per_part", "seed"}  # keys of [split] that the index follows from
+DRAWS = 20  # seeds to try before giving up on a dirichlet split; the library draws up to eleven times from each
+_DECISIVE = {"kind", "parts", "alpha", "classes_per_part", "seed"}  # keys of [split] that determine the index
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ def split_index(labels: Index, split: SplitSection) -> list[Index]:
     The same for the same labels, settings and version of flwr-datasets.
 
     Raises:
-        DataError: no such split of these labels, or one that would leave examples out.
+        DataError: these labels cannot be split so, or the split would leave examples out.
         MissingExtraError: flwr-datasets is not installed.
     """
     labels = np.ascontiguousarray(labels, dtype=np.int64)
     if len(labels) < SMALLEST_PART * split.parts:
         raise DataError(
             f"split.parts: {split.parts} parts of at least {SMALLEST_PART} need {SMALLEST_PART * split.parts} "
-            f"examples, there are {len(labels)}. Use fewer parts or more data."
+            f"examples, but there are {len(labels)}. Use fewer parts or more data."
         )
     cached = _cache_folder() / f"{_key(labels, split)}.npz"
     remembered = _remembered(cached, len(labels), split.parts)
@@ -60,9 +60,9 @@ def split_index(labels: Index, split: SplitSection) -> list[Index]:
 
 
 def at_few_sites(labels: Index, index: list[Index], sites: int, first: int) -> list[Index]:
-    """`index` whose classes from `first` on are left to the `sites` parts that have most examples of each.
+    """`index`, but of each class from `first` on only the `sites` parts with most examples keep theirs.
 
-    Parts that have equally many go by their number. Examples of such a class elsewhere are nobody's.
+    Ties go to the part with the lower number. The examples that other parts lose are not used.
     """
     found = list(index)
     for label in np.unique(labels[labels >= first]):
@@ -81,14 +81,12 @@ def split_digest(index: list[Index]) -> str:
 def _partition(labels: Index, split: SplitSection) -> list[Index]:
     draw = {"dirichlet": _dirichlet, "shards": _shards, "iid": _iid}[split.kind]
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # dirichlet warns at every repeated draw; what counts is checked afterwards
+        warnings.simplefilter("ignore")  # dirichlet warns at every repeated draw; the result is checked below
         return draw(labels, split)
 
 
 def _dirichlet(labels: Index, split: SplitSection) -> list[Index]:
-    """Each class divided by proportions from Dirichlet(alpha); drawn again while a part is too small."""
+    """Divide each class by proportions from Dirichlet(alpha); draw again while a part is too small."""
     for attempt in range(DRAWS):
         partitioner = _library().DirichletPartitioner(
             num_partitions=split.parts,
@@ -107,15 +105,15 @@ def _dirichlet(labels: Index, split: SplitSection) -> list[Index]:
 
 
 def _shards(labels: Index, split: SplitSection) -> list[Index]:
-    """Examples sorted by label, cut into equal shards, `classes_per_part` of them dealt to each part.
+    """Sort examples by label, cut them into equal shards, and deal `classes_per_part` shards to each part.
 
-    Not the pathological partitioner: it gives each part exactly so many classes, but leaves out every class that
-    no part happens to draw. Here a shard may straddle two classes, and nothing is left out.
+    Does not use the pathological partitioner: that one gives each part exactly this many classes, but leaves out
+    every class that no part happens to draw. Here a shard may span two classes, but nothing is left out.
     """
     wanted = split.parts * split.classes_per_part
     size = -(-len(labels) // wanted)
     if -(-len(labels) // size) < wanted:
-        size = max(1, len(labels) // wanted)  # rounding up made too few; then some parts get one shard more
+        size = max(1, len(labels) // wanted)  # rounding up made too few shards; now some parts get one more
     partitioner = _library().ShardPartitioner(
         num_partitions=split.parts,
         partition_by="label",
@@ -128,7 +126,7 @@ def _shards(labels: Index, split: SplitSection) -> list[Index]:
 
 
 def _iid(labels: Index, split: SplitSection) -> list[Index]:
-    """Shuffled here: the library's partitioner only cuts, and files are often sorted by class."""
+    """Shuffle first: the library's partitioner only cuts, and files are often sorted by class."""
     order = np.random.default_rng(split.seed).permutation(len(labels))
     return _positions(_library().IidPartitioner(num_partitions=split.parts), labels, order, split.parts)
 
@@ -164,7 +162,7 @@ def _report_and_check(index: list[Index], examples: int, split: SplitSection) ->
         raise DataError(
             f"split.kind {split.kind!r} with {split.parts} parts uses {len(used)} of {examples} examples, drops "
             f"{examples - len(used)}, deals {dealt - len(used)} twice, and its smallest part has {smallest}. "
-            f"Every example must be in one part, and every part have {SMALLEST_PART}. "
+            f"Every example must be in exactly one part, and every part needs {SMALLEST_PART}. "
             "Use fewer parts or another kind."
         )
 
@@ -183,14 +181,14 @@ def _cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "fednc" / "splits"
-    except RuntimeError:  # a user without a home: below this no file can be, so nothing is remembered
+    except RuntimeError:  # a user without a home: no file can exist below this path, so nothing is cached
         return Path(os.devnull) / "fednc"
 
 
 def _remembered(path: Path, examples: int, parts: int) -> list[Index] | None:
-    """The index at `path`, if it is a whole and plausible one."""
+    """The cached index at `path`, if it is complete and plausible."""
     try:
-        file = safe_files.read_npz(path)
+        file = npz_files.read_npz(path)
         position, size = file["position"], file["size"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
@@ -202,7 +200,7 @@ def _remembered(path: Path, examples: int, parts: int) -> list[Index] | None:
 
 
 def _remember(path: Path, index: list[Index]) -> None:
-    """A read-only home is no reason to fail: the next process makes the index again."""
+    """Cache the index. A read-only home is not an error: the next process computes the index again."""
     file = io.BytesIO()
     np.savez(file, position=np.concatenate(index), size=np.array([len(part) for part in index]))
     with suppress(OSError):

@@ -1,7 +1,7 @@
-"""The stages of a run: which rounds, which classes, whom it needs. A run without [[sessions]] is one stage.
+"""The stages of a run: their rounds, classes and number of clients. A run without [[sessions]] is one stage.
 
-Made from the run file by the task, asked by server and client for the stage of a round; both come to the same.
-Must not know what a task does in a stage.
+Server and client each derive them from the run file, with the same result. Must not know what a task does in a
+stage.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from fednc.common.config.tables import TrainSection
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A number of rounds over the same classes.
+    """A series of rounds over the same classes.
 
     Attributes:
-        number: 0 is the beginning; the others are the class sessions ([[sessions]]), in order.
+        number: 0 for the first stage; the others are the class sessions ([[sessions]]), in order.
         first: its first round; rounds count from 1 over all stages.
         last: its last round.
-        earlier: classes from before it; its own are `earlier` to `classes` - 1.
-        classes: classes at its end, and so those that are evaluated.
+        earlier: number of classes from before it; its own are `earlier` to `classes` - 1.
+        classes: number of classes at its end; these are evaluated.
         train: how clients train in it.
-        min_clients: replies without which a round of it does not count.
-        shots: examples of each of its classes that a client learns from; 0: all that it has.
-        waits: an operator starts it.
+        min_clients: replies that a round needs to count.
+        shots: examples of each of its classes that a client trains on; 0: all it has.
+        waits: whether an operator starts it.
     """
 
     number: int = 0
@@ -41,7 +41,7 @@ class Stage:
 
     @property
     def is_first(self) -> bool:
-        """Whether all classes are new in it."""
+        """Whether this is the first stage, in which all classes are new."""
         return self.number == 0
 
     def round_within(self, server_round: int) -> int:
@@ -50,7 +50,7 @@ class Stage:
 
 
 def stages_of(run: RunConfig, groups: tuple[tuple[str, ...], ...]) -> tuple[Stage, ...]:
-    """The stages of `run`, whose classes come in these groups."""
+    """The stages of `run`, with one group of classes per stage."""
     stages = [
         Stage(
             last=run.rounds.total,
@@ -65,12 +65,12 @@ def stages_of(run: RunConfig, groups: tuple[tuple[str, ...], ...]) -> tuple[Stag
 
 
 def stage_at(stages: tuple[Stage, ...], server_round: int) -> Stage:
-    """The stage that a round belongs to."""
+    """The stage of a round."""
     return next((stage for stage in stages if server_round <= stage.last), stages[-1])
 
 
 def with_names(run: RunConfig, number: int, names: tuple[str, ...]) -> RunConfig:
-    """`run` whose class session `number` has these classes."""
+    """`run` with these classes in class session `number`."""
     sessions = list(run.sessions)
     sessions[number - 1] = sessions[number - 1].model_copy(update={"classes": names})
     return run.model_copy(update={"sessions": tuple(sessions)})

@@ -1,6 +1,6 @@
-"""Examples that are rows of tensors, with or without labels, and how one part of them is chosen.
+"""Examples that are rows of tensors, with or without labels, and ways to choose some of them.
 
-For tasks whose data fits into memory; handed to trainer and evaluation as `TaskData`. Knows no task.
+For tasks whose data fits into memory; trainer and evaluation use them as `TaskData`. Knows no task.
 
 Legend: N examples, K label space.
 """
@@ -19,18 +19,18 @@ from torch import Tensor
 from fednc.common.seeds import generator as seeded
 from fednc.common.tasks.api import TaskData
 
-UNLABELLED = -1  # the label of an example that has none
+UNLABELLED = -1  # label of an example without a label
 Index = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TensorData(TaskData):
-    """Rows of several tensors; a batch is a tuple of some of their rows.
+    """Rows of several tensors; a batch is a tuple with some rows of each.
 
     Attributes:
         tensors: each [N, ...], inputs first.
         names: where each example came from (for `fednc predict`); may be empty.
-        notes: what was read and what was left out, for people.
+        notes: what was read and what was left out, to show to users.
     """
 
     tensors: tuple[Tensor, ...]
@@ -54,7 +54,7 @@ class TensorData(TaskData):
             yield tuple(tensor[start : start + batch] for tensor in self.tensors)
 
     def hold_out(self, share: float, seed: int) -> tuple[Self, Self]:
-        """(training rest, held-out share), drawn at random."""
+        """(training data, held-out data), drawn at random."""
         rest, held = hold_out_index(np.zeros(self.examples, np.int64), share, seed)
         return self.select(rest), self.select(held)
 
@@ -71,7 +71,7 @@ class TensorData(TaskData):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledTensors(TensorData):
-    """Rows with labels: the last tensor is int64 [N], `UNLABELLED` where there is none.
+    """Rows with labels: the last tensor is int64 [N], `UNLABELLED` for a row without a label.
 
     Attributes:
         label_space: K.
@@ -90,7 +90,7 @@ class LabelledTensors(TensorData):
         return count_of(self.label_N, self.label_space)
 
     def hold_out(self, share: float, seed: int) -> tuple[Self, Self]:
-        """(training rest, held-out share): `hold_out_index` of the labels."""
+        """(training data, held-out data): `hold_out_index` of the labels."""
         rest, held = hold_out_index(self.label_N.cpu().numpy(), share, seed)
         return self.select(rest), self.select(held)
 
@@ -115,7 +115,7 @@ def class_index(label_N: Tensor, first: int, end: int) -> Index:
 
 
 def few_index(label_N: Tensor, shots: int, seed: int) -> Index:
-    """At most `shots` examples of each class, drawn by `seed`."""
+    """At most `shots` examples of each class, drawn with `seed`."""
     label = label_N.cpu().numpy()
     shuffled_N = torch.randperm(len(label), generator=seeded(seed, "shots")).numpy()
     drawn = [shuffled_N[label[shuffled_N] == c][:shots] for c in np.unique(label)]
@@ -123,10 +123,10 @@ def few_index(label_N: Tensor, shots: int, seed: int) -> Index:
 
 
 def hold_out_index(label_N: Index, share: float, seed: int) -> tuple[Index, Index]:
-    """(rest, held out): disjoint, together everything, each ascending; the same for the same seed.
+    """(rest, held out): disjoint, together all examples, each ascending; the same for the same seed.
 
-    Holds out share * N examples, rounded up, but leaves one for training. Each class gives its share rounded down;
-    what is missing comes one by one from the classes that rounding cut most.
+    Holds out share * N examples, rounded up, but leaves at least one for training. Each class contributes its
+    share rounded down; the remaining ones come one each from the classes that rounding cut most.
     """
     total = max(0, min(len(label_N) - 1, math.ceil(share * len(label_N) - 1e-9)))
     _, class_N, count_C = np.unique(label_N, return_inverse=True, return_counts=True)
@@ -143,7 +143,7 @@ def hold_out_index(label_N: Index, share: float, seed: int) -> tuple[Index, Inde
 
 
 def run_lengths(examples: int, batch: int) -> list[int]:
-    """Lengths of consecutive runs of `batch`; a last run of one joins the one before it.
+    """Sizes of the batches of an epoch. A last batch of one joins the batch before it.
 
     Batch normalisation cannot learn from a batch of one.
     """

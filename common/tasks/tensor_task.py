@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fednc.common import safe_files
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import DataError
+from fednc.common.tasks import npz_files
 from fednc.common.tasks.api import Part, Purpose, Task, TaskData, split_with
 from fednc.common.tasks.splits import Index, split_digest, split_index
 from fednc.common.tasks.tensor_data import TensorData
@@ -84,7 +84,7 @@ class TensorTask(Task):
 
 def _unpacked(spec: str, part: str) -> TensorData:
     try:
-        arrays = safe_files.read_npz(spec.removeprefix(_PACKED))
+        arrays = npz_files.read_npz(spec.removeprefix(_PACKED))
         names = [f"{part}_{i}" for i in range(len(arrays)) if f"{part}_{i}" in arrays]
         tensors = tuple(torch.from_numpy(arrays[name]) for name in names)
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as e:

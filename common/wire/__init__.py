@@ -1,1 +1,1 @@
-"""What travels: arrays, records, codecs, framing, checksums, and the messages made of them."""
+"""What is sent over the link: arrays, records, codecs, framing, checksums, and the messages made of them."""

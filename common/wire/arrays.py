@@ -1,9 +1,9 @@
 """Tensors <-> Flower `Array`s, with as few copies as the format allows.
 
-Flower's stock serialisation is .npy bytes; we write the same bytes (so any Flower app can read them) but fill
-the buffer in one copy and read it back as a view. bfloat16, which .npy and Flower refuse, travels as raw bytes
-under an stype of our own. No pickle anywhere, and no header is parsed: numpy's parser compiles it as Python,
-which fails in many ways. The header of honest bytes follows from dtype and shape; any other is refused.
+Flower serialises arrays as .npy bytes. We write the same bytes, so any Flower app can read them, but fill the
+buffer in one copy and read it back as a view. bfloat16, which .npy and Flower do not support, is sent as raw bytes
+under our own stype. No pickle, and no header is parsed: numpy's parser compiles it as Python, which can fail in
+many ways. Dtype and shape determine the only valid header; any other is refused.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ RAW_BF16 = "fednc.bfloat16"
 Buffer = bytes | bytearray | memoryview
 
 _NUMERIC = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
-DTYPES = {name: np.dtype(name) for name in _NUMERIC.split()}  # that travel; all that numpy and PyTorch share
-_ALIGNMENT = 64  # bytes; a cache line, and a multiple of every item
+DTYPES = {name: np.dtype(name) for name in _NUMERIC.split()}  # that can be sent: all that numpy and PyTorch share
+_ALIGNMENT = 64  # bytes; a cache line, and a multiple of every item size
 _LARGE_BYTES = 4 << 20
-_IDLE: deque[NDArray[np.uint8]] = deque(maxlen=2)  # large pieces of memory that are free
+_IDLE: deque[NDArray[np.uint8]] = deque(maxlen=2)  # large pieces of memory that are not in use
 _MAGIC = b"\x93NUMPY\x01\x00"
 _MOST_DIMENSIONS, _MOST_VALUES = 32, 1 << 56  # numpy counts bytes, of up to 16 per value, in 63 bits
 
 
 def make_array(dtype: str, shape: tuple[int, ...], stype: str, data: Buffer) -> Array:
-    """An `Array` over any buffer. Flower's constructor insists on `bytes`, which would cost a copy."""
+    """An `Array` over any buffer. Flower's constructor requires `bytes`, which would cost a copy."""
     array = Array.__new__(Array)
-    array.__dict__.update(dtype=dtype, shape=shape, stype=stype, data=data)  # its setters cost more than the rest
+    array.__dict__.update(dtype=dtype, shape=shape, stype=stype, data=data)  # its setters are slow
     return array
 
 
 def new_buffers(sizes: Collection[int]) -> list[memoryview]:
-    """Writable, uninitialised bytes, next to each other in one piece of memory.
+    """Writable, uninitialised buffers, next to each other in one piece of memory.
 
-    numpy asks for huge pages where a piece is large, and filling many small pieces costs five times as much.
+    numpy requests huge pages for a large piece; filling many small pieces takes five times as long.
     """
     ends = list(itertools.accumulate(_aligned(size) for size in sizes))
     whole = _piece_of_memory(ends[-1] if ends else 0).data
@@ -59,17 +59,17 @@ def new_buffers(sizes: Collection[int]) -> list[memoryview]:
 
 
 def _piece_of_memory(size: int) -> NDArray[np.uint8]:
-    """A large one that nobody uses any more is used again: the system would clear every page of a new one."""
+    """Reuses a large piece that is free, because the system would clear every page of a new one."""
     if size < _LARGE_BYTES:
         return np.empty(size, np.uint8)
     owner = _idle(size)
-    piece = owner[:size]  # a slice of this by numpy would refer to its owner, and not keep it: hand out its bytes
+    piece = owner[:size]  # a numpy slice of this would refer to `owner` and not keep it alive: hand out its bytes
     weakref.finalize(piece, _IDLE.append, owner).atexit = False
     return piece
 
 
 def _idle(size: int) -> NDArray[np.uint8]:
-    """The piece freed last that is not much too large, else a new one."""
+    """The most recently freed piece that is not much too large, else a new one."""
     for _ in range(len(_IDLE)):
         with suppress(IndexError):  # another thread took it
             owner = _IDLE.pop()
@@ -86,7 +86,7 @@ def _aligned(size: int) -> int:
 def blank_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Uninitialised arrays for tensors of these shapes and dtypes; `to_tensor` gives the tensors to write.
 
-    They share one piece of memory, which is there for as long as one of them is.
+    They share one piece of memory, which lives as long as any of them.
     """
     record = ArrayRecord()
     heads = [_head(value) for value in tensors.values()]
@@ -102,7 +102,7 @@ def blank_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def _head(value: Tensor) -> bytes:
-    """What comes before the values; nothing where .npy cannot say what they are."""
+    """The header before the values; empty if .npy has no name for the dtype."""
     if value.dtype is torch.bfloat16:
         return b""
     return _npy_header(np.dtype(str(value.dtype).removeprefix("torch.")), tuple(value.shape))
@@ -118,14 +118,14 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
-    """The values as a view on the array's own bytes; writable only where those are.
+    """The values as a view on the array's own bytes; writable only if those are.
 
     Raises:
-        ProtocolError: the bytes are not what dtype and shape declare.
+        ProtocolError: the bytes do not match dtype and shape.
     """
     dtype = DTYPES.get(array.dtype)
     if array.stype != NPY or dtype is None:
-        raise ProtocolError(f"array of {array.dtype!r:.40} with serialisation {array.stype!r:.40} does not travel")
+        raise ProtocolError(f"array of {array.dtype!r:.40} with serialisation {array.stype!r:.40} cannot be sent")
     size = _nbytes(array.shape, dtype.itemsize)
     data = memoryview(array.data)
     offset = len(_MAGIC) + 2 + int.from_bytes(data[len(_MAGIC) : len(_MAGIC) + 2], "little")
@@ -140,22 +140,22 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
 
 
 def _differ_in_padding(head: bytes, expected: bytes) -> bool:
-    """How much blank space follows the header is the choice of each version of numpy."""
+    """Whether two headers differ only in their padding, which depends on the version of numpy."""
     start = len(_MAGIC) + 2
     return head[: len(_MAGIC)] == _MAGIC and head[start:].rstrip(b" \n") == expected[start:].rstrip(b" \n")
 
 
 def _nbytes(shape: tuple[int, ...], itemsize: int) -> int:
-    """Bytes of so many values. Raises ProtocolError: no array can have this shape, not even an empty one."""
+    """Size of the data in bytes. Raises ProtocolError if no array can have this shape, not even an empty one."""
     if len(shape) > _MOST_DIMENSIONS or math.prod(max(1, abs(n)) for n in shape) > _MOST_VALUES:
-        raise ProtocolError(f"array of {len(shape)} dimensions {shape!s:.80} is too large to be one")
+        raise ProtocolError(f"array of {len(shape)} dimensions {shape!s:.80} is too large")
     if min(shape, default=0) < 0:
-        raise ProtocolError(f"array of shape {shape!s:.80}")
+        raise ProtocolError(f"array with a negative size in its shape {shape!s:.80}")
     return math.prod(shape) * itemsize
 
 
 def to_tensor(array: Array) -> Tensor:
-    """The values as a tensor; shares the array's memory where that is writable and aligned, else a copy."""
+    """The values as a tensor. Shares the array's memory if that is writable and aligned, else copies it."""
     if array.stype == RAW_BF16:
         return _bf16_from_raw(array)
     view = to_numpy(array)
@@ -174,7 +174,7 @@ def _bf16_from_raw(array: Array) -> Tensor:
 
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """An `ArrayRecord` of tensors on any device, of any dtype that travels, in the mapping's order."""
+    """An `ArrayRecord` of tensors on any device, of any supported dtype, in the mapping's order."""
     record = blank_record(tensors)
     for key, value in tensors.items():
         to_tensor(record[key]).copy_(value.detach())

@@ -1,6 +1,6 @@
-"""The messages of fednc's own apps: which records an instruction and a reply hold, under which names.
+"""The messages of fednc's own apps: the records of instructions and replies, and their names.
 
-Server and client build and read them through this page only, so that neither knows the other.
+Server and client build and read messages only through this file, so that neither needs to know the other.
 `train`: model, guide, the method's extra tensors -> trained model, class sums, changes of the extra tensors.
 `query`: model -> class sums of that model; without a model: what a node holds, or sums of its data.
 `evaluate`: model, guide -> additive statistics.
@@ -29,25 +29,25 @@ HELLO, MEMORY = "query.hello", "query.memory"
 DATA_SUMS, DATA = "query.data_sums", "data"  # the question before round 1, and the record of its answer
 TRAIN, EVALUATE = "train", "evaluate"
 EXAMPLES, HELD_OUT, CLASS_COUNTS = "num-examples", "held-out", "class-counts"
-OWNED = "owned"  # before the key of a tensor: examples that trained it
-MAX_LOSS = 2.0**128  # beyond float32; the sum over all examples of a federation stays finite
-MAX_EXAMPLES = 1 << 32  # per client; the fold's precision is shared out over all that are announced
+OWNED = "owned"  # prefix of a tensor's key: number of examples that trained it
+MAX_LOSS = 2.0**128  # beyond float32; small enough that the sum over all examples of a federation stays finite
+MAX_EXAMPLES = 1 << 32  # per client; the exact sum divides its precision among all announced examples
 MAX_COUNT = 1 << 40  # an int64 sum of the data: eight million clients still fit into 64 bits
 MAX_SUM = 2.0**300  # a float64 sum of the data: squares of float32 values over MAX_EXAMPLES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """What every instruction carries besides arrays."""
+    """The part of every instruction besides arrays."""
 
     run_json: str
     server_round: int
-    wants_sums: bool = False  # class sums of the trained model along with the update
+    wants_sums: bool = False  # send class sums of the trained model with the update
     versions: tuple[str, ...] = ()  # of package, task and method at the server; see common/versions.py
 
     @classmethod
     def under(cls, run: RunConfig, server_round: int, *, wants_sums: bool = False) -> Instruction:
-        """Of this run, as this side has it installed."""
+        """An instruction for this run, with the versions that are installed here."""
         return cls(
             run_json=run.for_clients(),
             server_round=server_round,
@@ -62,7 +62,7 @@ class Instruction:
 
     @classmethod
     def of(cls, message: Message) -> Instruction:
-        """Out of a message. Raises ProtocolError."""
+        """Read it from a message. Raises ProtocolError."""
         record = record_of(message.content, RUN, ConfigRecord)
         if record is None:
             raise ProtocolError("the instruction has no 'run' record; is the server a fednc server?")
@@ -76,13 +76,13 @@ class Instruction:
 
 
 def guide_record(frame: Frame, memory: ClassMemory, *, evaluates: bool = False) -> ArrayRecord:
-    """Frame and memory as they travel, with its metric to who evaluates. The frame never changes and goes once."""
+    """Frame and memory as a record; for evaluation also the memory's metric. The frame is only ever sent once."""
     metric = {"metric": memory.metric_DD} if evaluates and memory.metric_DD is not None else {}
     return arrays.to_record({"frame": frame.etf_KD, "mean": memory.mean_KD, "seen": memory.seen_K, **metric})
 
 
 def frame_and_memory_of(content: RecordDict) -> tuple[Tensor, ClassMemory]:
-    """(the frame's vertices, the class memory) of an instruction, checked. Raises ProtocolError."""
+    """(vertices of the frame, class memory) from an instruction, checked. Raises ProtocolError."""
     record = record_of(content, GUIDE, ArrayRecord)
     if record is None or set(record) - {"metric"} != {"frame", "mean", "seen"}:
         raise ProtocolError("the instruction has no complete 'guide' record")
@@ -97,24 +97,24 @@ def instruction_content(
     guide: ArrayRecord | None = None,
     extra: ArrayRecord | None = None,
 ) -> RecordDict:
-    """Content of an instruction. The records are not copied: one model serves many instructions."""
+    """Content of an instruction. Records are not copied, so many instructions share one model."""
     content = RecordDict({RUN: instruction.to_record()})
     content.update({k: v for k, v in ((MODEL, model), (GUIDE, guide), (EXTRA, extra)) if v is not None})
     return content
 
 
 def extra_record(extra: Mapping[str, Tensor]) -> ArrayRecord | None:
-    """The method's extra tensors as they travel; None without any."""
+    """The method's extra tensors as a record; None if there are none."""
     return arrays.to_record(extra) if extra else None
 
 
 def extra_of(content: RecordDict) -> dict[str, Tensor]:
-    """The method's extra tensors of an instruction, by key."""
+    """The method's extra tensors from an instruction, by key."""
     return arrays.from_record(record_of(content, EXTRA, ArrayRecord) or ArrayRecord())
 
 
 def update_of(content: RecordDict) -> ArrayRecord:
-    """Model and changes of the extra tensors of a reply, as one record. Raises ProtocolError: no model."""
+    """Model and changes of the extra tensors from a reply, as one record. Raises ProtocolError without a model."""
     if record_of(content, MODEL, ArrayRecord) is None:
         raise ProtocolError(f"the reply has no {MODEL!r} record")
     update = ArrayRecord()
@@ -125,12 +125,12 @@ def update_of(content: RecordDict) -> ArrayRecord:
 
 
 def sums_record(sums: ClassSums) -> ArrayRecord:
-    """Class sums as they travel."""
+    """Class sums as a record."""
     return arrays.to_record(sums.to_tensors())
 
 
 def sums_of(content: RecordDict) -> ClassSums:
-    """Class sums of a reply. Raises ProtocolError."""
+    """Class sums from a reply. Raises ProtocolError."""
     record = record_of(content, SUMS, ArrayRecord)
     if record is None:
         raise ProtocolError(f"the reply has no {SUMS!r} record")
@@ -147,13 +147,13 @@ def examples_of(content: RecordDict) -> int:
 
 
 def owned_of(content: RecordDict, keys: Collection[str], counted: int) -> dict[str, int]:
-    """Weights of the tensors among `keys` that a client trained; a reply that counts for less is scaled down.
+    """Weights of the tensors among `keys` that a client trained, scaled down if not all its examples count.
 
     Args:
-        counted: examples that the client counts for, of those that it declares.
+        counted: number of the declared examples that count.
 
     Raises:
-        ProtocolError: weights beyond the examples that the reply declares.
+        ProtocolError: a weight is larger than the number of examples that the reply declares.
     """
     metrics, examples = record_of(content, METRICS, MetricRecord) or MetricRecord(), examples_of(content)
     found = {}
@@ -178,15 +178,15 @@ def loss_of(content: RecordDict) -> float:
 
 
 def check_stats(stats: Mapping[str, Tensor], none: Mapping[str, Tensor]) -> None:
-    """Raises ProtocolError unless `stats` has the names, shapes and types of `none`, and holds plausible numbers.
+    """Raises ProtocolError unless `stats` has the names, shapes and types of `none`, and plausible numbers.
 
-    An infinite loss is one: that of a class which nobody has seen yet, read out from the memory.
+    An infinite loss is plausible: a read-out from the memory gives it for a class that no client has seen yet.
     """
     if {k: (v.shape, v.dtype) for k, v in stats.items()} != {k: (v.shape, v.dtype) for k, v in none.items()}:
-        raise ProtocolError(f"statistics {sorted(stats)!s:.200} are not those of the task, {sorted(none)}")
+        raise ProtocolError(f"statistics {sorted(stats)!s:.200} do not match those of the task, {sorted(none)}")
     wide = [value.double() for value in stats.values()]
     if not all(((v.abs() <= 2.0**53) | (v == math.inf)).all() for v in wide):  # NaN compares false
-        raise UnusableValuesError("statistics are not numbers, or absurdly large")
+        raise UnusableValuesError("statistics contain NaN or absurdly large numbers")
 
 
 def data_record(sums: Mapping[str, Tensor]) -> ArrayRecord:

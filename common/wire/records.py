@@ -1,7 +1,7 @@
-"""Flower `RecordDict` <-> manifest and bytes: what travels between server and client.
+"""Flower `RecordDict` <-> manifest and bytes, the form in which it is sent between server and client.
 
-The manifest (protobuf) holds names, shapes, metrics and configs; the bytes of the arrays follow it in the
-manifest's order. Called by the grid and the link; knows nothing of rounds or nodes.
+The manifest (protobuf) holds names, shapes, metrics and configs; the bytes of the arrays follow in the same order.
+Called by the grid and the link; knows nothing about rounds or nodes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Kind = TypeVar("Kind", ArrayRecord, MetricRecord, ConfigRecord)
 
 
 class ContentError(ValueError):
-    """A content that cannot be put into a message: which record, which key, and why."""
+    """Content that cannot be put into a message; says which record, which key, and why."""
 
 
-_DIGEST = "_fednc_digest"  # kept on the Array with the bytes that it is of, so that those are hashed once
+_DIGEST = "_fednc_digest"  # stored on the Array together with the hashed bytes, so that they are hashed only once
 
 
 def digest_of(array: Array) -> bytes:
-    """The fingerprint of the bytes that the array holds now, computed once for the same bytes."""
+    """The fingerprint of the array's current bytes, computed only once for the same bytes."""
     data, (hashed, digest) = array.data, array.__dict__.get(_DIGEST, (None, b""))
-    if hashed is not data or isinstance(data, bytearray):  # replaced since, or of a kind that changes in place
+    if hashed is not data or isinstance(data, bytearray):  # replaced since, or of a type that can change in place
         digest = fingerprint(data)
         array.__dict__[_DIGEST] = (data, digest)
     found: bytes = digest
@@ -38,20 +38,20 @@ def digest_of(array: Array) -> bytes:
 
 
 def record_of(content: RecordDict, name: str, kind: type[Kind]) -> Kind | None:
-    """The record of that name if it is of that kind.
+    """The record of that name, if it has that type.
 
-    Not by `content.array_records` and its like: every use of these ties the content into a reference cycle, and
-    its arrays stay in memory until the garbage collector comes by.
+    Does not use `content.array_records` and the like: each use of them puts the content into a reference cycle,
+    which keeps its arrays in memory until the garbage collector runs.
     """
     record = content.get(name)
     return record if isinstance(record, kind) else None
 
 
 def to_manifest(content: RecordDict, *, with_digests: bool) -> pb.Manifest:
-    """The content without its bulk. `with_digests` adds the content address of each array.
+    """The content without the bytes of its arrays. `with_digests` adds the content address of each array.
 
     Raises:
-        ContentError: a value that no message can hold.
+        ContentError: a value cannot be put into a message.
     """
     manifest = pb.Manifest()
     for name, record in content.items():
@@ -74,7 +74,7 @@ def _add_record(entry: pb.Record, record: ArrayRecord | MetricRecord | ConfigRec
 
 
 def encode(manifest: pb.Manifest) -> bytes:
-    """The manifest as it travels. Raises ContentError: it is larger than protobuf can say."""
+    """The serialised manifest. Raises ContentError if it is too large for protobuf."""
     try:
         return manifest.SerializeToString()
     except (EncodeError, ValueError) as e:
@@ -82,10 +82,10 @@ def encode(manifest: pb.Manifest) -> bytes:
 
 
 def pack(manifest: pb.Manifest, *, with_digest: bool) -> tuple[pb.Manifest, bytes]:
-    """(a small manifest that stands for a large one, the large one's bytes, which lead its bulk).
+    """(a small manifest that stands for a large one, the bytes of the large one, to send before its arrays).
 
     Raises:
-        ContentError: it is larger than protobuf can say.
+        ContentError: it is too large for protobuf.
     """
     data = encode(manifest)
     digest = fingerprint(data) if with_digest else b""
@@ -94,13 +94,13 @@ def pack(manifest: pb.Manifest, *, with_digest: bool) -> tuple[pb.Manifest, byte
 
 
 def unpack(manifest: pb.Manifest, data: Buffer) -> pb.Manifest:
-    """The manifest that a small one stands for. Raises ProtocolError: these are not its bytes."""
+    """The manifest that a small one stands for. Raises ProtocolError if the bytes do not match."""
     try:
         inner = pb.Manifest.FromString(bytes(data))
     except DecodeError as e:
         raise ProtocolError(f"a packed manifest of {len(data)} bytes cannot be read: {e}") from e
     if inner.HasField("packed") or bulk_bytes(inner) != manifest.packed.array_bytes:
-        raise ProtocolError("a packed manifest announces another size of its arrays than it has")
+        raise ProtocolError("the arrays of a packed manifest have another size than it announces")
     return inner
 
 
@@ -112,24 +112,24 @@ def arrays_of(content: RecordDict) -> Iterator[Array]:
 
 
 def metas_of(manifest: pb.Manifest) -> Iterator[pb.ArrayMeta]:
-    """Descriptions of all arrays in the manifest's order; those of a packed one are in its bytes."""
+    """Descriptions of all arrays in the manifest's order; a packed manifest has them in its bytes."""
     for record in manifest.records:
         if record.WhichOneof("kind") == "arrays":
             yield from record.arrays.items
 
 
 def bulk_bytes(manifest: pb.Manifest) -> int:
-    """Bytes of data that belong to a manifest: its arrays and, where it is packed, the manifest itself."""
+    """Size of the data that belongs to a manifest: its arrays and, if it is packed, the manifest itself."""
     if manifest.HasField("packed"):
         return manifest.packed.size + manifest.packed.array_bytes
     return sum(meta.size for meta in metas_of(manifest))
 
 
 def from_manifest(manifest: pb.Manifest, buffers: Iterator[Buffer]) -> RecordDict:
-    """The content again; `buffers` yields the bytes of each array in the manifest's order.
+    """The content of a manifest; `buffers` yields the bytes of each array in the manifest's order.
 
     Raises:
-        ProtocolError: duplicate names, an unset kind, or data that Flower's records refuse.
+        ProtocolError: duplicate names, a missing kind, or data that Flower's records refuse.
     """
     content = RecordDict()
     for entry in manifest.records:
@@ -176,7 +176,13 @@ def _array_meta(key: str, array: Array, with_digest: bool) -> pb.ArrayMeta:
     )
 
 
-_KINDS = {bool: "bool", int: "int", float: "double", str: "string", bytes: "bytes"}  # a bool is an int too
+_KINDS = {
+    bool: "bool",
+    int: "int",
+    float: "double",
+    str: "string",
+    bytes: "bytes",
+}  # bool first, since a bool is also an int
 _LIST_FIELDS = {
     "bool": "bools",
     "int": "ints",
@@ -210,12 +216,14 @@ def _fill(entry: pb.Entry, value: Any) -> None:
 
 
 def _kind_of(values: list[Any]) -> str:
-    """The field that holds such values, subclasses (numpy's scalars, enums) by what they are. Raises TypeError."""
+    """The field for these values; subclasses such as numpy scalars and enums count too. Raises TypeError."""
     for kind, field in _KINDS.items():
         if all(isinstance(value, kind) for value in values):
             return "uint" if kind is int and any(value >= _INT_LIMIT for value in values) else field
     kinds = ", ".join(sorted({type(value).__name__ for value in values}))
-    raise TypeError(f"a value of type {kinds} does not travel; use bool, int, float, str, bytes or a list of one")
+    raise TypeError(
+        f"a value of type {kinds} cannot be sent; use bool, int, float, str, bytes or a list of one type"
+    )
 
 
 def _from_values(values: pb.Values) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""How an update travels: whole, or as its difference to the global model in fewer bytes. One class for each codec.
+"""Codecs for updates: send them whole, or as the difference to the global model in fewer bytes.
 
-To add one, write a class here and register it: run file, docs/config.md, client, server and bench ask `CODECS`.
-The client encodes, the server decodes in the fold's own pass; an encoded array says by its serialisation type
-which codec made it. What rounding takes from one round is kept at the client and added to the next (error
-feedback), so that nothing is lost, only late.
+To add a codec, write one class here and register it; run file, docs/config.md, client, server and bench use
+`CODECS`. The client encodes; the server decodes while it aggregates. The serialisation type of an encoded array
+names its codec. The client keeps the rounding error of each round and adds it to the next update (error feedback),
+so nothing is lost, only delayed.
 
-Only float32 tensors of two and more dimensions are encoded: biases, norms and buffers are few and delicate.
+Only float32 tensors of two or more dimensions are encoded: biases, norms and buffers are small and sensitive.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from fednc.common.errors import ProtocolError
 from fednc.common.registry import Registry
 from fednc.common.wire import arrays
 
-BLOCK = 256  # values of `int8` that share a step
-_STYPE = "fednc.delta."  # and the codec's name: serialisation type of an encoded array
+BLOCK = 256  # `int8`: number of values that share a step
+_STYPE = "fednc.delta."  # prefix of an encoded array's serialisation type, before the codec's name
 
 
 class Codec:
-    """Sends tensors as they are; derive `DeltaCodec` for one that does not.
+    """Sends tensors unchanged. Derive from `DeltaCodec` for one that changes them.
 
     Attributes:
         name: its value of `link.codec`.
         summary: what it does to an update, for docs/config.md.
-        error: largest error of a value of the difference, as a share of the tensor's largest; 0: exact.
+        error: largest error of a value of the difference, relative to the tensor's largest value; 0: exact.
     """
 
     name: ClassVar[str]
@@ -42,16 +42,16 @@ class Codec:
 
 
 class DeltaCodec(Codec, ABC):
-    """Sends differences to the global model."""
+    """Sends encoded differences to the global model."""
 
     @property
     def stype(self) -> str:
-        """Serialisation type of what it encodes."""
+        """Serialisation type of its encoded arrays."""
         return _STYPE + self.name
 
     @abstractmethod
     def nbytes(self, count: int) -> int:
-        """Bytes of `count` values: the server expects just as many."""
+        """Size in bytes of `count` encoded values; the server expects exactly this many."""
 
     @abstractmethod
     def to_bytes(self, delta_N: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class DeltaCodec(Codec, ABC):
 
     @abstractmethod
     def from_bytes(self, byte_M: Tensor, count: int) -> Tensor:
-        """float32 [count] from uint8 [nbytes(count)], whatever the bytes are."""
+        """float32 [count] from uint8 [nbytes(count)]. Must accept any bytes."""
 
 
 CODECS = Registry[Codec]("link.codec")
@@ -67,16 +67,16 @@ CODECS = Registry[Codec]("link.codec")
 
 @CODECS.register
 class Fp32(Codec):
-    """The values as they are."""
+    """The values unchanged."""
 
-    name, summary = "fp32", "the weights as they are"
+    name, summary = "fp32", "the weights unchanged"
 
 
 @CODECS.register
 class Bf16(DeltaCodec):
-    """The difference in bfloat16; each value of it is off by at most 1/256 of itself."""
+    """The difference in bfloat16; the error of each value is at most 1/256 of itself."""
 
-    name, summary = "bf16", "their change, rounded to half of the bytes"
+    name, summary = "bf16", "their change, rounded to half the bytes"
     error = 1 / 256
 
     def nbytes(self, count: int) -> int:
@@ -95,9 +95,9 @@ class Bf16(DeltaCodec):
 
 @CODECS.register
 class Int8(DeltaCodec):
-    """The difference in blocks of 256 with a float32 step each; off by at most 1/254 of the block's largest.
+    """The difference in blocks of 256 with a float32 step each; errors are at most 1/254 of the block's largest.
 
-    The steps of all blocks come first, then all values; the last block is as long as what is left.
+    The steps of all blocks come first, then all values. The last block may be shorter.
     """
 
     name, summary = "int8", "their change, rounded to a quarter of the bytes"
@@ -123,31 +123,31 @@ class Int8(DeltaCodec):
 
 
 def delta_codec(name: str) -> DeltaCodec | None:
-    """The codec called `name`; None if it sends tensors as they are. Raises ConfigError: there is none."""
+    """The codec called `name`; None if it sends tensors unchanged. Raises ConfigError if there is none."""
     codec = CODECS.get(name)
     return codec if isinstance(codec, DeltaCodec) else None
 
 
 def is_encoded(stype: str) -> bool:
-    """Whether an array of this serialisation type is a difference to the global model, by whichever codec."""
+    """Whether an array of this serialisation type is a difference to the global model, from any codec."""
     return stype.startswith(_STYPE)
 
 
 def is_encodable(tensor: Tensor) -> bool:
-    """Whether a tensor is encoded at all."""
+    """Whether codecs encode this tensor."""
     return tensor.dtype is torch.float32 and tensor.ndim >= 2 and tensor.numel() > 0
 
 
 def encode_update(
     state: Mapping[str, Tensor], reference: Mapping[str, Tensor], codec_name: str, residual: Mapping[str, Tensor]
 ) -> tuple[ArrayRecord, dict[str, Tensor]]:
-    """(the update as it travels, what rounding took from it).
+    """(the encoded update, its rounding errors).
 
     Args:
         state: the trained model.
-        reference: the global model that training started from, the same at the server.
+        reference: the global model that training started from, the same as at the server.
         codec_name: one of `CODECS`.
-        residual: what rounding took from this client's update of the round before; empty in the first.
+        residual: rounding errors of this client's update in the previous round; empty in the first.
 
     Raises:
         ConfigError: there is no such codec.
@@ -170,20 +170,22 @@ def encode_update(
 
 
 def encode(delta: Tensor, codec: DeltaCodec) -> Array:
-    """A float32 difference in fewer bytes."""
+    """Encode a float32 difference."""
     data = codec.to_bytes(delta.contiguous().reshape(-1))
     return arrays.make_array("float32", tuple(delta.shape), codec.stype, memoryview(data.numpy()))  # type: ignore[arg-type]
 
 
 def decode(array: Array) -> Tensor:
-    """The float32 difference that an encoded array stands for.
+    """Decode the float32 difference from an encoded array.
 
     Raises:
-        ProtocolError: not an encoded array, one of a codec that is not known here, or one of another length than
-            its shape says.
+        ProtocolError: the array is not encoded, its codec is not known here, or its length does not match its
+            shape.
     """
     if not is_encoded(array.stype) or array.dtype != "float32":
-        raise ProtocolError(f"array of {array.dtype} with serialisation {array.stype!r:.80} is no encoded update")
+        raise ProtocolError(
+            f"array of {array.dtype} with serialisation {array.stype!r:.80} is not an encoded update"
+        )
     codec = CODECS.entries.get(array.stype.removeprefix(_STYPE))
     if not isinstance(codec, DeltaCodec):
         known = ", ".join(each.name for each in CODECS if isinstance(each, DeltaCodec))
@@ -193,6 +195,8 @@ def decode(array: Array) -> Tensor:
         )
     count = math.prod(array.shape)
     if len(array.data) != codec.nbytes(count):
-        raise ProtocolError(f"encoded array of shape {array.shape} has {len(array.data)} bytes")
+        raise ProtocolError(
+            f"encoded array of shape {array.shape} has {len(array.data)} bytes, expected {codec.nbytes(count)}"
+        )
     raw = torch.frombuffer(bytearray(array.data), dtype=torch.uint8)
     return codec.from_bytes(raw, count).reshape(array.shape)

@@ -17,8 +17,8 @@ from urllib.parse import unquote
 
 import grpc
 
+from fednc.common.address import is_loopback
 from fednc.common.security import credentials
-from fednc.common.wire.protocol import is_loopback
 
 T = TypeVar("T")
 UNAUTHENTICATED, FORBIDDEN = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED

@@ -15,11 +15,11 @@ from typing import Literal, TypeVar
 
 import grpc
 
+from fednc.common.address import is_loopback
 from fednc.common.config.server import ServerSection
 from fednc.common.errors import ConfigError
 from fednc.common.security import credentials
 from fednc.common.security.certificates import check_authority, check_pair
-from fednc.common.wire.protocol import is_loopback
 from fednc.server.access.identity import (
     Anybody,
     Authenticator,

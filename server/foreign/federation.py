@@ -10,7 +10,7 @@ from flwr.app.user_config import UserConfig
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ProtocolError, RefusedError
 from fednc.common.flower_adapter import AppFolder
-from fednc.common.wire.protocol import plain
+from fednc.common.peer_text import plain
 from fednc.protos import federation_pb2 as pb
 from fednc.server.foreign import reply_limits
 from fednc.server.foreign.mailbox import Mailbox

@@ -6,8 +6,9 @@ contain, and their content is read only in the app's own process.
 
 from __future__ import annotations
 
+from fednc.common.peer_text import LONG_TEXT, SHORT_TEXT, is_plain
 from fednc.common.wire import records
-from fednc.common.wire.protocol import LONG_TEXT, SHORT_TEXT, WHOLE_BYTES, is_plain
+from fednc.common.wire.protocol import WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.message_limits import ID_BYTES, InvalidError, require
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable
 
 from fednc.common.errors import ProtocolError
+from fednc.common.peer_text import LONG_TEXT, SHORT_TEXT, is_plain
 from fednc.common.wire import records
 from fednc.common.wire.checksum import FINGERPRINT_BYTES
 from fednc.common.wire.messages import MAX_EXAMPLES
-from fednc.common.wire.protocol import LONG_TEXT, SHORT_TEXT, is_plain
 from fednc.protos import federation_pb2 as pb
 
 NAME_LENGTH = 64

@@ -14,9 +14,9 @@ from pathlib import Path
 from fednc.common import plugins
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
+from fednc.common.peer_text import one_line
 from fednc.common.plugins import TRACKERS, Plugin
 from fednc.common.trackers import End, Round, Start, Tracker
-from fednc.common.wire.protocol import one_line
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import Event, RoundCompleted, TrackerFailed
 from fednc.server.storage.history import RoundRecord

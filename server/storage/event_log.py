@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from fednc.common.files import private
-from fednc.common.wire.protocol import one_line
+from fednc.common.peer_text import one_line
 from fednc.server.storage.events import DiskProblem, Event, NodeEvent, event_of
 
 log = logging.getLogger("fednc.server")

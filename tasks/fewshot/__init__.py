@@ -1,1 +1,1 @@
-"""Few-shot class-incremental image classification. Entered through `task.py`; nothing outside names its files."""
+"""The task of few-shot class-incremental image classification. `task.py` is its entry point."""

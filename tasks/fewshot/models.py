@@ -1,9 +1,9 @@
 """The model: a backbone whose features are unit vectors, and a projection into the frame's space.
 
-Built by the task. The image task's backbones with their feature map averaged; the projection is that of NC-FSCIL
-(arXiv 2302.03004). Must not know sessions.
+Built by the task. The image task's backbones with an averaged feature map, and the projection of NC-FSCIL (arXiv
+2302.03004). Must not know sessions.
 
-Legend: B batch, C backbone width, D feature width, G cells by side.
+Legend: B batch, C backbone width, D feature width.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ SLOPE = 0.1
 
 
 class FewShotModel(ClassifierModel):
-    """Backbone, projection and head; the backbone's features can be had by themselves."""
+    """Backbone, projection and head, with access to the backbone's features."""
 
     def pooled(self, pixel_BCHW: Tensor) -> Tensor:
-        """Unit features of the backbone [B, C], which sums, memory and rehearsal are made of."""
+        """Unit features of the backbone [B, C], used for sums, memory and rehearsal."""
         feat_BC: Tensor = self.backbone(pixel_BCHW)
         return feat_BC
 
 
 class Unit(nn.Module):
-    """Rows of length 1: sums of such features have a bound that any server can check."""
+    """Normalises rows to length 1. Sums of such features have a bound that the server can check."""
 
     def forward(self, feat_BC: Tensor) -> Tensor:
         """[B, C] to unit [B, C]."""
@@ -39,7 +39,7 @@ class Unit(nn.Module):
 
 
 class Projection(nn.Module):
-    """Three layers beside a linear shortcut, from unit features [B, C] to [B, D]; no activation at the end."""
+    """Three layers and a linear shortcut, from unit features [B, C] to [B, D]; no final activation."""
 
     def __init__(self, given: int, hidden: int, dim: int) -> None:
         super().__init__()
@@ -56,26 +56,26 @@ class Projection(nn.Module):
         self.shortcut = nn.Linear(given, dim, bias=False)
 
     def forward(self, feat_BC: Tensor) -> Tensor:
-        """[B, D]. Unit features are first made as large as features of unit variance are."""
+        """[B, D]. Scales unit features first, so that their coordinates have about unit variance."""
         feat_BC = feat_BC * math.sqrt(self.given)
         out_BD: Tensor = self.body(feat_BC) + self.shortcut(feat_BC)
         return out_BD
 
 
 def build_backbone(options: FewShotOptions) -> tuple[nn.Module, int]:
-    """(layers to unit features, their width), initialised from torch's global generator."""
+    """(layers that give unit features, their width), initialised from torch's global generator."""
     layers, width = _layers(options)
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(options.cells), nn.Flatten(), Unit()), width
 
 
 def width_of(options: FewShotOptions) -> int:
-    """C; nothing is drawn and no memory taken."""
+    """C. Draws no numbers and allocates no memory."""
     with torch.device("meta"):
         return _layers(options)[1]
 
 
 def _layers(options: FewShotOptions) -> tuple[list[nn.Module], int]:
-    """The image task's backbone up to its feature map, and how wide that is when it is averaged over the cells."""
+    """The image task's backbone up to its feature map, and the width after averaging over the cells."""
     found, width = backbones.build_backbone(options)
     assert isinstance(found, nn.Sequential)
     *layers, pool, _ = found  # every backbone ends by pooling and flattening

@@ -1,7 +1,7 @@
-"""Virtual classes of the beginning: turned images, learnt on vertices that no class has yet.
+"""Virtual classes in the first stage: rotated images, trained on vertices that no class has yet.
 
-Called by the task. Features that tell a turned 3 from a 3 tell more apart than today's classes ask for, which is
-what later classes need of a backbone that will be frozen. Nothing of a virtual class is kept but that.
+Called by the task. A backbone that can tell a rotated 3 from a 3 separates more than the current classes need.
+Later classes benefit, because the backbone will be frozen. Virtual classes are not used for anything else.
 
 Legend: B batch, C channels, H height, W width, K label space.
 """
@@ -16,16 +16,18 @@ from torch import Tensor
 from fednc.common.learning.round_context import Guide
 from fednc.tasks.vision.dataset import ImageBatch
 
-TURNS = 3  # quarter turns that are not the image itself
+TURNS = 3  # rotations by one, two and three quarter turns
 
 
 def with_virtual(batch: ImageBatch, guide: Guide, base: int) -> tuple[ImageBatch, Guide]:
-    """The batch, of which each image is turned with chance `method.virtual_share`, and a guide that knows them.
+    """The batch with each image rotated with probability `method.virtual_share`, and a guide for these classes.
 
-    As many images as before; drawn from torch's global generator, on the CPU, so that every device sees the same.
+    The number of images stays the same. Draws from torch's global generator on the CPU, so that all devices get
+    the same rotations.
 
     Args:
-        base: classes of the beginning; turned k times, class y has vertex K - 3 base + (k - 1) base + y.
+        base: number of classes of the first stage; class y with k quarter turns has vertex
+            K - 3 base + (k - 1) base + y.
     """
     (pixel_BCHW, label_B), share = batch, guide.method.virtual_share
     turn_B = torch.randint(1, TURNS + 1, (len(label_B),)) * (torch.rand(len(label_B)) < share)
@@ -36,7 +38,7 @@ def with_virtual(batch: ImageBatch, guide: Guide, base: int) -> tuple[ImageBatch
 
 
 def turned(pixel_BCHW: Tensor, turn_B: Tensor) -> Tensor:
-    """Each square image by its number of quarter turns."""
+    """Rotate each square image by its number of quarter turns."""
     found_BCHW = pixel_BCHW
     for turn in range(1, TURNS + 1):
         found_BCHW = torch.where(
@@ -46,7 +48,7 @@ def turned(pixel_BCHW: Tensor, turn_B: Tensor) -> Tensor:
 
 
 def _knowing(guide: Guide, base: int, share: float) -> Guide:
-    """Counts as they are on average, for losses that know the class prior."""
+    """The guide with the average counts of all classes, for losses that use the class prior."""
     count_K = guide.count_K.double() * (1 - share)
     count_K[-TURNS * base :] = (guide.count_K[:base] * share / TURNS).repeat(TURNS)
     return replace(guide, count_K=count_K, virtual=TURNS * base)

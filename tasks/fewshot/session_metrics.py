@@ -1,6 +1,6 @@
-"""What is told of an evaluation after a session: base, novel and newest classes apart, and their harmonic mean.
+"""Metrics of an evaluation after a session: accuracy on base, novel and newest classes, and the harmonic mean.
 
-Called by the task with additive counts, so that pooled counts of many clients give what one evaluation would.
+Called by the task with additive counts, so that the pooled counts of many clients give the same as one evaluation.
 
 Legend: K label space.
 """
@@ -13,10 +13,10 @@ from fednc.common.tasks.stages import Stage
 
 
 def figures(correct_K: Tensor, count_K: Tensor, base: int, stage: Stage) -> dict[str, float]:
-    """Accuracy over the examples of some classes; what has no examples is left out.
+    """Accuracy over the examples of groups of classes; groups without examples are left out.
 
-    `base`: classes of the beginning. After a session also `novel`: all later ones; `newest`: those of the session;
-    `harmonic`: 2 base novel / (base + novel), 0 where both are.
+    `base`: classes of the first stage. After a session also `novel`: all later classes; `newest`: those of this
+    session; `harmonic`: 2 base novel / (base + novel), 0 if both are 0.
     """
     spans = {"base": (0, base)}
     if not stage.is_first:

@@ -1,7 +1,7 @@
-"""The task: image classification whose classes come in sessions, of which later ones bring a few examples each.
+"""The task: image classification with classes that come in sessions, later ones with few examples each.
 
-Found by name through `fednc.common.tasks`. The beginning is the image task's; what differs is said here. Must not
-know servers, clients or the link.
+Found by name through `fednc.common.tasks`. The first stage works as in the image task; this file has the
+differences. Must not know servers, clients or the link.
 
 Legend: B batch, C backbone width, D feature width, K label space, S stages.
 """
@@ -33,7 +33,7 @@ from fednc.tasks.fewshot.session_metrics import figures
 from fednc.tasks.image.task import ImageTask
 from fednc.tasks.vision.dataset import ImageBatch
 
-FROZEN = "backbone."  # after the beginning: parameters and statistics
+FROZEN = "backbone."  # key prefix of parameters and statistics that are frozen after the first stage
 
 
 class FewShotTask(Incremental, ImageTask):
@@ -46,7 +46,7 @@ class FewShotTask(Incremental, ImageTask):
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)
         later = tuple(name for session in run.sessions for name in session.classes)
-        # Unchecked on purpose: the registry says what is wrong with a name that is there twice.
+        # Not validated on purpose: the registry gives a better error for a duplicate name.
         self.options = self.options.model_copy(update={"classes": self.options.classes + later})
         self.options._takes_unknown = any(session.start == "operator" for session in run.sessions)
         _check(self.registry.names, run)
@@ -54,7 +54,7 @@ class FewShotTask(Incremental, ImageTask):
 
     @property
     def memory_dim(self) -> int:
-        """C: the memory lies before the projection, so that it can be projected anew at every step."""
+        """C: the memory is taken before the projection, so that it can be projected again at every step."""
         return width_of(self.options)
 
     @property
@@ -63,7 +63,7 @@ class FewShotTask(Incremental, ImageTask):
         return self.options.min_sum_examples
 
     def backbone(self) -> tuple[nn.Module, int]:
-        """Layers to unit features [B, C]."""
+        """Layers that give unit features [B, C], and C."""
         return build_backbone(self.options)
 
     def projection(self, width: int) -> nn.Module:
@@ -71,22 +71,22 @@ class FewShotTask(Incremental, ImageTask):
         return Projection(width, self.options.hidden or 2 * width, self.run.frame.dim)
 
     def build_model(self) -> FewShotModel:
-        """The head is drawn last, so that all methods start from the same backbone and projection."""
+        """A new model. The head is drawn last, so that all methods start from the same backbone and projection."""
         made = super().build_model()
         return FewShotModel(made.backbone, made.projection, made.head)
 
     def trained_keys(self, model: nn.Module, stage: Stage) -> list[str]:
-        """All in the beginning, all but the backbone's afterwards."""
+        """All keys in the first stage, all except the backbone's afterwards."""
         keys = super().trained_keys(model, stage)
         return keys if stage.is_first else [key for key in keys if not key.startswith(FROZEN)]
 
     def _parts(self, label_N: Index, split: SplitSection) -> list[Index]:
-        """The classes of sessions at few sites only, where the split says so."""
+        """The parts; with `split.sites`, only a few of them have the classes of sessions."""
         parts, first = super()._parts(label_N, split), self.stages[0].classes
         return at_few_sites(label_N, parts, split.sites, first) if split.sites else parts
 
     def loss(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
-        """In the beginning the image task's; in sessions that of `session_loss.py` over batch and memory."""
+        """In the first stage the image task's loss; in sessions `session_loss.py`'s over batch and memory."""
         if not guide.earlier:
             if guide.method.virtual_share:
                 batch, guide = with_virtual(batch, guide, self.stages[0].classes)
@@ -97,11 +97,11 @@ class FewShotTask(Incremental, ImageTask):
         return self._fit_loss(found, feat_BC, batch[1], guide, held_K)
 
     def same_for_each_batch(self, guide: Guide) -> bool:
-        """In the beginning, but for images turned by chance; in sessions features are mixed by chance."""
+        """True in the first stage, unless images are rotated at random. Sessions mix features at random."""
         return not (guide.earlier or guide.method.virtual_share)
 
     def fits_centrally(self, stage: Stage) -> bool:
-        """In sessions, where `task.fit` says so."""
+        """True in sessions if `task.fit` is `server`."""
         return self.options.fit == "server" and not stage.is_first
 
     @property
@@ -110,7 +110,7 @@ class FewShotTask(Incremental, ImageTask):
         return self.options.settle
 
     def fit(self, model: nn.Module, guide: Guide, section: TrainSection, generator: torch.Generator) -> float:
-        """`section.epochs` steps on the memory alone; the projection's and the head's parameters move."""
+        """Train projection and head on the memory alone, for `section.epochs` steps."""
         found = _model(model)
         trained = [p for name, p in found.named_parameters() if not name.startswith(FROZEN)]
         optimiser = make_optimiser(trained, section, section.lr)
@@ -145,7 +145,7 @@ class FewShotTask(Incremental, ImageTask):
         return unit(_model(model).features(batch[0])), batch[1]
 
     def scores(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
-        """As the image task's; by memory: of backbone features, once there are any, and by the head until then."""
+        """As in the image task. A memory read-out uses backbone features, and the head until there is a memory."""
         found, readout = _model(model), readout_of(guide)
         if not isinstance(readout, MemoryReadOut):
             return super().scores(model, inputs, guide)
@@ -154,7 +154,7 @@ class FewShotTask(Incremental, ImageTask):
         return as_trained(found.features(inputs), found.head, guide, guide.classes or len(self.class_names))
 
     def memory_cosines(self, model: nn.Module, guide: Guide) -> dict[str, float]:
-        """Of the projected memory to the vertex, for the classes that have one."""
+        """Cosine of the projected memory to the vertex, for the classes that have a memory."""
         found = _model(model)
         with torch.no_grad():
             feat_KD = unit(found.projection(guide.mean_KD))
@@ -162,7 +162,7 @@ class FewShotTask(Incremental, ImageTask):
         return {name: cosine_K[i] for i, name in enumerate(self.class_names) if guide.seen_K[i]}
 
     def statistics(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> Stats:
-        """The image task's, and by stage how many examples were evaluated in it."""
+        """The image task's statistics, and the number of evaluated examples by stage."""
         stats = super().statistics(model, batch, guide)
         counted_S = self._none_by_stage()
         counted_S[self._stage_of(guide)] = int((batch[1] != UNLABELLED).sum())
@@ -176,11 +176,11 @@ class FewShotTask(Incremental, ImageTask):
         """See Task."""
         evaluated_S = stats["evaluated_S"]
         if bool((evaluated_S < 0).any()) or int(evaluated_S.sum()) != int(stats["examples"]):
-            raise ProtocolError("the examples of all stages are not those that were evaluated")
+            raise ProtocolError("the counts of all stages do not add up to the number of examples")
         return super().check_statistics(stats, announced)
 
     def measure(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
-        """The image task's, and `base`, `novel`, `newest` and `harmonic` of `session_metrics.py`."""
+        """The image task's metrics, and `base`, `novel`, `newest` and `harmonic` of `session_metrics.py`."""
         found = super().measure(stats)
         if not stats or not int(stats["examples"]):
             return found
@@ -201,29 +201,29 @@ def _model(model: nn.Module) -> FewShotModel:
 
 
 def _check(names: tuple[str, ...], run: RunConfig) -> None:
-    """Raises ConfigError: a method that does not fit a memory from before the projection."""
+    """Raises ConfigError for a method that does not work with a memory from before the projection."""
     method = run.method
     stands_in = method.memory_source != "memory" or method.memory_model == "local"
-    # compared with anything beside it, the memory would have to lie in the frame's space
+    # to be compared with anything else, the memory would have to be in the frame's space
     unfit = [each.name for each in READOUTS if each.needs_memory and not isinstance(each, MemoryReadOut)]
     if method.trains_with_memory or method.compares_models or method.readout in unfit or stands_in:
         raise ConfigError(
-            f"task.name {run.task.name!r} keeps its memory before the projection and rehearses it by itself: "
+            f"task.name {run.task.name!r} takes its memory before the projection and rehearses it itself: "
             "leave method.anchor, centre, rehearsal, target_blend, contrast and distil at 0, memory_source and "
             f"memory_model at their defaults, and readout other than {', '.join(map(repr, unfit))}"
         )
     if len(names) < 2:
-        raise ConfigError("task.classes: the beginning and the sessions have one class together; give two or more")
+        raise ConfigError("task.classes: task and sessions have only one class in all; give at least two")
 
 
 def _check_room(vertices: int, base: int, run: RunConfig) -> None:
-    """Raises ConfigError: virtual classes without vertices.
+    """Raises ConfigError if there are not enough vertices for the virtual classes.
 
-    Classes that an operator names take whatever vertex is next: by then virtual classes have done their work.
+    Classes that an operator names simply take the next vertex: virtual classes are no longer needed by then.
     """
     spare = vertices - base - sum(len(one.classes) for one in run.sessions if one.start != "operator")
     if run.method.virtual_share and spare < TURNS * base:
         raise ConfigError(
-            f"method.virtual_share: {base} classes turned {TURNS} ways need {TURNS * base} spare vertices, there "
-            f"are {spare}. Raise frame.vertices, or set virtual_share = 0."
+            f"method.virtual_share: {base} classes in {TURNS} rotations need {TURNS * base} spare vertices, but "
+            f"there are {spare}. Raise frame.vertices, or set virtual_share = 0."
         )

@@ -1,1 +1,1 @@
-"""Image classification: the first task. Entered through `task.py`; nothing outside this folder names its files."""
+"""The image classification task. `task.py` is its entry point; other files here are for this folder only."""

@@ -45,7 +45,7 @@ class ImageTask(ClassifierTask):
         return build_backbone(self.options)
 
     def read(self, spec: str, purpose: Purpose) -> ImageData:
-        """The images at `spec`; to predict on, also an image file's, a folder's or an .npz's. Raises DataError."""
+        """The images at `spec`; for prediction also an image file, a folder or an .npz. Raises DataError."""
         test_share = self.run.evaluate.test_share
         if purpose == "input":
             images = select.read_input(spec, self.options, test_share)
@@ -64,11 +64,11 @@ class ImageTask(ClassifierTask):
 
     @classmethod
     def suggest_options(cls, spec: str) -> Suggestion:
-        """Class names, size and colour of the images at `spec`. Raises DataError."""
+        """Options that fit the images at `spec`: class names, size, colour. Raises DataError."""
         return suggest(spec)
 
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
-        """The training images at `spec`, or one part of them, shifted as the split says. Raises DataError."""
+        """The training images at `spec`, or one part of them with the split's shift. Raises DataError."""
         data = super().load_train(spec, part, split)
         if part is None or not is_shifted(split_with(part, split)):
             return data
@@ -76,7 +76,7 @@ class ImageTask(ClassifierTask):
         return replace(data, pixel_NCHW=shift_part(data.pixel_NCHW, split_with(part, split), part.index))
 
     def load_test(self, spec: str) -> TaskData:
-        """The test images at `spec`, mixed from all parts' shifts where the split has any. Raises DataError."""
+        """The test images at `spec`, with a mix of all parts' shifts if the split has any. Raises DataError."""
         data = self.read(spec, "test")
         split = self.run.split
         if split is None or not is_shifted(split):
@@ -84,7 +84,7 @@ class ImageTask(ClassifierTask):
         return replace(data, pixel_NCHW=shift_test(data.pixel_NCHW, split))
 
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
-        """x_train, y_train, x_test, y_test as they are stored, and the class names that the labels count."""
+        """x_train, y_train, x_test, y_test as stored, and the class names that the labels index."""
         assert isinstance(train, ImageData)
         assert isinstance(test, ImageData)
         return {
@@ -96,7 +96,7 @@ class ImageTask(ClassifierTask):
         }
 
     def loss(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective of `guide.method` on the features of a batch."""
+        """The loss of `guide.method` on the features of a batch."""
         pixel_BCHW, label_B = batch
         if len(label_B) == 1 and self.options.norm == "batch":
             # Batch normalisation has no variance over one value per channel; two copies have the same mean loss.
@@ -104,12 +104,12 @@ class ImageTask(ClassifierTask):
         return super().loss(model, batch, guide)
 
     def same_for_each_batch(self, guide: Guide) -> bool:
-        """It does; a task that derives from this one and has a loss of its own must say so itself."""
+        """True. A task that derives from this one and overrides `loss` must also override this."""
         del guide
         return type(self).loss is ImageTask.loss
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
-        """`wrong.png`: test images that the model gets wrong, with what they are and what it takes them for."""
+        """`wrong.png`: misclassified test images, with their true and their predicted class."""
         assert isinstance(data, ImageData)
         scores = [self.scores(model, pixel_BCHW, guide) for pixel_BCHW, _ in data.eval_batches(SHEET_BATCH)]
         guess_N = torch.cat(scores).argmax(dim=1)

@@ -1,1 +1,1 @@
-"""What tasks on images share: backbones, readers, shifts. Is no task itself."""
+"""Code that image tasks share: backbones, readers, shifts. Not a task itself."""

@@ -1,8 +1,8 @@
-"""Models for small images: a CNN for CPUs, a plain one without normalisation, ResNet-18 and MobileNetV2 for 32x32.
+"""Backbones for small images: a CNN for CPUs, one without normalisation, ResNet-18 and MobileNetV2 for 32x32.
 
-Built by the task. All are backbone -> linear projection -> head, with no activation after the projection: the
-vertices of the frame point everywhere, and features that cannot be negative would reach at best a cosine of 0.71.
-Must not know data, losses or methods (the head comes ready made).
+Built by the task. A model is backbone -> linear projection -> head, without an activation after the projection:
+the vertices of the frame point everywhere, and features that cannot be negative would reach a cosine of at most
+0.71. Must not know data, losses or methods.
 
 Legend: B batch, C channels, H height, W width, D feature width.
 """
@@ -23,12 +23,12 @@ GROUPS = 8  # divides every channel count below
 def build_backbone(options: ImageOptions) -> tuple[nn.Module, int]:
     """(backbone from images to [B, width], that width), initialised from torch's global generator.
 
-    Channels-last weights: convolutions on the CPU are 1.4 times as fast with them.
+    The weights are channels-last, which makes convolutions on the CPU 1.4 times as fast.
     """
     builders = {"cnn": _cnn, "plain": _plain, "resnet18": _resnet18, "mobilenetv2": _mobilenetv2}
     layers, width = builders[options.model](options)
     backbone = nn.Sequential(*layers)
-    # Without normalisation the signal must keep its size on the way in; with it, that decides nothing.
+    # Without normalisation the signal must keep its size in the forward pass; with it, this does not matter.
     mode: Literal["fan_in", "fan_out"] = "fan_in" if options.model == "plain" else "fan_out"
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
@@ -37,7 +37,7 @@ def build_backbone(options: ImageOptions) -> tuple[nn.Module, int]:
 
 
 def width_of(options: ImageOptions) -> int:
-    """Width of the backbone's features; nothing is drawn and no memory taken."""
+    """Width of the backbone's features. Draws no numbers and allocates no memory."""
     with torch.device("meta"):
         return build_backbone(options)[1]
 
@@ -46,14 +46,14 @@ def _cnn(options: ImageOptions) -> tuple[list[nn.Module], int]:
     narrow, wide = options.width, 2 * options.width
     layers: list[nn.Module] = []
     for given, out in ((options.channels, narrow), (narrow, wide)):
-        # Pooling before the normalisation: the same maxima, a quarter of the work.
+        # Pooling before the normalisation gives the same maxima with a quarter of the work.
         layers += [_conv(given, out), nn.MaxPool2d(2), _norm(options.norm, out), nn.ReLU()]
     layers += [*_conv_norm_relu(options.norm, wide, wide), nn.AdaptiveAvgPool2d(3), nn.Flatten()]
     return layers, 9 * wide
 
 
 def _plain(options: ImageOptions) -> tuple[list[nn.Module], int]:
-    """Seven convolutions without normalisation or shortcut: all that helps or hurts it is its initialisation."""
+    """Seven convolutions without normalisation or shortcuts, so it depends strongly on its initialisation."""
     layers: list[nn.Module] = []
     given: int = options.channels
     for stride in (1, 1, 2, 1, 2, 1, 1):
@@ -75,7 +75,7 @@ def _resnet18(options: ImageOptions) -> tuple[list[nn.Module], int]:
 
 
 def _mobilenetv2(options: ImageOptions) -> tuple[list[nn.Module], int]:
-    """Sandler et al. 2018 (arXiv 1801.04381), stride 1 in the stem and the second stage: 32x32 ends as 4x4."""
+    """Sandler et al. 2018 (arXiv 1801.04381), stride 1 in the stem and the second stage, so 32x32 becomes 4x4."""
     layers = _conv_norm_relu(options.norm, options.channels, 32, act=nn.ReLU6)
     given = 32
     for grow, out, stride in _mobile_plan():
@@ -102,7 +102,7 @@ def _mobile_plan() -> Iterator[tuple[int, int, int]]:
 
 
 class _Basic(nn.Module):
-    """Two 3x3 convolutions around a shortcut, which is projected where the shape changes."""
+    """Two 3x3 convolutions with a shortcut, which is projected if the shape changes."""
 
     def __init__(self, norm: str, given: int, out: int, stride: int) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class _Basic(nn.Module):
 
 
 class _Inverted(nn.Module):
-    """Widen, filter each channel, narrow without activation; a shortcut where the shape stays."""
+    """Widen, filter each channel, narrow without activation; with a shortcut if the shape stays the same."""
 
     def __init__(self, norm: str, given: int, out: int, stride: int, grow: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The images of one client, resident on its device, and how batches are drawn from them.
+"""The images of one client, kept on its device, and how batches are drawn from them.
 
-Built by the task from what `tasks/vision/sources/select.py` reads; handed to trainer and evaluation as `TaskData`.
+Built by the task from the result of `tasks/vision/sources/select.py`; trainer and evaluation use it as `TaskData`.
 Must not know where images come from.
 
 Legend: N images, B batch, C channels, H height, W width, K label space.
@@ -26,18 +26,18 @@ ImageBatch = tuple[Tensor, Tensor]
 class ImageData(TaskData):
     """Images with labels.
 
-    Stored as they were read (a byte per value where the source has bytes) and normalised batch by batch: a full
-    CIFAR-10 takes 150 MB instead of 600, and drawing batches stays below 2 % of the time.
+    Stored as read (one byte per value if the source has bytes) and normalised batch by batch. So CIFAR-10 takes
+    150 MB instead of 600, and drawing batches takes less than 2 % of the time.
 
     Attributes:
         pixel_NCHW: uint8 in 0..255 or float32 in 0..1.
-        label_N: int64; `UNLABELLED` where there is none.
+        label_N: int64; `UNLABELLED` for an image without a label.
         label_space: K.
         mean_C11: per channel, subtracted from pixels in 0..1.
-        std_C11: per channel, divides what remains.
+        std_C11: per channel, divides the result.
         augment: whether training batches are cropped and mirrored.
         names: where each image came from (for `fednc predict`); may be empty.
-        notes: what was read and what was left out, for people.
+        notes: what was read and what was left out, to show to users.
     """
 
     pixel_NCHW: Tensor
@@ -62,8 +62,8 @@ class ImageData(TaskData):
     def train_batches(self, batch: int, generator: torch.Generator) -> Iterator[ImageBatch]:
         """One epoch in an order drawn from `generator` (a CPU one), augmented if the run says so.
 
-        Everything is drawn before the first batch and goes to the device at once: a copy per batch would make the
-        device wait for the CPU at every step.
+        All random numbers are drawn before the first batch and copied to the device at once. A copy per batch
+        would make the device wait for the CPU at every step.
         """
         order_N = torch.randperm(self.examples, generator=generator)
         runs, height, device = run_lengths(self.examples, batch), self.pixel_NCHW.shape[2], self.label_N.device
@@ -76,13 +76,13 @@ class ImageData(TaskData):
             yield self._normalised(pixel_BCHW), self.label_N[row_B]
 
     def eval_batches(self, batch: int) -> Iterator[ImageBatch]:
-        """All images in stored order, as they are."""
+        """All images in stored order, not augmented."""
         for start in range(0, self.examples, batch):
             rows = slice(start, start + batch)
             yield self._normalised(self.pixel_NCHW[rows]), self.label_N[rows]
 
     def hold_out(self, share: float, seed: int) -> tuple[ImageData, ImageData]:
-        """(training rest, held-out share): `hold_out_index` of the labels."""
+        """(training data, held-out data): `hold_out_index` of the labels."""
         rest, held = hold_out_index(self.label_N.cpu().numpy(), share, seed)
         return self.select(rest), self.select(held)
 
@@ -115,14 +115,14 @@ class ImageData(TaskData):
 
 
 def as_unit_range(pixel_NCHW: Tensor) -> Tensor:
-    """float32 pixels in 0..1, from bytes or from floats that are so already."""
+    """float32 pixels in 0..1, from bytes or from floats that are already in that range."""
     return pixel_NCHW.float() / 255 if pixel_NCHW.dtype == torch.uint8 else pixel_NCHW
 
 
 def draw_moves(batch: int, height: int, generator: torch.Generator) -> Tensor:
-    """int64 [3, B] for `crop_and_mirror`: down, right, mirrored. Drawn on the CPU: every device sees the same.
+    """int64 [3, B] for `crop_and_mirror`: down, right, mirrored. Drawn on the CPU, the same for all devices.
 
-    Each image moves by up to an eighth of its size and is mirrored with chance 1/2.
+    Each image moves by up to an eighth of its size and is mirrored with probability 1/2.
     """
     offset_2B = torch.randint(0, 2 * _margin(height) + 1, (2, batch), generator=generator)
     mirror_B = torch.rand(batch, generator=generator) < 0.5
@@ -130,7 +130,7 @@ def draw_moves(batch: int, height: int, generator: torch.Generator) -> Tensor:
 
 
 def crop_and_mirror(pixel_BCHW: Tensor, move_3B: Tensor) -> Tensor:
-    """Each image moved (black moves in) and mirrored left to right as `move_3B` says: one gather for the batch."""
+    """Move each image (filling with black) and mirror it left to right, as in `move_3B`; one gather per batch."""
     batch, _, height, width = pixel_BCHW.shape
     pad, device = _margin(height), pixel_BCHW.device
     down_B1, right_B1, mirror_B1 = move_3B.unsqueeze(2)

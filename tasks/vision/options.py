@@ -1,7 +1,7 @@
 """The keys of `[task]` for image classification: which classes, which model, how images are prepared.
 
-Read by the task at the start of a run; docs/config.md is generated from it. Preprocessing is the run's: a client
-whose images do not fit is told so, its images are never prepared in a way of its own.
+Read by the task at the start of a run; docs/config.md is generated from it. The run defines the preprocessing: a
+client whose images do not fit gets an error, and its images are never prepared differently.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ class ImageOptions(TaskOptions):
 
     classes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         min_length=1,
-        description="names of the classes; class i has vertex i of the frame. Data is mapped to them by name",
+        description="names of the classes; class i has vertex i of the frame. Labels of data are matched by name",
     )
     model: Literal["cnn", "plain", "resnet18", "mobilenetv2"] = Field(
         "cnn",
-        description="`cnn`: small, for CPUs; `plain`: seven convolutions without normalisation, which needs a "
-        "good initialisation; `resnet18`: with a stem for small images; `mobilenetv2`: strides for 32x32",
+        description="`cnn`: small, for CPUs; `plain`: seven convolutions without normalisation, needs a good "
+        "initialisation; `resnet18`: with a stem for small images; `mobilenetv2`: with strides for 32x32",
     )
     norm: Literal["group", "batch"] = Field(
         "group",
-        description="normalisation layers, but for `plain`; `batch` averages its running statistics with the "
-        "weights",
+        description="normalisation layers of all models except `plain`; the running statistics of `batch` are "
+        "averaged with the weights",
     )
     width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)] = Field(
         32,
-        description="channels of `cnn`'s first layer, its later ones have twice as many; of all layers of `plain`",
+        description="channels of `cnn`'s first layer (its later layers have twice as many), and of all layers of "
+        "`plain`",
     )
     size: Annotated[int, Field(ge=4, le=1024)] = Field(
         32, description="height and width of the images in pixels; folder and hf images are resized to it"
@@ -44,16 +45,17 @@ class ImageOptions(TaskOptions):
         (), description="per channel, subtracted from pixels in 0..1; empty: 0.5 for each"
     )
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), description="per channel, divides what remains; empty: 0.5 for each"
+        (), description="per channel, divides the result; empty: 0.5 for each"
     )
     augment: Literal["none", "crop-flip"] = Field(
         "none",
-        description="training images as they are, or moved by up to an eighth of the size and mirrored at random",
+        description="`none`: training images unchanged; `crop-flip`: moved by up to an eighth of the size and "
+        "mirrored at random",
     )
 
     @property
     def takes_unknown(self) -> bool:
-        """Whether data may hold classes that the run has no name for yet; they are left aside."""
+        """Whether data may contain classes that the run does not have yet; they are left out."""
         return False
 
     @model_validator(mode="before")

@@ -1,6 +1,6 @@
-"""A sheet of small pictures for people to look at: what a model got wrong.
+"""Draws a sheet of small pictures to show to users: images that a model got wrong.
 
-Called by tasks on images at the end of a run. Knows no model.
+Called by image tasks at the end of a run. Knows no model.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -21,7 +21,7 @@ _COLUMNS = 6
 
 
 def sheet(pixel_NCHW: Tensor, texts: Sequence[tuple[str, str]]) -> bytes:
-    """A PNG with all images in rows, each with two lines of text below it."""
+    """A PNG with all images in rows and two lines of text below each."""
     columns = min(_COLUMNS, len(texts))
     size = columns * (_SIDE + 4), math.ceil(len(texts) / columns) * (_SIDE + _LINE + 4)
     page = Image.new("RGB", size, "white")

@@ -1,7 +1,7 @@
-"""Within-class shift of a simulated split: what makes one client's images unlike another's.
+"""Within-class shift of a simulated split: makes the images of clients differ from each other.
 
-Applied once, when a part (or the test data) is loaded. Everything follows from the split's seed and the part's
-number, so each client makes its own part and nothing is sent.
+Applied once, when a part (or the test data) is loaded. The split's seed and the part's number determine
+everything, so each client makes its own part and nothing is sent.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -19,25 +19,27 @@ from fednc.common.config.tables import NonNegative, Section, Share, SplitSection
 from fednc.common.seeds import generator
 from fednc.tasks.vision.dataset import as_unit_range
 
-CHUNK = 4096  # images rotated at a time: bounds the memory of the sampling grid
+CHUNK = 4096  # images to rotate at a time; limits the memory of the sampling grid
 
 
 class ShiftSection(Section):
-    """Within-class shift of a simulated split: what makes one client's images unlike another's."""
+    """Within-class shift of a simulated split: makes the images of clients differ from each other."""
 
-    rotation_deg: NonNegative = Field(0.0, description="client k's images are rotated by -r ... +r degrees")
+    rotation_deg: NonNegative = Field(
+        0.0, description="r: images are rotated by an angle from -r to +r degrees, depending on the client"
+    )
     colour: Share = Field(0.0, description="strength of a per-client gain on each channel")
     noise: NonNegative = Field(0.0, description="standard deviation of added noise, growing from client to client")
 
 
 class ImageSplit(SplitSection):
-    """`[split]` of tasks on images."""
+    """`[split]` of image tasks."""
 
     shift: ShiftSection = Field(default_factory=ShiftSection)
 
 
 def shift_of(split: SplitSection) -> ShiftSection:
-    """How the images of a split's parts differ."""
+    """The shift of a split."""
     return split.shift if isinstance(split, ImageSplit) else ShiftSection()
 
 
@@ -48,10 +50,11 @@ def is_shifted(split: SplitSection) -> bool:
 
 
 def shift_part(pixel_NCHW: Tensor, split: SplitSection, part: int, purpose: str = "train") -> Tensor:
-    """float32 pixels in 0..1: the images as part `part` of the split sees them.
+    """float32 pixels in 0..1: the images with the shift of part `part`.
 
-    Rotated by an angle that goes from -r to r over the parts, each channel times a gain in 1 - c .. 1 + c that is
-    drawn per part, noise added whose deviation grows from 0 to `noise` over the parts; clipped to 0..1.
+    They are rotated by an angle that goes from -r to r over the parts. Each channel is multiplied by a gain in 1 -
+    c .. 1 + c, drawn per part. The deviation of the added noise grows from 0 to `noise` over the parts. The result
+    is clipped to 0..1.
     """
     shift, place = shift_of(split), _place(part, split.parts)
     pixel_NCHW = rotate(
@@ -63,7 +66,7 @@ def shift_part(pixel_NCHW: Tensor, split: SplitSection, part: int, purpose: str 
 
 
 def shift_test(pixel_NCHW: Tensor, split: SplitSection) -> Tensor:
-    """float32 pixels in 0..1: test images mixed alike, image i as part i modulo `parts` sees it."""
+    """float32 pixels in 0..1: test images with an even mix of shifts; image i has that of part i % parts."""
     out_NCHW = as_unit_range(pixel_NCHW).clone()
     for part in range(split.parts):
         rows = slice(part, None, split.parts)
@@ -72,7 +75,7 @@ def shift_test(pixel_NCHW: Tensor, split: SplitSection) -> Tensor:
 
 
 def rotate(pixel_NCHW: Tensor, degrees: float) -> Tensor:
-    """The images turned counter-clockwise about their centres, bilinear, black moving in. 0 is the identity."""
+    """Rotate the images counter-clockwise about their centres, bilinear, filling with black. 0 is the identity."""
     if degrees == 0 or len(pixel_NCHW) == 0:
         return pixel_NCHW
     return torch.cat([_rotated(chunk, degrees) for chunk in pixel_NCHW.split(CHUNK)])

@@ -1,7 +1,7 @@
-"""`[task]` keys that fit data which is at hand: class names, size, colour, mean and standard deviation.
+"""Suggests `[task]` keys that fit given data: class names, size, colour, mean and standard deviation.
 
-Called through the task by `fednc init`, before there is a run file. Guesses once; from then on the run file says.
-What would stop a client stops it here, but for images in folders, of which only the first bytes are read.
+`fednc init` calls it through the task, before there is a run file; later only the run file counts. Data that a
+client would refuse is refused here too, except for images in folders, of which only the first bytes are read.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -29,9 +29,9 @@ from fednc.tasks.vision.sources.folders import class_folders
 from fednc.tasks.vision.sources.images import several
 from fednc.tasks.vision.sources.labels import as_column, as_text, comparable, quoted
 
-LARGEST_GUESS = 64  # pixels; photographs are reduced to it, larger sizes are for their owner to choose
-SAMPLE = 4096  # images that mean and standard deviation are taken from
-MOST_CLASSES = 4096  # more different labels than this are no classes but measurements
+LARGEST_GUESS = 64  # pixels; photographs are reduced to this size, the owner may choose a larger one
+SAMPLE = 4096  # number of images for mean and standard deviation
+MOST_CLASSES = 4096  # more distinct labels than this are probably measurements
 ROUNDED = 4  # decimals of mean and std
 
 
@@ -39,12 +39,12 @@ def suggest(text: str) -> Suggestion:
     """Keys of `[task]` for the training images at `text`, a data spec.
 
     Raises:
-        DataError: missing, unreadable, or a spec that nothing can be read off.
+        DataError: the data is missing, unreadable, or of a kind without class names.
     """
     spec = select.parse_data(text)
     readers = {"digits": _of_digits, "npz": _of_npz, "folder": _of_folder}
     if spec.kind not in readers:
-        raise DataError(f"data {text!r}: class names can be read off digits, npz:PATH or folder:PATH only")
+        raise DataError(f"data {text!r}: class names can only be read from digits, npz:PATH or folder:PATH")
     found = readers[spec.kind](spec)
     return replace(found, notes=(*found.notes, *_twins_but_for_case(found.options["classes"])))
 
@@ -63,7 +63,7 @@ def _of_npz(spec: DataSpec) -> Suggestion:
         raise DataError(f"{spec.source}: no images in x_train")
     if height != width:
         raise DataError(
-            f"{spec.source}: images are {height}x{width}, a run's are square. Crop, pad or resize them."
+            f"{spec.source}: images are {height}x{width}, but must be square. Crop, pad or resize them."
         )
     names, notes = _npz_classes(file, spec)
     options = {"classes": names, "size": height, "channels": channels, **_moments(pixel_NCHW, spec)}
@@ -71,17 +71,17 @@ def _of_npz(spec: DataSpec) -> Suggestion:
         checked = ImageOptions.model_validate(options)
     except ValidationError as e:
         raise DataError(explain(e, spec.source, prefix="task")) from e
-    read = arrays.read_npz(spec, "train", checked)  # what would stop a client stops here
+    read = arrays.read_npz(spec, "train", checked)  # refuses data that a client would refuse
     empty = [
         name for name, n in zip(names, torch.bincount(read.label_N, minlength=len(names)), strict=True) if not n
     ]
     if empty:
-        notes = (*notes, f"no example of {len(empty)} of the classes: {quoted(empty)}")
+        notes = (*notes, f"no examples for {len(empty)} of the classes: {quoted(empty)}")
     return Suggestion(options, (*read.notes, *notes), measured=True)
 
 
 def _npz_classes(file: dict[str, arrays.Array], spec: DataSpec) -> tuple[list[str], tuple[str, ...]]:
-    """(the names of the classes, what must be said of them): the labels themselves where they have no names."""
+    """(names of the classes, notes on them). Labels without names are used as names themselves."""
     source = f"{spec.source}: y_train"
     used = np.unique(as_column(arrays.pick(file, "y_train", spec.place), source))
     named = arrays.class_names(file, spec)
@@ -96,8 +96,8 @@ def _npz_classes(file: dict[str, arrays.Array], spec: DataSpec) -> tuple[list[st
     if len(used) and used[0] < 0:
         raise DataError(f"{source}: label {used[0]} is below 0. Leave out images without a label.")
     return [str(label) for label in used], (
-        "the labels have no names: the classes are called by their numbers, and only labels that are here are "
-        "classes. --class-names a,b,c gives them names",
+        "the labels have no names, so the classes have their numbers as names, and only labels that occur here "
+        "are classes. Give names with --class-names a,b,c",
     )
 
 
@@ -108,7 +108,7 @@ def _moments(pixel_NCHW: torch.Tensor, spec: DataSpec) -> dict[str, list[float]]
     if min(std_C) <= 0:
         raise DataError(
             f"{spec.source}: x_train has one value everywhere in a channel (mean {mean_C}, std {std_C}): there "
-            "is nothing to learn from it. Look at the images, or leave the channel out."
+            "is nothing to learn from it. Check the images, or leave the channel out."
         )
     return {"mean": mean_C, "std": std_C}
 
@@ -127,12 +127,12 @@ def _of_folder(spec: DataSpec) -> Suggestion:
         colour = next(path for path, (is_grey, _) in zip(paths, fine, strict=True) if not is_grey)
         raise DataError(
             f"{spec.source}: {len(grey)} images are grey (first: {grey[0]}) and {len(paths) - len(grey)} coloured "
-            f"(first: {colour}). Convert them: a run takes one kind."
+            f"(first: {colour}). Convert them to one kind."
         )
     size = min(LARGEST_GUESS, fine[0][1])
     return Suggestion(
         {"classes": list(found.images), "size": size, "channels": 1 if grey else 3},
-        (*found.notes, f"size {size} is that of the first image, at most {LARGEST_GUESS}"),
+        (*found.notes, f"size {size} is that of the first image, but at most {LARGEST_GUESS}"),
     )
 
 
@@ -146,11 +146,11 @@ def _head(path: Path, names: frozenset[str]) -> tuple[bool, int] | DataError:
                 mode, size = image.mode, min(image.size)
     except DataError as e:
         return e
-    except Exception as e:  # whatever a decoder raises on bytes from anywhere means the same
+    except Exception as e:  # any error of a decoder means the same
         return DataError(f"{path}: not an image that can be decoded ({e}). Replace or remove it.")
     if mode not in names:
         return DataError(
-            f"{path}: has colour mode {mode}, which is not read. Convert it to 8 bits, grey or colour."
+            f"{path}: has colour mode {mode}, which is not supported. Convert it to 8 bits, grey or colour."
         )
     return mode in files.GREY_MODES, size
 

@@ -48,7 +48,7 @@ def test_import_is_quick_and_loads_neither_torch_nor_flower() -> None:
 def test_what_it_offers_is_there() -> None:
     for name in fednc.__all__:
         assert getattr(fednc, name) is not None
-    with pytest.raises(AttributeError, match=r"no attribute 'nothing'; it offers .*run"):
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'; available: .*run"):
         _ = fednc.nothing
     from fednc import server
 
@@ -181,7 +181,7 @@ def test_the_best_checkpoint_is_the_model_of_the_best_round(tmp_path: Path) -> N
 
 
 def test_a_metric_that_nobody_measures_is_named() -> None:
-    with pytest.raises(ConfigError, match="'auroc' is not measured in this run; there are: accuracy"):
+    with pytest.raises(ConfigError, match="'auroc' is not measured in this run; available: accuracy"):
         run(fednc.EarlyStop("auroc"))
     with pytest.raises(ConfigError, match="patience: 0"):
         fednc.EarlyStop(patience=0)
@@ -255,8 +255,8 @@ def test_directions_are_those_that_the_task_declares() -> None:
 @pytest.mark.parametrize(
     ("clients", "changes", "words"),
     [
-        (["a"], {"split": None}, r"1 are given, rounds\.min_clients is 2"),
-        (["a", "b"], {}, r"2 are given, split\.parts is 3"),
+        (["a"], {"split": None}, r"got 1, but rounds\.min_clients is 2"),
+        (["a", "b"], {}, r"got 2, but split\.parts is 3"),
         (["a", "b"], {"split": None, "sessions": [{"start": "operator"}]}, "waits for `fednc session next`"),
     ],
 )

@@ -149,4 +149,4 @@ def test_a_client_is_narrowed_to_installed_tasks_only() -> None:
         "client", "--server", "127.0.0.1:1", "--data", "digits", "--allow-task", "clinic", "--once", code=2
     )
     assert "--allow-task clinic" in refused.stderr
-    assert "not installed here; there are: fewshot, image" in refused.stderr
+    assert "not installed here; available: fewshot, image" in refused.stderr

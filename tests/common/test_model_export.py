@@ -22,7 +22,7 @@ from fednc.common.learning.frame import Frame, draw_frame
 from fednc.common.learning.round_context import Guide
 from fednc.common.methods import registry
 from fednc.common.model_export import FOLDER, MANIFEST, WEIGHTS, export, load
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Task
 
 CLASSES = ["ant", "bee", "cat"]
@@ -53,7 +53,7 @@ class Trained:
 
 def trained(method: str = "fednc", seed: int = 0, **task_options: Any) -> Trained:
     """A model with random weights and running statistics, and a memory without one of the classes."""
-    task = tasks.get(
+    task = discovery.get(
         parse_run(
             {
                 "task": {

@@ -20,13 +20,13 @@ from PIL import Image
 from rich.console import Console
 
 from fednc.cli import output
-from fednc.client.link import resource_limits as bounds
+from fednc.client.link import resource_limits
 from fednc.client.link.resource_limits import DownloadBounds, DownloadTooLargeError, OutOfReserveError
-from fednc.common import reasons
 from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.files import private_folder, write_atomically
+from fednc.common.peer_text import one_line
 from fednc.common.process.log_format import OneLineFormatter
-from fednc.common.wire.protocol import one_line
+from fednc.common.wire import failure_reasons
 from fednc.server.storage.event_log import EventLog, NodeEvents, older_first
 from fednc.server.storage.events import DataNote, NodePaused, NodeUnfit, RunResumed
 from fednc.tasks.vision.sources import files
@@ -112,12 +112,12 @@ def test_an_event_is_one_line_for_people(text: str) -> None:
 @given(ANY, st.sampled_from([DataError, ConfigError, ProtocolError, OSError, MemoryError, ValueError]))
 def test_only_the_code_of_an_error_travels(text: str, kind: type[Exception]) -> None:
     error = kind(f"/home/ann/hiv-positive{text}")
-    code, sentence = reasons.failure_of(error)
-    assert reasons.SENTENCES[code] == sentence
-    assert reasons.refusal_of(error) == f"{code}: {sentence}"
-    name, sentence = reasons.failure_of(error, foreign=text or "KeyError")
+    code, sentence = failure_reasons.failure_of(error)
+    assert failure_reasons.SENTENCES[code] == sentence
+    assert failure_reasons.refusal_of(error) == f"{code}: {sentence}"
+    name, sentence = failure_reasons.failure_of(error, foreign=text or "KeyError")
     assert name.isidentifier()
-    assert sentence == reasons.SENTENCES["app-failed"]
+    assert sentence == failure_reasons.SENTENCES["app-failed"]
 
 
 def test_events_are_bounded_by_bytes_and_the_newest_are_kept(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_only_the_owner_can_read_folders_and_files_of_a_run(umask: int, tmp_path
 
 
 def test_a_download_is_refused_by_its_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "free_bytes", lambda: {"memory": 3 << 30})
+    monkeypatch.setattr(resource_limits, "free_bytes", lambda: {"memory": 3 << 30})
     DownloadBounds(max_gib=4, min_free_gib=1).admit(2 << 30)
     with pytest.raises(OutOfReserveError, match="--min-free-gib"):
         DownloadBounds(max_gib=4, min_free_gib=1).admit((2 << 30) + 1)
@@ -204,11 +204,11 @@ def test_the_metrics_port_serves_few_at_once_and_each_briefly(monkeypatch: pytes
 
     from prometheus_client import CollectorRegistry, make_wsgi_app
 
-    from fednc.server.operations import scrape_server as scrape
+    from fednc.server.operations import scrape_server
 
-    monkeypatch.setattr(scrape, "CONNECTION_S", 1.0)
+    monkeypatch.setattr(scrape_server, "CONNECTION_S", 1.0)
     server = make_server(
-        "127.0.0.1", 0, make_wsgi_app(CollectorRegistry()), scrape.BoundedServer, scrape.QuietHandler
+        "127.0.0.1", 0, make_wsgi_app(CollectorRegistry()), scrape_server.BoundedServer, scrape_server.QuietHandler
     )
     serving = threading.Thread(target=server.serve_forever, args=(0.05,))
     serving.start()
@@ -217,7 +217,7 @@ def test_the_metrics_port_serves_few_at_once_and_each_briefly(monkeypatch: pytes
         held = [socket.create_connection(server.server_address) for _ in range(40)]
         time.sleep(0.4)
         # a thread and a timer for each connection that is served
-        assert threading.active_count() - threads <= 2 * scrape.MOST_CONNECTIONS
+        assert threading.active_count() - threads <= 2 * scrape_server.MOST_CONNECTIONS
         for end in held:
             end.settimeout(10)
             with contextlib.suppress(ConnectionResetError):

@@ -14,7 +14,7 @@ from fednc.common.config.run import parse_run, parse_run_json
 from fednc.common.errors import ConfigError
 from fednc.common.methods import registry
 from fednc.common.plugins import METHODS, OURS, TASKS
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.tasks.image.task import ImageTask
 from support.installed_plugins import Site, site
 
@@ -27,28 +27,28 @@ def test_ours_are_entry_points_like_any_other() -> None:
     found = plugins.installed(TASKS)
     assert {plugin.name for plugin in found} == {"fewshot", "image"}
     assert {plugin.distribution for plugin in found} == {OURS}
-    assert tasks.task_class("image") is ImageTask
+    assert discovery.task_class("image") is ImageTask
 
 
 def test_a_strangers_task_is_found_by_its_name(site: Site) -> None:
     site.install_task("clinic")
-    assert tasks.names() == ["clinic", "fewshot", "image"]
+    assert discovery.names() == ["clinic", "fewshot", "image"]
     found = plugins.find(TASKS, "clinic")
     assert (found.distribution, found.release, found.is_built_in) == ("clinic-table", "0.3.0", False)
     run = parse_run({"task": {**RUN["task"], "name": "clinic"}})
-    assert tasks.get(run).name == "clinic"
+    assert discovery.get(run).name == "clinic"
 
 
 def test_what_is_installed_while_the_process_runs_is_found(site: Site) -> None:
-    assert "clinic" not in tasks.names()
+    assert "clinic" not in discovery.names()
     site.install_task("clinic")
-    assert tasks.task_class("clinic").name == "clinic"
+    assert discovery.task_class("clinic").name == "clinic"
 
 
 def test_looking_at_what_is_installed_imports_nothing(site: Site) -> None:
     module = site.install("loud", {TASKS: {"loud": "{}:Loud"}}, "raise SystemError('imported')")
     assert plugins.find(TASKS, "loud").release == "0.3.0"
-    assert "loud" in tasks.names()
+    assert "loud" in discovery.names()
     assert module not in sys.modules
 
 
@@ -60,28 +60,28 @@ def test_a_file_that_was_dropped_into_the_package_is_no_task(tmp_path: Path, mon
     (folder / "__init__.py").touch()
     (folder / "task.py").write_text("raise SystemError('imported')")
     monkeypatch.setattr(fednc.tasks, "__path__", [*fednc.tasks.__path__, str(tmp_path)])
-    assert "dropped" not in tasks.names()
-    with pytest.raises(ConfigError, match="'dropped' is not installed here; there are: fewshot, image"):
-        tasks.task_class("dropped")
+    assert "dropped" not in discovery.names()
+    with pytest.raises(ConfigError, match="'dropped' is not installed here; available: fewshot, image"):
+        discovery.task_class("dropped")
 
 
 def test_a_plug_in_cannot_take_a_shipped_name(site: Site) -> None:
     site.install_task("image", distribution="impostor")
     with pytest.raises(ConfigError) as refused:
-        tasks.get(parse_run(RUN))
+        discovery.get(parse_run(RUN))
     text = str(refused.value)
     assert all(word in text for word in ("'image'", "fednc ", "impostor 0.3.0", "Uninstall impostor"))
     assert "impostor" not in sys.modules
-    assert set(tasks.installed()) == {"fewshot"}
+    assert set(discovery.installed()) == {"fewshot"}
 
 
 def test_two_plug_ins_of_one_name_are_refused_when_it_is_used(site: Site) -> None:
     site.install_task("clinic", distribution="one")
     site.install_task("clinic", distribution="two", release="1.0")
-    assert set(tasks.installed()) == {"fewshot", "image"}
+    assert set(discovery.installed()) == {"fewshot", "image"}
     with pytest.raises(ConfigError, match=r"comes from one 0\.3\.0 and two 1\.0\. Uninstall one or two"):
-        tasks.task_class("clinic")
-    assert tasks.get(parse_run(RUN)).name == "image"
+        discovery.task_class("clinic")
+    assert discovery.get(parse_run(RUN)).name == "image"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_two_plug_ins_of_one_name_are_refused_when_it_is_used(site: Site) -> Non
         (
             "from fednc.tasks.image.task import ImageTask\nclass Clinic(ImageTask): name = 'other'",
             "{}:Clinic",
-            ["calls itself 'other'"],
+            ["has the name 'other'"],
         ),
     ],
 )
@@ -103,10 +103,10 @@ def test_a_broken_plug_in_is_told_when_it_is_asked_for_and_breaks_no_other(
     source: str, target: str, words: list[str], site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.install("clinic-table", {TASKS: {"clinic": target}}, source)
-    assert set(tasks.installed()) == {"fewshot", "image"}
+    assert set(discovery.installed()) == {"fewshot", "image"}
     assert "clinic-table 0.3.0" in caplog.text
     with pytest.raises(ConfigError) as told:
-        tasks.task_class("clinic")
+        discovery.task_class("clinic")
     assert all(word in str(told.value) for word in ["'clinic'", "clinic-table 0.3.0", *words])
 
 
@@ -136,7 +136,7 @@ def test_only_exact_names_are_found(name: str) -> None:
 
 def test_names_of_entry_points_that_no_run_could_say_are_left_out(site: Site) -> None:
     site.install("dotted", {TASKS: {"a.b": "{}:Clinic", "a/b": "{}:Clinic"}})
-    assert tasks.names() == ["fewshot", "image"]
+    assert discovery.names() == ["fewshot", "image"]
 
 
 METHOD = """

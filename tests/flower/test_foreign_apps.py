@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 import pytest
 
-from fednc.common.reasons import SENTENCES
 from fednc.common.security.authority import Authority
 from fednc.common.security.credentials import Holder, Role
+from fednc.common.wire.failure_reasons import SENTENCES
 from support.shipped_commands import OurLink, our_link
 from support.stock_flower import BIN, environment, stock_flower
 
@@ -165,7 +165,7 @@ def test_an_app_over_tls_and_its_dry_run(tmp_path: Path) -> None:
 def test_settings_and_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     app = str(APPS / "fedavg")
     assert "'lr' is not present" in refusal(2, tmp_path, "server", "--app", app, "-c", "lr=1")
-    assert "no list of key=value" in refusal(2, tmp_path, "server", "--app", app, "-c", "out=[")
-    assert "holds no Flower app" in refusal(2, tmp_path, "server", "--app", str(tmp_path))
+    assert "not a list of key=value" in refusal(2, tmp_path, "server", "--app", app, "-c", "out=[")
+    assert "does not contain a Flower app" in refusal(2, tmp_path, "server", "--app", str(tmp_path))
     assert "nothing to serve" in refusal(2, tmp_path, "server")
     assert "--data" in refusal(2, tmp_path, "client", "--server", "127.0.0.1:1")

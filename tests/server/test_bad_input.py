@@ -26,7 +26,7 @@ from fednc.common.errors import (
     QuorumError,
     RefusedError,
 )
-from fednc.common.reasons import SENTENCES
+from fednc.common.wire.failure_reasons import SENTENCES
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import NodeState
 from fednc.server.listener import serve

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fednc.common.config.tables import TaskSection
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("cli", "bench", "ops", "server", "client", "tasks", "common", "protos")
@@ -30,9 +30,9 @@ def mentions(tree: ast.AST, name: str, *, in_text: bool = True) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", discovery.names())
 def test_a_task_is_named_only_in_its_own_folder(name: str) -> None:
-    others = set(tasks.names()) - {name}
+    others = set(discovery.names()) - {name}
     for path in SOURCES:
         parts = path.relative_to(ROOT).parts
         if parts[:2] == ("tasks", name):
@@ -58,7 +58,9 @@ def test_the_configuration_knows_no_images() -> None:
 
 
 def test_names_are_those_of_the_folders() -> None:
-    assert {name: task.name for name, task in tasks.installed().items()} == {name: name for name in tasks.names()}
+    assert {name: task.name for name, task in discovery.installed().items()} == {
+        name: name for name in discovery.names()
+    }
     text = "\n".join(
         path.read_text(encoding="utf-8") for path in SOURCES if "tasks/fewshot" not in path.as_posix()
     )

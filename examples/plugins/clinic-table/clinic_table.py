@@ -1,4 +1,4 @@
-"""A task for clinics' tables: a CSV file with a row for each patient, numbers in, one of several outcomes out."""
+"""A task for tables of clinics (CSV, one row per patient): predicts one of several outcomes from numbers."""
 
 import csv
 from pathlib import Path
@@ -15,7 +15,7 @@ from fednc.common.tasks.tensor_data import LabelledTensors
 
 class ClinicOptions(ClassifierOptions):
     features: dict[str, tuple[float, float]]  # column: (mean, standard deviation)
-    outcome: str = "outcome"  # column; rows to predict on may lack it
+    outcome: str = "outcome"  # column; not needed in data for prediction
 
 
 class ClinicTable(ClassifierTask):
@@ -28,7 +28,7 @@ class ClinicTable(ClassifierTask):
 
     def read(self, spec: str, purpose: Purpose) -> LabelledTensors:
         columns, outcome = self.options.features, self.options.outcome
-        part = "train" if purpose == "train" else "test"  # where the table has a column `split`
+        part = "train" if purpose == "train" else "test"  # if the table has a column `split`
         try:
             with Path(spec.removeprefix("csv:")).open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if row.get("split", part) == part]

@@ -1,4 +1,4 @@
-"""A method with a step at the server: it goes a part of the way to the clients' mean, with momentum."""
+"""A method with a step at the server: moves part of the way to the clients' mean, with momentum."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fednc.common.methods.api import PLAIN, Method, ServerRound, Tensors
 
 
 class SlowServer(Method):
-    """Averaging in which the server goes only a part of the way, and keeps some of its last step."""
+    """Averaging in which the server moves part of the way to the mean and adds a share of its previous step."""
 
     class Options(Section):
         server_part: Annotated[Share, SERVER_ONLY] = Field(0.7, description="part of the way to the clients' mean")
-        server_keep: Annotated[Share, SERVER_ONLY] = Field(0.2, description="share of the last step that is added")
+        server_keep: Annotated[Share, SERVER_ONLY] = Field(0.2, description="share of the previous step to add")
 
     name = "slow-server"
     version = 1

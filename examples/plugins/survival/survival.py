@@ -1,8 +1,9 @@
-"""A task without classes: how long until an event, when some leave before it (Cox's proportional hazards).
+"""A task without classes: time until an event, with censored patients (Cox's proportional hazards).
 
-Reads CSV files with a row for each patient: numbers, a time, and whether the event happened then (1) or the
-patient was last seen then (0). Trains a linear risk by Cox's partial likelihood over each batch. Judged by the
-concordance: how often, of two patients of whom it is known who had the event first, that one has the higher risk.
+Reads CSV files with a row per patient: numbers, a time, and whether the event happened at that time (1) or the
+patient was last seen then (0). Trains a linear risk with Cox's partial likelihood over each batch. The metric is
+concordance: of all pairs in which it is known who had the event first, the share in which that patient has the
+higher risk.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ TIMES, RISKS = 128, 128  # bins
 
 
 class Concordance(Metric):
-    """Share of pairs that are ordered rightly, of all sites' patients together; ties count half.
+    """Share of correctly ordered pairs over the patients of all sites; ties count half.
 
-    Made of a histogram of time, event and risk, which adds up over sites. It knows the order of two patients
-    unless they are in one bin. `concordance_error` is the most by which the value can be off for that reason.
+    Computed from a histogram of time, event and risk, which adds up over sites. The order of two patients is known
+    unless they are in one bin. `concordance_error` is the largest error that this can cause.
     """
 
     name, unit = "concordance", PERCENT
 
     def __init__(self, horizon: float = 1.0) -> None:
-        """`horizon`: the time at which the last bin begins; later ones are not told apart."""
+        """`horizon`: start of the last bin; later times are all in that bin."""
         self._horizon = horizon
 
     def zeros(self, label_space: int) -> Stats:
@@ -45,7 +46,7 @@ class Concordance(Metric):
         return {"seen_ETR": count_zeros(2, TIMES, RISKS)}
 
     def sums(self, output: Tensor, target: Tensor) -> Stats:
-        """Of risks [B] and (time, event) [B, 2]."""
+        """The sums over risks [B] and (time, event) [B, 2]."""
         time_B = (target[:, 0].double() / self._horizon * (TIMES - 1)).long().clamp(0, TIMES - 1)
         risk_B = ((torch.tanh(output.double() / 4) + 1) / 2 * RISKS).long().clamp(0, RISKS - 1)
         place_B = (target[:, 1].long() * TIMES + time_B) * RISKS + risk_B
@@ -53,7 +54,9 @@ class Concordance(Metric):
 
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
         seen_ETR = sums["seen_ETR"]
-        refuse_unless(bool(((seen_ETR >= 0) & (seen_ETR <= examples)).all()), "a bin holds more than there are")
+        refuse_unless(
+            bool(((seen_ETR >= 0) & (seen_ETR <= examples)).all()), "a bin has more examples than there are"
+        )
         refuse_unless(int(seen_ETR.sum()) == examples, "the histogram does not hold every example")
 
     def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
@@ -68,7 +71,7 @@ class Concordance(Metric):
 
 
 def _pairs(seen_ETR: Tensor) -> tuple[float, float, float, float]:
-    """Pairs in which the earlier one had the event: ordered rightly, tied, all; and those in one bin of time."""
+    """Pairs in which the earlier patient had the event: correctly ordered, tied, all; pairs in one time bin."""
     event_TR, all_TR = seen_ETR[1].double(), seen_ETR.sum(dim=0).double()
     later_TR = all_TR.sum(dim=0) - all_TR.cumsum(dim=0)
     lower_TR = later_TR.cumsum(dim=1) - later_TR
@@ -84,7 +87,7 @@ class SurvivalOptions(TaskOptions):
     features: dict[str, tuple[float, float]]  # column: (mean, standard deviation)
     time: str = "time"
     event: str = "event"
-    horizon: float  # the longest time that is told apart from longer ones
+    horizon: float  # times beyond this are not distinguished
 
 
 class Survival(TensorTask):
@@ -102,7 +105,7 @@ class Survival(TensorTask):
         return nn.Linear(len(self.options.features), 1, bias=False)
 
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
-        """Negative log partial likelihood per event (Breslow's ties), over those at risk in the batch."""
+        """Negative log partial likelihood per event (Breslow's ties), over the patients at risk in the batch."""
         del guide
         inputs, outcome_B2 = batch
         order_B = outcome_B2[:, 0].argsort(descending=True)

@@ -1,1 +1,1 @@
-"""Readers of images: arrays, files, the Hugging Face hub."""
+"""Readers of images from arrays, files and the Hugging Face hub."""

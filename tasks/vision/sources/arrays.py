@@ -1,6 +1,6 @@
-"""Images that come as arrays: .npz files and scikit-learn's handwritten digits.
+"""Reads images from arrays: .npz files and scikit-learn's handwritten digits.
 
-Called by `select.py`. Arrays are taken at the size they have: whoever made them has chosen it.
+Called by `select.py`. Arrays are not resized, since their author has chosen the size.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fednc.common import safe_files
 from fednc.common.errors import DataError, MissingExtraError
+from fednc.common.tasks import npz_files
 from fednc.common.tasks.data_spec import DataSpec
 from fednc.common.tasks.tensor_data import UNLABELLED, hold_out_index
 from fednc.tasks.vision.options import ImageOptions
@@ -25,13 +25,13 @@ from fednc.tasks.vision.sources.labels import map_labels, name_list, refuse_twin
 
 DIGITS_TEST_SHARE = 0.2
 READ = frozenset({"x_train", "y_train", "x_test", "y_test", "classes"})
-DIGITS_SEED = 0  # of the division into training and test: the same for every run
+DIGITS_SEED = 0  # for the division into training and test data: the same for every run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def read_digits(spec: DataSpec, purpose: Purpose, options: ImageOptions) -> Images:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey: a fixed stratified fifth is test, the rest training."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey; a fixed stratified fifth of them is test data."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as e:
@@ -45,10 +45,10 @@ def read_digits(spec: DataSpec, purpose: Purpose, options: ImageOptions) -> Imag
 
 
 def read_npz(spec: DataSpec, purpose: Purpose, options: ImageOptions, *, labels_needed: bool = True) -> Images:
-    """Arrays x_train, y_train, optionally x_test, y_test and classes (the names that integer labels count).
+    """Read arrays x_train, y_train, and optionally x_test, y_test and classes (the names of integer labels).
 
     Raises:
-        DataError: not such a file.
+        DataError: the file does not have this form.
     """
     file = load_arrays(spec.place)
     has_test = "x_test" in file
@@ -65,7 +65,7 @@ def read_npz(spec: DataSpec, purpose: Purpose, options: ImageOptions, *, labels_
 
 
 def class_names(file: dict[str, Array], spec: DataSpec) -> list[str] | None:
-    """The names that labels count: the owner's word, else the file's own. None: neither has any."""
+    """The names of integer labels: those given by the owner, else those in the file; None if there are none."""
     if spec.class_names:
         refuse_twins(spec.class_names, spec.source)
         return list(spec.class_names)
@@ -73,36 +73,36 @@ def class_names(file: dict[str, Array], spec: DataSpec) -> list[str] | None:
 
 
 def refuse_other_lengths(images: int, labels: int, part: str, spec: DataSpec) -> None:
-    """Raises DataError: not one label for each image."""
+    """Raises DataError unless there is one label per image."""
     if images != labels:
         raise DataError(f"{spec.source}: {images} images in x_{part}, {labels} labels in y_{part}")
 
 
 def load_arrays(place: str) -> dict[str, Array]:
-    """The arrays of an .npz that are read, by name; those of other names are empty.
+    """The arrays of an .npz by name; those with unknown names are empty.
 
     Raises:
-        DataError: missing, or not such a file.
+        DataError: the file is missing or not an .npz file.
     """
     path = as_path(place)
     if not path.exists():
         raise DataError(f"npz:{place}: no such file")
     if not path.is_file():
-        raise DataError(f"npz:{place}: is no file but a folder or a device; name the .npz file itself")
+        raise DataError(f"npz:{place}: is a folder or a device; give the .npz file itself")
     try:
-        arrays = safe_files.read_npz(path, READ)
+        arrays = npz_files.read_npz(path, READ)
     except PermissionError as e:
         raise DataError(f"npz:{place}: cannot be read (permission denied)") from e
-    except Exception as e:  # whatever the parser raises on bytes from anywhere means the same
+    except Exception as e:  # any error of the parser means the same
         raise DataError(f"npz:{place}: not a readable .npz without pickled objects: {e}") from e
     for key, values in arrays.items():
-        if not isinstance(values, np.ndarray):  # a file in the archive that is no array comes as its bytes
-            raise DataError(f"npz:{place}: {key!r} is no array. Write the file with numpy.savez.")
+        if not isinstance(values, np.ndarray):  # numpy returns a member that is not an array as bytes
+            raise DataError(f"npz:{place}: {key!r} is not an array. Write the file with numpy.savez.")
     return arrays
 
 
 def pick(file: dict[str, Array], key: str, place: str) -> Array:
-    """One array of a file. Raises DataError where it is not there."""
+    """One array of a file. Raises DataError if it is missing."""
     if key not in file:
         raise DataError(f"npz:{place}: has no array {key!r}, only {', '.join(sorted(file)) or 'nothing'}")
     return file[key]
@@ -110,7 +110,7 @@ def pick(file: dict[str, Array], key: str, place: str) -> Array:
 
 def _unused(file: Collection[str]) -> tuple[str, ...]:
     names = sorted(set(file) - READ)
-    return (f"left out: {len(names)} arrays of other names ({', '.join(names[:10])})",) if names else ()
+    return (f"left out: {len(names)} arrays with other names ({', '.join(names[:10])})",) if names else ()
 
 
 def as_pixels(values: Array, source: str) -> Tensor:
@@ -136,9 +136,9 @@ def _unit_floats(values: Array, source: str) -> Array:
     if values.dtype.kind != "f":
         raise DataError(
             f"{source} is {values.dtype}, expected uint8 in 0..255 or floats in 0..1. "
-            "Divide by the largest value the camera or scanner can give, not by the largest there is."
+            "Divide by the largest possible value of the camera or scanner, not by the largest in the data."
         )
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (low >= 0 and high <= 1):  # also refuses NaN
-        raise DataError(f"{source} reaches from {low:g} to {high:g}; floats must lie in 0..1 (uint8 in 0..255)")
+        raise DataError(f"{source} has values from {low:g} to {high:g}; floats must be in 0..1 (uint8 in 0..255)")
     return values.astype(np.float32)

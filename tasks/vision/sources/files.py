@@ -1,8 +1,8 @@
-"""Images that come as files: folders with one subfolder per class, loose images, a single one.
+"""Reads image files: folders with one subfolder per class, loose images, or a single image.
 
-Called by `select.py` and, for its encoded images, by `hub.py`; `folders.py` finds the files. Every image is
-turned upright, checked for colour and resized to the run's size (bilinear with antialiasing, both sides alike);
-those that do not decode are named.
+Called by `select.py`, and by `hub.py` for encoded images; `folders.py` finds the files. Every image is turned
+upright, checked for colour and resized to the run's size (bilinear with antialiasing, aspect ratio not kept).
+Errors name the images that cannot be decoded.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -29,32 +29,32 @@ from fednc.tasks.vision.sources.folders import LeftOut, class_folders, images_in
 from fednc.tasks.vision.sources.images import Images, Purpose, several
 from fednc.tasks.vision.sources.labels import map_names
 
-MAX_PIXELS = 64_000_000  # a small file can declare an image that fills the memory
+MAX_PIXELS = 64_000_000  # a small file can declare an image that fills all memory
 GREY_MODES = frozenset({"1", "L", "LA"})
 COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB"})
-# Of `folders.SUFFIXES`. Others need programs: EPS would start Ghostscript.
+# For `folders.SUFFIXES`. Other formats need programs: EPS would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def read_folder(spec: DataSpec, purpose: Purpose, options: ImageOptions) -> Images:
-    """One subfolder per class, in PATH/train and PATH/test where there are such, else in PATH itself.
+    """Read one subfolder per class, in PATH/train and PATH/test if they exist, else in PATH itself.
 
     Raises:
-        DataError: no such folder, unknown classes, images that do not decode or fit.
+        DataError: the folder does not exist, classes are unknown, or images do not decode or fit.
     """
     found = class_folders(spec.place, purpose, options.classes)
     names = list(found.images)
     positions = map_names(names, options, spec.source)
-    # In the run's order of classes, so that a copy of the folder on another machine gives the same examples.
+    # In the run's order of classes, so that a copy of the folder on another machine gives the same order.
     pairs = sorted((int(k), path) for k, name in zip(positions, names, strict=True) for path in found.images[name])
     images = read_files([path for _, path in pairs], torch.tensor([k for k, _ in pairs]), options, spec.source)
     return replace(images, has_test=found.has_test, notes=found.notes)
 
 
 def read_any_folder(spec: DataSpec, folder: Path, options: ImageOptions) -> Images:
-    """A folder of classes (its test part), or of loose images without labels."""
+    """Read a folder of classes (its test part), or of loose images without labels."""
     left = LeftOut()
     with readable(str(folder)):
         loose = images_in(folder, left)
@@ -65,14 +65,14 @@ def read_any_folder(spec: DataSpec, folder: Path, options: ImageOptions) -> Imag
 
 
 def read_files(paths: Sequence[Path], label_N: Tensor, options: ImageOptions, source: str) -> Images:
-    """The images at `paths`. Raises DataError naming those that cannot be used."""
+    """The images at `paths`. Raises DataError that names the unusable ones."""
     decoded = decode_all((partial(decode, path, str(path), options) for path in paths), source)
     return Images(pixel_NCHW=stack(decoded), label_N=label_N, names=tuple(map(str, paths)))
 
 
 def decode_all(decoders: Iterable[Callable[[], Pixels]], source: str) -> list[Pixels]:
-    """What each decoder gives. Raises DataError naming the images that cannot be used, up to ten."""
-    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter lock
+    """The result of each decoder. Raises DataError that names the unusable images, at most ten."""
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
         found = list(pool.map(_or_error, decoders))
     bad = [each for each in found if isinstance(each, DataError)]
     if bad:
@@ -88,12 +88,12 @@ def _or_error(decoder: Callable[[], Pixels]) -> Pixels | DataError:
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """The image in `file`, whatever its name ends in. Raises what Pillow raises."""
+    """The image in `file`, whatever its suffix. Raises any exception of Pillow."""
     return Image.open(file, formats=FORMATS)
 
 
 def decode(file: Path | IO[bytes], name: str, options: ImageOptions) -> Pixels:
-    """uint8 [H, W, C] at the run's size. Raises DataError naming `name`."""
+    """uint8 [H, W, C] at the run's size. Raises DataError with `name`."""
     try:
         with open_image(file) as image:
             _refuse_bomb(image.size, name)
@@ -104,7 +104,7 @@ def decode(file: Path | IO[bytes], name: str, options: ImageOptions) -> Pixels:
         raise
     except PermissionError as e:
         raise DataError(f"{name}: cannot be read (permission denied)") from e
-    except Exception as e:  # whatever a decoder raises on bytes from anywhere means the same
+    except Exception as e:  # any error of a decoder means the same
         raise DataError(f"{name}: not an image that can be decoded ({e}). Replace or remove it.") from e
     if upright.size != (options.size, options.size):
         upright = upright.resize((options.size, options.size), Image.Resampling.BILINEAR)
@@ -118,23 +118,25 @@ def stack(decoded: Sequence[Pixels]) -> Tensor:
 
 def _refuse_bomb(size: tuple[int, int], name: str) -> None:
     if size[0] * size[1] > MAX_PIXELS:
-        raise DataError(f"{name}: {size[0]}x{size[1]} pixels, at most {MAX_PIXELS:,} are read. Make it smaller.")
+        raise DataError(
+            f"{name}: {size[0]}x{size[1]} pixels, more than the limit of {MAX_PIXELS:,}. Make it smaller."
+        )
 
 
 def refuse_frames(image: Image.Image, name: str) -> None:
-    """Raises DataError: an animation or a stack of pages; which of them is meant is for its owner to say.
+    """Raises DataError for an animation or several pages, since only the owner knows which image is meant.
 
-    A camera's MPO file holds smaller copies of its first image and is read as that.
+    A camera's MPO file contains smaller copies of its first image, which is read.
     """
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
-        raise DataError(f"{name}: holds {frames} images (an animation or pages). Save the one that is meant.")
+        raise DataError(f"{name}: contains {frames} images (an animation or pages). Save only the one to use.")
 
 
 def _refuse_other_colours(mode: str, name: str, options: ImageOptions) -> None:
     wanted, kind = (GREY_MODES, "grey") if options.channels == 1 else (COLOUR_MODES, "colour")
     if mode not in wanted:
         raise DataError(
-            f"{name}: has colour mode {mode}, this run's images are {kind} (task.channels = {options.channels}; "
-            f"modes {', '.join(sorted(wanted))}). Convert it."
+            f"{name}: has colour mode {mode}, but this run's images are {kind} (task.channels = "
+            f"{options.channels}; modes {', '.join(sorted(wanted))}). Convert it."
         )

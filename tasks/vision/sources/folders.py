@@ -1,8 +1,7 @@
-"""Which files of a folder are images of which class, and what is left out and why.
+"""Finds which files of a folder are images of which class, and what is left out and why.
 
-Called by `files.py` for a client's data and by `tasks/vision/suggest.py` for `fednc init`. Opens no image. Hidden
-files and folders (`.git`, `._a.png`) and `__MACOSX` are not looked at; everything else that is not used is
-counted.
+Called by `files.py` for a client's data and by `tasks/vision/suggest.py` for `fednc init`. Opens no image. Ignores
+hidden files and folders (`.git`, `._a.png`) and `__MACOSX`, and counts everything else that is not used.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ class LeftOut:
     by_reason: dict[str, list[Path]] = field(default_factory=dict)
 
     def add(self, reason: str, path: Path) -> None:
-        """One more."""
+        """Count one file."""
         self.by_reason.setdefault(reason, []).append(path)
 
     def notes(self, root: Path) -> tuple[str, ...]:
-        """One sentence for each reason."""
+        """One sentence per reason."""
         return tuple(
             f"left out: {len(paths)} {reason} (first: {os.path.relpath(paths[0], root)!r})"
             for reason, paths in sorted(self.by_reason.items())
@@ -45,7 +44,7 @@ class Classes:
 
     Attributes:
         images: by class name, sorted; only classes that have any.
-        has_test: whether there is a test part beside or instead of them.
+        has_test: whether the data set has a test part.
         notes: what was left out.
     """
 
@@ -55,7 +54,7 @@ class Classes:
 
 
 def as_path(place: str) -> Path:
-    """A path as people write it, with `~` for their home. Raises DataError: there is no home."""
+    """The path, with `~` replaced by the home folder. Raises DataError if there is no home."""
     try:
         return Path(place).expanduser()
     except RuntimeError as e:
@@ -63,13 +62,13 @@ def as_path(place: str) -> Path:
 
 
 def class_folders(place: str, purpose: Purpose, known: tuple[str, ...] = ()) -> Classes:
-    """The images of each class for `purpose`: in PLACE/train and PLACE/test where there are such, else in PLACE.
+    """The images of each class for `purpose`, from PLACE/train and PLACE/test if they exist, else from PLACE.
 
     Args:
-        known: class names; a folder called `train` that holds the images of the class `train` is no part.
+        known: class names; a folder called `train` may contain the images of a class `train`.
 
     Raises:
-        DataError: no such folder, one that cannot be read, or without images.
+        DataError: the folder does not exist, cannot be read, or has no images.
     """
     root, source = as_path(place), f"folder:{place}"
     if not root.is_dir():
@@ -91,7 +90,7 @@ def class_folders(place: str, purpose: Purpose, known: tuple[str, ...] = ()) -> 
 
 
 def images_in(folder: Path, left: LeftOut | None = None) -> list[Path]:
-    """The image files right in `folder`, by name; the others go to `left`. Nested folders are not entered."""
+    """The image files directly in `folder`, by name; others are added to `left`. Does not enter nested folders."""
     found = []
     for path in _visible(folder):
         reason = _why_not(path)
@@ -124,7 +123,7 @@ def _outside(root: Path, parts: set[Path], left: LeftOut) -> None:
 
 
 def _is_part(folder: Path, known: tuple[str, ...], root: Path) -> bool:
-    """Whether a folder called `train` or `test` has classes in it; else it is the class of that name."""
+    """Whether a folder called `train` or `test` contains classes; otherwise it is a class of that name."""
     if not folder.is_dir():
         return False
     inside = [path for path in _visible(folder) if path.is_dir()]
@@ -135,14 +134,14 @@ def _is_part(folder: Path, known: tuple[str, ...], root: Path) -> bool:
 
 
 def _why_not(path: Path) -> str | None:
-    """Why a path is no image to read; None if it is one."""
+    """Why a path is not an image to read; None if it is one."""
     if path.is_symlink() and not path.exists():
         return "broken links"
     if path.is_dir():
         return "nested folders"
     if path.suffix.lower() not in SUFFIXES:
-        return f"files with the suffix {path.suffix.lower() or '(none)'!s}, which is not read"
-    return None if path.is_file() else "entries that are no files"
+        return f"files with the suffix {path.suffix.lower() or '(none)'!s}, which are not supported"
+    return None if path.is_file() else "entries that are not files"
 
 
 def _leave(path: Path, reason: str, left: LeftOut) -> None:
@@ -151,13 +150,13 @@ def _leave(path: Path, reason: str, left: LeftOut) -> None:
         return
     inside = [one for one in _below(path) if one.suffix.lower() in SUFFIXES]
     for one in inside:
-        left.add("images in nested folders; put them right into their class's folder", one)
+        left.add("images in nested folders; move them directly into their class's folder", one)
     if not inside:
         left.add("nested folders without images", path)
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All visible files below a folder; links to folders are not followed, they may lead round in circles."""
+    """All visible files below a folder. Does not follow links to folders, since they may form a loop."""
     for at, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         yield from (Path(at) / name for name in sorted(files) if not _is_hidden(name))
@@ -181,7 +180,7 @@ def _nothing(source: str, used: Path, root: Path, folders: int) -> str:
 
 @contextmanager
 def readable(source: str) -> Iterator[None]:
-    """Turns what the file system refuses into an error of the data."""
+    """Turn errors of the file system into DataError."""
     try:
         yield
     except OSError as e:

@@ -1,7 +1,7 @@
-"""Images from Hugging Face datasets: an id on the hub, or a folder that `save_to_disk` wrote.
+"""Reads images from Hugging Face datasets: an id on the hub, or a folder that `save_to_disk` wrote.
 
-Called by `select.py`; the library is imported only here and only when asked for. The one place where fednc may
-reach out to the network for data, and only because the spec says so.
+Called by `select.py`. The library is imported only here, and only when needed. This is the only place where fednc
+may use the network to get data, and only if the spec says so.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from fednc.tasks.vision.sources.folders import as_path
 from fednc.tasks.vision.sources.images import Images, Purpose
 from fednc.tasks.vision.sources.labels import comparable, map_labels, quoted, refuse_twins
 
-LABEL_COLUMNS = ("label", "labels")  # taken where no column has a list of class names
+LABEL_COLUMNS = ("label", "labels")  # used if no column has a list of class names
 
 
 def read_hub(spec: DataSpec, purpose: Purpose, options: ImageOptions) -> Images:
-    """The split `train` or `test` of a dataset with an image and a label column; all of it where it has no splits.
+    """The split `train` or `test` of a dataset with an image and a label column; all of it if it has no splits.
 
     Raises:
-        DataError: no such dataset, or not of that shape.
+        DataError: the dataset does not exist, or does not have this form.
         MissingExtraError: `datasets` is not installed.
     """
     try:
@@ -52,8 +52,8 @@ def _decoders(
 ) -> list[Callable[[], Pixels]]:
     try:
         encoded = table.cast_column(column, datasets.Image(decode=False))[column]
-    except Exception as e:  # whatever the library raises on a column of another type means the same
-        raise DataError(f"{spec.source}: column {column!r} holds no images: {e}") from e
+    except Exception as e:  # any error of the library means the same here
+        raise DataError(f"{spec.source}: column {column!r} does not contain images: {e}") from e
     return [
         partial(_decode, item, f"{spec.source}: image {i} of column {column!r}", options)
         for i, item in enumerate(encoded)
@@ -65,7 +65,7 @@ def _decode(item: dict[str, Any] | None, name: str, options: ImageOptions) -> Pi
         return decode(io.BytesIO(item["bytes"]), name, options)
     if item and item["path"]:
         return decode(Path(item["path"]), name, options)
-    raise DataError(f"{name}: is missing (None or empty). Remove that row.")
+    raise DataError(f"{name} is missing (None or empty). Remove that row.")
 
 
 def _load(datasets: Any, spec: DataSpec) -> Any:
@@ -74,7 +74,7 @@ def _load(datasets: Any, spec: DataSpec) -> Any:
     saved = any((local / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         return datasets.load_from_disk(place) if saved else datasets.load_dataset(place)
-    except Exception as e:  # the network, the hub and the file system each raise kinds of their own
+    except Exception as e:  # the network, the hub and the file system raise different kinds of errors
         raise DataError(f"{spec.source}: cannot be loaded: {e}") from e
 
 
@@ -85,7 +85,7 @@ def _split(loaded: Any, purpose: Purpose, source: str) -> tuple[Any, bool]:
     for name in (purpose, "train"):
         if name in loaded:
             return loaded[name], "test" in loaded
-    raise DataError(f"{source}: has splits {', '.join(loaded)}, expected `train` and perhaps `test`")
+    raise DataError(f"{source}: has splits {', '.join(loaded)}, expected `train` and optionally `test`")
 
 
 def _image_column(datasets: Any, table: Any, spec: DataSpec) -> str:
@@ -98,10 +98,10 @@ def _image_column(datasets: Any, table: Any, spec: DataSpec) -> str:
 
 
 def _label_column(datasets: Any, table: Any, options: ImageOptions, spec: DataSpec) -> str:
-    """The one that the owner names; else the one that can be meant.
+    """The column that the owner names, else the only possible one.
 
-    Of several columns with lists of class names (CIFAR-100 has a coarse and a fine one) the one all of whose names
-    are the run's. Without such lists a column called `label`, else the only one of texts.
+    If several columns have lists of class names (CIFAR-100 has a coarse and a fine one), it is the one whose names
+    are all in the run. Without such lists it is a column called `label`, else the only text column.
     """
     if "label" in spec.columns:
         return _there(table, spec.columns["label"], spec)
@@ -124,11 +124,11 @@ def _there(table: Any, column: str, spec: DataSpec) -> str:
 
 
 def _ambiguous(role: str, choices: list[str], table: Any, spec: DataSpec) -> DataError:
-    found = f"{len(choices)} columns can be it ({quoted(choices)})" if choices else "no column is sure to be it"
+    found = f"{len(choices)} columns are possible ({quoted(choices)})" if choices else "none is obvious"
     names = list(table.features)
     return DataError(
-        f"{spec.source}: which column is the {role}? {found} among {quoted(names)}. Say so with "
-        f"--columns {role}=NAME, or ?columns={role}=NAME behind the data."
+        f"{spec.source}: which column is the {role}? {found} among {quoted(names)}. Choose one with "
+        f"--columns {role}=NAME, or ?columns={role}=NAME after the data spec."
     )
 
 
@@ -143,6 +143,6 @@ def _labels(datasets: Any, table: Any, column: str, options: ImageOptions, spec:
         refuse_twins(found, source)
     try:
         labels = np.asarray(values)
-    except ValueError as e:  # rows of different lengths
-        raise DataError(f"{source}: holds no labels, one for each row: {e}") from e
+    except ValueError as e:  # rows have different lengths
+        raise DataError(f"{source}: does not contain one label per row: {e}") from e
     return map_labels(labels, found, options, source)

@@ -1,4 +1,4 @@
-"""What every source gives: images, labels, and what people must know of how they were read.
+"""The result of every source: images, labels, and notes for users on how they were read.
 
 Used by the readers (`arrays.py`, `files.py`, `hub.py`) and by `select.py`, which chooses among them.
 
@@ -18,19 +18,19 @@ from fednc.common.errors import DataError
 from fednc.common.tasks.splits import Index
 
 Purpose = Literal["train", "test"]
-LISTED = 10  # bad images named in one error
+LISTED = 10  # most bad images to name in one error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Images:
-    """What a source gives.
+    """The images from a source.
 
     Attributes:
         pixel_NCHW: uint8 in 0..255 or float32 in 0..1.
-        label_N: int64 positions in the run's `classes`; -1 where there is no label.
-        names: where each image came from; empty where that is not worth telling.
+        label_N: int64 positions in the run's `classes`; -1 for an image without a label.
+        names: where each image came from; empty if that is not useful.
         has_test: whether the source has a test part; if not, these are all of its images.
-        notes: what was read and what was left out, a sentence each.
+        notes: what was read and what was left out, one sentence each.
     """
 
     pixel_NCHW: Tensor
@@ -47,7 +47,7 @@ class Images:
 
 
 def several(errors: Sequence[DataError], total: int, source: str) -> DataError:
-    """One error for all images that cannot be used: a first bad one must not hide the next."""
+    """One error for all unusable images, so that the first one does not hide the others."""
     if len(errors) == 1:
         return errors[0]
     more = len(errors) - LISTED

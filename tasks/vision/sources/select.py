@@ -1,6 +1,6 @@
 """Data specs: `digits`, `npz:PATH`, `folder:PATH`, `hf:ID_OR_PATH`; and plain paths to predict on.
 
-Called by the task. Chooses the reader and checks that what it read has the run's channels and size.
+Called by the task. Chooses the reader and checks that the images have the run's channels and size.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -31,18 +31,19 @@ READERS: dict[str, Callable[[DataSpec, Purpose, ImageOptions], Images]] = {
     "hf": hub.read_hub,
 }
 NAMED = frozenset({"npz", "hf"})  # kinds whose labels may be integers without names
-TEST_SEED = 0  # of what `evaluate.test_share` holds out: the same for every run and everywhere
+TEST_SEED = 0  # for `evaluate.test_share`: the same for every run and on every machine
 
 
 def read(text: str, purpose: Purpose, options: ImageOptions, test_share: float = 0.0) -> Images:
     """The images of data spec `text` for training or test.
 
     Args:
-        test_share: `evaluate.test_share`; divides data that has no test part.
+        test_share: `evaluate.test_share`; divides data without a test part.
 
     Raises:
-        DataError: missing, unreadable, or not of this run's classes and shapes; the message names the spec. Or
-            test data was asked for where all may be training data.
+        DataError: the data is missing, unreadable, or does not have this run's classes and shapes; the message
+        names
+            the spec. Or test data was requested, but all of it may be training data.
         MissingExtraError: the source needs a package that is not installed.
     """
     spec = parse_data(text)
@@ -54,7 +55,7 @@ def read(text: str, purpose: Purpose, options: ImageOptions, test_share: float =
 def read_input(text: str, options: ImageOptions, test_share: float = 0.0) -> Images:
     """Images to predict on: a data spec (its test part), or the path of an image, a folder or an .npz.
 
-    All images of data that has no test part, unless `evaluate.test_share` makes one; a note says so.
+    Data without a test part gives all of its images, with a note, unless `evaluate.test_share` divides it.
 
     Raises:
         DataError: as `read`.
@@ -63,7 +64,7 @@ def read_input(text: str, options: ImageOptions, test_share: float = 0.0) -> Ima
     path = as_path(spec.source)
     if not path.exists():
         if spec.kind not in READERS:
-            raise DataError(f"{text}: no such file or folder, and no data spec ({SPECS})")
+            raise DataError(f"{text}: not an existing file or folder, and not a data spec ({SPECS})")
         images = READERS[parse_data(text).kind](spec, "test", options)
     elif path.is_dir():
         images = files.read_any_folder(spec, path, options)
@@ -76,11 +77,17 @@ def read_input(text: str, options: ImageOptions, test_share: float = 0.0) -> Ima
         return images
     if test_share > 0:
         return _divided(images, "test", test_share, text)
-    return replace(images, notes=(*images.notes, "has no test part: all of its images, also those trained on"))
+    return replace(
+        images,
+        notes=(
+            *images.notes,
+            "the data has no test part: these are all of its images, including those trained on",
+        ),
+    )
 
 
 def parse_data(text: str) -> DataSpec:
-    """A spec that one of the readers takes. Raises DataError: none does, or it has options for other kinds."""
+    """Parse a spec for one of the readers. Raises DataError if none fits, or it has options of other kinds."""
     spec = parse_spec(text)
     if (
         spec.kind not in READERS
@@ -89,7 +96,7 @@ def parse_data(text: str) -> DataSpec:
     ):
         raise DataError(f"data {text!r}: expected {SPECS}")
     if spec.class_names and spec.kind not in NAMED:
-        raise DataError(f"data {text!r}: class-names are for npz and hf; {spec.kind} has names of its own")
+        raise DataError(f"data {text!r}: class-names are for npz and hf; {spec.kind} has its own names")
     if unknown := sorted(set(spec.columns) - {"image", "label"}):
         raise DataError(f"data {text!r}: columns must be image=NAME, label=NAME or both, not {unknown[0]}=...")
     if spec.columns and spec.kind != "hf":
@@ -103,18 +110,18 @@ def _npz_input(spec: DataSpec, path: Path, options: ImageOptions) -> Images:
 
 
 def _divided(images: Images, purpose: Purpose, share: float, source: str) -> Images:
-    """The part of data without a test part that `evaluate.test_share` makes of it.
+    """The training or test part that `evaluate.test_share` makes from data without a test part.
 
-    The same images on every machine that has the same data, so what is tested on is trained on nowhere.
+    The same images on every machine with the same data, so test images are not used for training anywhere.
     """
     if purpose == "train":
         return images if share in (0, 1) else _note_share(images, "left for the test", share, take_test=False)
     if share == 0:
         raise DataError(
-            f"{source} has no test part, and its {len(images.label_N)} images may be training data: scores on "
-            "them say nothing. Set evaluate.test_share, e.g. 0.2: that share is tested on, clients leave it out "
-            "(1: nobody trains on this data, all of it is test data). Or name data that has a test part: x_test "
-            "and y_test in an .npz, a folder `test` beside `train`, a split `test`."
+            f"{source} has no test part, and its {len(images.label_N)} images may be training data, so scores on "
+            "them would mean nothing. Set evaluate.test_share, e.g. 0.2, to test on that share, which clients "
+            "then leave out (1: all of it is test data, and nobody trains on it). Or use data with a test part: "
+            "x_test and y_test in an .npz, a folder `test` beside `train`, or a split `test`."
         )
     return images if share == 1 else _note_share(images, "used for the test", share, take_test=True)
 
@@ -131,12 +138,12 @@ def _note_share(images: Images, words: str, share: float, *, take_test: bool) ->
 
 
 def _with_notes(images: Images, options: ImageOptions) -> Images:
-    """Says which of the run's classes have no example, and how many images are of no class of the run."""
+    """Add notes: which of the run's classes have no examples, and how many images have none of its classes."""
     counts = torch.bincount(images.label_N[images.label_N != UNLABELLED], minlength=len(options.classes))
     missing = [name for name, count in zip(options.classes, counts.tolist(), strict=False) if not count]
     unknown = int((images.label_N == UNLABELLED).sum())
     notes = (
-        *((f"no example of {len(missing)} of the run's classes: {quoted(missing)}",) if missing else ()),
+        *((f"no examples for {len(missing)} of the run's classes: {quoted(missing)}",) if missing else ()),
         *((f"{unknown} images of classes that the run does not have yet",) if unknown else ()),
     )
     return replace(images, notes=(*images.notes, *notes))
@@ -148,12 +155,12 @@ def _checked(images: Images, source: str, options: ImageOptions) -> Images:
         raise DataError(f"{source}: no images in it")
     if channels != options.channels:
         raise DataError(
-            f"{source}: images have {channels} channels, this run's have {options.channels} (task.channels). "
-            "Convert the data: what grey means in colour is for its owner to say."
+            f"{source}: images have {channels} channels, but this run's have {options.channels} (task.channels). "
+            "Convert the data: only its owner knows how to convert between grey and colour."
         )
     if (height, width) != (options.size, options.size):
         raise DataError(
-            f"{source}: images are {height}x{width}, this run's are {options.size}x{options.size} (task.size). "
-            "Resize the arrays, or give the images as a folder, which is resized."
+            f"{source}: images are {height}x{width}, but this run's are {options.size}x{options.size} "
+            "(task.size). Resize the arrays, or give the images as a folder; those are resized automatically."
         )
     return images

@@ -22,7 +22,7 @@ from fednc.client.link.resource_limits import Reserve, attend_for
 from fednc.client.link.work_hooks import Hooks, WorkCancelledError
 from fednc.common.config.run import parse_run
 from fednc.common.errors import AddressError, RefusedError
-from fednc.common.reasons import SENTENCES
+from fednc.common.wire.failure_reasons import SENTENCES
 from fednc.common.wire.protocol import ATTENDANCE_KEY, PROTOCOL
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.nodes import NodeState

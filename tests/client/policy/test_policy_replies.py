@@ -21,8 +21,8 @@ from fednc.client.policy.guard import Guard
 from fednc.client.policy.ledger import Ledger
 from fednc.client.policy.owner import Owner
 from fednc.client.policy.rules import SENTENCES, OwnerRefusalError
-from fednc.common.reasons import failure_of
 from fednc.common.wire import arrays, messages
+from fednc.common.wire.failure_reasons import failure_of
 from fednc.common.wire.messages import EVALUATE, HELLO, MEMORY, METRICS, STATS, SUMS, TRAIN
 from fednc.protos import federation_pb2 as pb
 from support.clients_with_policy import Site, open_but

@@ -19,7 +19,7 @@ from fednc.client.training.cuda_graphs import Losses, Step, Steps, Tensors
 from fednc.client.training.round_state import Past
 from fednc.common.config.run import parse_run
 from fednc.common.methods.api import LocalRound
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from support import fewshot_run
 from support.image_tasks import make_data, make_guide, make_task
 
@@ -56,7 +56,7 @@ def test_a_task_that_draws_in_its_loss_is_not_captured() -> None:
     run = fewshot_run.config()
     guide = fewshot_run.guide(run)
     turning = guide.method.model_copy(update={"virtual_share": 0.5})
-    task = tasks.get(run)
+    task = discovery.get(run)
     assert task.same_for_each_batch(guide)
     assert not task.same_for_each_batch(replace(guide, earlier=6))
     assert not task.same_for_each_batch(replace(guide, method=turning))

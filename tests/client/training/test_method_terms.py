@@ -105,7 +105,7 @@ def test_objective_weighs_each_comparison_and_refuses_a_task_without(name: str) 
     assert once[1][part] > 0
     torch.testing.assert_close(twice[1][part], 2 * once[1][part])
     torch.testing.assert_close(twice[0] - once[0], once[1][part])
-    with pytest.raises(ConfigError, match=f"the method {name} compares models"):
+    with pytest.raises(ConfigError, match=f"method {name} compares models"):
         objective(feat_BD, LABEL_B, head, guide(name=name))
 
 

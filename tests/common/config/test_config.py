@@ -14,7 +14,7 @@ from fednc.common.config.run import RunConfig, parse_run, read_run_file
 from fednc.common.config.tables import LATER, MethodSection, Section
 from fednc.common.errors import ConfigError
 from fednc.common.methods import registry
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
@@ -47,7 +47,7 @@ def dotted(path: str, key: str) -> str:
 def complaint(values: dict[str, Any]) -> str:
     """The error message about `values`; the task's own options are checked too."""
     with pytest.raises(ConfigError) as caught:
-        tasks.get(parse_run(values))
+        discovery.get(parse_run(values))
     return str(caught.value)
 
 
@@ -84,7 +84,7 @@ def test_a_wrong_name_of_a_method_is_one_mistake_said_once() -> None:
 def test_an_unknown_key_of_a_task_is_told_with_those_that_there_are() -> None:
     """Only the task can know them: no page of ours lists the keys of other people's tasks."""
     with pytest.raises(ConfigError, match=r"task\.widht: no such key; there are: .*classes.*, width"):
-        tasks.get(parse_run({"task": {"classes": ["a"], "widht": 8}}))
+        discovery.get(parse_run({"task": {"classes": ["a"], "widht": 8}}))
 
 
 @pytest.mark.parametrize("name", registry.SHIPPED)
@@ -162,7 +162,7 @@ def test_run_files_that_cannot_be_read_say_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_valid_and_their_models_fit(path: Path) -> None:
     run = read_run_file(path)
-    task = tasks.get(run)
+    task = discovery.get(run)
     assert len(task.class_names) == 10
     assert task.label_space - 1 <= run.frame.dim
     model = task.build_model()

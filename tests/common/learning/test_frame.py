@@ -82,7 +82,7 @@ def test_the_error_about_a_narrow_frame_names_the_numbers(vertices, dim):
 
 
 def test_one_class_has_no_frame():
-    with pytest.raises(ConfigError, match="at least 2 vertices, given: 1"):
+    with pytest.raises(ConfigError, match="at least 2 vertices, but got 1"):
         draw_frame(1, 8, 0)
 
 

@@ -101,7 +101,7 @@ def test_methods_with_terms_on_class_features_are_for_tasks_with_classes() -> No
 @pytest.mark.parametrize("name", ["fednc", "mine"])
 def test_no_name_is_given_twice(name: str) -> None:
     registry.register("mine", lambda: Mine)
-    with pytest.raises(ConfigError, match="there is one of this name"):
+    with pytest.raises(ConfigError, match="a method with this name exists"):
         registry.register(name, lambda: Mine)
     assert registry.get("fednc").__module__ == "fednc.common.methods.fednc"
 
@@ -123,7 +123,7 @@ class Mixing(Mine):
         (Mixing, "`mixes`"),
         (int, "derives from Method"),
         (Mine(Section()), "derives from Method"),
-        (registry.get("fedavg"), "with this name"),
+        (registry.get("fedavg"), "has this name"),
     ],
     ids=["keys", "mixes", "class", "object", "name"],
 )
@@ -136,7 +136,7 @@ def test_what_is_registered_must_be_a_method_of_that_name_with_keys_of_its_own(f
 
 def test_a_name_that_is_not_installed_is_told_with_those_that_are() -> None:
     text = complaint(name="fedsgd", proximal=-1, learning_rat=1)
-    assert "method.name: method 'fedsgd' is not installed here; there are: fedavg, " in text
+    assert "method.name: method 'fedsgd' is not installed here; available: fedavg, " in text
     assert "method.proximal: " in text, "every mistake is told at once"
     assert "method.learning_rat: " in text
     assert "method.name" in complaint(name=3)

@@ -16,12 +16,12 @@ from typer.testing import CliRunner, Result
 
 from fednc.cli.main import app
 from fednc.client.link.channel import credentials_from
+from fednc.common.address import is_loopback
 from fednc.common.config.server import ServerSection
 from fednc.common.errors import ConfigError
 from fednc.common.security.authority import Authority
 from fednc.common.security.certificates import issue_to_holder, make_authority
 from fednc.common.security.credentials import NAME, Holder, Role, holder_of_token, new_token, read_certificate
-from fednc.common.wire.protocol import is_loopback
 from fednc.server.access.identity import WatchedFile, read_revoked
 from fednc.server.access.setup import security_of
 from fednc.server.storage.event_log import EventLog
@@ -72,7 +72,7 @@ def test_certificates_start_a_day_ago_and_end_before_their_authority(tmp_path: P
 def test_a_name_that_could_leave_its_folder_is_refused(tmp_path: Path, name: str) -> None:
     authority = Authority.create(tmp_path, "test")
     for issue in (authority.issue_certificate, authority.issue_token):
-        with pytest.raises(ConfigError, match="no name for a credential"):
+        with pytest.raises(ConfigError, match="not a valid name for a credential"):
             issue(Holder(Role.NODE, name), YEAR)
     assert authority.issued() == []
 

@@ -129,7 +129,7 @@ def test_dropped_examples_are_refused(monkeypatch, tmp_path):
 
 
 def test_too_many_parts_are_refused():
-    with pytest.raises(DataError, match="50 parts of at least 2 need 100 examples, there are 99"):
+    with pytest.raises(DataError, match="50 parts of at least 2 need 100 examples, but there are 99"):
         split_index(np.zeros(99), cut("iid", 50))
     with pytest.raises(DataError, match="larger alpha or fewer parts"):
         split_index(np.zeros(60), cut("dirichlet", 30, alpha=0.05))

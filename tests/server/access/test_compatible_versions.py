@@ -18,10 +18,10 @@ from fednc.client.link.link import Link, LinkConfig
 from fednc.common import flower_adapter, versions
 from fednc.common.config.run import parse_run
 from fednc.common.errors import ConfigError, ProtocolError, RefusedError
+from fednc.common.peer_text import SHORT_TEXT
 from fednc.common.tasks import discovery as tasks
 from fednc.common.wire import messages
 from fednc.common.wire.messages import Instruction
-from fednc.common.wire.protocol import SHORT_TEXT
 from fednc.protos import federation_pb2 as pb
 from support.installed_plugins import Site, site
 from support.local_servers import IdleHost, serving, until

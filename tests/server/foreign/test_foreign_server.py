@@ -264,7 +264,7 @@ def test_large_values_outside_arrays_are_packed_and_unpacked() -> None:
     assert records.bulk_bytes(small) == len(data) + records.bulk_bytes(manifest)
     assert records.unpack(small, data) == manifest
     small.packed.array_bytes += 1
-    with pytest.raises(ProtocolError, match="another size of its arrays"):
+    with pytest.raises(ProtocolError, match="another size than it announces"):
         records.unpack(small, data)
     with pytest.raises(ProtocolError, match="cannot be read"):
         records.unpack(small, b"\xff\xff")

@@ -14,13 +14,13 @@ from flwr.app import Context, Message
 from fednc.client.app.flower_app import app as fednc_app
 from fednc.common import seeds
 from fednc.common.config.run import RunConfig
-from fednc.common.reasons import failure_of
 from fednc.common.tasks import discovery as tasks
 from fednc.common.tasks.api import Part, add_stats
 from fednc.common.tasks.evaluation import evaluate
 from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.round_guide import guide_at
 from fednc.common.wire import messages, records
+from fednc.common.wire.failure_reasons import failure_of
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.event_log import EventLog
 from support.contract_run import CLIENTS, VARIANTS, assert_same_bits, config, run_on_local

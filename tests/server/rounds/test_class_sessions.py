@@ -41,13 +41,13 @@ def test_a_class_keeps_its_vertex_when_others_come(first: list[str], second: lis
     assert (registry.version, grown.version, grown.first(0)) == (0, 1, registry)
     grown.check_continues(registry)
     assert ClassRegistry.from_json(json.loads(json.dumps(grown.to_json()))) == grown
-    with pytest.raises(ConfigError, match="never removed"):
+    with pytest.raises(ConfigError, match="not removed"):
         registry.check_continues(grown)
 
 
 @pytest.mark.parametrize(
     ("names", "complaint"),
-    [(["1"], "there already"), (["6", "7", "8"], "frame.vertices = 9"), ([], "at least one")],
+    [(["1"], "exist already"), (["6", "7", "8"], "frame.vertices = 9"), ([], "at least one")],
 )
 def test_clashes_full_frames_and_empty_sessions_are_refused(names: list[str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):

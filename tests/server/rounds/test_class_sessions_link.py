@@ -103,7 +103,7 @@ def test_an_operator_starts_a_session_and_names_its_classes(tmp_path: Path) -> N
         await until(lambda: control.waiting_session == 1, 40)
         status = await operator.status()
         assert (status.waiting_session, status.sessions, list(status.classes)) == (1, 2, BASE)
-        for names, complaint in ([], "at least one"), (["0"], "there already"), (list("abcdefg"), "vertices"):
+        for names, complaint in ([], "at least one"), (["0"], "exist already"), (list("abcdefg"), "vertices"):
             with pytest.raises(ConfigError, match=complaint):
                 await operator.ask(StartSession(tuple(names)))
         await operator.ask(

@@ -47,6 +47,6 @@ def test_a_class_that_no_client_has_is_reported_once(tmp_path, caplog, labels, t
     told_of = of_kind(ClassesMissing, read_events(folder))
     assert [list(event.classes) for event in told_of] == told
     said_by_the_client = [
-        text for text in caplog.messages if "no example of 1 of the run's classes: 'bee'" in text
+        text for text in caplog.messages if "no examples for 1 of the run's classes: 'bee'" in text
     ]
     assert len(said_by_the_client) == len(told)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fednc.common.errors import DataError
-from fednc.common.wire.protocol import one_line
+from fednc.common.peer_text import one_line
 from fednc.server.storage import events
 from fednc.server.storage.event_log import EventLog, NodeEvents, read_events
 from fednc.server.storage.events import KINDS, Event, event_of

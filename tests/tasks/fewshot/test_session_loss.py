@@ -21,7 +21,7 @@ from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame, unit
 from fednc.common.learning.heads import CosineHead, FrameHead, logits
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.splits import at_few_sites
 from fednc.common.tasks.stages import with_names
@@ -49,7 +49,7 @@ def test_mixing_half_and_half_keeps_a_batch_of_one_class_as_it_is() -> None:
 
 def test_memory_terms_without_meaning_here_are_refused() -> None:
     with pytest.raises(ConfigError, match="before the projection"):
-        tasks.get(config(method={**DOT, "anchor": 0.1}))
+        discovery.get(config(method={**DOT, "anchor": 0.1}))
 
 
 # ---- virtual classes and the memory's spread -----------------------------------------------------------------
@@ -74,10 +74,10 @@ def test_a_part_of_a_batch_is_rotated_and_uses_the_last_vertices() -> None:
 
 
 def test_virtual_classes_are_refused_without_room_or_sessions() -> None:
-    with pytest.raises(ConfigError, match="need 18 spare vertices, there are 2"):
-        tasks.get(config(method={**DOT, "virtual_share": 0.5}))
-    with pytest.raises(ConfigError, match="tasks that take"):
-        tasks.get(parse_run({"task": {"classes": ["a", "b"]}, "method": {"spread": 1}}))
+    with pytest.raises(ConfigError, match="need 18 spare vertices, but there are 2"):
+        discovery.get(config(method={**DOT, "virtual_share": 0.5}))
+    with pytest.raises(ConfigError, match="tasks that support"):
+        discovery.get(parse_run({"task": {"classes": ["a", "b"]}, "method": {"spread": 1}}))
 
 
 @settings(deadline=None, max_examples=20)
@@ -133,8 +133,8 @@ def test_a_run_whose_later_classes_are_at_one_site_asks_only_that_site() -> None
 def test_an_operator_may_name_classes_on_vertices_of_virtual_ones() -> None:
     sessions = [{"classes": [], "shots": 5, "rounds": 1, "start": "operator"}]
     run = config(method={**DOT, "virtual_share": 0.5}, frame={"dim": 32, "vertices": 24}, sessions=sessions)
-    assert tasks.get(run).label_space == 24
-    named = tasks.get(with_names(run, 1, ("6", "7")))  # the run is in progress and must not end here
+    assert discovery.get(run).label_space == 24
+    named = discovery.get(with_names(run, 1, ("6", "7")))  # the run is in progress and must not end here
     assert named.class_names[-2:] == ("6", "7")
 
 
@@ -142,7 +142,7 @@ def test_the_gradient_of_one_batch_is_the_same_every_time() -> None:
     run = config(
         method={**DOT, "virtual_share": 0.5}, frame={"dim": 32, "vertices": 30}, init={"kind": "nio-exact"}
     )
-    task = tasks.get(run)
+    task = discovery.get(run)
     here = Resident(
         run=run,
         task=task,

@@ -16,7 +16,7 @@ from fednc.client.app.flower_app import app as fednc_app
 from fednc.common.config.run import parse_run
 from fednc.common.errors import ConfigError
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Part
 from fednc.tasks.image.task import ImageTask
 from support.contract_run import CLIENTS, config, run_on_local
@@ -28,7 +28,7 @@ K, W = len(CLASSES), 9 * 2 * 8
 
 def setting(**method: object) -> tuple[ImageTask, nn.Module, tuple[Tensor, Tensor], Guide]:
     run = make_task().run
-    task = tasks.get(parse_run({**run.model_dump(), "method": {**METHOD, **method}}))
+    task = discovery.get(parse_run({**run.model_dump(), "method": {**METHOD, **method}}))
     assert isinstance(task, ImageTask)
     torch.manual_seed(0)
     data = make_data(task, 20)
@@ -107,7 +107,7 @@ def test_each_source_gives_another_model(tmp_path: Path) -> None:
     ],
 )
 def test_uses_that_need_a_memory_beside_the_vertices_are_refused(method: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="from before the projection"):
+    with pytest.raises(ConfigError, match="takes the class memory before the projection"):
         setting(**method)
 
 

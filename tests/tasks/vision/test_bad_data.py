@@ -44,11 +44,19 @@ BAD_IMAGES = {
     "0 bytes": ("a.png", lambda p: p.write_bytes(b""), "not an image that can be decoded"),
     "text": ("a.jpg", lambda p: p.write_text("hello"), "not an image that can be decoded"),
     "half a jpeg": ("a.jpg", half_jpeg, "not an image that can be decoded"),
-    "animated gif": ("a.gif", animation, "holds 3 images"),
-    "pages": ("a.tif", animation, "holds 3 images"),
+    "animated gif": ("a.gif", animation, "contains 3 images"),
+    "pages": ("a.tif", animation, "contains 3 images"),
     "16 bits": ("a.png", lambda p: Image.fromarray(NOISE.astype(np.uint16) * 256).save(p), "colour mode I;16"),
-    "CMYK": ("a.jpg", lambda p: Image.new("CMYK", (8, 8)).save(p), "colour mode CMYK, this run's images are grey"),
-    "palette": ("a.png", lambda p: picture(3).convert("P").save(p), "colour mode P, this run's images are grey"),
+    "CMYK": (
+        "a.jpg",
+        lambda p: Image.new("CMYK", (8, 8)).save(p),
+        "colour mode CMYK, but this run's images are grey",
+    ),
+    "palette": (
+        "a.png",
+        lambda p: picture(3).convert("P").save(p),
+        "colour mode P, but this run's images are grey",
+    ),
     "not ours to read": ("a.png", unreadable, "permission denied"),
 }
 
@@ -94,7 +102,7 @@ LEFT_OUT = {
     "broken link": (lambda r: (r / "bee" / "l.png").symlink_to("gone.png"), "1 broken links"),
     "link to itself": (lambda r: (r / "bee" / "l.png").symlink_to("l.png"), "1 broken links"),
     "link to its parent": (lambda r: (r / "bee" / "up").symlink_to(".."), "nested folders"),
-    "pipe": (lambda r: os.mkfifo(r / "bee" / "p.png"), "1 entries that are no files"),
+    "pipe": (lambda r: os.mkfifo(r / "bee" / "p.png"), "1 entries that are not files"),
     "loose image": (lambda r: picture(1).save(r / "a.png"), "1 loose images beside the class folders"),
     "loose text": (lambda r: (r / "notes.txt").write_text("x"), "1 files with the suffix .txt"),
     "empty class": (lambda r: (r / "yak").mkdir(), "class folders without a usable image: 'yak'"),
@@ -137,7 +145,7 @@ def test_folders_beside_train_and_test_are_counted(tmp_path):
 
 def test_classes_without_examples_are_reported(tmp_path):
     images = read(f"folder:{write_folder(tmp_path / 'd', ['bee'])}", "train", options())
-    assert images.notes == ("no example of 2 of the run's classes: 'ant', 'cat'",)
+    assert images.notes == ("no examples for 2 of the run's classes: 'ant', 'cat'",)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -187,7 +195,7 @@ def test_names_that_differ_in_case_or_spaces_are_not_matched(tmp_path, name):
 BAD_ARRAYS = {
     "classes = 3": ({"classes": np.array(3)}, r"class names are int64 \[\]"),
     "float names": ({"classes": np.array([0.1, 0.2, 0.3])}, "class names are float64"),
-    "names twice": ({"classes": ["ant", "ant", "cat"]}, "'ant' is there twice"),
+    "names twice": ({"classes": ["ant", "ant", "cat"]}, "'ant' occurs twice"),
     "names that are no text": ({"classes": np.array([b"\xff", b"bee", b"cat"])}, "not UTF-8"),
     "object names": ({"classes": np.array(["ant", None], object)}, "without pickled objects"),
     "object labels": ({"y_train": np.array([0, "a", None, 1], object)}, "without pickled objects"),
@@ -195,12 +203,12 @@ BAD_ARRAYS = {
     "NaN": ({"y_train": np.array([0, np.nan, 2, 0])}, "labels are float64"),
     "bool": ({"y_train": np.array([True, False, True, False])}, "labels are bool"),
     "one-hot": ({"y_train": np.eye(4, 3, dtype=int)}, r"y\.argmax\(axis=1\)"),
-    "from 1": ({"y_train": np.array([1, 2, 3, 1])}, "count from 1 need y - 1"),
+    "from 1": ({"y_train": np.array([1, 2, 3, 1])}, "labels that start at 1, use y - 1"),
     "large": ({"y_train": np.array([0, 1, 3_000_002, 0])}, "label 3000002 is outside"),
     "unknown text": ({"y_train": np.array(["ant", "yak", "ant", "ant"])}, "'yak' are not in this run"),
     "channels first": ({"x_train": np.zeros((4, 3, 8, 8), np.uint8)}, r"x\.transpose\(0, 2, 3, 1\)"),
     "transparency": ({"x_train": np.zeros((4, 8, 8, 4), np.uint8)}, r"x\[\.\.\., :3\]"),
-    "floats to 255": ({"x_train": np.linspace(0, 255, 256).reshape(4, 8, 8)}, "reaches from 0 to 255"),
+    "floats to 255": ({"x_train": np.linspace(0, 255, 256).reshape(4, 8, 8)}, "has values from 0 to 255"),
     "uint16": ({"x_train": np.zeros((4, 8, 8), np.uint16)}, "is uint16"),
     "complex": ({"x_train": np.zeros((4, 8, 8), complex)}, "is complex128"),
     "scalar": ({"x_train": np.array(3)}, r"has shape \[\]"),
@@ -240,7 +248,7 @@ def test_an_archive_without_the_arrays_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x_train", b"not an array")
     for place in ("a.npz", ""):
-        with pytest.raises(DataError, match=r"'x_train' is no array|no file but a folder"):
+        with pytest.raises(DataError, match=r"'x_train' is not an array|is a folder or a device"):
             read(f"npz:{tmp_path / place}", "train", options())
     os.mkfifo(tmp_path / "pipe.npz")
     with pytest.raises(DataError, match="a folder or a device"):

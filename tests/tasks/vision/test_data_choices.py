@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from fednc.cli.main import app
 from fednc.common.config.run import parse_run, parse_run_json, read_run_file
 from fednc.common.errors import ConfigError, DataError
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.data_spec import parse_spec, with_options
 from fednc.tasks.vision.sources.select import read, read_input
 from support.image_files import CLASSES, options, picture, write_folder, write_npz
@@ -21,7 +21,7 @@ TASK = {"classes": list(CLASSES), "size": 8, "channels": 1, "width": 8}
 
 
 def task_of(**evaluate: Any) -> Any:
-    return tasks.get(parse_run({"task": TASK, "evaluate": evaluate}))
+    return discovery.get(parse_run({"task": TASK, "evaluate": evaluate}))
 
 
 # ---- names of labels ---------------------------------------------------------------------------------------
@@ -96,11 +96,11 @@ def test_ambiguous_columns_are_listed_with_the_option_that_decides(tmp_path):
         tmp_path, {"a": (image, pictures), "b": (image, pictures), "x": (names, [0, 1]), "y": (names, [1, 0])}
     )
     with pytest.raises(
-        DataError, match=r"which column is the image\? 2 columns can be it \('a', 'b'\).*--columns image="
+        DataError, match=r"which column is the image\? 2 columns are possible \('a', 'b'\).*--columns image="
     ):
         read(spec, "train", options())
     with pytest.raises(
-        DataError, match=r"which column is the label\? 2 columns can be it \('x', 'y'\).*--columns label="
+        DataError, match=r"which column is the label\? 2 columns are possible \('x', 'y'\).*--columns label="
     ):
         read(with_options(spec, columns="image=a"), "train", options())
     found = read(with_options(spec, columns="image=b,label=y"), "train", options())
@@ -123,7 +123,7 @@ def test_columns_of_strings_numbers_and_nothing(tmp_path):
     by_number = with_options(spec, "bee,cat", "label=n")
     assert read(by_number, "train", options()).label_N.tolist() == [1, 2]
     spec = table(tmp_path / "b", {"i": (image, [picture(1), None, None]), "label": (text, ["cat"] * 3)})
-    with pytest.raises(DataError, match=r"(?s)2 of 3 images.*image 1 of column 'i': is missing.*image 2"):
+    with pytest.raises(DataError, match=r"(?s)2 of 3 images.*image 1 of column 'i' is missing.*image 2"):
         read(spec, "train", options())
     spec = table(tmp_path / "c", {"i": (image, [picture(1)] * 2), "label": (text, ["cat", None])})
     with pytest.raises(DataError, match=r"1 rows have no label \(None\), the first is row 1"):
@@ -165,7 +165,7 @@ def test_a_folder_called_test_is_test_data_and_a_test_part_is_not_divided(tmp_pa
     assert task_of(test_share=0.5).load_train(both, None, None).examples == 4
     assert task_of(test_share=0.5).load_test(both).examples == 2
     plain = str(write_npz(tmp_path / "b.npz"))
-    assert any("also those trained on" in note for note in read_input(plain, options()).notes)
+    assert any("including those trained on" in note for note in read_input(plain, options()).notes)
 
 
 # ---- init and check ----------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_init_says_that_mean_and_std_are_those_of_the_data(here):
 def test_init_makes_no_classes_without_examples(here):
     write_npz(here / "a.npz", x_train=RANDOM, y_train=np.array([1, 2, 3_000_002, 1]), classes=None)
     assert "the labels have no names" in said("init", "npz", "--data", "npz:a.npz")
-    assert tasks.get(read_run_file(Path("run.toml"))).class_names == ("1", "2", "3000002")
+    assert discovery.get(read_run_file(Path("run.toml"))).class_names == ("1", "2", "3000002")
     assert Path("run.toml").stat().st_size < 40_000
     said("check", "run.toml", "--data", "npz:a.npz")
 
@@ -226,10 +226,10 @@ def test_init_makes_no_classes_without_examples(here):
 def test_init_takes_names_from_the_labels_and_from_the_owner(here):
     write_npz(here / "a.npz", x_train=RANDOM, y_train=np.array(["owl", "elk", "owl", "elk"]), classes=None)
     said("init", "npz", "--data", "npz:a.npz")
-    assert tasks.get(read_run_file(Path("run.toml"))).class_names == ("elk", "owl")
+    assert discovery.get(read_run_file(Path("run.toml"))).class_names == ("elk", "owl")
     write_npz(here / "a.npz", x_train=RANDOM, classes=None)
     words = said("init", "npz", "--data", "npz:a.npz", "--class-names", "owl,elk,emu,yak", "--force")
-    assert "no example of 1 of the classes: 'yak'" in words
+    assert "no examples for 1 of the classes: 'yak'" in words
     said("check", "run.toml", "--data", "npz:a.npz", "--class-names", "owl,elk,emu")
     assert "--class-names" in said("check", "run.toml", "--data", "npz:a.npz", code=DataError.exit_code)
 

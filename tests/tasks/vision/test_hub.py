@@ -56,7 +56,7 @@ def test_inputs_to_predict_on(tmp_path):
     assert read_input(str(file), options()).label_N.tolist() == [-1] * 4
     assert read_input(str(file), options()).names[3] == f"{file}[3]"
     assert read_input(str(write_npz(tmp_path / "b.npz")), options()).label_N.tolist() == [0, 1, 2, 0]
-    with pytest.raises(DataError, match=r"gone\.png: no such file"):
+    with pytest.raises(DataError, match=r"gone\.png: not an existing file"):
         read_input("gone.png", options())
 
 
@@ -64,7 +64,7 @@ def test_options_refuse_what_does_not_fit():
     import pydantic
 
     from fednc.common.config.run import parse_run
-    from fednc.common.tasks import discovery as tasks
+    from fednc.common.tasks import discovery
 
     assert options(channels=3).mean == (0.5, 0.5, 0.5)
     assert options(mean=[0.3], std=[0.2]).std == (0.2,)
@@ -72,6 +72,6 @@ def test_options_refuse_what_does_not_fit():
         with pytest.raises(pydantic.ValidationError):
             options(**bad)
     with pytest.raises(ConfigError, match=r"task\.classes"):
-        tasks.get(parse_run({"task": {"name": "image"}}))
+        discovery.get(parse_run({"task": {"name": "image"}}))
     with pytest.raises(ConfigError, match="2 vertices for 3 classes"):
-        tasks.get(parse_run({"task": {"name": "image", "classes": list(CLASSES)}, "frame": {"vertices": 2}}))
+        discovery.get(parse_run({"task": {"name": "image", "classes": list(CLASSES)}, "frame": {"vertices": 2}}))

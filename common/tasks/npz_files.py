@@ -1,6 +1,6 @@
-"""Opens .npz files from anywhere: nothing that runs code, and only arrays of a plausible size.
+"""Reads .npz files that may come from anywhere: never runs code, and loads only arrays of a plausible size.
 
-Called by the readers of data and splits. Knows nothing of tasks.
+Called by the readers of data and splits. Knows nothing about tasks.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from numpy.lib import format as npy
 
 MOST_NPZ_BYTES = 16 << 30  # of all arrays of a file together
-MOST_EXPANSION = 200  # times the file's size, beyond _SMALL_BYTES: data does not compress like that, bombs do
+MOST_EXPANSION = 200  # times the file's size, beyond _SMALL_BYTES: only zip bombs compress so well, not data
 _SMALL_BYTES = 64 << 20
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 def read_npz(path: str | Path, wanted: Collection[str] | None = None) -> Arrays:
-    """The wanted arrays by name, or all, after the sizes that the file declares were checked; others are empty.
+    """The wanted arrays by name (default: all); others are empty. Checks the sizes that the file declares first.
 
     Raises:
         ValueError: too large, or pickled objects.
-        OSError, zipfile.BadZipFile: not such a file.
+        OSError, zipfile.BadZipFile: not an .npz file.
     """
     refuse_bomb(path)
     with np.load(path, allow_pickle=False) as file:
@@ -34,7 +34,7 @@ def read_npz(path: str | Path, wanted: Collection[str] | None = None) -> Arrays:
 
 
 def refuse_bomb(path: str | Path) -> None:
-    """Raises ValueError where the arrays that the file's headers declare would take too much memory."""
+    """Raises ValueError if the arrays that the headers declare would take too much memory."""
     with zipfile.ZipFile(path) as archive:
         sizes = [max(entry.file_size, _declared(archive, entry)) for entry in archive.infolist()]
     most = min(MOST_NPZ_BYTES, max(_SMALL_BYTES, MOST_EXPANSION * Path(path).stat().st_size))
@@ -46,7 +46,7 @@ def refuse_bomb(path: str | Path) -> None:
 
 
 def _declared(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
-    """Bytes of the array that an entry's header announces; 0 for an entry that is no array."""
+    """Bytes of the array that an entry's header announces; 0 for an entry that is not an array."""
     with archive.open(entry) as member:
         if member.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
             return 0

@@ -1,7 +1,7 @@
-"""Why a client does not do what it was asked: fixed codes with a fixed sentence each, the only ones that travel.
+"""Why a client cannot do its work: fixed codes, each with a fixed sentence. Nothing else about a failure is sent.
 
-An error's own text names paths, classes and values of its machine. It stays in the client's log; the server, and
-through it everybody else, hears the code. Used by the client for declarations and failed work.
+The text of an error contains paths, classes and values of its machine, so it stays in the client's log. The
+server, and through it everybody else, gets only the code. Used by the client when joining or work fails.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import errno
 
 from fednc.common.errors import ConfigError, DataError, MissingExtraError, ProtocolError, RefusedError
-from fednc.common.wire.protocol import SHORT_TEXT
+from fednc.common.peer_text import SHORT_TEXT
 
 _SEE = "; its own log says more"
 SENTENCES = {
     "app-failed": "the client's app failed" + _SEE,
-    "below-reserve": "its owner keeps more memory or disk free than is left" + _SEE,
-    "configuration": "its options, or what is installed there, do not fit the run" + _SEE,
+    "below-reserve": "its owner reserves more memory or disk space than is free" + _SEE,
+    "configuration": "its options or installed packages do not fit the run" + _SEE,
     "data": "its data is missing, unreadable or does not fit the run" + _SEE,
-    "failed": "an unexpected error" + _SEE,
+    "failed": "an unexpected error occurred" + _SEE,
     "no-space": "its disk is full" + _SEE,
     "out-of-memory": "it ran out of memory" + _SEE,
     "package-missing": "a package that the run needs is not installed there" + _SEE,
-    "protocol": "what it received breaks the agreement, or what it would send does" + _SEE,
+    "protocol": "data that it received or was about to send breaks the protocol" + _SEE,
     "refused": "its owner refuses it" + _SEE,
     "system": "its operating system reported an error" + _SEE,
     "too-large": "its owner does not accept a download of this size" + _SEE,
@@ -29,13 +29,13 @@ SENTENCES = {
 
 
 class CodedError(Exception):
-    """An error that says itself which code it travels under; `sentence` where it has one of its own."""
+    """An error that names its own code, and optionally its own sentence."""
 
     code = "failed"
     sentence = ""
 
 
-_CODES: tuple[tuple[type[BaseException], str], ...] = (  # the first that fits
+_CODES: tuple[tuple[type[BaseException], str], ...] = (  # the first match counts
     (DataError, "data"),
     (MissingExtraError, "package-missing"),
     (ConfigError, "configuration"),
@@ -47,7 +47,7 @@ _CODES: tuple[tuple[type[BaseException], str], ...] = (  # the first that fits
 
 
 def code_of(error: BaseException) -> str:
-    """The code that an error travels under."""
+    """The code that is sent for an error."""
     if isinstance(error, CodedError):
         return error.code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -58,11 +58,11 @@ def code_of(error: BaseException) -> str:
 
 
 def failure_of(error: BaseException, foreign: str = "") -> tuple[str, str]:
-    """Kind and reason of a failure as they travel.
+    """Kind and reason of a failure, as they are sent.
 
     Args:
-        foreign: the name of the exception class that somebody else's app raised. It travels, as it is part of the
-            app's code; what it says does not, as that may hold the client's data.
+        foreign: the name of the exception class that another person's app raised. It is sent because it is part of
+            the app's code. The message is not, because it may contain the client's data.
     """
     if foreign:
         name = foreign if foreign.isidentifier() and foreign.isascii() else "AppError"
@@ -72,5 +72,5 @@ def failure_of(error: BaseException, foreign: str = "") -> tuple[str, str]:
 
 
 def refusal_of(error: BaseException) -> str:
-    """Why a client cannot take part, as it travels."""
+    """Why a client cannot take part, as it is sent."""
     return ": ".join(failure_of(error))
