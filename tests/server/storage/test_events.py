@@ -63,6 +63,7 @@ FIELDS = {
     "stop": "round",
     "too-large": "node",
     "tracker": "tracker",
+    "turned-away": "node problem",
     "unfit": "node problem",
     "waiting": "session",
 }
