@@ -62,7 +62,7 @@ def _kind(name: str) -> Any:
 def check_optimiser(section: TrainSection) -> None:
     """Raises ConfigError if the run's optimiser cannot be created."""
     if section.is_plain_sgd:
-        return  # the run file's own checks are enough; PyTorch takes seconds to load before it creates its first one
+        return  # the run file's own checks are enough; PyTorch takes seconds to create its first optimiser
     make_optimiser([nn.Parameter(torch.zeros(1))], section, section.lr)
 
 

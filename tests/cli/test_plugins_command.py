@@ -85,7 +85,7 @@ def test_check_says_which_promise_is_broken_and_fails(site: Site, images: str, t
     result = fednc("plugins", "check", "clinic", "--data", images, "--run", run, code=1)
     assert "FAILED  honest statistics pass its own check: ValueError: not today" in result.stderr
     assert "ok      the same seed gives the same model" in result.stderr
-    assert "of 14 promises do not hold" in result.stderr
+    assert "promises do not hold" in result.stderr
 
 
 def test_check_names_what_it_needs(site: Site, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_the_regression_of_the_page_runs_and_refuses_methods_of_classes(tmp_path
     with installed({"service": names["TASK"]}):
         result = fednc.run(values, specs, progress=False, device="cpu")
         for refused in ("fednc", "fedetf", "fedlc", "fedntd", "moon"):
-            with pytest.raises(ConfigError, match=f"'{refused}' works on features of classes"):
+            with pytest.raises(ConfigError, match=f"'{refused}' needs classes"):
                 fednc.run({**values, "method": {"name": refused}}, specs, progress=False)
     errors = [record.test["mae"] for record in result.history.rounds]
     assert errors[-1] < 0.5 * errors[0]

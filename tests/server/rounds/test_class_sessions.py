@@ -55,7 +55,7 @@ def test_clashes_full_frames_and_empty_sessions_are_refused(names: list[str], co
 
 
 def test_a_clash_and_a_full_frame_in_the_run_file() -> None:
-    with pytest.raises(ConfigError, match="'3' are there already"):
+    with pytest.raises(ConfigError, match="class names '3' exist already"):
         tasks.get(config(sessions=[{"classes": ["3"]}]))
     with pytest.raises(ConfigError, match=r"frame\.vertices = 10 or more"):
         tasks.get(config(frame={"vertices": 9}))
