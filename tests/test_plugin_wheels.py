@@ -205,7 +205,7 @@ def test_the_task_is_forty_lines() -> None:
 
 @dataclass(frozen=True)
 class Runs:
-    """What came of the runs over mTLS: their folders, and what a client of another release said."""
+    """The results of the runs over mTLS: their folders, and what a client of another release said."""
 
     clinic: Path
     survival: Path

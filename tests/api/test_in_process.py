@@ -230,7 +230,7 @@ def test_early_stop_waits_for_so_many_evaluated_rounds_without_a_new_best(
             break
     callback = fednc.EarlyStop(metric, patience)
     assert stopped_after(callback, values, metric) == expected
-    assert stopped_after(callback, values, metric) == expected, "a second run starts afresh"
+    assert stopped_after(callback, values, metric) == expected, "a second run starts from scratch"
 
 
 def test_early_stop_takes_a_direction_and_a_least_improvement() -> None:

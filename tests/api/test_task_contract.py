@@ -30,7 +30,7 @@ class TestFewShot(TaskContract):
 
 
 class Broken(ImageTask):
-    """The image task, until a test spoils it."""
+    """The image task, until a test breaks it."""
 
 
 def failures(monkeypatch: pytest.MonkeyPatch, **spoilt: Any) -> set[str]:

@@ -298,7 +298,7 @@ def test_a_policy_judges_the_reply_too(run: RunConfig) -> None:
 
 
 def lying(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> App:
-    """Clients of whom carl sends something else."""
+    """Clients, of which carl sends something else."""
 
     def app(message: Message, context: Context) -> Message:
         reply = flower_app.app(message, context)

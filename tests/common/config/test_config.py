@@ -73,7 +73,7 @@ def test_every_mistake_is_reported_at_once() -> None:
 
 
 def test_a_wrong_name_of_a_method_is_one_mistake_said_once() -> None:
-    """Its own keys are no mistakes: they are right once the name is."""
+    """Its own keys are not mistakes: they are right once the name is."""
     with pytest.raises(ConfigError) as caught:
         parse_run({"method": {"name": "acme:Method", "strength": 1, "server_part": 0.5}})
     _, line = str(caught.value).splitlines()

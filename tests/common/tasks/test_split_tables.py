@@ -22,7 +22,7 @@ class Drift(Section):
 
 
 class DriftSplit(SplitSection):
-    """Of a task whose parts drift."""
+    """`[split]` of a task whose parts drift."""
 
     drift: Drift = Drift()
 
