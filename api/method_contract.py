@@ -1,4 +1,4 @@
-"""What every method promises, as tests; part of `fednc.testing`, and asked by `fednc plugins check`.
+"""What every method promises, as tests; part of `fednc.testing`, and run by `fednc plugins check`.
 
 The steps are tried on a small model without a task; the last test is a whole run on made-up images.
 """
@@ -71,7 +71,7 @@ class MethodContract:
         must(not odd, f"the gradient of the penalties is not finite in {odd[:3]}")
 
     def test_what_a_client_sends_has_the_form_of_what_was_trained(self) -> None:
-        """And changes of what travels beside the model have the form of that, in two rounds in a row."""
+        """So have the changes of the tensors sent beside the model, in two rounds in a row."""
         model, state = _model(), _Remembered()
         beside = self._made().beside(_params(model))
         for _ in range(2):
@@ -87,7 +87,7 @@ class MethodContract:
     # ---- the server ------------------------------------------------------------------------------------------
 
     def test_a_step_keeps_names_shapes_and_types_and_changes_nothing_in_place(self) -> None:
-        """Two steps, the second from where the first one led; the same tensors give the same bits."""
+        """Two steps, the second from the result of the first; the same tensors give the same bits."""
         method, before = self._made(), _params(_model())
         beside, state = method.beside(before), method.kept(before)
         for number in range(2):
@@ -99,7 +99,7 @@ class MethodContract:
                 must(not changed, f"step() changes `{what}` in place: {changed[:3]}")
             _must_match(ours.mean, before, "`mean` of step()")
             _must_match(ours.beside, beside, "`beside` of step()")
-            _must_match(ours.state, state, "`state` of step(), which kept() begins,")
+            _must_match(ours.state, state, "`state` of step(), which kept() creates,")
             odd = [name for name, value in ours.mean.items() if not value.equal(again.mean[name])]
             must(not odd, f"the same round gives another step in {odd[:3]}")
             before, beside, state = dict(ours.mean), dict(ours.beside), dict(ours.state)
@@ -130,7 +130,7 @@ class MethodContract:
         section = parse_run({"method": cls._table()}).method
         method = registry.get(cls.method)
         working = [part for part in section.parts if isinstance(part, method)]
-        return working[0] if working else method(method.Options())  # one that its options switch off
+        return working[0] if working else method(method.Options())  # its options switch it off
 
     @classmethod
     def _addition(cls, model: nn.Module, state: _Remembered) -> Addition:

@@ -61,7 +61,7 @@ AllowTask = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="Leave after one run instead of waiting for the next.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads for training; 0: PyTorch's default.")]
 MaxHours = Annotated[
-    float, typer.Option(min=0, help="Finish the work at hand and leave after so many hours; 0: never.")
+    float, typer.Option(min=0, help="Finish the current work and leave after so many hours; 0: never.")
 ]
 MinFreeGib = Annotated[
     float,
@@ -103,8 +103,7 @@ StateDir = Annotated[
         "--state",
         metavar="DIR",
         help="Keep here what this client must remember from round to round if it is to survive a restart: layers "
-        "that a task never sends, control variates, what rounding took from updates. Without it, a restarted "
-        "client starts these afresh.",
+        "that a task never sends, control variates, rounding errors of updates. Without it, they start from zero.",
     ),
 ]
 StopS = Annotated[
@@ -176,7 +175,7 @@ def command(
     With --policy this client can say no. Its owner decides which tasks, methods and runs are allowed, how often
     the same data may be asked about, how many examples a reply must be made of, and whether gradients and class
     sums may be asked for at all. A server can neither read nor change the file. To write one, copy
-    examples/policies/strict.toml, then see what it would refuse of a run:
+    examples/policies/strict.toml, then see what it would refuse in a run:
     fednc client --server HOST:PORT --data SPEC --policy FILE --dry-run.
     docs/deploy.md lists the keys and says what a policy cannot do.
     """
@@ -279,7 +278,7 @@ def _own_app(
     state: str,
     allowed: tuple[str, ...],
 ) -> tuple[Host, dict[str, Any]]:
-    """The host of fednc's own app, and what to tell the server of it."""
+    """The host of fednc's own app, and what to tell the server about it."""
     from fednc.client.app.flower_app import app
     from fednc.client.app.host import AppHost, ClientConfig
     from fednc.common import versions
@@ -309,7 +308,7 @@ def _own_app(
 def _foreign_app(
     folder: Path, node_config: str, part: tuple[int, int] | None, grace_s: float, threads: int
 ) -> tuple[Host, dict[str, Any]]:
-    """The host of the Flower app in `folder`, and what to tell the server of it."""
+    """The host of the Flower app in `folder`, and what to tell the server about it."""
     from fednc.client.foreign.host import ForeignConfig, ForeignHost
     from fednc.common.flower_adapter import parse_pairs, read_app
 

@@ -62,7 +62,7 @@ def keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     found = {key: _resolved(value, schema) for key, value in schema["properties"].items() if key in plain}
     for key in found:
         factory = model.model_fields[key].default_factory
-        if factory:  # JSON schema does not tell what it makes
+        if factory:  # JSON schema does not include this default
             found[key].setdefault("default", model.model_fields[key].get_default(call_default_factory=True))
     return found
 
@@ -109,7 +109,7 @@ def _method_keys() -> str:
 
 
 def _presets() -> str:
-    """What each name sets; a method that sets the same as an earlier one stands in its line."""
+    """What each name sets; methods that set the same keys share a line."""
     presets: dict[str, list[str]] = {}
     for name in registry.SHIPPED:
         text = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in registry.get(name).preset.items())

@@ -46,7 +46,7 @@ def show(context: typer.Context, json: Json = "") -> None:
 def check(name: Name, data: Data = "", run: RunFile = "", json: Json = "") -> None:
     """Test one plug-in: that it loads and, for a task or a method, everything that fednc.testing asks of it.
 
-    A tracker is only loaded: whatever it is told would be sent on to wherever it reports.
+    A tracker is only loaded, because it would send the rounds of a test to the service that it reports to.
     """
     found = [plugin for group in KINDS for plugin in plugins.installed(group) if plugin.name == name]
     if not found:
@@ -79,7 +79,7 @@ def _tests(group: str, name: str, data: str, run: str) -> Iterable[tuple[str, Ca
 
 
 def _check_options(name: str, data: str, run: str) -> None:
-    """Raises ConfigError: there is no data to test a task with, or nothing says its keys under [task]."""
+    """Raises ConfigError: there is no data to test a task with, or its keys under [task] are not given."""
     from fednc.common.tasks import discovery
     from fednc.common.tasks.api import Task
 
@@ -136,7 +136,7 @@ def _given(run: str, name: str) -> dict[str, Any]:
         raise ConfigError(f"--run {run}: its task is {read.task.name!r}, not {name!r}")
     tables = _tables(run)
     options = {key: value for key, value in tables.pop("task", {}).items() if key != "name"}
-    dropped = ("server", "split", "sessions", "evaluate")  # of the run's own place and data
+    dropped = ("server", "split", "sessions", "evaluate")  # these belong to the user's run, not to the test
     return {"options": options, "tables": {key: value for key, value in tables.items() if key not in dropped}}
 
 

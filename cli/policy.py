@@ -39,7 +39,7 @@ def refuse_for_foreign(policy: Path | None) -> None:
 
 
 def guarded(host: Host, config: LinkConfig, owner: Owner | None, audit: Path | None) -> tuple[Host, LinkConfig]:
-    """The host and link with policy and audit log before them; as they are without either. Raises ConfigError."""
+    """The host and link behind policy and audit log, or unchanged without both. Raises ConfigError."""
     if owner is None and audit is None:
         return host, config
     place = audit or (owner.ledger.folder / "audit.jsonl" if owner else None)
@@ -73,7 +73,7 @@ def _show_objections(preview: PolicyPreview) -> None:
     if rows:
         show_table("the policy refuses", ("effect", "code", "the server is told", "here"), rows)
     else:
-        say("the policy refuses nothing of this run")
+        say("the policy refuses nothing in this run")
 
 
 def _as_json(preview: PolicyPreview) -> dict[str, object]:

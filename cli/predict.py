@@ -44,7 +44,7 @@ def command(
     for note in data.notes:
         say(f"{inputs}: {note}", style="yellow")
     if not data.examples:
-        raise DataError(f"{inputs}: there is no example in it, so there is nothing to predict")
+        raise DataError(f"{inputs}: it contains no examples, so there is nothing to predict")
     predictions = _predictions(model, data)
     _show_predictions(predictions)
     result = {"run": model.run.name, "input": inputs, "examples": data.examples, "predictions": predictions}

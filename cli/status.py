@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from fednc.server.operations.commands import Command
 
 Watch = Annotated[bool, typer.Option("--watch", help="Follow the run until it is over.")]
-Every = Annotated[float, typer.Option(min=0.2, max=60, metavar="SECONDS", help="With --watch: how often.")]
-Pause = Annotated[bool, typer.Option("--pause", help="Finish the round under way, then wait.")]
+Every = Annotated[float, typer.Option(min=0.2, max=60, metavar="SECONDS", help="With --watch: time between two updates.")]
+Pause = Annotated[bool, typer.Option("--pause", help="Finish the current round, then wait.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a paused run.")]
-Stop = Annotated[bool, typer.Option("--stop", help="Finish the round under way, then end with all files written.")]
+Stop = Annotated[bool, typer.Option("--stop", help="Finish the current round, then end with all files written.")]
 Drop = Annotated[
     list[str] | None,
     typer.Option("--drop", metavar="NAME", help="Disconnect this node and refuse it until it is readmitted."),
@@ -82,11 +82,11 @@ def command(
     if pause and resume:
         raise ConfigError("--pause and --resume contradict each other; give one of them")
     link = operator_link(server, certs, ca, cert, key, token_file, direct=no_proxy)
-    levers = ((commands.PauseRun(), pause), (commands.ResumeRun(), resume), (commands.StopRun(), stop))
+    switches = ((commands.PauseRun(), pause), (commands.ResumeRun(), resume), (commands.StopRun(), stop))
     wanted = [
         *map(commands.DropNode, drop or ()),
         *map(commands.ReadmitNode, readmit or ()),
-        *(lever for lever, is_wanted in levers if is_wanted),
+        *(switch for switch, is_wanted in switches if is_wanted),
     ]
     run_until_interrupted(_ask(link, wanted, every if watch else 0.0, json))
 

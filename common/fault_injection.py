@@ -1,6 +1,6 @@
 """Named points at which tests inject faults: `FEDNC_FAULT=point:n:action[,...]`, refused outside tests.
 
-Called at critical points of server and client. Without a plan that costs one comparison. Knows nothing about the
+Called at critical points of server and client. Without a plan this costs one comparison. Knows nothing about the
 code that it interrupts. `n` counts how often this process has reached the point, from 1; `*` means every time.
 """
 

@@ -21,7 +21,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 pip="${PYTHON:-python3} -m pip"
 $pip --version >/dev/null 2>&1 || { python3 -m venv "$work/venv"; pip="$work/venv/bin/python -m pip"; }
-# For the image's Python, not this machine's. -qq: a mirror that lacks a package prints a warning, which is no error.
+# For the image's Python, not this machine's. -qq: a mirror that lacks a package prints a warning, which is not an error.
 download="$pip download -qq --dest $work/wheels --only-binary=:all: --python-version $python --implementation cp"
 for tag in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux_2_12 manylinux_2_5 \
   manylinux1 linux; do download+=" --platform ${tag}_$machine"; done

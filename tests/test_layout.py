@@ -125,7 +125,7 @@ def test_no_room_imports_a_higher_one() -> None:
     assert set(upward()) == set(), "these files import one from a room above their own"
 
 
-def test_imports_form_no_circle() -> None:
+def test_imports_have_no_cycles() -> None:
     """Not under TYPE_CHECKING either: two files that import each other cannot be read one at a time."""
     graph = {path: files_of(imported_modules(path.read_text(encoding="utf-8"))) - {path} for path in FILES}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(FILES)  # raises CycleError

@@ -43,7 +43,7 @@ def prepare(plan: Comparison, places: dict[str, str], folder: Path) -> tuple[Pre
         DataError: the data are missing, unreadable or not usable.
     """
     # Unsplit and unshifted: each row splits and shifts its own data.
-    # With the method of a variant: not every task goes with the default one.
+    # With the method of a variant: not every task works with the default one.
     method = {**plan.run.get("method", {}), **plan.variants[0].method}
     run = parse_run({**plan.run, "method": method}, source=plan.name)
     task = tasks.get(run.model_copy(update={"split": None}))

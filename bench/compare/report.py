@@ -54,7 +54,7 @@ class Compared:
 
 
 def metric_of(rows: Sequence[Result]) -> MetricInfo:
-    """The primary metric of these rows' task. Rows from before there were several say nothing: accuracy."""
+    """The primary metric of these rows' task. Rows from before there were several metrics name none: accuracy."""
     told = (row["summary"].get("metric") for row in rows)  # a run that failed has no summary
     return next((MetricInfo(**found) for found in told if found), ACCURACY)
 

@@ -64,7 +64,7 @@ def _digests(plan: Comparison, tuning: Sequence[Result], final: Sequence[Result]
     for data in {row["data_sha256"] for row in tuning}:
         rows += tuning_rows(plan, data)
     pairs = [(setting.name, variant.tuned_as) for setting in plan.settings for variant in plan.variants]
-    # A rate that is not known is any of them: no row in the folder can have it.
+    # Any rate will do for one that is not known, because no row in the folder can have it.
     some = {pair: rates.get(pair, plan.tuning.rates[0]) for pair in pairs}
     for data in {row["data_sha256"] for row in final}:
         rows += final_rows(plan, some, data)

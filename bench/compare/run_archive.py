@@ -2,7 +2,7 @@
 
 `rows.py` writes the files and `engine.py` the archive; both read them, and so does `results_folder.py`. A row is
 in the archive before its file is deleted, so a kill at any moment loses nothing; a row found in both places
-counts once. Knows nothing of a row but what names it.
+counts once. Knows nothing about a row except its name.
 
 The archive is JSON Lines, sorted, in gzip without time or file name: the same rows give the same bytes.
 """

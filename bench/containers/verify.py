@@ -75,7 +75,7 @@ def _door_checks(server: str) -> dict[str, Callable[[], str]]:
         "a connection without a certificate is refused": lambda: unauthorised_access.knock_without_certificate(
             server
         ),
-        "a certificate of another authority is refused": lambda: unauthorised_access.knock_with_foreign_one(
+        "a certificate from another authority is refused": lambda: unauthorised_access.knock_with_foreign_one(
             server
         ),
     }

@@ -182,7 +182,7 @@ def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident,
 
 
 def _check_versions(order: Instruction, run: RunConfig) -> None:
-    """Raises ProtocolError: the server runs other versions, which would spoil the model without notice."""
+    """Raises ProtocolError: the server runs other versions, which would damage the model without notice."""
     if len(order.versions) != 3:
         return  # an older server does not send them
     software, task, method = versions.of_run(run)

@@ -21,10 +21,10 @@ class ClientConfig:
 
     Attributes:
         allowed_tasks: names of the tasks that it runs; empty: all that are installed.
-        min_sum_examples: the least examples in a class sum that it sends; a run can raise this, not lower it.
+        min_sum_examples: the fewest examples in a class sum that it sends; a run can raise this, not lower it.
         min_data_sum_examples: the same for the sums of the data before round 1; None: `min_sum_examples`.
-        min_batch: the least examples in a batch, the last of an epoch included.
-        state: folder for what must survive a restart of the client; empty: nothing survives one.
+        min_batch: the fewest examples in a batch, also in the last one of an epoch.
+        state: folder for what must survive a restart of the client; empty: nothing survives.
         secret: if set, the held-out examples and the order of batches derive from it, so that no server knows or
             chooses them.
     """

@@ -156,7 +156,7 @@ class Link:
         self._stand(pb.Declaration.READY)
 
     async def drain(self) -> None:
-        """Take no more work; return when the work at hand is finished, or cannot be."""
+        """Take no more work; return when the current work is finished, or cannot be."""
         self._worker.go_on()
         self._stand(pb.Declaration.LEAVING)
         if self._attendance:

@@ -1,6 +1,6 @@
 """What a client logs while it has no connection: at once when the cause changes, then less and less often.
 
-Used by the link. A server that is down overnight must not fill a log, nor one that has simply finished.
+Used by the link. A server that is down overnight, or has simply finished, must not fill the log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ReconnectLog:
         self._between_runs = False
 
     def wait_for_next_run(self) -> None:
-        """The run is over and its server ends, which is no fault: log it once."""
+        """The run is over and its server ends, which is normal: log it once."""
         self._next_at.clear()
         self._between_runs = True
         log.info("waiting for the next run at %s", self._server)

@@ -19,7 +19,7 @@ _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 async def attend_for(link: Link, hours: float) -> pb.RunOver | None:
-    """Attend; after so many hours take no more work, finish the work at hand and leave (None).
+    """Attend; after so many hours take no more work, finish the current work and leave (None).
 
     Raises:
         RefusedError, FedncError: see Link.run.

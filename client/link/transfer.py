@@ -67,7 +67,7 @@ async def fetch_content(
 
     Args:
         hear: called for each chunk that arrives.
-        admit: called with the bytes to be downloaded before they are; raises where these are too many.
+        admit: called with the number of bytes before they are downloaded; raises if there are too many.
 
     Raises:
         ProtocolError: bytes that do not match their digest.

@@ -143,7 +143,7 @@ class Worker:
         self._cache = BlobCache()
 
     async def drain(self) -> None:
-        """Return when the work at hand is finished, or cannot be because there is no connection."""
+        """Return when the current work is finished, or cannot be because there is no connection."""
         await wait_until_async(lambda: not (self._active and self._attendance.done()), Deadline(), _DRAIN_POLL_S)
 
     def _report(self, work_id: pb.AssignmentId, progress: LocalProgress) -> None:
@@ -257,7 +257,7 @@ def _is_cancelled() -> bool:
 
 
 def jittered(pause_s: float) -> float:
-    """A pause at random, so that a thousand clients do not reconnect at the same moment."""
+    """A random pause, so that a thousand clients do not reconnect at the same moment."""
     return pause_s * random.uniform(0.5, 1.5)  # noqa: S311
 
 

@@ -60,7 +60,7 @@ class Audit:
 
 
 def describe(content: RecordDict) -> dict[str, Any]:
-    """What the log says of a reply: bytes of each record, bytes in all, and sha256 of header and data."""
+    """What the log says about a reply: bytes of each record, bytes in all, and sha256 of header and data."""
     manifest = records.to_manifest(content, with_digests=False)
     sizes = {entry.name: entry.ByteSize() for entry in manifest.records}
     for name, record in content.items():

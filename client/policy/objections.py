@@ -171,7 +171,7 @@ def to_reply(policy: Policy, kind: str, content: RecordDict, held: pb.Declaratio
 
 
 def _to_data_sums(policy: Policy, examples: int, held: pb.Declaration) -> Iterator[Objection]:
-    """Objections to sums of the data over so many examples; an empty record has nothing in it to object to."""
+    """Objections to sums of the data over so many examples; there are none to an empty record."""
     least = max(policy.floor.examples, policy.floor.sum_examples)
     if not policy.allow.data_sums:
         yield Objection("data-sums", "allow.data_sums = false")

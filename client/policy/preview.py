@@ -1,4 +1,4 @@
-"""What a policy would refuse of a run, found without taking part; for `fednc client --dry-run`.
+"""What a policy would refuse in a run, found without taking part; for `fednc client --dry-run`.
 
 Collects objections instead of acting on them; nothing that the dry run computes leaves this machine.
 """

@@ -368,7 +368,7 @@ class TrainSection(Section):
 
     @property
     def is_plain_sgd(self) -> bool:
-        """Whether `lr`, `momentum` and `weight_decay` say all there is to know of the optimiser."""
+        """Whether `lr`, `momentum` and `weight_decay` describe the optimiser completely."""
         return self.optimizer == "sgd" and not self.optimizer_options
 
 

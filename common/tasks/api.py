@@ -309,7 +309,7 @@ class Task(ABC):
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
 
     def no_data_sums(self) -> Stats:
-        """The sums of no example: every name with its shape, float64 or int64, all zero. {}: none are asked for.
+        """The sums over no examples: every name with its shape, float64 or int64, all zero. {}: none are asked for.
 
         An int64 sum is a count, at most 2^40 at one client; larger sums are float64.
         """
@@ -320,8 +320,7 @@ class Task(ABC):
 
         Args:
             data: the client's training examples, `least` at least.
-            least: a value that is made of fewer examples must not leave the client. Where some examples lack a
-                value, leave the sums of such a column at zero, its count too.
+            least: a value made of fewer examples must not leave the client. If too few examples have a value in some column, leave the sums and the count of that column at zero.
         """
         raise NotImplementedError(f"{type(self).__name__} declares sums of data and must compute them")
 
@@ -332,14 +331,14 @@ class Task(ABC):
             announced: training examples that the client said it holds.
 
         Raises:
-            ProtocolError: no examples of that number have these sums. `metrics.refuse_unless` raises it.
+            ProtocolError: that many examples cannot have these sums. `metrics.refuse_unless` raises it.
         """
         raise NotImplementedError(f"{type(self).__name__} declares sums of data and must check them")
 
     def with_data_sums(self, model: nn.Module, sums: Stats) -> None:
         """Write what follows from the sums over all clients into `model`, in place: keys that are FIXED.
 
-        Called once, on the server. A sum may be zero: of data that nobody has, or that everybody withholds.
+        Called once, on the server. A sum is zero if no client has such data or all withhold it.
         """
         raise NotImplementedError(f"{type(self).__name__} declares sums of data and must use them")
 

@@ -227,7 +227,7 @@ class ClassifierTask(Task):
         }
 
     def packed_spec(self, path: Path) -> str:
-        """One that `read` is never asked for, unless this task packs in a way of its own."""
+        """A spec that never reaches `read`, unless this task packs in a way of its own."""
         return f"{_PACKED}{path}" if type(self).pack is ClassifierTask.pack else super().packed_spec(path)
 
     # ---- model and training ----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Federated mean and deviation of columns: the sums that clients send before round 1, and a layer that uses them.
 
-For tasks that normalise their inputs (`Task.data_sums`). Nobody sees a row of anybody else. Knows no task.
+For tasks that normalise their inputs (`Task.data_sums`). No site sees another site's rows. Knows no task.
 
 Accuracy: the variance is a difference of two means, so it loses about 2 log10(|mean| / deviation) of float64's 16
 digits. Subtract a known offset first where the deviation is below 1e-4 of the mean.
@@ -51,7 +51,7 @@ class Moments:
         return {name: value.cpu() for name, value in sums.items()}
 
     def check(self, sums: Stats, announced: int) -> None:
-        """For `Task.check_data_sums`. Raises ProtocolError: no columns of that many examples have these sums."""
+        """For `Task.check_data_sums`. Raises ProtocolError: that many examples cannot have these sums."""
         count_F, sum_F, square_F = sums["count"], sums["sum"], sums["square"]
         most = announced * self.per_example
         refuse_unless(bool(((count_F >= 0) & (count_F <= most)).all()), "a column has more values than examples")

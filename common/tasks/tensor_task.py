@@ -72,7 +72,7 @@ class TensorTask(Task):
         return {f"{part}_{i}": tensor.numpy() for part, all_ in parts.items() for i, tensor in enumerate(all_)}
 
     def packed_spec(self, path: Path) -> str:
-        """One that `read` is never asked for."""
+        """A spec that never reaches `read`."""
         return f"{_PACKED}{path}"
 
     def _read(self, spec: str, purpose: Purpose) -> TensorData:

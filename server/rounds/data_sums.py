@@ -47,7 +47,7 @@ class _Answers:
 
     @property
     def nodes(self) -> set[int]:
-        """All that need not be asked again."""
+        """Nodes that need not be asked again."""
         return self.added | self.withheld
 
 
@@ -64,7 +64,7 @@ def check_form(task: Task) -> bool:
 
 
 def add_data_sums(strategy: FrameStrategy, model: nn.Module, grid: Grid) -> None:
-    """Ask every client that is there, and let the task write the totals into model and state.
+    """Ask every connected client, and let the task write the totals into model and state.
 
     Raises:
         QuorumError: too few clients answered, in three tries.
@@ -86,7 +86,7 @@ def add_data_sums(strategy: FrameStrategy, model: nn.Module, grid: Grid) -> None
 
 
 def _ask(strategy: FrameStrategy, grid: Grid) -> _Answers:
-    """Everybody's answer. Who fails is asked again only while too few have answered."""
+    """The answers of all clients. A client that fails is asked again only while too few have answered."""
     answers, replies = _Answers(TotalSums(strategy.task.no_data_sums())), strategy.replies
     content = exchange.instruction_content(Instruction.under(strategy.run, 1))
     timeout_s = strategy.run.rounds.deadline_s
@@ -107,7 +107,7 @@ def _ask(strategy: FrameStrategy, grid: Grid) -> _Answers:
         strategy.clients.forget(replies.failed)
     raise QuorumError(
         f"{len(answers.nodes)} clients answered the question for sums of the data, {strategy.quorum} are needed "
-        f"({replies.reasons}). Mend the clients, or lower rounds.min_clients."
+        f"({replies.reasons}). Fix the clients, or lower rounds.min_clients."
     )
 
 

@@ -17,7 +17,7 @@ ENTRY_POINT = "it is an entry point under its own name"
 
 
 def broken_promises(name: str, *without: str) -> dict[str, str]:
-    """What a method does not keep, and what is said of it."""
+    """The promises that a method breaks, each with its message."""
     contract = type("Contract", (MethodContract,), {"method": name})
     found = {}
     for what, test in promises(contract):
@@ -35,7 +35,7 @@ def test_our_own_methods_keep_every_promise(name: str) -> None:
 
 
 class Odd(Method):
-    """Right, until a test spoils it."""
+    """Correct until a test breaks it."""
 
     name, version, preset = "odd", 1, PLAIN
 

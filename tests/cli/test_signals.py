@@ -87,7 +87,7 @@ def is_handled(pid: int, number: int) -> bool:
     return bool(int(caught, 16) >> (number - 1) & 1 and python_has_started)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a process number 1 of its own without more")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as number 1 of a new namespace")
 def test_the_first_process_of_a_container_handles_sigterm(tmp_path: Path) -> None:
     words = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "fednc.cli.start"]
     process = subprocess.Popen(

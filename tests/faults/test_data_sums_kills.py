@@ -85,7 +85,7 @@ def test_a_killed_server_asks_again_only_before_its_first_checkpoint(
             process.wait()
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     asked = [(e["answered"], e["withheld"]) for e in events if e["kind"] == "data-sums"]
-    assert asked == [(2, 0)], "the first life died before its end, the third did not ask"
+    assert asked == [(2, 0)], "the first server died before it was done, the third did not ask"
     assert [e["round"] for e in events if e["kind"] == "resume"] == [1]
     found = load_file(tmp_path / "run" / "model" / "model.safetensors")
     for key, value in expected.items():

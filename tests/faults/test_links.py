@@ -47,7 +47,7 @@ def test_bytes_corrupted_on_the_way_and_a_reply_that_comes_twice(
         ":".join((fault.split(":")[0], fault.split(":")[2])) for fault in (*at_server, *at_client)
     )
     assert run.digest() == reference.digest
-    assert not run.events("rejected"), "an accident on the way is nobody's rubbish"
+    assert not run.events("rejected"), "damage on the way is not counted against a node"
 
 
 def test_clocks_that_are_ten_minutes_wrong_and_encryption(

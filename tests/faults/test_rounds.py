@@ -47,6 +47,6 @@ def test_failed_and_late_clients_are_named_and_the_round_goes_on(stage: Callable
     assert failed[0] in [each["failures"].get(NAMES[0]) for each in rounds]
     missed = [each["round"] for each in rounds if LATE in each["missing"]]
     assert missed, "nobody was late"
-    assert missed[-1] < len(rounds), "who was late once never came back"
+    assert missed[-1] < len(rounds), "the client that was late did not come back"
     assert "the round's deadline has passed" in run.log(LATE)
     assert not run.events("quarantine")

@@ -1,4 +1,4 @@
-"""gRPC's log: a call that the server itself cancelled is nobody's error, any other exception of a servicer is."""
+"""gRPC's log: a call that the server cancelled is not logged as an error; any other exception is."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
     """The first truthy value of `condition()`."""
     give_up = time.monotonic() + timeout_s
     while not (value := condition()):
-        assert time.monotonic() < give_up, f"waited {timeout_s} s in vain"
+        assert time.monotonic() < give_up, f"the condition was not met within {timeout_s} s"
         time.sleep(0.02)
     return value
 

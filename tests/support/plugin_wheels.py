@@ -59,7 +59,7 @@ class Installed:
         assert done.returncode == 0, done.stderr
 
     def start(self, folder: Path, log: str, *arguments: object) -> subprocess.Popen[bytes]:
-        """`fednc` with these arguments; all that it says goes to `folder`/`log`.log."""
+        """`fednc` with these arguments; its output goes to `folder`/`log`.log."""
         with (folder / f"{log}.log").open("ab") as out:
             return subprocess.Popen(
                 [self.folder / "bin" / "fednc", *map(str, arguments)],

@@ -259,7 +259,9 @@ def test_a_small_site_withholds_its_sums_and_trains_all_the_same(
     assert "fewer than min_data_sum_examples = 10" in caplog.text
 
 
-def test_a_client_of_ones_own_floor_withholds_and_all_may(run: RunConfig, clients: list[ClientConfig]) -> None:
+def test_a_client_may_have_its_own_minimum_and_all_clients_may_withhold(
+    run: RunConfig, clients: list[ClientConfig]
+) -> None:
     _, events, _ = executed(run, [replace(clients[0], min_sum_examples=201), *clients[1:]])
     assert told(events) == [("data-sums", 2, 1)]
     slow = run.model_copy(update={"train": run.train.model_copy(update={"lr": 1e-7})})  # its inputs are large
@@ -298,7 +300,7 @@ def test_a_policy_judges_the_reply_too(run: RunConfig) -> None:
 
 
 def lying(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> App:
-    """Clients of whom carl sends something else."""
+    """Clients, of which carl sends something else."""
 
     def app(message: Message, context: Context) -> Message:
         reply = flower_app.app(message, context)
@@ -394,7 +396,7 @@ class Narrow(ScaledTask):
         (Narrow, ConfigError, "expected zeros of float64 or int64"),
     ],
 )
-def test_a_task_that_writes_what_it_must_not_is_told_so(
+def test_a_task_that_writes_what_it_must_not_is_an_error(
     task: type[ScaledTask],
     error: type[FedncError],
     text: str,

@@ -1,4 +1,4 @@
-"""A comparison follows the task's primary metric: an error in millimetres, which is better lower, and an AUROC."""
+"""A comparison follows the task's primary metric: an error in millimetres, where lower is better, and an AUROC."""
 
 from __future__ import annotations
 

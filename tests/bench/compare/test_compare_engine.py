@@ -168,7 +168,7 @@ def test_only_rows_that_train_alike_share_a_training_run() -> None:
     changes = [{}, {"readout": "memory"}, {"memory_source": "vertex"}, {"anchor": 2.0}, {"anchor": 0.0}]
     variants = [{"name": f"v{i}", "method": {**base, **change}} for i, change in enumerate(changes)]
     rows = tuning_rows(reduced(variants=variants, baseline="v0", tuning={"rates": [0.1], "seed": 1000}), "0")
-    assert len({row.training for row in rows}) == len(rows), "the memory bears on training"
+    assert len({row.training for row in rows}) == len(rows), "the memory affects training"
     unused = [{**v, "method": {**v["method"], "anchor": 0.0}} for v in variants[:2]]
     rows = tuning_rows(reduced(variants=unused, baseline="v0", tuning={"rates": [0.1, 0.3], "seed": 1000}), "0")
     assert [rows[0].training, rows[1].training] == [rows[2].training, rows[3].training]

@@ -54,7 +54,7 @@ def test_rows_come_back_as_they_were_sorted_by_name(tmp_path: Path) -> None:
 
 
 def test_the_archive_depends_only_on_the_rows(tmp_path: Path) -> None:
-    """Neither on the order nor on the steps in which they came, nor on the time or the place."""
+    """Not on the order or the steps in which they came, nor on the time or the folder."""
     rows = [row(number) for number in range(20)]
     write(tmp_path / "once", *rows)
     archive_runs(tmp_path / "once")

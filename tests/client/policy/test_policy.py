@@ -100,7 +100,7 @@ def test_a_new_day_resets_daily_quotas_only_and_days_never_go_back(
     now, ledger, quota = time.time(), Ledger(tmp_path), Quota(queries_per_day=2, queries=3)
     assert [ledger.count_query("data", quota) for _ in range(3)] == ["", "", "queries-quota"]
     monkeypatch.setattr(time, "time", lambda: now - 5 * 86400)
-    assert ledger.count_query("data", quota) == "queries-quota", "a clock put back buys nothing"
+    assert ledger.count_query("data", quota) == "queries-quota", "setting the clock back gains nothing"
     monkeypatch.setattr(time, "time", lambda: now + 86400)
     assert [ledger.count_query("data", quota) for _ in range(2)] == ["", "queries-quota"]
 

@@ -83,7 +83,7 @@ def test_sums_over_seeds_are_stopped_by(name: str, tmp_path: Path) -> None:
     policy, code = STOPPED_BY[name]
     site, wanted = site_for_sums(tmp_path, policy)
     found = list(sums_over_seeds(site.start, SEEDS, SUMS))
-    assert closest(images_from_sums(found), wanted) > 20, "grey levels; no image is anything like it"
+    assert closest(images_from_sums(found), wanted) > 20, "grey levels; nothing resembles an image"
     assert len({tuple(sum_D.tolist()) for sum_D, _ in found}) <= 1
     sent, refused = site.log(outcome="sent", kind=MEMORY), site.log(outcome="refused", code=code)
     assert len(sent) == len(found)

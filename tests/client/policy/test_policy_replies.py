@@ -84,7 +84,7 @@ def test_an_audit_log_without_a_policy_refuses_and_changes_nothing(site: Site) -
 
 
 class DishonestHost:
-    """A host that answers something else than it was asked."""
+    """A host that answers a different question from the one it was asked."""
 
     def __init__(self, answer: Callable[[Message], RecordDict]) -> None:
         self._answer = answer

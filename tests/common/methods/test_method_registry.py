@@ -134,10 +134,10 @@ def test_what_is_registered_must_be_a_method_of_that_name_with_keys_of_its_own(f
     assert "method.name" in complaint(name="mine")
 
 
-def test_a_name_that_is_not_installed_is_told_with_those_that_are() -> None:
+def test_a_name_that_is_not_installed_is_reported_with_those_that_are() -> None:
     text = complaint(name="fedsgd", proximal=-1, learning_rat=1)
     assert "method.name: method 'fedsgd' is not installed here; available: fedavg, " in text
-    assert "method.proximal: " in text, "every mistake is told at once"
+    assert "method.proximal: " in text, "every mistake is reported at once"
     assert "learning_rat" not in text, "it may be a key of the method that was meant"
     assert "method.learning_rat: " in complaint(name="fedprox", learning_rat=1)
     assert "method.name" in complaint(name=3)
@@ -167,7 +167,7 @@ def test_clients_are_not_sent_what_only_the_server_reads(name: str) -> None:
         assert "server_" not in ours.for_clients()
         assert sent.method.name == method["name"]
         assert sent.digest == parse_run_json(plain.for_clients(), source="sent").digest
-        assert ours.digest != plain.digest, "at the server they bear on the result"
+        assert ours.digest != plain.digest, "at the server they affect the result"
         assert parse_run_json(ours.model_dump_json(), source="whole").digest == ours.digest
 
 

@@ -34,7 +34,7 @@ class TwoOptimisers(LineTask):
 
 
 def model_after(method: str, folder: Path, **train: Any) -> dict[str, Tensor]:
-    """What one client's two rounds lead to."""
+    """The model after two rounds of one client."""
     values = {**LINE, "method": {"name": method}, "rounds": {"total": 2, "min_clients": 1}}
     run = parse_run({**values, "train": {"batch": 16, "lr": 0.02, **train}})
     data = write_line(folder / "one.npz", 1, rows=40)

@@ -45,7 +45,7 @@ def area_by_pairs(value_B: Tensor, own_B: Tensor) -> float:
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 10**6), examples=st.integers(2, 90), spread=st.sampled_from([0.1, 1.0, 8.0]))
-def test_auroc_is_that_of_all_pairs_within_the_error_it_tells(seed: int, examples: int, spread: float) -> None:
+def test_auroc_is_that_of_all_pairs_within_the_error_it_reports(seed: int, examples: int, spread: float) -> None:
     score_BK, target = drawn(seed, examples, 2, spread)
     metric = AUROC()
     sums = metric.sums(score_BK, target)

@@ -48,7 +48,7 @@ def attend(folder: Path, run: dict[str, Any] | None = None, **announced: Any) ->
 
 
 def test_the_server_says_whom_it_refused_and_why_once(tmp_path: Path) -> None:
-    """Who looks after the run sees it where they look: in the log, and when too few clients came."""
+    """An operator sees it in the log, and in the message when too few clients came."""
 
     async def trial() -> tuple[list[str], dict[str, str], dict[str, str]]:
         async with serving(tmp_path, {}, **RUN) as server:
@@ -69,7 +69,7 @@ def test_the_server_says_whom_it_refused_and_why_once(tmp_path: Path) -> None:
     assert len(told) == 1
     assert "refused anna: task 'image'" in told[0]
     assert "version 2" in refused["anna"]
-    assert joined == {}, "who has joined is refused no longer"
+    assert joined == {}, "a client that has joined is no longer listed as refused"
 
 
 def test_a_client_with_the_same_versions_attends(tmp_path: Path) -> None:

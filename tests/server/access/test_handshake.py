@@ -98,7 +98,7 @@ def test_a_failed_handshake_lets_nobody_in_and_is_explained(
     async def scenario() -> None:
         async with serving(place.folder, section) as server, attending(server, "a", credentials) as link:
             await until(lambda: "no connection to" in caplog.text)
-            assert not link.done(), "the operator may be mending it: keep trying"
+            assert not link.done(), "the operator may be fixing it: keep trying"
             assert server.names() == []
 
     with caplog.at_level(logging.INFO, "fednc.client"):

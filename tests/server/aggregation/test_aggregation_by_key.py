@@ -192,7 +192,7 @@ def test_an_update_that_is_taken_back_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
-def test_angles_that_are_none_are_refused(value: float) -> None:
+def test_values_that_are_not_angles_are_refused(value: float) -> None:
     tensors, weight, owned = drawn(0, 1)[0]
     fold = Fold(REFERENCE, aggregation=aggregation)
     fold.start(REFERENCE, [weight])

@@ -163,7 +163,7 @@ def test_an_interrupted_server_ends_the_app_and_its_children(tmp_path: Path) -> 
             await running
 
     asyncio.run(interrupted())
-    assert (tmp_path / "tidied").exists(), "the app had no time to tidy up"
+    assert (tmp_path / "tidied").exists(), "the app had no time to clean up"
     assert not any(map(is_alive, map(int, (tmp_path / "pids").read_text().split())))
 
 

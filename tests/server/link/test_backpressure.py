@@ -98,7 +98,7 @@ def test_a_client_that_does_not_read_its_download_delays_nobody_and_holds_no_mod
             received = [len(chunk.data) async for chunk in quick.stub.Download(request, metadata=quick.metadata)]
             assert sum(received) == len(data)
             await asyncio.sleep(1)
-            assert slow.node.calls == 3, "a round that is not over waits for who is slow"
+            assert slow.node.calls == 3, "a round in progress waits for a slow client"
             server.federation.blobs.release([digest])
             del data
             await until(lambda: held() is None)

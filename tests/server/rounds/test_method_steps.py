@@ -185,7 +185,7 @@ def test_a_step_that_leaves_no_finite_values_ends_the_round() -> None:
     ],
     ids=["names", "types", "state", "beside"],
 )
-def test_a_step_that_returns_other_tensors_is_told_so(result: dict[str, Any], words: str) -> None:
+def test_a_step_that_returns_other_tensors_is_an_error(result: dict[str, Any], words: str) -> None:
     class Broken(Method):
         """A method of somebody who has not read the page."""
 
@@ -222,7 +222,7 @@ def test_the_order_in_which_clients_are_listed_does_not_change_a_step() -> None:
     assert all(torch.equal(one.mean[key], other.mean[key]) for key in mean)
 
 
-def test_a_stage_that_trains_less_keeps_what_belongs_to_that() -> None:
+def test_a_stage_that_trains_fewer_tensors_keeps_the_state_of_these() -> None:
     prepared = FederatedRun(config(method={"name": "scaffold", "server_step": "fedadam"}), EventLog())
     state = prepared.state
     (key, *_) = sorted(state.methods.stepped)

@@ -1,4 +1,4 @@
-"""What no honest client sends: per call, valid messages with one hostile field, and bytes that are no message.
+"""What no honest client sends: per call, valid messages with one hostile field, and bytes that are not a message.
 
 Each strategy gives what to send and the outcome it must have. Knows the protocol and the limits, not the server.
 """

@@ -115,7 +115,7 @@ def nested(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", LEFT_OUT)
-def test_what_is_left_out_of_a_folder_is_counted_by_reason(tmp_path, case):
+def test_files_left_out_of_a_folder_are_counted_by_reason(tmp_path, case):
     add, words = LEFT_OUT[case]
     root = write_folder(tmp_path / "d", CLASSES)
     assert read(f"folder:{root}", "train", options()).notes == ()
@@ -196,7 +196,7 @@ BAD_ARRAYS = {
     "classes = 3": ({"classes": np.array(3)}, r"class names are int64 \[\]"),
     "float names": ({"classes": np.array([0.1, 0.2, 0.3])}, "class names are float64"),
     "names twice": ({"classes": ["ant", "ant", "cat"]}, "'ant' occurs twice"),
-    "names that are no text": ({"classes": np.array([b"\xff", b"bee", b"cat"])}, "not UTF-8"),
+    "names that are not text": ({"classes": np.array([b"\xff", b"bee", b"cat"])}, "not UTF-8"),
     "object names": ({"classes": np.array(["ant", None], object)}, "without pickled objects"),
     "object labels": ({"y_train": np.array([0, "a", None, 1], object)}, "without pickled objects"),
     "whole floats": ({"y_train": np.array([0.0, 1, 2, 0])}, r"y\.astype\('int64'\)"),
