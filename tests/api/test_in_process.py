@@ -1,4 +1,4 @@
-"""`import fednc`: runs in this process with the bits of the link, callbacks, and what an interrupt leaves."""
+"""`import fednc`: a run in this process has the bits of one over the link; callbacks; what an interrupt leaves."""
 
 from __future__ import annotations
 

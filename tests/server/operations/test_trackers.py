@@ -1,4 +1,4 @@
-"""Trackers hear of every round, in a thread of their own, and whatever they do the run goes on."""
+"""Trackers are told about every round, each in its own thread, and the run goes on whatever they do."""
 
 from __future__ import annotations
 
