@@ -217,7 +217,7 @@ def read_app(folder: Path) -> AppFolder:
     """The Flower app in `folder`. Raises ConfigError."""
     if folder.is_file():
         raise ConfigError(
-            f"{folder} is a file; name the folder with the app's pyproject.toml. Unpack a .fab bundle, it is a "
+            f"{folder} is a file; name the folder with the app's pyproject.toml. Unpack a .fab bundle first; it is a "
             "zip file"
         )
     try:

@@ -354,7 +354,7 @@ def test_the_link_takes_no_upload_of_another_form(run: RunConfig) -> None:
 
 def test_too_few_answers_end_the_run(run: RunConfig, clients: list[ClientConfig]) -> None:
     all_needed = run.model_copy(update={"rounds": run.rounds.model_copy(update={"min_clients": 3})})
-    with pytest.raises(QuorumError, match="2 clients answered the question for sums of the data, 3 are needed"):
+    with pytest.raises(QuorumError, match="2 clients answered the request for sums of the data, 3 are needed"):
         executed(all_needed, clients, app=lying(LIES["impossible"]))
 
 
