@@ -157,7 +157,7 @@ def test_every_file_says_what_lives_there(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "open the file with what lives here"
 
 
-def test_nothing_of_one_machine_is_committed() -> None:
+def test_no_path_of_a_machine_is_committed() -> None:
     places = [f"{ROOT}/", f"{Path.home()}/"]
     command = ["git", "grep", "-nIF", *(word for place in places for word in ("-e", place))]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -39,7 +39,7 @@ def test_a_strangers_task_is_found_by_its_name(site: Site) -> None:
     assert discovery.get(run).name == "clinic"
 
 
-def test_what_is_installed_while_the_process_runs_is_found(site: Site) -> None:
+def test_a_plug_in_installed_while_the_process_runs_is_found(site: Site) -> None:
     assert "clinic" not in discovery.names()
     site.install_task("clinic")
     assert discovery.task_class("clinic").name == "clinic"
@@ -52,7 +52,7 @@ def test_looking_at_what_is_installed_imports_nothing(site: Site) -> None:
     assert module not in sys.modules
 
 
-def test_a_file_that_was_dropped_into_the_package_is_no_task(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_that_was_dropped_into_the_package_is_not_a_task(tmp_path: Path, monkeypatch) -> None:
     import fednc.tasks
 
     folder = tmp_path / "dropped"

@@ -248,7 +248,7 @@ def test_a_server_that_is_killed_asks_again_only_before_its_first_checkpoint(
 # ---- who withholds -------------------------------------------------------------------------------------------
 
 
-def test_a_small_site_withholds_its_sums_and_trains_all_the_same(
+def test_a_small_site_withholds_its_sums_but_trains(
     run: RunConfig, clients: list[ClientConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     few = ClientConfig(name="few", data=write_scaled(tmp_path / "few.npz", 2, 9), device="cpu", val_share=0.0)

@@ -118,7 +118,7 @@ def model_of(grid: LocalGrid, run: RunConfig) -> dict[str, torch.Tensor]:
         return FederatedRun(run, EventLog()).execute(grid, Surroundings(name_of=grid.name_of)).state.model
 
 
-def test_keys_are_aggregated_as_the_task_says_and_what_stays_survives_a_restart(tmp_path: Path) -> None:
+def test_keys_are_aggregated_as_the_task_says_and_local_ones_survive_a_restart(tmp_path: Path) -> None:
     data = {"few": write_line(tmp_path / "few.npz", 1, rows=60), "many": write_line(tmp_path / "many.npz", 2)}
 
     def clients(state: str) -> list[ClientConfig]:

@@ -166,7 +166,7 @@ def test_sums_that_no_examples_have_are_refused(metric: Metric, name: str, spoil
         metric.check({**sums, name: spoil(sums[name])}, 20)  # type: ignore[operator]
 
 
-def test_direction_and_unit_decide_what_people_see() -> None:
+def test_direction_and_unit_decide_how_a_value_is_shown() -> None:
     up, down = MetricInfo("accuracy", unit="%"), MetricInfo("rmse", higher_is_better=False, unit="mm")
     assert up.show(0.8154) == "81.5%"
     assert down.show(3.14159) == "3.142 mm"

@@ -251,7 +251,7 @@ def test_the_widest_headers_do_not_block_the_event_loop() -> None:
         assert time.process_time() - started < 0.2, name
 
 
-def test_a_run_without_classes_logs_no_megabytes_of_counts() -> None:
+def test_a_run_without_classes_does_not_log_megabytes_of_counts() -> None:
     most = pb.Declaration(class_counts=[0] * message_limits.CLASSES)
     message_limits.check_declaration(most, None)
     most.class_counts.append(0)
