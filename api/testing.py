@@ -109,7 +109,7 @@ class TaskContract:
         else:
             raise AssertionError("Options accept keys that they do not have: derive them from TaskOptions")
 
-    def test_what_it_says_of_preprocessing_is_json(self) -> None:
+    def test_its_description_of_preprocessing_is_json(self) -> None:
         """It is stored with the exported model."""
         json.dumps(self._case().task.preprocessing(), allow_nan=False)
 
@@ -123,7 +123,7 @@ class TaskContract:
         for key, value in one.items():
             must(_same_bits(value, other[key]), f"{key} differs between two models of the same seed")
 
-    def test_the_keys_that_travel_go_there_and_back(self) -> None:
+    def test_the_keys_that_are_sent_arrive_unchanged(self) -> None:
         """They are sent as arrays and loaded into another model without changing a bit."""
         case = self._case()
         state, keys = case.model.state_dict(), case.task.shared_keys(case.model)
@@ -185,7 +185,7 @@ class TaskContract:
 
     # ---- statistics and metrics ------------------------------------------------------------------------------
 
-    def test_no_statistics_change_nothing(self) -> None:
+    def test_adding_no_statistics_changes_nothing(self) -> None:
         """The server starts its sums with them."""
         case = self._case()
         none, some = case.task.no_statistics(), case.statistics(case.data)

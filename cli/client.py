@@ -103,7 +103,7 @@ StateDir = Annotated[
         "--state",
         metavar="DIR",
         help="Keep here what this client must remember from round to round if it is to survive a restart: layers "
-        "that a task never sends, control variates, rounding errors of updates. Without it, they start from zero.",
+        "that a task never sends, control variates, rounding errors of updates. Without it, a restart loses them.",
     ),
 ]
 StopS = Annotated[

@@ -39,7 +39,7 @@ def refuse_for_foreign(policy: Path | None) -> None:
 
 
 def guarded(host: Host, config: LinkConfig, owner: Owner | None, audit: Path | None) -> tuple[Host, LinkConfig]:
-    """The host and link behind policy and audit log, or unchanged without both. Raises ConfigError."""
+    """The host and link behind policy and audit log; unchanged if there is neither. Raises ConfigError."""
     if owner is None and audit is None:
         return host, config
     place = audit or (owner.ledger.folder / "audit.jsonl" if owner else None)

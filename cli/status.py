@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fednc.server.operations.commands import Command
 
 Watch = Annotated[bool, typer.Option("--watch", help="Follow the run until it is over.")]
-Every = Annotated[float, typer.Option(min=0.2, max=60, metavar="SECONDS", help="With --watch: time between two updates.")]
+Every = Annotated[float, typer.Option(min=0.2, max=60, metavar="SECONDS", help="With --watch: the interval.")]
 Pause = Annotated[bool, typer.Option("--pause", help="Finish the current round, then wait.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a paused run.")]
 Stop = Annotated[bool, typer.Option("--stop", help="Finish the current round, then end with all files written.")]

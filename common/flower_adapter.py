@@ -217,8 +217,8 @@ def read_app(folder: Path) -> AppFolder:
     """The Flower app in `folder`. Raises ConfigError."""
     if folder.is_file():
         raise ConfigError(
-            f"{folder} is a file; name the folder with the app's pyproject.toml. Unpack a .fab bundle, it is a "
-            "zip file"
+            f"{folder} is a file; name the folder with the app's pyproject.toml. "
+            "Unpack a .fab bundle first; it is a zip file"
         )
     try:
         project = get_project_config(folder)

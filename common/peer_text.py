@@ -1,6 +1,6 @@
 """Text that a peer sends, made safe to log and to show: how long it may be, and which characters it may contain.
 
-Used by both ends of the link, the log and the command line. Knows nothing of the messages that carry the text.
+Used by both ends of the link, the log and the command line. Knows nothing about the messages that carry the text.
 """
 
 from __future__ import annotations

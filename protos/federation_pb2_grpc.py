@@ -70,8 +70,8 @@ class FederationServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Attend(self, request, context):
-        """Joins the federation. The client attends as long as this stream is open; all that the server wants of it comes
-        down the stream.
+        """Joins the federation. The client attends as long as this stream is open, and gets all instructions of the server
+        through it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -125,7 +125,7 @@ def test_no_room_imports_a_higher_one() -> None:
     assert set(upward()) == set(), "these files import one from a room above their own"
 
 
-def test_imports_form_no_circle() -> None:
+def test_imports_have_no_cycles() -> None:
     """Not under TYPE_CHECKING either: two files that import each other cannot be read one at a time."""
     graph = {path: files_of(imported_modules(path.read_text(encoding="utf-8"))) - {path} for path in FILES}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(FILES)  # raises CycleError
@@ -157,7 +157,7 @@ def test_every_file_says_what_lives_there(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "open the file with what lives here"
 
 
-def test_nothing_of_one_machine_is_committed() -> None:
+def test_no_path_of_a_machine_is_committed() -> None:
     places = [f"{ROOT}/", f"{Path.home()}/"]
     command = ["git", "grep", "-nIF", *(word for place in places for word in ("-e", place))]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -189,7 +189,7 @@ def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     return made
 
 
-def test_no_plug_in_of_ours_is_named_in_the_product() -> None:
+def test_the_product_names_no_example_plug_in() -> None:
     names = {path.name for path in PLUGINS.iterdir() if (path / "pyproject.toml").is_file()}
     assert "clinic-table" in names
     words = names | {name.replace("-", "_") for name in names}

@@ -41,7 +41,8 @@ class Bench:
 def run_rows(
     rows: Sequence[Row], data: Path, bench: Bench, count: Callable[[int], None] = lambda _: None
 ) -> list[Result]:
-    """The results of all rows, in order; runs those that the folder does not have. `count` is called with the number of rounds done.
+    """The results of all rows, in order; runs those that the folder does not have. `count` is called with the
+    number of rounds done.
 
     Raises:
         RunFailedError: a process was killed.

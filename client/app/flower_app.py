@@ -236,7 +236,9 @@ def _load_model(message: Message, here: Resident, past: Past) -> dict[str, Tenso
     expected = here.task.shared_keys(here.model)
     if list(state) != expected:
         odd = sorted(set(state) ^ set(expected))[:5]
-        raise ProtocolError(f"the server's model is not of this task: its keys differ, for instance {odd}")
+        raise ProtocolError(
+            f"the server's model does not belong to this task: its keys differ, for instance {odd}"
+        )
     here.model.load_state_dict({**here.local, **past.read(KEPT), **state}, strict=False)
     return state
 

@@ -33,8 +33,10 @@ class Resident:
     Attributes:
         node: its random streams derive from this and the run's seed. subset_seed: decides which examples are held
         out and drawn; the run's seed, unless the owner has a secret. min_sum_examples: class sums over fewer
-        examples are not sent; the run's floor, or the client's if stricter. min_data_sum_examples: the same for the sums of the data before round 1. min_batch: the fewest examples in a batch. told: by stage, the classes that the log has named as not sent. local: the tensors of the model that never leave this
-        client, as they were drawn.
+        examples are not sent; the run's floor, or the client's if stricter. min_data_sum_examples: the same for
+        the sums of the data before round 1. min_batch: the fewest examples in a batch. told: by stage, the classes
+        that the log has named as not sent. local: the tensors of the model that never leave this client, as they
+        were drawn.
     """
 
     run: RunConfig

@@ -34,8 +34,8 @@ def sendable(count_K: Tensor, least: int, class_names: Sequence[str], told: set[
         if (name := class_names[vertex]) not in told and least < NEVER:
             told.add(name)
             log.warning(
-                "class %r: its sum of features is not sent: it is over %d of this client's examples, fewer than "
-                "min_sum_examples = %d. The class memory is made without them.",
+                "class %r: its sum of features is not sent, because it is over %d of this client's examples, "
+                "fewer than min_sum_examples = %d. The class memory is made without them.",
                 *(name, int(count_K[vertex]), least),
             )
     return ~few_K
@@ -54,7 +54,7 @@ def sendable_data_sums(task: Task, data: TaskData, least: int) -> Stats:
     if data.examples < least:
         if least < NEVER:
             log.warning(
-                "no sums of the data are sent: there are %d training examples here, fewer than "
+                "no sums of the data are sent, because there are %d training examples here, fewer than "
                 "min_data_sum_examples = %d. Normalisation is made without them.",
                 *(data.examples, least),
             )

@@ -1,7 +1,7 @@
 """One attendance at a server: its open `Attend` stream and the other calls that it allows, until the stream ends.
 
 Opened by the link, which opens another when the connection breaks; the worker downloads and uploads over it. Knows
-nothing of apps or of the work itself.
+nothing about apps or of the work itself.
 """
 
 from __future__ import annotations

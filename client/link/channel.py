@@ -1,6 +1,6 @@
 """The channel to the server: its credentials, and the proxy on the way.
 
-Used by the link, the dry run and operators' commands. Knows nothing of attendances or work.
+Used by the link, the dry run and operators' commands. Knows nothing about attendances or work.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ class Link:
             log.info("run %s at %s: loading data", welcome.run_id, self._config.server)
             try:
                 self._declaration = await asyncio.to_thread(self._host.prepare, welcome)
-            except Exception as e:  # the server must hear of every failure
+            except Exception as e:  # the server must hear about every failure
                 log.error("this client cannot take part: %s: %s", type(e).__name__, e)  # details are not sent
                 await attendance.declare(pb.Declaration(problem=refusal_of(e)))
                 raise

@@ -1,4 +1,4 @@
-"""The owner's limits on a client: hours, memory, disk. Wraps the link and its host; neither knows of it."""
+"""The owner's limits on a client: hours, memory, disk. Wraps the link and its host; neither knows about it."""
 
 from __future__ import annotations
 

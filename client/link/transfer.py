@@ -1,6 +1,6 @@
 """Transfers for one assignment: download what did not come with it, upload the reply, resume after a break.
 
-Used by the attendance and the worker. Knows nothing of apps or rounds.
+Used by the attendance and the worker. Knows nothing about apps or rounds.
 """
 
 from __future__ import annotations

@@ -262,7 +262,7 @@ def jittered(pause_s: float) -> float:
 
 
 def _failed(work: _LocalWork, error: BaseException) -> PendingReply:
-    """A reply that tells of the failure by a fixed code; the details stay in this client's log."""
+    """A reply that reports the failure with a fixed code; the details stay in this client's log."""
     if isinstance(error, AppFailedError):  # raised in the app's process
         kind, reason = failure_of(error, foreign=error.kind)
         if error.kind in flower_adapter.TELLING:

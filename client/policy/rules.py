@@ -28,7 +28,7 @@ SENTENCES = {
     "pinned": "the client's owner allows one run over this data, and this is a different one",
     "run-changed": "the instruction belongs to a different run file than the one that this client agreed to",
     "subset": "the server chooses which part of the data is used, which the client's owner does not allow",
-    "rounds": "the run has more rounds than the client's owner allows, or the instruction belongs to none of its rounds",
+    "rounds": "the run has more rounds than the client's owner allows, or the instruction is for none of them",
     "batch": "the batch is smaller than the client's owner allows",
     "steps": "an update would have fewer training steps than the client's owner allows",
     "rate": "the learning rate, weight decay or proximal term would let one batch decide the update",

@@ -77,7 +77,7 @@ def forms(layout: Layout) -> dict[str, dict[str, Tensor]]:
 
 
 def tensor_in(content: RecordDict, key: str, like: Tensor) -> Tensor | None:
-    """The one array of a message; None if the record is empty. Raises ProtocolError if it does not match `like`."""
+    """The one array of a message; None if the record is empty. Raises ProtocolError if it is not like `like`."""
     record = record_of(content, INIT, ArrayRecord)
     if record is None:
         raise ProtocolError(f"the message has no record {INIT!r}")

@@ -309,7 +309,7 @@ class Task(ABC):
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
 
     def no_data_sums(self) -> Stats:
-        """The sums over no examples: every name with its shape, float64 or int64, all zero. {}: none are asked for.
+        """The sums over no examples: every name with its shape, float64 or int64, all zero. {}: asks for none.
 
         An int64 sum is a count, at most 2^40 at one client; larger sums are float64.
         """
@@ -320,7 +320,8 @@ class Task(ABC):
 
         Args:
             data: the client's training examples, `least` at least.
-            least: a value made of fewer examples must not leave the client. If too few examples have a value in some column, leave the sums and the count of that column at zero.
+            least: a value made of fewer examples must not leave the client. If too few examples have a value in
+                some column, leave the sums and the count of that column at zero.
         """
         raise NotImplementedError(f"{type(self).__name__} declares sums of data and must compute them")
 

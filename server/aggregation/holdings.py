@@ -68,8 +68,8 @@ def believed(claims: Mapping[int, int], most: int = 0) -> dict[int, int]:
     """How many of the examples that it claims each node counts for.
 
     A claim above `FAR` times the median counts as the median, not as the bound: otherwise a liar would always get
-    the most that is allowed. A claim above `ABSURD` times the median counts as 0. An operator who knows of a large
-    site sets `most` instead.
+    the most that is allowed. A claim above `ABSURD` times the median counts as 0. An operator who knows about a
+    large site sets `most` instead.
 
     Args:
         claims: positive numbers of examples, by node.

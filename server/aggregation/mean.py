@@ -104,7 +104,8 @@ class Fold:
                 their weights (at most `weight`). None means all of them, with `weight`.
 
         Raises:
-            ProtocolError: names, shapes or dtypes differ from the reference, or the weight exceeds the announced one.
+            ProtocolError: names, shapes or dtypes differ from the reference, or the weight exceeds the announced
+            one.
             UnusableValuesError: values are not finite or out of bounds, or the change is larger than allowed.
         """
         if not 1 <= weight <= self._largest_weight or self.weight + weight > self._total_weight:

@@ -68,7 +68,7 @@ def check_declaration(declaration: pb.Declaration, label_space: int | None) -> N
         require(field, value <= MAX_EXAMPLES, f"{value} examples, at most {MAX_EXAMPLES} are allowed")
     counts = declaration.class_counts
     most = CLASSES if label_space is None else label_space
-    require("class_counts", len(counts) <= most, f"{len(counts)} classes where there are {most}")
+    require("class_counts", len(counts) <= most, f"{len(counts)} classes, but the run has {most}")
     fits = sum(counts) <= declaration.examples
     require("class_counts", fits, f"they add up to more than the {declaration.examples} examples")
     _check_text("device", declaration.device, SHORT_TEXT)

@@ -129,11 +129,11 @@ class Node:
         self.rejections += 1
 
     def begin_call(self) -> None:
-        """A call of it begins."""
+        """One of its calls begins."""
         self.calls += 1
 
     def end_call(self) -> None:
-        """A call of it is over."""
+        """One of its calls is over."""
         self.calls -= 1
 
     def report(self, progress: pb.Progress | None) -> None:

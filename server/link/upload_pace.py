@@ -1,7 +1,7 @@
 """Measures the speed of an upload, and decides whether it may keep its place in the budget while others wait.
 
-Checked at every message of an upload. Losing the place is not a penalty: the client comes back and resumes the upload
-after those that waited.
+Checked at every message of an upload. Losing the place is not a penalty: the client comes back and resumes the
+upload after those that waited.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def _ask(strategy: FrameStrategy, grid: Grid) -> _Answers:
             return answers
         strategy.clients.forget(replies.failed)
     raise QuorumError(
-        f"{len(answers.nodes)} clients answered the question for sums of the data, {strategy.quorum} are needed "
+        f"{len(answers.nodes)} clients answered the request for sums of the data, {strategy.quorum} are needed "
         f"({replies.reasons}). Fix the clients, or lower rounds.min_clients."
     )
 

@@ -53,7 +53,7 @@ def data_sums_in(content: RecordDict, task: Task, announced: int) -> Stats | Non
     """
     examples = messages.examples_of(content)
     if not 0 <= examples <= announced:
-        raise ProtocolError(f"declares {examples} examples where {announced} were announced")
+        raise ProtocolError(f"declares {examples} examples, but {announced} were announced")
     sums = messages.data_of(content, task.no_data_sums())
     if not sums:
         return None

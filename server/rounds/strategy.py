@@ -349,7 +349,7 @@ class FrameStrategy(Strategy):
     def _examples_in(self, content: RecordDict, node: int) -> int:
         examples, announced = messages.examples_of(content), self.clients.holding(node).examples
         if not 1 <= examples <= announced:
-            problem = f"declares {examples} examples where {announced} were announced"
+            problem = f"declares {examples} examples, but {announced} were announced"
             raise StaleError(problem) if self.clients.has_changed(node) else ProtocolError(problem)
         return examples
 

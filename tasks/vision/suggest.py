@@ -89,7 +89,8 @@ def _npz_classes(file: dict[str, arrays.Array], spec: DataSpec) -> tuple[list[st
         return named, ()
     if len(used) > MOST_CLASSES:
         raise DataError(
-            f"{source}: {len(used)} different labels. Classes are at most {MOST_CLASSES}; is it a measurement?"
+            f"{source}: {len(used)} different labels. At most {MOST_CLASSES} classes are supported; are these "
+            "labels measurements?"
         )
     if used.dtype.kind in "US":
         return [as_text(name, source) for name in used], ()

@@ -1,4 +1,4 @@
-"""`import fednc`: runs in this process with the bits of the link, callbacks, and what an interrupt leaves."""
+"""`import fednc`: a run in this process has the bits of one over the link; callbacks; what an interrupt leaves."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_import_is_quick_and_loads_neither_torch_nor_flower() -> None:
     assert min(took) < 0.05
 
 
-def test_what_it_offers_is_there() -> None:
+def test_every_public_name_exists() -> None:
     for name in fednc.__all__:
         assert getattr(fednc, name) is not None
     with pytest.raises(AttributeError, match=r"no attribute 'nothing'; available: .*run"):
@@ -150,7 +150,7 @@ def test_ctrl_c_leaves_the_model_of_the_last_round(tmp_path: Path) -> None:
     assert cut.summary["ended"] == "interrupted"
 
 
-def test_ctrl_c_before_round_1_is_over_is_what_it_always_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_round_1_raises_keyboard_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -159,7 +159,7 @@ def test_ctrl_c_before_round_1_is_over_is_what_it_always_is(monkeypatch: pytest.
         run()
 
 
-def test_what_a_callback_raises_ends_the_run() -> None:
+def test_an_exception_of_a_callback_ends_the_run() -> None:
     def broken(_: fednc.Running) -> None:
         raise ZeroDivisionError
 
@@ -180,7 +180,7 @@ def test_the_best_checkpoint_is_the_model_of_the_best_round(tmp_path: Path) -> N
     assert model.task.measure(stats)["loss"] == min(losses)
 
 
-def test_a_metric_that_nobody_measures_is_named() -> None:
+def test_an_unknown_metric_is_named() -> None:
     with pytest.raises(ConfigError, match="'auroc' is not measured in this run; available: accuracy"):
         run(fednc.EarlyStop("auroc"))
     with pytest.raises(ConfigError, match="patience: 0"):
@@ -233,7 +233,7 @@ def test_early_stop_waits_for_so_many_evaluated_rounds_without_a_new_best(
     assert stopped_after(callback, values, metric) == expected, "a second run starts from scratch"
 
 
-def test_early_stop_takes_a_direction_and_a_least_improvement() -> None:
+def test_early_stop_takes_a_direction_and_a_smallest_improvement() -> None:
     rising: list[float | None] = [0.1, 0.2, 0.3, 0.4]
     assert stopped_after(fednc.EarlyStop("error", 2, higher_is_better=False), rising, "error") == 3
     assert stopped_after(fednc.EarlyStop("accuracy", 2, min_delta=0.5), rising, "accuracy") == 3
@@ -260,7 +260,9 @@ def test_directions_are_those_that_the_task_declares() -> None:
         (["a", "b"], {"split": None, "sessions": [{"start": "operator"}]}, "waits for `fednc session next`"),
     ],
 )
-def test_what_would_wait_for_ever_is_refused(clients: list[str], changes: dict[str, Any], words: str) -> None:
+def test_a_run_that_would_wait_for_ever_is_refused(
+    clients: list[str], changes: dict[str, Any], words: str
+) -> None:
     values = {**config().model_dump(mode="json"), **changes}
     with pytest.raises(ConfigError, match=words):
         fednc.run(values, dict.fromkeys(clients, "digits"), progress=False)

@@ -50,7 +50,7 @@ def failures(monkeypatch: pytest.MonkeyPatch, **spoilt: Any) -> set[str]:
     return found
 
 
-def test_nothing_is_found_in_a_task_that_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_found_in_a_correct_task(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failures(monkeypatch) == set()
 
 
@@ -102,14 +102,14 @@ def _overlapping(self: ImageTask, *given: Any) -> Any:
     ("spoilt", "promise"),
     [
         ({"statistics": _wrong_sums}, "statistics of two parts add up to those of the whole"),
-        ({"statistics": _float32}, "no statistics change nothing"),
-        ({"no_statistics": _nothing_but_one}, "no statistics change nothing"),
+        ({"statistics": _float32}, "adding no statistics changes nothing"),
+        ({"no_statistics": _nothing_but_one}, "adding no statistics changes nothing"),
         ({"loss": _constant_loss}, "the loss is finite and differentiable"),
         ({"loss": _infinite_loss}, "the loss is finite and differentiable"),
         ({"build_model": _own_randomness}, "the same seed gives the same model"),
         ({"load_train": _overlapping}, "holding out takes each example once"),
         ({"version": 0}, "it is an entry point under its own name"),
-        ({"shared_keys": lambda self, model: []}, "the keys that travel go there and back"),
+        ({"shared_keys": lambda self, model: []}, "the keys that are sent arrive unchanged"),
         ({"check_statistics": lambda self, stats, announced: False}, "honest statistics pass its own check"),
         ({"measure": lambda self, stats: {"examples": 3.0}}, "metrics are numbers"),
     ],

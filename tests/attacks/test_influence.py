@@ -143,7 +143,7 @@ def test_one_of_four_costs_at_most_a_point(folder: Path, method: str, lie: str) 
     assert all(0 <= value <= 1 for name, value in attacked.pooled.items() if name.startswith("accuracy"))
 
 
-def test_a_claim_that_does_not_count_makes_no_model_if_nobody_else_answers(folder: Path) -> None:
+def test_without_other_answers_a_claim_that_does_not_count_gives_no_model(folder: Path) -> None:
     def fails(_message: Message, reply: Message) -> None:
         if "model" in reply.content:
             raise RuntimeError("an honest client that breaks down")

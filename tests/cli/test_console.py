@@ -77,7 +77,7 @@ def test_a_result_that_cannot_be_written_to_stdout_is_an_error(tmp_path: Path) -
     assert "Traceback" not in said
 
 
-def test_a_sink_keeps_order_and_reports_what_it_lost() -> None:
+def test_a_sink_keeps_order_and_reports_lost_text() -> None:
     reader, writer = os.pipe()
     sink = PatientSink(os.fdopen(writer, "w"))
     for number in range(500):

@@ -1,4 +1,4 @@
-"""`fednc plugins` shows what is installed and where it is from; `fednc plugins check` holds it to its promises."""
+"""`fednc plugins` shows what is installed and where it is from; `fednc plugins check` tests it."""
 
 from __future__ import annotations
 

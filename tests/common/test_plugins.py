@@ -39,7 +39,7 @@ def test_a_strangers_task_is_found_by_its_name(site: Site) -> None:
     assert discovery.get(run).name == "clinic"
 
 
-def test_what_is_installed_while_the_process_runs_is_found(site: Site) -> None:
+def test_a_plug_in_installed_while_the_process_runs_is_found(site: Site) -> None:
     assert "clinic" not in discovery.names()
     site.install_task("clinic")
     assert discovery.task_class("clinic").name == "clinic"
@@ -52,7 +52,7 @@ def test_looking_at_what_is_installed_imports_nothing(site: Site) -> None:
     assert module not in sys.modules
 
 
-def test_a_file_that_was_dropped_into_the_package_is_no_task(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_that_was_dropped_into_the_package_is_not_a_task(tmp_path: Path, monkeypatch) -> None:
     import fednc.tasks
 
     folder = tmp_path / "dropped"
@@ -99,7 +99,7 @@ def test_two_plug_ins_of_one_name_are_refused_when_it_is_used(site: Site) -> Non
         ),
     ],
 )
-def test_a_broken_plug_in_is_told_when_it_is_asked_for_and_breaks_no_other(
+def test_a_broken_plug_in_is_reported_when_it_is_needed_and_breaks_no_other(
     source: str, target: str, words: list[str], site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.install("clinic-table", {TASKS: {"clinic": target}}, source)
@@ -134,7 +134,7 @@ def test_only_exact_names_are_found(name: str) -> None:
         plugins.find(TASKS, name)
 
 
-def test_names_of_entry_points_that_no_run_could_say_are_left_out(site: Site) -> None:
+def test_entry_points_that_no_run_file_could_name_are_left_out(site: Site) -> None:
     site.install("dotted", {TASKS: {"a.b": "{}:Clinic", "a/b": "{}:Clinic"}})
     assert discovery.names() == ["fewshot", "image"]
 

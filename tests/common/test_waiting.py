@@ -23,11 +23,11 @@ def wait(request: pytest.FixtureRequest) -> Wait:
     return found
 
 
-def test_what_is_there_is_returned_without_waiting(wait: Wait) -> None:
+def test_a_result_that_is_there_is_returned_without_waiting(wait: Wait) -> None:
     assert wait(lambda: "here", Deadline(0), 60) == "here"
 
 
-def test_what_comes_later_is_returned(wait: Wait) -> None:
+def test_a_later_result_is_returned(wait: Wait) -> None:
     answers = iter([None, 0, "here"])
     assert wait(lambda: next(answers), Deadline(60), 0.001) == "here"
 
@@ -62,7 +62,7 @@ def test_without_a_timeout_the_deadline_never_comes() -> None:
     assert deadline.left_s == float("inf")
 
 
-def test_what_look_raises_ends_the_wait(wait: Wait) -> None:
+def test_an_exception_of_look_ends_the_wait(wait: Wait) -> None:
     def look() -> bool:
         raise LookupError
 

@@ -1,4 +1,4 @@
-"""Flower apps that know nothing of fednc give the same files over our link as on stock Flower, byte for byte.
+"""Flower apps that know nothing about fednc give the same files over our link as on stock Flower, byte for byte.
 
 The apps' modules are called `server` and `client`, like many others and like our own folders.
 """

@@ -78,7 +78,7 @@ def test_attributes_are_created_in_init() -> None:
 
 
 @pytest.mark.parametrize("cls", [Node, Work, Batch, OpenCall], ids=lambda cls: cls.__name__)
-def test_only_the_own_file_writes_the_fields(cls: type) -> None:
+def test_only_their_own_file_writes_the_fields(cls: type) -> None:
     fields = {field.name for field in dataclasses.fields(cls)}
     own = TOP / Path(*cls.__module__.split(".")[1:]).with_suffix(".py")
     assert own in TREES
@@ -90,7 +90,7 @@ def test_only_the_own_file_writes_the_fields(cls: type) -> None:
     assert found == {}
 
 
-def test_the_checks_see_what_they_forbid() -> None:
+def test_the_checks_find_violations() -> None:
     source = (
         "class A:\n    def __init__(self):\n        self.a = 0\n    def b(self):\n        self.a, self.c = 1, 2"
     )

@@ -248,7 +248,7 @@ def test_a_server_that_is_killed_asks_again_only_before_its_first_checkpoint(
 # ---- who withholds -------------------------------------------------------------------------------------------
 
 
-def test_a_small_site_withholds_its_sums_and_trains_all_the_same(
+def test_a_small_site_withholds_its_sums_but_trains(
     run: RunConfig, clients: list[ClientConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     few = ClientConfig(name="few", data=write_scaled(tmp_path / "few.npz", 2, 9), device="cpu", val_share=0.0)
@@ -259,7 +259,9 @@ def test_a_small_site_withholds_its_sums_and_trains_all_the_same(
     assert "fewer than min_data_sum_examples = 10" in caplog.text
 
 
-def test_a_client_of_ones_own_floor_withholds_and_all_may(run: RunConfig, clients: list[ClientConfig]) -> None:
+def test_a_client_may_have_its_own_minimum_and_all_clients_may_withhold(
+    run: RunConfig, clients: list[ClientConfig]
+) -> None:
     _, events, _ = executed(run, [replace(clients[0], min_sum_examples=201), *clients[1:]])
     assert told(events) == [("data-sums", 2, 1)]
     slow = run.model_copy(update={"train": run.train.model_copy(update={"lr": 1e-7})})  # its inputs are large
@@ -352,7 +354,7 @@ def test_the_link_takes_no_upload_of_another_form(run: RunConfig) -> None:
 
 def test_too_few_answers_end_the_run(run: RunConfig, clients: list[ClientConfig]) -> None:
     all_needed = run.model_copy(update={"rounds": run.rounds.model_copy(update={"min_clients": 3})})
-    with pytest.raises(QuorumError, match="2 clients answered the question for sums of the data, 3 are needed"):
+    with pytest.raises(QuorumError, match="2 clients answered the request for sums of the data, 3 are needed"):
         executed(all_needed, clients, app=lying(LIES["impossible"]))
 
 
@@ -394,7 +396,7 @@ class Narrow(ScaledTask):
         (Narrow, ConfigError, "expected zeros of float64 or int64"),
     ],
 )
-def test_a_task_that_writes_what_it_must_not_is_told_so(
+def test_a_task_that_writes_what_it_must_not_is_an_error(
     task: type[ScaledTask],
     error: type[FedncError],
     text: str,

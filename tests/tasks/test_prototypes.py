@@ -41,7 +41,7 @@ def run_and_clients(folder: Path, values: dict[str, Any]) -> tuple[RunConfig, li
 
 
 @pytest.mark.parametrize("values", [CLINIC, LINE, LANES], ids=["clinic", "line", "lanes"])
-def test_a_task_of_ones_own_has_the_same_bits_in_one_process_and_over_the_link(
+def test_a_custom_task_has_the_same_bits_in_one_process_and_over_the_link(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
     with installed():
@@ -91,7 +91,7 @@ def test_a_method_that_needs_classes_is_refused_for_a_task_without_any() -> None
         discovery.get(parse_run({**LINE, "method": {"name": "fednc"}}))
 
 
-def test_a_classifier_of_ones_own_is_at_most_forty_lines() -> None:
+def test_a_custom_classifier_is_at_most_forty_lines() -> None:
     text = (Path(__file__).parents[1] / "support" / "prototype_tasks.py").read_text()
     written = text.partition("# ---- clinic: begin")[2].partition("# ---- clinic: end")[0]
     assert len([line for line in written.splitlines() if line.strip()]) <= 40
@@ -118,7 +118,7 @@ def model_of(grid: LocalGrid, run: RunConfig) -> dict[str, torch.Tensor]:
         return FederatedRun(run, EventLog()).execute(grid, Surroundings(name_of=grid.name_of)).state.model
 
 
-def test_keys_are_aggregated_as_the_task_says_and_what_stays_survives_a_restart(tmp_path: Path) -> None:
+def test_keys_are_aggregated_as_the_task_says_and_local_ones_survive_a_restart(tmp_path: Path) -> None:
     data = {"few": write_line(tmp_path / "few.npz", 1, rows=60), "many": write_line(tmp_path / "many.npz", 2)}
 
     def clients(state: str) -> list[ClientConfig]:
@@ -138,7 +138,7 @@ def test_keys_are_aggregated_as_the_task_says_and_what_stays_survives_a_restart(
     assert kept == ["kept.2.safetensors"] * 2 + ["kept.3.safetensors"] * 2
 
 
-def test_a_damaged_file_of_kept_state_costs_no_more_than_what_is_in_it(tmp_path: Path) -> None:
+def test_a_damaged_file_of_kept_state_loses_only_its_own_content(tmp_path: Path) -> None:
     Past(RecordDict(), 1, tmp_path).write("kept", {"bias": torch.ones(1)})
     Past(RecordDict(), 2, tmp_path).write("kept", {"bias": torch.zeros(1)})
     (tmp_path / "kept.2.safetensors").write_bytes(b"nonsense")

@@ -84,7 +84,7 @@ def test_the_table_and_the_picture_say_which_metric_in_which_unit(by_error: tupl
     assert plots.metric_label(ACCURACY) == "test accuracy (%)"
 
 
-def test_the_page_of_results_has_a_section_in_the_metrics_own_words(tmp_path: Path) -> None:
+def test_the_page_of_results_has_a_section_with_the_metrics_name_and_unit(tmp_path: Path) -> None:
     """Its list of what pays is about accuracy, so such a comparison is not in it."""
     configs, results = tmp_path / "configs", tmp_path / "results"
     configs.mkdir()

@@ -167,7 +167,7 @@ def test_committed_rows_hold_no_path_of_a_machine() -> None:
         assert row["config"]["evaluate"]["test"] in ("npz:{data}", ""), name
 
 
-def test_committed_rows_are_in_archives_alone_in_the_bytes_that_they_would_be_written_in(tmp_path: Path) -> None:
+def test_committed_rows_are_archived_and_archiving_them_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert not [path for path in RESULTS.glob("*/*.json") if path.parent.name != "bench"]
     for comparison, rows in COMMITTED.items():
         copy = tmp_path / comparison

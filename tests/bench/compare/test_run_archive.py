@@ -94,7 +94,7 @@ def test_a_row_in_both_places_counts_once_and_the_archived_one_stays(tmp_path: P
 
 
 @pytest.mark.parametrize("point", ["file.half", "compare.archived"])
-def test_a_kill_while_archiving_loses_nothing(point: str, tmp_path: Path) -> None:
+def test_a_kill_while_archiving_loses_no_row(point: str, tmp_path: Path) -> None:
     write(tmp_path, row(1), row(2))
     archive_runs(tmp_path)
     write(tmp_path, row(3), row(4))

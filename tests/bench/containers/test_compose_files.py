@@ -76,7 +76,7 @@ def test_every_long_running_service_has_a_health_check(stack: str, name: str) ->
     assert health.get("disable") or health["test"][0] == "CMD"
 
 
-def test_the_link_has_no_way_out() -> None:
+def test_the_network_of_the_link_has_no_way_out() -> None:
     assert BASE["networks"] == {"link": {"internal": True}}
 
 
@@ -223,7 +223,7 @@ def test_no_image_runs_as_root() -> None:
     assert all("HEALTHCHECK" in bodies[name] for name in ("server", "client"))
 
 
-def test_ci_goes_on_where_there_is_no_engine(tmp_path: Path) -> None:
+def test_ci_continues_without_an_engine(tmp_path: Path) -> None:
     for tool in ("bash", "dirname", "id"):
         found = subprocess.run(["which", tool], capture_output=True, text=True, check=True).stdout.strip()
         (tmp_path / tool).symlink_to(found)

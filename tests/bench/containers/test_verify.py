@@ -86,7 +86,7 @@ def test_nodes_are_found_by_what_they_run_and_only_in_containers(tmp_path: Path)
         processes.await_node("b", Deadline(0), tmp_path)
 
 
-def test_our_own_process_is_read_as_the_kernel_has_it() -> None:
+def test_our_own_process_is_read_as_the_kernel_describes_it() -> None:
     me = next(process for process in processes.running() if process.pid == os.getpid())
     assert os.getuid() in me.uids
     assert Path(me.arguments[0]).name.startswith("python")

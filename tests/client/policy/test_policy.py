@@ -1,4 +1,4 @@
-"""The owner's policy without a link: its file, its records, its log, and what the command shows of it."""
+"""The owner's policy without a link: its file, its records, its log, and what the command shows."""
 
 from __future__ import annotations
 

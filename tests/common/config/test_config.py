@@ -72,7 +72,7 @@ def test_every_mistake_is_reported_at_once() -> None:
     assert all(f"  {key}:" in message for key in ("train.lr", "train.epoch", "rounds.total"))
 
 
-def test_a_wrong_name_of_a_method_is_one_mistake_said_once() -> None:
+def test_a_wrong_method_name_is_reported_once() -> None:
     """Its own keys are not mistakes: they are right once the name is."""
     with pytest.raises(ConfigError) as caught:
         parse_run({"method": {"name": "acme:Method", "strength": 1, "server_part": 0.5}})
@@ -81,7 +81,7 @@ def test_a_wrong_name_of_a_method_is_one_mistake_said_once() -> None:
     assert line.count("acme:Method") == 1
 
 
-def test_an_unknown_key_of_a_task_is_told_with_those_that_there_are() -> None:
+def test_an_unknown_task_key_is_reported_with_the_known_ones() -> None:
     """Only the task can know them: no page of ours lists the keys of other people's tasks."""
     with pytest.raises(ConfigError, match=r"task\.widht: no such key; there are: .*classes.*, width"):
         discovery.get(parse_run({"task": {"classes": ["a"], "widht": 8}}))

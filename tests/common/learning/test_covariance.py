@@ -136,7 +136,7 @@ def test_a_runs_metric_is_that_of_the_pooled_data() -> None:
 
 
 @pytest.mark.parametrize("floor", [1, 40])
-def test_what_a_client_withholds_is_in_no_moment(floor: int) -> None:
+def test_withheld_classes_are_in_no_moment(floor: int) -> None:
     """The squares of unit features sum to their number, so to the number of examples whose sums were sent."""
     run, sent = config(rounds={"total": 1, "min_clients": 3}), []
 

@@ -106,7 +106,7 @@ def test_stale_is_the_memory_of_the_end_of_the_warm_up(warmup: int) -> None:
 
 
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
-def test_the_servers_own_is_one_holder_of_each_class_in_any_order_of_arrival(order: tuple[int, ...]) -> None:
+def test_the_servers_own_means_come_from_one_holder_of_each_class_in_any_order(order: tuple[int, ...]) -> None:
     held = {11: sums(1, [0, 1, 1]), 22: sums(2, [1, 2, 2]), 33: sums(3, [2, 0, 0, 3])}
     pools = []
     for nodes in (tuple(held), tuple(list(held)[i] for i in order)):
@@ -173,7 +173,7 @@ def test_each_source_pulls_in_another_direction(use: str) -> None:
 
 
 @pytest.mark.parametrize("use", USES)
-def test_no_use_of_the_memory_before_the_warm_up_ends(use: str) -> None:
+def test_the_memory_is_not_used_before_the_warm_up_ends(use: str) -> None:
     assert pull("memory", use, ramp=0.0).norm() == 0
     assert pull("memory", use, ramp=0.5).norm() > 1e-6
 

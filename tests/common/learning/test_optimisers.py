@@ -38,7 +38,7 @@ def test_options_reach_the_optimiser() -> None:
     ("keys", "said"),
     [({"optimizer": "adamx"}, "adamx"), ({"optimizer": "adam", "optimizer_options": {"no": 1}}, "do not fit")],
 )
-def test_what_there_is_not_is_refused_before_the_run(keys: dict[str, object], said: str) -> None:
+def test_an_unknown_optimiser_or_option_is_refused_before_the_run(keys: dict[str, object], said: str) -> None:
     with installed(), pytest.raises(ConfigError, match=said):
         discovery.get(parse_run({**LINE, "train": keys}))
 

@@ -127,14 +127,14 @@ class Mixing(Mine):
     ],
     ids=["keys", "mixes", "class", "object", "name"],
 )
-def test_what_is_registered_must_be_a_method_of_that_name_with_keys_of_its_own(found: Any, words: str) -> None:
+def test_a_registered_class_must_be_a_method_of_that_name_with_its_own_keys(found: Any, words: str) -> None:
     registry.register("mine", lambda: found)
     with pytest.raises(ConfigError, match=words):
         registry.get("mine")
     assert "method.name" in complaint(name="mine")
 
 
-def test_a_name_that_is_not_installed_is_told_with_those_that_are() -> None:
+def test_a_name_that_is_not_installed_is_reported_with_those_that_are() -> None:
     text = complaint(name="fedsgd", proximal=-1, learning_rat=1)
     assert "method.name: method 'fedsgd' is not installed here; available: fedavg, " in text
     assert "method.proximal: " in text, "every mistake is reported at once"
@@ -143,7 +143,7 @@ def test_a_name_that_is_not_installed_is_told_with_those_that_are() -> None:
     assert "method.name" in complaint(name=3)
 
 
-def test_a_step_at_the_server_goes_with_any_method_that_has_none() -> None:
+def test_a_step_at_the_server_can_be_added_to_any_method_without_one() -> None:
     method = run(name="fednc", server_step="fedyogi", server_lr=0.5, proximal=0.1).method
     assert [part.name for part in method.parts] == ["fednc", "fedprox", "fedyogi"]
     assert method.parts[-1].options.model_dump()["server_lr"] == 0.5
@@ -172,6 +172,6 @@ def test_clients_are_not_sent_what_only_the_server_reads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", registry.SHIPPED[:8])
-def test_what_is_sent_of_a_run_without_such_keys_has_the_digest_of_the_run(name: str) -> None:
+def test_a_run_without_such_keys_has_the_same_digest_at_clients(name: str) -> None:
     ours = run(name=name, proximal=0.3)
     assert parse_run_json(ours.for_clients(), source="sent").digest == ours.digest

@@ -54,7 +54,7 @@ def test_the_method_of_the_page_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("halfway")
-def test_what_the_method_of_the_page_remembers_stays_at_the_server(tmp_path: Path) -> None:
+def test_the_state_of_the_method_on_the_page_stays_at_the_server(tmp_path: Path) -> None:
     result = run_on_local(config(method={"name": "halfway"}, rounds={"total": 2}), fednc_app, tmp_path)
     assert result.state.kept.keys() == {f"halfway/{key}" for key in result.state.model}
     assert all(value.abs().max() > 0 for value in result.state.kept.values())

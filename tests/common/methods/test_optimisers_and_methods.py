@@ -84,7 +84,7 @@ def test_scaffold_is_refused_with_an_optimiser_that_scales_its_own_steps(method:
     LineTask(parse_run({**LINE, "method": method, "train": {"momentum": 0.5}}))
 
 
-def test_what_acts_on_the_whole_models_gradients_is_refused_for_a_task_with_several_optimisers() -> None:
+def test_methods_that_change_all_gradients_are_refused_for_a_task_with_several_optimisers() -> None:
     refused = set()
     for name in registry.SHIPPED:
         run = parse_run({**LINE, "task": {"name": "two"}, "method": {"name": name}})

@@ -54,7 +54,7 @@ def test_the_holder_of_a_credential_can_be_read_back(holder: Holder) -> None:
 
 
 @given(st.text())
-def test_an_invalid_token_names_nobody_or_a_valid_name(text: str) -> None:
+def test_an_invalid_token_has_no_name_or_a_valid_one(text: str) -> None:
     holder = holder_of_token(text)
     assert holder is None or NAME.fullmatch(holder.name)
 

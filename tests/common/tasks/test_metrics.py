@@ -45,7 +45,7 @@ def area_by_pairs(value_B: Tensor, own_B: Tensor) -> float:
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 10**6), examples=st.integers(2, 90), spread=st.sampled_from([0.1, 1.0, 8.0]))
-def test_auroc_is_that_of_all_pairs_within_the_error_it_tells(seed: int, examples: int, spread: float) -> None:
+def test_auroc_is_that_of_all_pairs_within_the_error_it_reports(seed: int, examples: int, spread: float) -> None:
     score_BK, target = drawn(seed, examples, 2, spread)
     metric = AUROC()
     sums = metric.sums(score_BK, target)
@@ -166,7 +166,7 @@ def test_sums_that_no_examples_have_are_refused(metric: Metric, name: str, spoil
         metric.check({**sums, name: spoil(sums[name])}, 20)  # type: ignore[operator]
 
 
-def test_direction_and_unit_decide_what_people_see() -> None:
+def test_direction_and_unit_decide_how_a_value_is_shown() -> None:
     up, down = MetricInfo("accuracy", unit="%"), MetricInfo("rmse", higher_is_better=False, unit="mm")
     assert up.show(0.8154) == "81.5%"
     assert down.show(3.14159) == "3.142 mm"

@@ -49,7 +49,7 @@ def test_a_tasks_tables_are_kept_whichever_way_the_run_travels() -> None:
     assert run.decisive()["split"]["shift"] == {"rotation_deg": 30.0, "colour": 0.0, "noise": 0.0}
 
 
-def test_their_mistakes_are_told_with_all_others() -> None:
+def test_their_mistakes_are_reported_with_all_others() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_run({"train": {"lr": -1}, "split": {"parts": 0, "shift": {"colour": 2, "blur": 1}}})
     lines = str(caught.value).splitlines()
@@ -71,7 +71,7 @@ def test_each_task_has_its_own() -> None:
     assert "split.shift" not in dict(sections(splits=[DriftSplit]))
 
 
-def test_what_a_task_that_is_not_installed_declares_is_no_mistake_of_the_split() -> None:
+def test_tables_of_a_task_that_is_not_installed_are_not_an_error_of_the_split() -> None:
     run = parse_run({"task": {"name": "elsewhere"}, **SHIFTED})
     with pytest.raises(ConfigError, match="'elsewhere' is not installed"):
         discovery.get(run)

@@ -213,7 +213,7 @@ def test_no_offer_is_longer_than_what_a_server_reads() -> None:
     assert versions.MOST_CHARACTERS == SHORT_TEXT
 
 
-def test_what_its_owner_allows_is_all_that_a_client_offers_and_runs(tmp_path: Path) -> None:
+def test_a_client_offers_and_runs_only_what_its_owner_allows(tmp_path: Path) -> None:
     offered = versions.installed_tasks(("fewshot",))
     assert [versions.Offer.parse(text).name for text in offered] == ["fewshot"]
     assert "not allowed there" in attend(tmp_path, tasks=offered)

@@ -107,7 +107,7 @@ def test_a_masked_mean_is_the_mean_over_the_owners(seed: int, clients: int) -> N
     torch.testing.assert_close(found["plain"].double(), exactly, atol=1e-6, rtol=0)
 
 
-def test_what_somebody_sends_of_a_tensor_that_it_did_not_train_does_not_count() -> None:
+def test_values_of_a_tensor_that_the_sender_did_not_train_do_not_count() -> None:
     updates = drawn(3, 4)
     updates[0] = (updates[0][0], updates[0][1], {})
     other = {**updates[0][0], "lane.weight": torch.full((3,), 1e4)}
@@ -148,7 +148,7 @@ def test_a_mean_of_angles_is_that_of_directions_and_stays_near_the_reference() -
     assert float((found - REFERENCE["angle"]).abs().max()) <= math.pi + 1e-6
 
 
-def test_opposite_angles_leave_the_reference_as_it_is() -> None:
+def test_opposite_angles_leave_the_reference_unchanged() -> None:
     tensors = drawn(0, 1)[0][0]
     half = {**tensors, "angle": tensors["angle"] + math.pi}
     found = mean_of([({**tensors, "wide_angle": torch.zeros(9000).double()}, 4, {}), (half, 4, {})])["angle"]
@@ -192,7 +192,7 @@ def test_an_update_that_is_taken_back_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
-def test_angles_that_are_none_are_refused(value: float) -> None:
+def test_values_that_are_not_angles_are_refused(value: float) -> None:
     tensors, weight, owned = drawn(0, 1)[0]
     fold = Fold(REFERENCE, aggregation=aggregation)
     fold.start(REFERENCE, [weight])

@@ -157,7 +157,7 @@ def test_fewer_than_three_updates_have_no_outliers(count: int) -> None:
     assert guarded(updates)[1] == []
 
 
-def test_a_median_of_nothing_finds_nobody() -> None:
+def test_a_median_of_zero_finds_no_outliers() -> None:
     still = [(node, dict(REFERENCE), weight) for node, _, weight in honest(4)]
     still[0] = honest(1)[0]
     assert guarded(still)[1] == []
@@ -214,7 +214,7 @@ def test_equal_updates_have_their_mean_under_every_kind() -> None:
 
 
 @given(st.integers(3, 9), st.integers(1, 3), st.integers(0, 2**16))
-def test_the_nearest_are_those_of_a_loop(count: int, dropped: int, seed: int) -> None:
+def test_the_nearest_updates_are_those_that_a_plain_loop_finds(count: int, dropped: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     dropped = min(dropped, (count - 1) // 2)
     rows, weights = draw.standard_normal((count, 11)), draw.integers(1, 9, count).astype(float)

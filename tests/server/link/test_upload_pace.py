@@ -1,4 +1,4 @@
-"""Who keeps a place in the upload budget: a slow one while nobody waits, no node twice while others have none."""
+"""Which upload keeps its place in the budget: a slow one only while none waits, one node only one share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers hear of every round, in a thread of their own, and whatever they do the run goes on."""
+"""Trackers are told about every round, each in its own thread, and the run goes on whatever they do."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_tracker_that_is_stuck_holds_up_neither_rounds_nor_the_end(
         ),
     ],
 )
-def test_a_tracker_that_cannot_be_loaded_is_told_before_the_run(
+def test_a_tracker_that_cannot_be_loaded_is_reported_before_the_run(
     source: str, words: str, site: Site, tmp_path: Path
 ) -> None:
     site.install("bad-tracker", {"fednc.trackers": {"bad": "{}:Board"}}, source)

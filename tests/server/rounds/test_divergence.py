@@ -78,7 +78,7 @@ def carry_out(parts: int, app: App) -> tuple[FederatedRun, set[str], str]:
 
 
 @pytest.mark.parametrize("record", [MODEL, SUMS, STATS])
-def test_if_most_clients_break_down_the_state_is_that_of_the_round_before(record: str) -> None:
+def test_if_most_clients_break_down_the_state_goes_back_by_one_round(record: str) -> None:
     prepared, rejected, ended = carry_out(2, breaks_down({"c0", "c1"}, record))
     assert "diverged in round 3" in ended
     assert "Lower train.lr (0.03)" in ended

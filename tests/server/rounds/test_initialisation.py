@@ -87,7 +87,7 @@ def test_cheap_equals_central_if_all_clients_have_the_same_data() -> None:
 # ---- without effect if it is off
 
 
-def test_without_it_nothing_changes() -> None:
+def test_without_learnt_scales_nothing_changes() -> None:
     """Runs without [init], with `ordinary`, with a measurement only, and with scales that are not good enough."""
     plain = local(small_run(split=SPLIT))
     assert "init" not in plain.history.summary()
@@ -200,7 +200,7 @@ def test_the_link_gives_the_bits_of_one_process(kind: str, tmp_path: Path) -> No
     assert same_bits(linked, here)
 
 
-def test_the_link_refuses_what_has_another_form() -> None:
+def test_the_link_refuses_answers_of_another_form() -> None:
     prepared = FederatedRun(small_run(INIT), EventLog())
     model, layout = prepared.state.model, prepared.layout
     assert layout is not None

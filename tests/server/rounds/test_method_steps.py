@@ -76,7 +76,7 @@ def test_a_run_that_is_killed_and_begun_again_gives_the_same_bits(method: dict[s
 
 
 @pytest.mark.parametrize("method", REMEMBERING, ids=str)
-def test_what_a_step_remembers_is_never_sent(method: dict[str, Any], tmp_path: Path) -> None:
+def test_the_state_of_a_step_is_never_sent(method: dict[str, Any], tmp_path: Path) -> None:
     """Looked for by value and by name, in all that clients are sent and in what they answer."""
     seen: set[bytes] = set()
     names: set[str] = set()
@@ -120,7 +120,7 @@ def test_running_statistics_are_averaged_and_parameters_are_stepped(name: str, t
     assert moved if name != "fedavgm" else True, "the first step of momentum is that of fedavg"
 
 
-def test_what_a_task_aggregates_in_another_way_is_not_stepped() -> None:
+def test_tensors_that_a_task_aggregates_in_another_way_are_not_stepped() -> None:
     task = tasks.get(config(method={"name": "fedadam"}))
     model = task.build_model()
     every = task.stepped_keys(model)
@@ -185,7 +185,7 @@ def test_a_step_that_leaves_no_finite_values_ends_the_round() -> None:
     ],
     ids=["names", "types", "state", "beside"],
 )
-def test_a_step_that_returns_other_tensors_is_told_so(result: dict[str, Any], words: str) -> None:
+def test_a_step_that_returns_other_tensors_is_an_error(result: dict[str, Any], words: str) -> None:
     class Broken(Method):
         """A method of somebody who has not read the page."""
 
@@ -222,7 +222,7 @@ def test_the_order_in_which_clients_are_listed_does_not_change_a_step() -> None:
     assert all(torch.equal(one.mean[key], other.mean[key]) for key in mean)
 
 
-def test_a_stage_that_trains_less_keeps_what_belongs_to_that() -> None:
+def test_a_stage_that_trains_fewer_tensors_keeps_the_state_of_these() -> None:
     prepared = FederatedRun(config(method={"name": "scaffold", "server_step": "fedadam"}), EventLog())
     state = prepared.state
     (key, *_) = sorted(state.methods.stepped)

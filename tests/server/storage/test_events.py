@@ -145,7 +145,7 @@ def test_a_damaged_line_is_named(values: dict[str, Any]) -> None:
         event_of({"kind": "lost", **values})
 
 
-def test_what_was_left_out_is_counted_in_the_next_event() -> None:
+def test_events_left_out_are_counted_in_the_next_event() -> None:
     heard: list[Event] = []
     log = EventLog()
     log.listen(heard.append)

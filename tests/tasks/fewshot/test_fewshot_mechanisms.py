@@ -112,7 +112,7 @@ def watched() -> Watched:
     return found
 
 
-def test_2_one_frame_from_start_to_end_and_in_no_optimiser(watched: Watched) -> None:
+def test_2_the_frame_stays_the_same_and_is_in_no_optimiser(watched: Watched) -> None:
     after = watched.result.frame
     assert watched.frames == {watched.before} == {frame_digest(after.etf_KD)}
     shapes = {tuple(tensor.shape) for tensor in watched.optimised[0]}

@@ -238,7 +238,7 @@ def test_batches_are_the_same_on_a_gpu():
         assert torch.equal(here[1], there[1].cpu())
 
 
-def test_the_sheet_shows_wrong_predictions_and_there_is_none_without_any():
+def test_the_sheet_shows_wrong_predictions_and_is_left_out_if_there_are_none():
     task = make_task()
     data, model, guide = make_data(task, 40), task.build_model().eval(), make_guide(task)
     with torch.no_grad():

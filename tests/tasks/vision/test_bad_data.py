@@ -115,7 +115,7 @@ def nested(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", LEFT_OUT)
-def test_what_is_left_out_of_a_folder_is_counted_by_reason(tmp_path, case):
+def test_files_left_out_of_a_folder_are_counted_by_reason(tmp_path, case):
     add, words = LEFT_OUT[case]
     root = write_folder(tmp_path / "d", CLASSES)
     assert read(f"folder:{root}", "train", options()).notes == ()

@@ -201,7 +201,7 @@ RANDOM = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
         ({"x_train": RANDOM[:, :2, :2]}, "task.size"),
     ],
 )
-def test_init_refuses_what_a_client_could_not_use(here, changed, words):
+def test_init_refuses_data_that_a_client_could_not_use(here, changed, words):
     write_npz(here / "a.npz", **{"x_train": RANDOM, **changed})
     assert words in said("init", "npz", "--data", "npz:a.npz", code=DataError.exit_code)
     assert not Path("run.toml").exists()
@@ -215,7 +215,7 @@ def test_init_says_that_mean_and_std_are_those_of_the_data(here):
     assert "one site's images" not in Path("run.toml").read_text()
 
 
-def test_init_makes_no_classes_without_examples(here):
+def test_init_leaves_out_classes_without_examples(here):
     write_npz(here / "a.npz", x_train=RANDOM, y_train=np.array([1, 2, 3_000_002, 1]), classes=None)
     assert "the labels have no names" in said("init", "npz", "--data", "npz:a.npz")
     assert discovery.get(read_run_file(Path("run.toml"))).class_names == ("1", "2", "3000002")

@@ -60,7 +60,7 @@ def test_inputs_to_predict_on(tmp_path):
         read_input("gone.png", options())
 
 
-def test_options_refuse_what_does_not_fit():
+def test_options_that_do_not_fit_are_refused():
     import pydantic
 
     from fednc.common.config.run import parse_run
