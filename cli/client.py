@@ -257,9 +257,15 @@ async def _attend(config: LinkConfig, host: Host, max_hours: float, early: list[
 
 
 def _allowed(names: list[str]) -> tuple[str, ...]:
-    """The tasks that --allow-task names, each once. Raises ConfigError where one cannot be used here."""
+    """The tasks that --allow-task names, each once; this process imports no other from now on.
+
+    Raises:
+        ConfigError: one cannot be used here.
+    """
+    from fednc.common.plugins import TASKS, allow_only
     from fednc.common.tasks.discovery import task_class
 
+    allow_only(TASKS, names)
     for name in names:
         try:
             task_class(name)
