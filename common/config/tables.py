@@ -6,7 +6,7 @@ Add new keys here, with the description for `docs/config.md`. Knows no task and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,9 +24,6 @@ from fednc.common.config.choices import OneOf, ReadOutNeeds, listed, provided
 from fednc.common.errors import ConfigError
 from fednc.common.plugins import check_name
 from fednc.common.registry import Named
-
-if TYPE_CHECKING:
-    from fednc.common.methods.api import Method
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -223,9 +220,9 @@ class MethodSection(Section):
         return not plain or self.uses_memory or any(part.needs_classes for part in self.parts)
 
     @property
-    def parts(self) -> tuple[Method, ...]:
+    def parts(self) -> tuple[Any, ...]:
         """The active methods (`common/methods/registry.py`), for rooms that may not import them."""
-        found: tuple[Method, ...] = _methods().parts(self)
+        found: tuple[Any, ...] = _methods().parts(self)
         return found
 
     @property
