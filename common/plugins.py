@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points, version
@@ -69,13 +70,19 @@ class Plugin:
             ) from e
 
 
-def allow_only(group: str, names: Collection[str]) -> None:
-    """From now on this process imports no other plug-in of the group. No names: it may import all again.
+@contextmanager
+def allowing_only(group: str, names: Collection[str]) -> Iterator[None]:
+    """Within the block this process imports no other plug-in of the group. No names: it may import all.
 
     A run file that a server sends may need the code of its task before anything else can judge it, for instance to
     check the task's own keys of `[split]`. So the limit is here, where code is imported.
     """
+    before = _ALLOWED.get(group, frozenset())
     _ALLOWED[group] = frozenset(names)
+    try:
+        yield
+    finally:
+        _ALLOWED[group] = before
 
 
 def is_name(name: str) -> bool:

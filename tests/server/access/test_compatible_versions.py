@@ -245,16 +245,13 @@ def test_a_client_limited_to_some_tasks_never_imports_another_whatever_the_run_f
     module = site.install_task("clinic")
     sent = json.dumps({**CLINIC, "split": {"parts": 2}})
     host = Guard(AppHost(ClientConfig(name="anna", data="digits", allowed_tasks=("image",)), app), audit=None)
-    plugins.allow_only(TASKS, ["image"])
-    try:
+    with plugins.allowing_only(TASKS, ["image"]):
         with pytest.raises(ConfigError, match="--allow-task clinic"):
             host.prepare(pb.Welcome(node_id=1, run_id="r", run_json=sent))
         with pytest.raises(ConfigError, match="'clinic' is not allowed here; allowed: image"):
             tasks.task_class("clinic")
         assert module not in sys.modules
         assert tasks.task_class("image").name == "image"
-    finally:
-        plugins.allow_only(TASKS, [])
     with pytest.raises(ConfigError, match="--allow-task clinic"):
         host.prepare(pb.Welcome(node_id=1, run_id="r", run_json=sent))
     assert module in sys.modules  # so the limit made the difference
