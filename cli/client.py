@@ -190,6 +190,7 @@ def command(
     from fednc.client.link.link import LinkConfig
     from fednc.client.link.resource_limits import DownloadBounds, Reserve
     from fednc.common.errors import RunFailedError
+    from fednc.common.plugins import TASKS, allowing_only
     from fednc.common.process.collector import spare_what_is_loaded
     from fednc.common.process.interrupt import run_until_interrupted
     from fednc.common.process.log_format import log_to_stderr
@@ -205,33 +206,34 @@ def command(
         say("INSECURE: anyone on the network path can read and change the model and all updates", style="yellow")
     holder = credentials.holder if credentials else None
     name = name or (holder.name if holder else f"{socket.gethostname()}-{os.getpid()}")
-    owner = None
-    if app:
-        refuse_for_foreign(policy)
-        host, traits = _foreign_app(app, node_config, part, grace, threads)
-    else:
-        spec = with_options(data, class_names, columns) if data else ""
-        owner = read_owner(policy, spec, val_share)
-        kept = "" if dry_run or state is None else str(state)
-        allowed = _allowed(allow_task or [])
-        host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner, kept, allowed)
-    admit = DownloadBounds(max_download_gib, min_free_gib).admit
-    config = LinkConfig(
-        server=server, name=name, credentials=credentials, once=once, direct=no_proxy, admit=admit, **traits
-    )
-    if dry_run:
+    with allowing_only(TASKS, allow_task or []):
+        owner = None
         if app:
-            run_id = run_until_interrupted(dry_run_foreign(config, host), stop_s=stop_s)
-            say(f"dry run for {run_id}: the server accepts {name}, and the app {config.app} loads here")
+            refuse_for_foreign(policy)
+            host, traits = _foreign_app(app, node_config, part, grace, threads)
         else:
-            show_dry_run(config, host, owner, json, stop_s=stop_s)
-        return
-    host, config = guarded(host, config, owner, audit)
-    host = Reserve(host, min_free_gib) if min_free_gib else host
-    spare_what_is_loaded()
-    over = run_until_interrupted(_attend(config, host, max_hours, signals), stop_s=stop_s)
-    if over and over.failed:
-        raise RunFailedError(f"the server ended the run: {over.reason}")
+            spec = with_options(data, class_names, columns) if data else ""
+            owner = read_owner(policy, spec, val_share)
+            kept = "" if dry_run or state is None else str(state)
+            allowed = _allowed(allow_task or [])
+            host, traits = _own_app(name, spec, part, device, val_share, min_sum_examples, owner, kept, allowed)
+        admit = DownloadBounds(max_download_gib, min_free_gib).admit
+        config = LinkConfig(
+            server=server, name=name, credentials=credentials, once=once, direct=no_proxy, admit=admit, **traits
+        )
+        if dry_run:
+            if app:
+                run_id = run_until_interrupted(dry_run_foreign(config, host), stop_s=stop_s)
+                say(f"dry run for {run_id}: the server accepts {name}, and the app {config.app} loads here")
+            else:
+                show_dry_run(config, host, owner, json, stop_s=stop_s)
+            return
+        host, config = guarded(host, config, owner, audit)
+        host = Reserve(host, min_free_gib) if min_free_gib else host
+        spare_what_is_loaded()
+        over = run_until_interrupted(_attend(config, host, max_hours, signals), stop_s=stop_s)
+        if over and over.failed:
+            raise RunFailedError(f"the server ended the run: {over.reason}")
 
 
 def _note_early_signals() -> list[int]:

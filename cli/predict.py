@@ -47,7 +47,12 @@ def command(
         raise DataError(f"{inputs}: it contains no examples, so there is nothing to predict")
     predictions = _predictions(model, data)
     _show_predictions(predictions)
-    result = {"run": model.run.name, "input": inputs, "examples": data.examples, "predictions": predictions}
+    result = {
+        "run": model.run.name,
+        "input": inputs,
+        "examples": data.examples,
+        "predictions": _finite(predictions),
+    }
     known = data.of_classes(0, len(model.class_names)) if model.task.takes_sessions else data
     metrics = _metrics(model, known) if known.count_K.sum() > 0 or not model.class_names else {}
     if metrics.get("examples"):
@@ -73,6 +78,15 @@ def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
     return [
         {"name": name, "class": model.class_names[c], "confidence": confidence} for name, c, confidence in rows
     ]
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for numbers that JSON cannot hold: a regression may give infinity."""
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _metrics(model: ExportedModel, data: TaskData) -> dict[str, float]:

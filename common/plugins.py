@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points, version
@@ -30,6 +31,7 @@ _KEYS = {TASKS: "task.name", METHODS: "method.name", TRACKERS: "server.trackers"
 OURS = "fednc"  # no other distribution can replace the entry points of this one
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_ALLOWED: dict[str, frozenset[str]] = {}  # by group: the only plug-ins that this process imports; empty: all
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,12 @@ class Plugin:
         return KINDS[self.group]
 
     def load(self) -> Any:
-        """Import it. Raises ConfigError for any error of its own code during the import."""
+        """Import it. Raises ConfigError if it is not allowed here, and for any error of its own code."""
+        allowed = _ALLOWED.get(self.group)
+        if allowed and self.name not in allowed:
+            raise ConfigError(
+                f"{self.kind} {self.name!r} is not allowed here; allowed: {', '.join(sorted(allowed))}"
+            )
         try:
             return self.entry_point.load()
         except Exception as e:  # other people's code may raise anything
@@ -61,6 +68,21 @@ class Plugin:
                 f"{self.kind} {self.name!r} of {self.distribution} {self.release} cannot be loaded "
                 f"({type(e).__name__}: {e}). Install what it needs, or another version of {self.distribution}."
             ) from e
+
+
+@contextmanager
+def allowing_only(group: str, names: Collection[str]) -> Iterator[None]:
+    """Within the block this process imports no other plug-in of the group. No names: it may import all.
+
+    A run file that a server sends may need the code of its task before anything else can judge it, for instance to
+    check the task's own keys of `[split]`. So the limit is here, where code is imported.
+    """
+    before = _ALLOWED.get(group, frozenset())
+    _ALLOWED[group] = frozenset(names)
+    try:
+        yield
+    finally:
+        _ALLOWED[group] = before
 
 
 def is_name(name: str) -> bool:

@@ -37,7 +37,6 @@ and hardware. Learning rates were chosen per method and setting on validation da
 uses.
 [compare.md](compare.md) says how to run a comparison.
 """
-_SPEED = "What `fednc bench` measured: one part for each file in `results/bench/`."
 
 
 def page(configs: Path, results: Path) -> str:

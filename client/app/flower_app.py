@@ -6,7 +6,6 @@ in `client/training/round_state.py` (remembered from round to round).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from fednc.client.app.resident_run import Resident, check_allowed, resident
 from fednc.client.app.withheld_sums import fitting_batch, sendable, sendable_data_sums
 from fednc.client.link.work_hooks import CURRENT
 from fednc.client.training import trainer
-from fednc.client.training.round_state import KEPT, Past
+from fednc.client.training.round_state import KEPT, Past, folder_of
 from fednc.common import seeds, versions
 from fednc.common.config.run import RunConfig, parse_run_json
 from fednc.common.errors import ProtocolError
@@ -212,8 +211,8 @@ def _past(context: Context, before_round: int) -> Past:
     """What this client remembers of rounds before that one."""
     settings = context.node_config
     place = str(settings.get("state", ""))
-    who = hashlib.sha256(str(settings.get("name", context.node_id)).encode()).hexdigest()[:16]
-    return Past(context.state, before_round, Path(place) / f"{context.run_id}-{who}" if place else None)
+    name = str(settings.get("name", context.node_id))
+    return Past(context.state, before_round, folder_of(Path(place), context.run_id, name) if place else None)
 
 
 def _keep(here: Resident, past: Past) -> None:

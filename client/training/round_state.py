@@ -7,7 +7,10 @@ the client's process ends, and method and task start again without state.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from fednc.common.wire import arrays
 
 KEPT = "kept"  # kind of state: the tensors of the model that a task keeps on the client
 _ENDING = ".safetensors"
+_KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+KEPT_RUNS = 16  # state of earlier runs is deleted: each is up to twice as large as the model
 
 log = logging.getLogger("fednc.client")
 
@@ -40,7 +45,15 @@ class Past:
         return arrays.from_record(self._state.array_records[_name(kind, max(earlier))]) if earlier else {}
 
     def write(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
-        """Store `tensors` for later rounds. Deletes all rounds except this one and the one it started from."""
+        """Store `tensors` for later rounds. Deletes all rounds except this one and the one it started from.
+
+        Raises:
+            ValueError: `kind` cannot be part of a file's name.
+        """
+        if not _KIND.fullmatch(kind):
+            raise ValueError(
+                f"{kind[:80]!r}: the kind of a client's state has 1 to 64 letters, digits, '-' and '_'"
+            )
         keep = {self._round, *sorted(self._earlier(kind))[-1:]}
         for number in self._rounds(kind):
             if number not in keep:
@@ -49,7 +62,9 @@ class Past:
                     self._path(self._folder, kind, number).unlink(missing_ok=True)
         self._state[_name(kind, self._round)] = arrays.to_record(tensors)
         if self._folder is not None:
-            private_folder(self._folder)
+            if not self._folder.is_dir():
+                private_folder(self._folder)
+                _delete_oldest(self._folder)
             plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
             write_atomically(self._path(self._folder, kind, self._round), safetensors.torch.save(plain))
 
@@ -71,6 +86,20 @@ class Past:
     def _rounds(self, kind: str) -> list[int]:
         names = (name.rpartition("/") for name in self._state.array_records)
         return [int(number) for found, _, number in names if found == kind]
+
+
+def folder_of(place: Path, run: int, name: str) -> Path:
+    """The folder of one run's state of the client `name`, in the client's state folder."""
+    return place / f"{run}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def _delete_oldest(newest: Path) -> None:
+    """Keep only the last runs of the client to which `newest` belongs, so that no server can fill its disk."""
+    _, _, who = newest.name.rpartition("-")
+    mine = [path for path in newest.parent.glob(f"*-{who}") if path.is_dir() and path != newest]
+    for path in sorted(mine, key=lambda path: path.stat().st_mtime_ns)[: 1 - KEPT_RUNS]:
+        log.info("%s: deleted, because the state of only %d runs is kept", path, KEPT_RUNS)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _name(kind: str, number: int) -> str:

@@ -32,7 +32,11 @@ _REPORT_EVERY_S = 0.25
 
 @dataclass(frozen=True)
 class LocalResult:
-    """The result of one round of local training; losses are means over examples."""
+    """The result of one round of local training; losses are means over examples.
+
+    Attributes:
+        steps: of the optimiser. Policies limit how few an update may have.
+    """
 
     examples: int
     steps: int
@@ -84,7 +88,7 @@ def train(
                 hooks.check()
                 meter.add(task.batch_size_of(batch), take(batch))
         descent.finish()
-    return meter.result()
+    return meter.result(section.accumulate)
 
 
 def freeze(model: nn.Module, keys: frozenset[str], prefix: str = "") -> None:
@@ -211,12 +215,12 @@ class _Meter:
         memory = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
         return LocalProgress(self._steps, self._total, loss, speed, memory)
 
-    def result(self) -> LocalResult:
+    def result(self, batches_per_step: int) -> LocalResult:
         """The totals of all steps. Sends a last report, so that short rounds are reported too."""
         now = time.monotonic()
         losses = {name: float(value) / self._examples for name, value in self._sums.items()}
         self._hooks.report(self._step(losses.get("loss", 0.0), now))
-        return LocalResult(self._examples, self._steps, losses)
+        return LocalResult(self._examples, math.ceil(self._steps / batches_per_step), losses)
 
 
 def class_sums(

@@ -17,7 +17,8 @@ from fednc.common.config.tables import TrainSection
 from fednc.common.errors import ConfigError
 
 SGD = "sgd"
-_UNUSABLE = {"lbfgs", "sparseadam"}  # the first needs a closure, the second sparse gradients
+# They need a closure, sparse gradients, and a model of matrices only.
+_UNUSABLE = {"lbfgs", "sparseadam", "muon"}
 
 
 def optimiser_names() -> list[str]:
@@ -45,10 +46,15 @@ def make_optimiser(
         )
     try:
         made: torch.optim.Optimizer = kind(params, lr=lr, **{**keys, **section.optimizer_options})
-    except (TypeError, ValueError) as e:
-        options = ", ".join(sorted(section.optimizer_options))
-        raise ConfigError(f"train.optimizer_options ({options}) do not fit {section.optimizer}: {e}") from e
+    except Exception as e:  # PyTorch raises any type, depending on the optimiser and the option
+        raise _unfit(section, e) from e
     return made
+
+
+def _unfit(section: TrainSection, error: Exception) -> ConfigError:
+    options = ", ".join(sorted(section.optimizer_options))
+    why = f"{type(error).__name__}: {error}"
+    return ConfigError(f"train.optimizer_options ({options}) do not fit {section.optimizer}: {why}")
 
 
 def _kind(name: str) -> Any:
@@ -60,10 +66,16 @@ def _kind(name: str) -> Any:
 
 
 def check_optimiser(section: TrainSection) -> None:
-    """Raises ConfigError if the run's optimiser cannot be created."""
+    """Raises ConfigError if the run's optimiser cannot be created or cannot take a step."""
     if section.is_plain_sgd:
         return  # the run file's own checks are enough; PyTorch takes seconds to create its first optimiser
-    make_optimiser([nn.Parameter(torch.zeros(1))], section, section.lr)
+    param = nn.Parameter(torch.zeros(1))
+    optimiser = make_optimiser([param], section, section.lr)
+    param.grad = torch.zeros(1)
+    try:
+        optimiser.step()  # some options are only used here
+    except Exception as e:
+        raise _unfit(section, e) from e
 
 
 def learning_rate(section: TrainSection, number: int, rounds: int) -> float:

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from fednc.common.errors import ConfigError
 from fednc.common.initialise import messages
 from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.frame import Frame
+from fednc.common.peer_text import SHORT_TEXT
+from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Task
 from fednc.common.wire import arrays
 from fednc.common.wire.messages import (
@@ -28,14 +31,16 @@ from fednc.common.wire.messages import (
     MEMORY,
     METRICS,
     MODEL,
+    OWNED,
     STATS,
     SUMS,
     TRAIN,
 )
 from fednc.common.wire.update_codec import DeltaCodec, delta_codec, is_encodable
 from fednc.protos import federation_pb2 as pb
-from fednc.server.link.message_limits import InvalidError
+from fednc.server.link.message_limits import ENTRIES, InvalidError
 
+MOST_OWNED = ENTRIES // 2  # a reply has other values too
 _SLACK_BYTES = 1024  # for the header of a serialised array
 
 
@@ -122,7 +127,11 @@ class ReplySchema:
             extra: tensors that a method sends beside the model.
             initial: what is scaled before round 1, if anything.
             is_first: whether it is the first stage, the only one in which second moments may be collected.
+
+        Raises:
+            ConfigError: an honest reply could not pass the limits on messages.
         """
+        _check_owned(task, model)
         codec = delta_codec(task.run.link.codec)
         weights = {key: ExpectedArray.like(value, codec) for key, value in model.items()}
         sums = {
@@ -153,6 +162,18 @@ class ReplySchema:
         """Raises InvalidError if the reply does not have the form for this type of message."""
         if message_type in self.forms:
             self.forms[message_type].check(manifest)
+
+
+def _check_owned(task: Task, model: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError: the weights of tensors that are averaged over their owners do not fit into a reply."""
+    owned = [key for key in model if task.aggregation(key) == Aggregation.OWNERS]
+    longest = SHORT_TEXT - len(f"{OWNED}/")
+    if len(owned) > MOST_OWNED or max(map(len, owned), default=0) > longest:
+        raise ConfigError(
+            f"task {task.name!r}: {len(owned)} keys are averaged over their owners, the longest with "
+            f"{max(map(len, owned))} characters. At most {MOST_OWNED} keys of at most {longest} characters are "
+            "allowed: use fewer or shorter names in the model, or Aggregation.MEAN"
+        )
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> Arrays:

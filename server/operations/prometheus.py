@@ -34,6 +34,10 @@ Asked = tuple[pb.RunStatus, Counter[str], Counter[str]]  # status, rejected mess
 _SCRAPE_S = 5.0  # for the event loop to answer
 _ROUND_S = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 _FOLD_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+_ENDINGS = r"_(total|created|sum|count|bucket)$"  # that Prometheus adds to names
+# Names of all metrics here, without `fednc_`.
+OUR_NAMES = {"round", "rounds", "rounds_completed", "paused", "missing", "loss", "clients", "bytes"}
+OUR_NAMES |= {"rejections", "refusals", "events", "failed_replies", "round_seconds", "fold_seconds"}
 _SHOWN_STATES = [state for state in NodeState if state is not NodeState.REHEARSING]
 
 
@@ -67,13 +71,17 @@ class RunCollector(Collector):
 
 
 def _primary(metric: pb.MetricValue) -> Metric:
-    """The primary metric of the run's task, under its own name."""
+    """The primary metric of the run's task, under its own name, or as `primary_<name>` if that is one of ours.
+
+    Prometheus rejects a whole scrape in which two metrics have one name.
+    """
     name = re.sub(r"[^a-zA-Z0-9_]", "_", metric.name)
     better = "lower" if metric.lower_is_better else "higher"
     unit = "0 to 1" if metric.unit == PERCENT else metric.unit
     explained = ", ".join(filter(None, [unit, f"{better} is better"]))
     text = f"{name.capitalize()} after the last completed round ({explained})."
-    return GaugeMetricFamily(f"fednc_{name}", text, metric.value)
+    is_ours = re.sub(_ENDINGS, "", name) in OUR_NAMES
+    return GaugeMetricFamily(f"fednc_primary_{name}" if is_ours else f"fednc_{name}", text, metric.value)
 
 
 def _clients(status: pb.RunStatus) -> Metric:

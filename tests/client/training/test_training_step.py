@@ -12,6 +12,7 @@ from fednc.client.training import trainer
 from fednc.common.config.run import parse_run
 from fednc.common.config.tables import TrainSection
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods.fednova import optimiser_steps
 from fednc.common.tasks.api import Stepper
 from fednc.common.tasks.tensor_data import TensorData
 from support.prototype_tasks import LINE, LineTask
@@ -66,7 +67,8 @@ def trained(task: LineTask, **keys: Any) -> nn.Module:
         method=task.run.method, etf_KD=none, mean_KD=none, seen_K=none[:, 0].bool(), count_K=none[:, 0].long()
     )
     section = TrainSection.model_validate({"lr": 0.1, "momentum": 0, "weight_decay": 0, **keys})
-    trainer.train(task, model, DATA, guide, section, 1, torch.Generator().manual_seed(3), Hooks())
+    result = trainer.train(task, model, DATA, guide, section, 1, torch.Generator().manual_seed(3), Hooks())
+    assert result.steps == optimiser_steps(DATA.examples, section)
     return model
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from fednc.common.config.run import parse_run
 from fednc.common.config.tables import TrainSection
 from fednc.common.errors import ConfigError
-from fednc.common.learning.optimisers import learning_rate, make_optimiser, optimiser_names
+from fednc.common.learning.optimisers import check_optimiser, learning_rate, make_optimiser, optimiser_names
 from fednc.common.tasks import discovery
 from support.prototype_tasks import LINE, installed
 
@@ -41,6 +41,30 @@ def test_options_reach_the_optimiser() -> None:
 def test_an_unknown_optimiser_or_option_is_refused_before_the_run(keys: dict[str, object], said: str) -> None:
     with installed(), pytest.raises(ConfigError, match=said):
         discovery.get(parse_run({**LINE, "train": keys}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"betas": []},
+        {"betas": [0.9]},
+        {"betas": {"a": 1}},
+        {"foreach": True, "fused": True},
+        {"differentiable": True},
+        {"capturable": True},
+        {"lr": 2.0},
+        {"params": []},
+    ],
+)
+def test_options_that_fail_in_any_way_are_refused_before_the_run(options: dict[str, object]) -> None:
+    """PyTorch raises many types of error for them, some only in a step."""
+    with pytest.raises(ConfigError, match="do not fit adam"):
+        check_optimiser(TrainSection(optimizer="adam", optimizer_options=options))
+
+
+@pytest.mark.parametrize("name", optimiser_names())
+def test_every_named_optimiser_passes_the_check_before_the_run(name: str) -> None:
+    check_optimiser(TrainSection(optimizer=name))
 
 
 def test_rates_follow_the_schedule_after_the_warm_up() -> None:

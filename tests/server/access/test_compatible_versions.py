@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost, ClientConfig
 from fednc.client.link.link import Link, LinkConfig
-from fednc.common import flower_adapter, versions
+from fednc.client.policy.guard import Guard
+from fednc.common import flower_adapter, plugins, versions
 from fednc.common.config.run import parse_run
 from fednc.common.errors import ConfigError, ProtocolError, RefusedError
 from fednc.common.peer_text import SHORT_TEXT
+from fednc.common.plugins import TASKS
 from fednc.common.tasks import discovery as tasks
 from fednc.common.wire import messages
 from fednc.common.wire.messages import Instruction
@@ -235,3 +238,20 @@ def test_an_instruction_of_a_task_that_its_owner_does_not_allow_is_refused_unloa
     with pytest.raises(ConfigError, match="--allow-task clinic"):
         host.prepare(pb.Welcome(node_id=1, run_id="r", run_json=run.model_dump_json()))
     assert module not in sys.modules
+
+
+def test_a_client_limited_to_some_tasks_never_imports_another_whatever_the_run_file_has(site: Site) -> None:
+    """Keys of `[split]` belong to the task, so reading the run file alone would import it."""
+    module = site.install_task("clinic")
+    sent = json.dumps({**CLINIC, "split": {"parts": 2}})
+    host = Guard(AppHost(ClientConfig(name="anna", data="digits", allowed_tasks=("image",)), app), audit=None)
+    with plugins.allowing_only(TASKS, ["image"]):
+        with pytest.raises(ConfigError, match="--allow-task clinic"):
+            host.prepare(pb.Welcome(node_id=1, run_id="r", run_json=sent))
+        with pytest.raises(ConfigError, match="'clinic' is not allowed here; allowed: image"):
+            tasks.task_class("clinic")
+        assert module not in sys.modules
+        assert tasks.task_class("image").name == "image"
+    with pytest.raises(ConfigError, match="--allow-task clinic"):
+        host.prepare(pb.Welcome(node_id=1, run_id="r", run_json=sent))
+    assert module in sys.modules  # so the limit made the difference

@@ -7,13 +7,15 @@ import urllib.request
 from collections import Counter
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from fednc.client.link.channel import open_channel
 from fednc.common.errors import AddressError
 from fednc.protos import operator_pb2 as op
 from fednc.server.link.nodes import NodeState
-from fednc.server.operations.prometheus import MetricsServer
+from fednc.server.operations.prometheus import OUR_NAMES, EventCounters, MetricsServer, RunCollector
 from fednc.server.operations.status import status_of
 from fednc.server.storage.events import ReplyUnusable, RoundCompleted
 from fednc.server.storage.history import RoundRecord
@@ -71,6 +73,32 @@ def test_metrics_say_what_the_status_says_and_count_what_happened(place: Place) 
             assert ("fednc_accuracy",) not in found
 
     asyncio.run(scenario())
+
+
+def test_a_metric_of_a_task_never_has_the_name_of_one_of_ours() -> None:
+    status = op.RunStatus(loss=0.5, nodes=[op.NodeStatus(name="a")])
+    families = [*RunCollector(lambda: (status, Counter(), Counter())).collect()]
+    registry = CollectorRegistry()
+    EventCounters(registry)
+    ours = {family.name for family in [*families, *registry.collect()]}
+    assert ours == {f"fednc_{name}" for name in OUR_NAMES}
+    samples = {sample.name for family in registry.collect() for sample in family.samples} | {"fednc_bytes_total"}
+    for taken in ours | samples:
+        status.primary.CopyFrom(op.MetricValue(name=taken.removeprefix("fednc_"), value=3.0, lower_is_better=True))
+        (primary,) = _families_with_value(status, 3.0)
+        assert primary.name == taken.replace("fednc_", "fednc_primary_")
+        assert "lower is better" in primary.documentation
+
+
+@pytest.mark.parametrize(("name", "shown"), [("rmse", "rmse"), ("3-year C (ü)", "3_year_C____")])
+def test_any_name_of_a_metric_becomes_a_name_for_prometheus(name: str, shown: str) -> None:
+    status = op.RunStatus(primary=op.MetricValue(name=name, value=3.0))
+    assert [family.name for family in _families_with_value(status, 3.0)] == [f"fednc_{shown}"]
+
+
+def _families_with_value(status: op.RunStatus, value: float) -> list[Metric]:
+    families = RunCollector(lambda: (status, Counter(), Counter())).collect()
+    return [family for family in families if any(sample.value == value for sample in family.samples)]
 
 
 def test_metrics_have_their_own_port(place: Place) -> None:

@@ -1,0 +1,58 @@
+"""The form of replies: a run whose honest replies could not pass the limits is refused before it starts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fednc.common.config.run import parse_run
+from fednc.common.errors import ConfigError
+from fednc.common.peer_text import SHORT_TEXT
+from fednc.common.tasks.aggregation import Aggregation
+from fednc.common.wire.messages import EXAMPLES, METRICS, OWNED
+from fednc.protos import federation_pb2 as pb
+from fednc.server.link.message_limits import InvalidError, check_header
+from fednc.server.link.reply_schema import MOST_OWNED, ReplySchema
+from support.prototype_tasks import LINE, LineTask, installed
+
+
+class OwnersTask(LineTask):
+    """Every key is averaged over its owners."""
+
+    def aggregation(self, key: str) -> Aggregation:
+        del key
+        return Aggregation.OWNERS
+
+
+def schema_of(keys: list[str]) -> ReplySchema:
+    with installed():
+        task = OwnersTask(parse_run(LINE))
+    return ReplySchema.of(task, task.frame(0), dict.fromkeys(keys, torch.zeros(1)), is_first=True)
+
+
+def header_of(keys: list[str]) -> pb.UploadHeader:
+    """A client's reply that gives a weight for each key."""
+    values = [pb.Entry(key=key, scalar=pb.Scalar(int=1)) for key in (EXAMPLES, *(f"{OWNED}/{k}" for k in keys))]
+    record = pb.Record(name=METRICS, metrics=pb.Values(entries=values))
+    return pb.UploadHeader(upload_id=bytes(16), manifest=pb.Manifest(records=[record]))
+
+
+LONGEST = "k" * (SHORT_TEXT - len(OWNED) - 1)
+MOST = [f"k{number}" for number in range(MOST_OWNED)]
+
+
+@pytest.mark.parametrize("keys", [[LONGEST], MOST])
+def test_what_the_schema_takes_passes_the_limits(keys: list[str]) -> None:
+    schema_of(keys)
+    check_header(header_of(keys), most_bytes=0)
+
+
+@pytest.mark.parametrize("keys", [[LONGEST + "k"], [*MOST, "more"]])
+def test_weights_that_do_not_fit_into_a_reply_are_refused_before_the_run(keys: list[str]) -> None:
+    with pytest.raises(ConfigError, match="averaged over their owners"):
+        schema_of(keys)
+
+
+def test_a_longer_key_would_have_cost_an_honest_client_its_place() -> None:
+    with pytest.raises(InvalidError):
+        check_header(header_of([LONGEST + "k"]), most_bytes=0)
