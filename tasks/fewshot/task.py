@@ -3,33 +3,28 @@
 Found by name through `fednc.common.tasks`. The first stage works as in the image task; this file has the
 differences. Must not know servers, clients or the link.
 
-Legend: B batch, C backbone width, D feature width, K label space, S stages.
+Legend: B batch, C backbone width, D feature width, K label space.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection, TrainSection
-from fednc.common.errors import ConfigError, ProtocolError
+from fednc.common.errors import ConfigError
 from fednc.common.learning.frame import unit
 from fednc.common.learning.optimisers import make_optimiser
 from fednc.common.learning.readout import READOUTS, MemoryReadOut, as_trained, readout_of
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.incremental import Incremental
-from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.splits import Index, at_few_sites
 from fednc.common.tasks.stages import Stage
-from fednc.common.tasks.tensor_data import UNLABELLED
 from fednc.tasks.fewshot.models import FewShotModel, Projection, build_backbone, width_of
 from fednc.tasks.fewshot.options import FewShotOptions
 from fednc.tasks.fewshot.rotated_classes import TURNS, with_virtual
 from fednc.tasks.fewshot.session_loss import rehearsed, session_loss
-from fednc.tasks.fewshot.session_metrics import figures
 from fednc.tasks.image.task import ImageTask
 from fednc.tasks.vision.dataset import ImageBatch
 
@@ -160,39 +155,6 @@ class FewShotTask(Incremental, ImageTask):
             feat_KD = unit(found.projection(guide.mean_KD))
         cosine_K = (feat_KD * guide.etf_KD).sum(dim=1).tolist()
         return {name: cosine_K[i] for i, name in enumerate(self.class_names) if guide.seen_K[i]}
-
-    def statistics(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> Stats:
-        """The image task's statistics, and the number of evaluated examples by stage."""
-        stats = super().statistics(model, batch, guide)
-        counted_S = self._none_by_stage()
-        counted_S[self._stage_of(guide)] = int((batch[1] != UNLABELLED).sum())
-        return {**stats, "evaluated_S": counted_S}
-
-    def no_statistics(self) -> Stats:
-        """See Task."""
-        return {**super().no_statistics(), "evaluated_S": self._none_by_stage()}
-
-    def check_statistics(self, stats: Stats, announced: int) -> bool:
-        """See Task."""
-        evaluated_S = stats["evaluated_S"]
-        if bool((evaluated_S < 0).any()) or int(evaluated_S.sum()) != int(stats["examples"]):
-            raise ProtocolError("the counts of all stages do not add up to the number of examples")
-        return super().check_statistics(stats, announced)
-
-    def measure(self, stats: Mapping[str, Tensor]) -> dict[str, float]:
-        """The image task's metrics, and `base`, `novel`, `newest` and `harmonic` of `session_metrics.py`."""
-        found = super().measure(stats)
-        if not stats or not int(stats["examples"]):
-            return found
-        stage = self.stages[int(stats["evaluated_S"].nonzero().max())]
-        return found | figures(stats["correct_K"], stats["count_K"], self.stages[0].classes, stage)
-
-    def _none_by_stage(self) -> Tensor:
-        return torch.zeros(len(self.stages), dtype=torch.int64)
-
-    def _stage_of(self, guide: Guide) -> int:
-        classes = self._classes_in(guide)
-        return next(stage.number for stage in self.stages if classes <= stage.classes)
 
 
 def _model(model: nn.Module) -> FewShotModel:
