@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,22 @@ def of_values(**tensors: torch.Tensor) -> RecordDict:
     return RecordDict({"model": arrays.to_record(tensors)})
 
 
+_ROUNDS = itertools.count(1)
+
+
 async def ask(server: Serving, node: str, sent: RecordDict) -> dict[str, torch.Tensor]:
-    """The client's answer over the shipped grid."""
+    """The client's answer over the shipped grid.
+
+    Each question belongs to another round: a client takes one with the same id, while it still waits for the receipt
+    of its last answer, for a repetition.
+    """
     grid = LinkGrid(server.federation, asyncio.get_running_loop())
     found = server.federation.roster.by_name(node)
     assert found
 
     def talk() -> RecordDict:
-        [reply] = grid.send_and_receive([grid.create_message(sent, "train", found.node_id, "1")], timeout=10)
+        message = grid.create_message(sent, "train", found.node_id, str(next(_ROUNDS)))
+        [reply] = grid.send_and_receive([message], timeout=10)
         return reply.content
 
     return arrays.from_record((await asyncio.to_thread(talk))["model"])
