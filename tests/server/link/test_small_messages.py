@@ -44,8 +44,8 @@ _ROUNDS = itertools.count(1)
 async def ask(server: Serving, node: str, sent: RecordDict) -> dict[str, torch.Tensor]:
     """The client's answer over the shipped grid.
 
-    Each question belongs to another round: a client takes one with the same id, while it still waits for the receipt
-    of its last answer, for a repetition.
+    Each question belongs to another round: while a client waits for the receipt of its last answer, it takes a
+    question with the same id for a repetition.
     """
     grid = LinkGrid(server.federation, asyncio.get_running_loop())
     found = server.federation.roster.by_name(node)
