@@ -22,7 +22,7 @@ from fednc.bench.compare import plots
 from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.files import write_atomically
 from fednc.common.process.interrupt import run_until_interrupted
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.server.link.federation import Federation
 from fednc.server.main import Finished, run_server
 from fednc.server.storage.event_log import EventLog
@@ -128,7 +128,7 @@ def parts_of(run: RunConfig) -> int:
 def make_split(run: RunConfig) -> str:
     """Make the split now, so that the clients find its index in the cache. Returns its digest."""
     assert run.split is not None
-    return tasks.get(run).make_split("digits", run.split)
+    return discovery.get(run).make_split("digits", run.split)
 
 
 def _summarise(finished: dict[str, Finished], split_sha256: str, duration_s: float) -> dict[str, Any]:

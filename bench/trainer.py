@@ -26,7 +26,7 @@ from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.device import device_name, pick_device
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.round_guide import guide_at
 from fednc.tasks.vision.backbones import build_backbone
@@ -116,7 +116,7 @@ def _images(task: Task, images: int) -> ImageData:
 def _ours(run: RunConfig, images: int, device: torch.device) -> Callable[[], None]:
     """An epoch of the shipped trainer."""
     torch.manual_seed(0)
-    task = tasks.get(run)
+    task = discovery.get(run)
     model, data = task.build_model().to(device), _images(task, images).to(device)
     frame = draw_frame(task.label_space, run.frame.dim, seed=0)
     guide = guide_at(task, frame.etf_KD, ClassMemory.empty(frame.vertices, frame.dim), 1).to(device)
@@ -144,7 +144,7 @@ def _plain(run: RunConfig, images: int, device: torch.device, *, replayed: bool)
     torch.manual_seed(0)
     options = ImageOptions.model_validate({k: v for k, v in run.task.model_dump().items() if k != "name"})
     model = _Plain(options, run.frame.dim).to(device)
-    section, data = run.train, _images(tasks.get(run), images).to(device)
+    section, data = run.train, _images(discovery.get(run), images).to(device)
     half = section.precision == "bf16"
     optimiser = torch.optim.SGD(
         model.parameters(),

@@ -37,12 +37,12 @@ def command(
     ] = "",
 ) -> None:
     """Validate a run file and data without a server: decodes every image, shows all errors at once."""
-    from fednc.common.tasks import discovery as tasks
+    from fednc.common.tasks import discovery
     from fednc.common.tasks.api import Part
 
     run = read_run_file(run_file)
     chosen = parse_partition(partition)
-    task = tasks.get(run)
+    task = discovery.get(run)
     found, errors = _collected(
         lambda: _the_run(task),
         lambda: (

@@ -17,7 +17,7 @@ from fednc.bench.compare.plan import Comparison
 from fednc.common.config.run import parse_run
 from fednc.common.errors import ConfigError
 from fednc.common.files import write_atomically
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Task, TaskData
 
 _SUBSET_SEED = 0  # which examples of a larger data set: the same for every comparison
@@ -46,7 +46,7 @@ def prepare(plan: Comparison, places: dict[str, str], folder: Path) -> tuple[Pre
     # With the method of a variant: not every task works with the default one.
     method = {**plan.run.get("method", {}), **plan.variants[0].method}
     run = parse_run({**plan.run, "method": method}, source=plan.name)
-    task = tasks.get(run.model_copy(update={"split": None}))
+    task = discovery.get(run.model_copy(update={"split": None}))
     spec = _spec(plan.data.source, places)
     train = _subset(task.load_train(spec, None, None), plan.data.train_examples, f"{spec}: training")
     test = _subset(task.load_test(spec), plan.data.test_examples, f"{spec}: test")

@@ -19,7 +19,7 @@ from fednc.common.config.run import RunConfig
 from fednc.common.device import pick_device
 from fednc.common.errors import DivergedError, QuorumError
 from fednc.common.learning.neural_collapse import METRICS
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.round_guide import guide_at
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun
@@ -101,7 +101,7 @@ def _alignment(training: FederatedRun) -> dict[str, list[str]]:
 
 
 def _placed(run: RunConfig, data: Path) -> RunConfig:
-    test = run.evaluate.test.replace(DATA, tasks.get(run).packed_spec(data))
+    test = run.evaluate.test.replace(DATA, discovery.get(run).packed_spec(data))
     return run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test": test})})
 
 

@@ -21,8 +21,7 @@ from fednc.client.link.channel import Credentials
 from fednc.client.link.link import Link, LinkConfig
 from fednc.common import flower_adapter
 from fednc.common.process.collector import spare_what_is_loaded
-from fednc.common.wire import arrays
-from fednc.common.wire import update_codec as codec
+from fednc.common.wire import arrays, update_codec
 from fednc.common.wire.records import record_of
 from fednc.protos import federation_pb2 as pb
 
@@ -58,7 +57,7 @@ class NoopHost:
         before, after = (record_of(one.content, noop_app.MODEL, ArrayRecord) for one in (message, reply))
         if before and after:
             state, reference = arrays.from_record(after), arrays.from_record(before)
-            reply.content[noop_app.MODEL], _ = codec.encode_update(state, reference, self._codec, {})
+            reply.content[noop_app.MODEL], _ = update_codec.encode_update(state, reference, self._codec, {})
         return reply
 
     def leave(self) -> None:

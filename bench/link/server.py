@@ -25,7 +25,7 @@ from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame
 from fednc.common.learning.memory_controls import Memories
 from fednc.common.process.collector import spare_what_is_loaded
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.waiting import Deadline, wait_until
 from fednc.common.wire.update_codec import CODECS
 from fednc.server.link.federation import Federation
@@ -101,7 +101,7 @@ def measure(grid: LinkGrid, port: int, run: RunConfig, row: dict[str, Any]) -> d
 
 
 def _strategy(run: RunConfig, params: int) -> FrameStrategy:
-    task = tasks.get(run)
+    task = discovery.get(run)
     frame = draw_frame(task.label_space, run.frame.dim, seeds.derive(run.seed, "frame"))
     model = {key: torch.from_numpy(value) for key, value in noop_app.initial_model(params).items()}
     state = GlobalState(model=model, memories=Memories.all_from(ClassMemory.empty(frame.vertices, frame.dim)))

@@ -26,7 +26,7 @@ from fednc.client.link.work_hooks import CURRENT, Hooks
 from fednc.common import flower_adapter, seeds
 from fednc.common.config.run import RunConfig
 from fednc.common.learning.class_memory import ClassMemory
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.wire import arrays, messages
 from fednc.common.wire.messages import Instruction
 from fednc.protos import federation_pb2 as pb
@@ -142,7 +142,7 @@ def _time_a_batch(host: Host, welcome: pb.Welcome) -> float:
 def _first_instruction(welcome: pb.Welcome) -> Message:
     """What the server would send in round 1, with a model and a frame made here."""
     run = RunConfig.model_validate_json(welcome.run_json)
-    task = tasks.get(run)
+    task = discovery.get(run)
     model = task.build_model()
     shared = {key: model.state_dict()[key] for key in task.shared_keys(model)}
     frame = task.frame(seeds.derive(run.seed, "frame"))

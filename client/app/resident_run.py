@@ -19,7 +19,7 @@ from fednc.common import seeds
 from fednc.common.config.run import RunConfig
 from fednc.common.device import pick_device
 from fednc.common.errors import ConfigError, DataError
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Part, Task, TaskData
 from fednc.common.tasks.stages import Stage
 
@@ -123,7 +123,7 @@ def forget(context: Context) -> None:
 
 def _load(context: Context, run: RunConfig) -> Resident:
     settings = context.node_config
-    task = tasks.get(run)
+    task = discovery.get(run)
     device = pick_device(str(settings.get("device", "auto")))
     data = task.load_train(_data_spec(context), _part(context, run), run.split)
     node = _name(context)

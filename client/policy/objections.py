@@ -16,7 +16,7 @@ from fednc.client.policy.rules import Policy
 from fednc.common.config.run import RunConfig
 from fednc.common.initialise import messages
 from fednc.common.methods import registry
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import (
     DATA,
@@ -117,7 +117,7 @@ def to_holdings(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterato
     floor = policy.floor
     if policy.allow.evaluation and held.held_out < floor.held_out:
         yield Objection("examples", f"{held.held_out} examples held out; floor.held_out = {floor.held_out}")
-    if not policy.allow.data_sums and tasks.get(run).no_data_sums():
+    if not policy.allow.data_sums and discovery.get(run).no_data_sums():
         yield Objection("data-sums", "the task normalises with sums of the data; allow.data_sums = false")
     few = sum(0 < count < floor.sum_examples for count in held.class_counts)
     if policy.allow.class_sums and run.method.uses_memory and few:

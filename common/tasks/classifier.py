@@ -13,7 +13,7 @@ import zipfile
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,15 +40,6 @@ class ClassifierOptions(TaskOptions):
     """The keys of `[task]` that every classifier has."""
 
     classes: tuple[str, ...] = ()
-
-
-class LabelledData(Protocol):
-    """The data that a classifier reads: a `TaskData` whose examples have labels."""
-
-    label_N: Tensor
-
-    def select(self, index: Index) -> Self:
-        """The examples at `index`, in that order."""
 
 
 class ClassifierModel(nn.Module):

@@ -21,8 +21,7 @@ from fednc.common.errors import ConfigError, DataError, ProtocolError, QuorumErr
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.metrics import Stats
-from fednc.common.wire import arrays
-from fednc.common.wire import messages as exchange
+from fednc.common.wire import arrays, messages
 from fednc.common.wire.messages import DATA_SUMS, Instruction
 from fednc.server.aggregation.total_sums import TotalSums
 from fednc.server.rounds.global_state import GlobalState
@@ -88,7 +87,7 @@ def add_data_sums(strategy: FrameStrategy, model: nn.Module, grid: Grid) -> None
 def _ask(strategy: FrameStrategy, grid: Grid) -> _Answers:
     """The answers of all clients. A client that fails is asked again only while too few have answered."""
     answers, replies = _Answers(TotalSums(strategy.task.no_data_sums())), strategy.replies
-    content = exchange.instruction_content(Instruction.under(strategy.run, 1))
+    content = messages.instruction_content(Instruction.under(strategy.run, 1))
     timeout_s = strategy.run.rounds.deadline_s
     for _ in range(_TRIES):
         counted = strategy.clients.examples([*strategy.holders(grid), *answers.nodes])

@@ -22,7 +22,7 @@ from fednc.common.config.run import parse_run, read_run_file
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame
 from fednc.common.model_export import export, load
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.api import add_stats
 from fednc.common.tasks.metrics import Stats
 
@@ -115,7 +115,7 @@ def test_init_comments_show_the_defaults(kind: str) -> None:
     optional = re.compile(r"^# \[(\[sessions\]|split)\].*?(?=^\[)", re.MULTILINE | re.DOTALL)
     spelled_out = re.sub(r"^# (\w+ = )", r"\1", optional.sub("", text), flags=re.MULTILINE)
     assert len(tomllib.loads(spelled_out)["train"]) > len(tomllib.loads(text)["train"])
-    given, full = (tasks.get(parse_run(tomllib.loads(each))) for each in (text, spelled_out))
+    given, full = (discovery.get(parse_run(tomllib.loads(each))) for each in (text, spelled_out))
     assert given.options == full.options
     assert run.method == full.run.method
     assert run.model_copy(update={"task": None}).digest == full.run.model_copy(update={"task": None}).digest
@@ -139,14 +139,14 @@ def colour_npz(path: Path, classes: list[str], images: int = 12, size: int = 8) 
 def test_init_reads_classes_and_shape_from_the_data() -> None:
     colour_npz(Path("a.npz"), ["ape", 'bat "fruit"', "çat"])
     fednc("init", "npz", "--data", "npz:a.npz")
-    options = tasks.get(read_run_file(Path("run.toml"))).options.model_dump()
+    options = discovery.get(read_run_file(Path("run.toml"))).options.model_dump()
     assert (options["classes"], options["size"], options["channels"]) == (("ape", 'bat "fruit"', "çat"), 8, 3)
     fednc("check", "run.toml", "--data", "npz:a.npz")
     for name in ("dog", "eel"):
         Path("train", name).mkdir(parents=True)
         Image.new("L", (20, 30)).save(Path("train", name, "1.png"))
     fednc("init", "folder", "--data", "folder:.", "--force")
-    options = tasks.get(read_run_file(Path("run.toml"))).options.model_dump()
+    options = discovery.get(read_run_file(Path("run.toml"))).options.model_dump()
     assert (options["classes"], options["size"], options["channels"]) == (("dog", "eel"), 20, 1)
     fednc("check", "run.toml", "--data", "folder:.")
 
@@ -171,7 +171,7 @@ def test_check_accounts_for_every_example_of_the_split() -> None:
 def test_check_counts_the_parameters_of_the_model_and_reads_the_test_data() -> None:
     fednc("check", DIGITS, "--json", "found.json")
     found = json.loads(Path("found.json").read_text())
-    model = tasks.get(read_run_file(Path(DIGITS))).build_model()
+    model = discovery.get(read_run_file(Path(DIGITS))).build_model()
     assert found["model_parameters"] == sum(value.numel() for value in model.parameters())
     assert found["test"]["examples"] == sum(found["test"]["count"].values()) == 360
 
@@ -206,7 +206,7 @@ def finished_run(folder: Path, classes: list[str], readout: str = "blend") -> No
             "evaluate": {"batch": 5},
         }
     )
-    task = tasks.get(run)
+    task = discovery.get(run)
     torch.manual_seed(0)
     frame = draw_frame(task.label_space, run.frame.dim, seed=0)
     memory = ClassMemory.empty(task.label_space, run.frame.dim)

@@ -7,7 +7,7 @@ import torch
 from fednc.common.config.run import parse_run
 from fednc.common.learning.frame import draw_frame
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.tasks.image.task import ImageTask
 from fednc.tasks.vision.dataset import ImageData
 
@@ -18,7 +18,7 @@ DIM = 16
 def make_task(method="fednc", vertices=0, split=None, **options) -> ImageTask:
     task = {"name": "image", "classes": CLASSES, "size": 8, "channels": 1, "width": 8, **options}
     run = {"task": task, "method": {"name": method}, "frame": {"dim": DIM, "vertices": vertices}, "split": split}
-    made = tasks.get(parse_run(run))
+    made = discovery.get(parse_run(run))
     assert isinstance(made, ImageTask)
     return made
 

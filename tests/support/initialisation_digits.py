@@ -16,7 +16,7 @@ from fednc.common.initialise.windows import cut, windows
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Batch, Task, TaskData
 from fednc.common.tasks.round_guide import guide_at
 from fednc.server.rounds.initialisation import draw_with_gain
@@ -36,7 +36,7 @@ class Place:
 
     def __init__(self, run: RunConfig) -> None:
         self.run, self.section = run, run.init
-        self.task: Task = tasks.get(run)
+        self.task: Task = discovery.get(run)
         self.data: TaskData = self.task.load_train("digits", None, None)
         torch.manual_seed(run.seed)
         self.model: nn.Module = self.task.build_model()

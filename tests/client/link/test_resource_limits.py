@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from fednc.client.app.dry_run import dry_run
 from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost, ClientConfig
-from fednc.client.link import resource_limits as bounds
+from fednc.client.link import resource_limits
 from fednc.client.link.channel import open_channel
 from fednc.client.link.link import Host, Link, LinkConfig
 from fednc.client.link.resource_limits import Reserve, attend_for
@@ -103,7 +103,7 @@ def test_a_client_short_of_memory_or_disk_refuses_work(
         async with serving(place.folder, {}) as server:
             _, task = await attend(server, Reserve(IdleHost(), min_free_gib=1.5), hours=1)
             await until(is_ready(server, "a"))
-            monkeypatch.setattr(bounds, "free_bytes", lambda: {"memory": 9 << 30, "disk at /x": 1 << 30})
+            monkeypatch.setattr(resource_limits, "free_bytes", lambda: {"memory": 9 << 30, "disk at /x": 1 << 30})
             batch = hand_out(server, "a")
             await until(lambda: not batch.replies.empty())
             failure = batch.replies.get_nowait().failure
@@ -114,7 +114,7 @@ def test_a_client_short_of_memory_or_disk_refuses_work(
             server.federation.finish("done", failed=False)
             await asyncio.wait_for(task, 5)
 
-    free = bounds.free_bytes()
+    free = resource_limits.free_bytes()
     assert set(free) >= {"memory"}
     assert all(value > 0 for value in free.values())
     asyncio.run(scenario())

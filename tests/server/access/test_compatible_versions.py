@@ -22,7 +22,7 @@ from fednc.common.config.run import parse_run
 from fednc.common.errors import ConfigError, ProtocolError, RefusedError
 from fednc.common.peer_text import SHORT_TEXT
 from fednc.common.plugins import TASKS
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.wire import messages
 from fednc.common.wire.messages import Instruction
 from fednc.protos import federation_pb2 as pb
@@ -150,7 +150,7 @@ def test_an_instruction_names_the_versions_that_are_installed_and_no_path_of_the
         messages.instruction_content(order), run_id="r", dst=5, message_type=messages.TRAIN, group_id="3"
     )
     assert Instruction.of(message) == order
-    assert order.versions == (PACKAGE, f"image/{tasks.task_class('image').version}", "fednc/1")
+    assert order.versions == (PACKAGE, f"image/{discovery.task_class('image').version}", "fednc/1")
     assert "/secret/place" not in order.run_json
 
 
@@ -249,9 +249,9 @@ def test_a_client_limited_to_some_tasks_never_imports_another_whatever_the_run_f
         with pytest.raises(ConfigError, match="--allow-task clinic"):
             host.prepare(pb.Welcome(node_id=1, run_id="r", run_json=sent))
         with pytest.raises(ConfigError, match="'clinic' is not allowed here; allowed: image"):
-            tasks.task_class("clinic")
+            discovery.task_class("clinic")
         assert module not in sys.modules
-        assert tasks.task_class("image").name == "image"
+        assert discovery.task_class("image").name == "image"
     with pytest.raises(ConfigError, match="--allow-task clinic"):
         host.prepare(pb.Welcome(node_id=1, run_id="r", run_json=sent))
     assert module in sys.modules  # so the limit made the difference

@@ -16,7 +16,7 @@ from fednc.common.errors import ConfigError
 from fednc.common.wire.protocol import PROTOCOL
 from fednc.ops.operator_client import OperatorLink
 from fednc.protos import federation_pb2 as pb
-from fednc.server.access import bans as shutout
+from fednc.server.access import bans
 from fednc.server.access.bans import BanList
 from fednc.server.link.nodes import NodeState
 from fednc.server.operations.commands import ReadmitNode
@@ -119,7 +119,7 @@ def test_on_a_full_disk_a_quarantine_holds_but_is_not_saved(
         async with serving(tmp_path, OPEN) as server:
             server.federation.door.keep_in(tmp_path)
             async with attending_by_hand(server.federation, server.listening.port, "bad") as bad:
-                monkeypatch.setattr(shutout, "write_atomically", full)
+                monkeypatch.setattr(bans, "write_atomically", full)
                 await send_rubbish(bad, 2)
                 await until(lambda: of_kind(DiskProblem, server.events))
                 assert (await attend(server, "bad"))[0] is grpc.StatusCode.PERMISSION_DENIED

@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 from fednc.client.app.flower_app import app as fednc_app
 from fednc.common import seeds
 from fednc.common.config.run import RunConfig
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Part, add_stats
 from fednc.common.tasks.evaluation import evaluate
 from fednc.common.tasks.metrics import Stats
@@ -84,7 +84,7 @@ def test_federated_evaluation_equals_the_central_one(grid: str, tmp_path: Path) 
     """The same statistics from the same batches, to the last bit."""
     run = config(rounds={"total": 1})
     result = GRIDS[grid](run, fednc_app, tmp_path)
-    task, model = tasks.get(run), result.task.build_model()
+    task, model = discovery.get(run), result.task.build_model()
     model.load_state_dict(result.state.model)
     guide = guide_at(task, result.frame.etf_KD, result.state.memory, 1)
     stats: Stats = {}

@@ -18,7 +18,7 @@ from fednc.client.app.withheld_sums import sendable
 from fednc.common.config.run import parse_run
 from fednc.common.errors import ConfigError, DataError, QuorumError
 from fednc.common.learning.class_memory import ClassSums
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.class_registry import ClassRegistry
 from fednc.server.rounds.context import Surroundings
 from fednc.server.storage.events import ClassesWithoutMemory, WaitingForClients
@@ -56,17 +56,17 @@ def test_clashes_full_frames_and_empty_sessions_are_refused(names: list[str], co
 
 def test_a_clash_and_a_full_frame_in_the_run_file() -> None:
     with pytest.raises(ConfigError, match="class names '3' exist already"):
-        tasks.get(config(sessions=[{"classes": ["3"]}]))
+        discovery.get(config(sessions=[{"classes": ["3"]}]))
     with pytest.raises(ConfigError, match=r"frame\.vertices = 10 or more"):
-        tasks.get(config(frame={"vertices": 9}))
+        discovery.get(config(frame={"vertices": 9}))
     with pytest.raises(ConfigError, match="name the new classes"):
         config(sessions=[{"rounds": 1}])
     with pytest.raises(ConfigError, match="learns all of its classes at once"):
-        tasks.get(parse_run({"task": {"classes": ["a", "b"]}, "sessions": [{"classes": ["c"]}]}))
+        discovery.get(parse_run({"task": {"classes": ["a", "b"]}, "sessions": [{"classes": ["c"]}]}))
 
 
 def test_clients_with_classes_in_another_order_are_mapped_by_name(tmp_path: Path) -> None:
-    task = tasks.get(config(split=None))
+    task = discovery.get(config(split=None))
     order = ["9", "3", "0", "6"]
     data = task.load_train(f"npz:{write_npz(tmp_path / 'a.npz', [0, 3, 6, 9], order, each=7)}", None, None)
     assert data.count_K.tolist() == [7, 0, 0, 7, 0, 0, 7, 0, 0, 7, 0, 0]
@@ -124,7 +124,7 @@ def test_a_client_cannot_change_the_memory_of_other_classes() -> None:
     from fednc.common.wire.messages import EXAMPLES, METRICS, SUMS, sums_record
     from fednc.server.rounds.reply_contents import sums_in
 
-    task = tasks.get(config())
+    task = discovery.get(config())
     sums = ClassSums.zeros(12, task.memory_dim)
     sums.count_K[3] = 5
     content = RecordDict({SUMS: sums_record(sums), METRICS: MetricRecord({EXAMPLES: 10})})

@@ -18,7 +18,7 @@ from fednc.common.config.tables import TrainSection
 from fednc.common.errors import DivergedError, RunFailedError
 from fednc.common.methods import registry
 from fednc.common.methods.api import Method, NoOptions, ServerRound
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.wire import records
 from fednc.common.wire.messages import TRAIN
@@ -121,7 +121,7 @@ def test_running_statistics_are_averaged_and_parameters_are_stepped(name: str, t
 
 
 def test_tensors_that_a_task_aggregates_in_another_way_are_not_stepped() -> None:
-    task = tasks.get(config(method={"name": "fedadam"}))
+    task = discovery.get(config(method={"name": "fedadam"}))
     model = task.build_model()
     every = task.stepped_keys(model)
     for key, kind in zip(sorted(every), [kind for kind in Aggregation if kind != Aggregation.MEAN], strict=False):
@@ -141,7 +141,7 @@ def test_a_step_is_given_the_robust_mean(robust: str, tmp_path: Path) -> None:
 
 def steps_of(model: nn.Module, **method: Any) -> MethodSteps:
     run = config(method=method)
-    return MethodSteps(run.method.parts, tasks.get(run).stepped_keys(model))
+    return MethodSteps(run.method.parts, discovery.get(run).stepped_keys(model))
 
 
 def reached(steps: MethodSteps, mean: dict[str, torch.Tensor], **other: Any) -> ServerRound:

@@ -27,7 +27,7 @@ from fednc.common.initialise.messages import GRADIENT, INIT, ORDER, SCALE, Order
 from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame
-from fednc.common.tasks import discovery as tasks
+from fednc.common.tasks import discovery
 from fednc.common.wire import arrays
 from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import MEMORY, Instruction
@@ -68,7 +68,7 @@ def see_through(run: RunConfig) -> nn.Module:
     Convolutions of stride 2 move two by two pixels into channels, the others copy their input.
     """
     torch.manual_seed(0)
-    model = tasks.get(run).build_model()
+    model = discovery.get(run).build_model()
     state = model.state_dict()
     with torch.no_grad():
         for key in state:
@@ -105,7 +105,7 @@ def content_of(
     run: RunConfig, server_round: int = 1, *, wants_sums: bool = False, model: nn.Module | None = None
 ) -> RecordDict:
     """The content of any instruction."""
-    task, model = tasks.get(run), model or see_through(run)
+    task, model = discovery.get(run), model or see_through(run)
     frame = draw_frame(task.label_space, run.frame.dim, 0, run.frame.kind)
     return exchange.instruction_content(
         Instruction(run_json=run.model_dump_json(), server_round=server_round, wants_sums=wants_sums),
@@ -162,7 +162,7 @@ def gradient_content(run: RunConfig, iteration: int) -> RecordDict:
 
 def layout_of(run: RunConfig) -> Layout:
     model = see_through(run)
-    return Layout.of(model, tasks.get(run).shared_keys(model))
+    return Layout.of(model, discovery.get(run).shared_keys(model))
 
 
 def image_from_gradient(run: RunConfig, unit_N: Tensor) -> np.ndarray[Any, Any]:
