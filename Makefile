@@ -45,10 +45,11 @@ test-flower-next: $(STAMP)  ## the contract with Flower apps on the other versio
 	$(NEXT)/bin/python -c "import flwr; assert flwr.__version__ == '$(NEXT_FLOWER)', flwr.__version__"
 	$(NEXT)/bin/python -m pytest -q tests/flower/contract tests/server/foreign/test_foreign_server.py tests/client/foreign/test_foreign_process.py
 
-check: $(STAMP) .types  ## format, lint, strict types
+check: $(STAMP) .types  ## format, lint, strict types, shell scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p fednc
+	$(BIN)/shellcheck $$(git ls-files '*.sh') .ci/run .ci/pythons
 
 format: $(STAMP)  ## rewrite all files in the project's format
 	$(BIN)/ruff format .

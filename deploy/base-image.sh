@@ -16,7 +16,7 @@ work=$(mktemp -d)
 mount -t tmpfs -o mode=0755,size=1g fednc-base "$work" 2>/dev/null && mounted=1 || mounted=
 trap '[ -z "$mounted" ] || umount "$work"; rm -rf --one-file-system "$work"' EXIT
 
-debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$work/root" ${MIRROR:-} \
+debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$work/root" ${MIRROR:+"$MIRROR"} \
   >"$work/log" 2>&1 || { tail -20 "$work/log" >&2; exit 1; }
 (cd "$work/root" && rm -rf var/cache/apt/archives/*.deb var/lib/apt/lists/* usr/share/{doc,man,locale}/*)
 tar --numeric-owner -C "$work/root" -c . | docker import --change 'CMD ["python3"]' - "$name" >/dev/null

@@ -41,6 +41,7 @@ build() {
   done
 }
 
+# shellcheck disable=SC2329 # the trap below calls it
 clean_up() {
   "${compose[@]}" down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1 || true
   rm -f "$log"

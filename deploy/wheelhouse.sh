@@ -38,4 +38,4 @@ rm -rf wheelhouse
 mkdir wheelhouse
 mv "$work"/wheels/*.whl wheelhouse/
 printf '%s\n' "$wanted" >wheelhouse/.made-of
-echo "wheelhouse: $(ls wheelhouse | wc -l) wheels, $(du -sm wheelhouse | cut -f1) MiB"
+echo "wheelhouse: $(find wheelhouse -name '*.whl' | wc -l) wheels, $(du -sm wheelhouse | cut -f1) MiB"
