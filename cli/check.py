@@ -136,8 +136,12 @@ def _the_data(task: Task, spec: str, part: Part | None) -> Found:
 
 
 def _described(task: Task, spec: str, data: TaskData) -> Found:
-    counts = dict(zip(task.class_names, data.count_K.tolist(), strict=False))
-    return {"spec": spec, "examples": data.examples, "count": counts, "notes": list(data.notes)}
+    counts = {
+        title: dict(zip(task.class_names, count_K.tolist(), strict=False))
+        for title, count_K in data.counts.items()
+    }
+    first = next(iter(counts.values()))
+    return {"spec": spec, "examples": data.examples, "count": first, "counts": counts, "notes": list(data.notes)}
 
 
 def _show_notes(described: Found) -> None:
@@ -164,9 +168,12 @@ def _class_rows(found: Found) -> list[list[Any]]:
 
 
 def _show_counts(task: Task, columns: dict[str, Found]) -> None:
+    """A table: a row for each class, a column for each data and each count of it."""
+    found = [(name, title, each) for name, each in columns.items() for title in each["counts"]]
+    heads = [name if title == "examples" else f"{name}: {title}" for name, title, _ in found]
     rows: list[list[object]] = [
-        [name, *(each["count"][name] for each in columns.values())] for name in task.class_names
+        [name, *(each["counts"][title][name] for _, title, each in found)] for name in task.class_names
     ]
-    rows.append(["total", *(each["examples"] for each in columns.values())])
+    rows.append(["total", *(each["examples"] for _, _, each in found)])
     title, first = ("examples of each class", "class") if task.class_names else ("examples", "")
-    show_table(title, [first, *columns], rows)
+    show_table(title, [first, *heads], rows)

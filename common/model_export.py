@@ -110,6 +110,7 @@ def export(
     Args:
         class_names: the classes that the model knows; None: all classes of the task.
     """
+    model = task.inference_model(model)
     state = model.state_dict()
     tensors = {
         **{f"model.{key}": state[key] for key in task.shared_keys(model)},
@@ -151,7 +152,7 @@ def load(path: Path | str) -> ExportedModel:
             f"{folder}: made by version {manifest.task_version} of task {task.name!r}, but version "
             f"{task.version} is installed. Use the version of fednc that made it."
         )
-    model = task.build_model()
+    model = task.inference_model(task.build_model())
     try:
         model.load_state_dict({**model.state_dict(), **_under("model.", tensors)})
         frame = Frame.without_vertices(task.run.frame.dim)

@@ -35,6 +35,10 @@ class Variant(Section):
     method: Values = Field(description="keys of [method] of the run file")
     frame: Values = Field(default_factory=dict, description="keys of [frame] of the run file")
     init: Values = Field(default_factory=dict, description="keys of [init]; they override the setting's")
+    task: Values = Field(
+        default_factory=dict,
+        description="keys of [task] that say how the task trains, such as the weight of a loss; not its data",
+    )
     rate_like: str = Field(
         "",
         description="variant whose learning rates it uses, for variants that differ in one line; empty: tuned",
@@ -239,6 +243,7 @@ def _row(
             "frame": variant.frame,
             "train": {"lr": lr},
             **({"init": variant.init} if variant.init else {}),
+            **({"task": variant.task} if variant.task else {}),
             "split": {"seed": seed},
             "evaluate": {"test": DATA},
         },

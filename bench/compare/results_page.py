@@ -177,6 +177,7 @@ def _variants(variants: Sequence[Variant], run: Mapping[str, Any]) -> Iterator[s
     common = {"method": run.get("method", {})}
     for variant in variants:
         tables = {"method": {**common["method"], **variant.method}, "frame": variant.frame, "init": variant.init}
+        tables |= {"task": variant.task}
         keys = [
             f"`{table}.{key} = {json.dumps(value)}`" for table, v in tables.items() for key, value in v.items()
         ]

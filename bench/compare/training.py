@@ -73,7 +73,7 @@ class HistoryOfReadOut:
 
     def __init__(self, run: RunConfig, training: FederatedRun) -> None:
         self._run, self._training = run, training
-        self.history = History(primary=training.task.primary)
+        self.history = History(primary=training.task.primary, shown=training.task.summary_metrics)
 
     def take(self, record: RoundRecord) -> None:
         """Evaluate the model of the round that just ended. `record` already has the geometry of its features."""

@@ -70,8 +70,25 @@ class TaskData(ABC):
 
     @property
     def count_K(self) -> Tensor:
-        """int64 [K]: examples of each class of the label space; shape [0] for a task without classes."""
+        """int64 [K]: members of each class of the label space; shape [0] for a task without classes.
+
+        Members are what sums of features are made of: examples, or parts of them (`Task.members_per_example`).
+        """
         return torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def having_K(self) -> Tensor:
+        """int64 [K]: examples that have at least one member of each class.
+
+        A class that fewer than `min_sum_examples` examples have is left out of sums of features. It differs from
+        `count_K` only where one example has many members of classes, as a picture has pixels.
+        """
+        return self.count_K
+
+    @property
+    def counts(self) -> Mapping[str, Tensor]:
+        """What `fednc check` shows of each class, int64 [K] by title: by default the number of examples."""
+        return {"examples": self.count_K}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,6 +152,8 @@ class Task(ABC):
     Options: ClassVar[type[TaskOptions]]
     metrics: ClassVar[tuple[Metric | type[Metric], ...]]
     Split: ClassVar[type[SplitSection]] = SplitSection  # model of [split]; derive from it to add tables
+    # Further test metrics that summary.json and comparisons show, beside the primary one.
+    summary_metrics: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, run: RunConfig) -> None:
         """Check `[task]` of the run file.
@@ -210,6 +229,14 @@ class Task(ABC):
     def memory_dim(self) -> int:
         """Width of the class memory; 0 for a task without classes."""
         return 0
+
+    @property
+    def members_per_example(self) -> int:
+        """The most members of classes that one example has: 1, or for a class per pixel a number of pixels.
+
+        The server refuses counts of classes that add up to more than this times the examples.
+        """
+        return 1
 
     @property
     def min_sum_examples(self) -> int:
@@ -424,11 +451,32 @@ class Task(ABC):
     def outputs(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, Tensor]:
         """For the metrics: (outputs of the model [B, ...], targets [B, ...]) of examples with a known target."""
 
+    def inference_model(self, model: nn.Module) -> nn.Module:
+        """The part of `model` that prediction needs, with the same keys; it is exported. By default all of it.
+
+        `model` itself must not change.
+        """
+        return model
+
     def predict(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
         """Output of an exported model for preprocessed inputs [B, ...]."""
         del guide
         output: Tensor = model(inputs)
         return output
+
+    def described(self, output: Tensor) -> list[dict[str, Any]]:
+        """For `fednc predict`: JSON values by name for each example of a batch, from the result of `predict`."""
+        return [{"value": value} for value in output.float().tolist()]
+
+    def prediction_files(self, batch: Batch, output: Tensor, names: Sequence[str]) -> Mapping[str, bytes]:
+        """For `fednc predict --out`: files to show to users, by name, for a batch; by default none.
+
+        Args:
+            output: the result of `predict` for the batch.
+            names: where each of its examples came from.
+        """
+        del batch, output, names
+        return {}
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
         """Files to show to users, by name, made from the server's own test data; by default none.

@@ -273,6 +273,12 @@ class ClassifierTask(Task):
         """The scores [B, K]."""
         return self.scores(model, inputs, guide)
 
+    def described(self, output: Tensor) -> list[dict[str, Any]]:
+        """The predicted class of each example, and the softmax of its score as the confidence."""
+        confidence_B, class_B = output.float().softmax(dim=1).max(dim=1)
+        pairs = zip(class_B.tolist(), confidence_B.tolist(), strict=True)
+        return [{"class": self.class_names[number], "confidence": confidence} for number, confidence in pairs]
+
     def outputs(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, Tensor]:
         """(scores [B, K], labels [B]) of the labelled examples."""
         known_B = batch[1] != UNLABELLED

@@ -104,9 +104,10 @@ class ReplyForm:
 
 @dataclass(frozen=True)
 class ReplySchema:
-    """The form of replies by message type, and the number of classes."""
+    """The form of replies by message type, the number of classes, and the most members of them in an example."""
 
     label_space: int
+    members_per_example: int
     forms: Mapping[str, ReplyForm]
 
     @classmethod
@@ -145,6 +146,7 @@ class ReplySchema:
         additions = {EXTRA: _layout(extra)} if extra else {}
         return cls(
             label_space=task.label_space,
+            members_per_example=task.members_per_example,
             forms={
                 TRAIN: ReplyForm(required={MODEL: weights, **additions}, optional={SUMS: sums["local"]}),
                 HELLO: ReplyForm(),

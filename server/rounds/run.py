@@ -105,7 +105,7 @@ class FederatedRun:
             kept=steps.kept({key: shared[key] for key in keys if key in steps.stepped}),
         )
         self.stage: Stage = self.task.stage(1)
-        self.history = History(primary=self.task.primary)
+        self.history = History(primary=self.task.primary, shown=self.task.summary_metrics)
         self.evaluation = self._central_evaluation(model)
 
     def _central_evaluation(self, model: torch.nn.Module) -> CentralEvaluation | None:
@@ -220,7 +220,7 @@ class FederatedRun:
             completed=checkpoint.round,
         )
         self.opened, self._changed = checkpoint.opened, checkpoint.changed
-        self.history = History.from_json(checkpoint.history, self.task.primary)
+        self.history = History.from_json(checkpoint.history, self.task.primary, self.task.summary_metrics)
         self._good = self.state.snapshot()
         if checkpoint.classes:
             self._recall(ClassRegistry.from_json(checkpoint.classes))

@@ -294,7 +294,8 @@ class FrameStrategy(Strategy):
         def question() -> RecordDict:
             return messages.instruction_content(self._instruction(server_round))
 
-        self.clients.get_to_know(nodes, server_round, grid, question, self.task.label_space)
+        known, each = self.task.label_space, self.task.members_per_example
+        self.clients.get_to_know(nodes, server_round, grid, question, known, each)
 
     def _end_exchange(self, server_round: int, asked: Collection[int]) -> None:
         """Raises DivergedError if most answers have values that are not finite."""
