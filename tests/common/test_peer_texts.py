@@ -30,6 +30,7 @@ from fednc.common.wire import failure_reasons
 from fednc.server.storage.event_log import EventLog, NodeEvents, older_first
 from fednc.server.storage.events import DataNote, NodePaused, NodeUnfit, RunResumed
 from fednc.tasks.vision.sources import files
+from fednc.common.tasks.data_spec import parse_spec
 from fednc.tasks.vision.sources.arrays import load_arrays
 
 NASTY = ["a\nb", "\x1b[2J", "\x9b2J", "[link=file:///x]y[/link]", "[/x]", "\u202egpj", "\u2028x", "\ud800", "\r\t"]
@@ -180,14 +181,14 @@ def test_an_npz_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path:
             member.write(bytes(1 << 20))
     assert path.stat().st_size < 1 << 20
     with pytest.raises(DataError, match="would take 200 MiB"):
-        load_arrays(str(path))
+        load_arrays(parse_spec(f"npz:{path}"))
     lies = tmp_path / "lies.npz"
     with zipfile.ZipFile(lies, "w") as archive, archive.open("x_train.npy", "w") as member:
         np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": (1 << 40,)})
     with pytest.raises(DataError, match="would take"):
-        load_arrays(str(lies))
+        load_arrays(parse_spec(f"npz:{lies}"))
     np.savez_compressed(tmp_path / "fine.npz", x_train=np.zeros((1000, 8, 8), np.uint8))
-    assert load_arrays(str(tmp_path / "fine.npz"))["x_train"].shape == (1000, 8, 8)
+    assert load_arrays(parse_spec(f"npz:{tmp_path / 'fine.npz'}"))["x_train"].shape == (1000, 8, 8)
 
 
 def test_postscript_is_refused_under_any_suffix(tmp_path: Path) -> None:
