@@ -48,9 +48,9 @@ def compare(
         done += rounds
         progress(done / total)
 
-    tuned = run_rows(tuning, for_tuning.path, bench, count)
+    tuned = run_rows(tuning, for_tuning, bench, count)
     rates = choose_rates(tuned)
-    final = run_rows(final_rows(plan, rates, for_report.sha256), for_report.path, bench, count)
+    final = run_rows(final_rows(plan, rates, for_report.sha256), for_report, bench, count)
     archive_runs(bench.folder)
     compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
     _write(compared, bench)

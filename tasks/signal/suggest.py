@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from fednc.common.errors import DataError
@@ -13,7 +16,7 @@ from fednc.common.tasks.data_spec import DataSpec
 from fednc.tasks.signal.options import SignalOptions
 from fednc.tasks.signal.sources import arrays, recordings
 from fednc.tasks.signal.sources.select import parse_data, read
-from fednc.tasks.signal.sources.tables import numbers, read_table
+from fednc.tasks.signal.sources.tables import Table, numbers, read_table
 
 _MOST_CLASSES = 1024
 _WINDOW = 128  # samples; the owner may choose another length
@@ -33,7 +36,7 @@ def suggest(text: str) -> Suggestion:
     return Suggestion(options, (*found.notes, *notes))
 
 
-def _of_arrays(spec: DataSpec) -> dict[str, object]:
+def _of_arrays(spec: DataSpec) -> dict[str, Any]:
     found = arrays.load(spec)
     signal, label = spec.columns.get("signal", "x_train"), spec.columns.get("label", "y_train")
     for name in (signal, label):
@@ -50,7 +53,7 @@ def _of_arrays(spec: DataSpec) -> dict[str, object]:
     return {"classes": classes, "channels": channels, "window": values.shape[1]}
 
 
-def _of_recordings(spec: DataSpec) -> dict[str, object]:
+def _of_recordings(spec: DataSpec) -> dict[str, Any]:
     files, _ = recordings.find_files(spec, "train")
     label = spec.columns.get("label")
     _, head = read_table(files[0].path, ())
@@ -66,9 +69,9 @@ def _of_recordings(spec: DataSpec) -> dict[str, object]:
     return {"classes": sorted(classes), "channels": channels, "window": max(8, min(_WINDOW, length))}
 
 
-def _is_numeric(table: dict[str, arrays.Array], name: str) -> bool:
+def _is_numeric(table: Table, name: str) -> bool:
     try:
-        numbers(table, [name], recordings.Path(name))
+        numbers(table, [name], Path(name))
     except DataError:
         return False
     return True

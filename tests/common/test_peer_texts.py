@@ -26,11 +26,11 @@ from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.peer_text import one_line
 from fednc.common.process.log_format import OneLineFormatter
+from fednc.common.tasks.data_spec import parse_spec
 from fednc.common.wire import failure_reasons
 from fednc.server.storage.event_log import EventLog, NodeEvents, older_first
 from fednc.server.storage.events import DataNote, NodePaused, NodeUnfit, RunResumed
 from fednc.tasks.vision.sources import files
-from fednc.common.tasks.data_spec import parse_spec
 from fednc.tasks.vision.sources.arrays import load_arrays
 
 NASTY = ["a\nb", "\x1b[2J", "\x9b2J", "[link=file:///x]y[/link]", "[/x]", "\u202egpj", "\u2028x", "\ud800", "\r\t"]

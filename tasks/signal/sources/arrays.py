@@ -101,9 +101,10 @@ def _scale(arrays: dict[str, Array], spec: DataSpec, window_NTC: Array) -> list[
         values = np.atleast_1d(_pick(arrays, name, spec).astype(np.float64))
         if values.shape not in ((1,), (window_NTC.shape[2],)) or not np.isfinite(values).all():
             raise DataError(
-                f"{spec.source}: {name} must be one finite number, or one for each of {window_NTC.shape[2]} channels"
+                f"{spec.source}: {name} must be one finite number, or one for each of the "
+                f"{window_NTC.shape[2]} channels"
             )
-        return values.tolist()
+        return [float(value) for value in values]
     return []
 
 
@@ -117,7 +118,8 @@ def _labels(
         labels = labels[:, 0]
     if labels.shape != (count,) or labels.dtype.kind not in "iuUS":
         raise DataError(
-            f"{spec.source}: {name} is {labels.dtype} {list(labels.shape)}, expected whole numbers or names [{count}]"
+            f"{spec.source}: {name} is {labels.dtype} {list(labels.shape)}, expected whole numbers or "
+            f"names [{count}]"
         )
     if labels.dtype.kind in "US":
         return tuple(map(str, labels.astype(str).tolist()))
@@ -126,8 +128,8 @@ def _labels(
         return tuple(map(str, labels.tolist()))
     if count and not 0 <= labels.min() <= labels.max() < len(names):
         raise DataError(
-            f"{spec.source}: {name} has labels {labels.min()} to {labels.max()}, but there are {len(names)} names, "
-            f"for labels 0 to {len(names) - 1}: {', '.join(names)}"
+            f"{spec.source}: {name} has labels {labels.min()} to {labels.max()}, but the {len(names)} names "
+            f"are for labels 0 to {len(names) - 1}: {', '.join(names)}"
         )
     return tuple(names[int(label)] for label in labels)
 

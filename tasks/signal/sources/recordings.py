@@ -1,7 +1,7 @@
 """Finds recordings in CSV or parquet files, labels them, and cuts them into windows.
 
-Called by `select.py`. The label of a recording is the name of its folder, or is in a file `labels.csv` beside it, or
-each sample has one in a column. Hidden files are ignored; everything else that is not used is counted and said.
+Called by `select.py`. The label of a recording is the name of its folder, or is in a file `labels.csv` beside it,
+or each sample has one in a column. Hidden files are ignored; everything else that is not used is counted and said.
 
 Legend: N windows, L samples of a recording, T samples of a window, C channels.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -167,7 +168,7 @@ def _runs(table: Table, spec: DataSpec) -> Iterator[tuple[int, int]]:
         return
     value_L = table[spec.columns["recording"]]
     edges = [0, *(np.flatnonzero(value_L[1:] != value_L[:-1]) + 1).tolist(), length]
-    yield from zip(edges[:-1], edges[1:], strict=True)
+    yield from pairwise(edges)
 
 
 def _cut_run(

@@ -43,7 +43,8 @@ def _numbers_of(values: Array, name: str, path: Path) -> Array:
     except (ValueError, TypeError):
         place, cell = next((i, cell) for i, cell in enumerate(values.tolist()) if not _is_number(cell))
         raise DataError(
-            f"{path}: row {place + 1} of column {name!r} is {cell!r}, expected a number. Fill gaps or cut them out."
+            f"{path}: row {place + 1} of column {name!r} is {cell!r}, expected a number. Fill gaps "
+            "or cut them out."
         ) from None
 
 

@@ -57,7 +57,8 @@ def cut(values_L: Array, window: int, step: int) -> Array:
     """[N, T, ...]: all whole windows of [L, ...], one every `step` samples; N is 0 if it is too short."""
     count = max(0, (len(values_L) - window) // step + 1)
     place_NT = step * np.arange(count)[:, None] + np.arange(window)
-    return values_L[place_NT]
+    windows: Array = values_L[place_NT]
+    return windows
 
 
 def unused_samples(length: int, window: int, step: int) -> int:
