@@ -188,6 +188,10 @@ def _points(value: float, metric: MetricInfo) -> str:
     return f"{100 * value:.1f} points" if metric.unit == PERCENT else f"{value:.4g} {metric.unit}".strip()
 
 
+def _signed(value: float, metric: MetricInfo) -> str:
+    return f"{'+' if value >= 0 else '-'}{_points(abs(value), metric)}"
+
+
 def _for_each_client(compared: Compared, setting: str, ours: Line) -> Iterator[str]:
     """How many clients have a better metric from the federation than from a model of their own."""
     metric = compared.metric
@@ -202,5 +206,5 @@ def _for_each_client(compared: Compared, setting: str, ours: Line) -> Iterator[s
         better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
         yield (
             f"* of {len(gains)} clients {better} have a better model than one that they train alone, and {worse} "
-            f"a worse one; the mean gain is {'+' if fmean(gains) >= 0 else '-'}{_points(abs(fmean(gains)), metric)}"
+            f"a worse one; the mean gain is {_signed(fmean(gains), metric)}"
         )

@@ -30,6 +30,7 @@ class Guide:
         etf_KD: unit rows with pairwise cosine -1/(K-1); frozen, never in an optimiser; on the model's device.
         mean_KD: the class memory v_c (not renormalised: |v_c| <= 1 is its confidence); zero for unseen classes.
         seen_K: bool, the classes that have a memory.
+        class_weight_K: weight of each class in the loss; None: all weigh the same.
         metric_DD: metric for distances to the memory; None: Euclidean.
         count_K: examples of each class that *this client* trains on.
         memory_ramp: factor 0 to 1 on the memory terms of the loss (warm-up).
@@ -50,6 +51,7 @@ class Guide:
     earlier: int = 0
     virtual: int = 0
     metric_DD: Tensor | None = None
+    class_weight_K: Tensor | None = None
 
     def to(self, device: torch.device) -> Guide:
         """The same guide with its tensors on `device`."""

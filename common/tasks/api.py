@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -45,11 +45,16 @@ class TaskOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Keys of `[task]` that fit some data, notes for the user, and whether mean and std were measured."""
+    """Keys of `[task]` that fit some data, notes for the user, and whether mean and std were measured.
+
+    Attributes:
+        tables: further tables of the run file that suit the data, by name, e.g. `train`.
+    """
 
     options: dict[str, Any]
     notes: tuple[str, ...] = ()
     measured: bool = False
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,11 @@ class TaskData(ABC):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was read, and what was left out and why, one sentence each; may be empty."""
+        return ()
+
+    @property
+    def columns(self) -> tuple[Mapping[str, object], ...]:
+        """For data with named columns: what was found in each, as rows of the table that `fednc check` shows."""
         return ()
 
     @abstractmethod
@@ -126,12 +136,14 @@ class Task(ABC):
     sessions.
 
     Attributes:
-        metrics: its metrics; the first is the primary one.
+        metrics: its metrics; the first is the primary one, unless `evaluate.metric` names another.
+        sources: kinds of data specs for which `fednc init KIND` can suggest options.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     takes_sessions: ClassVar[bool] = False  # classes may come later, in [[sessions]]
+    sources: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type[TaskOptions]]
     metrics: ClassVar[tuple[Metric | type[Metric], ...]]
     Split: ClassVar[type[SplitSection]] = SplitSection  # model of [split]; derive from it to add tables
@@ -159,9 +171,15 @@ class Task(ABC):
                 f"method.virtual_share and spread are for tasks that support [[sessions]], but {self.name!r} does "
                 "not: set both to 0"
             )
+        self._check_primary()
         self._check_method()
         check_optimiser(run.train)
         self._check_steps()
+
+    @classmethod
+    def for_run(cls, run: RunConfig) -> Task:
+        """The task of a run. A name whose runs may have classes or not returns the class that fits its keys."""
+        return cls(run)
 
     def _check_steps(self) -> None:
         """Raises ConfigError: a method at work cannot use the run's optimiser, or the task's several."""
@@ -191,8 +209,19 @@ class Task(ABC):
 
     @property
     def primary(self) -> MetricInfo:
-        """The metric that history, status and reports show."""
-        return self.measured_by[0].info
+        """The metric that history, status and reports show: `evaluate.metric`, or the first."""
+        wanted = self.run.evaluate.metric
+        found = {metric.name: metric for metric in self.measured_by}
+        return (found[wanted] if wanted else self.measured_by[0]).info
+
+    def _check_primary(self) -> None:
+        """Raises ConfigError: `evaluate.metric` is no metric of this task."""
+        names = [metric.name for metric in self.measured_by]
+        if self.run.evaluate.metric not in ("", *names):
+            raise ConfigError(
+                f"evaluate.metric: {self.run.evaluate.metric!r} is not a metric of task {self.name!r}, which has "
+                f"{', '.join(names)}"
+            )
 
     # ---- classes and stages: the answers of a task without classes --------------------------------------------
 
@@ -254,6 +283,19 @@ class Task(ABC):
         """Keys of `[task]` that fit the training data at `spec`, for `fednc init`. Raises DataError."""
         del spec
         raise DataError(f"task {cls.name!r} cannot suggest options: write its keys under [task] by hand")
+
+    @classmethod
+    def suggest_with(cls, spec: str, wishes: Mapping[str, Any]) -> Suggestion:
+        """As `suggest_options`, with what the user has decided: options of `fednc init`, by their names.
+
+        Raises:
+            ConfigError: the task cannot use one of them.
+        """
+        if wishes:
+            raise ConfigError(
+                f"--{next(iter(wishes)).replace('_', '-')} is not for task {cls.name!r}: leave it out"
+            )
+        return cls.suggest_options(spec)
 
     @abstractmethod
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:

@@ -8,7 +8,7 @@ Legend: N examples, K label space.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -31,11 +31,13 @@ class TensorData(TaskData):
         tensors: each [N, ...], inputs first.
         names: where each example came from (for `fednc predict`); may be empty.
         notes: what was read and what was left out, to show to users.
+        columns: what was found in each column; see TaskData.
     """
 
     tensors: tuple[Tensor, ...]
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    columns: tuple[Mapping[str, object], ...] = ()
 
     @property
     def examples(self) -> int:

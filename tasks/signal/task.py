@@ -87,18 +87,21 @@ class SignalTask(ClassifierTask):
 
     def no_data_sums(self) -> Stats:
         """See Task."""
-        return self._moments.zeros()
+        return {**super().no_data_sums(), **self._moments.zeros()}
 
     def data_sums(self, data: TaskData, least: int) -> Stats:
         """Count, sum and sum of squares of each channel over all samples of all windows."""
         assert isinstance(data, SignalData)
-        return self._moments.sums(data.tensors[0].reshape(-1, len(self.options.channels)), least)
+        value_MC = data.tensors[0].reshape(-1, len(self.options.channels))
+        return {**super().data_sums(data, least), **self._moments.sums(value_MC, least)}
 
     def check_data_sums(self, sums: Stats, announced: int) -> None:
         """See Task."""
+        super().check_data_sums(sums, announced)
         self._moments.check(sums, announced)
 
     def with_data_sums(self, model: nn.Module, sums: Stats) -> None:
         """Write the mean and deviation of each channel over all clients into the first layer."""
+        super().with_data_sums(model, sums)
         (layer,) = (module for module in model.modules() if isinstance(module, Standardise))
         layer.set(*self._moments.mean_and_deviation(sums))

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fednc.common.tasks.api import TaskOptions
+from fednc.common.tasks.classifier import ClassifierOptions
 
 MIDDLE_GREY = 0.5
 
 
-class ImageOptions(TaskOptions):
+class ImageOptions(ClassifierOptions):
     """Image classification."""
 
     classes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
