@@ -343,7 +343,8 @@ class Task(ABC):
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
         """Both sets as arrays for an .npz file, from which data spec `packed_spec` reads the same sets.
 
-        `fednc compare` needs it: tuning trains on other parts of the data than a client reads.
+        `fednc compare` needs it: tuning trains on other parts of the data than a client reads. It joins the arrays
+        of several clients: those with `train` or `test` as a part of their name have one row for each example.
         """
         del train, test
         raise DataError(

@@ -49,7 +49,8 @@ def read(text: str, purpose: Purpose, options: ImageOptions, test_share: float =
     spec = parse_data(text)
     fault_injection.at("data.read")
     images = _checked(READERS[spec.kind](spec, purpose, options), spec.source, options)
-    return _with_notes(images if images.has_test else _divided(images, purpose, test_share, spec.source), options)
+    images = images if images.has_test else _divided(images, purpose, test_share, spec.source)
+    return _with_notes(images.of_owner(), options)
 
 
 def read_input(text: str, options: ImageOptions, test_share: float = 0.0) -> Images:
@@ -74,11 +75,11 @@ def read_input(text: str, options: ImageOptions, test_share: float = 0.0) -> Ima
         images = files.read_files([path], torch.tensor([UNLABELLED]), options, text)
     images = _checked(images, text, options)
     if images.has_test or bool((images.label_N == UNLABELLED).all()):
-        return images
+        return images.of_owner()
     if test_share > 0:
-        return _divided(images, "test", test_share, text)
+        return _divided(images, "test", test_share, text).of_owner()
     return replace(
-        images,
+        images.of_owner(),
         notes=(
             *images.notes,
             "the data has no test part: these are all of its images, including those trained on",
@@ -99,8 +100,10 @@ def parse_data(text: str) -> DataSpec:
         raise DataError(f"data {text!r}: class-names are for npz and hf; {spec.kind} has its own names")
     if unknown := sorted(set(spec.columns) - {"image", "label"}):
         raise DataError(f"data {text!r}: columns must be image=NAME, label=NAME or both, not {unknown[0]}=...")
-    if spec.columns and spec.kind != "hf":
-        raise DataError(f"data {text!r}: columns are for hf; {spec.kind} has none")
+    if spec.columns and spec.kind not in NAMED:
+        raise DataError(f"data {text!r}: columns are for npz and hf; {spec.kind} has none")
+    if spec.only and spec.kind != "npz":
+        raise DataError(f"data {text!r}: `only` is for npz; {spec.kind} has no columns to choose by")
     return spec
 
 
