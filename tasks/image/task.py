@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection
+from fednc.common.errors import ConfigError
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierTask
 from fednc.common.tasks.tensor_data import UNLABELLED
+from fednc.tasks.vision.augmentations import SHIPPED, Augmentation
 from fednc.tasks.vision.backbones import build_backbone, width_of
 from fednc.tasks.vision.dataset import ImageBatch, ImageData
 from fednc.tasks.vision.options import ImageOptions
@@ -40,6 +43,23 @@ class ImageTask(ClassifierTask):
     Options = ImageOptions
     Split = ImageSplit
     options: ImageOptions
+    augmentations: ClassVar[tuple[type[Augmentation], ...]] = SHIPPED  # that `task.augment` may name
+
+    def __init__(self, run: RunConfig) -> None:
+        super().__init__(run)
+        self._chosen_augmentations = self._augmentations()
+
+    def _augmentations(self) -> tuple[Augmentation, ...]:
+        """Those that `task.augment` lists. Raises ConfigError for a name that the task does not have."""
+        chosen, known = self.options.augment, {each.name: each for each in self.augmentations}
+        if isinstance(chosen, str):
+            return ()
+        if unknown := [name for name in chosen if name not in known]:
+            raise ConfigError(
+                f"task.augment: there is no change called {', '.join(map(repr, unknown))}; choose among "
+                f"{', '.join(known)}"
+            )
+        return tuple(known[name]() for name in chosen)
 
     def backbone(self) -> tuple[nn.Module, int]:
         """The layers that `task.model` names."""
@@ -64,6 +84,7 @@ class ImageTask(ClassifierTask):
             mean_C11=torch.tensor(self.options.mean)[:, None, None],
             std_C11=torch.tensor(self.options.std)[:, None, None],
             augment=purpose == "train" and self.options.augment == "crop-flip",
+            augmentations=self._chosen_augmentations if purpose == "train" else (),
             names=images.names,
             notes=images.notes,
         )

@@ -57,10 +57,14 @@ class ImageOptions(TaskOptions):
         (),
         description="per channel, divides the result; empty: 0.5 for each, or what a model of timm was made for",
     )
-    augment: Literal["none", "crop-flip"] = Field(
+    augment: Literal["none", "crop-flip"] | tuple[str, ...] = Field(
         "none",
         description="`none`: training images unchanged; `crop-flip`: moved by up to an eighth of the size and "
-        "mirrored at random",
+        "mirrored at random; or a list of changes, applied one after the other: `flip`, `crop`, `zoom`, `rotate`, "
+        "`erase`, `colour`, and those of the task's plug-in (docs/images.md)",
+    )
+    resize: bool = Field(
+        False, description="resize arrays (digits, npz) of another size too, as folder and hf images are"
     )
 
     @property
