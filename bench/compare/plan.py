@@ -225,8 +225,9 @@ class Row:
     @property
     def training(self) -> str:
         """sha256 (hex) of all that decides the trained models: rows that share it differ only in the read-out."""
-        trains = self.run.method.trains_with_memory
-        return self._digest({"name"} if trains else {"name", "readout", "memory_source"})
+        method = self.run.method
+        own = method.trains_with_memory or method.readout_needs.needs_ridge  # the memory differs then
+        return self._digest({"name"} if own else {"name", "readout", "memory_source"})
 
     def _digest(self, left_out: set[str]) -> str:
         run = self.run.decisive()

@@ -224,7 +224,7 @@ def _keep(here: Resident, past: Past) -> None:
 
 def _owned(here: Resident, keys: list[str], mine: TaskData) -> dict[str, int]:
     """For the reply: examples that trained each tensor which is averaged over its owners."""
-    by_owner = [key for key in keys if here.task.aggregation(key) == Aggregation.OWNERS]
+    by_owner = [key for key in keys if here.task.combining(key) == Aggregation.OWNERS]
     owned = here.task.owned(mine) if by_owner else {}
     return {f"{OWNED}/{key}": owned[key] for key in by_owner if owned.get(key)}
 

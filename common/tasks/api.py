@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -22,11 +23,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig, explain
-from fednc.common.config.tables import SplitSection, TrainSection
+from fednc.common.config.tables import InitSection, SplitSection, TaskSection, TrainSection
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.optimisers import SGD, check_optimiser
 from fednc.common.learning.round_context import Guide
+from fednc.common.tasks import adapters, blocks, initial_weights
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.class_registry import ClassRegistry
 from fednc.common.tasks.metric_info import MetricInfo
@@ -155,10 +157,13 @@ class Task(ABC):
     Attributes:
         metrics: its metrics; the first is the primary one, unless `evaluate.metric` names another.
         sources: kinds of data specs for which `fednc init KIND` can suggest options.
+        body: prefix of the keys of the part of the model that may come with weights of its own; adapters are added
+            to its layers. Names in `task.freeze` and `task.adapt` are looked up there first.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    body: ClassVar[str] = ""
     takes_sessions: ClassVar[bool] = False  # classes may come later, in [[sessions]]
     sources: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type[TaskOptions]]
@@ -174,7 +179,7 @@ class Task(ABC):
             ConfigError: a key or value of `[task]` is not allowed.
         """
         self.run = run
-        values = {k: v for k, v in run.task.model_dump().items() if k != "name"}
+        values = {k: v for k, v in run.task.model_dump().items() if k not in TaskSection.model_fields}
         try:
             self.options = self.Options.model_validate(values)
         except ValidationError as e:
@@ -192,6 +197,7 @@ class Task(ABC):
             )
         self._check_primary()
         self._check_method()
+        self._check_start()
         check_optimiser(run.train)
         self._check_steps()
 
@@ -216,6 +222,22 @@ class Task(ABC):
                     f"them in its own way. Set train.optimizer to {SGD!r}, or use fedavg, fedprox, feddyn or "
                     "fednova."
                 )
+
+    def _check_start(self) -> None:
+        """Raises ConfigError: settings that need other initial weights, or no class sessions."""
+        run, start = self.run, self.run.task
+        if (start.weights or start.adapter_rank) and (run.init != InitSection()):
+            raise ConfigError(
+                "[init] changes drawn weights, but task.weights or task.adapter_rank start from given ones: leave "
+                "out [init]"
+            )
+        if start.adapt and not start.adapter_rank:
+            raise ConfigError("task.adapt names blocks for adapters: set task.adapter_rank to 1 or more")
+        if self.takes_sessions and (not run.train.epochs or run.method.readout_needs.needs_ridge):
+            raise ConfigError(
+                f"task {self.name!r} has later class sessions, in which only class means are pooled: set "
+                "train.epochs to 1 or more, and method.readout to anything but 'ridge'"
+            )
 
     def _check_method(self) -> None:
         """Raises ConfigError if the method needs classes."""
@@ -419,6 +441,30 @@ class Task(ABC):
     def build_model(self) -> nn.Module:
         """A new model, initialised from torch's global generator."""
 
+    def new_model(self) -> nn.Module:
+        """`build_model`, with the adapters that the run file asks for. Everything that trains or sends uses this.
+
+        Raises:
+            ConfigError: `task.freeze` or `task.adapt` names a block that the model does not have.
+        """
+        model, start = self.build_model(), self.run.task
+        blocks.prefixes(model, self.body, start.freeze, "task.freeze")
+        if start.adapter_rank:
+            places = blocks.prefixes(model, self.body, start.adapt, "task.adapt") or (self.body,)
+            adapters.add(model, start.adapter_rank, places)
+        return model
+
+    def load_weights(self, model: nn.Module, given: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Copy the tensors of `task.weights` into `model`, in place; returns notes for the user.
+
+        Called once, on the server, before round 1. The default matches names with the model's body or with the
+        whole model, see `initial_weights.py`.
+
+        Raises:
+            ConfigError: names or shapes do not fit.
+        """
+        return initial_weights.put(model, self.body, given)
+
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
         """(scalar to minimise, its parts by name)."""
@@ -455,9 +501,30 @@ class Task(ABC):
     # ---- what is sent and aggregated -------------------------------------------------------------------------
 
     def aggregation(self, key: str) -> Aggregation:
-        """How a key of the state dict is aggregated; the default is the weighted mean over all clients."""
+        """How a key of the state dict is aggregated; the default is the weighted mean over all clients.
+
+        Override this one; code outside a task asks `combining`.
+        """
         del key
         return Aggregation.MEAN
+
+    def combining(self, key: str) -> Aggregation:
+        """`aggregation(key)`, or FIXED if the run file freezes the key."""
+        return Aggregation.FIXED if self.is_frozen(key) else self.aggregation(key)
+
+    def is_frozen(self, key: str) -> bool:
+        """Whether the run file keeps a key of the state dict as it starts (`task.freeze`, `task.adapter_rank`)."""
+        if self.run.task.adapter_rank and key.startswith(self.body) and not adapters.is_adapter(key):
+            return True
+        return key.startswith(self._frozen_prefixes)
+
+    @cached_property
+    def _frozen_prefixes(self) -> tuple[str, ...]:
+        names = self.run.task.freeze
+        if not names:
+            return ()
+        with torch.random.fork_rng(devices=[]):
+            return blocks.prefixes(self.build_model(), self.body, names, "task.freeze")
 
     def owned(self, data: TaskData) -> Mapping[str, int]:
         """For each `OWNERS` key that `data` trains: how many of its examples do."""
@@ -465,7 +532,7 @@ class Task(ABC):
 
     def shared_keys(self, model: nn.Module) -> list[str]:
         """State-dict keys that are sent; the others stay on the client."""
-        return [key for key in model.state_dict() if self.aggregation(key) != Aggregation.LOCAL]
+        return [key for key in model.state_dict() if self.combining(key) != Aggregation.LOCAL]
 
     def trained_keys(self, model: nn.Module, stage: Stage) -> list[str]:
         """The shared keys that a stage trains and clients send back, in order. The others are frozen from then on.
@@ -473,7 +540,7 @@ class Task(ABC):
         So each stage's keys are a subset of those of the stage before.
         """
         del stage
-        return [key for key in self.shared_keys(model) if self.aggregation(key) != Aggregation.FIXED]
+        return [key for key in self.shared_keys(model) if self.combining(key) != Aggregation.FIXED]
 
     def stepped_keys(self, model: nn.Module) -> frozenset[str]:
         """The parameters that a method's step at the server may change: float32, and averaged over all clients.
@@ -482,7 +549,7 @@ class Task(ABC):
         """
         params = model.named_parameters(remove_duplicate=False)
         averaged = {name for name, p in params if p.dtype is torch.float32}
-        return frozenset(name for name in averaged if self.aggregation(name) == Aggregation.MEAN)
+        return frozenset(name for name in averaged if self.combining(name) == Aggregation.MEAN)
 
     def before_upload(self, model: nn.Module, global_state: Mapping[str, Tensor]) -> None:
         """Align symmetries of `model` with the global model before averaging; by default does nothing."""

@@ -84,6 +84,7 @@ class ClassifierTask(Task):
     """A task with classes. Batches are (inputs [B, ...], int64 labels [B])."""
 
     metrics: ClassVar[tuple[Metric | type[Metric], ...]] = (Accuracy, CrossEntropy)
+    body: ClassVar[str] = "backbone."
 
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)
@@ -156,7 +157,18 @@ class ClassifierTask(Task):
 
     def frame(self, seed: int) -> Frame:
         """The frozen frame, drawn with `seed`. Raises ConfigError if it is too narrow."""
-        return draw_frame(self.label_space, self.run.frame.dim, seed, self.run.frame.kind)
+        return draw_frame(self.label_space, self.feature_dim, seed, self.run.frame.kind)
+
+    @property
+    def feature_dim(self) -> int:
+        """D: `frame.dim`, or the backbone's width if nothing is trained: a drawn projection would only lose."""
+        return self.run.frame.dim if self.run.train.epochs else self.width
+
+    @property
+    def width(self) -> int:
+        """W. Draws no numbers and allocates no memory."""
+        with torch.device("meta"):
+            return self.backbone()[1]
 
     @property
     def _rehearses(self) -> bool:
@@ -169,10 +181,7 @@ class ClassifierTask(Task):
     @property
     def memory_dim(self) -> int:
         """D, or the backbone's width if the memory is taken before the projection."""
-        if not self._rehearses:
-            return self.run.frame.dim
-        with torch.device("meta"):  # draws no numbers and allocates no memory
-            return self.backbone()[1]
+        return self.width if self._rehearses else self.feature_dim
 
     # ---- data ------------------------------------------------------------------------------------------------
 
@@ -274,8 +283,8 @@ class ClassifierTask(Task):
     def build_model(self) -> ClassifierModel:
         """A new model. The head is drawn last, so that all methods start from the same backbone and projection."""
         backbone, width = self.backbone()
-        projection = self.projection(width)
-        head = build_head(self.run.method, self.run.frame.dim, self.label_space)
+        projection = self.projection(width) if self.run.train.epochs else nn.Identity()
+        head = build_head(self.run.method, self.feature_dim, self.label_space)
         return ClassifierModel(backbone, projection, head, self._initial_weights())
 
     def _initial_weights(self) -> Tensor | None:

@@ -138,7 +138,10 @@ class ReplySchema:
         sums = {
             model: _layout(
                 ClassSums.zeros(
-                    frame.vertices, task.memory_dim, moment=task.run.method.needs_moments(model, is_first=is_first)
+                    frame.vertices,
+                    task.memory_dim,
+                    moment=task.run.method.needs_moments(model, is_first=is_first),
+                    exact=not task.run.train.epochs,
                 ).to_tensors()
             )
             for model in ("global", "local")
@@ -168,7 +171,7 @@ class ReplySchema:
 
 def _check_owned(task: Task, model: Mapping[str, Tensor]) -> None:
     """Raises ConfigError: the weights of tensors that are averaged over their owners do not fit into a reply."""
-    owned = [key for key in model if task.aggregation(key) == Aggregation.OWNERS]
+    owned = [key for key in model if task.combining(key) == Aggregation.OWNERS]
     longest = SHORT_TEXT - len(f"{OWNED}/")
     if len(owned) > MOST_OWNED or max(map(len, owned), default=0) > longest:
         raise ConfigError(
