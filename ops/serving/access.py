@@ -1,7 +1,7 @@
-"""Who may call: anybody on this machine; beyond it, callers with a certificate or a token of the server's authority.
+"""Who may call: anybody on this machine; beyond it, those with a certificate or a token of the server's authority.
 
-The files are those of `fednc certs`, and the checks those of `server/access/`: both protocols ask here before they read
-a request.
+The files are those of `fednc certs`, and the checks those of `server/access/`. Both protocols ask here before they
+read a request.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def door_of(auth: str, certs: Path | None, addresses: list[Address], *, insecure
     """The protection that the options ask for.
 
     Raises:
-        ConfigError: a file is missing or damaged, options contradict each other, or the port would be open to others.
+        ConfigError: a file is missing or damaged, options contradict each other, or others could reach the port.
     """
     if auth not in MODES:
         raise ConfigError(f"--auth {auth}: expected one of {', '.join(MODES)}")
@@ -124,8 +124,8 @@ def _check_open(certs: Path | None, addresses: list[Address], *, insecure: bool)
     reachable = [str(each) for each in addresses if not is_loopback(str(each))]
     if reachable and not insecure:
         raise ConfigError(
-            f"{', '.join(reachable)} can be reached from other machines and there are no certificates. Make some with "
-            "`fednc certs` and give --certs DIR, or ask for plaintext with --insecure"
+            f"{', '.join(reachable)} can be reached from other machines and there are no certificates. Make some "
+            "with `fednc certs` and give --certs DIR, or ask for plaintext with --insecure"
         )
     if reachable:
         log.warning("INSECURE: anyone who can reach %s can ask, and read all requests", ", ".join(reachable))

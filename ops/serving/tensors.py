@@ -68,7 +68,8 @@ def from_list(datatype: str, shape: tuple[int, ...], data: Sequence[Any], name: 
         return _objects([_as_bytes(each, name) for each in _flat(data, wanted, name)], shape)
     dtype = _dtype(datatype, name)
     try:
-        found = np.array(data)
+        # numpy would make floats of integers beside one that only uint64 can hold.
+        found = np.array(data, dtype=object) if datatype == "UINT64" else np.array(data)
     except (ValueError, OverflowError) as e:
         raise RequestRefusal(f"input {name!r}: its data is not a list of numbers, or its rows differ") from e
     if found.size != wanted:
@@ -108,6 +109,8 @@ def _dtype(datatype: str, name: str) -> np.dtype[Any]:
 
 
 def _check_kind(found: Array, datatype: str, dtype: np.dtype[Any], name: str) -> None:
+    if found.dtype == object and all(type(each) is int for each in found.flat):
+        found = _as_integers(found)
     allowed = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
     if found.dtype.kind not in allowed:
         raise RequestRefusal(f"input {name!r}: its data has values that are not {datatype}")
@@ -117,6 +120,14 @@ def _check_kind(found: Array, datatype: str, dtype: np.dtype[Any], name: str) ->
             raise RequestRefusal(
                 f"input {name!r}: {datatype} goes from {bounds.min} to {bounds.max}, its data goes beyond"
             )
+
+
+def _as_integers(found: Array) -> Array:
+    """Python integers as the smallest type that holds them all; unchanged if none does."""
+    lowest, highest = min(found.flat), max(found.flat)
+    if lowest >= 0 and highest < 2**64:
+        return found.astype(np.uint64)
+    return found.astype(np.int64) if -(2**63) <= lowest and highest < 2**63 else found
 
 
 def _elements(data: bytes | memoryview, wanted: int, name: str) -> list[bytes]:
