@@ -16,7 +16,7 @@ from fednc.common.errors import ConfigError
 if TYPE_CHECKING:
     from fednc.common.address import Address
     from fednc.ops.serving.models import WantedModel
-    from fednc.ops.serving.server import Listening
+    from fednc.ops.serving.server import ServedAddresses
     from fednc.ops.serving.sources import ModelSource
 
 DEFAULT_ALIAS = "champion"
@@ -85,8 +85,8 @@ def command(
     """Serve models over the Open Inference Protocol v2: REST and gRPC.
 
     Without @ALIAS a model of the registry is served at its alias `champion`. When an alias moves, the new version
-    is loaded and answers within two seconds; no request is lost. If it cannot be loaded, the old one stays. SIGTERM
-    and Ctrl-C finish open requests first. docs/serve.md shows how to ask.
+    is loaded and answers within two seconds; no request is lost. If it cannot be loaded, the old one stays.
+    SIGTERM and Ctrl-C finish open requests first. docs/serve.md shows how to ask.
     """
     import torch
 
@@ -134,7 +134,7 @@ def command(
         return  # the usual end of a service
 
 
-def _say_where(found: Listening) -> None:
+def _say_where(found: ServedAddresses) -> None:
     from fednc.cli.output import say
 
     places = {"http": found.http, "grpc": found.grpc, "probe": found.probe}

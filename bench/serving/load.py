@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
@@ -75,7 +76,7 @@ def grpc_load(port: int, message: bytes, callers: int, duration_s: float, check:
         channels = [
             grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) for _ in range(max(1, callers // 8))
         ]
-        calls: list[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = [channel.unary_unary(METHOD) for channel in channels]
+        calls: list[Any] = [channel.unary_unary(METHOD) for channel in channels]
         asks = [_grpc_caller(calls[place % len(calls)], message) for place in range(callers)]
         found = await _ask_all(asks, duration_s, check)
         for channel in channels:
@@ -85,9 +86,10 @@ def grpc_load(port: int, message: bytes, callers: int, duration_s: float, check:
     return asyncio.run(run())
 
 
-def _grpc_caller(call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes], message: bytes) -> Ask:
+def _grpc_caller(call: Any, message: bytes) -> Ask:
     async def ask() -> bytes:
-        return await call(message)
+        answer: bytes = await call(message)
+        return answer
 
     return ask
 

@@ -91,6 +91,9 @@ class Door:
         return settings
 
 
+OPEN_DOOR = Door("none", Anybody())
+
+
 def door_of(auth: str, certs: Path | None, addresses: list[Address], *, insecure: bool) -> Door:
     """The protection that the options ask for.
 
@@ -102,7 +105,7 @@ def door_of(auth: str, certs: Path | None, addresses: list[Address], *, insecure
     mode = ("mtls" if certs else "none") if auth == "auto" else auth
     if mode == "none":
         _check_open(certs, addresses, insecure=insecure)
-        return Door(mode, Anybody())
+        return OPEN_DOOR
     if insecure:
         raise ConfigError(f"--insecure contradicts --auth {mode}; leave one of them out")
     if certs is None:

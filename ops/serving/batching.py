@@ -1,6 +1,6 @@
 """Joins concurrent requests into batches: what waits while one batch is computed makes the next one.
 
-Runs on the event loop, computes in a thread of its own. The queue is bounded. Knows no protocol; `run` is the model.
+Runs on the event loop and computes in a thread of its own. The queue is bounded. Knows no protocol.
 
 Legend: B batch.
 """
@@ -118,7 +118,7 @@ class Batcher:
         return batch
 
     def _compute(self, inputs: list[Tensor]) -> list[Outputs | Exception]:
-        """One result per request, in the thread. If the batch fails, each is computed alone: bad ones fail alone."""
+        """One result per request, in the thread. If the batch fails, each request is computed alone."""
         try:
             found = self._in_pieces(inputs[0] if len(inputs) == 1 else torch.cat(inputs))
         except Exception as e:

@@ -162,8 +162,12 @@ class ServedModel:
 
     async def start(self) -> None:
         """Load the first version. Raises FedncError: there is none that can be served."""
-        found = await asyncio.to_thread(self._source.find, self.wanted.reference)
-        self._take(CHAMPION, await self._load(CHAMPION, found))
+        reference = self.wanted.reference
+        found = await asyncio.to_thread(self._source.find, reference)
+        loaded = await self._load(CHAMPION, found)
+        if await self._has_changed(found, reference):
+            raise DataError(f"{reference}: changed while it was loaded; start again")
+        self._take(CHAMPION, loaded)
         if self.wanted.canary:
             await self._follow(CANARY, self.wanted.canary)
 
@@ -191,10 +195,23 @@ class ServedModel:
                 return
             if self._is_waiting(share, found):
                 return
-            self._take(share, await self._load(share, found))
+            loaded = await self._load(share, found)
+            if await self._has_changed(found, reference):
+                loaded.batcher.close()  # what was loaded may be neither; the next look finds out
+                return
+            self._take(share, loaded)
             self._failed.pop(share, None)
         except Exception as e:  # whatever is wrong with a new version, the old one goes on serving
-            self._note_failure(share, found or reference, reference, e)
+            if found is None or not await self._has_changed(found, reference):
+                self._note_failure(share, found or reference, reference, e)
+
+    async def _has_changed(self, found: FoundModel, reference: str) -> bool:
+        """Whether a reference now means something else than `found`: a folder may be written while it is read."""
+        try:
+            now = await asyncio.to_thread(self._source.find, reference)
+        except FedncError:
+            return False  # the next look tells
+        return (now.version, now.digest) != (found.version, found.digest)
 
     async def _load(self, share: str, found: FoundModel) -> LoadedVersion:
         if found.stale and self._rules.refuse_stale:

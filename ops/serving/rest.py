@@ -36,6 +36,7 @@ _HELD_BODIES = 8  # bodies of the largest size that may be held at once; smaller
 _JSON = (b"content-type", b"application/json")
 _LIVE, _READY = "/v2/health/live", "/v2/health/ready"
 OPEN_PATHS = frozenset({_LIVE, _READY})  # for probes, which have no credential
+PROBED_PATHS = OPEN_PATHS | {"/metrics"}
 
 Parameters = dict[str, StrictBool | StrictInt | StrictFloat | StrictStr]
 
@@ -82,9 +83,9 @@ class Response:
 class RestApp:
     """Answers `/v2/...` and `/metrics`."""
 
-    def __init__(self, inference: Inference, door: Door, body_mib: int) -> None:
-        """`body_mib`: most MiB in the body of one request."""
-        self._inference, self._door = inference, door
+    def __init__(self, inference: Inference, door: Door, body_mib: int, *, only_probes: bool = False) -> None:
+        """`body_mib`: most MiB in the body of one request. `only_probes`: answer health and metrics alone."""
+        self._inference, self._door, self._only_probes = inference, door, only_probes
         self._most_bytes = body_mib << 20
         self._held_bytes = 0
 
@@ -106,6 +107,8 @@ class RestApp:
 
     async def _response(self, scope: Scope, receive: Receive) -> Response:
         path: str = scope["path"]
+        if self._only_probes and (path not in PROBED_PATHS or scope["method"] != "GET"):
+            raise RequestRefusal("only health and metrics are answered here", Problem.NOT_FOUND)
         if path not in OPEN_PATHS:
             self._door.admit_http(scope.get(CERTIFICATE, b""), scope["headers"], scope["client"])
         if scope["method"] == "POST":
@@ -208,20 +211,6 @@ class RestApp:
         elif refusal.problem is Problem.UNAUTHENTICATED:
             more = ((b"www-authenticate", b"Bearer"),)
         return Response(to_json({"error": refusal.reason}), refusal.problem.http_status, (_JSON, *more))
-
-
-class ProbeApp:
-    """Health and metrics alone, for a port of the machine's own probes."""
-
-    def __init__(self, app: RestApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        allowed = scope["path"] in OPEN_PATHS or scope["path"] == "/metrics"
-        if scope["method"] != "GET" or not allowed:
-            scope = {**scope, "method": "GET", "path": "/nothing-else-is-served-here"}
-        await self._app(scope, receive, send)
 
 
 def _as_json(value: Any, status: int = 200) -> Response:

@@ -20,13 +20,13 @@ import uvicorn
 
 from fednc.common.address import Address
 from fednc.common.errors import AddressError
-from fednc.ops.serving.access import Door
+from fednc.ops.serving.access import OPEN_DOOR, Door
 from fednc.ops.serving.grpc_service import GrpcService
 from fednc.ops.serving.http_protocol import BoundedHttpProtocol
 from fednc.ops.serving.inference import Inference
 from fednc.ops.serving.metrics import ServeMetrics
 from fednc.ops.serving.models import ModelShelf, ServingRules, WantedModel
-from fednc.ops.serving.rest import ProbeApp, RestApp
+from fednc.ops.serving.rest import RestApp
 from fednc.ops.serving.sources import ModelSource
 
 log = logging.getLogger("fednc.serve")
@@ -56,7 +56,7 @@ class ServeSettings:
 
 
 @dataclass(frozen=True)
-class Listening:
+class ServedAddresses:
     """The ports in use."""
 
     http: Address
@@ -64,7 +64,9 @@ class Listening:
     probe: Address | None
 
 
-async def serve(settings: ServeSettings, source: ModelSource, on_listening: Callable[[Listening], None]) -> None:
+async def serve(
+    settings: ServeSettings, source: ModelSource, on_listening: Callable[[ServedAddresses], None]
+) -> None:
     """Serve until cancelled; then finish what is open and return.
 
     Raises:
@@ -84,11 +86,12 @@ async def serve(settings: ServeSettings, source: ModelSource, on_listening: Call
         )
         probe = None
         if settings.probe is not None:
-            probe = await stack.enter_async_context(_http(ProbeApp(app), settings.probe, settings, {}))
+            probes = RestApp(inference, OPEN_DOOR, settings.body_mib, only_probes=True)
+            probe = await stack.enter_async_context(_http(probes, settings.probe, settings, {}))
         over_grpc = None
         if settings.grpc is not None:
             over_grpc = await stack.enter_async_context(_grpc(inference, settings))
-        on_listening(Listening(http, over_grpc, probe))
+        on_listening(ServedAddresses(http, over_grpc, probe))
         try:
             await shelf.watch()
         except asyncio.CancelledError:

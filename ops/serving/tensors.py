@@ -127,7 +127,7 @@ def _as_integers(found: Array) -> Array:
     lowest, highest = min(found.flat), max(found.flat)
     if lowest >= 0 and highest < 2**64:
         return found.astype(np.uint64)
-    return found.astype(np.int64) if -(2**63) <= lowest and highest < 2**63 else found
+    return found.astype(np.int64) if lowest >= -(2**63) and highest < 2**63 else found
 
 
 def _elements(data: bytes | memoryview, wanted: int, name: str) -> list[bytes]:

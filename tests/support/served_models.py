@@ -27,7 +27,7 @@ from fednc.common.tasks import discovery
 from fednc.ops.serving.access import Door, door_of
 from fednc.ops.serving.batching import BatchLimits
 from fednc.ops.serving.models import ServingRules, WantedModel
-from fednc.ops.serving.server import Listening, ServeSettings, serve
+from fednc.ops.serving.server import ServedAddresses, ServeSettings, serve
 from fednc.ops.serving.sources import FolderSource, FoundModel, ModelSource
 from support.command_processes import fednc
 
@@ -100,7 +100,7 @@ class RunningServer:
         )
         self._source = source
         self._ready, self._error = threading.Event(), None
-        self.listening: Listening
+        self.listening: ServedAddresses
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> RunningServer:
@@ -134,7 +134,7 @@ class RunningServer:
 
         asyncio.run(main())
 
-    def _listens(self, listening: Listening) -> None:
+    def _listens(self, listening: ServedAddresses) -> None:
         self.listening = listening
         self._ready.set()
 

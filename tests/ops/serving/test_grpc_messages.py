@@ -9,7 +9,7 @@ import pytest
 from fednc.protos import open_inference_pb2 as ours
 
 theirs = pytest.importorskip("tritonclient.grpc.service_pb2")
-# Triton's version of the protocol is older here: https's `properties` came later.
+# tritonclient has an older version of the protocol, in which a model has no properties.
 LATER = {("ModelMetadataResponse", "properties")}
 
 
@@ -31,9 +31,7 @@ def all_messages(messages: Any) -> dict[str, Any]:
 
 def test_every_field_is_the_same() -> None:
     mine = all_messages(ours.DESCRIPTOR.message_types_by_name.values())
-    others = {
-        name: message for name, message in all_messages(theirs.DESCRIPTOR.message_types_by_name.values()).items()
-    }
+    others = all_messages(theirs.DESCRIPTOR.message_types_by_name.values())
     assert len(mine) > 20
     for name, message in mine.items():
         if name == "ModelMetadataResponse.PropertiesEntry":

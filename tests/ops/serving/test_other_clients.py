@@ -114,7 +114,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_kserve_client(server: RunningServer, expected: np.ndarray[Any, Any], binary: bool) -> None:
-    """In another process: its messages have the names of tritonclient's, so one process cannot load both."""
+    """In another process, because its messages have the names of tritonclient's."""
     if importlib.util.find_spec("kserve") is None:
         pytest.skip("kserve is not installed")
     command = [sys.executable, "-W", "ignore", "-c", KSERVE, server.http, server.grpc, str(binary)]

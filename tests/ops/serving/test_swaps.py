@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fednc.common.errors import DataError
-from fednc.common.model_export import FOLDER, MANIFEST, WEIGHTS, load
+from fednc.common.model_export import FOLDER, WEIGHTS, load
 from fednc.ops.serving.models import WantedModel, draw
 from fednc.ops.serving.sources import FolderSource
 from support.command_processes import wait_for
@@ -103,18 +103,15 @@ def test_no_request_is_lost_when_the_alias_moves(folders: dict[str, Path]) -> No
             wait_for(lambda name=name: load_.answers and load_.answers[-1][2] == name, timeout_s=10)
         time.sleep(0.2)
     assert load_.failures == []
-    order = ["1", "2", "3", "1"]
-    seen = sorted(load_.answers)  # by the time at which they were asked
-    changes = [seen[0][2], *(b[2] for a, b in zip(seen, seen[1:], strict=False) if a[2] != b[2])]
+    order = ["2", "3", "1"]
     # Callers that ask at the same moment may be answered by either version, but never once it was replaced.
-    for place, name in enumerate(order[1:], start=1):
-        answers = [each for each in load_.answers if each[2] == name and each[1] > moved[place - 1]]
+    for place, name in enumerate(order):
+        answers = [each for each in load_.answers if each[2] == name and each[1] > moved[place]]
         first = min(answered for _, answered, _ in answers)
-        assert first - moved[place - 1] < SWAP_S
-        until = moved[place] if place < len(moved) else float("inf")
+        assert first - moved[place] < SWAP_S
+        until = moved[place + 1] if place + 1 < len(moved) else float("inf")
         after = {each[2] for each in load_.answers if first < each[0] < until}
         assert after == {name}
-    assert [name for name in order if name in changes]
     assert len(load_.answers) > 50
 
 
@@ -140,7 +137,9 @@ def test_a_tampered_version_is_not_served_and_the_old_one_stays(
         time.sleep(0.3)  # several more looks: it is told once
         assert caplog.text.count("cannot be served") == 1
         assert version(server) == "1"
-        assert 'fednc_serve_swaps_total{model="digits",result="failed"} 1.0' in server.ask("/metrics").body.decode()
+        assert (
+            'fednc_serve_swaps_total{model="digits",result="failed"} 1.0' in server.ask("/metrics").body.decode()
+        )
         aliases.move(REFERENCE, "3", folders["3"])
         wait_for(lambda: version(server) == "3", timeout_s=10)
 
@@ -179,7 +178,10 @@ def test_an_alias_that_disappears_keeps_the_old_version(
 
 def test_a_tampered_model_stops_the_start(folders: dict[str, Path]) -> None:
     broken(folders["1"])
-    with pytest.raises(DataError, match="sha256"), RunningServer(FolderSource(), WantedModel("d", str(folders["1"]))):
+    with (
+        pytest.raises(DataError, match="sha256"),
+        RunningServer(FolderSource(), WantedModel("d", str(folders["1"]))),
+    ):
         pass
 
 
@@ -188,10 +190,8 @@ def test_a_folder_that_is_exported_again_is_a_new_version(tmp_path: Path) -> Non
     with RunningServer(FolderSource(), WantedModel("digits", str(folder))) as server:
         first = version(server)
         export_model(tmp_path, 2)
-        wait_for(lambda: version(server) != first, timeout_s=10)
+        wait_for(lambda: (now := version(server)) != first and now, timeout_s=10)
         assert version(server) == FolderSource().find(str(folder)).version
-        digest = json.loads((folder / FOLDER / MANIFEST).read_text())["weights_sha256"]
-        assert digest  # what was exported
 
 
 @pytest.mark.parametrize("refuse", [False, True])
