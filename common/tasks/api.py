@@ -33,6 +33,7 @@ from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.class_registry import ClassRegistry
 from fednc.common.tasks.metric_info import MetricInfo
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
+from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.stages import Stage, stage_at, stages_of
 
 Batch = Any  # what the task's data yields; opaque to all other code
@@ -397,6 +398,10 @@ class Task(ABC):
     def preprocessing(self) -> dict[str, Any]:
         """How a user of the exported model must prepare raw inputs (JSON values)."""
         return {}
+
+    def request_forms(self) -> tuple[RequestForm, ...]:
+        """The forms in which `fednc serve` takes examples; by default, only preprocessed inputs."""
+        return (preprocessed(),)
 
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
 

@@ -21,11 +21,13 @@ from fednc.common.errors import ConfigError
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierTask
+from fednc.common.tasks.request_forms import RequestForm
 from fednc.common.tasks.tensor_data import UNLABELLED
 from fednc.tasks.vision.augmentations import SHIPPED, Augmentation
 from fednc.tasks.vision.backbones import build_backbone, width_of
 from fednc.tasks.vision.dataset import ImageBatch, ImageData
 from fednc.tasks.vision.options import ImageOptions
+from fednc.tasks.vision.request_forms import image_forms
 from fednc.tasks.vision.sheet import sheet
 from fednc.tasks.vision.shifts import ImageSplit, is_shifted, shift_part, shift_test
 from fednc.tasks.vision.sources import select
@@ -159,6 +161,10 @@ class ImageTask(ClassifierTask):
             "mean": list(self.options.mean),
             "std": list(self.options.std),
         }
+
+    def request_forms(self) -> tuple[RequestForm, ...]:
+        """Image files, pixels, or preprocessed images."""
+        return image_forms(self.options)
 
 
 def _as_stored(data: ImageData) -> np.ndarray[Any, Any]:
