@@ -47,8 +47,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
         found = safetensors.torch.load(content) if path.suffix == ".safetensors" else _state_dict(path)
     except Exception as e:  # any error of a parser means the same here
         raise ConfigError(
-            f"task.weights: {path} is neither safetensors (*.safetensors) nor a state dict that PyTorch reads with "
-            f"weights_only ({one_line(e, 200)}). Save model.state_dict() with safetensors.torch.save_file."
+            f"task.weights: {path} is neither safetensors (*.safetensors) nor a state dict that PyTorch reads "
+            f"with weights_only ({one_line(e, 200)}). Save model.state_dict() with safetensors.torch.save_file."
         ) from e
     return found, hashlib.sha256(content).hexdigest()
 
