@@ -80,7 +80,7 @@ def merged(model: nn.Module) -> nn.Module:
         return model
     model = copy.deepcopy(model)
     for module in [each for each in model.modules() if parametrize.is_parametrized(each)]:
-        weight = module.weight.detach()
+        weight = getattr(module, "weight").detach()  # noqa: B009 - mypy takes it for a submodule
         # torch's own way to remove one changes the class, which a copy shares with its original
         module.__class__ = type(module).__bases__[0]
         del module.parametrizations
