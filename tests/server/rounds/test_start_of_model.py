@@ -79,7 +79,7 @@ def test_frozen_tensors_travel_once_and_trained_ones_in_each_round(tmp_path: Pat
     traffic = frozen.result.traffic
     assert plain.result.traffic.once == plain.result.traffic.each_round == traffic.once
     saved = traffic.once - traffic.each_round
-    assert saved > 0.3 * traffic.once
+    assert saved > 0.2 * traffic.once
     for before, after in zip(plain.result.history.rounds, frozen.result.history.rounds, strict=True):
         assert before.bytes_up - after.bytes_up == pytest.approx(2 * saved, rel=0.02)
         # the model goes down once in each round, after training; the first round begins with all of it too
