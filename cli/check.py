@@ -89,6 +89,7 @@ def _the_test(task: Task, has_options: bool) -> Found:
     if not spec:
         return {}
     test = _described(task, spec, task.load_test(spec))
+    _show_columns(test)
     _show_notes(test)
     _show_counts(task, {f"test {spec}": test})
     return {"test": test}
@@ -136,6 +137,7 @@ def _the_data(task: Task, spec: str, part: Part | None) -> Found:
     wanted = [part] if part else [Part(i, split.parts) for i in range(split.parts)] if split else []
     parts = [_described(task, spec, task.load_train(spec, each, split)) for each in wanted]
     columns |= {f"part {each.index}/{each.of}": sizes for each, sizes in zip(wanted, parts, strict=True)}
+    _show_columns(whole)
     _show_notes(whole)
     _show_counts(task, columns)
     if parts:
@@ -153,7 +155,15 @@ def _described(task: Task, spec: str, data: TaskData) -> Found:
         for title, count_K in data.counts.items()
     }
     first = next(iter(counts.values()))
-    return {"spec": spec, "examples": data.examples, "count": first, "counts": counts, "notes": list(data.notes)}
+    found = {"spec": spec, "examples": data.examples, "count": first, "counts": counts, "notes": list(data.notes)}
+    return {**found, "columns": list(map(dict, data.columns))} if data.columns else found
+
+
+def _show_columns(described: Found) -> None:
+    """What was found in each column of a table."""
+    rows = described.get("columns", [])
+    if rows:
+        show_table(f"columns of {described['spec']}", list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _show_notes(described: Found) -> None:

@@ -581,7 +581,7 @@ class Task(ABC):
 
     def described(self, output: Tensor) -> list[dict[str, Any]]:
         """For `fednc predict`: JSON values by name for each example of a batch, from the result of `predict`."""
-        return [{"value": value} for value in output.float().tolist()]
+        return [{"value": value} for value in output.tolist()]
 
     def prediction_files(self, batch: Batch, output: Tensor, names: Sequence[str]) -> Mapping[str, bytes]:
         """For `fednc predict --out`: files to show to users, by name, for a batch; by default none.

@@ -42,6 +42,7 @@ class ImageTask(ClassifierTask):
     """Image classification. Batches are (normalised images [B, C, H, W], int64 labels [B])."""
 
     name = "image"
+    sources: ClassVar[tuple[str, ...]] = ("digits", "npz", "folder")
     Options = ImageOptions
     Split = ImageSplit
     options: ImageOptions
