@@ -89,6 +89,7 @@ def _the_test(task: Task, has_options: bool) -> Found:
     if not spec:
         return {}
     test = _described(task, spec, task.load_test(spec))
+    _show_columns(test)
     _show_notes(test)
     _show_counts(task, {f"test {spec}": test})
     return {"test": test}
@@ -124,6 +125,7 @@ def _the_data(task: Task, spec: str, part: Part | None) -> Found:
     wanted = [part] if part else [Part(i, split.parts) for i in range(split.parts)] if split else []
     parts = [_described(task, spec, task.load_train(spec, each, split)) for each in wanted]
     columns |= {f"part {each.index}/{each.of}": sizes for each, sizes in zip(wanted, parts, strict=True)}
+    _show_columns(whole)
     _show_notes(whole)
     _show_counts(task, columns)
     if parts:
@@ -137,7 +139,15 @@ def _the_data(task: Task, spec: str, part: Part | None) -> Found:
 
 def _described(task: Task, spec: str, data: TaskData) -> Found:
     counts = dict(zip(task.class_names, data.count_K.tolist(), strict=False))
-    return {"spec": spec, "examples": data.examples, "count": counts, "notes": list(data.notes)}
+    found = {"spec": spec, "examples": data.examples, "count": counts, "notes": list(data.notes)}
+    return {**found, "columns": list(map(dict, data.columns))} if data.columns else found
+
+
+def _show_columns(described: Found) -> None:
+    """What was found in each column of a table."""
+    rows = described.get("columns", [])
+    if rows:
+        show_table(f"columns of {described['spec']}", list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _show_notes(described: Found) -> None:

@@ -7,6 +7,7 @@ data it repeats the run's metrics.
 from __future__ import annotations
 
 import math
+from csv import writer
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ from fednc.cli.output import say, show_table, write_json
 from fednc.common.errors import DataError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fednc.common.model_export import ExportedModel
     from fednc.common.tasks.api import TaskData
 
@@ -33,6 +36,10 @@ def command(
     ],
     device: Device = "cpu",
     json: Json = "",
+    csv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a table with a row per example: prediction, and probabilities."),
+    ] = None,
 ) -> None:
     """Predict with the model of a finished run."""
     from fednc.common.device import pick_device
@@ -45,7 +52,8 @@ def command(
         say(f"{inputs}: {note}", style="yellow")
     if not data.examples:
         raise DataError(f"{inputs}: it contains no examples, so there is nothing to predict")
-    predictions = _predictions(model, data)
+    output = _output(model, data)
+    predictions = _predictions(model, data, output)
     _show_predictions(predictions)
     result = {
         "run": model.run.name,
@@ -58,26 +66,45 @@ def command(
     if metrics.get("examples"):
         result["metrics"] = {name: value for name, value in metrics.items() if math.isfinite(value)}
         _show_metrics(model, known, metrics)
+    if csv:
+        _write_csv(csv, model, predictions, output)
+        say(f"wrote {csv}: {len(predictions):,} rows")
     if json:
         write_json(json, result)
 
 
-def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
+def _output(model: ExportedModel, data: TaskData) -> Tensor:
+    """The model's output for all examples, in their order."""
     import torch
 
     from fednc.common.tasks.evaluation import evaluation_batches
 
-    names = data.names or [str(number) for number in range(data.examples)]
     batches = evaluation_batches(model, data, model.run.evaluate.batch)
-    scores = [model(model.task.inputs_of(batch)) for batch in batches]
+    return torch.cat([model(model.task.inputs_of(batch)) for batch in batches])
+
+
+def _predictions(model: ExportedModel, data: TaskData, output: Tensor) -> list[dict[str, Any]]:
+    names = data.names or [str(number) for number in range(data.examples)]
     if not model.class_names:
-        values = torch.cat(scores).float().tolist()
-        return [{"name": name, "value": value} for name, value in zip(names, values, strict=True)]
-    confidence_N, class_N = torch.cat(scores).float().softmax(dim=1).max(dim=1)
+        return [{"name": name, "value": value} for name, value in zip(names, output.tolist(), strict=True)]
+    confidence_N, class_N = output.float().softmax(dim=1).max(dim=1)
     rows = zip(names, class_N.tolist(), confidence_N.tolist(), strict=True)
     return [
         {"name": name, "class": model.class_names[c], "confidence": confidence} for name, c, confidence in rows
     ]
+
+
+def _write_csv(path: Path, model: ExportedModel, predictions: list[dict[str, Any]], output: Tensor) -> None:
+    """The predictions with the probability of each class; numbers beyond classes as they are."""
+    head = list(predictions[0]) + [f"probability of {name}" for name in model.class_names]
+    shares = output.float().softmax(dim=1).tolist() if model.class_names else [[]] * len(predictions)
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            rows = writer(file)
+            rows.writerow(head)
+            rows.writerows([*row.values(), *share] for row, share in zip(predictions, shares, strict=True))
+    except OSError as e:
+        raise DataError(f"{path}: cannot be written ({e.strerror}); name another file with --csv") from e
 
 
 def _finite(value: Any) -> Any:

@@ -35,6 +35,7 @@ class FewShotTask(Incremental, ImageTask):
     """Few-shot class-incremental image classification. Batches are those of the image task."""
 
     name = "fewshot"
+    sources = ()
     Options = FewShotOptions
     options: FewShotOptions
 

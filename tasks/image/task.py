@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class ImageTask(ClassifierTask):
     """Image classification. Batches are (normalised images [B, C, H, W], int64 labels [B])."""
 
     name = "image"
+    sources: ClassVar[tuple[str, ...]] = ("digits", "npz", "folder")
     Options = ImageOptions
     Split = ImageSplit
     options: ImageOptions

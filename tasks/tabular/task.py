@@ -45,7 +45,7 @@ class TabularTask(ClassifierTask):
     """Tables with classes. Batches are (rows [B, X] float64, int64 labels [B])."""
 
     name = "tabular"
-    sources = KINDS
+    sources: ClassVar[tuple[str, ...]] = KINDS
     Options = TabularOptions
     options: TabularOptions
     metrics: ClassVar[tuple[Metric | type[Metric], ...]] = (AUROC, Accuracy, BalancedAccuracy, F1, CrossEntropy)
@@ -250,8 +250,6 @@ def described(options: TabularOptions) -> dict[str, Any]:
     listed = {name: list(values) for name, values in options.categorical.items()}
     return {
         "columns": list(options.inputs),
-        "numeric": list(options.numeric),
-        "boolean": list(options.boolean),
         "categorical": listed,
         "missing": "NaN",
         "codes": "numbers as they are; booleans 0 and 1; a listed category its place from 0, another -2; an "
