@@ -137,7 +137,7 @@ class Task(ABC):
 
     Attributes:
         metrics: its metrics; the first is the primary one, unless `evaluate.metric` names another.
-        sources: kinds of data specs for which `fednc init KIND` can suggest options.
+        sources: kinds of data specs for which `fednc init KIND` asks this task; others need `--task NAME`.
     """
 
     name: ClassVar[str]

@@ -101,14 +101,14 @@ def test_over_the_link_a_run_learns_with_the_same_bits_and_the_exported_model_pr
     assert [one["name"] for one in json.loads(said.stdout)["predictions"]][:1] == [f"{unlabelled}[0:32]"]
 
 
-def test_check_shows_what_a_client_would_train_on(tmp_path: Path) -> None:
-    from fednc.cli.init import run_file
-
-    path = tmp_path / "run.toml"
-    path.write_text(run_file(RUN, path), encoding="utf-8")
-    said = CliRunner().invoke(command, ["check", str(path), "--data", write_folder(tmp_path / "data")])
+def test_init_writes_a_run_file_that_check_accepts(tmp_path: Path) -> None:
+    path, spec = tmp_path / "run.toml", write_folder(tmp_path / "data")
+    asked = ["init", "csv", "--task", "signal", "--data", spec, "--output", str(path)]
+    said = CliRunner().invoke(command, asked)
     assert said.exit_code == 0, said.output
-    assert "4 recordings were cut into 24 windows" in said.output.replace("\n", " ")
+    said = CliRunner().invoke(command, ["check", str(path), "--data", spec])
+    assert said.exit_code == 0, said.output
+    assert "4 recordings were cut into 4 windows of 128 samples" in said.output.replace("\n", " ")
 
 
 def data(**options: float) -> SignalData:
