@@ -119,6 +119,8 @@ def command(
         )
     data_option = f" --data {spec}" if spec and spec != _DIGITS else ""
     say(f"wrote {output}; next: fednc check {output}{data_option}, then fednc server {output}")
+    if kind in _TABLES:
+        say(f"and at each site: fednc client --server HOST:PORT --data {kind}:PATH (docs/tabular.md)")
 
 
 def _names(text: str) -> list[str]:
