@@ -74,7 +74,10 @@ def command(
         str, typer.Option("--id", metavar="COLUMN", help="Of a table: the column that names the rows.")
     ] = "",
     task_name: Annotated[
-        str, typer.Option("--task", metavar="NAME", help="The task, if several can use this kind of data.")
+        str,
+        typer.Option(
+            "--task", metavar="NAME", help="The task, if it is not the usual one for this kind of data: signal."
+        ),
     ] = "",
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("run.toml"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
@@ -126,10 +129,12 @@ def _names(text: str) -> list[str]:
 
 
 def _task_for(kind: str, name: str) -> type[Task]:
-    """The task that can use this kind of data. Raises ConfigError if none can, or several can."""
+    """The named task, or the one whose usual data this is. Raises ConfigError if there is none, or several."""
     from fednc.common.tasks.discovery import installed, task_class
 
-    tasks = [task_class(name)] if name else list(installed().values())
+    if name:
+        return task_class(name)  # it says itself what it cannot read
+    tasks = list(installed().values())
     able = [task for task in tasks if kind in task.sources]
     if len(able) == 1:
         return able[0]

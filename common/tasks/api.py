@@ -157,7 +157,7 @@ class Task(ABC):
 
     Attributes:
         metrics: its metrics; the first is the primary one, unless `evaluate.metric` names another.
-        sources: kinds of data specs for which `fednc init KIND` can suggest options.
+        sources: kinds of data specs for which `fednc init KIND` asks this task; others need `--task NAME`.
         body: prefix of the keys of the part of the model that may come with weights of its own; adapters are added
             to its layers. Names in `task.freeze` and `task.adapt` are looked up there first.
     """
