@@ -203,7 +203,8 @@ def _registry(store: str, wanted: tuple[WantedModel, ...]) -> ModelSource | None
     if all(map(is_folder, references)):
         return None
     raise ConfigError(
-        f"{next(each for each in references if not is_folder(each))}: no such folder; give the folder of a finished run"
+        f"{next(each for each in references if not is_folder(each))}: no such folder; give the folder of a "
+        "finished run"
     )
 
 

@@ -34,6 +34,9 @@ from fednc.ops.serving.tensors import BYTES, NUMBERS, Array
 
 log = logging.getLogger("fednc.serve")
 MOST_EXAMPLES = 4096  # of one request
+MOST_FILES = 256  # of one request: a few bytes of file may become a large input
+BODY_S = 30.0  # for a request's content to arrive
+HELD_BODIES = 8  # contents of the largest size that a protocol holds at once; smaller ones, as many as fit
 MOST_ID = 256  # characters
 SERVER_NAME, EXTENSIONS = "fednc", ["binary_tensor_data"]
 PLATFORM = "pytorch_fednc"
@@ -222,8 +225,9 @@ def _fitting(form: RequestForm, given: InputTensor) -> Array:
         raise RequestRefusal(f"input {form.name!r}: {given.datatype} was given, expected {wanted}")
     if form.shape is not None and not _has_shape(values.shape[1:], form.shape):
         raise RequestRefusal(f"input {form.name!r}: shape {list(values.shape)} was given, expected {wanted}")
-    if not 1 <= len(values) <= MOST_EXAMPLES:
-        raise RequestRefusal(f"input {form.name!r}: {len(values)} examples; send 1 to {MOST_EXAMPLES} at a time")
+    most = MOST_FILES if form.is_file else MOST_EXAMPLES
+    if not 1 <= len(values) <= most:
+        raise RequestRefusal(f"input {form.name!r}: {len(values)} examples; send 1 to {most} at a time")
     if not math.prod(values.shape):
         raise RequestRefusal(f"input {form.name!r}: shape {list(values.shape)} has no values")
     if form.datatype == BYTES:
