@@ -173,13 +173,13 @@ def _named(text: str) -> tuple[str, str]:
     if not equals:
         reference = text
     folder = is_folder(reference)
-    name = given if equals else Path(reference).resolve().name if folder else reference.partition("@")[0]
+    name = given if equals else Path(reference).resolve().name if folder else re.split("[@/]", reference)[0]
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{text}: {name!r} cannot be a name in an address; write NAME={reference} with letters, digits, '.', "
             "'_' and '-' in NAME"
         )
-    return name, reference if folder or "@" in reference else f"{reference}@{DEFAULT_ALIAS}"
+    return name, reference if folder or "@" in reference or "/" in reference else f"{reference}@{DEFAULT_ALIAS}"
 
 
 def _canary(text: str) -> tuple[str, tuple[str, float]]:

@@ -42,6 +42,7 @@ SERVER_NAME, EXTENSIONS = "fednc", ["binary_tensor_data"]
 PLATFORM = "pytorch_fednc"
 TOP_K = "top_k"
 _DECODERS = 2
+_LARGE_AXES = 4  # an output with as many, a probability of every class for every pixel, is sent only if asked for
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ class Inference:
         inputs = await self._inputs(predictor.forms, request.inputs)
         found = predictor.answer(await version.batcher(inputs), best)
         if request.outputs:
-            return {name: found[name] for name in dict.fromkeys(request.outputs) if name in found}
-        return found
+            return {name: found[name] for name in dict.fromkeys(request.outputs)}
+        return {name: values for name, values in found.items() if values.ndim < _LARGE_AXES}
 
     async def _inputs(self, forms: Mapping[str, RequestForm], given: tuple[InputTensor, ...]) -> Tensor:
         """Preprocessed inputs [B, ...]. Raises RequestRefusal."""

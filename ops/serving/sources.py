@@ -86,8 +86,8 @@ class AnySource:
 
 
 def is_folder(reference: str) -> bool:
-    """Whether a reference is a path: `runs/x` and `.` are, `digits` and `digits@champion` are not."""
-    return "/" in reference or reference.startswith(".") or (Path(reference).is_dir() and "@" not in reference)
+    """Whether a reference is a path: a folder that exists, or what can be nothing else, like `./x` and `/x`."""
+    return reference.startswith((".", "/")) or Path(reference).is_dir()
 
 
 def _model_folder(path: Path) -> Path:
