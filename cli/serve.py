@@ -202,10 +202,11 @@ def _registry(store: str, wanted: tuple[WantedModel, ...]) -> ModelSource | None
     references = [each for model in wanted for each in (model.reference, model.canary) if each]
     if all(map(is_folder, references)):
         return None
-    raise ConfigError(
-        f"{next(each for each in references if not is_folder(each))}: no such folder; give the folder of a "
-        "finished run"
-    )
+    from fednc.ops.registry.registry import ModelRegistry
+    from fednc.ops.registry.store import DEFAULT_STORE
+    from fednc.ops.serving.sources import RegistrySource
+
+    return RegistrySource(ModelRegistry(store or DEFAULT_STORE))
 
 
 def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop]:

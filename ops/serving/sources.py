@@ -67,6 +67,45 @@ class FolderSource:
         return known[1]
 
 
+class ResolvedVersion(Protocol):
+    """What `RegistrySource` needs to know of a version; `ops/registry/` has more."""
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+
+    @property
+    def folder(self) -> Path:
+        """Its files, checked against its digest."""
+
+    @property
+    def digest(self) -> str:
+        """sha256, hex."""
+
+    @property
+    def stale_why(self) -> str:
+        """Why its data is out of date; empty if it is not."""
+
+
+class VersionRegistry(Protocol):
+    """What `RegistrySource` needs of a registry."""
+
+    def resolve(self, reference: str) -> ResolvedVersion:
+        """The version that a reference means now. Raises FedncError: there is none, or it was changed."""
+
+
+class RegistrySource:
+    """Versions of the registry (`fednc models`)."""
+
+    def __init__(self, registry: VersionRegistry) -> None:
+        self._registry = registry
+
+    def find(self, reference: str) -> FoundModel:
+        """See ModelSource. The registry reads files again only if they have changed."""
+        found = self._registry.resolve(reference)
+        return FoundModel(reference, str(found.version), found.digest, found.folder, found.stale_why)
+
+
 class AnySource:
     """A folder if the reference is one, else a model of the registry."""
 
@@ -78,10 +117,7 @@ class AnySource:
         if is_folder(reference):
             return self._folders.find(reference)
         if self._registry is None:
-            raise ConfigError(
-                f"{reference}: no such folder; give the folder of a finished run, or MODEL@ALIAS and the registry "
-                "(--store)"
-            )
+            raise ConfigError(f"{reference}: no such folder; give the folder of a finished run, or MODEL@ALIAS")
         return self._registry.find(reference)
 
 
