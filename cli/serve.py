@@ -197,16 +197,12 @@ def _canary(text: str) -> tuple[str, tuple[str, float]]:
 
 def _registry(store: str, wanted: tuple[WantedModel, ...]) -> ModelSource | None:
     """The registry, if a model comes from there."""
-    from fednc.ops.serving.sources import is_folder
+    from fednc.ops.serving.sources import RegistrySource, is_folder, open_registry
 
     references = [each for model in wanted for each in (model.reference, model.canary) if each]
     if all(map(is_folder, references)):
         return None
-    from fednc.ops.registry.registry import ModelRegistry
-    from fednc.ops.registry.store import DEFAULT_STORE
-    from fednc.ops.serving.sources import RegistrySource
-
-    return RegistrySource(ModelRegistry(store or DEFAULT_STORE))
+    return RegistrySource(open_registry(store))
 
 
 def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -104,6 +105,13 @@ class RegistrySource:
         """See ModelSource. The registry reads files again only if they have changed."""
         found = self._registry.resolve(reference)
         return FoundModel(reference, str(found.version), found.digest, found.folder, found.stale_why)
+
+
+def open_registry(store: str) -> VersionRegistry:
+    """The registry of `fednc models` in `store`; empty: its usual place. Imported here: a folder needs none of it."""
+    make = import_module("fednc.ops.registry.registry").ModelRegistry
+    found: VersionRegistry = make(store) if store else make()
+    return found
 
 
 class AnySource:
