@@ -65,6 +65,12 @@ def rss_mib() -> float:
     return _status_mib("VmRSS")
 
 
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has used, in all of its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def peak_rss_mib() -> float:
     """Peak resident memory of this process plus that of its largest ended child, in MiB."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024

@@ -173,13 +173,13 @@ def _named(text: str) -> tuple[str, str]:
     if not equals:
         reference = text
     folder = is_folder(reference)
-    name = given if equals else Path(reference).resolve().name if folder else reference.partition("@")[0]
+    name = given if equals else Path(reference).resolve().name if folder else re.split("[@/]", reference)[0]
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{text}: {name!r} cannot be a name in an address; write NAME={reference} with letters, digits, '.', "
             "'_' and '-' in NAME"
         )
-    return name, reference if folder or "@" in reference else f"{reference}@{DEFAULT_ALIAS}"
+    return name, reference if folder or "@" in reference or "/" in reference else f"{reference}@{DEFAULT_ALIAS}"
 
 
 def _canary(text: str) -> tuple[str, tuple[str, float]]:
@@ -197,14 +197,12 @@ def _canary(text: str) -> tuple[str, tuple[str, float]]:
 
 def _registry(store: str, wanted: tuple[WantedModel, ...]) -> ModelSource | None:
     """The registry, if a model comes from there."""
-    from fednc.ops.serving.sources import is_folder
+    from fednc.ops.serving.sources import RegistrySource, is_folder, open_registry
 
     references = [each for model in wanted for each in (model.reference, model.canary) if each]
     if all(map(is_folder, references)):
         return None
-    raise ConfigError(
-        f"{next(each for each in references if not is_folder(each))}: no such folder; give the folder of a finished run"
-    )
+    return RegistrySource(open_registry(store))
 
 
 def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -1,4 +1,4 @@
-"""The images' HEALTHCHECK: exit code 0 if this container's server or client is healthy, else 1 and a reason.
+"""The images' HEALTHCHECK: exit code 0 if this container's process is healthy, else 1 and a reason.
 
 Runs inside the container every few seconds, so it imports nothing slow.
 """
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 _PORT = 8441  # server.health_port of the run file
+_PROBE = "127.0.0.1:8452"  # --probe of `fednc serve`
 _TIMEOUT_S = 3.0
 _ESTABLISHED = "01"
 
@@ -33,11 +34,27 @@ def client_is_connected(tables: tuple[Path, ...] = (Path("/proc/net/tcp"), Path(
     return any(fields[3] == _ESTABLISHED for fields in lines)
 
 
+def models_answer(probe: str = _PROBE) -> bool:
+    """Whether every served model is ready."""
+    import http.client
+
+    connection = http.client.HTTPConnection(probe, timeout=_TIMEOUT_S)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 def main(role: str) -> int:
-    """Check the server or the client."""
+    """Check the server, the served models or the client."""
     if role == "server":
         well = server_answers()
         reason = f"no health service on port {_PORT}; set server.health_port = {_PORT} in the run file"
+    elif role == "serve":
+        well, reason = models_answer(), f"not every model is ready, or nothing answers at --probe {_PROBE}"
     else:
         well, reason = client_is_connected(), "not connected to a server"
     if not well:

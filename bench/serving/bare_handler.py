@@ -6,6 +6,7 @@ Started by `driver.py` as its own process. It computes in the event loop, which 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from typing import Any
@@ -49,7 +50,7 @@ def main() -> None:
     torch.set_num_threads(1)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(application(asked["folder"]), access_log=False, log_level="warning")
-    tell(port=listener.getsockname()[1])
+    tell(port=listener.getsockname()[1], pid=os.getpid())
     uvicorn.Server(config).run([listener])
 
 

@@ -5,6 +5,7 @@ Called by `cli/bench.py`. Starts `fednc serve` as a user does.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -12,14 +13,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fednc.bench.probe import Child
+from fednc.bench.probe import Child, cpu_s
 from fednc.bench.serving.load import Measured, grpc_load, http_load
 from fednc.common.config.run import read_run_file
 from fednc.common.errors import RunFailedError
@@ -29,7 +30,7 @@ from fednc.common.tasks import discovery
 from fednc.protos import open_inference_pb2 as pb
 
 Row = dict[str, Any]
-Load = Callable[[float], Measured]
+Load = Callable[[float], Coroutine[Any, Any, Measured]]
 _WARM_S = 1.0
 _DIGITS = Path(__file__).parents[1] / "demo.toml"
 
@@ -54,15 +55,20 @@ def measure(folder: Path | None, wanted: ServeLoad, say: Callable[[str], None]) 
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             _untrained(folder)
-        bare = stack.enter_context(_bare(folder))
-        ports = stack.enter_context(_served(folder, wanted.options))
-        loads = _loads(folder, bare, ports, wanted.callers)
+        bare, bare_pid = stack.enter_context(_bare(folder))
+        http, over_grpc, serve_pid = stack.enter_context(_served(folder, wanted.options))
+        loads = _loads(folder, bare, (http, over_grpc), wanted.callers)
+        pids = {name: bare_pid if name == "bare" else serve_pid for name in loads}
+        run = stack.enter_context(asyncio.Runner()).run  # one loop for all: gRPC is slow on every second one
         found: dict[str, list[Measured]] = {name: [] for name in loads}
         for each in loads.values():
-            each(_WARM_S)
+            run(each(_WARM_S))
         for repeat in range(wanted.repeats):  # in turn, so that a busy moment of the machine hits all of them
             for name, each in loads.items():
-                found[name].append(each(wanted.seconds))
+                before_s = cpu_s(pids[name])
+                seen = run(each(wanted.seconds))
+                seen.cpu_s = cpu_s(pids[name]) - before_s
+                found[name].append(seen)
             say(f"{repeat + 1}: " + ", ".join(f"{name} {found[name][-1].per_s:,.0f}/s" for name in loads))
     return [_row(name, found, wanted) for name in found]
 
@@ -74,6 +80,7 @@ def _row(name: str, found: dict[str, list[Measured]], wanted: ServeLoad) -> Row:
         "callers": wanted.callers,
         "requests_per_s": statistics.median(each.per_s for each in found[name]),
         "to_bare": statistics.median(ratios),
+        "cpu_ms": statistics.median(1000 * each.cpu_s / len(each.each_s) for each in found[name]),
         "p50_ms": statistics.median(each.quantile_ms(0.5) for each in found[name]),
         "p99_ms": statistics.median(each.quantile_ms(0.99) for each in found[name]),
         "requests": sum(len(each.each_s) for each in found[name]),
@@ -140,15 +147,17 @@ def _has(text: str) -> Callable[[bytes], bool]:
 
 
 @contextlib.contextmanager
-def _bare(folder: Path) -> Iterator[int]:
+def _bare(folder: Path) -> Iterator[tuple[int, int]]:
+    """Port and process of the bare handler."""
     with Child("fednc.bench.serving.bare_handler", {"folder": str(folder)}) as child:
-        yield child.hear()["port"]
+        told = child.hear()
+        yield told["port"], told["pid"]
         child.stop()
 
 
 @contextlib.contextmanager
-def _served(folder: Path, options: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    """The ports of `fednc serve`."""
+def _served(folder: Path, options: tuple[str, ...]) -> Iterator[tuple[int, int, int]]:
+    """Ports for HTTP and gRPC, and process, of `fednc serve`."""
     given = ["--listen", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--device", "cpu", "--threads", "1", *options]
     command = [sys.executable, "-m", "fednc.cli.start", "serve", f"digits={folder}", *given]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -157,7 +166,7 @@ def _served(folder: Path, options: tuple[str, ...]) -> Iterator[tuple[int, int]]
         for line in process.stderr:
             found = re.fullmatch(r"listening: http .*:(\d+), grpc .*:(\d+)\n", line)
             if found:
-                yield int(found[1]), int(found[2])
+                yield int(found[1]), int(found[2]), process.pid
                 break
         else:
             raise RunFailedError(f"fednc serve ended with code {process.wait()} before it listened")

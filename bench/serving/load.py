@@ -22,9 +22,10 @@ METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 @dataclass
 class Measured:
-    """What one load has seen: seconds of each request, and of all together."""
+    """What one load has seen: seconds of each request, of all together, and of the server's processor."""
 
     seconds: float = 0.0
+    cpu_s: float = 0.0  # of the server
     each_s: list[float] = field(default_factory=list)
 
     @property
@@ -38,21 +39,17 @@ class Measured:
         return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def http_load(
+async def http_load(
     port: int, path: str, body: bytes, headers: dict[str, str], callers: int, duration_s: float, check: Check
 ) -> Measured:
     """Ask over HTTP. Raises RunFailedError: an answer is wrong."""
     lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
     request = "\r\n".join([*lines, *(f"{k}: {v}" for k, v in headers.items()), "", ""]).encode() + body
-
-    async def run() -> Measured:
-        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(callers)]
-        found = await _ask_all([_http_caller(*each, request) for each in streams], duration_s, check)
-        for _, writer in streams:
-            writer.close()
-        return found
-
-    return asyncio.run(run())
+    streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(callers)]
+    found = await _ask_all([_http_caller(*each, request) for each in streams], duration_s, check)
+    for _, writer in streams:
+        writer.close()
+    return found
 
 
 def _http_caller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> Ask:
@@ -68,22 +65,18 @@ def _http_caller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, req
     return ask
 
 
-def grpc_load(port: int, message: bytes, callers: int, duration_s: float, check: Check) -> Measured:
+async def grpc_load(port: int, message: bytes, callers: int, duration_s: float, check: Check) -> Measured:
     """Ask over gRPC, eight callers to a connection. Raises RunFailedError: an answer is wrong."""
-
-    async def run() -> Measured:
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        channels = [
-            grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) for _ in range(max(1, callers // 8))
-        ]
-        calls: list[Any] = [channel.unary_unary(METHOD) for channel in channels]
-        asks = [_grpc_caller(calls[place % len(calls)], message) for place in range(callers)]
-        found = await _ask_all(asks, duration_s, check)
-        for channel in channels:
-            await channel.close()
-        return found
-
-    return asyncio.run(run())
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) for _ in range(max(1, callers // 8))
+    ]
+    calls: list[Any] = [channel.unary_unary(METHOD) for channel in channels]
+    asks = [_grpc_caller(calls[place % len(calls)], message) for place in range(callers)]
+    found = await _ask_all(asks, duration_s, check)
+    for channel in channels:
+        await channel.close()
+    return found
 
 
 def _grpc_caller(call: Any, message: bytes) -> Ask:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,10 +38,10 @@ class RequestForm:
     is_file: bool = False
 
 
-def preprocessed(shape: tuple[int, ...] | None = None) -> RequestForm:
-    """Inputs that the caller has prepared as `Task.preprocessing` says."""
-    return RequestForm("input", "FP32", shape, _as_given)
+def preprocessed(shape: tuple[int, ...] | None = None, datatype: Literal["FP32", "FP64"] = "FP32") -> RequestForm:
+    """Inputs prepared as `Task.preprocessing` says. NaN, or null in JSON, is a missing value."""
+    return RequestForm("input", datatype, shape, _as_given)
 
 
 def _as_given(values: Values) -> Tensor:
-    return torch.from_numpy(np.array(values, dtype=np.float32, order="C"))  # a copy: raw data cannot be written to
+    return torch.from_numpy(np.array(values, order="C"))  # a copy: raw data cannot be written to

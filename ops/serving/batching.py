@@ -32,11 +32,13 @@ class BatchLimits:
         most: examples in one batch; a larger request is computed in pieces of this size.
         delay_s: how long an idle model waits for a batch to fill up.
         queue: examples that may wait; a request beyond that is refused as busy.
+        queue_bytes: the same for the bytes of their inputs.
     """
 
     most: int = 64
     delay_s: float = 0.0
     queue: int = 2048
+    queue_bytes: int = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,18 @@ class Batcher:
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self.queued = 0  # examples that wait
+        self._queued_bytes = 0
 
     async def __call__(self, inputs: Tensor) -> Outputs:
         """The outputs for `inputs` [B, ...], in the same order. Raises RequestRefusal."""
-        size = len(inputs)
-        if self.queued and self.queued + size > self._limits.queue:
+        size, nbytes = len(inputs), inputs.nbytes
+        is_full = self.queued + size > self._limits.queue or self._queued_bytes + nbytes > self._limits.queue_bytes
+        if self.queued and is_full:
             raise RequestRefusal(f"busy: {self.queued} examples wait already; try again in a moment", Problem.BUSY)
         waiting = _Waiting(inputs, self._loop.create_future())
         self._waiting.append(waiting)
         self.queued += size
+        self._queued_bytes += nbytes
         self._wake()
         return await waiting.answer
 
@@ -112,6 +117,7 @@ class Batcher:
                 break
             self._waiting.popleft()
             self.queued -= len(head.inputs)
+            self._queued_bytes -= head.inputs.nbytes
             if not head.answer.done():
                 batch.append(head)
                 size += len(head.inputs)

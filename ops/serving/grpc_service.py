@@ -8,15 +8,24 @@ Typed contents are answered with typed contents, raw ones with raw ones.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from fednc.ops.serving.access import Door
-from fednc.ops.serving.inference import Inference, InferenceAnswer, InferenceRequest, InputTensor
+from fednc.ops.serving.inference import (
+    BODY_S,
+    HELD_BODIES,
+    Inference,
+    InferenceAnswer,
+    InferenceRequest,
+    InputTensor,
+)
 from fednc.ops.serving.refusals import Problem, RequestRefusal
 from fednc.ops.serving.tensors import BYTES, Array, check_shape, datatype_of, from_list, from_raw, to_raw
 from fednc.protos import open_inference_pb2 as pb
@@ -45,8 +54,10 @@ _CONTENTS = {
 class GrpcService:
     """The methods of the service."""
 
-    def __init__(self, inference: Inference, door: Door) -> None:
+    def __init__(self, inference: Inference, door: Door, body_mib: int) -> None:
+        """`body_mib`: most MiB in one message; gRPC itself refuses larger ones."""
         self._inference, self._door = inference, door
+        self._most_held_bytes, self._held_bytes = HELD_BODIES * (body_mib << 20), 0
 
     def handler(self) -> grpc.GenericRpcHandler:
         """For `add_generic_rpc_handlers`."""
@@ -72,7 +83,12 @@ class GrpcService:
             try:
                 if not is_open:
                     self._door.admit_grpc(context)
-                return await answer(_decoded(await context.read(), kind, name))
+                async with asyncio.timeout(BODY_S):
+                    message = await context.read()
+                with self._held(message):
+                    return await answer(_decoded(message, kind, name))
+            except TimeoutError:
+                found = RequestRefusal(f"the message did not arrive within {BODY_S:g} s", Problem.TOO_SLOW)
             except RequestRefusal as refusal:
                 found = refusal
             except Exception:
@@ -83,6 +99,18 @@ class GrpcService:
             raise AssertionError("abort raises")
 
         return guarded
+
+    @contextmanager
+    def _held(self, message: Any) -> Iterator[None]:
+        """Count a message among those that are held at once. Raises RequestRefusal if they are too many."""
+        size = len(message) if isinstance(message, bytes) else 0
+        if self._held_bytes + size > self._most_held_bytes:
+            raise RequestRefusal("busy: too many large requests; try again in a moment", Problem.BUSY)
+        self._held_bytes += size
+        try:
+            yield
+        finally:
+            self._held_bytes -= size
 
     async def _server_live(self, _request: pb.ServerLiveRequest) -> Message:
         return pb.ServerLiveResponse(live=True)

@@ -34,11 +34,15 @@ from fednc.ops.serving.tensors import BYTES, NUMBERS, Array
 
 log = logging.getLogger("fednc.serve")
 MOST_EXAMPLES = 4096  # of one request
+MOST_FILES = 256  # of one request: a few bytes of file may become a large input
+BODY_S = 30.0  # for a request's content to arrive
+HELD_BODIES = 8  # contents of the largest size that a protocol holds at once; smaller ones, as many as fit
 MOST_ID = 256  # characters
 SERVER_NAME, EXTENSIONS = "fednc", ["binary_tensor_data"]
 PLATFORM = "pytorch_fednc"
 TOP_K = "top_k"
 _DECODERS = 2
+_LARGE_AXES = 4  # an output with as many, a probability of every class for every pixel, is sent only if asked for
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,8 @@ class Inference:
         inputs = await self._inputs(predictor.forms, request.inputs)
         found = predictor.answer(await version.batcher(inputs), best)
         if request.outputs:
-            return {name: found[name] for name in dict.fromkeys(request.outputs) if name in found}
-        return found
+            return {name: found[name] for name in dict.fromkeys(request.outputs)}
+        return {name: values for name, values in found.items() if values.ndim < _LARGE_AXES}
 
     async def _inputs(self, forms: Mapping[str, RequestForm], given: tuple[InputTensor, ...]) -> Tensor:
         """Preprocessed inputs [B, ...]. Raises RequestRefusal."""
@@ -222,8 +226,9 @@ def _fitting(form: RequestForm, given: InputTensor) -> Array:
         raise RequestRefusal(f"input {form.name!r}: {given.datatype} was given, expected {wanted}")
     if form.shape is not None and not _has_shape(values.shape[1:], form.shape):
         raise RequestRefusal(f"input {form.name!r}: shape {list(values.shape)} was given, expected {wanted}")
-    if not 1 <= len(values) <= MOST_EXAMPLES:
-        raise RequestRefusal(f"input {form.name!r}: {len(values)} examples; send 1 to {MOST_EXAMPLES} at a time")
+    most = MOST_FILES if form.is_file else MOST_EXAMPLES
+    if not 1 <= len(values) <= most:
+        raise RequestRefusal(f"input {form.name!r}: {len(values)} examples; send 1 to {most} at a time")
     if not math.prod(values.shape):
         raise RequestRefusal(f"input {form.name!r}: shape {list(values.shape)} has no values")
     if form.datatype == BYTES:

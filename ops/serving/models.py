@@ -202,16 +202,22 @@ class ServedModel:
             self._take(share, loaded)
             self._failed.pop(share, None)
         except Exception as e:  # whatever is wrong with a new version, the old one goes on serving
-            if found is None or not await self._has_changed(found, reference):
+            if not await self._is_being_written(found, reference):
                 self._note_failure(share, found or reference, reference, e)
 
     async def _has_changed(self, found: FoundModel, reference: str) -> bool:
-        """Whether a reference now means something else than `found`: a folder may be written while it is read."""
-        try:
-            now = await asyncio.to_thread(self._source.find, reference)
-        except FedncError:
-            return False  # the next look tells
+        """Whether a reference now means something else than `found`: a folder may be written while it is read.
+
+        Raises FedncError: its files are no longer what was registered.
+        """
+        now = await asyncio.to_thread(self._source.find, reference)
         return (now.version, now.digest) != (found.version, found.digest)
+
+    async def _is_being_written(self, found: FoundModel | None, reference: str) -> bool:
+        try:
+            return found is not None and await self._has_changed(found, reference)
+        except FedncError:
+            return False
 
     async def _load(self, share: str, found: FoundModel) -> LoadedVersion:
         if found.stale and self._rules.refuse_stale:

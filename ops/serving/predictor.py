@@ -18,7 +18,7 @@ from fednc.common.model_export import ExportedModel
 from fednc.common.tasks.request_forms import RequestForm
 from fednc.ops.serving.batching import Outputs
 from fednc.ops.serving.refusals import RequestRefusal
-from fednc.ops.serving.tensors import Array, texts
+from fednc.ops.serving.tensors import NUMBERS, Array, texts
 
 LABEL, CONFIDENCE, PROBABILITIES, CLASS, OUTPUT = "label", "confidence", "probabilities", "class", "output"
 _INDEX, _FINITE = "index", "finite"
@@ -34,6 +34,7 @@ class Predictor:
         self.class_names = model.class_names
         self.forms: dict[str, RequestForm] = {form.name: form for form in model.task.request_forms()}
         self._labels = texts(self.class_names)
+        self._is_dense = False  # a class for each place of an example; known after the first batch
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensor) -> Outputs:
@@ -52,6 +53,7 @@ class Predictor:
 
     def _classified(self, scores: Tensor) -> Outputs:
         prob = scores.softmax(dim=1)
+        self._is_dense = prob.ndim > 2
         confidence, index = prob.max(dim=1)
         finite = torch.isfinite(confidence)
         return {
@@ -71,7 +73,7 @@ class Predictor:
         if not self.class_names:
             return {OUTPUT: found[OUTPUT]}
         prob = found[PROBABILITIES]
-        if prob.ndim > 2:  # a class for each place of an example
+        if prob.ndim > 2:
             return {CLASS: found[_INDEX], CONFIDENCE: found[CONFIDENCE], PROBABILITIES: prob}
         if best == 1:
             index, confidence = found[_INDEX][:, None], found[CONFIDENCE][:, None]
@@ -85,6 +87,12 @@ class Predictor:
         """The outputs, as metadata lists them."""
         if not self.class_names:
             return ((OUTPUT, "FP32", (-1,)),)
+        if self._is_dense:
+            return (
+                (CLASS, "INT64", (-1, -1)),
+                (CONFIDENCE, "FP32", (-1, -1)),
+                (PROBABILITIES, "FP32", (-1, -1, -1)),
+            )
         return (
             (LABEL, "BYTES", (-1,)),
             (CONFIDENCE, "FP32", (-1,)),
@@ -97,11 +105,11 @@ class Predictor:
         Raises:
             RequestRefusal: it cannot. A task that does not say what shape its inputs have is not tried.
         """
-        form = next((each for each in self.forms.values() if each.datatype == "FP32"), None)
+        form = next((each for each in self.forms.values() if each.datatype.startswith("FP")), None)
         if form is None or form.shape is None or min(form.shape, default=1) < 1:
             return
         for size in sizes:
-            self(torch.zeros(size, *form.shape))
+            self(form.read(np.zeros((size, *form.shape), NUMBERS[form.datatype])))
 
     def properties(self) -> Mapping[str, Any]:
         """What a caller may want to know about the model: its task, classes and preprocessing."""

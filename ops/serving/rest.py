@@ -19,7 +19,14 @@ from pydantic_core import to_json
 
 from fednc.common.peer_text import one_line
 from fednc.ops.serving.access import Door
-from fednc.ops.serving.inference import Inference, InferenceAnswer, InferenceRequest, InputTensor
+from fednc.ops.serving.inference import (
+    BODY_S,
+    HELD_BODIES,
+    Inference,
+    InferenceAnswer,
+    InferenceRequest,
+    InputTensor,
+)
 from fednc.ops.serving.refusals import Problem, RequestRefusal
 from fednc.ops.serving.tensors import BYTES, Array, check_shape, datatype_of, from_list, from_raw, to_raw
 
@@ -31,8 +38,6 @@ Headers = list[tuple[bytes, bytes]]
 
 HEADER_LENGTH = b"inference-header-content-length"
 CERTIFICATE = "fednc.certificate"  # key of the scope: the caller's certificate, PEM
-_BODY_S = 30.0  # for a request's body to arrive
-_HELD_BODIES = 8  # bodies of the largest size that may be held at once; smaller ones, as many as fit
 _JSON = (b"content-type", b"application/json")
 _LIVE, _READY = "/v2/health/live", "/v2/health/ready"
 OPEN_PATHS = frozenset({_LIVE, _READY})  # for probes, which have no credential
@@ -178,7 +183,7 @@ class RestApp:
         parts: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(_BODY_S):
+            async with asyncio.timeout(BODY_S):
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
@@ -189,13 +194,13 @@ class RestApp:
                     parts.append(piece)
                     if size > self._most_bytes:
                         raise self._too_large()
-                    if self._held_bytes > _HELD_BODIES * self._most_bytes:
+                    if self._held_bytes > HELD_BODIES * self._most_bytes:
                         raise RequestRefusal("busy: too many large requests; try again in a moment", Problem.BUSY)
                     if not message.get("more_body", False):
                         return (parts[0] if len(parts) == 1 else b"".join(parts)), size
         except TimeoutError:
             self._held_bytes -= size
-            raise RequestRefusal(f"the body did not arrive within {_BODY_S:g} s", Problem.TOO_SLOW) from None
+            raise RequestRefusal(f"the body did not arrive within {BODY_S:g} s", Problem.TOO_SLOW) from None
         except BaseException:
             self._held_bytes -= size
             raise

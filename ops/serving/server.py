@@ -162,7 +162,7 @@ async def _grpc(inference: Inference, settings: ServeSettings) -> AsyncIterator[
         ("grpc.so_reuseport", 0),
     ]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_CALLS)
-    server.add_generic_rpc_handlers((GrpcService(inference, settings.door).handler(),))
+    server.add_generic_rpc_handlers((GrpcService(inference, settings.door, settings.body_mib).handler(),))
     credentials = settings.door.grpc_credentials()
     try:
         if credentials is None:

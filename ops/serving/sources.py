@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -67,6 +68,52 @@ class FolderSource:
         return known[1]
 
 
+class ResolvedVersion(Protocol):
+    """What `RegistrySource` needs to know of a version; `ops/registry/` has more."""
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+
+    @property
+    def folder(self) -> Path:
+        """Its files, checked against its digest."""
+
+    @property
+    def digest(self) -> str:
+        """sha256, hex."""
+
+    @property
+    def stale_why(self) -> str:
+        """Why its data is out of date; empty if it is not."""
+
+
+class VersionRegistry(Protocol):
+    """What `RegistrySource` needs of a registry."""
+
+    def resolve(self, reference: str) -> ResolvedVersion:
+        """The version that a reference means now. Raises FedncError: there is none, or it was changed."""
+
+
+class RegistrySource:
+    """Versions of the registry (`fednc models`)."""
+
+    def __init__(self, registry: VersionRegistry) -> None:
+        self._registry = registry
+
+    def find(self, reference: str) -> FoundModel:
+        """See ModelSource. The registry reads files again only if they have changed."""
+        found = self._registry.resolve(reference)
+        return FoundModel(reference, str(found.version), found.digest, found.folder, found.stale_why)
+
+
+def open_registry(store: str) -> VersionRegistry:
+    """The registry of `fednc models` in `store`; empty: its usual place. Imported here: a folder needs none of it."""
+    make = import_module("fednc.ops.registry.registry").ModelRegistry
+    found: VersionRegistry = make(store) if store else make()
+    return found
+
+
 class AnySource:
     """A folder if the reference is one, else a model of the registry."""
 
@@ -78,16 +125,13 @@ class AnySource:
         if is_folder(reference):
             return self._folders.find(reference)
         if self._registry is None:
-            raise ConfigError(
-                f"{reference}: no such folder; give the folder of a finished run, or MODEL@ALIAS and the registry "
-                "(--store)"
-            )
+            raise ConfigError(f"{reference}: no such folder; give the folder of a finished run, or MODEL@ALIAS")
         return self._registry.find(reference)
 
 
 def is_folder(reference: str) -> bool:
-    """Whether a reference is a path: `runs/x` and `.` are, `digits` and `digits@champion` are not."""
-    return "/" in reference or reference.startswith(".") or (Path(reference).is_dir() and "@" not in reference)
+    """Whether a reference is a path: a folder that exists, or what can be nothing else, like `./x` and `/x`."""
+    return reference.startswith((".", "/")) or Path(reference).is_dir()
 
 
 def _model_folder(path: Path) -> Path:

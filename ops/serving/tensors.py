@@ -74,6 +74,8 @@ def from_list(datatype: str, shape: tuple[int, ...], data: Sequence[Any], name: 
         raise RequestRefusal(f"input {name!r}: its data is not a list of numbers, or its rows differ") from e
     if found.size != wanted:
         raise RequestRefusal(f"input {name!r}: {found.size} values, but shape {list(shape)} takes {wanted}")
+    if found.dtype == object and dtype.kind == "f" and all(_is_number_or_null(each) for each in found.flat):
+        found = found.astype(np.float64)  # null becomes NaN
     if found.size:
         _check_kind(found, datatype, dtype, name)
     with np.errstate(over="ignore"):
@@ -120,6 +122,10 @@ def _check_kind(found: Array, datatype: str, dtype: np.dtype[Any], name: str) ->
             raise RequestRefusal(
                 f"input {name!r}: {datatype} goes from {bounds.min} to {bounds.max}, its data goes beyond"
             )
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _as_integers(found: Array) -> Array:

@@ -32,6 +32,7 @@ from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Part, Purpose, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
 from fednc.common.tasks.metrics import Stats, refuse_unless
+from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.splits import Index, split_digest, split_index
 from fednc.tasks.dense import pictures
 from fednc.tasks.dense.dataset import DenseBatch, DenseData, most_members, sampled
@@ -178,6 +179,10 @@ class SegmentationTask(ClassifierTask):
             "mean": list(self.options.mean),
             "std": list(self.options.std),
         }
+
+    def request_forms(self) -> tuple[RequestForm, ...]:
+        """Prepared pictures."""
+        return (preprocessed((self.options.channels, *self.options.size)),)
 
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
 

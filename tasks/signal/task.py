@@ -18,6 +18,7 @@ from fednc.common.tasks.api import Purpose, Suggestion, TaskData
 from fednc.common.tasks.classifier import ClassifierTask
 from fednc.common.tasks.metrics import Accuracy, BalancedAccuracy, CrossEntropy, Stats
 from fednc.common.tasks.moments import Moments, Standardise
+from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.tensor_data import LabelledTensors
 from fednc.tasks.signal.dataset import SignalData
 from fednc.tasks.signal.network import build_network
@@ -78,6 +79,10 @@ class SignalTask(ClassifierTask):
     def preprocessing(self) -> dict[str, Any]:
         """Raw window to model input: nothing is changed, since the model standardises the channels itself."""
         return {"window": self.options.window, "channels": list(self.options.channels), "axes": "T, C"}
+
+    def request_forms(self) -> tuple[RequestForm, ...]:
+        """Raw windows [T, C]."""
+        return (preprocessed((self.options.window, len(self.options.channels))),)
 
     # ---- federated normalisation -----------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from fednc.common.tasks.metrics import (
     Metric,
     Stats,
 )
+from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.tensor_data import LabelledTensors, TensorData
 from fednc.common.tasks.tensor_task import TensorTask
 from fednc.tasks.tabular.inputs import FIXED_KEYS, Bounded, TableInputs, TableSums
@@ -110,6 +111,10 @@ class TabularTask(ClassifierTask):
     def preprocessing(self) -> dict[str, Any]:
         """See Task."""
         return described(self.options)
+
+    def request_forms(self) -> tuple[RequestForm, ...]:
+        """Rows of codes, as `preprocessing` describes them."""
+        return (preprocessed((len(self.options.inputs),), "FP64"),)
 
 
 class RegressionModel(nn.Module):
@@ -215,6 +220,10 @@ class TabularRegression(TensorTask):
     def preprocessing(self) -> dict[str, Any]:
         """See Task."""
         return described(self.options)
+
+    def request_forms(self) -> tuple[RequestForm, ...]:
+        """Rows of codes, as `preprocessing` describes them."""
+        return (preprocessed((len(self.options.inputs),), "FP64"),)
 
 
 def hidden_layers(width: int, options: TabularOptions) -> tuple[nn.Module, int]:

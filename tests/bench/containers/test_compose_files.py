@@ -64,15 +64,19 @@ def test_no_service_reaches_the_host_or_is_reached_from_outside(stack: str, name
     service = with_overlay(STACKS[stack])[name]
     assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
     volumes = [volume.split(":")[0] for volume in service.get("volumes", [])]
-    assert set(volumes) <= set(BASE["volumes"]), "named volumes only: no path, no socket of the engine"
-    assert (service.get("network_mode") == "none") != (service.get("networks") == ["link"])
+    path = STACKS[stack]
+    named = {**BASE["volumes"], **(yaml.safe_load(path.read_text()).get("volumes", {}) if path else {})}
+    assert set(volumes) <= set(named), "named volumes only: no path, no socket of the engine"
+    # Callers of a served model share no network with the federation.
+    network = ["callers"] if name == "serve" else ["link"]
+    assert (service.get("network_mode") == "none") != (service.get("networks") == network)
 
 
 @EACH_SERVICE
 def test_every_long_running_service_has_a_health_check(stack: str, name: str) -> None:
     """Services that run once need none. The check of verify tells when it has tried to get in."""
     health = with_overlay(STACKS[stack])[name]["healthcheck"]
-    assert health.get("disable") is (True if name in ("certificates", "chaos") else None)
+    assert health.get("disable") is (True if name in ("certificates", "chaos", "serve-certificates") else None)
     assert health.get("disable") or health["test"][0] == "CMD"
 
 
@@ -92,6 +96,27 @@ def test_only_owners_see_their_keys() -> None:
         expected = {"certificates": f"/authority/{where}{owner}", owner: "/certs:ro"}
         assert seen[f"{owner}-certs"] == expected
     assert seen["runs"] == {"server": "/runs", "verify": "/runs:ro"}
+
+
+def test_the_served_model_has_an_authority_of_its_own_and_only_reads_the_run() -> None:
+    services = with_overlay(DEPLOY / "compose.serve.yml")
+    assert services["serve"]["volumes"] == ["serve-certs:/certs:ro", "runs:/runs:ro"]
+    assert services["serve-certificates"]["volumes"] == [
+        "serve-authority:/authority",
+        "serve-certs:/authority/server",
+    ]
+    command = services["serve"]["command"]
+    options = dict(zip(command[2::2], command[3::2], strict=True))
+    assert (options["--auth"], options["--certs"]) == ("token", "/certs")
+    assert f'_PROBE = "{options["--probe"]}"' in (DEPLOY / "healthy.py").read_text()
+    assert [port.rpartition(":")[2] for port in services["serve"]["ports"]] == [
+        options[name].rpartition(":")[2] for name in ("--listen", "--grpc")
+    ]
+    from fednc.cli.serve import _wanted
+
+    run = SERVICES["server"]["command"]
+    (wanted,) = _wanted([command[1]], [])
+    assert (wanted.name, wanted.reference) == ("digits", run[run.index("--folder") + 1])
 
 
 def test_the_server_keeps_its_run_on_a_disk_and_uses_the_demos_run_file() -> None:
@@ -126,7 +151,8 @@ def test_the_run_cannot_start_before_verify_has_tried_to_get_in() -> None:
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.name)
 def test_an_overlay_changes_only_existing_services(path: Path) -> None:
     new = yaml.safe_load(path.read_text())["services"].keys() - SERVICES.keys()
-    assert new == ({"chaos"} if path.name == "compose.chaos.yml" else set())
+    added = {"compose.chaos.yml": {"chaos"}, "compose.serve.yml": {"serve", "serve-certificates"}}
+    assert new == added.get(path.name, set())
 
 
 def composers() -> list[list[str]]:
@@ -219,8 +245,8 @@ def test_no_image_runs_as_root() -> None:
     bodies = dict(zip((line.split(" AS ")[-1] for line in stages[1::2]), stages[2::2], strict=True))
     last_user = {name: re.findall(r"^USER (.+)$", body, re.MULTILINE)[-1:] for name, body in bodies.items()}
     assert last_user["runtime"] == last_user["demo"] == ["10001:10001"]
-    assert last_user["server"] == last_user["client"] == [], "as runtime"
-    assert all("HEALTHCHECK" in bodies[name] for name in ("server", "client"))
+    assert last_user["server"] == last_user["client"] == last_user["serve"] == [], "as runtime"
+    assert all("HEALTHCHECK" in bodies[name] for name in ("server", "client", "serve"))
 
 
 def test_ci_continues_without_an_engine(tmp_path: Path) -> None:

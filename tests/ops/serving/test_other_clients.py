@@ -93,8 +93,12 @@ async def main():
     over_grpc = InferenceGRPCClient(url=grpc)
     url = "http://" + http
     ready = [
-        await rest.is_server_live(url), await rest.is_server_ready(url), await rest.is_model_ready(url, "digits"),
-        await over_grpc.is_server_live(), await over_grpc.is_server_ready(), await over_grpc.is_model_ready("digits"),
+        await rest.is_server_live(url),
+        await rest.is_server_ready(url),
+        await rest.is_model_ready(url, "digits"),
+        await over_grpc.is_server_live(),
+        await over_grpc.is_server_ready(),
+        await over_grpc.is_model_ready("digits"),
     ]
     found = [await rest.infer(url, request(), model_name="digits"), await over_grpc.infer(request())]
     answers = [

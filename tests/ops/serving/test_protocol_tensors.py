@@ -85,7 +85,8 @@ def test_no_list_of_a_stranger_does_more_than_be_refused(datatype: str, shape: l
         ("INT64", [1.5], "not INT64"),
         ("FP32", ["1"], "not FP32"),
         ("FP32", [True], "not FP32"),
-        ("FP32", [None], "not FP32"),
+        ("FP32", [[None]] * 2, "2 values, but shape"),
+        ("INT64", [None], "not INT64"),
         ("BOOL", [1], "not BOOL"),
         ("BYTES", [1], "not strings"),
         ("FP32", [[1.0], [1.0, 2.0]], "rows differ"),
@@ -96,3 +97,7 @@ def test_no_list_of_a_stranger_does_more_than_be_refused(datatype: str, shape: l
 def test_values_that_do_not_fit_are_refused(datatype: str, data: list[Any], why: str) -> None:
     with pytest.raises(RequestRefusal, match=why):
         from_list(datatype, (1,), data, "x")
+
+
+def test_null_is_a_missing_number() -> None:
+    assert np.array_equal(from_list("FP64", (2,), [None, 1], "x"), [np.nan, 1.0], equal_nan=True)

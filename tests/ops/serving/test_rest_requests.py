@@ -1,4 +1,4 @@
-"""REST: what is asked is answered as the exported model would; everything else gets one error, never a traceback."""
+"""REST: a request gets the exported model's answer; anything else gets one error and never a traceback."""
 
 from __future__ import annotations
 

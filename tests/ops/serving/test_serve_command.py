@@ -66,9 +66,10 @@ def test_a_tampered_model_is_not_served(tmp_path: Path) -> None:
 
 def test_models_and_canaries_are_read_from_the_command(tmp_path: Path) -> None:
     runs = str(tmp_path / "runs" / "digits-1")
-    assert _wanted(["digits", "b=cats@old", runs], ["digits@challenger=0.1"]) == (
+    assert _wanted(["digits", "b=cats@old", "c=cats/3", runs], ["digits@challenger=0.1"]) == (
         WantedModel("digits", "digits@champion", "digits@challenger", 0.1),
         WantedModel("b", "cats@old"),
+        WantedModel("c", "cats/3"),
         WantedModel("digits-1", runs),
     )
     assert _wanted(["d=./a"], ["d=./b=0.5"]) == (WantedModel("d", "./a", "./b", 0.5),)

@@ -1,4 +1,4 @@
-"""An alias moves under load: every request is answered exactly once, none fails, and the version only goes forward."""
+"""An alias moves under load: each request is answered once, none fails, and the version only goes forward."""
 
 from __future__ import annotations
 
