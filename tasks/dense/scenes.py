@@ -25,7 +25,10 @@ WALL, FLOOR = "wall", "floor"
 STUFF = (WALL, FLOOR)
 UPPER, LOWER = 1, 2  # parts of an object, in its own coordinates
 _PREFERRED = 4.0  # how much more often a site has the objects that it prefers
-_BUMP = 0.1  # how far the middle of an object stands out before its rim
+_BUMP = 0.1  # how far the middle of an object stands out before its rim, as a share of its distance
+_FALL = 0.3  # by how much the floor comes nearer; every object is nearer still
+_FARTHEST = (0.6, 0.65)  # of the objects
+_APART = (1.18, 1.28)  # ratio of the distances of neighbours, so that no bump reaches through a nearer object
 
 
 def _star(u_HW: Floats, v_HW: Floats) -> Mask:
@@ -122,7 +125,7 @@ class _Canvas:
         self.colour[:] = random.uniform(0.2, 0.8, 3)
         horizon = int(height * random.uniform(0.45, 0.75))
         floor_HW = self.row_HW >= horizon
-        fall = 0.6 / (height - horizon)
+        fall = _FALL / (height - horizon)
         self.label[floor_HW] = 1
         self.colour[floor_HW] = random.uniform(0.2, 0.8, 3)
         self.depth[floor_HW] = (1 - fall * (self.row_HW - horizon))[floor_HW]
@@ -133,7 +136,7 @@ class _Canvas:
         height, width = self.shape
         radius = height * random.uniform(0.16, 0.26) * (1.15 - 0.3 * distance)
         row, column = random.uniform(0.1, 0.9) * height, random.uniform(0.1, 0.9) * width
-        turn = random.uniform(-0.6, 0.6)
+        turn = random.uniform(-0.3, 0.3)
         right_HW, down_HW = (self.column_HW - column) / radius, (self.row_HW - row) / radius
         u_HW = np.cos(turn) * right_HW + np.sin(turn) * down_HW
         v_HW = np.cos(turn) * down_HW - np.sin(turn) * right_HW
@@ -170,7 +173,8 @@ def draw_scene(settings: SceneSettings, random: np.random.Generator) -> Scene:
     """A scene with two to five objects; the last one that is painted is the nearest."""
     canvas = _Canvas(settings, random)
     kinds = random.choice(settings.objects, size=random.integers(2, 6), p=settings.shares_O)
-    distances = np.sort(random.uniform(0.25, 0.9, len(kinds)))[::-1]
+    ratios = random.uniform(*_APART, len(kinds)).cumprod() / _APART[0]
+    distances = random.uniform(*_FARTHEST) / ratios
     for number, (kind, distance) in enumerate(zip(kinds, distances, strict=True)):
         canvas.paint(int(kind), number, float(distance), random)
     return canvas.finish(settings, random)
