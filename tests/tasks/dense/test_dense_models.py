@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,7 +44,7 @@ def test_tiles_cover_everything_and_overlap(length: int, tile: int, overlap: int
     found = starts(length, tile, overlap)
     assert found[0] == 0
     assert found[-1] == length - tile
-    assert all(b - a <= tile - overlap for a, b in zip(found, found[1:], strict=False))
+    assert all(b - a <= tile - overlap for a, b in itertools.pairwise(found))
 
 
 def test_tiles_give_the_whole_where_what_they_see_suffices() -> None:

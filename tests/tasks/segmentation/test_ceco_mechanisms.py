@@ -233,9 +233,7 @@ def test_free_features_reach_equal_angles_in_spite_of_imbalance() -> None:
             optimiser.step()
         mean_KD = unit(centres(feat_PD.detach(), label_P, K)[0])
         cosines[kind] = (mean_KD @ mean_KD.T)[~torch.eye(K, dtype=torch.bool)]
-    torch.testing.assert_close(
-        cosines["ceco"], torch.full_like(cosines["ceco"], -1 / (K - 1)), rtol=0, atol=0.02
-    )
+    torch.testing.assert_close(cosines["ceco"], torch.full_like(cosines["ceco"], -1 / (K - 1)), rtol=0, atol=0.02)
     assert (cosines["ce"] + 1 / (K - 1)).abs().max() > 0.1
 
 
