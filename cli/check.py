@@ -151,9 +151,10 @@ def _the_sites(task: Task, specs: Sequence[str]) -> Found:
     if errors:
         raise DataError("\n".join(map(str, errors)))
     sites = [read[spec] for spec in specs]
-    for each in sites:
+    for number, each in enumerate(sites, start=1):
+        say(f"site {number}: {each['spec']}")
         _show_notes(each)
-    _show_counts(task, read)
+    _show_counts(task, {f"site {number}": each for number, each in enumerate(sites, start=1)})
     missing = [name for name in task.class_names if not any(each["count"][name] for each in sites)]
     if missing:
         listed = ", ".join(map(repr, missing[:20]))

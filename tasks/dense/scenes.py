@@ -9,6 +9,7 @@ Legend: H height, W width, K classes, O kinds of objects.
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,8 @@ class SceneSettings:
         objects: O, kinds of objects: the first of `SHAPES`.
         tail: kind k of the objects is drawn tail^k times as often as kind 0; 1: all equally often.
         noise: standard deviation of the noise on pixels in 0..1.
+        tint: share of a colour of its kind in the colour of an object; the rest is drawn for each object. 0: only
+            the shape tells kinds apart.
         site: (number, of how many): such a site has every so-many-th kind of object more often than others.
     """
 
@@ -74,6 +77,7 @@ class SceneSettings:
     objects: int = 9
     tail: float = 1.0
     noise: float = 0.15
+    tint: float = 0.0
     site: tuple[int, int] = (0, 1)
 
     @property
@@ -131,7 +135,7 @@ class _Canvas:
         self.depth[floor_HW] = (1 - fall * (self.row_HW - horizon))[floor_HW]
         self.slope[1][floor_HW] = -fall * height
 
-    def paint(self, kind: int, number: int, distance: float, random: np.random.Generator) -> None:
+    def paint(self, kind: int, number: int, distance: float, tint: float, random: np.random.Generator) -> None:
         """Paint object number `number`, of the `kind`-th shape, over what is there."""
         height, width = self.shape
         radius = height * random.uniform(0.16, 0.26) * (1.15 - 0.3 * distance)
@@ -149,7 +153,8 @@ class _Canvas:
         self.depth[inside_HW] = (distance - bump * (1 - right_HW**2 - down_HW**2))[inside_HW]
         for axis, offset_HW in enumerate((right_HW, down_HW)):
             self.slope[axis][inside_HW] = (2 * bump * offset_HW / radius * height)[inside_HW]
-        self.colour[inside_HW] = random.uniform(0.0, 1.0, 3)
+        own = np.array(colorsys.hsv_to_rgb(kind / MOST_OBJECTS, 0.9, 0.9))
+        self.colour[inside_HW] = tint * own + (1 - tint) * random.uniform(0.0, 1.0, 3)
 
     def finish(self, settings: SceneSettings, random: np.random.Generator) -> Scene:
         """The scene."""
@@ -176,7 +181,7 @@ def draw_scene(settings: SceneSettings, random: np.random.Generator) -> Scene:
     ratios = random.uniform(*_APART, len(kinds)).cumprod() / _APART[0]
     distances = random.uniform(*_FARTHEST) / ratios
     for number, (kind, distance) in enumerate(zip(kinds, distances, strict=True)):
-        canvas.paint(int(kind), number, float(distance), random)
+        canvas.paint(int(kind), number, float(distance), settings.tint, random)
     return canvas.finish(settings, random)
 
 

@@ -81,6 +81,7 @@ class SegmentationTask(ClassifierTask):
     Split = DenseSplit
     metrics = ()  # they depend on the options; see __init__
     summary_metrics = ("miou_head", "miou_common", "miou_tail", "pixel_accuracy", "nc2_std")
+    examples_each_round = True
     options: SegmentationOptions
 
     def __init__(self, run: RunConfig) -> None:

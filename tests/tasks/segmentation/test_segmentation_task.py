@@ -69,6 +69,9 @@ def test_a_run_exports_a_model_without_the_branch_and_shows_geometry_and_groups(
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["metric"]["name"] == "miou"
     assert {"miou", "pixel_accuracy", "nc2_std"} <= set(summary)
+    shown = sorted(path.name for path in (finished / "examples").iterdir())
+    assert shown == ["pictures.png", "round-000001-pictures.png", "round-000002-pictures.png"]
+    assert (finished / "examples" / shown[0]).read_bytes() == (finished / "examples" / shown[2]).read_bytes()
     with Image.open(finished / "examples" / "pictures.png") as page:
         assert page.size[0] > 4 * 160
 
