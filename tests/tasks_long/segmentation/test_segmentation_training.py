@@ -1,4 +1,4 @@
-"""CeCo in a federation of three clients: the centres of the test pictures come to more equal angles, in every seed.
+"""CeCo in a federation of three clients: centres of the test pictures come to more equal angles, in every seed.
 
 The shipped comparison itself, so that it cannot go stale. Mean IoU is not judged: it differs less than seeds do.
 """
