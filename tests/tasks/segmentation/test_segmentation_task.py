@@ -93,6 +93,9 @@ def test_predict_repeats_the_runs_metrics_and_writes_overlays(finished: Path, tm
     assert found["metrics"]["miou"] == rounds[-1]["test"]["miou"]
     assert found["examples"] == len(found["predictions"]) == 6
     assert "miou of each class" in result.output
+    counted = dict(zip(CLASSES, segmentation_task().load_test(DATA).counts["pixels"].tolist(), strict=True))
+    rows = {line.split()[0]: line.split()[1:] for line in result.output.splitlines() if line.strip()}
+    assert {name: int(rows[name][0]) for name in CLASSES} == counted
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert len(names) == 12
     model, data = load(finished), segmentation_task(memory_pixels=64).load_test(DATA)
