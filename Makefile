@@ -10,7 +10,8 @@ STAMP  := $(VENV)/.installed
 TORCH       ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 TORCH_INDEX ?= $(if $(filter torch,$(TORCH)),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-pythons test-faults test-attacks test-flower test-flower-next test-timm check format protos docs bench results install clean
+.PHONY: demo test test-pythons test-tasks test-faults test-attacks test-flower test-flower-next test-timm test-ops
+.PHONY: check format protos docs bench results install clean
 
 demo: $(STAMP)  ## one server and four clients on this machine, fedavg against fednc
 	$(BIN)/fednc demo
@@ -20,6 +21,9 @@ test: $(STAMP)  ## the whole test suite, at most 6 minutes on two cores
 
 test-pythons:  ## the whole test suite on every other Python (3.12 to 3.14) that is on this machine
 	.ci/pythons
+
+test-tasks: $(STAMP)  ## trainings of the workloads that take minutes, at most 20 minutes on two cores
+	$(BIN)/pytest -q -n 2 --dist loadfile --timeout=900 tests/tasks_long
 
 test-faults: $(STAMP)  ## kill, freeze, disconnect and deceive real processes, at most 10 minutes on two cores
 	$(BIN)/pytest -q --timeout=300 tests/faults

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from fednc.common.model_export import ExportedModel, load
 from fednc.server.operations.trackers import tracked
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
-from fednc.server.rounds.result_files import summary_of, write_files
+from fednc.server.rounds.result_files import summary_of, write_files, write_round_examples
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import Event, RoundCompleted
@@ -173,7 +174,9 @@ def _run(
             callback.on_start(running)
         events.listen(on_event)
         try:
-            done = prepared.execute(grid, Surroundings(name_of=grid.name_of, control=control))
+            keep = partial(write_round_examples, folder) if folder else None
+            around = Surroundings(name_of=grid.name_of, control=control, keep_examples=keep)
+            done = prepared.execute(grid, around)
         except KeyboardInterrupt:
             kept = prepared.last_good
             if kept is None:

@@ -5,7 +5,8 @@ Does what server and client would do before round 1, on one machine, and shows t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ import typer
 from fednc.cli.options import ClassNames, Columns, Json, Partition, parse_partition
 from fednc.cli.output import say, show_table, write_json
 from fednc.common.config.run import read_run_file
-from fednc.common.errors import ConfigError, FedncError
+from fednc.common.errors import ConfigError, DataError, FedncError
 from fednc.common.tasks.data_spec import with_options
 
 if TYPE_CHECKING:
@@ -26,8 +27,13 @@ Found = dict[str, Any]
 def command(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
     data: Annotated[
-        str, typer.Option(metavar="SPEC", help="A client's data. Default: read the server's own test data.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="A client's data; repeat it for the data of all sites, to find classes that none of them has. "
+            "Default: read the server's own test data.",
+        ),
+    ] = None,
     class_names: ClassNames = "",
     columns: Columns = "",
     partition: Partition = "",
@@ -43,11 +49,16 @@ def command(
     run = read_run_file(run_file)
     chosen = parse_partition(partition)
     task = discovery.get(run)
+    specs = [with_options(one, class_names, columns) for one in data or []]
+    if len(specs) > 1 and (partition or flower):
+        raise ConfigError("--partition and --flower are for one --data; give it once")
     found, errors = _collected(
         lambda: _the_run(task),
         lambda: (
-            _the_data(task, with_options(data, class_names, columns), Part(*chosen) if chosen else None)
-            if data
+            _the_sites(task, specs)
+            if len(specs) > 1
+            else _the_data(task, specs[0], Part(*chosen) if chosen else None)
+            if specs
             else _the_test(task, bool(class_names or columns or partition))
         ),
     )
@@ -56,10 +67,9 @@ def command(
     if json:
         write_json(json, found)
     if flower:
-        _write_for_flower(
-            Path(flower), run.model_dump_json(), with_options(data, class_names, columns) if data else ""
-        )
-    notes = [note for key in ("data", "test") for note in found.get(key, {}).get("notes", [])]
+        _write_for_flower(Path(flower), run.model_dump_json(), specs[0] if specs else "")
+    described = [*(found[key] for key in ("data", "test") if key in found), *found.get("sites", [])]
+    notes = [note for each in described for note in each["notes"]]
     say("no problems found" + (f"; see {len(notes)} notes on the data above" if notes else ""))
 
 
@@ -147,6 +157,30 @@ def _the_data(task: Task, spec: str, part: Part | None) -> Found:
         found |= {"used": used, "dropped": whole["examples"] - used}
         say(f"split: {used:,} of {whole['examples']:,} examples used, {found['dropped']:,} dropped")
     return found
+
+
+def _the_sites(task: Task, specs: Sequence[str]) -> Found:
+    """The training data of several sites side by side. Raises DataError: unusable, or a class that none has."""
+    read, errors = _collected(*(partial(_one_site, task, spec) for spec in specs))
+    if errors:
+        raise DataError("\n".join(map(str, errors)))
+    sites = [read[spec] for spec in specs]
+    for number, each in enumerate(sites, start=1):
+        say(f"site {number}: {each['spec']}")
+        _show_notes(each)
+    _show_counts(task, {f"site {number}": each for number, each in enumerate(sites, start=1)})
+    missing = [name for name in task.class_names if not any(each["count"][name] for each in sites)]
+    if missing:
+        listed = ", ".join(map(repr, missing[:20]))
+        raise DataError(
+            f"no site has an example of {len(missing)} of the run's classes: {listed}. They cannot be "
+            "learnt: take them out of task.classes, or add data that has them."
+        )
+    return {"sites": sites}
+
+
+def _one_site(task: Task, spec: str) -> Found:
+    return {spec: _described(task, spec, task.load_train(spec, None, None))}
 
 
 def _described(task: Task, spec: str, data: TaskData) -> Found:

@@ -156,13 +156,14 @@ def _show_predictions(predictions: list[dict[str, Any]]) -> None:
 
 
 def _show_metrics(model: ExportedModel, data: TaskData, metrics: dict[str, float]) -> None:
-    counts, primary = data.count_K.tolist(), model.task.primary
+    (what, count_K), primary = next(iter(data.counts.items())), model.task.primary
+    counts = count_K.tolist()
     rows = [
         [name, counts[place], primary.show(metrics[f"{primary.name}/{name}"], 2)]
         for place, name in enumerate(model.class_names)
         if f"{primary.name}/{name}" in metrics
     ]
     if rows:
-        show_table(f"{primary.name} of each class", ["class", "examples", primary.name], rows)
+        show_table(f"{primary.name} of each class", ["class", what, primary.name], rows)
     values = ", ".join(f"{metric.name} {metrics[metric.name]:.4f}" for metric in model.task.measured_by)
     say(f"{values} on {int(metrics['examples']):,} labelled examples")

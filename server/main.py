@@ -29,7 +29,7 @@ from fednc.server.listener import serve
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.global_state import GlobalState
-from fednc.server.rounds.result_files import summary_of, write_files
+from fednc.server.rounds.result_files import summary_of, write_files, write_round_examples
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.changed_run_file import as_text
 from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
@@ -77,7 +77,13 @@ async def run_server(
 
     def work(grid: LinkGrid) -> RunResult:
         expect_replies = partial(_expect_replies, federation, prepared)
-        offered = replace(around, name_of=grid.name_of, reject=grid.reject, expect_replies=expect_replies)
+        offered = replace(
+            around,
+            name_of=grid.name_of,
+            reject=grid.reject,
+            expect_replies=expect_replies,
+            keep_examples=partial(write_round_examples, folder),
+        )
         return prepared.execute(grid, offered)
 
     def listening(port: int) -> None:

@@ -172,6 +172,7 @@ class Task(ABC):
     Split: ClassVar[type[SplitSection]] = SplitSection  # model of [split]; derive from it to add tables
     # Further test metrics that summary.json and comparisons show, beside the primary one.
     summary_metrics: ClassVar[tuple[str, ...]] = ()
+    examples_each_round: ClassVar[bool] = False  # `examples` after every evaluation, not only at the end
 
     def __init__(self, run: RunConfig) -> None:
         """Check `[task]` of the run file.
@@ -596,7 +597,8 @@ class Task(ABC):
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
         """Files to show to users, by name, made from the server's own test data; by default none.
 
-        `model` is the final model, in evaluation mode, on the device of `data`.
+        `model` is the global model, in evaluation mode, on the device of `data`: that of the last round, or with
+        `examples_each_round` of each round that is evaluated.
         """
         del model, data, guide
         return {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ def write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> Non
     _write_examples(folder, result, memory)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     write_atomically(folder / "rounds.json", json.dumps(result.history.to_json(), indent=2).encode())
+
+
+def write_round_examples(folder: Path, number: int, files: Mapping[str, bytes]) -> None:
+    """Write the example files of one round to `examples/`, each with the round in its name."""
+    for name, content in files.items():
+        private_folder(folder / EXAMPLES)
+        write_atomically(folder / EXAMPLES / f"round-{number:06d}-{Path(name).name}", content)
 
 
 def _write_examples(folder: Path, result: RunResult, memory: ClassMemory) -> None:
