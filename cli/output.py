@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ def say_error(error: Exception) -> None:
 def as_text(value: object) -> Text:
     """One line for a live display: never read as markup, as it may come from others."""
     return Text(one_line(value))
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being done while the block runs; elsewhere nothing. The block may change the text."""
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status(as_text(what)) as status:
+        yield lambda text: status.update(as_text(text))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

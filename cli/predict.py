@@ -73,7 +73,7 @@ def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
     if not model.class_names:
         values = torch.cat(scores).float().tolist()
         return [{"name": name, "value": value} for name, value in zip(names, values, strict=True)]
-    confidence_N, class_N = torch.cat(scores).float().softmax(dim=1).max(dim=1)
+    confidence_N, class_N = model.probabilities(torch.cat(scores)).max(dim=1)
     rows = zip(names, class_N.tolist(), confidence_N.tolist(), strict=True)
     return [
         {"name": name, "class": model.class_names[c], "confidence": confidence} for name, c, confidence in rows

@@ -29,6 +29,7 @@ from fednc.common.learning.optimisers import SGD, check_optimiser
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.class_registry import ClassRegistry
+from fednc.common.tasks.graph_input import GraphInput, preprocessed_input
 from fednc.common.tasks.metric_info import MetricInfo
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
 from fednc.common.tasks.stages import Stage, stage_at, stages_of
@@ -305,6 +306,10 @@ class Task(ABC):
     def preprocessing(self) -> dict[str, Any]:
         """How a user of the exported model must prepare raw inputs (JSON values)."""
         return {}
+
+    def graph_input(self) -> GraphInput:
+        """The input of an exported graph, and how it becomes the model's; by default a preprocessed input."""
+        return preprocessed_input()
 
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
 

@@ -19,9 +19,11 @@ from fednc.common.config.tables import SplitSection
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierTask
+from fednc.common.tasks.graph_input import GraphInput
 from fednc.common.tasks.tensor_data import UNLABELLED
 from fednc.tasks.vision.backbones import build_backbone
 from fednc.tasks.vision.dataset import ImageBatch, ImageData
+from fednc.tasks.vision.graph_input import pixel_input
 from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sheet import sheet
 from fednc.tasks.vision.shifts import ImageSplit, is_shifted, shift_part, shift_test
@@ -130,6 +132,10 @@ class ImageTask(ClassifierTask):
             "mean": list(self.options.mean),
             "std": list(self.options.std),
         }
+
+    def graph_input(self) -> GraphInput:
+        """Pixels 0..255 of the run's size. The graph normalises them; the caller resizes."""
+        return pixel_input(self.options)
 
 
 def _as_stored(data: ImageData) -> np.ndarray[Any, Any]:
