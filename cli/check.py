@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fednc.cli.options import ClassNames, Columns, Json, Partition, parse_partition
-from fednc.cli.output import say, show_table, write_json
+from fednc.cli.output import say, show_table, working, write_json
 from fednc.common.config.run import read_run_file
 from fednc.common.errors import ConfigError, FedncError
 from fednc.common.tasks.data_spec import with_options
@@ -43,14 +43,15 @@ def command(
     run = read_run_file(run_file)
     chosen = parse_partition(partition)
     task = discovery.get(run)
-    found, errors = _collected(
-        lambda: _the_run(task),
-        lambda: (
-            _the_data(task, with_options(data, class_names, columns), Part(*chosen) if chosen else None)
-            if data
-            else _the_test(task, bool(class_names or columns or partition))
-        ),
-    )
+    with working(f"reading {data or run.evaluate.test or 'the run file'}"):
+        found, errors = _collected(
+            lambda: _the_run(task),
+            lambda: (
+                _the_data(task, with_options(data, class_names, columns), Part(*chosen) if chosen else None)
+                if data
+                else _the_test(task, bool(class_names or columns or partition))
+            ),
+        )
     if errors:
         raise errors[0] if len(errors) == 1 else type(errors[0])("\n".join(map(str, errors)))
     if json:

@@ -21,7 +21,8 @@ def command(
         bool, typer.Option("--torch-export", help="Write model.pt2, for torch.export.load.")
     ] = False,
     safetensors: Annotated[
-        bool, typer.Option("--safetensors", help="Write weights.safetensors and weights.json, which describes them.")
+        bool,
+        typer.Option("--safetensors", help="Write weights.safetensors and weights.json, which describes them."),
     ] = False,
     card: Annotated[
         bool, typer.Option("--card", help="Write only the model card, card.md. Every export writes it too.")
@@ -43,9 +44,9 @@ def command(
 ) -> None:
     """Export the model of a finished run: ONNX, torch.export, safetensors, a model card.
 
-    ONNX and torch.export files hold the whole graph: normalisation, model, read-out and probabilities, for batches of
-    any size. Resizing images stays outside; the card says to which size. Each graph is run once and must give the
-    scores of the model to 1e-4, otherwise nothing is written.
+    ONNX and torch.export files hold the whole graph: normalisation, model, read-out and probabilities, for batches
+    of any size. Resizing images stays outside; the card says to which size. Each graph is run once and must give
+    the scores of the model to 1e-4, otherwise nothing is written.
 
     Example: fednc export runs/digits-20260101-120000 --onnx
     """

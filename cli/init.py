@@ -18,7 +18,7 @@ import typer
 from pydantic import BaseModel
 
 from fednc.cli.options import ClassNames
-from fednc.cli.output import say
+from fednc.cli.output import say, working
 from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.config.tables import FrameSection, MethodSection, TaskSection
 from fednc.common.errors import ConfigError
@@ -70,7 +70,8 @@ def command(
     """Write a commented run file to start from."""
     spec = data or ("digits" if kind is Kind.digits else "")
     spec = with_options(spec, class_names) if spec else ""
-    values, found = _values(kind, spec)
+    with working(f"reading {spec}" if spec else "preparing the run file"):
+        values, found = _values(kind, spec)
     text = run_file(values, output, measured=found.measured)
     try:
         with output.open("w" if force else "x", encoding="utf-8") as f:

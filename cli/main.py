@@ -31,7 +31,10 @@ COMMANDS = {
     "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
     "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),
     "runs": ("fednc.cli.runs:app", "List the runs in a folder, and compare them."),
-    "export": ("fednc.cli.export:command", "Take a model elsewhere: ONNX, torch.export, safetensors, a model card."),
+    "export": (
+        "fednc.cli.export:command",
+        "Take a model elsewhere: ONNX, torch.export, safetensors, a model card.",
+    ),
     "predict": ("fednc.cli.predict:command", "Predict with the model of a finished run."),
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),
     "plugins": ("fednc.cli.plugins:app", "List installed tasks, methods and trackers, and check one."),

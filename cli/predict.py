@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fednc.cli.options import Device, Json
-from fednc.cli.output import say, show_table, write_json
+from fednc.cli.output import progress, say, show_table, working, write_json
 from fednc.common.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ def command(
     from fednc.common.model_export import load
 
     chosen = pick_device(device)
-    model = load(run_folder).to(chosen)
-    data = model.task.load_input(inputs).to(chosen)
+    with working(f"loading the model and {inputs}"):
+        model = load(run_folder).to(chosen)
+        data = model.task.load_input(inputs).to(chosen)
     for note in data.notes:
         say(f"{inputs}: {note}", style="yellow")
     if not data.examples:
@@ -69,7 +70,13 @@ def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
 
     names = data.names or [str(number) for number in range(data.examples)]
     batches = evaluation_batches(model, data, model.run.evaluate.batch)
-    scores = [model(model.task.inputs_of(batch)) for batch in batches]
+    scores = []
+    done = 0
+    with progress("examples", quiet_s=1.0) as show:
+        for batch in batches:
+            scores.append(model(model.task.inputs_of(batch)))
+            done += model.task.batch_size_of(batch)
+            show(done / data.examples)
     if not model.class_names:
         values = torch.cat(scores).float().tolist()
         return [{"name": name, "value": value} for name, value in zip(names, values, strict=True)]

@@ -13,15 +13,14 @@ from fednc.cli.output import console, say, show_table, write_json
 from fednc.common.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from fednc.ops.runs.folder import RunFolder
-
+    from fednc.ops.run_folders.folder import RunFolder
 
 
 class FolderOrCommand(TyperGroup):
     """Takes a folder where other groups only take the name of a command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """`fednc runs FOLDER` is `fednc runs --in FOLDER`; a folder called like a command is written `./compare`."""
+        """`fednc runs FOLDER` is `fednc runs --in FOLDER`; write `./compare` for a folder of that name."""
         if args and not args[0].startswith("-") and args[0] not in self.commands:
             args = ["--in", *args]
         return list(super().parse_args(ctx, args))
@@ -43,12 +42,12 @@ def list_runs(
 ) -> None:
     """List the runs in a folder: method, data, rounds, primary metric and state.
 
-    States: running (a process serves it), finished, stopped, failed, resumable (start the server again with the same
-    run file and --folder), damaged, not a run. Runs one or two folders below are found too.
+    States: running (a process serves it), finished, stopped, failed, resumable (start the server again with the
+    same run file and --folder), damaged, not a run. Runs one or two folders below are found too.
     """
     if context.invoked_subcommand:
         return
-    from fednc.ops.runs.folder import State, runs_in
+    from fednc.ops.run_folders.folder import State, runs_in
 
     found = runs_in(folder)
     rows = [_row(run, folder) for run in found]
@@ -77,7 +76,7 @@ def compare(
 
     Without matplotlib (extra `demo`) the curves are only drawn in the terminal.
     """
-    from fednc.ops.runs.compare import differing_keys, labels, to_compare
+    from fednc.ops.run_folders.compare import differing_keys, labels, to_compare
 
     found = to_compare(runs)
     names, metric = labels(found), found[0].history.primary
@@ -99,7 +98,11 @@ def compare(
     show_table("runs", columns, rows)
     keys = differing_keys(found)
     if keys:
-        show_table("keys of the run files that differ", ["key", *names], [[key, *map(str, values)] for key, values in keys.items()])
+        show_table(
+            "keys of the run files that differ",
+            ["key", *names],
+            [[key, *map(str, values)] for key, values in keys.items()],
+        )
     for name, run in zip(names, found, strict=True):
         say(f"{_spark([value for _, value in run.history.curve])}  {name}")
     picture = _draw(output, {name: run.history.curve for name, run in zip(names, found, strict=True)}, found[0])

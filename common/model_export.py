@@ -102,7 +102,7 @@ class ExportedModel(nn.Module):
         return found[:, : len(self.class_names)] if self.class_names else found
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """Probabilities of the classes for scores [B, C, ...]: prediction, serving and exported graphs use this."""
+        """Probabilities of the classes for scores [B, C, ...], for prediction, serving and exported graphs."""
         return (scores.float() / self.temperature).softmax(dim=1)
 
 

@@ -148,7 +148,9 @@ def _results(exported: ExportedModel, run: RunConfig, evidence: Evidence, *, cli
     yield f"{_measured_on(record)}, after round {record.round}."
     yield ""
     single = {key: value for key, value in record.metrics.items() if "/" not in key}
-    yield from _table(["metric", "value"], [[name, _number(value, name, primary)] for name, value in single.items()])
+    yield from _table(
+        ["metric", "value"], [[name, _number(value, name, primary)] for name, value in single.items()]
+    )
     by_class = _by_class(record.metrics, exported.class_names)
     if by_class:
         metrics = list(dict.fromkeys(metric for found in by_class.values() for metric in found))
@@ -229,7 +231,11 @@ def _limits(exported: ExportedModel, manifest: ModelManifest, evidence: Evidence
     if run.split:
         yield "The sites are a simulated split of one data set, so the figures say little about sites that differ."
     primary = evidence.history.primary
-    by_class = {name: found[primary.name] for name, found in _by_class(record.metrics, names).items() if primary.name in found}
+    by_class = {
+        name: found[primary.name]
+        for name, found in _by_class(record.metrics, names).items()
+        if primary.name in found
+    }
     if len(by_class) > 1:
         weakest = (min if primary.higher_is_better else max)(by_class, key=lambda name: by_class[name])
         yield f"It is weakest on class `{weakest}` ({primary.name} {primary.show(by_class[weakest])})."
@@ -278,7 +284,11 @@ def _origin(description: Description) -> Iterator[str]:
 def _measured_on(record: RoundRecord) -> str:
     examples = record.metrics.get("examples")
     count = "" if examples is None else f"{int(examples):,} "
-    return f"On {count}test examples of the server" if record.test else f"On {count}examples that the clients hold out"
+    return (
+        f"On {count}test examples of the server"
+        if record.test
+        else f"On {count}examples that the clients hold out"
+    )
 
 
 def _number(value: float | None, name: str, primary: MetricInfo) -> str:

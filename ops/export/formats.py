@@ -99,9 +99,7 @@ def _clean(proto: Any) -> None:
         del each.metadata_props[:]
 
 
-def _check(
-    exported: ExportedModel, inputs: Tensor, run: Callable[[Tensor], Sequence[Array]], engine: str
-) -> None:
+def _check(exported: ExportedModel, inputs: Tensor, run: Callable[[Tensor], Sequence[Array]], engine: str) -> None:
     """Raises ConfigError if the graph gives other outputs than the model, or does not take a batch of one."""
     for raw in (inputs, inputs[:1]):
         with torch.no_grad():

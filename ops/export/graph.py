@@ -60,7 +60,9 @@ def sample_inputs(exported: ExportedModel, like: Tensor | None = None) -> Tensor
     dtype = like.dtype if like is not None else given.dtype
     if dtype.is_floating_point:
         return torch.randn((_SAMPLES, *shape), generator=generator, dtype=dtype)
-    return torch.randint(0, 2 if dtype is not torch.uint8 else 256, (_SAMPLES, *shape), generator=generator, dtype=dtype)
+    return torch.randint(
+        0, 2 if dtype is not torch.uint8 else 256, (_SAMPLES, *shape), generator=generator, dtype=dtype
+    )
 
 
 def _of_first_layer(exported: ExportedModel) -> tuple[int, ...] | None:

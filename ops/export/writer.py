@@ -12,14 +12,20 @@ from fednc.common.files import private_folder, write_atomically
 from fednc.common.model_export import FOLDER, MANIFEST, load, read_manifest
 from fednc.ops.export import card, formats, graph
 from fednc.ops.export.description import describe
-from fednc.ops.runs.folder import State, read_run
+from fednc.ops.run_folders.folder import State, read_run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fednc.common.model_export import ExportedModel
 
-ONNX, PT2, WEIGHTS, WEIGHTS_JSON, CARD = "model.onnx", "model.pt2", "weights.safetensors", "weights.json", "card.md"
+ONNX, PT2, WEIGHTS, WEIGHTS_JSON, CARD = (
+    "model.onnx",
+    "model.pt2",
+    "weights.safetensors",
+    "weights.json",
+    "card.md",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +107,10 @@ def _check_run(run: Path) -> None:
     if found.state in (State.FOREIGN, State.DAMAGED) or not found.config:
         raise DataError(f"{run}: no model in it; `fednc runs FOLDER` lists the runs in a folder")
     planned = f" of {found.planned}" if found.planned else ""
-    hint = "wait until it ends" if found.state is State.RUNNING else (
-        f"continue it with `fednc server RUN.toml --folder {run}`, or export another run"
+    hint = (
+        "wait until it ends"
+        if found.state is State.RUNNING
+        else (f"continue it with `fednc server RUN.toml --folder {run}`, or export another run")
     )
     raise DataError(f"{run}: the run is not finished (round {found.done}{planned}, {found.state}): {hint}")
 

@@ -27,10 +27,10 @@ def pixel_input(options: ImageOptions) -> GraphInput:
         shape=(size, size, channels),
         prepare=partial(_normalised, mean=options.mean, std=options.std),
         raw_of=partial(_pixels_of, mean=options.mean, std=options.std),
-        note=f"resize images to {size}x{size} and convert them to {mode}, bytes 0 to 255; the graph normalises them",
+        note=f"resize images to {size}x{size}, convert them to {mode}, bytes 0 to 255; the graph normalises them",
         reading=(
             "from PIL import Image",
-            f'image = Image.open("image.png").convert("{mode}").resize(({size}, {size}), Image.Resampling.BILINEAR)',
+            f'image = Image.open("image.png").convert("{mode}").resize(({size}, {size}), Image.BILINEAR)',
             f"pixels = np.asarray(image, np.uint8).reshape(1, {size}, {size}, {channels})",
         ),
     )
