@@ -1,6 +1,6 @@
 """A model card in Markdown: what the model is, how it was trained, how good it is and where that was measured.
 
-Every sentence follows from the files of the run. Clients are numbered, not named, unless the caller asks for names.
+Every sentence follows from the files of the run. Clients are numbered unless the caller asks for their names.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def evidence_of(folder: Path, manifest: ModelManifest) -> Evidence:
                 return Evidence(summary=summary, history=History.from_json(rounds, primary))
             except (OSError, ValueError, TypeError, KeyError) as e:
                 raise DataError(
-                    f"{place}: summary.json or rounds.json cannot be read ({type(e).__name__}: {one_line(e, 200)}), "
-                    "so there is nothing to write a card from"
+                    f"{place}: summary.json or rounds.json cannot be read ({type(e).__name__}: "
+                    f"{one_line(e, 200)}), so there is nothing to write a card from"
                 ) from e
     return Evidence()
 
@@ -135,8 +135,13 @@ def _training(manifest: ModelManifest, evidence: Evidence) -> Iterator[str]:
         yield f"* **Absences**: {absent} times a client did not answer a round"
     if rounds:
         seconds = float(evidence.summary.get("duration_s") or sum(record.seconds for record in rounds))
-        yield f"* **Time and traffic**: {seconds:,.0f} s, {_mib(rounds, 'bytes_up')} MiB up, {_mib(rounds, 'bytes_down')} MiB down"
-    yield f"* **Local training**: epochs per round {run.train.epochs}, batch {run.train.batch}, learning rate {run.train.lr:g}"
+        up, down = _mib(rounds, "bytes_up"), _mib(rounds, "bytes_down")
+        yield f"* **Time and traffic**: {seconds:,.0f} s, {up} MiB up, {down} MiB down"
+    section = run.train
+    yield (
+        f"* **Local training**: epochs per round {section.epochs}, batch {section.batch}, "
+        f"learning rate {section.lr:g}"
+    )
     yield f"* **Seed**: {run.seed}"
 
 
@@ -219,7 +224,7 @@ def _limits(exported: ExportedModel, manifest: ModelManifest, evidence: Evidence
         if unseen and run.method.reads_memory:
             yield f"No site contributed a class memory for: {_listed(unseen)}. Expect it to do badly on them."
         if exported.temperature == 1:
-            yield "No temperature was fitted, so its probabilities are not calibrated: do not read them as frequencies."
+            yield "No temperature was fitted: its probabilities are not calibrated, so do not read them as frequencies."
         else:
             yield f"Its probabilities were calibrated with a temperature of {exported.temperature:g}."
     yield "Inputs must be prepared as described above; it was not tested on any other preparation."
@@ -247,7 +252,7 @@ def _limits(exported: ExportedModel, manifest: ModelManifest, evidence: Evidence
     best = evidence.history.summary().get("best")
     last = record.value_of(primary)
     if best is not None and last is not None and primary.is_better(best, last):
-        yield f"This is the model of the last round; an earlier round had the best {primary.name} ({primary.show(best)})."
+        yield f"It is the model of the last round; an earlier one had the best {primary.name}, {primary.show(best)}."
     yield "The run added no noise for differential privacy."
 
 

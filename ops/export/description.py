@@ -1,6 +1,6 @@
 """What an exported model says about itself: its input, outputs and classes, and where it comes from.
 
-The same values are in the metadata of an ONNX file, in a .pt2 file, beside the safetensors file and on the card. No
+The same values are in an ONNX file's metadata, in a .pt2 file, beside the safetensors file and on the card. No
 names of clients, no paths, nothing from [server].
 """
 
@@ -61,21 +61,30 @@ class Description(BaseModel):
 
 
 def describe(
-    exported: ExportedModel, manifest: ModelManifest, shape: tuple[int, ...], rounds: int, dtype: str = ""
+    exported: ExportedModel,
+    shape: tuple[int, ...],
+    rounds: int,
+    dtype: str = "",
+    manifest: ModelManifest | None = None,
 ) -> Description:
-    """The description of a model that takes inputs of `shape` and was trained for `rounds` rounds."""
-    run, given = manifest.run, exported.task.graph_input()
+    """The description of a model that takes inputs of `shape` and was trained for `rounds` rounds.
+
+    Args:
+        dtype: of the inputs, if it is not the one that the task names.
+        manifest: of the model's files, for their checksum; None: there are no files.
+    """
+    run, given = exported.run, exported.task.graph_input()
     return Description(
         made_by=f"fednc {metadata.version('fednc')}",
         task=exported.task.name,
-        task_version=manifest.task_version,
+        task_version=exported.task.version,
         class_names=exported.class_names,
         temperature=exported.temperature,
         input=InputDescription(
             name=given.name, dtype=dtype or str(given.dtype).removeprefix("torch."), shape=shape, note=given.note
         ),
         outputs=output_names(exported),
-        preprocessing=manifest.preprocessing,
+        preprocessing=exported.task.preprocessing(),
         task_options=run.task.model_dump(mode="json"),
         method=run.method.name,
         readout=run.method.readout if exported.class_names else "",
@@ -83,7 +92,7 @@ def describe(
         run=run.name,
         seed=run.seed,
         rounds=rounds,
-        config_sha256=manifest.run_digest,
-        frame_sha256=manifest.frame_sha256,
-        weights_sha256=manifest.weights_sha256,
+        config_sha256=run.digest,
+        frame_sha256=manifest.frame_sha256 if manifest else "",
+        weights_sha256=manifest.weights_sha256 if manifest else "",
     )

@@ -54,8 +54,8 @@ def to_onnx(exported: ExportedModel, inputs: Tensor, description: Description) -
         proto = found.model_proto
     except Exception as e:  # the exporter's errors have no common class
         raise ConfigError(
-            f"task {exported.task.name!r} cannot be exported to ONNX ({type(e).__name__}: {one_line(e, 200)}). Use "
-            "--torch-export or --safetensors."
+            f"task {exported.task.name!r} cannot be exported to ONNX ({type(e).__name__}: {one_line(e, 200)}). "
+            "Use --torch-export or --safetensors."
         ) from e
     _clean(proto)
     onnx.helper.set_model_props(proto, description.texts())

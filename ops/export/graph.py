@@ -53,8 +53,8 @@ def sample_inputs(exported: ExportedModel, like: Tensor | None = None) -> Tensor
     shape = tuple(like.shape[1:]) if like is not None else given.shape or _of_first_layer(exported)
     if shape is None:
         raise ConfigError(
-            f"the shape of an input of task {exported.task.name!r} is unknown: give --data SPEC with an example, or "
-            "return the shape from the task's `graph_input`"
+            f"the shape of an input of task {exported.task.name!r} is unknown: give --data SPEC with an example, "
+            "or return the shape from the task's `graph_input`"
         )
     generator = torch.Generator().manual_seed(0)
     dtype = like.dtype if like is not None else given.dtype
@@ -86,8 +86,8 @@ def capture(exported: ExportedModel, inputs: Tensor) -> torch.export.ExportedPro
             program = torch.export.export(graph, (inputs,), dynamic_shapes=({0: batch},), strict=False)
     except Exception as e:  # torch has no common class for what it cannot capture
         raise ConfigError(
-            f"task {name!r} cannot be exported as a graph ({type(e).__name__}: {one_line(e, 200)}). Its prediction must "
-            "not branch on values of tensors, nor depend on the size of the batch. `--safetensors` exports the "
+            f"task {name!r} cannot be exported as a graph ({type(e).__name__}: {one_line(e, 200)}). Its prediction "
+            "must not branch on values of tensors, nor depend on the size of the batch. `--safetensors` exports the "
             "weights of any task."
         ) from e
     for node in program.graph.nodes:  # they name files of this machine

@@ -1,4 +1,4 @@
-"""Writes an exported model into a folder: the wanted formats, and always a card. Every file appears at once or not."""
+"""Writes an exported model into a folder: the wanted formats, and always a card. No file is ever half written."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def write(run: Path, output: Path, wanted: Wanted, tell: Callable[[str], None]) 
     inputs = graph.sample_inputs(exported, _like(exported, wanted.data))
     rounds = len(evidence.history.rounds)
     dtype = str(inputs.dtype).removeprefix("torch.")
-    description = describe(exported, manifest, tuple(inputs.shape[1:]), rounds, dtype)
+    description = describe(exported, tuple(inputs.shape[1:]), rounds, dtype, manifest)
     makers: dict[str, Callable[[], bytes]] = {
         ONNX: lambda: formats.to_onnx(exported, inputs, description),
         PT2: lambda: formats.to_torch_export(exported, inputs, description),
@@ -121,8 +121,8 @@ def _check_output(output: Path, wanted: Wanted) -> None:
     formats_there = [name for name in there if name != CARD] or (there if wanted.files == [CARD] else [])
     if formats_there and not wanted.force:
         raise ConfigError(
-            f"{output} already has {', '.join(formats_there)}: choose another folder with --output, or replace with "
-            "--force"
+            f"{output} already has {', '.join(formats_there)}: choose another folder with --output, or "
+            "replace with --force"
         )
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file; give a folder")

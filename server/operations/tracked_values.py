@@ -1,4 +1,4 @@
-"""The values of a round by name, the same in every tracker that comes with fednc, and the run file as flat keys."""
+"""The values of a round by name, the same in all trackers that come with fednc, and the run file as flat keys."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The tracker `wandb`: a Weights & Biases run, offline unless the run file says otherwise. Extra `wandb`.
 
-Offline runs lie in the run's folder; `wandb sync` uploads them when the operator wants that. Code, host, hardware and
-console output are not recorded, and W&B's own error reports are off.
+Offline runs lie in the run's folder; `wandb sync` uploads them when the operator wants that. Code, host, hardware
+and console output are not recorded, and W&B's own error reports are off.
 """
 
 from __future__ import annotations
