@@ -4,9 +4,9 @@
         def on_round(self, record: Round) -> None:
             self.board.log(record.metrics, step=record.round)
 
-registered as an entry point of group `fednc.trackers`. A table [track.board] in the server's run file chooses it and
-holds its settings; so does `trackers = ["board"]` in [server], without settings. A tracker runs in its own thread.
-If it raises an exception, that is logged, the tracker is not called again, and the run goes on.
+registered as an entry point of group `fednc.trackers`. A table [track.board] in the server's run file chooses it
+and holds its settings; so does `trackers = ["board"]` in [server], without settings. A tracker runs in its own
+thread. If it raises an exception, that is logged, the tracker is not called again, and the run goes on.
 """
 
 from __future__ import annotations

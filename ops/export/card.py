@@ -66,7 +66,7 @@ def card(
     parts = [
         [f"# {run.name}", "", *_overview(description, run)],
         ["## Training", "", *_training(manifest, evidence)],
-        ["## Results", "", *_results(exported, run, evidence, client_names=client_names)],
+        ["## Results", "", *_results(exported, evidence, client_names=client_names)],
         ["## Intended use and limits", "", *(f"* {line}" for line in _limits(exported, manifest, evidence))],
         ["## Use it without fednc", "", *_usage(description, exported, files)],
         ["## Origin", "", *_origin(description)],
@@ -145,7 +145,7 @@ def _training(manifest: ModelManifest, evidence: Evidence) -> Iterator[str]:
     yield f"* **Seed**: {run.seed}"
 
 
-def _results(exported: ExportedModel, run: RunConfig, evidence: Evidence, *, client_names: bool) -> Iterator[str]:
+def _results(exported: ExportedModel, evidence: Evidence, *, client_names: bool) -> Iterator[str]:
     record, primary = evidence.evaluated, evidence.history.primary
     if record is None:
         yield "The run's files hold no evaluation."
@@ -224,7 +224,7 @@ def _limits(exported: ExportedModel, manifest: ModelManifest, evidence: Evidence
         if unseen and run.method.reads_memory:
             yield f"No site contributed a class memory for: {_listed(unseen)}. Expect it to do badly on them."
         if exported.temperature == 1:
-            yield "No temperature was fitted: its probabilities are not calibrated, so do not read them as frequencies."
+            yield "No temperature was fitted: its probabilities are not calibrated."
         else:
             yield f"Its probabilities were calibrated with a temperature of {exported.temperature:g}."
     yield "Inputs must be prepared as described above; it was not tested on any other preparation."
@@ -252,7 +252,8 @@ def _limits(exported: ExportedModel, manifest: ModelManifest, evidence: Evidence
     best = evidence.history.summary().get("best")
     last = record.value_of(primary)
     if best is not None and last is not None and primary.is_better(best, last):
-        yield f"It is the model of the last round; an earlier one had the best {primary.name}, {primary.show(best)}."
+        shown = primary.show(best)
+        yield f"It is the model of the last round; an earlier one had the best {primary.name}, {shown}."
     yield "The run added no noise for differential privacy."
 
 

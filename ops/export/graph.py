@@ -86,9 +86,9 @@ def capture(exported: ExportedModel, inputs: Tensor) -> torch.export.ExportedPro
             program = torch.export.export(graph, (inputs,), dynamic_shapes=({0: batch},), strict=False)
     except Exception as e:  # torch has no common class for what it cannot capture
         raise ConfigError(
-            f"task {name!r} cannot be exported as a graph ({type(e).__name__}: {one_line(e, 200)}). Its prediction "
-            "must not branch on values of tensors, nor depend on the size of the batch. `--safetensors` exports the "
-            "weights of any task."
+            f"task {name!r} cannot be exported as a graph ({type(e).__name__}: {one_line(e, 200)}). Its "
+            "prediction must not branch on values of tensors, nor depend on the size of the batch. "
+            "`--safetensors` exports the weights of any task."
         ) from e
     for node in program.graph.nodes:  # they name files of this machine
         for key in ("stack_trace", "nn_module_stack", "from_node"):

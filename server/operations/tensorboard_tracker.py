@@ -1,4 +1,4 @@
-"""The tracker `tensorboard`: event files in the run's folder; see `tensorboard --logdir runs`. Extra `tensorboard`."""
+"""The tracker `tensorboard`: event files in the run's folder, for `tensorboard --logdir`. Extra `tensorboard`."""
 
 from __future__ import annotations
 

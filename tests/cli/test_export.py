@@ -261,5 +261,5 @@ def test_a_prediction_that_branches_on_values_is_refused(run: Path) -> None:
 
     model = load(run)
     model.model.backbone = Branches(model.model.backbone)
-    with pytest.raises(ConfigError, match="cannot be exported as a graph .*--safetensors"):
+    with pytest.raises(ConfigError, match=r"cannot be exported as a graph .*--safetensors"):
         capture(model, sample_inputs(model))
