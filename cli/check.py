@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fednc.cli.options import ClassNames, Columns, Json, Partition, parse_partition
-from fednc.cli.output import say, show_table, write_json
+from fednc.cli.output import say, show_table, working, write_json
 from fednc.common.config.run import read_run_file
 from fednc.common.errors import ConfigError, DataError, FedncError
 from fednc.common.tasks.data_spec import with_options
@@ -52,16 +52,17 @@ def command(
     specs = [with_options(one, class_names, columns) for one in data or []]
     if len(specs) > 1 and (partition or flower):
         raise ConfigError("--partition and --flower are for one --data; give it once")
-    found, errors = _collected(
-        lambda: _the_run(task),
-        lambda: (
-            _the_sites(task, specs)
-            if len(specs) > 1
-            else _the_data(task, specs[0], Part(*chosen) if chosen else None)
-            if specs
-            else _the_test(task, bool(class_names or columns or partition))
-        ),
-    )
+    with working(f"reading {', '.join(specs) or run.evaluate.test or 'the run file'}"):
+        found, errors = _collected(
+            lambda: _the_run(task),
+            lambda: (
+                _the_sites(task, specs)
+                if len(specs) > 1
+                else _the_data(task, specs[0], Part(*chosen) if chosen else None)
+                if specs
+                else _the_test(task, bool(class_names or columns or partition))
+            ),
+        )
     if errors:
         raise errors[0] if len(errors) == 1 else type(errors[0])("\n".join(map(str, errors)))
     if json:

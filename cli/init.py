@@ -17,7 +17,7 @@ import typer
 from pydantic import BaseModel
 
 from fednc.cli.options import ClassNames
-from fednc.cli.output import say
+from fednc.cli.output import say, working
 from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.config.tables import FrameSection, MethodSection, TaskSection
 from fednc.common.errors import ConfigError
@@ -97,7 +97,8 @@ def command(
         spec = spec if not spec or spec.startswith(f"{kind}:") else f"{kind}:{spec}"
     elif spec:
         spec = with_options(spec, class_names)
-    values, found = _values(kind, task, spec, {key: value for key, value in wishes.items() if value})
+    with working(f"reading {spec}" if spec else "preparing the run file"):
+        values, found = _values(kind, task, spec, {key: value for key, value in wishes.items() if value})
     text = run_file(values, output, measured=found.measured)
     try:
         with output.open("w" if force else "x", encoding="utf-8") as f:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fednc.cli.options import Device, Json
-from fednc.cli.output import say, show_table, write_json
+from fednc.cli.output import progress, say, show_table, working, write_json
 from fednc.common.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ def command(
     from fednc.common.model_export import load
 
     chosen = pick_device(device)
-    model = load(run_folder).to(chosen)
-    data = model.task.load_input(inputs).to(chosen)
+    with working(f"loading the model and {inputs}"):
+        model = load(run_folder).to(chosen)
+        data = model.task.load_input(inputs).to(chosen)
     for note in data.notes:
         say(f"{inputs}: {note}", style="yellow")
     if not data.examples:
@@ -99,17 +100,19 @@ def _predictions(model: ExportedModel, data: TaskData, out: Path | None) -> Pred
     found = Predicted()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    for batch in evaluation_batches(model, data, model.run.evaluate.batch):
-        output, here = model(model.task.inputs_of(batch)), names[len(found.rows) :]
-        described = model.task.described(output)
-        found.rows += [{"name": name, **row} for name, row in zip(here, described, strict=False)]
-        if model.class_names and output.ndim == 2:
-            found.shares += output.float().softmax(dim=1).tolist()
-        files = model.task.prediction_files(batch, output, here[: len(described)]) if out is not None else {}
-        for name, content in files.items():
-            assert out is not None
-            write_atomically(out / Path(name).name, content)
-            found.files += 1
+    with progress("examples", quiet_s=1.0) as show:
+        for batch in evaluation_batches(model, data, model.run.evaluate.batch):
+            output, here = model(model.task.inputs_of(batch)), names[len(found.rows) :]
+            described = model.task.described(output)
+            found.rows += [{"name": name, **row} for name, row in zip(here, described, strict=False)]
+            if model.class_names and output.ndim == 2:
+                found.shares += model.probabilities(output).tolist()
+            files = model.task.prediction_files(batch, output, here[: len(described)]) if out is not None else {}
+            for name, content in files.items():
+                assert out is not None
+                write_atomically(out / Path(name).name, content)
+                found.files += 1
+            show(len(found.rows) / data.examples)
     return found
 
 

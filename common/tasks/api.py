@@ -31,6 +31,7 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks import adapters, blocks, initial_weights
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.class_registry import ClassRegistry
+from fednc.common.tasks.graph_input import GraphInput, preprocessed_input
 from fednc.common.tasks.metric_info import MetricInfo
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
 from fednc.common.tasks.request_forms import RequestForm, preprocessed
@@ -403,6 +404,10 @@ class Task(ABC):
     def request_forms(self) -> tuple[RequestForm, ...]:
         """The forms in which `fednc serve` takes examples; by default, only preprocessed inputs."""
         return (preprocessed(),)
+
+    def graph_input(self) -> GraphInput:
+        """The input of an exported graph, and how it becomes the model's; by default a preprocessed input."""
+        return preprocessed_input()
 
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
 
