@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 TORCH       ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 TORCH_INDEX ?= $(if $(filter torch,$(TORCH)),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-pythons test-faults test-attacks test-flower test-flower-next check format protos docs bench results install clean
+.PHONY: demo test test-pythons test-faults test-attacks test-ops test-flower test-flower-next check format protos docs bench results install clean
 
 demo: $(STAMP)  ## one server and four clients on this machine, fedavg against fednc
 	$(BIN)/fednc demo
@@ -26,6 +26,10 @@ test-faults: $(STAMP)  ## kill, freeze, disconnect and deceive real processes, a
 
 test-attacks: $(STAMP)  ## admitted nodes that lie, at most 10 minutes on two cores
 	$(BIN)/pytest -q -n 2 --timeout=300 tests/attacks
+
+test-ops: $(STAMP)  ## the registry of models and what else needs the extra `ops`, at most 5 minutes on two cores
+	$(BIN)/pip install --quiet -e '.[demo,dev,ops]'
+	$(BIN)/pytest -q --timeout=300 tests/ops
 
 # Without ray the tests of the simulation engine are skipped, with the reason.
 test-flower: $(STAMP)  ## our apps on stock Flower and stock apps on our link, at most 10 minutes on two cores

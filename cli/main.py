@@ -30,6 +30,7 @@ COMMANDS = {
     "certs": ("fednc.cli.certs:command", "Make and revoke certificates and tokens."),
     "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
     "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),
+    "models": ("fednc.cli.models:app", "Versions of models: register, list, aliases, checks, lineage."),
     "predict": ("fednc.cli.predict:command", "Predict with the model of a finished run."),
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),
     "plugins": ("fednc.cli.plugins:app", "List installed tasks, methods and trackers, and check one."),

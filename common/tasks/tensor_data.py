@@ -42,6 +42,11 @@ class TensorData(TaskData):
         """Number of rows."""
         return len(self.tensors[0])
 
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """See TaskData."""
+        return self.tensors
+
     def train_batches(self, batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         """One epoch in an order drawn from `generator` (a CPU one); see `run_lengths` for its last batch."""
         order_N = torch.randperm(self.examples, generator=generator).to(self.tensors[0].device)

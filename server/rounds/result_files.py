@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from fednc.common.distributions import distributions_of
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.model_export import export
@@ -30,6 +31,7 @@ def summary_of(run_id: str, result: RunResult, **measured: Any) -> dict[str, Any
         "config_sha256": result.run.digest,
         "frame_sha256": result.frame.digest,
         "classes": list(result.class_names),
+        "distributions": distributions_of(result.run),
         **measured,
         **result.history.summary(),
     }

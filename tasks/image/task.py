@@ -60,6 +60,7 @@ class ImageTask(ClassifierTask):
             augment=purpose == "train" and self.options.augment == "crop-flip",
             names=images.names,
             notes=images.notes,
+            label_names=images.label_names,
         )
 
     @classmethod

@@ -61,7 +61,9 @@ def read_npz(spec: DataSpec, purpose: Purpose, options: ImageOptions, *, labels_
     names = class_names(file, spec)
     label_N = map_labels(pick(file, f"y_{part}", spec.place), names, options, f"{spec.source}: y_{part}")
     refuse_other_lengths(len(pixel_NCHW), len(label_N), part, spec)
-    return Images(pixel_NCHW=pixel_NCHW, label_N=label_N, has_test=has_test, notes=notes)
+    return Images(
+        pixel_NCHW=pixel_NCHW, label_N=label_N, has_test=has_test, notes=notes, label_names=tuple(names or ())
+    )
 
 
 def class_names(file: dict[str, Array], spec: DataSpec) -> list[str] | None:

@@ -31,6 +31,7 @@ class Images:
         names: where each image came from; empty if that is not useful.
         has_test: whether the source has a test part; if not, these are all of its images.
         notes: what was read and what was left out, one sentence each.
+        label_names: the source's own names of its integer labels, from 0; empty if its labels are names.
     """
 
     pixel_NCHW: Tensor
@@ -38,6 +39,7 @@ class Images:
     names: tuple[str, ...] = ()
     has_test: bool = False
     notes: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
 
     def select(self, index: Index) -> Images:
         """The images at `index`, in that order."""
