@@ -31,6 +31,10 @@ test-faults: $(STAMP)  ## kill, freeze, disconnect and deceive real processes, a
 test-attacks: $(STAMP)  ## admitted nodes that lie, at most 10 minutes on two cores
 	$(BIN)/pytest -q -n 2 --timeout=300 tests/attacks
 
+test-ops: $(STAMP)  ## the registry of models and what else needs the extra `ops`, at most 5 minutes on two cores
+	$(BIN)/pip install --quiet -e '.[demo,dev,ops]'
+	$(BIN)/pytest -q --timeout=300 tests/ops
+
 # Without ray the tests of the simulation engine are skipped, with the reason.
 test-flower: $(STAMP)  ## our apps on stock Flower and stock apps on our link, at most 10 minutes on two cores
 	$(BIN)/pip install --quiet -e '.[demo,dev,flower-sim]' || echo "ray cannot be installed here"

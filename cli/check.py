@@ -191,7 +191,7 @@ def _described(task: Task, spec: str, data: TaskData) -> Found:
     }
     first = next(iter(counts.values()))
     found = {"spec": spec, "examples": data.examples, "count": first, "counts": counts, "notes": list(data.notes)}
-    return {**found, "columns": list(map(dict, data.columns))} if data.columns else found
+    return {**found, "columns": list(map(dict, data.column_report))} if data.column_report else found
 
 
 def _show_columns(described: Found) -> None:

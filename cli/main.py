@@ -35,6 +35,7 @@ COMMANDS = {
         "fednc.cli.export:command",
         "Take a model elsewhere: ONNX, torch.export, safetensors, a model card.",
     ),
+    "models": ("fednc.cli.models:app", "Versions of models: register, list, aliases, checks, lineage."),
     "predict": ("fednc.cli.predict:command", "Predict with the model of a finished run."),
     "serve": ("fednc.cli.serve:command", "Serve models over REST and gRPC."),
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),

@@ -69,6 +69,7 @@ async def run_server(
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
     federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
     federation.door.keep_in(folder)
+    federation.manifests.keep_in(folder)
     _expect_replies(federation, prepared, prepared.state)
     if kept:
         federation.restore(dict(kept.parts), kept.bytes_up, kept.bytes_down)

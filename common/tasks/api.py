@@ -31,6 +31,7 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks import adapters, blocks, initial_weights
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.class_registry import ClassRegistry
+from fednc.common.tasks.data_column import DataColumn
 from fednc.common.tasks.graph_input import GraphInput, preprocessed_input
 from fednc.common.tasks.metric_info import MetricInfo
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
@@ -110,9 +111,29 @@ class TaskData(ABC):
         return ()
 
     @property
-    def columns(self) -> tuple[Mapping[str, object], ...]:
+    def column_report(self) -> tuple[Mapping[str, object], ...]:
         """For data with named columns: what was found in each, as rows of the table that `fednc check` shows."""
         return ()
+
+    # What the owner's data manifest says (`data_manifest.py`); the defaults suit data that is rows of tensors.
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """The examples as tensors [N, ...], as they were read; () if they are kept in another form."""
+        return ()
+
+    @property
+    def columns(self) -> tuple[DataColumn, ...]:
+        """What each example consists of. Override it where columns have names of their own."""
+        return tuple(
+            DataColumn(name=str(i), dtype=str(rows.dtype).removeprefix("torch."), shape=tuple(rows.shape[1:]))
+            for i, rows in enumerate(self.rows)
+        )
+
+    @property
+    def label_map(self) -> Mapping[str, str]:
+        """The data's own labels and the class that each stands for; {} if the data names its classes."""
+        return {}
 
     @abstractmethod
     def train_batches(self, batch: int, generator: torch.Generator) -> Iterator[Batch]:

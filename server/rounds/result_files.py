@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fednc.common.distributions import distributions_of
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.model_export import export
@@ -32,6 +33,7 @@ def summary_of(run_id: str, result: RunResult, **measured: Any) -> dict[str, Any
         "frame_sha256": result.frame.digest,
         "classes": list(result.class_names),
         "model_bytes": {"once": result.traffic.once, "each_round": result.traffic.each_round},
+        "distributions": distributions_of(result.run),
         **measured,
         **result.history.summary(),
     }

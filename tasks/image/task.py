@@ -92,6 +92,7 @@ class ImageTask(ClassifierTask):
             augmentations=self._chosen_augmentations if purpose == "train" else (),
             names=images.names,
             notes=images.notes,
+            label_names=images.label_names,
         )
 
     @classmethod

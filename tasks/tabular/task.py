@@ -82,7 +82,8 @@ class TabularTask(ClassifierTask):
             label_space=self.label_space,
             names=rows.names,
             notes=rows.notes,
-            columns=rows.columns,
+            column_report=rows.columns,
+            named_columns=self.options.schema_of_rows,
         )
 
     def aggregation(self, key: str) -> Aggregation:
@@ -168,7 +169,11 @@ class TabularRegression(TensorTask):
         """The rows at `spec`. Raises DataError."""
         rows = read_rows(spec, purpose, self.options, self.run)
         return TensorData(
-            tensors=(rows.input_NX, rows.target_N), names=rows.names, notes=rows.notes, columns=rows.columns
+            tensors=(rows.input_NX, rows.target_N),
+            names=rows.names,
+            notes=rows.notes,
+            column_report=rows.columns,
+            named_columns=self.options.schema_of_rows,
         )
 
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:

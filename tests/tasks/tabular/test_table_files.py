@@ -222,7 +222,7 @@ def test_notes_say_what_is_odd_but_usable(tmp_path: Path) -> None:
     assert "1 columns are not used: more" in data.notes
     assert "column 'a' has the same value in all rows here" in data.notes
     assert "column 'c': 1 rows have a category that the run file does not list; they count as other" in data.notes
-    found = {row["column"]: (row["kind"], row["missing"], row["unknown"]) for row in data.columns}
+    found = {row["column"]: (row["kind"], row["missing"], row["unknown"]) for row in data.column_report}
     assert found == {"a": ("numeric", 0, 0), "b": ("boolean", 1, 0), "c": ("2 categories", 0, 1)}
 
 
