@@ -27,6 +27,7 @@ from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.result_files import summary_of, write_files
 from fednc.server.rounds.run import FederatedRun, RunResult
+from fednc.server.storage.client_metrics import ClientMetrics
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import Event, RoundCompleted
 from fednc.server.storage.folder_lock import claimed
@@ -172,8 +173,10 @@ def _run(
         for callback in callbacks:
             callback.on_start(running)
         events.listen(on_event)
+        around = Surroundings(name_of=grid.name_of, control=control, client_metrics=ClientMetrics(folder))
+        around.client_metrics.go_back_to(0)
         try:
-            done = prepared.execute(grid, Surroundings(name_of=grid.name_of, control=control))
+            done = prepared.execute(grid, around)
         except KeyboardInterrupt:
             kept = prepared.last_good
             if kept is None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig, explain
@@ -48,6 +48,7 @@ class ModelManifest(BaseModel):
     frame_seed: int
     frame_sha256: str
     weights_sha256: str
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # see `common/tasks/temperature.py`
 
 
 class ExportedModel(nn.Module):
@@ -57,6 +58,7 @@ class ExportedModel(nn.Module):
         task: the task it was trained for; `task.preprocessing()` says what inputs must look like.
         run: configuration of the run that trained it.
         class_names: name of each score.
+        temperature: scores are divided by it, so that their softmax is a confidence one can count on.
     """
 
     etf_KD: Tensor
@@ -65,12 +67,18 @@ class ExportedModel(nn.Module):
     metric_DD: Tensor | None
 
     def __init__(
-        self, task: Task, model: nn.Module, frame: Frame, memory: ClassMemory, class_names: tuple[str, ...]
+        self,
+        task: Task,
+        model: nn.Module,
+        frame: Frame,
+        memory: ClassMemory,
+        class_names: tuple[str, ...],
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.task = task
         self.run: RunConfig = task.run
-        self.class_names = class_names
+        self.class_names, self.temperature = class_names, temperature
         self.model = model
         self.register_buffer("etf_KD", frame.etf_KD)
         self.register_buffer("mean_KD", memory.mean_KD)
@@ -82,7 +90,7 @@ class ExportedModel(nn.Module):
     def guide(self) -> Guide:
         """Frame and memory in the form that evaluation needs, on the device of this module."""
         memory = ClassMemory(mean_KD=self.mean_KD, seen_K=self.seen_K, metric_DD=self.metric_DD)
-        return guide_of_model(self.task, self.etf_KD, memory, len(self.class_names))
+        return guide_of_model(self.task, self.etf_KD, memory, len(self.class_names), self.temperature)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The task's prediction for preprocessed inputs.
@@ -101,6 +109,9 @@ def export(
     memory: ClassMemory,
     run: RunConfig,
     class_names: tuple[str, ...] | None = None,
+    temperature: float = 1.0,
+    *,
+    with_local: bool = False,
 ) -> None:
     """Write model/model.safetensors and model/model.json in the run's folder `folder`.
 
@@ -109,10 +120,12 @@ def export(
 
     Args:
         class_names: the classes that the model knows; None: all classes of the task.
+        temperature: what the scores are divided by.
+        with_local: include tensors that a run never sends; for a client's own model.
     """
     state = model.state_dict()
     tensors = {
-        **{f"model.{key}": state[key] for key in task.shared_keys(model)},
+        **{f"model.{key}": state[key] for key in (state if with_local else task.shared_keys(model))},
         "frame.etf_KD": frame.etf_KD,
         **{f"memory.{key}": value for key, value in memory.to_tensors().items()},
     }
@@ -129,10 +142,14 @@ def export(
         frame_seed=frame.seed,
         frame_sha256=frame.digest,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
+        temperature=temperature,
     )
+    unused = {"temperature"} if temperature == 1 else set()  # earlier versions can then read the file
     private_folder(folder / FOLDER)
     write_atomically(folder / FOLDER / WEIGHTS, weights)
-    write_atomically(folder / FOLDER / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+    write_atomically(
+        folder / FOLDER / MANIFEST, (manifest.model_dump_json(indent=2, exclude=unused) + "\n").encode()
+    )
 
 
 def load(path: Path | str) -> ExportedModel:
@@ -162,7 +179,7 @@ def load(path: Path | str) -> ExportedModel:
         raise DataError(
             f"{folder / WEIGHTS}: its tensors do not match {MANIFEST} ({one_line(e, 300)}). Export the run again."
         ) from e
-    return ExportedModel(task, model, frame, memory, manifest.class_names)
+    return ExportedModel(task, model, frame, memory, manifest.class_names, manifest.temperature)
 
 
 def _model_folder(path: Path) -> Path:

@@ -25,6 +25,7 @@ class ClientConfig:
         min_data_sum_examples: the same for the sums of the data before round 1; None: `min_sum_examples`.
         min_batch: the fewest examples in a batch, also in the last one of an epoch.
         state: folder for what must survive a restart of the client; empty: nothing survives.
+        unnamed: ask the server not to list this client's own metrics by name.
         secret: if set, the held-out examples and the order of batches derive from it, so that no server knows or
             chooses them.
     """
@@ -39,6 +40,7 @@ class ClientConfig:
     min_batch: int = 0
     secret: str = ""
     state: str = ""
+    unnamed: bool = False
 
 
 class AppHost:
@@ -75,6 +77,8 @@ class AppHost:
         }
         if self._config.min_data_sum_examples is not None:
             settings["min-data-sum-examples"] = self._config.min_data_sum_examples
+        if self._config.unnamed:
+            settings["unnamed"] = True
         if welcome.HasField("part"):
             settings |= {"partition-id": welcome.part.index, "num-partitions": welcome.part.of}
         return Context(

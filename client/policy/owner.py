@@ -47,6 +47,7 @@ class Owner:
             min_data_sum_examples=max(config.min_sum_examples if own is None else own, of_data),
             min_batch=floor.batch,
             secret=self.ledger.secret,
+            unnamed=not allow.own_metrics,
         )
 
 

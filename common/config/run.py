@@ -11,7 +11,7 @@ import json
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -21,11 +21,13 @@ from pydantic import (
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
+    model_validator,
 )
 
 from fednc.common.config.choices import provided
 from fednc.common.config.class_sessions import ClassSessionSection
 from fednc.common.config.evaluate import EvaluateSection
+from fednc.common.config.personal import PersonalSection
 from fednc.common.config.server import ServerSection
 from fednc.common.config.tables import (
     LATER,
@@ -61,7 +63,17 @@ class RunConfig(Section):
     split: Annotated[SplitSection | None, SerializeAsAny()] = None
     link: LinkSection = Field(default_factory=LinkSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    personal: Annotated[PersonalSection | None, LATER] = None
     server: ServerSection = Field(default_factory=ServerSection)
+
+    @model_validator(mode="after")
+    def _stages_end_alike(self) -> Self:
+        if self.sessions and (self.rounds.stop_after or self.rounds.keep == "best"):
+            raise ValueError(
+                "rounds.stop_after and rounds.keep = 'best' choose among rounds over the same classes: leave them "
+                "out, or leave out [[sessions]]"
+            )
+        return self
 
     @field_validator("split", mode="wrap")
     @classmethod

@@ -231,6 +231,10 @@ class ClassifierTask(Task):
             backbone, projection, build_head(self.run.method, self.run.frame.dim, self.label_space)
         )
 
+    def head_keys(self, model: nn.Module) -> frozenset[str]:
+        """Projection and head."""
+        return frozenset(key for key in model.state_dict() if key.startswith(("projection.", "head.")))
+
     def projection(self, width: int) -> nn.Module:
         """Layers from [B, W] to the frame's space [B, D]; no final activation, since vertices point everywhere."""
         return nn.Linear(width, self.run.frame.dim)
