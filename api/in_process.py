@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fednc.bench.local_grid import LocalGrid
+from fednc.bench.run_pictures import draw
 from fednc.callbacks import Callback, Progress
 from fednc.client.app.host import ClientConfig
 from fednc.common.config.run import RunConfig, parse_run, read_run_file
@@ -194,6 +195,8 @@ def _result(done: RunResult, ended: str, run_id: str, duration_s: float, folder:
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
         write_files(place, done, summary)
+        if folder:
+            draw(folder)
         model = load(place)  # the same model as loading it later gives
     return Result(
         run=done.run,

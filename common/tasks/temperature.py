@@ -9,6 +9,7 @@ Legend: B batch, K label space, G temperatures of the grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -84,11 +85,12 @@ def fitted(sums: Mapping[str, Tensor]) -> float | None:
     best = int(loss_G.argmin())
     if not 0 < best < len(GRID) - 1:
         even_G = (loss_G <= loss_G[best] + _EVEN).nonzero().flatten().tolist()
-        return min([GRID[place] for place in even_G], key=_distance_from_one)
-    left, least, right = loss_G[best - 1 : best + 2].tolist()
+        even: list[float] = [GRID[place] for place in even_G]
+        return min(even, key=_distance_from_one)
+    left, least, right = map(float, loss_G[best - 1 : best + 2])
     bend = left - 2 * least + right
     shift = (left - right) / (2 * bend) if bend > 0 else 0.0
-    return float(GRID[best] * 2.0 ** (shift / _STEPS))
+    return GRID[best] * math.exp2(shift / _STEPS)
 
 
 def _distance_from_one(temperature: float) -> float:

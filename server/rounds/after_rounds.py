@@ -76,8 +76,8 @@ def fit_temperature(strategy: FrameStrategy, grid: Grid) -> Afterwards:
 def _why_missing(strategy: FrameStrategy, were_asked: bool) -> str:
     why = f"no usable answer ({strategy.replies.reasons})" if were_asked else "no client holds examples out"
     return (
-        f"confidences are not calibrated: {why}. The read-out keeps temperature 1. Clients hold a tenth out unless "
-        "--val-share says otherwise; evaluate.temperature = false asks for none"
+        f"confidences are not calibrated: {why}. The read-out keeps temperature 1. Clients hold a tenth out "
+        "unless --val-share says otherwise; evaluate.temperature = false asks for none"
     )
 
 
@@ -132,6 +132,7 @@ def _content(strategy: FrameStrategy, fitted: float = 1.0) -> RecordDict:
 def _holders(strategy: FrameStrategy, grid: Grid, *, held_out: bool) -> dict[int, int]:
     """The present clients with held-out, or training, examples, and how many of them they announced."""
     strategy.clients.forget(strategy.replies.failed)
+    strategy.replies.forget_failures()  # those of the last round stay in its record
     server_round = strategy.state.completed
     nodes = strategy.clients.present(server_round, sorted(grid.get_node_ids()))
     strategy.get_to_know(nodes, server_round, grid)

@@ -130,8 +130,8 @@ class FederatedRun:
     def _check_personal(self, model: torch.nn.Module) -> None:
         if self.run.personal and self.run.personal.train == "head" and not self.task.head_keys(model):
             raise ConfigError(
-                f"personal.train = 'head': task {self.task.name!r} does not say which layers are its head. Set it to "
-                "'all', or override head_keys in the task"
+                f"personal.train = 'head': task {self.task.name!r} does not say which layers are its head. Set "
+                "it to 'all', or override head_keys in the task"
             )
 
     def _central_evaluation(self, model: torch.nn.Module) -> CentralEvaluation | None:
@@ -329,7 +329,7 @@ class RoundLoop:
             self._after_rounds()
 
     def _has_stalled(self) -> bool:
-        """Whether `rounds.stop_after` ends the run now. It follows from the history: a restart decides the same."""
+        """Whether `rounds.stop_after` ends the run now. It depends on the history alone, also after a restart."""
         history = self._prepared.history
         patience = self._prepared.run.rounds.stop_after
         if not history.has_stalled(patience):

@@ -1,8 +1,8 @@
 """What each client's held-out examples say about the global model, by the client's name.
 
 The strategy adds a round's metrics; operators see the last ones in the status. With a folder, every evaluated
-round is also appended to `clients.jsonl`, one line per client. That file is the only thing that grows with clients times
-rounds; records of rounds and checkpoints hold five numbers for all clients together (`history.spread_of`).
+round is also appended to `clients.jsonl`, one line per client. Only that file grows with clients times rounds:
+records of rounds, and so checkpoints, hold five numbers for all clients together (`history.spread_of`).
 """
 
 from __future__ import annotations
