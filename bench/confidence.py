@@ -1,6 +1,6 @@
 """`python -m fednc.bench.confidence`: what calibration and personal models are worth, for several read-outs.
 
-Runs one run file with each read-out and seed in this process, as `fednc.run` does, and prints two tables:
+Runs one run file with each read-out and seed in this process, and prints two tables:
 confidences on the server's test data before and after, and the clients' own models on what they hold out.
 """
 
@@ -14,9 +14,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from fednc.bench.local_grid import LocalGrid
+from fednc.client.app.host import ClientConfig
 from fednc.common.config.run import parse_run, read_run_file
 from fednc.common.files import write_atomically
-from fednc.common.process.flower_env import quiet_flower
+from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.result_files import summary_of
+from fednc.server.rounds.run import FederatedRun
+from fednc.server.storage.event_log import EventLog
 
 Summary = Mapping[str, Any]
 
@@ -36,8 +41,7 @@ def main() -> None:
     clients = dict(each.split("=", 1) for each in args.clients)
     found = {
         readout: [
-            summary_of(args.run_file, readout, int(seed), clients, args.val_share)
-            for seed in args.seeds.split(",")
+            run_once(args.run_file, readout, int(seed), clients, args.val_share) for seed in args.seeds.split(",")
         ]
         for readout in args.readouts.split(",")
     }
@@ -46,16 +50,17 @@ def main() -> None:
     sys.stdout.write("\n".join([*confidence_table(found), "", *personal_table(found), ""]))
 
 
-def summary_of(path: Path, readout: str, seed: int, clients: Mapping[str, str], val_share: float) -> Summary:
+def run_once(path: Path, readout: str, seed: int, clients: Mapping[str, str], val_share: float) -> Summary:
     """The summary of one run with this read-out and seed."""
-    quiet_flower()
-    from fednc.in_process import run
-
     values = read_run_file(path).model_dump(exclude_unset=True)
     values = {**values, "seed": seed, "method": {**values.get("method", {}), "readout": readout}}
     if "split" in values:
         values["split"] = {**values["split"], "seed": seed}
-    return run(parse_run(values), clients, val_share=val_share, device="cpu", progress=False).summary
+    run = parse_run(values)
+    configs = [ClientConfig(name=n, data=d, device="cpu", val_share=val_share) for n, d in clients.items()]
+    with LocalGrid(run, configs) as grid:
+        result = FederatedRun(run, EventLog()).execute(grid, Surroundings(name_of=grid.name_of))
+    return summary_of(f"{readout}-{seed}", result)
 
 
 def confidence_table(found: Mapping[str, Sequence[Summary]]) -> Iterator[str]:
