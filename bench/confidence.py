@@ -65,7 +65,8 @@ def run_once(path: Path, readout: str, seed: int, clients: Mapping[str, str], va
 
 def confidence_table(found: Mapping[str, Sequence[Summary]]) -> Iterator[str]:
     """One line per read-out: means over the seeds, before -> after."""
-    yield "| read-out | test accuracy | temperature | calibration error | log-loss | above 0.999 |"
+    metric = next(iter(found.values()))[0]["metric"]["name"]
+    yield f"| read-out | test {metric} | temperature | calibration error | log-loss | above 0.999 |"
     yield "|---|---|---|---|---|---|"
     for readout, runs in found.items():
         name = runs[0]["metric"]["name"]

@@ -1,4 +1,4 @@
-"""Killing server and client in the exchanges after the last round changes neither the model nor its temperature."""
+"""Killing server and client in the exchanges after the last round changes neither model nor temperature."""
 
 from __future__ import annotations
 
