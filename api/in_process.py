@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fednc.bench.local_grid import LocalGrid
+from fednc.bench.run_pictures import draw
 from fednc.callbacks import Callback, Progress
 from fednc.client.app.host import ClientConfig
 from fednc.common.config.run import RunConfig, parse_run, read_run_file
@@ -28,6 +29,7 @@ from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.result_files import summary_of, write_files, write_round_examples
 from fednc.server.rounds.run import FederatedRun, RunResult
+from fednc.server.storage.client_metrics import ClientMetrics
 from fednc.server.storage.data_manifests import ManifestFile
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import Event, RoundCompleted
@@ -180,9 +182,14 @@ def _run(
         for callback in callbacks:
             callback.on_start(running)
         events.listen(on_event)
+        around = Surroundings(
+            name_of=grid.name_of,
+            control=control,
+            keep_examples=partial(write_round_examples, folder) if folder else None,
+            client_metrics=ClientMetrics(folder),
+        )
+        around.client_metrics.go_back_to(0)
         try:
-            keep = partial(write_round_examples, folder) if folder else None
-            around = Surroundings(name_of=grid.name_of, control=control, keep_examples=keep)
             done = prepared.execute(grid, around)
         except KeyboardInterrupt:
             kept = prepared.last_good
@@ -201,6 +208,8 @@ def _result(done: RunResult, ended: str, run_id: str, duration_s: float, folder:
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
         write_files(place, done, summary)
+        if folder:
+            draw(folder)
         model = load(place)  # the same model as loading it later gives
     return Result(
         run=done.run,

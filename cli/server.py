@@ -106,6 +106,7 @@ def command(
 
 
 def _serve_run(run: RunConfig, folder: str, json: str) -> None:
+    from fednc.bench.run_pictures import draw
     from fednc.cli.live import following
     from fednc.common.process.collector import spare_what_is_loaded
     from fednc.common.process.interrupt import run_until_interrupted
@@ -122,6 +123,7 @@ def _serve_run(run: RunConfig, folder: str, json: str) -> None:
         with following(run, events) as live, tracked(run, place.name, place, events):
             serving = run_server(run, place, events, on_listening=live.watch)
             finished = run_until_interrupted(serving, stop_s=run.server.stop_s)
+        draw(place)
     if json:
         write_json(json, {**finished.summary, "folder": str(finished.folder)})
 

@@ -49,6 +49,7 @@ COLUMNS = (
     "examples/s",
     "MiB up",
     "MiB down",
+    "held out",
     "device",
     "device MiB",
 )
@@ -181,9 +182,7 @@ def _headline(status: pb.RunStatus) -> str:
     """The run in one line."""
     parts = [f"{status.run_id} ({status.method}): {_phase(status)}"]
     if status.HasField("primary"):
-        metric = MetricInfo(status.primary.name, not status.primary.lower_is_better, status.primary.unit)
-        shown = metric.show(status.primary.value)
-        parts.append(f"{metric.name} {shown} after round {status.completed}")
+        parts.append(f"{status.primary.name} {_shown(status.primary)} after round {status.completed}")
     if status.missing:
         parts.append(f"waiting for {', '.join(status.missing)}")
     if status.stopping and not status.over:
@@ -193,6 +192,10 @@ def _headline(status: pb.RunStatus) -> str:
     if status.quarantined:
         parts.append(f"in quarantine until --readmit: {', '.join(status.quarantined)}")
     return "; ".join(parts)
+
+
+def _shown(metric: pb.MetricValue) -> str:
+    return MetricInfo(metric.name, not metric.lower_is_better, metric.unit).show(metric.value)
 
 
 def _phase(status: pb.RunStatus) -> str:
@@ -220,6 +223,7 @@ def _row(node: pb.NodeStatus) -> list[object]:
         f"{node.examples_per_s:,.0f}" if at_work else "-",
         f"{node.bytes_up / 2**20:.1f}",
         f"{node.bytes_down / 2**20:.1f}",
+        _shown(node.primary) if node.HasField("primary") else "-",
         node.device,
         f"{node.device_memory_bytes / 2**20:,.0f}" if node.device_memory_bytes else "-",
     ]

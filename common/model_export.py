@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
@@ -48,7 +48,7 @@ class ModelManifest(BaseModel):
     frame_seed: int
     frame_sha256: str
     weights_sha256: str
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)  # divides scores before the softmax
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # see `common/tasks/temperature.py`
 
 
 class ExportedModel(nn.Module):
@@ -58,7 +58,7 @@ class ExportedModel(nn.Module):
         task: the task it was trained for; `task.preprocessing()` says what inputs must look like.
         run: configuration of the run that trained it.
         class_names: name of each score.
-        temperature: divides scores before they become probabilities.
+        temperature: scores are divided by it, so that their softmax is a confidence one can count on.
     """
 
     etf_KD: Tensor
@@ -80,8 +80,7 @@ class ExportedModel(nn.Module):
         super().__init__()
         self.task = task
         self.run: RunConfig = task.run
-        self.class_names = class_names
-        self.temperature = temperature
+        self.class_names, self.temperature = class_names, temperature
         self.model = model
         self.register_buffer("etf_KD", frame.etf_KD)
         self.register_buffer("mean_KD", memory.mean_KD)
@@ -101,7 +100,7 @@ class ExportedModel(nn.Module):
             ridge_KD=self.ridge_KD,
             ridge_K=self.ridge_K,
         )
-        return guide_of_model(self.task, self.etf_KD, memory, len(self.class_names))
+        return guide_of_model(self.task, self.etf_KD, memory, len(self.class_names), self.temperature)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The task's prediction for preprocessed inputs.
@@ -112,8 +111,8 @@ class ExportedModel(nn.Module):
         return found[:, : len(self.class_names)] if self.class_names else found
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """Probabilities of the classes for scores [B, C, ...], for prediction, serving and exported graphs."""
-        return (scores.float() / self.temperature).softmax(dim=1)
+        """Probabilities of the classes for scores [B, C, ...] of `forward`, which the temperature has divided."""
+        return scores.float().softmax(dim=1)
 
 
 def export(
@@ -124,6 +123,9 @@ def export(
     memory: ClassMemory,
     run: RunConfig,
     class_names: tuple[str, ...] | None = None,
+    temperature: float = 1.0,
+    *,
+    with_local: bool = False,
 ) -> None:
     """Write model/model.safetensors and model/model.json in the run's folder `folder`.
 
@@ -133,11 +135,13 @@ def export(
 
     Args:
         class_names: the classes that the model knows; None: all classes of the task.
+        temperature: what the scores are divided by.
+        with_local: include tensors that a run never sends; for a client's own model.
     """
     model = task.inference_model(adapters.merged(model))
     state = model.state_dict()
     tensors = {
-        **{f"model.{key}": state[key] for key in task.shared_keys(model)},
+        **{f"model.{key}": state[key] for key in (state if with_local else task.shared_keys(model))},
         "frame.etf_KD": frame.etf_KD,
         **{f"memory.{key}": value for key, value in memory.to_tensors().items()},
     }
@@ -154,10 +158,14 @@ def export(
         frame_seed=frame.seed,
         frame_sha256=frame.digest,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
+        temperature=temperature,
     )
+    unused = {"temperature"} if temperature == 1 else set()  # earlier versions can then read the file
     private_folder(folder / FOLDER)
     write_atomically(folder / FOLDER / WEIGHTS, weights)
-    write_atomically(folder / FOLDER / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+    write_atomically(
+        folder / FOLDER / MANIFEST, (manifest.model_dump_json(indent=2, exclude=unused) + "\n").encode()
+    )
 
 
 def load(path: Path | str) -> ExportedModel:

@@ -64,7 +64,7 @@ class NextSession(_message.Message):
     def __init__(self, classes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run_id", "method", "round", "rounds", "phase", "paused", "stopping", "nodes", "missing", "completed", "loss", "accuracy", "round_s", "fold_s", "bytes_up", "bytes_down", "elapsed_s", "over", "dropped", "quarantined", "session", "sessions", "waiting_session", "classes", "primary")
+    __slots__ = ("run_id", "method", "round", "rounds", "phase", "paused", "stopping", "nodes", "missing", "completed", "loss", "accuracy", "round_s", "fold_s", "bytes_up", "bytes_down", "elapsed_s", "over", "dropped", "quarantined", "session", "sessions", "waiting_session", "classes", "primary", "spread")
     class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STARTING: _ClassVar[RunStatus.Phase]
@@ -100,6 +100,7 @@ class RunStatus(_message.Message):
     WAITING_SESSION_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     PRIMARY_FIELD_NUMBER: _ClassVar[int]
+    SPREAD_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     method: str
     round: int
@@ -125,7 +126,8 @@ class RunStatus(_message.Message):
     waiting_session: int
     classes: _containers.RepeatedScalarFieldContainer[str]
     primary: MetricValue
-    def __init__(self, run_id: _Optional[str] = ..., method: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[_Union[RunStatus.Phase, str]] = ..., paused: _Optional[bool] = ..., stopping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., completed: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., round_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., elapsed_s: _Optional[float] = ..., over: _Optional[str] = ..., dropped: _Optional[_Iterable[str]] = ..., quarantined: _Optional[_Iterable[str]] = ..., session: _Optional[int] = ..., sessions: _Optional[int] = ..., waiting_session: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., primary: _Optional[_Union[MetricValue, _Mapping]] = ...) -> None: ...
+    spread: Spread
+    def __init__(self, run_id: _Optional[str] = ..., method: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., phase: _Optional[_Union[RunStatus.Phase, str]] = ..., paused: _Optional[bool] = ..., stopping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., completed: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., round_s: _Optional[float] = ..., fold_s: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., elapsed_s: _Optional[float] = ..., over: _Optional[str] = ..., dropped: _Optional[_Iterable[str]] = ..., quarantined: _Optional[_Iterable[str]] = ..., session: _Optional[int] = ..., sessions: _Optional[int] = ..., waiting_session: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., primary: _Optional[_Union[MetricValue, _Mapping]] = ..., spread: _Optional[_Union[Spread, _Mapping]] = ...) -> None: ...
 
 class MetricValue(_message.Message):
     __slots__ = ("name", "value", "unit", "lower_is_better")
@@ -139,8 +141,24 @@ class MetricValue(_message.Message):
     lower_is_better: bool
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., unit: _Optional[str] = ..., lower_is_better: _Optional[bool] = ...) -> None: ...
 
+class Spread(_message.Message):
+    __slots__ = ("clients", "min", "q1", "median", "q3", "max")
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    Q1_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_FIELD_NUMBER: _ClassVar[int]
+    Q3_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    clients: int
+    min: float
+    q1: float
+    median: float
+    q3: float
+    max: float
+    def __init__(self, clients: _Optional[int] = ..., min: _Optional[float] = ..., q1: _Optional[float] = ..., median: _Optional[float] = ..., q3: _Optional[float] = ..., max: _Optional[float] = ...) -> None: ...
+
 class NodeStatus(_message.Message):
-    __slots__ = ("name", "state", "problem", "last_seen_s", "work", "step", "steps", "loss", "examples_per_s", "device_memory_bytes", "bytes_up", "bytes_down", "examples", "held_out", "device", "part")
+    __slots__ = ("name", "state", "problem", "last_seen_s", "work", "step", "steps", "loss", "examples_per_s", "device_memory_bytes", "bytes_up", "bytes_down", "examples", "held_out", "device", "part", "primary")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +175,7 @@ class NodeStatus(_message.Message):
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
+    PRIMARY_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     problem: str
@@ -173,4 +192,5 @@ class NodeStatus(_message.Message):
     held_out: int
     device: str
     part: str
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., last_seen_s: _Optional[float] = ..., work: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., examples_per_s: _Optional[float] = ..., device_memory_bytes: _Optional[int] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., examples: _Optional[int] = ..., held_out: _Optional[int] = ..., device: _Optional[str] = ..., part: _Optional[str] = ...) -> None: ...
+    primary: MetricValue
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., last_seen_s: _Optional[float] = ..., work: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., examples_per_s: _Optional[float] = ..., device_memory_bytes: _Optional[int] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., examples: _Optional[int] = ..., held_out: _Optional[int] = ..., device: _Optional[str] = ..., part: _Optional[str] = ..., primary: _Optional[_Union[MetricValue, _Mapping]] = ...) -> None: ...

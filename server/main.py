@@ -33,9 +33,11 @@ from fednc.server.rounds.result_files import summary_of, write_files, write_roun
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.changed_run_file import as_text
 from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
+from fednc.server.storage.client_metrics import ClientMetrics
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import DiskProblem, LastGoodKept, RunDone, RunFileChanged
 
+BEST = "best"  # folder of the best round's checkpoint, in the run's folder
 _REFUSED_SHOWN = 5  # clients that were refused, in the message when too few came
 
 
@@ -65,7 +67,11 @@ async def run_server(
     address = run.server.listen
     security = security_of(run.server, address, events)
     checkpoints = Checkpoints(folder, run.server.keep_checkpoints)
-    prepared, kept = await asyncio.to_thread(_prepare, run, events, checkpoints)
+    keeps_best = run.rounds.keep == "best" and run.server.keep_checkpoints > 0
+    best = Checkpoints(folder / BEST, keep=1) if keeps_best else None
+    prepared, kept = await asyncio.to_thread(_prepare, run, events, checkpoints, best)
+    client_metrics = ClientMetrics(folder)
+    client_metrics.go_back_to(kept.round if kept else 0)
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
     federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
     federation.door.keep_in(folder)
@@ -84,6 +90,8 @@ async def run_server(
             reject=grid.reject,
             expect_replies=expect_replies,
             keep_examples=partial(write_round_examples, folder),
+            best=best,
+            client_metrics=client_metrics,
         )
         return prepared.execute(grid, offered)
 
@@ -122,7 +130,9 @@ def _keep_last_good(
     events.emit(LastGoodKept(text=text, round=result.state.completed, folder=str(folder)))
 
 
-def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tuple[FederatedRun, Checkpoint | None]:
+def _prepare(
+    run: RunConfig, events: EventLog, checkpoints: Checkpoints, best: Checkpoints | None
+) -> tuple[FederatedRun, Checkpoint | None]:
     """A new run, or the run restored from its newest checkpoint."""
     kept = checkpoints.latest(run.digest, run.decisive())
     if kept and kept.changed:
@@ -131,6 +141,7 @@ def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tupl
     prepared = FederatedRun(run, events, resumes=kept is not None)
     if kept:
         prepared.restore(kept)
+        prepared.restore_best(best)
     return prepared, kept
 
 

@@ -83,9 +83,8 @@ def test_states_and_metrics_are_those_of_the_server() -> None:
     registry = CollectorRegistry()
     EventCounters(registry)
     counted = Counter({"Upload.x": 1}), Counter({"UNAUTHENTICATED": 1})
-    registry.register(
-        RunCollector(lambda: (op.RunStatus(loss=1, primary=op.MetricValue(name="accuracy", value=1)), *counted))
-    )
+    status = op.RunStatus(loss=1, primary=op.MetricValue(name="accuracy", value=1), spread=op.Spread(clients=1))
+    registry.register(RunCollector(lambda: (status, *counted)))
     served = {family.name for family in registry.collect()}
     assert {name.removesuffix("_total") for name in re.findall(r"`(fednc_[a-z_]+)", text)} == served
 

@@ -7,6 +7,7 @@ in `client/training/round_state.py` (remembered from round to round).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fednc.client.app.initialisation import ClientInitialisation
+from fednc.client.app.personal import keep, personalise
 from fednc.client.app.resident_run import Resident, check_allowed, resident
 from fednc.client.app.withheld_sums import fitting_batch, sendable, sendable_data_sums
 from fednc.client.link.work_hooks import CURRENT
@@ -28,7 +30,7 @@ from fednc.common.learning.memory_controls import with_own_means
 from fednc.common.learning.round_context import Guide
 from fednc.common.methods import registry
 from fednc.common.methods.api import Addition, LocalRound
-from fednc.common.tasks import evaluation
+from fednc.common.tasks import evaluation, temperature
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import TaskData
 from fednc.common.tasks.round_guide import guide_at
@@ -45,6 +47,7 @@ from fednc.common.wire.messages import (
     OWNED,
     STATS,
     SUMS,
+    UNNAMED,
     Instruction,
 )
 from fednc.common.wire.records import record_of
@@ -160,15 +163,60 @@ def evaluate(message: Message, context: Context) -> Message:
     """Reply with additive statistics of the global model over the held-out examples."""
     order, here, stage = _prepare(message, context)
     mine, held_out = here.at(stage)
-    guide = _guide(message, here, order.server_round, mine)
-    _load_model(message, here, _past(context, order.server_round + 1))
-    if here.run.method.uses_memory:
-        guide = _own(guide, here, mine)
+    guide = _read_out_guide(message, here, order, mine, context)
+    guide = _own(guide, here, mine)
     batch, check = here.run.evaluate.batch, CURRENT.get().check
     stats = evaluation.evaluate(here.task, here.model, held_out, guide.to(here.device), batch, check)
     content = RecordDict({STATS: arrays.to_record(stats)})
+    content[METRICS] = MetricRecord({EXAMPLES: held_out.examples, **_wish(context)})
+    return Message(content, reply_to=message)
+
+
+def _wish(context: Context) -> dict[str, int]:
+    """Whether this client's own metrics may be listed by its name; nothing is said if they may."""
+    return {UNNAMED: 1} if context.node_config.get("unnamed") else {}
+
+
+@app.query("calibrate")
+def calibrate(message: Message, context: Context) -> Message:
+    """Reply with the log-loss over the held-out examples at each temperature of the grid."""
+    order, here, stage = _prepare(message, context)
+    mine, held_out = here.at(stage)
+    if not here.task.label_space:
+        raise ProtocolError(f"the server asks for a temperature, but task {here.task.name!r} has no classes")
+    guide = _own(_read_out_guide(message, here, order, mine, context), here, mine).to(here.device)
+    batch, check = here.run.evaluate.batch, CURRENT.get().check
+    sums = temperature.losses_over(here.task, here.model, held_out, guide, batch, check)
+    content = RecordDict({STATS: arrays.to_record(sums if held_out.examples else {})})
     content[METRICS] = MetricRecord({EXAMPLES: held_out.examples})
     return Message(content, reply_to=message)
+
+
+@app.query("personal")
+def personal(message: Message, context: Context) -> Message:
+    """Fine-tune the final model, keep the result here, and reply with statistics of before and after."""
+    order, here, stage = _prepare(message, context)
+    settings = here.run.personal
+    if settings is None:
+        raise ProtocolError("the server asks for a personal model, but the run file has no [personal]")
+    mine, held_out = here.at(stage)
+    shared = _read_out_guide(message, here, order, mine, context)
+    shared = replace(shared, temperature=order.temperature).to(here.device)
+    own = _own(shared, here, mine)
+    made = personalise(here, stage, settings, own, shared, CURRENT.get())
+    keep(made, here, _state_folder(context))
+    content = RecordDict({STATS: arrays.to_record(made.stats)})
+    content[METRICS] = MetricRecord({EXAMPLES: held_out.examples, **_wish(context)})
+    return Message(content, reply_to=message)
+
+
+def _read_out_guide(
+    message: Message, here: Resident, order: Instruction, mine: TaskData, context: Context
+) -> Guide:
+    """The guide of a model that is read out; loads the model too."""
+    guide = _guide(message, here, order.server_round, mine)
+    _load_model(message, here, _past(context, order.server_round + 1))
+    return guide
 
 
 def _prepare(message: Message, context: Context) -> tuple[Instruction, Resident, Stage]:
@@ -209,10 +257,15 @@ def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) 
 
 def _past(context: Context, before_round: int) -> Past:
     """What this client remembers of rounds before that one."""
+    return Past(context.state, before_round, _state_folder(context))
+
+
+def _state_folder(context: Context) -> Path | None:
+    """Where this client keeps its state of this run; None if it keeps none."""
     settings = context.node_config
     place = str(settings.get("state", ""))
     name = str(settings.get("name", context.node_id))
-    return Past(context.state, before_round, folder_of(Path(place), context.run_id, name) if place else None)
+    return folder_of(Path(place), context.run_id, name) if place else None
 
 
 def _keep(here: Resident, past: Past) -> None:
@@ -257,7 +310,7 @@ def _encode(
 
 def _own(guide: Guide, here: Resident, mine: TaskData) -> Guide:
     """The guide with this client's own class means, if the method uses them instead of the class memory."""
-    if here.run.method.memory_source != "own":
+    if here.run.method.memory_source != "own" or not here.run.method.uses_memory:
         return guide
     return with_own_means(guide, _sums(here, mine, torch.ones_like(mine.count_K, dtype=torch.bool)))
 

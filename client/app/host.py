@@ -31,6 +31,7 @@ class ClientConfig:
         manifest: whether to tell the server what `make_manifest` says about the data.
         manifest_key: for its fingerprint; empty: none. named: whether the history of models may name this client.
         state: folder for what must survive a restart of the client; empty: nothing survives.
+        unnamed: ask the server not to list this client's own metrics by name.
         secret: if set, the held-out examples and the order of batches derive from it, so that no server knows or
             chooses them.
     """
@@ -48,6 +49,7 @@ class ClientConfig:
     manifest_key: bytes = b""
     named: bool = True
     state: str = ""
+    unnamed: bool = False
 
 
 class AppHost:
@@ -97,6 +99,8 @@ class AppHost:
         }
         if self._config.min_data_sum_examples is not None:
             settings["min-data-sum-examples"] = self._config.min_data_sum_examples
+        if self._config.unnamed:
+            settings["unnamed"] = True
         if welcome.HasField("part"):
             settings |= {"partition-id": welcome.part.index, "num-partitions": welcome.part.of}
         return Context(

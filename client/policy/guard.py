@@ -21,7 +21,7 @@ from fednc.client.link.work_hooks import CURRENT, LocalProgress, WorkCancelledEr
 from fednc.client.policy import objections
 from fednc.client.policy.audit import Audit, describe
 from fednc.client.policy.ledger import data_fingerprint
-from fednc.client.policy.objections import GRADIENTS, Objection
+from fednc.client.policy.objections import GRADIENTS, MEASURES, Objection
 from fednc.client.policy.owner import Owner, judge_run, run_of, to_changed_run
 from fednc.client.policy.rules import REFUSED, SENTENCES, OwnerRefusalError
 from fednc.common.config.run import RunConfig
@@ -30,7 +30,7 @@ from fednc.common.peer_text import SHORT_TEXT, plain
 from fednc.common.tasks.data_manifest import without_data
 from fednc.common.wire import records
 from fednc.common.wire.failure_reasons import CodedError
-from fednc.common.wire.messages import EVALUATE, HELLO, RUN, TRAIN, Instruction
+from fednc.common.wire.messages import HELLO, RUN, TRAIN, Instruction
 from fednc.protos import federation_pb2 as pb
 
 log = logging.getLogger("fednc.client")
@@ -187,7 +187,7 @@ class Guard:
         asked = _fingerprint(message)
         if kind == TRAIN and here.trained.setdefault(order.server_round, asked) != asked:
             raise OwnerRefusalError("again", f"round {order.server_round}")
-        timed = kind == EVALUATE or bool(here.run.sessions)  # the answer depends on the round too
+        timed = kind in MEASURES or bool(here.run.sessions)  # the answer depends on the round too
         key = hashlib.sha256(f"{kind}/{order.server_round if timed else ''}/".encode() + asked).digest()
         if (known := here.answers.get(key)) is not None:
             return Message(known, reply_to=message)

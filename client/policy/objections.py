@@ -19,6 +19,7 @@ from fednc.common.methods import registry
 from fednc.common.tasks import discovery
 from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import (
+    CALIBRATE,
     DATA,
     DATA_SUMS,
     EVALUATE,
@@ -26,6 +27,7 @@ from fednc.common.wire.messages import (
     HELLO,
     MEMORY,
     METRICS,
+    PERSONAL,
     SUMS,
     TRAIN,
     Instruction,
@@ -34,7 +36,8 @@ from fednc.common.wire.records import record_of
 from fednc.protos import federation_pb2 as pb
 
 GRADIENTS = (messages.GRADIENT, messages.SLOPE, messages.SCALES)
-KINDS = (HELLO, DATA_SUMS, TRAIN, MEMORY, EVALUATE, *GRADIENTS)
+MEASURES = (EVALUATE, CALIBRATE, PERSONAL)  # answered with statistics over the held-out examples
+KINDS = (HELLO, DATA_SUMS, TRAIN, MEMORY, *MEASURES, *GRADIENTS)
 
 
 class Objection(NamedTuple):
@@ -110,6 +113,8 @@ def to_coming(policy: Policy, run: RunConfig) -> Iterator[Objection]:
         yield Objection("class-sums", f"{use}; allow.class_sums = false")
     if not policy.allow.evaluation:
         yield Objection("evaluation", "clients evaluate the model; allow.evaluation = false")
+    if not policy.allow.personal and run.personal is not None:
+        yield Objection("personal", "clients adapt the final model to their own data; allow.personal = false")
 
 
 def to_holdings(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterator[Objection]:
@@ -137,8 +142,10 @@ def to_instruction(policy: Policy, run: RunConfig, order: Instruction, kind: str
         yield from _to_gradients(policy, run, kind)
     if kind == MEMORY and not policy.allow.class_sums:  # those of an update are empty, see `Owner.bind`
         yield Objection("class-sums", "allow.class_sums = false")
-    if kind == EVALUATE and not policy.allow.evaluation:
+    if kind in MEASURES and not policy.allow.evaluation:
         yield Objection("evaluation", "allow.evaluation = false")
+    if kind == PERSONAL and not policy.allow.personal:
+        yield Objection("personal", "allow.personal = false")
 
 
 def _to_gradients(policy: Policy, run: RunConfig, kind: str) -> Iterator[Objection]:
@@ -162,7 +169,7 @@ def to_reply(policy: Policy, kind: str, content: RecordDict, held: pb.Declaratio
             yield Objection("examples", f"made of {examples} of {held.examples}; at least {least}")
         if kind == TRAIN and int(metrics.get("steps", 0)) < floor.steps:  # type: ignore[arg-type]
             yield Objection("steps", f"{metrics.get('steps')} steps; floor.steps = {floor.steps}")
-    if kind == EVALUATE and examples < floor.held_out:
+    if kind in MEASURES and examples < floor.held_out:
         yield Objection("examples", f"made of {examples}; floor.held_out = {floor.held_out}")
     if record_of(content, SUMS, ArrayRecord) is not None:
         yield from _to_sums(policy, content, held)

@@ -50,6 +50,7 @@ class Owner:
             manifest=config.manifest and allow.manifest,
             manifest_key=self.ledger.secret.encode(),
             named=allow.name_in_history,
+            unnamed=not allow.own_metrics,
         )
 
 

@@ -40,6 +40,7 @@ SENTENCES = {
     "class-sums": "the client's owner does not allow class sums",
     "data-sums": "the client's owner does not allow sums of the data",
     "evaluation": "the client's owner does not allow evaluation",
+    "personal": "the client's owner does not allow personal models",
     "kind": "the client's owner does not allow this type of message",
     "again": "this client has already trained in this round, from another model",
     "runs-quota": "the client's owner allows no more runs over this data today",
@@ -119,6 +120,16 @@ class Allow(Section):
         description="sums of the data before round 1, which some tasks normalise with; otherwise none is sent",
     )
     evaluation: bool = Field(True, description="statistics of the model over the held-out examples")
+    personal: bool = Field(
+        False,
+        description="fine-tuning the final model here after the last round, and statistics of it over the "
+        "held-out examples; the model itself never leaves",
+    )
+    own_metrics: bool = Field(
+        True,
+        description="listing this client's own metrics by its name; otherwise the server is asked to count them "
+        "only among those of all clients. It gets the statistics either way",
+    )
     subsets: bool = Field(
         False, description="runs that use a part of the data: a simulated [split], or [[sessions]] with shots"
     )

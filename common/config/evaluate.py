@@ -29,3 +29,8 @@ class EvaluateSection(Section):
         "Empty: the task's first",
     )
     batch: Count = Field(256, description="examples per evaluation batch")
+    temperature: Annotated[bool, LATER] = Field(
+        True,
+        description="after the last round, fit a temperature for a classifier's confidences on what the clients "
+        "hold out of training: one short exchange, and the model's weights stay the same",
+    )

@@ -29,6 +29,7 @@ from fednc.common.config import closed_form
 from fednc.common.config.choices import provided
 from fednc.common.config.class_sessions import ClassSessionSection
 from fednc.common.config.evaluate import EvaluateSection
+from fednc.common.config.personal import PersonalSection
 from fednc.common.config.server import ServerSection
 from fednc.common.config.tables import (
     LATER,
@@ -65,12 +66,22 @@ class RunConfig(Section):
     split: Annotated[SplitSection | None, SerializeAsAny()] = None
     link: LinkSection = Field(default_factory=LinkSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    personal: Annotated[PersonalSection | None, LATER] = None
     server: ServerSection = Field(default_factory=ServerSection)
     track: dict[Annotated[str, AfterValidator(check_name)], dict[str, Any]] = Field(
         default_factory=dict,
         description="a table [track.NAME] tells the tracker NAME about each round, and holds its settings; "
         "`csv`, `tensorboard`, `mlflow` and `wandb` come with fednc. Stays on the server",
     )
+
+    @model_validator(mode="after")
+    def _stages_end_alike(self) -> Self:
+        if self.sessions and (self.rounds.stop_after or self.rounds.keep == "best"):
+            raise ValueError(
+                "rounds.stop_after and rounds.keep = 'best' choose among rounds over the same classes: leave them "
+                "out, or leave out [[sessions]]"
+            )
+        return self
 
     @field_validator("split", mode="wrap")
     @classmethod

@@ -457,6 +457,17 @@ class RoundsSection(Section):
     evaluate_every: Annotated[int, Field(ge=0)] = Field(
         1, description="evaluate after every n-th round and after the last; 0: only after the last"
     )
+    stop_after: Annotated[int, Field(ge=0), LATER] = Field(
+        0,
+        description="end the run once so many evaluations in a row have not improved the primary metric on what "
+        "the clients hold out; 0: run all rounds. If no client holds examples out, the server's test data "
+        "decides, and its figures are then too good. Not with [[sessions]]",
+    )
+    keep: Annotated[Literal["last", "best"], LATER] = Field(
+        "last",
+        description="the model that the run ends with: that of its last round, or the best one by the measure of "
+        "`stop_after`. Not `best` with [[sessions]]",
+    )
 
 
 class SplitSection(Section):

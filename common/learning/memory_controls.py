@@ -118,6 +118,18 @@ def with_own_means(guide: Guide, sums: ClassSums) -> Guide:
     return replace(guide, mean_KD=torch.where(own_K[:, None], mean_KD, 0.0), seen_K=own_K)
 
 
+def with_blended_means(guide: Guide, sums: ClassSums, tau: float) -> Guide:
+    """`guide` with a client's own class means blended into the memory, for its personal read-out.
+
+    A class of which the client has n examples moves to its own mean by n / (n + tau): the fewer examples, the more
+    the memory of all clients counts. A class that only the client has is read out from its own mean alone.
+    """
+    count_K = sums.count_K.to(guide.seen_K.device)
+    weight_K = torch.where(guide.seen_K, count_K / (count_K + tau), 1.0).float() * (count_K > 0)
+    mean_KD = torch.lerp(guide.mean_KD, sums.mean_KD.to(guide.mean_KD), weight_K[:, None])
+    return replace(guide, mean_KD=mean_KD, seen_K=guide.seen_K | (count_K > 0))
+
+
 def _shuffled(memory: ClassMemory, seed: int) -> Tensor:
     """Give each seen class the vector of the next one, in a fixed random order of all classes."""
     order_K = torch.randperm(len(memory.seen_K), generator=seeds.generator(seed, "derangement"))

@@ -19,6 +19,8 @@ from fednc.common.learning.heads import CosineHead, FrameHead, Head, logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.registry import Registry
 
+_FEW_UNITS = 2.0**-21  # of a float32's last place: more than the error of a division
+
 
 class ReadOut(ABC):
     """A way to classify.
@@ -190,12 +192,25 @@ def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> T
     score_BK = readout.scores(feat_BD, head, guide)
     if readout.needs_memory:
         score_BK = torch.where(guide.seen_K[:classes].any(), score_BK, logits(head, feat_BD, guide))
-    return _existing(score_BK, classes)
+    return tempered(_existing(score_BK, classes), guide.temperature)
 
 
 def as_trained(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
     """Scores [B, K] of the head as trained; -inf beyond the current `classes`."""
-    return _existing(logits(head, feat_BD, guide), classes)
+    return tempered(_existing(logits(head, feat_BD, guide), classes), guide.temperature)
+
+
+def tempered(score_BK: Tensor, temperature: float) -> Tensor:
+    """The scores divided by `temperature`; the argmax stays the same.
+
+    Division may round two close scores to the same value. So the best score is raised by a few units in its last
+    place, which its softmax does not show.
+    """
+    if temperature == 1:
+        return score_BK
+    divided_BK = score_BK / temperature
+    is_best_BK = score_BK == score_BK.max(dim=1, keepdim=True).values
+    return torch.where(is_best_BK, divided_BK + divided_BK.abs() * _FEW_UNITS, divided_BK)
 
 
 def scale_of(head: Head, guide: Guide) -> Tensor | float:

@@ -39,6 +39,7 @@ class Guide:
         classes: number of classes so far; later vertices have no class yet. None: all classes of the task.
         earlier: number of classes from before the current class session.
         virtual: number of last vertices that are used for the altered classes of `method.virtual_share`.
+        temperature: scores of the read-out are divided by it; only after the last round is it not 1.
     """
 
     method: MethodSection
@@ -55,6 +56,7 @@ class Guide:
     class_weight_K: Tensor | None = None
     ridge_KD: Tensor | None = None
     ridge_K: Tensor | None = None
+    temperature: float = 1.0
 
     def to(self, device: torch.device) -> Guide:
         """The same guide with its tensors on `device`."""

@@ -574,6 +574,14 @@ class Task(ABC):
         del stage
         return [key for key in self.shared_keys(model) if self.combining(key) != Aggregation.FIXED]
 
+    def head_keys(self, model: nn.Module) -> frozenset[str]:
+        """The keys of the layers behind the backbone, for `[personal]` with `train = "head"`.
+
+        A task that names none is refused with that setting.
+        """
+        del model
+        return frozenset()
+
     def stepped_keys(self, model: nn.Module) -> frozenset[str]:
         """The parameters that a method's step at the server may change: float32, and averaged over all clients.
 

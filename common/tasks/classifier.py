@@ -331,6 +331,10 @@ class ClassifierTask(Task):
         weight_K = count_K.sum() / (held_K.sum().clamp_min(1) * count_K.clamp_min(1))
         as_classifier(model).class_weight.copy_(torch.where(held_K, weight_K, 1.0))
 
+    def head_keys(self, model: nn.Module) -> frozenset[str]:
+        """Projection and head."""
+        return frozenset(key for key in model.state_dict() if key.startswith(("projection.", "head.")))
+
     def projection(self, width: int) -> nn.Module:
         """Layers from [B, W] to the frame's space [B, D]; no final activation, since vertices point everywhere."""
         return nn.Linear(width, self.run.frame.dim)

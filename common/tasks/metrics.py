@@ -244,6 +244,56 @@ class CrossEntropy(Metric):
         refuse_unless(bool(sums["loss_sum"] >= 0), "a loss below 0")
 
 
+class CalibrationError(Metric):
+    """Expected calibration error of the predicted class, with `BINS` bins of equal width.
+
+    Each example is put into a bin by its confidence, the largest softmax of its scores: bin i holds confidences
+    above i / BINS up to (i + 1) / BINS. The value is the mean over examples of how far the accuracy of their bin
+    is from its mean confidence.
+    """
+
+    name, higher_is_better, unit = "calibration_error", False, PERCENT
+    BINS = 15
+
+    def zeros(self, label_space: int) -> Stats:
+        """See Metric."""
+        del label_space
+        return {
+            "calibration_count_N": count_zeros(self.BINS),
+            "calibration_correct_N": count_zeros(self.BINS),
+            "calibration_confidence_N": torch.zeros(self.BINS, dtype=torch.float64),
+        }
+
+    def sums(self, output: Tensor, target: Tensor) -> Stats:
+        """See Metric."""
+        confidence_B, class_B = output.double().softmax(dim=1).nan_to_num(0.0).max(dim=1)
+        bin_B = ((confidence_B * self.BINS).ceil().long() - 1).clamp(0, self.BINS - 1)
+        hit_B = class_B == target
+        steps_B = (confidence_B / SUM_STEP).round() * SUM_STEP
+        confidence_N = torch.zeros(self.BINS, dtype=torch.float64, device=output.device)
+        return {
+            "calibration_count_N": torch.bincount(bin_B, minlength=self.BINS),
+            "calibration_correct_N": torch.bincount(bin_B[hit_B], minlength=self.BINS),
+            "calibration_confidence_N": confidence_N.index_add_(0, bin_B, steps_B),
+        }
+
+    def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
+        """See Metric."""
+        return float((sums["calibration_correct_N"] - sums["calibration_confidence_N"]).abs().sum()) / examples
+
+    def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
+        """See Metric."""
+        count_N, correct_N = sums["calibration_count_N"], sums["calibration_correct_N"]
+        confidence_N = sums["calibration_confidence_N"]
+        refuse_unless(bool((correct_N >= 0).all() and (correct_N <= count_N).all()), "more hits than examples")
+        refuse_unless(bool((count_N <= examples).all()), "a bin holds more examples than there are")
+        refuse_unless(int(count_N.sum()) == examples, "the bins do not hold every example")
+        edge_N = torch.arange(self.BINS + 1, dtype=torch.float64) / self.BINS
+        slack_N = count_N * SUM_STEP
+        fits = (confidence_N >= count_N * edge_N[:-1] - slack_N) & (confidence_N <= count_N * edge_N[1:] + slack_N)
+        refuse_unless(bool(fits.all()), "a bin has confidences from outside")
+
+
 class AUROC(Metric):
     """Probability that an example of a class scores higher for it than one of another class; ties count half.
 

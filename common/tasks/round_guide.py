@@ -8,6 +8,8 @@ Legend: K label space, D feature width.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -41,9 +43,12 @@ def guide_at(
     return task.within_stage(guide, server_round)
 
 
-def guide_of_model(task: Task, etf_KD: Tensor, memory: ClassMemory, classes: int) -> Guide:
+def guide_of_model(
+    task: Task, etf_KD: Tensor, memory: ClassMemory, classes: int, temperature: float = 1.0
+) -> Guide:
     """The guide for the read-out of a trained model with `classes` classes."""
-    return _guide(task.run.method, etf_KD, memory, classes=classes if task.takes_sessions else None)
+    guide = _guide(task.run.method, etf_KD, memory, classes=classes if task.takes_sessions else None)
+    return replace(guide, temperature=temperature)
 
 
 def _guide(

@@ -4,6 +4,8 @@ Server and client build and read messages only through this file, so that neithe
 `train`: model, guide, the method's extra tensors -> trained model, class sums, changes of the extra tensors.
 `query`: model -> class sums of that model; without a model: what a node holds, or sums of its data.
 `evaluate`: model, guide -> additive statistics.
+After the last round, model, guide -> `query.calibrate`: losses at a grid of temperatures; `query.personal`:
+statistics of the model before and after the client has adapted it to its own data.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ MODEL, GUIDE, RUN, EXTRA = "model", "guide", "run", "extra"
 SUMS, STATS, METRICS = "sums", "stats", "metrics"
 HELLO, MEMORY = "query.hello", "query.memory"
 DATA_SUMS, DATA = "query.data_sums", "data"  # the question before round 1, and the record of its answer
+CALIBRATE, PERSONAL = "query.calibrate", "query.personal"  # the questions after the last round
 TRAIN, EVALUATE = "train", "evaluate"
+UNNAMED = "unnamed"  # 1: the owner does not want this client's own metrics to be listed
 EXAMPLES, HELD_OUT, CLASS_COUNTS = "num-examples", "held-out", "class-counts"
 OWNED = "owned"  # prefix of a tensor's key: number of examples that trained it
 MAX_LOSS = 2.0**128  # beyond float32; small enough that the sum over all examples of a federation stays finite
@@ -44,21 +48,29 @@ class Instruction:
     server_round: int
     wants_sums: bool = False  # send class sums of the trained model with the update
     versions: tuple[str, ...] = ()  # of package, task and method at the server; see common/versions.py
+    temperature: float = 1.0  # of the read-out, once it is known
 
     @classmethod
-    def under(cls, run: RunConfig, server_round: int, *, wants_sums: bool = False) -> Instruction:
+    def under(
+        cls, run: RunConfig, server_round: int, *, wants_sums: bool = False, temperature: float = 1.0
+    ) -> Instruction:
         """An instruction for this run, with the versions that are installed here."""
         return cls(
             run_json=run.for_clients(),
             server_round=server_round,
             wants_sums=wants_sums,
             versions=versions.of_run(run),
+            temperature=temperature,
         )
 
     def to_record(self) -> ConfigRecord:
         """As a record."""
-        more = {"versions": list(self.versions)} if self.versions else {}
-        return ConfigRecord({"run": self.run_json, "round": self.server_round, "sums": self.wants_sums, **more})
+        record = ConfigRecord({"run": self.run_json, "round": self.server_round, "sums": self.wants_sums})
+        if self.versions:
+            record["versions"] = list(self.versions)
+        if self.temperature != 1:
+            record["temperature"] = self.temperature
+        return record
 
     @classmethod
     def of(cls, message: Message) -> Instruction:
@@ -66,12 +78,15 @@ class Instruction:
         record = record_of(message.content, RUN, ConfigRecord)
         if record is None:
             raise ProtocolError("the instruction has no 'run' record; is the server a fednc server?")
-        told = record.get("versions", ())
+        told, temperature = record.get("versions", ()), record.get("temperature", 1.0)
+        if not isinstance(temperature, float) or not 0 < temperature < math.inf:
+            raise ProtocolError(f"the instruction's temperature is {temperature!r:.40}, expected a number above 0")
         return cls(
             run_json=str(record["run"]),
             server_round=int(record["round"]),  # type: ignore[arg-type]
             wants_sums=bool(record["sums"]),
             versions=tuple(map(str, told)) if isinstance(told, list) else (),
+            temperature=temperature,
         )
 
 

@@ -19,10 +19,12 @@ from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.frame import Frame
 from fednc.common.peer_text import SHORT_TEXT
+from fednc.common.tasks import personal, temperature
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Task
 from fednc.common.wire import arrays
 from fednc.common.wire.messages import (
+    CALIBRATE,
     DATA,
     DATA_SUMS,
     EVALUATE,
@@ -32,6 +34,7 @@ from fednc.common.wire.messages import (
     METRICS,
     MODEL,
     OWNED,
+    PERSONAL,
     STATS,
     SUMS,
     TRAIN,
@@ -156,6 +159,8 @@ class ReplySchema:
                 DATA_SUMS: ReplyForm(optional={DATA: _layout(task.no_data_sums())}),
                 MEMORY: ReplyForm(required={SUMS: sums["global"]}),
                 EVALUATE: ReplyForm(optional={STATS: _layout(task.no_statistics())}),
+                CALIBRATE: ReplyForm(optional={STATS: _layout(temperature.no_losses())}),
+                PERSONAL: ReplyForm(optional={STATS: _layout(personal.no_statistics(task))}),
                 **{
                     question: ReplyForm(optional={messages.INIT: _layout(answer)})
                     for question, answer in (messages.forms(initial) if initial else {}).items()

@@ -36,7 +36,17 @@ _ROUND_S = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 _FOLD_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 _ENDINGS = r"_(total|created|sum|count|bucket)$"  # that Prometheus adds to names
 # Names of all metrics here, without `fednc_`.
-OUR_NAMES = {"round", "rounds", "rounds_completed", "paused", "missing", "loss", "clients", "bytes"}
+OUR_NAMES = {
+    "round",
+    "rounds",
+    "rounds_completed",
+    "paused",
+    "missing",
+    "loss",
+    "clients",
+    "bytes",
+    "client_primary",
+}
 OUR_NAMES |= {"rejections", "refusals", "events", "failed_replies", "round_seconds", "fold_seconds"}
 _SHOWN_STATES = [state for state in NodeState if state is not NodeState.REHEARSING]
 
@@ -59,6 +69,8 @@ class RunCollector(Collector):
             yield _primary(status.primary)
         if status.HasField("loss"):
             yield GaugeMetricFamily("fednc_loss", "Loss after the last completed round.", status.loss)
+        if status.HasField("spread"):
+            yield _spread(status.spread)
         yield _clients(status)
         traffic = CounterMetricFamily(
             "fednc_bytes", "Bulk bytes at the link in the whole run.", labels=["direction"]
@@ -82,6 +94,16 @@ def _primary(metric: pb.MetricValue) -> Metric:
     text = f"{name.capitalize()} after the last completed round ({explained})."
     is_ours = re.sub(_ENDINGS, "", name) in OUR_NAMES
     return GaugeMetricFamily(f"fednc_primary_{name}" if is_ours else f"fednc_{name}", text, metric.value)
+
+
+def _spread(spread: pb.Spread) -> Metric:
+    """Five numbers, however many clients there are; `fednc status` and clients.jsonl have each client."""
+    family = GaugeMetricFamily(
+        "fednc_client_primary", "Primary metric on what clients hold out, over the clients.", labels=["statistic"]
+    )
+    for name in ("min", "q1", "median", "q3", "max"):
+        family.add_metric([name], getattr(spread, name))
+    return family
 
 
 def _clients(status: pb.RunStatus) -> Metric:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 
-from fednc.common.tasks.metric_info import ACCURACY
+from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 from fednc.protos import operator_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node
@@ -27,7 +27,7 @@ def status_of(federation: Federation, control: RunControl) -> pb.RunStatus:
         phase=_phase(federation, control),
         paused=control.paused,
         stopping=control.stopping,
-        nodes=[_node(node, at_work.get(node.name, ""), federation) for node in federation.roster.nodes()],
+        nodes=[_node(node, at_work.get(node.name, ""), federation, control) for node in federation.roster.nodes()],
         missing=sorted(at_work),
         bytes_up=bytes_up,
         bytes_down=bytes_down,
@@ -45,15 +45,19 @@ def status_of(federation: Federation, control: RunControl) -> pb.RunStatus:
         _set_finite(status, "loss", control.last.loss)
         value = control.last.value_of(control.primary)
         if value is not None and math.isfinite(value):
-            metric = control.primary
-            status.primary.CopyFrom(
-                pb.MetricValue(
-                    name=metric.name, value=value, unit=metric.unit, lower_is_better=not metric.higher_is_better
-                )
-            )
-            if metric == ACCURACY:
+            status.primary.CopyFrom(_metric(control.primary, value))
+            if control.primary == ACCURACY:
                 status.accuracy = value
+        if control.last.spread:
+            spread = {**control.last.spread, "clients": int(control.last.spread["clients"])}
+            status.spread.CopyFrom(pb.Spread(**spread))  # type: ignore[arg-type]
     return status
+
+
+def _metric(metric: MetricInfo, value: float) -> pb.MetricValue:
+    return pb.MetricValue(
+        name=metric.name, value=value, unit=metric.unit, lower_is_better=not metric.higher_is_better
+    )
 
 
 def _phase(federation: Federation, control: RunControl) -> pb.RunStatus.Phase:
@@ -64,7 +68,7 @@ def _phase(federation: Federation, control: RunControl) -> pb.RunStatus.Phase:
     return pb.RunStatus.ROUND if control.round else pb.RunStatus.STARTING
 
 
-def _node(node: Node, work: str, federation: Federation) -> pb.NodeStatus:
+def _node(node: Node, work: str, federation: Federation, control: RunControl) -> pb.NodeStatus:
     silent_s = time.monotonic() - node.last_seen
     status = pb.NodeStatus(
         name=node.name,
@@ -80,6 +84,9 @@ def _node(node: Node, work: str, federation: Federation) -> pb.NodeStatus:
         device=node.device,
         part=f"{node.part.index}/{node.part.of}" if node.part else "",
     )
+    value = control.clients.get(node.name, {}).get(control.primary.name)
+    if value is not None:
+        status.primary.CopyFrom(_metric(control.primary, value))
     if node.progress:
         status.step, status.steps = node.progress.step, node.progress.steps
         _set_finite(status, "examples_per_s", node.progress.examples_per_s)

@@ -9,6 +9,7 @@ from fednc.server.aggregation.holdings import Declared
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.storage.checkpoint import Checkpoints
+from fednc.server.storage.client_metrics import ClientMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,5 +26,7 @@ class Surroundings:
     expect_replies: Callable[[GlobalState], None] = lambda _state: None  # called when clients' replies change form
     keep_examples: Callable[[int, Mapping[str, bytes]], None] | None = None  # example files of a round, by name
     checkpoints: Checkpoints | None = None
+    best: Checkpoints | None = None  # the model of the best round, for `rounds.keep`
+    client_metrics: ClientMetrics = field(default_factory=ClientMetrics)
     control: RunControl = field(default_factory=RunControl)
     returning: int = 0  # clients that took part before a restart and get time to come back

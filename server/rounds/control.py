@@ -6,7 +6,7 @@ by one of the two threads only, through the methods. Knows neither gRPC nor node
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from fednc.common.errors import FedncError
@@ -35,6 +35,7 @@ class RunControl:
         self.last: RoundRecord | None = None  # the last completed round
         self.primary = ACCURACY  # the metric that the run is judged by
         self.fold_s = 0.0  # seconds spent on aggregation in the last round
+        self.clients: Mapping[str, Mapping[str, float]] = {}  # the last metrics of each, by name
         self._check: Check = lambda _names: None
         self._started: tuple[str, ...] | None = None  # class names of the session that an operator has started
 
@@ -103,9 +104,11 @@ class RunControl:
         """The run begins; `primary` is the metric that it is judged by."""
         self.primary = primary
 
-    def complete(self, record: RoundRecord, fold_s: float) -> None:
-        """A round is complete."""
-        self.last, self.fold_s = record, fold_s
+    def complete(
+        self, record: RoundRecord, fold_s: float, clients: Mapping[str, Mapping[str, float]] | None = None
+    ) -> None:
+        """A round is complete; `clients`: the last metrics of each client that may be listed."""
+        self.last, self.fold_s, self.clients = record, fold_s, clients or {}
 
     def end(self) -> None:
         """The link closes: a round in progress must not count."""

@@ -7,17 +7,13 @@ model carries it from then on: to clients, also those that join later, into chec
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
 
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
-from fednc.common import fault_injection
-from fednc.common.errors import ConfigError, DataError, ProtocolError, QuorumError, StaleError
+from fednc.common.errors import ConfigError, DataError, QuorumError
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.metrics import Stats
@@ -25,29 +21,12 @@ from fednc.common.wire import arrays, messages
 from fednc.common.wire.messages import DATA_SUMS, Instruction
 from fednc.server.aggregation.total_sums import TotalSums
 from fednc.server.rounds.global_state import GlobalState
-from fednc.server.rounds.reply_contents import data_sums_in, of_fewer
+from fednc.server.rounds.reply_contents import data_sums_in
 from fednc.server.rounds.strategy import FrameStrategy
+from fednc.server.rounds.sums_exchange import Answers, Question, ask_once
 from fednc.server.storage.events import DataSumsAdded, DataSumsMissing
 
 _TRIES = 3  # as for a round
-
-
-@dataclass
-class _Answers:
-    """What clients said so far.
-
-    Attributes:
-        added: nodes whose sums are in the total. withheld: nodes that sent none.
-    """
-
-    total: TotalSums
-    added: set[int] = field(default_factory=set)
-    withheld: set[int] = field(default_factory=set)
-
-    @property
-    def nodes(self) -> set[int]:
-        """Nodes that need not be asked again."""
-        return self.added | self.withheld
 
 
 def check_form(task: Task) -> bool:
@@ -84,19 +63,21 @@ def add_data_sums(strategy: FrameStrategy, model: nn.Module, grid: Grid) -> None
         strategy.events.emit(DataSumsMissing(text=text, **counts))
 
 
-def _ask(strategy: FrameStrategy, grid: Grid) -> _Answers:
+def _ask(strategy: FrameStrategy, grid: Grid) -> Answers:
     """The answers of all clients. A client that fails is asked again only while too few have answered."""
-    answers, replies = _Answers(TotalSums(strategy.task.no_data_sums())), strategy.replies
-    content = messages.instruction_content(Instruction.under(strategy.run, 1))
-    timeout_s = strategy.run.rounds.deadline_s
+    answers, replies = Answers(TotalSums(strategy.task.no_data_sums())), strategy.replies
+    question = Question(
+        kind=DATA_SUMS,
+        server_round=0,
+        content=messages.instruction_content(Instruction.under(strategy.run, 1)),
+        read=lambda content, announced: data_sums_in(content, strategy.task, announced),
+        point="server.data_sums",
+    )
     for _ in range(_TRIES):
         counted = strategy.clients.examples([*strategy.holders(grid), *answers.nodes])
-        nodes = [node for node, count in counted.items() if count and node not in answers.nodes]
-        for reply in replies.ask(grid, content, nodes, DATA_SUMS, 0, timeout_s):
-            node = reply.metadata.src_node_id
-            replies.take(reply, partial(_take, strategy=strategy, answers=answers, node=node, counted=counted))
-        strategy.clients.note_answers(1, nodes)
-        if replies.settle():
+        claims = {node: strategy.clients.holding(node).examples for node, count in counted.items() if count}
+        ask_once(strategy, grid, question, claims, counted, answers)
+        if answers.diverged:
             raise DataError(
                 "most clients sent sums of their data that are not finite or far out of bounds "
                 f"({replies.reasons}). Look for such values in their training data."
@@ -108,24 +89,6 @@ def _ask(strategy: FrameStrategy, grid: Grid) -> _Answers:
         f"{len(answers.nodes)} clients answered the request for sums of the data, {strategy.quorum} are needed "
         f"({replies.reasons}). Fix the clients, or lower rounds.min_clients."
     )
-
-
-def _take(
-    content: RecordDict, strategy: FrameStrategy, answers: _Answers, node: int, counted: Mapping[int, int]
-) -> None:
-    fault_injection.at("server.data_sums")
-    announced = strategy.clients.holding(node).examples
-    try:
-        sums = data_sums_in(content, strategy.task, announced)
-    except ProtocolError as e:
-        if strategy.clients.has_changed(node):
-            raise StaleError(str(e)) from e
-        raise
-    if sums is None:
-        answers.withheld.add(node)
-        return
-    answers.total.add(of_fewer(sums, counted[node], announced))
-    answers.added.add(node)
 
 
 def put_data_sums(task: Task, model: nn.Module, state: GlobalState, sums: Stats) -> None:

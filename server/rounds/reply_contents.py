@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums, check_sums
+from fednc.common.tasks import personal, temperature
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.stages import Stage
@@ -43,6 +44,30 @@ def stats_in(content: RecordDict, task: Task, announced: int) -> Stats | None:
         return None
     messages.check_stats(stats, task.no_statistics())
     return stats if task.check_statistics(stats, announced) else None
+
+
+def losses_in(content: RecordDict, announced: int) -> Stats | None:
+    """The losses of a reply at each temperature; None if the client holds no examples out."""
+    sums = arrays.from_record(record_of(content, messages.STATS, ArrayRecord) or ArrayRecord())
+    if not sums:
+        return None
+    messages.check_stats(sums, temperature.no_losses())
+    temperature.check_losses(sums, announced)
+    return sums if int(sums[temperature.ROWS]) else None
+
+
+def personal_in(content: RecordDict, task: Task, announced: int) -> Stats | None:
+    """What a reply says about a client's personal model; None if the client holds no examples out."""
+    stats = arrays.from_record(record_of(content, messages.STATS, ArrayRecord) or ArrayRecord())
+    if not stats:
+        return None
+    messages.check_stats(stats, personal.no_statistics(task))
+    return stats if personal.check(stats, task, announced) else None
+
+
+def is_named(content: RecordDict) -> bool:
+    """Whether the client's own metrics may be listed by its name."""
+    return not (record_of(content, messages.METRICS, MetricRecord) or MetricRecord()).get(messages.UNNAMED)
 
 
 def data_sums_in(content: RecordDict, task: Task, announced: int) -> Stats | None:

@@ -36,7 +36,21 @@ def summary_of(run_id: str, result: RunResult, **measured: Any) -> dict[str, Any
         "distributions": distributions_of(result.run),
         **measured,
         **result.history.summary(),
+        **_afterwards(result),
     }
+
+
+def _afterwards(result: RunResult) -> dict[str, Any]:
+    """What only some runs have, by its key."""
+    after, rounds = result.after, result.run.rounds
+    found = {
+        "kept_round": result.state.completed if rounds.keep == "best" else None,
+        "best_round": result.history.best_round if rounds.keep == "best" or rounds.stop_after else None,
+        "client_metrics": dict(result.client_metrics),
+        "calibration": after.calibration,
+        "personal": after.personal,
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> None:
@@ -45,7 +59,7 @@ def write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> Non
     model.load_state_dict(result.state.model, strict=False)
     run, memories = result.run, result.state.memories
     memory = memories.under(run.method.memory_source, result.frame.etf_KD, run.seed)
-    export(folder, model, result.task, result.frame, memory, run, result.class_names)
+    export(folder, model, result.task, result.frame, memory, run, result.class_names, result.after.temperature)
     _write_examples(folder, result, memory)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     write_atomically(folder / "rounds.json", json.dumps(result.history.to_json(), indent=2).encode())
@@ -63,7 +77,9 @@ def _write_examples(folder: Path, result: RunResult, memory: ClassMemory) -> Non
     if result.evaluation is None:
         return
     try:
-        guide = guide_of_model(result.task, result.frame.etf_KD, memory, len(result.class_names))
+        guide = guide_of_model(
+            result.task, result.frame.etf_KD, memory, len(result.class_names), result.after.temperature
+        )
         for name, content in result.evaluation.examples(result.state.model, guide).items():
             private_folder(folder / EXAMPLES)
             write_atomically(folder / EXAMPLES / Path(name).name, content)

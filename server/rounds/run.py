@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from fednc.common import seeds
 from fednc.common.config.run import RunConfig
-from fednc.common.errors import QuorumError
+from fednc.common.errors import ConfigError, DataError, QuorumError
 from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import Frame
@@ -30,7 +30,9 @@ from fednc.common.tasks.blocks import Traffic
 from fednc.common.tasks.class_registry import ClassRegistry
 from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.stages import Stage, with_names
+from fednc.common.tasks.temperature import is_calibrated
 from fednc.common.wire import arrays
+from fednc.server.rounds.after_rounds import Afterwards, ask_for_personal_models, fit_temperature
 from fednc.server.rounds.class_sessions import Sessions
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.data_sums import add_data_sums, check_form
@@ -41,14 +43,19 @@ from fednc.server.rounds.strategy import FrameStrategy
 from fednc.server.rounds.test_evaluation import CentralEvaluation
 from fednc.server.rounds.waiting import ClientsWait, save_patiently
 from fednc.server.storage.changed_run_file import Changes
-from fednc.server.storage.checkpoint import Checkpoint
+from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import (
+    BestKept,
+    BestLost,
+    ConfidenceMeasured,
     DataNote,
+    JudgedByTestData,
     LastRoundEvaluated,
     RoundCompleted,
     RunResumed,
     RunStopped,
+    StoppedEarly,
     WeightsLoaded,
 )
 from fednc.server.storage.history import History, RoundRecord
@@ -70,6 +77,8 @@ class RunResult:
     evaluation: CentralEvaluation | None
     class_names: tuple[str, ...]  # so far
     traffic: Traffic
+    after: Afterwards = field(default_factory=Afterwards)
+    client_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # the last ones, by name
 
 
 class FederatedRun:
@@ -109,6 +118,8 @@ class FederatedRun:
         self._initialised: dict[str, Any] = {}
         self._changed: Changes = {}  # keys of the run file changed since the checkpoint that was restored
         self.opened = 0
+        self.after = Afterwards()
+        self.best: GlobalState | None = None  # the state after the best round, for `rounds.keep`
         self._good: GlobalState | None = None  # the state after the last round whose loss had not exploded
         shared = model.state_dict()
         keys = self.task.shared_keys(model)
@@ -125,6 +136,14 @@ class FederatedRun:
         self.stage: Stage = self.task.stage(1)
         self.history = History(primary=self.task.primary, shown=self.task.summary_metrics)
         self.evaluation = self._central_evaluation(model)
+        self._check_personal(model)
+
+    def _check_personal(self, model: torch.nn.Module) -> None:
+        if self.run.personal and self.run.personal.train == "head" and not self.task.head_keys(model):
+            raise ConfigError(
+                f"personal.train = 'head': task {self.task.name!r} does not say which layers are its head. Set "
+                "it to 'all', or override head_keys in the task"
+            )
 
     def _load_weights(self, path: Path) -> None:
         """Start from the tensors in a file. Raises ConfigError."""
@@ -146,8 +165,9 @@ class FederatedRun:
         Raises:
             QuorumError: too few clients came, or too few answered a round three times in a row.
         """
-        RoundLoop(self, grid, around or Surroundings()).drive()
-        return self._result(self.state)
+        around = around or Surroundings()
+        RoundLoop(self, grid, around).drive()
+        return replace(self._result(self.state), client_metrics=dict(around.client_metrics.latest))
 
     def strategy(self, around: Surroundings) -> FrameStrategy:
         """A strategy that continues from the current state."""
@@ -170,6 +190,7 @@ class FederatedRun:
             evaluation=self.evaluation,
             class_names=self.registry.names,
             traffic=self.traffic,
+            after=self.after,
         )
 
     @property
@@ -241,15 +262,7 @@ class FederatedRun:
         """Continue after the checkpoint's round. Raises ProtocolError if its frame is invalid."""
         if self.frame.vertices:
             self.frame = Frame.from_tensor(checkpoint.tensors["frame.etf_KD"], self.frame.seed)
-        model = checkpoint.under("model.")  # safetensors sorts names; we need the model's own order
-        self.state = GlobalState(
-            model={key: model[key] for key in self.state.model},
-            memories=Memories.from_tensors(checkpoint.tensors),
-            methods=self.state.methods,
-            extra=checkpoint.under("extra."),
-            kept=checkpoint.under("method."),
-            completed=checkpoint.round,
-        )
+        self.state = self._state_of(checkpoint)
         self.opened, self._changed = checkpoint.opened, checkpoint.changed
         self.history = History.from_json(checkpoint.history, self.task.primary, self.task.summary_metrics)
         self._good = self.state.snapshot()
@@ -258,6 +271,45 @@ class FederatedRun:
         self.stage = self.task.stage(self.state.completed + 1)
         text = f"continuing after round {checkpoint.round}"
         self.events.emit(RunResumed(text=text, round=checkpoint.round))
+
+    def _state_of(self, checkpoint: Checkpoint) -> GlobalState:
+        model = checkpoint.under("model.")  # safetensors sorts names; we need the model's own order
+        return GlobalState(
+            model={key: model[key] for key in self.state.model},
+            memories=Memories.from_tensors(checkpoint.tensors),
+            methods=self.state.methods,
+            extra=checkpoint.under("extra."),
+            kept=checkpoint.under("method."),
+            completed=checkpoint.round,
+        )
+
+    def restore_best(self, saved: Checkpoints | None) -> None:
+        """After `restore`: the state of the best round, for `rounds.keep`. The loop saves that of the last one."""
+        best = self.history.best_round
+        if saved is None or best is None or best == self.state.completed:
+            return
+        try:
+            found = saved.latest(self._digest, self._config)
+        except (ConfigError, DataError):
+            found = None
+        if found is not None and found.round == best:
+            self.best = self._state_of(found)
+
+    def note_best(self) -> None:
+        """The current state is the best one so far."""
+        self.best = self.state.snapshot()
+
+    def choose_model(self) -> None:
+        """Go back to the best round if `rounds.keep` asks for it."""
+        best = self.history.best_round
+        if self.run.rounds.keep != "best" or best is None or best == self.state.completed:
+            return
+        if self.best is None or self.best.completed != best:
+            text = f"the model of round {best}, the best one, cannot be restored: the run ends with its last model"
+            self.events.emit(BestLost(text=text))
+            return
+        self.state.go_back_to(self.best)
+        self.events.emit(BestKept(text=f"the run ends with the model of round {best}, the best one", round=best))
 
     def _recall(self, registry: ClassRegistry) -> None:
         """Restore class names that operators gave. Raises ConfigError if the run file now has other names."""
@@ -278,6 +330,7 @@ class RoundLoop:
         self._clients = ClientsWait(prepared.run.rounds, grid, around, events)
         self._sessions = Sessions(self._strategy, around.control, events, prepared.run.rounds.wait_s)
         self._entered: Stage | None = None
+        self._warned_of_test = False
 
     def drive(self) -> None:
         """Run the remaining rounds, until an operator stops the run. Raises QuorumError."""
@@ -286,12 +339,61 @@ class RoundLoop:
         self._strategy.summary(prepared.traffic)
         if self._around.returning:
             self._clients.for_returning()
+        self._save_best()
         for server_round in range(prepared.state.completed + 1, prepared.run.all_rounds + 1):
+            if self._has_stalled():
+                break
             begins = self._enter(server_round) and self._add_data_sums(server_round)
             begins = begins and self._initialise(server_round)
             if not (begins and self._one_round(server_round)):
                 self._stop_before(server_round)
                 break
+        self._prepared.choose_model()
+        if self._prepared.state.completed and not self._control.over:
+            self._after_rounds()
+
+    def _has_stalled(self) -> bool:
+        """Whether `rounds.stop_after` ends the run now. It depends on the history alone, also after a restart."""
+        history = self._prepared.history
+        patience = self._prepared.run.rounds.stop_after
+        if not history.has_stalled(patience):
+            return False
+        number, best = history.rounds[-1].round, history.best_round
+        assert best is not None
+        name = history.primary.name
+        text = (
+            f"stopped after round {number}: {name} has not improved in {patience} evaluations since round {best}"
+        )
+        self._events.emit(StoppedEarly(text=text, round=number, best=best))
+        return True
+
+    def _after_rounds(self) -> None:
+        """The exchanges after the last round, with the model that the run ends with."""
+        prepared, strategy = self._prepared, self._strategy
+        if self._entered is None:  # restarted after the last round
+            self._narrow(prepared.task.stage(prepared.state.completed))
+        if is_calibrated(prepared.task):
+            prepared.after = fit_temperature(strategy, self._grid)
+            self._measure_confidence()
+        if prepared.run.personal and not self._control.over:
+            found = ask_for_personal_models(strategy, self._grid, prepared.after.temperature)
+            prepared.after = replace(prepared.after, personal=found)
+
+    def _measure_confidence(self) -> None:
+        """What the temperature is worth on the server's test data."""
+        prepared, after = self._prepared, self._prepared.after
+        if prepared.evaluation is None:
+            return
+        guide, state = self._strategy.guide_at(prepared.state.completed), prepared.state.model
+        test = {"before": prepared.evaluation.confidence(state, guide)}
+        if after.temperature != 1:
+            tempered = replace(guide, temperature=after.temperature)
+            test["after"] = prepared.evaluation.confidence(state, tempered)
+        prepared.after = replace(after, calibration={**after.calibration, "test": test})
+        errors = [f"{one['calibration_error']:.1%}" for one in test.values()]
+        losses = [f"{one['loss']:.3f}" for one in test.values() if one["loss"] is not None]
+        text = f"on test data: calibration error {', then '.join(errors)}; log-loss {', then '.join(losses)}"
+        self._events.emit(ConfidenceMeasured(text=text))
 
     def _enter(self, server_round: int) -> bool:
         """Enter the stage of a round if it is a new one; False if an operator stops the run instead."""
@@ -381,7 +483,8 @@ class RoundLoop:
         record.bytes_up, record.bytes_down = now_up - up, now_down - down
         prepared.keep(record)
         self._save()
-        self._control.complete(record, strategy.fold_s)
+        self._save_best()
+        self._control.complete(record, strategy.fold_s, self._around.client_metrics.latest)
         self._report(record)
         return True
 
@@ -432,6 +535,24 @@ class RoundLoop:
             checkpoint = self._prepared.checkpoint(self._around)
             wait_s = self._prepared.run.rounds.wait_s
             save_patiently(self._around.checkpoints, checkpoint, wait_s, self._control, self._events)
+
+    def _save_best(self) -> None:
+        """After the round's own checkpoint, so that no crash loses a best model that the history still names."""
+        prepared, rounds = self._prepared, self._prepared.run.rounds
+        history = prepared.history
+        if not self._warned_of_test and history.is_judged_by_test and (rounds.stop_after or rounds.keep == "best"):
+            self._warned_of_test = True
+            text = (
+                "no client holds examples out, so the server's test data decides about rounds.stop_after and "
+                "rounds.keep: its figures are then too good. Start clients with --val-share above 0"
+            )
+            self._events.emit(JudgedByTestData(text=text))
+        if rounds.keep != "best" or not history.rounds or history.best_round != prepared.state.completed:
+            return
+        prepared.note_best()
+        if self._around.best:
+            checkpoint = prepared.checkpoint(self._around)
+            save_patiently(self._around.best, checkpoint, rounds.wait_s, self._control, self._events)
 
     def _report(self, record: RoundRecord) -> None:
         primary = self._prepared.history.primary

@@ -28,7 +28,7 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Task, add_stats
 from fednc.common.tasks.blocks import Traffic
 from fednc.common.tasks.incremental import Incremental
-from fednc.common.tasks.metrics import Stats
+from fednc.common.tasks.metrics import EXAMPLES, Stats
 from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import messages
@@ -39,12 +39,12 @@ from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.participants import Participants
 from fednc.server.rounds.replies import Replies, messages_to
-from fednc.server.rounds.reply_contents import of_fewer, stats_in, sums_in
+from fednc.server.rounds.reply_contents import is_named, of_fewer, stats_in, sums_in
 from fednc.server.rounds.round_mean import RoundMean
 from fednc.server.rounds.server_training import fit_centrally
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.events import RunStarted
-from fednc.server.storage.history import RoundRecord
+from fednc.server.storage.events import DiskProblem, RunStarted
+from fednc.server.storage.history import RoundRecord, spread_of
 
 
 class FrameStrategy(Strategy):
@@ -63,6 +63,7 @@ class FrameStrategy(Strategy):
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
         self.replies = Replies(events, around.name_of, around.reject)
         self.clients = Participants(run.rounds, self.replies, events, around.declared)
+        self.client_metrics = around.client_metrics
         self.fold_s = 0.0  # seconds spent on aggregation in the last round
         self.stage: Stage = task.stage(state.completed + 1)
         self._trained: list[int] = []  # nodes whose updates are in the model of the current round
@@ -85,7 +86,7 @@ class FrameStrategy(Strategy):
         self.clients.forget(self.replies.failed)  # they may have come back with other data
         self.replies.forget_failures()
         nodes = self.sample(server_round, grid)
-        self._get_to_know(
+        self.get_to_know(
             list(grid.get_node_ids()) if self.state.methods.needs_every_client else nodes, server_round, grid
         )
         # Only announced examples count: any other weight would have no bound.
@@ -148,7 +149,7 @@ class FrameStrategy(Strategy):
         nodes = list(grid.get_node_ids())
         nodes += [node for node in self._trained if node not in nodes]  # just lost; they may still come back
         nodes = self.clients.present(server_round, nodes)
-        self._get_to_know(nodes, server_round, grid)
+        self.get_to_know(nodes, server_round, grid)
         self._held_out = self.clients.held_out(nodes)
         self.replies.begin()
         return messages_to(grid, content, list(self._held_out), EVALUATE, server_round)
@@ -157,22 +158,43 @@ class FrameStrategy(Strategy):
         """Metrics pooled from additive statistics, and the client with the worst primary metric."""
         pooled: Stats = {}
         worst: dict[str, Any] = {}
+        values: list[float] = []
+        by_name: dict[str, dict[str, float]] = {}
+        primary = self.task.primary.name
         for reply in self.replies.good(replies):
             node = reply.metadata.src_node_id
             metrics = self.replies.take(reply, partial(self._pool, node=node, pooled=pooled))
-            if metrics and math.isfinite(metrics[self.task.primary.name]):
-                here = {
-                    self.task.primary.name: metrics[self.task.primary.name],
-                    "name": self.replies.name_of(node),
-                }
+            if not metrics:
+                continue
+            values.append(metrics[primary])
+            if not is_named(reply.content):
+                continue
+            name = self.replies.name_of(node)
+            by_name[name] = {key: metrics[key] for key in self._listed if math.isfinite(metrics[key])}
+            if math.isfinite(metrics[primary]):
+                here = {primary: metrics[primary], "name": name}
                 worst = min(worst or here, here, key=self._how_good)
         self._end_exchange(server_round, self._held_out)
         if not pooled:
             return None
+        self._record.spread = spread_of(values)
+        self._note_clients(server_round, by_name)
         metrics = self.task.measure(pooled)
         self._record.pooled = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._record.worst_client = worst
         return MetricRecord(dict(self._record.pooled))
+
+    @property
+    def _listed(self) -> list[str]:
+        """The metrics that are listed for each client."""
+        return [EXAMPLES, *(metric.name for metric in self.task.measured_by)]
+
+    def _note_clients(self, server_round: int, by_name: Mapping[str, Mapping[str, float]]) -> None:
+        """A full disk must not cost the round: the file is for people, and the next checkpoint waits for space."""
+        try:
+            self.client_metrics.add(server_round, by_name)
+        except OSError as e:
+            self.events.emit(DiskProblem(text=f"metrics of round {server_round} by client: {e.strerror}"))
 
     def _how_good(self, client: dict[str, Any]) -> tuple[float, str]:
         """A sort key: lowest for the client with the worst primary metric, ties by name."""
@@ -212,7 +234,7 @@ class FrameStrategy(Strategy):
     def holders(self, grid: Grid) -> list[int]:
         """Nodes that hold examples of the stage's classes. Asks the nodes that have not announced them yet."""
         nodes = sorted(grid.get_node_ids())
-        self._get_to_know(nodes, self.stage.first, grid)
+        self.get_to_know(nodes, self.stage.first, grid)
         return list(self.clients.examples(nodes))
 
     def pool_new_classes(self, grid: Grid) -> None:
@@ -300,7 +322,9 @@ class FrameStrategy(Strategy):
         draw = random.Random(seeds.derive(self.run.seed, "sample", server_round))  # noqa: S311 - reproducible
         return sorted(draw.sample(nodes, count))
 
-    def _get_to_know(self, nodes: Iterable[int], server_round: int, grid: Grid) -> None:
+    def get_to_know(self, nodes: Iterable[int], server_round: int, grid: Grid) -> None:
+        """Ask those of `nodes` that have not announced what they hold."""
+
         def question() -> RecordDict:
             return messages.instruction_content(self._instruction(server_round))
 
@@ -343,7 +367,7 @@ class FrameStrategy(Strategy):
         Returns the examples that each node's sums count for.
         """
         nodes = self.clients.present(server_round, nodes)
-        self._get_to_know(nodes, server_round, grid)
+        self.get_to_know(nodes, server_round, grid)
         counted = {node: count for node, count in self.clients.examples(nodes).items() if count}
         content = messages.instruction_content(self._instruction(server_round), self.state.record)
         pool, summed = self._pool_of_sums("global"), {}

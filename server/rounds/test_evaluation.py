@@ -8,7 +8,9 @@ Legend: N examples, D feature width, K label space.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +19,12 @@ from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.heads import CosineHead, LinearHead
 from fednc.common.learning.neural_collapse import alignment, collapse
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Task, TaskData
+from fednc.common.tasks.api import Task, TaskData, add_stats
 from fednc.common.tasks.classifier import ClassifierTask, classifier
 from fednc.common.tasks.evaluation import evaluate, evaluation_batches
+from fednc.common.tasks.metrics import CalibrationError, CrossEntropy, Stats
+
+SURE = 0.999
 
 
 class CentralEvaluation:
@@ -44,6 +49,32 @@ class CentralEvaluation:
         self._load(state)
         guide = guide.to(self._device)
         return self._task.measure(evaluate(self._task, self._model, self._known(guide), guide, self._batch))
+
+    def confidence(self, state: Mapping[str, Tensor], guide: Guide) -> dict[str, Any]:
+        """How far the confidences of a classifier can be trusted, for summary.json.
+
+        `calibration_error` and `bins`: see `CalibrationError`; a bin is [examples, accuracy, mean confidence].
+        `loss`: log-loss; None if a class has no score. `sure`: the share of examples above `SURE`.
+        """
+        self._load(state)
+        guide, sums, sure = guide.to(self._device), Stats(), 0
+        error, loss = CalibrationError(), CrossEntropy()
+        for batch in evaluation_batches(self._model, self._known(guide), self._batch):
+            score_BK, label_B = self._task.outputs(self._model, batch, guide)
+            found = {**error.sums(score_BK, label_B), **loss.sums(score_BK, label_B)}
+            add_stats(sums, {name: value.cpu() for name, value in found.items()})
+            sure += int((score_BK.double().softmax(dim=1).max(dim=1).values > SURE).sum())
+        count_N = sums["calibration_count_N"]
+        examples = max(1, int(count_N.sum()))
+        log_loss = loss.value(sums, examples)
+        rows = zip(count_N, sums["calibration_correct_N"], sums["calibration_confidence_N"], strict=True)
+        return {
+            "examples": int(count_N.sum()),
+            "calibration_error": error.value(sums, examples),
+            "loss": log_loss if math.isfinite(log_loss) else None,
+            "sure": sure / examples,
+            "bins": [[int(n), float(hits / n), float(total / n)] for n, hits, total in rows if n],
+        }
 
     def examples(self, state: Mapping[str, Tensor], guide: Guide) -> Mapping[str, bytes]:
         """Example files for people, by name; see Task.examples."""

@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "rounds.deadline_s",
     "rounds.rejoin_s",
     "rounds.evaluate_every",
+    "rounds.stop_after",
     "rounds.max_update_norm",
     "rounds.max_examples",
     "rounds.outlier_ratio",

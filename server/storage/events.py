@@ -230,6 +230,54 @@ class LastRoundEvaluated(RecordOfRound, kind="evaluated"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelCalibrated(Event, kind="calibrated"):
+    """After the last round: a temperature was fitted for the read-out."""
+
+    temperature: float
+    clients: int
+    examples: int
+
+
+class ConfidenceMeasured(Event, kind="confidence"):
+    """After the last round: how far confidences are from accuracies on the server's test data."""
+
+
+class CalibrationMissing(Event, kind="not-calibrated", level=logging.WARNING):
+    """After the last round: no temperature could be fitted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalModels(Event, kind="personal"):
+    """After the last round: clients adapted the final model to their own data."""
+
+    answered: int
+    withheld: int  # clients that hold no examples out
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppedEarly(Event, kind="early-stop"):
+    """`rounds.stop_after` ended the run after this round."""
+
+    round: int
+    best: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestKept(Event, kind="best"):
+    """`rounds.keep = "best"`: the run ends with the model of this round."""
+
+    round: int
+
+
+class JudgedByTestData(Event, kind="judged-by-test", level=logging.WARNING):
+    """No client holds examples out, so the server's test data decides when to stop or which round is best."""
+
+
+class BestLost(Event, kind="best-lost", level=logging.WARNING):
+    """The model of the best round cannot be restored; the run ends with that of its last round."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SessionWaiting(Event, kind="session-waits"):
     """A session waits for an operator."""
 

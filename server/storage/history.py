@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ class RoundRecord:
     drift: float | None = None
     pooled: dict[str, float] = field(default_factory=dict)  # metrics over all clients' held-out examples
     worst_client: dict[str, Any] = field(default_factory=dict)
+    spread: dict[str, float] = field(default_factory=dict)  # of the clients' primary metrics; see `spread_of`
     test: dict[str, float] = field(default_factory=dict)  # metrics on the server's own test data
     session: int | None = None  # the session that ended with this round
     memory_cosines: dict[str, float] = field(default_factory=dict)  # between each class's memory and its vertex
@@ -71,6 +73,34 @@ class History:
         losses = [r.loss for r in self.rounds if r.loss is not None]
         return bool(losses) and losses[-1] > _EXPLODED * max(min(losses), _SMALL_LOSS)
 
+    @property
+    def judged(self) -> list[tuple[int, float]]:
+        """(round, primary metric) of each evaluated round, as `rounds.stop_after` and `rounds.keep` see it.
+
+        On what the clients hold out, unless they hold nothing out; then on the server's test data. Follows from
+        the rounds alone, so a restarted server decides the same.
+        """
+        by_clients = [(r.round, r.pooled.get(self.primary.name)) for r in self.rounds]
+        found = [(number, value) for number, value in by_clients if value is not None]
+        return found or self.curve
+
+    @property
+    def is_judged_by_test(self) -> bool:
+        """Whether `judged` has the server's test data."""
+        return bool(self.judged) and not any(self.primary.name in r.pooled for r in self.rounds)
+
+    @property
+    def best_round(self) -> int | None:
+        """The first round with the best value of `judged`."""
+        best = self.primary.best([value for _, value in self.judged])
+        return next((number for number, value in self.judged if value == best), None)
+
+    def has_stalled(self, patience: int) -> bool:
+        """Whether the last `patience` evaluations or more have not improved on the best one before them."""
+        numbers = [number for number, _ in self.judged]
+        best = self.best_round
+        return patience > 0 and best is not None and len(numbers) - 1 - numbers.index(best) >= patience
+
     def rounds_to(self, target: float) -> int | None:
         """The first round whose primary metric reaches `target`."""
         return next((number for number, value in self.curve if self.primary.reaches(value, target)), None)
@@ -92,6 +122,7 @@ class History:
             f"pooled_{name}": last.pooled.get(name) if last else None,
             "worst_client": last.worst_client if last else {},
             **{key: last.test[key] for key in self.shown if last and key in last.test},
+            "spread": last.spread if last else {},
             **sessions,
             **({"init": self.rounds[0].init} if self.rounds and self.rounds[0].init else {}),
         }
@@ -106,6 +137,23 @@ class History:
     ) -> History:
         """Rebuild a history from what `to_json` returned."""
         return cls(primary=primary, shown=shown, rounds=[RoundRecord(**record) for record in rounds])
+
+
+def spread_of(values: Sequence[float]) -> dict[str, float]:
+    """`min`, `q1`, `median`, `q3`, `max` and number (`clients`) of the finite values; {} if there are none."""
+    known = sorted(value for value in values if math.isfinite(value))
+    if not known:
+        return {}
+    names = ("min", "q1", "median", "q3", "max")
+    return {"clients": len(known), **{name: _quantile(known, k / 4) for k, name in enumerate(names)}}
+
+
+def _quantile(ascending: Sequence[float], share: float) -> float:
+    """With linear interpolation between neighbours."""
+    place = share * (len(ascending) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ascending) - 1)
+    return ascending[low] + (place - low) * (ascending[high] - ascending[low])
 
 
 def session_figures(ends: Sequence[RoundRecord], primary: MetricInfo = ACCURACY) -> dict[str, Any]:

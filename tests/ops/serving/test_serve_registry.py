@@ -1,4 +1,4 @@
-"""From a registered run to an answer and back: aliases of a real store are followed, a tampered version is not served."""
+"""From a registered run to an answer and back: a real store's aliases are followed; tampering is found."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_metrics_say_what_the_status_says_and_count_what_happened(place: Place) 
 
 
 def test_a_metric_of_a_task_never_has_the_name_of_one_of_ours() -> None:
-    status = op.RunStatus(loss=0.5, nodes=[op.NodeStatus(name="a")])
+    status = op.RunStatus(loss=0.5, nodes=[op.NodeStatus(name="a")], spread=op.Spread(clients=1))
     families = [*RunCollector(lambda: (status, Counter(), Counter())).collect()]
     registry = CollectorRegistry()
     EventCounters(registry)
