@@ -57,7 +57,7 @@ format: $(STAMP)  ## rewrite all files in the project's format
 
 protos: $(STAMP)  ## regenerate protos/*_pb2*.py
 	$(BIN)/python -m grpc_tools.protoc -Ifednc/protos=protos --python_out=. --pyi_out=. --grpc_python_out=. \
-	  fednc/protos/federation.proto fednc/protos/operator.proto
+	  fednc/protos/federation.proto fednc/protos/operator.proto fednc/protos/open_inference.proto
 	mv fednc/protos/*_pb2* protos/ && rm -r fednc
 
 docs: $(STAMP)  ## regenerate docs/config.md from the configuration model

@@ -43,6 +43,10 @@ class Child:
         told: dict[str, Any] = json.loads(line)
         return told
 
+    def stop(self) -> None:
+        """Ask a process that would go on for ever to end."""
+        self._process.terminate()
+
     def __enter__(self) -> Self:
         return self
 

@@ -142,7 +142,7 @@ class _Plain(nn.Module):
 def _plain(run: RunConfig, images: int, device: torch.device, *, replayed: bool) -> tuple[int, Callable[[], None]]:
     """(arithmetic operations, an epoch) of a loop as people write it, with none of our code but the model."""
     torch.manual_seed(0)
-    options = ImageOptions.model_validate({k: v for k, v in run.task.model_dump().items() if k != "name"})
+    options = ImageOptions.model_validate(run.task.model_extra)
     model = _Plain(options, run.frame.dim).to(device)
     section, data = run.train, _images(discovery.get(run), images).to(device)
     half = section.precision == "bf16"

@@ -1,4 +1,4 @@
-"""`fednc bench link|fold|scale|trainer`: the measurements behind the figures in the documentation.
+"""`fednc bench link|fold|scale|trainer|serve`: the measurements behind the figures in the documentation.
 
 Parses options, shows progress on stderr, writes one JSON object.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -46,6 +47,13 @@ Images = Annotated[int, typer.Option(min=1, help="Images per epoch.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images per step.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads on the CPU.")]
 Precision = Annotated[str, typer.Option(help="fp32 or bf16.")]
+ServedModel = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="runs/<id>", help="A finished run; default: the demo's model, untrained."),
+]
+Callers = Annotated[int, typer.Option(min=1, help="Requests at once; each caller asks again when it is answered.")]
+Seconds = Annotated[float, typer.Option(min=0.1, help="Seconds of each measurement.")]
+MaxDelay = Annotated[float, typer.Option(min=0.0, help="--max-delay-ms of `fednc serve`.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Repetitions; the best one counts.")]
 
 
@@ -147,6 +155,25 @@ def trainer(
         precision=_list("--precision", precision, _one_of("fp32", "bf16"))[0],
     )
     _report("trainer", [row], json)
+
+
+@app.command()
+def serve(
+    model: ServedModel = None,
+    callers: Callers = 32,
+    seconds: Seconds = 5.0,
+    repeats: Repeats = 5,
+    max_delay_ms: MaxDelay = 0.0,
+    json: Json = "",
+) -> None:
+    """Measure requests per second of `fednc serve`, beside a bare FastAPI handler with the same model.
+
+    One process each, asked in turn by the same callers. `to_bare` is the median ratio to the bare handler.
+    """
+    from fednc.bench.serving.driver import ServeLoad, measure
+
+    options = ("--max-delay-ms", str(max_delay_ms))
+    _report("serve", measure(model, ServeLoad(callers, seconds, repeats, options), say), json)
 
 
 def _whole(text: str) -> int:

@@ -103,12 +103,24 @@ def _write_for_flower(path: Path, run_json: str, data: str) -> None:
 
 def _model(task: Task) -> Found:
     """The model that the run would start with. Draws the frame too, so that an impossible one is an error here."""
-    frame = task.frame(task.run.seed)
+    from fednc.common.tasks import initial_weights
+    from fednc.common.tasks.blocks import Traffic, top_blocks
+
+    frame, model = task.frame(task.run.seed), task.new_model()
+    state = model.state_dict()
+    trained = task.trained_keys(model, task.stage(1)) if task.run.train.epochs else []
+    traffic = Traffic.of({key: state[key] for key in task.shared_keys(model)}, trained)
+    weights = task.run.task.weights
+    notes = task.load_weights(model, initial_weights.read(Path(weights))[0]) if weights else ()
     return {
         "classes": list(task.class_names),
         "label_space": frame.vertices,
         "frame_dim": frame.dim,
-        "model_parameters": sum(p.numel() for p in task.build_model().parameters()),
+        "model_parameters": sum(p.numel() for p in model.parameters()),
+        "blocks": top_blocks(model, task.body),
+        "weights": "; ".join(notes),
+        "bytes_once": traffic.once,
+        "bytes_each_round": traffic.each_round,
         "input": task.preprocessing(),
     }
 
@@ -136,8 +148,12 @@ def _the_data(task: Task, spec: str, part: Part | None) -> Found:
 
 
 def _described(task: Task, spec: str, data: TaskData) -> Found:
-    counts = dict(zip(task.class_names, data.count_K.tolist(), strict=False))
-    return {"spec": spec, "examples": data.examples, "count": counts, "notes": list(data.notes)}
+    counts = {
+        title: dict(zip(task.class_names, count_K.tolist(), strict=False))
+        for title, count_K in data.counts.items()
+    }
+    first = next(iter(counts.values()))
+    return {"spec": spec, "examples": data.examples, "count": first, "counts": counts, "notes": list(data.notes)}
 
 
 def _show_notes(described: Found) -> None:
@@ -151,6 +167,10 @@ def _show_run(found: Found) -> None:
         ["method", found["method"]],
         *(_class_rows(found) if found["classes"] else []),
         ["model", f"{found['model_parameters']:,} parameters"],
+        *([["weights", found["weights"]]] if found["weights"] else []),
+        ["blocks", ", ".join(found["blocks"])],
+        ["sent once", f"{found['bytes_once']:,} bytes of model to each client"],
+        ["each round", f"{found['bytes_each_round']:,} bytes of model, in each direction and per client"],
         *([f"input {key}", value] for key, value in found["input"].items()),
     ]
     show_table(f"run {found['run']}", ["what", "found"], rows)
@@ -164,9 +184,12 @@ def _class_rows(found: Found) -> list[list[Any]]:
 
 
 def _show_counts(task: Task, columns: dict[str, Found]) -> None:
+    """A table: a row for each class, a column for each data and each count of it."""
+    found = [(name, title, each) for name, each in columns.items() for title in each["counts"]]
+    heads = [name if title == "examples" else f"{name}: {title}" for name, title, _ in found]
     rows: list[list[object]] = [
-        [name, *(each["count"][name] for each in columns.values())] for name in task.class_names
+        [name, *(each["counts"][title][name] for _, title, each in found)] for name in task.class_names
     ]
-    rows.append(["total", *(each["examples"] for each in columns.values())])
+    rows.append(["total", *(each["examples"] for _, _, each in found)])
     title, first = ("examples of each class", "class") if task.class_names else ("examples", "")
-    show_table(title, [first, *columns], rows)
+    show_table(title, [first, *heads], rows)

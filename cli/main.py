@@ -31,14 +31,15 @@ COMMANDS = {
     "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
     "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),
     "predict": ("fednc.cli.predict:command", "Predict with the model of a finished run."),
+    "serve": ("fednc.cli.serve:command", "Serve models over REST and gRPC."),
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),
     "plugins": ("fednc.cli.plugins:app", "List installed tasks, methods and trackers, and check one."),
-    "bench": ("fednc.cli.bench:app", "Measure link, fold, scale and trainer."),
+    "bench": ("fednc.cli.bench:app", "Measure link, fold, scale, trainer and serve."),
 }
 
 
 # These handle signals themselves, and have nothing to clean up before that.
-_HANDLE_SIGNALS = ("server", "client")
+_HANDLE_SIGNALS = ("server", "client", "serve")
 
 
 class LazyGroup(TyperGroup):

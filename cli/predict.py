@@ -33,6 +33,9 @@ def command(
     ],
     device: Device = "cpu",
     json: Json = "",
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Write the files that the task makes of its predictions to DIR.")
+    ] = "",
 ) -> None:
     """Predict with the model of a finished run."""
     from fednc.common.device import pick_device
@@ -45,7 +48,7 @@ def command(
         say(f"{inputs}: {note}", style="yellow")
     if not data.examples:
         raise DataError(f"{inputs}: it contains no examples, so there is nothing to predict")
-    predictions = _predictions(model, data)
+    predictions, written = _predictions(model, data, Path(out) if out else None)
     _show_predictions(predictions)
     result = {
         "run": model.run.name,
@@ -58,26 +61,40 @@ def command(
     if metrics.get("examples"):
         result["metrics"] = {name: value for name, value in metrics.items() if math.isfinite(value)}
         _show_metrics(model, known, metrics)
+    if out:
+        say(
+            f"{written} files in {out}"
+            if written
+            else f"task {model.task.name!r} makes no files of its predictions"
+        )
     if json:
         write_json(json, result)
 
 
-def _predictions(model: ExportedModel, data: TaskData) -> list[dict[str, Any]]:
-    import torch
-
+def _predictions(model: ExportedModel, data: TaskData, out: Path | None) -> tuple[list[dict[str, Any]], int]:
+    """(a row for each example, the number of files written to `out`)."""
+    from fednc.common.files import write_atomically
     from fednc.common.tasks.evaluation import evaluation_batches
 
-    names = data.names or [str(number) for number in range(data.examples)]
-    batches = evaluation_batches(model, data, model.run.evaluate.batch)
-    scores = [model(model.task.inputs_of(batch)) for batch in batches]
-    if not model.class_names:
-        values = torch.cat(scores).float().tolist()
-        return [{"name": name, "value": value} for name, value in zip(names, values, strict=True)]
-    confidence_N, class_N = torch.cat(scores).float().softmax(dim=1).max(dim=1)
-    rows = zip(names, class_N.tolist(), confidence_N.tolist(), strict=True)
-    return [
-        {"name": name, "class": model.class_names[c], "confidence": confidence} for name, c, confidence in rows
-    ]
+    names = list(data.names or [str(number) for number in range(data.examples)])
+    rows: list[dict[str, Any]] = []
+    written = 0
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    for batch in evaluation_batches(model, data, model.run.evaluate.batch):
+        output, here = model(model.task.inputs_of(batch)), names[len(rows) :]
+        described = model.task.described(output)
+        rows += [{"name": name, **row} for name, row in zip(here, described, strict=False)]
+        files = model.task.prediction_files(batch, output, here[: len(described)]) if out is not None else {}
+        for name, content in files.items():
+            assert out is not None
+            write_atomically(out / Path(name).name, content)
+            written += 1
+    return rows, written
+
+
+def _shown(key: str, value: Any) -> Any:
+    return f"{value:.1%}" if key == "confidence" else value
 
 
 def _finite(value: Any) -> Any:
@@ -98,13 +115,9 @@ def _metrics(model: ExportedModel, data: TaskData) -> dict[str, float]:
 
 
 def _show_predictions(predictions: list[dict[str, Any]]) -> None:
-    if predictions and "class" not in predictions[0]:
-        show_table(
-            "predictions", ["example", "value"], [[row["name"], row["value"]] for row in predictions[:SHOWN]]
-        )
-    else:
-        rows = [[row["name"], row["class"], f"{row['confidence']:.1%}"] for row in predictions[:SHOWN]]
-        show_table("predictions", ["example", "class", "confidence"], rows)
+    keys = [key for key in predictions[0] if key != "name"]
+    rows = [[row["name"], *(_shown(key, row[key]) for key in keys)] for row in predictions[:SHOWN]]
+    show_table("predictions", ["example", *keys], rows)
     if len(predictions) > SHOWN:
         say(f"... and {len(predictions) - SHOWN:,} more of {len(predictions):,}; --json PATH writes them all")
 

@@ -27,7 +27,7 @@ from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.round_context import Guide
 from fednc.common.peer_text import one_line
-from fednc.common.tasks import discovery
+from fednc.common.tasks import adapters, discovery
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.round_guide import guide_of_model
 
@@ -63,6 +63,8 @@ class ExportedModel(nn.Module):
     mean_KD: Tensor
     seen_K: Tensor
     metric_DD: Tensor | None
+    ridge_KD: Tensor | None
+    ridge_K: Tensor | None
 
     def __init__(
         self, task: Task, model: nn.Module, frame: Frame, memory: ClassMemory, class_names: tuple[str, ...]
@@ -76,12 +78,20 @@ class ExportedModel(nn.Module):
         self.register_buffer("mean_KD", memory.mean_KD)
         self.register_buffer("seen_K", memory.seen_K)
         self.register_buffer("metric_DD", memory.metric_DD)
+        self.register_buffer("ridge_KD", memory.ridge_KD)
+        self.register_buffer("ridge_K", memory.ridge_K)
         self.eval()
 
     @property
     def guide(self) -> Guide:
         """Frame and memory in the form that evaluation needs, on the device of this module."""
-        memory = ClassMemory(mean_KD=self.mean_KD, seen_K=self.seen_K, metric_DD=self.metric_DD)
+        memory = ClassMemory(
+            mean_KD=self.mean_KD,
+            seen_K=self.seen_K,
+            metric_DD=self.metric_DD,
+            ridge_KD=self.ridge_KD,
+            ridge_K=self.ridge_K,
+        )
         return guide_of_model(self.task, self.etf_KD, memory, len(self.class_names))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -104,12 +114,14 @@ def export(
 ) -> None:
     """Write model/model.safetensors and model/model.json in the run's folder `folder`.
 
-    Each file is replaced in one step, the manifest last. A crash in between leaves a digest that does not match,
-    which `load` refuses. So a model never mixes two runs.
+    Adapters are merged into the weights, so that the model is an ordinary one. Each file is replaced in one step,
+    the manifest last. A crash in between leaves a digest that does not match, which `load` refuses. So a model
+    never mixes two runs.
 
     Args:
         class_names: the classes that the model knows; None: all classes of the task.
     """
+    model = task.inference_model(adapters.merged(model))
     state = model.state_dict()
     tensors = {
         **{f"model.{key}": state[key] for key in task.shared_keys(model)},
@@ -151,7 +163,7 @@ def load(path: Path | str) -> ExportedModel:
             f"{folder}: made by version {manifest.task_version} of task {task.name!r}, but version "
             f"{task.version} is installed. Use the version of fednc that made it."
         )
-    model = task.build_model()
+    model = task.inference_model(task.build_model())
     try:
         model.load_state_dict({**model.state_dict(), **_under("model.", tensors)})
         frame = Frame.without_vertices(task.run.frame.dim)

@@ -121,7 +121,7 @@ def _prepare(run: RunConfig, events: EventLog, checkpoints: Checkpoints) -> tupl
     if kept and kept.changed:
         text = f"the run file has changed since round {kept.round}: {as_text(kept.changed)}"
         events.emit(RunFileChanged(text=text, round=kept.round, changed=kept.changed))
-    prepared = FederatedRun(run, events)
+    prepared = FederatedRun(run, events, resumes=kept is not None)
     if kept:
         prepared.restore(kept)
     return prepared, kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from fednc.bench.compare import initialisation
+from fednc.bench.compare import initialisation, natural
 from fednc.bench.compare.class_sessions import draw_sessions
 from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
 from fednc.bench.compare.prepared_data import prepare
@@ -48,9 +48,9 @@ def compare(
         done += rounds
         progress(done / total)
 
-    tuned = run_rows(tuning, for_tuning.path, bench, count)
+    tuned = run_rows(tuning, for_tuning, bench, count)
     rates = choose_rates(tuned)
-    final = run_rows(final_rows(plan, rates, for_report.sha256), for_report.path, bench, count)
+    final = run_rows(final_rows(plan, rates, for_report.sha256), for_report, bench, count)
     archive_runs(bench.folder)
     compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
     _write(compared, bench)
@@ -64,11 +64,17 @@ def _final_rows_at_any_rate(plan: Comparison) -> list[Row]:
 
 
 def _write(compared: Compared, bench: Bench) -> None:
-    write_atomically(bench.folder / "table.md", report(compared, bench.command).encode())
+    text = report(compared, bench.command)
+    for setting in compared.plan.settings if natural.is_natural(compared) else ():
+        table = "\n".join(natural.client_table(compared, setting.name))
+        text += f"\n## {setting.name}: each client (test examples)\n\n{table}\n"
+    write_atomically(bench.folder / "table.md", text.encode())
     try:
         draw(compared, bench.folder)
         for setting in compared.plan.settings:
             draw_sessions(compared.final, setting.name, bench.folder)
+            if natural.is_natural(compared):
+                natural.draw(compared, setting.name, bench.folder / f"{setting.name}-clients.png")
         initialisation.draw(bench.folder / "initialisation.png", compared.final)
     except MissingExtraError as e:
         log.warning("no pictures: %s", e)

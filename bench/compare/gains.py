@@ -98,13 +98,13 @@ def fedavg_with_our_readout(plan: Comparison) -> str:
 
 def others(plan: Comparison) -> list[str]:
     """The variants that are other methods than fednc. One with the class memory as read-out has half of fednc."""
-    methods = {variant.name: _method(plan, variant) for variant in plan.variants}
+    methods = {variant.name: _method(plan, variant) for variant in plan.variants if not variant.clients}
     return [name for name, method in methods.items() if method.name != OURS and not method.uses_memory]
 
 
 def _shipped(plan: Comparison, method: str, **changes: str) -> str:
     wanted = MethodSection.model_validate({"name": method, **changes})
-    plain = [variant for variant in plan.variants if not variant.frame and not variant.init]
+    plain = [one for one in plan.variants if not (one.frame or one.init or one.clients)]
     return next((variant.name for variant in plain if _method(plan, variant) == wanted), "")
 
 

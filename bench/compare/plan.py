@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fednc.common.config.run import RunConfig, explain, parse_run
 from fednc.common.config.tables import Positive, Section
@@ -24,6 +24,8 @@ from fednc.common.errors import ConfigError
 
 DATA = "npz:{data}"  # stands for the path of the prepared file, which differs from machine to machine
 Values = dict[str, Any]
+POOLED, ALONE = "pooled", "alone"
+CLIENT = "client"  # `{client}` in a data spec stands for the value of one client
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
 Kind = Literal["tuning", "final"]
 
@@ -35,6 +37,16 @@ class Variant(Section):
     method: Values = Field(description="keys of [method] of the run file")
     frame: Values = Field(default_factory=dict, description="keys of [frame] of the run file")
     init: Values = Field(default_factory=dict, description="keys of [init]; they override the setting's")
+    task: Values = Field(
+        default_factory=dict,
+        description="keys of [task] that say how the task trains, such as the weight of a loss; not its data",
+    )
+    clients: str = Field(
+        "",
+        description="for data with clients of its own: `pooled`, one model of all training data at one place; "
+        "`alone`, a model of its own for each client, tested on its own test data; the name of a client, the "
+        "model of this one on all test data; empty: all clients together",
+    )
     rate_like: str = Field(
         "",
         description="variant whose learning rates it uses, for variants that differ in one line; empty: tuned",
@@ -82,16 +94,56 @@ class Tuning(Section):
     val_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="share of the training data that is kept for validation in tuning runs"
     )
+    repeats: Annotated[int, Field(ge=1)] = Field(
+        1, description="validation splits over which a tuning run is averaged, for small data"
+    )
 
 
 class DataSection(Section):
     """The data set."""
 
     source: str = Field(description="data spec, e.g. `digits` or `npz:{fashion}`, given as --data fashion=PATH")
+    test: str = Field("", description="data spec of the test data, if it is another one than `source`")
+    clients: dict[Name, str] = Field(
+        {},
+        description="natural clients: what stands for `{client}` in `source` and `test`, by the client's name, or "
+        "a list of names; each client trains and is tested on its own data. Then there is no [run.split]",
+    )
     train_examples: Annotated[int, Field(ge=0)] = Field(
         0, description="training examples to use, stratified; 0: all"
     )
     test_examples: Annotated[int, Field(ge=0)] = Field(0, description="test examples to use, stratified; 0: all")
+
+    @field_validator("clients", mode="before")
+    @classmethod
+    def _names_stand_for_themselves(cls, value: Any) -> Any:
+        return {str(name): str(name) for name in value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _clients_have_places(self) -> Self:
+        if bool(self.clients) != (f"{{{CLIENT}}}" in self.source):
+            raise ValueError("data.clients and {client} in data.source go together: give both or neither")
+        if self.clients and (self.train_examples or self.test_examples):
+            raise ValueError("data.clients: natural clients use all of their data; leave out train_examples")
+        if taken := {POOLED, ALONE} & set(self.clients):
+            raise ValueError(f"data.clients: {taken.pop()!r} cannot be the name of a client")
+        return self
+
+
+class Published(Section):
+    """A figure that others have published on the same data, to show beside ours."""
+
+    name: str = Field(description="the method, as the authors call it")
+    beside: str = Field("", description="the variant of ours that does the same; empty: none does")
+    pooled: float = Field(description="the metric on all test examples together")
+    mean: float | None = Field(None, description="mean of the metric over the clients, if it was published")
+
+
+class Choice(Section):
+    """Variants of which one is chosen, in each setting, by its metric on validation data alone."""
+
+    name: Name = Field(description="what tables call the chosen one")
+    among: tuple[str, ...] = Field(min_length=2, description="tuned variants")
 
 
 class Comparison(Section):
@@ -106,6 +158,9 @@ class Comparison(Section):
     run: Values = Field(description="a run file: what all rows have in common")
     settings: tuple[Setting, ...] = Field(min_length=1)
     parts: tuple[MethodPart, ...] = Field((), description="parts of a method to judge")
+    published: tuple[Published, ...] = Field((), description="published figures to show beside ours")
+    published_by: str = Field("", description="where the published figures come from")
+    choices: tuple[Choice, ...] = Field((), description="variants of which validation data chooses one")
     pictured: tuple[str, ...] = Field((), description="variants to show in pictures; empty: all")
     variants: tuple[Variant, ...] = Field(min_length=1)
 
@@ -123,6 +178,23 @@ class Comparison(Section):
         for name in (*self.pictured, *(one for part in self.parts for one in (part.variant, *part.against))):
             if name not in named:
                 raise ValueError(f"pictured or a part names {name!r}, which is not a variant")
+        for choice in self.choices:
+            if unknown := set(choice.among) - tuned:
+                raise ValueError(f"choices: {choice.name!r} names {unknown.pop()!r}, which is not a tuned variant")
+        for one in self.published:
+            if one.beside and one.beside not in named | {choice.name for choice in self.choices}:
+                raise ValueError(f"published: {one.beside!r} is not a variant or a choice")
+        for variant in self.variants:
+            if variant.clients and variant.clients not in {POOLED, ALONE, *self.data.clients}:
+                raise ValueError(
+                    f"clients = {variant.clients!r} of {variant.name!r} is not a client of data.clients"
+                )
+            if variant.clients and not self.data.clients:
+                raise ValueError(f"clients of {variant.name!r}: the data has no clients of its own (data.clients)")
+        if self.data.clients and "split" in self.run:
+            raise ValueError(
+                "run.split divides one data set, but data.clients names natural clients: leave it out"
+            )
         if self.baseline not in [variant.name for variant in self.variants]:
             raise ValueError(f"baseline {self.baseline!r} is not a variant")
         if self.tuning.seed in self.seeds:
@@ -143,6 +215,7 @@ class Row:
     lr: float
     run: RunConfig
     data_sha256: str
+    clients: str = ""  # see Variant; empty also for data without clients of its own
 
     @property
     def digest(self) -> str:
@@ -152,14 +225,16 @@ class Row:
     @property
     def training(self) -> str:
         """sha256 (hex) of all that decides the trained models: rows that share it differ only in the read-out."""
-        trains = self.run.method.trains_with_memory
-        return self._digest({"name"} if trains else {"name", "readout", "memory_source"})
+        method = self.run.method
+        own = method.trains_with_memory or method.readout_needs.needs_ridge  # the memory differs then
+        return self._digest({"name"} if own else {"name", "readout", "memory_source"})
 
     def _digest(self, left_out: set[str]) -> str:
         run = self.run.decisive()
         resolved = {**run, "method": {k: v for k, v in run["method"].items() if k not in left_out}}
         del resolved["name"]
-        text = json.dumps({"run": resolved, "data": self.data_sha256}, sort_keys=True)
+        of_clients = {"clients": self.clients} if self.clients else {}
+        text = json.dumps({"run": resolved, "data": self.data_sha256, **of_clients}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -239,17 +314,17 @@ def _row(
             "frame": variant.frame,
             "train": {"lr": lr},
             **({"init": variant.init} if variant.init else {}),
-            "split": {"seed": seed},
+            **({"task": variant.task} if variant.task else {}),
+            **({} if plan.data.clients else {"split": {"seed": seed}}),
             "evaluate": {"test": DATA},
         },
     )
     source = f"{plan.name}, setting {setting.name}, variant {variant.name}"
-    clients = parse_run(values, source=source).split
-    assert clients is not None
+    clients = _client_count(plan, variant, parse_run(values, source=source))
     per_round = values.get("rounds", {}).get("clients_per_round", 0)
     fewer = {"total": plan.tuning.rounds} if kind == "tuning" and plan.tuning.rounds else {}
     # A round without all of its clients must fail: it would not be comparable.
-    values = _merged(values, {"rounds": {"min_clients": per_round or clients.parts, **fewer}})
+    values = _merged(values, {"rounds": {"min_clients": per_round or clients, **fewer}})
     return Row(
         kind=kind,
         setting=setting.name,
@@ -258,7 +333,16 @@ def _row(
         lr=lr,
         run=parse_run(values, source=source),
         data_sha256=data_sha256,
+        clients=variant.clients,
     )
+
+
+def _client_count(plan: Comparison, variant: Variant, run: RunConfig) -> int:
+    """How many clients a run has; one of `alone` is several runs of one client."""
+    if plan.data.clients:
+        return 1 if variant.clients else len(plan.data.clients)
+    assert run.split is not None
+    return run.split.parts
 
 
 def _merged(base: Values, *changes: Values) -> Values:

@@ -82,6 +82,39 @@ def bands(
     figure.savefig(path, dpi=150)
 
 
+def dots(path: Path, series: Mapping[str, Mapping[str, float]], label: str) -> None:
+    """Draw one line per name with a dot for each of its members, and a stroke at their mean.
+
+    Args:
+        path: PNG file to write.
+        series: name -> value of each member.
+        label: label of the horizontal axis.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    members = list(dict.fromkeys(member for values in series.values() for member in values))
+    figure = new_figure((7.2, 1.4 + 0.4 * len(series)))
+    axes = figure.subplots()
+    are_few = len(members) <= len(_MARKERS)
+    for place, values in enumerate(series.values()):
+        for member, value in values.items():
+            which = members.index(member)
+            marker, colour = (_MARKERS[which], _COLOURS[which]) if are_few else ("o", _COLOURS[0])
+            named = member if are_few and place == 0 else None
+            axes.plot(value, place, marker, color=colour, alpha=0.8 if are_few else 0.4, label=named)
+        if values:
+            axes.plot(sum(values.values()) / len(values), place, "k|", markersize=16, markeredgewidth=2)
+    axes.set_yticks(range(len(series)), list(series))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{label}, of each client; the stroke is their mean")
+    axes.grid(axis="x", color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if are_few:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def bars(path: Path, rounds: Mapping[str, Sequence[int | None]], label: str) -> None:
     """Draw one bar per name, the mean of its values, and a dot for each value; a label counts those that are None.
 

@@ -1,38 +1,54 @@
-"""The data of a comparison as two .npz files: one for tuning, one for results. Tuning never sees the test part.
+"""The data of a comparison as .npz files for tuning and for results. Tuning never sees the test part.
 
-Called once by `engine.py`; rows read the files. They are in the folder of results, where git ignores them.
+Natural clients (`data.clients`) have a file each, and one more has the data of all. Called once by `engine.py`;
+rows read the files. They are in the folder of results, where git ignores them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 import numpy as np
 
-from fednc.bench.compare.plan import Comparison
+from fednc.bench.compare.plan import CLIENT, Comparison
 from fednc.common.config.run import parse_run
-from fednc.common.errors import ConfigError
+from fednc.common.errors import ConfigError, DataError
 from fednc.common.files import write_atomically
 from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Task, TaskData
 
+Arrays = dict[str, np.ndarray[Any, Any]]
 _SUBSET_SEED = 0  # which examples of a larger data set: the same for every comparison
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A file of arrays for training and testing, and the sha256 of its arrays."""
+    """A file of arrays for training and testing, and the sha256 of its arrays.
+
+    Attributes:
+        path: the file; the data of all clients.
+        sha256: hex, of all that the rows read.
+        clients: the file of each natural client, by name.
+        repeats: for tuning, several validation splits to average over; then `path` is that of the first.
+    """
 
     path: Path
     sha256: str
+    clients: Mapping[str, Path] = field(default_factory=dict)
+    repeats: tuple[Prepared, ...] = ()
+
+
+Pair = tuple[TaskData, TaskData]  # for training, for testing
 
 
 def prepare(plan: Comparison, places: dict[str, str], folder: Path) -> tuple[Prepared, Prepared]:
-    """Write two files: for tuning, the training part split into training and validation; for results, all of it.
+    """Write files: for tuning, the training part split into training and validation; for results, all of it.
 
     Args:
         places: paths by name, for `data.source`.
@@ -47,14 +63,72 @@ def prepare(plan: Comparison, places: dict[str, str], folder: Path) -> tuple[Pre
     method = {**plan.run.get("method", {}), **plan.variants[0].method}
     run = parse_run({**plan.run, "method": method}, source=plan.name)
     task = discovery.get(run.model_copy(update={"split": None}))
-    spec = _spec(plan.data.source, places)
-    train = _subset(task.load_train(spec, None, None), plan.data.train_examples, f"{spec}: training")
-    test = _subset(task.load_test(spec), plan.data.test_examples, f"{spec}: test")
-    rest, held = train.hold_out(plan.tuning.val_share, plan.tuning.seed)
-    return _write(task, rest, held, folder), _write(task, train, test, folder)
+    whole = _read(plan, task, places)
+    tuning = []
+    for seed in range(plan.tuning.seed, plan.tuning.seed + plan.tuning.repeats):
+        halves = {name: _held_out(train, plan, seed) for name, (train, _) in whole.items()}
+        tuning.append(_write_all(task, halves, folder))
+    return _repeated(tuning), _write_all(task, whole, folder)
 
 
-def _spec(source: str, places: dict[str, str]) -> str:
+def _read(plan: Comparison, task: Task, places: dict[str, str]) -> dict[str, Pair]:
+    """(training data, test data) of each natural client by name; of data without clients under the name ""."""
+    found = {}
+    for name, value in (plan.data.clients or {"": ""}).items():
+        spec, test = (
+            _spec(text, places, {CLIENT: value} if plan.data.clients else {})
+            for text in (plan.data.source, plan.data.test or plan.data.source)
+        )
+        found[name] = (
+            _subset(task.load_train(spec, None, None), plan.data.train_examples, f"{spec}: training"),
+            _subset(task.load_test(test), plan.data.test_examples, f"{test}: test"),
+        )
+    return found
+
+
+def _held_out(train: TaskData, plan: Comparison, seed: int) -> Pair:
+    return train.hold_out(plan.tuning.val_share, seed)
+
+
+def _repeated(found: Sequence[Prepared]) -> Prepared:
+    """One for all repeats."""
+    if len(found) == 1:
+        return found[0]
+    sha256 = hashlib.sha256(" ".join(one.sha256 for one in found).encode()).hexdigest()
+    return replace(found[0], sha256=sha256, repeats=tuple(found))
+
+
+def _write_all(task: Task, pairs: Mapping[str, Pair], folder: Path) -> Prepared:
+    """A file for each client, and one for all of them together."""
+    packed = {name: task.pack(train, test) for name, (train, test) in pairs.items()}
+    if set(packed) == {""}:
+        return _write(packed[""], folder)
+    alone = {name: _write(arrays, folder) for name, arrays in packed.items()}
+    pooled = _write(_together(packed), folder)
+    text = " ".join([pooled.sha256, *(f"{name} {one.sha256}" for name, one in alone.items())])
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return Prepared(pooled.path, sha256, {name: one.path for name, one in alone.items()})
+
+
+def _together(packed: Mapping[str, Arrays]) -> Arrays:
+    """The arrays of all clients: those with a row for each example one after the other (see `Task.pack`).
+
+    Raises:
+        DataError: an array that is not about examples differs between clients.
+    """
+    first, *others = packed.values()
+    found = {}
+    for key, values in first.items():
+        if {"train", "test"} & set(key.split("_")):
+            found[key] = np.concatenate([arrays[key] for arrays in packed.values()])
+        elif all(np.array_equal(values, arrays[key]) for arrays in others):
+            found[key] = values
+        else:
+            raise DataError(f"{key!r} of the packed data differs between the clients {', '.join(packed)}")
+    return found
+
+
+def _spec(source: str, places: dict[str, str], client: dict[str, str]) -> str:
     named = {name for _, name, _, _ in Formatter().parse(source) if name}
     if unused := sorted(set(places) - named):
         raise ConfigError(
@@ -62,7 +136,7 @@ def _spec(source: str, places: dict[str, str]) -> str:
             f"write the place of the path into it, e.g. source = 'npz:{{{unused[0]}}}'"
         )
     try:
-        return source.format_map(places)
+        return source.format_map({**places, **client})
     except KeyError as e:
         raise ConfigError(f"data.source {source!r} needs a path: add --data {e.args[0]}=PATH") from e
 
@@ -75,8 +149,7 @@ def _subset(data: TaskData, wanted: int, what: str) -> TaskData:
     return data.hold_out(wanted / data.examples, _SUBSET_SEED)[1]
 
 
-def _write(task: Task, train: TaskData, test: TaskData, folder: Path) -> Prepared:
-    arrays = task.pack(train, test)
+def _write(arrays: Arrays, folder: Path) -> Prepared:
     found = hashlib.sha256()
     for name, array in arrays.items():
         found.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())

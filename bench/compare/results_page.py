@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fednc.bench.compare import natural
 from fednc.bench.compare.findings import conclusions, overview, paragraph, rules
 from fednc.bench.compare.gains import OURS, Gain, gains, others, ours
 from fednc.bench.compare.plan import MethodPart, Variant, read_comparison
@@ -26,9 +27,16 @@ _BENCHES = ("link", "fold", "scale", "trainer")
 _OF_A_SETTING = [kind for kind in PICTURES if kind != "initialisation"]
 _CAPTION = """
 Test accuracy of the global model in per cent, mean of the last five rounds; then mean ± standard deviation over
-the seeds. Test sets are balanced. The best other method is the best of those that were run in that setting. The
-last column shows how much of the lead comes from the read-out alone.
+the seeds. Test sets are balanced, except those of natural federations. The best other method is the best of
+those that were run in that setting. The last column shows how much of the lead comes from the read-out alone.
 [How to read this page](#how-to-read-this-page) explains every word.
+"""
+_NATURAL = """
+Clients that differ because they are different hospitals, domains or people. Each trains and is tested on data of
+its own. Pooled: on all test examples together; mean: the mean over the clients. `pooled` is one model of all
+training data at one place, which a federation wants to reach without moving the data; `alone` gives each client
+a model of its own. Learning rates, and the choice among several variants, follow validation data held out of
+training. A difference to a published figure is called one if it exceeds two standard errors of our test data.
 """
 _SOURCE = """
 `make results` writes this page from `results/`, and a test fails if it says anything else. Each comparison has a
@@ -57,11 +65,29 @@ def page(configs: Path, results: Path) -> str:
     measured = sorted((results / "bench").glob("*.json"))
     lines = ["# Results", "", *overview(comparisons), "", *paragraph(_CAPTION.strip()), ""]
     lines += ["## What pays and what does not", "", *paragraph(rules()), "", *conclusions(comparisons)]
+    lines += _natural([compared for compared, _ in shown if natural.is_natural(compared)])
     lines += ["## How to read this page", "", *paragraph(_SOURCE.strip()), *_words(), ""]
     lines += ["## What was run", "", *_state(found), *_measured(measured)]
     for compared, one in shown:
         lines += ["", *_section(compared, one, results / one.plan.name, configs)]
     return "\n".join([*lines, *_speed(measured)]) + "\n"
+
+
+def _natural(comparisons: Sequence[Compared]) -> Iterator[str]:
+    """The section on clients with data of their own; nothing if there are none."""
+    if not comparisons:
+        return
+    yield from ["## Natural federations", "", *paragraph(_NATURAL.strip()), "", *natural.section(comparisons), ""]
+    for compared in comparisons:
+        for line in natural.verdicts(compared):
+            yield from paragraph(line.removeprefix("* "), "* " if line.startswith("* ") else "")
+        yield ""
+    yield from paragraph(
+        "Published figures: "
+        + "; ".join(f"{one.plan.name}: {one.plan.published_by}" for one in comparisons if one.plan.published_by)
+        + "."
+    )
+    yield ""
 
 
 def _words() -> Iterator[str]:
@@ -99,6 +125,9 @@ def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> I
     for setting in plan.settings:
         yield from ["", f"### {setting.name}: {setting.title}" if setting.title else f"### {setting.name}", ""]
         yield from [*results_table(compared, setting.name), ""]
+        if natural.is_natural(compared):
+            yield from [f"{on_data('Test', metric)} of each client (test examples), mean over the seeds:", ""]
+            yield from [*natural.client_table(compared, setting.name), ""]
         yield from [f"Validation {worded(metric)} (last 5) by learning rate, seed {plan.tuning.seed}:", ""]
         yield from [*tuning_table(compared, setting.name), *_pictures(folder, setting.name, metric)]
     of_settings = {f"{setting.name}-{kind}" for setting in found.plan.settings for kind in _kinds(metric)}
@@ -177,6 +206,7 @@ def _variants(variants: Sequence[Variant], run: Mapping[str, Any]) -> Iterator[s
     common = {"method": run.get("method", {})}
     for variant in variants:
         tables = {"method": {**common["method"], **variant.method}, "frame": variant.frame, "init": variant.init}
+        tables |= {"task": variant.task}
         keys = [
             f"`{table}.{key} = {json.dumps(value)}`" for table, v in tables.items() for key, value in v.items()
         ]

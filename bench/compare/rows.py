@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from fednc.bench.compare.plan import Row
+from fednc.bench.compare.prepared_data import Prepared
 from fednc.bench.compare.run_archive import Result, read_runs, write_run
 from fednc.bench.compare.training import train
 from fednc.bench.probe import commit, machine
@@ -39,7 +40,7 @@ class Bench:
 
 
 def run_rows(
-    rows: Sequence[Row], data: Path, bench: Bench, count: Callable[[int], None] = lambda _: None
+    rows: Sequence[Row], data: Prepared, bench: Bench, count: Callable[[int], None] = lambda _: None
 ) -> list[Result]:
     """The results of all rows, in order; runs those that the folder does not have. `count` is called with the
     number of rounds done.
@@ -65,13 +66,13 @@ def _trainings(rows: Sequence[Row]) -> list[list[Row]]:
     return list(found.values())
 
 
-def _run_here(rows: Sequence[Row], data: Path, bench: Bench, count: Callable[[int], None]) -> Iterator[Result]:
+def _run_here(rows: Sequence[Row], data: Prepared, bench: Bench, count: Callable[[int], None]) -> Iterator[Result]:
     for together in _trainings(rows):
         yield from _run(together, data, bench, partial(count, len(together)))
 
 
 def _run_in_processes(
-    rows: Sequence[Row], data: Path, bench: Bench, count: Callable[[int], None]
+    rows: Sequence[Row], data: Prepared, bench: Bench, count: Callable[[int], None]
 ) -> Iterator[Result]:
     context = get_context("spawn")
     rounds: SimpleQueue[int] = context.SimpleQueue()
@@ -108,11 +109,11 @@ def _start_worker(rounds: SimpleQueue[int]) -> None:
     _rounds_of_worker = rounds
 
 
-def _run_in_worker(together: Sequence[Row], data: Path, bench: Bench) -> list[Result]:
+def _run_in_worker(together: Sequence[Row], data: Prepared, bench: Bench) -> list[Result]:
     return _run(together, data, bench, lambda: _rounds_of_worker.put(len(together)))
 
 
-def _run(together: Sequence[Row], data: Path, bench: Bench, on_round: Callable[[], None]) -> list[Result]:
+def _run(together: Sequence[Row], data: Prepared, bench: Bench, on_round: Callable[[], None]) -> list[Result]:
     torch.set_num_threads(1)  # sums round differently with more
     started = time.monotonic()
     outcomes = train(together, data, bench.device, on_round)
@@ -131,6 +132,7 @@ def _write(row: Row, outcome: Result, took_s: float, shared_by: int, bench: Benc
         "variant": row.variant,
         "seed": row.seed,
         "lr": row.lr,
+        **({"trained_on": row.clients} if row.clients else {}),
         **outcome,
         "duration_s": round(took_s, 2),
         "shared_by": shared_by,

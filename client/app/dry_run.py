@@ -143,7 +143,7 @@ def _first_instruction(welcome: pb.Welcome) -> Message:
     """What the server would send in round 1, with a model and a frame made here."""
     run = RunConfig.model_validate_json(welcome.run_json)
     task = discovery.get(run)
-    model = task.build_model()
+    model = task.new_model()
     shared = {key: model.state_dict()[key] for key in task.shared_keys(model)}
     frame = task.frame(seeds.derive(run.seed, "frame"))
     guide = messages.guide_record(frame, ClassMemory.empty(frame.vertices, task.memory_dim))

@@ -224,7 +224,7 @@ def _keep(here: Resident, past: Past) -> None:
 
 def _owned(here: Resident, keys: list[str], mine: TaskData) -> dict[str, int]:
     """For the reply: examples that trained each tensor which is averaged over its owners."""
-    by_owner = [key for key in keys if here.task.aggregation(key) == Aggregation.OWNERS]
+    by_owner = [key for key in keys if here.task.combining(key) == Aggregation.OWNERS]
     owned = here.task.owned(mine) if by_owner else {}
     return {f"{OWNED}/{key}": owned[key] for key in by_owner if owned.get(key)}
 
@@ -273,6 +273,6 @@ def _sendable_sums(here: Resident, mine: TaskData, stage: Stage, model: str) -> 
     Second moments go in the first stage only: later sessions bring few examples, and the features are frozen then.
     """
     told = here.told.setdefault(stage.number, set())
-    summed_K = sendable(mine.count_K, here.min_sum_examples, here.task.class_names, told)
+    summed_K = sendable(mine.having_K, here.min_sum_examples, here.task.class_names, told)
     moment = here.run.method.needs_moments(model, is_first=stage.is_first)
     return _sums(here, mine, summed_K, moment=moment)

@@ -134,7 +134,7 @@ def _load(context: Context, run: RunConfig) -> Resident:
     train, held_out = data.hold_out(share, seeds.derive(subset_seed, "hold-out", node))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(run.seed, "model"))  # what stays here begins alike on all clients
-        model = task.build_model()
+        model = task.new_model()
     shared, least = set(task.shared_keys(model)), int(settings.get("min-sum-examples", 0))
     return Resident(
         run=run,

@@ -22,21 +22,21 @@ log = logging.getLogger("fednc.client")
 NEVER = 1 << 62  # more examples than anybody has: no sum is sent, and nothing is logged
 
 
-def sendable(count_K: Tensor, least: int, class_names: Sequence[str], told: set[str]) -> Tensor:
+def sendable(having_K: Tensor, least: int, class_names: Sequence[str], told: set[str]) -> Tensor:
     """bool [K]: the classes whose features may be summed; not those with fewer than `least` examples here.
 
     Args:
-        count_K: this client's examples of each class.
+        having_K: this client's examples that have the class.
         told: classes that the log has named already; others that are left out are logged and added.
     """
-    few_K = (count_K > 0) & (count_K < least)
+    few_K = (having_K > 0) & (having_K < least)
     for vertex in few_K.nonzero().flatten().tolist():
         if (name := class_names[vertex]) not in told and least < NEVER:
             told.add(name)
             log.warning(
                 "class %r: its sum of features is not sent, because it is over %d of this client's examples, "
                 "fewer than min_sum_examples = %d. The class memory is made without them.",
-                *(name, int(count_K[vertex]), least),
+                *(name, int(having_K[vertex]), least),
             )
     return ~few_K
 

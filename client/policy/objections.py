@@ -94,7 +94,7 @@ def to_data(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterator[Ob
         yield Objection("examples", f"{held.examples} training examples; floor.examples = {floor.examples}")
     batch = fitting_batch(held.examples, run.train.batch, floor.batch)
     steps = math.ceil(run.train.epochs * math.ceil(held.examples / batch) / run.train.accumulate)
-    if steps < floor.steps:
+    if steps < floor.steps and run.train.epochs:  # with epochs = 0 there is no update
         yield Objection("steps", f"{steps} steps in an update; floor.steps = {floor.steps}")
     classes = sum(count > 0 for count in held.class_counts)
     if classes < floor.classes:

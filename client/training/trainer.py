@@ -224,7 +224,14 @@ class _Meter:
 
 
 def class_sums(
-    task: Task, model: nn.Module, data: TaskData, batch: int, hooks: Hooks, summed_K: Tensor, *, moment: bool
+    task: Task,
+    model: nn.Module,
+    data: TaskData,
+    batch: int,
+    hooks: Hooks,
+    summed_K: Tensor,
+    *,
+    moment: bool,
 ) -> ClassSums:
     """Sums and counts of unit features of each class: evaluation mode, no augmentation, one pass.
 
@@ -235,7 +242,8 @@ def class_sums(
         moment: whether to include second moments.
     """
     device = next(model.parameters()).device
-    sums, summed_K = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment), summed_K.to(device)
+    summed_K, exact = summed_K.to(device), not task.run.train.epochs
+    sums = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment, exact=exact)
     for piece in evaluation_batches(model, data, batch, hooks.check):
         feat_BD, label_B = classifier(task).embed(model, piece)
         sums.add_batch(torch.where(summed_K[label_B.reshape(-1)].unsqueeze(1), feat_BD, 0.0), label_B)

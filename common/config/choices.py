@@ -25,6 +25,7 @@ class ReadOutNeeds(Named, Protocol):
     needs_vertices: ClassVar[bool]
     needs_memory: ClassVar[bool]
     needs_moments: ClassVar[bool]
+    needs_ridge: ClassVar[bool]
 
 
 def provided(place: str) -> Any:

@@ -23,4 +23,9 @@ class EvaluateSection(Section):
         "their training data. 1: all of `test` is test data, and nobody trains on it; 0: `test` must have a test "
         "part",
     )
+    metric: Annotated[str, LATER] = Field(
+        "",
+        description="the primary metric, which history, status and reports show; one of the task's metrics. "
+        "Empty: the task's first",
+    )
     batch: Count = Field(256, description="examples per evaluation batch")

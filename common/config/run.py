@@ -11,7 +11,7 @@ import json
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -21,8 +21,10 @@ from pydantic import (
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
+    model_validator,
 )
 
+from fednc.common.config import closed_form
 from fednc.common.config.choices import provided
 from fednc.common.config.class_sessions import ClassSessionSection
 from fednc.common.config.evaluate import EvaluateSection
@@ -76,6 +78,24 @@ class RunConfig(Section):
             value = value.model_dump()
         return section.model_validate(value)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_round_if_nothing_is_trained(cls, value: Any) -> Any:
+        """Without training, further rounds give the same result: `rounds.total` is 1 unless the file sets it."""
+        train, rounds = (
+            (value.get(name, {}) for name in ("train", "rounds")) if isinstance(value, dict) else (0, 0)
+        )
+        if isinstance(train, dict) and isinstance(rounds, dict) and train.get("epochs") == 0:
+            return {**value, "rounds": {"total": 1, **rounds}}
+        return value
+
+    @model_validator(mode="after")
+    def _closed_form_fits(self) -> Self:
+        tables = self.task, self.method, self.init, self.rounds, len(self.sessions)
+        if not self.train.epochs and (problems := list(closed_form.problems(*tables))):
+            raise ValueError(f"train.epochs = 0 trains nothing, which does not fit: {'; '.join(problems)}")
+        return self
+
     @property
     def all_rounds(self) -> int:
         """Rounds before and in all class sessions."""
@@ -91,12 +111,14 @@ class RunConfig(Section):
         return _without_unused(self, self.model_dump(mode="json", exclude={"server"}))
 
     def for_clients(self) -> str:
-        """The run as JSON for clients: without [server], whose paths are private, and without keys of the method
-        that only the server reads.
+        """The run as JSON for clients: without [server] and the file of weights, whose paths are private, and
+        without keys of the method that only the server reads.
 
         So a client's digest is that of a run in which these keys have their defaults.
         """
-        return self.model_dump_json(exclude={"server": True, "method": self.method.server_keys})
+        return self.model_dump_json(
+            exclude={"server": True, "task": self.task.server_keys, "method": self.method.server_keys}
+        )
 
 
 def read_run_file(path: Path) -> RunConfig:

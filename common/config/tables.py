@@ -73,6 +73,31 @@ class TaskSection(BaseModel):
     name: Annotated[str, AfterValidator(check_name)] = Field(
         "image", description="task to run; must be installed on the server and on every client"
     )
+    weights: Annotated[str, LATER, SERVER_ONLY] = Field(
+        "",
+        description="file with the weights to start from: safetensors, or a state dict of PyTorch. Only the "
+        "server reads it, and sends the model as always; clients never learn the path. Empty: weights are drawn",
+    )
+    freeze: Annotated[tuple[str, ...], LATER] = Field(
+        (),
+        description="blocks of the model that are not trained, by the names of its modules, such as `stem` or "
+        "`layer1`. They travel once, and their running statistics do not change; `fednc check` shows the "
+        "blocks and what a round costs",
+    )
+    adapter_rank: Annotated[int, Field(ge=0, le=1024), LATER] = Field(
+        0,
+        description="rank of low-rank adapters (LoRA) on the linear and convolution layers of the model's body. "
+        "They are trained instead of the body's own weights, which travel once; the exported model has them "
+        "merged. 0: none",
+    )
+    adapt: Annotated[tuple[str, ...], LATER] = Field(
+        (), description="blocks that get adapters, named as in `freeze`; empty: the whole body"
+    )
+
+    @property
+    def server_keys(self) -> set[str]:
+        """The keys that clients do not need."""
+        return {key for key, field in type(self).model_fields.items() if SERVER_ONLY in field.metadata}
 
 
 class FrameSection(Section):
@@ -174,6 +199,9 @@ class MethodSection(Section):
         description="with [[sessions]]: number of features per step that stand for the memory of a class in "
         "rehearsal, drawn around it with a spread that follows from its length; 0: only the memory itself",
     )
+    ridge: Annotated[Positive, LATER] = Field(
+        0.01, description="for the read-out `ridge`: its regularisation, as a share of the features' mean variance"
+    )
     readout: Annotated[str, READOUT] = "vertex"
 
     @model_validator(mode="wrap")
@@ -211,6 +239,11 @@ class MethodSection(Section):
             )
         if self.head == "frame" and readout.needs_head:
             raise ValueError("head = 'frame' has no trained head: use another readout")
+        if readout.needs_ridge and self.memory_source != "memory":
+            raise ValueError(
+                f"readout = {self.readout!r} does not use the vectors that memory_source = {self.memory_source!r} "
+                "replaces: use readout 'memory' or 'discriminant', or memory_source 'memory'"
+            )
         return self
 
     @property
@@ -248,9 +281,14 @@ class MethodSection(Section):
         return self.trains_with_memory or self.reads_memory
 
     @property
+    def readout_needs(self) -> ReadOutNeeds:
+        """What the read-out needs."""
+        return READOUT.registry.get(self.readout)
+
+    @property
     def reads_memory(self) -> bool:
         """Whether the read-out needs the class memory."""
-        return READOUT.registry.get(self.readout).needs_memory
+        return self.readout_needs.needs_memory
 
     def needs_moments(self, model: str, *, is_first: bool) -> bool:
         """Whether class sums of this `memory_model` include second moments; only in the first stage."""
@@ -330,7 +368,11 @@ def _again(error: Any) -> InitErrorDetails:
 class TrainSection(Section):
     """Local training between two exchanges."""
 
-    epochs: Count = Field(1, description="passes over the client's data per round")
+    epochs: Annotated[int, Field(ge=0)] = Field(
+        1,
+        description="passes over the client's data per round. 0: nothing is trained, and the model as it starts "
+        "is read out by the class memory alone: one round, in closed form (docs/images.md)",
+    )
     batch: Count = Field(64, description="examples per step")
     lr: Positive = Field(0.03, description="learning rate of SGD")
     lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on the learning rate per round")

@@ -9,8 +9,9 @@ up to 2^29 of them per class add up to less than 2^53 grid steps, and every inte
 So any order, batch size, partition over clients and device gives the same bits. The cost is an error of at most
 2^-25 per coordinate of a mean, less than float32 rounding. Second moments are sums of products of features that
 were rounded to multiples of 2^-15. These products are multiples of 2^-30, so a plain matrix product is exact too,
-for up to 2^23 examples in the whole federation. They are sent as float32, so another partition over clients gives
-other bits, but another order does not.
+for up to 2^23 examples in the whole federation. In runs that train they are sent as float32, so another partition
+over clients gives other bits, but another order does not. Where they decide everything (`train.epochs = 0`), they
+are sent as float64, and any partition gives the same bits.
 
 Legend: K label space, D feature width, B batch, T = D (D + 1) / 2 entries of an upper triangle.
 """
@@ -27,9 +28,11 @@ from torch import Tensor
 
 from fednc.common.errors import ProtocolError, UnusableValuesError
 from fednc.common.learning.covariance import inverse_covariance
+from fednc.common.learning.ridge import ridge_regression
 
 SUM_GRID_BITS = 24  # exact for up to 2^29 examples of a class in the whole federation
 MOMENT_GRID_BITS = 30  # for products; their factors have half as many
+OPTIONAL = ("metric_DD", "ridge_KD", "ridge_K")  # parts of a memory that only some read-outs use
 NORM_SLACK = 1e-6  # float32 unit vectors may be this much longer than 1
 
 
@@ -41,21 +44,30 @@ class ClassSums:
         sum_KD: float64, sum of the features (unit vectors) of each class.
         count_K: int64, number of examples in each sum.
         moment_DD: float64, sum of h h^T over the features h of all classes; None if the read-out does not need it.
+        exact: second moments travel as float64, so that they too are the same for any partition over clients.
     """
 
     sum_KD: Tensor
     count_K: Tensor
     moment_DD: Tensor | None = None
+    exact: bool = False
 
     @classmethod
     def zeros(
-        cls, label_space: int, dim: int, device: torch.device | None = None, *, moment: bool = False
+        cls,
+        label_space: int,
+        dim: int,
+        device: torch.device | None = None,
+        *,
+        moment: bool = False,
+        exact: bool = False,
     ) -> ClassSums:
         """Sums over zero examples, with second moments if `moment`."""
         return cls(
             sum_KD=torch.zeros(label_space, dim, dtype=torch.float64, device=device),
             count_K=torch.zeros(label_space, dtype=torch.int64, device=device),
             moment_DD=torch.zeros(dim, dim, dtype=torch.float64, device=device) if moment else None,
+            exact=exact,
         )
 
     @classmethod
@@ -63,18 +75,25 @@ class ClassSums:
         """The sums from the result of `to_tensors`. Raises ProtocolError for wrong names, types or shapes."""
         types = {"sum_KD": torch.float64, "count_K": torch.int64}
         if "moment_T" not in tensors:
-            return cls(**_checked(tensors, "class sums", types))
-        found = _checked(tensors, "class sums", {**types, "moment_T": torch.float32})
+            found = _checked(tensors, "class sums", types)
+            return cls(sum_KD=found["sum_KD"], count_K=found["count_K"])
+        exact = tensors["moment_T"].dtype == torch.float64
+        width = torch.float64 if exact else torch.float32
+        found = _checked(tensors, "class sums", {**types, "moment_T": width})
         return cls(
             sum_KD=found["sum_KD"],
             count_K=found["count_K"],
             moment_DD=_square(found["moment_T"].double(), found["sum_KD"].shape[1]),
+            exact=exact,
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """By name, to send. Of second moments only the upper triangle, in float32: rounded, but on the grid."""
+        """By name, to send. Of second moments only the upper triangle; in float32 they are rounded."""
         sums = {"sum_KD": self.sum_KD, "count_K": self.count_K}
-        return sums if self.moment_DD is None else {**sums, "moment_T": _triangle(self.moment_DD).float()}
+        if self.moment_DD is None:
+            return sums
+        moment_T = _triangle(self.moment_DD)
+        return {**sums, "moment_T": moment_T if self.exact else moment_T.float()}
 
     @property
     def mean_KD(self) -> Tensor:
@@ -114,7 +133,7 @@ class ClassSums:
     def map(self, change: Callable[[Tensor], Tensor]) -> ClassSums:
         """The same sums with `change` applied to each tensor."""
         moment_DD = None if self.moment_DD is None else change(self.moment_DD)
-        return ClassSums(sum_KD=change(self.sum_KD), count_K=change(self.count_K), moment_DD=moment_DD)
+        return replace(self, sum_KD=change(self.sum_KD), count_K=change(self.count_K), moment_DD=moment_DD)
 
     def of_fewer(self, counted: int, held: int) -> ClassSums:
         """As if the sender had only `counted` of its `held` examples: the same means with less weight."""
@@ -124,7 +143,7 @@ class ClassSums:
         share_K = count_K / self.count_K.clamp(min=1)
         share = int(count_K.sum()) / max(1, int(self.count_K.sum()))
         moment_DD = None if self.moment_DD is None else self.moment_DD * share
-        return ClassSums(sum_KD=self.sum_KD * share_K.unsqueeze(1), count_K=count_K, moment_DD=moment_DD)
+        return replace(self, sum_KD=self.sum_KD * share_K.unsqueeze(1), count_K=count_K, moment_DD=moment_DD)
 
     @property
     def scatter_DD(self) -> Tensor:
@@ -191,11 +210,15 @@ class ClassMemory:
         seen_K: bool, classes that a client has had; the rows of the others are zero.
         metric_DD: float32, the metric for distances between features and classes: the inverse covariance of
             features around their class means (`covariance.py`). None until it is known, or if nothing needs it.
+        ridge_KD, ridge_K: float32, weights and intercepts of the ridge regression from features to classes
+            (`ridge.py`). None until they are known, or if the read-out does not use them.
     """
 
     mean_KD: Tensor
     seen_K: Tensor
     metric_DD: Tensor | None = None
+    ridge_KD: Tensor | None = None
+    ridge_K: Tensor | None = None
 
     @classmethod
     def empty(cls, label_space: int, dim: int) -> ClassMemory:
@@ -206,28 +229,35 @@ class ClassMemory:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ClassMemory:
         """The memory from the result of `to_tensors`. Raises ProtocolError for wrong names, types or shapes."""
         types = {"mean_KD": torch.float32, "seen_K": torch.bool}
-        if "metric_DD" in tensors:
-            types["metric_DD"] = torch.float32
+        types |= {name: torch.float32 for name in OPTIONAL if name in tensors}
         return cls(**_checked(tensors, "class memory", types))
 
     def to_tensors(self) -> dict[str, Tensor]:
         """By name, to send and for checkpoints."""
-        known = {"mean_KD": self.mean_KD, "seen_K": self.seen_K}
-        return known if self.metric_DD is None else {**known, "metric_DD": self.metric_DD}
+        more = {name: value for name in OPTIONAL if (value := getattr(self, name)) is not None}
+        return {"mean_KD": self.mean_KD, "seen_K": self.seen_K, **more}
 
-    def update(self, sums: ClassSums, momentum: float) -> ClassMemory:
+    def update(self, sums: ClassSums, momentum: float, ridge: float = 0.0) -> ClassMemory:
         """v <- w for a class that is new, else momentum v + (1 - momentum) w, where w is the mean in `sums`.
 
         Classes without examples in `sums` keep their vector exactly. The metric is computed from `sums` alone, or
         kept if they do not determine one. It needs several examples for each of its D dimensions.
+
+        Args:
+            ridge: the strength with which the ridge regression is computed, also from `sums` alone; 0: not at all.
         """
         held_K, examples = sums.count_K > 0, int(sums.count_K.sum())
         freedom = examples - int(held_K.sum())
         says_nothing = sums.moment_DD is None or freedom < 1
         keep_K1 = momentum * self.seen_K.double().unsqueeze(1)
         moved_KD = keep_K1 * self.mean_KD.double() + (1 - keep_K1) * sums.mean_KD
+        regression = (self.ridge_KD, self.ridge_K)
+        if ridge and sums.moment_DD is not None and examples:
+            regression = ridge_regression(sums.sum_KD, sums.count_K, sums.moment_DD, ridge)
         return replace(
             self,
+            ridge_KD=regression[0],
+            ridge_K=regression[1],
             mean_KD=torch.where(held_K.unsqueeze(1), moved_KD.float(), self.mean_KD),
             seen_K=self.seen_K | held_K,
             metric_DD=self.metric_DD if says_nothing else inverse_covariance(sums.scatter_DD / examples, freedom),

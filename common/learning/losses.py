@@ -23,18 +23,28 @@ from fednc.common.learning.heads import Head, logits
 from fednc.common.learning.round_context import GLOBAL, Guide
 
 
-def dot_regression(feat_BD: Tensor, label_B: Tensor, etf_KD: Tensor) -> Tensor:
+def dot_regression(feat_BD: Tensor, label_B: Tensor, etf_KD: Tensor, weight_K: Tensor | None = None) -> Tensor:
     """mean 1/2 (m_y . h - 1)^2, where h = unit(feat) and m_y is the vertex of the label.
 
     Its gradient with respect to h is -(1 - cos) m_y: only a pull, which fades as h gets there (Yang et al.,
     NeurIPS 2022).
     """
-    return _dot_gap(feat_BD, label_B, etf_KD).mean()
+    gap_B = _dot_gap(feat_BD, label_B, etf_KD)
+    return gap_B.mean() if weight_K is None else (weight_K[label_B] * gap_B).mean()
 
 
-def cross_entropy(logit_BK: Tensor, label_B: Tensor, prior_K: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy of softmax(logit + prior); without a prior, ordinary cross-entropy."""
-    return F.cross_entropy(logit_BK if prior_K is None else logit_BK + prior_K, label_B)
+def cross_entropy(
+    logit_BK: Tensor, label_B: Tensor, prior_K: Tensor | None = None, weight_K: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of softmax(logit + prior); without a prior, ordinary cross-entropy.
+
+    A weighted mean divides by the number of examples, not by the sum of their weights: otherwise a client that
+    only has one class would cancel its weight.
+    """
+    logit_BK = logit_BK if prior_K is None else logit_BK + prior_K
+    if weight_K is None:
+        return F.cross_entropy(logit_BK, label_B)
+    return F.cross_entropy(logit_BK, label_B, weight=weight_K, reduction="sum") / max(1, len(label_B))
 
 
 def class_prior(count_K: Tensor, tau: float) -> Tensor:
@@ -207,10 +217,10 @@ def _with_targets(guide: Guide) -> Guide:
 def _alignment(feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide) -> Tensor:
     method = guide.method
     if method.loss == "dot":
-        return method.dot_weight * dot_regression(feat_BD, label_B, guide.etf_KD)
+        return method.dot_weight * dot_regression(feat_BD, label_B, guide.etf_KD, guide.class_weight_K)
     prior_of = {"balanced-ce": class_prior, "calibrated-ce": calibration}.get(method.loss)
     prior_K = prior_of(guide.count_K, method.prior_tau) if prior_of else None
-    return cross_entropy(logits(head, feat_BD, guide), label_B, prior_K)
+    return cross_entropy(logits(head, feat_BD, guide), label_B, prior_K, guide.class_weight_K)
 
 
 def _of_methods(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fednc.common import seeds
-from fednc.common.learning.class_memory import ClassMemory, ClassSums
+from fednc.common.learning.class_memory import OPTIONAL, ClassMemory, ClassSums
 from fednc.common.learning.frame import unit
 from fednc.common.learning.round_context import Guide
 
@@ -58,9 +58,12 @@ class Memories:
         kept |= {"single": self.single} if source == "own" else {}
         return {f"{name}.{key}": value for name, one in kept.items() for key, value in one.to_tensors().items()}
 
-    def updated(self, pool: Pool, momentum: float, *, warming_up: bool) -> Self:
-        """The memories after the sums of a round. The first memory counts as early even after the warm-up."""
-        real = self.real.update(pool.all, momentum)
+    def updated(self, pool: Pool, momentum: float, *, warming_up: bool, ridge: float = 0.0) -> Self:
+        """The memories after the sums of a round. The first memory counts as early even after the warm-up.
+
+        `ridge`: see `ClassMemory.update`.
+        """
+        real = self.real.update(pool.all, momentum, ridge)
         early = real if warming_up or not self.early.seen_K.any() else self.early
         return replace(self, real=real, early=early, single=self.single.update(pool.one, momentum))
 
@@ -76,7 +79,7 @@ class Memories:
         if source == "stale":
             return self.early
         if source == "own":
-            return replace(self.single, metric_DD=self.real.metric_DD)
+            return replace(self.single, **{name: getattr(self.real, name) for name in OPTIONAL})
         stand_in_KD = {
             "vertex": etf_KD,
             "shuffled": _shuffled(self.real, seed),
@@ -92,8 +95,10 @@ class Pool:
     part.
     """
 
-    def __init__(self, label_space: int, dim: int, seed: int, *, moment: bool = False) -> None:
-        self.all = ClassSums.zeros(label_space, dim, moment=moment)
+    def __init__(
+        self, label_space: int, dim: int, seed: int, *, moment: bool = False, exact: bool = False
+    ) -> None:
+        self.all = ClassSums.zeros(label_space, dim, moment=moment, exact=exact)
         self.one = ClassSums.zeros(label_space, dim)
         self._seed, self._rank_K = seed, torch.full((label_space,), torch.iinfo(torch.int64).max)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fednc.common.learning.frame import unit
 
-METRICS = ("nc1", "nc2", "nc2_norm", "nc2_angle", "nc3", "nc3_cos", "nc4")
+METRICS = ("nc1", "nc2", "nc2_norm", "nc2_angle", "nc2_std", "nc3", "nc3_cos", "nc4")
 RANK_TOLERANCE = 1e-9  # centred class means have rank P-1: a singular value below this share is rounding
 
 
@@ -26,7 +26,7 @@ def collapse(feat_ND: Tensor, label_N: Tensor, vertices_KD: Tensor, classes: int
 
     * nc1: tr(S_W S_B^+) / P, the spread within classes relative to that between them;
     * nc2: |A A^T/|A A^T| - E|, means at equal angles; nc2_norm: std/mean of |mu_c - mu|; nc2_angle: mean over
-      pairs of |cos + 1/(P-1)|;
+      pairs of |cos + 1/(P-1)|; nc2_std: standard deviation of these cosines over pairs;
     * nc3: |W A^T/|W A^T| - E|, means along the class vectors; nc3_cos: mean of cos(mu_c - mu, w_c), 1 is collapse;
     * nc4: share of examples for which the largest w_c . h and the nearest mu_c belong to different classes.
 
@@ -105,6 +105,7 @@ def _means_geometry(centred_PD: Tensor) -> dict[str, Tensor]:
     return {
         "nc2_norm": norm_P.std(correction=0) / norm_P.mean(),
         "nc2_angle": (cosine_PP[pairs] + 1 / (present - 1)).abs().mean(),
+        "nc2_std": cosine_PP[pairs].std(correction=0),
     }
 
 

@@ -30,6 +30,7 @@ class ReadOut(ABC):
         needs_vertices: uses the frozen vertices, which only `method.head = "frame"` has.
         needs_memory: uses the class memory, so clients send class sums.
         needs_moments: uses the memory's metric, so clients also send their features' second moments.
+        needs_ridge: uses the memory's ridge regression, which is made from second moments too.
     """
 
     name: ClassVar[str]
@@ -38,6 +39,7 @@ class ReadOut(ABC):
     needs_vertices: ClassVar[bool] = False
     needs_memory: ClassVar[bool] = False
     needs_moments: ClassVar[bool] = False
+    needs_ridge: ClassVar[bool] = False
 
     @abstractmethod
     def scores(self, feat_BD: Tensor, head: Head, guide: Guide) -> Tensor:
@@ -148,6 +150,29 @@ class DiscriminantReadOut(ClassMeanReadOut):
         centre_D = guide.mean_KD[guide.seen_K].mean(dim=0)
         centred_KD = guide.mean_KD - centre_D
         return _nearest_mean(unit_BD - centre_D, centred_KD, centred_KD @ guide.metric_DD)
+
+
+@READOUTS.register
+class RidgeReadOut(MemoryReadOut):
+    """Ridge regression from features to one-hot labels: s (w_c . h + b_c), with the head's scale s.
+
+    The regression is in the memory (`ridge.py`): it follows from class sums and second moments in closed form. Its
+    intercept holds the share of each class in the training data, so frequent classes win in doubt. Until there are
+    sums it is the ordinary nearest class mean.
+    """
+
+    name = "ridge"
+    summary = (
+        "ridge regression from features to classes, in closed form from the same sums as `discriminant`; see "
+        "`method.ridge`"
+    )
+    needs_moments = needs_ridge = True
+
+    def compare(self, unit_BD: Tensor, guide: Guide, scale: Tensor | float) -> Tensor:
+        """See MemoryReadOut."""
+        if guide.ridge_KD is None or guide.ridge_K is None:
+            return scale * _nearest_mean(unit_BD, guide.mean_KD, guide.mean_KD)
+        return scale * (unit_BD @ guide.ridge_KD.T + guide.ridge_K)
 
 
 def readout_of(guide: Guide) -> ReadOut:

@@ -30,7 +30,9 @@ class Guide:
         etf_KD: unit rows with pairwise cosine -1/(K-1); frozen, never in an optimiser; on the model's device.
         mean_KD: the class memory v_c (not renormalised: |v_c| <= 1 is its confidence); zero for unseen classes.
         seen_K: bool, the classes that have a memory.
+        class_weight_K: weight of each class in the loss; None: all weigh the same.
         metric_DD: metric for distances to the memory; None: Euclidean.
+        ridge_KD, ridge_K: weights and intercepts of the memory's ridge regression; None: not known.
         count_K: examples of each class that *this client* trains on.
         memory_ramp: factor 0 to 1 on the memory terms of the loss (warm-up).
         companions: frozen models that the loss compares the trained one with; never sent.
@@ -50,6 +52,9 @@ class Guide:
     earlier: int = 0
     virtual: int = 0
     metric_DD: Tensor | None = None
+    class_weight_K: Tensor | None = None
+    ridge_KD: Tensor | None = None
+    ridge_K: Tensor | None = None
 
     def to(self, device: torch.device) -> Guide:
         """The same guide with its tensors on `device`."""
@@ -60,6 +65,8 @@ class Guide:
             seen_K=self.seen_K.to(device),
             count_K=self.count_K.to(device),
             metric_DD=None if self.metric_DD is None else self.metric_DD.to(device),
+            ridge_KD=None if self.ridge_KD is None else self.ridge_KD.to(device),
+            ridge_K=None if self.ridge_K is None else self.ridge_K.to(device),
         )
 
 

@@ -162,6 +162,12 @@ class Method:
         return type(self).feature_terms is not Method.feature_terms
 
     @property
+    def acts_in_training(self) -> bool:
+        """Whether it does anything besides setting keys that all methods share."""
+        hooks = ("local", "feature_terms", "beside", "kept", "step")
+        return any(getattr(type(self), hook) is not getattr(Method, hook) for hook in hooks)
+
+    @property
     def pull(self) -> float:
         """Strength of its pull of all parameters towards the round's start; client policies limit it."""
         return 0.0

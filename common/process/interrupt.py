@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -38,7 +38,12 @@ def interrupt_as_usual() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
-def run_until_interrupted(main: Coroutine[Any, Any, T], *, stop_s: float = STOP_S) -> T:
+def run_until_interrupted(
+    main: Coroutine[Any, Any, T],
+    *,
+    stop_s: float = STOP_S,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> T:
     """As `asyncio.run`, but the first SIGINT or SIGTERM cancels `main` and the second one exits.
 
     A stuck thread, for example one that reads from a network share, could block a clean end for ever. So the
@@ -70,7 +75,8 @@ def run_until_interrupted(main: Coroutine[Any, Any, T], *, stop_s: float = STOP_
         return await task
 
     try:
-        return asyncio.run(guarded())
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(guarded())
     except asyncio.CancelledError:
         if interrupted:
             raise KeyboardInterrupt from None

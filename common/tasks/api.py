@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -22,15 +23,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig, explain
-from fednc.common.config.tables import SplitSection, TrainSection
+from fednc.common.config.tables import InitSection, SplitSection, TaskSection, TrainSection
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.optimisers import SGD, check_optimiser
 from fednc.common.learning.round_context import Guide
+from fednc.common.tasks import adapters, blocks, initial_weights
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.class_registry import ClassRegistry
 from fednc.common.tasks.metric_info import MetricInfo
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
+from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.stages import Stage, stage_at, stages_of
 
 Batch = Any  # what the task's data yields; opaque to all other code
@@ -45,11 +48,16 @@ class TaskOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Keys of `[task]` that fit some data, notes for the user, and whether mean and std were measured."""
+    """Keys of `[task]` that fit some data, notes for the user, and whether mean and std were measured.
+
+    Attributes:
+        tables: further tables of the run file that suit the data, by name, e.g. `train`.
+    """
 
     options: dict[str, Any]
     notes: tuple[str, ...] = ()
     measured: bool = False
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,25 @@ class TaskData(ABC):
 
     @property
     def count_K(self) -> Tensor:
-        """int64 [K]: examples of each class of the label space; shape [0] for a task without classes."""
+        """int64 [K]: members of each class of the label space; shape [0] for a task without classes.
+
+        Members are what sums of features are made of: examples, or parts of them (`Task.members_per_example`).
+        """
         return torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def having_K(self) -> Tensor:
+        """int64 [K]: examples that have at least one member of each class.
+
+        A class that fewer than `min_sum_examples` examples have is left out of sums of features. It differs from
+        `count_K` only where one example has many members of classes, as a picture has pixels.
+        """
+        return self.count_K
+
+    @property
+    def counts(self) -> Mapping[str, Tensor]:
+        """What `fednc check` shows of each class, int64 [K] by title: by default the number of examples."""
+        return {"examples": self.count_K}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,6 +106,11 @@ class TaskData(ABC):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was read, and what was left out and why, one sentence each; may be empty."""
+        return ()
+
+    @property
+    def columns(self) -> tuple[Mapping[str, object], ...]:
+        """For data with named columns: what was found in each, as rows of the table that `fednc check` shows."""
         return ()
 
     @abstractmethod
@@ -126,15 +156,22 @@ class Task(ABC):
     sessions.
 
     Attributes:
-        metrics: its metrics; the first is the primary one.
+        metrics: its metrics; the first is the primary one, unless `evaluate.metric` names another.
+        sources: kinds of data specs for which `fednc init KIND` can suggest options.
+        body: prefix of the keys of the part of the model that may come with weights of its own; adapters are added
+            to its layers. Names in `task.freeze` and `task.adapt` are looked up there first.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    body: ClassVar[str] = ""
     takes_sessions: ClassVar[bool] = False  # classes may come later, in [[sessions]]
+    sources: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type[TaskOptions]]
     metrics: ClassVar[tuple[Metric | type[Metric], ...]]
     Split: ClassVar[type[SplitSection]] = SplitSection  # model of [split]; derive from it to add tables
+    # Further test metrics that summary.json and comparisons show, beside the primary one.
+    summary_metrics: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, run: RunConfig) -> None:
         """Check `[task]` of the run file.
@@ -143,7 +180,7 @@ class Task(ABC):
             ConfigError: a key or value of `[task]` is not allowed.
         """
         self.run = run
-        values = {k: v for k, v in run.task.model_dump().items() if k != "name"}
+        values = {k: v for k, v in run.task.model_dump().items() if k not in TaskSection.model_fields}
         try:
             self.options = self.Options.model_validate(values)
         except ValidationError as e:
@@ -159,9 +196,16 @@ class Task(ABC):
                 f"method.virtual_share and spread are for tasks that support [[sessions]], but {self.name!r} does "
                 "not: set both to 0"
             )
+        self._check_primary()
         self._check_method()
+        self._check_start()
         check_optimiser(run.train)
         self._check_steps()
+
+    @classmethod
+    def for_run(cls, run: RunConfig) -> Task:
+        """The task of a run. A name whose runs may have classes or not returns the class that fits its keys."""
+        return cls(run)
 
     def _check_steps(self) -> None:
         """Raises ConfigError: a method at work cannot use the run's optimiser, or the task's several."""
@@ -180,6 +224,22 @@ class Task(ABC):
                     "fednova."
                 )
 
+    def _check_start(self) -> None:
+        """Raises ConfigError: settings that need other initial weights, or no class sessions."""
+        run, start = self.run, self.run.task
+        if (start.weights or start.adapter_rank) and (run.init != InitSection()):
+            raise ConfigError(
+                "[init] changes drawn weights, but task.weights or task.adapter_rank start from given ones: leave "
+                "out [init]"
+            )
+        if start.adapt and not start.adapter_rank:
+            raise ConfigError("task.adapt names blocks for adapters: set task.adapter_rank to 1 or more")
+        if self.takes_sessions and (not run.train.epochs or run.method.readout_needs.needs_ridge):
+            raise ConfigError(
+                f"task {self.name!r} has later class sessions, in which only class means are pooled: set "
+                "train.epochs to 1 or more, and method.readout to anything but 'ridge'"
+            )
+
     def _check_method(self) -> None:
         """Raises ConfigError if the method needs classes."""
         method = self.run.method
@@ -191,8 +251,19 @@ class Task(ABC):
 
     @property
     def primary(self) -> MetricInfo:
-        """The metric that history, status and reports show."""
-        return self.measured_by[0].info
+        """The metric that history, status and reports show: `evaluate.metric`, or the first."""
+        wanted = self.run.evaluate.metric
+        found = {metric.name: metric for metric in self.measured_by}
+        return (found[wanted] if wanted else self.measured_by[0]).info
+
+    def _check_primary(self) -> None:
+        """Raises ConfigError: `evaluate.metric` is no metric of this task."""
+        names = [metric.name for metric in self.measured_by]
+        if self.run.evaluate.metric not in ("", *names):
+            raise ConfigError(
+                f"evaluate.metric: {self.run.evaluate.metric!r} is not a metric of task {self.name!r}, which has "
+                f"{', '.join(names)}"
+            )
 
     # ---- classes and stages: the answers of a task without classes --------------------------------------------
 
@@ -210,6 +281,14 @@ class Task(ABC):
     def memory_dim(self) -> int:
         """Width of the class memory; 0 for a task without classes."""
         return 0
+
+    @property
+    def members_per_example(self) -> int:
+        """The most members of classes that one example has: 1, or for a class per pixel a number of pixels.
+
+        The server refuses counts of classes that add up to more than this times the examples.
+        """
+        return 1
 
     @property
     def min_sum_examples(self) -> int:
@@ -255,6 +334,19 @@ class Task(ABC):
         del spec
         raise DataError(f"task {cls.name!r} cannot suggest options: write its keys under [task] by hand")
 
+    @classmethod
+    def suggest_with(cls, spec: str, wishes: Mapping[str, Any]) -> Suggestion:
+        """As `suggest_options`, with what the user has decided: options of `fednc init`, by their names.
+
+        Raises:
+            ConfigError: the task cannot use one of them.
+        """
+        if wishes:
+            raise ConfigError(
+                f"--{next(iter(wishes)).replace('_', '-')} is not for task {cls.name!r}: leave it out"
+            )
+        return cls.suggest_options(spec)
+
     @abstractmethod
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
         """The training examples at data spec `spec`, or one part of them.
@@ -274,7 +366,8 @@ class Task(ABC):
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
         """Both sets as arrays for an .npz file, from which data spec `packed_spec` reads the same sets.
 
-        `fednc compare` needs it: tuning trains on other parts of the data than a client reads.
+        `fednc compare` needs it: tuning trains on other parts of the data than a client reads. It joins the arrays
+        of several clients: those with `train` or `test` as a part of their name have one row for each example.
         """
         del train, test
         raise DataError(
@@ -305,6 +398,10 @@ class Task(ABC):
     def preprocessing(self) -> dict[str, Any]:
         """How a user of the exported model must prepare raw inputs (JSON values)."""
         return {}
+
+    def request_forms(self) -> tuple[RequestForm, ...]:
+        """The forms in which `fednc serve` takes examples; by default, only preprocessed inputs."""
+        return (preprocessed(),)
 
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
 
@@ -349,6 +446,30 @@ class Task(ABC):
     def build_model(self) -> nn.Module:
         """A new model, initialised from torch's global generator."""
 
+    def new_model(self) -> nn.Module:
+        """`build_model`, with the adapters that the run file asks for. Everything that trains or sends uses this.
+
+        Raises:
+            ConfigError: `task.freeze` or `task.adapt` names a block that the model does not have.
+        """
+        model, start = self.build_model(), self.run.task
+        blocks.prefixes(model, self.body, start.freeze, "task.freeze")
+        if start.adapter_rank:
+            places = blocks.prefixes(model, self.body, start.adapt, "task.adapt") or (self.body,)
+            adapters.add(model, start.adapter_rank, places)
+        return model
+
+    def load_weights(self, model: nn.Module, given: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Copy the tensors of `task.weights` into `model`, in place; returns notes for the user.
+
+        Called once, on the server, before round 1. The default matches names with the model's body or with the
+        whole model, see `initial_weights.py`.
+
+        Raises:
+            ConfigError: names or shapes do not fit.
+        """
+        return initial_weights.put(model, self.body, given)
+
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
         """(scalar to minimise, its parts by name)."""
@@ -385,9 +506,30 @@ class Task(ABC):
     # ---- what is sent and aggregated -------------------------------------------------------------------------
 
     def aggregation(self, key: str) -> Aggregation:
-        """How a key of the state dict is aggregated; the default is the weighted mean over all clients."""
+        """How a key of the state dict is aggregated; the default is the weighted mean over all clients.
+
+        Override this one; code outside a task asks `combining`.
+        """
         del key
         return Aggregation.MEAN
+
+    def combining(self, key: str) -> Aggregation:
+        """`aggregation(key)`, or FIXED if the run file freezes the key."""
+        return Aggregation.FIXED if self.is_frozen(key) else self.aggregation(key)
+
+    def is_frozen(self, key: str) -> bool:
+        """Whether the run file keeps a key of the state dict as it starts (`task.freeze`, `task.adapter_rank`)."""
+        if self.run.task.adapter_rank and key.startswith(self.body) and not adapters.is_adapter(key):
+            return True
+        return key.startswith(self._frozen_prefixes)
+
+    @cached_property
+    def _frozen_prefixes(self) -> tuple[str, ...]:
+        names = self.run.task.freeze
+        if not names:
+            return ()
+        with torch.random.fork_rng(devices=[]):
+            return blocks.prefixes(self.build_model(), self.body, names, "task.freeze")
 
     def owned(self, data: TaskData) -> Mapping[str, int]:
         """For each `OWNERS` key that `data` trains: how many of its examples do."""
@@ -395,7 +537,7 @@ class Task(ABC):
 
     def shared_keys(self, model: nn.Module) -> list[str]:
         """State-dict keys that are sent; the others stay on the client."""
-        return [key for key in model.state_dict() if self.aggregation(key) != Aggregation.LOCAL]
+        return [key for key in model.state_dict() if self.combining(key) != Aggregation.LOCAL]
 
     def trained_keys(self, model: nn.Module, stage: Stage) -> list[str]:
         """The shared keys that a stage trains and clients send back, in order. The others are frozen from then on.
@@ -403,7 +545,7 @@ class Task(ABC):
         So each stage's keys are a subset of those of the stage before.
         """
         del stage
-        return [key for key in self.shared_keys(model) if self.aggregation(key) != Aggregation.FIXED]
+        return [key for key in self.shared_keys(model) if self.combining(key) != Aggregation.FIXED]
 
     def stepped_keys(self, model: nn.Module) -> frozenset[str]:
         """The parameters that a method's step at the server may change: float32, and averaged over all clients.
@@ -412,7 +554,7 @@ class Task(ABC):
         """
         params = model.named_parameters(remove_duplicate=False)
         averaged = {name for name, p in params if p.dtype is torch.float32}
-        return frozenset(name for name in averaged if self.aggregation(name) == Aggregation.MEAN)
+        return frozenset(name for name in averaged if self.combining(name) == Aggregation.MEAN)
 
     def before_upload(self, model: nn.Module, global_state: Mapping[str, Tensor]) -> None:
         """Align symmetries of `model` with the global model before averaging; by default does nothing."""
@@ -424,11 +566,32 @@ class Task(ABC):
     def outputs(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, Tensor]:
         """For the metrics: (outputs of the model [B, ...], targets [B, ...]) of examples with a known target."""
 
+    def inference_model(self, model: nn.Module) -> nn.Module:
+        """The part of `model` that prediction needs, with the same keys; it is exported. By default all of it.
+
+        `model` itself must not change.
+        """
+        return model
+
     def predict(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
         """Output of an exported model for preprocessed inputs [B, ...]."""
         del guide
         output: Tensor = model(inputs)
         return output
+
+    def described(self, output: Tensor) -> list[dict[str, Any]]:
+        """For `fednc predict`: JSON values by name for each example of a batch, from the result of `predict`."""
+        return [{"value": value} for value in output.float().tolist()]
+
+    def prediction_files(self, batch: Batch, output: Tensor, names: Sequence[str]) -> Mapping[str, bytes]:
+        """For `fednc predict --out`: files to show to users, by name, for a batch; by default none.
+
+        Args:
+            output: the result of `predict` for the batch.
+            names: where each of its examples came from.
+        """
+        del batch, output, names
+        return {}
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
         """Files to show to users, by name, made from the server's own test data; by default none.

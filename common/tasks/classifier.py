@@ -12,11 +12,13 @@ from __future__ import annotations
 import zipfile
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig
@@ -28,28 +30,45 @@ from fednc.common.learning.losses import View, objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks import npz_files
+from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Batch, Part, Purpose, Task, TaskData, TaskOptions, split_with
-from fednc.common.tasks.metrics import Accuracy, CrossEntropy, Metric
+from fednc.common.tasks.metrics import Accuracy, CrossEntropy, Metric, Stats, refuse_unless
 from fednc.common.tasks.splits import Index, split_digest, split_index
 from fednc.common.tasks.tensor_data import UNLABELLED, LabelledTensors
 
 _PACKED = "packed:"  # data specs of what `pack` wrote; every other spec is the task's own
 
 
+CLASS_WEIGHT, CLASS_COUNT = "class_weight", "class_count"  # key of the model's state; name of the sum
+BALANCED = "balanced"
+
+
 class ClassifierOptions(TaskOptions):
     """The keys of `[task]` that every classifier has."""
 
     classes: tuple[str, ...] = ()
+    class_weights: Literal["balanced"] | tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (),
+        description="weight of each class in the loss: a list in the order of `classes`, or `balanced`: inverse "
+        "to the number of its examples over all sites, which are counted before round 1; empty: all weigh "
+        "the same",
+    )
 
 
 class ClassifierModel(nn.Module):
     """Backbone, projection and head. Calling the model returns its features; the losses apply the head."""
 
-    def __init__(self, backbone: nn.Module, projection: nn.Module, head: Head) -> None:
+    class_weight: Any  # a buffer [K], or None
+
+    def __init__(
+        self, backbone: nn.Module, projection: nn.Module, head: Head, weight_K: Tensor | None = None
+    ) -> None:
+        """`weight_K`: of each class in the loss; None: all weigh the same, and the state has no such key."""
         super().__init__()
         self.backbone = backbone
         self.projection = projection
         self.head = head
+        self.register_buffer(CLASS_WEIGHT, weight_K)
 
     def features(self, inputs: Tensor) -> Tensor:
         """Features [B, D], not normalised."""
@@ -65,6 +84,7 @@ class ClassifierTask(Task):
     """A task with classes. Batches are (inputs [B, ...], int64 labels [B])."""
 
     metrics: ClassVar[tuple[Metric | type[Metric], ...]] = (Accuracy, CrossEntropy)
+    body: ClassVar[str] = "backbone."
 
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)
@@ -75,6 +95,35 @@ class ClassifierTask(Task):
             )
         if self._rehearses:
             _check_rehearsal(run)
+        self._check_class_weights()
+
+    def _check_class_weights(self) -> None:
+        """Raises ConfigError: there are not as many as classes, or the task cannot count its classes."""
+        given = self._class_weights
+        if given and given != BALANCED and len(given) != len(self.class_names):
+            raise ConfigError(
+                f"task.class_weights has {len(given)} weights for {len(self.class_names)} classes: give one for "
+                f"each class, or {BALANCED!r}"
+            )
+        if not given:
+            return
+        if self.run.sessions:
+            raise ConfigError(
+                "task.class_weights are for classes that are all there from the start: leave them out, or "
+                "[[sessions]]"
+            )
+        is_fixed = self.aggregation(CLASS_WEIGHT) == Aggregation.FIXED
+        if not is_fixed or (given == BALANCED and CLASS_COUNT not in self.no_data_sums()):
+            raise ConfigError(
+                f"task.class_weights: task {self.name!r} has `aggregation` or sums of the data of its own without "
+                "those of ClassifierTask: call super() in them"
+            )
+
+    @property
+    def _class_weights(self) -> str | tuple[float, ...]:
+        """`task.class_weights`, for options that have it."""
+        given: str | tuple[float, ...] = getattr(self.options, "class_weights", ())
+        return given
 
     def _check_method(self) -> None:
         """Every method works with a classifier."""
@@ -108,7 +157,18 @@ class ClassifierTask(Task):
 
     def frame(self, seed: int) -> Frame:
         """The frozen frame, drawn with `seed`. Raises ConfigError if it is too narrow."""
-        return draw_frame(self.label_space, self.run.frame.dim, seed, self.run.frame.kind)
+        return draw_frame(self.label_space, self.feature_dim, seed, self.run.frame.kind)
+
+    @property
+    def feature_dim(self) -> int:
+        """D: `frame.dim`, or the backbone's width if nothing is trained: a drawn projection would only lose."""
+        return self.run.frame.dim if self.run.train.epochs else self.width
+
+    @property
+    def width(self) -> int:
+        """W. Draws no numbers and allocates no memory."""
+        with torch.device("meta"):
+            return self.backbone()[1]
 
     @property
     def _rehearses(self) -> bool:
@@ -121,10 +181,7 @@ class ClassifierTask(Task):
     @property
     def memory_dim(self) -> int:
         """D, or the backbone's width if the memory is taken before the projection."""
-        if not self._rehearses:
-            return self.run.frame.dim
-        with torch.device("meta"):  # draws no numbers and allocates no memory
-            return self.backbone()[1]
+        return self.width if self._rehearses else self.feature_dim
 
     # ---- data ------------------------------------------------------------------------------------------------
 
@@ -226,10 +283,53 @@ class ClassifierTask(Task):
     def build_model(self) -> ClassifierModel:
         """A new model. The head is drawn last, so that all methods start from the same backbone and projection."""
         backbone, width = self.backbone()
-        projection = self.projection(width)
-        return ClassifierModel(
-            backbone, projection, build_head(self.run.method, self.run.frame.dim, self.label_space)
-        )
+        projection = self.projection(width) if self.run.train.epochs else nn.Identity()
+        head = build_head(self.run.method, self.feature_dim, self.label_space)
+        return ClassifierModel(backbone, projection, head, self._initial_weights())
+
+    def _initial_weights(self) -> Tensor | None:
+        """[K]: the weights of the run file, or 1 until the classes are counted; None: the loss has no weights."""
+        given = self._class_weights
+        if not given:
+            return None
+        weight_K = torch.ones(self.label_space)
+        if not isinstance(given, str):
+            weight_K[: len(given)] = torch.tensor(given)
+        return weight_K
+
+    def aggregation(self, key: str) -> Aggregation:
+        """See Task."""
+        return Aggregation.FIXED if key == CLASS_WEIGHT else super().aggregation(key)
+
+    # ---- sums of the data before round 1: how many examples each class has -----------------------------------
+
+    def no_data_sums(self) -> Stats:
+        """See Task. A task with further sums adds them to these."""
+        if self._class_weights != BALANCED:
+            return {}
+        return {CLASS_COUNT: torch.zeros(self.label_space, dtype=torch.int64)}
+
+    def data_sums(self, data: TaskData, least: int) -> Stats:
+        """See Task."""
+        if self._class_weights != BALANCED:
+            return {}
+        return {CLASS_COUNT: torch.where(data.count_K >= least, data.count_K, 0)}
+
+    def check_data_sums(self, sums: Stats, announced: int) -> None:
+        """See Task."""
+        if CLASS_COUNT in sums:
+            count_K = sums[CLASS_COUNT]
+            fits = bool(((count_K >= 0) & (count_K <= announced)).all()) and int(count_K.sum()) <= announced
+            refuse_unless(fits, "the classes have more examples than there are")
+
+    def with_data_sums(self, model: nn.Module, sums: Stats) -> None:
+        """See Task. Weight n / (classes n_c) of class c, so that the mean weight of an example is 1."""
+        if CLASS_COUNT not in sums:
+            return
+        count_K = sums[CLASS_COUNT].double()
+        held_K = count_K > 0
+        weight_K = count_K.sum() / (held_K.sum().clamp_min(1) * count_K.clamp_min(1))
+        as_classifier(model).class_weight.copy_(torch.where(held_K, weight_K, 1.0))
 
     def projection(self, width: int) -> nn.Module:
         """Layers from [B, W] to the frame's space [B, D]; no final activation, since vertices point everywhere."""
@@ -239,6 +339,8 @@ class ClassifierTask(Task):
         """The loss of `guide.method` on the features of a batch."""
         inputs, label_B = batch
         found = as_classifier(model)
+        if found.class_weight is not None:
+            guide = replace(guide, class_weight_K=found.class_weight)
         views = {name: _view(as_classifier(m), inputs, guide) for name, m in guide.companions.items()}
         deep_BW = found.backbone(inputs)
         feat_BD = found.projection(deep_BW)
@@ -272,6 +374,12 @@ class ClassifierTask(Task):
     def predict(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
         """The scores [B, K]."""
         return self.scores(model, inputs, guide)
+
+    def described(self, output: Tensor) -> list[dict[str, Any]]:
+        """The predicted class of each example, and the softmax of its score as the confidence."""
+        confidence_B, class_B = output.float().softmax(dim=1).max(dim=1)
+        pairs = zip(class_B.tolist(), confidence_B.tolist(), strict=True)
+        return [{"class": self.class_names[number], "confidence": confidence} for number, confidence in pairs]
 
     def outputs(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, Tensor]:
         """(scores [B, K], labels [B]) of the labelled examples."""

@@ -1,8 +1,8 @@
 """Data specs: `KIND:PLACE`, with options that only the data's owner knows after a `?`.
 
 Read by the tasks' data readers; commands with the options `--class-names` and `--columns` add the suffix. The
-suffix works wherever a spec does: on the command line, in `evaluate.test`, in a Flower node's configuration. Knows
-no kind of data.
+suffix works wherever a spec does: on the command line, in `evaluate.test`, in a Flower node's configuration.
+`only=subject=7` chooses the rows of one subject, domain or site (`row_choice.py`). Knows no kind of data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 
 from fednc.common.errors import DataError
 
-CLASS_NAMES, COLUMNS = "class-names", "columns"
+CLASS_NAMES, COLUMNS, ONLY = "class-names", "columns", "only"
 _SUFFIX = re.compile(r"(?P<before>.*)\?(?P<options>[A-Za-z_-]+=.*)", re.DOTALL)
 _KEPT = " /:+()'!"  # not escaped in a suffix, since they separate nothing
 
@@ -30,6 +30,7 @@ class DataSpec:
         has_colon: whether there was a colon.
         class_names: names of integer labels from 0 on, as given by the data's owner; empty if not given.
         columns: column of a table for each role.
+        only: the values that a row must have, by column; several values of one column are alternatives.
     """
 
     text: str
@@ -38,6 +39,7 @@ class DataSpec:
     has_colon: bool
     class_names: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -57,6 +59,7 @@ def parse_spec(text: str) -> DataSpec:
         has_colon=bool(colon),
         class_names=_names(text, options[CLASS_NAMES]) if CLASS_NAMES in options else (),
         columns=_columns(text, options[COLUMNS]) if COLUMNS in options else {},
+        only=_only(text, options[ONLY]) if ONLY in options else {},
     )
 
 
@@ -76,10 +79,10 @@ def _options(text: str, suffix: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for item in suffix.split("&"):
         key, equals, value = item.partition("=")
-        if key not in (CLASS_NAMES, COLUMNS) or not equals:
+        if key not in (CLASS_NAMES, COLUMNS, ONLY) or not equals:
             raise DataError(
                 f"data {text!r}: unknown option {key!r} after the `?`; expected {CLASS_NAMES}=a,b,c or "
-                f"{COLUMNS}=image=NAME,label=NAME, joined by `&`"
+                f"{COLUMNS}=image=NAME,label=NAME or {ONLY}=COLUMN=VALUE, joined by `&`"
             )
         if key in found:
             raise DataError(f"data {text!r}: {key} is given twice; give it once")
@@ -104,4 +107,16 @@ def _columns(text: str, value: str) -> dict[str, str]:
         if not (equals and name) or not role.isidentifier() or role in found:
             raise DataError(f"data {text!r}: {COLUMNS} must be ROLE=NAME, with commas between several")
         found[role] = unquote(name)
+    return found
+
+
+def _only(text: str, value: str) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for item in value.split(","):
+        column, equals, wanted = (unquote(part) for part in item.partition("="))
+        if not (column and equals and wanted):
+            raise DataError(
+                f"data {text!r}: {ONLY} must be COLUMN=VALUE, with commas between several, e.g. {ONLY}=subject=7"
+            )
+        found[column] = (*found.get(column, ()), wanted)
     return found

@@ -59,4 +59,4 @@ def load(plugin: Plugin) -> type[Task]:
 
 def get(run: RunConfig) -> Task:
     """The task of a run, with checked options."""
-    return task_class(run.task.name)(run)
+    return task_class(run.task.name).for_run(run)

@@ -173,6 +173,53 @@ class BalancedAccuracy(Metric):
         _check_hits(sums, examples)
 
 
+class F1(Metric):
+    """Harmonic mean of precision and recall: with two classes that of the second one, with more the mean over
+    classes.
+
+    2 hits / (examples + predictions) of a class; classes with neither are left out. Also `f1/<class>`, and
+    `f1_macro`, the mean over classes, if there are two.
+    """
+
+    name, unit = "f1", PERCENT
+
+    def zeros(self, label_space: int) -> Stats:
+        """See Metric."""
+        return {name: count_zeros(label_space) for name in ("count_K", "correct_K", "guessed_K")}
+
+    def sums(self, output: Tensor, target: Tensor) -> Stats:
+        """See Metric."""
+        guessed_K = torch.bincount(output.argmax(dim=1), minlength=output.shape[1])
+        return {**_hits(output, target), "guessed_K": guessed_K}
+
+    def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
+        """See Metric."""
+        del examples
+        each_K = self._of_each(sums)
+        return float(each_K[1]) if len(each_K) == 2 else float(each_K.nanmean())
+
+    def details(self, sums: Mapping[str, Tensor], examples: int, names: Sequence[str]) -> dict[str, float]:
+        """`f1/<class>` for each class with examples or predictions, and `f1_macro` with two classes."""
+        del examples
+        each_K = self._of_each(sums)
+        pairs = zip(names, each_K.tolist(), strict=False)
+        each = {f"{self.name}/{name}": value for name, value in pairs if not math.isnan(value)}
+        return {f"{self.name}_macro": float(each_K.nanmean()), **each} if len(each_K) == 2 else each
+
+    @staticmethod
+    def _of_each(sums: Mapping[str, Tensor]) -> Tensor:
+        """float64 [K], NaN for a class without examples and predictions."""
+        return 2 * sums["correct_K"].double() / (sums["count_K"] + sums["guessed_K"])
+
+    def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
+        """See Metric."""
+        _check_hits(sums, examples)
+        guessed_K = sums["guessed_K"]
+        refuse_unless(bool((guessed_K >= sums["correct_K"]).all()), "more hits than predictions of a class")
+        refuse_unless(bool((guessed_K <= examples).all()), "a class has more predictions than there are examples")
+        refuse_unless(int(guessed_K.sum()) == examples, "the predictions do not add up to the number of examples")
+
+
 class CrossEntropy(Metric):
     """Mean cross-entropy of the softmax of the scores. Infinite if an example has a class without a score yet."""
 
@@ -344,3 +391,48 @@ class MAE(_MeanError):
     def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
         """See Metric."""
         return float(sums["mae_sum"]) / examples
+
+
+class R2(Metric):
+    """Share of the target's variance that is explained: 1 - (sum of squared errors) / (sum of squares around the
+    mean).
+
+    Undefined for targets that are all the same. May be negative. One number per example.
+    """
+
+    name = "r2"
+
+    def __init__(self, step: float = SUM_STEP, middle: float = 0.0) -> None:
+        """`step`: as for the other errors. `middle`: subtracted from targets first, which keeps digits."""
+        self._step, self._middle = step, middle
+
+    def zeros(self, label_space: int) -> Stats:
+        """See Metric."""
+        del label_space
+        return {name: sum_zero() for name in ("r2_error_sum", "r2_target_sum", "r2_square_sum")}
+
+    def sums(self, output: Tensor, target: Tensor) -> Stats:
+        """See Metric."""
+        target_B = target.double().reshape(-1)
+        error_B, shifted_B = output.double().reshape(-1) - target_B, target_B - self._middle
+        return {
+            "r2_error_sum": exact(error_B.square(), self._step),
+            "r2_target_sum": exact(shifted_B, self._step),
+            "r2_square_sum": exact(shifted_B.square(), self._step),
+        }
+
+    def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
+        """See Metric."""
+        square = float(sums["r2_square_sum"])
+        spread = square - float(sums["r2_target_sum"]) ** 2 / examples
+        return 1 - float(sums["r2_error_sum"]) / spread if spread > square * 1e-12 else math.nan
+
+    def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
+        """See Metric."""
+        error, target, square = (float(sums[name]) for name in self.zeros(0))
+        refuse_unless(0 <= error < math.inf and 0 <= square < math.inf, "a negative or infinite sum of squares")
+        refuse_unless(math.isfinite(target), "an infinite sum of targets")
+        # Each target and each square is rounded to a multiple of the step.
+        slack = 1e-6 * (1 + square * examples) + 2 * examples * self._step * (1 + abs(target) + examples)
+        refuse_unless(target**2 <= square * examples + slack, "a sum of targets is larger than its squares allow")
+        refuse_unless(examples > 0 or error == target == square == 0, "errors without examples")

@@ -61,6 +61,8 @@ def _guide(
         mean_KD=memory.mean_KD,
         seen_K=memory.seen_K,
         metric_DD=memory.metric_DD,
+        ridge_KD=memory.ridge_KD,
+        ridge_K=memory.ridge_K,
         count_K=none_K if count_K is None else count_K,
         memory_ramp=ramp,
         classes=classes,

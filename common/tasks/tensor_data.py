@@ -8,7 +8,7 @@ Legend: N examples, K label space.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -31,11 +31,13 @@ class TensorData(TaskData):
         tensors: each [N, ...], inputs first.
         names: where each example came from (for `fednc predict`); may be empty.
         notes: what was read and what was left out, to show to users.
+        columns: what was found in each column; see TaskData.
     """
 
     tensors: tuple[Tensor, ...]
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    columns: tuple[Mapping[str, object], ...] = ()
 
     @property
     def examples(self) -> int:
@@ -128,16 +130,29 @@ def hold_out_index(label_N: Index, share: float, seed: int) -> tuple[Index, Inde
     Holds out share * N examples, rounded up, but leaves at least one for training. Each class contributes its
     share rounded down; the remaining ones come one each from the classes that rounding cut most.
     """
+    shuffled_N = torch.randperm(len(label_N), generator=seeded(seed, "hold-out")).numpy()
+    return _held_out_in_order(label_N, share, shuffled_N)
+
+
+def hold_out_last_index(label_N: Index, share: float) -> tuple[Index, Index]:
+    """As `hold_out_index`, but the last examples of each class: for rows in the order in which they were recorded.
+
+    Neighbours in time are nearly the same example, so a random draw would test on what was trained.
+    """
+    return _held_out_in_order(label_N, share, np.arange(len(label_N))[::-1])
+
+
+def _held_out_in_order(label_N: Index, share: float, order_N: Index) -> tuple[Index, Index]:
+    """The share of each class that comes first in `order_N` is held out."""
     total = max(0, min(len(label_N) - 1, math.ceil(share * len(label_N) - 1e-9)))
     _, class_N, count_C = np.unique(label_N, return_inverse=True, return_counts=True)
     wanted_C = count_C * (total / max(1, len(label_N)))
     quota_C = np.floor(wanted_C + 1e-9).astype(np.int64)
     most_cut_C = np.argsort(quota_C - wanted_C, kind="stable")
     quota_C[most_cut_C[: total - quota_C.sum()]] += 1
-    shuffled_N = torch.randperm(len(label_N), generator=seeded(seed, "hold-out")).numpy()
     held = np.concatenate(
-        [shuffled_N[class_N[shuffled_N] == c][:quota] for c, quota in enumerate(quota_C)]
-        or [shuffled_N]  # no examples, no classes
+        [order_N[class_N[order_N] == c][:quota] for c, quota in enumerate(quota_C)]
+        or [order_N]  # no examples, no classes
     )
     return np.setdiff1d(np.arange(len(label_N)), held), np.sort(held)
 

@@ -76,18 +76,31 @@ class Instruction:
 
 
 def guide_record(frame: Frame, memory: ClassMemory, *, evaluates: bool = False) -> ArrayRecord:
-    """Frame and memory as a record; for evaluation also the memory's metric. The frame is only ever sent once."""
-    metric = {"metric": memory.metric_DD} if evaluates and memory.metric_DD is not None else {}
-    return arrays.to_record({"frame": frame.etf_KD, "mean": memory.mean_KD, "seen": memory.seen_K, **metric})
+    """Frame and memory as a record. The frame is only ever sent once.
+
+    For evaluation also what the read-out needs besides: the memory's metric, or its ridge regression.
+    """
+    more: dict[str, Tensor] = {}
+    if evaluates and memory.ridge_KD is not None and memory.ridge_K is not None:
+        more = {"ridge": memory.ridge_KD, "intercept": memory.ridge_K}
+    elif evaluates and memory.metric_DD is not None:
+        more = {"metric": memory.metric_DD}
+    return arrays.to_record({"frame": frame.etf_KD, "mean": memory.mean_KD, "seen": memory.seen_K, **more})
 
 
 def frame_and_memory_of(content: RecordDict) -> tuple[Tensor, ClassMemory]:
     """(vertices of the frame, class memory) from an instruction, checked. Raises ProtocolError."""
     record = record_of(content, GUIDE, ArrayRecord)
-    if record is None or set(record) - {"metric"} != {"frame", "mean", "seen"}:
+    if record is None or set(record) - {"metric", "ridge", "intercept"} != {"frame", "mean", "seen"}:
         raise ProtocolError("the instruction has no complete 'guide' record")
     tensors = arrays.from_record(record)
-    names = {"mean": "mean_KD", "seen": "seen_K", "metric": "metric_DD"}
+    names = {
+        "mean": "mean_KD",
+        "seen": "seen_K",
+        "metric": "metric_DD",
+        "ridge": "ridge_KD",
+        "intercept": "ridge_K",
+    }
     return tensors["frame"], ClassMemory.from_tensors({names[k]: v for k, v in tensors.items() if k in names})
 
 

@@ -35,8 +35,14 @@ class Holding:
     count_K: tuple[int, ...]
 
     @classmethod
-    def of(cls, content: RecordDict, label_space: int, declared: Declared | None = None) -> Holding:
-        """Read a `hello` reply; `declared` is what the node declared when it attended, if known.
+    def of(
+        cls, content: RecordDict, label_space: int, declared: Declared | None = None, members_per_example: int = 1
+    ) -> Holding:
+        """Read a `hello` reply.
+
+        Args:
+            declared: what the node declared when it attended, if known.
+            members_per_example: the most members of classes that an example has.
 
         Raises:
             ProtocolError: the counts are missing or contradict each other.
@@ -50,7 +56,8 @@ class Holding:
         if not isinstance(count_K, list) or len(count_K) != label_space:
             raise ProtocolError(f"the reply does not hold one count for each of the {label_space} classes")
         counts = [count for count in count_K if isinstance(count, int)]
-        if len(counts) != label_space or min(counts, default=0) < 0 or sum(counts) > examples:
+        most = examples * members_per_example
+        if len(counts) != label_space or min(counts, default=0) < 0 or sum(counts) > most:
             raise ProtocolError(f"the reply's class counts do not fit its {examples} examples")
         found = cls(examples, held_out, tuple(counts))
         if declared and not found.is_within(declared):

@@ -61,16 +61,16 @@ def check_attend(request: pb.AttendRequest) -> None:
     require("part", fits, f"part {part.index} of {part.of}; parts are counted from 0")
 
 
-def check_declaration(declaration: pb.Declaration, label_space: int | None) -> None:
-    """Raises InvalidError. `label_space` is None if the run has none."""
+def check_declaration(declaration: pb.Declaration, label_space: int | None, members_per_example: int = 1) -> None:
+    """Raises InvalidError. `label_space` is None if the run has none; `members_per_example`: see `Task`."""
     for field in ("examples", "held_out"):
         value = getattr(declaration, field)
         require(field, value <= MAX_EXAMPLES, f"{value} examples, at most {MAX_EXAMPLES} are allowed")
     counts = declaration.class_counts
     most = CLASSES if label_space is None else label_space
     require("class_counts", len(counts) <= most, f"{len(counts)} classes, but the run has {most}")
-    fits = sum(counts) <= declaration.examples
-    require("class_counts", fits, f"they add up to more than the {declaration.examples} examples")
+    fits = sum(counts) <= declaration.examples * members_per_example
+    require("class_counts", fits, f"they add up to more than {declaration.examples} examples can have")
     _check_text("device", declaration.device, SHORT_TEXT)
     _check_text("problem", declaration.problem, LONG_TEXT)
     require("pid", declaration.pid <= 1 << 22, f"{declaration.pid} is not a process id")

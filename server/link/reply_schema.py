@@ -104,9 +104,10 @@ class ReplyForm:
 
 @dataclass(frozen=True)
 class ReplySchema:
-    """The form of replies by message type, and the number of classes."""
+    """The form of replies by message type, the number of classes, and the most members of them in an example."""
 
     label_space: int
+    members_per_example: int
     forms: Mapping[str, ReplyForm]
 
     @classmethod
@@ -137,7 +138,10 @@ class ReplySchema:
         sums = {
             model: _layout(
                 ClassSums.zeros(
-                    frame.vertices, task.memory_dim, moment=task.run.method.needs_moments(model, is_first=is_first)
+                    frame.vertices,
+                    task.memory_dim,
+                    moment=task.run.method.needs_moments(model, is_first=is_first),
+                    exact=not task.run.train.epochs,
                 ).to_tensors()
             )
             for model in ("global", "local")
@@ -145,6 +149,7 @@ class ReplySchema:
         additions = {EXTRA: _layout(extra)} if extra else {}
         return cls(
             label_space=task.label_space,
+            members_per_example=task.members_per_example,
             forms={
                 TRAIN: ReplyForm(required={MODEL: weights, **additions}, optional={SUMS: sums["local"]}),
                 HELLO: ReplyForm(),
@@ -166,7 +171,7 @@ class ReplySchema:
 
 def _check_owned(task: Task, model: Mapping[str, Tensor]) -> None:
     """Raises ConfigError: the weights of tensors that are averaged over their owners do not fit into a reply."""
-    owned = [key for key in model if task.aggregation(key) == Aggregation.OWNERS]
+    owned = [key for key in model if task.combining(key) == Aggregation.OWNERS]
     longest = SHORT_TEXT - len(f"{OWNED}/")
     if len(owned) > MOST_OWNED or max(map(len, owned), default=0) > longest:
         raise ConfigError(

@@ -156,10 +156,10 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _check_written(task: Task, key: str, before: Tensor, after: Tensor) -> None:
-    if task.aggregation(key) != Aggregation.FIXED:
+    if task.combining(key) != Aggregation.FIXED:
         raise ConfigError(
             f"task {task.name!r}: with_data_sums() wrote {key!r}, whose aggregation is "
-            f"{task.aggregation(key).value!r}. Write only keys that aggregation() says are FIXED"
+            f"{task.combining(key).value!r}. Write only keys that aggregation() says are FIXED"
         )
     if (before.shape, before.dtype) != (after.shape, after.dtype):
         raise ConfigError(f"task {task.name!r}: with_data_sums() changed shape or type of {key!r}")

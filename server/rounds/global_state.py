@@ -49,9 +49,9 @@ class GlobalState:
         """Note that this round is complete."""
         self.completed = server_round
 
-    def remember(self, pool: Pool, momentum: float, *, warming_up: bool) -> None:
-        """Update the memory with the class sums of a round."""
-        self.memories = self.memories.updated(pool, momentum, warming_up=warming_up)
+    def remember(self, pool: Pool, momentum: float, *, warming_up: bool, ridge: float = 0.0) -> None:
+        """Update the memory with the class sums of a round. `ridge`: see `ClassMemory.update`."""
+        self.memories = self.memories.updated(pool, momentum, warming_up=warming_up, ridge=ridge)
 
     @property
     def memory(self) -> ClassMemory:

@@ -53,6 +53,7 @@ class Participants:
         grid: Grid,
         content: Callable[[], RecordDict],
         label_space: int,
+        members_per_example: int = 1,
     ) -> None:
         """Ask new nodes, and nodes that have declared other data since, what they hold.
 
@@ -67,7 +68,10 @@ class Participants:
             node = reply.metadata.src_node_id
             declared = self._declared(node)
             bound = declared if self._is_first else None
-            holding = self._replies.take(reply, partial(Holding.of, label_space=label_space, declared=bound))
+            read = partial(
+                Holding.of, label_space=label_space, declared=bound, members_per_example=members_per_example
+            )
+            holding = self._replies.take(reply, read)
             if holding is not None:
                 self._announced[node] = holding, declared
         self.note_answers(server_round, strangers)

@@ -30,6 +30,7 @@ def summary_of(run_id: str, result: RunResult, **measured: Any) -> dict[str, Any
         "config_sha256": result.run.digest,
         "frame_sha256": result.frame.digest,
         "classes": list(result.class_names),
+        "model_bytes": {"once": result.traffic.once, "each_round": result.traffic.each_round},
         **measured,
         **result.history.summary(),
     }
@@ -37,7 +38,7 @@ def summary_of(run_id: str, result: RunResult, **measured: Any) -> dict[str, Any
 
 def write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> None:
     """The model, the summary and all rounds."""
-    model = result.task.build_model()
+    model = result.task.new_model()
     model.load_state_dict(result.state.model, strict=False)
     run, memories = result.run, result.state.memories
     memory = memories.under(run.method.memory_source, result.frame.etf_KD, run.seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import Memories
 from fednc.common.methods import registry
-from fednc.common.tasks import discovery
+from fednc.common.tasks import discovery, initial_weights
 from fednc.common.tasks.api import Task
+from fednc.common.tasks.blocks import Traffic
 from fednc.common.tasks.class_registry import ClassRegistry
 from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.stages import Stage, with_names
@@ -39,7 +41,14 @@ from fednc.server.rounds.waiting import ClientsWait, save_patiently
 from fednc.server.storage.changed_run_file import Changes
 from fednc.server.storage.checkpoint import Checkpoint
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.events import DataNote, LastRoundEvaluated, RoundCompleted, RunResumed, RunStopped
+from fednc.server.storage.events import (
+    DataNote,
+    LastRoundEvaluated,
+    RoundCompleted,
+    RunResumed,
+    RunStopped,
+    WeightsLoaded,
+)
 from fednc.server.storage.history import History, RoundRecord
 
 _TRIES = 3  # for a round that stays below quorum
@@ -57,6 +66,7 @@ class RunResult:
     history: History
     evaluation: CentralEvaluation | None
     class_names: tuple[str, ...]  # so far
+    traffic: Traffic
 
 
 class FederatedRun:
@@ -68,13 +78,16 @@ class FederatedRun:
         opened: the last session whose memory was pooled; 0: none.
     """
 
-    def __init__(self, run: RunConfig, events: EventLog, device: torch.device = CPU) -> None:
+    def __init__(
+        self, run: RunConfig, events: EventLog, device: torch.device = CPU, *, resumes: bool = False
+    ) -> None:
         """Load everything the server needs.
 
         Args:
             run: the run file.
             events: where events are recorded.
             device: where the server evaluates its own test data.
+            resumes: a checkpoint will be restored, so the file of `task.weights` is not needed.
 
         Raises:
             ConfigError, DataError: the task or the test data cannot be used.
@@ -85,8 +98,10 @@ class FederatedRun:
         self.asks_for_sums = check_form(self.task)
         self.frame = self.task.frame(seeds.derive(run.seed, "frame"))
         torch.manual_seed(seeds.derive(run.seed, "model"))
-        self.model = model = self.task.build_model()
+        self.model = model = self.task.new_model()
         draw_with_gain(model, run.init.gain)
+        if run.task.weights and not resumes:
+            self._load_weights(Path(run.task.weights))
         self.layout = Layout.of(model, self.task.shared_keys(model)) if needs_clients(run) else None
         self._initialised: dict[str, Any] = {}
         self._changed: Changes = {}  # keys of the run file changed since the checkpoint that was restored
@@ -105,8 +120,14 @@ class FederatedRun:
             kept=steps.kept({key: shared[key] for key in keys if key in steps.stepped}),
         )
         self.stage: Stage = self.task.stage(1)
-        self.history = History(primary=self.task.primary)
+        self.history = History(primary=self.task.primary, shown=self.task.summary_metrics)
         self.evaluation = self._central_evaluation(model)
+
+    def _load_weights(self, path: Path) -> None:
+        """Start from the tensors in a file. Raises ConfigError."""
+        given, sha256 = initial_weights.read(path)
+        notes = self.task.load_weights(self.model, given)
+        self.events.emit(WeightsLoaded(text=f"weights of {path}: {'; '.join(notes)}", sha256=sha256))
 
     def _central_evaluation(self, model: torch.nn.Module) -> CentralEvaluation | None:
         if not self.run.evaluate.test:
@@ -145,7 +166,14 @@ class FederatedRun:
             history=self.history,
             evaluation=self.evaluation,
             class_names=self.registry.names,
+            traffic=self.traffic,
         )
+
+    @property
+    def traffic(self) -> Traffic:
+        """The bytes of the model that travel, once and in each round."""
+        trained = self.task.trained_keys(self.model, self.stage) if self.run.train.epochs else []
+        return Traffic.of(self.state.model, trained)
 
     @property
     def registry(self) -> ClassRegistry:
@@ -220,7 +248,7 @@ class FederatedRun:
             completed=checkpoint.round,
         )
         self.opened, self._changed = checkpoint.opened, checkpoint.changed
-        self.history = History.from_json(checkpoint.history, self.task.primary)
+        self.history = History.from_json(checkpoint.history, self.task.primary, self.task.summary_metrics)
         self._good = self.state.snapshot()
         if checkpoint.classes:
             self._recall(ClassRegistry.from_json(checkpoint.classes))
@@ -252,7 +280,7 @@ class RoundLoop:
         """Run the remaining rounds, until an operator stops the run. Raises QuorumError."""
         prepared = self._prepared
         self._control.begin(prepared.history.primary)
-        self._strategy.summary()
+        self._strategy.summary(prepared.traffic)
         if self._around.returning:
             self._clients.for_returning()
         for server_round in range(prepared.state.completed + 1, prepared.run.all_rounds + 1):

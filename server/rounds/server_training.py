@@ -20,7 +20,7 @@ def fit_centrally(
     """Train the tensors that the task fits, put them into `state`, and return the loss."""
     section = stage.train.model_copy(update={"epochs": steps})
     with torch.random.fork_rng(devices=[]):
-        model = task.build_model()
+        model = task.new_model()
     model.load_state_dict(state.model, strict=False)
     loss = task.fit(model, guide, section, generator)
     trained = model.state_dict()

@@ -26,6 +26,7 @@ from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import Pool
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Task, add_stats
+from fednc.common.tasks.blocks import Traffic
 from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.round_guide import guide_at
@@ -71,7 +72,7 @@ class FrameStrategy(Strategy):
         self._record = RoundRecord(round=0)
         self._local = self._pool_of_sums("local")
         self._fold = Fold(
-            state.folded, state.extra, task.aggregation
+            state.folded, state.extra, task.combining
         )  # its memory is reused in all rounds of a stage
 
     # ---- Flower's interface --------------------------------------------------------------------------------
@@ -178,11 +179,13 @@ class FrameStrategy(Strategy):
         value = client[self.task.primary.name]
         return (value if self.task.primary.higher_is_better else -value), client["name"]
 
-    def summary(self) -> None:
-        """Emit the event that describes the run."""
+    def summary(self, traffic: Traffic | None = None) -> None:
+        """Emit the event that describes the run; `traffic` is what its model costs on the link, if known."""
         run, frame = self.run, self.frame
         shown = f" frame K={frame.vertices} d={frame.dim} {frame.digest[:12]}," if frame.vertices else ""
         text = f"{run.method.name} on {run.task.name}: {run.all_rounds} rounds,{shown} seed {run.seed}"
+        if traffic and traffic.each_round != traffic.once:
+            text += f"; {traffic.text}"
         started = RunStarted(
             text=text,
             method=run.method.name,
@@ -203,7 +206,7 @@ class FrameStrategy(Strategy):
         """
         self.run, self.task = run, task
         self.stage = stage
-        self._fold = Fold(self.state.folded, self.state.extra, task.aggregation)
+        self._fold = Fold(self.state.folded, self.state.extra, task.combining)
         self.clients.enter(is_first=stage.is_first)
 
     def holders(self, grid: Grid) -> list[int]:
@@ -243,9 +246,12 @@ class FrameStrategy(Strategy):
         if task and task.fits_centrally(self.stage):
             self._record = RoundRecord(round=server_round)
             self._record.loss = _finite(self._fit(server_round, self.stage.train.epochs))
+        elif not self.run.train.epochs:
+            if not self._sum_features(server_round, grid, timeout_s):
+                return None
         elif not self._train(server_round, grid, timeout_s):
             return None
-        if self._wants_global_memory(server_round, evaluates):
+        if self.run.train.epochs and self._wants_global_memory(server_round, evaluates):
             nodes = sorted(grid.get_node_ids()) if self.task.takes_sessions else self._trained
             self._refresh_memory(server_round, grid, timeout_s, nodes)
             if task and task.settling_steps and self.stage.is_first:
@@ -265,7 +271,11 @@ class FrameStrategy(Strategy):
     def evaluate_early(self, grid: Grid) -> None:
         """Evaluate the round just completed ahead of schedule, because the run ends with it."""
         server_round, timeout_s = self._record.round, self.run.rounds.deadline_s
-        if self._wants_global_memory(server_round, True) and not self._wants_global_memory(server_round, False):
+        if (
+            self.run.train.epochs
+            and self._wants_global_memory(server_round, True)
+            and not self._wants_global_memory(server_round, False)
+        ):
             self._refresh_memory(server_round, grid, timeout_s, self._trained)
         self._evaluate(server_round, grid, timeout_s)
 
@@ -294,7 +304,8 @@ class FrameStrategy(Strategy):
         def question() -> RecordDict:
             return messages.instruction_content(self._instruction(server_round))
 
-        self.clients.get_to_know(nodes, server_round, grid, question, self.task.label_space)
+        known, each = self.task.label_space, self.task.members_per_example
+        self.clients.get_to_know(nodes, server_round, grid, question, known, each)
 
     def _end_exchange(self, server_round: int, asked: Collection[int]) -> None:
         """Raises DivergedError if most answers have values that are not finite."""
@@ -308,24 +319,52 @@ class FrameStrategy(Strategy):
                 f"{kept}"
             )
 
-    def _refresh_memory(self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]) -> None:
-        """Collect class means of the new global model's features: exact, with one forward pass on each client."""
+    def _sum_features(self, server_round: int, grid: Grid, timeout_s: float) -> bool:
+        """The whole round if nothing is trained: take class sums into the memory. False below quorum."""
+        self.clients.forget(self.replies.failed)
+        self.replies.forget_failures()
+        self._record, self.fold_s = RoundRecord(round=server_round, failures=self.replies.failures), 0.0
+        before = self.state.memories
+        asked = self.sample(server_round, grid)
+        summed = self._refresh_memory(server_round, grid, timeout_s, asked)
+        if len(summed) < self.quorum:
+            self.state.memories = before
+            return False
+        self._trained = list(summed)
+        self._record.missing = [self.replies.name_of(node) for node in asked if node not in summed]
+        self._record.replies, self._record.examples = len(summed), sum(summed.values())
+        return True
+
+    def _refresh_memory(
+        self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]
+    ) -> dict[int, int]:
+        """Collect class means of the new global model's features: exact, with one forward pass on each client.
+
+        Returns the examples that each node's sums count for.
+        """
         nodes = self.clients.present(server_round, nodes)
         self._get_to_know(nodes, server_round, grid)
         counted = {node: count for node, count in self.clients.examples(nodes).items() if count}
         content = messages.instruction_content(self._instruction(server_round), self.state.record)
-        pool = self._pool_of_sums("global")
+        pool, summed = self._pool_of_sums("global"), {}
         for reply in self.replies.ask(grid, content, list(counted), MEMORY, server_round, timeout_s):
             node = reply.metadata.src_node_id
             sums = self.replies.take(reply, partial(self._checked_sums, node=node, counted=counted))
             if sums is not None:
                 pool.add(sums, node)
+                summed[node] = counted[node]
         self._end_exchange(server_round, counted)
         self._remember(server_round, pool)
+        return summed
 
     def _remember(self, server_round: int, pool: Pool) -> None:
         method = self.run.method
-        self.state.remember(pool, method.memory_momentum, warming_up=server_round <= method.warmup_rounds)
+        self.state.remember(
+            pool,
+            method.memory_momentum,
+            warming_up=server_round <= method.warmup_rounds,
+            ridge=method.ridge if method.readout_needs.needs_ridge else 0.0,
+        )
 
     # ---- replies -------------------------------------------------------------------------------------------
 
@@ -386,7 +425,8 @@ class FrameStrategy(Strategy):
 
     def _pool_of_sums(self, model: str) -> Pool:
         moment = self.run.method.needs_moments(model, is_first=self.stage.is_first)
-        return Pool(self.frame.vertices, self.task.memory_dim, self.run.seed, moment=moment)
+        exact = not self.run.train.epochs
+        return Pool(self.frame.vertices, self.task.memory_dim, self.run.seed, moment=moment, exact=exact)
 
     def _instruction(self, server_round: int, *, wants_sums: bool = False) -> Instruction:
         return Instruction.under(self.run, server_round, wants_sums=wants_sums)

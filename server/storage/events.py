@@ -137,6 +137,13 @@ class RunResumed(Event, kind="resume"):
     round: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightsLoaded(Event, kind="weights"):
+    """The model starts from a file of weights."""
+
+    sha256: str
+
+
 class DataNote(Event, kind="data"):
     """A remark on the server's own test data."""
 

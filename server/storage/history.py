@@ -48,9 +48,15 @@ class RoundRecord:
 
 @dataclass(kw_only=True)
 class History:
-    """All rounds of a run. `primary` is the metric that the run is judged by."""
+    """All rounds of a run.
+
+    Attributes:
+        primary: the metric that the run is judged by.
+        shown: further test metrics that the summary has.
+    """
 
     primary: MetricInfo = ACCURACY
+    shown: tuple[str, ...] = ()
     rounds: list[RoundRecord] = field(default_factory=list)
 
     @property
@@ -85,6 +91,7 @@ class History:
             "nc1": last.test.get("nc1") if last else None,
             f"pooled_{name}": last.pooled.get(name) if last else None,
             "worst_client": last.worst_client if last else {},
+            **{key: last.test[key] for key in self.shown if last and key in last.test},
             **sessions,
             **({"init": self.rounds[0].init} if self.rounds and self.rounds[0].init else {}),
         }
@@ -94,9 +101,11 @@ class History:
         return [asdict(record) for record in self.rounds]
 
     @classmethod
-    def from_json(cls, rounds: list[dict[str, Any]], primary: MetricInfo = ACCURACY) -> History:
+    def from_json(
+        cls, rounds: list[dict[str, Any]], primary: MetricInfo = ACCURACY, shown: tuple[str, ...] = ()
+    ) -> History:
         """Rebuild a history from what `to_json` returned."""
-        return cls(primary=primary, rounds=[RoundRecord(**record) for record in rounds])
+        return cls(primary=primary, shown=shown, rounds=[RoundRecord(**record) for record in rounds])
 
 
 def session_figures(ends: Sequence[RoundRecord], primary: MetricInfo = ACCURACY) -> dict[str, Any]:

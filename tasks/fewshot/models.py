@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fednc.common.learning.frame import unit
+from fednc.common.tasks.blocks import Blocks
 from fednc.common.tasks.classifier import ClassifierModel
 from fednc.tasks.fewshot.options import FewShotOptions
 from fednc.tasks.vision import backbones
@@ -64,21 +65,21 @@ class Projection(nn.Module):
 
 def build_backbone(options: FewShotOptions) -> tuple[nn.Module, int]:
     """(layers that give unit features, their width), initialised from torch's global generator."""
-    layers, width = _layers(options)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(options.cells), nn.Flatten(), Unit()), width
+    layers, names, width = _layers(options)
+    return Blocks(*layers, nn.AdaptiveAvgPool2d(options.cells), nn.Flatten(), Unit(), names=names), width
 
 
 def width_of(options: FewShotOptions) -> int:
     """C. Draws no numbers and allocates no memory."""
     with torch.device("meta"):
-        return _layers(options)[1]
+        return _layers(options)[2]
 
 
-def _layers(options: FewShotOptions) -> tuple[list[nn.Module], int]:
-    """The image task's backbone up to its feature map, and the width after averaging over the cells."""
+def _layers(options: FewShotOptions) -> tuple[list[nn.Module], tuple[tuple[str, int], ...], int]:
+    """The image task's backbone up to its feature map, its blocks, and the width after averaging over cells."""
     found, width = backbones.build_backbone(options)
-    assert isinstance(found, nn.Sequential)
+    assert isinstance(found, Blocks)
     *layers, pool, _ = found  # every backbone ends by pooling and flattening
     assert isinstance(pool, nn.AdaptiveAvgPool2d)
     assert isinstance(pool.output_size, int)
-    return layers, width // pool.output_size**2 * options.cells**2
+    return layers, found.names, width // pool.output_size**2 * options.cells**2

@@ -20,6 +20,10 @@ class FewShotOptions(ImageOptions):
     projection, on a few examples of its classes and on the global class memory (NC-FSCIL, arXiv 2302.03004).
     """
 
+    model: Literal["cnn", "plain", "resnet18", "mobilenetv2"] = Field(
+        "cnn",
+        description="as for the image task, without the models of timm, which have no feature map to average",
+    )
     cells: Annotated[int, Field(ge=1, le=8)] = Field(
         1,
         description="the backbone's feature map is averaged over a grid of this many cells per side; 1: over all "

@@ -9,24 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection
+from fednc.common.errors import ConfigError
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierTask
+from fednc.common.tasks.request_forms import RequestForm
 from fednc.common.tasks.tensor_data import UNLABELLED
-from fednc.tasks.vision.backbones import build_backbone
+from fednc.tasks.vision.augmentations import SHIPPED, Augmentation
+from fednc.tasks.vision.backbones import build_backbone, width_of
 from fednc.tasks.vision.dataset import ImageBatch, ImageData
 from fednc.tasks.vision.options import ImageOptions
+from fednc.tasks.vision.request_forms import image_forms
 from fednc.tasks.vision.sheet import sheet
 from fednc.tasks.vision.shifts import ImageSplit, is_shifted, shift_part, shift_test
 from fednc.tasks.vision.sources import select
 from fednc.tasks.vision.suggest import suggest
+from fednc.tasks.vision.timm_models import is_timm
 
 SHOWN_WRONG = 24  # images on the sheet of wrong predictions
 SHEET_BATCH = 256
@@ -39,10 +45,32 @@ class ImageTask(ClassifierTask):
     Options = ImageOptions
     Split = ImageSplit
     options: ImageOptions
+    augmentations: ClassVar[tuple[type[Augmentation], ...]] = SHIPPED  # that `task.augment` may name
+
+    def __init__(self, run: RunConfig) -> None:
+        super().__init__(run)
+        self._chosen_augmentations = self._augmentations()
+
+    def _augmentations(self) -> tuple[Augmentation, ...]:
+        """Those that `task.augment` lists. Raises ConfigError for a name that the task does not have."""
+        chosen, known = self.options.augment, {each.name: each for each in self.augmentations}
+        if isinstance(chosen, str):
+            return ()
+        if unknown := [name for name in chosen if name not in known]:
+            raise ConfigError(
+                f"task.augment: there is no change called {', '.join(map(repr, unknown))}; choose among "
+                f"{', '.join(known)}"
+            )
+        return tuple(known[name]() for name in chosen)
 
     def backbone(self) -> tuple[nn.Module, int]:
         """The layers that `task.model` names."""
         return build_backbone(self.options)
+
+    @property
+    def width(self) -> int:
+        """Width of the backbone's features."""
+        return width_of(self.options)
 
     def read(self, spec: str, purpose: Purpose) -> ImageData:
         """The images at `spec`; for prediction also an image file, a folder or an .npz. Raises DataError."""
@@ -58,6 +86,7 @@ class ImageTask(ClassifierTask):
             mean_C11=torch.tensor(self.options.mean)[:, None, None],
             std_C11=torch.tensor(self.options.std)[:, None, None],
             augment=purpose == "train" and self.options.augment == "crop-flip",
+            augmentations=self._chosen_augmentations if purpose == "train" else (),
             names=images.names,
             notes=images.notes,
         )
@@ -98,15 +127,17 @@ class ImageTask(ClassifierTask):
     def loss(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of `guide.method` on the features of a batch."""
         pixel_BCHW, label_B = batch
-        if len(label_B) == 1 and self.options.norm == "batch":
+        if len(label_B) == 1 and (self.options.norm == "batch" or is_timm(self.options.model)):
             # Batch normalisation has no variance over one value per channel; two copies have the same mean loss.
             batch = pixel_BCHW.repeat(2, 1, 1, 1), label_B.repeat(2)
         return super().loss(model, batch, guide)
 
     def same_for_each_batch(self, guide: Guide) -> bool:
-        """True. A task that derives from this one and overrides `loss` must also override this."""
+        """True, but for models of timm, of which this is not known. A task that derives from this one and
+        overrides `loss` must also override this.
+        """
         del guide
-        return type(self).loss is ImageTask.loss
+        return type(self).loss is ImageTask.loss and not is_timm(self.options.model)
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
         """`wrong.png`: misclassified test images, with their true and their predicted class."""
@@ -130,6 +161,10 @@ class ImageTask(ClassifierTask):
             "mean": list(self.options.mean),
             "std": list(self.options.std),
         }
+
+    def request_forms(self) -> tuple[RequestForm, ...]:
+        """Image files, pixels, or preprocessed images."""
+        return image_forms(self.options)
 
 
 def _as_stored(data: ImageData) -> np.ndarray[Any, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fednc.common.tasks.api import TaskData
 from fednc.common.tasks.splits import Index
 from fednc.common.tasks.tensor_data import class_index, count_of, few_index, hold_out_index, run_lengths
+from fednc.tasks.vision.augmentations import Augmentation, apply, draw
 
 ImageBatch = tuple[Tensor, Tensor]
 
@@ -36,6 +37,7 @@ class ImageData(TaskData):
         mean_C11: per channel, subtracted from pixels in 0..1.
         std_C11: per channel, divides the result.
         augment: whether training batches are cropped and mirrored.
+        augmentations: further changes of training batches, in order.
         names: where each image came from (for `fednc predict`); may be empty.
         notes: what was read and what was left out, to show to users.
     """
@@ -46,6 +48,7 @@ class ImageData(TaskData):
     mean_C11: Tensor
     std_C11: Tensor
     augment: bool = False
+    augmentations: tuple[Augmentation, ...] = ()
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -69,10 +72,14 @@ class ImageData(TaskData):
         runs, height, device = run_lengths(self.examples, batch), self.pixel_NCHW.shape[2], self.label_N.device
         drawn = [draw_moves(length, height, generator) for length in runs if self.augment]
         moves = torch.cat(drawn, dim=1).to(device).split(runs, dim=1) if drawn else ()
+        drawn_PN = draw(self.augmentations, self.examples, generator) if self.augmentations else torch.empty(0, 0)
+        changes = drawn_PN.to(device).split(runs, dim=1) if self.augmentations else ()
         for i, row_B in enumerate(order_N.to(device).split(runs)):
             pixel_BCHW = self.pixel_NCHW[row_B]
             if moves:
                 pixel_BCHW = crop_and_mirror(pixel_BCHW, moves[i])
+            if changes:
+                pixel_BCHW = apply(self.augmentations, as_unit_range(pixel_BCHW), changes[i])
             yield self._normalised(pixel_BCHW), self.label_N[row_B]
 
     def eval_batches(self, batch: int) -> Iterator[ImageBatch]:

@@ -56,11 +56,12 @@ def _of_digits(spec: DataSpec) -> Suggestion:
 
 
 def _of_npz(spec: DataSpec) -> Suggestion:
-    file = arrays.load_arrays(spec.place)
-    pixel_NCHW = arrays.as_pixels(arrays.pick(file, "x_train", spec.place), f"{spec.source}: x_train")
+    file = arrays.load_arrays(spec)
+    inputs, _ = arrays.array_names(spec)
+    pixel_NCHW = arrays.as_pixels(arrays.pick(file, inputs, spec.place), f"{spec.source}: {inputs}")
     count, channels, height, width = pixel_NCHW.shape
     if count == 0:
-        raise DataError(f"{spec.source}: no images in x_train")
+        raise DataError(f"{spec.source}: no images in {inputs}")
     if height != width:
         raise DataError(
             f"{spec.source}: images are {height}x{width}, but must be square. Crop, pad or resize them."
@@ -82,8 +83,9 @@ def _of_npz(spec: DataSpec) -> Suggestion:
 
 def _npz_classes(file: dict[str, arrays.Array], spec: DataSpec) -> tuple[list[str], tuple[str, ...]]:
     """(names of the classes, notes on them). Labels without names are used as names themselves."""
-    source = f"{spec.source}: y_train"
-    used = np.unique(as_column(arrays.pick(file, "y_train", spec.place), source))
+    _, labels = arrays.array_names(spec)
+    source = f"{spec.source}: {labels}"
+    used = np.unique(as_column(arrays.pick(file, labels, spec.place), source))
     named = arrays.class_names(file, spec)
     if named is not None and used.dtype.kind not in "US":
         return named, ()

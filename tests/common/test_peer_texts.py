@@ -26,6 +26,7 @@ from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.peer_text import one_line
 from fednc.common.process.log_format import OneLineFormatter
+from fednc.common.tasks.data_spec import parse_spec
 from fednc.common.wire import failure_reasons
 from fednc.server.storage.event_log import EventLog, NodeEvents, older_first
 from fednc.server.storage.events import DataNote, NodePaused, NodeUnfit, RunResumed
@@ -180,14 +181,14 @@ def test_an_npz_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path:
             member.write(bytes(1 << 20))
     assert path.stat().st_size < 1 << 20
     with pytest.raises(DataError, match="would take 200 MiB"):
-        load_arrays(str(path))
+        load_arrays(parse_spec(f"npz:{path}"))
     lies = tmp_path / "lies.npz"
     with zipfile.ZipFile(lies, "w") as archive, archive.open("x_train.npy", "w") as member:
         np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": (1 << 40,)})
     with pytest.raises(DataError, match="would take"):
-        load_arrays(str(lies))
+        load_arrays(parse_spec(f"npz:{lies}"))
     np.savez_compressed(tmp_path / "fine.npz", x_train=np.zeros((1000, 8, 8), np.uint8))
-    assert load_arrays(str(tmp_path / "fine.npz"))["x_train"].shape == (1000, 8, 8)
+    assert load_arrays(parse_spec(f"npz:{tmp_path / 'fine.npz'}"))["x_train"].shape == (1000, 8, 8)
 
 
 def test_postscript_is_refused_under_any_suffix(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fednc.common.errors import DataError, MissingExtraError
 from fednc.common.tasks import npz_files
 from fednc.common.tasks.data_spec import DataSpec
+from fednc.common.tasks.row_choice import chosen_rows, names_for, part_column
 from fednc.common.tasks.tensor_data import UNLABELLED, hold_out_index
 from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sources.folders import as_path
@@ -47,21 +48,42 @@ def read_digits(spec: DataSpec, purpose: Purpose, options: ImageOptions) -> Imag
 def read_npz(spec: DataSpec, purpose: Purpose, options: ImageOptions, *, labels_needed: bool = True) -> Images:
     """Read arrays x_train, y_train, and optionally x_test, y_test and classes (the names of integer labels).
 
+    With `columns=image=NAME,label=NAME` the arrays have these names instead, and there is no test part; with
+    `only=COLUMN=VALUE` only rows that have this value in another array are read.
+
     Raises:
         DataError: the file does not have this form.
     """
-    file = load_arrays(spec.place)
-    has_test = "x_test" in file
+    file = load_arrays(spec)
+    has_test = not spec.columns and "x_test" in file
     part = "test" if purpose == "test" and has_test else "train"
-    pixel_NCHW = as_pixels(pick(file, f"x_{part}", spec.place), f"{spec.source}: x_{part}")
-    notes = _unused(file)
-    if not labels_needed and f"y_{part}" not in file:
+    inputs, labels = array_names(spec, part)
+    pixels = pick(file, inputs, spec.place)
+    pixel_NCHW = as_pixels(pixels, f"{spec.source}: {inputs}")
+    owner_N = _of_owner(spec, len(pixels), file, part)
+    notes = _unused(file, spec)
+    if not labels_needed and labels not in file:
         label_N = torch.full((len(pixel_NCHW),), UNLABELLED)
-        return Images(pixel_NCHW=pixel_NCHW, label_N=label_N, has_test=has_test, notes=notes)
+        return Images(pixel_NCHW=pixel_NCHW, label_N=label_N, has_test=has_test, notes=notes, owner_N=owner_N)
     names = class_names(file, spec)
-    label_N = map_labels(pick(file, f"y_{part}", spec.place), names, options, f"{spec.source}: y_{part}")
-    refuse_other_lengths(len(pixel_NCHW), len(label_N), part, spec)
-    return Images(pixel_NCHW=pixel_NCHW, label_N=label_N, has_test=has_test, notes=notes)
+    given = pick(file, labels, spec.place)
+    refuse_other_lengths(len(pixels), len(given), part, spec)
+    label_N = map_labels(given, names, options, f"{spec.source}: {labels}")
+    return Images(pixel_NCHW=pixel_NCHW, label_N=label_N, has_test=has_test, notes=notes, owner_N=owner_N)
+
+
+def _of_owner(spec: DataSpec, rows: int, file: dict[str, Array], part: str) -> Tensor | None:
+    """bool [N]: the rows that `only` chooses; None if the spec has none."""
+    if not spec.only:
+        return None
+    owner_N = torch.zeros(rows, dtype=torch.bool)
+    owner_N[torch.from_numpy(chosen_rows(spec, rows, part_column(file, part, spec)))] = True
+    return owner_N
+
+
+def array_names(spec: DataSpec, part: str = "train") -> tuple[str, str]:
+    """(name of the array of images, name of the array of labels) of a part."""
+    return spec.columns.get("image", f"x_{part}"), spec.columns.get("label", f"y_{part}")
 
 
 def class_names(file: dict[str, Array], spec: DataSpec) -> list[str] | None:
@@ -78,19 +100,20 @@ def refuse_other_lengths(images: int, labels: int, part: str, spec: DataSpec) ->
         raise DataError(f"{spec.source}: {images} images in x_{part}, {labels} labels in y_{part}")
 
 
-def load_arrays(place: str) -> dict[str, Array]:
-    """The arrays of an .npz by name; those with unknown names are empty.
+def load_arrays(spec: DataSpec) -> dict[str, Array]:
+    """The arrays of an .npz by name; those that the spec does not use are empty.
 
     Raises:
         DataError: the file is missing or not an .npz file.
     """
+    place = spec.place
     path = as_path(place)
     if not path.exists():
         raise DataError(f"npz:{place}: no such file")
     if not path.is_file():
         raise DataError(f"npz:{place}: is a folder or a device; give the .npz file itself")
     try:
-        arrays = npz_files.read_npz(path, READ)
+        arrays = npz_files.read_npz(path, _read(spec))
     except PermissionError as e:
         raise DataError(f"npz:{place}: cannot be read (permission denied)") from e
     except Exception as e:  # any error of the parser means the same
@@ -108,8 +131,13 @@ def pick(file: dict[str, Array], key: str, place: str) -> Array:
     return file[key]
 
 
-def _unused(file: Collection[str]) -> tuple[str, ...]:
-    names = sorted(set(file) - READ)
+def _read(spec: DataSpec) -> set[str]:
+    """Names of the arrays that are used."""
+    return {*READ, *spec.columns.values(), *names_for(spec)}
+
+
+def _unused(file: Collection[str], spec: DataSpec) -> tuple[str, ...]:
+    names = sorted(set(file) - _read(spec))
     return (f"left out: {len(names)} arrays with other names ({', '.join(names[:10])})",) if names else ()
 
 

@@ -31,6 +31,7 @@ class Images:
         names: where each image came from; empty if that is not useful.
         has_test: whether the source has a test part; if not, these are all of its images.
         notes: what was read and what was left out, one sentence each.
+        owner_N: bool; the images that `only` of the data spec chooses. None: all.
     """
 
     pixel_NCHW: Tensor
@@ -38,12 +39,24 @@ class Images:
     names: tuple[str, ...] = ()
     has_test: bool = False
     notes: tuple[str, ...] = ()
+    owner_N: Tensor | None = None
 
     def select(self, index: Index) -> Images:
         """The images at `index`, in that order."""
         row = torch.from_numpy(index)
         names = tuple(self.names[i] for i in index) if self.names else ()
-        return replace(self, pixel_NCHW=self.pixel_NCHW[row], label_N=self.label_N[row], names=names)
+        owner_N = None if self.owner_N is None else self.owner_N[row]
+        return replace(
+            self, pixel_NCHW=self.pixel_NCHW[row], label_N=self.label_N[row], names=names, owner_N=owner_N
+        )
+
+    def of_owner(self) -> Images:
+        """The images that `only` of the data spec chooses.
+
+        They are chosen after the division into training and test data: this must be the same for a server that
+        reads the whole file and a client that reads its own part.
+        """
+        return self if self.owner_N is None else self.select(self.owner_N.nonzero().flatten().numpy())
 
 
 def several(errors: Sequence[DataError], total: int, source: str) -> DataError:

@@ -12,11 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from fednc.common import fault_injection
 from fednc.common.errors import DataError
 from fednc.common.tasks.data_spec import DataSpec, parse_spec
 from fednc.common.tasks.tensor_data import UNLABELLED, hold_out_index
+from fednc.tasks.vision.dataset import as_unit_range
 from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sources import arrays, files, hub
 from fednc.tasks.vision.sources.folders import as_path
@@ -31,6 +34,7 @@ READERS: dict[str, Callable[[DataSpec, Purpose, ImageOptions], Images]] = {
     "hf": hub.read_hub,
 }
 NAMED = frozenset({"npz", "hf"})  # kinds whose labels may be integers without names
+_CHUNK = 1024  # images to resize at a time; limits the memory
 TEST_SEED = 0  # for `evaluate.test_share`: the same for every run and on every machine
 
 
@@ -42,14 +46,14 @@ def read(text: str, purpose: Purpose, options: ImageOptions, test_share: float =
 
     Raises:
         DataError: the data is missing, unreadable, or does not have this run's classes and shapes; the message
-        names
-            the spec. Or test data was requested, but all of it may be training data.
+            names the spec. Or test data was requested, but all of it may be training data.
         MissingExtraError: the source needs a package that is not installed.
     """
     spec = parse_data(text)
     fault_injection.at("data.read")
     images = _checked(READERS[spec.kind](spec, purpose, options), spec.source, options)
-    return _with_notes(images if images.has_test else _divided(images, purpose, test_share, spec.source), options)
+    images = images if images.has_test else _divided(images, purpose, test_share, spec.source)
+    return _with_notes(images.of_owner(), options)
 
 
 def read_input(text: str, options: ImageOptions, test_share: float = 0.0) -> Images:
@@ -74,11 +78,11 @@ def read_input(text: str, options: ImageOptions, test_share: float = 0.0) -> Ima
         images = files.read_files([path], torch.tensor([UNLABELLED]), options, text)
     images = _checked(images, text, options)
     if images.has_test or bool((images.label_N == UNLABELLED).all()):
-        return images
+        return images.of_owner()
     if test_share > 0:
-        return _divided(images, "test", test_share, text)
+        return _divided(images, "test", test_share, text).of_owner()
     return replace(
-        images,
+        images.of_owner(),
         notes=(
             *images.notes,
             "the data has no test part: these are all of its images, including those trained on",
@@ -99,8 +103,10 @@ def parse_data(text: str) -> DataSpec:
         raise DataError(f"data {text!r}: class-names are for npz and hf; {spec.kind} has its own names")
     if unknown := sorted(set(spec.columns) - {"image", "label"}):
         raise DataError(f"data {text!r}: columns must be image=NAME, label=NAME or both, not {unknown[0]}=...")
-    if spec.columns and spec.kind != "hf":
-        raise DataError(f"data {text!r}: columns are for hf; {spec.kind} has none")
+    if spec.columns and spec.kind not in NAMED:
+        raise DataError(f"data {text!r}: columns are for npz and hf; {spec.kind} has none")
+    if spec.only and spec.kind != "npz":
+        raise DataError(f"data {text!r}: `only` is for npz; {spec.kind} has no columns to choose by")
     return spec
 
 
@@ -158,9 +164,24 @@ def _checked(images: Images, source: str, options: ImageOptions) -> Images:
             f"{source}: images have {channels} channels, but this run's have {options.channels} (task.channels). "
             "Convert the data: only its owner knows how to convert between grey and colour."
         )
-    if (height, width) != (options.size, options.size):
-        raise DataError(
-            f"{source}: images are {height}x{width}, but this run's are {options.size}x{options.size} "
-            "(task.size). Resize the arrays, or give the images as a folder; those are resized automatically."
+    if (height, width) == (options.size, options.size):
+        return images
+    if options.resize:
+        return replace(images, pixel_NCHW=_resized(images.pixel_NCHW, options.size))
+    raise DataError(
+        f"{source}: images are {height}x{width}, but this run's are {options.size}x{options.size} "
+        "(task.size). Set task.resize = true, resize the arrays, or give the images as a folder; those are "
+        "resized automatically."
+    )
+
+
+def _resized(pixel_NCHW: Tensor, size: int) -> Tensor:
+    """The images at another size, as bytes if they are: bilinear with antialiasing, aspect ratio not kept."""
+
+    def one(chunk_NCHW: Tensor) -> Tensor:
+        out = F.interpolate(
+            as_unit_range(chunk_NCHW), (size, size), mode="bilinear", antialias=True, align_corners=False
         )
-    return images
+        return (out * 255).round().clamp(0, 255).byte() if chunk_NCHW.dtype == torch.uint8 else out
+
+    return torch.cat([one(chunk) for chunk in pixel_NCHW.split(_CHUNK)])

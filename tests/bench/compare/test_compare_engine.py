@@ -112,7 +112,7 @@ def test_processes_give_the_same_figures(done: tuple[Path, report.Compared], tmp
     plan, rounds = reduced(), []
     data, _ = prepare(plan, {}, tmp_path)
     rows = tuning_rows(plan, data.sha256)[:2]
-    spawned = run_rows(rows, data.path, bench(tmp_path, workers=2), rounds.append)
+    spawned = run_rows(rows, data, bench(tmp_path, workers=2), rounds.append)
     here = {row["digest"]: without_time(row) for row in done[1].tuning}
     assert [without_time(row) for row in spawned] == [here[row.digest] for row in rows]
     assert sum(rounds) == 4
@@ -137,8 +137,8 @@ def test_rows_that_share_a_training_run_have_the_figures_of_separate_runs(tmp_pa
     rows = tuning_rows(plan, data.sha256)
     for name in ("together", "alone"):
         (tmp_path / name).mkdir()
-    together = run_rows(rows, data.path, bench(tmp_path / "together"))
-    alone = [run_rows([row], data.path, bench(tmp_path / "alone"))[0] for row in rows]
+    together = run_rows(rows, data, bench(tmp_path / "together"))
+    alone = [run_rows([row], data, bench(tmp_path / "alone"))[0] for row in rows]
     assert [one["shared_by"] for one in together] == [1] + [len(read_outs)] * len(read_outs)
     assert [without_time(one) for one in together] == [without_time(one) for one in alone]
     assert len({json.dumps(one["rounds"]) for one in together}) == len(rows)

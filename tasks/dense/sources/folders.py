@@ -1,0 +1,188 @@
+"""Reads folders of picture files with maps of the same name beside them.
+
+    PATH/{train,test}/image/NAME.png    the pictures; without `train` and `test`, PATH/image/
+    PATH/{train,test}/label/NAME.png    grey or palette, the value is the label
+    PATH/{train,test}/depth/NAME.png    16 bits, the share of 65535; 0 is unknown
+    PATH/{train,test}/normals/NAME.png  colour, (value - 127.5) / 127.5 for right, down, towards the camera
+    PATH/{train,test}/edges/NAME.png    grey; above 127 is a border
+    PATH/classes.txt                    name of label value 0 in the first line, of 1 in the second, ...
+
+Called by `select.py`. Files are resized to the run's size, labels without mixing values.
+
+Legend: N pictures, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fednc.common.errors import DataError
+from fednc.tasks.dense.maps import DEPTH, EDGES, INSTANCE, LABEL, MAPS, NORMALS, PART
+from fednc.tasks.dense.options import DenseOptions
+from fednc.tasks.dense.sources.pictures import Array, Part, Pictures, map_tensor, several
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+MAX_PIXELS = 64_000_000  # a small file can declare a picture that fills all memory
+IMAGE, CLASSES = "image", "classes.txt"
+_READ = (LABEL, DEPTH, NORMALS, EDGES, INSTANCE, PART)  # kinds of maps that are read from files
+
+
+def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
+    """The pictures below `place`. Raises DataError that names the unusable ones."""
+    root = Path(place).expanduser()
+    if not root.is_dir():
+        raise DataError(f"folder:{place}: no such folder")
+    has_test = (root / "test" / IMAGE).is_dir()
+    base = root / (part if has_test or part == "train" else "train")
+    if not (base / IMAGE).is_dir():
+        base = root
+    if not (base / IMAGE).is_dir():
+        raise DataError(f"folder:{place}: has no folder {IMAGE}/ or train/{IMAGE}/ with the pictures")
+    paths = pictures_in(base / IMAGE)
+    kinds = [kind for kind in _READ if (base / kind).is_dir()]
+    found = read_files(paths, [_beside(base / kind, kind, paths) for kind in kinds], kinds, options, place)
+    names_file = root / CLASSES
+    value_names = tuple(names_file.read_text(encoding="utf-8").split("\n")) if names_file.is_file() else None
+    return Pictures(
+        pixel_NCHW=found[IMAGE],
+        maps={kind: found[kind] for kind in kinds},
+        value_names=None if value_names is None else tuple(name.strip() for name in value_names if name.strip()),
+        names=tuple(str(path.relative_to(root)) for path in paths),
+        sites=tuple(path.stem.partition("_")[0] for path in paths) if all("_" in p.stem for p in paths) else (),
+        has_test=has_test,
+    )
+
+
+def read_loose(paths: Sequence[Path], options: DenseOptions) -> Pictures:
+    """Pictures without labels, to predict on."""
+    found = read_files(paths, [], [], options, str(paths[0].parent))
+    return Pictures(pixel_NCHW=found[IMAGE], names=tuple(map(str, paths)), has_test=True)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files of a folder, by name. Raises DataError if there are none."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise DataError(f"{folder}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+    return paths
+
+
+def read_files(
+    paths: Sequence[Path],
+    beside: Sequence[Sequence[Path]],
+    kinds: Sequence[str],
+    options: DenseOptions,
+    place: str,
+) -> dict[str, torch.Tensor]:
+    """Pictures (`IMAGE`) and maps by kind, each with one file per picture."""
+
+    def one(index: int) -> tuple[list[Array], str]:
+        try:
+            with _opened(paths[index]) as picture:
+                given = picture.size
+                values = [_resized(picture.convert("RGB"), options.size, Image.Resampling.BILINEAR)]
+            for kind, files in zip(kinds, beside, strict=True):
+                values.append(_map_of(files[index], kind, given, options.size))
+        except DataError as e:
+            return [], str(e)
+        return values, ""
+
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+        done = list(pool.map(one, range(len(paths))))
+    bad = [problem for _, problem in done if problem]
+    if bad:
+        raise several(bad, len(paths), f"folder:{place}")
+    stacked = [np.stack(column) for column in zip(*(values for values, _ in done), strict=True)]
+    pixel_NCHW = torch.from_numpy(np.ascontiguousarray(stacked[0].transpose(0, 3, 1, 2)))
+    size = (len(paths), *options.size)
+    maps = {
+        kind: map_tensor(kind, values, size, f"folder:{place}")
+        for kind, values in zip(kinds, stacked[1:], strict=True)
+    }
+    return {IMAGE: pixel_NCHW, **maps}
+
+
+def _beside(folder: Path, kind: str, paths: Sequence[Path]) -> list[Path]:
+    """For each picture the file of the same name in the folder of a map."""
+    there = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    missing = [path.name for path in paths if path.stem not in there]
+    if missing:
+        raise DataError(
+            f"{folder}: no {kind} map for {missing[0]}"
+            + (f" and {len(missing) - 1} more pictures" if len(missing) > 1 else "")
+            + f". A map has the name of its picture; remove the folder {kind}/ if there are none."
+        )
+    return [there[path.stem] for path in paths]
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of too many pixels, which is refused below
+            image = Image.open(path, formats=FORMATS)
+            if image.size[0] * image.size[1] > MAX_PIXELS:
+                raise DataError(f"{path}: {image.size[0]}x{image.size[1]} pixels, the limit is {MAX_PIXELS:,}")
+            image.load()
+    except DataError:
+        raise
+    except Exception as e:  # any error of a decoder means the same
+        raise DataError(f"{path}: not a picture that can be decoded ({e}). Replace or remove it.") from e
+    return image
+
+
+def _map_of(path: Path, kind: str, given: tuple[int, int], size: tuple[int, int]) -> Array:
+    with _opened(path) as image:
+        if image.size != given:
+            raise DataError(
+                f"{path}: the {kind} map is {image.size[1]}x{image.size[0]}, but its picture is "
+                f"{given[1]}x{given[0]} (height x width). Make the map in the picture's size."
+            )
+        return _DECODERS.get(kind, _as_numbers)(image, path, size)
+
+
+def _as_numbers(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
+    if image.mode not in ("L", "P", "1", "I;16", "I"):
+        raise DataError(
+            f"{path}: has colour mode {image.mode}, expected grey or palette, where the value is the label"
+        )
+    values = np.asarray(image)
+    row = (np.arange(size[0]) * values.shape[0] // size[0])[:, None]
+    column = np.arange(size[1]) * values.shape[1] // size[1]
+    found: Array = values[row, column]
+    return found
+
+
+def _as_depth(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
+    values = _as_numbers(image, path, size).astype(np.float32)
+    return np.where(values > 0, values / (65535 if image.mode.startswith("I") else 255), np.nan).astype(np.float32)
+
+
+def _as_normals(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
+    del path
+    values = _resized(image.convert("RGB"), size, Image.Resampling.NEAREST).astype(np.float32) / 127.5 - 1
+    length = np.linalg.norm(values, axis=2, keepdims=True)
+    return np.where(length > 0.1, values / np.maximum(length, 0.1), 0).astype(np.float32)
+
+
+def _as_edges(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
+    return (_as_numbers(image.convert("L"), path, size) > 127).astype(np.uint8)
+
+
+_DECODERS: dict[str, Callable[[Image.Image, Path, tuple[int, int]], Array]] = {
+    DEPTH: _as_depth,
+    NORMALS: _as_normals,
+    EDGES: _as_edges,
+}
+assert set(_READ) <= set(MAPS)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Array:
+    return np.asarray(image if image.size == size[::-1] else image.resize(size[::-1], how))

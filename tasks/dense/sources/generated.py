@@ -1,0 +1,106 @@
+"""Reads generated scenes: `scenes:images=400,test=200,seed=1,tail=0.7`.
+
+    images, test   number of training and of test scenes
+    seed           of everything
+    objects        kinds of objects, beside wall and floor
+    tail           kind k is drawn tail^k times as often; test scenes have all kinds equally often
+    noise          standard deviation of the noise on pixels in 0..1
+    site           `0/3`: the first of three sites, each of which prefers some of the kinds
+    maps           which maps the site has, joined by `+`: `label+depth`; default: all of them
+
+Called by `select.py`.
+
+Legend: N pictures, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from fednc.common.errors import DataError
+from fednc.tasks.dense.maps import DEPTH, EDGES, INSTANCE, LABEL, MAPS, NORMALS, PART, SALIENCY
+from fednc.tasks.dense.options import DenseOptions
+from fednc.tasks.dense.scenes import MOST_OBJECTS, SceneSettings, draw_scenes
+from fednc.tasks.dense.sources.pictures import Part, Pictures
+
+MOST_PICTURES = 100_000
+_ALL = (LABEL, INSTANCE, PART, DEPTH, NORMALS, EDGES, SALIENCY)
+
+
+def _site(text: str) -> tuple[int, int]:
+    number, of = map(int, text.split("/"))
+    if not 0 <= number < of <= 1000:
+        raise ValueError("sites are counted from 0")
+    return number, of
+
+
+def _between(low: float, high: float, kind: type) -> Callable[[str], Any]:
+    def parsed(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high:
+            raise ValueError(f"must be {low:g} to {high:g}")
+        return value
+
+    return parsed
+
+
+def _maps(text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split("+"))
+    unknown = [kind for kind in kinds if kind not in _ALL]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(_ALL)}")
+    return kinds
+
+
+_KEYS: dict[str, Callable[[str], Any]] = {
+    "images": _between(1, MOST_PICTURES, int),
+    "test": _between(1, MOST_PICTURES, int),
+    "seed": _between(0, 2**62, int),
+    "objects": _between(2, MOST_OBJECTS, int),
+    "tail": _between(0.01, 1, float),
+    "noise": _between(0, 1, float),
+    "site": _site,
+    "maps": _maps,
+}
+_DEFAULTS: dict[str, Any] = {"images": 100, "test": 100, "seed": 0, "maps": _ALL}
+
+
+def read_scenes(place: str, part: Part, options: DenseOptions) -> Pictures:
+    """Scenes of the run's size. Raises DataError: an unknown key, or a value that is not allowed."""
+    given = {**_DEFAULTS, **_parsed(place)}
+    kinds, seed, count = given.pop("maps"), given.pop("seed"), {p: given.pop(p) for p in ("images", "test")}
+    if part == "test":
+        given |= {"tail": 1.0, "site": (0, 1)}
+    settings = SceneSettings(size=options.size, **given)
+    scenes = draw_scenes(settings, count["images" if part == "train" else "test"], seed, part)
+    number, of = settings.site
+    return Pictures(
+        pixel_NCHW=torch.from_numpy(np.stack([scene.pixel_HW3 for scene in scenes]).transpose(0, 3, 1, 2).copy()),
+        maps={
+            kind: torch.from_numpy(np.stack([getattr(scene, kind) for scene in scenes])).to(MAPS[kind].dtype)
+            for kind in kinds
+        },
+        value_names=settings.class_names,
+        names=tuple(f"{part} scene {index}" for index in range(len(scenes))),
+        sites=(f"site {number}",) * len(scenes) if of > 1 else (),
+        has_test=True,
+    )
+
+
+def _parsed(place: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for item in filter(None, place.split(",")):
+        key, equals, text = item.partition("=")
+        if key not in _KEYS or not equals or key in found:
+            raise DataError(
+                f"scenes:{place}: {item!r} is not KEY=VALUE with a key of {', '.join(_KEYS)}, each once"
+            )
+        try:
+            found[key] = _KEYS[key](text)
+        except ValueError as e:
+            raise DataError(f"scenes:{place}: {key} = {text!r} cannot be used ({e})") from e
+    return found

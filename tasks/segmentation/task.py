@@ -1,0 +1,380 @@
+"""The segmentation task: a classifier of pixels. Frame, class memory and read-outs work on pixels.
+
+Found by name through `fednc.common.tasks`. An example is a picture, the members of a class are pixels. Must not
+know servers, clients or the link.
+
+Legend: B batch, C channels, H height, W width, D feature width, E width before the projection, K label space,
+P labelled pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from fednc.common.config.run import RunConfig
+from fednc.common.config.tables import SplitSection
+from fednc.common.errors import ConfigError, DataError
+from fednc.common.learning.frame import unit
+from fednc.common.learning.heads import Head, build_head, logits
+from fednc.common.learning.losses import View, objective
+from fednc.common.learning.readout import readout_logits
+from fednc.common.learning.round_context import Guide
+from fednc.common.tasks.aggregation import Aggregation
+from fednc.common.tasks.api import Part, Purpose, TaskData, split_with
+from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
+from fednc.common.tasks.metrics import Stats, refuse_unless
+from fednc.common.tasks.splits import Index, split_digest, split_index
+from fednc.tasks.dense import pictures
+from fednc.tasks.dense.dataset import DenseBatch, DenseData, most_members, sampled
+from fednc.tasks.dense.maps import LABEL, VOID
+from fednc.tasks.dense.metrics import MeanIoU, PixelAccuracy, PixelLoss
+from fednc.tasks.dense.models import UNet, deeplab, enlarged
+from fednc.tasks.dense.sources import select
+from fednc.tasks.dense.tiles import in_tiles
+from fednc.tasks.segmentation.ceco import COUNT, CentreBranch, rare_share
+from fednc.tasks.segmentation.options import SegmentationOptions
+
+BRANCH = "centres"  # the attribute of the model that holds CeCo's branch
+SHOWN = 6  # test pictures on the sheet of examples
+IMAGES, PIXELS = "images_K", "pixels_K"  # sums of the data before round 1
+
+
+class DenseSplit(SplitSection):
+    """`[split]` of dense tasks. Labels are skewed by the rarest class of each picture."""
+
+    by_site: bool = Field(False, description="part i has the pictures of site i, in the order of the sites' names")
+
+
+class SegmentationModel(ClassifierModel):
+    """Backbone to a feature map, projection of each pixel, head; in training also CeCo's branch, if it is on."""
+
+    def __init__(
+        self, backbone: nn.Module, projection: nn.Module, head: Head, branch: CentreBranch | None
+    ) -> None:
+        super().__init__(backbone, projection, head)
+        self.centres = branch
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Features [B, H, W, D] of every pixel, not normalised.
+
+        Projected before the map is enlarged to the picture's size. Both are linear, so the order does not matter.
+        """
+        deep_BEHW = self.backbone(inputs)
+        small_BDHW = self.projection(deep_BEHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return enlarged(small_BDHW, inputs.shape[2:]).permute(0, 2, 3, 1)
+
+
+class SegmentationTask(ClassifierTask):
+    """Semantic segmentation. Batches are (normalised pictures [B, C, H, W], int64 labels [B, H, W])."""
+
+    name = "segmentation"
+    Options = SegmentationOptions
+    Split = DenseSplit
+    metrics = ()  # they depend on the options; see __init__
+    summary_metrics = ("miou_head", "miou_common", "miou_tail", "pixel_accuracy", "nc2_std")
+    options: SegmentationOptions
+
+    def __init__(self, run: RunConfig) -> None:
+        super().__init__(run)
+        options, pixels = self.options, self.options.size[0] * self.options.size[1]
+        self.measured_by = (
+            MeanIoU(pixels, options.common, options.tail),
+            PixelAccuracy(pixels),
+            PixelLoss(pixels),
+        )
+        if run.method.rehearsal > 0 and run.method.head == "frame":
+            raise ConfigError(
+                "method.rehearsal with a frame takes the class memory before the projection, which this task does "
+                "not keep: set method.rehearsal = 0, or method.head = 'cosine'"
+            )
+        if options.ceco and options.ceco_memory and not run.method.uses_memory:
+            raise ConfigError(
+                "task.ceco_memory mixes in the class memory, which this method does not collect: set "
+                "method.readout to 'memory' or 'discriminant', or task.ceco_memory = 0"
+            )
+
+    # ---- classes ---------------------------------------------------------------------------------------------
+
+    @property
+    def members_per_example(self) -> int:
+        """Pixels of a picture that sums of features are made of."""
+        options = self.options
+        return most_members(options.memory_pixels, self.label_space, options.size[0] * options.size[1])
+
+    # ---- data ------------------------------------------------------------------------------------------------
+
+    def read(self, spec: str, purpose: Purpose) -> DenseData:
+        """The pictures at `spec`; for prediction also a picture file or a folder of them. Raises DataError."""
+        options = self.options
+        found = select.read_input(spec, options) if purpose == "input" else select.read(spec, purpose, options)
+        if LABEL not in found.maps and purpose != "input":
+            raise DataError(
+                f"{spec}: its pictures have no labels; a class for every pixel is needed to train and test"
+            )
+        data = DenseData(
+            pixel_NCHW=found.pixel_NCHW,
+            maps={LABEL: found.maps[LABEL]} if LABEL in found.maps else {},
+            label_space=self.label_space,
+            mean_C11=torch.tensor(options.mean)[:, None, None],
+            std_C11=torch.tensor(options.std)[:, None, None],
+            memory_pixels=options.memory_pixels,
+            crop=options.crop_size if purpose == "train" else None,
+            flip=options.flip and purpose == "train",
+            sites=found.sites,
+            names=found.names,
+            notes=found.notes,
+        )
+        return replace(data, notes=(*data.notes, *self._missing(data))) if data.maps else data
+
+    def _missing(self, data: DenseData) -> tuple[str, ...]:
+        """A note on the run's classes that have no pixel."""
+        having = data.having_K.tolist()
+        missing = [name for name, count in zip(self.class_names, having, strict=False) if not count]
+        listed = ", ".join(map(repr, missing[:20]))
+        return (f"no pixel of {len(missing)} of the run's classes: {listed}",) if missing else ()
+
+    def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
+        """The training pictures at `spec`, or one part of them. Raises DataError."""
+        data = self.read(spec, "train")
+        if part is None:
+            return data
+        return data.select(_parts(data, split_with(part, split))[part.index])
+
+    def make_split(self, spec: str, split: SplitSection) -> str:
+        """See Task."""
+        return split_digest(_parts(self.read(spec, "train"), split))
+
+    def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
+        """Pictures, labels with the run's numbers, sites, and the class names."""
+        arrays: dict[str, np.ndarray[Any, Any]] = {"classes": np.array(self.class_names)}
+        for name, data in (("train", train), ("test", test)):
+            assert isinstance(data, DenseData)
+            arrays[f"x_{name}"] = np.ascontiguousarray(data.pixel_NCHW.numpy().transpose(0, 2, 3, 1))
+            arrays[f"y_{name}"] = data.maps[LABEL].numpy()
+            if data.sites:
+                arrays[f"site_{name}"] = np.array(data.sites)
+        return arrays
+
+    def packed_spec(self, path: Any) -> str:
+        """The reader of arrays reads it."""
+        return f"npz:{path}"
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Raw picture to model input: colour, 0..1, minus mean, divided by std; axes C, H, W. Any size works."""
+        return {
+            "channels": self.options.channels,
+            "size": list(self.options.size),
+            "resize": "bilinear, aspect ratio not kept",
+            "range": [0.0, 1.0],
+            "mean": list(self.options.mean),
+            "std": list(self.options.std),
+        }
+
+    # ---- sums of the data before round 1 -----------------------------------------------------------------------
+
+    def no_data_sums(self) -> Stats:
+        """With CeCo: pictures and pixels of each class, for the class prior."""
+        if not self.options.ceco:
+            return {}
+        return {name: torch.zeros(self.label_space, dtype=torch.int64) for name in (IMAGES, PIXELS)}
+
+    def data_sums(self, data: TaskData, least: int) -> Stats:
+        """The counts; a class that fewer than `least` pictures have is left out."""
+        assert isinstance(data, DenseData)
+        images_K = data.having_K
+        told_K = images_K >= least
+        return {IMAGES: images_K * told_K, PIXELS: data.pixel_count_NK.sum(dim=0) * told_K}
+
+    def check_data_sums(self, sums: Stats, announced: int) -> None:
+        """A class is in at most all pictures, and has at least a pixel in each; pixels fit into the pictures."""
+        images_K, pixels_K = sums[IMAGES], sums[PIXELS]
+        most = announced * self.options.size[0] * self.options.size[1]
+        refuse_unless(
+            bool(((images_K >= 0) & (images_K <= announced)).all()), "more pictures of a class than there are"
+        )
+        refuse_unless(
+            bool(((pixels_K >= images_K) & (pixels_K <= most)).all()), "pixels that do not fit the pictures"
+        )
+        refuse_unless(int(pixels_K.sum()) <= most, "more pixels than the pictures have")
+
+    def with_data_sums(self, model: nn.Module, sums: Stats) -> None:
+        """Write how many pictures have each class into CeCo's branch; without any answer they count equally."""
+        branch = as_segmenter(model).centres
+        assert branch is not None
+        if bool(sums[IMAGES].any()):
+            branch.image_count_K.copy_(sums[IMAGES])
+
+    def aggregation(self, key: str) -> Aggregation:
+        """The counts of CeCo's branch are fixed."""
+        return Aggregation.FIXED if key == f"{BRANCH}.{COUNT}" else super().aggregation(key)
+
+    # ---- model and training ----------------------------------------------------------------------------------
+
+    def backbone(self) -> tuple[nn.Module, int]:
+        """(layers from pictures to a feature map [B, E, H, W] of any smaller size, E)."""
+        options = self.options
+        if options.model == "unet":
+            return UNet(options.channels, options.width), options.width
+        return deeplab(options.backbone, options.norm, options.channels, options.width), options.width
+
+    def build_model(self) -> SegmentationModel:
+        """A new model. CeCo's branch draws from its own generator, so that the rest is the same without it."""
+        backbone, width = self.backbone()
+        projection = self.projection(width)
+        head = build_head(self.run.method, self.run.frame.dim, self.label_space)
+        return SegmentationModel(backbone, projection, head, self._branch())
+
+    def _branch(self) -> CentreBranch | None:
+        options = self.options
+        if not options.ceco:
+            return None
+        return CentreBranch(
+            self.label_space,
+            self.run.frame.dim,
+            self.run.seed,
+            reduced=options.ceco_reduced,
+            width=options.ceco_width,
+            scale=options.ceco_scale,
+            dropout=options.ceco_dropout,
+            trainable=options.ceco_trainable,
+            relu=options.ceco_relu,
+            norm=options.ceco_norm,
+        )
+
+    def inference_model(self, model: nn.Module) -> nn.Module:
+        """The model without CeCo's branch; shares its parameters."""
+        found = copy.copy(as_segmenter(model))
+        found._modules = {**found._modules, BRANCH: None}
+        return found
+
+    def loss(self, model: nn.Module, batch: DenseBatch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of `guide.method` over the labelled pixels, and CeCo's over the classes among them."""
+        inputs, label_BHW = batch
+        found, keep_BHW = as_segmenter(model), label_BHW != VOID
+        feat_BHWD = found.features(inputs)
+        if not keep_BHW.any():
+            return feat_BHWD.sum() * 0.0, {}
+        feat_PD, label_P = feat_BHWD[keep_BHW], label_BHW[keep_BHW]
+        views = {
+            name: _view(as_segmenter(other), inputs, keep_BHW, guide) for name, other in guide.companions.items()
+        }
+        total, parts = objective(feat_PD, label_P, found.head, guide, None, views)
+        if found.centres is not None:
+            term = self.options.ceco * found.centres(feat_PD, label_P, *self._memory(guide))
+            total, parts = total + term, {**parts, "ceco": term.detach()}
+        return total, parts
+
+    def _memory(self, guide: Guide) -> tuple[Tensor | None, Tensor | None]:
+        """(class memory, its share in the centre of each class), as far as the run mixes it in."""
+        share = self.options.ceco_memory
+        if not share:
+            return None, None
+        return guide.mean_KD, rare_share(guide.count_K, guide.seen_K, share, self.options.ceco_rare)
+
+    # ---- features and read-out -------------------------------------------------------------------------------
+
+    def embed(self, model: nn.Module, batch: DenseBatch) -> tuple[Tensor, Tensor]:
+        """(unit features [P, D], labels [P]) of the pixels that sums of features are made of."""
+        return self.aligned(model, batch)
+
+    def aligned(self, model: nn.Module, batch: DenseBatch) -> tuple[Tensor, Tensor]:
+        """As `embed`: the memory is in the frame's space."""
+        inputs, label_BHW = batch
+        place_P = sampled(label_BHW, self.label_space, self.options.memory_pixels)
+        feat_BHWD = as_segmenter(model).features(inputs)
+        return unit(feat_BHWD.flatten(0, 2)[place_P]), label_BHW.flatten()[place_P]
+
+    def scores(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
+        """Read-out scores [B, K, H, W], -inf beyond the current classes; large pictures go in tiles."""
+        found = as_segmenter(model)
+
+        def compute(pixel_BCHW: Tensor) -> Tensor:
+            feat_BHWD = found.features(pixel_BCHW)
+            score_PK = readout_logits(feat_BHWD.flatten(0, 2), found.head, guide, self._classes_in(guide))
+            return score_PK.reshape(*feat_BHWD.shape[:3], -1).permute(0, 3, 1, 2)
+
+        if not self.options.tile:
+            return compute(inputs)
+        return in_tiles(compute, inputs, self.options.tile, self.options.overlap)
+
+    def outputs(self, model: nn.Module, batch: DenseBatch, guide: Guide) -> tuple[Tensor, Tensor]:
+        """(scores [B, K, H, W], labels [B, H, W])."""
+        return self.scores(model, self.inputs_of(batch), guide).float(), batch[1]
+
+    # ---- for people ------------------------------------------------------------------------------------------
+
+    def described(self, output: Tensor) -> list[dict[str, Any]]:
+        """For each picture its most frequent classes with their shares of the pixels, and the mean confidence."""
+        confidence_BHW, class_BHW = output.float().softmax(dim=1).max(dim=1)
+        rows = []
+        for confidence_HW, class_HW in zip(confidence_BHW, class_BHW, strict=True):
+            share_K = torch.bincount(class_HW.flatten(), minlength=len(self.class_names)) / class_HW.numel()
+            order = share_K.argsort(descending=True, stable=True)[:3].tolist()
+            told = [f"{self.class_names[c]} {float(share_K[c]):.0%}" for c in order if share_K[c] > 0]
+            rows.append({"classes": ", ".join(told), "confidence": float(confidence_HW.mean())})
+        return rows
+
+    def prediction_files(self, batch: DenseBatch, output: Tensor, names: Sequence[str]) -> Mapping[str, bytes]:
+        """For each picture an overlay, and the predicted labels as a palette-free PNG of class numbers."""
+        files = {}
+        for number, name in enumerate(names):
+            stem = _file_stem(name)
+            guess_HW = output[number].argmax(dim=0).byte().cpu().numpy()
+            files[f"{stem}-overlay.png"] = pictures.as_png(self._page(batch, number, guess_HW))
+            files[f"{stem}-labels.png"] = pictures.as_png(Image.fromarray(guess_HW))
+        return files
+
+    def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
+        """`pictures.png`: test pictures, evenly chosen, with prediction, truth and mistakes."""
+        assert isinstance(data, DenseData)
+        chosen = np.unique(np.linspace(0, data.examples - 1, min(SHOWN, data.examples)).round().astype(np.int64))
+        pages = []
+        for batch in data.select(chosen).eval_batches(1):
+            guess_HW = self.scores(model, batch[0], guide)[0].argmax(dim=0).byte().cpu().numpy()
+            pages.append(self._page(batch, 0, guess_HW))
+        return {"pictures.png": pictures.as_png(pictures.sheet(pages))}
+
+    def _page(self, batch: DenseBatch, number: int, guess_HW: pictures.Bytes) -> Image.Image:
+        pixel_HW3 = pictures.as_bytes(batch[0][number], self.options.mean, self.options.std)
+        truth_HW = batch[1][number].byte().cpu().numpy()
+        return pictures.overlay(pixel_HW3, guess_HW, truth_HW, self.class_names)
+
+
+def as_segmenter(model: nn.Module) -> SegmentationModel:
+    """`model`, which must come from `build_model` of this task."""
+    assert isinstance(model, SegmentationModel)
+    return model
+
+
+def _view(model: SegmentationModel, inputs: Tensor, keep_BHW: Tensor, guide: Guide) -> View:
+    with torch.no_grad():
+        feat_PD = model.features(inputs)[keep_BHW]
+        return View(feat_BD=feat_PD, logit_BK=logits(model.head, feat_PD, guide))
+
+
+def _parts(data: DenseData, split: SplitSection) -> list[Index]:
+    """The pictures of each part."""
+    if not (isinstance(split, DenseSplit) and split.by_site):
+        return split_index(data.rarest_N, split)
+    places = sorted(set(data.sites))
+    if len(places) != split.parts:
+        raise DataError(
+            f"split.by_site: the pictures have {len(places)} sites ({', '.join(places) or 'none'}), but split.parts "
+            f"= {split.parts}. Set split.parts to {max(1, len(places))}, or by_site = false."
+        )
+    return [np.flatnonzero(np.array([site == place for site in data.sites])) for place in places]
+
+
+def _file_stem(name: str) -> str:
+    """A name as part of a file's name: of a path its last part, without the ending."""
+    stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)

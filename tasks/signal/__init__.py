@@ -1,0 +1,1 @@
+"""Signals: windows of several channels, such as motion, ECG or vibration, each with a class."""
