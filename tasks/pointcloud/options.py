@@ -24,6 +24,13 @@ class PointCloudOptions(TaskOptions):
         min_length=1,
         description="names of the classes; class i has vertex i of the frame. Labels of data are matched by name",
     )
+    labels: Literal["clouds", "points"] = Field(
+        "clouds",
+        description="what has a class: each cloud, or each of its points (parts of a thing, or of a scene)",
+    )
+    memory_points: Count = Field(
+        128, description="with labels = 'points': points of a cloud that the class memory is made of"
+    )
     points: Annotated[int, Field(ge=16, le=16384)] = Field(
         512, description="points of a cloud. Larger clouds are thinned out, smaller ones repeat points"
     )

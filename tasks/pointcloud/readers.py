@@ -9,7 +9,7 @@ Legend: N clouds, P points.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from fednc.common.seeds import derive
 from fednc.common.tasks import npz_files
 from fednc.common.tasks.api import Purpose
 from fednc.common.tasks.data_spec import DataSpec, parse_spec
-from fednc.common.tasks.tensor_data import hold_out_index
+from fednc.common.tasks.tensor_data import UNLABELLED, hold_out_index
 from fednc.tasks.pointcloud import shapes
 
-SPECS = "npz:PATH, folder:PATH, shapes or shapes:COUNT"
+SPECS = "npz:PATH, folder:PATH, shapes:COUNT or parts:COUNT"
 FEWEST_POINTS = 16  # fewer describe no form
-SHAPES = 240  # clouds of `shapes` without a count
+SHAPES, MOST_SHAPES = 240, 100_000  # clouds of `shapes` and `parts` without a count, and at most
 TEST_SEED = 0  # for `evaluate.test_share`: the same for every run and on every machine
 TABLES, MESHES = frozenset({".xyz", ".txt", ".pts"}), frozenset({".ply", ".off", ".obj", ".stl", ".glb"})
 PARTS = ("train", "test")
@@ -43,13 +43,15 @@ class Clouds:
     Attributes:
         point_NP3: centred, with radius 1.
         labels: the class name of each; None if unknown.
+        part_NP: for each point the place of its class in `classes`, or `UNLABELLED`; None if points have none.
         classes: class names in the data's own order.
         has_test: whether the data says itself which clouds are for the test.
         names: where each came from.
     """
 
     point_NP3: Tensor
-    labels: tuple[str, ...] | None
+    labels: tuple[str, ...] | None = None
+    part_NP: Tensor | None = None
     classes: tuple[str, ...] = ()
     has_test: bool = False
     names: tuple[str, ...] = ()
@@ -61,6 +63,7 @@ class Clouds:
             self,
             point_NP3=self.point_NP3[torch.from_numpy(index)],
             labels=None if self.labels is None else tuple(self.labels[i] for i in index),
+            part_NP=None if self.part_NP is None else self.part_NP[torch.from_numpy(index)],
             names=tuple(self.names[i] for i in index) if self.names else (),
         )
 
@@ -77,14 +80,14 @@ def read(text: str, purpose: Purpose, points: int, test_share: float = 0.0) -> C
         MissingExtraError: a mesh needs a package that is not installed.
     """
     spec = parse_spec(text)
-    readers = {"npz": _read_npz, "folder": _read_folder, "shapes": _read_shapes}
+    readers = {"npz": _read_npz, "folder": _read_folder, "shapes": _read_shapes, "parts": _read_parts}
     if spec.kind in readers:
         found = readers[spec.kind](spec, purpose, points)
     elif purpose == "input" and Path(text).exists():
         found = _read_place(Path(text), points)
     else:
         raise DataError(f"data {text!r}: expected {SPECS}")
-    if found.has_test or found.labels is None:
+    if found.has_test or (found.labels is None and found.part_NP is None):
         return found
     return _divided(found, purpose, test_share, text)
 
@@ -100,8 +103,8 @@ def _divided(found: Clouds, purpose: Purpose, share: float, text: str) -> Clouds
             "evaluate.test_share, e.g. 0.2, or give data with a test part: an array `train` of true and false in "
             "an .npz, or a folder `test` beside `train`."
         )
-    assert found.labels is not None
-    _, number_N = np.unique(np.array(found.labels), return_inverse=True)
+    groups = found.labels or ("",) * len(found.point_NP3)
+    _, number_N = np.unique(np.array(groups), return_inverse=True)
     rest, held = hold_out_index(number_N.astype(np.int64), share, TEST_SEED)
     return found.select(rest if purpose == "train" else held)
 
@@ -110,7 +113,10 @@ def _divided(found: Clouds, purpose: Purpose, share: float, text: str) -> Clouds
 
 
 def _read_npz(spec: DataSpec, purpose: Purpose, points: int) -> Clouds:
-    """`points` [N, P, 3] and `label`, with `train` (bool) and `classes`; or x_train, y_train, x_test, y_test."""
+    """`points` [N, P, 3] with `label` [N] or `point_label` [N, P], `train` (bool) and `classes`.
+
+    Or x_train, y_train, x_test, y_test, where y is [N] or [N, P].
+    """
     try:
         file = npz_files.read_npz(spec.place)
     except FileNotFoundError as e:
@@ -120,6 +126,7 @@ def _read_npz(spec: DataSpec, purpose: Purpose, points: int) -> Clouds:
     has_test = "train" in file or "x_test" in file
     part = "test" if purpose != "train" and has_test else "train"
     key, label_key = ("points", "label") if "points" in file else (f"x_{part}", f"y_{part}")
+    label_key = "point_label" if key == "points" and "point_label" in file else label_key
     if key not in file:
         raise DataError(
             f"{spec.source}: expected an array `points` [N, P, 3], or `x_train`; it has {', '.join(sorted(file))}"
@@ -135,13 +142,38 @@ def _read_npz(spec: DataSpec, purpose: Purpose, points: int) -> Clouds:
         values = values[chosen]
         label, names = (None if x is None or len(x) != len(chosen) else x[chosen] for x in (label, names))
     where = [f"{spec.source}[{i}]" for i in range(len(values))]
-    return Clouds(
+    classes = spec.class_names or (tuple(map(str, file["classes"])) if "classes" in file else ())
+    found = Clouds(
         point_NP3=_stacked([_normal(x, points, at) for x, at in zip(values, where, strict=True)], points),
-        labels=None if label is None else _label_names(label, file.get("classes"), len(values), spec),
-        classes=tuple(map(str, file["classes"])) if "classes" in file else (),
+        classes=classes,
         has_test=has_test,
         names=tuple(map(str, names)) if names is not None and names.shape == (len(values),) else tuple(where),
     )
+    if label is not None and label.ndim == 2:
+        part_NP = _part_numbers(label, values.shape[:2], classes, spec.source)
+        order_P = torch.from_numpy(_chosen(values.shape[1], points))
+        return replace(found, part_NP=part_NP[:, order_P])
+    if label is not None:
+        return replace(found, labels=_label_names(label, classes, len(values), spec.source))
+    return found
+
+
+def _part_numbers(values: Array, shape: tuple[int, ...], classes: Sequence[str], source: str) -> Tensor:
+    """Classes of points as places in `classes`; a negative number means unlabelled."""
+    if values.shape != shape or values.dtype.kind not in "iu":
+        raise DataError(
+            f"{source}: labels of points are {values.dtype} {list(values.shape)}, "
+            f""
+            f"expected whole numbers {list(shape)}"
+        )
+    if not classes:
+        raise DataError(
+            f"{source}: classes of points are numbers without names. Add an array `classes`, or "
+            "--class-names a,b,c"
+        )
+    if values.size and int(values.max()) >= len(classes):
+        raise DataError(f"{source}: labels go up to {values.max()}, but {len(classes)} have names")
+    return torch.from_numpy(values.astype(np.int64)).clamp(min=UNLABELLED)
 
 
 def _train_mask(values: Array, count: int, spec: DataSpec) -> Array:
@@ -153,20 +185,19 @@ def _train_mask(values: Array, count: int, spec: DataSpec) -> Array:
     return values
 
 
-def _label_names(values: Array, classes: Array | None, count: int, spec: DataSpec) -> tuple[str, ...]:
+def _label_names(values: Array, classes: Sequence[str], count: int, source: str) -> tuple[str, ...]:
     """Labels as names: texts as they are, numbers by the data's own `classes` or those of the owner."""
     if values.shape != (count,) or values.dtype.kind not in "USiu":
-        raise DataError(f"{spec.source}: labels are {values.dtype} {list(values.shape)}, expected one per cloud")
+        raise DataError(f"{source}: labels are {values.dtype} {list(values.shape)}, expected one per cloud")
     if values.dtype.kind in "US":
         return tuple(map(str, values))
-    names = spec.class_names or (() if classes is None else tuple(map(str, classes)))
-    if not names:
+    if not classes:
         return tuple(str(int(value)) for value in values)
-    if count and not 0 <= int(values.min()) <= int(values.max()) < len(names):
+    if count and not 0 <= int(values.min()) <= int(values.max()) < len(classes):
         raise DataError(
-            f"{spec.source}: labels go from {values.min()} to {values.max()}, but {len(names)} have names"
+            f"{source}: labels go from {values.min()} to {values.max()}, but {len(classes)} have names"
         )
-    return tuple(names[int(value)] for value in values)
+    return tuple(classes[int(value)] for value in values)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------
@@ -256,11 +287,7 @@ def _mesh(path: Path, points: int) -> Array:
 
 
 def _read_shapes(spec: DataSpec, purpose: Purpose, points: int) -> Clouds:
-    if spec.place and not spec.place.isdecimal():
-        raise DataError(f"data {spec.text!r}: expected shapes or shapes:COUNT")
-    count = int(spec.place or SHAPES)
-    if not 0 < count <= 100_000:
-        raise DataError(f"data {spec.text!r}: from 1 to 100000 clouds can be made")
+    count = _count(spec)
     part = "train" if purpose == "train" else "test"
     point_NP3, labels = shapes.make(count, points, part)
     normal = [_normal(x, points, f"shapes[{i}]") for i, x in enumerate(point_NP3.numpy())]
@@ -273,6 +300,29 @@ def _read_shapes(spec: DataSpec, purpose: Purpose, points: int) -> Clouds:
     )
 
 
+def _read_parts(spec: DataSpec, purpose: Purpose, points: int) -> Clouds:
+    count = _count(spec)
+    point_NP3, part_NP = shapes.make_parts(count, points, "train" if purpose == "train" else "test")
+    normal = [_normal(x, points, f"parts[{i}]") for i, x in enumerate(point_NP3.numpy())]
+    order_P = torch.from_numpy(_chosen(points, points))
+    return Clouds(
+        point_NP3=_stacked(normal, points),
+        part_NP=part_NP[:, order_P],
+        classes=shapes.PART_NAMES,
+        has_test=True,
+        names=tuple(f"parts[{i}]" for i in range(count)),
+    )
+
+
+def _count(spec: DataSpec) -> int:
+    if spec.place and not spec.place.isdecimal():
+        raise DataError(f"data {spec.text!r}: expected {spec.kind} or {spec.kind}:COUNT")
+    count = int(spec.place or SHAPES)
+    if not 0 < count <= MOST_SHAPES:
+        raise DataError(f"data {spec.text!r}: from 1 to {MOST_SHAPES} clouds can be made")
+    return count
+
+
 # ---- one cloud -------------------------------------------------------------------------------------------------
 
 
@@ -283,9 +333,7 @@ def _normal(values: Array, points: int, where: str) -> Tensor:
         raise DataError(f"{where}: point {row} is {values[row].tolist()}. Remove points that are not finite.")
     if len(values) < FEWEST_POINTS:
         raise DataError(f"{where}: {len(values)} points, at least {FEWEST_POINTS} are needed")
-    # Any order of points may mean something, so never the first ones of a larger file.
-    order = np.random.default_rng(derive(0, "points", len(values))).permutation(len(values))
-    chosen = values[np.resize(order, points)].astype(np.float64)
+    chosen = values[_chosen(len(values), points)].astype(np.float64)
     chosen -= chosen.mean(axis=0)
     radius = math.sqrt(float((chosen**2).sum(axis=1).max()))
     if not radius > 0:
@@ -293,10 +341,13 @@ def _normal(values: Array, points: int, where: str) -> Tensor:
     return torch.from_numpy((chosen / radius).astype(np.float32))
 
 
+def _chosen(given: int, points: int) -> Array:
+    """Which of `given` points a cloud of `points` has: all of them before any is repeated.
+
+    Any order of points may mean something, so never the first ones of a larger file.
+    """
+    return np.resize(np.random.default_rng(derive(0, "points", given)).permutation(given), points)
+
+
 def _stacked(clouds: list[Tensor], points: int) -> Tensor:
     return torch.stack(clouds) if clouds else torch.zeros(0, points, 3)
-
-
-def unknown_labels(labels: Sequence[str], classes: Sequence[str]) -> Iterator[str]:
-    """Labels that are no class of the run, each once."""
-    return (name for name in dict.fromkeys(labels) if name not in set(classes))

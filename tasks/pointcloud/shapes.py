@@ -1,6 +1,8 @@
-"""Clouds made by a formula, for trying the task without data: six forms with random proportions and noise.
+"""Clouds made by a formula, for trying the task without data: six forms with random proportions and noise, and
+things that are put together from parts.
 
-Data spec `shapes` or `shapes:COUNT`; training and test clouds differ. Same count, same clouds, on every machine.
+Data spec `shapes` or `shapes:COUNT`, and `parts` or `parts:COUNT`; training and test clouds differ. The same
+count gives the same clouds on every machine.
 
 Legend: N clouds, P points.
 """
@@ -25,6 +27,32 @@ def make(count: int, points: int, purpose: str) -> tuple[Tensor, list[str]]:
     names = [FORM_NAMES[i % len(FORM_NAMES)] for i in range(count)]
     clouds = [_one(_FORMS[name], points, rng) for name in names]
     return torch.stack(clouds) if clouds else torch.zeros(0, points, 3), names
+
+
+def make_parts(count: int, points: int, purpose: str) -> tuple[Tensor, Tensor]:
+    """(clouds [N, P, 3], the number of each point's part [N, P]).
+
+    A shaft with a ball at one end and a box at the other. Half the points
+    are on the shaft; the ends have random sizes and the box leans at random.
+    """
+    rng = seeded(0, "parts", purpose)
+    made = [_tool(points, rng) for _ in range(count)]
+    return torch.stack([point_P3 for point_P3, _ in made]), torch.stack([part_P for _, part_P in made])
+
+
+def _tool(points: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    part_P = torch.multinomial(torch.tensor([0.5, 0.25, 0.25]), points, replacement=True, generator=rng)
+    drawn_P3 = torch.rand(points, 3, generator=rng)
+    thick, ball, box, lean = (0.5 + torch.rand(4, generator=rng)).tolist()
+    shaft_P3 = _cylinder(drawn_P3) * torch.tensor([0.15 * thick, 0.15 * thick, 1.0])
+    ball_P3 = _ellipsoid(drawn_P3) * 0.35 * ball + torch.tensor([0.0, 0, 1])
+    turn_33 = torch.tensor(
+        [[math.cos(lean), 0, math.sin(lean)], [0, 1.0, 0], [-math.sin(lean), 0, math.cos(lean)]]
+    )
+    box_P3 = _box(drawn_P3) * torch.tensor([0.5, 0.2, 0.25]) * box @ turn_33 - torch.tensor([0.0, 0, 1])
+    all_3P3 = torch.stack([shaft_P3, ball_P3, box_P3])
+    point_P3 = all_3P3[part_P, torch.arange(points)]
+    return point_P3 + NOISE * torch.randn(points, 3, generator=rng), part_P
 
 
 def _one(form: Callable[[Tensor], Tensor], points: int, rng: torch.Generator) -> Tensor:
@@ -84,3 +112,4 @@ _FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "bracket": _bracket,
 }
 FORM_NAMES = tuple(_FORMS)
+PART_NAMES = ("shaft", "ball", "box")

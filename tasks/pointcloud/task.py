@@ -15,18 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection
+from fednc.common.errors import DataError
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.seeds import generator as seeded
-from fednc.common.tasks.api import Batch, Part, Purpose, Suggestion, TaskData, split_with
+from fednc.common.tasks.api import Batch, Part, Purpose, Suggestion, Task, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierTask, as_classifier
 from fednc.common.tasks.metrics import EXAMPLES, Accuracy, CrossEntropy, Metric, Stats
-from fednc.common.tasks.tensor_data import UNLABELLED
+from fednc.common.tasks.tensor_data import UNLABELLED, LabelledTensors
 from fednc.tasks.pointcloud import readers, rotations
 from fednc.tasks.pointcloud.alignment import closest_rotation
 from fednc.tasks.pointcloud.dataset import CloudData
-from fednc.tasks.pointcloud.metrics import InvarianceError, TurnedAccuracy
+from fednc.tasks.pointcloud.metrics import InvarianceError, OfTurned, TurnedAccuracy
 from fednc.tasks.pointcloud.network import PointNetwork, aligned_layers
 from fednc.tasks.pointcloud.options import CloudSplit, PointCloudOptions
 
@@ -42,6 +44,8 @@ class PointCloudTask(ClassifierTask):
     name = "pointcloud"
     Options = PointCloudOptions
     Split = CloudSplit
+    sources = ("npz", "folder", "shapes", "parts")
+    summary_metrics: ClassVar[tuple[str, ...]] = ("accuracy_so3", "invariance_error")
     options: PointCloudOptions
     metrics: ClassVar[tuple[Metric | type[Metric], ...]] = (
         Accuracy,
@@ -49,6 +53,13 @@ class PointCloudTask(ClassifierTask):
         CrossEntropy,
         InvarianceError,
     )
+
+    @classmethod
+    def for_run(cls, run: RunConfig) -> Task:
+        """This task, or the one for points if the run file says `labels = "points"`."""
+        from fednc.tasks.pointcloud.point_labels import PointLabelsTask
+
+        return (PointLabelsTask if (run.task.model_extra or {}).get("labels") == "points" else cls)(run)
 
     def backbone(self) -> tuple[nn.Module, int]:
         """Three levels of neighbourhoods."""
@@ -59,12 +70,18 @@ class PointCloudTask(ClassifierTask):
     def read(self, spec: str, purpose: Purpose) -> CloudData:
         """The clouds at `spec`; for prediction also a file or a folder. Raises DataError."""
         found = readers.read(spec, purpose, self.options.points, self.run.evaluate.test_share)
+        if found.part_NP is not None and found.labels is None:
+            raise DataError(f"{spec}: each point has a class, not each cloud: set task.labels to 'points'")
         plain = self.labelled(found.point_NP3, found.labels, found.names, found.notes)
+        return self._clouds(plain)
+
+    def _clouds(self, plain: LabelledTensors) -> CloudData:
+        """Examples (points, labels) with the two rotations of each cloud."""
         count = plain.examples
         first_N33 = rotations.draw(self.options.test_rotation, count, seeded(self.run.seed, "test-rotation"))
         again_N33 = rotations.draw("so3", count, seeded(self.run.seed, "any-rotation"))
         return CloudData(
-            tensors=(found.point_NP3, first_N33, again_N33, plain.label_N),
+            tensors=(plain.tensors[0], first_N33, again_N33, plain.label_N),
             label_space=self.label_space,
             names=plain.names,
             notes=plain.notes,
@@ -78,7 +95,9 @@ class PointCloudTask(ClassifierTask):
         if part is None:
             return data
         assert isinstance(data, CloudData)
-        used = split_with(part, split)
+        return self._tilted(data, part, split_with(part, split))
+
+    def _tilted(self, data: CloudData, part: Part, used: SplitSection) -> CloudData:
         tilt_deg = used.tilt_deg if isinstance(used, CloudSplit) else 0.0
         return replace(data, tilt_33=rotations.tilt_of(part.index, tilt_deg, used.seed))
 
@@ -87,7 +106,8 @@ class PointCloudTask(ClassifierTask):
         """The classes of the clouds at `spec`. Raises DataError."""
         found = readers.read(spec, "train", SUGGESTED_POINTS)
         classes = found.classes or tuple(sorted(set(found.labels or ())))
-        return Suggestion({"classes": list(classes), "points": SUGGESTED_POINTS}, found.notes)
+        labels = {"labels": "points"} if found.part_NP is not None else {}
+        return Suggestion({"classes": list(classes), **labels, "points": SUGGESTED_POINTS}, found.notes)
 
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
         """x_train, y_train, x_test, y_test, and the class names that the labels index; read as any .npz."""
@@ -129,11 +149,12 @@ class PointCloudTask(ClassifierTask):
         found, classes = as_classifier(model), self._classes_in(guide)
         feat_BD = found.features(point_BP3)
         turned_BD = found.features(rotations.turned(point_BP3, again_B33))
-        score_BK = readout_logits(feat_BD, found.head, guide, classes).float()
-        turned_BK = readout_logits(turned_BD, found.head, guide, classes)
+        score_BK, turned_BK = (
+            readout_logits(x_BD, found.head, guide, classes).float() for x_BD in (feat_BD, turned_BD)
+        )
         sums: Stats = {EXAMPLES: torch.tensor(len(label_B))}
         for metric in self.measured_by:
-            sums |= metric.sums(score_BK, label_B)
-        sums |= TurnedAccuracy().sums(turned_BK, label_B)
+            of_turned = metric.of_turned(turned_BK, label_B) if isinstance(metric, OfTurned) else {}
+            sums |= metric.sums(score_BK, label_B) | of_turned
         sums |= InvarianceError.sums_of(feat_BD, turned_BD)
         return {name: value.cpu() for name, value in sums.items()}

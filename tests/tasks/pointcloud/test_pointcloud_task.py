@@ -53,8 +53,19 @@ class _Contract(TaskContract):
     options: ClassVar = {key: value for key, value in OPTIONS.items() if key != "name"}
 
 
-@pytest.mark.parametrize(("name", "test"), list(promises(_Contract)))
+class _OfPoints(TaskContract):
+    task, data = "pointcloud", "parts:24"
+    options: ClassVar = {
+        **{key: value for key, value in OPTIONS.items() if key != "name"},
+        "labels": "points",
+        "classes": list(shapes.PART_NAMES),
+        "memory_points": 40,
+    }
+
+
+@pytest.mark.parametrize(("name", "test"), [*promises(_Contract), *promises(_OfPoints)])
 def test_it_keeps_every_promise(name: str, test: Any) -> None:
+    """With a class for each cloud, and for each point."""
     test()
 
 
@@ -123,6 +134,57 @@ def test_a_federation_of_tilted_clients_is_as_good_on_turned_clouds_only_with_al
     else:
         assert gap > 0.2
         assert test["invariance_error"] > 0.1
+
+
+def test_a_federation_learns_parts_and_rotations_change_none_of_them() -> None:
+    """A class for every point; the memory's counts are those of the points that it is made of."""
+    tables = _tables(
+        task=dict(_OfPoints.options, name="pointcloud"),
+        rounds={"total": 6, "min_clients": 2},
+        train={"optimizer": "adam", "lr": 5e-3, "batch": 16},
+        split={"parts": 2, "tilt_deg": 30.0},
+        evaluate={"test": "parts:40"},
+    )
+    result = fednc.run(tables, {"a": "parts:120", "b": "parts:120"}, device="cpu", progress=False)
+    test = result.history.rounds[-1].test
+    constant = 0.5 / 3  # of the prediction that every point is of the shaft, which half the points are
+    assert test["miou"] > 1.8 * constant
+    assert test["miou_so3"] == pytest.approx(test["miou"], abs=2e-3)
+    assert test["invariance_error"] < 1e-3
+    assert {f"miou/{name}" for name in shapes.PART_NAMES} <= set(test)
+
+
+def test_labels_stay_with_their_points_when_a_cloud_is_thinned_out_or_filled_up(tmp_path: Path) -> None:
+    """Points above the middle are of one class; -1 is a point without a class."""
+    for points in (40, 300):
+        cloud = _cloud(points)
+        part = (cloud[:, 2] > 0).astype(int)
+        part[np.abs(cloud[:, 2]) < 0.1] = -1
+        np.savez(tmp_path / "a.npz", points=cloud[None], point_label=part[None], classes=["low", "high"])
+        options = {**OPTIONS, "labels": "points", "classes": ["high", "low"]}
+        data = discovery.get(parse_run(_tables(task=options))).load_train(f"npz:{tmp_path / 'a.npz'}", None, None)
+        assert isinstance(data, CloudData)
+        height_P, label_P = data.point_NP3[0, :, 2], data.label_N[0]
+        assert set(label_P.tolist()) == {-1, 0, 1}
+        assert height_P[label_P == 1].max() < height_P[label_P == -1].min() + 1e-6
+        assert height_P[label_P == -1].max() < height_P[label_P == 0].min() + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"point_label": np.zeros((1, 39), int), "classes": ["a"]}, r"expected whole numbers \[1, 40\]"),
+        ({"point_label": np.zeros((1, 40)), "classes": ["a"]}, "expected whole numbers"),
+        ({"point_label": np.zeros((1, 40), int)}, "numbers without names"),
+        ({"point_label": np.full((1, 40), 3), "classes": ["a"]}, "labels go up to 3"),
+        ({"point_label": np.zeros((1, 40), int), "classes": ["banana"]}, "'banana' are not in the run"),
+        ({}, "have no classes"),
+    ],
+)
+def test_bad_labels_of_points_are_told(tmp_path: Path, arrays: Any, message: str) -> None:
+    np.savez(tmp_path / "bad.npz", points=_cloud()[None], **arrays)
+    with pytest.raises(DataError, match=message):
+        _task(labels="points", classes=["a", "b"]).load_train(f"npz:{tmp_path / 'bad.npz'}", None, None)
 
 
 def test_each_client_leans_in_its_own_way_and_the_test_data_does_not() -> None:
