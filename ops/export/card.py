@@ -107,7 +107,7 @@ def _overview(description: Description, run: RunConfig) -> Iterator[str]:
     yield f"* **Input**: `{given.name}`, {given.dtype} [{shape}]; {given.note}"
     yield f"* **Outputs**: {', '.join(f'`{name}`' for name in description.outputs)}"
     if names:
-        yield f"* **Probabilities**: softmax of the scores (divided by the temperature {description.temperature:g} already)"
+        yield f"* **Probabilities**: softmax of the scores; the temperature {description.temperature:g} is in them"
     if description.preprocessing:
         yield f"* **Preprocessing**: `{json.dumps(description.preprocessing, ensure_ascii=False)}`"
     options = {k: v for k, v in run.task.model_dump(mode="json").items() if k not in ("name", "classes")}
