@@ -1,7 +1,7 @@
 """The input of an exported graph: what the caller gives, and the part of the preprocessing that the graph does.
 
-A task returns one from `Task.graph_input`. torch.export captures `prepare`, so that is tensor operations only.
-Knows no format of export.
+A task returns one from `Task.graph_input`. torch.export captures `prepare`: it must consist of tensor
+operations. Knows no format of export.
 
 Legend: B batch.
 """
