@@ -25,6 +25,9 @@ TERMS: Mapping[str, str] = {
     "discriminant": "fednc's read-out: the nearest class memory, measured by how features vary within classes",
     "nearest mean": "a read-out: the nearest class memory by plain distance",
     "cosine head": "trained class vectors, compared with features by direction; `cosine-ce` is the usual one",
+    "mean IoU (miou)": "mean over classes of the pixels rightly given a class over those that have it or "
+    "are given it",
+    "CeCo": "a term of the loss that draws the mean feature of each class in a batch to a fixed frame of its own",
     "projection": "the last trained layer before the class vectors",
     "+memory, +discriminant": "a variant with that read-out",
     "+control": "a variant with the control variates of scaffold",
@@ -69,6 +72,11 @@ COLUMNS: Mapping[str, str] = {
     "mean": "accuracy as a share, mean over the sessions; in tables of clients: in per cent, over the clients",
     "drop": "accuracy of the first session minus that of the last",
     "novel": "accuracy at the end on all classes that arrived after the first session",
+    "miou_head, miou_common, miou_tail": "mean IoU, as a share, of the frequent, the less frequent and the rare "
+    "classes, in the last evaluated round",
+    "pixel_accuracy": "share of pixels with the right class in the last evaluated round",
+    "nc2_std": "standard deviation of the cosines between the centres of the classes' test features, relative to "
+    "the mean of all centres, in the last evaluated round; 0: equal angles",
     "session_acc": "accuracy after each session, over all classes so far",
     "gradient cosine": "mean cosine between the clients' gradients before round 1: before / after learning scales",
     "gradient loss": "training loss before round 1: before / after learning scales",

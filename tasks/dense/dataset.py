@@ -162,6 +162,10 @@ class DenseData(TaskData):
             names=tuple(self.names[i] for i in index) if self.names else (),
         )
 
+    def with_notes(self, notes: tuple[str, ...]) -> DenseData:
+        """The same pictures with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
     def to(self, device: torch.device) -> DenseData:
         """The same pictures on `device`."""
         return replace(

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection
-from fednc.common.errors import ConfigError, DataError
+from fednc.common.errors import ConfigError
 from fednc.common.learning.frame import unit
 from fednc.common.learning.heads import Head, build_head, logits
 from fednc.common.learning.losses import View, objective
@@ -33,13 +31,13 @@ from fednc.common.tasks.api import Part, Purpose, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
 from fednc.common.tasks.metrics import Stats, refuse_unless
 from fednc.common.tasks.request_forms import RequestForm, preprocessed
-from fednc.common.tasks.splits import Index, split_digest, split_index
+from fednc.common.tasks.splits import split_digest
 from fednc.tasks.dense import pictures
 from fednc.tasks.dense.dataset import DenseBatch, DenseData, most_members, sampled
-from fednc.tasks.dense.maps import LABEL, VOID
+from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.metrics import MeanIoU, PixelAccuracy, PixelLoss
 from fednc.tasks.dense.models import UNet, deeplab, enlarged
-from fednc.tasks.dense.sources import select
+from fednc.tasks.dense.preparation import DenseSplit, packed, parts_of, read_data
 from fednc.tasks.dense.tiles import in_tiles
 from fednc.tasks.segmentation.ceco import COUNT, CentreBranch, rare_share
 from fednc.tasks.segmentation.options import SegmentationOptions
@@ -47,12 +45,6 @@ from fednc.tasks.segmentation.options import SegmentationOptions
 BRANCH = "centres"  # the attribute of the model that holds CeCo's branch
 SHOWN = 6  # test pictures on the sheet of examples
 IMAGES, PIXELS = "images_K", "pixels_K"  # sums of the data before round 1
-
-
-class DenseSplit(SplitSection):
-    """`[split]` of dense tasks. Labels are skewed by the rarest class of each picture."""
-
-    by_site: bool = Field(False, description="part i has the pictures of site i, in the order of the sites' names")
 
 
 class SegmentationModel(ClassifierModel):
@@ -116,55 +108,24 @@ class SegmentationTask(ClassifierTask):
 
     def read(self, spec: str, purpose: Purpose) -> DenseData:
         """The pictures at `spec`; for prediction also a picture file or a folder of them. Raises DataError."""
-        options = self.options
-        found = select.read_input(spec, options) if purpose == "input" else select.read(spec, purpose, options)
-        if LABEL not in found.maps and purpose != "input":
-            raise DataError(
-                f"{spec}: its pictures have no labels; a class for every pixel is needed to train and test"
-            )
-        data = DenseData(
-            pixel_NCHW=found.pixel_NCHW,
-            maps={LABEL: found.maps[LABEL]} if LABEL in found.maps else {},
-            label_space=self.label_space,
-            mean_C11=torch.tensor(options.mean)[:, None, None],
-            std_C11=torch.tensor(options.std)[:, None, None],
-            memory_pixels=options.memory_pixels,
-            crop=options.crop_size if purpose == "train" else None,
-            flip=options.flip and purpose == "train",
-            sites=found.sites,
-            names=found.names,
-            notes=found.notes,
-        )
-        return replace(data, notes=(*data.notes, *self._missing(data))) if data.maps else data
-
-    def _missing(self, data: DenseData) -> tuple[str, ...]:
-        """A note on the run's classes that have no pixel."""
-        having = data.having_K.tolist()
-        missing = [name for name, count in zip(self.class_names, having, strict=False) if not count]
-        listed = ", ".join(map(repr, missing[:20]))
-        return (f"no pixel of {len(missing)} of the run's classes: {listed}",) if missing else ()
+        return read_data(spec, purpose, self.options, self.label_space)
 
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
         """The training pictures at `spec`, or one part of them. Raises DataError."""
         data = self.read(spec, "train")
         if part is None:
             return data
-        return data.select(_parts(data, split_with(part, split))[part.index])
+        return data.select(parts_of(data, split_with(part, split))[part.index])
 
     def make_split(self, spec: str, split: SplitSection) -> str:
         """See Task."""
-        return split_digest(_parts(self.read(spec, "train"), split))
+        return split_digest(parts_of(self.read(spec, "train"), split))
 
     def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
         """Pictures, labels with the run's numbers, sites, and the class names."""
-        arrays: dict[str, np.ndarray[Any, Any]] = {"classes": np.array(self.class_names)}
-        for name, data in (("train", train), ("test", test)):
-            assert isinstance(data, DenseData)
-            arrays[f"x_{name}"] = np.ascontiguousarray(data.pixel_NCHW.numpy().transpose(0, 2, 3, 1))
-            arrays[f"y_{name}"] = data.maps[LABEL].numpy()
-            if data.sites:
-                arrays[f"site_{name}"] = np.array(data.sites)
-        return arrays
+        assert isinstance(train, DenseData)
+        assert isinstance(test, DenseData)
+        return packed(train, test, self.class_names)
 
     def packed_spec(self, path: Any) -> str:
         """The reader of arrays reads it."""
@@ -365,19 +326,6 @@ def _view(model: SegmentationModel, inputs: Tensor, keep_BHW: Tensor, guide: Gui
     with torch.no_grad():
         feat_PD = model.features(inputs)[keep_BHW]
         return View(feat_BD=feat_PD, logit_BK=logits(model.head, feat_PD, guide))
-
-
-def _parts(data: DenseData, split: SplitSection) -> list[Index]:
-    """The pictures of each part."""
-    if not (isinstance(split, DenseSplit) and split.by_site):
-        return split_index(data.rarest_N, split)
-    places = sorted(set(data.sites))
-    if len(places) != split.parts:
-        raise DataError(
-            f"split.by_site: the pictures have {len(places)} sites ({', '.join(places) or 'none'}), but "
-            f"split.parts = {split.parts}. Set split.parts to {max(1, len(places))}, or by_site = false."
-        )
-    return [np.flatnonzero(np.array([site == place for site in data.sites])) for place in places]
 
 
 def _file_stem(name: str) -> str:

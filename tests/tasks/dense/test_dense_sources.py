@@ -13,6 +13,7 @@ from PIL import Image
 from fednc.common.errors import DataError
 from fednc.tasks.dense.maps import DEPTH, EDGES, LABEL, MAPS, NORMALS, VOID
 from fednc.tasks.dense.options import DenseOptions
+from fednc.tasks.dense.preparation import packed, read_data
 from fednc.tasks.dense.scenes import SceneSettings, draw_scenes
 from fednc.tasks.dense.sources.arrays import CAMVID_CLASSES
 from fednc.tasks.dense.sources.select import parsed, read, read_input
@@ -124,6 +125,26 @@ def test_inputs_may_be_a_picture_a_folder_of_pictures_or_a_spec(folder: Path) ->
     assert len(read_input(str(images), OPTIONS).names) == 2
     assert LABEL in read_input(str(folder), OPTIONS).maps
     assert len(read_input("scenes:test=3,objects=3", OPTIONS).names) == 3
+
+
+def test_packed_data_is_read_as_it_was(folder: Path, tmp_path: Path) -> None:
+    wanted = (LABEL, NORMALS, EDGES)
+    data = read_data(f"folder:{folder}", "train", OPTIONS, 5, wanted)
+    np.savez(tmp_path / "packed.npz", **packed(data, data.select(np.array([1])), OPTIONS.classes))
+    for part, index in (("train", [0, 1]), ("test", [1])):
+        again = read_data(f"npz:{tmp_path / 'packed.npz'}", part, OPTIONS, 5, wanted)
+        assert torch.equal(again.pixel_NCHW, data.pixel_NCHW[index])
+        assert again.sites == tuple(data.sites[i] for i in index)
+        for kind in wanted:
+            assert torch.equal(again.maps[kind], data.maps[kind][index])
+
+
+def test_a_map_that_the_run_wants_and_the_data_lacks_is_named() -> None:
+    with pytest.raises(DataError, match=r"no depth map, which this run trains and tests with. It has label"):
+        read_data("scenes:objects=3,images=2,maps=label", "train", OPTIONS, 5, (LABEL, DEPTH))
+    assert (
+        read_data("scenes:objects=3,images=2,test=2,maps=edges", "input", OPTIONS, 5, (LABEL,)).count_K.sum() == 0
+    )
 
 
 @pytest.mark.parametrize("text", ["npz:", "scenes", "cat:x", "npz:a?only=place=x", "npz:a?only=site="])

@@ -19,7 +19,10 @@ MOST = 0.9  # of the deviation without CeCo
 
 @pytest.mark.timeout(900)
 def test_with_ceco_centres_are_at_more_equal_angles_in_every_seed(tmp_path: Path) -> None:
-    compared = compare(read_comparison(CONFIG), {}, Bench(folder=tmp_path, command="", workers=2))
+    plan = read_comparison(CONFIG)
+    two = tuple(variant for variant in plan.variants if variant.name in ("plain", "ceco"))
+    plan = plan.model_copy(update={"variants": two, "parts": ()})
+    compared = compare(plan, {}, Bench(folder=tmp_path, command="", workers=2))
     found = {
         variant: {row["seed"]: row["summary"]["nc2_std"] for row in compared.of("tail-0.7", variant)}
         for variant in ("plain", "ceco")
