@@ -126,7 +126,7 @@ class Allow(Section):
         "held-out examples; the model itself never leaves",
     )
     own_metrics: bool = Field(
-        True,
+        False,
         description="listing this client's own metrics by its name; otherwise the server is asked to count them "
         "only among those of all clients. It gets the statistics either way",
     )

@@ -18,7 +18,7 @@ from fednc.client.link.link import Link, LinkConfig
 from fednc.client.policy.guard import Guard
 from fednc.common.config.run import RunConfig
 from fednc.common.initialise.messages import GRADIENT
-from fednc.common.wire.messages import EVALUATE, HELLO, TRAIN
+from fednc.common.wire.messages import CALIBRATE, EVALUATE, HELLO, TRAIN
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid
@@ -173,7 +173,7 @@ def test_a_run_that_the_strict_policy_allows_gets_every_reply(tmp_path: Path) ->
     assert [record.replies for record in result.history.rounds] == [1, 1]
     assert owned.log(outcome="refused") == []
     kinds = [line["kind"] for line in owned.log(outcome="sent")]
-    assert [kind for kind in kinds if kind != HELLO] == [TRAIN, EVALUATE] * 2
+    assert [kind for kind in kinds if kind != HELLO] == [*[TRAIN, EVALUATE] * 2, CALIBRATE]
     assert {line["digest"] for line in owned.log()} == {run.digest}
 
 
