@@ -162,13 +162,6 @@ def test_hiding_that_a_model_is_stale_is_told(store: Path, runs: dict[str, Path]
 
 
 POINTS = ["registry.run", "registry.files", "registry.observed", "registry.committed", "registry.alias"]
-    "registry.run",
-    "registry.files",
-    "registry.observed",
-    "registry.committed",
-    "file.half",
-    "registry.alias",
-]
 
 
 @pytest.mark.parametrize("point", POINTS)
