@@ -51,7 +51,7 @@ def test_the_strict_example_is_read_and_allows_no_method_that_needs_class_sums()
 
 def test_an_empty_policy_allows_neither_gradients_nor_class_sums_nor_subsets() -> None:
     allowed = {key for key, value in Policy().allow.model_dump().items() if value}
-    assert allowed == {"evaluation"}
+    assert allowed == {"evaluation", "manifest", "name_in_history"}
     assert Policy().runs.pin_first
     assert Policy().quota.runs_per_day == 1
 
