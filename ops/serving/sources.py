@@ -108,7 +108,7 @@ class RegistrySource:
 
 
 def open_registry(store: str) -> VersionRegistry:
-    """The registry of `fednc models` in `store`; empty: its usual place. Imported here: a folder needs none of it."""
+    """The registry of `fednc models` in `store`; empty: its usual place. A folder needs none of it."""
     make = import_module("fednc.ops.registry.registry").ModelRegistry
     found: VersionRegistry = make(store) if store else make()
     return found

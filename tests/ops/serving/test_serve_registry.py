@@ -1,4 +1,4 @@
-"""From a registered run to an answer and back: aliases of a real store are followed, a tampered version is not served."""
+"""From a registered run to an answer: a real store's aliases are followed, and a tampered version is refused."""
 
 from __future__ import annotations
 
