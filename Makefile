@@ -10,7 +10,8 @@ STAMP  := $(VENV)/.installed
 TORCH       ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 TORCH_INDEX ?= $(if $(filter torch,$(TORCH)),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-pythons test-faults test-attacks test-flower test-flower-next check format protos docs bench results install clean
+.PHONY: demo test test-pythons test-tasks test-faults test-attacks test-flower test-flower-next test-timm test-ops
+.PHONY: check format protos docs bench results install clean
 
 demo: $(STAMP)  ## one server and four clients on this machine, fedavg against fednc
 	$(BIN)/fednc demo
@@ -21,11 +22,18 @@ test: $(STAMP)  ## the whole test suite, at most 6 minutes on two cores
 test-pythons:  ## the whole test suite on every other Python (3.12 to 3.14) that is on this machine
 	.ci/pythons
 
+test-tasks: $(STAMP)  ## trainings of the workloads that take minutes, at most 20 minutes on two cores
+	$(BIN)/pytest -q -n 2 --dist loadfile --timeout=900 tests/tasks_long
+
 test-faults: $(STAMP)  ## kill, freeze, disconnect and deceive real processes, at most 10 minutes on two cores
 	$(BIN)/pytest -q --timeout=300 tests/faults
 
 test-attacks: $(STAMP)  ## admitted nodes that lie, at most 10 minutes on two cores
 	$(BIN)/pytest -q -n 2 --timeout=300 tests/attacks
+
+test-ops: $(STAMP)  ## the registry of models and what else needs the extra `ops`, at most 5 minutes on two cores
+	$(BIN)/pip install --quiet -e '.[demo,dev,ops]'
+	$(BIN)/pytest -q --timeout=300 tests/ops
 
 # Without ray the tests of the simulation engine are skipped, with the reason.
 test-flower: $(STAMP)  ## our apps on stock Flower and stock apps on our link, at most 10 minutes on two cores
@@ -44,6 +52,21 @@ test-flower-next: $(STAMP)  ## the contract with Flower apps on the other versio
 	$(NEXT)/bin/pip install --quiet --no-deps -e .
 	$(NEXT)/bin/python -c "import flwr; assert flwr.__version__ == '$(NEXT_FLOWER)', flwr.__version__"
 	$(NEXT)/bin/python -m pytest -q tests/flower/contract tests/server/foreign/test_foreign_server.py tests/client/foreign/test_foreign_process.py
+
+# PyTorch and torchvision must match, so both are installed anew, beside our other packages: 5.5 GB where pip finds no
+# CPU build of the pair. On machines where it finds none at all the target says so and succeeds.
+TIMM       ?= .venv-timm
+TIMM_TORCH ?= torch torchvision
+TIMM_TESTS := tests/tasks/vision/test_timm_models.py
+
+test-timm: $(STAMP)  ## models of timm, in a second virtual environment with torchvision, at most 5 minutes
+	$(PYTHON) -m venv $(TIMM)
+	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+	  > $$($(TIMM)/bin/python -c "import site; print(site.getsitepackages()[0])")/zz_shared.pth
+	if $(TIMM)/bin/pip install --quiet --ignore-installed $(TIMM_TORCH) && $(TIMM)/bin/pip install --quiet timm \
+	  && $(TIMM)/bin/pip install --quiet --no-deps -e . && $(TIMM)/bin/python -c "import timm"; \
+	then $(TIMM)/bin/python -m pytest -q $(TIMM_TESTS); \
+	else echo "test-timm is skipped: no matching torch and torchvision can be installed on this machine"; fi
 
 check: $(STAMP) .types  ## format, lint, strict types, shell scripts
 	$(BIN)/ruff format --check .

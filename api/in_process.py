@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from fednc.common.model_export import ExportedModel, load
 from fednc.server.operations.trackers import tracked
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
-from fednc.server.rounds.result_files import summary_of, write_files
+from fednc.server.rounds.result_files import summary_of, write_files, write_round_examples
 from fednc.server.rounds.run import FederatedRun, RunResult
+from fednc.server.storage.data_manifests import ManifestFile
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import Event, RoundCompleted
 from fednc.server.storage.folder_lock import claimed
@@ -139,7 +141,8 @@ def run(
     place = Path(folder) if folder is not None else None
     here = pick_device(device)
     configs = [
-        ClientConfig(name=name, data=spec, device=str(here), val_share=val_share) for name, spec in clients.items()
+        ClientConfig(name=name, data=spec, device=str(here), val_share=val_share, manifest=place is not None)
+        for name, spec in clients.items()
     ]
     watching = [*([Progress()] if progress else []), *callbacks]
     with ExitStack() as stack:
@@ -161,6 +164,11 @@ def _run(
 ) -> Result:
     started = time.monotonic()
     with LocalGrid(config, clients) as grid:
+        manifests = ManifestFile()
+        if folder:
+            manifests.keep_in(folder)
+            for name, manifest in grid.manifests.items():
+                manifests.note(name, manifest)
         prepared, control = FederatedRun(config, events), RunControl()
         running = Running(prepared, control, [client.name for client in clients])
 
@@ -173,7 +181,9 @@ def _run(
             callback.on_start(running)
         events.listen(on_event)
         try:
-            done = prepared.execute(grid, Surroundings(name_of=grid.name_of, control=control))
+            keep = partial(write_round_examples, folder) if folder else None
+            around = Surroundings(name_of=grid.name_of, control=control, keep_examples=keep)
+            done = prepared.execute(grid, around)
         except KeyboardInterrupt:
             kept = prepared.last_good
             if kept is None:

@@ -20,6 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +38,8 @@ from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.round_guide import guide_at
 from fednc.common.wire import arrays, messages
 from fednc.method_contract import MethodContract, must
+from fednc.ops.export import formats, graph
+from fednc.ops.export.description import describe
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
 
@@ -44,6 +47,7 @@ __all__ = ["Case", "MethodContract", "TaskContract", "promises"]
 
 _UNKNOWN_KEY = "no_such_option_anywhere"
 _TOLERANCE = 1e-4  # relative: float sums over other batches round differently
+_ROUNDING = 0.05  # of raw values: bytes hold a pixel to half of 1/255, which is then divided by its deviation
 _KINDS = (torch.int64, torch.float64)  # allowed types of statistics
 
 
@@ -84,12 +88,14 @@ class TaskContract:
         data: spec of data that the task reads; a few hundred examples are enough.
         options: keys of [task]; if empty, those that the task suggests for the data.
         tables: other tables of the run file, for example {"method": {"name": "fedavg"}}.
+        exports: set it to False if the task's prediction cannot be one graph, because it branches on values.
     """
 
     task: ClassVar[str] = ""
     data: ClassVar[str] = ""
     options: ClassVar[Mapping[str, Any] | None] = None
     tables: ClassVar[Mapping[str, Any]] = {}
+    exports: ClassVar[bool] = True
 
     # ---- name and options ------------------------------------------------------------------------------------
 
@@ -272,6 +278,27 @@ class TaskContract:
                 )
                 add_stats(total, stats)
         must(math.isfinite(task.measure(total).get("loss", 0.0)), "the loss of the trained model is not finite")
+
+    def test_the_exported_graph_gives_the_scores_of_the_model(self) -> None:
+        """torch.export captures preprocessing and prediction; onnxruntime gives the same, if it is installed."""
+        if not self.exports:
+            return
+        trained = self._trained().model
+        given = trained.task.graph_input()
+        batch = next(iter(trained.task.load_test(self.data).eval_batches(3)))
+        inputs = trained.task.inputs_of(batch)
+        raw = given.raw_of(inputs)
+        must(
+            given.shape in (None, tuple(raw.shape[1:])), f"graph_input() has shape {given.shape}, not that of data"
+        )
+        again = given.prepare(raw)
+        far = float((again - inputs).abs().max())
+        must(far <= _ROUNDING * max(1.0, float(inputs.abs().max())), f"prepare() of raw_of() is {far:.2g} away")
+        sample = graph.sample_inputs(trained, raw)
+        description = describe(trained, tuple(raw.shape[1:]), 2, str(raw.dtype).removeprefix("torch."))
+        formats.to_torch_export(trained, sample, description)  # raises if the graph gives other scores
+        if find_spec("onnxruntime") and find_spec("onnxscript"):
+            formats.to_onnx(trained, sample, description)
 
     # ---- helpers ---------------------------------------------------------------------------------------------
 

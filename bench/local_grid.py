@@ -46,9 +46,11 @@ class LocalGrid(flower_adapter.RunGrid):
         super().__init__(run_id or f"{run.name}-{uuid4().hex}")
         self._names = {flower_adapter.node_id(client.name): client.name for client in clients}
         self._hosts = {flower_adapter.node_id(client.name): AppHost(client, app) for client in clients}
+        self.manifests: dict[str, str] = {}  # by client; see `ClientConfig.manifest`
         self._pushed: dict[str, Iterator[Message]] = {}
         for index, (node, host) in enumerate(self._hosts.items()):
-            host.prepare(self._welcome(node, run, index))
+            declared = host.prepare(self._welcome(node, run, index))
+            self.manifests[self._names[node]] = declared.manifest
 
     def _welcome(self, node: int, run: RunConfig, index: int) -> pb.Welcome:
         part = pb.Part(index=index, of=run.split.parts) if run.split else None

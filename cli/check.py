@@ -5,16 +5,17 @@ Does what server and client would do before round 1, on one machine, and shows t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fednc.cli.options import ClassNames, Columns, Json, Partition, parse_partition
-from fednc.cli.output import say, show_table, write_json
+from fednc.cli.output import say, show_table, working, write_json
 from fednc.common.config.run import read_run_file
-from fednc.common.errors import ConfigError, FedncError
+from fednc.common.errors import ConfigError, DataError, FedncError
 from fednc.common.tasks.data_spec import with_options
 
 if TYPE_CHECKING:
@@ -26,8 +27,13 @@ Found = dict[str, Any]
 def command(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
     data: Annotated[
-        str, typer.Option(metavar="SPEC", help="A client's data. Default: read the server's own test data.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="A client's data; repeat it for the data of all sites, to find classes that none of them has. "
+            "Default: read the server's own test data.",
+        ),
+    ] = None,
     class_names: ClassNames = "",
     columns: Columns = "",
     partition: Partition = "",
@@ -43,23 +49,28 @@ def command(
     run = read_run_file(run_file)
     chosen = parse_partition(partition)
     task = discovery.get(run)
-    found, errors = _collected(
-        lambda: _the_run(task),
-        lambda: (
-            _the_data(task, with_options(data, class_names, columns), Part(*chosen) if chosen else None)
-            if data
-            else _the_test(task, bool(class_names or columns or partition))
-        ),
-    )
+    specs = [with_options(one, class_names, columns) for one in data or []]
+    if len(specs) > 1 and (partition or flower):
+        raise ConfigError("--partition and --flower are for one --data; give it once")
+    with working(f"reading {', '.join(specs) or run.evaluate.test or 'the run file'}"):
+        found, errors = _collected(
+            lambda: _the_run(task),
+            lambda: (
+                _the_sites(task, specs)
+                if len(specs) > 1
+                else _the_data(task, specs[0], Part(*chosen) if chosen else None)
+                if specs
+                else _the_test(task, bool(class_names or columns or partition))
+            ),
+        )
     if errors:
         raise errors[0] if len(errors) == 1 else type(errors[0])("\n".join(map(str, errors)))
     if json:
         write_json(json, found)
     if flower:
-        _write_for_flower(
-            Path(flower), run.model_dump_json(), with_options(data, class_names, columns) if data else ""
-        )
-    notes = [note for key in ("data", "test") for note in found.get(key, {}).get("notes", [])]
+        _write_for_flower(Path(flower), run.model_dump_json(), specs[0] if specs else "")
+    described = [*(found[key] for key in ("data", "test") if key in found), *found.get("sites", [])]
+    notes = [note for each in described for note in each["notes"]]
     say("no problems found" + (f"; see {len(notes)} notes on the data above" if notes else ""))
 
 
@@ -89,6 +100,7 @@ def _the_test(task: Task, has_options: bool) -> Found:
     if not spec:
         return {}
     test = _described(task, spec, task.load_test(spec))
+    _show_columns(test)
     _show_notes(test)
     _show_counts(task, {f"test {spec}": test})
     return {"test": test}
@@ -136,6 +148,7 @@ def _the_data(task: Task, spec: str, part: Part | None) -> Found:
     wanted = [part] if part else [Part(i, split.parts) for i in range(split.parts)] if split else []
     parts = [_described(task, spec, task.load_train(spec, each, split)) for each in wanted]
     columns |= {f"part {each.index}/{each.of}": sizes for each, sizes in zip(wanted, parts, strict=True)}
+    _show_columns(whole)
     _show_notes(whole)
     _show_counts(task, columns)
     if parts:
@@ -147,13 +160,45 @@ def _the_data(task: Task, spec: str, part: Part | None) -> Found:
     return found
 
 
+def _the_sites(task: Task, specs: Sequence[str]) -> Found:
+    """The training data of several sites side by side. Raises DataError: unusable, or a class that none has."""
+    read, errors = _collected(*(partial(_one_site, task, spec) for spec in specs))
+    if errors:
+        raise DataError("\n".join(map(str, errors)))
+    sites = [read[spec] for spec in specs]
+    for number, each in enumerate(sites, start=1):
+        say(f"site {number}: {each['spec']}")
+        _show_notes(each)
+    _show_counts(task, {f"site {number}": each for number, each in enumerate(sites, start=1)})
+    missing = [name for name in task.class_names if not any(each["count"][name] for each in sites)]
+    if missing:
+        listed = ", ".join(map(repr, missing[:20]))
+        raise DataError(
+            f"no site has an example of {len(missing)} of the run's classes: {listed}. They cannot be "
+            "learnt: take them out of task.classes, or add data that has them."
+        )
+    return {"sites": sites}
+
+
+def _one_site(task: Task, spec: str) -> Found:
+    return {spec: _described(task, spec, task.load_train(spec, None, None))}
+
+
 def _described(task: Task, spec: str, data: TaskData) -> Found:
     counts = {
         title: dict(zip(task.class_names, count_K.tolist(), strict=False))
         for title, count_K in data.counts.items()
     }
     first = next(iter(counts.values()))
-    return {"spec": spec, "examples": data.examples, "count": first, "counts": counts, "notes": list(data.notes)}
+    found = {"spec": spec, "examples": data.examples, "count": first, "counts": counts, "notes": list(data.notes)}
+    return {**found, "columns": list(map(dict, data.column_report))} if data.column_report else found
+
+
+def _show_columns(described: Found) -> None:
+    """What was found in each column of a table."""
+    rows = described.get("columns", [])
+    if rows:
+        show_table(f"columns of {described['spec']}", list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _show_notes(described: Found) -> None:

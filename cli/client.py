@@ -283,6 +283,7 @@ def _own_app(
     """The host of fednc's own app, and what to tell the server about it."""
     from fednc.client.app.flower_app import app
     from fednc.client.app.host import AppHost, ClientConfig
+    from fednc.client.app.manifest_key import manifest_key
     from fednc.common import versions
     from fednc.protos import federation_pb2 as pb
 
@@ -297,6 +298,8 @@ def _own_app(
         min_sum_examples=least,
         state=state,
         allowed_tasks=allowed,
+        manifest=True,
+        manifest_key=manifest_key(Path(state)) if state and not owner else b"",
     )
     config = owner.bind(config) if owner else config
     host = AppHost(config, app)

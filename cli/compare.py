@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fednc.cli.options import Device, Json
-from fednc.cli.output import console, say, write_json
+from fednc.cli.output import progress, say, write_json
 from fednc.common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ def command(
     options = [part for name in sorted(places) for part in ("--data", f"{name}=PATH")]
     said = shlex.join(["fednc", "compare", config.name, "--seeds", ",".join(map(str, plan.seeds)), *options])
     bench = Bench(folder=results / plan.name, command=said, device=device, workers=workers)
-    with _progress() as show:
+    with progress("rounds") as show:
         compared = compare(plan, places, bench, show)
     say(on_data("Test", compared.metric))
     for setting in plan.settings:
@@ -80,33 +78,6 @@ def _as_json(compared: Compared, said: str) -> dict[str, object]:
         "results": compared.final,
         "tuning": compared.tuning,
     }
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[float], None]]:
-    """A progress bar on a terminal; elsewhere a line for every tenth of the rounds."""
-    from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
-
-    if not console.is_terminal:
-        said = [0]
-
-        def tell(share: float) -> None:
-            if share >= said[0] / 10:
-                say(f"{100 * share:.0f} % of all rounds done")
-                said[0] = int(10 * share) + 1
-
-        yield tell
-        return
-    with Progress(
-        "rounds",
-        BarColumn(),
-        "{task.percentage:.0f} %",
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    ) as bar:
-        task = bar.add_task("rounds", total=1.0)
-        yield lambda share: bar.update(task, completed=share)
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

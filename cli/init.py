@@ -10,7 +10,6 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +17,7 @@ import typer
 from pydantic import BaseModel
 
 from fednc.cli.options import ClassNames
-from fednc.cli.output import say
+from fednc.cli.output import say, working
 from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.config.tables import FrameSection, MethodSection, TaskSection
 from fednc.common.errors import ConfigError
@@ -30,18 +29,9 @@ if TYPE_CHECKING:
 
 Table = Mapping[str, Any]
 
+_TABLES = ("csv", "parquet")  # kinds of data with named columns; a bare path is enough for them
 _COMMENT_AT, _COMMENT_WIDTH = 34, 76  # characters
-
-
-class Kind(StrEnum):
-    """What the data is."""
-
-    digits = "digits"
-    npz = "npz"
-    folder = "folder"
-
-
-_SPECS = {Kind.digits: "digits", Kind.npz: "npz:PATH", Kind.folder: "folder:PATH"}
+_DIGITS = "digits"  # the only kind of data that is not at a path
 _PLACEHOLDERS: Table = {"classes": ["first class", "second class"], "size": 32, "channels": 3}
 
 _OPENING = """\
@@ -59,18 +49,56 @@ _MEASURED = """\
 
 
 def command(
-    kind: Annotated[Kind, typer.Argument(help="Where the training images come from.")] = Kind.digits,
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="What the data is: digits, npz or folder of images; csv or parquet."),
+    ] = _DIGITS,
     data: Annotated[
-        str, typer.Option(help="Data to read class names and image size from, e.g. npz:images.npz.")
+        str,
+        typer.Option(help="Data to read class names, columns or sizes from, e.g. npz:images.npz or clinic.csv."),
     ] = "",
     class_names: ClassNames = "",
+    target: Annotated[str, typer.Option(metavar="COLUMN", help="Of a table: the column to predict.")] = "",
+    regression: Annotated[
+        bool, typer.Option("--regression", help="Of a table: predict the target as a number.")
+    ] = False,
+    ignore: Annotated[str, typer.Option(metavar="A,B,C", help="Of a table: columns that are no inputs.")] = "",
+    list_categories: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,C",
+            help="Of a table: columns whose categories are written into the run file, which every site can read.",
+        ),
+    ] = "",
+    id_column: Annotated[
+        str, typer.Option("--id", metavar="COLUMN", help="Of a table: the column that names the rows.")
+    ] = "",
+    task_name: Annotated[
+        str,
+        typer.Option(
+            "--task", metavar="NAME", help="The task, if it is not the usual one for this kind of data: signal."
+        ),
+    ] = "",
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("run.toml"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write a commented run file to start from."""
-    spec = data or ("digits" if kind is Kind.digits else "")
-    spec = with_options(spec, class_names) if spec else ""
-    values, found = _values(kind, spec)
+    task = _task_for(kind, task_name)
+    spec = data or (_DIGITS if kind == _DIGITS else "")
+    wishes = {
+        "target": target,
+        "kind": "regression" if regression else "",
+        "ignore": _names(ignore),
+        "list_categories": _names(list_categories),
+        "id": id_column,
+    }
+    if kind in _TABLES:
+        wishes["classes"] = _names(class_names)
+        spec = spec if not spec or spec.startswith(f"{kind}:") else f"{kind}:{spec}"
+    elif spec:
+        spec = with_options(spec, class_names)
+    with working(f"reading {spec}" if spec else "preparing the run file"):
+        values, found = _values(kind, task, spec, {key: value for key, value in wishes.items() if value})
     text = run_file(values, output, measured=found.measured)
     try:
         with output.open("w" if force else "x", encoding="utf-8") as f:
@@ -90,32 +118,57 @@ def command(
             "task.mean and task.std were measured on this site's images, and every client will use them: agree on "
             "them with the other sites, or leave both out (0.5)"
         )
-    data_option = f" --data {spec}" if spec and spec != "digits" else ""
+    data_option = f" --data {spec}" if spec and spec != _DIGITS else ""
     say(f"wrote {output}; next: fednc check {output}{data_option}, then fednc server {output}")
+    if kind in _TABLES:
+        say(f"and at each site: fednc client --server HOST:PORT --data {kind}:PATH (docs/tabular.md)")
 
 
-def _values(kind: Kind, spec: str) -> tuple[Table, Suggestion]:
+def _names(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _task_for(kind: str, name: str) -> type[Task]:
+    """The named task, or the one whose usual data this is. Raises ConfigError if there is none, or several."""
+    from fednc.common.tasks.discovery import installed, task_class
+
+    if name:
+        return task_class(name)  # it says itself what it cannot read
+    tasks = list(installed().values())
+    able = [task for task in tasks if kind in task.sources]
+    if len(able) == 1:
+        return able[0]
+    if able:
+        choices = " or ".join(f"--task {task.name}" for task in able)
+        raise ConfigError(f"fednc init {kind}: several tasks can use such data; choose {choices}")
+    kinds = sorted({source for task in tasks for source in task.sources})
+    raise ConfigError(f"fednc init {kind}: expected one of {', '.join(kinds) or '(no kind of data)'}")
+
+
+def _values(kind: str, chosen: type[Task], spec: str, wishes: Table) -> tuple[Table, Suggestion]:
     from fednc.common.tasks.api import Suggestion
-    from fednc.common.tasks.discovery import get, task_class
+    from fednc.common.tasks.discovery import get
 
-    default = task_class(TaskSection().name)
-    if spec and spec.partition("?")[0].partition(":")[0] != kind.value:
-        raise ConfigError(
-            f"--data {spec} is not {kind.value} data: use `fednc init {kind.value} --data {_SPECS[kind]}`"
-        )
-    found = default.suggest_options(spec) if spec else Suggestion(dict(_PLACEHOLDERS))
-    task = {"name": default.name, **found.options}
+    if spec and spec.partition("?")[0].partition(":")[0] != kind:
+        usual = kind if kind == _DIGITS else f"{kind}:PATH"
+        raise ConfigError(f"--data {spec} is not {kind} data: use `fednc init {kind} --data {usual}`")
+    if not spec and (kind in _TABLES or wishes):
+        raise ConfigError(f"fednc init {kind}: give a table to read the columns from: --data {kind}:PATH")
+    found = chosen.suggest_with(spec, wishes) if spec else Suggestion(dict(_PLACEHOLDERS))
+    task = {"name": chosen.name, **found.options}
     values: dict[str, Any] = {
-        "name": kind.value,
+        "name": kind,
         "task": task,
         "method": {"name": "fednc"},
-        "train": {"batch": 32 if kind is Kind.digits else 64, "lr": 0.03},
+        "train": {"batch": 32 if kind == _DIGITS else 64, "lr": 0.03},
         "rounds": {"total": 20, "min_clients": 2},
+        **found.tables,
     }
-    if kind is Kind.digits:
+    if kind == _DIGITS:
         values |= {"split": {"kind": "dirichlet", "parts": 2, "alpha": 0.1}, "evaluate": {"test": spec}}
-    needed = len(task["classes"]) - 1
-    if needed > FrameSection().dim:
+    needed = len(task.get("classes", ())) - 1
+    if needed > values.get("frame", {}).get("dim", FrameSection().dim):
         values["frame"] = {"dim": 1 << (needed - 1).bit_length()}
         note = f"frame.dim = {values['frame']['dim']}: {needed + 1} classes need at least {needed} dimensions"
         found = replace(found, notes=(*found.notes, note))
@@ -159,13 +212,21 @@ def _lines(model: type[BaseModel], given: Table, options: list[type[BaseModel]])
     described = [schemas for table in (model, *options) for schemas in keys(table).items()]
     for key, schema in described:
         value = given[key] if key in given else preset.get(key, schema.get("default"))
-        setting = f"{'' if key in given else '# '}{key} = {json.dumps(value, ensure_ascii=False)}"
+        setting = f"{'' if key in given else '# '}{key} = {_toml(value)}"
         if len(setting) > _COMMENT_AT:
             yield f"{setting}\n"
             setting = ""
         for line in textwrap.wrap(schema["description"], _COMMENT_WIDTH):
             yield f"{setting:<{_COMMENT_AT}}  # {line}\n"
             setting = ""
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML. It differs from JSON in tables only."""
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{json.dumps(key, ensure_ascii=False)} = {_toml(each)}" for key, each in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _at(values: Table, dotted: str) -> Table | None:

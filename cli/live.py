@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from fednc.cli.output import as_text, console, say
+from fednc.cli.output import as_text, console, say, time_left
 from fednc.common.config.run import RunConfig
 from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 from fednc.server.link.federation import Federation
@@ -25,6 +27,39 @@ from fednc.server.storage.history import RoundRecord
 
 _SHOWN_ROUNDS = 12
 _REFRESH_PER_S = 4
+_PACE_ROUNDS = 6
+_BAR_WIDTH = 40
+
+
+class Pace:
+    """How long the rest of a run takes, from the time between its last rounds: with evaluation and waiting."""
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds, self._done = rounds, 0
+        # (when, round) of the last rounds; the first round is not typical, because clients load their data in it
+        self._ends: deque[tuple[float, int]] = deque(maxlen=_PACE_ROUNDS)
+
+    def note(self, event: Event) -> None:
+        """Take in one event."""
+        if isinstance(event, RoundCompleted):
+            self._done = event.record.round
+            self._ends.append((time.monotonic(), self._done))
+
+    @property
+    def share(self) -> float:
+        """Of all rounds that are done."""
+        return min(1.0, self._done / self._rounds) if self._rounds else 1.0
+
+    @property
+    def left(self) -> str:
+        """`about 3 min left`; empty before the second round and after the last."""
+        if len(self._ends) < 2 or self._done >= self._rounds:
+            return ""
+        (first_s, first), (last_s, last) = self._ends[0], self._ends[-1]
+        if last <= first:
+            return ""
+        spent_s = time.monotonic() - last_s
+        return time_left(max(0.0, (last_s - first_s) / (last - first) * (self._rounds - last) - spent_s))
 
 
 class RunView:
@@ -33,6 +68,7 @@ class RunView:
     def __init__(self, run: RunConfig) -> None:
         self._run = run
         self._rounds: list[RoundRecord] = []
+        self._pace = Pace(run.all_rounds)
         self._federation: Federation | None = None
         self._last = self._init = ""
         self._metric = ACCURACY  # that the run is judged by
@@ -44,6 +80,7 @@ class RunView:
 
     def note(self, event: Event) -> None:
         """Take in one event."""
+        self._pace.note(event)
         if isinstance(event, RunStarted):
             self._metric = MetricInfo(**event.metric) if event.metric else ACCURACY
         elif isinstance(event, RoundCompleted):
@@ -56,6 +93,7 @@ class RunView:
         return Group(
             as_text(self._init),
             self._rounds_table(),
+            self._progress(),
             as_text(self._classes_line()),
             self._clients_table(),
             as_text(self._last),
@@ -70,6 +108,13 @@ class RunView:
         for record in self._rounds[-_SHOWN_ROUNDS:]:
             table.add_row(*map(as_text, _round_cells(record, self._metric)))
         return table
+
+    def _progress(self) -> Table:
+        """A bar with the share of the rounds, and the time left."""
+        line = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=1.0, completed=self._pace.share, width=_BAR_WIDTH)
+        line.add_row(bar, as_text(f"{100 * self._pace.share:.0f} %"), as_text(self._pace.left))
+        return line
 
     def _classes_line(self) -> str:
         """The metric of each class in the last evaluated round: on test data, else pooled over the clients."""
@@ -131,10 +176,17 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def print_lines(events: EventLog) -> None:
-    """Print every event as a line."""
+def print_lines(events: EventLog, rounds: int = 0) -> None:
+    """Print every event as a line; with `rounds`, that of a round says how long the rest takes."""
     _mute_log()
-    events.listen(lambda event: say(event.text))
+    pace = Pace(rounds)
+
+    def show(event: Event) -> None:
+        pace.note(event)
+        left = pace.left if isinstance(event, RoundCompleted) else ""
+        say(f"{event.text}, {left}" if left else event.text)
+
+    events.listen(show)
 
 
 def _mute_log() -> None:
@@ -150,7 +202,7 @@ def following(run: RunConfig, events: EventLog) -> Iterator[RunView]:
     view = RunView(run)
     events.listen(view.note)
     if not console.is_terminal:
-        print_lines(events)
+        print_lines(events, run.all_rounds)
         yield view
         return
     _mute_log()

@@ -30,6 +30,12 @@ COMMANDS = {
     "certs": ("fednc.cli.certs:command", "Make and revoke certificates and tokens."),
     "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
     "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),
+    "runs": ("fednc.cli.runs:app", "List the runs in a folder, and compare them."),
+    "export": (
+        "fednc.cli.export:command",
+        "Take a model elsewhere: ONNX, torch.export, safetensors, a model card.",
+    ),
+    "models": ("fednc.cli.models:app", "Versions of models: register, list, aliases, checks, lineage."),
     "predict": ("fednc.cli.predict:command", "Predict with the model of a finished run."),
     "serve": ("fednc.cli.serve:command", "Serve models over REST and gRPC."),
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),

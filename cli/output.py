@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from rich.text import Text
 
 from fednc.common.errors import ConfigError
 from fednc.common.peer_text import one_line
+
+_SLOW_S = 1.0  # what takes longer than this says so
 
 console = Console(stderr=True, highlight=False, emoji=False)
 
@@ -37,6 +42,75 @@ def say_error(error: Exception) -> None:
 def as_text(value: object) -> Text:
     """One line for a live display: never read as markup, as it may come from others."""
     return Text(one_line(value))
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Show what is being done while the block runs: on a terminal at once, elsewhere a line after a second.
+
+    The block may change the text.
+    """
+    if not console.is_terminal:
+        said = threading.Timer(_SLOW_S, say, [f"{what} ..."])
+        said.daemon = True
+        said.start()
+        try:
+            yield _no_change
+        finally:
+            said.cancel()
+        return
+    with console.status(as_text(what)) as status:
+        yield lambda text: status.update(as_text(text))
+
+
+@contextmanager
+def progress(what: str, *, quiet_s: float = 0.0) -> Iterator[Callable[[float], None]]:
+    """Show which share of the work is done, with the time left: a bar on a terminal, elsewhere a line per tenth.
+
+    Args:
+        what: what is counted, e.g. `rounds`.
+        quiet_s: no line before that many seconds.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    if not console.is_terminal:
+        tenth, started = 0, time.monotonic()
+
+        def tell(share: float) -> None:
+            nonlocal tenth
+            spent_s = time.monotonic() - started
+            if share < tenth / 10 or spent_s < quiet_s:
+                return
+            left = f", {time_left(spent_s / share * (1 - share))}" if 0 < share < 1 else ""
+            say(f"{100 * share:.0f} % of all {what} done{left}")
+            tenth = int(10 * share) + 1
+
+        yield tell
+        return
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        "{task.percentage:.0f} %",
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
+
+
+def _no_change(text: str) -> None:
+    del text
+
+
+def time_left(seconds: float) -> str:
+    """`about 3 min left`."""
+    if seconds < 1:
+        return "less than a second left"
+    for unit, length_s in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length_s:
+            return f"about {seconds / length_s:.0f} {unit} left"
+    return f"about {seconds:.0f} s left"
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -7,13 +7,15 @@ data it repeats the run's metrics.
 from __future__ import annotations
 
 import math
+from csv import writer
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fednc.cli.options import Device, Json
-from fednc.cli.output import say, show_table, write_json
+from fednc.cli.output import progress, say, show_table, working, write_json
 from fednc.common.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,19 +38,25 @@ def command(
     out: Annotated[
         str, typer.Option(metavar="DIR", help="Write the files that the task makes of its predictions to DIR.")
     ] = "",
+    csv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a table with a row per example: prediction, and probabilities."),
+    ] = None,
 ) -> None:
     """Predict with the model of a finished run."""
     from fednc.common.device import pick_device
     from fednc.common.model_export import load
 
     chosen = pick_device(device)
-    model = load(run_folder).to(chosen)
-    data = model.task.load_input(inputs).to(chosen)
+    with working(f"loading the model and {inputs}"):
+        model = load(run_folder).to(chosen)
+        data = model.task.load_input(inputs).to(chosen)
     for note in data.notes:
         say(f"{inputs}: {note}", style="yellow")
     if not data.examples:
         raise DataError(f"{inputs}: it contains no examples, so there is nothing to predict")
-    predictions, written = _predictions(model, data, Path(out) if out else None)
+    found = _predictions(model, data, Path(out) if out else None)
+    predictions = found.rows
     _show_predictions(predictions)
     result = {
         "run": model.run.name,
@@ -63,38 +71,66 @@ def command(
         _show_metrics(model, known, metrics)
     if out:
         say(
-            f"{written} files in {out}"
-            if written
+            f"{found.files} files in {out}"
+            if found.files
             else f"task {model.task.name!r} makes no files of its predictions"
         )
+    if csv:
+        _write_csv(csv, model, found)
+        say(f"wrote {csv}: {len(predictions):,} rows")
     if json:
         write_json(json, result)
 
 
-def _predictions(model: ExportedModel, data: TaskData, out: Path | None) -> tuple[list[dict[str, Any]], int]:
-    """(a row for each example, the number of files written to `out`)."""
+@dataclass
+class Predicted:
+    """A row for each example, the probability of each class where an example has one class, and files written."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    shares: list[list[float]] = field(default_factory=list)
+    files: int = 0
+
+
+def _predictions(model: ExportedModel, data: TaskData, out: Path | None) -> Predicted:
+    """Predict on all examples, in their order; writes the task's files of them to `out`."""
     from fednc.common.files import write_atomically
     from fednc.common.tasks.evaluation import evaluation_batches
 
     names = list(data.names or [str(number) for number in range(data.examples)])
-    rows: list[dict[str, Any]] = []
-    written = 0
+    found = Predicted()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    for batch in evaluation_batches(model, data, model.run.evaluate.batch):
-        output, here = model(model.task.inputs_of(batch)), names[len(rows) :]
-        described = model.task.described(output)
-        rows += [{"name": name, **row} for name, row in zip(here, described, strict=False)]
-        files = model.task.prediction_files(batch, output, here[: len(described)]) if out is not None else {}
-        for name, content in files.items():
-            assert out is not None
-            write_atomically(out / Path(name).name, content)
-            written += 1
-    return rows, written
+    with progress("examples", quiet_s=1.0) as show:
+        for batch in evaluation_batches(model, data, model.run.evaluate.batch):
+            output, here = model(model.task.inputs_of(batch)), names[len(found.rows) :]
+            described = model.task.described(output)
+            found.rows += [{"name": name, **row} for name, row in zip(here, described, strict=False)]
+            if model.class_names and output.ndim == 2:
+                found.shares += model.probabilities(output).tolist()
+            files = model.task.prediction_files(batch, output, here[: len(described)]) if out is not None else {}
+            for name, content in files.items():
+                assert out is not None
+                write_atomically(out / Path(name).name, content)
+                found.files += 1
+            show(len(found.rows) / data.examples)
+    return found
 
 
 def _shown(key: str, value: Any) -> Any:
     return f"{value:.1%}" if key == "confidence" else value
+
+
+def _write_csv(path: Path, model: ExportedModel, found: Predicted) -> None:
+    """The predictions with the probability of each class; numbers beyond classes as they are."""
+    head = list(found.rows[0]) + [f"probability of {name}" for name in model.class_names if found.shares]
+    shares = found.shares or [[]] * len(found.rows)
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            rows = writer(file)
+            rows.writerow(head)
+            rows.writerows([*row.values(), *share] for row, share in zip(found.rows, shares, strict=True))
+    except OSError as e:
+        raise DataError(f"{path}: cannot be written ({e.strerror}); name another file with --csv") from e
 
 
 def _finite(value: Any) -> Any:
@@ -123,13 +159,14 @@ def _show_predictions(predictions: list[dict[str, Any]]) -> None:
 
 
 def _show_metrics(model: ExportedModel, data: TaskData, metrics: dict[str, float]) -> None:
-    counts, primary = data.count_K.tolist(), model.task.primary
+    (what, count_K), primary = next(iter(data.counts.items())), model.task.primary
+    counts = count_K.tolist()
     rows = [
         [name, counts[place], primary.show(metrics[f"{primary.name}/{name}"], 2)]
         for place, name in enumerate(model.class_names)
         if f"{primary.name}/{name}" in metrics
     ]
     if rows:
-        show_table(f"{primary.name} of each class", ["class", "examples", primary.name], rows)
+        show_table(f"{primary.name} of each class", ["class", what, primary.name], rows)
     values = ", ".join(f"{metric.name} {metrics[metric.name]:.4f}" for metric in model.task.measured_by)
     say(f"{values} on {int(metrics['examples']):,} labelled examples")

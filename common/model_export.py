@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig, explain
@@ -48,6 +48,7 @@ class ModelManifest(BaseModel):
     frame_seed: int
     frame_sha256: str
     weights_sha256: str
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)  # divides scores before the softmax
 
 
 class ExportedModel(nn.Module):
@@ -57,6 +58,7 @@ class ExportedModel(nn.Module):
         task: the task it was trained for; `task.preprocessing()` says what inputs must look like.
         run: configuration of the run that trained it.
         class_names: name of each score.
+        temperature: divides scores before they become probabilities.
     """
 
     etf_KD: Tensor
@@ -67,12 +69,19 @@ class ExportedModel(nn.Module):
     ridge_K: Tensor | None
 
     def __init__(
-        self, task: Task, model: nn.Module, frame: Frame, memory: ClassMemory, class_names: tuple[str, ...]
+        self,
+        task: Task,
+        model: nn.Module,
+        frame: Frame,
+        memory: ClassMemory,
+        class_names: tuple[str, ...],
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.task = task
         self.run: RunConfig = task.run
         self.class_names = class_names
+        self.temperature = temperature
         self.model = model
         self.register_buffer("etf_KD", frame.etf_KD)
         self.register_buffer("mean_KD", memory.mean_KD)
@@ -97,10 +106,14 @@ class ExportedModel(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """The task's prediction for preprocessed inputs.
 
-        For a classifier, scores [B, C]: the argmax is the predicted class, the softmax the confidence.
+        For a classifier, scores [B, C]: the argmax is the predicted class; `probabilities` makes confidences.
         """
         found = self.task.predict(self.model, inputs, self.guide)
         return found[:, : len(self.class_names)] if self.class_names else found
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Probabilities of the classes for scores [B, C, ...], for prediction, serving and exported graphs."""
+        return (scores.float() / self.temperature).softmax(dim=1)
 
 
 def export(
@@ -155,7 +168,7 @@ def load(path: Path | str) -> ExportedModel:
         ConfigError: the task that it was trained for is not installed here.
     """
     folder = _model_folder(Path(path))
-    manifest = _manifest(folder / MANIFEST)
+    manifest = read_manifest(folder)
     tensors = _tensors(folder / WEIGHTS, manifest.weights_sha256)
     task = discovery.get(manifest.run)
     if task.version != manifest.task_version:
@@ -174,7 +187,12 @@ def load(path: Path | str) -> ExportedModel:
         raise DataError(
             f"{folder / WEIGHTS}: its tensors do not match {MANIFEST} ({one_line(e, 300)}). Export the run again."
         ) from e
-    return ExportedModel(task, model, frame, memory, manifest.class_names)
+    return ExportedModel(task, model, frame, memory, manifest.class_names, manifest.temperature)
+
+
+def read_manifest(path: Path | str) -> ModelManifest:
+    """What model.json says, of a run folder or of the folder that holds it. Raises DataError."""
+    return _manifest(_model_folder(Path(path)) / MANIFEST)
 
 
 def _model_folder(path: Path) -> Path:

@@ -27,7 +27,7 @@ from fednc.common.errors import ConfigError
 TASKS, METHODS, TRACKERS = "fednc.tasks", "fednc.methods", "fednc.trackers"
 KINDS = {TASKS: "task", METHODS: "method", TRACKERS: "tracker"}
 # Keys of the run file that name a plug-in.
-_KEYS = {TASKS: "task.name", METHODS: "method.name", TRACKERS: "server.trackers"}
+_KEYS = {TASKS: "task.name", METHODS: "method.name", TRACKERS: "server.trackers or [track]"}
 OURS = "fednc"  # no other distribution can replace the entry points of this one
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -4,16 +4,18 @@
         def on_round(self, record: Round) -> None:
             self.board.log(record.metrics, step=record.round)
 
-registered as an entry point of group `fednc.trackers` and chosen by `trackers = ["board"]` in [server]. A tracker
-runs in its own thread. If it raises an exception, that is logged, the tracker is not called again, and the run
-goes on.
+registered as an entry point of group `fednc.trackers`. A table [track.board] in the server's run file chooses it
+and holds its settings; so does `trackers = ["board"]` in [server], without settings. A tracker runs in its own
+thread. If it raises an exception, that is logged, the tracker is not called again, and the run goes on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +27,16 @@ class Start:
         folder: the run's folder; None for a run that writes no files.
         config: every setting that affects the result, as plain values; nothing from [server].
         digest: sha256 (hex) of `config`.
+        options: the tracker's settings, an instance of its `Options`; None if it has none.
+        primary: name of the metric that the run is judged by; empty if not known.
     """
 
     run_id: str
     folder: Path | None
     config: dict[str, Any]
     digest: str
+    options: BaseModel | None = None
+    primary: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,8 @@ class Round:
         missing: names of the clients that did not answer.
         failures: reason by client.
         bytes_up, bytes_down: traffic of this round.
+        clients: metrics of each client on what it holds out, by name; {} if the run does not keep them.
+        worst: metrics of the worst client; {} if the clients were not evaluated.
     """
 
     round: int
@@ -56,6 +64,8 @@ class Round:
     failures: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
+    clients: dict[str, dict[str, float]] = field(default_factory=dict)
+    worst: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +76,15 @@ class End:
 
 
 class Tracker:
-    """Gets told about a run. Created without arguments; reads its own settings from the environment."""
+    """Gets told about a run. Created without arguments.
+
+    Attributes:
+        Options: the keys of its table [track.NAME], which `Start.options` then holds; None: it has no keys.
+        finish_s: how long the end of a run waits for it, if a few seconds are not enough.
+    """
+
+    Options: ClassVar[type[BaseModel] | None] = None
+    finish_s: ClassVar[float] = 0.0
 
     def on_start(self, start: Start) -> None:
         """Called before round 1, or before the first round after a restart."""

@@ -70,7 +70,7 @@ class Welcome(_message.Message):
     def __init__(self, node_id: _Optional[int] = ..., attendance: _Optional[bytes] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., liveness_s: _Optional[float] = ..., whole_bytes: _Optional[int] = ...) -> None: ...
 
 class Declaration(_message.Message):
-    __slots__ = ("examples", "class_counts", "device", "pid", "problem", "held_out", "standing")
+    __slots__ = ("examples", "class_counts", "device", "pid", "problem", "held_out", "standing", "manifest")
     class Standing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         READY: _ClassVar[Declaration.Standing]
@@ -86,6 +86,7 @@ class Declaration(_message.Message):
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     STANDING_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
     examples: int
     class_counts: _containers.RepeatedScalarFieldContainer[int]
     device: str
@@ -93,7 +94,8 @@ class Declaration(_message.Message):
     problem: str
     held_out: int
     standing: Declaration.Standing
-    def __init__(self, examples: _Optional[int] = ..., class_counts: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., problem: _Optional[str] = ..., held_out: _Optional[int] = ..., standing: _Optional[_Union[Declaration.Standing, str]] = ...) -> None: ...
+    manifest: str
+    def __init__(self, examples: _Optional[int] = ..., class_counts: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., problem: _Optional[str] = ..., held_out: _Optional[int] = ..., standing: _Optional[_Union[Declaration.Standing, str]] = ..., manifest: _Optional[str] = ...) -> None: ...
 
 class DeclarationReceipt(_message.Message):
     __slots__ = ()

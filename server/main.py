@@ -29,7 +29,7 @@ from fednc.server.listener import serve
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.global_state import GlobalState
-from fednc.server.rounds.result_files import summary_of, write_files
+from fednc.server.rounds.result_files import summary_of, write_files, write_round_examples
 from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage.changed_run_file import as_text
 from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
@@ -69,6 +69,7 @@ async def run_server(
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
     federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
     federation.door.keep_in(folder)
+    federation.manifests.keep_in(folder)
     _expect_replies(federation, prepared, prepared.state)
     if kept:
         federation.restore(dict(kept.parts), kept.bytes_up, kept.bytes_down)
@@ -77,7 +78,13 @@ async def run_server(
 
     def work(grid: LinkGrid) -> RunResult:
         expect_replies = partial(_expect_replies, federation, prepared)
-        offered = replace(around, name_of=grid.name_of, reject=grid.reject, expect_replies=expect_replies)
+        offered = replace(
+            around,
+            name_of=grid.name_of,
+            reject=grid.reject,
+            expect_replies=expect_replies,
+            keep_examples=partial(write_round_examples, folder),
+        )
         return prepared.execute(grid, offered)
 
     def listening(port: int) -> None:

@@ -34,6 +34,7 @@ ROOMS = {
     # config asks learning, wire and tasks for names and tables, by their place (common/config/choices.py).
     "common": [
         "model_export.py",
+        "distributions.py",
         "flower_adapter.py",
         "initialise",
         "process",

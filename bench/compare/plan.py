@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from fednc.common.config.run import RunConfig, explain, parse_run
 from fednc.common.config.tables import Positive, Section
 from fednc.common.errors import ConfigError
+from fednc.common.methods.api import Method
 
 DATA = "npz:{data}"  # stands for the path of the prepared file, which differs from machine to machine
 Values = dict[str, Any]
@@ -233,14 +234,22 @@ class Row:
         run = self.run.decisive()
         resolved = {**run, "method": {k: v for k, v in run["method"].items() if k not in left_out}}
         del resolved["name"]
-        of_clients = {"clients": self.clients} if self.clients else {}
-        text = json.dumps({"run": resolved, "data": self.data_sha256, **of_clients}, sort_keys=True)
+        # Two methods with equal keys may do different things: fedadam and fedyogi, fedavg and fednova.
+        does = [part.name for part in self.run.method.parts if _acts_by_name(part)]
+        more = {**({"clients": self.clients} if self.clients else {}), **({"methods": does} if does else {})}
+        text = json.dumps({"run": resolved, "data": self.data_sha256, **more}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def file_name(self) -> str:
         """The name of its file; readable and unique."""
         return file_name(self.kind, self.setting, self.variant, self.seed, self.lr, self.digest)
+
+
+def _acts_by_name(method: Method) -> bool:
+    """Whether a method has code of its own that runs whatever its keys are; others are sets of keys."""
+    own = (name for name in ("local", "feature_terms", "beside", "kept", "step"))
+    return not method.mixes and any(getattr(type(method), name) is not getattr(Method, name) for name in own)
 
 
 def file_name(kind: str, setting: str, variant: str, seed: int, lr: float, digest: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from dataclasses import dataclass
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfigValue
 
-from fednc.client.app.resident_run import forget, resident
+from fednc.client.app.resident_run import Resident, forget, resident
 from fednc.common import flower_adapter
 from fednc.common.config.run import parse_run_json
+from fednc.common.tasks.data_manifest import DataManifest, make_manifest, pseudonym_of
 from fednc.protos import federation_pb2 as pb
+
+log = logging.getLogger("fednc.client")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,8 @@ class ClientConfig:
         min_sum_examples: the fewest examples in a class sum that it sends; a run can raise this, not lower it.
         min_data_sum_examples: the same for the sums of the data before round 1; None: `min_sum_examples`.
         min_batch: the fewest examples in a batch, also in the last one of an epoch.
+        manifest: whether to tell the server what `make_manifest` says about the data.
+        manifest_key: for its fingerprint; empty: none. named: whether the history of models may name this client.
         state: folder for what must survive a restart of the client; empty: nothing survives.
         secret: if set, the held-out examples and the order of batches derive from it, so that no server knows or
             chooses them.
@@ -38,6 +44,9 @@ class ClientConfig:
     min_data_sum_examples: int | None = None
     min_batch: int = 0
     secret: str = ""
+    manifest: bool = False
+    manifest_key: bytes = b""
+    named: bool = True
     state: str = ""
 
 
@@ -59,7 +68,20 @@ class AppHost:
             class_counts=here.train.count_K.tolist(),
             device=str(here.device),
             pid=os.getpid(),
+            manifest=self._manifest(here),
         )
+
+    def _manifest(self, here: Resident) -> str:
+        """What the owner lets the server know about the data; "" if an error of the task prevents it."""
+        key, named = self._config.manifest_key, self._config.named
+        if not self._config.manifest:
+            return "" if named else DataManifest(pseudonym=pseudonym_of(key)).to_text()
+        try:
+            made = make_manifest(here.train, here.held_out, key, named=named)
+        except Exception:  # a task's own code; the run does not depend on it
+            log.exception("no data manifest could be made")
+            return ""
+        return made.to_text()
 
     def _make_context(self, welcome: pb.Welcome) -> Context:
         settings: dict[str, UserConfigValue] = {

@@ -27,6 +27,7 @@ from fednc.client.policy.rules import REFUSED, SENTENCES, OwnerRefusalError
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError, FedncError
 from fednc.common.peer_text import SHORT_TEXT, plain
+from fednc.common.tasks.data_manifest import without_data
 from fednc.common.wire import records
 from fednc.common.wire.failure_reasons import CodedError
 from fednc.common.wire.messages import EVALUATE, HELLO, RUN, TRAIN, Instruction
@@ -92,6 +93,8 @@ class Guard:
         run = run_of(welcome)
         self._bar(judge_run(owner, run, welcome))
         held = self._host.prepare(welcome)
+        if not owner.policy.allow.manifest:
+            held.manifest = without_data(held.manifest)
         try:
             self._bar(objections.to_data(owner.policy, run, held))
             data = data_fingerprint(owner.data)

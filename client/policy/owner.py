@@ -47,6 +47,9 @@ class Owner:
             min_data_sum_examples=max(config.min_sum_examples if own is None else own, of_data),
             min_batch=floor.batch,
             secret=self.ledger.secret,
+            manifest=config.manifest and allow.manifest,
+            manifest_key=self.ledger.secret.encode(),
+            named=allow.name_in_history,
         )
 
 

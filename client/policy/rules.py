@@ -122,6 +122,14 @@ class Allow(Section):
     subsets: bool = Field(
         False, description="runs that use a part of the data: a simulated [split], or [[sessions]] with shots"
     )
+    manifest: bool = Field(
+        True,
+        description="the data manifest, which is kept with every model: columns, label map, counts rounded up to "
+        "powers of two, a keyed fingerprint; otherwise none is sent",
+    )
+    name_in_history: bool = Field(
+        True, description="this client's name in the history of models; otherwise a pseudonym stands there"
+    )
     progress_loss: bool = Field(
         False, description="the loss of single batches in progress reports; otherwise 0 is sent"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     SerializeAsAny,
@@ -42,6 +43,7 @@ from fednc.common.config.tables import (
     TrainSection,
 )
 from fednc.common.errors import ConfigError
+from fednc.common.plugins import check_name
 
 _SPLIT_SECTION = "fednc.common.tasks.split_tables:split_section"
 
@@ -64,6 +66,11 @@ class RunConfig(Section):
     link: LinkSection = Field(default_factory=LinkSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     server: ServerSection = Field(default_factory=ServerSection)
+    track: dict[Annotated[str, AfterValidator(check_name)], dict[str, Any]] = Field(
+        default_factory=dict,
+        description="a table [track.NAME] tells the tracker NAME about each round, and holds its settings; "
+        "`csv`, `tensorboard`, `mlflow` and `wandb` come with fednc. Stays on the server",
+    )
 
     @field_validator("split", mode="wrap")
     @classmethod
@@ -107,17 +114,24 @@ class RunConfig(Section):
         return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()
 
     def decisive(self) -> dict[str, Any]:
-        """Every setting that affects the result, as plain values: without [server] and unused `LATER` keys."""
-        return _without_unused(self, self.model_dump(mode="json", exclude={"server"}))
+        """Every setting that affects the result, as plain values: without [server], [track] and unused `LATER`
+        keys.
+        """
+        return _without_unused(self, self.model_dump(mode="json", exclude={"server", "track"}))
 
     def for_clients(self) -> str:
-        """The run as JSON for clients: without [server] and the file of weights, whose paths are private, and
-        without keys of the method that only the server reads.
+        """The run as JSON for clients: without [server], [track] and the file of weights, whose paths are private,
+        and without keys of the method that only the server reads.
 
         So a client's digest is that of a run in which these keys have their defaults.
         """
         return self.model_dump_json(
-            exclude={"server": True, "task": self.task.server_keys, "method": self.method.server_keys}
+            exclude={
+                "server": True,
+                "track": True,
+                "task": self.task.server_keys,
+                "method": self.method.server_keys,
+            }
         )
 
 

@@ -80,7 +80,11 @@ def merged(model: nn.Module) -> nn.Module:
         return model
     model = copy.deepcopy(model)
     for module in [each for each in model.modules() if parametrize.is_parametrized(each)]:
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        weight = getattr(module, "weight").detach()  # noqa: B009 - mypy takes it for a submodule
+        # torch's own way to remove one changes the class, which a copy shares with its original
+        module.__class__ = type(module).__bases__[0]
+        del module.parametrizations
+        module.register_parameter("weight", nn.Parameter(weight))
     return model
 
 

@@ -31,6 +31,8 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks import adapters, blocks, initial_weights
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.class_registry import ClassRegistry
+from fednc.common.tasks.data_column import DataColumn
+from fednc.common.tasks.graph_input import GraphInput, preprocessed_input
 from fednc.common.tasks.metric_info import MetricInfo
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
 from fednc.common.tasks.request_forms import RequestForm, preprocessed
@@ -109,9 +111,29 @@ class TaskData(ABC):
         return ()
 
     @property
-    def columns(self) -> tuple[Mapping[str, object], ...]:
+    def column_report(self) -> tuple[Mapping[str, object], ...]:
         """For data with named columns: what was found in each, as rows of the table that `fednc check` shows."""
         return ()
+
+    # What the owner's data manifest says (`data_manifest.py`); the defaults suit data that is rows of tensors.
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """The examples as tensors [N, ...], as they were read; () if they are kept in another form."""
+        return ()
+
+    @property
+    def columns(self) -> tuple[DataColumn, ...]:
+        """What each example consists of. Override it where columns have names of their own."""
+        return tuple(
+            DataColumn(name=str(i), dtype=str(rows.dtype).removeprefix("torch."), shape=tuple(rows.shape[1:]))
+            for i, rows in enumerate(self.rows)
+        )
+
+    @property
+    def label_map(self) -> Mapping[str, str]:
+        """The data's own labels and the class that each stands for; {} if the data names its classes."""
+        return {}
 
     @abstractmethod
     def train_batches(self, batch: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -157,7 +179,7 @@ class Task(ABC):
 
     Attributes:
         metrics: its metrics; the first is the primary one, unless `evaluate.metric` names another.
-        sources: kinds of data specs for which `fednc init KIND` can suggest options.
+        sources: kinds of data specs for which `fednc init KIND` asks this task; others need `--task NAME`.
         body: prefix of the keys of the part of the model that may come with weights of its own; adapters are added
             to its layers. Names in `task.freeze` and `task.adapt` are looked up there first.
     """
@@ -172,6 +194,7 @@ class Task(ABC):
     Split: ClassVar[type[SplitSection]] = SplitSection  # model of [split]; derive from it to add tables
     # Further test metrics that summary.json and comparisons show, beside the primary one.
     summary_metrics: ClassVar[tuple[str, ...]] = ()
+    examples_each_round: ClassVar[bool] = False  # `examples` after every evaluation, not only at the end
 
     def __init__(self, run: RunConfig) -> None:
         """Check `[task]` of the run file.
@@ -403,6 +426,10 @@ class Task(ABC):
         """The forms in which `fednc serve` takes examples; by default, only preprocessed inputs."""
         return (preprocessed(),)
 
+    def graph_input(self) -> GraphInput:
+        """The input of an exported graph, and how it becomes the model's; by default a preprocessed input."""
+        return preprocessed_input()
+
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
 
     def no_data_sums(self) -> Stats:
@@ -581,7 +608,7 @@ class Task(ABC):
 
     def described(self, output: Tensor) -> list[dict[str, Any]]:
         """For `fednc predict`: JSON values by name for each example of a batch, from the result of `predict`."""
-        return [{"value": value} for value in output.float().tolist()]
+        return [{"value": value} for value in output.tolist()]
 
     def prediction_files(self, batch: Batch, output: Tensor, names: Sequence[str]) -> Mapping[str, bytes]:
         """For `fednc predict --out`: files to show to users, by name, for a batch; by default none.
@@ -596,7 +623,8 @@ class Task(ABC):
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
         """Files to show to users, by name, made from the server's own test data; by default none.
 
-        `model` is the final model, in evaluation mode, on the device of `data`.
+        `model` is the global model, in evaluation mode, on the device of `data`: that of the last round, or with
+        `examples_each_round` of each round that is evaluated.
         """
         del model, data, guide
         return {}

@@ -69,7 +69,8 @@ def top_blocks(model: nn.Module, body: str) -> list[str]:
                 continue
             parts = [f"{name}.{inner}" for inner, each in child.named_children() if len(each.state_dict())]
             found += [name, *(parts if isinstance(child, nn.Sequential | nn.ModuleList) else [])]
-    return found + ([name for name, _ in model.named_children() if f"{name}." != body] if body else [])
+    rest = [name for name, child in model.named_children() if f"{name}." != body and len(child.state_dict())]
+    return found + (rest if body else [])
 
 
 def _known(model: nn.Module, body: str) -> dict[str, tuple[str, ...]]:

@@ -47,8 +47,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
         found = safetensors.torch.load(content) if path.suffix == ".safetensors" else _state_dict(path)
     except Exception as e:  # any error of a parser means the same here
         raise ConfigError(
-            f"task.weights: {path} is neither safetensors (*.safetensors) nor a state dict that PyTorch reads with "
-            f"weights_only ({one_line(e, 200)}). Save model.state_dict() with safetensors.torch.save_file."
+            f"task.weights: {path} is neither safetensors (*.safetensors) nor a state dict that PyTorch reads "
+            f"with weights_only ({one_line(e, 200)}). Save model.state_dict() with safetensors.torch.save_file."
         ) from e
     return found, hashlib.sha256(content).hexdigest()
 
@@ -78,13 +78,9 @@ def put(model: nn.Module, body: str, given: Mapping[str, Tensor]) -> tuple[str, 
     state = model.state_dict()  # shares memory with the model
     whole = {adapters.plain_name(key): value for key, value in state.items() if not adapters.is_adapter(key)}
     inside = {key.removeprefix(body): value for key, value in whole.items() if key.startswith(body)}
-    best: tuple[int, dict[str, Tensor], dict[str, Tensor]] = (-1, {}, {})
-    for names in _readings(given):
-        for target in (inside, whole):
-            hits = len(target.keys() & names.keys())
-            if hits > best[0]:
-                best = hits, target, names
-    _, target, named = best
+    fits = [(target, names) for names in _readings(given) for target in (inside, whole)]
+    target, named = max(fits, key=lambda pair: 2 * len(pair[0].keys() & pair[1].keys()) - len(pair[0]))
+    elsewhere = len(given) - len(named)
     named, dropped = _without_head(named, target)
     _check(target, named, dropped)
     with torch.no_grad():
@@ -93,6 +89,8 @@ def put(model: nn.Module, body: str, given: Mapping[str, Tensor]) -> tuple[str, 
     notes = [f"{len(named)} tensors loaded, {sum(v.numel() for v in named.values()):,} values"]
     if dropped:
         notes.append(f"left out the classifier in the file, which the run replaces: {', '.join(dropped[:_SHOWN])}")
+    if elsewhere:
+        notes.append(f"left out {elsewhere} tensors of other parts of the file's model")
     return tuple(notes)
 
 

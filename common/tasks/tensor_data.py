@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fednc.common.seeds import generator as seeded
 from fednc.common.tasks.api import TaskData
+from fednc.common.tasks.data_column import DataColumn
 
 UNLABELLED = -1  # label of an example without a label
 Index = np.ndarray[Any, np.dtype[np.int64]]
@@ -31,18 +32,30 @@ class TensorData(TaskData):
         tensors: each [N, ...], inputs first.
         names: where each example came from (for `fednc predict`); may be empty.
         notes: what was read and what was left out, to show to users.
-        columns: what was found in each column; see TaskData.
+        column_report: what was found in each column; see TaskData.
+        named_columns: what an example consists of, for its owner's data manifest; empty: its tensors by number.
     """
 
     tensors: tuple[Tensor, ...]
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    columns: tuple[Mapping[str, object], ...] = ()
+    column_report: tuple[Mapping[str, object], ...] = ()
+    named_columns: tuple[DataColumn, ...] = ()
 
     @property
     def examples(self) -> int:
         """Number of rows."""
         return len(self.tensors[0])
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """See TaskData."""
+        return self.tensors
+
+    @property
+    def columns(self) -> tuple[DataColumn, ...]:
+        """See TaskData."""
+        return self.named_columns or super().columns
 
     def train_batches(self, batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         """One epoch in an order drawn from `generator` (a CPU one); see `run_lengths` for its last batch."""

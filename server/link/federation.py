@@ -39,9 +39,11 @@ from fednc.server.link.message_limits import InvalidError
 from fednc.server.link.nodes import Node, NodeState, Roster
 from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.link.upload_budget import Intake
+from fednc.server.storage.data_manifests import ManifestFile
 from fednc.server.storage.event_log import EventLog, NodeEvents
 from fednc.server.storage.events import (
     DiskProblem,
+    ManifestIgnored,
     NodeAttends,
     NodeLeaving,
     NodeLost,
@@ -68,6 +70,7 @@ class Federation:
         self.blobs = BlobStore()
         self._node_events = NodeEvents(events)
         self.door = Doorkeeper(run.server.quarantine_after, self.roster, events, self._node_events, self.expel)
+        self.manifests = ManifestFile()
         self.intake = Intake(spool, run.server.ingest_mib << 20)
         self.calls = OpenCalls()
         self.schema: ReplySchema | None = None  # the form of replies, if the strategy has set it
@@ -121,6 +124,8 @@ class Federation:
             text = f"{node.name} cannot take part: {declaration.problem}"
             self._node_events.emit(NodeUnfit(text=text, node=node.name, problem=declaration.problem))
             return
+        if was is None or was.manifest != declaration.manifest:
+            self._note_manifest(node, declaration.manifest)
         if node.state is NodeState.READY:
             self._node_events.emit(
                 NodeReady(
@@ -138,6 +143,18 @@ class Federation:
         else:
             event = NodePaused if node.state is NodeState.PAUSED else NodeLeaving
             self._node_events.emit(event(text=f"{node.name} is {node.state}", node=node.name))
+
+    def _note_manifest(self, node: Node, manifest: str) -> None:
+        """Keep what a node says about its data for the history of models."""
+        try:
+            problem = self.manifests.note(node.name, manifest)
+        except OSError as e:
+            text = f"the data manifest of {node.name} cannot be written: {e.strerror}; {remedy(e)}"
+            self._node_events.emit(DiskProblem(text=text, node=node.name, errno=e.errno))
+            return
+        if problem:
+            text = f"the data manifest of {node.name} is not kept: {problem}"
+            self._node_events.emit(ManifestIgnored(text=text, node=node.name))
 
     def depart(self, node: Node, attendance: bytes) -> None:
         """A node's Attend stream ended. Its work waits `rejoin_s` for it, unless it announced that it leaves."""

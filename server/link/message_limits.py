@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from fednc.common.errors import ProtocolError
 from fednc.common.peer_text import LONG_TEXT, SHORT_TEXT, is_plain
+from fednc.common.tasks.data_manifest import MOST_BYTES
 from fednc.common.wire import records
 from fednc.common.wire.checksum import FINGERPRINT_BYTES
 from fednc.common.wire.messages import MAX_EXAMPLES
@@ -74,6 +75,7 @@ def check_declaration(declaration: pb.Declaration, label_space: int | None, memb
     _check_text("device", declaration.device, SHORT_TEXT)
     _check_text("problem", declaration.problem, LONG_TEXT)
     require("pid", declaration.pid <= 1 << 22, f"{declaration.pid} is not a process id")
+    _check_text("manifest", declaration.manifest, MOST_BYTES)
     require("standing", declaration.standing in pb.Declaration.Standing.values(), "unknown value")
 
 

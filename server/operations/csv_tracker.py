@@ -13,6 +13,7 @@ from pathlib import Path
 from fednc.common.errors import ConfigError
 from fednc.common.files import private
 from fednc.common.trackers import Round, Start, Tracker
+from fednc.server.operations.told_rounds import ToldRounds
 
 FILE = "metrics.csv"
 COLUMNS = ("round", "metric", "value")
@@ -29,14 +30,22 @@ class CsvTracker(Tracker):
         if start.folder is None:
             raise ConfigError("the csv tracker writes into the run's folder, and this run has none")
         self._path = start.folder / FILE
+        self._told = ToldRounds(start.folder, "csv")
         if not self._path.exists():
             self._append([COLUMNS])
+            self._told.note(run=start.run_id)
 
     def on_round(self, record: Round) -> None:
-        """One line per value."""
+        """One line per value; none if the round is a repetition after a restart."""
+        if not self._told.is_new(record.round):
+            return
         training = {"loss in training": record.loss, "seconds": record.seconds, "replies": record.replies}
         traffic = {"bytes up": record.bytes_up, "bytes down": record.bytes_down}
-        self._append(_lines(record.round, {**training, **traffic, **record.metrics}))
+        clients = {
+            f"{name}: {key}": value for name, found in record.clients.items() for key, value in found.items()
+        }
+        self._append(_lines(record.round, {**training, **traffic, **record.metrics, **clients}))
+        self._told.note(number=record.round)
 
     def _append(self, rows: list[tuple[object, ...]]) -> None:
         with open(self._path, "a", newline="", encoding="utf-8", opener=_private) as file:

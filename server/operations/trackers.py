@@ -9,13 +9,18 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from fednc.common import plugins
-from fednc.common.config.run import RunConfig
-from fednc.common.errors import ConfigError
+from fednc.common.config.run import RunConfig, explain
+from fednc.common.errors import ConfigError, FedncError
 from fednc.common.peer_text import one_line
 from fednc.common.plugins import TRACKERS, Plugin
+from fednc.common.tasks import discovery
 from fednc.common.trackers import End, Round, Start, Tracker
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import Event, RoundCompleted, TrackerFailed
@@ -41,10 +46,12 @@ def tracked(run: RunConfig, run_id: str, folder: Path | None, events: EventLog) 
     Raises:
         ConfigError: one of them is not installed, or cannot be loaded or created.
     """
-    created = {name: _create(name) for name in run.server.trackers}
-    threads = [_Thread(name, tracker, events) for name, tracker in created.items()]
-    start = Start(run_id=run_id, folder=folder, config=run.decisive(), digest=run.digest)
-    _tell_all(threads, lambda tracker: tracker.on_start(start))
+    names = dict.fromkeys([*run.server.trackers, *run.track])
+    created = {name: _create(name, run.track.get(name, {})) for name in names}
+    threads = [_Thread(name, tracker, events) for name, (tracker, _) in created.items()]
+    start = Start(run_id=run_id, folder=folder, config=run.decisive(), digest=run.digest, primary=_primary(run))
+    for thread, (_, options) in zip(threads, created.values(), strict=True):
+        thread.start(replace(start, options=options))
     events.listen(lambda event: _hear(threads, event))
     problem = ""
     try:
@@ -58,12 +65,38 @@ def tracked(run: RunConfig, run_id: str, folder: Path | None, events: EventLog) 
         _finish(threads)
 
 
-def _create(name: str) -> Tracker:
+def _create(name: str, settings: dict[str, Any]) -> tuple[Tracker, BaseModel | None]:
+    """A tracker and its settings, checked before the run."""
     kind = load(plugins.find(TRACKERS, name))
+    options = _options(name, kind, settings)
     try:
-        return kind()
+        return kind(), options
+    except FedncError:
+        raise
     except Exception as e:  # a stranger's code may raise anything
-        raise ConfigError(f"server.trackers: {name!r} cannot be used here ({type(e).__name__}: {e})") from e
+        raise ConfigError(f"tracker {name!r} cannot be used here ({type(e).__name__}: {e})") from e
+
+
+def _options(name: str, kind: type[Tracker], settings: dict[str, Any]) -> BaseModel | None:
+    if kind.Options is None:
+        if settings:
+            raise ConfigError(f"track.{name}: this tracker has no settings; leave out {', '.join(settings)}")
+        return None
+    try:
+        return kind.Options.model_validate(settings)
+    except ValidationError as e:
+        known = list(kind.Options.model_fields)
+        raise ConfigError(explain(e, "the run file", f"track.{name}", known=known)) from e
+
+
+def _primary(run: RunConfig) -> str:
+    """Name of the run's primary metric; empty if no tracker needs it, or the task cannot be made."""
+    if not (run.server.trackers or run.track):
+        return ""
+    try:
+        return discovery.get(run).primary.name
+    except FedncError:  # whoever starts the run reports it
+        return ""
 
 
 def _hear(threads: Sequence[_Thread], event: Event) -> None:
@@ -85,6 +118,8 @@ def _round_of(record: RoundRecord) -> Round:
         failures=dict(record.failures),
         bytes_up=record.bytes_up,
         bytes_down=record.bytes_down,
+        clients={name: dict(values) for name, values in (vars(record).get("clients") or {}).items()},
+        worst={key: float(value) for key, value in record.worst_client.items() if isinstance(value, int | float)},
     )
 
 
@@ -95,7 +130,7 @@ def _tell_all(threads: Sequence[_Thread], call: Callable[[Tracker], None]) -> No
 
 def _finish(threads: Sequence[_Thread]) -> None:
     for thread in threads:
-        thread.close(_FINISH_S / len(threads))
+        thread.close(max(_FINISH_S / len(threads), thread.finish_s))
 
 
 class _Thread:
@@ -107,6 +142,15 @@ class _Thread:
         self._failed = False
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
+
+    @property
+    def finish_s(self) -> float:
+        """How long this tracker asks the end of a run to wait."""
+        return self._tracker.finish_s
+
+    def start(self, start: Start) -> None:
+        """Queue the call of `on_start`."""
+        self.tell(lambda tracker: tracker.on_start(start))
 
     def tell(self, call: Callable[[Tracker], None] | None) -> None:
         """Queue a call, or give up the tracker if it lags too far behind. None: no more calls follow."""

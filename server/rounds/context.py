@@ -23,6 +23,7 @@ class Surroundings:
     traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far
     parts: Callable[[], Mapping[str, int]] = dict  # part of the split that each client has, by name
     expect_replies: Callable[[GlobalState], None] = lambda _state: None  # called when clients' replies change form
+    keep_examples: Callable[[int, Mapping[str, bytes]], None] | None = None  # example files of a round, by name
     checkpoints: Checkpoints | None = None
     control: RunControl = field(default_factory=RunControl)
     returning: int = 0  # clients that took part before a restart and get time to come back

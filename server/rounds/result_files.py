@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fednc.common.distributions import distributions_of
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.model_export import export
@@ -31,6 +33,7 @@ def summary_of(run_id: str, result: RunResult, **measured: Any) -> dict[str, Any
         "frame_sha256": result.frame.digest,
         "classes": list(result.class_names),
         "model_bytes": {"once": result.traffic.once, "each_round": result.traffic.each_round},
+        "distributions": distributions_of(result.run),
         **measured,
         **result.history.summary(),
     }
@@ -46,6 +49,13 @@ def write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> Non
     _write_examples(folder, result, memory)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     write_atomically(folder / "rounds.json", json.dumps(result.history.to_json(), indent=2).encode())
+
+
+def write_round_examples(folder: Path, number: int, files: Mapping[str, bytes]) -> None:
+    """Write the example files of one round to `examples/`, each with the round in its name."""
+    for name, content in files.items():
+        private_folder(folder / EXAMPLES)
+        write_atomically(folder / EXAMPLES / f"round-{number:06d}-{Path(name).name}", content)
 
 
 def _write_examples(folder: Path, result: RunResult, memory: ClassMemory) -> None:

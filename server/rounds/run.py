@@ -6,7 +6,9 @@ process.
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,7 @@ from fednc.server.storage.history import History, RoundRecord
 
 _TRIES = 3  # for a round that stays below quorum
 CPU = torch.device("cpu")
+log = logging.getLogger("fednc.server")
 
 
 @dataclass(kw_only=True)
@@ -399,6 +402,17 @@ class RoundLoop:
         if prepared.evaluation:
             metrics = prepared.evaluation(prepared.state.model, self._strategy.guide_at(record.round))
             record.test = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            if prepared.task.examples_each_round and self._around.keep_examples is not None:
+                self._keep_examples(record.round, prepared.evaluation, self._around.keep_examples)
+
+    def _keep_examples(
+        self, number: int, evaluation: CentralEvaluation, keep: Callable[[int, Mapping[str, bytes]], None]
+    ) -> None:
+        """Files for people cost no round: an error in making or writing them is only logged."""
+        try:
+            keep(number, evaluation.examples(self._prepared.state.model, self._strategy.guide_at(number)))
+        except Exception:
+            log.exception("no examples of round %d could be written", number)
 
     def _end_stage(self, record: RoundRecord) -> None:
         """Record the results of a session after its last round."""

@@ -315,6 +315,10 @@ class NodeReady(NodeEvent, kind="ready"):
     device: str
 
 
+class ManifestIgnored(NodeEvent, kind="manifest", level=logging.WARNING):
+    """What a node said about its data is not kept for the history of models."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeUnfit(NodeEvent, kind="unfit", level=logging.WARNING):
     """A node says that it cannot take part."""

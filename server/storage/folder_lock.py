@@ -9,13 +9,15 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fednc.common.errors import AddressError
 
 LOCK = "lock"
+_TRIES, _TRY_AGAIN_S = 5, 0.02
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def claimed(folder: Path) -> Iterator[None]:
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except BlockingIOError:
             holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
             raise AddressError(
@@ -42,3 +44,16 @@ def claimed(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_UN)  # a process forked in the meantime may have a copy of the handle
     finally:
         os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    """Take the lock, with a few tries: `fednc runs` holds it for a moment to see whether anybody does.
+
+    Raises:
+        BlockingIOError: another process keeps it.
+    """
+    for _ in range(_TRIES):
+        with suppress(BlockingIOError):
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_TRY_AGAIN_S)
+    return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

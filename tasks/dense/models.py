@@ -32,7 +32,10 @@ def enlarged(value_BCHW: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class UNet(nn.Module):
-    """Three levels of two convolutions, joined again on the way up (Ronneberger et al. 2015); keeps the size."""
+    """Three levels of two convolutions, joined again on the way up (Ronneberger et al. 2015); keeps the size.
+
+    The weights are channels-last, which makes convolutions on the CPU faster.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -41,6 +44,7 @@ class UNet(nn.Module):
             [_double(given, out) for given, out in zip([channels, *widths], widths, strict=False)]
         )
         self.up = nn.ModuleList([_double(3 * out, out) for out in widths[-2::-1]])
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, pixel_BCHW: Tensor) -> Tensor:
         """[B, width, H, W]."""

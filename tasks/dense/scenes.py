@@ -9,6 +9,7 @@ Legend: H height, W width, K classes, O kinds of objects.
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,10 @@ WALL, FLOOR = "wall", "floor"
 STUFF = (WALL, FLOOR)
 UPPER, LOWER = 1, 2  # parts of an object, in its own coordinates
 _PREFERRED = 4.0  # how much more often a site has the objects that it prefers
-_BUMP = 0.1  # how far the middle of an object stands out before its rim
+_BUMP = 0.1  # how far the middle of an object stands out before its rim, as a share of its distance
+_FALL = 0.3  # by how much the floor comes nearer; every object is nearer still
+_FARTHEST = (0.6, 0.65)  # of the objects
+_APART = (1.18, 1.28)  # ratio of the distances of neighbours, so that no bump reaches through a nearer object
 
 
 def _star(u_HW: Floats, v_HW: Floats) -> Mask:
@@ -64,6 +68,8 @@ class SceneSettings:
         objects: O, kinds of objects: the first of `SHAPES`.
         tail: kind k of the objects is drawn tail^k times as often as kind 0; 1: all equally often.
         noise: standard deviation of the noise on pixels in 0..1.
+        tint: share of a colour of its kind in the colour of an object; the rest is drawn for each object. 0: only
+            the shape tells kinds apart.
         site: (number, of how many): such a site has every so-many-th kind of object more often than others.
     """
 
@@ -71,6 +77,7 @@ class SceneSettings:
     objects: int = 9
     tail: float = 1.0
     noise: float = 0.15
+    tint: float = 0.0
     site: tuple[int, int] = (0, 1)
 
     @property
@@ -122,18 +129,18 @@ class _Canvas:
         self.colour[:] = random.uniform(0.2, 0.8, 3)
         horizon = int(height * random.uniform(0.45, 0.75))
         floor_HW = self.row_HW >= horizon
-        fall = 0.6 / (height - horizon)
+        fall = _FALL / (height - horizon)
         self.label[floor_HW] = 1
         self.colour[floor_HW] = random.uniform(0.2, 0.8, 3)
         self.depth[floor_HW] = (1 - fall * (self.row_HW - horizon))[floor_HW]
         self.slope[1][floor_HW] = -fall * height
 
-    def paint(self, kind: int, number: int, distance: float, random: np.random.Generator) -> None:
+    def paint(self, kind: int, number: int, distance: float, tint: float, random: np.random.Generator) -> None:
         """Paint object number `number`, of the `kind`-th shape, over what is there."""
         height, width = self.shape
         radius = height * random.uniform(0.16, 0.26) * (1.15 - 0.3 * distance)
         row, column = random.uniform(0.1, 0.9) * height, random.uniform(0.1, 0.9) * width
-        turn = random.uniform(-0.6, 0.6)
+        turn = random.uniform(-0.3, 0.3)
         right_HW, down_HW = (self.column_HW - column) / radius, (self.row_HW - row) / radius
         u_HW = np.cos(turn) * right_HW + np.sin(turn) * down_HW
         v_HW = np.cos(turn) * down_HW - np.sin(turn) * right_HW
@@ -146,7 +153,8 @@ class _Canvas:
         self.depth[inside_HW] = (distance - bump * (1 - right_HW**2 - down_HW**2))[inside_HW]
         for axis, offset_HW in enumerate((right_HW, down_HW)):
             self.slope[axis][inside_HW] = (2 * bump * offset_HW / radius * height)[inside_HW]
-        self.colour[inside_HW] = random.uniform(0.0, 1.0, 3)
+        own = np.array(colorsys.hsv_to_rgb(kind / MOST_OBJECTS, 0.9, 0.9))
+        self.colour[inside_HW] = tint * own + (1 - tint) * random.uniform(0.0, 1.0, 3)
 
     def finish(self, settings: SceneSettings, random: np.random.Generator) -> Scene:
         """The scene."""
@@ -170,9 +178,10 @@ def draw_scene(settings: SceneSettings, random: np.random.Generator) -> Scene:
     """A scene with two to five objects; the last one that is painted is the nearest."""
     canvas = _Canvas(settings, random)
     kinds = random.choice(settings.objects, size=random.integers(2, 6), p=settings.shares_O)
-    distances = np.sort(random.uniform(0.25, 0.9, len(kinds)))[::-1]
+    ratios = random.uniform(*_APART, len(kinds)).cumprod() / _APART[0]
+    distances = random.uniform(*_FARTHEST) / ratios
     for number, (kind, distance) in enumerate(zip(kinds, distances, strict=True)):
-        canvas.paint(int(kind), number, float(distance), random)
+        canvas.paint(int(kind), number, float(distance), settings.tint, random)
     return canvas.finish(settings, random)
 
 

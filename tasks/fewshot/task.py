@@ -35,6 +35,7 @@ class FewShotTask(Incremental, ImageTask):
     """Few-shot class-incremental image classification. Batches are those of the image task."""
 
     name = "fewshot"
+    sources = ()
     Options = FewShotOptions
     options: FewShotOptions
 
@@ -144,9 +145,12 @@ class FewShotTask(Incremental, ImageTask):
         found, readout = _model(model), readout_of(guide)
         if not isinstance(readout, MemoryReadOut):
             return super().scores(model, inputs, guide)
-        if guide.seen_K.any():
-            return readout.memory_scores(found.pooled(inputs), guide, guide.method.scale)
-        return as_trained(found.features(inputs), found.head, guide, guide.classes or len(self.class_names))
+        pooled_BC = found.pooled(inputs)
+        by_memory_BK = readout.memory_scores(pooled_BC, guide, guide.method.scale)
+        classes = guide.classes or len(self.class_names)
+        by_head_BK = as_trained(found.features(inputs), found.head, guide, classes)
+        # both are computed, and chosen without asking the device: an exported graph cannot branch in Python
+        return torch.where(guide.seen_K.any(), by_memory_BK, by_head_BK)
 
     def memory_cosines(self, model: nn.Module, guide: Guide) -> dict[str, float]:
         """Cosine of the projected memory to the vertex, for the classes that have a memory."""

@@ -21,11 +21,13 @@ from fednc.common.errors import ConfigError
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierTask
+from fednc.common.tasks.graph_input import GraphInput
 from fednc.common.tasks.request_forms import RequestForm
 from fednc.common.tasks.tensor_data import UNLABELLED
 from fednc.tasks.vision.augmentations import SHIPPED, Augmentation
 from fednc.tasks.vision.backbones import build_backbone, width_of
 from fednc.tasks.vision.dataset import ImageBatch, ImageData
+from fednc.tasks.vision.graph_input import pixel_input
 from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.request_forms import image_forms
 from fednc.tasks.vision.sheet import sheet
@@ -42,6 +44,7 @@ class ImageTask(ClassifierTask):
     """Image classification. Batches are (normalised images [B, C, H, W], int64 labels [B])."""
 
     name = "image"
+    sources: ClassVar[tuple[str, ...]] = ("digits", "npz", "folder")
     Options = ImageOptions
     Split = ImageSplit
     options: ImageOptions
@@ -89,6 +92,7 @@ class ImageTask(ClassifierTask):
             augmentations=self._chosen_augmentations if purpose == "train" else (),
             names=images.names,
             notes=images.notes,
+            label_names=images.label_names,
         )
 
     @classmethod
@@ -165,6 +169,10 @@ class ImageTask(ClassifierTask):
     def request_forms(self) -> tuple[RequestForm, ...]:
         """Image files, pixels, or preprocessed images."""
         return image_forms(self.options)
+
+    def graph_input(self) -> GraphInput:
+        """Pixels 0..255 of the run's size. The graph normalises them; the caller resizes."""
+        return pixel_input(self.options)
 
 
 def _as_stored(data: ImageData) -> np.ndarray[Any, Any]:

@@ -82,6 +82,7 @@ class SegmentationTask(ClassifierTask):
     Split = DenseSplit
     metrics = ()  # they depend on the options; see __init__
     summary_metrics = ("miou_head", "miou_common", "miou_tail", "pixel_accuracy", "nc2_std")
+    examples_each_round = True
     options: SegmentationOptions
 
     def __init__(self, run: RunConfig) -> None:
@@ -373,8 +374,8 @@ def _parts(data: DenseData, split: SplitSection) -> list[Index]:
     places = sorted(set(data.sites))
     if len(places) != split.parts:
         raise DataError(
-            f"split.by_site: the pictures have {len(places)} sites ({', '.join(places) or 'none'}), but split.parts "
-            f"= {split.parts}. Set split.parts to {max(1, len(places))}, or by_site = false."
+            f"split.by_site: the pictures have {len(places)} sites ({', '.join(places) or 'none'}), but "
+            f"split.parts = {split.parts}. Set split.parts to {max(1, len(places))}, or by_site = false."
         )
     return [np.flatnonzero(np.array([site == place for site in data.sites])) for place in places]
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from fednc.common.tasks.classifier import ClassifierOptions
+from fednc.common.tasks.data_column import DataColumn
 from fednc.tasks.tabular.cells import MISSING, comparable
 
 Name = Annotated[str, Field(min_length=1)]
@@ -91,6 +92,14 @@ class TabularOptions(ClassifierOptions):
     def inputs(self) -> tuple[str, ...]:
         """All input columns, in the order of the model's inputs."""
         return (*self.numbers, *self.categorical)
+
+    @property
+    def schema_of_rows(self) -> tuple[DataColumn, ...]:
+        """What a row consists of, for data manifests."""
+        kinds = {"number": self.numeric, "boolean": self.boolean, "category": self.categorical}
+        inputs = [DataColumn(name=name, dtype=kind) for kind, names in kinds.items() for name in names]
+        target = "category" if self.kind == "classification" else "number"
+        return (*inputs, DataColumn(name=self.target, dtype=target))
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -24,6 +24,7 @@ WISHES = ("target", "kind", "classes", "list_categories", "ignore", "id")
 _TARGETS = ("target", "label", "outcome", "class", "y", "diagnosis", "state", "status")
 _IDS = ("id", "patient", "patient_id", "patientid", "subject", "subject_id", "row", "name", "index")
 _MOST_CLASSES = 20  # a number with more values is to be predicted as a number
+_MANY_ROWS = 2000  # with fewer rows at a site, hidden layers learn more of chance than of the target
 _RARE = 10  # rows below which a class of this file is pointed out
 
 
@@ -55,7 +56,9 @@ def suggest(spec: str, wishes: Mapping[str, Any]) -> Suggestion:
     texts = {name: cells.present(column, cells.MISSING) for name, column in table.columns.items()}
     target, notes = _target(table, texts, str(wishes.get("target", "")))
     split = next((name for name, column in texts.items() if name.lower() == "split" and _is_split(column)), "")
-    id_column = str(wishes.get("id", "")) or next((name for name in texts if name.lower() in _IDS), "")
+    id_column = str(wishes.get("id", "")) or next(
+        (name for name in texts if name.lower() in _IDS and name != target), ""
+    )
     ignored = {target, split, id_column, *wishes.get("ignore", ())}
     if odd := sorted((set(wishes.get("ignore", ())) | set(wishes.get("list_categories", ()))) - set(texts)):
         raise DataError(f"{spec}: no column {odd[0]!r}; there are {', '.join(texts)}")
@@ -67,6 +70,7 @@ def suggest(spec: str, wishes: Mapping[str, Any]) -> Suggestion:
     options |= {"numeric": found.numeric, "boolean": found.boolean, "categorical": found.categorical}
     options |= {key: value for key, value in (("split_column", split), ("id", id_column)) if value}
     options = {key: value for key, value in options.items() if value not in ([], {})}
+    options |= {"model": "mlp", "dropout": 0.1} if table.rows >= _MANY_ROWS else {"model": "linear"}
     if not found.numeric and not found.boolean and not found.categorical:
         raise DataError(f"{spec}: no column is left to predict {target!r} from")
     return Suggestion(options, (*notes, *more, *found.notes, *_left_out(found)), tables=_tables(options))
@@ -83,8 +87,8 @@ def _tables(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "schedule": "cosine",
     }
     if options["kind"] == "regression":
-        return {"method": {"name": "fedavg"}, "train": train}
-    return {"method": {"name": "fedavg"}, "train": train, "frame": {"dim": 32}}
+        return {"method": {"name": "fedavg"}, "train": {**train, "lr": 0.01}}
+    return {"method": {"name": "fednc"}, "train": train, "frame": {"dim": 32}}
 
 
 def _target(table: Table, texts: Mapping[str, cells.Texts], wanted: str) -> tuple[str, list[str]]:
@@ -92,7 +96,8 @@ def _target(table: Table, texts: Mapping[str, cells.Texts], wanted: str) -> tupl
         table.column(wanted, "target")
         return wanted, []
     lower = {name.lower(): name for name in texts}
-    guess = next((lower[name] for name in _TARGETS if name in lower), list(texts)[-1])
+    possible = [name for name in texts if name.lower() not in (*_IDS, "split")] or list(texts)
+    guess = next((lower[name] for name in _TARGETS if name in lower), possible[-1])
     return guess, [f"the target is guessed to be column {guess!r}; choose another with --target NAME"]
 
 
@@ -102,7 +107,7 @@ def _is_split(column: cells.Texts) -> bool:
 
 def _numbers(column: cells.Texts, table: Table) -> cells.Floats | None:
     try:
-        return cells.as_numbers(column, "", decimal_comma=table.decimal_comma)
+        return cells.as_numbers(column, table.where(""), decimal_comma=table.decimal_comma)
     except DataError:
         return None
 
@@ -117,7 +122,7 @@ def _sort_in(found: _Found, name: str, column: cells.Texts, table: Table, *, lis
     if listed:
         found.categorical[name] = sorted(different)
         return
-    if len(different) <= 2 and _is_boolean(column):
+    if len(different) <= 2 and _is_boolean(column, table):
         found.boolean.append(name)
         return
     number_N = _numbers(column, table)
@@ -136,9 +141,9 @@ def _sort_in(found: _Found, name: str, column: cells.Texts, table: Table, *, lis
     found.categorical[name] = []
 
 
-def _is_boolean(column: cells.Texts) -> bool:
+def _is_boolean(column: cells.Texts, table: Table) -> bool:
     try:
-        cells.as_booleans(column, "")
+        cells.as_booleans(column, table.where(""))
     except DataError:
         return False
     return True

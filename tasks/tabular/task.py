@@ -46,7 +46,7 @@ class TabularTask(ClassifierTask):
     """Tables with classes. Batches are (rows [B, X] float64, int64 labels [B])."""
 
     name = "tabular"
-    sources = KINDS
+    sources: ClassVar[tuple[str, ...]] = KINDS
     Options = TabularOptions
     options: TabularOptions
     metrics: ClassVar[tuple[Metric | type[Metric], ...]] = (AUROC, Accuracy, BalancedAccuracy, F1, CrossEntropy)
@@ -82,7 +82,8 @@ class TabularTask(ClassifierTask):
             label_space=self.label_space,
             names=rows.names,
             notes=rows.notes,
-            columns=rows.columns,
+            column_report=rows.columns,
+            named_columns=self.options.schema_of_rows,
         )
 
     def aggregation(self, key: str) -> Aggregation:
@@ -168,7 +169,11 @@ class TabularRegression(TensorTask):
         """The rows at `spec`. Raises DataError."""
         rows = read_rows(spec, purpose, self.options, self.run)
         return TensorData(
-            tensors=(rows.input_NX, rows.target_N), names=rows.names, notes=rows.notes, columns=rows.columns
+            tensors=(rows.input_NX, rows.target_N),
+            names=rows.names,
+            notes=rows.notes,
+            column_report=rows.columns,
+            named_columns=self.options.schema_of_rows,
         )
 
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
@@ -259,8 +264,6 @@ def described(options: TabularOptions) -> dict[str, Any]:
     listed = {name: list(values) for name, values in options.categorical.items()}
     return {
         "columns": list(options.inputs),
-        "numeric": list(options.numeric),
-        "boolean": list(options.boolean),
         "categorical": listed,
         "missing": "NaN",
         "codes": "numbers as they are; booleans 0 and 1; a listed category its place from 0, another -2; an "

@@ -111,8 +111,8 @@ class Colour(Augmentation):
         grey_B1HW = pixel_BCHW.mean(dim=1, keepdim=True)
         out_BCHW = torch.lerp(grey_B1HW.expand_as(pixel_BCHW), pixel_BCHW, vivid_B)
         mean_B111 = out_BCHW.mean(dim=(1, 2, 3), keepdim=True)
-        out_BCHW = bright_B * torch.lerp(mean_B111.expand_as(out_BCHW), out_BCHW, contrast_B)
-        return out_BCHW.clamp(0, 1)
+        changed_BCHW: Tensor = bright_B * torch.lerp(mean_B111.expand_as(out_BCHW), out_BCHW, contrast_B)
+        return changed_BCHW.clamp(0, 1)
 
 
 SHIPPED: tuple[type[Augmentation], ...] = (Flip, Crop, Zoom, Rotate, Erase, Colour)

@@ -8,7 +8,7 @@ Legend: N images, B batch, C channels, H height, W width, K label space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,6 +40,7 @@ class ImageData(TaskData):
         augmentations: further changes of training batches, in order.
         names: where each image came from (for `fednc predict`); may be empty.
         notes: what was read and what was left out, to show to users.
+        label_names: the data's own names of its integer labels, from 0; empty if its labels are names.
     """
 
     pixel_NCHW: Tensor
@@ -51,6 +52,17 @@ class ImageData(TaskData):
     augmentations: tuple[Augmentation, ...] = ()
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """See TaskData."""
+        return self.pixel_NCHW, self.label_N
+
+    @property
+    def label_map(self) -> Mapping[str, str]:
+        """See TaskData."""
+        return {str(number): name for number, name in enumerate(self.label_names)}
 
     @property
     def examples(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fednc.common.errors import ConfigError
+from fednc.common.errors import ConfigError, MissingExtraError
 
 PREFIX = "timm:"
 NAME = r"timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?"  # a tag after the point chooses timm's size, mean and deviation
@@ -37,7 +38,7 @@ def is_timm(model: str) -> bool:
 
 
 def inputs_of(model: str, channels: int) -> Inputs:
-    """The inputs that timm documents for a model. Raises ConfigError: timm or the model is missing."""
+    """The inputs that timm documents for a model. Raises ConfigError, MissingExtraError."""
     config = _config(model)
     mean, std = tuple(config.mean), tuple(config.std)
     if channels == 1:
@@ -49,7 +50,8 @@ def build(model: str, channels: int, size: int) -> tuple[nn.Module, int]:
     """(the model without its classifier, width of its features), initialised from torch's global generator.
 
     Raises:
-        ConfigError: timm or the model is missing, or the model cannot be built for such images.
+        MissingExtraError: timm, or the torchvision that it needs, is not installed.
+        ConfigError: timm has no such model, or cannot build it for such images.
     """
     config = _config(model)
     sized = {"img_size": size} if config.fixed_input_size else {}
@@ -80,7 +82,7 @@ def _name(model: str) -> str:
 def _config(model: str) -> Any:
     timm, name = _timm(), _name(model)
     if not re.fullmatch(NAME, model) or not timm.is_model(name):
-        similar = timm.list_models(f"*{name.partition('.')[0][:8]}*")[:5] if re.fullmatch(NAME, model) else []
+        similar = get_close_matches(name.partition(".")[0], timm.list_models(), 5)
         hint = f"; similar names: {', '.join(similar)}" if similar else ""
         raise ConfigError(f"task.model: timm {timm.__version__} has no model called {name!r}{hint}")
     config = timm.get_pretrained_cfg(name)
@@ -93,7 +95,4 @@ def _timm() -> Any:
     try:
         return import_module("timm")
     except ImportError as e:
-        raise ConfigError(
-            f"task.model: a model of timm needs timm and torchvision on the server and on every client ({e}). "
-            "Install them with `pip install 'fednc[timm]'`; torchvision must be the one made for this PyTorch."
-        ) from e
+        raise MissingExtraError(f"timm with torchvision ({e})", "timm", "task.model on this machine") from e

@@ -5,6 +5,7 @@
     objects        kinds of objects, beside wall and floor
     tail           kind k is drawn tail^k times as often; test scenes have all kinds equally often
     noise          standard deviation of the noise on pixels in 0..1
+    tint           share of a colour of its kind in the colour of an object; 0: only shapes tell kinds apart
     site           `0/3`: the first of three sites, each of which prefers some of the kinds
     maps           which maps the site has, joined by `+`: `label+depth`; default: all of them
 
@@ -63,6 +64,7 @@ _KEYS: dict[str, Callable[[str], Any]] = {
     "objects": _between(2, MOST_OBJECTS, int),
     "tail": _between(0.01, 1, float),
     "noise": _between(0, 1, float),
+    "tint": _between(0, 1, float),
     "site": _site,
     "maps": _maps,
 }

@@ -55,8 +55,8 @@ def map_values(
         names_of = _quoted([given[value] for value in strange])
         raise DataError(
             f"{source}: label value {strange[0]} in {_where(label_NHW, strange[0], names)} is {names_of}, which "
-            f"is not in this run. The run has {_quoted(options.classes)}. Name it in task.void to leave such pixels "
-            "out, or use another run file."
+            f"is not in this run. The run has {_quoted(options.classes)}. Name it in task.void to leave such "
+            "pixels out, or use another run file."
         )
     table = torch.full((VOID + 1,), VOID, dtype=torch.uint8)
     for value, position in known.items():

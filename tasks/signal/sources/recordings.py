@@ -37,7 +37,7 @@ class Recording:
 
 
 @dataclass
-class _Found:
+class _Cut:
     """What has been cut so far."""
 
     windows: list[Array] = field(default_factory=list)
@@ -58,7 +58,7 @@ def read_recordings(spec: DataSpec, purpose: Purpose, options: SignalOptions) ->
         DataError: there are no recordings, one lacks a channel or has a gap, or there are no labels to train with.
     """
     files, has_test = find_files(spec, purpose)
-    found = _Found(columns={name: [] for name in spec.only})
+    found = _Cut(columns={name: [] for name in spec.only})
     for recording in files:
         _cut_file(recording, spec, options, found)
     if not found.windows:
@@ -134,7 +134,7 @@ def _from_labels_file(path: Path) -> Iterator[Recording]:
         yield Recording(file, str(table["label"][place]), more)
 
 
-def _cut_file(recording: Recording, spec: DataSpec, options: SignalOptions, found: _Found) -> None:
+def _cut_file(recording: Recording, spec: DataSpec, options: SignalOptions, found: _Cut) -> None:
     path = recording.path
     in_file = [name for name in spec.only if name not in recording.more]
     wanted = [*options.channels, *spec.columns.values(), *in_file]
@@ -178,7 +178,7 @@ def _cut_run(
     run: tuple[int, int],
     spec: DataSpec,
     options: SignalOptions,
-    found: _Found,
+    found: _Cut,
 ) -> None:
     start, end = run
     window, step = options.window, options.step
@@ -218,7 +218,7 @@ def _one_value(
     return (value_NT == value_NT[:, :1]).all(axis=1), value_NT[:, 0]
 
 
-def _notes(found: _Found, options: SignalOptions, spec: DataSpec, files: list[Recording]) -> tuple[str, ...]:
+def _notes(found: _Cut, options: SignalOptions, spec: DataSpec, files: list[Recording]) -> tuple[str, ...]:
     windows = sum(map(len, found.windows))
     notes = [
         f"{found.recordings} recordings were cut into {windows} windows of {options.window} samples, one every "

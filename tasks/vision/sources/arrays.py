@@ -69,7 +69,14 @@ def read_npz(spec: DataSpec, purpose: Purpose, options: ImageOptions, *, labels_
     given = pick(file, labels, spec.place)
     refuse_other_lengths(len(pixels), len(given), part, spec)
     label_N = map_labels(given, names, options, f"{spec.source}: {labels}")
-    return Images(pixel_NCHW=pixel_NCHW, label_N=label_N, has_test=has_test, notes=notes, owner_N=owner_N)
+    return Images(
+        pixel_NCHW=pixel_NCHW,
+        label_N=label_N,
+        has_test=has_test,
+        notes=notes,
+        owner_N=owner_N,
+        label_names=tuple(names or ()),
+    )
 
 
 def _of_owner(spec: DataSpec, rows: int, file: dict[str, Array], part: str) -> Tensor | None:

@@ -41,10 +41,14 @@ def read_hub(spec: DataSpec, purpose: Purpose, options: ImageOptions) -> Images:
     image, label = _image_column(datasets, table, spec), _label_column(datasets, table, options, spec)
     if len(table) == 0:
         raise DataError(f"{spec.source}: no images in it")
-    label_N = _labels(datasets, table, label, options, spec)
+    found = _label_names(datasets, table, label, spec)
+    label_N = _labels(table, label, found, options, spec)
     decoded = decode_all(_decoders(datasets, table, image, spec, options), spec.source)
     notes = (f"images from column {image!r}, labels from column {label!r}",)
-    return Images(pixel_NCHW=stack(decoded), label_N=label_N, has_test=has_test, notes=notes)
+    pixel_NCHW = stack(decoded)
+    return Images(
+        pixel_NCHW=pixel_NCHW, label_N=label_N, has_test=has_test, notes=notes, label_names=tuple(found or ())
+    )
 
 
 def _decoders(
@@ -132,15 +136,23 @@ def _ambiguous(role: str, choices: list[str], table: Any, spec: DataSpec) -> Dat
     )
 
 
-def _labels(datasets: Any, table: Any, column: str, options: ImageOptions, spec: DataSpec) -> torch.Tensor:
-    values, kind = table[column], table.features[column]
+def _label_names(datasets: Any, table: Any, column: str, spec: DataSpec) -> list[str] | None:
+    """The names of integer labels: those given by the owner, else those of the column; None if there are none."""
+    kind = table.features[column]
+    found = list(spec.class_names) or (kind.names if isinstance(kind, datasets.ClassLabel) else None)
+    if found:
+        refuse_twins(found, f"{spec.source}: column {column!r}")
+    return found
+
+
+def _labels(
+    table: Any, column: str, found: list[str] | None, options: ImageOptions, spec: DataSpec
+) -> torch.Tensor:
+    values = table[column]
     source = f"{spec.source}: column {column!r}"
     missing = [i for i, value in enumerate(values) if value is None]
     if missing:
         raise DataError(f"{source}: {len(missing)} rows have no label (None), the first is row {missing[0]}")
-    found = list(spec.class_names) or (kind.names if isinstance(kind, datasets.ClassLabel) else None)
-    if found:
-        refuse_twins(found, source)
     try:
         labels = np.asarray(values)
     except ValueError as e:  # rows have different lengths

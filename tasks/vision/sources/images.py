@@ -32,6 +32,7 @@ class Images:
         has_test: whether the source has a test part; if not, these are all of its images.
         notes: what was read and what was left out, one sentence each.
         owner_N: bool; the images that `only` of the data spec chooses. None: all.
+        label_names: the source's own names of its integer labels, from 0; empty if its labels are names.
     """
 
     pixel_NCHW: Tensor
@@ -40,6 +41,7 @@ class Images:
     has_test: bool = False
     notes: tuple[str, ...] = ()
     owner_N: Tensor | None = None
+    label_names: tuple[str, ...] = ()
 
     def select(self, index: Index) -> Images:
         """The images at `index`, in that order."""

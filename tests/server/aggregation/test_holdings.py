@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from fednc.common.errors import ProtocolError, StaleError
 from fednc.common.wire.messages import CLASS_COUNTS, EXAMPLES, HELD_OUT, METRICS
+from fednc.protos import federation_pb2 as pb
 from fednc.server.aggregation.holdings import ABSURD, FAR, FAR_IN_A_PAIR, Holding, believed
+from fednc.server.link import message_limits
 
 CLAIM = st.integers(1, 2**32)
 
@@ -61,6 +63,18 @@ def test_without_nodes_nothing_counts() -> None:
 def test_an_announcement_is_read() -> None:
     assert Holding.of(hello(), 2) == Holding(10, 2, (4, 6))
     assert Holding.of(hello(), 2, declared=(10, 2, (4, 6))) == Holding(10, 2, (4, 6))
+
+
+def test_an_example_may_have_several_members_of_classes_if_the_task_says_so() -> None:
+    many = hello(counts=(30, 20))
+    assert Holding.of(many, 2, members_per_example=5).count_K == (30, 20)
+    for most in (1, 4):
+        with pytest.raises(ProtocolError, match="do not fit its 10 examples"):
+            Holding.of(many, 2, members_per_example=most)
+    declaration = pb.Declaration(examples=10, class_counts=[30, 20])
+    message_limits.check_declaration(declaration, 2, 5)
+    with pytest.raises(message_limits.InvalidError, match="more than 10 examples can have"):
+        message_limits.check_declaration(declaration, 2, 4)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ FIELDS = {
     "leaving": "node",
     "listening": "port auth metrics_port",
     "lost": "node",
+    "manifest": "node",
     "missing-classes": "classes",
     "no-data-sums": "answered withheld",
     "no-memory": "classes",

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from fednc.common.errors import DataError
+from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sources.select import read
 from support.image_files import CLASSES, options, picture, write_folder, write_npz
 
@@ -210,3 +211,30 @@ def test_digits_parts_are_disjoint_and_stratified():
     assert torch.equal(read("digits", "test", reversed_names).label_N, 9 - test.label_N)
     with pytest.raises(DataError, match="classes '3', '4'"):
         read("digits", "train", options(classes=tuple("01256789")))
+
+
+def test_one_domain_of_a_file_is_one_client_and_the_division_is_that_of_the_whole_file(tmp_path):
+    """`only` picks rows by another array; `columns` names arrays that are not called x_train and y_train."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (40, 8, 8), dtype=np.uint8)
+    label, domain = np.tile(["cat", "dog"], 20), np.repeat(np.arange(4), 10)
+    np.savez(tmp_path / "d.npz", image=image, label=label, domain=domain)
+    spec = f"npz:{tmp_path / 'd.npz'}?columns=image=image,label=label"
+    two = ImageOptions(classes=("cat", "dog"), size=8, channels=1)
+    assert torch.equal(
+        read(f"{spec}&only=domain=2", "train", two).pixel_NCHW[:, 0], torch.from_numpy(image[20:30])
+    )
+    test = {row.numpy().tobytes() for row in read(spec, "test", two, 0.25).pixel_NCHW}
+    parts = [read(f"{spec}&only=domain={d}", "train", two, 0.25).pixel_NCHW for d in range(4)]
+    trained = {row.numpy().tobytes() for part in parts for row in part}
+    assert len(test) == 10
+    assert len(trained) == 30
+    assert not test & trained, "the server tests on an image that a client of one domain trains on"
+    with pytest.raises(DataError, match="no row has domain = '9'; there are 0, 1, 2, 3"):
+        read(f"{spec}&only=domain=9", "train", two)
+    with pytest.raises(DataError, match=r"has no array 'hospital' for `only`; there are domain, image, label"):
+        read(f"{spec}&only=hospital=9", "train", two)
+    with pytest.raises(DataError, match="`only` is for npz"):
+        read("digits?only=domain=1", "train", two)
+    with pytest.raises(DataError, match="only must be COLUMN=VALUE"):
+        read(f"{spec}&only=domain", "train", two)

@@ -1,0 +1,132 @@
+"""Readers of pictures with maps: folders with depth, normals and borders, coded sets, names of label values."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fednc.common.errors import DataError
+from fednc.tasks.dense.maps import DEPTH, EDGES, LABEL, MAPS, NORMALS, VOID
+from fednc.tasks.dense.options import DenseOptions
+from fednc.tasks.dense.scenes import SceneSettings, draw_scenes
+from fednc.tasks.dense.sources.arrays import CAMVID_CLASSES
+from fednc.tasks.dense.sources.select import parsed, read, read_input
+
+SETTINGS = SceneSettings(size=(20, 24), objects=3)
+OPTIONS = DenseOptions(classes=SETTINGS.class_names, size=(20, 24))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two scenes as files, as a camera and its annotators would write them."""
+    for number, scene in enumerate(draw_scenes(SETTINGS, 2, 1, "train")):
+        files = {
+            "image": Image.fromarray(scene.pixel_HW3),
+            LABEL: Image.fromarray(scene.label),
+            DEPTH: Image.fromarray((scene.depth * 65535).round().astype(np.uint16)),
+            NORMALS: Image.fromarray(((scene.normals.transpose(1, 2, 0) + 1) * 127.5).round().astype(np.uint8)),
+            EDGES: Image.fromarray(scene.edges * 255),
+        }
+        for kind, image in files.items():
+            (tmp_path / "train" / kind).mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / "train" / kind / f"site{number}_a.png")
+    (tmp_path / "classes.txt").write_text("\n".join(SETTINGS.class_names) + "\n")
+    return tmp_path
+
+
+def test_a_folder_gives_the_maps_that_were_written(folder: Path) -> None:
+    found = read(f"folder:{folder}", "train", OPTIONS)
+    assert found.sites == ("site0", "site1")
+    for number, scene in enumerate(draw_scenes(SETTINGS, 2, 1, "train")):
+        assert np.array_equal(found.pixel_NCHW[number].permute(1, 2, 0), scene.pixel_HW3)
+        assert np.array_equal(found.maps[LABEL][number], scene.label)
+        assert np.array_equal(found.maps[EDGES][number], scene.edges)
+        np.testing.assert_allclose(found.maps[DEPTH][number], scene.depth, atol=1e-4)
+        np.testing.assert_allclose(found.maps[NORMALS][number], scene.normals, atol=0.01)
+    for kind, values in found.maps.items():
+        assert values.dtype == MAPS[kind].dtype
+
+
+def test_unknown_depth_is_nan(folder: Path) -> None:
+    path = folder / "train" / DEPTH / "site1_a.png"
+    values = np.asarray(Image.open(path)).astype(np.uint16).copy()
+    values[3, 4] = 0
+    Image.fromarray(values).save(path)
+    depth = read(f"folder:{folder}", "train", OPTIONS).maps[DEPTH]
+    assert depth.isnan().nonzero().tolist() == [[1, 3, 4]]
+
+
+def test_labels_in_colours_are_refused(folder: Path) -> None:
+    Image.new("RGB", (24, 20)).save(folder / "train" / LABEL / "site0_a.png")
+    with pytest.raises(DataError, match=r"site0_a.png: has colour mode RGB, expected grey or palette"):
+        read(f"folder:{folder}", "train", OPTIONS)
+
+
+def test_one_site_of_a_folder(folder: Path) -> None:
+    found = read(f"folder:{folder}?only=site=site1", "train", OPTIONS)
+    assert found.names == ("train/image/site1_a.png",)
+
+
+def coded(images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+    blobs = []
+    for image in images:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        blobs.append(file.getvalue())
+    offsets = np.cumsum([0, *map(len, blobs)])
+    return np.frombuffer(b"".join(blobs), np.uint8), offsets.astype(np.int64)
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Path:
+    """A set in the form of CamVid: four sequences, of which one is the test."""
+    arrays: dict[str, np.ndarray] = {}
+    names = {"train": ["A_1.png", "B_1.png"], "val": ["A_2.png"], "test": ["Seq05VD_1.png", "B_2.png"]}
+    for part, found in names.items():
+        pictures = [Image.fromarray(np.full((6, 8, 3), 10 * len(part), np.uint8)) for _ in found]
+        labels = [Image.fromarray((np.arange(48).reshape(6, 8) % 12).astype(np.uint8)) for _ in found]
+        arrays[f"{part}_image"], arrays[f"{part}_image_offset"] = coded(pictures)
+        arrays[f"{part}_label"], arrays[f"{part}_label_offset"] = coded(labels)
+        arrays[f"{part}_name"] = np.array(found)
+    np.savez(tmp_path / "street.npz", **arrays)
+    return tmp_path / "street.npz"
+
+
+def test_camvid_trains_on_every_sequence_but_one(street: Path) -> None:
+    options = DenseOptions(classes=CAMVID_CLASSES[:-1], size=(12, 8))
+    train, test = (read(f"camvid:{street}", part, options) for part in ("train", "test"))
+    assert train.names == ("A_1.png", "B_1.png", "A_2.png", "B_2.png")
+    assert test.names == ("Seq05VD_1.png",)
+    assert read(f"camvid:{street}?only=site=B", "train", options).names == ("B_1.png", "B_2.png")
+    assert train.pixel_NCHW.shape == (4, 3, 12, 8)
+    label = train.maps[LABEL][0]
+    assert torch.equal(label[::2], label[1::2])  # enlarged without mixing values
+    assert set(label.unique().tolist()) == {*range(11), VOID}
+
+
+def test_classes_are_matched_by_name_and_not_by_number(street: Path) -> None:
+    turned = DenseOptions(classes=CAMVID_CLASSES[:-1][::-1], size=(12, 8))
+    plain = DenseOptions(classes=CAMVID_CLASSES[:-1], size=(12, 8))
+    one, other = (read(f"camvid:{street}", "train", options).maps[LABEL] for options in (turned, plain))
+    known = other != VOID
+    assert torch.equal(one[known], 10 - other[known])
+    assert torch.equal(one == VOID, other == VOID)
+
+
+def test_inputs_may_be_a_picture_a_folder_of_pictures_or_a_spec(folder: Path) -> None:
+    images = folder / "train" / "image"
+    assert read_input(str(images / "site0_a.png"), OPTIONS).pixel_NCHW.shape == (1, 3, 20, 24)
+    assert len(read_input(str(images), OPTIONS).names) == 2
+    assert LABEL in read_input(str(folder), OPTIONS).maps
+    assert len(read_input("scenes:test=3,objects=3", OPTIONS).names) == 3
+
+
+@pytest.mark.parametrize("text", ["npz:", "scenes", "cat:x", "npz:a?only=place=x", "npz:a?only=site="])
+def test_a_spec_that_no_reader_takes_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match="expected"):
+        parsed(text)
