@@ -7,6 +7,7 @@ import pytest
 from fednc.bench.serving.driver import ServeLoad, measure
 
 
+@pytest.mark.timeout(300)  # starts two servers that load torch
 def test_every_way_to_ask_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr("fednc.bench.serving.driver._WARM_S", 0.2)

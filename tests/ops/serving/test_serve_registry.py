@@ -22,6 +22,7 @@ INFER = "/v2/models/digits/infer"
 BODY = json_request(torch.zeros(1, 1, SIZE, SIZE))
 
 
+@pytest.mark.timeout(300)  # MLflow makes its database first
 def test_aliases_of_a_store_are_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = registry.ModelRegistry(str(tmp_path / "store"))
     for seed in (1, 2, 3):
