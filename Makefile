@@ -32,7 +32,7 @@ test-attacks: $(STAMP)  ## admitted nodes that lie, at most 10 minutes on two co
 	$(BIN)/pytest -q -n 2 --timeout=300 tests/attacks
 
 test-ops: $(STAMP)  ## the registry of models and what else needs the extra `ops`, at most 5 minutes on two cores
-	$(BIN)/pip install --quiet -e '.[demo,dev,ops]'
+	$(BIN)/pip install --quiet -e '.[demo,dev,ops,ops-test]'
 	$(BIN)/pytest -q --timeout=300 tests/ops
 
 # Without ray the tests of the simulation engine are skipped, with the reason.
@@ -86,7 +86,7 @@ protos: $(STAMP)  ## regenerate protos/*_pb2*.py
 docs: $(STAMP)  ## regenerate docs/config.md from the configuration model
 	$(BIN)/python -m fednc.cli.config_docs docs/config.md
 
-bench: $(STAMP)  ## measure link, aggregation, scale and trainer on an otherwise idle machine, into results/bench
+bench: $(STAMP)  ## measure link, aggregation, scale, trainer and serving on an otherwise idle machine, into results/bench
 	mkdir -p results/bench
 	$(BIN)/fednc bench link --params 1e5 --clients 2 --against raw,flower --json results/bench/link-small.json
 	$(BIN)/fednc bench link --params 11e6 --clients 2 --rounds 3 --against raw,flower --json results/bench/link.json
@@ -96,6 +96,7 @@ bench: $(STAMP)  ## measure link, aggregation, scale and trainer on an otherwise
 	$(BIN)/fednc bench scale --clients 1000 --json results/bench/scale.json
 	$(BIN)/fednc bench scale --clients 1000 --tls mtls --json results/bench/scale-mtls.json
 	$(BIN)/fednc bench trainer --json results/bench/trainer.json
+	$(BIN)/fednc bench serve --json results/bench/serve.json
 
 results: $(STAMP)  ## rewrite docs/results.md from results/
 	$(BIN)/python -m fednc.bench.compare.results_page docs/results.md

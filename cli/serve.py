@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,13 @@ Canaries = Annotated[
         help="Answer this share of a model's requests from another version, e.g. digits@challenger=0.1.",
     ),
 ]
-Store = Annotated[str, typer.Option(metavar="URI|DIR", help="Registry of `fednc models`; default: the usual one.")]
+Store = Annotated[
+    str,
+    typer.Option(
+        metavar="URI",
+        help="Registry of `fednc models`: a folder, or an MLflow server. Default: FEDNC_STORE, else `models`.",
+    ),
+]
 Listen = Annotated[str, typer.Option(metavar="HOST:PORT", help="Address for REST.")]
 Grpc = Annotated[str, typer.Option(metavar="HOST:PORT|off", help="Address for gRPC.")]
 Probe = Annotated[
@@ -202,7 +209,7 @@ def _registry(store: str, wanted: tuple[WantedModel, ...]) -> ModelSource | None
     references = [each for model in wanted for each in (model.reference, model.canary) if each]
     if all(map(is_folder, references)):
         return None
-    return RegistrySource(open_registry(store))
+    return RegistrySource(open_registry(store or os.environ.get("FEDNC_STORE", "")))
 
 
 def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop]:

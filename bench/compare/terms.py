@@ -118,6 +118,12 @@ SPEED: Mapping[str, str] = {
     "fednc_images_s, fedavg_images_s": "images per second of our trainer with each method",
     "plain_images_s, replayed_images_s": "the same of a plain PyTorch loop, and of one replayed as CUDA graphs",
     "fednc_overhead, fedavg_overhead": "time over that of the faster plain loop, minus 1",
+    "server": "`bare`: a FastAPI handler that calls PyTorch; the others: how `fednc serve` is asked",
+    "requests": "requests answered in all",
+    "callers": "requests at once; each caller asks again when it is answered",
+    "requests_per_s, to_bare": "requests answered per second, and that over the bare FastAPI handler's",
+    "cpu_ms": "processor milliseconds of the server per request",
+    "p50_ms, p99_ms": "milliseconds within which half and 99 % of the requests were answered",
     "plain_tflop_s, product_tflop_s": "arithmetic of the plain loop and of a large matrix product, "
     "TFLOP/s; `ratio` is the first over the second",
 }

@@ -44,7 +44,7 @@ class Predictor:
             RequestRefusal: the model cannot take inputs of this shape.
         """
         try:
-            scores = self.model(inputs.to(self._device)).float()
+            scores = self.model(inputs.to(self._device))
         except (RuntimeError, IndexError, ValueError) as e:
             if isinstance(e, torch.cuda.OutOfMemoryError):
                 raise
@@ -52,7 +52,7 @@ class Predictor:
         return self._classified(scores) if self.class_names else _measured(scores)
 
     def _classified(self, scores: Tensor) -> Outputs:
-        prob = scores.softmax(dim=1)
+        prob = self.model.probabilities(scores)
         self._is_dense = prob.ndim > 2
         confidence, index = prob.max(dim=1)
         finite = torch.isfinite(confidence)
@@ -124,5 +124,5 @@ class Predictor:
 
 
 def _measured(scores: Tensor) -> Outputs:
-    values = scores.cpu().numpy()
+    values = scores.float().cpu().numpy()
     return {OUTPUT: values, _FINITE: np.isfinite(values).reshape(len(values), -1).all(axis=1)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -109,9 +108,9 @@ class RegistrySource:
 
 def open_registry(store: str) -> VersionRegistry:
     """The registry of `fednc models` in `store`; empty: its usual place. A folder needs none of it."""
-    make = import_module("fednc.ops.registry.registry").ModelRegistry
-    found: VersionRegistry = make(store) if store else make()
-    return found
+    from fednc.ops.registry.registry import ModelRegistry
+
+    return ModelRegistry(store) if store else ModelRegistry()
 
 
 class AnySource:

@@ -291,7 +291,7 @@ def test_every_column_of_the_page_is_explained_once() -> None:
     plain = {"setting", "best other method", "fedavg with fednc's read-out", "comparison", "runs done", "state"}
     plain |= {"word", "method", "column", "picture", "meaning", "value", "rounds: fednc", "rounds: fedavg"}
     rates = {column for column in columns if column.replace(".", "").isdecimal()}
-    engines = {"raw", "flower"}
+    engines = {"raw", "flower", "bare", "REST, JSON", "REST, binary", "gRPC"}
     assert columns - settings - rates - plain - engines - {*explained} - {*SPEED} == set()
     assert len([*METHODS, *TERMS]) == len({*METHODS, *TERMS})
 

@@ -95,6 +95,17 @@ def test_the_best_classes_are_in_order(server: RunningServer) -> None:
     assert [[CLASSES.index(each) for each in row] for row in labels] == np.argsort(-prob, axis=1).tolist()
 
 
+def test_confidences_are_calibrated(tmp_path: Path) -> None:
+    manifest = export_model(tmp_path) / "model" / "model.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "temperature": 0.2}))
+    with torch.no_grad():
+        expected = (load(tmp_path)(INPUTS) / 0.2).softmax(1).numpy()
+    with RunningServer(FolderSource(), WantedModel("digits", str(tmp_path))) as server:
+        found = server.ask(INFER, json_request(INPUTS))
+    assert np.allclose(output(found, "probabilities"), expected, atol=1e-5)
+    assert np.allclose(output(found, "confidence").ravel(), expected.max(1), atol=1e-5)
+
+
 def test_an_answer_names_version_digest_and_run(server: RunningServer, folder: Path) -> None:
     answer = server.ask(INFER, json_request(INPUTS)).json
     found = FolderSource().find(str(folder))
