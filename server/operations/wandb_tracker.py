@@ -73,7 +73,7 @@ class WandbTracker(Tracker):
     def on_round(self, record: Round) -> None:
         """Log the round as one step."""
         if self._told.is_new(record.round):
-            self._run.log(values_of(record, self._primary), step=record.round)
+            self._run.log(values_of(record, self._primary), step=record.round, commit=True)
             self._told.note(number=record.round)
 
     def on_end(self, end: End) -> None:
