@@ -31,7 +31,7 @@ _PACE_ROUNDS = 6
 _BAR_WIDTH = 40
 
 
-class Pace:
+class TimeLeft:
     """How long the rest of a run takes, from the time between its last rounds: with evaluation and waiting."""
 
     def __init__(self, rounds: int) -> None:
@@ -68,7 +68,7 @@ class RunView:
     def __init__(self, run: RunConfig) -> None:
         self._run = run
         self._rounds: list[RoundRecord] = []
-        self._pace = Pace(run.all_rounds)
+        self._pace = TimeLeft(run.all_rounds)
         self._federation: Federation | None = None
         self._last = self._init = ""
         self._metric = ACCURACY  # that the run is judged by
@@ -179,7 +179,7 @@ def _number(value: float | None, form: str) -> str:
 def print_lines(events: EventLog, rounds: int = 0) -> None:
     """Print every event as a line; with `rounds`, that of a round says how long the rest takes."""
     _mute_log()
-    pace = Pace(rounds)
+    pace = TimeLeft(rounds)
 
     def show(event: Event) -> None:
         pace.note(event)

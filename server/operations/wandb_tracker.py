@@ -7,7 +7,9 @@ and console output are not recorded, and W&B's own error reports are off.
 from __future__ import annotations
 
 import os
+import time
 import uuid
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -55,6 +57,7 @@ class WandbTracker(Tracker):
         import wandb
 
         private_folder(start.folder / "wandb")
+        _wait_for_a_new_second(start.folder / "wandb")
         self._run = wandb.init(
             id=self._told.run,
             resume="allow",
@@ -70,7 +73,7 @@ class WandbTracker(Tracker):
     def on_round(self, record: Round) -> None:
         """Log the round as one step."""
         if self._told.is_new(record.round):
-            self._run.log(values_of(record, self._primary), step=record.round)
+            self._run.log(values_of(record, self._primary), step=record.round, commit=True)
             self._told.note(number=record.round)
 
     def on_end(self, end: End) -> None:
@@ -78,6 +81,12 @@ class WandbTracker(Tracker):
         if end.problem:
             self._run.summary["problem"] = end.problem
         self._run.finish(exit_code=1 if end.problem else 0)
+
+
+def _wait_for_a_new_second(folder: Path) -> None:
+    """W&B names a part of a run by the second of its start, and would replace one of the same second."""
+    while any(f"-{time.strftime('%Y%m%d_%H%M%S')}-" in path.name for path in folder.iterdir()):
+        time.sleep(0.1)
 
 
 def _settings(wandb: Any) -> Any:

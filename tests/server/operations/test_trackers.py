@@ -164,7 +164,9 @@ def test_a_tracker_that_cannot_be_loaded_is_reported_before_the_run(
 
 def test_a_tracker_that_is_not_installed_is_an_error() -> None:
     with (
-        pytest.raises(ConfigError, match=r"server\.trackers: 'board' is not installed here; available: csv"),
+        pytest.raises(
+            ConfigError, match=r"server\.trackers or \[track\]: 'board' is not installed here; available: csv"
+        ),
         tracked(run_with("board"), "r", None, EventLog()),
     ):
         pass
