@@ -43,7 +43,10 @@ ClassNames = Annotated[
 ]
 Columns = Annotated[
     str,
-    typer.Option(metavar="image=NAME,label=NAME", help="Columns of an hf: data set, if several are possible."),
+    typer.Option(
+        metavar="ROLE=NAME,...",
+        help="Columns of an hf: data set (image=NAME,label=NAME), or of a table: RUN=HERE.",
+    ),
 ]
 
 

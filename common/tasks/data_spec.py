@@ -103,10 +103,10 @@ def _names(text: str, value: str) -> tuple[str, ...]:
 def _columns(text: str, value: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for item in value.split(","):
-        role, equals, name = item.partition("=")
-        if not (equals and name) or not role.isidentifier() or role in found:
+        role, equals, name = (unquote(part) for part in item.partition("="))
+        if not (role and equals and name) or role in found:
             raise DataError(f"data {text!r}: {COLUMNS} must be ROLE=NAME, with commas between several")
-        found[role] = unquote(name)
+        found[role] = name
     return found
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from fednc.common.errors import DataError, MissingExtraError
 from fednc.common.tasks.data_spec import DataSpec, parse_spec
+from fednc.tasks.tabular.cells import Where
 
 KINDS = {"csv": (".csv", ".tsv", ".txt"), "parquet": (".parquet", ".pq")}
 SPECS = "csv:PATH or parquet:PATH, a file or a folder of such files"
@@ -59,9 +60,9 @@ class Table:
             )
         return self.columns[name]
 
-    def where(self, name: str) -> str:
+    def where(self, name: str) -> Where:
         """File and column, for messages."""
-        return f"{self.source}: column {name!r}"
+        return Where(f"{self.source}: column {name!r}", self.row_names)
 
     def select(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> Table:
         """The rows at `index`, in that order."""
@@ -191,6 +192,9 @@ def _checked_names(header: list[str], source: str) -> list[str]:
 
 def _objects(series: Any) -> Column:
     """Text of each cell, None where the file has no value."""
+    if series.dtype == object and all(isinstance(value, str) for value in series):
+        texts: Column = series.to_numpy(dtype=object)
+        return texts
     found = np.empty(len(series), dtype=object)
     for row, (value, absent) in enumerate(zip(series, series.isna(), strict=True)):
         found[row] = None if absent else _cell(value)

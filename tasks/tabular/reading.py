@@ -106,8 +106,8 @@ def _part(table: Table, purpose: Purpose, options: TabularOptions) -> tuple[Tabl
     odd = [row for row, text in enumerate(texts) if text not in _PARTS]
     if odd:
         raise DataError(
-            f"{table.where(name)}: row {odd[0] + 1} has {texts[odd[0]]!r:.40}, expected `train` or `test`; "
-            "correct the file, or leave out task.split_column"
+            f"{table.where(name)}: row {table.where(name).row(odd[0])} has {texts[odd[0]]!r:.40}, expected "
+            "`train` or `test`; correct the file, or leave out task.split_column"
         )
     index = np.flatnonzero(np.array(texts) == purpose)
     if not len(index):
@@ -201,7 +201,7 @@ def _target(table: Table, purpose: Purpose, options: TabularOptions) -> cells.Fl
     return code_N
 
 
-def _renamed(texts: cells.Texts, names: tuple[str, ...], where: str) -> cells.Texts:
+def _renamed(texts: cells.Texts, names: tuple[str, ...], where: cells.Where) -> cells.Texts:
     """The owner's names of integer labels."""
     place_N = cells.as_places(texts, [str(number) for number in range(len(names))])
     if (place_N == cells.UNKNOWN).any():

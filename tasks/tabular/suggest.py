@@ -107,7 +107,7 @@ def _is_split(column: cells.Texts) -> bool:
 
 def _numbers(column: cells.Texts, table: Table) -> cells.Floats | None:
     try:
-        return cells.as_numbers(column, "", decimal_comma=table.decimal_comma)
+        return cells.as_numbers(column, table.where(""), decimal_comma=table.decimal_comma)
     except DataError:
         return None
 
@@ -122,7 +122,7 @@ def _sort_in(found: _Found, name: str, column: cells.Texts, table: Table, *, lis
     if listed:
         found.categorical[name] = sorted(different)
         return
-    if len(different) <= 2 and _is_boolean(column):
+    if len(different) <= 2 and _is_boolean(column, table):
         found.boolean.append(name)
         return
     number_N = _numbers(column, table)
@@ -141,9 +141,9 @@ def _sort_in(found: _Found, name: str, column: cells.Texts, table: Table, *, lis
     found.categorical[name] = []
 
 
-def _is_boolean(column: cells.Texts) -> bool:
+def _is_boolean(column: cells.Texts, table: Table) -> bool:
     try:
-        cells.as_booleans(column, "")
+        cells.as_booleans(column, table.where(""))
     except DataError:
         return False
     return True

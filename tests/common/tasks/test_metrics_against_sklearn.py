@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 from torch import Tensor
@@ -38,6 +38,7 @@ def sums_of(metric: Metric, output: Tensor, target: Tensor) -> Stats:
     return total
 
 
+@settings(max_examples=30)
 @given(case=CASES)
 def test_auroc_is_within_the_error_that_it_states(case: tuple[int, int, int]) -> None:
     score_BK, label_B = drawn(case)
@@ -50,6 +51,7 @@ def test_auroc_is_within_the_error_that_it_states(case: tuple[int, int, int]) ->
     assert abs(metric.value(sums, len(label_B)) - expected) <= error + 1e-12
 
 
+@settings(max_examples=30)
 @given(case=CASES)
 def test_f1_balanced_accuracy_and_loss(case: tuple[int, int, int]) -> None:
     score_BK, label_B = drawn(case)

@@ -132,6 +132,16 @@ def test_rows_for_training_and_for_testing(tmp_path: Path) -> None:
         read(bad, task)
 
 
+def test_rows_in_messages_are_those_of_the_file(tmp_path: Path) -> None:
+    lines = ("a,b,c,y,split", "1,1,x,0,test", "2,1,x,1,test", "high,1,x,0,train")
+    path = written(tmp_path, *lines)
+    with pytest.raises(DataError, match=r"column 'a': row 3: 'high' is not a number"):
+        read(path, {**SMALL, "split_column": "split"})
+    written(tmp_path, *lines[:3], name="a.csv")
+    with pytest.raises(DataError, match=r"column 'a': row t\.csv:3: 'high' is not a number"):
+        read(tmp_path, SMALL)
+
+
 def test_a_share_for_testing_is_no_training_data(tmp_path: Path) -> None:
     table = clinic("anna", 100, 0)
     path = tmp_path / "a.csv"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -103,6 +103,7 @@ def test_digits_survive_a_mean_that_is_much_larger_than_the_deviation(scale: flo
     assert float(numbers.deviation[0]) == pytest.approx(values.std(), rel=1e-6)
 
 
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), parts=st.integers(1, 5))
 def test_sums_of_any_shards_are_those_of_the_whole(seed: int, parts: int) -> None:
     draw = np.random.default_rng(seed)
