@@ -79,9 +79,10 @@ def _natural(comparisons: Sequence[Compared]) -> Iterator[str]:
         return
     yield from ["## Natural federations", "", *paragraph(_NATURAL.strip()), "", *natural.section(comparisons), ""]
     for compared in comparisons:
-        for line in natural.verdicts(compared):
+        said = list(natural.verdicts(compared))
+        for line in said:
             yield from paragraph(line.removeprefix("* "), "* " if line.startswith("* ") else "")
-        yield ""
+        yield from [""] if said else []
     yield from paragraph(
         "Published figures: "
         + "; ".join(f"{one.plan.name}: {one.plan.published_by}" for one in comparisons if one.plan.published_by)
