@@ -146,6 +146,7 @@ def digest_of(row: dict[str, Any], config: dict[str, Any]) -> str:
         lr=row["lr"],
         run=RunConfig.model_validate(config),
         data_sha256=row["data_sha256"],
+        clients=row.get("trained_on", ""),
     ).digest
 
 
