@@ -111,9 +111,9 @@ def _lines(compared: Compared, setting: str) -> Iterator[Line]:
     beside = {one.beside: one for one in plan.published if one.beside}
     for choice in plan.choices:
         name = chosen(compared, setting, choice)
-        if name:
+        if rows := compared.of(setting, name):
             note = f" (of {len(choice.among)}, validation data chose {name})"
-            yield Line(choice.name, compared.of(setting, name), beside.get(choice.name), note)
+            yield Line(choice.name, rows, beside.get(choice.name), note)
     for variant in plan.variants:
         yield Line(variant.name, compared.of(setting, variant.name), beside.get(variant.name))
     for one in plan.published:

@@ -35,8 +35,11 @@ _NATURAL = """
 Clients that differ because they are different hospitals, domains or people. Each trains and is tested on data of
 its own. Pooled: on all test examples together; mean: the mean over the clients. `pooled` is one model of all
 training data at one place, which a federation wants to reach without moving the data; `alone` gives each client
-a model of its own. Learning rates, and the choice among several variants, follow validation data held out of
-training. A difference to a published figure is called one if it exceeds two standard errors of our test data.
+a model of its own.
+"""
+_CHOSEN = """
+Learning rates, and the choice among several variants, follow validation data held out of training. A difference
+to a published figure is called one if it exceeds two standard errors of our test data.
 """
 _SOURCE = """
 `make results` writes this page from `results/`, and a test fails if it says anything else. Each comparison has a
@@ -77,11 +80,21 @@ def _natural(comparisons: Sequence[Compared]) -> Iterator[str]:
     """The section on clients with data of their own; nothing if there are none."""
     if not comparisons:
         return
-    yield from ["## Natural federations", "", *paragraph(_NATURAL.strip()), "", *natural.section(comparisons), ""]
+    yield from [
+        "## Natural federations",
+        "",
+        *paragraph(_NATURAL.strip()),
+        "",
+        *paragraph(_CHOSEN.strip()),
+        "",
+        *natural.section(comparisons),
+        "",
+    ]
     for compared in comparisons:
-        for line in natural.verdicts(compared):
+        said = list(natural.verdicts(compared))
+        for line in said:
             yield from paragraph(line.removeprefix("* "), "* " if line.startswith("* ") else "")
-        yield ""
+        yield from [""] if said else []
     yield from paragraph(
         "Published figures: "
         + "; ".join(f"{one.plan.name}: {one.plan.published_by}" for one in comparisons if one.plan.published_by)

@@ -21,6 +21,8 @@ from torch import Tensor
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import DataError
 from fednc.common.tasks.api import Purpose
+from fednc.common.tasks.data_spec import parse_spec
+from fednc.common.tasks.row_choice import chosen_rows
 from fednc.common.tasks.tensor_data import hold_out_index
 from fednc.tasks.tabular import cells
 from fednc.tasks.tabular.files import Table, read_table
@@ -63,6 +65,7 @@ def read_rows(spec: str, purpose: Purpose, options: TabularOptions, run: RunConf
     Rows without a target are left out, with a note; for prediction they are kept. Raises DataError.
     """
     table, notes = _part(read_table(spec), purpose, options)
+    owner = chosen_rows(parse_spec(spec), table.rows, lambda name: table.column(name, "column for `only`"))
     columns = _columns(table, options, salt_of(run))
     target_N = _target(table, purpose, options)
     unused = [name for name in table.columns if name not in _named(options)]
@@ -75,7 +78,7 @@ def read_rows(spec: str, purpose: Purpose, options: TabularOptions, run: RunConf
         notes=tuple(notes + [column.note for column in columns if column.note]),
         columns=tuple(column.found for column in columns),
     )
-    return rows if purpose == "input" else _usable(rows, table, purpose, options, run)
+    return rows.select(owner) if purpose == "input" else _usable(rows, table, owner, purpose, options, run)
 
 
 def salt_of(run: RunConfig) -> str:
@@ -212,8 +215,14 @@ def _renamed(texts: cells.Texts, names: tuple[str, ...], where: cells.Where) -> 
     return found
 
 
-def _usable(rows: Rows, table: Table, purpose: Purpose, options: TabularOptions, run: RunConfig) -> Rows:
-    """The rows with a target; without a split column only the part that `evaluate.test_share` leaves."""
+def _usable(
+    rows: Rows, table: Table, owner: Index, purpose: Purpose, options: TabularOptions, run: RunConfig
+) -> Rows:
+    """The rows with a target; without a split column only the part that `evaluate.test_share` leaves.
+
+    `owner`: rows that `only` of the data spec chooses. They are chosen last, so that a server that reads the whole
+    table divides it like a client that reads its own rows.
+    """
     known = np.flatnonzero(~rows.target_N.isnan().numpy())
     notes = list(rows.notes)
     if left_out := len(rows.target_N) - len(known):
@@ -227,5 +236,8 @@ def _usable(rows: Rows, table: Table, purpose: Purpose, options: TabularOptions,
         rest, held = hold_out_index(groups_N, share, TEST_SEED)
         known = known[rest if purpose == "train" else held]
         notes.append(f"{len(known)} rows are for {purpose} (evaluate.test_share = {share:g})")
+    known = known[np.isin(known, owner)]
+    if not len(known):
+        raise DataError(f"{table.source}: of the rows that `only` chooses, none is left for {purpose}")
     chosen = rows.select(known)
     return Rows(chosen.input_NX, chosen.target_N, chosen.names, tuple(notes), chosen.columns)

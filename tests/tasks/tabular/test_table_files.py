@@ -243,3 +243,24 @@ def test_notes_say_what_is_odd_but_usable(tmp_path: Path) -> None:
 def test_run_files_that_cannot_be_used(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         discovery.get(parse_run({**RUN, "task": {**SMALL, **keys}}))
+
+
+def test_the_rows_of_one_owner(tmp_path: Path) -> None:
+    """The server tests on a share of the whole table; no owner trains on a row of it."""
+    lines = [
+        f"{row},{'yes' if row % 3 else 'no'},x,{row % 2},{'north' if row < 12 else 'south'}" for row in range(20)
+    ]
+    path = written(tmp_path, "a,b,c,y,site", *lines)
+    test = read(path, purpose="test", evaluate={"test_share": 0.25})
+    parts = [read(Path(f"{path}?only=site={site}"), evaluate={"test_share": 0.25}) for site in ("north", "south")]
+    numbers = [{int(row[0]) for row in rows(data)} for data in (test, *parts)]
+    assert set.union(*numbers) == set(range(20))
+    assert sum(map(len, numbers)) == 20
+    assert numbers[1] == set(range(12)) - numbers[0]
+    assert [int(row[0]) for row in rows(read(Path(f"{path}?only=site=south"), purpose="input"))] == list(
+        range(12, 20)
+    )
+    with pytest.raises(DataError, match="no row has site = 'west'; there are north, south"):
+        read(Path(f"{path}?only=site=west"))
+    with pytest.raises(DataError, match="no column 'ward', the run's column for `only`"):
+        read(Path(f"{path}?only=ward=west"))
