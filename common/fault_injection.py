@@ -23,7 +23,7 @@ PLAN, ALLOWED, LOG = "FEDNC_FAULT", "FEDNC_TESTING", "FEDNC_FAULT_LOG"
 POINTS = {
     "file.half": "half of a file that is written atomically is on the disk",
     "compare.archived": "the archive of a comparison is written, the files of its runs still exist",
-    "data.read": "training or test data is about to be read",
+    "server.data": "the server's test data is about to be read",
     "server.attend": "a client asks to join",
     "server.download": "the next chunk goes to a client",
     "server.upload": "the next chunk of an upload has arrived",
@@ -41,6 +41,7 @@ POINTS = {
     "registry.observed": "the version of the data is noted, the version of the model is not registered",
     "registry.committed": "a version is registered, its alias is not set",
     "registry.alias": "the history of an alias is written, the alias has not moved",
+    "client.data": "the client's data is about to be read",
     "client.download": "the next chunk, or a blob with an assignment, has come from the server",
     "client.work": "an assignment has arrived in full and its work begins",
     "client.initialise": "a batch for the initialisation is about to be drawn",

@@ -20,7 +20,7 @@ from fednc.bench.probe import tell
 from fednc.common.model_export import load
 
 
-class Question(BaseModel):
+class BareRequest(BaseModel):
     """The body of a request: one preprocessed example."""
 
     shape: list[int]
@@ -33,7 +33,7 @@ def application(folder: str) -> fastapi.FastAPI:
     names = model.class_names
 
     @app.post("/infer")
-    async def infer(question: Question) -> dict[str, Any]:
+    async def infer(question: BareRequest) -> dict[str, Any]:
         """The class of one example."""
         inputs = torch.tensor(question.data).reshape(question.shape)
         with torch.inference_mode():

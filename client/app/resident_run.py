@@ -15,7 +15,7 @@ import torch
 from flwr.app import Context
 from torch import Tensor, nn
 
-from fednc.common import seeds
+from fednc.common import fault_injection, seeds
 from fednc.common.config.run import RunConfig
 from fednc.common.device import pick_device
 from fednc.common.errors import ConfigError, DataError
@@ -125,6 +125,7 @@ def _load(context: Context, run: RunConfig) -> Resident:
     settings = context.node_config
     task = discovery.get(run)
     device = pick_device(str(settings.get("device", "auto")))
+    fault_injection.at("client.data")
     data = task.load_train(_data_spec(context), _part(context, run), run.split)
     node = _name(context)
     for note in data.notes:

@@ -371,7 +371,7 @@ class TrainSection(Section):
     epochs: Annotated[int, Field(ge=0)] = Field(
         1,
         description="passes over the client's data per round. 0: nothing is trained, and the model as it starts "
-        "is read out by the class memory alone: one round, in closed form (docs/images.md)",
+        "is read out by the class memory alone: one round, in closed form",
     )
     batch: Count = Field(64, description="examples per step")
     lr: Positive = Field(0.03, description="learning rate of SGD")

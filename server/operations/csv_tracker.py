@@ -24,13 +24,14 @@ class CsvTracker(Tracker):
 
     def __init__(self) -> None:
         self._path = Path(FILE)  # set by `on_start`
+        self._told = ToldRounds("csv")
 
     def on_start(self, start: Start) -> None:
         """Create the file. Raises ConfigError if the run has no folder."""
         if start.folder is None:
             raise ConfigError("the csv tracker writes into the run's folder, and this run has none")
         self._path = start.folder / FILE
-        self._told = ToldRounds(start.folder, "csv")
+        self._told.open(start.folder)
         if not self._path.exists():
             self._append([COLUMNS])
             self._told.note(run=start.run_id)

@@ -40,6 +40,7 @@ class MlflowTracker(Tracker):
     finish_s = 30.0  # a new store makes its tables first
 
     def __init__(self) -> None:
+        self._told, self._primary = ToldRounds("mlflow"), ""
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         try:  # now, because importing it in a thread would slow down the first round
             import mlflow.store.tracking.sqlalchemy_store
@@ -53,7 +54,8 @@ class MlflowTracker(Tracker):
         """Make the run in the store, or go on with it."""
         options = start.options
         assert isinstance(options, MlflowOptions)
-        self._told, self._primary = ToldRounds(start.folder, "mlflow"), start.primary
+        self._told.open(start.folder)
+        self._primary = start.primary
         assert start.folder is not None
         self._client = _client(options.uri or f"sqlite:///{start.folder.resolve().parent / STORE}")
         self._run = self._continued() or self._new(start, options)

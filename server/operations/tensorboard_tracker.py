@@ -22,6 +22,7 @@ class TensorBoardTracker(Tracker):
     finish_s = 10.0  # the first run on a machine imports slowly
 
     def __init__(self) -> None:
+        self._told, self._primary = ToldRounds("tensorboard"), ""
         try:  # now, because importing it in a thread would slow down the first round
             import tensorboard.summary.writer.event_file_writer  # noqa: F401
         except ImportError as e:
@@ -32,7 +33,8 @@ class TensorBoardTracker(Tracker):
         """Open a new event file beside those of earlier starts; TensorBoard reads all of them as one run."""
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._told, self._primary = ToldRounds(start.folder, "tensorboard"), start.primary
+        self._told.open(start.folder)
+        self._primary = start.primary
         assert start.folder is not None
         self._writer = EventFileWriter(str(start.folder / FOLDER))
         if not self._told.run:

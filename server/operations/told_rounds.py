@@ -18,12 +18,16 @@ _FOLDER = "trackers"
 class ToldRounds:
     """The last round that a tracker was told, and the name of the run in its own store."""
 
-    def __init__(self, folder: Path | None, name: str) -> None:
-        """Read the file of tracker `name`. Raises ConfigError: the run has no folder."""
-        if folder is None:
-            raise ConfigError(f"the {name} tracker writes into the run's folder, and this run has none")
-        self._path = folder / _FOLDER / f"{name}.json"
+    def __init__(self, name: str) -> None:
+        """`name`: the tracker's."""
+        self._name, self._path = name, Path()
         self.round, self.run = 0, ""
+
+    def open(self, folder: Path | None) -> None:
+        """Read the tracker's file in the run's folder. Raises ConfigError: the run has no folder."""
+        if folder is None:
+            raise ConfigError(f"the {self._name} tracker writes into the run's folder, and this run has none")
+        self._path = folder / _FOLDER / f"{self._name}.json"
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
             self.round, self.run = int(found["round"]), str(found["run"])

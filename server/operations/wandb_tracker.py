@@ -39,6 +39,7 @@ class WandbTracker(Tracker):
     finish_s = 20.0
 
     def __init__(self) -> None:
+        self._told, self._primary = ToldRounds("wandb"), ""
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         try:  # now, because importing it in a thread would slow down the first round
             import wandb  # noqa: F401
@@ -50,7 +51,8 @@ class WandbTracker(Tracker):
         """Begin a run, or another part of the same run after a restart: its id stays."""
         options = start.options
         assert isinstance(options, WandbOptions)
-        self._told, self._primary = ToldRounds(start.folder, "wandb"), start.primary
+        self._told.open(start.folder)
+        self._primary = start.primary
         assert start.folder is not None
         if not self._told.run:
             self._told.note(run=uuid.uuid4().hex[:16])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from flwr.serverapp import Grid
 
-from fednc.common import seeds
+from fednc.common import fault_injection, seeds
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError, DataError, QuorumError
 from fednc.common.initialise.probe import Layout
@@ -154,6 +154,7 @@ class FederatedRun:
     def _central_evaluation(self, model: torch.nn.Module) -> CentralEvaluation | None:
         if not self.run.evaluate.test:
             return None
+        fault_injection.at("server.data")
         data = self.task.load_test(self.run.evaluate.test)
         for note in data.notes:
             self.events.emit(DataNote(text=f"test data: {note}"))

@@ -31,10 +31,10 @@ from fednc.common.tasks.tensor_data import UNLABELLED, count_of, hold_out_index
 from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.metrics import MeanIoU, PixelLoss
 from fednc.tasks.pointcloud import readers, rotations
+from fednc.tasks.pointcloud.cloud_task import CloudTask
 from fednc.tasks.pointcloud.dataset import CloudData
 from fednc.tasks.pointcloud.metrics import InvarianceError, OfTurned, PointAccuracy, TurnedIoU
 from fednc.tasks.pointcloud.network import PointwiseNetwork
-from fednc.tasks.pointcloud.task import PointCloudTask
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +82,7 @@ class PointLabelledClouds(CloudData):
         return self.select(rest), self.select(held)
 
 
-class PointLabelsTask(PointCloudTask):
+class PointLabelsTask(CloudTask):
     """A class for every point. Batches are (points [B, P, 3], labels [B, P]), and rotations for evaluation."""
 
     summary_metrics = ("miou_so3", "point_accuracy", "invariance_error")

@@ -112,7 +112,7 @@ def test_init_comments_show_the_defaults(kind: str) -> None:
     fednc("init", kind)
     text = Path("run.toml").read_text()
     run = read_run_file(Path("run.toml"))
-    optional = re.compile(r"^# \[(\[sessions\]|split)\].*?(?=^\[)", re.MULTILINE | re.DOTALL)
+    optional = re.compile(r"^# \[(\[sessions\]|split|personal)\].*?(?=^\[)", re.MULTILINE | re.DOTALL)
     spelled_out = re.sub(r"^# (\w+ = )", r"\1", optional.sub("", text), flags=re.MULTILINE)
     assert len(tomllib.loads(spelled_out)["train"]) > len(tomllib.loads(text)["train"])
     given, full = (discovery.get(parse_run(tomllib.loads(each))) for each in (text, spelled_out))

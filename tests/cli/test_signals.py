@@ -19,7 +19,7 @@ from support.local_servers import attending, is_ready, serving, until
 from support.working_nodes import hand_out, node_of
 
 # Like a network share that has gone away: the thread that reads it returns too late.
-STUCK = {"FEDNC_TESTING": "1", "FEDNC_FAULT": "data.read:1:delay_ms=60000"}
+STUCK = {"FEDNC_TESTING": "1", "FEDNC_FAULT": "server.data:1:delay_ms=60000,client.data:1:delay_ms=60000"}
 
 
 def test_a_server_ends_in_time_while_its_test_data_never_arrive(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def arm(plan: str, log: Path | None = None) -> None:
 
 
 def test_every_point_is_in_the_code_exactly_once() -> None:
-    call = re.compile(r"fault_injection\.(?:at|through|through_all)\(\s*\"([^\"]+)\"")
+    call = re.compile(r"(?:fault_injection\.(?:at|through|through_all)\(\s*|\bpoint=)\"([^\"]+)\"")
     found = Counter(point for path in CODE for point in call.findall(path.read_text(encoding="utf-8")))
     assert found == Counter(dict.fromkeys(fault_injection.POINTS, 1))
 

@@ -20,19 +20,20 @@ from support.installed_plugins import Site, site
 
 __all__ = ["site"]
 
+SHIPPED = {"fewshot", "image", "pointcloud", "segmentation", "signal", "tabular"}
 RUN = {"task": {"classes": ["a", "b"], "size": 8, "channels": 1}}
 
 
 def test_ours_are_entry_points_like_any_other() -> None:
     found = plugins.installed(TASKS)
-    assert {plugin.name for plugin in found} == {"fewshot", "image"}
+    assert {plugin.name for plugin in found} == SHIPPED
     assert {plugin.distribution for plugin in found} == {OURS}
     assert discovery.task_class("image") is ImageTask
 
 
 def test_a_strangers_task_is_found_by_its_name(site: Site) -> None:
     site.install_task("clinic")
-    assert discovery.names() == ["clinic", "fewshot", "image"]
+    assert discovery.names() == sorted({"clinic", *SHIPPED})
     found = plugins.find(TASKS, "clinic")
     assert (found.distribution, found.release, found.is_built_in) == ("clinic-table", "0.3.0", False)
     run = parse_run({"task": {**RUN["task"], "name": "clinic"}})
@@ -61,7 +62,9 @@ def test_a_file_that_was_dropped_into_the_package_is_not_a_task(tmp_path: Path, 
     (folder / "task.py").write_text("raise SystemError('imported')")
     monkeypatch.setattr(fednc.tasks, "__path__", [*fednc.tasks.__path__, str(tmp_path)])
     assert "dropped" not in discovery.names()
-    with pytest.raises(ConfigError, match="'dropped' is not installed here; available: fewshot, image"):
+    with pytest.raises(
+        ConfigError, match=f"'dropped' is not installed here; available: {', '.join(sorted(SHIPPED))}"
+    ):
         discovery.task_class("dropped")
 
 
@@ -72,13 +75,13 @@ def test_a_plug_in_cannot_take_a_shipped_name(site: Site) -> None:
     text = str(refused.value)
     assert all(word in text for word in ("'image'", "fednc ", "impostor 0.3.0", "Uninstall impostor"))
     assert "impostor" not in sys.modules
-    assert set(discovery.installed()) == {"fewshot"}
+    assert set(discovery.installed()) == SHIPPED - {"image"}
 
 
 def test_two_plug_ins_of_one_name_are_refused_when_it_is_used(site: Site) -> None:
     site.install_task("clinic", distribution="one")
     site.install_task("clinic", distribution="two", release="1.0")
-    assert set(discovery.installed()) == {"fewshot", "image"}
+    assert set(discovery.installed()) == SHIPPED
     with pytest.raises(ConfigError, match=r"comes from one 0\.3\.0 and two 1\.0\. Uninstall one or two"):
         discovery.task_class("clinic")
     assert discovery.get(parse_run(RUN)).name == "image"
@@ -103,7 +106,7 @@ def test_a_broken_plug_in_is_reported_when_it_is_needed_and_breaks_no_other(
     source: str, target: str, words: list[str], site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.install("clinic-table", {TASKS: {"clinic": target}}, source)
-    assert set(discovery.installed()) == {"fewshot", "image"}
+    assert set(discovery.installed()) == SHIPPED
     assert "clinic-table 0.3.0" in caplog.text
     with pytest.raises(ConfigError) as told:
         discovery.task_class("clinic")
@@ -128,7 +131,7 @@ def test_no_run_file_names_a_module(name: str) -> None:
 
 @given(st.text(max_size=80))
 def test_only_exact_names_are_found(name: str) -> None:
-    if name in ("image", "fewshot"):
+    if name in SHIPPED:
         return
     with pytest.raises(ConfigError):
         plugins.find(TASKS, name)
@@ -136,7 +139,7 @@ def test_only_exact_names_are_found(name: str) -> None:
 
 def test_entry_points_that_no_run_file_could_name_are_left_out(site: Site) -> None:
     site.install("dotted", {TASKS: {"a.b": "{}:Clinic", "a/b": "{}:Clinic"}})
-    assert discovery.names() == ["fewshot", "image"]
+    assert discovery.names() == sorted(SHIPPED)
 
 
 METHOD = """

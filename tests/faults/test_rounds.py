@@ -34,7 +34,7 @@ def test_idle_clients_that_are_killed_and_frozen_are_named_in_time(stage: Callab
 
 def test_failed_and_late_clients_are_named_and_the_round_goes_on(stage: Callable[..., Stage]) -> None:
     run = stage(min_clients=1, deadline_s=4, total=25)
-    faults = "data.read:1:delay_ms=200,client.work:2:memory,client.work:3:enospc,client.reply:3:raise"
+    faults = "client.data:1:delay_ms=200,client.work:2:memory,client.work:3:enospc,client.reply:3:raise"
     server, steady = run.server(), run.client(NAMES[1])
     run.expect("ready", node=NAMES[1])
     failing, late = run.client(NAMES[0], faults), run.client(LATE, "client.work:2:delay_ms=7000")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fednc.common import fault_injection
 from fednc.common.errors import DataError
 from fednc.tasks.dense.maps import LABEL
 from fednc.tasks.dense.options import DenseOptions
@@ -39,7 +38,6 @@ def read(text: str, part: Part, options: DenseOptions) -> Pictures:
         DataError: the data is missing, unreadable, or does not have this run's classes and size.
     """
     kind, place, sites = parsed(text)
-    fault_injection.at("data.read")
     found = READERS[kind](place, part, options)
     if part == "test" and not found.has_test:
         raise DataError(

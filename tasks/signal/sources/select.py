@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fednc.common import fault_injection
 from fednc.common.errors import DataError
 from fednc.common.tasks.api import Purpose
 from fednc.common.tasks.data_spec import DataSpec, parse_spec
@@ -43,7 +42,6 @@ def read(text: str, purpose: Purpose, options: SignalOptions, test_share: float 
         MissingExtraError: a parquet file, and pyarrow is not installed.
     """
     spec = parse_data(text, purpose)
-    fault_injection.at("data.read")
     found = _READERS[spec.kind](spec, purpose, options)
     if not found.has_test:
         found = _divided(found, purpose, test_share, options, spec)

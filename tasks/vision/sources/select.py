@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fednc.common import fault_injection
 from fednc.common.errors import DataError
 from fednc.common.tasks.data_spec import DataSpec, parse_spec
 from fednc.common.tasks.tensor_data import UNLABELLED, hold_out_index
@@ -50,7 +49,6 @@ def read(text: str, purpose: Purpose, options: ImageOptions, test_share: float =
         MissingExtraError: the source needs a package that is not installed.
     """
     spec = parse_data(text)
-    fault_injection.at("data.read")
     images = _checked(READERS[spec.kind](spec, purpose, options), spec.source, options)
     images = images if images.has_test else _divided(images, purpose, test_share, spec.source)
     return _with_notes(images.of_owner(), options)

@@ -65,7 +65,7 @@ def test_a_suffix_of_the_spec_equals_the_options():
         "digits?columns=image=a",
         "hf:a?columns=image=a,image=b",
         "npz:a?class-names=a&class-names=b",
-        "npz:a?columns=label=y",
+        "npz:a?columns=mask=y",
         "folder:a?class-names=a,b",
         "hf:a?columns=mask=a",
     ],
