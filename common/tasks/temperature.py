@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Task, TaskData, add_stats
+from fednc.common.tasks.api import Batch, Task, TaskData, add_stats
 from fednc.common.tasks.evaluation import do_nothing, evaluation_batches
 from fednc.common.tasks.metrics import Stats, count_zeros, exact, refuse_unless
 
@@ -49,6 +49,22 @@ def losses(score_BK: Tensor, label_B: Tensor) -> Stats:
     return {ROWS: torch.tensor(len(label_B)), LOSS: loss_G.cpu()}
 
 
+def judged(task: Task, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, Tensor]:
+    """(scores [X, K], labels [X]) of the labelled members of a batch's examples, by which confidences are judged.
+
+    Usually an example is its only member. Of an example with many, as a picture has pixels, at most
+    `Task.members_per_example` are taken, evenly spaced.
+    """
+    score_BKM, label_BM = task.outputs(model, batch, guide)
+    if score_BKM.ndim == 2:
+        return score_BKM, label_BM
+    score_BKM, label_BM = score_BKM.flatten(2), label_BM.flatten(1)
+    stride = -(-label_BM.shape[1] // task.members_per_example)
+    score_BMK, label_BM = score_BKM[:, :, ::stride].transpose(1, 2), label_BM[:, ::stride]
+    known_BM = (label_BM >= 0) & (label_BM < score_BMK.shape[2])
+    return score_BMK[known_BM], label_BM[known_BM]
+
+
 def losses_over(
     task: Task,
     model: nn.Module,
@@ -60,14 +76,18 @@ def losses_over(
     """The sums over all of `data`; `guide` must have temperature 1."""
     total = no_losses()
     for each in evaluation_batches(model, data, batch, before_batch):
-        add_stats(total, losses(*task.outputs(model, each, guide)))
+        add_stats(total, losses(*judged(task, model, each, guide)))
     return total
 
 
-def check_losses(sums: Mapping[str, Tensor], announced: int) -> None:
-    """Raises ProtocolError: so many held-out examples cannot have these sums, which have the right form."""
+def check_losses(sums: Mapping[str, Tensor], most: int) -> None:
+    """Check sums of the right form, of a client whose held-out examples have at most `most` members.
+
+    Raises:
+        ProtocolError: they cannot have these sums.
+    """
     rows, loss_G = int(sums[ROWS]), sums[LOSS]
-    refuse_unless(0 <= rows <= announced, f"losses of {rows} examples, {announced} were held out")
+    refuse_unless(0 <= rows <= most, f"losses of {rows} examples, at most {most} were held out")
     fits = (loss_G >= 0) & (loss_G <= rows * MOST_NATS)  # NaN compares false
     refuse_unless(bool(fits.all()), "a loss is below 0, or larger than its examples allow")
 

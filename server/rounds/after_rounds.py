@@ -49,7 +49,7 @@ def fit_temperature(strategy: FrameStrategy, grid: Grid) -> Afterwards:
         kind=CALIBRATE,
         server_round=strategy.state.completed,
         content=_content(strategy),
-        read=losses_in,
+        read=lambda content, announced: losses_in(content, strategy.task, announced),
         point="server.calibrate",
     )
     held_out = _holders(strategy, grid, held_out=True)

@@ -17,9 +17,9 @@ from fednc.common.errors import ConfigError, DataError
 from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Part
 from fednc.tasks.pointcloud import readers, rotations, shapes
+from fednc.tasks.pointcloud.cloud_task import CloudTask
 from fednc.tasks.pointcloud.dataset import CloudData
 from fednc.tasks.pointcloud.network import aligned_layers
-from fednc.tasks.pointcloud.task import PointCloudTask
 from fednc.testing import TaskContract, promises
 
 FORMS = list(shapes.FORM_NAMES)
@@ -37,13 +37,13 @@ def _tables(**tables: Any) -> dict[str, Any]:
     return {"task": OPTIONS, "train": {"optimizer": "adam", "lr": 3e-3, "batch": 24}, **tables}
 
 
-def _task(**options: Any) -> PointCloudTask:
+def _task(**options: Any) -> CloudTask:
     task = discovery.get(parse_run(_tables(task={**OPTIONS, **options})))
-    assert isinstance(task, PointCloudTask)
+    assert isinstance(task, CloudTask)
     return task
 
 
-def _model(task: PointCloudTask, seed: int = 0) -> Any:
+def _model(task: CloudTask, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return task.build_model().eval()
 
