@@ -4,7 +4,7 @@ The softmax of scores / T is the confidence that people see. T is chosen so that
 out of training is least; no example, score or label leaves a client, only sums over its held-out examples at a
 fixed grid of temperatures. Predictions stay the same, because T is above 0. Knows no round and no model.
 
-Legend: B batch, K label space, G temperatures of the grid.
+Legend: B batch, P pixels or points of an example, M all that are judged, K label space, G temperatures of the grid.
 """
 
 from __future__ import annotations
@@ -37,16 +37,33 @@ def no_losses() -> Stats:
     return {ROWS: count_zeros(), LOSS: torch.zeros(len(GRID), dtype=torch.float64)}
 
 
-def losses(score_BK: Tensor, label_B: Tensor) -> Stats:
+def losses(output: Tensor, target: Tensor) -> Stats:
     """Sums over a batch: examples, and their log-loss at each temperature of the grid.
 
-    An example whose class has no score yet is left out: no temperature changes its loss.
+    If labels are maps, the loss of an example is the mean over its pixels or points, which are too alike to count
+    as examples. What has no class, or a class without a score yet, is left out: no temperature changes its loss.
+
+    Args:
+        output: scores [B, K, ...].
+        target: labels [B, ...].
     """
-    known_B = score_BK.gather(1, label_B[:, None]).squeeze(1).isfinite()
-    score_BK, label_B = score_BK[known_B].double(), label_B[known_B]
-    each = [F.cross_entropy(score_BK / t, label_B, reduction="none").clamp(0, MOST_NATS) for t in GRID]
-    loss_G = torch.stack([exact(loss_B) for loss_B in each])
-    return {ROWS: torch.tensor(len(label_B)), LOSS: loss_G.cpu()}
+    examples, classes, each = len(target), output.shape[1], math.prod(target.shape[1:])
+    score_BPK = output.double().movedim(1, -1).reshape(examples, each, classes)
+    label_BP = target.reshape(examples, each)
+    has_class_BP = (label_BP >= 0) & (label_BP < classes)
+    label_BP = label_BP.where(has_class_BP, 0)
+    known_BP = has_class_BP & score_BPK.gather(2, label_BP[..., None]).squeeze(2).isfinite()
+    count_B = known_BP.sum(dim=1)
+    score_MK, label_M = score_BPK[known_BP], label_BP[known_BP]
+    row_M = known_BP.nonzero()[:, 0]
+
+    def summed(temperature: float) -> Tensor:
+        loss_M = F.cross_entropy(score_MK / temperature, label_M, reduction="none").clamp(0, MOST_NATS)
+        loss_B = loss_M.new_zeros(examples).index_add_(0, row_M, loss_M)
+        return exact(loss_B / count_B.clamp_min(1))
+
+    loss_G = torch.stack([summed(temperature) for temperature in GRID])
+    return {ROWS: (count_B > 0).sum().cpu(), LOSS: loss_G.cpu()}
 
 
 def losses_over(

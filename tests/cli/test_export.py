@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +140,19 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_temperature_is_in_the_graph_and_in_predict(run: Path, exported: Path) -> None:
     pixel_BHWC = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 1), np.uint8)
     found, probability_BC = onnx_outputs(exported / "model.onnx", pixel_BHWC)
-    wanted = (torch.from_numpy(found) / 2).softmax(dim=1).numpy()
-    assert np.allclose(probability_BC, wanted, atol=1e-5)
-    assert not np.allclose(probability_BC, torch.from_numpy(found).softmax(dim=1).numpy(), atol=1e-3)
+    model = load(run)
+    inputs = model.task.graph_input().prepare(torch.from_numpy(pixel_BHWC))
+    guide = replace(model.guide, temperature=1.0)
+    with torch.no_grad():
+        undivided_BC = model.task.predict(model.model, inputs, guide)
+    assert np.allclose(found, undivided_BC.numpy() / 2, rtol=1e-4, atol=1e-4)
+    assert np.allclose(probability_BC, (undivided_BC / 2).softmax(dim=1).numpy(), atol=1e-4)
+    assert not np.allclose(probability_BC, undivided_BC.softmax(dim=1).numpy(), atol=1e-3)
     answer = run / "predicted.json"
     assert command("predict", run, "digits", "--json", answer).exit_code == 0
-    model = load(run)
     first = next(iter(model.task.load_test("digits").eval_batches(1)))[0]
-    best = float((torch.from_numpy(scores(model, first)) / 2).softmax(dim=1).max())
+    with torch.no_grad():
+        best = float((model.task.predict(model.model, first, guide) / 2).softmax(dim=1).max())
     assert json.loads(answer.read_text())["predictions"][0]["confidence"] == pytest.approx(best, abs=1e-5)
 
 

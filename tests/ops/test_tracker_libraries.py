@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,14 +142,24 @@ def test_wandb_writes_offline_and_keeps_its_id(tmp_path: Path) -> None:
     assert sorted(step for path in files for step in _steps(path)) == [1, 2, 3, 4]
 
 
-def _steps(path: Path) -> list[int]:
-    """The steps in a file of an offline run."""
+def _closed(path: Path) -> list[Any]:
+    """The records of an offline run, once its end is among them: W&B's helper process writes the file, and may
+    close it a moment after `finish` has returned."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    deadline = time.monotonic() + 20
+    while True:
+        found = [Record.FromString(data) for data in _records(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        assert time.monotonic() < deadline, f"{path}: W&B has not written the end of the run"
+        time.sleep(0.02)
+
+
+def _steps(path: Path) -> list[int]:
+    """The steps in a file of an offline run."""
     found = []
-    for data in _records(path.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
+    for record in _closed(path):
         for item in record.history.item:
             if item.key == "round/seconds" or list(item.nested_key) == ["round/seconds"]:
                 assert json.loads(item.value_json) == 0.5
