@@ -4,7 +4,7 @@ The softmax of scores / T is the confidence that people see. T is chosen so that
 out of training is least; no example, score or label leaves a client, only sums over its held-out examples at a
 fixed grid of temperatures. Predictions stay the same, because T is above 0. Knows no round and no model.
 
-Legend: B batch, P pixels or points of an example, M all that are judged, K label space, G temperatures of the grid.
+Legend: B batch, P pixels or points of an example, M those judged, K label space, G temperatures of the grid.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ def track(
                     replies=2,
                     test={"accuracy": number / 10, "accuracy/a, b?": 1.0, "bad": float("nan")},
                     worst_client={"name": "bert", "accuracy": 0.25},
+                    spread={"clients": 3, "min": 0.25, "median": 0.5},
                     bytes_up=100 * number,
                     bytes_down=7,
                 )
@@ -91,6 +92,7 @@ EXPECTED = {
     "traffic/bytes_up": [100.0, 200.0, 300.0, 400.0],
     "round/seconds": [0.5] * 4,
     "worst_client/accuracy": [0.25] * 4,
+    "clients/median": [0.5] * 4,
 }
 
 
