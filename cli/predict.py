@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from csv import writer
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,10 +143,14 @@ def _finite(value: Any) -> Any:
 
 
 def _metrics(model: ExportedModel, data: TaskData) -> dict[str, float]:
-    """The task's metrics, from the same sums over the same batches as in the run."""
+    """The task's metrics, from the same sums over the same batches as in the run.
+
+    A run measures before its temperature is fitted, so metrics that depend on it are those of temperature 1.
+    """
     from fednc.common.tasks.evaluation import evaluate
 
-    stats = evaluate(model.task, model.model, data, model.guide, model.run.evaluate.batch)
+    guide = replace(model.guide, temperature=1.0)
+    stats = evaluate(model.task, model.model, data, guide, model.run.evaluate.batch)
     return model.task.measure(stats)
 
 

@@ -50,7 +50,8 @@ class Round:
         missing: names of the clients that did not answer.
         failures: reason by client.
         bytes_up, bytes_down: traffic of this round.
-        clients: metrics of each client on what it holds out, by name; {} if the run does not keep them.
+        spread: `min`, `q1`, `median`, `q3` and `max` of the clients' primary metrics, and how many `clients`; {}
+            if they were not evaluated.
         worst: metrics of the worst client; {} if the clients were not evaluated.
     """
 
@@ -64,7 +65,7 @@ class Round:
     failures: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
-    clients: dict[str, dict[str, float]] = field(default_factory=dict)
+    spread: dict[str, float] = field(default_factory=dict)
     worst: dict[str, float] = field(default_factory=dict)
 
 

@@ -28,6 +28,7 @@ class GraphInput:
         note: what the caller must do first.
         reading: lines of Python that read one example into a NumPy array with the name of the input, `np` being
             NumPy; empty: an array of zeros stands for it.
+        no_onnx: why the graph cannot be an ONNX file, for example an operation that ONNX lacks; empty if it can.
     """
 
     name: str
@@ -37,6 +38,7 @@ class GraphInput:
     raw_of: Callable[[Tensor], Tensor]
     note: str
     reading: tuple[str, ...] = ()
+    no_onnx: str = ""
 
 
 def preprocessed_input(shape: tuple[int, ...] | None = None) -> GraphInput:

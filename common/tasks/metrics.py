@@ -244,6 +244,18 @@ class CrossEntropy(Metric):
         refuse_unless(bool(sums["loss_sum"] >= 0), "a loss below 0")
 
 
+def judged(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(scores [M, K], labels [M]) of everything with a class: examples, or pixels and points if labels are maps.
+
+    Args:
+        output: scores [B, K, ...].
+        target: labels [B, ...]; one that is no class, as `VOID` is, is not judged.
+    """
+    flat_M, classes = target.flatten(), output.shape[1]
+    known_M = (flat_M >= 0) & (flat_M < classes)
+    return output.movedim(1, -1).reshape(-1, classes)[known_M], flat_M[known_M]
+
+
 class CalibrationError(Metric):
     """Expected calibration error of the predicted class, with `BINS` bins of equal width.
 

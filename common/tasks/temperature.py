@@ -4,7 +4,7 @@ The softmax of scores / T is the confidence that people see. T is chosen so that
 out of training is least; no example, score or label leaves a client, only sums over its held-out examples at a
 fixed grid of temperatures. Predictions stay the same, because T is above 0. Knows no round and no model.
 
-Legend: B batch, K label space, G temperatures of the grid.
+Legend: B batch, P pixels or points of an example, M those judged, K label space, G temperatures of the grid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Batch, Task, TaskData, add_stats
+from fednc.common.tasks.api import Task, TaskData, add_stats
 from fednc.common.tasks.evaluation import do_nothing, evaluation_batches
 from fednc.common.tasks.metrics import Stats, count_zeros, exact, refuse_unless
 
@@ -28,6 +28,7 @@ GRID: tuple[float, ...] = tuple(
 # The loss of one example counts up to here, a probability of 1e-14. Float32 does not tell smaller ones from 0, and
 # no single example, nor anybody who makes one up, decides alone.
 MOST_NATS = 32.0
+MOST_JUDGED = 1024  # pixels or points of an example; more would only take time
 _EVEN = 0.5  # nats over all examples: temperatures whose losses differ by less are equally likely
 ROWS, LOSS = "rows", "loss_G"
 
@@ -37,32 +38,34 @@ def no_losses() -> Stats:
     return {ROWS: count_zeros(), LOSS: torch.zeros(len(GRID), dtype=torch.float64)}
 
 
-def losses(score_BK: Tensor, label_B: Tensor) -> Stats:
+def losses(output: Tensor, target: Tensor) -> Stats:
     """Sums over a batch: examples, and their log-loss at each temperature of the grid.
 
-    An example whose class has no score yet is left out: no temperature changes its loss.
+    If labels are maps, the loss of an example is the mean over its pixels or points, which are too alike to count
+    as examples, or over `MOST_JUDGED` of them, evenly spaced. What has no class, or a class without a score yet, is left out: no temperature changes its loss.
+
+    Args:
+        output: scores [B, K, ...].
+        target: labels [B, ...].
     """
-    known_B = score_BK.gather(1, label_B[:, None]).squeeze(1).isfinite()
-    score_BK, label_B = score_BK[known_B].double(), label_B[known_B]
-    each = [F.cross_entropy(score_BK / t, label_B, reduction="none").clamp(0, MOST_NATS) for t in GRID]
-    loss_G = torch.stack([exact(loss_B) for loss_B in each])
-    return {ROWS: torch.tensor(len(label_B)), LOSS: loss_G.cpu()}
+    examples, classes = len(target), output.shape[1]
+    every = -(-math.prod(target.shape[1:]) // MOST_JUDGED)
+    score_BPK = output.reshape(examples, classes, -1)[:, :, ::every].double().transpose(1, 2)
+    label_BP = target.reshape(examples, -1)[:, ::every]
+    has_class_BP = (label_BP >= 0) & (label_BP < classes)
+    label_BP = label_BP.where(has_class_BP, 0)
+    known_BP = has_class_BP & score_BPK.gather(2, label_BP[..., None]).squeeze(2).isfinite()
+    count_B = known_BP.sum(dim=1)
+    score_MK, label_M = score_BPK[known_BP], label_BP[known_BP]
+    row_M = known_BP.nonzero()[:, 0]
 
+    def summed(temperature: float) -> Tensor:
+        loss_M = F.cross_entropy(score_MK / temperature, label_M, reduction="none").clamp(0, MOST_NATS)
+        loss_B = loss_M.new_zeros(examples).index_add_(0, row_M, loss_M)
+        return exact(loss_B / count_B.clamp_min(1))
 
-def judged(task: Task, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, Tensor]:
-    """(scores [X, K], labels [X]) of the labelled members of a batch's examples, by which confidences are judged.
-
-    Usually an example is its only member. Of an example with many, as a picture has pixels, at most
-    `Task.members_per_example` are taken, evenly spaced.
-    """
-    score_BKM, label_BM = task.outputs(model, batch, guide)
-    if score_BKM.ndim == 2:
-        return score_BKM, label_BM
-    score_BKM, label_BM = score_BKM.flatten(2), label_BM.flatten(1)
-    stride = -(-label_BM.shape[1] // task.members_per_example)
-    score_BMK, label_BM = score_BKM[:, :, ::stride].transpose(1, 2), label_BM[:, ::stride]
-    known_BM = (label_BM >= 0) & (label_BM < score_BMK.shape[2])
-    return score_BMK[known_BM], label_BM[known_BM]
+    loss_G = torch.stack([summed(temperature) for temperature in GRID])
+    return {ROWS: (count_B > 0).sum().cpu(), LOSS: loss_G.cpu()}
 
 
 def losses_over(
@@ -76,18 +79,14 @@ def losses_over(
     """The sums over all of `data`; `guide` must have temperature 1."""
     total = no_losses()
     for each in evaluation_batches(model, data, batch, before_batch):
-        add_stats(total, losses(*judged(task, model, each, guide)))
+        add_stats(total, losses(*task.outputs(model, each, guide)))
     return total
 
 
-def check_losses(sums: Mapping[str, Tensor], most: int) -> None:
-    """Check sums of the right form, of a client whose held-out examples have at most `most` members.
-
-    Raises:
-        ProtocolError: they cannot have these sums.
-    """
+def check_losses(sums: Mapping[str, Tensor], announced: int) -> None:
+    """Raises ProtocolError: so many held-out examples cannot have these sums, which have the right form."""
     rows, loss_G = int(sums[ROWS]), sums[LOSS]
-    refuse_unless(0 <= rows <= most, f"losses of {rows} examples, at most {most} were held out")
+    refuse_unless(0 <= rows <= announced, f"losses of {rows} examples, {announced} were held out")
     fits = (loss_G >= 0) & (loss_G <= rows * MOST_NATS)  # NaN compares false
     refuse_unless(bool(fits.all()), "a loss is below 0, or larger than its examples allow")
 

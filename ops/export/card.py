@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fednc.common.model_export import ExportedModel, ModelManifest
 from fednc.common.peer_text import one_line
 from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 from fednc.ops.export.description import Description
+from fednc.server.storage.client_metrics import of_round
 from fednc.server.storage.history import History, RoundRecord
 
 _MOST_LISTED = 60  # classes or clients in one table
@@ -28,6 +29,7 @@ class Evidence:
 
     summary: Mapping[str, Any] = field(default_factory=dict)
     history: History = field(default_factory=History)
+    clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # in the last evaluated round
 
     @property
     def evaluated(self) -> RoundRecord | None:
@@ -43,7 +45,9 @@ def evidence_of(folder: Path, manifest: ModelManifest) -> Evidence:
                 summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
                 rounds = json.loads((place / "rounds.json").read_text(encoding="utf-8"))
                 primary = MetricInfo(**summary["metric"]) if "metric" in summary else ACCURACY
-                return Evidence(summary=summary, history=History.from_json(rounds, primary))
+                found = Evidence(summary=summary, history=History.from_json(rounds, primary))
+                last = found.evaluated
+                return replace(found, clients=of_round(place, last.round)) if last else found
             except (OSError, ValueError, TypeError, KeyError) as e:
                 raise DataError(
                     f"{place}: summary.json or rounds.json cannot be read ({type(e).__name__}: "
@@ -166,7 +170,7 @@ def _results(exported: ExportedModel, evidence: Evidence, *, client_names: bool)
         yield from ["", "### By class", ""]
         yield from _table(["class", *metrics], rows)
     yield from _confusion(record.metrics, exported.class_names)
-    yield from _by_client(record, primary, client_names=client_names)
+    yield from _by_client(record, evidence.clients, primary, client_names=client_names)
 
 
 def _by_class(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -188,22 +192,28 @@ def _confusion(metrics: Mapping[str, float], names: Sequence[str]) -> Iterator[s
         yield from _table(["", *names], rows)
 
 
-def clients_of(record: RoundRecord) -> dict[str, dict[str, float]]:
-    """Metrics of each client in a round; {} if the run does not keep them."""
-    found = vars(record).get("clients") or {}
-    return {str(name): dict(values) for name, values in found.items()}
-
-
-def _by_client(record: RoundRecord, primary: MetricInfo, *, client_names: bool) -> Iterator[str]:
-    clients = clients_of(record)
+def _by_client(
+    record: RoundRecord,
+    clients: Mapping[str, Mapping[str, float]],
+    primary: MetricInfo,
+    *,
+    client_names: bool,
+) -> Iterator[str]:
     if not clients and not record.worst_client:
         return
     yield from ["", "### By client, on what it holds out", ""]
+    if record.spread:
+        shown = {name: _number(value, primary.name, primary) for name, value in record.spread.items()}
+        figures = ", ".join(f"{name} {shown[name]}" for name in ("min", "median", "max"))
+        yield from [f"{primary.name} of {record.spread['clients']:g} clients: {figures}.", ""]
     if clients:
         ordered = sorted(clients.items(), key=lambda item: item[1].get(primary.name, 0.0))
         metrics = list(dict.fromkeys(metric for _, found in ordered for metric in found if "/" not in metric))
         rows = [
-            [name if client_names else f"site {place}", *(_number(found.get(m), m, primary) for m in metrics)]
+            [
+                one_line(name) if client_names else f"site {place}",
+                *(_number(found.get(m), m, primary) for m in metrics),
+            ]
             for place, (name, found) in enumerate(ordered[:_MOST_LISTED], 1)
         ]
         yield from _table(["client", *metrics], rows)

@@ -33,6 +33,10 @@ def to_onnx(exported: ExportedModel, inputs: Tensor, description: Description) -
         MissingExtraError: the extra `export` is not installed.
         ConfigError: the model is not one graph, or ONNX has no equivalent of an operation.
     """
+    if why := exported.task.graph_input().no_onnx:
+        raise ConfigError(
+            f"task {exported.task.name!r} cannot be exported to ONNX: {why}. Use --torch-export or --safetensors."
+        )
     try:
         import onnx
         import onnxruntime

@@ -42,9 +42,7 @@ class CsvTracker(Tracker):
             return
         training = {"loss in training": record.loss, "seconds": record.seconds, "replies": record.replies}
         traffic = {"bytes up": record.bytes_up, "bytes down": record.bytes_down}
-        clients = {
-            f"{name}: {key}": value for name, found in record.clients.items() for key, value in found.items()
-        }
+        clients = {f"clients/{name}": value for name, value in record.spread.items()}
         self._append(_lines(record.round, {**training, **traffic, **record.metrics, **clients}))
         self._told.note(number=record.round)
 

@@ -13,7 +13,7 @@ from fednc.common.trackers import Round
 def values_of(record: Round, primary: str = "") -> dict[str, float]:
     """Every finite number of a round: metrics, loss, traffic, time, and the metrics of each client.
 
-    Names: `primary`, `metrics/...`, `train/loss`, `traffic/bytes_up`, `clients/NAME/...`, `worst_client/...`.
+    Names: `primary`, `metrics/...`, `train/loss`, `traffic/bytes_up`, `clients/...`, `worst_client/...`.
     """
     found: dict[str, float | None] = {
         "primary": record.metrics.get(primary),
@@ -28,8 +28,7 @@ def values_of(record: Round, primary: str = "") -> dict[str, float]:
         **{f"metrics/{name}": value for name, value in record.metrics.items()},
         **{f"worst_client/{name}": value for name, value in record.worst.items()},
     }
-    for client, metrics in record.clients.items():
-        found |= {f"clients/{client}/{name}": value for name, value in metrics.items() if _is_number(value)}
+    found |= {f"clients/{name}": value for name, value in record.spread.items() if _is_number(value)}
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 

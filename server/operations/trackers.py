@@ -118,7 +118,7 @@ def _round_of(record: RoundRecord) -> Round:
         failures=dict(record.failures),
         bytes_up=record.bytes_up,
         bytes_down=record.bytes_down,
-        clients={name: dict(values) for name, values in (vars(record).get("clients") or {}).items()},
+        spread=dict(record.spread),
         worst={key: float(value) for key, value in record.worst_client.items() if isinstance(value, int | float)},
     )
 

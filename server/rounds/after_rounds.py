@@ -49,7 +49,7 @@ def fit_temperature(strategy: FrameStrategy, grid: Grid) -> Afterwards:
         kind=CALIBRATE,
         server_round=strategy.state.completed,
         content=_content(strategy),
-        read=lambda content, announced: losses_in(content, strategy.task, announced),
+        read=losses_in,
         point="server.calibrate",
     )
     held_out = _holders(strategy, grid, held_out=True)

@@ -46,13 +46,13 @@ def stats_in(content: RecordDict, task: Task, announced: int) -> Stats | None:
     return stats if task.check_statistics(stats, announced) else None
 
 
-def losses_in(content: RecordDict, task: Task, announced: int) -> Stats | None:
+def losses_in(content: RecordDict, announced: int) -> Stats | None:
     """The losses of a reply at each temperature; None if the client holds no examples out."""
     sums = arrays.from_record(record_of(content, messages.STATS, ArrayRecord) or ArrayRecord())
     if not sums:
         return None
     messages.check_stats(sums, temperature.no_losses())
-    temperature.check_losses(sums, announced * task.members_per_example)
+    temperature.check_losses(sums, announced)
     return sums if int(sums[temperature.ROWS]) else None
 
 

@@ -22,8 +22,7 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Task, TaskData, add_stats
 from fednc.common.tasks.classifier import ClassifierTask, classifier
 from fednc.common.tasks.evaluation import evaluate, evaluation_batches
-from fednc.common.tasks.metrics import CalibrationError, CrossEntropy, Stats
-from fednc.common.tasks.temperature import judged
+from fednc.common.tasks.metrics import CalibrationError, CrossEntropy, Stats, judged
 
 SURE = 0.999
 
@@ -55,13 +54,14 @@ class CentralEvaluation:
         """How far the confidences of a classifier can be trusted, for summary.json.
 
         `calibration_error` and `bins`: see `CalibrationError`; a bin is [examples, accuracy, mean confidence].
-        `loss`: log-loss; None if a class has no score. `sure`: the share of examples above `SURE`.
+        `loss`: log-loss; None if a class has no score. `sure`: the share of examples above `SURE`. If labels are
+        maps, an example is a pixel or a point.
         """
         self._load(state)
         guide, sums, sure = guide.to(self._device), Stats(), 0
         error, loss = CalibrationError(), CrossEntropy()
         for batch in evaluation_batches(self._model, self._known(guide), self._batch):
-            score_BK, label_B = judged(self._task, self._model, batch, guide)
+            score_BK, label_B = judged(*self._task.outputs(self._model, batch, guide))
             found = {**error.sums(score_BK, label_B), **loss.sums(score_BK, label_B)}
             add_stats(sums, {name: value.cpu() for name, value in found.items()})
             sure += int((score_BK.double().softmax(dim=1).max(dim=1).values > SURE).sum())

@@ -49,6 +49,14 @@ class ClientMetrics:
         }
 
 
+def of_round(folder: Path, server_round: int) -> dict[str, dict[str, float]]:
+    """Metrics of each listed client in one round of a run folder; {} if there are none. Raises OSError."""
+    path = folder / FILE
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    found = [one for one in map(_parsed, lines) if one and one["round"] == server_round]
+    return {one["client"]: {k: v for k, v in one.items() if k not in ("round", "client")} for one in found}
+
+
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         found = json.loads(line)

@@ -22,6 +22,7 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.seeds import generator as seeded
 from fednc.common.tasks.api import Batch, Part, Purpose, Suggestion, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierTask, as_classifier
+from fednc.common.tasks.graph_input import GraphInput, preprocessed_input
 from fednc.common.tasks.metrics import EXAMPLES, Accuracy, CrossEntropy, Metric, Stats
 from fednc.common.tasks.tensor_data import UNLABELLED, LabelledTensors
 from fednc.tasks.pointcloud import readers, rotations
@@ -117,6 +118,11 @@ class CloudTask(ClassifierTask):
             "scale": "largest distance from the centre is 1",
             "axes": "x y z, last",
         }
+
+    def graph_input(self) -> GraphInput:
+        """A cloud. ONNX has no eigenvectors, which the principal axes need, nor distances in float64."""
+        why = "ONNX has no operation for eigenvectors and pairwise distances, which its network computes"
+        return replace(preprocessed_input((self.options.points, 3)), no_onnx=why)
 
     # ---- what is averaged --------------------------------------------------------------------------------------
 

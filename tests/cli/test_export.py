@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from typer.testing import CliRunner
 
 import fednc
 from fednc.cli.main import app
+from fednc.common.learning.class_memory import ClassMemory
+from fednc.common.learning.frame import Frame
 from fednc.common.learning.readout import READOUTS
 from fednc.common.model_export import ExportedModel, load
 from fednc.ops.export import formats
+from fednc.ops.export.description import describe
 from support import fewshot_run
 from support.installed_plugins import Site, site
 
@@ -63,22 +67,41 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("export") / "run")
 
 
-@pytest.mark.parametrize("readout", [each.name for each in READOUTS])
-def test_onnxruntime_gives_the_scores_of_every_read_out(readout: str, tmp_path: Path) -> None:
-    name = "fedavg" if READOUTS.get(readout).needs_head else "fednc"
-    train(tmp_path / "run", method={"name": name, "readout": readout})
-    done = command("export", tmp_path / "run", "--onnx", "-o", tmp_path / "out")
-    assert done.exit_code == 0, done.output
-    model = load(tmp_path / "run")
-    assert model.run.method.readout == readout
-    pixel_BHWC = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 1), np.uint8)
+class EveryReadOut(ExportedModel):
+    """The scores of all read-outs side by side, so that one conversion covers them."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.read_out(each.name, inputs) for each in READOUTS], dim=1)
+
+    def read_out(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
+        method = self.guide.method.model_copy(update={"readout": name})
+        return self.task.predict(self.model, inputs, replace(self.guide, method=method))
+
+
+def test_onnxruntime_gives_the_scores_of_every_read_out(tmp_path: Path) -> None:
+    one = load(train(tmp_path / "run", method={"name": "fednc", "readout": "ridge"}))
+    guide = one.guide
+    frame = Frame.without_vertices(one.task.run.frame.dim)
+    memory = ClassMemory(  # a run keeps only what its own read-out needs; any metric will do for the others
+        mean_KD=guide.mean_KD,
+        seen_K=guide.seen_K,
+        metric_DD=torch.eye(guide.mean_KD.shape[1]) + 0.1 if guide.metric_DD is None else guide.metric_DD,
+        ridge_KD=guide.ridge_KD,
+        ridge_K=guide.ridge_K,
+    )
+    every = EveryReadOut(one.task, one.model, frame, memory, one.class_names)
+    every.etf_KD = one.etf_KD
+    raw = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (5, 8, 8, 1), np.uint8))
+    description = describe(every, (8, 8, 1), 1, "uint8")
+    (tmp_path / "every.onnx").write_bytes(formats.to_onnx(every, raw[:3], description))
     # normalised here on its own, so that the graph's normalisation is checked too
-    inputs = (torch.from_numpy(pixel_BHWC.astype(np.float32)).permute(0, 3, 1, 2) / 255 - 0.3) / 0.4
+    inputs = (raw.float().permute(0, 3, 1, 2) / 255 - 0.3) / 0.4
     for some in (slice(0, 1), slice(0, 5)):
-        found, probability_BC = onnx_outputs(tmp_path / "out" / "model.onnx", pixel_BHWC[some])
-        wanted = scores(model, inputs[some])
-        assert np.allclose(found, wanted, rtol=1e-4, atol=1e-4)
-        assert np.allclose(probability_BC, torch.from_numpy(wanted).softmax(dim=1).numpy(), atol=1e-4)
+        found, _ = onnx_outputs(tmp_path / "every.onnx", raw[some].numpy())
+        for each, scores_BC in zip(READOUTS, np.split(found, found.shape[1] // 10, axis=1), strict=True):
+            with torch.no_grad():
+                wanted_BC = every.read_out(each.name, inputs[some]).numpy()
+            assert np.allclose(scores_BC, wanted_BC, rtol=1e-4, atol=1e-4), each.name
 
 
 def test_a_model_of_class_sessions(tmp_path: Path) -> None:
@@ -86,13 +109,14 @@ def test_a_model_of_class_sessions(tmp_path: Path) -> None:
 
     result, _ = fewshot_run.carry_out(fewshot_run.config(method=fewshot_run.NEAREST))
     write_files(tmp_path, result, summary_of("sessions", result))
-    assert command("export", tmp_path, "--onnx", "-o", tmp_path / "out").exit_code == 0
+    assert command("export", tmp_path, "--torch-export", "-o", tmp_path / "out").exit_code == 0
     model = load(tmp_path)
     pixel_BHWC = np.random.default_rng(2).integers(0, 256, (4, 8, 8, 1), np.uint8)
-    wanted = scores(model, model.task.graph_input().prepare(torch.from_numpy(pixel_BHWC)))
-    found, _ = onnx_outputs(tmp_path / "out" / "model.onnx", pixel_BHWC)
+    raw = torch.from_numpy(pixel_BHWC)
+    wanted = scores(model, model.task.graph_input().prepare(raw))
+    found, _ = torch.export.load(tmp_path / "out" / "model.pt2").module()(raw)
     assert found.shape == (4, 10)
-    assert np.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    assert np.allclose(found.detach().numpy(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_task_without_classes(site: Site, tmp_path: Path) -> None:
@@ -139,14 +163,19 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_temperature_is_in_the_graph_and_in_predict(run: Path, exported: Path) -> None:
     pixel_BHWC = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 1), np.uint8)
     found, probability_BC = onnx_outputs(exported / "model.onnx", pixel_BHWC)
-    wanted = (torch.from_numpy(found) / 2).softmax(dim=1).numpy()
-    assert np.allclose(probability_BC, wanted, atol=1e-5)
-    assert not np.allclose(probability_BC, torch.from_numpy(found).softmax(dim=1).numpy(), atol=1e-3)
+    model = load(run)
+    inputs = model.task.graph_input().prepare(torch.from_numpy(pixel_BHWC))
+    guide = replace(model.guide, temperature=1.0)
+    with torch.no_grad():
+        undivided_BC = model.task.predict(model.model, inputs, guide)
+    assert np.allclose(found, undivided_BC.numpy() / 2, rtol=1e-4, atol=1e-4)
+    assert np.allclose(probability_BC, (undivided_BC / 2).softmax(dim=1).numpy(), atol=1e-4)
+    assert not np.allclose(probability_BC, undivided_BC.softmax(dim=1).numpy(), atol=1e-3)
     answer = run / "predicted.json"
     assert command("predict", run, "digits", "--json", answer).exit_code == 0
-    model = load(run)
     first = next(iter(model.task.load_test("digits").eval_batches(1)))[0]
-    best = float((torch.from_numpy(scores(model, first)) / 2).softmax(dim=1).max())
+    with torch.no_grad():
+        best = float((model.task.predict(model.model, first, guide) / 2).softmax(dim=1).max())
     assert json.loads(answer.read_text())["predictions"][0]["confidence"] == pytest.approx(best, abs=1e-5)
 
 
@@ -215,6 +244,12 @@ def test_the_card_states_the_facts_of_the_run(run: Path, exported: Path) -> None
     assert json.loads((run / "model/model.json").read_text())["frame_sha256"] in text
     assert "fednc, read out by `discriminant`" in text
     assert "calibrated with a temperature of 2" in text
+    clients = [json.loads(line) for line in (run / "clients.jsonl").read_text().splitlines()]
+    assert {one["client"] for one in clients} == {"anna", "bert"}
+    for place, value in enumerate(sorted(one["accuracy"] for one in clients), 1):
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| site {place} |"))
+        assert f" {value:.2%} " in row
+    assert f"accuracy of 2 clients: min {last['spread']['min']:.2%}" in text
     assert "anna" not in text
     assert "bert" not in text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def track(
                     replies=2,
                     test={"accuracy": number / 10, "accuracy/a, b?": 1.0, "bad": float("nan")},
                     worst_client={"name": "bert", "accuracy": 0.25},
+                    spread={"clients": 3, "min": 0.25, "median": 0.5},
                     bytes_up=100 * number,
                     bytes_down=7,
                 )
@@ -90,6 +92,7 @@ EXPECTED = {
     "traffic/bytes_up": [100.0, 200.0, 300.0, 400.0],
     "round/seconds": [0.5] * 4,
     "worst_client/accuracy": [0.25] * 4,
+    "clients/median": [0.5] * 4,
 }
 
 
@@ -141,14 +144,24 @@ def test_wandb_writes_offline_and_keeps_its_id(tmp_path: Path) -> None:
     assert sorted(step for path in files for step in _steps(path)) == [1, 2, 3, 4]
 
 
-def _steps(path: Path) -> list[int]:
-    """The steps in a file of an offline run."""
+def _closed(path: Path) -> list[Any]:
+    """The records of an offline run, once its end is among them: W&B's helper process writes the file, and may
+    close it a moment after `finish` has returned."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    deadline = time.monotonic() + 20
+    while True:
+        found = [Record.FromString(data) for data in _records(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        assert time.monotonic() < deadline, f"{path}: W&B has not written the end of the run"
+        time.sleep(0.02)
+
+
+def _steps(path: Path) -> list[int]:
+    """The steps in a file of an offline run."""
     found = []
-    for data in _records(path.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
+    for record in _closed(path):
         for item in record.history.item:
             if item.key == "round/seconds" or list(item.nested_key) == ["round/seconds"]:
                 assert json.loads(item.value_json) == 0.5

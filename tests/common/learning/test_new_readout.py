@@ -72,8 +72,8 @@ def test_run_export_and_prediction_use_it(tmp_path: Path) -> None:
     }
     write_files(tmp_path, result, {})
     model = load(tmp_path)
-    found = _predictions(model, model.task.load_input("digits"))
-    assert {row["class"] for row in found} == {str(ALWAYS)}
+    found = _predictions(model, model.task.load_input("digits"), None)
+    assert {row["class"] for row in found.rows} == {str(ALWAYS)}
 
 
 @pytest.mark.usefixtures("always_three")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.readout import tempered
@@ -180,38 +179,3 @@ def test_the_fitted_temperature_lowers_the_calibration_error() -> None:
     )
     assert before > 0.2
     assert after < 0.03
-
-
-class _OfPixels:
-    """As a task whose examples are pictures of 4 x 4 pixels; its outputs are the batch."""
-
-    def __init__(self, members: int) -> None:
-        self.members_per_example = members
-
-    def outputs(self, model: Any, batch: Any, guide: Any) -> Any:
-        del model, guide
-        return batch
-
-
-@pytest.mark.parametrize("members", [16, 5])
-def test_members_of_examples_are_judged_and_no_more_than_the_task_says(members: int) -> None:
-    """The labelled pixels alone; the sums of two pictures are those of both."""
-    score_BKHW, label_BHW = scores(32, 3, 2.0).reshape(2, 4, 4, 3).permute(0, 3, 1, 2), torch.arange(32) % 3
-    label_BHW = label_BHW.reshape(2, 4, 4).clone()
-    label_BHW[:, 0] = 255
-    task: Any = _OfPixels(members)
-    score_XK, label_X = temperature.judged(task, nn.Identity(), (score_BKHW, label_BHW), None)  # type: ignore[arg-type]
-    assert len(label_X) <= 2 * members
-    assert bool((label_X < 3).all())
-    if members == 16:
-        known_BHW = label_BHW != 255
-        assert torch.equal(score_XK, score_BKHW.permute(0, 2, 3, 1)[known_BHW])
-        assert torch.equal(label_X, label_BHW[known_BHW])
-    one, other = (
-        temperature.losses(
-            *temperature.judged(task, nn.Identity(), (score_BKHW[i : i + 1], label_BHW[i : i + 1]), None)
-        )  # type: ignore[arg-type]
-        for i in range(2)
-    )
-    both = temperature.losses(score_XK, label_X)
-    assert all(torch.equal(one[name] + other[name], both[name]) for name in both)

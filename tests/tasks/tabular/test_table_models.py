@@ -3,6 +3,7 @@ defaults."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -223,8 +224,13 @@ def test_a_model_learns_and_predicts_the_same_when_it_is_loaded(keys: dict[str, 
     last = result.history.rounds[-1].test
     assert last["auroc"] > 0.85
     model = load(tmp_path / "r")
-    stats = evaluate(model.task, model.model, model.task.load_test(test), model.guide, 256)
-    assert model.task.measure(stats)["auroc"] == last["auroc"]
+    data, guide = model.task.load_test(test), model.guide
+    before = model.task.measure(evaluate(model.task, model.model, data, replace(guide, temperature=1.0), 256))
+    assert before["auroc"] == last["auroc"]
+    assert guide.temperature != 1
+    after = model.task.measure(evaluate(model.task, model.model, data, guide, 256))
+    assert after["accuracy"] == last["accuracy"]  # a temperature changes no prediction, and no order of examples
+    assert after["auroc"] == pytest.approx(last["auroc"], abs=last["auroc_error"] + after["auroc_error"])
 
 
 def test_a_site_that_lacks_values_where_nobody_else_does_gets_no_untrained_weights(tmp_path: Path) -> None:
