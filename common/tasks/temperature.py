@@ -42,7 +42,8 @@ def losses(output: Tensor, target: Tensor) -> Stats:
     """Sums over a batch: examples, and their log-loss at each temperature of the grid.
 
     If labels are maps, the loss of an example is the mean over its pixels or points, which are too alike to count
-    as examples, or over `MOST_JUDGED` of them, evenly spaced. What has no class, or a class without a score yet, is left out: no temperature changes its loss.
+    as examples, or over `MOST_JUDGED` of them, evenly spaced. What has no class, or a class without a score yet, is
+    left out: no temperature changes its loss.
 
     Args:
         output: scores [B, K, ...].
