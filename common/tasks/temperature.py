@@ -42,17 +42,17 @@ def losses(output: Tensor, target: Tensor) -> Stats:
     """Sums over a batch: examples, and their log-loss at each temperature of the grid.
 
     If labels are maps, the loss of an example is the mean over its pixels or points, which are too alike to count
-    as examples, or over `MOST_JUDGED` of them, evenly spaced. What has no class, or a class without a score yet, is
-    left out: no temperature changes its loss.
+    as examples, or over `MOST_JUDGED` of them, evenly spaced. What has no class, or a class without a score yet,
+    is left out: no temperature changes its loss.
 
     Args:
         output: scores [B, K, ...].
         target: labels [B, ...].
     """
-    examples, classes = len(target), output.shape[1]
-    every = -(-math.prod(target.shape[1:]) // MOST_JUDGED)
-    score_BPK = output.reshape(examples, classes, -1)[:, :, ::every].double().transpose(1, 2)
-    label_BP = target.reshape(examples, -1)[:, ::every]
+    examples, classes, each = len(target), output.shape[1], math.prod(target.shape[1:])
+    every = -(-each // MOST_JUDGED)
+    score_BPK = output.reshape(examples, classes, each)[:, :, ::every].double().transpose(1, 2)
+    label_BP = target.reshape(examples, each)[:, ::every]
     has_class_BP = (label_BP >= 0) & (label_BP < classes)
     label_BP = label_BP.where(has_class_BP, 0)
     known_BP = has_class_BP & score_BPK.gather(2, label_BP[..., None]).squeeze(2).isfinite()
