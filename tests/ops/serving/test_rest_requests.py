@@ -97,9 +97,9 @@ def test_the_best_classes_are_in_order(server: RunningServer) -> None:
 
 def test_confidences_are_calibrated(tmp_path: Path) -> None:
     manifest = export_model(tmp_path) / "model" / "model.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "temperature": 0.2}))
     with torch.no_grad():
-        expected = (load(tmp_path)(INPUTS) / 0.2).softmax(1).numpy()
+        expected = (load(tmp_path)(INPUTS) / 0.2).softmax(1).numpy()  # before there is a temperature
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "temperature": 0.2}))
     with RunningServer(FolderSource(), WantedModel("digits", str(tmp_path))) as server:
         found = server.ask(INFER, json_request(INPUTS))
     assert np.allclose(output(found, "probabilities"), expected, atol=1e-5)
