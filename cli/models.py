@@ -6,6 +6,7 @@ Prints what `fednc.ops.registry` finds; decides nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -254,7 +255,7 @@ def _clients(found: dict[str, Any]) -> list[list[str]]:
             [
                 client["name"],
                 f"up to {said['examples']}" if "examples" in said else "not told",
-                ", ".join(f"{one['dtype']}{one.get('shape', [])}" for one in said.get("columns", [])[:4]),
+                ", ".join(map(_column, said.get("columns", [])[:4])),
                 ", ".join(f"{label}={name}" for label, name in list(labels.items())[:4]) or "by name",
                 said.get("fingerprint", "")[:_DIGITS] or "none",
             ]
@@ -271,3 +272,8 @@ def _registry(store: str) -> ModelRegistry:
 
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def _column(column: Mapping[str, Any]) -> str:
+    """Name, type and, of a tensor, its shape."""
+    return " ".join(filter(None, [column["name"], column["dtype"], str(column.get("shape") or "")]))
