@@ -9,10 +9,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("mlflow", reason="pip install 'fednc[ops]'")
 
 import fednc
+from fednc.cli.models import app
 from fednc.common.errors import ConfigError, DataError
 from fednc.ops.registry.bundle import CLIENTS, DIGESTS, FACTS, read_json
 from fednc.ops.registry.lineage import data_changes, lineage_of
@@ -240,3 +242,27 @@ def test_what_does_not_exist_is_told_with_what_does(store: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match="there is no store"):
         ModelRegistry(str(tmp_path / "nowhere")).resolve("toy")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_commands_register_move_roll_back_and_verify(store: Path, runs: dict[str, Path]) -> None:
+    """The way of a person: each command with what it says, and exit code 3 for a store that was changed."""
+
+    def models(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, [*arguments, "--store", str(store)])
+        assert getattr(done.exception, "exit_code", done.exit_code) == code, done.output
+        return done.output + done.stderr
+
+    assert "toy@challenger -> 2" in models("register", str(runs["new"]), "--name", "toy", "--alias", "challenger")
+    assert "toy/1" in models("stale")
+    listed = models("list")
+    assert "champion" in listed
+    assert "challenger" in listed
+    models("alias", "toy", "champion", "2")
+    assert "toy/2" in models("show", "toy@champion")
+    models("rollback", "toy", "champion")
+    assert "toy/1" in models("show", "toy@champion")
+    assert "run" in models("lineage", "toy@champion")
+    models("verify")
+    path = _files(store) / "model" / "model.json"
+    path.write_text(path.read_text() + " ")
+    assert "model.json" in models("verify", code=DataError.exit_code)
