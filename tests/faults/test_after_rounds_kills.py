@@ -53,6 +53,7 @@ epochs = 1
 
 def test_killed_after_the_last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDNC_TESTING", "1")
+    monkeypatch.setenv("FEDNC_FAULT_LOG", str(tmp_path / "faults.log"))
     run = parse_run(tomllib.loads(RUN))
     configs = [ClientConfig(name=name, data="digits", device="cpu", val_share=0.2) for name in NAMES]
     with LocalGrid(run, configs) as grid:
@@ -73,7 +74,8 @@ def test_killed_after_the_last_round(tmp_path: Path, monkeypatch: pytest.MonkeyP
         state = str(tmp_path / "state")
         return start(tmp_path, name, ["client", "--server", address, *own, "--state", state, "--once"])
 
-    lives = {"server.calibrate:2:kill": -signal.SIGKILL, "server.personal:1:kill": -signal.SIGKILL, "": 0}
+    first = "server.data:1:delay_ms=1,server.calibrate:2:kill"
+    lives = {first: -signal.SIGKILL, "server.personal:1:kill": -signal.SIGKILL, "": 0}
     clients = {name: client(name) for name in NAMES}
     processes = [*clients.values()]
     try:
