@@ -97,14 +97,18 @@ def fedavg_with_our_readout(plan: Comparison) -> str:
 
 
 def others(plan: Comparison) -> list[str]:
-    """The variants that are other methods than fednc. One with the class memory as read-out has half of fednc."""
-    methods = {variant.name: _method(plan, variant) for variant in plan.variants if not variant.clients}
+    """The variants that are other methods than fednc. One with the class memory as read-out has half of fednc.
+
+    A variant that changes the task is no method: it differs in what is learnt.
+    """
+    plain = [variant for variant in plan.variants if not (variant.clients or variant.task)]
+    methods = {variant.name: _method(plan, variant) for variant in plain}
     return [name for name, method in methods.items() if method.name != OURS and not method.uses_memory]
 
 
 def _shipped(plan: Comparison, method: str, **changes: str) -> str:
     wanted = MethodSection.model_validate({"name": method, **changes})
-    plain = [one for one in plan.variants if not (one.frame or one.init or one.clients)]
+    plain = [one for one in plan.variants if not (one.frame or one.init or one.clients or one.task)]
     return next((variant.name for variant in plain if _method(plan, variant) == wanted), "")
 
 

@@ -78,6 +78,10 @@ COLUMNS: Mapping[str, str] = {
     "miou_head, miou_common, miou_tail": "mean IoU, as a share, of the frequent, the less frequent and the rare "
     "classes, in the last evaluated round",
     "pixel_accuracy": "share of pixels with the right class in the last evaluated round",
+    "accuracy_so3": "share of clouds with the right class, each turned by a random rotation, in the last "
+    "evaluated round",
+    "invariance_error": "how much a rotation of a cloud changes its features, relative to their size; "
+    "0: not at all",
     "nc2_std": "standard deviation of the cosines between the centres of the classes' test features, relative to "
     "the mean of all centres, in the last evaluated round; 0: equal angles",
     "session_acc": "accuracy after each session, over all classes so far",
