@@ -1,11 +1,13 @@
 """Shared by all tests: one thread for torch, because the rounding of sums depends on the number of threads.
 
-That also keeps small models fast if several test processes share few cores. And an authority, on request.
+That also keeps small models fast if several test processes share few cores. Ctrl-C works, as tests of it need. And
+an authority, on request.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_works() -> None:
+    """A shell starts background commands with SIGINT ignored, and they pass that on."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
