@@ -45,7 +45,18 @@ def evaluate(
     before_batch: Callable[[], None] = do_nothing,
 ) -> Stats:
     """The task's statistics, summed over all of `data`; see `evaluation_batches`."""
-    stats: Stats = {}
+    return summed(lambda each: task.statistics(model, each, guide), model, data, batch, before_batch)
+
+
+def summed(
+    sums_of: Callable[[Batch], Stats],
+    model: nn.Module,
+    data: TaskData,
+    batch: int,
+    before_batch: Callable[[], None] = do_nothing,
+) -> Stats:
+    """The sums of each batch, added up over all of `data`; {} without examples."""
+    total: Stats = {}
     for each in evaluation_batches(model, data, batch, before_batch):
-        add_stats(stats, task.statistics(model, each, guide))
-    return stats
+        add_stats(total, sums_of(each))
+    return total

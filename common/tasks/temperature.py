@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.api import Task, TaskData, add_stats
-from fednc.common.tasks.evaluation import do_nothing, evaluation_batches
+from fednc.common.tasks.api import Task, TaskData
+from fednc.common.tasks.evaluation import do_nothing, summed
 from fednc.common.tasks.metrics import Stats, count_zeros, exact, refuse_unless
 
 _STEPS = 8  # of the grid per factor of two
@@ -78,10 +78,8 @@ def losses_over(
     before_batch: Callable[[], None] = do_nothing,
 ) -> Stats:
     """The sums over all of `data`; `guide` must have temperature 1."""
-    total = no_losses()
-    for each in evaluation_batches(model, data, batch, before_batch):
-        add_stats(total, losses(*task.outputs(model, each, guide)))
-    return total
+    found = summed(lambda each: losses(*task.outputs(model, each, guide)), model, data, batch, before_batch)
+    return found or no_losses()
 
 
 def check_losses(sums: Mapping[str, Tensor], announced: int) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.seeds import generator as seeded
 from fednc.common.tasks.api import Batch, Part, Purpose, Suggestion, TaskData, split_with
-from fednc.common.tasks.classifier import ClassifierTask, as_classifier
+from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask, as_classifier
 from fednc.common.tasks.graph_input import GraphInput, preprocessed_input
 from fednc.common.tasks.metrics import EXAMPLES, Accuracy, CrossEntropy, Metric, Stats
 from fednc.common.tasks.tensor_data import UNLABELLED, LabelledTensors
@@ -102,10 +101,6 @@ class CloudTask(ClassifierTask):
         labels = {"labels": "points"} if found.part_NP is not None else {}
         return Suggestion({"classes": list(classes), **labels, "points": SUGGESTED_POINTS}, found.notes)
 
-    def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
-        """x_train, y_train, x_test, y_test, and the class names that the labels index; read as any .npz."""
-        return super().pack(train, test)
-
     def packed_spec(self, path: Any) -> str:
         """The reader of .npz files reads it."""
         return f"npz:{path}"
@@ -141,18 +136,23 @@ class CloudTask(ClassifierTask):
 
     def statistics(self, model: nn.Module, batch: Batch, guide: Guide) -> Stats:
         """The sums of all metrics; those of turned clouds need a second pass, so they are made here."""
-        point_BP3, label_B, again_B33 = batch
-        known_B = label_B != UNLABELLED
-        point_BP3, label_B, again_B33 = point_BP3[known_B], label_B[known_B], again_B33[known_B]
-        found, classes = as_classifier(model), self._classes_in(guide)
-        feat_BD = found.features(point_BP3)
-        turned_BD = found.features(rotations.turned(point_BP3, again_B33))
-        score_BK, turned_BK = (
-            readout_logits(x_BD, found.head, guide, classes).float() for x_BD in (feat_BD, turned_BD)
-        )
-        sums: Stats = {EXAMPLES: torch.tensor(len(label_B))}
+        point_BP3, target, again_B33 = self._judged(batch)
+        found = as_classifier(model)
+        feat, turned = found.features(point_BP3), found.features(rotations.turned(point_BP3, again_B33))
+        score, turned_score = (self._read_out(found, each, guide).float() for each in (feat, turned))
+        sums: Stats = {EXAMPLES: torch.tensor(len(target))}
         for metric in self.measured_by:
-            of_turned = metric.of_turned(turned_BK, label_B) if isinstance(metric, OfTurned) else {}
-            sums |= metric.sums(score_BK, label_B) | of_turned
-        sums |= InvarianceError.sums_of(feat_BD, turned_BD)
+            of_turned = metric.of_turned(turned_score, target) if isinstance(metric, OfTurned) else {}
+            sums |= metric.sums(score, target) | of_turned
+        sums |= InvarianceError.sums_of(feat, turned)
         return {name: value.cpu() for name, value in sums.items()}
+
+    def _judged(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(points, targets of the metrics, rotations) of what has a class."""
+        known_B = batch[1] != UNLABELLED
+        point_BP3, label_B, again_B33 = (each[known_B] for each in batch)
+        return point_BP3, label_B, again_B33
+
+    def _read_out(self, found: ClassifierModel, feat_BD: Tensor, guide: Guide) -> Tensor:
+        """Scores [B, K] of features."""
+        return readout_logits(feat_BD, found.head, guide, self._classes_in(guide))

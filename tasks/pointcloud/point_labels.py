@@ -25,15 +25,15 @@ from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Batch, Part, Purpose, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierModel, as_classifier
-from fednc.common.tasks.metrics import EXAMPLES, Stats
 from fednc.common.tasks.splits import Index, split_digest, split_index
 from fednc.common.tasks.tensor_data import UNLABELLED, count_of, hold_out_index
+from fednc.tasks.dense.described import most_frequent
 from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.metrics import MeanIoU, PixelLoss
-from fednc.tasks.pointcloud import readers, rotations
+from fednc.tasks.pointcloud import readers
 from fednc.tasks.pointcloud.cloud_task import CloudTask
 from fednc.tasks.pointcloud.dataset import CloudData
-from fednc.tasks.pointcloud.metrics import InvarianceError, OfTurned, PointAccuracy, TurnedIoU
+from fednc.tasks.pointcloud.metrics import InvarianceError, PointAccuracy, TurnedIoU
 from fednc.tasks.pointcloud.network import PointwiseNetwork
 
 
@@ -192,32 +192,16 @@ class PointLabelsTask(CloudTask):
         label_BP = batch[1]
         return self.scores(model, batch[0], guide).float(), label_BP.masked_fill(label_BP == UNLABELLED, VOID)
 
-    def statistics(self, model: nn.Module, batch: Batch, guide: Guide) -> Stats:
-        """The sums of all metrics; those of turned clouds need a second pass, so they are made here."""
+    def _judged(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(points, labels [B, P] as in `outputs`, rotations)."""
         point_BP3, label_BP, again_B33 = batch
-        found, target_BP = as_classifier(model), label_BP.masked_fill(label_BP == UNLABELLED, VOID)
-        feat_BPD = found.features(point_BP3)
-        turned_BPD = found.features(rotations.turned(point_BP3, again_B33))
-        score_BKP, turned_BKP = (self._read_out(found, x_BPD, guide).float() for x_BPD in (feat_BPD, turned_BPD))
-        sums: Stats = {EXAMPLES: torch.tensor(len(label_BP))}
-        for metric in self.measured_by:
-            of_turned = metric.of_turned(turned_BKP, target_BP) if isinstance(metric, OfTurned) else {}
-            sums |= metric.sums(score_BKP, target_BP) | of_turned
-        sums |= InvarianceError.sums_of(feat_BPD, turned_BPD)
-        return {name: value.cpu() for name, value in sums.items()}
+        return point_BP3, label_BP.masked_fill(label_BP == UNLABELLED, VOID), again_B33
 
     # ---- for people ------------------------------------------------------------------------------------------
 
     def described(self, output: Tensor) -> list[dict[str, Any]]:
         """For each cloud its most frequent classes with their shares of the points, and the mean confidence."""
-        confidence_BP, class_BP = output.float().softmax(dim=1).max(dim=1)
-        rows = []
-        for confidence_P, class_P in zip(confidence_BP, class_BP, strict=True):
-            share_K = torch.bincount(class_P, minlength=len(self.class_names)) / len(class_P)
-            order = share_K.argsort(descending=True, stable=True)[:3].tolist()
-            told = [f"{self.class_names[c]} {float(share_K[c]):.0%}" for c in order if share_K[c] > 0]
-            rows.append({"classes": ", ".join(told), "confidence": float(confidence_P.mean())})
-        return rows
+        return most_frequent(output, self.class_names)
 
 
 def _view(model: ClassifierModel, point_BP3: Tensor, keep_BP: Tensor, guide: Guide) -> View:

@@ -34,6 +34,7 @@ from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.splits import split_digest
 from fednc.tasks.dense import pictures
 from fednc.tasks.dense.dataset import DenseBatch, DenseData, most_members, sampled
+from fednc.tasks.dense.described import most_frequent
 from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.metrics import MeanIoU, PixelAccuracy, PixelLoss
 from fednc.tasks.dense.models import UNet, deeplab, enlarged
@@ -281,14 +282,7 @@ class SegmentationTask(ClassifierTask):
 
     def described(self, output: Tensor) -> list[dict[str, Any]]:
         """For each picture its most frequent classes with their shares of the pixels, and the mean confidence."""
-        confidence_BHW, class_BHW = output.float().softmax(dim=1).max(dim=1)
-        rows = []
-        for confidence_HW, class_HW in zip(confidence_BHW, class_BHW, strict=True):
-            share_K = torch.bincount(class_HW.flatten(), minlength=len(self.class_names)) / class_HW.numel()
-            order = share_K.argsort(descending=True, stable=True)[:3].tolist()
-            told = [f"{self.class_names[c]} {float(share_K[c]):.0%}" for c in order if share_K[c] > 0]
-            rows.append({"classes": ", ".join(told), "confidence": float(confidence_HW.mean())})
-        return rows
+        return most_frequent(output, self.class_names)
 
     def prediction_files(self, batch: DenseBatch, output: Tensor, names: Sequence[str]) -> Mapping[str, bytes]:
         """For each picture an overlay, and the predicted labels as a palette-free PNG of class numbers."""
