@@ -6,7 +6,7 @@ Called by `guard.py` and `preview.py`. A run is judged by its file before data i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
@@ -117,14 +117,16 @@ def to_coming(policy: Policy, run: RunConfig) -> Iterator[Objection]:
         yield Objection("personal", "clients adapt the final model to their own data; allow.personal = false")
 
 
-def to_holdings(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterator[Objection]:
-    """Like `to_coming`, with this client's data."""
+def to_holdings(
+    policy: Policy, run: RunConfig, held: pb.Declaration, having: Sequence[int]
+) -> Iterator[Objection]:
+    """Like `to_coming`, with this client's data; `having` are the examples that have each class."""
     floor = policy.floor
     if policy.allow.evaluation and held.held_out < floor.held_out:
         yield Objection("examples", f"{held.held_out} examples held out; floor.held_out = {floor.held_out}")
     if not policy.allow.data_sums and discovery.get(run).no_data_sums():
         yield Objection("data-sums", "the task normalises with sums of the data; allow.data_sums = false")
-    few = sum(0 < count < floor.sum_examples for count in held.class_counts)
+    few = sum(0 < count < floor.sum_examples for count in having)
     if policy.allow.class_sums and run.method.uses_memory and few:
         yield Objection(
             "sum",
@@ -159,8 +161,13 @@ def _to_gradients(policy: Policy, run: RunConfig, kind: str) -> Iterator[Objecti
         yield Objection("batch", "in a run with [[sessions]] the number of examples of a gradient is unknown")
 
 
-def to_reply(policy: Policy, kind: str, content: RecordDict, held: pb.Declaration) -> Iterator[Objection]:
-    """Objections to a finished reply, by its content."""
+def to_reply(
+    policy: Policy, kind: str, content: RecordDict, held: pb.Declaration, having: Sequence[int]
+) -> Iterator[Objection]:
+    """Objections to a finished reply, by its content.
+
+    A class sum counts members, which may be pixels; `having` are this client's examples that have each class.
+    """
     floor, metrics = policy.floor, record_of(content, METRICS, MetricRecord) or MetricRecord()
     examples = int(metrics.get(EXAMPLES, 0))  # type: ignore[arg-type]
     if kind in (TRAIN, MEMORY):
@@ -172,7 +179,7 @@ def to_reply(policy: Policy, kind: str, content: RecordDict, held: pb.Declaratio
     if kind in MEASURES and examples < floor.held_out:
         yield Objection("examples", f"made of {examples}; floor.held_out = {floor.held_out}")
     if record_of(content, SUMS, ArrayRecord) is not None:
-        yield from _to_sums(policy, content, held)
+        yield from _to_sums(policy, content, held, having)
     if record_of(content, DATA, ArrayRecord):
         yield from _to_data_sums(policy, examples, held)
 
@@ -188,14 +195,17 @@ def _to_data_sums(policy: Policy, examples: int, held: pb.Declaration) -> Iterat
         yield Objection("subset", f"sums of the data over {examples} of {held.examples} examples")
 
 
-def _to_sums(policy: Policy, content: RecordDict, held: pb.Declaration) -> Iterator[Objection]:
+def _to_sums(
+    policy: Policy, content: RecordDict, held: pb.Declaration, having: Sequence[int]
+) -> Iterator[Objection]:
     sums, floor = exchange.sums_of(content), policy.floor
     counts = sums.count_K.long().tolist()
     summed = [count for count in counts if count]
     if summed and not policy.allow.class_sums:
         yield Objection("class-sums", "allow.class_sums = false")
-    if summed and min(summed) < floor.sum_examples:
-        yield Objection("sum", f"a sum over {min(summed)} examples; floor.sum_examples = {floor.sum_examples}")
+    fewest = min((min(pair) for pair in zip(counts, having, strict=True) if pair[0]), default=floor.sum_examples)
+    if fewest < floor.sum_examples:
+        yield Objection("sum", f"a sum over {fewest} examples; floor.sum_examples = {floor.sum_examples}")
     if 0 < len(summed) < floor.classes:
         yield Objection("classes", f"sums of {len(summed)} classes; floor.classes = {floor.classes}")
     whole = all(count in (0, all_) for count, all_ in zip(counts, held.class_counts, strict=True))
