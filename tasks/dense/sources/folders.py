@@ -38,14 +38,8 @@ _READ = (LABEL, DEPTH, NORMALS, EDGES, INSTANCE, PART)  # kinds of maps that are
 def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
     """The pictures below `place`. Raises DataError that names the unusable ones."""
     root = Path(place).expanduser()
-    if not root.is_dir():
-        raise DataError(f"folder:{place}: no such folder")
     has_test = (root / "test" / IMAGE).is_dir()
-    base = root / (part if has_test or part == "train" else "train")
-    if not (base / IMAGE).is_dir():
-        base = root
-    if not (base / IMAGE).is_dir():
-        raise DataError(f"folder:{place}: has no folder {IMAGE}/ or train/{IMAGE}/ with the pictures")
+    base = _base(place, part, has_test=has_test)
     paths = pictures_in(base / IMAGE)
     kinds = [kind for kind in _READ if (base / kind).is_dir()]
     found = read_files(paths, [_beside(base / kind, kind, paths) for kind in kinds], kinds, options, place)
@@ -59,6 +53,26 @@ def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
         sites=tuple(path.stem.partition("_")[0] for path in paths) if all("_" in p.stem for p in paths) else (),
         has_test=has_test,
     )
+
+
+def size_of_first(place: str) -> tuple[int, int]:
+    """(height, width) of the first training picture below `place`. Raises DataError."""
+    base = _base(place, "train", has_test=False)
+    with _opened(pictures_in(base / IMAGE)[0]) as picture:
+        return picture.height, picture.width
+
+
+def _base(place: str, part: Part, *, has_test: bool) -> Path:
+    """The folder with `image/` and its maps beside it. Raises DataError."""
+    root = Path(place).expanduser()
+    if not root.is_dir():
+        raise DataError(f"folder:{place}: no such folder")
+    base = root / (part if has_test or part == "train" else "train")
+    if not (base / IMAGE).is_dir():
+        base = root
+    if not (base / IMAGE).is_dir():
+        raise DataError(f"folder:{place}: has no folder {IMAGE}/ or train/{IMAGE}/ with the pictures")
+    return base
 
 
 def read_loose(paths: Sequence[Path], options: DenseOptions) -> Pictures:
