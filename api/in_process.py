@@ -195,6 +195,8 @@ def _run(
         running = Running(prepared, control, [client.name for client in clients])
 
         def on_event(event: Event) -> None:
+            for callback in callbacks:
+                callback.on_event(running, event)
             if isinstance(event, RoundCompleted):
                 for callback in callbacks:
                     callback.on_round(running, event.record)

@@ -13,7 +13,12 @@ from fednc.ops.pipelines.work import Work
 
 def inputs(work: Work) -> dict[str, Any]:
     """Everything that the run depends on."""
-    return {"run": work.run.decisive(), "data": dict(work.inputs), "clients": clients_of(work.file), **code(work)}
+    return {"run": work.run.decisive(), "data": data_of(work), "clients": clients_of(work.file), **code(work)}
+
+
+def data_of(work: Work) -> dict[str, str]:
+    """Digests of all data, by name."""
+    return {name: digest for name, digest in work.inputs.items() if name != "run file"}
 
 
 def clients_of(file: PipelineFile) -> list[list[str]]:

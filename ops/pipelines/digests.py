@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,34 @@ def digest_of(value: Any) -> str:
 def data_digest(spec: str) -> str:
     """sha256 (hex) over the files that a data spec names; empty if it names none on this machine.
 
+    Files whose size and time have not changed since this process last read them are not read again.
+
     Raises:
         DataError: a file cannot be read.
     """
     place = Path(parse_spec(spec).place or spec)
-    if not place.exists():
-        return ""
-    digest = hashlib.sha256()
     try:
-        for path in _files(place):
-            name = path.relative_to(place).as_posix().encode()
-            digest.update(b"%s\0%d\0" % (name, path.stat().st_size))
-            with path.open("rb") as file:
-                while piece := file.read(_PIECE_BYTES):
-                    digest.update(piece)
+        return _hashed(place, tuple(_state_of(path) for path in _files(place))) if place.exists() else ""
     except OSError as e:
         raise DataError(f"{spec}: {e.filename} cannot be read ({e.strerror})") from e
+
+
+@lru_cache(maxsize=1024)
+def _hashed(place: Path, states: tuple[tuple[str, int, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for name, size, _, _ in states:
+        path = Path(name)
+        digest.update(b"%s\0%d\0" % (path.relative_to(place).as_posix().encode(), size))
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
     return digest.hexdigest()
+
+
+def _state_of(path: Path) -> tuple[str, int, int, int]:
+    """Changes when the file is written or replaced."""
+    found = path.stat()
+    return str(path), found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _files(place: Path) -> Iterator[Path]:

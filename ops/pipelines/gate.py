@@ -1,6 +1,6 @@
 """The step `gate`: a rule, then a person. The pipeline goes on with the digest that the person saw, or not at all.
 
-Requests and verdicts are in the approval box of the pipeline; `fednc approve` and the console answer. Called through
+Requests and verdicts are in an approval box; `fednc approve` and the console answer. Called through
 `steps.py`.
 """
 
@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fednc.common.security.signatures import Trust
 from fednc.ops.approvals.box import ApprovalBox, Request, Verdict
 from fednc.ops.pipelines.journal import StepState
-from fednc.ops.pipelines.pipeline_file import GateTable
+from fednc.ops.pipelines.pipeline_file import GateTable, PipelineFile
 from fednc.ops.pipelines.work import GateRejectedError, GateWaitsError, Work
 from fednc.ops.registry.registration import digest_before
 from fednc.ops.registry.run_files import RunFiles
 
-APPROVALS = "approvals"
+_DIGITS = 16  # of a digest, as `fednc approve` takes it
 _LOOK_AGAIN_S = 0.5
 
 
@@ -30,7 +31,7 @@ def no_gate(work: Work) -> str:
 def inputs(work: Work) -> dict[str, Any]:
     """The candidate, and the rules of the gate."""
     gate = _gate(work)
-    return {"candidate": candidate(work), "rules": gate.model_dump(include={"at_least", "at_most"}), "asked": True}
+    return {"candidate": candidate(work), "rules": gate.model_dump(include={"at_least", "at_most"}), "trust": gate.trust}
 
 
 def candidate(work: Work) -> str:
@@ -40,19 +41,25 @@ def candidate(work: Work) -> str:
     return digest_before(work.registry, work.federated, work.file.model)
 
 
-def subject(work: Work) -> str:
-    """The name of this gate. A newer candidate at the same gate replaces an older one."""
-    return f"pipeline {work.file.name}: model {work.file.model}"
+def subject(file: PipelineFile) -> str:
+    """The name of the gate. A newer candidate at the same gate replaces an older one."""
+    return f"pipeline {file.name}: model {file.model}"
 
 
-def box_of(place: Path) -> ApprovalBox:
-    """The approval box of a pipeline's folder."""
-    return ApprovalBox(place / APPROVALS)
+def box_of(file: PipelineFile) -> ApprovalBox:
+    """Where the gate asks, and finds the verdict."""
+    trust = file.gate.trust if file.gate else ""
+    return ApprovalBox(file.approvals, Trust.from_folder(Path(trust)) if trust else None)
+
+
+def verdict_on(file: PipelineFile, digest: str) -> Verdict | None:
+    """The verdict on a candidate, if it has been given. Raises RefusedError: its signature does not count."""
+    return box_of(file).verdict(digest, subject(file))
 
 
 def is_approved(work: Work, found: dict[str, Any]) -> bool:
     """Whether the box still says so, and the verdict is signed if it must be."""
-    verdict = box_of(work.journal.place).verdict(str(found.get("digest", "")), subject(work))
+    verdict = verdict_on(work.file, str(found.get("digest", "")))
     wants = _gate(work).require_signature
     return verdict is not None and verdict.approved and (verdict.signature is not None or not wants)
 
@@ -67,16 +74,17 @@ def ask(work: Work) -> dict[str, Any]:
     broken = list(_broken_rules(work))
     if broken:
         raise GateRejectedError(f"the gate's rules reject it: {'; '.join(broken)}")
-    digest, box, gate = candidate(work), box_of(work.journal.place), _gate(work)
-    box.request(Request(digest, subject(work), facts(work), signed=gate.require_signature))
-    verdict = box.verdict(digest, subject(work)) or _wait(work, box, digest)
+    digest = candidate(work)
+    asked = Request(digest, subject(work.file), facts(work), signed=_gate(work).require_signature)
+    box_of(work.file).request(asked)
+    verdict = verdict_on(work.file, digest) or _wait(work, digest)
     if not verdict.approved:
-        raise GateRejectedError(f"{verdict.who} rejected {digest[:12]}: {verdict.reason}")
+        raise GateRejectedError(f"{verdict.who} rejected {digest[:_DIGITS]}: {verdict.reason}")
     told = f" ({verdict.reason})" if verdict.reason else ""
     return {
         "digest": digest,
         "verdict": verdict.to_json(),
-        "note": f"{digest[:12]} approved by {verdict.who}, {verdict.signed}{told}",
+        "note": f"{digest[:_DIGITS]} approved by {verdict.who}, {verdict.signed}{told}",
     }
 
 
@@ -86,7 +94,7 @@ def facts(work: Work) -> dict[str, Any]:
     return {
         "model": work.file.model,
         "run": str(work.federated),
-        "why": work.current.cause.text,
+        "why": work.current.why,
         "metric": found["metric"]["name"],
         "value": found["value"],
         "metrics": {name: value for name, value in found["metrics"].items() if "/" not in name},
@@ -117,15 +125,16 @@ def _told(metrics: dict[str, float], name: str) -> str:
     return f"{metrics[name]:.4g}" if name in metrics else f"not measured (there are {', '.join(sorted(metrics)[:20])})"
 
 
-def _wait(work: Work, box: ApprovalBox, digest: str) -> Verdict:
+def _wait(work: Work, digest: str) -> Verdict:
     """The verdict, once there is one. Raises GateWaitsError, GateRejectedError."""
     gate, record = _gate(work), work.current.step("gate")
     record.state, record.note = StepState.ASKING, digest
     work.current.save()
-    work.tell(f"gate: waits for a person. Look: fednc gates; answer: fednc approve {digest[:12]}")
+    place = "" if work.file.approvals == Path("approvals") else f" --folder {work.file.approvals}"
+    work.tell(f"gate: waits for a person. Look: fednc gates{place}; answer: fednc approve {digest[:_DIGITS]}{place}")
     last = record.began_at + 3600 * gate.timeout_h if gate.timeout_h else float("inf")
     while work.waits and time.time() < last:
-        verdict = box.verdict(digest, subject(work))
+        verdict = verdict_on(work.file, digest)
         if verdict is not None:
             return verdict
         time.sleep(_LOOK_AGAIN_S)

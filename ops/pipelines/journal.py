@@ -4,7 +4,6 @@
     pipelines/NAME/results/STEP-DIGEST.json  what a step found for inputs with that digest
     pipelines/NAME/federated/                the run folders
     pipelines/NAME/bases/                    states after the rounds before the first session
-    pipelines/NAME/approvals/                requests of the gate, and verdicts
 
 Every file is replaced in one step, so a process that is killed leaves a state to continue from.
 """
@@ -37,6 +36,7 @@ class StepState(StrEnum):
     CACHED = "cached"
     SKIPPED = "skipped"
     REJECTED = "rejected"
+    REPLACED = "replaced by a newer run"
     FAILED = "failed"
 
     @property
@@ -80,22 +80,39 @@ class Cause:
 
 @dataclass
 class PipelineRun:
-    """One run of a pipeline: the content of its state.json."""
+    """One run of a pipeline: the content of its state.json.
+
+    Attributes:
+        causes: why it began, then why it was continued.
+        on: where clients work.
+        inputs: digests of the data and of the run file when it began, by name.
+    """
 
     folder: Path
     number: int
-    cause: Cause
+    causes: list[Cause]
     on: str
     began_at: float
     steps: list[StepRecord] = field(default_factory=list)
-    inputs: dict[str, str] = field(default_factory=dict)  # digest of each client's data when it began, by name
+    inputs: dict[str, str] = field(default_factory=dict)
     ended_at: float = 0.0
 
     @property
+    def why(self) -> str:
+        """Why it began."""
+        return self.causes[0].text
+
+    @property
     def ended(self) -> bool:
-        """Whether nothing is left to do: all steps are over, or a person rejected."""
-        rejected = any(step.state is StepState.REJECTED for step in self.steps)
-        return bool(self.steps) and (rejected or all(step.state.is_over for step in self.steps))
+        """Whether nothing is left to do: all steps are over, a person rejected, or a newer run replaced it."""
+        states = [step.state for step in self.steps]
+        closed = StepState.REJECTED in states or StepState.REPLACED in states
+        return bool(states) and (closed or all(state.is_over for state in states))
+
+    @property
+    def asks(self) -> bool:
+        """Whether it waits for a person."""
+        return any(step.state is StepState.ASKING for step in self.steps)
 
     def step(self, name: str) -> StepRecord:
         """The record of a step, added at the end if it is new."""
@@ -134,7 +151,7 @@ class Journal:
         folder = self.place / RUNS / f"{number:06d}"
         private_folder(folder)
         records = [StepRecord(name) for name in steps]
-        run = PipelineRun(folder, number, cause, on, round(time.time(), 3), records, inputs)
+        run = PipelineRun(folder, number, [cause], on, round(time.time(), 3), records, inputs)
         run.save()
         return run
 
@@ -146,6 +163,13 @@ class Journal:
             return None
         matches = isinstance(found, dict) and found.get("digest") == digest
         return dict(found["result"]) if matches and isinstance(found.get("result"), dict) else None
+
+    def replaced(self, run: PipelineRun) -> None:
+        """A newer run takes the place of one that has not ended."""
+        step = next(each for each in run.steps if not each.state.is_over)
+        step.state = StepState.REPLACED
+        run.ended_at = round(time.time(), 3)
+        run.save()
 
     def keep(self, step: str, digest: str, result: dict[str, Any]) -> None:
         """Keep what a step found."""
@@ -168,7 +192,7 @@ def _read(path: Path) -> PipelineRun:
         return PipelineRun(
             folder=path.parent,
             number=int(values["number"]),
-            cause=Cause(**values["cause"]),
+            causes=[Cause(**one) for one in values["causes"]],
             on=str(values["on"]),
             began_at=float(values["began_at"]),
             steps=steps,

@@ -16,7 +16,7 @@ from fednc.common.files import private_folder
 from fednc.common.model_export import FOLDER, MANIFEST
 from fednc.common.tasks import discovery
 from fednc.ops.pipelines import base_rounds
-from fednc.ops.pipelines.check import clients_of, code
+from fednc.ops.pipelines.check import clients_of, code, data_of
 from fednc.ops.pipelines.digests import digest_of
 from fednc.ops.pipelines.journal import BASES, FEDERATED, StepState
 from fednc.ops.pipelines.work import Order, Work
@@ -47,7 +47,7 @@ def statistics_inputs(work: Work) -> Found:
     known = bool(work.file.clients)
     return {
         "tables": {name: decisive.get(name) for name in _OF_STATISTICS},
-        "data": dict(work.inputs),
+        "data": data_of(work),
         "clients": clients_of(work.file),
         "on": work.file.on,
         "device": work.file.device,
@@ -217,6 +217,7 @@ class _Watch:
         for record in list(records.values())[: names.index(phase) if phase else None]:
             if record.state in (StepState.RUNNING, StepState.PENDING):
                 record.state = StepState.DONE
+                record.seconds = round(time.time() - record.began_at, 3) if record.began_at else 0.0
         if phase:
             now = records[phase]
             if now.state is StepState.PENDING:

@@ -50,6 +50,10 @@ class GateTable(Section):
         default_factory=dict, description="lowest values of metrics for which a person is asked at all"
     )
     at_most: dict[str, float] = Field(default_factory=dict, description="highest values of metrics")
+    folder: str = Field("", description="folder of requests and verdicts; empty: FEDNC_APPROVALS, else `approvals`")
+    trust: str = Field(
+        "", description="folder of the authority whose signatures count, as `fednc certs` made it; empty: any"
+    )
     require_signature: bool = Field(False, description="only a signed verdict counts")
     timeout_h: Annotated[float, Field(ge=0)] = Field(0.0, description="wait so long for a verdict; 0: for ever")
     on_timeout: Literal["fail", "reject"] = Field(
@@ -125,6 +129,12 @@ class PipelineFile(Section):
     def store(self) -> str:
         """Where versions of models are kept."""
         return self.register_.store or os.environ.get("FEDNC_STORE", "") or DEFAULT_STORE
+
+    @property
+    def approvals(self) -> Path:
+        """Where the gate asks."""
+        wanted = self.gate.folder if self.gate else ""
+        return Path(wanted or os.environ.get("FEDNC_APPROVALS", "") or "approvals")
 
     @property
     def place(self) -> Path:

@@ -41,7 +41,7 @@ class Runner:
     waits: bool = True
 
     def __call__(self, cause: Cause) -> PipelineRun:
-        """Continue the run that has not ended, else begin a new one for this cause.
+        """Continue the run that has not ended, if its inputs are still the same; else begin a new one.
 
         Raises:
             AddressError: another process runs this pipeline.
@@ -61,12 +61,17 @@ class Runner:
     def _current(self, journal: Journal, cause: Cause, inputs: dict[str, str]) -> PipelineRun:
         names = [step.name for step in steps_of(self.file)]
         last = journal.latest()
+        if last is not None and not last.ended and last.inputs != inputs:
+            journal.replaced(last)
         if last is None or last.ended:
-            return journal.begin(cause, self.file.on, names, inputs)
-        self.tell(f"continuing run {last.number}, which began because of: {last.cause.text}")
-        known = {step.name: step for step in last.steps}
-        last.steps = [known.get(name, StepRecord(name)) for name in names]
-        last.on, last.inputs = self.file.on, inputs
+            current = journal.begin(cause, self.file.on, names, inputs)
+            self.tell(f"run {current.number} begins: {cause.text}")
+            return current
+        self.tell(f"run {last.number} is continued; it began because {last.why}")
+        over = {step.name: step for step in last.steps if step.state.is_over}
+        last.steps = [over.get(name, StepRecord(name)) for name in names]
+        last.causes.append(cause)
+        last.on = self.file.on
         last.save()
         return last
 
@@ -101,7 +106,8 @@ class Runner:
             done = record.state is StepState.DONE  # by this very run, before it was interrupted
             self._end(work.current, record, StepState.DONE if done else StepState.CACHED, str(known["note"]))
             return
-        record.state, record.began_at, record.note = StepState.RUNNING, round(time.time(), 3), ""
+        record.state, record.note = StepState.RUNNING, ""
+        record.began_at = record.began_at or round(time.time(), 3)  # phases of a run begin before their turn here
         work.current.save()
         fault_injection.at("pipeline.begin")
         found = step.does(work)
@@ -109,7 +115,7 @@ class Runner:
         work.journal.keep(step.name, record.digest, found)
         work.results[step.name] = found
         fault_injection.at("pipeline.kept")
-        record.seconds = round(time.time() - record.began_at, 3)
+        record.seconds = record.seconds or round(time.time() - record.began_at, 3)
         self._end(work.current, record, StepState.DONE, str(found["note"]))
         fault_injection.at("pipeline.recorded")
 
@@ -120,6 +126,6 @@ class Runner:
 
 
 def inputs_of(file: PipelineFile, run: RunConfig) -> dict[str, str]:
-    """sha256 of each client's data and of the test data, by name; empty where this machine cannot read them."""
+    """Digests of each client's data, the test data and the run file, by name; empty where they cannot be read here."""
     found = {f"client {name}": data_digest(spec) for name, spec in file.clients.items()}
-    return {**found, "test": data_digest(run.evaluate.test) if run.evaluate.test else ""}
+    return {**found, "test": data_digest(run.evaluate.test) if run.evaluate.test else "", "run file": run.digest}
