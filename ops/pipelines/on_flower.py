@@ -36,6 +36,7 @@ _HERE = "here"  # Flower's name of the connection
 _BUNDLE = """[project]
 name = "fednc"
 version = "{version}"
+description = "The apps of fednc."
 license = "Apache-2.0"
 dependencies = ["fednc"]
 
@@ -81,6 +82,7 @@ def _superlink(order: Order, place: Path) -> Iterator[dict[str, str]]:
     quiet_flower()
     port, table = _free_port(), order.file.simulation
     environment = {**os.environ, "FLWR_HOME": str(place.resolve()), "NO_COLOR": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"  # it starts others
     options = {
         "num-supernodes": len(order.clients),
         "backend.client-resources.num-cpus": table.cpus,
@@ -165,8 +167,9 @@ def _as_toml(values: Mapping[str, Any]) -> str:
 
 
 def _program(name: str) -> str:
-    """A program that flwr installs, beside this Python."""
-    return str(Path(sys.executable).parent / name)
+    """A program that flwr installs: beside this Python, else wherever it is found."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
 
 
 def _tail(path: Path) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fednc.common.address import parse_address
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
 from fednc.common.process.interrupt import run_until_interrupted
@@ -45,8 +44,8 @@ def _run_of(order: Order) -> RunConfig:
     """The run file; for clients of this machine with a port that is free."""
     if not order.file.link.start_clients:
         return order.run
-    host = parse_address(order.run.server.listen, "server.listen", may_choose_port=True)[0]
-    server = order.run.server.model_copy(update={"listen": f"[{host}]:0" if ":" in host else f"{host}:0"})
+    host = order.run.server.listen.rpartition(":")[0]
+    server = order.run.server.model_copy(update={"listen": f"{host}:0"})
     return order.run.model_copy(update={"server": server})
 
 

@@ -35,7 +35,7 @@ class LinkTable(Section):
 class SimulationTable(Section):
     """`[simulation]`: how `on = "simulation"` works."""
 
-    cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs that Ray keeps for one client at work")
+    cpus: Annotated[int, Field(gt=0)] = Field(1, description="CPUs that Ray keeps for one client at work")
     gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="share of a GPU that Ray keeps for one client")
     timeout_h: Annotated[float, Field(gt=0)] = Field(24.0, description="the longest that a run may take")
 
