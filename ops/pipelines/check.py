@@ -28,7 +28,7 @@ def clients_of(file: PipelineFile) -> list[list[str]]:
 
 def code(work: Work) -> dict[str, Any]:
     """Name, version and hash of fednc and of the plug-ins that the run uses."""
-    return {"code": distributions_of(work.run)}
+    return {"code": [{**one, "provides": None} for one in distributions_of(work.run)]}
 
 
 def check(work: Work) -> dict[str, Any]:

@@ -53,15 +53,19 @@ def box_of(file: PipelineFile) -> ApprovalBox:
 
 
 def verdict_on(file: PipelineFile, digest: str) -> Verdict | None:
-    """The verdict on a candidate, if it has been given. Raises RefusedError: its signature does not count."""
-    return box_of(file).verdict(digest, subject(file))
+    """The verdict on a candidate, if one that counts has been given. Raises RefusedError: its signature is not valid.
+
+    One that was given before the gate wanted signatures does not count without.
+    """
+    verdict = box_of(file).verdict(digest, subject(file))
+    wants = file.gate is not None and file.gate.require_signature
+    return None if verdict is not None and wants and verdict.signature is None else verdict
 
 
 def is_approved(work: Work, found: dict[str, Any]) -> bool:
-    """Whether the box still says so, and the verdict is signed if it must be."""
+    """Whether the box still says so."""
     verdict = verdict_on(work.file, str(found.get("digest", "")))
-    wants = _gate(work).require_signature
-    return verdict is not None and verdict.approved and (verdict.signature is not None or not wants)
+    return verdict is not None and verdict.approved
 
 
 def ask(work: Work) -> dict[str, Any]:
