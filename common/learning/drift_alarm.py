@@ -42,7 +42,7 @@ from fednc.common.learning.covariance import inverse_covariance
 
 FEWEST_CLIENTS = 3  # of two that differ, nobody knows which one drifted
 FEWEST_EXAMPLES = 8  # of a class, here and elsewhere; a mean over fewer is far from normal
-CUSTOM = 6.0  # directions in which honest clients differ by custom: the fewer, the more R varies
+CUSTOM = 4.0  # directions in which honest clients differ by custom: the fewer, the more R varies
 _ONE_CLASS = 4.0  # if no client has two classes; classes of images vary in about a quarter of the directions
 _MOST_SHARE = 0.5  # of the freedom that the metric may use up: beyond that it is mostly noise
 
