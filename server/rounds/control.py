@@ -36,6 +36,7 @@ class RunControl:
         self.primary = ACCURACY  # the metric that the run is judged by
         self.fold_s = 0.0  # seconds spent on aggregation in the last round
         self.clients: Mapping[str, Mapping[str, float]] = {}  # the last metrics of each, by name
+        self.drifting: Mapping[str, str] = {}  # the drift alarm of each client that has one, by name
         self._check: Check = lambda _names: None
         self._started: tuple[str, ...] | None = None  # class names of the session that an operator has started
 
@@ -105,10 +106,14 @@ class RunControl:
         self.primary = primary
 
     def complete(
-        self, record: RoundRecord, fold_s: float, clients: Mapping[str, Mapping[str, float]] | None = None
+        self,
+        record: RoundRecord,
+        fold_s: float,
+        clients: Mapping[str, Mapping[str, float]] | None = None,
+        drifting: Mapping[str, str] | None = None,
     ) -> None:
-        """A round is complete; `clients`: the last metrics of each client that may be listed."""
-        self.last, self.fold_s, self.clients = record, fold_s, clients or {}
+        """A round is complete; `clients`: the last metrics of each that may be listed, `drifting`: its alarm."""
+        self.last, self.fold_s, self.clients, self.drifting = record, fold_s, clients or {}, drifting or {}
 
     def end(self) -> None:
         """The link closes: a round in progress must not count."""

@@ -508,7 +508,8 @@ class RoundLoop:
         prepared.keep(record)
         self._save()
         self._save_best()
-        self._control.complete(record, strategy.fold_s, self._around.client_metrics.latest)
+        named, drifting = self._around.client_metrics.latest, dict(strategy.drift_watch.alarms)
+        self._control.complete(record, strategy.fold_s, named, drifting)
         self._report(record)
         return True
 
