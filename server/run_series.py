@@ -54,6 +54,11 @@ class RunSeries:
         """Whether no further run may begin."""
         return self.control.stop_wanted or self.control.closed
 
+    def are_enough(self, run: RunConfig) -> bool:
+        """Whether enough clients are there for this run."""
+        del run
+        return True
+
     def run(self, run: RunConfig, folder: Path, judge: Judge = go_on) -> Finished:
         """Do one run; its files are in `folder`, whose name is the run's id. A run that was cut off writes none.
 
@@ -107,7 +112,13 @@ class LinkSeries(RunSeries):
 
     def __init__(self, grid: LinkGrid, control: RunControl) -> None:
         super().__init__(grid, control)
-        self.link = grid
+        self.link, self._between = grid, grid.run_id
+
+    def are_enough(self, run: RunConfig) -> bool:
+        """See RunSeries. They are asked again, as some may not have been able to take part in the run before."""
+        federation = self.link.federation
+        self.link.begin_run(self._between, run)
+        return len(federation.roster.ready()) >= run.rounds.min_clients
 
     def around(self, prepared: FederatedRun) -> Surroundings:
         """See RunSeries. Raises QuorumError: too many of the clients that attend cannot take part in this run."""
