@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fednc.common.config.run import RunConfig
-from fednc.common.errors import ConfigError, QuorumError
+from fednc.common.errors import ConfigError, DivergedError, QuorumError
 from fednc.common.files import private_folder
 from fednc.common.flower_adapter import SeriesGrid
 from fednc.server.access.setup import security_of
@@ -62,23 +62,37 @@ class RunSeries:
     def run(self, run: RunConfig, folder: Path, judge: Judge = go_on) -> Finished:
         """Do one run; its files are in `folder`, whose name is the run's id. A run that was cut off writes none.
 
+        Values that are not finite are not counted against the client that sent them: these settings may be to
+        blame, which are on trial themselves. It is left out of the round.
+
         Raises:
             ConfigError, DataError: the run cannot be used.
-            QuorumError, DivergedError: as for every run. Another run may follow.
+            DivergedError: as for every run, and where a round lacks replies because their values are not finite.
+            QuorumError: as for every run. Another run may follow.
         """
         started, before = time.monotonic(), self._grid.traffic()
         self.control.next_run()
+        diverged: dict[int, str] = {}
         private_folder(folder)
         events = EventLog(folder / "events.jsonl")
         try:
             prepared = FederatedRun(run, events)
             events.listen(partial(self._after, prepared, judge))
             self._grid.begin_run(folder.name, run)
-            around = replace(self.around(prepared), client_metrics=ClientMetrics(folder), traffic=self._since(before))
+            around = replace(
+                self.around(prepared),
+                client_metrics=ClientMetrics(folder),
+                traffic=self._since(before),
+                reject_values=lambda node, problem: diverged.update({node: problem}),
+            )
             result = prepared.execute(self._grid, around)
             summary = self.summary(folder.name, result, time.monotonic() - started, self._since(before)())
             if not self.control.over:
                 write_files(folder, result, summary)
+        except QuorumError as e:
+            if diverged:
+                raise DivergedError(f"the model diverged at {len(diverged)} clients: {e}") from e
+            raise
         finally:
             events.close()
         return Finished(folder, result, summary)
