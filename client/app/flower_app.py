@@ -113,7 +113,7 @@ def memory(message: Message, context: Context) -> Message:
     _load_model(message, here, _past(context, order.server_round + 1))
     mine, _ = here.at(stage)
     content = RecordDict({SUMS: messages.sums_record(_sendable_sums(here, mine, stage, "global"))})
-    content[METRICS] = MetricRecord({EXAMPLES: mine.examples})
+    content[METRICS] = MetricRecord({EXAMPLES: mine.examples, **_wish(context)})
     return Message(content, reply_to=message)
 
 

@@ -34,3 +34,9 @@ class EvaluateSection(Section):
         description="after the last round, fit a temperature for a classifier's confidences on what the clients "
         "hold out of training: one short exchange, and the model's weights stay the same",
     )
+    drift_rate: Annotated[Share, LATER] = Field(
+        0.001,
+        description="tell if the class means of a client are farther from those of the others than usual: the "
+        "wanted probability of a false alarm, per client and round; 0: do not look. Needs a read-out from the "
+        "class memory in the metric of the variation within classes, and three clients",
+    )

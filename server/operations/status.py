@@ -73,7 +73,7 @@ def _node(node: Node, work: str, federation: Federation, control: RunControl) ->
     status = pb.NodeStatus(
         name=node.name,
         state=node.state,
-        problem=node.problem,
+        problem=node.problem or control.drifting.get(node.name, ""),
         # an attending node was heard within `liveness_s`, if only through the connection's own pings
         last_seen_s=min(silent_s, federation.run.server.liveness_s) if node.is_here else silent_s,
         work=work,

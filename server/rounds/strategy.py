@@ -36,6 +36,7 @@ from fednc.common.wire.messages import EVALUATE, MEMORY, TRAIN, Instruction
 from fednc.server.aggregation.mean import Fold, NormBound
 from fednc.server.rounds import schedule
 from fednc.server.rounds.context import Surroundings
+from fednc.server.rounds.drift_watch import DriftWatch
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.participants import Participants
 from fednc.server.rounds.replies import Replies, messages_to
@@ -61,9 +62,10 @@ class FrameStrategy(Strategy):
     ) -> None:
         around = around or Surroundings()
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
-        self.replies = Replies(events, around.name_of, around.reject)
+        self.replies = Replies(events, around.name_of, around.reject, around.reject_values)
         self.clients = Participants(run.rounds, self.replies, events, around.declared)
         self.client_metrics = around.client_metrics
+        self.drift_watch = DriftWatch(run.evaluate.drift_rate, events, around.name_of)
         self.fold_s = 0.0  # seconds spent on aggregation in the last round
         self.stage: Stage = task.stage(state.completed + 1)
         self._trained: list[int] = []  # nodes whose updates are in the model of the current round
@@ -371,13 +373,15 @@ class FrameStrategy(Strategy):
         counted = {node: count for node, count in self.clients.examples(nodes).items() if count}
         content = messages.instruction_content(self._instruction(server_round), self.state.record)
         pool, summed = self._pool_of_sums("global"), {}
-        for reply in self.replies.ask(grid, content, list(counted), MEMORY, server_round, timeout_s):
-            node = reply.metadata.src_node_id
-            sums = self.replies.take(reply, partial(self._checked_sums, node=node, counted=counted))
-            if sums is not None:
-                pool.add(sums, node)
-                summed[node] = counted[node]
-        self._end_exchange(server_round, counted)
+        with self.drift_watch.exchange(server_round, pool.all, self.task.class_names) as watched:
+            for reply in self.replies.ask(grid, content, list(counted), MEMORY, server_round, timeout_s):
+                node = reply.metadata.src_node_id
+                sums = self.replies.take(reply, partial(self._checked_sums, node=node, counted=counted))
+                if sums is not None:
+                    pool.add(sums, node)
+                    watched.add(sums, node, is_named=is_named(reply.content))
+                    summed[node] = counted[node]
+            self._end_exchange(server_round, counted)
         self._remember(server_round, pool)
         return summed
 

@@ -409,6 +409,24 @@ class ExamplesCapped(NodeEvent, kind="capped", level=logging.WARNING):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientDrifts(NodeEvent, kind="drift", level=logging.WARNING):
+    """A client's class means are farther from those of the others than usual. `node` is empty if it is not listed."""
+
+    round: int
+    times: float  # as far as a usual client
+    chance: float  # of this for a usual client
+    cosine: float  # between its mean and the memory, of the class that is farthest away
+    classes: tuple[str, ...]  # the farthest first
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftOver(NodeEvent, kind="drift-over"):
+    """A client's class means are where those of the others are again."""
+
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkFailed(NodeEvent, kind="failure", level=logging.WARNING):
     """A node says that its work failed."""
 

@@ -35,6 +35,8 @@ FIELDS = {
     "data-sums": "answered withheld",
     "disk": "node errno",
     "done": "folder model",
+    "drift": "node round times chance cosine classes",
+    "drift-over": "node round",
     "drop": "node",
     "dropped-reply": "node size",
     "early-stop": "best round",

@@ -1,0 +1,348 @@
+"""Steps of a pipeline: done once per inputs, in order, with a gate that opens for the digest that was seen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from fednc.common.errors import ConfigError, DataError, RefusedError
+from fednc.ops.pipelines import deployment, gate, phases
+from fednc.ops.pipelines.digests import data_digest, digest_of
+from fednc.ops.pipelines.journal import Cause, PipelineRun
+from fednc.ops.pipelines.runner import inputs_of
+from fednc.ops.pipelines.steps import STEPS
+from fednc.ops.pipelines.triggers import due
+from fednc.ops.pipelines.work import GateRejectedError, GateWaitsError, Work
+from fednc.ops.registry.lineage import lineage_of
+from fednc.ops.registry.registration import register
+from fednc.ops.registry.registry import ModelRegistry
+from support.fewshot_run import SESSIONS
+from support.fewshot_run import config as fewshot
+from support.small_pipelines import SmallPipeline
+
+pytest.importorskip("mlflow")
+
+
+@pytest.fixture(autouse=True)
+def _a_store_from_the_start(empty_store: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "one", tmp_path / "two"):
+        shutil.copytree(empty_store, folder / "models")
+
+
+def approve(pipeline: SmallPipeline, verdict: str = "approved") -> str:
+    """Answer the gate that waits; returns the digest."""
+    (waiting,) = pipeline.box.pending()
+    pipeline.box.decide(waiting.request.digest, verdict, "mara", "a test")
+    return waiting.request.digest
+
+
+def registry(pipeline: SmallPipeline) -> ModelRegistry:
+    return ModelRegistry(str(pipeline.folder / "models"))
+
+
+def test_each_step_is_done_once_and_a_change_redoes_what_depends_on_it(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path)
+    pipeline()
+    assert pipeline.states() == {
+        "check": "done",
+        "statistics": "done",
+        "init": "skipped",
+        "train": "done",
+        "sessions": "skipped",
+        "evaluate": "done",
+        "gate": "skipped",
+        "register": "done",
+        "deploy": "done",
+    }
+    again = pipeline()
+    assert (again.number, len(pipeline.carrier.orders)) == (2, 1)
+    assert {state for state in pipeline.states().values() if state != "skipped"} == {"cached"}
+    pipeline.new_data("bert")
+    assert pipeline(Cause("data", "bert")).number == 3
+    assert {state for state in pipeline.states().values() if state != "skipped"} == {"done"}
+    found = registry(pipeline)
+    assert found.aliases("toy") == {"challenger": 2, "champion": 2}
+    assert lineage_of(found, "toy@champion")["moves"]["champion"][-1]["who"] == "pipeline toy/3"
+    assert "version 1, which is served" in pipeline.journal.latest().step("evaluate").note  # type: ignore[union-attr]
+
+
+# What a change of one input redoes, among the steps whose inputs are known before anything has run.
+REDONE: dict[str, set[str]] = {
+    "client": {"check", "statistics", "init", "train", "sessions"},
+    "test": {"check", "statistics", "init", "train", "sessions"},
+    "rounds": {"check", "train", "sessions"},
+    "method": {"check", "init", "train", "sessions"},
+    "seed": {"check", "statistics", "init", "train", "sessions"},
+    "gate": set(),
+}
+
+
+@pytest.mark.parametrize("change", REDONE)
+def test_which_steps_a_change_redoes(change: str, tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path)
+    before = digests(pipeline)
+    match change:
+        case "client":
+            pipeline.new_data("anna")
+        case "test":
+            pipeline.new_data("test")
+        case "rounds":
+            pipeline.run["rounds"]["total"] = 3
+        case "method":
+            pipeline.run["method"] = {"name": "fedavg"}
+        case "seed":
+            pipeline.run["seed"] = 9
+        case "gate":
+            pipeline.tables["gate"] = {"at_least": {"accuracy": 0.1}}
+    after = digests(pipeline)
+    assert {name for name in before if before[name] != after[name]} == REDONE[change]
+    assert digests(pipeline) == after
+
+
+def digests(pipeline: SmallPipeline) -> dict[str, str]:
+    file, run = pipeline.read()
+    current = PipelineRun(pipeline.folder, 1, [], "process", 0.0)
+    work = Work(file, run, pipeline.journal, current, pipeline.carrier, inputs_of(file, run))
+    return {name: digest_of(STEPS[name].inputs(work)) for name in REDONE["client"]}
+
+
+def test_a_data_digest_follows_the_content_of_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.bin").write_bytes(b"1")
+    first = data_digest(f"folder:{tmp_path / 'a'}")
+    assert data_digest(f"folder:{tmp_path / 'a'}?class-names=x,y") == first
+    (tmp_path / "a" / "two.bin").write_bytes(b"")
+    second = data_digest(f"folder:{tmp_path / 'a'}")
+    (tmp_path / "a" / "one.bin").write_bytes(b"2")
+    assert len({first, second, data_digest(f"folder:{tmp_path / 'a'}")}) == 3
+    assert data_digest("digits") == ""
+
+
+# ---- the gate ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_passes_the_gate_without_a_verdict_on_this_digest(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={})
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    assert pipeline.states()["gate"] == "waits for a person"
+    assert not registry(pipeline).rows()
+    with pytest.raises(RefusedError):
+        pipeline.box.decide("ab" * 32, "approved", "mara")
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    digest = approve(pipeline)
+    assert pipeline().number == 1
+    version = registry(pipeline).resolve("toy@champion")
+    assert version.digest == digest  # what the person saw is what is served
+    (verdict,) = lineage_of(registry(pipeline), "toy@champion")["approvals"]
+    assert (verdict["who"], verdict["digest"], verdict["valid"], verdict["number"]) == ("mara", digest, True, 1)
+    assert len(pipeline.carrier.orders) == 1
+
+
+def test_an_approved_run_that_was_changed_since_is_not_registered(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={})
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    approve(pipeline)
+    summary = next(pipeline.journal.place.glob("federated/*/summary.json"))
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "best": 1.0}))
+    with pytest.raises(GateWaitsError):  # it asks about the digest that there is now
+        pipeline()
+    assert not registry(pipeline).rows()
+    with pytest.raises(ConfigError, match="was approved"):
+        register(registry(pipeline), summary.parent, "toy", digest="ab" * 32)
+    assert not registry(pipeline).rows()
+
+
+def test_a_rejected_candidate_is_not_registered_and_the_run_is_over(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={})
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    approve(pipeline, "rejected")
+    with pytest.raises(GateRejectedError, match="mara rejected"):
+        pipeline()
+    assert pipeline.states()["gate"] == "rejected"
+    assert not registry(pipeline).rows()
+    with pytest.raises(GateRejectedError):
+        pipeline()
+    assert pipeline.journal.latest().number == 2  # type: ignore[union-attr]
+
+
+def test_a_gate_that_wants_a_signature_takes_none_without(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={"require_signature": True})
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    with pytest.raises(RefusedError, match="signed"):
+        approve(pipeline)
+    with pytest.raises(GateWaitsError):
+        pipeline()
+
+
+def test_an_unsigned_verdict_is_worth_nothing_once_the_gate_wants_signatures(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={})
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    approve(pipeline)
+    pipeline()
+    pipeline.tables["gate"]["require_signature"] = True
+    with pytest.raises(GateWaitsError):
+        pipeline()
+
+
+@pytest.mark.parametrize(
+    ("rules", "problem"),
+    [
+        ({"at_least": {"accuracy": 1.1}}, "at least 1.1"),
+        ({"at_most": {"loss": 0.0}}, "at most 0"),
+        ({"at_least": {"beauty": 0.1}}, "not measured"),
+    ],
+)
+def test_a_rule_rejects_before_anybody_is_asked(rules: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate=rules)
+    with pytest.raises(GateRejectedError, match=problem):
+        pipeline()
+    assert pipeline.box.pending() == []
+
+
+@pytest.mark.parametrize(("on_timeout", "error"), [("fail", GateWaitsError), ("reject", GateRejectedError)])
+def test_nobody_answers_in_time(on_timeout: str, error: type[Exception], tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={"timeout_h": 1e-7, "on_timeout": on_timeout})
+    with pytest.raises(error, match="nobody has answered"):
+        pipeline(waits=True)
+    assert pipeline.journal.latest().ended is (on_timeout == "reject")  # type: ignore[union-attr]
+
+
+def test_a_gate_before_deploy_holds_back_the_alias_only(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={"before": "deploy"})
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    assert registry(pipeline).aliases("toy") == {"challenger": 1}
+    digest = approve(pipeline)
+    pipeline()
+    assert registry(pipeline).aliases("toy") == {"challenger": 1, "champion": 1}
+    (verdict,) = lineage_of(registry(pipeline), "toy@champion")["approvals"]
+    assert verdict["digest"] == digest == registry(pipeline).resolve("toy/1").digest
+
+
+def test_somebody_who_moves_the_alias_back_is_not_overruled(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path)
+    pipeline()
+    pipeline.new_data("anna")
+    pipeline()
+    registry(pipeline).rollback("toy", "champion")
+    pipeline()
+    assert registry(pipeline).aliases("toy")["champion"] == 1
+
+
+# ---- reasons to run ------------------------------------------------------------------------------------------
+
+
+def reason(pipeline: SmallPipeline) -> str:
+    cause = due(*pipeline.read())
+    return cause.kind if cause else ""
+
+
+def test_a_new_run_has_a_reason(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={}, triggers={"every_h": 1e-4})
+    assert reason(pipeline) == "operator"
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    assert reason(pipeline) == ""  # it waits for a person; the schedule does not push it
+    approve(pipeline)
+    assert reason(pipeline) == "verdict"
+    pipeline()
+    run = pipeline.journal.latest()
+    assert run is not None
+    run.began_at -= 1
+    run.save()
+    assert reason(pipeline) == "schedule"
+    pipeline.new_data("anna")
+    cause = due(*pipeline.read())
+    assert cause is not None
+    assert (cause.kind, cause.text) == ("data", "changed since the last run: client anna")
+    pipeline.tables["triggers"] = {"data": False}
+    assert reason(pipeline) == ""
+
+
+def test_newer_data_replace_a_candidate_that_waits(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={})
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    (first,) = pipeline.box.pending()
+    pipeline.new_data("anna")
+    with pytest.raises(GateWaitsError):
+        pipeline(Cause("data", "anna"))
+    (second,) = pipeline.box.pending()
+    assert second.request.facts["why"] == "anna"
+    with pytest.raises(RefusedError):
+        pipeline.box.decide(first.request.digest, "approved", "mara")
+    old, new = pipeline.journal.runs()
+    assert (str(old.step("gate").state), old.ended, new.asks) == ("replaced by a newer run", True, True)
+
+
+# ---- sessions ------------------------------------------------------------------------------------------------
+
+
+def with_sessions(folder: Path, sessions: list[dict[str, Any]]) -> SmallPipeline:
+    pipeline = SmallPipeline(folder)
+    values = fewshot(parts=2).model_dump(mode="json", exclude_unset=True)
+    pipeline.run = {**values, "sessions": sessions}
+    pipeline.clients = {"anna": "digits", "bert": "digits"}
+    return pipeline
+
+
+def weights(pipeline: SmallPipeline) -> dict[str, Any]:
+    return load_file(pipeline.carrier.orders[-1].folder / "model" / "model.safetensors")
+
+
+def test_other_sessions_begin_after_the_rounds_of_the_earlier_run(tmp_path: Path) -> None:
+    first, second = SESSIONS
+    changed = [first, {**second, "shots": 3}]
+    pipeline, fresh = with_sessions(tmp_path / "one", SESSIONS), with_sessions(tmp_path / "two", changed)
+    pipeline()
+    pipeline.run["sessions"] = changed
+    pipeline()
+    fresh()
+    states = pipeline.states()
+    assert [states[name] for name in ("statistics", "train", "sessions")] == ["cached", "cached", "done"]
+    events = (pipeline.carrier.orders[-1].folder / "events.jsonl").read_text().splitlines()
+    rounds = [event["round"] for line in events if (event := json.loads(line))["kind"] == "round"]
+    assert min(rounds) == 3  # the rounds before the first session were not done again
+    ours, theirs = weights(pipeline), weights(fresh)
+    assert [key for key in theirs if not ours[key].equal(theirs[key])] == []
+
+
+# ---- what is wrong is said ------------------------------------------------------------------------------------
+
+
+def test_a_failed_step_says_why_and_is_done_when_it_can_be(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path)
+    data = tmp_path / "bert.npz"
+    data.rename(tmp_path / "gone")
+    with pytest.raises(DataError):
+        pipeline()
+    assert pipeline.states()["check"] == "failed"
+    (tmp_path / "gone").rename(data)
+    pipeline()
+    assert set(pipeline.states().values()) == {"done", "skipped"}
+
+
+def test_a_pipeline_without_clients_is_refused(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path)
+    pipeline.clients = {}
+    with pytest.raises(ConfigError, match="under \\[clients\\]"):
+        pipeline()
+    pipeline.tables |= {"on": "link", "link": {"start_clients": False}}
+    pipeline.read()
+
+
+def test_all_phases_are_steps() -> None:
+    assert set(phases.PHASES) < set(STEPS)
+    assert STEPS["gate"].does is gate.ask
+    assert STEPS["deploy"].does is deployment.deployed
