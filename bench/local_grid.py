@@ -25,7 +25,7 @@ _APP_FAILED = 2  # Flower's own code, as the link reports it
 
 
 class LocalGrid(flower_adapter.RunGrid):
-    """The grid of one run. If the run has a simulated split, client i has part i.
+    """The grid of one run. If the run has a simulated split, client i has part i, counted from the first one's.
 
     Server and clients share no arrays: in both directions every content is serialised into a manifest and
     read-only bytes, then built again from them.
@@ -37,8 +37,9 @@ class LocalGrid(flower_adapter.RunGrid):
         clients: Sequence[ClientConfig],
         app: Callable[[Message, Context], Message] = fednc_app,
         run_id: str = "",
+        first_part: int = 0,
     ) -> None:
-        """Load every client's data and model.
+        """Load every client's data and model. `first_part`: the part of the first client.
 
         Raises:
             ConfigError, DataError: a client cannot take part in the run.
@@ -48,7 +49,7 @@ class LocalGrid(flower_adapter.RunGrid):
         self._hosts = {flower_adapter.node_id(client.name): AppHost(client, app) for client in clients}
         self.manifests: dict[str, str] = {}  # by client; see `ClientConfig.manifest`
         self._pushed: dict[str, Iterator[Message]] = {}
-        for index, (node, host) in enumerate(self._hosts.items()):
+        for index, (node, host) in enumerate(self._hosts.items(), first_part):
             declared = host.prepare(self._welcome(node, run, index))
             self.manifests[self._names[node]] = declared.manifest
 
