@@ -65,7 +65,8 @@ def train(message: Message, context: Context) -> Message:
     global_state = _load_model(message, here, past)
     if here.run.method.trains_with_memory and guide.memory_ramp > 0:
         guide = _own(guide, here, mine)
-    keys = here.task.trained_keys(here.model, stage)
+    owned = _owned(here, stage, mine)
+    keys = [key for key in here.task.trained_keys(here.model, stage) if owned.get(key, 1)]
     section = stage.train
     batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
     if batch != section.batch:
@@ -100,7 +101,7 @@ def train(message: Message, context: Context) -> Message:
     if order.wants_sums:
         content[SUMS] = messages.sums_record(_sendable_sums(here, mine, stage, "local"))
     metrics: dict[str, float] = {f"loss/{name}": value for name, value in result.losses.items()}
-    metrics |= _owned(here, keys, mine)
+    metrics |= {f"{OWNED}/{key}": count for key, count in owned.items() if count}
     _keep(here, past)
     content[METRICS] = MetricRecord({EXAMPLES: mine.examples, "steps": result.steps, **metrics})
     return Message(content, reply_to=message)
@@ -275,11 +276,12 @@ def _keep(here: Resident, past: Past) -> None:
         past.write(KEPT, {key: state[key].cpu() for key in here.local})
 
 
-def _owned(here: Resident, keys: list[str], mine: TaskData) -> dict[str, int]:
-    """For the reply: examples that trained each tensor which is averaged over its owners."""
+def _owned(here: Resident, stage: Stage, mine: TaskData) -> dict[str, int]:
+    """Examples that train each tensor which is averaged over its owners; 0: it stays as it is and is not sent."""
+    keys = here.task.trained_keys(here.model, stage)
     by_owner = [key for key in keys if here.task.combining(key) == Aggregation.OWNERS]
     owned = here.task.owned(mine) if by_owner else {}
-    return {f"{OWNED}/{key}": owned[key] for key in by_owner if owned.get(key)}
+    return {key: owned.get(key, 0) for key in by_owner}
 
 
 def _load_model(message: Message, here: Resident, past: Past) -> dict[str, Tensor]:

@@ -561,6 +561,14 @@ class Task(ABC):
         with torch.random.fork_rng(devices=[]):
             return blocks.prefixes(self.build_model(), self.body, names, "task.freeze")
 
+    def holdings(self, data: TaskData) -> Mapping[str, int]:
+        """For a task of several parts, by name: with how many examples `data` trains each. {}: it has no parts.
+
+        Every client announces its own, and `fednc status` shows who owns what.
+        """
+        del data
+        return {}
+
     def owned(self, data: TaskData) -> Mapping[str, int]:
         """For each `OWNERS` key that `data` trains: how many of its examples do."""
         raise NotImplementedError(f"{type(self).__name__} must say which keys {data.examples} examples train")
@@ -610,6 +618,11 @@ class Task(ABC):
         `model` itself must not change.
         """
         return model
+
+    @property
+    def further_channels(self) -> int:
+        """Channels behind the scores of the classes in what `predict` returns; by default there are none."""
+        return 0
 
     def predict(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
         """Output of an exported model for preprocessed inputs [B, ...]."""

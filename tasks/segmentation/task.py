@@ -294,7 +294,7 @@ class SegmentationTask(ClassifierTask):
         """For each picture an overlay, and the predicted labels as a palette-free PNG of class numbers."""
         files = {}
         for number, name in enumerate(names):
-            stem = _file_stem(name)
+            stem = pictures.file_stem(name)
             guess_HW = output[number].argmax(dim=0).byte().cpu().numpy()
             files[f"{stem}-overlay.png"] = pictures.as_png(self._page(batch, number, guess_HW))
             files[f"{stem}-labels.png"] = pictures.as_png(Image.fromarray(guess_HW))
@@ -326,9 +326,3 @@ def _view(model: SegmentationModel, inputs: Tensor, keep_BHW: Tensor, guide: Gui
     with torch.no_grad():
         feat_PD = model.features(inputs)[keep_BHW]
         return View(feat_BD=feat_PD, logit_BK=logits(model.head, feat_PD, guide))
-
-
-def _file_stem(name: str) -> str:
-    """A name as part of a file's name: of a path its last part, without the ending."""
-    stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)

@@ -4,7 +4,7 @@
     PATH/{train,test}/label/NAME.png    grey or palette, the value is the label
     PATH/{train,test}/depth/NAME.png    16 bits, the share of 65535; 0 is unknown
     PATH/{train,test}/normals/NAME.png  colour, (value - 127.5) / 127.5 for right, down, towards the camera
-    PATH/{train,test}/edges/NAME.png    grey; above 127 is a border
+    PATH/{train,test}/edges/NAME.png    grey; above 127 is a border; `saliency` alike
     PATH/classes.txt                    name of label value 0 in the first line, of 1 in the second, ...
 
 Called by `select.py`. Files are resized to the run's size, labels without mixing values.
@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from fednc.common.errors import DataError
-from fednc.tasks.dense.maps import DEPTH, EDGES, INSTANCE, LABEL, MAPS, NORMALS, PART
+from fednc.tasks.dense.maps import DEPTH, EDGES, INSTANCE, LABEL, MAPS, NORMALS, PART, SALIENCY
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.sources.pictures import Array, Part, Pictures, map_tensor, several
 
@@ -32,7 +32,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 MAX_PIXELS = 64_000_000  # a small file can declare a picture that fills all memory
 IMAGE, CLASSES = "image", "classes.txt"
-_READ = (LABEL, DEPTH, NORMALS, EDGES, INSTANCE, PART)  # kinds of maps that are read from files
+_READ = (LABEL, DEPTH, NORMALS, EDGES, INSTANCE, PART, SALIENCY)  # kinds of maps that are read from files
 
 
 def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
@@ -194,6 +194,7 @@ _DECODERS: dict[str, Callable[[Image.Image, Path, tuple[int, int]], Array]] = {
     DEPTH: _as_depth,
     NORMALS: _as_normals,
     EDGES: _as_edges,
+    SALIENCY: _as_edges,
 }
 assert set(_READ) <= set(MAPS)
 

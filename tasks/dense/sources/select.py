@@ -99,7 +99,7 @@ def _fitted(found: Pictures, text: str, options: DenseOptions) -> Pictures:
             f"{text}: pictures are {size[0]}x{size[1]}, but this run's are {options.size[0]}x{options.size[1]} "
             "(task.size, height x width). Resize the arrays, or give the pictures as files; those are resized."
         )
-    if LABEL not in found.maps:
+    if LABEL not in found.maps or not options.classes:  # some tasks do without classes
         return found
     label_NHW = map_values(found.maps[LABEL], found.value_names, found.names, options, text)
     return replace(found, maps={**found.maps, LABEL: label_NHW})
