@@ -13,6 +13,7 @@ from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums, check_sums
 from fednc.common.tasks import personal, temperature
 from fednc.common.tasks.api import Task
+from fednc.common.tasks.classifier import classifier
 from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import arrays, messages
@@ -27,6 +28,7 @@ def sums_in(content: RecordDict, task: Task, stage: Stage, announced_K: Sequence
     """
     sums = messages.sums_of(content)
     check_sums(sums, task.label_space, announced_K)
+    classifier(task).check_class_sums(sums.sum_KD, sums.count_K)
     held = sums.count_K.nonzero().flatten().tolist()
     if task.takes_sessions and held and not stage.earlier <= held[0] <= held[-1] < stage.classes:
         raise ProtocolError(f"the reply has class sums of classes that are not in stage {stage.number}")
