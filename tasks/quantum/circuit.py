@@ -14,9 +14,6 @@ import math
 import torch
 from torch import Tensor
 
-DENSE_QUBITS = 8  # up to here a block of layers is one matrix; beyond, gates are applied to the batch one by one
-
-
 def rotation_y(angle: Tensor) -> Tensor:
     """Real gates [..., 2, 2] as complex numbers, for angles [...]."""
     cos, sin = (angle / 2).cos(), (angle / 2).sin()
@@ -54,42 +51,48 @@ def entangler(kind: str, qubits: int) -> Tensor:
 
 def on_qubits(state_BA: Tensor, gate: Tensor) -> Tensor:
     """States [B, A] after one gate on every qubit: gates [N, 2, 2], or [B, N, 2, 2] with gates of each state."""
-    batch, qubits = len(state_BA), gate.shape[-3]
-    for qubit in range(qubits):
-        one = gate[..., qubit, :, :].unsqueeze(-3)  # broadcast over the qubits before this one
-        state_BA = (one @ state_BA.reshape(batch, 2**qubit, 2, -1)).reshape(batch, -1)
+    for qubit in range(gate.shape[-3]):
+        entry = gate[..., qubit, :, :, None, None]  # the same for all amplitudes of the other qubits
+        off, on = state_BA.unflatten(1, (2**qubit, 2, -1)).unbind(dim=2)
+        after = [entry[..., row, 0, :, :] * off + entry[..., row, 1, :, :] * on for row in range(2)]
+        state_BA = torch.stack(after, dim=2).flatten(1)
     return state_BA
 
 
-def layers_matrix(angle_LN3: Tensor, perm_A: Tensor) -> Tensor:
-    """[A, A]: the product of all layers, the first layer acting first."""
-    gate_LN22 = rotations(angle_LN3)
-    layers, qubits = gate_LN22.shape[:2]
-    matrix_LAA = gate_LN22[:, 0]
-    for qubit in range(1, qubits):  # the Kronecker product of the qubits' gates
-        size = 2 * matrix_LAA.shape[-1]
-        product = matrix_LAA[:, :, None, :, None] * gate_LN22[:, qubit, None, :, None, :]
-        matrix_LAA = product.reshape(layers, size, size)
-    matrix_LAA = matrix_LAA[:, perm_A]
-    while len(matrix_LAA) > 1:  # neighbours in pairs: few large products instead of many small ones
-        even = len(matrix_LAA) // 2 * 2
-        matrix_LAA = torch.cat([matrix_LAA[1:even:2] @ matrix_LAA[:even:2], matrix_LAA[even:]])
-    return matrix_LAA[0]
+def product_of(gate_LN22: Tensor) -> Tensor:
+    """[L, 2^N, 2^N]: for each layer the Kronecker product of its gates."""
+    layers = len(gate_LN22)
+    matrix = gate_LN22.new_ones(layers, 1, 1)
+    for gate_L22 in gate_LN22.unbind(dim=1):
+        size = 2 * matrix.shape[-1]
+        product = matrix[:, :, None, :, None] * gate_L22[:, None, :, None, :]
+        matrix = product.reshape(layers, size, size)
+    return matrix
 
 
 def after_layers(state_BA: Tensor, angle_LN3: Tensor, perm_A: Tensor) -> Tensor:
-    """States [B, A] after all layers: rotations of every qubit, then the entangler."""
-    if angle_LN3.shape[1] <= DENSE_QUBITS:
-        return state_BA @ layers_matrix(angle_LN3, perm_A).T
-    for gate_N22 in rotations(angle_LN3):
-        state_BA = on_qubits(state_BA, gate_N22)[:, perm_A]
+    """States [B, A] after all layers: rotations of every qubit, then the entangler.
+
+    The gates of each half of the qubits are one matrix: fewer operations than gate by gate, and smaller matrices than
+    for all qubits at once.
+    """
+    gate_LN22 = rotations(angle_LN3)
+    half = (gate_LN22.shape[1] + 1) // 2
+    left, right = product_of(gate_LN22[:, :half]), product_of(gate_LN22[:, half:])
+    for first, second in zip(left, right, strict=True):
+        state = state_BA.unflatten(1, (len(first), -1))
+        state = (state @ second.T).mT @ first.T
+        state_BA = state.mT.flatten(1)[:, perm_A]
     return state_BA
 
 
 def reduced(state_BA: Tensor, kept: int) -> Tensor:
     """Density matrices [B, S, S] of the first `kept` qubits: the partial trace over the others."""
-    split_BSR = state_BA.reshape(len(state_BA), 2**kept, -1)
-    return split_BSR @ split_BSR.mH
+    split_BSR = state_BA.unflatten(1, (2**kept, -1))
+    # In real numbers: complex products of batches cannot be exported with a free batch size.
+    parts = torch.cat([split_BSR.real, split_BSR.imag], dim=2)
+    turned = torch.cat([split_BSR.imag, -split_BSR.real], dim=2)
+    return torch.complex(parts @ parts.mT, turned @ parts.mT)
 
 
 def entropy_bits(density_BSS: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ def basis(value_BF: Tensor) -> Tensor:
     """The basis state whose bits are the values (0 or 1), [B, A] with N = F."""
     place_F = 2 ** torch.arange(value_BF.shape[1] - 1, -1, -1, device=value_BF.device)
     index_B = (value_BF.round().long() * place_F).sum(dim=1)
-    state_BA = torch.zeros(len(value_BF), 2 ** value_BF.shape[1], dtype=_complex(value_BF), device=value_BF.device)
-    return state_BA.scatter(1, index_B[:, None], 1.0)
+    number_A = torch.arange(2 ** value_BF.shape[1], device=value_BF.device)
+    return (index_B[:, None] == number_A).to(_complex(value_BF))
 
 
 def amplitude(value_BF: Tensor, qubits: int) -> Tensor:
@@ -44,8 +44,7 @@ def angle(value_BF: Tensor, qubits: int, uploads: int, perm_A: Tensor) -> Tensor
     value_BGN = torch.nn.functional.pad(value_BF, (0, groups * qubits - value_BF.shape[1])).unflatten(
         1, (groups, qubits)
     )
-    state_BA = torch.zeros(len(value_BF), 2**qubits, dtype=_complex(value_BF), device=value_BF.device)
-    state_BA[:, 0] = 1
+    state_BA = basis(torch.zeros_like(value_BF[:, :1]).expand(-1, qubits))
     for upload in range(uploads):
         rotate = rotation_z if upload % 2 else rotation_y
         state_BA = on_qubits(state_BA, rotate(value_BGN[:, upload % groups]))[:, perm_A]
