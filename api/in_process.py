@@ -29,6 +29,7 @@ from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.result_files import summary_of, write_files, write_round_examples
 from fednc.server.rounds.run import FederatedRun, RunResult
+from fednc.server.storage import probe_record
 from fednc.server.storage.client_metrics import ClientMetrics
 from fednc.server.storage.data_manifests import ManifestFile
 from fednc.server.storage.event_log import EventLog
@@ -186,6 +187,7 @@ def _run(
             name_of=grid.name_of,
             control=control,
             keep_examples=partial(write_round_examples, folder) if folder else None,
+            keep_probe=partial(probe_record.write, folder, config) if folder else lambda _verdict: None,
             client_metrics=ClientMetrics(folder),
         )
         around.client_metrics.go_back_to(0)

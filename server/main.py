@@ -31,6 +31,7 @@ from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.result_files import summary_of, write_files, write_round_examples
 from fednc.server.rounds.run import FederatedRun, RunResult
+from fednc.server.storage import probe_record
 from fednc.server.storage.changed_run_file import as_text
 from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
 from fednc.server.storage.client_metrics import ClientMetrics
@@ -69,7 +70,7 @@ async def run_server(
     checkpoints = Checkpoints(folder, run.server.keep_checkpoints)
     keeps_best = run.rounds.keep == "best" and run.server.keep_checkpoints > 0
     best = Checkpoints(folder / BEST, keep=1) if keeps_best else None
-    prepared, kept = await asyncio.to_thread(_prepare, run, events, checkpoints, best)
+    prepared, kept = await asyncio.to_thread(_prepare, run, folder, events, checkpoints, best)
     client_metrics = ClientMetrics(folder)
     client_metrics.go_back_to(kept.round if kept else 0)
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
@@ -90,6 +91,8 @@ async def run_server(
             reject=grid.reject,
             expect_replies=expect_replies,
             keep_examples=partial(write_round_examples, folder),
+            keep_probe=partial(probe_record.write, folder, run),
+            has_operator=True,
             best=best,
             client_metrics=client_metrics,
         )
@@ -131,14 +134,15 @@ def _keep_last_good(
 
 
 def _prepare(
-    run: RunConfig, events: EventLog, checkpoints: Checkpoints, best: Checkpoints | None
+    run: RunConfig, folder: Path, events: EventLog, checkpoints: Checkpoints, best: Checkpoints | None
 ) -> tuple[FederatedRun, Checkpoint | None]:
     """A new run, or the run restored from its newest checkpoint."""
     kept = checkpoints.latest(run.digest, run.decisive())
     if kept and kept.changed:
         text = f"the run file has changed since round {kept.round}: {as_text(kept.changed)}"
         events.emit(RunFileChanged(text=text, round=kept.round, changed=kept.changed))
-    prepared = FederatedRun(run, events, resumes=kept is not None)
+    decided = probe_record.decision(folder, run, kept.picked if kept else None, has_begun=kept is not None)
+    prepared = FederatedRun(run, events, resumes=kept is not None, decided=decided)
     if kept:
         prepared.restore(kept)
         prepared.restore_best(best)

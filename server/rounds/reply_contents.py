@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums, check_sums
-from fednc.common.tasks import personal, temperature
+from fednc.common.tasks import personal, probe, temperature
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.classifier import classifier
 from fednc.common.tasks.metrics import Stats
@@ -86,6 +86,20 @@ def data_sums_in(content: RecordDict, task: Task, announced: int) -> Stats | Non
         return None
     task.check_data_sums(sums, announced)
     return sums
+
+
+def probe_in(content: RecordDict, task: Task, announced: int) -> Stats | None:
+    """The sums of a reply about the candidates; None from a client that tried none.
+
+    Args:
+        announced: training examples that the node said it holds.
+    """
+    sums = arrays.from_record(record_of(content, messages.STATS, ArrayRecord) or ArrayRecord())
+    if not sums:
+        return None
+    messages.check_data(sums, probe.no_losses(task.run))
+    probe.check_losses(sums, task.run, announced)
+    return sums if int(sums[probe.HELD]) else None
 
 
 def of_fewer(stats: Stats, counted: int, claimed: int) -> Stats:
