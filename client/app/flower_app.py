@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fednc.client.app.initialisation import ClientInitialisation
+from fednc.client.app import probe as probing
 from fednc.client.app.personal import keep, personalise
 from fednc.client.app.resident_run import Resident, check_allowed, resident
 from fednc.client.app.withheld_sums import fitting_batch, sendable, sendable_data_sums
@@ -137,6 +138,20 @@ def data_sums(message: Message, context: Context) -> Message:
     mine, _ = here.at(stage)
     sums = sendable_data_sums(here.task, mine, here.min_data_sum_examples)
     content = RecordDict({DATA: messages.data_record(sums)})
+    content[METRICS] = MetricRecord({EXAMPLES: mine.examples})
+    return Message(content, reply_to=message)
+
+
+@app.query("probe")
+def probe(message: Message, context: Context) -> Message:
+    """Train each candidate of the probe for a few steps; reply with sums of their losses, and nothing else."""
+    order, here, stage = _prepare(message, context)
+    if here.run.probe is None or here.run.probe.picked or order.server_round != 1:
+        raise ProtocolError("the server asks for a probe, but the run file has no [probe], or it is over")
+    mine, _ = here.at(stage)
+    totals = messages.data_of(message.content, here.task.no_data_sums()) if DATA in message.content else {}
+    sums = probing.losses(here, mine, totals, CURRENT.get())
+    content = RecordDict({STATS: arrays.to_record(sums)})
     content[METRICS] = MetricRecord({EXAMPLES: mine.examples})
     return Message(content, reply_to=message)
 

@@ -6,17 +6,19 @@ Called by `guard.py` and `preview.py`. A run is judged by its file before data i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from torch import Tensor
 
 from fednc.client.app.withheld_sums import fitting_batch
 from fednc.client.policy.rules import Policy
 from fednc.common.config.run import RunConfig
 from fednc.common.initialise import messages
 from fednc.common.methods import registry
-from fednc.common.tasks import discovery
+from fednc.common.tasks import discovery, probe
+from fednc.common.wire import arrays
 from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import (
     CALIBRATE,
@@ -28,6 +30,8 @@ from fednc.common.wire.messages import (
     MEMORY,
     METRICS,
     PERSONAL,
+    PROBE,
+    STATS,
     SUMS,
     TRAIN,
     Instruction,
@@ -37,7 +41,7 @@ from fednc.protos import federation_pb2 as pb
 
 GRADIENTS = (messages.GRADIENT, messages.SLOPE, messages.SCALES)
 MEASURES = (EVALUATE, CALIBRATE, PERSONAL)  # answered with statistics over the held-out examples
-KINDS = (HELLO, DATA_SUMS, TRAIN, MEMORY, *MEASURES, *GRADIENTS)
+KINDS = (HELLO, DATA_SUMS, PROBE, TRAIN, MEMORY, *MEASURES, *GRADIENTS)
 
 
 class Objection(NamedTuple):
@@ -108,6 +112,8 @@ def to_coming(policy: Policy, run: RunConfig) -> Iterator[Objection]:
     """Objections to what the run will ask for while this client takes part; for people to read."""
     if not policy.allow.gradients and (run.init.kind != "ordinary" or run.init.report):
         yield Objection("gradients", "the initialisation asks for gradients; allow.gradients = false")
+    if not policy.allow.probe and run.probe is not None:
+        yield Objection("probe", "clients try candidates before round 1; allow.probe = false")
     if not policy.allow.class_sums:
         use = "the method needs them" if run.method.uses_memory else "this method only measures with them"
         yield Objection("class-sums", f"{use}; allow.class_sums = false")
@@ -146,6 +152,8 @@ def to_instruction(policy: Policy, run: RunConfig, order: Instruction, kind: str
         yield Objection("class-sums", "allow.class_sums = false")
     if kind in MEASURES and not policy.allow.evaluation:
         yield Objection("evaluation", "allow.evaluation = false")
+    if kind == PROBE and not policy.allow.probe:
+        yield Objection("probe", "allow.probe = false")
     if kind == PERSONAL and not policy.allow.personal:
         yield Objection("personal", "allow.personal = false")
 
@@ -176,12 +184,24 @@ def to_reply(
             yield Objection("examples", f"made of {examples} of {held.examples}; at least {least}")
         if kind == TRAIN and int(metrics.get("steps", 0)) < floor.steps:  # type: ignore[arg-type]
             yield Objection("steps", f"{metrics.get('steps')} steps; floor.steps = {floor.steps}")
+    if kind == PROBE and (stats := record_of(content, STATS, ArrayRecord)):
+        yield from _to_probe(policy, arrays.from_record(stats))
     if kind in MEASURES and examples < floor.held_out:
         yield Objection("examples", f"made of {examples}; floor.held_out = {floor.held_out}")
     if record_of(content, SUMS, ArrayRecord) is not None:
         yield from _to_sums(policy, content, held, having)
     if record_of(content, DATA, ArrayRecord):
         yield from _to_data_sums(policy, examples, held)
+
+
+def _to_probe(policy: Policy, sums: Mapping[str, Tensor]) -> Iterator[Objection]:
+    floor, trained, held = policy.floor, int(sums[probe.TRAINED]), int(sums[probe.HELD])
+    if trained < max(floor.examples, floor.batch) or held < floor.held_out:
+        yield Objection(
+            "examples",
+            f"candidates trained on {trained} and judged by {held} examples; floor.examples = {floor.examples}, "
+            f"floor.held_out = {floor.held_out}",
+        )
 
 
 def _to_data_sums(policy: Policy, examples: int, held: pb.Declaration) -> Iterator[Objection]:

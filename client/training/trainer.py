@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, islice
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,7 @@ def train(
     additions: Sequence[Addition] = (),
     frozen: Collection[str] = (),
     rounds: int = 1,
+    steps: int = 0,
 ) -> LocalResult:
     """Train `model` in place for the section's epochs, with the methods' `additions`.
 
@@ -62,6 +64,7 @@ def train(
         server_round: the round's number for the learning-rate schedule.
         frozen: keys of the state dict that must not change, for the rest of the run.
         rounds: number of rounds for the schedule.
+        steps: train on so many batches instead of epochs.
 
     Raises:
         WorkCancelledError: the server no longer waits for this work; the model is only partly trained.
@@ -81,14 +84,20 @@ def train(
     )
     replayable &= section.optimizer == SGD and section.accumulate == 1
     take = Steps(step, capture_for(device) if replayable else None)
-    meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
+    meter = _Meter(hooks, total=steps or section.epochs * math.ceil(data.examples / section.batch))
     with beside_default_stream(device):
-        for _ in range(section.epochs):
-            for batch in data.train_batches(section.batch, generator):
-                hooks.check()
-                meter.add(task.batch_size_of(batch), take(batch))
+        for batch in _batches(data, section, generator, steps):
+            hooks.check()
+            meter.add(task.batch_size_of(batch), take(batch))
         descent.finish()
     return meter.result(section.accumulate)
+
+
+def _batches(data: TaskData, section: TrainSection, generator: torch.Generator, steps: int) -> Iterator[Batch]:
+    """The batches of the section's epochs; with `steps`, so many batches, of as many epochs as that takes."""
+    epochs = count() if steps else range(section.epochs)
+    every = (batch for _ in epochs for batch in data.train_batches(section.batch, generator))
+    return islice(every, steps or None)
 
 
 def freeze(model: nn.Module, keys: frozenset[str], prefix: str = "") -> None:

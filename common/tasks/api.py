@@ -203,7 +203,7 @@ class Task(ABC):
             ConfigError: a key or value of `[task]` is not allowed.
         """
         self.run = run
-        values = {k: v for k, v in run.task.model_dump().items() if k not in TaskSection.model_fields}
+        values = {k: v for k, v in run.chosen_task.items() if k not in TaskSection.model_fields}
         try:
             self.options = self.Options.model_validate(values)
         except ValidationError as e:

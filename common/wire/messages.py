@@ -2,7 +2,8 @@
 
 Server and client build and read messages only through this file, so that neither needs to know the other.
 `train`: model, guide, the method's extra tensors -> trained model, class sums, changes of the extra tensors.
-`query`: model -> class sums of that model; without a model: what a node holds, or sums of its data.
+`query`: model -> class sums of that model; without a model: what a node holds, sums of its data, or of the losses of
+candidates that it has tried.
 `evaluate`: model, guide -> additive statistics.
 After the last round, model, guide -> `query.calibrate`: losses at a grid of temperatures; `query.personal`:
 statistics of the model before and after the client has adapted it to its own data.
@@ -29,6 +30,7 @@ MODEL, GUIDE, RUN, EXTRA = "model", "guide", "run", "extra"
 SUMS, STATS, METRICS = "sums", "stats", "metrics"
 HELLO, MEMORY = "query.hello", "query.memory"
 DATA_SUMS, DATA = "query.data_sums", "data"  # the question before round 1, and the record of its answer
+PROBE = "query.probe"  # the question before that, see `common/tasks/probe.py`
 CALIBRATE, PERSONAL = "query.calibrate", "query.personal"  # the questions after the last round
 TRAIN, EVALUATE = "train", "evaluate"
 UNNAMED = "unnamed"  # 1: the owner does not want this client's own metrics to be listed

@@ -19,7 +19,7 @@ from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.frame import Frame
 from fednc.common.peer_text import SHORT_TEXT
-from fednc.common.tasks import personal, temperature
+from fednc.common.tasks import personal, probe, temperature
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Task
 from fednc.common.wire import arrays
@@ -35,6 +35,7 @@ from fednc.common.wire.messages import (
     MODEL,
     OWNED,
     PERSONAL,
+    PROBE,
     STATS,
     SUMS,
     TRAIN,
@@ -168,6 +169,7 @@ class ReplySchema:
                 MEMORY: ReplyForm(required={SUMS: sums["global"]}),
                 EVALUATE: ReplyForm(optional={STATS: _layout(task.no_statistics())}),
                 CALIBRATE: ReplyForm(optional={STATS: _layout(temperature.no_losses())}),
+                PROBE: ReplyForm(optional={STATS: _layout(probe.no_losses(task.run))} if task.run.probe else {}),
                 PERSONAL: ReplyForm(optional={STATS: _layout(personal.no_statistics(task))}),
                 **{
                     question: ReplyForm(optional={messages.INIT: _layout(answer)})

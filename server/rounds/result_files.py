@@ -49,6 +49,7 @@ def _afterwards(result: RunResult) -> dict[str, Any]:
         "client_metrics": dict(result.client_metrics),
         "calibration": after.calibration,
         "personal": after.personal,
+        "probe": dict(result.probe),
     }
     return {key: value for key, value in found.items() if value}
 
