@@ -7,7 +7,10 @@ Legend: B batch, H height, W width, N = Q thing + S stuff + P part queries, K co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fednc.tasks.dense.maps import NO_INSTANCE, VOID
@@ -29,6 +32,14 @@ def merged(mask_BNHW: Tensor, share_BNK: Tensor, columns: Columns, score: float,
         share_BNK: probability of each column for each query.
     """
     return torch.stack([_picture(*each, columns, score, kept) for each in zip(mask_BNHW, share_BNK, strict=True)])
+
+
+def to_pictures(mask_BNhw: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits of masks at the size of the pictures, bilinear. Row i of a mask is row 2i of the picture, as in targets."""
+    height, width = mask_BNhw.shape[2:]
+    exact = (2 * height - 1, 2 * width - 1)
+    found = F.interpolate(mask_BNhw, size=exact, mode="bilinear", align_corners=True)
+    return F.pad(found, (0, size[1] - exact[1], 0, size[0] - exact[0]), mode="replicate")
 
 
 def _picture(mask_NHW: Tensor, share_NK: Tensor, columns: Columns, score: float, kept: float) -> Tensor:

@@ -101,7 +101,7 @@ Painted = list[tuple[Mask, int, Floats]]
 
 
 def _car(on: _Painting, middle: float, foot: float, size: float) -> Painted:
-    long, high = size * on.random.uniform(0.42, 0.5), size * on.random.uniform(0.2, 0.25)
+    long, high = size * on.random.uniform(0.5, 0.6), size * on.random.uniform(0.24, 0.3)
     paint = on.random.uniform([0.5, 0.0, 0.0], [1.0, 0.35, 0.35])[on.random.permutation(3)]
     wheel = high * 0.27
     body = on.box(middle - long / 2, middle + long / 2, foot - 0.65 * high, foot - wheel)
@@ -113,8 +113,8 @@ def _car(on: _Painting, middle: float, foot: float, size: float) -> Painted:
 
 
 def _person(on: _Painting, middle: float, foot: float, size: float) -> Painted:
-    high = size * on.random.uniform(0.4, 0.5)
-    wide, radius = high * 0.16, high * 0.13
+    high = size * on.random.uniform(0.5, 0.6)
+    wide, radius = high * 0.17, high * 0.14
     skin = np.array([0.9, 0.7, 0.55]) * on.random.uniform(0.6, 1.0)
     shirt, trousers = on.random.uniform(0.3, 1.0, 3), on.random.uniform(0.0, 0.4, 3)
     legs = on.box(middle - wide * 0.8, middle + wide * 0.8, foot - 0.42 * high, foot)
@@ -124,7 +124,7 @@ def _person(on: _Painting, middle: float, foot: float, size: float) -> Painted:
 
 
 def _ball(on: _Painting, middle: float, foot: float, size: float) -> Painted:
-    radius = size * on.random.uniform(0.07, 0.11)
+    radius = size * on.random.uniform(0.1, 0.14)
     return [(on.disc(middle, foot - radius, radius), 0, on.random.uniform([0.8, 0.5, 0.0], [1.0, 0.9, 0.3]))]
 
 

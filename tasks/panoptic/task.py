@@ -36,13 +36,12 @@ from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.splits import split_digest
 from fednc.tasks.dense import preparation
 from fednc.tasks.dense.maps import PART, VOID
-from fednc.tasks.dense.models import enlarged
 from fednc.tasks.dense.pictures import as_bytes
 from fednc.tasks.panoptic import losses, overlays, task_metrics
 from fednc.tasks.panoptic.columns import Columns
 from fednc.tasks.panoptic.dataset import PanopticData
 from fednc.tasks.panoptic.matching import Matches, match
-from fednc.tasks.panoptic.merging import merged
+from fednc.tasks.panoptic.merging import merged, to_pictures
 from fednc.tasks.panoptic.network import Guess, PartFormer, Shape
 from fednc.tasks.panoptic.options import PanopticOptions
 from fednc.tasks.panoptic.reading import read_data
@@ -299,7 +298,7 @@ class PanopticTask(ClassifierTask):
         feat_BND = found.projection(guess.embed_BND[-1])
         score_XK = readout_logits(feat_BND.flatten(0, 1), found.head, guide, self._classes_in(guide))
         share_BNK = self._shares(score_XK.reshape(*feat_BND.shape[:2], -1))
-        mask_BNHW = enlarged(guess.mask_BNhw[-1], inputs.shape[2:])
+        mask_BNHW = to_pictures(guess.mask_BNhw[-1], inputs.shape[2:])
         return merged(mask_BNHW, share_BNK, self.columns, options.score, options.kept)
 
     def outputs(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, Tensor]:
