@@ -100,7 +100,7 @@ def read_files(
 
     def one(index: int) -> tuple[list[Array], str]:
         try:
-            with _opened(paths[index]) as picture:
+            with open_picture(paths[index]) as picture:
                 given = picture.size
                 values = [_resized(picture.convert("RGB"), options.size, Image.Resampling.BILINEAR)]
             for kind, files in zip(kinds, beside, strict=True):
@@ -137,7 +137,8 @@ def _beside(folder: Path, kind: str, paths: Sequence[Path]) -> list[Path]:
     return [there[path.stem] for path in paths]
 
 
-def _opened(path: Path) -> Image.Image:
+def open_picture(path: Path) -> Image.Image:
+    """The picture in a file. Raises DataError: not a picture that can be decoded, or too large."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of too many pixels, which is refused below
@@ -153,7 +154,7 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _map_of(path: Path, kind: str, given: tuple[int, int], size: tuple[int, int]) -> Array:
-    with _opened(path) as image:
+    with open_picture(path) as image:
         if image.size != given:
             raise DataError(
                 f"{path}: the {kind} map is {image.size[1]}x{image.size[0]}, but its picture is "
