@@ -255,6 +255,7 @@ class FederatedRun:
             parts=around.parts(),
             bytes_up=bytes_up,
             bytes_down=bytes_down,
+            accepted=self.state.accepted,
             classes=self.registry.to_json() if self.run.sessions else None,
             opened=self.opened if self.task.stage(self.state.completed).number < self.opened else 0,
         )
@@ -281,6 +282,7 @@ class FederatedRun:
             methods=self.state.methods,
             extra=checkpoint.under("extra."),
             kept=checkpoint.under("method."),
+            accepted=None if checkpoint.accepted is None else dict(checkpoint.accepted),
             completed=checkpoint.round,
         )
 

@@ -43,6 +43,7 @@ class Manifest(BaseModel):
     parts: dict[str, int] = {}  # the part of the split that each client keeps, by name
     classes: dict[str, Any] | None = None  # the class registry so far, in a run with sessions
     opened: int = 0  # the session opened since the round; 0: none
+    accepted: dict[int, int] | None = None  # by node, the last round that counts its reply
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -60,6 +61,7 @@ class Checkpoint:
     parts: Mapping[str, int] = field(default_factory=dict)
     classes: dict[str, Any] | None = None
     opened: int = 0
+    accepted: Mapping[int, int] | None = None
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -92,6 +94,7 @@ class Checkpoints:
             parts=dict(checkpoint.parts),
             classes=checkpoint.classes,
             opened=checkpoint.opened,
+            accepted=None if checkpoint.accepted is None else dict(checkpoint.accepted),
             bytes_up=checkpoint.bytes_up,
             bytes_down=checkpoint.bytes_down,
         )
@@ -166,6 +169,7 @@ def _read(path: Path) -> Checkpoint:
         parts=manifest.parts,
         classes=manifest.classes,
         opened=manifest.opened,
+        accepted=manifest.accepted,
         bytes_up=manifest.bytes_up,
         bytes_down=manifest.bytes_down,
     )
