@@ -86,7 +86,7 @@ def read_files(
 
     def one(index: int) -> tuple[list[Array], str]:
         try:
-            with _opened(paths[index]) as picture:
+            with opened(paths[index]) as picture:
                 given = picture.size
                 values = [_resized(picture.convert("RGB"), options.size, Image.Resampling.BILINEAR)]
             for kind, files in zip(kinds, beside, strict=True):
@@ -123,7 +123,8 @@ def _beside(folder: Path, kind: str, paths: Sequence[Path]) -> list[Path]:
     return [there[path.stem] for path in paths]
 
 
-def _opened(path: Path) -> Image.Image:
+def opened(path: Path) -> Image.Image:
+    """The decoded picture. Raises DataError: not a picture, or one of too many pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of too many pixels, which is refused below
@@ -139,7 +140,7 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _map_of(path: Path, kind: str, given: tuple[int, int], size: tuple[int, int]) -> Array:
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.size != given:
             raise DataError(
                 f"{path}: the {kind} map is {image.size[1]}x{image.size[0]}, but its picture is "
