@@ -22,7 +22,6 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 REGIONS = ("background", "clothes", "hair", "face", "eyes", "mouth")
 BACKGROUND, CLOTHES, HAIR, FACE, EYES, MOUTH = range(len(REGIONS))
 _SPREAD = 0.06  # of hues around those that an artist prefers
-_FREE = 0.2  # share of regions whose hue an artist draws from all
 _INK = 45  # of 255: the darkest line
 
 
@@ -37,6 +36,7 @@ class Style:
         eye: half the height of an eye.
         line: width of lines in pixels of a 64-pixel picture.
         shade: how much darker the shaded half is, 0 to 1.
+        free: share of regions whose hue is any, not near the preferred one.
     """
 
     hue_R: tuple[float, ...]
@@ -45,9 +45,10 @@ class Style:
     eye: float
     line: float
     shade: float
+    free: float
 
 
-def style_of(artist: int, of: int, seed: int) -> Style:
+def style_of(artist: int, of: int, seed: int, free: float) -> Style:
     """The style of artist number `artist` of `of`: hues evenly around the circle, the rest drawn."""
     random = np.random.default_rng(derive(seed, "artist", artist, of))
     first = artist / of
@@ -59,6 +60,7 @@ def style_of(artist: int, of: int, seed: int) -> Style:
         eye=float(random.uniform(0.06, 0.13)),
         line=float(random.uniform(0.8, 1.8)),
         shade=float(random.uniform(0.0, 0.45)),
+        free=free,
     )
 
 
@@ -77,7 +79,7 @@ def draw_character(size: tuple[int, int], style: Style, random: np.random.Genera
     row, column = np.mgrid[0:height, 0:width].astype(np.float64)
     v, u = 2 * (row + 0.5) / height - 1, 2 * (column + 0.5) / width - 1
     region, light = _regions(u - random.uniform(-0.12, 0.12), v - random.uniform(-0.06, 0.06), style, random)
-    table = np.stack([_colour(style.hue_R[r], r, random) for r in range(len(REGIONS))])
+    table = np.stack([_colour(style, r, random) for r in range(len(REGIONS))])
     shade = 1 - style.shade * light * (region != BACKGROUND)
     colour = (table[region] * shade[..., None]).clip(0, 1)
     return Character(
@@ -114,9 +116,10 @@ def _regions(
     return region, (side * u > 0.12 + 0.1 * v).astype(np.float64)
 
 
-def _colour(hue: float, region: int, random: np.random.Generator) -> Floats:
+def _colour(style: Style, region: int, random: np.random.Generator) -> Floats:
     """Near the artist's hue, sometimes any; faces are light, so that lines and eyes can be seen."""
-    own = random.uniform() if random.uniform() < _FREE else hue + random.normal(0, _SPREAD)
+    near, any_hue = style.hue_R[region] + random.normal(0, _SPREAD), random.uniform()
+    own = any_hue if random.uniform() < style.free else near
     depth, value = random.uniform(0.45, 0.95), random.uniform(0.5, 0.95)
     if region == FACE:
         depth, value = random.uniform(0.15, 0.4), random.uniform(0.85, 1.0)
@@ -143,13 +146,13 @@ def _ink(region: np.ndarray[Any, np.dtype[np.int64]], width: float) -> Bytes:
 
 
 def draw_characters(
-    size: tuple[int, int], artist: int | None, of: int, count: int, seed: int, purpose: str
+    size: tuple[int, int], artist: int | None, of: int, free: float, count: int, seed: int, purpose: str
 ) -> tuple[list[Character], list[str]]:
     """(`count` characters, the artist of each); artist None: all `of` them in turn.
 
     A character follows from the seed, the purpose, its artist and its number alone.
     """
-    styles = [style_of(number, of, seed) for number in range(of)]
+    styles = [style_of(number, of, seed, free) for number in range(of)]
     found, names = [], []
     for index in range(count):
         who = index % of if artist is None else artist

@@ -2,6 +2,7 @@
 
     images, test   number of training and of test pictures
     seed           of everything
+    free           share of regions whose colour is any, not one that the artist prefers
     artist         `0/3`: the first of three artists, each with palette and style; `all/3`: the three in turn
 
 Called by `select.py`.
@@ -35,6 +36,13 @@ def _artist(text: str) -> tuple[int | None, int]:
     return who, count
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError("must be 0 to 1")
+    return value
+
+
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parsed(text: str) -> int:
         value = int(text)
@@ -50,8 +58,9 @@ _KEYS: dict[str, Callable[[str], Any]] = {
     "test": _whole(1, MOST_PICTURES),
     "seed": _whole(0, 2**62),
     "artist": _artist,
+    "free": _share,
 }
-_DEFAULTS: dict[str, Any] = {"images": 64, "test": 32, "seed": 0, "artist": (0, 1)}
+_DEFAULTS: dict[str, Any] = {"images": 64, "test": 32, "seed": 0, "artist": (0, 1), "free": 0.2}
 
 
 def read_characters(place: str, purpose: Purpose, options: ColorizeOptions) -> Pairs:
@@ -60,7 +69,7 @@ def read_characters(place: str, purpose: Purpose, options: ColorizeOptions) -> P
     part = "train" if purpose == "train" else "test"
     who, of = given["artist"]
     count = given["images" if part == "train" else "test"]
-    found, artists = draw_characters(options.size, who, of, count, given["seed"], part)
+    found, artists = draw_characters(options.size, who, of, given["free"], count, given["seed"], part)
     names = tuple(f"{part} character {index} of artist {artist}" for index, artist in enumerate(artists))
     region_NHW = _stacked([one.region for one in found])
     return Pairs(
