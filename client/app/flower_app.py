@@ -22,7 +22,7 @@ from fednc.client.app.resident_run import Resident, check_allowed, resident
 from fednc.client.app.withheld_sums import fitting_batch, sendable, sendable_data_sums
 from fednc.client.link.work_hooks import CURRENT
 from fednc.client.training import trainer
-from fednc.client.training.round_state import KEPT, Past, folder_of
+from fednc.client.training.round_state import KEPT, OPTIMISERS, Past, folder_of
 from fednc.common import seeds, versions
 from fednc.common.config.run import RunConfig, parse_run_json
 from fednc.common.errors import ProtocolError
@@ -62,7 +62,7 @@ def train(message: Message, context: Context) -> Message:
     order, here, stage = _prepare(message, context)
     mine, _ = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
-    past = _past(context, order.server_round)
+    past = _past(context, order)
     global_state = _load_model(message, here, past)
     if here.run.method.trains_with_memory and guide.memory_ramp > 0:
         guide = _own(guide, here, mine)
@@ -93,6 +93,7 @@ def train(message: Message, context: Context) -> Message:
         added,
         frozen=set(global_state) - set(keys),
         rounds=stage.last - stage.first + 1,
+        optimisers=past.read(OPTIMISERS),
     )
     here.task.before_upload(here.model, global_state)
     content = RecordDict({MODEL: _encode(here, keys, global_state, past, added)})
@@ -103,7 +104,7 @@ def train(message: Message, context: Context) -> Message:
         content[SUMS] = messages.sums_record(_sendable_sums(here, mine, stage, "local"))
     metrics: dict[str, float] = {f"loss/{name}": value for name, value in result.losses.items()}
     metrics |= {f"{OWNED}/{key}": count for key, count in owned.items() if count}
-    _keep(here, past)
+    _keep(here, past, result.optimisers)
     content[METRICS] = MetricRecord({EXAMPLES: mine.examples, "steps": result.steps, **metrics})
     return Message(content, reply_to=message)
 
@@ -112,7 +113,7 @@ def train(message: Message, context: Context) -> Message:
 def memory(message: Message, context: Context) -> Message:
     """Reply with the class sums of the global model's features over this client's training data."""
     order, here, stage = _prepare(message, context)
-    _load_model(message, here, _past(context, order.server_round + 1))
+    _load_model(message, here, _past(context, order, rounds=1))
     mine, _ = here.at(stage)
     content = RecordDict({SUMS: messages.sums_record(_sendable_sums(here, mine, stage, "global"))})
     content[METRICS] = MetricRecord({EXAMPLES: mine.examples, **_wish(context)})
@@ -231,7 +232,7 @@ def _read_out_guide(
 ) -> Guide:
     """The guide of a model that is read out; loads the model too."""
     guide = _guide(message, here, order.server_round, mine)
-    _load_model(message, here, _past(context, order.server_round + 1))
+    _load_model(message, here, _past(context, order, rounds=1))
     return guide
 
 
@@ -262,7 +263,7 @@ def _initialisation(message: Message, context: Context) -> ClientInitialisation:
     order, here, stage = _prepare(message, context)
     mine, _ = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
-    _load_model(message, here, _past(context, order.server_round))
+    _load_model(message, here, _past(context, order))
     return ClientInitialisation(here, mine, guide, CURRENT.get())
 
 
@@ -271,9 +272,9 @@ def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) 
     return guide_at(here.task, etf_KD, memory, server_round, count_K=mine.count_K)
 
 
-def _past(context: Context, before_round: int) -> Past:
-    """What this client remembers of rounds before that one."""
-    return Past(context.state, before_round, _state_folder(context))
+def _past(context: Context, order: Instruction, *, rounds: int = 0) -> Past:
+    """What this client remembers of the rounds before the instruction's; `rounds`: 1 for that one too."""
+    return Past(context.state, order.server_round + rounds, _state_folder(context), order.accepted)
 
 
 def _state_folder(context: Context) -> Path | None:
@@ -284,8 +285,10 @@ def _state_folder(context: Context) -> Path | None:
     return folder_of(Path(place), context.run_id, name) if place else None
 
 
-def _keep(here: Resident, past: Past) -> None:
-    """Remember the tensors that stay on this client."""
+def _keep(here: Resident, past: Past, optimisers: Mapping[str, Tensor]) -> None:
+    """Remember what stays on this client: tensors of the model, and the state of optimisers."""
+    if optimisers:
+        past.write(OPTIMISERS, optimisers)
     if here.local:
         state = here.model.state_dict()
         past.write(KEPT, {key: state[key].cpu() for key in here.local})

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from fednc.client.link.work_hooks import Hooks, LocalProgress
 from fednc.client.training.cuda_graphs import Steps, beside_default_stream, capture_for
+from fednc.client.training.kept_optimisers import KeptOptimisers
 from fednc.common.config.tables import TrainSection
 from fednc.common.errors import ConfigError
 from fednc.common.learning.class_memory import ClassSums
@@ -37,11 +39,13 @@ class LocalResult:
 
     Attributes:
         steps: of the optimiser. Policies limit how few an update may have.
+        optimisers: the state of `Task.kept_optimisers`, for the next round; it stays on the client.
     """
 
     examples: int
     steps: int
     losses: dict[str, float]
+    optimisers: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train(
@@ -57,6 +61,7 @@ def train(
     frozen: Collection[str] = (),
     rounds: int = 1,
     steps: int = 0,
+    optimisers: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> LocalResult:
     """Train `model` in place for the section's epochs, with the methods' `additions`.
 
@@ -65,6 +70,7 @@ def train(
         frozen: keys of the state dict that must not change, for the rest of the run.
         rounds: number of rounds for the schedule.
         steps: train on so many batches instead of epochs.
+        optimisers: `LocalResult.optimisers` of this client's round before; empty: all optimisers are new.
 
     Raises:
         WorkCancelledError: the server no longer waits for this work; the model is only partly trained.
@@ -75,6 +81,8 @@ def train(
     device = guide.etf_KD.device
     guide = replace(guide, companions={k: v for one in additions for k, v in one.companions().items()})
     descent = _Descent(task, model, section, learning_rate(section, server_round, rounds), device, additions)
+    kept = KeptOptimisers(descent.optimisers, model, task.kept_optimisers())
+    kept.restore(optimisers)
 
     def step(batch: Batch) -> dict[str, Tensor]:
         return task.training_step(model, batch, guide, descent)
@@ -90,7 +98,7 @@ def train(
             hooks.check()
             meter.add(task.batch_size_of(batch), take(batch))
         descent.finish()
-    return meter.result(section.accumulate)
+    return replace(meter.result(section.accumulate), optimisers=kept.state())
 
 
 def _batches(data: TaskData, section: TrainSection, generator: torch.Generator, steps: int) -> Iterator[Batch]:
@@ -137,11 +145,11 @@ class _Descent:
                 f"the method works on the gradients of the whole model at once, and task {task.name!r} has "
                 "several optimisers. Use fedavg, fedprox or feddyn."
             )
-        self._optimisers = {}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
         for name, found in self._params.items():
             mine = task.optimiser_section(name, section)
             rate = lr if mine.lr == section.lr else lr * mine.lr / section.lr
-            self._optimisers[name] = make_optimiser(found, mine, rate, fused=device.type == "cuda")
+            self.optimisers[name] = make_optimiser(found, mine, rate, fused=device.type == "cuda")
         self._waiting = dict.fromkeys(self._params, 0)  # batches whose gradients are computed but not used yet
 
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
@@ -155,13 +163,13 @@ class _Descent:
 
     def descend(self, loss: Tensor, part: str = "") -> None:
         """See Stepper."""
-        if part not in self._optimisers:
+        if part not in self.optimisers:
             return  # the whole part is frozen
         if len(self._params) > 1:
             self._descend_alone(loss, part)
             return
         if not self._waiting[part]:
-            self._optimisers[part].zero_grad(set_to_none=True)
+            self.optimisers[part].zero_grad(set_to_none=True)
         loss.backward()
         self._waiting[part] += 1
         if self._waiting[part] >= self._section.accumulate:
@@ -188,7 +196,7 @@ class _Descent:
             one.on_gradients()
         if self._section.clip_norm:
             nn.utils.clip_grad_norm_(params, self._section.clip_norm)
-        self._optimisers[part].step()
+        self.optimisers[part].step()
         self._waiting[part] = 0
 
     def finish(self) -> None:

@@ -523,6 +523,14 @@ class Task(ABC):
         del part
         return section
 
+    def kept_optimisers(self) -> frozenset[str]:
+        """Names of the optimiser parts whose state (momentum, moments) a client keeps from round to round.
+
+        It stays on the client, as LOCAL keys do. By default none: every round starts with new optimisers, since
+        the mean of the models is where nobody's momentum points. Meant for parts that are LOCAL.
+        """
+        return frozenset()
+
     def same_for_each_batch(self, guide: Guide) -> bool:
         """Whether `loss` runs the same operations for every batch of one shape, so that a GPU may replay them
         (`client/training/cuda_graphs.py`).

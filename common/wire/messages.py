@@ -51,10 +51,17 @@ class Instruction:
     wants_sums: bool = False  # send class sums of the trained model with the update
     versions: tuple[str, ...] = ()  # of package, task and method at the server; see common/versions.py
     temperature: float = 1.0  # of the read-out, once it is known
+    accepted: int | None = None  # last round that counts this client's reply, 0: none; None: not known
 
     @classmethod
     def under(
-        cls, run: RunConfig, server_round: int, *, wants_sums: bool = False, temperature: float = 1.0
+        cls,
+        run: RunConfig,
+        server_round: int,
+        *,
+        wants_sums: bool = False,
+        temperature: float = 1.0,
+        accepted: int | None = None,
     ) -> Instruction:
         """An instruction for this run, with the versions that are installed here."""
         return cls(
@@ -63,6 +70,7 @@ class Instruction:
             wants_sums=wants_sums,
             versions=versions.of_run(run),
             temperature=temperature,
+            accepted=accepted,
         )
 
     def to_record(self) -> ConfigRecord:
@@ -72,6 +80,8 @@ class Instruction:
             record["versions"] = list(self.versions)
         if self.temperature != 1:
             record["temperature"] = self.temperature
+        if self.accepted is not None:
+            record["accepted"] = self.accepted
         return record
 
     @classmethod
@@ -83,12 +93,16 @@ class Instruction:
         told, temperature = record.get("versions", ()), record.get("temperature", 1.0)
         if not isinstance(temperature, float) or not 0 < temperature < math.inf:
             raise ProtocolError(f"the instruction's temperature is {temperature!r:.40}, expected a number above 0")
+        accepted = record.get("accepted")
+        if accepted is not None and (not isinstance(accepted, int) or accepted < 0):
+            raise ProtocolError(f"the instruction's last accepted round is {accepted!r:.40}, expected 0 or more")
         return cls(
             run_json=str(record["run"]),
             server_round=int(record["round"]),  # type: ignore[arg-type]
             wants_sums=bool(record["sums"]),
             versions=tuple(map(str, told)) if isinstance(told, list) else (),
             temperature=temperature,
+            accepted=accepted,
         )
 
 

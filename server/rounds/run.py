@@ -309,6 +309,7 @@ class FederatedRun:
             parts=around.parts(),
             bytes_up=bytes_up,
             bytes_down=bytes_down,
+            accepted=self.state.accepted,
             classes=self.registry.to_json() if self.run.sessions else None,
             picked=self.run.probe.picked if self.run.probe else None,
             opened=self.opened if self.task.stage(self.state.completed).number < self.opened else 0,
@@ -336,6 +337,7 @@ class FederatedRun:
             methods=self.state.methods,
             extra=checkpoint.under("extra."),
             kept=checkpoint.under("method."),
+            accepted=None if checkpoint.accepted is None else dict(checkpoint.accepted),
             completed=checkpoint.round,
         )
 

@@ -45,6 +45,7 @@ class Manifest(BaseModel):
     classes: dict[str, Any] | None = None  # the class registry so far, in a run with sessions
     opened: int = 0  # the session opened since the round; 0: none
     picked: ProbePick | None = None  # the candidate of the probe that the run trains
+    accepted: dict[int, int] | None = None  # by node, the last round that counts its reply
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -63,6 +64,7 @@ class Checkpoint:
     classes: dict[str, Any] | None = None
     opened: int = 0
     picked: ProbePick | None = None
+    accepted: Mapping[int, int] | None = None
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -96,6 +98,7 @@ class Checkpoints:
             classes=checkpoint.classes,
             opened=checkpoint.opened,
             picked=checkpoint.picked,
+            accepted=None if checkpoint.accepted is None else dict(checkpoint.accepted),
             bytes_up=checkpoint.bytes_up,
             bytes_down=checkpoint.bytes_down,
         )
@@ -176,6 +179,7 @@ def _read(path: Path) -> Checkpoint:
         classes=manifest.classes,
         opened=manifest.opened,
         picked=manifest.picked,
+        accepted=manifest.accepted,
         bytes_up=manifest.bytes_up,
         bytes_down=manifest.bytes_down,
     )
