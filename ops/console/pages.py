@@ -1,0 +1,140 @@
+"""Fills the templates: Jinja with autoescape, and the filters that turn numbers into text.
+
+Called by `routes.py`. Everything that a template prints is escaped, whoever said it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+from urllib.parse import urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from fednc.common.tasks.metric_info import PERCENT, MetricInfo
+from fednc.ops.console import charts
+from fednc.ops.console.run_view import RUN_LOOKS
+from fednc.ops.run_folders.folder import RunFolder
+
+_NOTHING = "–"
+
+
+@cache
+def environment() -> Environment:
+    """The templates of this folder."""
+    made = Environment(
+        loader=PackageLoader("fednc.ops.console", "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters |= {
+        "bytes": bytes_text,
+        "duration": duration,
+        "ago": ago,
+        "clock": clock,
+        "count": count,
+        "short": short,
+        "percent": lambda value: shown(value, "{:.0%}"),
+        "number": lambda value: shown(value, "{:.3g}"),
+        "cosine_row": lambda place: (place.name, place.own, place.other, place.nearest),
+        "decimals": lambda value: shown(value, "{:.3f}"),
+    }
+    made.globals |= {
+        "compared_lines": compared_lines,
+        "line_css": line_css,
+        "run_looks": RUN_LOOKS,
+        "charts": charts,
+        "isfinite": math.isfinite,
+        "query": lambda **values: urlencode({key: value for key, value in values.items() if value not in ("", None)}),
+        "metric": metric_text,
+        "most": lambda info: 1.0 if info.unit == PERCENT else math.inf,
+        "show_metric": lambda info: lambda value: metric_text(value, info),
+        "show_number": lambda value: shown(value, "{:.3g}"),
+        "show_seconds": duration,
+    }
+    return made
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """A template as HTML."""
+    return environment().get_template(template).render(values)
+
+
+def compared_lines(runs: Mapping[str, RunFolder]) -> list[charts.Line]:
+    """The curve of each run, by its label."""
+    return [charts.Line(name, run.history.curve, line_css(i)) for i, (name, run) in enumerate(runs.items())]
+
+
+def line_css(place: int) -> str:
+    """Class of the line at this place of a list."""
+    return f"s{place % 6}"
+
+
+def shown(value: float | None, form: str) -> str:
+    """A number, or a dash."""
+    return form.format(value) if value is not None and math.isfinite(value) else _NOTHING
+
+
+def metric_text(value: float | None, info: MetricInfo) -> str:
+    """A metric's value in its unit, or a dash."""
+    return info.show(value) if value is not None and math.isfinite(value) else _NOTHING
+
+
+def bytes_text(value: float | None) -> str:
+    """`1.2 MB`."""
+    if value is None or not math.isfinite(value):
+        return _NOTHING
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 999.5 or unit == "TB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float | None) -> str:
+    """`0.3 s`, `12 s`, `4 min 10 s`, `2 h 5 min`."""
+    if seconds is None or not math.isfinite(seconds):
+        return _NOTHING
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def ago(at: float | None) -> str:
+    """How long ago a time of the wall clock was."""
+    if at is None or not math.isfinite(at):
+        return _NOTHING
+    passed = max(0.0, time.time() - at)
+    return "now" if passed < 2 else f"{duration(passed)} ago"
+
+
+def clock(at: float | None) -> str:
+    """`14:03:22`, with the day if it is not today. In the console's time zone."""
+    if at is None or not math.isfinite(at):
+        return _NOTHING
+    when = datetime.fromtimestamp(at, UTC).astimezone()
+    return when.strftime("%H:%M:%S" if when.date() == datetime.now().astimezone().date() else "%d %b %H:%M")
+
+
+def count(value: float | None) -> str:
+    """`1,291`."""
+    return shown(value, "{:,.0f}")
+
+
+def short(text: object, most: int = 40) -> str:
+    """The beginning of a long text."""
+    full = str(text)
+    return full if len(full) <= most else f"{full[: most - 1]}…"
