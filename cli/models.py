@@ -213,11 +213,11 @@ def lineage(version: AnyVersion, store: StorePlace = "", json: Json = "") -> Non
     if code:
         show_table("code", ["distribution", "version", "sha256", "provides"], code)
     approvals = [
-        [str(one.get(key, "")) for key in ("who", "verdict", "at", "signed", "valid")]
+        [str(one.get(key, "")) for key in ("who", "verdict", "at", "signed", "reason", "problem")]
         for one in found["approvals"]
     ]
     if approvals:
-        show_table("approvals", ["who", "verdict", "at", "signed", "of this digest"], approvals)
+        show_table("approvals", ["who", "verdict", "at", "signed", "reason", "does not count because"], approvals)
     else:
         say("no approvals")
     moves = [

@@ -113,6 +113,11 @@ TOKEN_LIST = TypeAdapter(list[TokenEntry])
 REVOKED_LIST = TypeAdapter(list[RevokedEntry])
 
 
+def read_revoked(data: bytes) -> frozenset[str]:
+    """The serials in a file of revocations. Raises ValueError."""
+    return frozenset(entry.serial for entry in REVOKED_LIST.validate_json(data))
+
+
 def new_token(holder: Holder) -> str:
     """A new token: ROLE.NAME.SECRET, where SECRET has 256 random bits."""
     return f"{holder.role}.{holder.name}.{secrets.token_urlsafe(32)}"

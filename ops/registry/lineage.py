@@ -9,7 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fednc.common.errors import RefusedError
+from fednc.common.security.signatures import Trust
 from fednc.common.tasks.data_manifest import DataManifest
+from fednc.ops.approvals.box import Verdict
 from fednc.ops.registry.bundle import CLIENTS, FACTS, read_json
 from fednc.ops.registry.data_versions import differences
 from fednc.ops.registry.registry import APPROVAL, ModelRegistry
@@ -43,18 +46,43 @@ def lineage_of(registry: ModelRegistry, reference: str) -> dict[str, Any]:
     }
 
 
-def approvals_of(found: ModelVersion) -> list[dict[str, Any]]:
-    """All verdicts on a version, the oldest first. One about another digest is not about this version: `valid`."""
+def approvals_of(found: ModelVersion, trust: Trust | None = None) -> list[dict[str, Any]]:
+    """All verdicts on a version, the oldest first.
+
+    Args:
+        trust: whose signatures count; None: a signature only has to fit its own certificate.
+
+    Returns:
+        What was kept of each, and `valid`: it is about this version's digest, and its signature, if there is one,
+        counts; `problem` says why not.
+    """
     verdicts = []
     for key in sorted(key for key in found.tags if key.startswith(APPROVAL)):
         try:
-            verdict = json.loads(found.tags[key])
+            kept = json.loads(found.tags[key])
         except ValueError:
-            verdict = {}
-        if not isinstance(verdict, dict):
-            verdict = {}
-        verdicts.append({**verdict, "valid": verdict.get("digest") == found.digest})
+            kept = {}
+        kept = kept if isinstance(kept, dict) else {}
+        problem = _problem(kept, found.digest, trust)
+        verdicts.append({**kept, "valid": not problem, "problem": problem})
     return verdicts
+
+
+def _problem(kept: Mapping[str, Any], digest: str, trust: Trust | None) -> str:
+    """Why a verdict does not count for the version of this digest; empty if it does."""
+    if kept.get("digest") != digest:
+        return "it is about another digest"
+    if kept.get("signature") is None:
+        return ""
+    try:
+        verdict = Verdict.from_json(kept)
+        if trust is None:
+            verdict.check_alone()
+        else:
+            verdict.check(trust)
+    except (RefusedError, ValueError, TypeError) as e:
+        return str(e)
+    return ""
 
 
 def data_changes(registry: ModelRegistry, old: str, new: str) -> list[str]:

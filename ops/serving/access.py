@@ -29,7 +29,6 @@ from fednc.server.access.identity import (
     Caller,
     Refusal,
     WatchedFile,
-    read_revoked,
     read_tokens,
 )
 
@@ -111,7 +110,7 @@ def door_of(auth: str, certs: Path | None, addresses: list[Address], *, insecure
     if certs is None:
         raise ConfigError(f"--auth {mode} needs --certs: the folder of `fednc certs server`")
     _check_pair(certs)
-    revoked = _watched(certs / credentials.REVOKED, read_revoked)
+    revoked = _watched(certs / credentials.REVOKED, credentials.read_revoked)
     if mode == "token":
         return Door(mode, ByToken(_watched(certs / credentials.TOKENS, read_tokens), revoked), certs)
     try:

@@ -123,11 +123,6 @@ class WatchedFile(Generic[T]):
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def read_revoked(data: bytes) -> frozenset[str]:
-    """The revoked serials."""
-    return frozenset(entry.serial for entry in credentials.REVOKED_LIST.validate_json(data))
-
-
 Tokens = dict[credentials.Holder, list[credentials.TokenEntry]]
 
 

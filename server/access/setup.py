@@ -26,7 +26,6 @@ from fednc.server.access.identity import (
     ByCertificate,
     ByToken,
     WatchedFile,
-    read_revoked,
     read_tokens,
 )
 from fednc.server.storage.event_log import EventLog
@@ -62,7 +61,7 @@ def security_of(section: ServerSection, address: str, events: EventLog) -> Secur
     def trouble(text: str) -> None:
         events.emit(CredentialsProblem(text=text))
 
-    revoked = _watched(section, "revoked", credentials.REVOKED, read_revoked, trouble)
+    revoked = _watched(section, "revoked", credentials.REVOKED, credentials.read_revoked, trouble)
     pair = _server_pair(section, events)
     if mode == "token":
         tokens = _watched(section, "tokens", credentials.TOKENS, read_tokens, trouble)

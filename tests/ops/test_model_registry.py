@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,12 @@ pytest.importorskip("mlflow", reason="pip install 'fednc[ops]'")
 import fednc
 from fednc.cli.models import app
 from fednc.common.errors import ConfigError, DataError
+from fednc.common.security.authority import Authority
+from fednc.common.security.credentials import Holder, Role
+from fednc.common.security.signatures import Signer, Trust
+from fednc.ops.approvals.box import ApprovalBox, Request
 from fednc.ops.registry.bundle import CLIENTS, DIGESTS, FACTS, read_json
-from fednc.ops.registry.lineage import data_changes, lineage_of
+from fednc.ops.registry.lineage import approvals_of, data_changes, lineage_of
 from fednc.ops.registry.registration import changes_by, register
 from fednc.ops.registry.registry import ModelRegistry, TamperedError
 from fednc.ops.registry.store import FILES, load_mlflow
@@ -226,6 +231,27 @@ def test_lineage_names_run_clients_and_verdicts(store: Path) -> None:
     assert [(one["who"], one["valid"]) for one in found["approvals"]] == [("mara", True)]
     assert found["moves"]["champion"][0]["after"] == 1
     json.dumps(found, allow_nan=False)
+
+
+def test_a_signed_verdict_is_part_of_the_lineage(store: Path, tmp_path: Path) -> None:
+    """From the gate to the version: what was signed can be checked there, and a change to it is told."""
+    made = Authority.create(tmp_path / "ca", "test")
+    made.issue_certificate(Holder(Role.OPERATOR, "mara"), timedelta(days=1))
+    trust = Trust.from_folder(tmp_path / "ca")
+    registry = ModelRegistry(str(store))
+    digest = registry.resolve("toy@champion").digest
+    box = ApprovalBox(tmp_path / "approvals", trust)
+    box.request(Request(digest, "toy: release", {}, signed=True))
+    signer = Signer.from_folder(made.holder_folder(Holder(Role.OPERATOR, "mara")))
+    given = box.decide(digest, "approved", "mara", "fine", signer)
+    registry.add_approval("toy@champion", given.to_json())
+    registry.add_approval("toy@champion", {**given.to_json(), "reason": "another"})
+    kept = approvals_of(registry.resolve("toy@champion"), trust)
+    assert [(one["signed"], one["valid"]) for one in kept] == [("operator 'mara'", True), ("operator 'mara'", False)]
+    assert kept[1]["problem"] == "the signature does not belong to this statement"
+    assert [one["valid"] for one in lineage_of(registry, "toy/1")["approvals"]] == [True, False]
+    made.revoke("mara")
+    assert "revoked" in approvals_of(registry.resolve("toy@champion"), trust)[0]["problem"]
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
