@@ -13,6 +13,7 @@ from fednc.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from fednc.in_process import Result, Running
+    from fednc.server.storage.events import Event
     from fednc.server.storage.history import RoundRecord
 
 
@@ -21,6 +22,9 @@ class Callback:
 
     def on_start(self, run: Running) -> None:
         """Called before round 1."""
+
+    def on_event(self, run: Running, event: Event) -> None:
+        """Called with everything that the run records in its `events.jsonl`."""
 
     def on_round(self, run: Running, record: RoundRecord) -> None:
         """Called after each round; `run.stop(reason)` makes it the last."""

@@ -28,7 +28,7 @@ from fednc.server.operations.trackers import tracked
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.result_files import summary_of, write_files, write_round_examples
-from fednc.server.rounds.run import FederatedRun, RunResult
+from fednc.server.rounds.run import FederatedRun, RunResult, checkpoints_of, new_or_continued
 from fednc.server.storage.client_metrics import ClientMetrics
 from fednc.server.storage.data_manifests import ManifestFile
 from fednc.server.storage.event_log import EventLog
@@ -37,6 +37,7 @@ from fednc.server.storage.folder_lock import claimed
 from fednc.server.storage.history import History, RoundRecord
 
 FINISHED, INTERRUPTED = "finished", "interrupted"
+CLIENTS = "clients"  # folder of what clients remember, in the folder of a run that can be resumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,7 @@ def run(
     device: str = "auto",
     val_share: float = 0.1,
     progress: bool = True,
+    resume: bool = False,
 ) -> Result:
     """Run all rounds of a run file in this process.
 
@@ -131,6 +133,8 @@ def run(
         device: device that clients train on: `auto`, `cpu`, `cuda`, ...
         val_share: share of its data that each client holds out for evaluation.
         progress: show a line per round.
+        resume: keep checkpoints in `folder` (`server.keep_checkpoints`), and continue from the newest one there. The
+            result has the same bits as that of an uninterrupted run.
 
     Raises:
         ConfigError: a key, a name or a metric that cannot be used.
@@ -141,9 +145,18 @@ def run(
     config = _config(run_file)
     _check(config, clients)
     place = Path(folder) if folder is not None else None
+    if resume and place is None:
+        raise ConfigError("resume: name the folder whose checkpoints the run continues from")
     here = pick_device(device)
     configs = [
-        ClientConfig(name=name, data=spec, device=str(here), val_share=val_share, manifest=place is not None)
+        ClientConfig(
+            name=name,
+            data=spec,
+            device=str(here),
+            val_share=val_share,
+            manifest=place is not None,
+            state=str(place / CLIENTS / name) if place and resume else "",
+        )
         for name, spec in clients.items()
     ]
     watching = [*([Progress()] if progress else []), *callbacks]
@@ -154,7 +167,7 @@ def run(
         events = EventLog(place / "events.jsonl" if place else None)
         stack.callback(events.close)
         stack.enter_context(tracked(config, place.name if place else config.name, place, events))
-        return _run(config, configs, watching, events, place)
+        return _run(config, configs, watching, events, place, resume=resume)
 
 
 def _run(
@@ -163,18 +176,27 @@ def _run(
     callbacks: Sequence[Callback],
     events: EventLog,
     folder: Path | None,
+    *,
+    resume: bool,
 ) -> Result:
     started = time.monotonic()
-    with LocalGrid(config, clients) as grid:
+    with LocalGrid(config, clients, run_id=folder.name if folder and resume else "") as grid:
         manifests = ManifestFile()
         if folder:
             manifests.keep_in(folder)
             for name, manifest in grid.manifests.items():
                 manifests.note(name, manifest)
-        prepared, control = FederatedRun(config, events), RunControl()
+        checkpoints, best = checkpoints_of(config, folder) if folder and resume else (None, None)
+        if checkpoints:
+            prepared, kept = new_or_continued(config, events, checkpoints, best)
+        else:
+            prepared, kept = FederatedRun(config, events), None
+        control = RunControl()
         running = Running(prepared, control, [client.name for client in clients])
 
         def on_event(event: Event) -> None:
+            for callback in callbacks:
+                callback.on_event(running, event)
             if isinstance(event, RoundCompleted):
                 for callback in callbacks:
                     callback.on_round(running, event.record)
@@ -187,8 +209,10 @@ def _run(
             control=control,
             keep_examples=partial(write_round_examples, folder) if folder else None,
             client_metrics=ClientMetrics(folder),
+            checkpoints=checkpoints,
+            best=best,
         )
-        around.client_metrics.go_back_to(0)
+        around.client_metrics.go_back_to(kept.round if kept else 0)
         try:
             done = prepared.execute(grid, around)
         except KeyboardInterrupt:

@@ -40,6 +40,7 @@ COMMANDS = {
     "approve": ("fednc.cli.approve:approve", "Let a gate pass: approve the digest that you saw."),
     "reject": ("fednc.cli.approve:reject", "Keep a gate shut: reject the digest that you saw."),
     "models": ("fednc.cli.models:app", "Versions of models: register, list, aliases, checks, lineage."),
+    "pipeline": ("fednc.cli.pipeline:app", "From the check of a run to the served model, step by step."),
     "predict": ("fednc.cli.predict:command", "Predict with the model of a finished run."),
     "serve": ("fednc.cli.serve:command", "Serve models over REST and gRPC."),
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),

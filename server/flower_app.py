@@ -32,10 +32,10 @@ def main(grid: Grid, context: Context) -> None:
             "[[sessions]] with start = 'operator' needs fednc's own server: on stock Flower no operator can start "
             "them. Set start = 'at-once'"
         )
-    events = EventLog()
+    folder = run_folder(run, str(context.run_config.get("folder", "")))
+    events = EventLog(folder / "events.jsonl")
     events.listen(lambda event: logging.getLogger("flwr").info(event.text))
     result = FederatedRun(run, events).execute(grid)
-    folder = run_folder(run)
     write_files(folder, result, summary_of(folder.name, result))
     events.emit(RunDone(text=f"files in {folder.resolve()}", folder=str(folder)))
 

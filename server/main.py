@@ -30,14 +30,12 @@ from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.result_files import summary_of, write_files, write_round_examples
-from fednc.server.rounds.run import FederatedRun, RunResult
-from fednc.server.storage.changed_run_file import as_text
-from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
+from fednc.server.rounds.run import FederatedRun, RunResult, checkpoints_of, new_or_continued
+from fednc.server.storage.checkpoint import Checkpoints
 from fednc.server.storage.client_metrics import ClientMetrics
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.events import DiskProblem, LastGoodKept, RunDone, RunFileChanged
+from fednc.server.storage.events import DiskProblem, LastGoodKept, RunDone
 
-BEST = "best"  # folder of the best round's checkpoint, in the run's folder
 _REFUSED_SHOWN = 5  # clients that were refused, in the message when too few came
 
 
@@ -66,10 +64,8 @@ async def run_server(
     started, control = time.monotonic(), control or RunControl()
     address = run.server.listen
     security = security_of(run.server, address, events)
-    checkpoints = Checkpoints(folder, run.server.keep_checkpoints)
-    keeps_best = run.rounds.keep == "best" and run.server.keep_checkpoints > 0
-    best = Checkpoints(folder / BEST, keep=1) if keeps_best else None
-    prepared, kept = await asyncio.to_thread(_prepare, run, events, checkpoints, best)
+    checkpoints, best = checkpoints_of(run, folder)
+    prepared, kept = await asyncio.to_thread(new_or_continued, run, events, checkpoints, best)
     client_metrics = ClientMetrics(folder)
     client_metrics.go_back_to(kept.round if kept else 0)
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
@@ -128,21 +124,6 @@ def _keep_last_good(
         return
     text = f"the model of round {result.state.completed}, history and summary are in {folder}"
     events.emit(LastGoodKept(text=text, round=result.state.completed, folder=str(folder)))
-
-
-def _prepare(
-    run: RunConfig, events: EventLog, checkpoints: Checkpoints, best: Checkpoints | None
-) -> tuple[FederatedRun, Checkpoint | None]:
-    """A new run, or the run restored from its newest checkpoint."""
-    kept = checkpoints.latest(run.digest, run.decisive())
-    if kept and kept.changed:
-        text = f"the run file has changed since round {kept.round}: {as_text(kept.changed)}"
-        events.emit(RunFileChanged(text=text, round=kept.round, changed=kept.changed))
-    prepared = FederatedRun(run, events, resumes=kept is not None)
-    if kept:
-        prepared.restore(kept)
-        prepared.restore_best(best)
-    return prepared, kept
 
 
 def _expect_replies(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:

@@ -6,6 +6,7 @@ Flower, where each message may have its own process, the run is loaded again eac
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -162,11 +163,30 @@ def _name(context: Context) -> str:
     if secret := str(settings.get("secret", "")):
         return f"{secret}/{settings.get('name', '')}"
     part = settings.get("partition-id")
-    return str(settings.get("name", context.node_id if part is None else f"part-{part}"))
+    listed = _listed(context)[0]
+    return str(settings.get("name", listed or (context.node_id if part is None else f"part-{part}")))
+
+
+def _listed(context: Context) -> tuple[str, str]:
+    """(name, data spec) of this node in the run configuration's `clients`, by its partition; ("", "") if it lists none.
+
+    For simulated nodes, which have no configuration of their own. Raises ConfigError.
+    """
+    text, part = str(context.run_config.get("clients", "")), context.node_config.get("partition-id")
+    if not text or part is None:
+        return "", ""
+    try:
+        name, spec = list(json.loads(text).items())[int(part)]
+    except (ValueError, AttributeError, IndexError) as e:
+        raise ConfigError(
+            f"the run configuration's key 'clients' does not name client {part} and its data: {text!r:.80}"
+        ) from e
+    return str(name), str(spec)
 
 
 def _data_spec(context: Context) -> str:
-    spec = str(context.node_config.get("data", context.run_config.get("data", "")))
+    listed = _listed(context)[1]
+    spec = str(context.node_config.get("data", listed or context.run_config.get("data", "")))
     if not spec:
         raise DataError(
             "this client has no data: start it with --data, e.g. --data digits or --data npz:PATH; on stock "

@@ -48,14 +48,19 @@ class Registered:
     outdated: tuple[str, ...] = ()
 
 
-def register(registry: ModelRegistry, run_folder: Path, name: str = "", alias: str = "") -> Registered:
+def register(
+    registry: ModelRegistry, run_folder: Path, name: str = "", alias: str = "", *, digest: str = ""
+) -> Registered:
     """Register the run in `run_folder` as a version of the model `name`, by default the run file's name.
 
     Registering the same run again changes nothing, except that it sets the alias.
 
+    Args:
+        digest: that the version must have, since it was approved; empty: any. See `digest_before`.
+
     Raises:
         DataError: the run is not finished, or its model cannot be loaded.
-        ConfigError: the name or the alias cannot be used.
+        ConfigError: the name or the alias cannot be used, or the version would have another digest.
     """
     run = RunFiles.read(run_folder)
     name = check_name(name or run.model.run.name)
@@ -68,8 +73,9 @@ def register(registry: ModelRegistry, run_folder: Path, name: str = "", alias: s
         is_new, stale = found is None, list[str]()
         if found is None:
             before = {str(row) for row in registry.rows(name) if row.stale}
-            found = _add(registry, run, name)
+            found = _add(registry, run, name, digest)
             stale = [str(row) for row in registry.rows(name) if row.stale and str(row) not in before]
+        _check_digest(str(found), found.digest, digest)
         if alias:
             registry.set_alias(name, alias, found.version)
     outdated = tuple(row for row in stale if row != str(found))
@@ -82,13 +88,40 @@ def _same_run(rows: list[VersionRow], run: RunFiles) -> VersionRow | None:
     return next((row for row in rows if all(row.tags.get(key) == value for key, value in known.items())), None)
 
 
-def _add(registry: ModelRegistry, run: RunFiles, name: str) -> VersionRow:
+def digest_before(registry: ModelRegistry, run_folder: Path, name: str = "") -> str:
+    """The digest that registering this run would give its version, so that a person can approve it before.
+
+    It changes if the run's folder does, or if another run makes a new version of the data.
+
+    Raises:
+        DataError: the run is not finished, or its model cannot be loaded.
+    """
+    run = RunFiles.read(run_folder)
+    name = check_name(name or run.model.run.name)
+    rows = registry.rows(name)
+    if found := _same_run(rows, run):
+        return found.digest
+    with tempfile.TemporaryDirectory() as temporary:
+        return write_bundle(run, name, number_for(run.forms, map(_known, rows)), Path(temporary))[1]
+
+
+def _check_digest(what: str, digest: str, wanted: str) -> None:
+    """Raises ConfigError if a version is not the one that was approved."""
+    if wanted and digest != wanted:
+        raise ConfigError(
+            f"{what}: has digest {digest[:16]}, but {wanted[:16]} was approved: the run's folder or the version of "
+            "the data has changed since. Look at it again"
+        )
+
+
+def _add(registry: ModelRegistry, run: RunFiles, name: str, wanted: str) -> VersionRow:
     client = registry.store.client
     number = number_for(run.forms, (_known(row) for row in registry.rows(name)))
     with tempfile.TemporaryDirectory() as temporary, answering(registry.store):
         folder = Path(temporary) / PATH
         folder.mkdir()
         facts, digest = write_bundle(run, name, number, folder)
+        _check_digest(f"{run.folder} as a version of {name}", digest, wanted)
         tags = tags_of(facts, run.forms, digest)
         mlflow_run = client.create_run(registry.store.experiment, run_name=run.run_id, tags={STATE: UNFINISHED})
         run_id = mlflow_run.info.run_id

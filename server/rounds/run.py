@@ -42,7 +42,7 @@ from fednc.server.rounds.method_steps import MethodSteps
 from fednc.server.rounds.strategy import FrameStrategy
 from fednc.server.rounds.test_evaluation import CentralEvaluation
 from fednc.server.rounds.waiting import ClientsWait, save_patiently
-from fednc.server.storage.changed_run_file import Changes
+from fednc.server.storage.changed_run_file import Changes, as_text
 from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import (
@@ -53,6 +53,7 @@ from fednc.server.storage.events import (
     JudgedByTestData,
     LastRoundEvaluated,
     RoundCompleted,
+    RunFileChanged,
     RunResumed,
     RunStopped,
     StoppedEarly,
@@ -60,6 +61,7 @@ from fednc.server.storage.events import (
 )
 from fednc.server.storage.history import History, RoundRecord
 
+BEST = "best"  # folder of the best round's checkpoint, in the run's folder
 _TRIES = 3  # for a round that stays below quorum
 CPU = torch.device("cpu")
 log = logging.getLogger("fednc.server")
@@ -318,6 +320,27 @@ class FederatedRun:
             if not self.run.sessions[number - 1].classes:
                 self.adopt(with_names(self.run, number, names))
         self.task.registry.check_continues(registry)
+
+
+def checkpoints_of(run: RunConfig, folder: Path) -> tuple[Checkpoints, Checkpoints | None]:
+    """(checkpoints of the run in `folder`, that of its best round; None if the run does not ask for it)."""
+    keeps_best = run.rounds.keep == "best" and run.server.keep_checkpoints > 0
+    return Checkpoints(folder, run.server.keep_checkpoints), Checkpoints(folder / BEST, 1) if keeps_best else None
+
+
+def new_or_continued(
+    run: RunConfig, events: EventLog, checkpoints: Checkpoints, best: Checkpoints | None = None
+) -> tuple[FederatedRun, Checkpoint | None]:
+    """A new run, or the run restored from its newest checkpoint. Raises ConfigError, DataError."""
+    kept = checkpoints.latest(run.digest, run.decisive())
+    if kept and kept.changed:
+        text = f"the run file has changed since round {kept.round}: {as_text(kept.changed)}"
+        events.emit(RunFileChanged(text=text, round=kept.round, changed=kept.changed))
+    prepared = FederatedRun(run, events, resumes=kept is not None)
+    if kept:
+        prepared.restore(kept)
+        prepared.restore_best(best)
+    return prepared, kept
 
 
 class RoundLoop:

@@ -114,14 +114,19 @@ class Checkpoints:
             ConfigError: the checkpoint belongs to another run file.
             DataError: there are checkpoints, but none is intact.
         """
+        found = self.newest()
+        if found is None or found.config_sha256 == config_sha256:
+            return found
+        return self._continued(found, config_sha256, config)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest intact checkpoint, whatever its run file. Raises DataError as `latest` does."""
         manifests = self._manifests()
         for path in manifests:
             try:
-                found = _read(path)
+                return _read(path)
             except (DataError, OSError) as e:
                 log.warning("checkpoint %s is not intact (%s); trying the one before", path.name, e)
-                continue
-            return found if found.config_sha256 == config_sha256 else self._continued(found, config_sha256, config)
         if manifests:
             raise DataError(f"none of the {len(manifests)} checkpoints in {self._folder} is intact")
         return None

@@ -159,6 +159,42 @@ def test_ctrl_c_during_round_1_raises_keyboard_interrupt(monkeypatch: pytest.Mon
         run()
 
 
+class Broken(fednc.Callback):
+    """Ends the run with an error after a round."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_round(self, run: fednc.Running, record: RoundRecord) -> None:
+        if record.round == self.after:
+            raise ArithmeticError
+
+
+@pytest.mark.parametrize("method", ["fednc", "scaffold"])  # scaffold: what clients remember must survive too
+def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not_interrupted(method: str, tmp_path: Path) -> None:
+    values = config(rounds={"total": 3}, method={"name": method})
+    options: dict[str, Any] = {"device": "cpu", "val_share": 0.2, "progress": False, "resume": True}
+    whole = fednc.run(values, DATA, folder=tmp_path / "whole", **options)
+    with pytest.raises(ArithmeticError):
+        fednc.run(values, DATA, [Broken(after=2)], tmp_path / "cut", **options)
+    rounds: list[int] = []
+
+    class Count(fednc.Callback):
+        def on_round(self, run: fednc.Running, record: RoundRecord) -> None:
+            rounds.append(record.round)
+
+    resumed = fednc.run(values, DATA, [Count()], tmp_path / "cut", **options)
+    assert rounds == [3]
+    assert [record.test for record in resumed.history.rounds] == [record.test for record in whole.history.rounds]
+    state = resumed.model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in whole.model.state_dict().items())
+
+
+def test_resuming_needs_a_folder() -> None:
+    with pytest.raises(ConfigError, match="name the folder"):
+        fednc.run(config(), DATA, resume=True)
+
+
 def test_an_exception_of_a_callback_ends_the_run() -> None:
     def broken(_: fednc.Running) -> None:
         raise ZeroDivisionError

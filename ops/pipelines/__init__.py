@@ -1,0 +1,1 @@
+"""Pipelines: a run from its check to the served model, step by step, resumed after a kill."""

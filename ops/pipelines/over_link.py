@@ -1,0 +1,102 @@
+"""Carries a federated run over our link: a server in this process, and a process for each client of this machine.
+
+If clients come by themselves, only the server is started; its address and certificates are those of the run file.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fednc.common.address import parse_address
+from fednc.common.config.run import RunConfig
+from fednc.common.errors import ConfigError
+from fednc.common.process.interrupt import run_until_interrupted
+from fednc.ops.pipelines.base_rounds import CLIENTS
+from fednc.ops.pipelines.child_process import die_with_parent
+from fednc.ops.pipelines.work import Order
+from fednc.server.main import run_server
+from fednc.server.operations.trackers import tracked
+from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.folder_lock import claimed
+
+_END_S = 10.0
+
+
+def over_link(order: Order) -> None:
+    """Serve the run to its end. Raises FedncError; KeyboardInterrupt."""
+    run = _run_of(order)
+    with claimed(order.folder), _Clients(order).ended() as clients:
+        events = EventLog(order.folder / "events.jsonl", run.server.events_mib, run.server.events_kept)
+        events.listen(order.heard)
+        with tracked(run, order.folder.name, order.folder, events):
+            serving = run_server(
+                run, order.folder, events, on_listening=lambda _federation, port: clients.start(run, port)
+            )
+            run_until_interrupted(serving, stop_s=run.server.stop_s)
+        events.close()
+
+
+def _run_of(order: Order) -> RunConfig:
+    """The run file; for clients of this machine with a port that is free."""
+    if not order.file.link.start_clients:
+        return order.run
+    host = parse_address(order.run.server.listen, "server.listen", may_choose_port=True)[0]
+    server = order.run.server.model_copy(update={"listen": f"[{host}]:0" if ":" in host else f"{host}:0"})
+    return order.run.model_copy(update={"server": server})
+
+
+class _Clients:
+    """A process for each client that this machine runs."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, run: RunConfig, port: int) -> None:
+        """Start them all; the server listens on `port`."""
+        if not self._order.file.link.start_clients:
+            return
+        host = run.server.listen.rpartition(":")[0]
+        with (self._order.folder / "clients.log").open("ab") as log:
+            for index, (name, spec) in enumerate(self._order.clients.items()):
+                words = self._command(run, name, spec, index, f"{host}:{port}")
+                environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+                self._processes.append(
+                    subprocess.Popen(die_with_parent(words), stdout=log, stderr=log, env=environment)
+                )
+
+    def _command(self, run: RunConfig, name: str, spec: str, index: int, server: str) -> list[str]:
+        words = [sys.executable, "-m", "fednc.cli.start", "client", "--server", server, "--once"]
+        words += ["--name", name, "--data", spec, "--device", self._order.file.device]
+        words += ["--state", str(self._order.folder / CLIENTS / name)]
+        if run.split:
+            words += ["--partition", f"{index}/{run.split.parts}"]
+        if certs := self._order.file.link.client_certs:
+            words += ["--certs", str(_certs_of(Path(certs), name))]
+        return words
+
+    @contextmanager
+    def ended(self) -> Iterator[_Clients]:
+        """End them after the block."""
+        try:
+            yield self
+        finally:
+            for process in self._processes:
+                process.terminate()
+            for process in self._processes:
+                try:
+                    process.wait(timeout=_END_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _certs_of(folder: Path, name: str) -> Path:
+    if not (folder / name).is_dir():
+        raise ConfigError(f"link.client_certs: {folder / name} does not exist; `fednc certs node` makes it")
+    return folder / name

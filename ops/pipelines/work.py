@@ -1,0 +1,84 @@
+"""What a step of a pipeline gets to work with, and what a carrier of a federated run looks like.
+
+Used by the steps, the runner and the carriers. Knows none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from fednc.common.config.run import RunConfig
+from fednc.common.errors import FedncError
+from fednc.ops.pipelines.journal import Journal, PipelineRun
+from fednc.ops.pipelines.pipeline_file import PipelineFile
+from fednc.ops.registry.registry import ModelRegistry
+from fednc.server.storage.events import Event
+
+
+class GateRejectedError(FedncError):
+    """A person, or a rule of the gate, has rejected the candidate."""
+
+
+class GateWaitsError(FedncError):
+    """The gate still waits for a person."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One federated run, for a carrier.
+
+    Attributes:
+        clients: data spec of each client, by name; with a split, client i has part i.
+        folder: of the run; what is in it already is continued.
+        heard: called with each event of the run.
+    """
+
+    file: PipelineFile
+    run: RunConfig
+    clients: Mapping[str, str]
+    folder: Path
+    heard: Callable[[Event], None]
+
+
+class Carrier(Protocol):
+    """Runs a federated run to its end, and leaves model, rounds and summary in its folder."""
+
+    def __call__(self, order: Order) -> None:
+        """Run it. Raises FedncError; KeyboardInterrupt: interrupted, and can be continued."""
+
+
+@dataclass
+class Work:
+    """One run of a pipeline at work.
+
+    Attributes:
+        inputs: sha256 of each client's data and of the test data, by name; empty where it cannot be read here.
+        tell: shows one line to the person who watches.
+        waits: whether the gate waits for a person; otherwise the pipeline ends there and is continued later.
+        results: what each step has found so far, by its name.
+    """
+
+    file: PipelineFile
+    run: RunConfig
+    journal: Journal
+    current: PipelineRun
+    carrier: Carrier
+    inputs: Mapping[str, str]
+    tell: Callable[[str], None] = lambda _text: None
+    waits: bool = True
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def registry(self) -> ModelRegistry:
+        """The registry of models; nothing is opened before it is used."""
+        return ModelRegistry(self.file.store)
+
+    @property
+    def federated(self) -> Path:
+        """The folder of the federated run, once it has ended."""
+        last = self.results.get("sessions") or self.results["train"]
+        return self.journal.place / str(last["folder"])
