@@ -14,6 +14,9 @@ Server = Annotated[str, typer.Option(metavar="HOST:PORT", help="Server of a runn
 Runs = Annotated[
     list[Path] | None, typer.Option("--runs", metavar="DIR", help="Folder with runs; repeatable. Default: `runs`.")
 ]
+Store = Annotated[str, typer.Option(metavar="URI", help="Model store to show: a folder, or an MLflow server.")]
+Approvals = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the gates' requests and verdicts.")]
+Pipelines = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the pipelines' states.")]
 Listen = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where browsers connect; port 0 takes a free one.")]
 Access = Annotated[
     Path | None,
@@ -32,6 +35,9 @@ Insecure = Annotated[
 def command(
     server: Server = "",
     runs: Runs = None,
+    store: Store = "",
+    approvals: Approvals = None,
+    pipelines: Pipelines = None,
     listen: Listen = "127.0.0.1:8460",
     access: Access = None,
     host: Hosts = None,
@@ -50,7 +56,7 @@ def command(
     On this machine it prints a link to log in with. Beyond it, give --access: operators then log in with their
     token or certificate and may act, viewers (`fednc certs token DIR NAME --viewer`) may look. --certs is the
     console's own operator credential for --server. `--json` writes address and key as soon as it listens.
-    docs/console.md shows how to use it.
+    Verdicts on gates are signed with the key in --access. docs/console.md shows how to use it.
     """
     from fednc.cli.output import say, write_json
     from fednc.cli.status import operator_link
@@ -67,7 +73,7 @@ def command(
         if not folder.is_dir():
             raise ConfigError(f"--runs {folder}: no such folder; give the folder that holds runs (server.runs)")
     settings = ConsoleSettings(
-        sights=Sights(server=link, runs=folders),
+        sights=Sights(link, folders, store, approvals, pipelines, access),
         listen=parse_address(listen, "--listen", may_choose_port=True),
         access=access,
         hosts=[parse_host(each, "--host") for each in host or []],

@@ -16,7 +16,7 @@ Points = Sequence[tuple[float, float]]
 MOST_POINTS = 240  # drawn per line; more are thinned out
 _WIDTH, _TALL, _LOW = 420, 168, 116  # of a chart, and of one among several
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 22
-_TICKS = 4
+_STEPS = 4  # at most, between the numbers of an axis
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def line_chart(
     xs = [x for line in kept for x, _ in line.points]
     ys = [y for line in kept for _, y in line.points] + [y for p in ranges for y in p[1:]]
     height = _LOW if low else _TALL
-    plot = _Plot(height, min(xs), max(*xs, last_round, min(xs) + 1), *_nice(min(ys), max(ys), from_zero, highest))
+    ticks = _ticks(min(ys), max(ys), from_zero, highest)
+    plot = _Plot(height, min(xs), max(*xs, last_round, min(xs) + 1), ticks)
     parts = [plot.grid(show)]
     if ranges:
         upper = [plot.at(x, high) for x, _, high in ranges]
@@ -155,7 +156,7 @@ def simplex(names: Sequence[str], spots: Sequence[tuple[float, float] | None], t
     def place(spot: tuple[float, float]) -> tuple[float, float]:
         return centre + radius * spot[0], centre - radius * spot[1]
 
-    every = max(1, math.ceil(len(names) / 30))  # labels
+    every = 1 if len(names) <= 24 else math.ceil(len(names) / 12)  # one label for as many corners
     for k, name in enumerate(names):
         angle = corner(k, len(names))
         x, y = place(angle)
@@ -165,6 +166,7 @@ def simplex(names: Sequence[str], spots: Sequence[tuple[float, float] | None], t
             lx, ly = centre + (radius + 20) * angle[0], centre - (radius + 20) * angle[1]
             side = "middle" if abs(angle[0]) < 0.3 else "start" if angle[0] > 0 else "end"
             parts.append(f'<text class="tick" x="{lx:.1f}" y="{ly + 4:.1f}" text-anchor="{side}">{_short(name)}</text>')
+    thin = "" if every == 1 else " thin"
     for k, spot in enumerate(spots):
         if spot is None:
             continue
@@ -172,7 +174,7 @@ def simplex(names: Sequence[str], spots: Sequence[tuple[float, float] | None], t
             steps = " L".join("{:.1f} {:.1f}".format(*place(p)) for p in [*trails[k], spot])
             parts.append(f'<path class="trail" d="M{steps}"/>')
         (x, y), (vx, vy) = place(spot), place(corner(k, len(names)))
-        parts.append(f'<line class="gap" x1="{x:.1f}" y1="{y:.1f}" x2="{vx:.1f}" y2="{vy:.1f}"/>')
+        parts.append(f'<line class="gap{thin}" x1="{x:.1f}" y1="{y:.1f}" x2="{vx:.1f}" y2="{vy:.1f}"/>')
         parts.append(f'<circle class="dot a" cx="{x:.1f}" cy="{y:.1f}" r="{3.2 if every == 1 else 2}">')
         parts.append(f"<title>{escape(names[k])}</title></circle>")
     return Markup(
@@ -246,9 +248,10 @@ def finite(points: Points) -> list[tuple[float, float]]:
 class _Plot:
     """The area between the axes."""
 
-    def __init__(self, height: int, first: float, last: float, low: float, high: float) -> None:
-        self._height, self._ticks = height, _TICKS if height == _TALL else 2
-        self._first, self._last, self._low, self._high = first, last, low, high
+    def __init__(self, height: int, first: float, last: float, ticks: Sequence[float]) -> None:
+        self._height, self._first, self._last = height, first, last
+        self._low, self._high = ticks[0], ticks[-1]
+        self._ticks = ticks if height == _TALL else [self._low, self._high]
 
     def x(self, value: float) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (value - self._first) / (self._last - self._first)
@@ -261,12 +264,11 @@ class _Plot:
 
     def grid(self, show: Callable[[float], str]) -> str:
         parts = []
-        for i in range(self._ticks):
-            value = self._low + (self._high - self._low) * i / (self._ticks - 1)
+        for value in self._ticks:
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(
-                f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(show(value))}</text>'
+                f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(show(value).replace(".0%", "%"))}</text>'
             )
         for value, side in ((self._first, "start"), (self._last, "end")):
             parts.append(
@@ -289,21 +291,19 @@ def _readout(line: Line, plot: _Plot, show: Callable[[float], str]) -> str:
     return f"{line.name.replace('|', ' ').replace(',', ' ')},{points}"
 
 
-def _nice(low: float, high: float, from_zero: bool, highest: float) -> tuple[float, float]:
-    """A range of round numbers around both."""
+def _ticks(low: float, high: float, from_zero: bool, highest: float) -> list[float]:
+    """Three to five round numbers around both."""
     low = min(0.0, low) if from_zero else low
     if high <= low:
         pad = abs(high) * 0.1 or 1.0
         low, high = (low, high + pad) if from_zero else (low - pad, min(high + pad, max(high, highest)))
-    step = 10 ** math.floor(math.log10((high - low) / (_TICKS - 1)))
-    for unit in (step * times for times in (1, 2, 2.5, 5, 10, 20)):
-        start = math.floor(low / unit + 1e-9) * unit
-        end = start + unit * (_TICKS - 1)
-        if end > highest >= high:
-            start, end = highest - unit * (_TICKS - 1), highest
-        if start <= low + 1e-12 and end >= high - 1e-12 * abs(high):
-            return start, end
-    return low, high
+    tenth = 10 ** math.floor(math.log10((high - low) / _STEPS))
+    for unit in (tenth * times for times in (1, 2, 2.5, 5, 10, 20)):
+        first = math.floor(low / unit + 1e-9)
+        steps = math.ceil(high / unit - 1e-9) - first
+        if steps <= _STEPS:
+            return [min(unit * (first + i), max(highest, high)) for i in range(steps + 1)]
+    return [low, high]
 
 
 def _short(name: str, most: int = 12) -> str:

@@ -1,46 +1,83 @@
-"""What this console looks at: a server, folders of runs, a model store, searches, approvals. One object per process.
+"""What this console looks at: a server, folders of runs, a model store, gates, pipelines, searches. One per process.
 
-The routes ask it, and it asks the rest of `ops`. Slow stores are asked in a thread.
+The routes ask it, and it asks the rest of `ops`.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fednc.common.errors import ConfigError
-from fednc.ops.console.geometry import Geometry
+from fednc.common.errors import ConfigError, RefusedError
+from fednc.common.security.signatures import Signer, Trust
+from fednc.ops.approvals.box import CONSOLE, ApprovalBox, PendingRequest, Verdict
+from fednc.ops.console.remembered import Remembered
 from fednc.ops.console.run_log import RunLog
 from fednc.ops.console.run_view import RunView
 from fednc.ops.console.server_watch import ServerWatch
 from fednc.ops.console.shelf import RunShelf
 from fednc.ops.operator_client import OperatorLink
-from fednc.ops.run_folders.folder import State
+from fednc.ops.pipelines.journal import Journal, PipelineRun
+from fednc.ops.registry.versions import VersionRow
+from fednc.ops.run_folders.folder import State, is_held
 from fednc.protos import operator_pb2 as pb
 from fednc.server.operations.commands import COMMANDS, Command, DropNode, ReadmitNode
+
+_SHOWN_VERDICTS, _SHOWN_RUNS = 50, 20
 
 
 @dataclass(frozen=True)
 class Sights:
-    """What a console shows; None or empty: nothing of the kind."""
+    """What a console shows; None or empty: nothing of the kind.
+
+    Attributes:
+        signing: folder of `fednc certs server`, whose key signs verdicts that are given here.
+    """
 
     server: OperatorLink | None = None
     runs: Sequence[Path] = ()
     store: str = ""
+    approvals: Path | None = None
+    pipelines: Path | None = None
+    signing: Path | None = None
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What waits for a verdict, and the last verdicts, the newest first."""
+
+    pending: Sequence[PendingRequest] = ()
+    verdicts: Sequence[Verdict] = ()
+
+
+@dataclass(frozen=True)
+class PipelineState:
+    """One pipeline: its runs, the newest first, and whether a process is at work on it."""
+
+    name: str
+    runs: Sequence[PipelineRun]
+    is_at_work: bool
 
 
 @dataclass
 class Desk:
-    """Reads what the pages show."""
+    """Reads what the pages show, and passes on what an operator decides."""
 
     sights: Sights
     watch: ServerWatch | None = None
     shelf: RunShelf = field(init=False)
+    models: Remembered[Sequence[VersionRow]] = field(init=False)
+    gates: Remembered[Gates] = field(init=False)
+    pipelines: Remembered[Sequence[PipelineState]] = field(init=False)
     _heard: dict[str, RunLog] = field(default_factory=dict)  # of runs whose folder is not here
 
     def __post_init__(self) -> None:
         self.shelf = RunShelf(self.sights.runs)
+        self.models = Remembered(self._read_models, (), for_s=5.0)
+        self.gates = Remembered(self._read_gates, Gates())
+        self.pipelines = Remembered(self._read_pipelines, ())
         if self.sights.server is not None:
             self.watch = ServerWatch(self.sights.server, on_status=self._hear)
 
@@ -65,22 +102,21 @@ class Desk:
         status, problem = self.watch.status, self.watch.problem
         if status is None:
             return RunView("", RunLog(), is_live=True, problem=problem)
-        folder = self.shelf.folder_of_id(status.run_id)
+        heard = self._heard[status.run_id]
+        ref, folder = self.shelf.of_id(status.run_id)
         opened = self.shelf.open(folder) if folder else None
         return RunView(
             status.run_id,
-            opened.log if opened else self._heard[status.run_id],
-            ref=self._ref(folder),
+            opened.log if opened else heard,
+            ref=ref,
             folder=folder,
             status=status,
             geometry=opened.geometry if opened else None,
             is_live=True,
             problem=problem,
             silent_s=self.watch.age_s,
+            speeds=heard.speeds,
         )
-
-    def _ref(self, folder: Path | None) -> str:
-        return next((name for name, run in self.shelf.runs().items() if run.path == folder), "")
 
     def stored(self, name: str) -> RunView | None:
         """A run from its folder."""
@@ -88,18 +124,65 @@ class Desk:
         if run is None:
             return None
         opened = self.shelf.open(run.path)
-        geometry: Geometry = opened.geometry
         return RunView(
-            name, opened.log, ref=name, folder=run.path, geometry=geometry, stored=run, problem=run.problem
+            name, opened.log, ref=name, folder=run.path, geometry=opened.geometry, stored=run, problem=run.problem
         )
 
-    # ---- commands ----------------------------------------------------------------------------------------------
+    # ---- stores ------------------------------------------------------------------------------------------------
+
+    def _read_models(self) -> Sequence[VersionRow]:
+        from fednc.ops.registry.registry import ModelRegistry
+
+        return ModelRegistry(self.sights.store).rows()[::-1]
+
+    def _box(self) -> ApprovalBox:
+        assert self.sights.approvals is not None
+        signing = self.sights.signing
+        return ApprovalBox(self.sights.approvals, Trust.from_folder(signing) if signing else None)
+
+    def _read_gates(self) -> Gates:
+        if self.sights.approvals is None:
+            return Gates()
+        box = self._box()
+        return Gates(box.pending(), box.verdicts()[::-1][:_SHOWN_VERDICTS])
+
+    def _read_pipelines(self) -> Sequence[PipelineState]:
+        place = self.sights.pipelines
+        folders = sorted(path for path in place.iterdir() if path.is_dir()) if place and place.is_dir() else []
+        found = [PipelineState(path.name, Journal(path).runs()[::-1][:_SHOWN_RUNS], is_held(path)) for path in folders]
+        return [one for one in found if one.runs]
+
+    # ---- what operators decide -----------------------------------------------------------------------------------
 
     async def tell(self, action: str, node: str = "") -> None:
         """Send an operator's command to the server. Raises FedncError."""
         if self.watch is None:
             raise ConfigError("this console is not connected to a server: start it with --server HOST:PORT")
         await self.watch.ask(_command(action, node))
+
+    async def decide(self, request: str, digest: str, subject: str, verdict: str, who: str, reason: str) -> Verdict:
+        """Answer a gate.
+
+        Args:
+            request: sha256 of the request that the person saw; another one is refused.
+
+        Raises:
+            FedncError: nothing waits for this digest any more, or the verdict cannot be recorded.
+        """
+        if self.sights.approvals is None:
+            raise ConfigError("this console has no gates: start it with --approvals DIR")
+        try:
+            return await asyncio.to_thread(self._decide, request, digest, subject, verdict, who, reason)
+        finally:
+            self.gates.forget()
+
+    def _decide(self, request: str, digest: str, subject: str, verdict: str, who: str, reason: str) -> Verdict:
+        box, signing = self._box(), self.sights.signing
+        if request not in {each.sha256 for each in box.pending()}:
+            raise RefusedError("what you saw does not wait for a verdict any more: look at what waits now")
+        signer = Signer.from_folder(signing) if signing else None
+        how = CONSOLE if signer else "console without certificates"
+        return box.decide(digest, verdict, who, reason, signer, how=how, subject=subject)
 
 
 def _command(action: str, node: str) -> Command:

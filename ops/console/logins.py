@@ -29,7 +29,6 @@ from fednc.server.access.identity import (
     Identity,
     Refusal,
     WatchedFile,
-    read_revoked,
     read_tokens,
 )
 
@@ -92,7 +91,7 @@ class ByCredential:
     def __init__(self, folder: Path) -> None:
         """Raises ConfigError: a list in the folder cannot be read."""
         try:
-            revoked = WatchedFile(folder / credentials.REVOKED, read_revoked, log.warning)
+            revoked = WatchedFile(folder / credentials.REVOKED, credentials.read_revoked, log.warning)
             tokens = WatchedFile(folder / credentials.TOKENS, read_tokens, log.warning)
         except (OSError, ValueError) as e:
             raise ConfigError(f"--access {folder}: {e}; `fednc certs init` and `certs server` make the folder") from e
@@ -132,8 +131,8 @@ class Session:
     identity: Identity
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     notes: list[tuple[str, str]] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-    used: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: _now())
+    used: float = field(default_factory=lambda: _now())
 
     @property
     def name(self) -> str:
@@ -147,7 +146,7 @@ class Session:
 
     def touch(self) -> None:
         """Note that the person did something."""
-        self.used = time.monotonic()
+        self.used = _now()
 
     def is_form_of(self, csrf: str) -> bool:
         """Whether a form with this value comes from a page of this session."""
@@ -185,7 +184,7 @@ class Logins:
         session = self._sessions.get(_digest(secret)) if secret else None
         if session is None:
             return None
-        now = time.monotonic()
+        now = _now()
         try:
             self.entrance.check(session.identity)
             is_valid = now - session.used < IDLE_S and now - session.started < LONGEST_S
@@ -207,16 +206,20 @@ class Logins:
 
     def _check_pace(self, peer: str) -> None:
         failed = self._failures.get(peer, deque())
-        while failed and failed[0] < time.monotonic() - _WINDOW_S:
+        while failed and failed[0] < _now() - _WINDOW_S:
             failed.popleft()
         if len(failed) >= _FAILURES:
-            raise TooManyLogins(failed[0] + _WINDOW_S - time.monotonic())
+            raise TooManyLogins(failed[0] + _WINDOW_S - _now())
 
     def _note_failure(self, peer: str) -> None:
-        self._failures.setdefault(peer, deque()).append(time.monotonic())
+        self._failures.setdefault(peer, deque()).append(_now())
         self._failures.move_to_end(peer)
         while len(self._failures) > _MOST_PEERS:
             self._failures.popitem(last=False)
+
+
+def _now() -> float:
+    return time.monotonic()
 
 
 def _digest(secret: str) -> str:

@@ -18,8 +18,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from fednc.common.tasks.metric_info import PERCENT, MetricInfo
 from fednc.ops.console import charts
 from fednc.ops.console.run_view import RUN_LOOKS
+from fednc.ops.pipelines.journal import StepState
+from fednc.ops.pipelines.picture import shown_state
 from fednc.ops.run_folders.folder import RunFolder
 
+# How the states of a pipeline's steps look; `interrupted` is what the picture of a pipeline says, too.
+STEP_LOOKS = {
+    StepState.PENDING: "quiet",
+    StepState.RUNNING: "busy",
+    StepState.ASKING: "warn",
+    StepState.DONE: "good",
+    StepState.CACHED: "good",
+    StepState.SKIPPED: "quiet",
+    StepState.REJECTED: "bad",
+    StepState.REPLACED: "quiet",
+    StepState.FAILED: "bad",
+}
 _NOTHING = "–"
 
 
@@ -41,15 +55,17 @@ def environment() -> Environment:
         "clock": clock,
         "count": count,
         "short": short,
-        "percent": lambda value: shown(value, "{:.0%}"),
         "number": lambda value: shown(value, "{:.3g}"),
         "cosine_row": lambda place: (place.name, place.own, place.other, place.nearest),
-        "decimals": lambda value: shown(value, "{:.3f}"),
+        "moment": lambda text: clock(datetime.fromisoformat(text).timestamp()),
     }
     made.globals |= {
         "compared_lines": compared_lines,
         "line_css": line_css,
         "run_looks": RUN_LOOKS,
+        "step_looks": STEP_LOOKS,
+        "facts": facts,
+        "shown_state": shown_state,
         "charts": charts,
         "isfinite": math.isfinite,
         "query": lambda **values: urlencode({key: value for key, value in values.items() if value not in ("", None)}),
@@ -70,6 +86,22 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
 def compared_lines(runs: Mapping[str, RunFolder]) -> list[charts.Line]:
     """The curve of each run, by its label."""
     return [charts.Line(name, run.history.curve, line_css(i)) for i, (name, run) in enumerate(runs.items())]
+
+
+def facts(values: Mapping[str, Any], most: int = 40) -> list[tuple[str, str]]:
+    """JSON values as rows, for a person: lists in one line, tables with their keys."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{key} · {name}", text) for name, text in facts(value)]
+        elif isinstance(value, list):
+            more = f" and {len(value) - 20} more" if len(value) > 20 else ""
+            rows.append((key, ", ".join(map(str, value[:20])) + more or _NOTHING))
+        elif isinstance(value, float):
+            rows.append((key, f"{value:.5g}"))
+        else:
+            rows.append((key, _NOTHING if value in (None, "") else str(value)))
+    return rows[:most]
 
 
 def line_css(place: int) -> str:

@@ -28,6 +28,7 @@ from fednc.ops.console.logins import ByCredential, LoginRefused, Logins, Session
 from fednc.ops.console.pages import fill
 from fednc.ops.console.run_view import SORTS, RunView
 from fednc.ops.console.shelf import PICTURES, pictures_of
+from fednc.ops.registry.versions import VersionRow
 from fednc.ops.run_folders.compare import differing_keys, labels
 from fednc.ops.web.http_protocol import CERTIFICATE
 from fednc.server.access.identity import Caller
@@ -39,6 +40,7 @@ _ASSETS = {
     "console.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
+REFRESH = "fednc-refresh"  # a header that our script sends
 _FORM_BYTES = 16 * 1024
 _PICTURE_BYTES = 32 << 20
 _MOST_COMPARED = 12
@@ -64,8 +66,11 @@ class Console:
             "/compare": self.compare,
             "/client": self.client,
             "/picture": self.picture,
+            "/models": self.models,
+            "/gates": self.gates,
+            "/pipelines": self.pipelines,
         }
-        forms = {"/act": self.act, "/logout": self.logout}
+        forms = {"/act": self.act, "/decide": self.decide, "/logout": self.logout}
         return Starlette(
             routes=[
                 Route("/login", self.login_page, methods=["GET"]),
@@ -111,7 +116,7 @@ class Console:
 
     def _session(self, request: Request) -> Session | None:
         session = self.logins.find(request.cookies.get(self._cookie, ""))
-        if session is not None and request.url.path != "/live":  # refreshing alone keeps nobody logged in
+        if session is not None and not _is_refresh(request):  # refreshing alone keeps nobody logged in
             session.touch()
         return session
 
@@ -172,9 +177,13 @@ class Console:
 
     # ---- pages ---------------------------------------------------------------------------------------------------
 
-    def _filled(self, request: Request, session: Session, template: str, **values: Any) -> HTMLResponse:
-        notes, session.notes = session.notes, []
-        return HTMLResponse(fill(template, {**self._common(request, session), "notes": notes, **values}))
+    async def _filled(self, request: Request, session: Session, template: str, **values: Any) -> HTMLResponse:
+        notes: list[tuple[str, str]] = []
+        if not _is_refresh(request):
+            notes, session.notes = session.notes, []
+        waiting = len((await self.desk.gates.get()).pending)
+        common = self._common(request, session)
+        return HTMLResponse(fill(template, {**common, "notes": notes, "waiting": waiting, **values}))
 
     def _common(self, request: Request, session: Session) -> dict[str, Any]:
         return {
@@ -183,12 +192,18 @@ class Console:
             "csrf": session.csrf,
             "path": request.url.path,
             "sections": self._sections(),
-            "waiting": 0,
         }
 
     def _sections(self) -> list[tuple[str, str]]:
         """(address, label) of each page that has something to show."""
-        return [("/", "Run"), *([("/runs", "Runs")] if self.desk.sights.runs else [])]
+        sights = self.desk.sights
+        return [
+            ("/", "Run"),
+            *([("/runs", "Runs")] if sights.runs else []),
+            *([("/models", "Models")] if sights.store else []),
+            *([("/gates", "Gates")] if sights.approvals else []),
+            *([("/pipelines", "Pipelines")] if sights.pipelines else []),
+        ]
 
     def _view(self, request: Request) -> RunView | None:
         name = request.query_params.get("at", "")
@@ -198,11 +213,11 @@ class Console:
         """The page of one run."""
         view = self._view(request)
         if view is None or (view.is_live and view.status is None):
-            return self._filled(request, session, "empty.html", view=view, runs=self.desk.sights.runs)
+            return await self._filled(request, session, "empty.html", view=view, runs=self.desk.sights.runs)
         values = self._run_values(request, session, view)
         parts = {name: Markup(fill(f"parts/{name}.html", values)) for name in PARTS}
         versions = {name: _version(html) for name, html in parts.items()}
-        return self._filled(
+        return await self._filled(
             request, session, "run.html", **_but(values, "csrf"), parts=parts, versions=versions
         )
 
@@ -239,7 +254,7 @@ class Console:
         row = view.client(name) if view else None
         if view is None or row is None:
             return await self._missing(request, session, f"no client {name[:80]!r} in this run")
-        return self._filled(
+        return await self._filled(
             request,
             session,
             "client.html",
@@ -251,7 +266,7 @@ class Console:
 
     async def runs(self, request: Request, session: Session) -> Response:
         """All runs."""
-        return self._filled(request, session, "runs.html", runs=self.desk.shelf.runs())
+        return await self._filled(request, session, "runs.html", runs=self.desk.shelf.runs())
 
     async def compare(self, request: Request, session: Session) -> Response:
         """Runs side by side."""
@@ -261,7 +276,7 @@ class Console:
         chosen = dict(list(chosen.items())[:_MOST_COMPARED])
         metrics = {run.history.primary for run in chosen.values()}
         runs = list(chosen.values())
-        return self._filled(
+        return await self._filled(
             request,
             session,
             "compare.html",
@@ -282,9 +297,31 @@ class Console:
         return Response(path.read_bytes(), media_type=PICTURES[path.suffix.lower()])
 
     async def _missing(self, request: Request, session: Session, text: str) -> Response:
-        answer = self._filled(request, session, "message.html", title="Not found", text=text)
+        answer = await self._filled(request, session, "message.html", title="Not found", text=text)
         answer.status_code = 404
         return answer
+
+    async def models(self, request: Request, session: Session) -> Response:
+        """All versions of all models."""
+        rows, problem = await self.desk.models.get(), self.desk.models.problem
+        models: dict[str, list[VersionRow]] = {}
+        for row in rows:
+            models.setdefault(row.name, []).append(row)
+        known = {Path(name).name: name for name in self.desk.shelf.runs()}
+        return await self._filled(
+            request, session, "models.html", models=models, problem=problem, runs=known, store=self.desk.sights.store
+        )
+
+    async def gates(self, request: Request, session: Session) -> Response:
+        """What waits for a person, and the verdicts so far."""
+        found, problem = await self.desk.gates.get(), self.desk.gates.problem
+        signs = self.desk.sights.signing is not None
+        return await self._filled(request, session, "gates.html", gates=found, problem=problem, signs=signs)
+
+    async def pipelines(self, request: Request, session: Session) -> Response:
+        """How each pipeline stands."""
+        found, problem = await self.desk.pipelines.get(), self.desk.pipelines.problem
+        return await self._filled(request, session, "pipelines.html", pipelines=found, problem=problem)
 
     # ---- actions -------------------------------------------------------------------------------------------------
 
@@ -302,6 +339,23 @@ class Console:
             log.warning("%s: %s %s", session.name, action, one_line(node, 80))
             session.notes.append(("good", _done(action, node)))
         return RedirectResponse(_local_path(form.get("back", "")) or "/", 303)
+
+
+    async def decide(self, request: Request, session: Session, form: Mapping[str, str]) -> Response:
+        """Approve or reject the digest that was shown."""
+        del request
+        if not self.logins.may_act(session):
+            return PlainTextResponse("you may look at this console, but not decide: ask an operator", 403)
+        names = ("request", "digest", "subject", "verdict")
+        reason = one_line(form.get("reason", "").strip())
+        try:
+            given = await self.desk.decide(*(form.get(name, "") for name in names), session.name, reason)
+        except FedncError as e:
+            session.notes.append(("bad", one_line(e, 400)))
+        else:
+            log.warning("%s: %s %s (%s)", session.name, given.verdict, given.digest, given.subject)
+            session.notes.append(("good", f"{given.subject}: {given.verdict}, {given.signed}"))
+        return RedirectResponse("/gates", 303)
 
 
 _SAID = {
@@ -352,6 +406,11 @@ async def _form_of(request: Request) -> dict[str, str] | None:
     except ValueError:
         return None
     return {name: values[-1] for name, values in found.items()}
+
+
+def _is_refresh(request: Request) -> bool:
+    """Whether our script asks, not a person."""
+    return request.url.path == "/live" or REFRESH in request.headers
 
 
 def _certificate_name(request: Request) -> str:

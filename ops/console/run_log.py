@@ -68,6 +68,7 @@ class RunLog:
 
     Attributes:
         last: metrics of the last evaluated round, all of them: `accuracy/CLASS` for each class.
+        speeds: examples/s of each client, when it last worked.
         ended: `finished` or `stopped`, if the log says so; `resumed` runs are neither.
     """
 
@@ -82,6 +83,7 @@ class RunLog:
     warnings: int = 0
     clients: dict[str, deque[tuple[float, float]]] = field(default_factory=dict)
     client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    speeds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._events = self._of_clients = None
@@ -186,8 +188,7 @@ class RunLog:
 
     def hear(self, status: pb.RunStatus) -> None:
         """Take in a server's status: all there is if the run's folder is not on this machine."""
-        if self.folder is not None:
-            return
+        self.speeds |= {node.name: node.examples_per_s for node in status.nodes if node.examples_per_s > 0}
         self.method = status.method
         if status.HasField("primary"):
             metric = status.primary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,6 +106,7 @@ class RunView:
     is_live: bool = False
     problem: str = ""
     silent_s: float = 0.0
+    speeds: Mapping[str, float] = field(default_factory=dict)
     _rows: list[ClientRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -161,6 +162,11 @@ class RunView:
         if self.status:
             return self.status.rounds
         return (self.stored.planned or 0) if self.stored else 0
+
+    @property
+    def edge(self) -> int:
+        """The round at the right edge of the curves: the last planned one, once a third of them is done."""
+        return self.planned if 3 * self.completed >= self.planned else self.completed
 
     @property
     def can_be_told(self) -> bool:
@@ -287,7 +293,7 @@ class RunView:
             work=node.work,
             step=node.step,
             steps=node.steps,
-            speed=node.examples_per_s,
+            speed=node.examples_per_s or self.speeds.get(node.name, 0.0),
             examples=node.examples,
             held_out=node.held_out,
             bytes_up=node.bytes_up,

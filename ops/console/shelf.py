@@ -85,9 +85,10 @@ class RunShelf:
         run = self.runs().get(name)
         return run.path if run else None
 
-    def folder_of_id(self, run_id: str) -> Path | None:
-        """The folder of the run that a server names; its name is the run's id."""
-        return next((run.path for run in self.runs().values() if run.path.name == run_id), None)
+    def of_id(self, run_id: str) -> tuple[str, Path | None]:
+        """Name and folder of the run that a server serves; the folder's name is the run's id."""
+        found = ((name, run.path) for name, run in self.runs().items() if run.path.name == run_id)
+        return next(found, ("", None))
 
     def open(self, folder: Path) -> OpenRun:
         """A run's log and geometry, up to date."""

@@ -71,6 +71,7 @@ def _bound(address: Address) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address.host, address.port))
+        listener.listen(_CONNECTIONS)  # now, so that nobody is refused until uvicorn has begun
     except OSError as e:
         listener.close()
         why = "is taken" if e.errno == errno.EADDRINUSE else e.strerror or str(e)

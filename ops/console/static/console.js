@@ -30,7 +30,19 @@ function isInUse(part) {
   return (part.contains(focused) && focused.matches("input, textarea, select")) || part.querySelector("svg.chart:hover, details[open]");
 }
 
-function follow(page) {
+// Pages of stores are short: the whole of what may change is fetched again.
+async function refetch(page) {
+  const answer = await fetch(location.href, { headers: { "fednc-refresh": "1" } });
+  if (answer.redirected) return location.reload();
+  if (!answer.ok) throw new Error(answer.status);
+  const news = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("[data-refetch]");
+  if (news && news.innerHTML !== page.dataset.seen && !isInUse(page) && !page.querySelector(":checked")) {
+    page.innerHTML = news.innerHTML;
+    page.dataset.seen = news.innerHTML;
+  }
+}
+
+function follow(page, refresh) {
   const lost = document.getElementById("lost");
   let failures = 0;
   const step = async () => {
@@ -95,7 +107,9 @@ if (login && key) {
 }
 
 const page = document.querySelector("[data-live]");
-if (page) follow(page);
+if (page) follow(page, refresh);
+const list = document.querySelector("[data-refetch]");
+if (list) follow(list, refetch);
 document.addEventListener("pointermove", readOut, { passive: true });
 document.addEventListener("pointerout", endReadOut, { passive: true });
 // A menu that asks before it acts closes when something else is clicked.
