@@ -97,7 +97,8 @@ class Running:
 
     def stop(self, reason: str) -> None:
         """Start no further round. The last one is evaluated if it was not yet."""
-        self.ended, self._control.stopping = reason, True
+        self.ended = reason
+        self._control.stop()
 
     def export(self, folder: Path | str) -> None:
         """Write the current model with summary and rounds, for `fednc.load`."""

@@ -24,8 +24,8 @@ from fednc.protos import federation_pb2 as pb
 _APP_FAILED = 2  # Flower's own code, as the link reports it
 
 
-class LocalGrid(flower_adapter.RunGrid):
-    """The grid of one run. If the run has a simulated split, client i has part i.
+class LocalGrid(flower_adapter.SeriesGrid):
+    """The grid of one run, or of several after one another. If a run has a simulated split, client i has part i.
 
     Server and clients share no arrays: in both directions every content is serialised into a manifest and
     read-only bytes, then built again from them.
@@ -47,7 +47,14 @@ class LocalGrid(flower_adapter.RunGrid):
         self._names = {flower_adapter.node_id(client.name): client.name for client in clients}
         self._hosts = {flower_adapter.node_id(client.name): AppHost(client, app) for client in clients}
         self.manifests: dict[str, str] = {}  # by client; see `ClientConfig.manifest`
+        self._bytes_up = self._bytes_down = 0
         self._pushed: dict[str, Iterator[Message]] = {}
+        self.begin_run(self.run_id, run)
+
+    def begin_run(self, run_id: str, run: RunConfig) -> None:
+        """Go on to this run. Clients keep their data loaded if it is the same. Raises ConfigError, DataError."""
+        self.enter(run_id)
+        self._pushed = {}
         for index, (node, host) in enumerate(self._hosts.items()):
             declared = host.prepare(self._welcome(node, run, index))
             self.manifests[self._names[node]] = declared.manifest
@@ -74,6 +81,10 @@ class LocalGrid(flower_adapter.RunGrid):
     def name_of(self, node: int) -> str:
         """The name behind a Flower node id."""
         return self._names[node]
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of arrays that clients have sent and received. The link sends no array again that a client has."""
+        return self._bytes_up, self._bytes_down
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Take the messages; a client works when its reply is pulled."""
@@ -104,13 +115,16 @@ class LocalGrid(flower_adapter.RunGrid):
     def _answer(self, message: Message, parcel: _Parcel) -> Message:
         meta = message.metadata
         received = self.create_message(parcel.open(), meta.message_type, meta.dst_node_id, meta.group_id)
+        self._bytes_down += parcel.size
         try:
             reply = self._hosts[meta.dst_node_id].work(received)
         except Exception as e:  # any error of a client's app is that client's failure, reported as over the link
             return flower_adapter.reply(message, None, Error(_APP_FAILED, ": ".join(failure_of(e))))
         if reply.has_error():
             return flower_adapter.reply(message, None, Error(_APP_FAILED, f"AppError: {reply.error.reason}"))
-        return flower_adapter.reply(message, _Parcel(reply.content).open(), None)
+        answer = _Parcel(reply.content)
+        self._bytes_up += answer.size
+        return flower_adapter.reply(message, answer.open(), None)
 
 
 class _Parcel:
@@ -119,6 +133,7 @@ class _Parcel:
     def __init__(self, content: RecordDict) -> None:
         self._manifest = records.to_manifest(content, with_digests=False).SerializeToString()
         self._buffers: list[Buffer] = [bytes(array.data) for array in records.arrays_of(content)]
+        self.size = sum(map(len, self._buffers))
 
     def open(self) -> RecordDict:
         """A new content over the same read-only bytes."""

@@ -44,6 +44,7 @@ COMMANDS = {
     "predict": ("fednc.cli.predict:command", "Predict with the model of a finished run."),
     "serve": ("fednc.cli.serve:command", "Serve models over REST and gRPC."),
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),
+    "search": ("fednc.cli.search:app", "Search for the best settings of a run, over clients that stay."),
     "plugins": ("fednc.cli.plugins:app", "List installed tasks, methods and trackers, and check one."),
     "bench": ("fednc.cli.bench:app", "Measure link, fold, scale, trainer and serve."),
 }

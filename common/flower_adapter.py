@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from flwr.supercore.object_ref import load_app
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
 from fednc.common.wire.records import ContentError
 
@@ -101,6 +103,10 @@ class RunGrid(Grid):
     """The parts of Flower's grid interface that are the same for every grid that serves one known run."""
 
     def __init__(self, run_id: str) -> None:
+        self.enter(run_id)
+
+    def enter(self, run_id: str) -> None:
+        """Serve this run from now on."""
         self.run_id, self._run = run_id, empty_run(run_id)
         adopt_identity(run_id)
 
@@ -121,6 +127,22 @@ class RunGrid(Grid):
         return instruction(
             content, run_id=self.run_id, dst=dst_node_id, message_type=message_type, group_id=group_id
         )
+
+
+class SeriesGrid(RunGrid):
+    """A grid that can go on to another run with the clients that it has."""
+
+    @abstractmethod
+    def begin_run(self, run_id: str, run: RunConfig) -> None:
+        """Go on to this run; returns when the clients are ready for it."""
+
+    @abstractmethod
+    def name_of(self, node: int) -> str:
+        """The name behind a Flower node id."""
+
+    @abstractmethod
+    def traffic(self) -> tuple[int, int]:
+        """Bytes up, bytes down so far, in all runs."""
 
 
 def stamp(message: Message, message_id: str) -> None:

@@ -70,7 +70,7 @@ class Welcome(_message.Message):
     def __init__(self, node_id: _Optional[int] = ..., attendance: _Optional[bytes] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., liveness_s: _Optional[float] = ..., whole_bytes: _Optional[int] = ...) -> None: ...
 
 class Declaration(_message.Message):
-    __slots__ = ("examples", "class_counts", "device", "pid", "problem", "held_out", "standing", "manifest")
+    __slots__ = ("examples", "class_counts", "device", "pid", "problem", "held_out", "standing", "manifest", "run_id")
     class Standing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         READY: _ClassVar[Declaration.Standing]
@@ -87,6 +87,7 @@ class Declaration(_message.Message):
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     STANDING_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     examples: int
     class_counts: _containers.RepeatedScalarFieldContainer[int]
     device: str
@@ -95,7 +96,8 @@ class Declaration(_message.Message):
     held_out: int
     standing: Declaration.Standing
     manifest: str
-    def __init__(self, examples: _Optional[int] = ..., class_counts: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., problem: _Optional[str] = ..., held_out: _Optional[int] = ..., standing: _Optional[_Union[Declaration.Standing, str]] = ..., manifest: _Optional[str] = ...) -> None: ...
+    run_id: str
+    def __init__(self, examples: _Optional[int] = ..., class_counts: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., problem: _Optional[str] = ..., held_out: _Optional[int] = ..., standing: _Optional[_Union[Declaration.Standing, str]] = ..., manifest: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class DeclarationReceipt(_message.Message):
     __slots__ = ()

@@ -192,7 +192,7 @@ async def serve(
     reason, failed = "the run is over", False
     try:
         result = await asyncio.to_thread(work, grid)
-        if control.stopping:
+        if control.stop_wanted:
             reason = "an operator stopped the run"
         return result
     except asyncio.CancelledError:

@@ -72,19 +72,19 @@ async def run_server(
     federation = Federation(folder.name, run, folder / "spool", events, attempt=_count_start(folder))
     federation.door.keep_in(folder)
     federation.manifests.keep_in(folder)
-    _expect_replies(federation, prepared, prepared.state)
+    expect_replies(federation, prepared, prepared.state)
     if kept:
         federation.restore(dict(kept.parts), kept.bytes_up, kept.bytes_down)
     returning = len(kept.parts) if kept else 0
-    around = _surroundings(federation, control, checkpoints, prepared.task, returning=returning)
+    around = surroundings_of(federation, control, checkpoints, prepared.task, returning=returning)
 
     def work(grid: LinkGrid) -> RunResult:
-        expect_replies = partial(_expect_replies, federation, prepared)
+        expecting = partial(expect_replies, federation, prepared)
         offered = replace(
             around,
             name_of=grid.name_of,
             reject=grid.reject,
-            expect_replies=expect_replies,
+            expect_replies=expecting,
             keep_examples=partial(write_round_examples, folder),
             best=best,
             client_metrics=client_metrics,
@@ -101,7 +101,7 @@ async def run_server(
     except BaseException as e:  # interrupts too
         _keep_last_good(folder, prepared, federation, time.monotonic() - started, e)
         raise
-    summary = _summary(result, federation, time.monotonic() - started)
+    summary = link_summary(result, federation, time.monotonic() - started)
     await asyncio.to_thread(write_files, folder, result, summary)
     shutil.rmtree(folder / "spool", ignore_errors=True)
     events.emit(RunDone(text=f"run {folder.name} is done; files in {folder}", folder=str(folder)))
@@ -117,7 +117,7 @@ def _keep_last_good(
         return
     ended = str(cause) if isinstance(cause, FedncError) else "interrupted"
     try:
-        write_files(folder, result, {**_summary(result, federation, duration_s), "ended": ended})
+        write_files(folder, result, {**link_summary(result, federation, duration_s), "ended": ended})
     except OSError as e:
         text = f"the model of the last good round cannot be written: {e.strerror}"
         events.emit(DiskProblem(text=text))
@@ -126,7 +126,7 @@ def _keep_last_good(
     events.emit(LastGoodKept(text=text, round=result.state.completed, folder=str(folder)))
 
 
-def _expect_replies(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:
+def expect_replies(federation: Federation, prepared: FederatedRun, state: GlobalState) -> None:
     """Tell the federation what replies look like in the current stage. Called from the strategy's thread."""
     schema = ReplySchema.of(
         prepared.task,
@@ -147,9 +147,10 @@ def _count_start(folder: Path) -> int:
     return before
 
 
-def _surroundings(
-    federation: Federation, control: RunControl, checkpoints: Checkpoints, task: Task, *, returning: int
+def surroundings_of(
+    federation: Federation, control: RunControl, checkpoints: Checkpoints | None, task: Task, *, returning: int = 0
 ) -> Surroundings:
+    """What the federation offers to a run."""
     nodes = federation.roster.nodes
 
     def declared(node_id: int) -> Declared | None:
@@ -180,8 +181,11 @@ def _surroundings(
     )
 
 
-def _summary(result: RunResult, federation: Federation, duration_s: float) -> dict[str, Any]:
-    bytes_up, bytes_down = federation.traffic()
+def link_summary(
+    result: RunResult, federation: Federation, duration_s: float, traffic: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """The content of `summary.json`; `traffic`: bytes up and down, if they are not all that the link has counted."""
+    bytes_up, bytes_down = traffic or federation.traffic()
     clients = [
         {"name": n.name, "examples": n.examples, "held_out": n.held_out, "device": n.device, "pid": n.pid}
         for n in federation.roster.nodes()

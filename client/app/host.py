@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfigValue
 
-from fednc.client.app.resident_run import Resident, forget, resident
+from fednc.client.app.resident_run import Resident, forget, resident, succeed
 from fednc.common import flower_adapter
 from fednc.common.config.run import parse_run_json
 from fednc.common.tasks.data_manifest import DataManifest, make_manifest, pseudonym_of
@@ -62,8 +62,8 @@ class AppHost:
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         """Load task, model and data of the run. Raises ConfigError, DataError."""
         run = parse_run_json(welcome.run_json, source="the server's run file (is its fednc newer than this one?)")
-        self._context = self._make_context(welcome)
-        here = resident(self._context, run)
+        before, self._context = self._context, self._make_context(welcome)
+        here = resident(self._context, run) if before is None else succeed(before, self._context, run)
         return pb.Declaration(
             examples=here.train.examples,
             held_out=here.held_out.examples,

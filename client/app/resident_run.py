@@ -25,6 +25,7 @@ from fednc.common.tasks.api import Part, Task, TaskData
 from fednc.common.tasks.stages import Stage
 
 log = logging.getLogger("fednc.client")
+_READING = ("seed", "task", "sessions", "split", "evaluate")  # what decides about the examples of a node
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ class Residents:
             nodes[node_id] = load()
         return nodes[node_id]
 
-    def forget(self, run_id: int, node_id: int) -> None:
-        """The run is over for this node."""
-        self._by_run.get(run_id, {}).pop(node_id, None)
+    def take(self, run_id: int, node_id: int) -> Resident | None:
+        """The run is over for this node; what it had loaded."""
+        return self._by_run.get(run_id, {}).pop(node_id, None)
 
 
 _RESIDENTS = Residents()
@@ -107,6 +108,24 @@ def resident(context: Context, run: RunConfig) -> Resident:
     return _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run))
 
 
+def succeed(before: Context, context: Context, run: RunConfig) -> Resident:
+    """This node's next run. Unloads the run before, except for its data if the next run reads the same.
+
+    Raises:
+        ConfigError, DataError: see `resident`.
+    """
+    earlier = _RESIDENTS.take(before.run_id, before.node_id)
+    check_allowed(context, run)
+    if earlier is not None and not _reads_alike(earlier.run, run):
+        earlier = None
+    return _RESIDENTS.get(context.run_id, context.node_id, lambda: _load(context, run, earlier))
+
+
+def _reads_alike(one: RunConfig, other: RunConfig) -> bool:
+    """Whether both runs read the same examples from the same data; see `Task.load_train`."""
+    return all(getattr(one, key) == getattr(other, key) for key in _READING)
+
+
 def check_allowed(context: Context, run: RunConfig) -> None:
     """Asked before a run's task is imported. Raises ConfigError where the owner allows others only."""
     allowed = str(context.node_config.get("allowed-tasks", "")).split()
@@ -119,21 +138,20 @@ def check_allowed(context: Context, run: RunConfig) -> None:
 
 def forget(context: Context) -> None:
     """The run is over for this node."""
-    _RESIDENTS.forget(context.run_id, context.node_id)
+    _RESIDENTS.take(context.run_id, context.node_id)
 
 
-def _load(context: Context, run: RunConfig) -> Resident:
+def _load(context: Context, run: RunConfig, earlier: Resident | None = None) -> Resident:
+    """Load task and model, and the data unless `earlier` has it."""
     settings = context.node_config
     task = discovery.get(run)
     device = pick_device(str(settings.get("device", "auto")))
-    fault_injection.at("client.data")
-    data = task.load_train(_data_spec(context), _part(context, run), run.split)
     node = _name(context)
-    for note in data.notes:
-        log.info("data of %s: %s", node, note)
-    share = float(settings.get("val-share", 0.1))
     subset_seed = 0 if settings.get("secret") else run.seed  # `node` contains the secret
-    train, held_out = data.hold_out(share, seeds.derive(subset_seed, "hold-out", node))
+    if earlier is not None:
+        train, held_out = earlier.train, earlier.held_out
+    else:
+        train, held_out = _load_data(context, run, task, seeds.derive(subset_seed, "hold-out", node))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(run.seed, "model"))  # what stays here begins alike on all clients
         model = task.new_model()
@@ -152,6 +170,15 @@ def _load(context: Context, run: RunConfig) -> Resident:
         min_sum_examples=max(task.min_sum_examples, least),
         min_data_sum_examples=max(task.min_data_sum_examples, int(settings.get("min-data-sum-examples", least))),
     )
+
+
+def _load_data(context: Context, run: RunConfig, task: Task, seed: int) -> tuple[TaskData, TaskData]:
+    """(training data, held-out data); `seed` decides which examples are held out."""
+    fault_injection.at("client.data")
+    data = task.load_train(_data_spec(context), _part(context, run), run.split)
+    for note in data.notes:
+        log.info("data of %s: %s", _name(context), note)
+    return data.hold_out(float(context.node_config.get("val-share", 0.1)), seed)
 
 
 def _name(context: Context) -> str:

@@ -50,7 +50,10 @@ class Host(Protocol):
     """What runs inside the link."""
 
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
-        """Prepare for a run; blocks. Raises FedncError: this client cannot take part."""
+        """Prepare for a run; blocks. A run that was prepared before is over, but its data may be used again.
+
+        Raises FedncError: this client cannot take part.
+        """
 
     def work(self, message: Message) -> Message:
         """Answer one instruction; blocks."""
@@ -202,7 +205,7 @@ class Link:
                 attendance = Attendance(stub, events, welcome, config.liveness_s)
                 sending = asyncio.create_task(attendance.send_queued())
                 try:
-                    await self._declare(attendance)
+                    await self._declare(attendance, attendance.welcome)
                     self._connect(attendance)
                     return await self._listen(attendance)
                 finally:
@@ -211,9 +214,8 @@ class Link:
                 events.cancel()
                 self._disconnect()
 
-    async def _declare(self, attendance: Attendance) -> None:
+    async def _declare(self, attendance: Attendance, welcome: pb.Welcome) -> None:
         """Prepare for the run, unless it is the same as before, and declare what this client holds."""
-        welcome = attendance.welcome
         if welcome.run_id != self._run_id:
             self._leave_run()
             self._run_id = welcome.run_id
@@ -223,9 +225,9 @@ class Link:
                 self._declaration = await asyncio.to_thread(self._host.prepare, welcome)
             except Exception as e:  # the server must hear about every failure
                 log.error("this client cannot take part: %s: %s", type(e).__name__, e)  # details are not sent
-                await attendance.declare(pb.Declaration(problem=refusal_of(e)))
+                await attendance.declare(pb.Declaration(problem=refusal_of(e), run_id=welcome.run_id))
                 raise
-        self._declaration.standing = self._standing
+        self._declaration.standing, self._declaration.run_id = self._standing, welcome.run_id
         await attendance.declare(self._declaration)
         holds = f"{self._declaration.examples} examples on " if self._declaration.examples else ""
         log.info("ready: %s%s", holds, self._declaration.device)
@@ -248,8 +250,25 @@ class Link:
                 self._worker.accept(event.assignment)
             elif event.HasField("cancel"):
                 self._worker.cancel(event.cancel)
+            elif event.HasField("welcome"):
+                if self._config.once:
+                    return pb.RunOver(reason="the server goes on to its next run, and this client leaves")
+                await self._go_on_to(attendance, event.welcome)
             elif event.HasField("run_over"):
                 return event.run_over
+
+    async def _go_on_to(self, attendance: Attendance, welcome: pb.Welcome) -> None:
+        """The server's next run begins. A client that cannot take part in it stays for the run after it."""
+        self._worker.forget_run()
+        await self._worker.drain()  # its last batch may still be under way
+        self._run_id, self._declaration = welcome.run_id, None
+        try:
+            await self._declare(attendance, welcome)
+        except grpc.aio.AioRpcError:
+            raise  # the connection, not the run
+        except Exception:  # the server and the log know about it
+            self._host.leave()
+        attendance.hear()
 
     def _leave_run(self) -> None:
         if self._run_id:

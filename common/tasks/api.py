@@ -374,6 +374,9 @@ class Task(ABC):
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
         """The training examples at data spec `spec`, or one part of them.
 
+        They may depend on seed, [task], [[sessions]], [split] and [evaluate] of the run, and on nothing else in it:
+        runs that follow one another and agree in these use the same loaded examples.
+
         Raises:
             DataError: they are missing, unreadable, or do not have this run's classes and shapes.
         """

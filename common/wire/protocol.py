@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PROTOCOL = 2
+PROTOCOL = 3
 ATTENDANCE_KEY = "fednc-attendance-bin"
 CHUNK_BYTES = 1 << 20
 WHOLE_BYTES = 64 << 10  # small enough to travel in one message: with the assignment, and back as one upload

@@ -20,6 +20,7 @@ from fednc.common.wire.arrays import Buffer
 from fednc.common.wire.framing import Parts
 from fednc.common.wire.protocol import WHOLE_BYTES
 from fednc.protos import federation_pb2 as pb
+from fednc.server.access.compatible_versions import version_problem
 from fednc.server.access.identity import UNAVAILABLE, Refusal
 from fednc.server.access.open_calls import OpenCalls
 from fednc.server.link import message_limits
@@ -58,7 +59,7 @@ _DAMAGED_UPLOADS = 3  # damaged uploads of one reply after which its work fails
 
 
 class Federation:
-    """The state of the link of one run."""
+    """The state of the link, of one run or of several that follow one another."""
 
     app = ""  # name and version of a foreign Flower app; empty: fednc's own
 
@@ -93,6 +94,7 @@ class Federation:
             node = self.roster.rehearse(request.name, request.instance, wanted)
         else:
             node = self.roster.admit(request.name, request.instance, wanted)
+        node.note_attends(request)
         node.outbox.put_nowait(pb.ServerEvent(welcome=self._welcome(node)))
         if self.over:
             node.outbox.put_nowait(pb.ServerEvent(run_over=self.over))
@@ -191,6 +193,22 @@ class Federation:
         if node.state is NodeState.LOST and node.attendance == attendance:  # else it came back in the meantime
             for work in self._works_of(node):
                 self._fail(work, NODE_LOST, "NodeLost", f"{node.name} was lost and did not come back in time")
+
+    # ---- one run after another -----------------------------------------------------------------------------
+
+    def begin_run(self, run_id: str, run: RunConfig) -> None:
+        """Go on to the next run. Who attends stays, drops the work of the run before, and declares again."""
+        for work in list(self._works.values()):
+            self._fail(work, NODE_LOST, "RunOver", "the server went on to its next run")
+        self.run_id, self.run, self.schema = run_id, run, None
+        for node in self.roster.nodes():
+            if not node.is_here:
+                continue
+            node.begin_run()
+            if problem := version_problem(node.attends, run, self.app):
+                self.declare(node, pb.Declaration(problem=problem))
+            else:
+                node.outbox.put_nowait(pb.ServerEvent(welcome=self._welcome(node)))
 
     # ---- work goes out and comes back ----------------------------------------------------------------------
 

@@ -17,19 +17,22 @@ from typing import Self, TypeVar
 from flwr.app import Error, Message
 
 from fednc.common import flower_adapter
+from fednc.common.config.run import RunConfig
 from fednc.common.errors import ProtocolError
+from fednc.common.waiting import Deadline, wait_until
 from fednc.common.wire import records
 from fednc.common.wire.arrays import Buffer
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link import malloc
 from fednc.server.link.assignments import REPLY_REJECTED, Batch, Content, Reply, Work
 from fednc.server.link.federation import Federation
-from fednc.server.link.nodes import Node
+from fednc.server.link.nodes import Node, NodeState
 
 T = TypeVar("T")
+_DECLARED_POLL_S = 0.01
 
 
-class LinkGrid(flower_adapter.RunGrid):
+class LinkGrid(flower_adapter.SeriesGrid):
     """The grid of one run. Its methods block and must not be called on the event loop."""
 
     def __init__(self, federation: Federation, loop: asyncio.AbstractEventLoop) -> None:
@@ -38,6 +41,18 @@ class LinkGrid(flower_adapter.RunGrid):
         self._loop = loop
         self._ordinals: Counter[tuple[str, str, int]] = Counter()
         self._pushed: dict[str, ReplyStream] = {}
+
+    def begin_run(self, run_id: str, run: RunConfig) -> None:
+        """Go on to the next run; returns when the nodes have declared again, or `rejoin_s` has passed."""
+        roster = self.federation.roster
+        self.call(lambda: self.federation.begin_run(run_id, run))
+        self.enter(run_id)
+        self._ordinals.clear()
+
+        def all_declared() -> bool:
+            return not any(node.state is NodeState.PREPARING for node in roster.nodes())
+
+        wait_until(lambda: self.call(all_declared), Deadline(run.rounds.rejoin_s), _DECLARED_POLL_S)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function()` on the event loop and return its result."""
@@ -72,6 +87,10 @@ class LinkGrid(flower_adapter.RunGrid):
         """The name of the node with a Flower node id."""
         found = self.federation.roster.by_id(node)
         return found.name if found else str(node)
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes up, bytes down so far, counted at the link."""
+        return self.federation.traffic()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send without waiting. Pass the returned ids to `pull_messages` to get the replies."""

@@ -74,6 +74,7 @@ def check_declaration(declaration: pb.Declaration, label_space: int | None, memb
     require("class_counts", fits, f"they add up to more than {declaration.examples} examples can have")
     _check_text("device", declaration.device, SHORT_TEXT)
     _check_text("problem", declaration.problem, LONG_TEXT)
+    _check_text("run_id", declaration.run_id, LONG_TEXT)
     require("pid", declaration.pid <= 1 << 22, f"{declaration.pid} is not a process id")
     _check_text("manifest", declaration.manifest, MOST_BYTES)
     require("standing", declaration.standing in pb.Declaration.Standing.values(), "unknown value")

@@ -51,6 +51,7 @@ class Node:
     declaration: pb.Declaration | None = None  # the latest of this attendance
     declarations: int = 0  # in this attendance
     identity: Identity = field(default_factory=Identity)
+    attends: pb.AttendRequest = field(default_factory=pb.AttendRequest)  # what it said when it came
     part: Part | None = None
     examples: int = 0
     held_out: int = 0
@@ -86,6 +87,15 @@ class Node:
         self.declaration, self.declarations, self.given = None, 0, ()
         self.state, self.outbox, self.problem = NodeState.PREPARING, asyncio.Queue(), ""
         self.touch()
+
+    def begin_run(self) -> None:
+        """The server's next run begins, in the same attendance; the node has yet to declare what it holds."""
+        self.declaration, self.declarations, self.given = None, 0, ()
+        self.state, self.problem, self.progress = NodeState.PREPARING, "", None
+
+    def note_attends(self, request: pb.AttendRequest) -> None:
+        """Note what it said when it came."""
+        self.attends = request
 
     def identify(self, identity: Identity) -> None:
         """Note the identity of the attending caller."""

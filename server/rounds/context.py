@@ -21,6 +21,8 @@ class Surroundings:
     who_is_there: Callable[[], str] = lambda: ""
     missing_classes: Callable[[], list[str]] = list  # classes of which no connected client has an example
     reject: Callable[[int, str], None] = lambda _node, _reason: None  # counts an invalid reply against its node
+    # The same for values that are not finite or out of bounds, where most nodes sent good ones; None: as `reject`.
+    reject_values: Callable[[int, str], None] | None = None
     traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes up, bytes down so far
     parts: Callable[[], Mapping[str, int]] = dict  # part of the split that each client has, by name
     expect_replies: Callable[[GlobalState], None] = lambda _state: None  # called when clients' replies change form

@@ -25,8 +25,9 @@ class RunControl:
 
     def __init__(self) -> None:
         self.paused = False  # the next round waits
-        self.stopping = False  # no further round begins
-        self.over = False  # the link is closing, no client can be asked any more
+        self.stop_wanted = False  # by an operator: no further round begins, of this run or of one after it
+        self.closed = False  # the link is closing, no client can be asked any more
+        self.cut = False  # this run ends now, without its last exchanges
         self.waiting = False  # between rounds, for clients or for an operator
         self.round = 0  # the current or next one
         self.session = 0  # the current one
@@ -38,6 +39,16 @@ class RunControl:
         self.clients: Mapping[str, Mapping[str, float]] = {}  # the last metrics of each, by name
         self._check: Check = lambda _names: None
         self._started: tuple[str, ...] | None = None  # class names of the session that an operator has started
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no further round of this run begins."""
+        return self.stop_wanted or self.closed or self.cut
+
+    @property
+    def over(self) -> bool:
+        """Whether no client may be asked any more in this run."""
+        return self.closed or self.cut
 
     # ---- commands of operators -----------------------------------------------------------------------------
 
@@ -51,7 +62,7 @@ class RunControl:
 
     def stop(self) -> None:
         """Finish the current round, then end the run."""
-        self.stopping = True
+        self.stop_wanted = True
 
     def start_session(self, names: tuple[str, ...]) -> int:
         """Start the session that waits, and return its number. `names`: its classes, if the run file names none.
@@ -112,4 +123,13 @@ class RunControl:
 
     def end(self) -> None:
         """The link closes: a round in progress must not count."""
-        self.stopping = self.over = True
+        self.closed = True
+
+    def cut_off(self) -> None:
+        """End this run after the round just completed, without asking the clients anything more."""
+        self.cut = True
+
+    def next_run(self) -> None:
+        """Another run follows over the same link; an operator's pause and stop hold for it too."""
+        self.cut, self.round, self.session, self.class_names = False, 0, 0, ()
+        self.waiting_session, self.last, self.clients = None, None, {}

@@ -33,9 +33,14 @@ class Replies:
         events: EventLog,
         name_of: Callable[[int], str] = str,
         reject: Callable[[int, str], None] = lambda _node, _reason: None,
+        reject_values: Callable[[int, str], None] | None = None,
     ) -> None:
-        """`name_of` maps a Flower node id to a name; `reject` is called for replies that no honest node sends."""
+        """`name_of` maps a Flower node id to a name; `reject` is called for replies that no honest node sends.
+
+        `reject_values` is called for unusable values that few nodes sent, and is the same unless given.
+        """
         self._events, self.name_of, self._reject = events, name_of, reject
+        self._reject_values = reject_values or reject
         self.failures: dict[str, str] = {}
         self.failed: set[int] = set()
         self.answered: set[int] = set()  # nodes that answered in the current exchange
@@ -71,7 +76,7 @@ class Replies:
         if len(unusable) > self._used:
             return True
         for node, problem in unusable.items():
-            self._reject(node, problem)
+            self._reject_values(node, problem)
         return False
 
     def good(self, replies: Iterable[Message]) -> Iterator[Message]:

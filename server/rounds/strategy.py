@@ -61,7 +61,7 @@ class FrameStrategy(Strategy):
     ) -> None:
         around = around or Surroundings()
         self.run, self.task, self.frame, self.state, self.events = run, task, frame, state, events
-        self.replies = Replies(events, around.name_of, around.reject)
+        self.replies = Replies(events, around.name_of, around.reject, around.reject_values)
         self.clients = Participants(run.rounds, self.replies, events, around.declared)
         self.client_metrics = around.client_metrics
         self.fold_s = 0.0  # seconds spent on aggregation in the last round

@@ -32,8 +32,8 @@ def test_the_runs_used_last_stay_loaded() -> None:
     assert loaded == [*many, (2, 0), (3, 0)]
     use(2, 0)
     assert loaded[-1] == (2, 0)
-    residents.forget(2, 0)
-    residents.forget(99, 0)
+    residents.take(2, 0)
+    residents.take(99, 0)
     use(2, 0)
     assert loaded[-2:] == [(2, 0), (2, 0)]
 
