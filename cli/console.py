@@ -17,6 +17,9 @@ Runs = Annotated[
 Store = Annotated[str, typer.Option(metavar="URI", help="Model store to show: a folder, or an MLflow server.")]
 Approvals = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the gates' requests and verdicts.")]
 Pipelines = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the pipelines' states.")]
+Searches = Annotated[
+    list[str] | None, typer.Option("--search", metavar="URL", help="Storage of `fednc search`; repeatable.")
+]
 Listen = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where browsers connect; port 0 takes a free one.")]
 Access = Annotated[
     Path | None,
@@ -38,6 +41,7 @@ def command(
     store: Store = "",
     approvals: Approvals = None,
     pipelines: Pipelines = None,
+    search: Searches = None,
     listen: Listen = "127.0.0.1:8460",
     access: Access = None,
     host: Hosts = None,
@@ -73,7 +77,7 @@ def command(
         if not folder.is_dir():
             raise ConfigError(f"--runs {folder}: no such folder; give the folder that holds runs (server.runs)")
     settings = ConsoleSettings(
-        sights=Sights(link, folders, store, approvals, pipelines, access),
+        sights=Sights(link, folders, store, approvals, pipelines, tuple(search or ()), access),
         listen=parse_address(listen, "--listen", may_choose_port=True),
         access=access,
         hosts=[parse_host(each, "--host") for each in host or []],

@@ -14,7 +14,8 @@ from markupsafe import Markup, escape
 
 Points = Sequence[tuple[float, float]]
 MOST_POINTS = 240  # drawn per line; more are thinned out
-_WIDTH, _TALL, _LOW = 420, 168, 116  # of a chart, and of one among several
+_WIDTH, _WIDE = 420, 860  # of a chart, and of one that has a row to itself
+_TALL, _LOW = 168, 116  # height of a chart, and of one among several
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 22
 _STEPS = 4  # at most, between the numbers of an axis
 
@@ -46,6 +47,7 @@ def line_chart(
     highest: float = math.inf,
     label: str = "",
     low: bool = False,
+    wide: bool = False,
 ) -> Markup:
     """Lines over rounds.
 
@@ -55,6 +57,7 @@ def line_chart(
         from_zero: the scale begins at 0.
         highest: no value can be above it, so the scale does not go there.
         low: less tall, for a column of charts.
+        wide: for a chart that has a row to itself.
     """
     kept = [Line(line.name, thinned(finite(line.points)), line.css) for line in lines]
     kept = [line for line in kept if line.points]
@@ -64,9 +67,9 @@ def line_chart(
     ranges = ranges[:: max(1, len(ranges) // MOST_POINTS)]
     xs = [x for line in kept for x, _ in line.points]
     ys = [y for line in kept for _, y in line.points] + [y for p in ranges for y in p[1:]]
-    height = _LOW if low else _TALL
+    width, height = _WIDE if wide else _WIDTH, _LOW if low else _TALL
     ticks = _ticks(min(ys), max(ys), from_zero, highest)
-    plot = _Plot(height, min(xs), max(*xs, last_round, min(xs) + 1), ticks)
+    plot = _Plot(width, height, min(xs), max(*xs, last_round, min(xs) + 1), ticks)
     parts = [plot.grid(show)]
     if ranges:
         upper = [plot.at(x, high) for x, _, high in ranges]
@@ -79,8 +82,8 @@ def line_chart(
     data = escape("|".join(_readout(line, plot, show) for line in kept))
     title = escape(f"{label}: {legend}" if label else legend)
     return Markup(
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{title}" data-lines="{data}">'
-        f'{"".join(parts)}<line class="cross" y1="{_TOP}" y2="{height - _BOTTOM}" x1="-9" x2="-9"/>'
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{title}" data-lines="{data}">'
+        f'{"".join(parts)}<line class="cross" y1="{_TOP}" y2="{height - _BOTTOM}" x1="0" x2="0" visibility="hidden"/>'
         "</svg>"
     )
 
@@ -248,13 +251,13 @@ def finite(points: Points) -> list[tuple[float, float]]:
 class _Plot:
     """The area between the axes."""
 
-    def __init__(self, height: int, first: float, last: float, ticks: Sequence[float]) -> None:
-        self._height, self._first, self._last = height, first, last
+    def __init__(self, width: int, height: int, first: float, last: float, ticks: Sequence[float]) -> None:
+        self._width, self._height, self._first, self._last = width, height, first, last
         self._low, self._high = ticks[0], ticks[-1]
         self._ticks = ticks if height == _TALL else [self._low, self._high]
 
     def x(self, value: float) -> float:
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (value - self._first) / (self._last - self._first)
+        return _LEFT + (self._width - _LEFT - _RIGHT) * (value - self._first) / (self._last - self._first)
 
     def y(self, value: float) -> float:
         return self._height - _BOTTOM - (self._height - _TOP - _BOTTOM) * (value - self._low) / (self._high - self._low)
@@ -266,7 +269,7 @@ class _Plot:
         parts = []
         for value in self._ticks:
             y = self.y(value)
-            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{self._width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(
                 f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(show(value).replace(".0%", "%"))}</text>'
             )

@@ -22,6 +22,7 @@ from fednc.ops.operator_client import OperatorLink
 from fednc.ops.pipelines.journal import Journal, PipelineRun
 from fednc.ops.registry.versions import VersionRow
 from fednc.ops.run_folders.folder import State, is_held
+from fednc.ops.search.study import SearchView
 from fednc.protos import operator_pb2 as pb
 from fednc.server.operations.commands import COMMANDS, Command, DropNode, ReadmitNode
 
@@ -33,6 +34,7 @@ class Sights:
     """What a console shows; None or empty: nothing of the kind.
 
     Attributes:
+        searches: storages of `fednc search`.
         signing: folder of `fednc certs server`, whose key signs verdicts that are given here.
     """
 
@@ -41,7 +43,25 @@ class Sights:
     store: str = ""
     approvals: Path | None = None
     pipelines: Path | None = None
+    searches: Sequence[str] = ()
     signing: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A person's answer to a gate.
+
+    Attributes:
+        request: sha256 of the request that the person saw; another one is refused.
+        verdict: `approved` or `rejected`.
+    """
+
+    request: str
+    digest: str
+    subject: str
+    verdict: str
+    who: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,7 @@ class Desk:
     models: Remembered[Sequence[VersionRow]] = field(init=False)
     gates: Remembered[Gates] = field(init=False)
     pipelines: Remembered[Sequence[PipelineState]] = field(init=False)
+    searches: Remembered[Sequence[SearchView]] = field(init=False)
     _heard: dict[str, RunLog] = field(default_factory=dict)  # of runs whose folder is not here
 
     def __post_init__(self) -> None:
@@ -78,6 +99,7 @@ class Desk:
         self.models = Remembered(self._read_models, (), for_s=5.0)
         self.gates = Remembered(self._read_gates, Gates())
         self.pipelines = Remembered(self._read_pipelines, ())
+        self.searches = Remembered(self._read_searches, (), for_s=5.0)
         if self.sights.server is not None:
             self.watch = ServerWatch(self.sights.server, on_status=self._hear)
 
@@ -152,6 +174,11 @@ class Desk:
         found = [PipelineState(path.name, Journal(path).runs()[::-1][:_SHOWN_RUNS], is_held(path)) for path in folders]
         return [one for one in found if one.runs]
 
+    def _read_searches(self) -> Sequence[SearchView]:
+        from fednc.ops.search.study import read_studies
+
+        return [view for url in self.sights.searches for view in read_studies(url)]
+
     # ---- what operators decide -----------------------------------------------------------------------------------
 
     async def tell(self, action: str, node: str = "") -> None:
@@ -160,11 +187,8 @@ class Desk:
             raise ConfigError("this console is not connected to a server: start it with --server HOST:PORT")
         await self.watch.ask(_command(action, node))
 
-    async def decide(self, request: str, digest: str, subject: str, verdict: str, who: str, reason: str) -> Verdict:
+    async def decide(self, answer: Answer) -> Verdict:
         """Answer a gate.
-
-        Args:
-            request: sha256 of the request that the person saw; another one is refused.
 
         Raises:
             FedncError: nothing waits for this digest any more, or the verdict cannot be recorded.
@@ -172,17 +196,23 @@ class Desk:
         if self.sights.approvals is None:
             raise ConfigError("this console has no gates: start it with --approvals DIR")
         try:
-            return await asyncio.to_thread(self._decide, request, digest, subject, verdict, who, reason)
+            return await asyncio.to_thread(self._decide, answer)
         finally:
             self.gates.forget()
 
-    def _decide(self, request: str, digest: str, subject: str, verdict: str, who: str, reason: str) -> Verdict:
+    def _decide(self, answer: Answer) -> Verdict:
         box, signing = self._box(), self.sights.signing
-        if request not in {each.sha256 for each in box.pending()}:
+        if answer.request not in {each.sha256 for each in box.pending()}:
             raise RefusedError("what you saw does not wait for a verdict any more: look at what waits now")
-        signer = Signer.from_folder(signing) if signing else None
-        how = CONSOLE if signer else "console without certificates"
-        return box.decide(digest, verdict, who, reason, signer, how=how, subject=subject)
+        return box.decide(
+            answer.digest,
+            answer.verdict,
+            answer.who,
+            answer.reason,
+            Signer.from_folder(signing) if signing else None,
+            how=CONSOLE if signing else "console without certificates",
+            subject=answer.subject,
+        )
 
 
 def _command(action: str, node: str) -> Command:
@@ -190,5 +220,5 @@ def _command(action: str, node: str) -> Command:
     if kind is None:
         raise ConfigError(f"there is no command {action!r:.40}")
     if kind in (DropNode, ReadmitNode):
-        return kind(node)  # type: ignore[call-arg]
+        return kind(node)
     return kind()

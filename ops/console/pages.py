@@ -21,6 +21,8 @@ from fednc.ops.console.run_view import RUN_LOOKS
 from fednc.ops.pipelines.journal import StepState
 from fednc.ops.pipelines.picture import shown_state
 from fednc.ops.run_folders.folder import RunFolder
+from fednc.ops.search.objectives import MAXIMIZE
+from fednc.ops.search.study import SearchView, TrialView
 
 # How the states of a pipeline's steps look; `interrupted` is what the picture of a pipeline says, too.
 STEP_LOOKS = {
@@ -34,6 +36,8 @@ STEP_LOOKS = {
     StepState.REPLACED: "quiet",
     StepState.FAILED: "bad",
 }
+TRIAL_LOOKS = {"complete": "good", "running": "busy", "pruned": "quiet", "failed": "bad", "waiting": "quiet"}
+_MOST_TRIALS = 60
 _NOTHING = "–"
 
 
@@ -61,6 +65,9 @@ def environment() -> Environment:
     }
     made.globals |= {
         "compared_lines": compared_lines,
+        "ranked": ranked,
+        "trial_lines": trial_lines,
+        "trial_looks": TRIAL_LOOKS,
         "line_css": line_css,
         "run_looks": RUN_LOOKS,
         "step_looks": STEP_LOOKS,
@@ -102,6 +109,30 @@ def facts(values: Mapping[str, Any], most: int = 40) -> list[tuple[str, str]]:
         else:
             rows.append((key, _NOTHING if value in (None, "") else str(value)))
     return rows[:most]
+
+
+def trial_lines(view: SearchView) -> list[charts.Line]:
+    """The curve of each trial, the best ones last and so on top."""
+    drawn = [trial for trial in view.trials if trial.curve][-_MOST_TRIALS:]
+    drawn.sort(key=lambda trial: trial.number in view.best)
+    css = {True: "a", False: "faded"}
+    return [
+        charts.Line(f"trial {trial.number}", sorted(trial.curve.items()), css[trial.number in view.best])
+        for trial in drawn
+    ]
+
+
+def ranked(view: SearchView) -> list[TrialView]:
+    """The best trials, then those that go on, then the others by their first objective."""
+    direction = next(iter(view.objectives.values()), MAXIMIZE)
+    sign = -1 if direction == MAXIMIZE else 1
+
+    def place(trial: TrialView) -> tuple[float, ...]:
+        value = next(iter(trial.values.values()), math.inf * sign)
+        order = {"running": 1, "complete": 2, "waiting": 3}.get(trial.state, 4)
+        return (0 if trial.number in view.best else order), sign * value, -trial.number
+
+    return sorted(view.trials, key=place)[:_MOST_TRIALS]
 
 
 def line_css(place: int) -> str:

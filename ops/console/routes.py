@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from fednc.common.errors import FedncError
 from fednc.common.peer_text import one_line
-from fednc.ops.console.desk import Desk
+from fednc.ops.console.desk import Answer, Desk
 from fednc.ops.console.logins import ByCredential, LoginRefused, Logins, Session, TooManyLogins
 from fednc.ops.console.pages import fill
 from fednc.ops.console.run_view import SORTS, RunView
@@ -45,7 +45,7 @@ _FORM_BYTES = 16 * 1024
 _PICTURE_BYTES = 32 << 20
 _MOST_COMPARED = 12
 PARTS = ("head", "controls", "numbers", "curves", "clients", "geometry", "events")
-Answer = Callable[[Request, Session], Awaitable[Response]]
+Handler = Callable[[Request, Session], Awaitable[Response]]
 
 
 @dataclass
@@ -69,6 +69,7 @@ class Console:
             "/models": self.models,
             "/gates": self.gates,
             "/pipelines": self.pipelines,
+            "/searches": self.searches,
         }
         forms = {"/act": self.act, "/decide": self.decide, "/logout": self.logout}
         return Starlette(
@@ -84,7 +85,7 @@ class Console:
 
     # ---- who -----------------------------------------------------------------------------------------------------
 
-    def _page(self, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+    def _page(self, answer: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
             session = self._session(request)
             if session is None:
@@ -203,6 +204,7 @@ class Console:
             *([("/models", "Models")] if sights.store else []),
             *([("/gates", "Gates")] if sights.approvals else []),
             *([("/pipelines", "Pipelines")] if sights.pipelines else []),
+            *([("/searches", "Searches")] if sights.searches else []),
         ]
 
     def _view(self, request: Request) -> RunView | None:
@@ -323,6 +325,11 @@ class Console:
         found, problem = await self.desk.pipelines.get(), self.desk.pipelines.problem
         return await self._filled(request, session, "pipelines.html", pipelines=found, problem=problem)
 
+    async def searches(self, request: Request, session: Session) -> Response:
+        """All searches: their trials, and the best ones."""
+        found, problem = await self.desk.searches.get(), self.desk.searches.problem
+        return await self._filled(request, session, "searches.html", searches=found, problem=problem)
+
     # ---- actions -------------------------------------------------------------------------------------------------
 
     async def act(self, request: Request, session: Session, form: Mapping[str, str]) -> Response:
@@ -346,10 +353,10 @@ class Console:
         del request
         if not self.logins.may_act(session):
             return PlainTextResponse("you may look at this console, but not decide: ask an operator", 403)
-        names = ("request", "digest", "subject", "verdict")
+        said = {name: form.get(name, "") for name in ("request", "digest", "subject", "verdict")}
         reason = one_line(form.get("reason", "").strip())
         try:
-            given = await self.desk.decide(*(form.get(name, "") for name in names), session.name, reason)
+            given = await self.desk.decide(Answer(**said, who=session.name, reason=reason))
         except FedncError as e:
             session.notes.append(("bad", one_line(e, 400)))
         else:

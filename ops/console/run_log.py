@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fednc.common.peer_text import one_line
 from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
@@ -25,9 +25,16 @@ _KEPT_EVENTS = 400
 _KEPT_VALUES = 200  # of each client
 _MOST_CLIENTS = 20_000
 _MOST_OLD_FILES = 9
-_SPREAD = ("min", "q1", "median", "q3", "max")
-_COLLAPSE = ("nc1", "nc3_cos")
+_QUARTILES = {"q1", "median", "q3"}
 _ENDINGS = {"done": "finished", "stop": "stopped"}
+
+
+class Quartiles(NamedTuple):
+    """Of the clients' own values of the primary metric."""
+
+    q1: float
+    median: float
+    q3: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +51,7 @@ class RoundPoint:
     primary: float = math.nan
     held_out: float = math.nan  # the primary metric over what the clients hold out
     worst: float = math.nan
-    spread: tuple[float, ...] = ()  # min, q1, median, q3, max over the clients
+    spread: Quartiles | None = None  # over the clients
     nc1: float = math.nan
     nc3_cos: float = math.nan
     bytes_up: int = 0
@@ -166,7 +173,7 @@ class RunLog:
             primary=test.get(name, pooled.get(name, math.nan)),
             held_out=pooled.get(name, math.nan),
             worst=_number(worst.get(name)),
-            spread=tuple(spread[key] for key in _SPREAD) if all(key in spread for key in _SPREAD) else (),
+            spread=Quartiles(**{key: spread[key] for key in _QUARTILES}) if _QUARTILES <= spread.keys() else None,
             nc1=measured.get("nc1", math.nan),
             nc3_cos=measured.get("nc3_cos", math.nan),
             bytes_up=int(_number(line.get("bytes_up"), 0)),
@@ -204,7 +211,7 @@ class RunLog:
             fold_s=status.fold_s,
             loss=status.loss if status.HasField("loss") else math.nan,
             primary=status.primary.value if status.HasField("primary") else math.nan,
-            spread=tuple(getattr(spread, key) for key in _SPREAD) if spread else (),
+            spread=Quartiles(spread.q1, spread.median, spread.q3) if spread else None,
         )
         for node in status.nodes:
             if node.HasField("primary"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fednc.common.tasks.metric_info import MetricInfo
 from fednc.ops.console.charts import Band, Line
@@ -42,6 +43,7 @@ RUN_LOOKS = {
     State.RESUMABLE: _WARN,
     State.DAMAGED: _BAD,
 }
+_URGENCY = {_BAD: 0, _WARN: 1, _BUSY: 2, _QUIET: 3, _GOOD: 3}
 SORTS = ("attention", "name", "value", "speed", "examples", "seen")
 
 
@@ -197,7 +199,8 @@ class RunView:
 
     def spread_band(self) -> Band:
         """The middle half of the clients."""
-        return Band("middle half of the clients", [(p.round, p.spread[1], p.spread[3]) for p in self.points if p.spread])
+        halves = [(p.round, p.spread.q1, p.spread.q3) for p in self.points if p.spread]
+        return Band("middle half of the clients", halves)
 
     def latest(self, key: str) -> float:
         """The last known value of a number of the rounds; NaN if there is none."""
@@ -259,18 +262,21 @@ class RunView:
         shown = rows[(page - 1) * PAGE : page * PAGE]
         return ClientList(shown, len(rows), len(self._rows), page, pages, sort, wanted)
 
-    def _order(self, sort: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
-        worse_first = 1 if self.metric.higher_is_better else -1
-        value = lambda row: worse_first * row.value if math.isfinite(row.value) else math.inf  # noqa: E731
-        urgency = {_BAD: 0, _WARN: 1, _BUSY: 2, _QUIET: 3, _GOOD: 4}
-        return {
-            "attention": lambda row: (min(urgency[row.look], 2 + bool(row.look in (_QUIET, _GOOD))), value(row), row.name),
-            "name": lambda row: row.name,
-            "value": lambda row: (value(row), row.name),
-            "speed": lambda row: (-row.speed, row.name),
-            "examples": lambda row: (-row.examples, row.name),
-            "seen": lambda row: (-row.seen_s if math.isfinite(row.seen_s) else 0, row.name),
-        }[sort]
+    def _order(self, sort: str) -> Callable[[ClientRow], tuple[Any, ...]]:
+        worst_first = 1 if self.metric.higher_is_better else -1
+
+        def value(row: ClientRow) -> float:
+            return worst_first * row.value if math.isfinite(row.value) else math.inf
+
+        orders: dict[str, Callable[[ClientRow], tuple[Any, ...]]] = {
+            "attention": lambda row: (_URGENCY[row.look], value(row)),
+            "name": lambda row: (),
+            "value": lambda row: (value(row),),
+            "speed": lambda row: (-row.speed,),
+            "examples": lambda row: (-row.examples,),
+            "seen": lambda row: (-row.seen_s if math.isfinite(row.seen_s) else 0.0,),
+        }
+        return lambda row: (*orders[sort](row), row.name)
 
     def _live_rows(self) -> list[ClientRow]:
         assert self.status is not None

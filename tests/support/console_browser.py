@@ -27,7 +27,8 @@ class RunningConsole:
 
     def __init__(self, sights: Sights, **settings: Any) -> None:
         self._settings = ConsoleSettings(sights, settings.pop("listen", Address("127.0.0.1", 0)), **settings)
-        self._ready, self._error = threading.Event(), None
+        self._ready = threading.Event()
+        self._error: Exception | None = None
         self.address, self.key = "", ""
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -112,9 +113,11 @@ class Visitor:
 
     def ask(self, method: str, path: str, body: str | None = None, **headers: str) -> Page:
         place = urlsplit(self.address)
-        kind = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
-        options = {"context": self.context} if place.scheme == "https" else {}
-        connection = kind(place.hostname, place.port, timeout=30, **options)  # type: ignore[arg-type]
+        connection = (
+            http.client.HTTPSConnection(str(place.hostname), place.port, timeout=30, context=self.context)
+            if place.scheme == "https"
+            else http.client.HTTPConnection(str(place.hostname), place.port, timeout=30)
+        )
         sent = {"Cookie": "; ".join(f"{k}={v}" for k, v in self.cookies.items())} if self.cookies else {}
         if body is not None:
             sent["Content-Type"] = "application/x-www-form-urlencoded"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import warnings
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -194,3 +195,43 @@ def write_checkpoint(
     }
     head = {"format": 1, "round": number, "config_sha256": "c", "config": config, "tensors_sha256": "t"}
     stem.with_suffix(".json").write_text(json.dumps({**head, "history": list(records)}))
+
+
+def write_search(path: Path, *, trials: int = 12, name: str = "digits-lr") -> str:
+    """A storage with one search; gives its URL."""
+    import optuna
+
+    from fednc.ops.search import study as keys
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = f"sqlite:///{path}"
+    study = optuna.create_study(storage=url, study_name=name, directions=["maximize"])
+    study.set_user_attr(keys.IDENTITY, "x")
+    study.set_user_attr(keys.METRIC, "accuracy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is called experimental
+        study.set_metric_names(["accuracy"])
+    draw = random.Random(2)
+    for k in range(trials):
+        rate, is_pruned = 10 ** draw.uniform(-3, -0.5), k % 4 == 3
+        top = 0.9 - abs(math.log10(rate) + 1.5) / 3
+        curve = {str(r): top - 0.4 / (r + 1) for r in range(1, 2 if is_pruned else 7)}
+        trial = optuna.trial.create_trial(
+            params={"train.lr": rate, "method.name": "fednc"},
+            distributions={
+                "train.lr": optuna.distributions.FloatDistribution(1e-3, 1.0, log=True),
+                "method.name": optuna.distributions.CategoricalDistribution(["fednc", "fedavg"]),
+            },
+            value=None if is_pruned else curve["6"],
+            state=optuna.trial.TrialState.PRUNED if is_pruned else optuna.trial.TrialState.COMPLETE,
+            user_attrs={
+                keys.SETTINGS: {"train.lr": rate, "method.name": "fednc"},
+                keys.CURVE: curve,
+                keys.REASON: "worse than the median" if is_pruned else "",
+                keys.SECONDS: 3.1,
+                keys.BYTES_UP: 10**6,
+                **({keys.SUGGESTED: HOSTILE} if k == 0 else {}),
+            },
+        )
+        study.add_trial(trial)
+    return url

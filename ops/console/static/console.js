@@ -82,6 +82,7 @@ function readOut(event) {
     texts.push(chart.dataset.lines.includes("|") ? `${name} ${best.text}` : best.text);
   }
   const cross = chart.querySelector(".cross");
+  cross.removeAttribute("visibility");
   cross.setAttribute("x1", at);
   cross.setAttribute("x2", at);
   const output = chart.closest("figure")?.querySelector("output");
@@ -91,8 +92,7 @@ function readOut(event) {
 function endReadOut(event) {
   const chart = event.target.closest?.("svg.chart[data-lines]");
   if (!chart || chart.contains(event.relatedTarget)) return;
-  chart.querySelector(".cross").setAttribute("x1", -9);
-  chart.querySelector(".cross").setAttribute("x2", -9);
+  chart.querySelector(".cross").setAttribute("visibility", "hidden");
   const output = chart.closest("figure")?.querySelector("output");
   if (output) output.textContent = "";
 }

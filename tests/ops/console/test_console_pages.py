@@ -20,10 +20,10 @@ from fednc.ops.operator_client import OperatorLink
 from fednc.ops.pipelines.journal import Cause, Journal
 from fednc.protos import operator_pb2 as pb
 from support.console_browser import RunningConsole, Visitor
-from support.console_states import HOSTILE, RUN_ID, FakeServer, operator_port, status_with, write_checkpoint, write_run
+from support.console_states import HOSTILE, RUN_ID, FakeServer, operator_port, status_with, write_checkpoint, write_run, write_search
 from support.local_servers import make_place
 
-ALL = ("/", "/runs", "/compare?run=a&run=b", "/client?name=site-0", "/models", "/gates", "/pipelines", "/login")
+ALL = ("/", "/runs", "/compare?run=a&run=b", "/client?name=site-0", "/models", "/gates", "/pipelines", "/searches", "/login")
 
 
 class Found(HTMLParser):
@@ -93,6 +93,7 @@ def test_no_page_loads_anything_from_elsewhere_or_runs_text_as_script(tmp_path: 
         store=str(tmp_path / "models"),
         approvals=tmp_path / "approvals",
         pipelines=tmp_path / "pipelines",
+        searches=[write_search(tmp_path / "search.db")],
     )
     with RunningConsole(sights) as console:
         visitor = console.logged_in()
@@ -255,6 +256,21 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
         assert "rounds.total" in text
         assert "77" in text
         assert "Choose two" in visitor.get("/compare?run=a&run=../a").text
+
+
+def test_a_search_shows_its_trials_and_the_best_first(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    url = write_search(tmp_path / "search.db", trials=12)
+    with RunningConsole(Sights(searches=[url, f"sqlite:///{tmp_path / 'none.db'}"])) as console:
+        assert "there is no study" in console.logged_in().get("/searches").text
+    with RunningConsole(Sights(searches=[url])) as console:
+        text = console.logged_in().get("/searches").text
+        assert len(re.findall("<tr>", text)) == 13
+        rows = re.findall(r"<tr>\s*<td class=\"num\">(.*?)</td>.*?<td class=\"num\">([^<]*)</td>", text, re.S)
+        shown = [float(value) for _, value in rows if value != "–"]
+        assert shown == sorted(shown, reverse=True)
+        assert "★" in rows[0][0]
+        assert "<script>alert" not in text
 
 
 # ---- the gate ------------------------------------------------------------------------------------------------------
