@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from fednc.ops.pipelines.journal import PipelineRun
     from fednc.ops.pipelines.pipeline_file import PipelineFile
     from fednc.ops.pipelines.runner import Runner
-    from fednc.ops.pipelines.work import Carrier, Order
+    from fednc.ops.pipelines.work import Carriers, Order, SearchOrder
+    from fednc.ops.search.study import SearchView
     from fednc.server.storage.events import Event
 
 app = typer.Typer(
@@ -52,7 +53,7 @@ def run(
     ] = True,
     json: Json = "",
 ) -> None:
-    """Run a pipeline: check, statistics, init, train, sessions, evaluate, gate, register, deploy.
+    """Run a pipeline: check, search, statistics, init, train, sessions, evaluate, gate, register, deploy.
 
     A run that was interrupted is continued. Steps whose inputs have not changed since an earlier run are not done
     again. Exit code 1 if the gate rejects, or waits and --no-wait was given.
@@ -143,14 +144,34 @@ def _runner(path: Path, on: str, *, wait: bool) -> Runner:
     from fednc.ops.pipelines.runner import Runner
 
     file, run = read_pipeline(path, on)
-    return Runner(file, run, _carrier(file.on), say, wait)
+    return Runner(file, run, _carriers(file.on), say, wait)
 
 
-def _carrier(on: str) -> Carrier:
+def _carriers(on: str) -> Carriers:
     from fednc.ops.pipelines.on_flower import on_flower
-    from fednc.ops.pipelines.over_link import over_link
+    from fednc.ops.pipelines.over_link import over_link, search_over_link
+    from fednc.ops.pipelines.work import Carriers
 
-    return {"process": in_process, "link": over_link, "simulation": on_flower}[on]
+    return {
+        "process": Carriers(in_process, search_in_process),
+        "link": Carriers(over_link, search_over_link),
+        "simulation": Carriers(on_flower, search_in_process),  # which gives the same bits, without Ray's start-ups
+    }[on]
+
+
+def search_in_process(order: SearchOrder) -> SearchView:
+    """Do the trials of a search in this process, over clients that stay."""
+    from functools import partial
+
+    from fednc.bench.local_grid import LocalGrid
+    from fednc.client.app.host import ClientConfig
+    from fednc.ops.pipelines.over_link import tell_trial
+    from fednc.ops.search.searcher import search
+    from fednc.server.run_series import RunSeries
+
+    clients = [ClientConfig(name=name, data=spec, device=order.file.device) for name, spec in order.clients.items()]
+    with LocalGrid(order.plan.run, clients) as grid:
+        return search(order.plan, RunSeries(grid), partial(tell_trial, order))
 
 
 def in_process(order: Order) -> None:

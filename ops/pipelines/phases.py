@@ -163,7 +163,7 @@ def _run(work: Work) -> str:
         order = Order(work.file, work.run, work.file.clients, work.journal.place / place, watch)
         private_folder(order.folder)
         base_rounds.continue_from(_base(work), work.run, order.folder)
-        work.carrier(order)
+        work.carriers.run(order)
         watch.over()
         if not _is_finished(work, place):
             raise RunFailedError(f"{order.folder}: the run ended without a model; its events.jsonl says why")

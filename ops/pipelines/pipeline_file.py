@@ -40,6 +40,18 @@ class SimulationTable(Section):
     timeout_h: Annotated[float, Field(gt=0)] = Field(24.0, description="the longest that a run may take")
 
 
+class SearchTable(Section):
+    """`[search]`: settings that are tried before the run, as in a search file."""
+
+    space: dict[str, Any] = Field(description="keys of the run file and what to try; docs/search.md")
+    trials: Annotated[int, Field(ge=1)] = Field(10, description="how many trials")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the sampler")
+    objectives: tuple[str, ...] = Field(("primary",), description="what counts; docs/search.md lists them")
+    sampler: str | dict[str, Any] = Field("TPE", description="a sampler by Optuna's name, or a table with its options")
+    pruner: str | dict[str, Any] = Field("Nop", description="a pruner by Optuna's name, or a table with its options")
+    set: dict[str, Any] = Field(default_factory=dict, description="keys of the run file for trials only, such as rounds")
+
+
 class GateTable(Section):
     """`[gate]`: a person approves before the pipeline goes on."""
 
@@ -106,6 +118,7 @@ class PipelineFile(Section):
     clients: dict[str, str] = Field(default_factory=dict, description="data spec of each client, by name")
     link: LinkTable = Field(default_factory=LinkTable)
     simulation: SimulationTable = Field(default_factory=SimulationTable)
+    search: SearchTable | None = None
     gate: GateTable | None = None
     register_: RegisterTable = Field(default_factory=RegisterTable, alias="register")
     deploy: DeployTable | None = None
@@ -119,6 +132,12 @@ class PipelineFile(Section):
                 "link.start_clients = false do clients come by themselves"
             )
         return self
+
+    @property
+    def tables(self) -> dict[str, Any]:
+        """The run file as plain values."""
+        assert isinstance(self.run, dict), "read_pipeline puts them there"
+        return self.run
 
     @property
     def model(self) -> str:
@@ -143,7 +162,9 @@ class PipelineFile(Section):
 
 
 def read_pipeline(path: Path, on: str = "") -> tuple[PipelineFile, RunConfig]:
-    """The pipeline file at `path` and its run file. Raises ConfigError with a line for every wrong key.
+    """The pipeline file at `path`, with the tables of its run file in it; and the run file.
+
+    Raises ConfigError with a line for every wrong key.
 
     Args:
         on: where clients work, instead of the file's `on`.
@@ -160,4 +181,6 @@ def read_pipeline(path: Path, on: str = "") -> tuple[PipelineFile, RunConfig]:
         raise ConfigError(explain(e, str(path), page=PAGE)) from e
     if isinstance(file.run, dict):
         return file, parse_run(file.run, source=f"[run] of {path}")
-    return file, read_run_file(path.parent / file.run)
+    run = read_run_file(path.parent / file.run)
+    tables = tomllib.loads((path.parent / file.run).read_text(encoding="utf-8"))
+    return file.model_copy(update={"run": tables}), run

@@ -20,7 +20,7 @@ from fednc.ops.pipelines.digests import data_digest, digest_of
 from fednc.ops.pipelines.journal import Cause, Journal, PipelineRun, StepRecord, StepState
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.steps import Step, steps_of
-from fednc.ops.pipelines.work import Carrier, GateRejectedError, GateWaitsError, Work
+from fednc.ops.pipelines.work import Carriers, GateRejectedError, GateWaitsError, Work
 from fednc.server.storage.folder_lock import claimed
 
 _MOST_TEXT = 500  # characters of a note
@@ -36,7 +36,7 @@ class Runner:
 
     file: PipelineFile
     run: RunConfig
-    carrier: Carrier
+    carriers: Carriers
     tell: Callable[[str], None] = lambda _text: None
     waits: bool = True
 
@@ -52,9 +52,7 @@ class Runner:
         with claimed(self.file.place):
             journal, inputs = Journal(self.file.place), inputs_of(self.file, self.run)
             current = self._current(journal, cause, inputs)
-            work = Work(
-                self.file, self.run, journal, current, self.carrier, inputs, tell=self.tell, waits=self.waits
-            )
+            work = Work(self.file, journal, current, self.carriers, inputs, tell=self.tell, waits=self.waits)
             self._drive(work)
         return current
 

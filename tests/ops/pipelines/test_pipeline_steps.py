@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from fednc.cli.pipeline import search_in_process
 from fednc.common.errors import ConfigError, DataError, RefusedError
 from fednc.ops.pipelines import deployment, gate, phases
 from fednc.ops.pipelines.digests import data_digest, digest_of
@@ -17,7 +18,7 @@ from fednc.ops.pipelines.journal import Cause, PipelineRun
 from fednc.ops.pipelines.runner import inputs_of
 from fednc.ops.pipelines.steps import STEPS
 from fednc.ops.pipelines.triggers import due
-from fednc.ops.pipelines.work import GateRejectedError, GateWaitsError, Work
+from fednc.ops.pipelines.work import Carriers, GateRejectedError, GateWaitsError, Work
 from fednc.ops.registry.lineage import lineage_of
 from fednc.ops.registry.registration import register
 from fednc.ops.registry.registry import ModelRegistry
@@ -50,6 +51,7 @@ def test_each_step_is_done_once_and_a_change_redoes_what_depends_on_it(tmp_path:
     pipeline()
     assert pipeline.states() == {
         "check": "done",
+        "search": "skipped",
         "statistics": "done",
         "init": "skipped",
         "train": "done",
@@ -107,7 +109,7 @@ def test_which_steps_a_change_redoes(change: str, tmp_path: Path) -> None:
 def digests(pipeline: SmallPipeline) -> dict[str, str]:
     file, run = pipeline.read()
     current = PipelineRun(pipeline.folder, 1, [], "process", 0.0)
-    work = Work(file, run, pipeline.journal, current, pipeline.carrier, inputs_of(file, run))
+    work = Work(file, pipeline.journal, current, Carriers(pipeline.carrier, search_in_process), inputs_of(file, run))
     return {name: digest_of(STEPS[name].inputs(work)) for name in REDONE["client"]}
 
 
@@ -284,6 +286,23 @@ def test_newer_data_replace_a_candidate_that_waits(tmp_path: Path) -> None:
         pipeline.box.decide(first.request.digest, "approved", "mara")
     old, new = pipeline.journal.runs()
     assert (str(old.step("gate").state), old.ended, new.asks) == ("replaced by a newer run", True, True)
+
+
+# ---- search -----------------------------------------------------------------------------------------------------
+
+
+def test_the_run_has_the_settings_of_the_best_trial(tmp_path: Path) -> None:
+    search = {"space": {"train.lr": {"choices": [1e-6, 0.1]}}, "trials": 2, "sampler": "Grid", "set": {"rounds.total": 1}}
+    pipeline = SmallPipeline(tmp_path, search=search)
+    pipeline()
+    assert pipeline.states()["search"] == "done"
+    (order,) = pipeline.carrier.orders
+    found = json.loads(next(pipeline.journal.place.glob("results/search-*.json")).read_text())["result"]
+    values = {trial["train.lr"]: None for trial in [found["settings"]]}
+    assert order.run.train.lr in values
+    assert order.run.rounds.total == 2  # `set` is for trials only
+    pipeline()
+    assert pipeline.states()["search"] == pipeline.states()["train"] == "cached"
 
 
 # ---- sessions ------------------------------------------------------------------------------------------------
