@@ -19,7 +19,7 @@ from fednc.common.errors import ConfigError, FedncError
 
 if TYPE_CHECKING:
     from fednc.in_process import Running
-    from fednc.ops.pipelines.journal import PipelineRun
+    from fednc.ops.pipelines.journal import Cause, PipelineRun
     from fednc.ops.pipelines.pipeline_file import PipelineFile
     from fednc.ops.pipelines.runner import Runner
     from fednc.ops.pipelines.work import Carriers, Order, SearchOrder
@@ -117,26 +117,36 @@ def watch(
     Never blocks at the gate: it goes on once somebody has answered, and newer data replace a candidate that waits.
     Looks every `triggers.poll_s` seconds. Ctrl-C ends it.
     """
-    from fednc.ops.pipelines.triggers import due
     from fednc.ops.pipelines.work import GateWaitsError
 
     say(f"watching {path}")
     while True:
         runner = _runner(path, on, wait=False)  # the files are read anew: both may change
-        cause = due(runner.file, runner.run)
-        if cause:
-            try:
+        try:
+            cause = _reason(runner)
+            if cause:
                 runner(cause)
-            except GateWaitsError as e:
-                say(str(e))
-            except FedncError as e:
-                if once:
-                    raise
-                say_error(e)
+        except GateWaitsError as e:
+            say(str(e))
+        except FedncError as e:
+            if once:
+                raise
+            say_error(e)
         if once:
-            say("" if cause else "no reason to run")
             return
         time.sleep(runner.file.triggers.poll_s)
+
+
+def _reason(runner: Runner) -> Cause | None:
+    """Why to run now."""
+    from fednc.ops.pipelines.look import is_due, look
+    from fednc.ops.pipelines.triggers import due
+
+    cause = due(runner.file, runner.run)
+    if cause is None and is_due(runner.file):
+        say("looking at the clients with the served model")
+        cause = look(runner.file, runner.run, runner.carriers)
+    return cause
 
 
 def _runner(path: Path, on: str, *, wait: bool) -> Runner:

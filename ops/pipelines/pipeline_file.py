@@ -97,7 +97,11 @@ class TriggerTable(Section):
     """`[triggers]`: when `fednc pipeline watch` starts a new run."""
 
     data: bool = Field(True, description="when the data of a client or the test data have changed")
-    alarms: bool = Field(True, description="when an alarm is raised")
+    alarms: bool = Field(True, description="when a look raises a drift alarm")
+    look_every_h: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="ask the clients so often for class sums of the served model, one round without training, to "
+        "hear of drift and of new data at clients that come by themselves; 0: never"
+    )
     every_h: Annotated[float, Field(ge=0)] = Field(0.0, description="so long after the last run began; 0: never")
     poll_s: Annotated[float, Field(gt=0)] = Field(10.0, description="how often to look")
 
