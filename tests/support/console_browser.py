@@ -9,6 +9,7 @@ import re
 import shutil
 import ssl
 import subprocess
+import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,16 +145,33 @@ class Visitor:
         return self.post("/act", csrf=self.get("/").csrf, action=action, **more)
 
 
-def screenshot(
-    console: RunningConsole, path: str, target: Path, *, width: int, height: int, dark: bool = False
-) -> str:
-    """Let Chromium log in by the link, open a page and draw it; returns the page as it stands after its scripts."""
+@dataclass
+class Seen:
+    """What Chromium made of a page: its elements after the scripts ran, and what it complained about."""
+
+    dom: str
+    log: str
+
+    @property
+    def complaints(self) -> list[str]:
+        """Errors of scripts, and what the policy of the page refused."""
+        return [line for line in self.log.splitlines() if "CONSOLE" in line]
+
+
+def look(
+    console: RunningConsole, path: str, *, width: int = 1440, height: int = 1200, dark: bool = False, to: Path | None = None
+) -> Seen:
+    """Let Chromium log in by the link and open a page; with `to`, also draw it there as PNG."""
     link = f"{console.address}/login?next={quote(path, safe='')}#key={console.key}"
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += [f"--user-data-dir={target.parent / 'profile'}", f"--window-size={width},{height}"]
-    command += ["--virtual-time-budget=3000"]
-    command += ["--blink-settings=preferredColorScheme=0"] if dark else []
-    ask = {"capture_output": True, "text": True, "timeout": 90, "check": True}
-    subprocess.run([*command, f"--screenshot={target}", link], **ask)  # type: ignore[call-overload]
-    found = subprocess.run([*command, "--dump-dom", link], **ask)  # type: ignore[call-overload]
-    return str(found.stdout)
+    with tempfile.TemporaryDirectory() as profile:
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+        command += [f"--user-data-dir={profile}", f"--window-size={width},{height}", "--virtual-time-budget=5000"]
+        command += ["--blink-settings=preferredColorScheme=0"] if dark else []
+        found = _run([*command, "--dump-dom", link])
+        if to is not None:
+            _run([*command, f"--screenshot={to}", link])
+    return Seen(found.stdout, found.stderr)
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
