@@ -18,6 +18,7 @@ from fednc.protos import operator_pb2 as pb
 
 # What servers say of runs that ended as they should (server/listener.py).
 _GOOD_ENDINGS = ("the run is over", "an operator stopped the run")
+Curve = Sequence[tuple[float, float]]
 PAGE = 25  # clients on one page of the table
 _MOST_SQUARES = 1200
 _MOST_CLASSES = 24
@@ -66,7 +67,7 @@ class ClientRow:
     bytes_down: int = 0
     device: str = ""
     value: float = math.nan  # of the primary metric
-    curve: Sequence[tuple[float, float]] = ()
+    curve: Curve = ()
 
     @property
     def is_busy(self) -> bool:
@@ -156,7 +157,7 @@ class RunView:
     def completed(self) -> int:
         """Rounds completed."""
         of_status = self.status.completed if self.status else 0
-        return max(of_status, max(self.log.rounds, default=0))
+        return max(of_status, self.points[-1].round if self.points else 0)
 
     @property
     def planned(self) -> int:
@@ -288,7 +289,7 @@ class RunView:
 
     def _live_row(self, node: pb.NodeStatus, is_busy: bool, banned: str) -> ClientRow:
         state = banned or ("working" if is_busy else node.state)
-        curve = self.log.clients.get(node.name, ())
+        curve: Curve = self.log.clients.get(node.name, ())
         value = node.primary.value if node.HasField("primary") else curve[-1][1] if curve else math.nan
         return ClientRow(
             name=node.name,
@@ -312,7 +313,7 @@ class RunView:
     def _stored_rows(self) -> list[ClientRow]:
         examples = {name: int(metrics.get("examples", 0)) for name, metrics in self.log.client_metrics.items()}
         names = sorted({*self.log.clients, *examples})
-        curves = {name: self.log.clients.get(name, ()) for name in names}
+        curves: dict[str, Curve] = {name: self.log.clients.get(name, ()) for name in names}
         return [
             ClientRow(
                 name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import subprocess
 from contextlib import ExitStack
@@ -53,7 +54,9 @@ def test_an_operator_pauses_resumes_drops_readmits_and_stops_a_run(tmp_path: Pat
         visitor.act("pause")
         wait_for(lambda: '<b class="warn">paused</b>' in page())
         held = round_of()
-        assert recorded(folder, "control")[-1]["command"] == "pause"
+        told = recorded(folder, "control")[-1]
+        assert told["command"] == "pause"
+        assert told["operator"] == f"an operator for {getpass.getuser()!r}", "the log names the person"
         assert "Resume" in page()
         visitor.act("resume")
         wait_for(lambda: round_of() > held)
