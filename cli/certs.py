@@ -11,6 +11,7 @@ import typer
 
 from fednc.cli.options import Json
 from fednc.cli.output import say, show_table, write_json
+from fednc.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from fednc.common.security.authority import Authority, Issued
@@ -27,6 +28,7 @@ Hosts = Annotated[
 Days = Annotated[float, typer.Option(min=0.0, help="Days until it expires.")]
 Renew = Annotated[bool, typer.Option("--renew", help="Issue another even if a valid one exists.")]
 Operator = Annotated[bool, typer.Option("--operator", help="For an operator of the server instead of a node.")]
+Viewer = Annotated[bool, typer.Option("--viewer", help="For somebody who may look at `fednc console`, no more.")]
 CaName = Annotated[str, typer.Option("--name", help="Name of the authority, for people to read.")]
 Print = Annotated[bool, typer.Option("--print", help="Print the token to stdout instead of writing its file.")]
 
@@ -48,10 +50,18 @@ def server(folder: Dir, host: Hosts, days: Days = 365, renew: Renew = False) -> 
 
 
 @command.command("node")
-def node(folder: Dir, name: Name, days: Days = 365, renew: Renew = False, operator: Operator = False) -> None:
+def node(
+    folder: Dir,
+    name: Name,
+    days: Days = 365,
+    renew: Renew = False,
+    operator: Operator = False,
+    viewer: Viewer = False,
+) -> None:
     """Make a certificate for NAME; copy its folder to the node's machine."""
-    made = _open(folder).issue_certificate(_holder(name, operator), timedelta(days=days), renew=renew)
-    _say_where(made, name, operator)
+    holder = _holder(name, operator, viewer)
+    made = _open(folder).issue_certificate(holder, timedelta(days=days), renew=renew)
+    _say_where(made, holder)
 
 
 @command.command("token")
@@ -61,16 +71,17 @@ def token(
     days: Days = 90,
     renew: Renew = False,
     operator: Operator = False,
+    viewer: Viewer = False,
     print_it: Print = False,
 ) -> None:
     """Make a token for NAME, for servers with auth = "token"; the server stores only its hash."""
-    authority, holder = _open(folder), _holder(name, operator)
+    authority, holder = _open(folder), _holder(name, operator, viewer)
     made = authority.issue_token(holder, timedelta(days=days), renew=renew)
     if print_it:
         typer.echo(made)
         return
     place = authority.write_token(holder, made)
-    _say_where(place, name, operator)
+    _say_where(place, holder)
 
 
 @command.command("revoke")
@@ -101,15 +112,18 @@ def _open(folder: Path) -> Authority:
     return Authority(folder)
 
 
-def _holder(name: str, operator: bool) -> Holder:
+def _holder(name: str, operator: bool, viewer: bool) -> Holder:
     from fednc.common.security.credentials import Holder, Role
 
-    return Holder(Role.OPERATOR if operator else Role.NODE, name)
+    if operator and viewer:
+        raise ConfigError("--operator and --viewer contradict each other: an operator may look at everything too")
+    return Holder(Role.OPERATOR if operator else Role.VIEWER if viewer else Role.NODE, name)
 
 
-def _say_where(folder: Path, name: str, operator: bool) -> None:
-    command = "status" if operator else "client"
-    say(f"wrote {folder}: copy it to the machine of {name}, then run fednc {command} --certs {folder.name} ...")
+def _say_where(folder: Path, holder: Holder) -> None:
+    use = {"node": "fednc client", "operator": "fednc status"}.get(holder.role)
+    then = f"then run {use} --certs {folder.name} ..." if use else "for the login of fednc console"
+    say(f"wrote {folder}: copy it to the machine of {holder.name}, {then}")
 
 
 def _state(line: Issued, revoked: bool) -> str:

@@ -26,6 +26,7 @@ COMMANDS = {
     "client": ("fednc.cli.client:command", "Take part in a federation with this machine's data and device."),
     "demo": ("fednc.cli.demo:command", "Run one server and four clients on this machine: fedavg, then fednc."),
     "status": ("fednc.cli.status:command", "Show the state of a run; pause, resume or stop it, drop a node."),
+    "console": ("fednc.cli.console:command", "Open a web page to watch and operate a run."),
     "session": ("fednc.cli.session:app", "Start the next session of a run whose classes come later."),
     "certs": ("fednc.cli.certs:command", "Make and revoke certificates and tokens."),
     "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
@@ -50,7 +51,7 @@ COMMANDS = {
 
 
 # These handle signals themselves, and have nothing to clean up before that.
-_HANDLE_SIGNALS = ("server", "client", "serve")
+_HANDLE_SIGNALS = ("server", "client", "serve", "console")
 
 
 class LazyGroup(TyperGroup):

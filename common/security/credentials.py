@@ -23,14 +23,15 @@ TOKENS, REVOKED = "tokens.json", "revoked.json"
 
 # Names become folders and URIs, so they contain nothing that needs escaping in either.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_URI = re.compile(rf"fednc:(node|operator):({NAME.pattern})")
+_URI = re.compile(rf"fednc:(node|operator|viewer):({NAME.pattern})")
 
 
 class Role(StrEnum):
-    """What a holder may do: take part in runs, or operate the server."""
+    """What a holder may do: take part in runs, operate the server, or look at its console and change nothing."""
 
     NODE = "node"
     OPERATOR = "operator"
+    VIEWER = "viewer"
 
 
 @dataclass(frozen=True)

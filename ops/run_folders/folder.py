@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -87,8 +87,11 @@ class RunFolder:
         return self.history.primary.best([value for _, value in self.history.curve])
 
 
-def runs_in(folder: Path) -> list[RunFolder]:
+def runs_in(folder: Path, read: Callable[[Path], RunFolder] | None = None) -> list[RunFolder]:
     """All runs in `folder`, which may be a run itself, oldest first; folders without any run are listed too.
+
+    Args:
+        read: takes the place of `read_run`, for callers that keep what they have read.
 
     Raises:
         DataError: there is no such folder.
@@ -97,16 +100,17 @@ def runs_in(folder: Path) -> list[RunFolder]:
         raise DataError(
             f"{folder}: no such folder; give the folder that holds runs (server.runs, `runs` by default)"
         )
+    read = read or read_run
     if _is_run(folder):
-        return [read_run(folder)]
-    return sorted(_below(folder, _DEEPEST), key=lambda run: _changed(run.path))
+        return [read(folder)]
+    return sorted(_below(folder, _DEEPEST, read), key=lambda run: _changed(run.path))
 
 
-def _below(folder: Path, depth: int) -> Iterator[RunFolder]:
+def _below(folder: Path, depth: int, read: Callable[[Path], RunFolder]) -> Iterator[RunFolder]:
     for path in _folders_in(folder):
         if _is_run(path):
-            yield read_run(path)
-        elif deeper := list(_below(path, depth - 1)) if depth > 1 else []:
+            yield read(path)
+        elif deeper := list(_below(path, depth - 1, read)) if depth > 1 else []:
             yield from (run for run in deeper if run.state is not State.FOREIGN)
             if all(run.state is State.FOREIGN for run in deeper):
                 yield RunFolder(path=path, state=State.FOREIGN)

@@ -29,6 +29,7 @@ from fednc.ops.serving.inference import (
 )
 from fednc.ops.serving.refusals import Problem, RequestRefusal
 from fednc.ops.serving.tensors import BYTES, Array, check_shape, datatype_of, from_list, from_raw, to_raw
+from fednc.ops.web.http_protocol import CERTIFICATE
 
 log = logging.getLogger("fednc.serve")
 Scope = dict[str, Any]
@@ -37,7 +38,6 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 HEADER_LENGTH = b"inference-header-content-length"
-CERTIFICATE = "fednc.certificate"  # key of the scope: the caller's certificate, PEM
 _JSON = (b"content-type", b"application/json")
 _LIVE, _READY = "/v2/health/live", "/v2/health/ready"
 OPEN_PATHS = frozenset({_LIVE, _READY})  # for probes, which have no credential

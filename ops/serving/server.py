@@ -1,37 +1,30 @@
 """`fednc serve` as a process: both ports on one event loop, aliases followed, requests finished before it ends.
 
-Called by `cli/serve.py`. uvicorn serves HTTP; its signals are ours, because gRPC ends with it.
+Called by `cli/serve.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
-
 import grpc
-import uvicorn
 
 from fednc.common.address import Address
 from fednc.common.errors import AddressError
 from fednc.ops.serving.access import OPEN_DOOR, Door
 from fednc.ops.serving.grpc_service import GrpcService
-from fednc.ops.serving.http_protocol import BoundedHttpProtocol
 from fednc.ops.serving.inference import Inference
 from fednc.ops.serving.metrics import ServeMetrics
 from fednc.ops.serving.models import ModelShelf, ServingRules, WantedModel
 from fednc.ops.serving.rest import RestApp
 from fednc.ops.serving.sources import ModelSource
+from fednc.ops.web.server import http_served
 
 log = logging.getLogger("fednc.serve")
-_CONNECTIONS = 4096
-_IDLE_S = 75  # before an idle HTTP connection is closed
 _CALLS = 1024  # of gRPC at once
 
 
@@ -82,12 +75,12 @@ async def serve(
         stack.callback(inference.close)
         stack.push_async_callback(shelf.close)
         http = await stack.enter_async_context(
-            _http(app, settings.http, settings, settings.door.uvicorn_settings())
+            http_served(app, settings.http, settings.door.uvicorn_settings(), settings.drain_s)
         )
         probe = None
         if settings.probe is not None:
             probes = RestApp(inference, OPEN_DOOR, settings.body_mib, only_probes=True)
-            probe = await stack.enter_async_context(_http(probes, settings.probe, settings, {}))
+            probe = await stack.enter_async_context(http_served(probes, settings.probe, {}, settings.drain_s))
         over_grpc = None
         if settings.grpc is not None:
             over_grpc = await stack.enter_async_context(_grpc(inference, settings))
@@ -97,58 +90,6 @@ async def serve(
         except asyncio.CancelledError:
             log.info("finishing open requests, at most %g s", settings.drain_s)
         inference.is_draining = True
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its handling of signals."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@asynccontextmanager
-async def _http(
-    app: Any, address: Address, settings: ServeSettings, tls: dict[str, Any]
-) -> AsyncIterator[Address]:
-    """Serve `app` while the block runs; afterwards, finish its requests."""
-    listener = _bound(address)
-    config = uvicorn.Config(
-        app,
-        http=BoundedHttpProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=_CONNECTIONS,
-        timeout_keep_alive=_IDLE_S,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        **tls,
-    )
-    server = _HttpServer(config)
-    task = asyncio.create_task(server.serve([listener]))
-    try:
-        yield Address(address.host, listener.getsockname()[1])
-    finally:
-        server.should_exit = True
-        await task
-
-
-def _bound(address: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address.host, address.port))
-    except OSError as e:
-        listener.close()
-        why = "is taken" if e.errno == errno.EADDRINUSE else e.strerror or str(e)
-        raise AddressError(f"{address}: {why}; stop the other process, or choose another address") from e
-    listener.setblocking(False)
-    return listener
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with what a server for strangers also needs: the caller's certificate in the request's
 scope, a bound on headers, and a deadline for them.
 
-Used by `server.py`. Knows no path and no model.
+Used by `server.py`. Knows no path.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fednc.ops.serving.rest import CERTIFICATE
-
+CERTIFICATE = "fednc.certificate"  # key of the scope: the caller's certificate, PEM; empty: there is none
 _HEADER_BYTES = 32 * 1024
 _HEADER_S = 10.0  # from the first byte of a request, or from the connection, to the end of its headers
 

@@ -1,0 +1,1 @@
+"""The web page of the person who runs a federation: `fednc console`. Reads everything, decides nothing by itself."""

@@ -1,0 +1,1 @@
+"""An HTTP server for strangers, on uvicorn: what `fednc serve` and `fednc console` listen with."""
