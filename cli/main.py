@@ -40,6 +40,8 @@ COMMANDS = {
     "reject": ("fednc.cli.approve:reject", "Keep a gate shut: reject the digest that you saw."),
     "models": ("fednc.cli.models:app", "Versions of models: register, list, aliases, checks, lineage."),
     "predict": ("fednc.cli.predict:command", "Predict with the model of a finished run."),
+    "queue": ("fednc.cli.queue:command", "List the test examples that a model is least sure of; take labels."),
+    "report": ("fednc.cli.report:command", "Write a plain-language report of a run."),
     "serve": ("fednc.cli.serve:command", "Serve models over REST and gRPC."),
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),
     "plugins": ("fednc.cli.plugins:app", "List installed tasks, methods and trackers, and check one."),
