@@ -56,7 +56,7 @@ def check(name: Name, data: Data = "", run: RunFile = "", json: Json = "") -> No
     found = [plugin for group in KINDS for plugin in plugins.installed(group) if plugin.name == name]
     if not found:
         raise ConfigError(f"{name[:80]!r} is not installed here; `fednc plugins` lists what is")
-    outcomes = {}
+    outcomes: dict[str, str] = {}
     for group in dict.fromkeys(plugin.group for plugin in found):
         plugin = plugins.find(group, name)
         of_plugin = {f"{plugin.kind} {name}: it loads": _failure(partial(_load, plugin))}

@@ -76,8 +76,8 @@ def licence_of(distribution: str) -> str:
     except PackageNotFoundError:
         return ""
     classified = [line.rpartition(" :: ")[2] for line in told.get_all("Classifier") or () if line.startswith("License")]
-    found = told.get("License-Expression") or told.get("License") or ", ".join(classified)
-    return one_line(str(found).partition("\n")[0], _MOST_LICENCE)
+    named = [value for key in ("License-Expression", "License") for value in told.get_all(key) or ()]
+    return one_line((*named, ", ".join(classified))[0].partition("\n")[0], _MOST_LICENCE)
 
 
 def _normal(distribution: str) -> str:

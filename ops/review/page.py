@@ -27,7 +27,7 @@ _STYLE = (
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """A table of text."""
 
     head: Sequence[str]
@@ -49,7 +49,7 @@ class Bullets:
     lines: Sequence[str]
 
 
-Block = str | Table | Picture | Bullets  # a string is a paragraph
+Block = str | TextTable | Picture | Bullets  # a string is a paragraph
 
 
 @dataclass

@@ -173,6 +173,6 @@ def write_labelled(folder: Path, model: ExportedModel, data: TaskData, labels: d
         arrays[name] = given.astype(arrays[name].dtype)
     private_folder(folder)
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    np.savez(file, **arrays)  # type: ignore[arg-type]
     write_atomically(folder / LABELLED, file.getvalue())
     return model.task.packed_spec(folder / LABELLED)

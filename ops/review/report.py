@@ -15,7 +15,7 @@ from typing import Any
 
 from fednc.common.errors import DataError
 from fednc.common.tasks.metric_info import PERCENT, MetricInfo
-from fednc.ops.review.page import Block, Bullets, Page, Picture, Table
+from fednc.ops.review.page import Block, Bullets, Page, Picture, TextTable
 from fednc.ops.run_folders.folder import SUMMARY, RunFolder, State, read_json, read_run
 from fednc.server.storage.client_metrics import of_round
 from fednc.server.storage.event_log import read_events
@@ -176,7 +176,7 @@ def _what(facts: Facts) -> Iterator[Block]:
         licence = f", licence {one['licence']}" if one.get("licence") else ""
         provides = f" ({', '.join(one['provides'])})" if one.get("provides") else ""
         rows.append(["code", f"{one['name']} {one['version']}{provides}{licence}, {str(one['code_sha256'])[:12]}"])
-    yield Table(["", ""], rows)
+    yield TextTable(["fact", "value"], rows)
 
 
 def _who(facts: Facts) -> Iterator[Block]:
@@ -203,8 +203,8 @@ def _who(facts: Facts) -> Iterator[Block]:
             ]
         )
     if rows:
-        head = ["client", "trains on", "holds out", f"{facts.metric.name} on that", "rounds missed", ""]
-        yield Table(head, rows)
+        head = ["client", "trains on", "holds out", f"{facts.metric.name} on that", "rounds missed", "note"]
+        yield TextTable(head, rows)
 
 
 def _how_good(facts: Facts) -> Iterator[Block]:
@@ -214,7 +214,7 @@ def _how_good(facts: Facts) -> Iterator[Block]:
         return
     yield f"Measured {_where_measured(last)}, after round {last.round}."
     single = {key: value for key, value in last.metrics.items() if "/" not in key and math.isfinite(value)}
-    yield Table(["metric", "value"], [[key, _number(facts.metric, key, value)] for key, value in single.items()])
+    yield TextTable(["metric", "value"], [[key, _number(facts.metric, key, value)] for key, value in single.items()])
     if last.spread:
         three = (f"{name} {facts.metric.show(last.spread[name])}" for name in ("min", "median", "max"))
         yield f"{facts.metric.name} over {last.spread['clients']:.0f} clients, each on what it holds out: {', '.join(three)}."
@@ -249,7 +249,7 @@ def _where_bad(facts: Facts) -> Iterator[Block]:
             ]
             for name, value in ordered[:_MOST_ROWS]
         ]
-        yield Table(["class", facts.metric.name, "training examples", ""], rows)
+        yield TextTable(["class", facts.metric.name, "training examples", "note"], rows)
     found = _client_values(facts)
     if found:
         usual = _median(found.values())
@@ -258,7 +258,7 @@ def _where_bad(facts: Facts) -> Iterator[Block]:
             for name, value in sorted(found.items(), key=lambda i: i[1], reverse=not facts.metric.higher_is_better)
         ]
         yield f"Clients, the worst first, each on what it holds out. The median is {facts.metric.show(usual)}."
-        yield Table(["client", facts.metric.name, ""], rows[:_MOST_ROWS])
+        yield TextTable(["client", facts.metric.name, "note"], rows[:_MOST_ROWS])
     alarms = [
         f"{facts.shown(name)}: {event.times:.1f} times as far from the others as usual since round {event.round}, "
         f"farthest in {', '.join(event.classes[:3]) or 'an unnamed class'}"
@@ -290,7 +290,7 @@ def _what_next(facts: Facts) -> list[Block]:
             f"None of the {len(RULES)} rules of this report asks for anything. If the model is good enough for its "
             "purpose, register it: fednc models register RUN."
         ]
-    return [Table(["do this", "because", "rule"], [[*each] for each in advice])]
+    return [TextTable(["do this", "because", "rule"], [[*each] for each in advice])]
 
 
 def _advice(facts: Facts) -> list[tuple[str, str, str]]:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 import fednc
 from fednc.cli.main import app
 from fednc.ops.review import report as reports
-from fednc.ops.review.page import Page, Table
+from fednc.ops.review.page import Page, TextTable
 from fednc.ops.review.queue import least_sure
 
 HOSTILE = '<img src=x onerror=alert(1)>|[x](http://e.vil)`$`"'
@@ -171,11 +171,11 @@ def test_the_html_is_one_file_and_runs_nothing_that_a_client_sent(tmp_path: Path
 def test_the_report_says_where_it_is_bad_and_what_to_do(tmp_path: Path) -> None:
     page = reports.report(written(tmp_path / "run", missing=["bert"]))
     sections = dict(page.sections)
-    bad = [block for block in sections["Where it is bad"] if isinstance(block, Table)]
+    bad = [block for block in sections["Where it is bad"] if isinstance(block, TextTable)]
     assert [row[0] for row in bad[0].rows] == [HOSTILE, "c", "b"]
     assert bad[0].rows[0][1:] == ["50.0%", "8", "weak"]
     assert [row[0] for row in bad[1].rows] == [HOSTILE, "bert", "carl"]
-    (table,) = (block for block in sections["What next"] if isinstance(block, Table))
+    (table,) = (block for block in sections["What next"] if isinstance(block, TextTable))
     assert {row[2] for row in table.rows} == {
         "a drift alarm is in force",
         "a class is 10 points (or a quarter) worse than the median class",
@@ -200,7 +200,7 @@ def test_a_client_that_is_not_listed_is_not_named(tmp_path: Path) -> None:
 def test_no_text_becomes_markup(text: str) -> None:
     """Markdown: without the backslash and what it escapes, nothing is left that could mean something."""
     page = Page("t")
-    page.section("s", [Table(["a"], [[text]]), text])
+    page.section("s", [TextTable(["a"], [[text]]), text])
     _, _, rest = page.to_markdown(Path()).partition("| --- |\n")
     cell, _, paragraph = rest.partition("\n\n")
     for part in (cell.removeprefix("| ").removesuffix(" |"), paragraph.removesuffix("\n")):
