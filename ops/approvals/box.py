@@ -102,7 +102,7 @@ class Verdict:
     def from_json(cls, values: Mapping[str, Any]) -> Verdict:
         """A verdict from `to_json`. Raises ValueError."""
         texts = ("digest", "verdict", "who", "how", "reason", "at", "subject", "request")
-        found = {key: values.get(key) for key in texts}
+        found: dict[str, Any] = {key: values.get(key) for key in texts}
         if not all(isinstance(value, str) for value in found.values()):
             raise ValueError("it lacks a part, or a part is not text")
         given = values.get("signature")
