@@ -6,6 +6,7 @@ while searchers work on it.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import sqlite3
 import time
@@ -109,11 +110,23 @@ def open_storage(url: str, *, make: bool = True) -> BaseStorage:
             backend = optuna.storages.journal.JournalFileBackend(str(journal))
             opened = optuna.storages.JournalStorage(backend)
         else:
-            opened = optuna.storages.RDBStorage(url, engine_kwargs=_engine(url))
+            with _alone(path):
+                opened = optuna.storages.RDBStorage(url, engine_kwargs=_engine(url))
         return opened
     except Exception as e:  # of SQLAlchemy, of a driver, of the file system
         said = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise AddressError(f"storage {url}: cannot be opened: {said}") from e
+
+
+@contextmanager
+def _alone(path: Path | None) -> Iterator[None]:
+    """One process at a time makes the tables of a new file."""
+    if path is None:
+        yield
+        return
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _engine(url: str) -> dict[str, Any]:
