@@ -7,13 +7,29 @@ from typing import Any
 from fednc.common.distributions import distributions_of
 from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Part, Task
+from fednc.ops import quarantine
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.work import Work
 
 
+_OF_A_PLUGIN = ("kind", "name", "distribution", "version", "licence", "code_sha256", "outcome")
+
+
 def inputs(work: Work) -> dict[str, Any]:
-    """Everything that the run depends on."""
-    return {"run": work.run.decisive(), "data": data_of(work), "clients": clients_of(work.file), **code(work)}
+    """Everything that the run depends on. Raises ConfigError: a plug-in is in quarantine."""
+    return {
+        "run": work.run.decisive(),
+        "data": data_of(work),
+        "clients": clients_of(work.file),
+        "plugins": plugins_of(work),
+        **code(work),
+    }
+
+
+def plugins_of(work: Work) -> list[dict[str, str]]:
+    """The plug-ins that the run uses, with licence, version and hash. Raises ConfigError: one is in quarantine."""
+    admitted = quarantine.admit(work.run, unchecked=not work.file.checked_plugins)
+    return [{key: str(value) for key, value in one.to_json().items() if key in _OF_A_PLUGIN} for one in admitted]
 
 
 def data_of(work: Work) -> dict[str, str]:
@@ -45,6 +61,7 @@ def check(work: Work) -> dict[str, Any]:
         "parameters": parameters,
         "test_examples": tested,
         "examples": examples,
+        "plugins": plugins_of(work),
         "note": f"{run.task.name}, {run.method.name}, {parameters:,} parameters{told}",
     }
 

@@ -107,6 +107,10 @@ def facts(work: Work) -> dict[str, Any]:
         "classes": list(run.model.class_names)[:100],
         "clients": sorted(run.clients)[:100],
         "code": [f"{one['name']} {one['version']}" for one in run.summary.get("distributions", [])],
+        "plug-ins": [
+            f"{one['name']} of {one['distribution']} {one['version']} ({one['licence']}): {one['outcome']}"
+            for one in work.results["check"]["plugins"]
+        ],
     }
 
 

@@ -119,6 +119,9 @@ class PipelineFile(Section):
     )
     folder: str = Field("pipelines", description="folder of all pipelines; from the working folder")
     device: str = Field("auto", description="device of the clients that this machine runs")
+    checked_plugins: bool = Field(
+        False, description="use only plug-ins that have passed `fednc plugins check`; one that failed is never used"
+    )
     clients: dict[str, str] = Field(default_factory=dict, description="data spec of each client, by name")
     link: LinkTable = Field(default_factory=LinkTable)
     simulation: SimulationTable = Field(default_factory=SimulationTable)
