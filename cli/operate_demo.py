@@ -381,7 +381,7 @@ class Callers:
             except Exception as e:  # whatever the client raises is a request that was lost
                 self.lost.append(f"{type(e).__name__}: {e}")
             number += 1
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def _ask(self, triton: Any, client: Any, place: int) -> None:
         pixel_1HWC = self._image_NHWC[place : place + 1]

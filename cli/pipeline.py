@@ -154,10 +154,10 @@ def _runner(path: Path, on: str, *, wait: bool) -> Runner:
     from fednc.ops.pipelines.runner import Runner
 
     file, run = read_pipeline(path, on)
-    return Runner(file, run, _carriers(file.on), say, wait)
+    return Runner(file, run, carriers(file.on), say, wait)
 
 
-def _carriers(on: str) -> Carriers:
+def carriers(on: str) -> Carriers:
     from fednc.ops.pipelines.on_flower import on_flower
     from fednc.ops.pipelines.over_link import over_link, search_over_link
     from fednc.ops.pipelines.work import Carriers

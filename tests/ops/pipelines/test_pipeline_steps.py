@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 from safetensors.torch import load_file
 
 from fednc.cli.pipeline import search_in_process
@@ -15,6 +17,7 @@ from fednc.common.errors import ConfigError, DataError, RefusedError
 from fednc.ops.pipelines import deployment, gate, phases
 from fednc.ops.pipelines.digests import data_digest, digest_of
 from fednc.ops.pipelines.journal import Cause, PipelineRun
+from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.runner import inputs_of
 from fednc.ops.pipelines.steps import STEPS
 from fednc.ops.pipelines.triggers import due
@@ -365,3 +368,16 @@ def test_all_phases_are_steps() -> None:
     assert set(phases.PHASES) < set(STEPS)
     assert STEPS["gate"].does is gate.ask
     assert STEPS["deploy"].does is deployment.deployed
+
+
+def test_the_page_lists_every_key() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "pipelines.md").read_text()
+    assert [key for key in keys_of(PipelineFile) if f"| `{key}` |" not in page] == []
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        kinds = get_args(field.annotation) or (field.annotation,)
+        tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        yield from keys_of(tables[0], f"{key}.") if tables else [key]
