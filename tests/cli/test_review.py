@@ -214,3 +214,8 @@ def test_a_real_run_has_a_report(run: Path) -> None:
         assert f"## {heading}\n" in text
     assert "| anna |" in text
     assert "3" == str(cli("report", run / "model", code=3).exit_code)
+
+
+def test_the_page_states_every_rule() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "people.md").read_text(encoding="utf-8")
+    assert [rule for rule in reports.RULES if f"| {rule} |" not in page] == []
