@@ -36,7 +36,7 @@ test-attacks: $(STAMP)  ## admitted nodes that lie, at most 10 minutes on two co
 	$(BIN)/pytest -q -n 2 --timeout=300 tests/attacks
 
 test-ops: $(STAMP)  ## the registry of models and what else needs the extra `ops`, at most 5 minutes on two cores
-	$(BIN)/pip install --quiet -e '.[demo,dev,ops,ops-test,tensorboard,wandb]'
+	$(BIN)/pip install --quiet -e '.[demo,dev,ops,ops-test,search,tensorboard,wandb]'
 	$(BIN)/pytest -q --timeout=300 tests/ops
 
 # Without ray the tests of the simulation engine are skipped, with the reason.

@@ -48,7 +48,7 @@ COMMANDS = {
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),
     "search": ("fednc.cli.search:app", "Search for the best settings of a run, over clients that stay."),
     "plugins": ("fednc.cli.plugins:app", "List installed tasks, methods and trackers, and check one."),
-    "bench": ("fednc.cli.bench:app", "Measure link, fold, scale, trainer and serve."),
+    "bench": ("fednc.cli.bench:app", "Measure link, fold, scale, trainer, search and serve."),
 }
 
 

@@ -36,7 +36,7 @@ IDENTITY = "fednc"  # attribute of a study: what must not change while it goes o
 METRIC = "metric"  # attribute of a study: name of the primary metric
 # Attributes of a trial.
 FOLDER, REASON, CURVE, BEAT, SEARCHER, SETTINGS = "folder", "reason", "curve", "beat", "searcher", "settings"
-SECONDS, BYTES_UP, SUGGESTED = "seconds", "bytes_up", "suggested_by"
+SECONDS, BYTES_UP, SUGGESTED, TRIES = "seconds", "bytes_up", "suggested_by", "tries"
 
 
 @dataclass(frozen=True, kw_only=True)

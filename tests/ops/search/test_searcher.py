@@ -227,6 +227,22 @@ def test_a_killed_search_is_continued_as_if_it_had_not_been(tmp_path: Path) -> N
     assert view.best_trial.settings == whole.best_trial.settings
 
 
+def test_settings_that_end_the_searcher_each_time_fail_in_the_end(tmp_path: Path) -> None:
+    def ends(run: RunConfig) -> None:
+        if run.train.batch == 8:
+            raise MemoryError
+
+    made = plan(tmp_path, "trials = 2")
+    suggest(made, {"train.batch": 8})
+    for _ in range(3):
+        with pytest.raises(MemoryError):
+            done(made, ToyClients(ends))
+    view = done(made, ToyClients(ends))
+    counted = [trial for trial in view.trials if not trial.superseded]
+    assert [trial.state for trial in counted] == ["failed", "complete"]
+    assert "3 times" in counted[0].reason
+
+
 def test_an_interrupted_trial_is_queued_again_at_once(tmp_path: Path) -> None:
     def interrupt(_run: RunConfig) -> None:
         raise KeyboardInterrupt
