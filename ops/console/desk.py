@@ -16,7 +16,7 @@ from fednc.common.security.signatures import Signer, Trust
 from fednc.ops.approvals.box import CONSOLE, ApprovalBox, PendingRequest, Verdict
 from fednc.ops.console.remembered import Remembered
 from fednc.ops.console.run_log import RunLog
-from fednc.ops.console.run_view import RunView
+from fednc.ops.console.run_view import ShownRun
 from fednc.ops.console.server_watch import ServerWatch
 from fednc.ops.console.shelf import RunShelf
 from fednc.ops.operator_client import OperatorLink
@@ -49,7 +49,7 @@ class Sights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class GateAnswer:
     """A person's answer to a gate.
 
     Attributes:
@@ -83,7 +83,7 @@ class PipelineState:
 
 
 @dataclass
-class Desk:
+class ConsoleDesk:
     """Reads what the pages show, and passes on what an operator decides."""
 
     sights: Sights
@@ -113,7 +113,7 @@ class Desk:
     # ---- runs --------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def run(self, name: str = "") -> AsyncIterator[RunView | None]:
+    async def run(self, name: str = "") -> AsyncIterator[ShownRun | None]:
         """A run while the block looks at it: the one of this name, or the one that is shown first.
 
         That is the run that the server serves; without a server the newest one. None: there is none. Files are read
@@ -123,15 +123,15 @@ class Desk:
             runs = await asyncio.to_thread(self.shelf.runs)
             yield await (self._live() if self.watch is not None and not name else self._stored(name or _first(runs)))
 
-    async def _live(self) -> RunView:
+    async def _live(self) -> ShownRun:
         assert self.watch is not None
         status, problem = self.watch.status, self.watch.problem
         if status is None:
-            return RunView("", RunLog(), is_live=True, problem=problem)
+            return ShownRun("", RunLog(), is_live=True, problem=problem)
         heard = self._heard[status.run_id]
         ref, folder = self.shelf.of_id(status.run_id)
         opened = await asyncio.to_thread(self.shelf.open, folder) if folder else None
-        return RunView(
+        return ShownRun(
             status.run_id,
             opened.log if opened else heard,
             ref=ref,
@@ -144,12 +144,12 @@ class Desk:
             speeds=heard.speeds,
         )
 
-    async def _stored(self, name: str) -> RunView | None:
+    async def _stored(self, name: str) -> ShownRun | None:
         run = self.shelf.runs().get(name)
         if run is None:
             return None
         opened = await asyncio.to_thread(self.shelf.open, run.path)
-        return RunView(
+        return ShownRun(
             name, opened.log, ref=name, folder=run.path, geometry=opened.geometry, stored=run, problem=run.problem
         )
 
@@ -195,7 +195,7 @@ class Desk:
             raise ConfigError("this console is not connected to a server: start it with --server HOST:PORT")
         await self.watch.ask(_command(action, node), who)
 
-    async def decide(self, answer: Answer) -> Verdict:
+    async def decide(self, answer: GateAnswer) -> Verdict:
         """Answer a gate.
 
         Raises:
@@ -208,7 +208,7 @@ class Desk:
         finally:
             self.gates.forget()
 
-    def _decide(self, answer: Answer) -> Verdict:
+    def _decide(self, answer: GateAnswer) -> Verdict:
         box, signing = self._box(), self.sights.signing
         if answer.request not in {each.sha256 for each in box.pending()}:
             raise RefusedError("what you saw does not wait for a verdict any more: look at what waits now")

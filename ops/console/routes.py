@@ -23,10 +23,10 @@ from starlette.routing import Route
 
 from fednc.common.errors import FedncError
 from fednc.common.peer_text import one_line
-from fednc.ops.console.desk import Answer, Desk
+from fednc.ops.console.desk import GateAnswer, ConsoleDesk
 from fednc.ops.console.logins import ByCredential, LoginRefused, Logins, Session, TooManyLogins
 from fednc.ops.console.pages import fill
-from fednc.ops.console.run_view import SORTS, RunView
+from fednc.ops.console.run_view import SORTS, ShownRun
 from fednc.ops.console.shelf import PICTURES, pictures_of
 from fednc.ops.registry.versions import VersionRow
 from fednc.ops.run_folders.compare import differing_keys, labels
@@ -52,7 +52,7 @@ Handler = Callable[[Request, Session], Awaitable[Response]]
 class Console:
     """The pages of one desk."""
 
-    desk: Desk
+    desk: ConsoleDesk
     logins: Logins
     tls: bool = False
     _drawn: dict[tuple[str, str], tuple[object, Markup]] = field(default_factory=dict)
@@ -221,7 +221,7 @@ class Console:
         versions = {name: _version(html) for name, html in parts.items()}
         return await self._filled(request, session, "run.html", **values, parts=parts, versions=versions)
 
-    def _run_values(self, request: Request, session: Session, view: RunView) -> dict[str, Any]:
+    def _run_values(self, request: Request, session: Session, view: ShownRun) -> dict[str, Any]:
         asked = request.query_params
         clients = view.client_list(asked.get("sort", ""), asked.get("q", ""), _whole(asked.get("page", "1")))
         return {
@@ -236,7 +236,7 @@ class Console:
 
     def _part(self, name: str, values: dict[str, Any]) -> Markup:
         """One part of a run's page. Curves are drawn once for each round, however many look at them."""
-        view: RunView = values["view"]
+        view: ShownRun = values["view"]
         if name not in ("curves", "geometry"):
             return Markup(fill(f"parts/{name}.html", values))
         snapshots = (view.geometry.version, view.geometry.why_not) if view.geometry else None
@@ -364,7 +364,7 @@ class Console:
         said = {name: form.get(name, "") for name in ("request", "digest", "subject", "verdict")}
         reason = one_line(form.get("reason", "").strip())
         try:
-            given = await self.desk.decide(Answer(**said, who=session.name, reason=reason))
+            given = await self.desk.decide(GateAnswer(**said, who=session.name, reason=reason))
         except FedncError as e:
             session.notes.append(("bad", one_line(e, 400)))
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fednc.common.tasks.metric_info import MetricInfo
-from fednc.ops.console.charts import Band, Line
+from fednc.ops.console.charts import Band, ChartLine
 from fednc.ops.console.geometry import ClassPlace, Geometry
 from fednc.ops.console.run_log import LoggedEvent, RoundPoint, RunLog
 from fednc.ops.run_folders.folder import RunFolder, State
@@ -89,7 +89,7 @@ class ClientList:
 
 
 @dataclass
-class RunView:
+class ShownRun:
     """Everything that the templates need of one run.
 
     Attributes:
@@ -185,11 +185,11 @@ class RunView:
 
     # ---- curves ------------------------------------------------------------------------------------------------
 
-    def line(self, name: str, key: str, css: str = "a") -> Line:
+    def line(self, name: str, key: str, css: str = "a") -> ChartLine:
         """One number of each round as a line."""
-        return Line(name, [(p.round, getattr(p, key)) for p in self.points if math.isfinite(getattr(p, key))], css)
+        return ChartLine(name, [(p.round, getattr(p, key)) for p in self.points if math.isfinite(getattr(p, key))], css)
 
-    def metric_lines(self) -> list[Line]:
+    def metric_lines(self) -> list[ChartLine]:
         """The primary metric: of the test data, over what clients hold out, and of the worst client."""
         lines = [self.line(self.metric.name, "primary")]
         held_out = self.line("held out by clients", "held_out", "b")

@@ -6,21 +6,18 @@ import asyncio
 import html
 import http.client
 import re
-import shutil
 import ssl
-import subprocess
-import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
+from fednc.bench.chromium import ask, draw, login_link
 from fednc.common.address import Address
 from fednc.ops.console.desk import Sights
 from fednc.ops.console.service import ConsoleSettings, serve_console
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 
 
 class RunningConsole:
@@ -162,16 +159,7 @@ def look(
     console: RunningConsole, path: str, *, width: int = 1440, height: int = 1200, dark: bool = False, to: Path | None = None
 ) -> Seen:
     """Let Chromium log in by the link and open a page; with `to`, also draw it there as PNG."""
-    link = f"{console.address}/login?next={quote(path, safe='')}#key={console.key}"
-    with tempfile.TemporaryDirectory() as profile:
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-        command += [f"--user-data-dir={profile}", f"--window-size={width},{height}", "--virtual-time-budget=5000"]
-        command += ["--blink-settings=preferredColorScheme=0"] if dark else []
-        found = _run([*command, "--dump-dom", link])
-        if to is not None:
-            _run([*command, f"--screenshot={to}", link])
+    link = login_link(console.address, console.key, path)
+    found = ask(link, ["--dump-dom", f"--window-size={width},{height}"], dark=dark)
+    assert to is None or draw(link, to, width=width, height=height, dark=dark)
     return Seen(found.stdout, found.stderr)
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from fednc.bench.chromium import chromium
 from fednc.ops.console.desk import Sights
-from support.console_browser import CHROMIUM, RunningConsole, look
+from support.console_browser import RunningConsole, look
 from support.console_states import HOSTILE, write_run
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed (apt-get install chromium)")
+pytestmark = pytest.mark.skipif(not chromium(), reason="Chromium is not installed (apt-get install chromium)")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from fednc.common.learning.frame import draw_frame
 from fednc.common.security.credentials import Role
 from fednc.common.tasks.metric_info import MetricInfo
-from fednc.ops.console.charts import Line, cosine_rows, corner, histogram, line_chart, simplex, spark, thinned
+from fednc.ops.console.charts import ChartLine, cosine_rows, corner, histogram, line_chart, simplex, spark, thinned
 from fednc.ops.console.geometry import Geometry
 from fednc.ops.console.pages import bytes_text, duration, metric_text
 from fednc.ops.console.run_log import RunLog
@@ -203,7 +203,7 @@ def test_a_thinned_curve_is_short_and_keeps_its_extremes_and_its_end(curve: list
 
 @given(curve=CURVES, from_zero=st.booleans(), wide=st.booleans())
 def test_every_point_of_a_chart_lies_in_it(curve: list[tuple[float, float]], from_zero: bool, wide: bool) -> None:
-    text = str(line_chart([Line("x", curve)], "{:.3g}".format, from_zero=from_zero, wide=wide))
+    text = str(line_chart([ChartLine("x", curve)], "{:.3g}".format, from_zero=from_zero, wide=wide))
     path = text.partition('class="line a" d="M')[2].partition('"')[0]
     places = [tuple(map(float, place.split())) for place in path.split(" L")]
     assert all(40 <= x <= (860 if wide else 420) and 9.9 <= y <= 146.1 for x, y in places)
@@ -211,17 +211,17 @@ def test_every_point_of_a_chart_lies_in_it(curve: list[tuple[float, float]], fro
 
 
 def test_shares_have_no_axis_above_all_of_them() -> None:
-    text = str(line_chart([Line("x", [(1, 0.914), (2, 0.989)])], MetricInfo("accuracy", unit="%").show, highest=1.0))
+    text = str(line_chart([ChartLine("x", [(1, 0.914), (2, 0.989)])], MetricInfo("accuracy", unit="%").show, highest=1.0))
     assert ">100%<" in text
     assert "105" not in text
 
 
 def test_pictures_of_nothing_are_empty_and_unusual_values_are_left_out() -> None:
     assert line_chart([], str) == ""
-    assert line_chart([Line("x", [(1, math.nan)])], str) == ""
+    assert line_chart([ChartLine("x", [(1, math.nan)])], str) == ""
     assert histogram([math.nan, 1.0], str, "x") == ""
     assert "–" in spark([])
-    assert "nan" not in line_chart([Line("x", [(1, math.nan), (2, 1.0), (3, math.inf)])], str).lower()
+    assert "nan" not in line_chart([ChartLine("x", [(1, math.nan), (2, 1.0), (3, math.inf)])], str).lower()
 
 
 @given(text=st.text(max_size=12))
@@ -230,7 +230,7 @@ def test_whatever_a_class_is_called_is_text_in_a_picture(text: str) -> None:
     for picture in (
         simplex(names, [(0.1, 0.2), None], [[], []]),
         cosine_rows([(names[0], 0.5, 0.1, names[0])]),
-        line_chart([Line(names[0], [(1, 1.0)])], str, label=names[0]),
+        line_chart([ChartLine(names[0], [(1, 1.0)])], str, label=names[0]),
     ):
         assert "<b>" not in picture
         for quoted in str(picture).split("<")[1:]:
