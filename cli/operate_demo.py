@@ -22,8 +22,8 @@ from datetime import timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from fednc.bench.chromium import chromium, draw, login_link
 from fednc.cli.output import say
 from fednc.common.errors import FedncError, MissingExtraError, RefusedError
 from fednc.common.files import private_folder, write_atomically
@@ -41,7 +41,6 @@ PERSON = "mara"
 _TESTED, _START_S, _PATIENCE_S = 360, 60.0, 120.0
 _LIFETIME = timedelta(days=2)  # of certificates
 _STATE = "demo.json"
-_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
 class FactError(FedncError):
@@ -247,15 +246,14 @@ def pictures(demo: Demo) -> None:
     """The pipeline's graph, and the console by Chromium."""
     demo.fednc("pipeline", "show", str(demo.path), "--picture", "pipeline.svg")
     demo.fact((demo.folder / "pipeline.svg").stat().st_size > 1000, f"picture of the pipeline: {demo.folder}/pipeline.svg")
-    browser = next((found for name in _CHROMIUM if (found := shutil.which(name))), "")
-    if not browser:
+    if not chromium():
         say("  no Chromium on this machine: the console is not drawn", style="yellow")
         return
-    for name in _drawn(demo, browser):
+    for name in _drawn(demo):
         demo.fact((demo.folder / name).stat().st_size > 5000, f"picture of the console: {demo.folder / name}")
 
 
-def _drawn(demo: Demo, browser: str) -> list[str]:
+def _drawn(demo: Demo) -> list[str]:
     """Screenshots of the console's pages."""
     place = demo.folder / "console.json"
     place.unlink(missing_ok=True)
@@ -267,16 +265,8 @@ def _drawn(demo: Demo, browser: str) -> list[str]:
         made = []
         for page in ("runs", "gates", "models", "pipelines"):
             made.append(f"console-{page}.png")
-            link = f"{told['address']}/login?next={quote('/' + page, safe='')}#key={told['key']}"
-            _screenshot(browser, link, demo.folder / made[-1])
+            draw(login_link(told["address"], told["key"], f"/{page}"), demo.folder / made[-1], height=900)
     return made
-
-
-def _screenshot(browser: str, link: str, to: Path) -> None:
-    with tempfile.TemporaryDirectory() as profile:
-        words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
-        words += ["--window-size=1280,900", "--virtual-time-budget=4000", f"--screenshot={to}", link]
-        subprocess.run(words, capture_output=True, timeout=_PATIENCE_S, check=False)
 
 
 # ---- the served model and those who ask it -----------------------------------------------------------------------

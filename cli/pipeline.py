@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fednc.ops.pipelines.journal import Cause, PipelineRun
     from fednc.ops.pipelines.pipeline_file import PipelineFile
     from fednc.ops.pipelines.runner import Runner
-    from fednc.ops.pipelines.work import Carriers, Order, SearchOrder
+    from fednc.ops.pipelines.work import Carriers, RunOrder, SearchOrder
     from fednc.ops.search.study import SearchView
     from fednc.server.storage.events import Event
 
@@ -184,7 +184,7 @@ def search_in_process(order: SearchOrder) -> SearchView:
         return search(order.plan, RunSeries(grid), partial(tell_trial, order))
 
 
-def in_process(order: Order) -> None:
+def in_process(order: RunOrder) -> None:
     """Carry a federated run in this process, one client after the other."""
     import fednc
     from fednc.in_process import INTERRUPTED

@@ -9,13 +9,13 @@ from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Part, Task
 from fednc.ops import quarantine
 from fednc.ops.pipelines.pipeline_file import PipelineFile
-from fednc.ops.pipelines.work import Work
+from fednc.ops.pipelines.work import PipelineWork
 
 
 _OF_A_PLUGIN = ("kind", "name", "distribution", "version", "licence", "code_sha256", "outcome")
 
 
-def inputs(work: Work) -> dict[str, Any]:
+def inputs(work: PipelineWork) -> dict[str, Any]:
     """Everything that the run depends on. Raises ConfigError: a plug-in is in quarantine."""
     return {
         "run": work.run.decisive(),
@@ -26,13 +26,13 @@ def inputs(work: Work) -> dict[str, Any]:
     }
 
 
-def plugins_of(work: Work) -> list[dict[str, str]]:
+def plugins_of(work: PipelineWork) -> list[dict[str, str]]:
     """The plug-ins that the run uses, with licence, version and hash. Raises ConfigError: one is in quarantine."""
     admitted = quarantine.admit(work.run, unchecked=not work.file.checked_plugins)
     return [{key: str(value) for key, value in one.to_json().items() if key in _OF_A_PLUGIN} for one in admitted]
 
 
-def data_of(work: Work) -> dict[str, str]:
+def data_of(work: PipelineWork) -> dict[str, str]:
     """Digests of all data, by name."""
     return {name: digest for name, digest in work.inputs.items() if name != "run file"}
 
@@ -42,12 +42,12 @@ def clients_of(file: PipelineFile) -> list[list[str]]:
     return [[name, spec] for name, spec in file.clients.items()]
 
 
-def code(work: Work) -> dict[str, Any]:
+def code(work: PipelineWork) -> dict[str, Any]:
     """Name, version and hash of fednc and of the plug-ins that the run uses."""
     return {"code": [{**one, "provides": None} for one in distributions_of(work.run)]}
 
 
-def check(work: Work) -> dict[str, Any]:
+def check(work: PipelineWork) -> dict[str, Any]:
     """Build frame and model, read the test data and each client's data. Raises ConfigError, DataError."""
     run = work.run
     task = discovery.get(run)
@@ -66,7 +66,7 @@ def check(work: Work) -> dict[str, Any]:
     }
 
 
-def _examples(work: Work, task: Task) -> dict[str, int]:
+def _examples(work: PipelineWork, task: Task) -> dict[str, int]:
     """The number of examples of each client whose data are here."""
     split, found = work.run.split, {}
     for index, (name, spec) in enumerate(work.file.clients.items()):

@@ -22,7 +22,7 @@ from fednc.common.tasks import discovery
 from fednc.ops.pipelines.journal import FEDERATED, Cause, Journal
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.runner import inputs_of
-from fednc.ops.pipelines.work import Carriers, Order
+from fednc.ops.pipelines.work import Carriers, RunOrder
 from fednc.ops.registry.names import CHAMPION
 from fednc.ops.registry.registry import ModelRegistry
 from fednc.server.storage.data_manifests import FILE, read_manifests
@@ -55,7 +55,7 @@ def look(file: PipelineFile, run: RunConfig, carriers: Carriers) -> Cause | None
     folder = file.place / LAST
     shutil.rmtree(folder, ignore_errors=True)
     private_folder(folder)
-    carriers.run(Order(file, _run_of(file, folder), file.clients, folder, hear))
+    carriers.run(RunOrder(file, _run_of(file, folder), file.clients, folder, hear))
     known = {cause.key for one in Journal(file.place).runs() for cause in one.causes}
     found = [*_alarms(file, run, alarms, folder), *_new_manifests(file, folder)]
     return next((cause for cause in found if cause.key not in known), None)

@@ -21,7 +21,7 @@ from fednc.common.process.interrupt import run_until_interrupted
 from fednc.ops.pipelines.base_rounds import CLIENTS
 from fednc.ops.pipelines.child_process import die_with_parent
 from fednc.ops.pipelines.pipeline_file import PipelineFile
-from fednc.ops.pipelines.work import Order, SearchOrder
+from fednc.ops.pipelines.work import RunOrder, SearchOrder
 from fednc.ops.search.study import SearchView, TrialView
 from fednc.server.main import run_server
 from fednc.server.operations.trackers import tracked
@@ -32,7 +32,7 @@ from fednc.server.storage.folder_lock import claimed
 _END_S = 10.0
 
 
-def over_link(order: Order) -> None:
+def over_link(order: RunOrder) -> None:
     """Serve the run to its end. Raises FedncError; KeyboardInterrupt."""
     run = _run_of(order.file, order.run)
     with claimed(order.folder), _Clients(order.file, order.clients, order.folder).ended() as clients:

@@ -14,7 +14,7 @@ from fednc.common.tasks import discovery
 from fednc.ops.pipelines.check import clients_of, code, data_of
 from fednc.ops.pipelines.digests import digest_of
 from fednc.ops.pipelines.pipeline_file import SearchTable
-from fednc.ops.pipelines.work import SearchOrder, Work
+from fednc.ops.pipelines.work import SearchOrder, PipelineWork
 from fednc.ops.search.plan import SearchFile, SearchPlan
 from fednc.ops.search.space import Space, put, without_unset
 
@@ -22,12 +22,12 @@ SEARCHES = "searches"  # folder of all searches, in the pipeline's
 _DIGITS = 12
 
 
-def no_search(work: Work) -> str:
+def no_search(work: PipelineWork) -> str:
     """Why nothing is searched."""
     return "" if work.file.search else "the pipeline file has no [search]"
 
 
-def inputs(work: Work) -> dict[str, Any]:
+def inputs(work: PipelineWork) -> dict[str, Any]:
     """The search, the run file, data and code."""
     return {
         "search": _table(work).model_dump(mode="json"),
@@ -39,7 +39,7 @@ def inputs(work: Work) -> dict[str, Any]:
     }
 
 
-def searched(work: Work) -> dict[str, Any]:
+def searched(work: PipelineWork) -> dict[str, Any]:
     """Do the trials that are missing. Raises RunFailedError: none has been completed."""
     plan = _plan(work)
     view = work.carriers.search(SearchOrder(work.file, plan, work.file.clients, work.tell))
@@ -66,12 +66,12 @@ def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _table(work: Work) -> SearchTable:
+def _table(work: PipelineWork) -> SearchTable:
     assert work.file.search is not None
     return work.file.search
 
 
-def _plan(work: Work) -> SearchPlan:
+def _plan(work: PipelineWork) -> SearchPlan:
     """The search, in a folder of its own for each set of inputs: a killed one continues there."""
     table, base = _table(work), deepcopy(work.file.tables)
     for key, value in table.set.items():

@@ -14,7 +14,7 @@ from typing import Any
 
 from fednc.ops.pipelines import check, deployment, evaluation, gate, phases, search
 from fednc.ops.pipelines.pipeline_file import PipelineFile
-from fednc.ops.pipelines.work import Work
+from fednc.ops.pipelines.work import PipelineWork
 
 Found = dict[str, Any]
 
@@ -31,10 +31,10 @@ class Step:
     """
 
     name: str
-    inputs: Callable[[Work], Found]
-    does: Callable[[Work], Found]
-    skip: Callable[[Work], str] = lambda _work: ""
-    holds: Callable[[Work, Found], bool] = lambda _work, _found: True
+    inputs: Callable[[PipelineWork], Found]
+    does: Callable[[PipelineWork], Found]
+    skip: Callable[[PipelineWork], str] = lambda _work: ""
+    holds: Callable[[PipelineWork, Found], bool] = lambda _work, _found: True
 
 
 STEPS = {

@@ -30,7 +30,7 @@ class GateWaitsError(FedncError):
 
 
 @dataclass(frozen=True)
-class Order:
+class RunOrder:
     """One federated run, for a carrier.
 
     Attributes:
@@ -49,7 +49,7 @@ class Order:
 class Carrier(Protocol):
     """Runs a federated run to its end, and leaves model, rounds and summary in its folder."""
 
-    def __call__(self, order: Order) -> None:
+    def __call__(self, order: RunOrder) -> None:
         """Run it. Raises FedncError; KeyboardInterrupt: interrupted, and can be continued."""
 
 
@@ -83,7 +83,7 @@ class Carriers:
 
 
 @dataclass
-class Work:
+class PipelineWork:
     """One run of a pipeline at work.
 
     Attributes:

@@ -13,7 +13,7 @@ from fednc.ops.approvals.box import ApprovalBox
 from fednc.ops.pipelines.journal import Cause, Journal, PipelineRun
 from fednc.ops.pipelines.pipeline_file import PipelineFile, read_pipeline
 from fednc.ops.pipelines.runner import Runner
-from fednc.ops.pipelines.work import Carriers, Order
+from fednc.ops.pipelines.work import Carriers, RunOrder
 from support.registered_runs import clients_data
 
 ASKED = Cause("operator", "a test asked for it")
@@ -30,9 +30,9 @@ RUN: dict[str, Any] = {
 class Counting:
     """A carrier that counts how often it had to work."""
 
-    orders: list[Order] = field(default_factory=list)
+    orders: list[RunOrder] = field(default_factory=list)
 
-    def __call__(self, order: Order) -> None:
+    def __call__(self, order: RunOrder) -> None:
         self.orders.append(order)
         in_process(order)
 

@@ -21,7 +21,7 @@ from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.runner import inputs_of
 from fednc.ops.pipelines.steps import STEPS
 from fednc.ops.pipelines.triggers import due
-from fednc.ops.pipelines.work import Carriers, GateRejectedError, GateWaitsError, Work
+from fednc.ops.pipelines.work import Carriers, GateRejectedError, GateWaitsError, PipelineWork
 from fednc.ops.registry.lineage import lineage_of
 from fednc.ops.registry.registration import register
 from fednc.ops.registry.registry import ModelRegistry
@@ -112,7 +112,7 @@ def test_which_steps_a_change_redoes(change: str, tmp_path: Path) -> None:
 def digests(pipeline: SmallPipeline) -> dict[str, str]:
     file, run = pipeline.read()
     current = PipelineRun(pipeline.folder, 1, [], "process", 0.0)
-    work = Work(file, pipeline.journal, current, Carriers(pipeline.carrier, search_in_process), inputs_of(file, run))
+    work = PipelineWork(file, pipeline.journal, current, Carriers(pipeline.carrier, search_in_process), inputs_of(file, run))
     return {name: digest_of(STEPS[name].inputs(work)) for name in REDONE["client"]}
 
 
