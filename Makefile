@@ -10,11 +10,15 @@ STAMP  := $(VENV)/.installed
 TORCH       ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 TORCH_INDEX ?= $(if $(filter torch,$(TORCH)),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-pythons test-tasks test-faults test-attacks test-flower test-flower-next test-timm test-ops
+.PHONY: demo operate-demo test test-pythons test-tasks test-faults test-attacks test-flower test-flower-next test-timm test-ops
 .PHONY: check format protos docs bench results install clean
 
 demo: $(STAMP)  ## one server and four clients on this machine, fedavg against fednc
 	$(BIN)/fednc demo
+
+operate-demo: $(STAMP)  ## search, a gate, serving, an alarm and a swap, each claim checked: about two minutes
+	$(BIN)/pip install --quiet -e '.[demo,dev,ops,ops-test]'
+	$(BIN)/python -m fednc.cli.operate_demo
 
 test: $(STAMP)  ## the whole test suite, at most 6 minutes on two cores
 	$(BIN)/pytest -q -n 2 --dist loadfile
@@ -32,7 +36,7 @@ test-attacks: $(STAMP)  ## admitted nodes that lie, at most 10 minutes on two co
 	$(BIN)/pytest -q -n 2 --timeout=300 tests/attacks
 
 test-ops: $(STAMP)  ## the registry of models and what else needs the extra `ops`, at most 5 minutes on two cores
-	$(BIN)/pip install --quiet -e '.[demo,dev,ops,ops-test,tensorboard,wandb]'
+	$(BIN)/pip install --quiet -e '.[demo,dev,ops,ops-test,search,tensorboard,wandb]'
 	$(BIN)/pytest -q --timeout=300 tests/ops
 
 # Without ray the tests of the simulation engine are skipped, with the reason.

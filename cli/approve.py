@@ -58,11 +58,16 @@ def gates(folder: Folder = "", trust: TrustFolder = None, json: Json = "") -> No
     if not waiting:
         say(f"nothing waits in {box.folder}")
     if given:
-        rows = [[v.subject, v.digest[:_SHORT], v.verdict, v.who, v.signed, v.at, v.reason] for v in given]
-        show_table("verdicts", ["gate", "digest", "verdict", "who", "signed by", "at", "reason"], rows)
+        rows = [
+            [v.subject, v.digest[:_SHORT], v.verdict, v.who, v.signed, v.at, v.reason, box.problem_with(v)]
+            for v in given
+        ]
+        head = ["gate", "digest", "verdict", "who", "signed by", "at", "reason", "does not count because"]
+        show_table("verdicts", head, rows)
     if json:
         pending = [{**vars(each.request), "at": each.at, "sha256": each.sha256} for each in waiting]
-        write_json(json, {"pending": pending, "verdicts": [verdict.to_json() for verdict in given]})
+        told = [{**verdict.to_json(), "problem": box.problem_with(verdict)} for verdict in given]
+        write_json(json, {"pending": pending, "verdicts": told})
 
 
 def approve(

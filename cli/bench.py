@@ -1,4 +1,4 @@
-"""`fednc bench link|fold|scale|trainer|serve`: the measurements behind the figures in the documentation.
+"""`fednc bench link|fold|scale|trainer|search|serve`: the measurements behind the figures in the documentation.
 
 Parses options, shows progress on stderr, writes one JSON object.
 """
@@ -54,6 +54,7 @@ ServedModel = Annotated[
 Callers = Annotated[int, typer.Option(min=1, help="Requests at once; each caller asks again when it is answered.")]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Seconds of each measurement.")]
 MaxDelay = Annotated[float, typer.Option(min=0.0, help="--max-delay-ms of `fednc serve`.")]
+Starts = Annotated[int, typer.Option(min=1, max=10, help="Full starts to measure.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Repetitions; the best one counts.")]
 
 
@@ -155,6 +156,18 @@ def trainer(
         precision=_list("--precision", precision, _one_of("fp32", "bf16"))[0],
     )
     _report("trainer", [row], json)
+
+
+@app.command()
+def search(starts: Starts = 10, json: Json = "") -> None:
+    """Measure `fednc search` (ten trials, three rounds of digits, four client processes) beside full starts.
+
+    A full start is a server and four clients for one trial. Both must come to the same metric. `full_to_trial` is
+    what a full start costs beside a trial, `loop_to_search` a loop of ten of them beside the whole search.
+    """
+    from fednc.bench.search import measure
+
+    _report("search", measure(starts, say), json)
 
 
 @app.command()

@@ -43,11 +43,13 @@ COMMANDS = {
     "models": ("fednc.cli.models:app", "Versions of models: register, list, aliases, checks, lineage."),
     "pipeline": ("fednc.cli.pipeline:app", "From the check of a run to the served model, step by step."),
     "predict": ("fednc.cli.predict:command", "Predict with the model of a finished run."),
+    "queue": ("fednc.cli.queue:command", "List the test examples that a model is least sure of; take labels."),
+    "report": ("fednc.cli.report:command", "Write a plain-language report of a run."),
     "serve": ("fednc.cli.serve:command", "Serve models over REST and gRPC."),
     "compare": ("fednc.cli.compare:command", "Compare methods fairly, in this machine's processes."),
     "search": ("fednc.cli.search:app", "Search for the best settings of a run, over clients that stay."),
     "plugins": ("fednc.cli.plugins:app", "List installed tasks, methods and trackers, and check one."),
-    "bench": ("fednc.cli.bench:app", "Measure link, fold, scale, trainer and serve."),
+    "bench": ("fednc.cli.bench:app", "Measure link, fold, scale, trainer, search and serve."),
 }
 
 

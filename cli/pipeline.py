@@ -19,10 +19,11 @@ from fednc.common.errors import ConfigError, FedncError
 
 if TYPE_CHECKING:
     from fednc.in_process import Running
-    from fednc.ops.pipelines.journal import PipelineRun
+    from fednc.ops.pipelines.journal import Cause, PipelineRun
     from fednc.ops.pipelines.pipeline_file import PipelineFile
     from fednc.ops.pipelines.runner import Runner
-    from fednc.ops.pipelines.work import Carrier, Order
+    from fednc.ops.pipelines.work import Carriers, RunOrder, SearchOrder
+    from fednc.ops.search.study import SearchView
     from fednc.server.storage.events import Event
 
 app = typer.Typer(
@@ -52,7 +53,7 @@ def run(
     ] = True,
     json: Json = "",
 ) -> None:
-    """Run a pipeline: check, statistics, init, train, sessions, evaluate, gate, register, deploy.
+    """Run a pipeline: check, search, statistics, init, train, sessions, evaluate, gate, register, deploy.
 
     A run that was interrupted is continued. Steps whose inputs have not changed since an earlier run are not done
     again. Exit code 1 if the gate rejects, or waits and --no-wait was given.
@@ -116,26 +117,36 @@ def watch(
     Never blocks at the gate: it goes on once somebody has answered, and newer data replace a candidate that waits.
     Looks every `triggers.poll_s` seconds. Ctrl-C ends it.
     """
-    from fednc.ops.pipelines.triggers import due
     from fednc.ops.pipelines.work import GateWaitsError
 
     say(f"watching {path}")
     while True:
         runner = _runner(path, on, wait=False)  # the files are read anew: both may change
-        cause = due(runner.file, runner.run)
-        if cause:
-            try:
+        try:
+            cause = _reason(runner)
+            if cause:
                 runner(cause)
-            except GateWaitsError as e:
-                say(str(e))
-            except FedncError as e:
-                if once:
-                    raise
-                say_error(e)
+        except GateWaitsError as e:
+            say(str(e))
+        except FedncError as e:
+            if once:
+                raise
+            say_error(e)
         if once:
-            say("" if cause else "no reason to run")
             return
         time.sleep(runner.file.triggers.poll_s)
+
+
+def _reason(runner: Runner) -> Cause | None:
+    """Why to run now."""
+    from fednc.ops.pipelines.look import is_due, look
+    from fednc.ops.pipelines.triggers import due
+
+    cause = due(runner.file, runner.run)
+    if cause is None and is_due(runner.file):
+        say("looking at the clients with the served model")
+        cause = look(runner.file, runner.run, runner.carriers)
+    return cause
 
 
 def _runner(path: Path, on: str, *, wait: bool) -> Runner:
@@ -143,17 +154,37 @@ def _runner(path: Path, on: str, *, wait: bool) -> Runner:
     from fednc.ops.pipelines.runner import Runner
 
     file, run = read_pipeline(path, on)
-    return Runner(file, run, _carrier(file.on), say, wait)
+    return Runner(file, run, carriers(file.on), say, wait)
 
 
-def _carrier(on: str) -> Carrier:
+def carriers(on: str) -> Carriers:
     from fednc.ops.pipelines.on_flower import on_flower
-    from fednc.ops.pipelines.over_link import over_link
+    from fednc.ops.pipelines.over_link import over_link, search_over_link
+    from fednc.ops.pipelines.work import Carriers
 
-    return {"process": in_process, "link": over_link, "simulation": on_flower}[on]
+    return {
+        "process": Carriers(in_process, search_in_process),
+        "link": Carriers(over_link, search_over_link),
+        "simulation": Carriers(on_flower, search_in_process),  # which gives the same bits, without Ray's start-ups
+    }[on]
 
 
-def in_process(order: Order) -> None:
+def search_in_process(order: SearchOrder) -> SearchView:
+    """Do the trials of a search in this process, over clients that stay."""
+    from functools import partial
+
+    from fednc.bench.local_grid import LocalGrid
+    from fednc.client.app.host import ClientConfig
+    from fednc.ops.pipelines.over_link import tell_trial
+    from fednc.ops.search.searcher import search
+    from fednc.server.run_series import RunSeries
+
+    clients = [ClientConfig(name=name, data=spec, device=order.file.device) for name, spec in order.clients.items()]
+    with LocalGrid(order.plan.run, clients) as grid:
+        return search(order.plan, RunSeries(grid), partial(tell_trial, order))
+
+
+def in_process(order: RunOrder) -> None:
     """Carry a federated run in this process, one client after the other."""
     import fednc
     from fednc.in_process import INTERRUPTED

@@ -11,8 +11,10 @@ import typer
 from fednc.cli.options import Json
 from fednc.cli.output import say, show_table, write_json
 from fednc.common import plugins
+from fednc.common.distributions import licence_of
 from fednc.common.errors import ConfigError, FedncError
 from fednc.common.plugins import KINDS, METHODS, TASKS, TRACKERS, Plugin
+from fednc.ops import quarantine
 
 app = typer.Typer(invoke_without_command=True, help=__doc__)
 
@@ -32,11 +34,14 @@ RunFile = Annotated[
 
 @app.callback()
 def show(context: typer.Context, json: Json = "") -> None:
-    """List what is installed. `fednc plugins check NAME` tests one of them."""
+    """List what is installed, and what is in quarantine. `fednc plugins check NAME` tests one of them.
+
+    A plug-in that failed its tests is in quarantine: pipelines refuse it until another build of it passes.
+    """
     if context.invoked_subcommand:
         return
     rows = [_looked_at(plugin) for group in KINDS for plugin in plugins.installed(group)]
-    columns = ("kind", "name", "version", "distribution", "from", "state")
+    columns = ("kind", "name", "version", "distribution", "licence", "from", "state")
     show_table("plug-ins", columns, [[row[column] for column in columns] for row in rows])
     if json:
         write_json(json, {"plugins": rows})
@@ -51,12 +56,14 @@ def check(name: Name, data: Data = "", run: RunFile = "", json: Json = "") -> No
     found = [plugin for group in KINDS for plugin in plugins.installed(group) if plugin.name == name]
     if not found:
         raise ConfigError(f"{name[:80]!r} is not installed here; `fednc plugins` lists what is")
-    outcomes = {}
+    outcomes: dict[str, str] = {}
     for group in dict.fromkeys(plugin.group for plugin in found):
         plugin = plugins.find(group, name)
-        outcomes[f"{plugin.kind} {name}: it loads"] = _failure(partial(_load, plugin))
-        if not any(outcomes.values()):
-            outcomes |= {what: _failure(test) for what, test in _tests(group, name, data, run)}
+        of_plugin = {f"{plugin.kind} {name}: it loads": _failure(partial(_load, plugin))}
+        if not any(of_plugin.values()):
+            of_plugin |= {what: _failure(test) for what, test in _tests(group, name, data, run)}
+        quarantine.keep(plugin, of_plugin)
+        outcomes |= of_plugin
     for what, failure in outcomes.items():
         say(f"FAILED  {what}: {failure}" if failure else f"ok      {what}", style="red" if failure else "")
     failed = sum(map(bool, outcomes.values()))
@@ -157,14 +164,19 @@ def _looked_at(plugin: Plugin) -> dict[str, str]:
         "name": plugin.name,
         "version": "",
         "distribution": f"{plugin.distribution} {plugin.release}",
+        "licence": licence_of(plugin.distribution),
         "from": "built in" if plugin.is_built_in else "plug-in",
         "state": "",
     }
+    checked = None if plugin.is_built_in else quarantine.known(plugin)
+    if checked is not None:
+        row |= {"code_sha256": checked.code_sha256, "check": checked.outcome}
     try:
         loaded = _load(plugins.find(plugin.group, plugin.name))
     except Exception as e:
         return {**row, "state": f"not usable: {e}"}
-    return {**row, "version": str(getattr(loaded, "version", "")), "state": "ok"}
+    state = f"quarantined: {checked.why}" if checked is not None and checked.outcome == quarantine.FAILED else "ok"
+    return {**row, "version": str(getattr(loaded, "version", "")), "state": state}
 
 
 def _load(plugin: Plugin) -> Any:

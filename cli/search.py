@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fednc.ops.search.plan import SearchPlan
     from fednc.ops.search.preference import Preferences
     from fednc.ops.search.study import SearchView, TrialView
+    from fednc.server.storage.events import Event
 
 File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="Search file; docs/search.md shows one.")]
 Settings = Annotated[list[str], typer.Argument(metavar="KEY=VALUE ...", help="Keys of the space, with TOML values.")]
@@ -182,11 +183,29 @@ def _over_link(plan: SearchPlan) -> SearchView:
     private_folder(plan.folder)
     server = plan.run.server
     events = EventLog(plan.folder / "events.jsonl", server.events_mib, server.events_kept)
-    events.listen(lambda event: say(event.text))
+    events.listen(_Follower())
     spare_what_is_loaded()
     with progress("trials") as tell:
         serving = serve_series(plan.run, plan.folder, events, lambda series: do(plan, series, _Teller(plan, tell)))
         return run_until_interrupted(serving, stop_s=server.stop_s)
+
+
+class _Follower:
+    """A line for each event; that a client is ready again for the next trial is none."""
+
+    def __init__(self) -> None:
+        self._ready: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        from fednc.server.storage.events import NodeLost, NodeReady
+
+        if isinstance(event, NodeReady):
+            if event.node in self._ready:
+                return
+            self._ready.add(event.node)
+        elif isinstance(event, NodeLost):
+            self._ready.discard(event.node)
+        say(event.text)
 
 
 class _Teller:

@@ -1,4 +1,4 @@
-"""Which code made a model: name, version and hash of fednc and of the plug-ins that a run uses.
+"""Which code made a model: name, version, licence and hash of fednc and of the plug-ins that a run uses.
 
 Recorded in a run's summary. A hash tells apart two builds with the same version number.
 """
@@ -6,8 +6,10 @@ Recorded in a run's summary. A hash tells apart two builds with the same version
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import PackageNotFoundError, metadata, packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,26 +18,34 @@ from fednc.common import plugins, versions
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
 from fednc.common.methods import registry
+from fednc.common.peer_text import one_line
 from fednc.common.plugins import OURS, TASKS, Plugin
 
+_MOST_LICENCE = 200  # characters
 _FLOORS = ("common", "server", "client", "tasks", "protos")  # what a run executes
 
 
 def distributions_of(run: RunConfig) -> list[dict[str, Any]]:
-    """Name, version, code_sha256 and what the run uses of each distribution; fednc first."""
+    """Name, version, code_sha256, licence and what the run uses of each distribution; fednc first."""
     found: dict[str, dict[str, Any]] = {
-        OURS: {"name": OURS, "version": versions.package(), "code_sha256": code_sha256(OURS), "provides": []}
+        OURS: {
+            "name": OURS,
+            "version": versions.package(),
+            "code_sha256": _our_code(),
+            "licence": licence_of(OURS),
+            "provides": [],
+        }
     }
     used = {"task": _task_plugin(run.task.name), "method": registry.plugin_of(run.method.name)}
     names = {"task": run.task.name, "method": run.method.name}
     for kind, plugin in used.items():
         place = plugin.distribution if plugin else OURS
         if plugin and place not in found:
-            module = plugin.entry_point.module.partition(".")[0]
             found[place] = {
                 "name": place,
                 "version": plugin.release,
-                "code_sha256": code_sha256(module),
+                "code_sha256": code_of(plugin),
+                "licence": licence_of(plugin.distribution),
                 "provides": [],
             }
         found[place]["provides"].append(f"{kind} {names[kind]}")
@@ -49,7 +59,36 @@ def _task_plugin(name: str) -> Plugin | None:
         return None  # registered in this process only
 
 
+def code_of(plugin: Plugin) -> str:
+    """Digest over the Python files of the distribution that a plug-in comes from, as far as they can be found."""
+    if plugin.is_built_in:
+        return _our_code()
+    own = plugin.entry_point.module.partition(".")[0]
+    others = {name for name, places in packages_distributions().items() if plugin.distribution in map(_normal, places)}
+    digests = [code_sha256(module) for module in sorted({own, *others})]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def licence_of(distribution: str) -> str:
+    """The licence that a distribution declares, in one line; "" if none."""
+    try:
+        told = metadata(distribution)
+    except PackageNotFoundError:
+        return ""
+    classified = [line.rpartition(" :: ")[2] for line in told.get_all("Classifier") or () if line.startswith("License")]
+    named = [value for key in ("License-Expression", "License") for value in told.get_all(key) or ()]
+    return one_line((*named, ", ".join(classified))[0].partition("\n")[0], _MOST_LICENCE)
+
+
+def _normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 @cache
+def _our_code() -> str:
+    return code_sha256(OURS)
+
+
 def code_sha256(module: str) -> str:
     """Digest over the Python files of an installed top-level module; "" if it has none."""
     digest, empty = hashlib.sha256(), True

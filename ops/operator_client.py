@@ -39,10 +39,12 @@ class OperatorLink:
             status: pb.RunStatus = await stub.Status(pb.StatusRequest(), timeout=_ANSWER_S)
             return status
 
-    async def ask(self, command: Command) -> pb.RunStatus:
-        """Send a command; return the status after it."""
+    async def ask(self, command: Command, on_behalf_of: str = "") -> pb.RunStatus:
+        """Send a command, possibly for somebody else; return the status after it."""
+        request = command.to_request()
+        request.on_behalf_of = on_behalf_of
         async with self._stub() as stub:
-            status: pb.RunStatus = await stub.Control(command.to_request(), timeout=_ANSWER_S)
+            status: pb.RunStatus = await stub.Control(request, timeout=_ANSWER_S)
             return status
 
     async def watch(self, every_s: float = 0) -> AsyncIterator[pb.RunStatus]:

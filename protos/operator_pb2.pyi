@@ -18,20 +18,22 @@ class WatchRequest(_message.Message):
     def __init__(self, every_s: _Optional[float] = ...) -> None: ...
 
 class ControlRequest(_message.Message):
-    __slots__ = ("pause", "resume", "stop", "drop", "readmit", "next_session")
+    __slots__ = ("pause", "resume", "stop", "drop", "readmit", "next_session", "on_behalf_of")
     PAUSE_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     DROP_FIELD_NUMBER: _ClassVar[int]
     READMIT_FIELD_NUMBER: _ClassVar[int]
     NEXT_SESSION_FIELD_NUMBER: _ClassVar[int]
+    ON_BEHALF_OF_FIELD_NUMBER: _ClassVar[int]
     pause: Pause
     resume: Resume
     stop: Stop
     drop: Drop
     readmit: Readmit
     next_session: NextSession
-    def __init__(self, pause: _Optional[_Union[Pause, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., readmit: _Optional[_Union[Readmit, _Mapping]] = ..., next_session: _Optional[_Union[NextSession, _Mapping]] = ...) -> None: ...
+    on_behalf_of: str
+    def __init__(self, pause: _Optional[_Union[Pause, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., readmit: _Optional[_Union[Readmit, _Mapping]] = ..., next_session: _Optional[_Union[NextSession, _Mapping]] = ..., on_behalf_of: _Optional[str] = ...) -> None: ...
 
 class Pause(_message.Message):
     __slots__ = ()

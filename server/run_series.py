@@ -196,9 +196,3 @@ async def serve_series(
         )
     finally:
         shutil.rmtree(folder / "spool", ignore_errors=True)
-
-
-def check_follows(first: RunConfig, run: RunConfig) -> None:
-    """Raises ConfigError if `run` cannot follow `first` over the same link."""
-    if first.split != run.split:
-        raise ConfigError("[split] gives each client its part when it comes: runs that follow cannot change it")

@@ -123,8 +123,8 @@ class ClientMeans:
         """The clients that raise an alarm, in the order in which they were found; [] if nothing can be compared.
 
         Args:
-            rate: the wanted probability of an alarm for a usual client. It is below this if clients do not differ by
-                custom, and near it if they do.
+            rate: the wanted probability of an alarm for a usual client. Measured, it is well below this if clients do
+                not differ by custom, and up to twice this if they do (docs/people.md).
         """
         metric = self._metric()
         if metric is None:

@@ -102,7 +102,7 @@ class Verdict:
     def from_json(cls, values: Mapping[str, Any]) -> Verdict:
         """A verdict from `to_json`. Raises ValueError."""
         texts = ("digest", "verdict", "who", "how", "reason", "at", "subject", "request")
-        found = {key: values.get(key) for key in texts}
+        found: dict[str, Any] = {key: values.get(key) for key in texts}
         if not all(isinstance(value, str) for value in found.values()):
             raise ValueError("it lacks a part, or a part is not text")
         given = values.get("signature")
@@ -188,8 +188,16 @@ class ApprovalBox:
         return found
 
     def verdicts(self) -> list[Verdict]:
-        """Every verdict ever given, the oldest first. Their signatures are not checked."""
+        """Every verdict ever given, the oldest first. Their signatures are not checked; see `problem_with`."""
         return [_verdict_of(each) for each in self._file.read() if each.event.get("kind") == "verdict"]
+
+    def problem_with(self, given: Verdict) -> str:
+        """Why the signature of a verdict does not count; empty if it does, or if nobody signed."""
+        try:
+            self._check_signature(given)
+        except RefusedError as e:
+            return str(e)
+        return ""
 
     def decide(
         self,
@@ -237,6 +245,10 @@ class ApprovalBox:
                 f"{request.subject}: this gate takes signed verdicts only. On the command line give --certs DIR, the "
                 "folder that `fednc certs node DIR NAME --operator` made"
             )
+        self._check_signature(given)
+
+    def _check_signature(self, given: Verdict) -> None:
+        """Raises RefusedError."""
         if self._trust is not None and given.signature is not None:
             given.check(self._trust)
         else:

@@ -21,7 +21,7 @@ _STEPS = 4  # at most, between the numbers of an axis
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """One line of a chart: (round, value), and the class that styles it."""
 
     name: str
@@ -38,7 +38,7 @@ class Band:
 
 
 def line_chart(
-    lines: Sequence[Line],
+    lines: Sequence[ChartLine],
     show: Callable[[float], str],
     *,
     band: Band | None = None,
@@ -59,7 +59,7 @@ def line_chart(
         low: less tall, for a column of charts.
         wide: for a chart that has a row to itself.
     """
-    kept = [Line(line.name, thinned(finite(line.points)), line.css) for line in lines]
+    kept = [ChartLine(line.name, thinned(finite(line.points)), line.css) for line in lines]
     kept = [line for line in kept if line.points]
     if not kept:
         return Markup("")
@@ -199,20 +199,18 @@ def cosine_rows(rows: Sequence[tuple[str, float, float, str]]) -> Markup:
         rows: (class, own cosine, largest other cosine, class of that other one).
     """
     tall, left, wide = 18, 96, 420
-    low = min([0.0, *(min(own, other) for _, own, other, _ in rows)])
-    low = math.floor(low * 4) / 4
+    quarters = math.ceil(-4 * min([0.0, *(min(own, other) for _, own, other, _ in rows)]))
+    low = -quarters / 4
 
     def across(value: float) -> float:
         return left + (wide - left - 10) * (value - low) / (1 - low)
 
     height = tall * len(rows) + 20
     parts = []
-    for i in range(5):
-        value = low + (1 - low) * i / 4
-        x = across(value)
+    for quarter in range(-quarters, 5, 1 if quarters < 3 else 2):
+        x, side = across(quarter / 4), "end" if quarter == 4 else "middle"
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{height - 18}"/>')
-        side = "end" if i == 4 else "middle"
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 4}" text-anchor="{side}">{value:.2f}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 4}" text-anchor="{side}">{quarter / 4:g}</text>')
     for i, (name, own, other, nearest) in enumerate(rows):
         y = tall * i + 11
         css = "warn" if own - other < 0.2 else "a"
@@ -280,7 +278,7 @@ class _Plot:
         return "".join(parts)
 
 
-def _dots(plot: _Plot, line: Line) -> str:
+def _dots(plot: _Plot, line: ChartLine) -> str:
     """The last point; all points, as long as they are few."""
     shown = line.points if len(line.points) <= 2 else line.points[-1:]
     return "".join(
@@ -288,7 +286,7 @@ def _dots(plot: _Plot, line: Line) -> str:
     )
 
 
-def _readout(line: Line, plot: _Plot, show: Callable[[float], str]) -> str:
+def _readout(line: ChartLine, plot: _Plot, show: Callable[[float], str]) -> str:
     """What the script shows under the pointer: name, then place, round and value of each point."""
     points = ",".join(f"{plot.x(x):.0f}:{x:g}:{show(y).replace(',', '').replace('|', '')}" for x, y in line.points)
     return f"{line.name.replace('|', ' ').replace(',', ' ')},{points}"

@@ -6,7 +6,8 @@ The routes ask it, and it asks the rest of `ops`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from fednc.common.security.signatures import Signer, Trust
 from fednc.ops.approvals.box import CONSOLE, ApprovalBox, PendingRequest, Verdict
 from fednc.ops.console.remembered import Remembered
 from fednc.ops.console.run_log import RunLog
-from fednc.ops.console.run_view import RunView
+from fednc.ops.console.run_view import ShownRun
 from fednc.ops.console.server_watch import ServerWatch
 from fednc.ops.console.shelf import RunShelf
 from fednc.ops.operator_client import OperatorLink
 from fednc.ops.pipelines.journal import Journal, PipelineRun
 from fednc.ops.registry.versions import VersionRow
-from fednc.ops.run_folders.folder import State, is_held
+from fednc.ops.run_folders.folder import RunFolder, State, is_held
 from fednc.ops.search.study import SearchView
 from fednc.protos import operator_pb2 as pb
 from fednc.server.operations.commands import COMMANDS, Command, DropNode, ReadmitNode
@@ -48,7 +49,7 @@ class Sights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class GateAnswer:
     """A person's answer to a gate.
 
     Attributes:
@@ -82,7 +83,7 @@ class PipelineState:
 
 
 @dataclass
-class Desk:
+class ConsoleDesk:
     """Reads what the pages show, and passes on what an operator decides."""
 
     sights: Sights
@@ -92,6 +93,7 @@ class Desk:
     gates: Remembered[Gates] = field(init=False)
     pipelines: Remembered[Sequence[PipelineState]] = field(init=False)
     searches: Remembered[Sequence[SearchView]] = field(init=False)
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
     _heard: dict[str, RunLog] = field(default_factory=dict)  # of runs whose folder is not here
 
     def __post_init__(self) -> None:
@@ -110,24 +112,26 @@ class Desk:
 
     # ---- runs --------------------------------------------------------------------------------------------------
 
-    def current(self) -> RunView | None:
-        """The run that the server serves; without a server the newest one. None: there is none."""
-        if self.watch is not None:
-            return self._live()
-        runs = self.shelf.runs()
-        running = [name for name, run in runs.items() if run.state is State.RUNNING]
-        name = next(iter(running or runs), None)
-        return self.stored(name) if name is not None else None
+    @asynccontextmanager
+    async def run(self, name: str = "") -> AsyncIterator[ShownRun | None]:
+        """A run while the block looks at it: the one of this name, or the one that is shown first.
 
-    def _live(self) -> RunView:
+        That is the run that the server serves; without a server the newest one. None: there is none. Files are read
+        in a thread, because the first look at a long run takes seconds, and for one block at a time.
+        """
+        async with self._reading:
+            runs = await asyncio.to_thread(self.shelf.runs)
+            yield await (self._live() if self.watch is not None and not name else self._stored(name or _first(runs)))
+
+    async def _live(self) -> ShownRun:
         assert self.watch is not None
         status, problem = self.watch.status, self.watch.problem
         if status is None:
-            return RunView("", RunLog(), is_live=True, problem=problem)
+            return ShownRun("", RunLog(), is_live=True, problem=problem)
         heard = self._heard[status.run_id]
         ref, folder = self.shelf.of_id(status.run_id)
-        opened = self.shelf.open(folder) if folder else None
-        return RunView(
+        opened = await asyncio.to_thread(self.shelf.open, folder) if folder else None
+        return ShownRun(
             status.run_id,
             opened.log if opened else heard,
             ref=ref,
@@ -140,15 +144,19 @@ class Desk:
             speeds=heard.speeds,
         )
 
-    def stored(self, name: str) -> RunView | None:
-        """A run from its folder."""
+    async def _stored(self, name: str) -> ShownRun | None:
         run = self.shelf.runs().get(name)
         if run is None:
             return None
-        opened = self.shelf.open(run.path)
-        return RunView(
+        opened = await asyncio.to_thread(self.shelf.open, run.path)
+        return ShownRun(
             name, opened.log, ref=name, folder=run.path, geometry=opened.geometry, stored=run, problem=run.problem
         )
+
+    async def runs(self) -> dict[str, RunFolder]:
+        """All runs by name, the newest first."""
+        async with self._reading:
+            return await asyncio.to_thread(self.shelf.runs)
 
     # ---- stores ------------------------------------------------------------------------------------------------
 
@@ -181,13 +189,13 @@ class Desk:
 
     # ---- what operators decide -----------------------------------------------------------------------------------
 
-    async def tell(self, action: str, node: str = "") -> None:
-        """Send an operator's command to the server. Raises FedncError."""
+    async def tell(self, who: str, action: str, node: str = "") -> None:
+        """Send a person's command to the server. Raises FedncError."""
         if self.watch is None:
             raise ConfigError("this console is not connected to a server: start it with --server HOST:PORT")
-        await self.watch.ask(_command(action, node))
+        await self.watch.ask(_command(action, node), who)
 
-    async def decide(self, answer: Answer) -> Verdict:
+    async def decide(self, answer: GateAnswer) -> Verdict:
         """Answer a gate.
 
         Raises:
@@ -200,7 +208,7 @@ class Desk:
         finally:
             self.gates.forget()
 
-    def _decide(self, answer: Answer) -> Verdict:
+    def _decide(self, answer: GateAnswer) -> Verdict:
         box, signing = self._box(), self.sights.signing
         if answer.request not in {each.sha256 for each in box.pending()}:
             raise RefusedError("what you saw does not wait for a verdict any more: look at what waits now")
@@ -213,6 +221,12 @@ class Desk:
             how=CONSOLE if signing else "console without certificates",
             subject=answer.subject,
         )
+
+
+def _first(runs: Mapping[str, RunFolder]) -> str:
+    """The name of a run that goes on, else of the newest one; empty if there is none."""
+    running = (name for name, run in runs.items() if run.state is State.RUNNING)
+    return next(running, next(iter(runs), ""))
 
 
 def _command(action: str, node: str) -> Command:

@@ -62,6 +62,7 @@ class Geometry:
     folder: Path
     snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=_KEPT))
     why_not: str = "no checkpoint yet: the picture comes with the first completed round"
+    version: int = 0
     _seen: str = ""
 
     def read(self) -> None:
@@ -76,7 +77,7 @@ class Geometry:
         except (OSError, ValueError, KeyError, TypeError) as e:
             self.why_not = f"{newest.name} cannot be read ({type(e).__name__})"
             return
-        self._seen = newest.name
+        self._seen, self.version = newest.name, self.version + 1
         if isinstance(found, str):
             self.why_not = found
         else:

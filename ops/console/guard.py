@@ -39,7 +39,7 @@ _FOR_A_YEAR = b"max-age=31536000"
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
-class Guard:
+class RequestGuard:
     """Lets a request through only if it was meant for this console.
 
     A page of a stranger whose name has been changed to our address (DNS rebinding) sends its own name as host. A form

@@ -90,9 +90,9 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
     return environment().get_template(template).render(values)
 
 
-def compared_lines(runs: Mapping[str, RunFolder]) -> list[charts.Line]:
+def compared_lines(runs: Mapping[str, RunFolder]) -> list[charts.ChartLine]:
     """The curve of each run, by its label."""
-    return [charts.Line(name, run.history.curve, line_css(i)) for i, (name, run) in enumerate(runs.items())]
+    return [charts.ChartLine(name, run.history.curve, line_css(i)) for i, (name, run) in enumerate(runs.items())]
 
 
 def facts(values: Mapping[str, Any], most: int = 40) -> list[tuple[str, str]]:
@@ -111,13 +111,13 @@ def facts(values: Mapping[str, Any], most: int = 40) -> list[tuple[str, str]]:
     return rows[:most]
 
 
-def trial_lines(view: SearchView) -> list[charts.Line]:
+def trial_lines(view: SearchView) -> list[charts.ChartLine]:
     """The curve of each trial, the best ones last and so on top."""
     drawn = [trial for trial in view.trials if trial.curve][-_MOST_TRIALS:]
     drawn.sort(key=lambda trial: trial.number in view.best)
     css = {True: "a", False: "faded"}
     return [
-        charts.Line(f"trial {trial.number}", sorted(trial.curve.items()), css[trial.number in view.best])
+        charts.ChartLine(f"trial {trial.number}", sorted(trial.curve.items()), css[trial.number in view.best])
         for trial in drawn
     ]
 

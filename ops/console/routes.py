@@ -10,7 +10,7 @@ import hmac
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,10 +23,10 @@ from starlette.routing import Route
 
 from fednc.common.errors import FedncError
 from fednc.common.peer_text import one_line
-from fednc.ops.console.desk import Answer, Desk
+from fednc.ops.console.desk import GateAnswer, ConsoleDesk
 from fednc.ops.console.logins import ByCredential, LoginRefused, Logins, Session, TooManyLogins
 from fednc.ops.console.pages import fill
-from fednc.ops.console.run_view import SORTS, RunView
+from fednc.ops.console.run_view import SORTS, ShownRun
 from fednc.ops.console.shelf import PICTURES, pictures_of
 from fednc.ops.registry.versions import VersionRow
 from fednc.ops.run_folders.compare import differing_keys, labels
@@ -43,7 +43,7 @@ _ASSETS = {
 REFRESH = "fednc-refresh"  # a header that our script sends
 _FORM_BYTES = 16 * 1024
 _PICTURE_BYTES = 32 << 20
-_MOST_COMPARED = 12
+_MOST_COMPARED, _MOST_DRAWN = 12, 24
 PARTS = ("head", "controls", "numbers", "curves", "clients", "geometry", "events")
 Handler = Callable[[Request, Session], Awaitable[Response]]
 
@@ -52,9 +52,10 @@ Handler = Callable[[Request, Session], Awaitable[Response]]
 class Console:
     """The pages of one desk."""
 
-    desk: Desk
+    desk: ConsoleDesk
     logins: Logins
     tls: bool = False
+    _drawn: dict[tuple[str, str], tuple[object, Markup]] = field(default_factory=dict)
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -207,23 +208,20 @@ class Console:
             *([("/searches", "Searches")] if sights.searches else []),
         ]
 
-    def _view(self, request: Request) -> RunView | None:
-        name = request.query_params.get("at", "")
-        return self.desk.stored(name) if name else self.desk.current()
-
     async def run(self, request: Request, session: Session) -> Response:
         """The page of one run."""
-        view = self._view(request)
-        if view is None or (view.is_live and view.status is None):
-            return await self._filled(request, session, "empty.html", view=view, runs=self.desk.sights.runs)
-        values = self._run_values(request, session, view)
-        parts = {name: Markup(fill(f"parts/{name}.html", values)) for name in PARTS}
+        at = request.query_params.get("at", "")
+        async with self.desk.run(at) as view:
+            if view is None and at:
+                return await self._missing(request, session, f"no run {at[:80]!r} in the folders of this console")
+            if view is None or (view.is_live and view.status is None):
+                return await self._filled(request, session, "empty.html", view=view, runs=self.desk.sights.runs)
+            values = self._run_values(request, session, view)
+            parts = {name: self._part(name, values) for name in PARTS}
         versions = {name: _version(html) for name, html in parts.items()}
-        return await self._filled(
-            request, session, "run.html", **_but(values, "csrf"), parts=parts, versions=versions
-        )
+        return await self._filled(request, session, "run.html", **values, parts=parts, versions=versions)
 
-    def _run_values(self, request: Request, session: Session, view: RunView) -> dict[str, Any]:
+    def _run_values(self, request: Request, session: Session, view: ShownRun) -> dict[str, Any]:
         asked = request.query_params
         clients = view.client_list(asked.get("sort", ""), asked.get("q", ""), _whole(asked.get("page", "1")))
         return {
@@ -236,43 +234,52 @@ class Console:
             "pictures": pictures_of(view.folder) if view.folder else [],
         }
 
+    def _part(self, name: str, values: dict[str, Any]) -> Markup:
+        """One part of a run's page. Curves are drawn once for each round, however many look at them."""
+        view: ShownRun = values["view"]
+        if name not in ("curves", "geometry"):
+            return Markup(fill(f"parts/{name}.html", values))
+        snapshots = (view.geometry.version, view.geometry.why_not) if view.geometry else None
+        state = (id(view.log), view.log.version, snapshots, view.planned, view.completed, *values["pictures"])
+        kept = self._drawn.get((name, view.ref))
+        if kept is None or kept[0] != state:
+            kept = self._drawn[name, view.ref] = (state, Markup(fill(f"parts/{name}.html", values)))
+            while len(self._drawn) > _MOST_DRAWN:
+                del self._drawn[next(iter(self._drawn))]
+        return kept[1]
+
     async def live(self, request: Request, session: Session) -> Response:
         """The parts of a run's page that have changed: `?head=VERSION&...` says which the page has."""
-        view = self._view(request)
-        if view is None or (view.is_live and view.status is None):
-            return JSONResponse({"parts": {}, "reload": any(request.query_params.get(name) for name in PARTS)})
-        values = self._run_values(request, session, view)
-        found = {}
-        for name in PARTS:
-            html = fill(f"parts/{name}.html", values)
-            version = _version(html)
-            if request.query_params.get(name) != version:
-                found[name] = {"version": version, "html": html}
-        return JSONResponse({"parts": found, "reload": not any(request.query_params.get(name) for name in PARTS)})
+        shown = request.query_params
+        has_parts = any(shown.get(name) for name in PARTS)
+        async with self.desk.run(shown.get("at", "")) as view:
+            if view is None or (view.is_live and view.status is None):
+                return JSONResponse({"parts": {}, "reload": has_parts})
+            values = self._run_values(request, session, view)
+            parts = {name: self._part(name, values) for name in PARTS}
+        found = {name: {"version": _version(html), "html": html} for name, html in parts.items()}
+        news = {name: part for name, part in found.items() if shown.get(name) != part["version"]}
+        return JSONResponse({"parts": news, "reload": not has_parts})
 
     async def client(self, request: Request, session: Session) -> Response:
         """One client."""
-        view, name = self._view(request), request.query_params.get("name", "")
-        row = view.client(name) if view else None
-        if view is None or row is None:
-            return await self._missing(request, session, f"no client {name[:80]!r} in this run")
-        return await self._filled(
-            request,
-            session,
-            "client.html",
-            view=view,
-            row=row,
-            metrics=view.log.client_metrics.get(name, {}),
-            at=request.query_params.get("at", ""),
-        )
+        name, at = request.query_params.get("name", ""), request.query_params.get("at", "")
+        async with self.desk.run(at) as view:
+            row = view.client(name) if view else None
+            if view is None or row is None:
+                return await self._missing(request, session, f"no client {name[:80]!r} in this run")
+            metrics = view.log.client_metrics.get(name, {})
+            return await self._filled(
+                request, session, "client.html", view=view, row=row, metrics=metrics, at=at
+            )
 
     async def runs(self, request: Request, session: Session) -> Response:
         """All runs."""
-        return await self._filled(request, session, "runs.html", runs=self.desk.shelf.runs())
+        return await self._filled(request, session, "runs.html", runs=await self.desk.runs())
 
     async def compare(self, request: Request, session: Session) -> Response:
         """Runs side by side."""
-        known = self.desk.shelf.runs()
+        known = await self.desk.runs()
         wanted = dict.fromkeys(request.query_params.getlist("run"))
         chosen = {name: known[name] for name in wanted if name in known and known[name].history.curve}
         chosen = dict(list(chosen.items())[:_MOST_COMPARED])
@@ -289,7 +296,8 @@ class Console:
 
     async def picture(self, request: Request, session: Session) -> Response:
         """A picture of a run's folder; only those that its page lists."""
-        folder = self.desk.shelf.folder_of(request.query_params.get("at", ""))
+        run = (await self.desk.runs()).get(request.query_params.get("at", ""))
+        folder = run.path if run else None
         name = request.query_params.get("file", "")
         if folder is None or name not in pictures_of(folder):
             return await self._missing(request, session, "no such picture")
@@ -309,7 +317,7 @@ class Console:
         models: dict[str, list[VersionRow]] = {}
         for row in rows:
             models.setdefault(row.name, []).append(row)
-        known = {Path(name).name: name for name in self.desk.shelf.runs()}
+        known = {Path(name).name: name for name in await self.desk.runs()}
         return await self._filled(
             request, session, "models.html", models=models, problem=problem, runs=known, store=self.desk.sights.store
         )
@@ -339,7 +347,7 @@ class Console:
             return PlainTextResponse("you may look at this console, but not act: ask an operator", 403)
         action, node = form.get("action", ""), form.get("node", "")
         try:
-            await self.desk.tell(action, node)
+            await self.desk.tell(session.name, action, node)
         except FedncError as e:
             session.notes.append(("bad", one_line(e, 400)))
         else:
@@ -356,7 +364,7 @@ class Console:
         said = {name: form.get(name, "") for name in ("request", "digest", "subject", "verdict")}
         reason = one_line(form.get("reason", "").strip())
         try:
-            given = await self.desk.decide(Answer(**said, who=session.name, reason=reason))
+            given = await self.desk.decide(GateAnswer(**said, who=session.name, reason=reason))
         except FedncError as e:
             session.notes.append(("bad", one_line(e, 400)))
         else:
@@ -452,6 +460,3 @@ def _version(html: str) -> str:
 def _whole(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) < 7 else 1
 
-
-def _but(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in names}

@@ -44,8 +44,6 @@ class RoundPoint:
     round: int
     seconds: float = math.nan
     fold_s: float = math.nan
-    replies: int = 0
-    missing: int = 0
     loss: float = math.nan
     drift: float = math.nan
     primary: float = math.nan
@@ -74,6 +72,7 @@ class RunLog:
     """A run as far as this console knows it.
 
     Attributes:
+        version: changes with everything that is taken in.
         last: metrics of the last evaluated round, all of them: `accuracy/CLASS` for each class.
         speeds: examples/s of each client, when it last worked.
         ended: `finished` or `stopped`, if the log says so; `resumed` runs are neither.
@@ -88,11 +87,13 @@ class RunLog:
     worst_client: str = ""
     ended: str = ""
     warnings: int = 0
+    version: int = 0
     clients: dict[str, deque[tuple[float, float]]] = field(default_factory=dict)
     client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     speeds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._sorted: tuple[int, list[RoundPoint]] = (-1, [])
         self._events = self._of_clients = None
         if self.folder is not None:
             events = self.folder / "events.jsonl"
@@ -102,7 +103,9 @@ class RunLog:
     @property
     def points(self) -> list[RoundPoint]:
         """All rounds in order."""
-        return [self.rounds[number] for number in sorted(self.rounds)]
+        if self._sorted[0] != self.version:
+            self._sorted = (self.version, [self.rounds[number] for number in sorted(self.rounds)])
+        return self._sorted[1]
 
     # ---- from the run folder -----------------------------------------------------------------------------------
 
@@ -124,6 +127,7 @@ class RunLog:
             self._take_client(line)
 
     def _take(self, line: Mapping[str, Any]) -> None:
+        self.version += 1
         kind, text = str(line.get("kind", "")), one_line(line.get("text", ""), 400)
         known = KINDS.get(kind)
         level = known.level if known else 20
@@ -166,8 +170,6 @@ class RunLog:
             round=int(_number(line.get("round"), 0)),
             seconds=_number(line.get("seconds")),
             fold_s=_number(line.get("fold_s")),
-            replies=int(_number(line.get("replies"), 0)),
-            missing=len(line.get("missing") or ()),
             loss=_number(line.get("loss")),
             drift=_number(line.get("drift")),
             primary=test.get(name, pooled.get(name, math.nan)),
@@ -185,6 +187,7 @@ class RunLog:
         name = one_line(line.get("client", ""), 80)
         if not name or (name not in self.clients and len(self.clients) >= _MOST_CLIENTS):
             return
+        self.version += 1
         values = _numbers({key: value for key, value in line.items() if key not in ("client", "round")})
         self.client_metrics[name] = values
         if self.primary.name in values:
@@ -204,6 +207,7 @@ class RunLog:
             self._hear_round(status)
 
     def _hear_round(self, status: pb.RunStatus) -> None:
+        self.version += 1
         spread = status.spread if status.HasField("spread") else None
         self.rounds[status.completed] = RoundPoint(
             round=status.completed,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fednc.common.tasks.metric_info import MetricInfo
-from fednc.ops.console.charts import Band, Line
+from fednc.ops.console.charts import Band, ChartLine
 from fednc.ops.console.geometry import ClassPlace, Geometry
 from fednc.ops.console.run_log import LoggedEvent, RoundPoint, RunLog
 from fednc.ops.run_folders.folder import RunFolder, State
@@ -18,6 +18,7 @@ from fednc.protos import operator_pb2 as pb
 
 # What servers say of runs that ended as they should (server/listener.py).
 _GOOD_ENDINGS = ("the run is over", "an operator stopped the run")
+Curve = Sequence[tuple[float, float]]
 PAGE = 25  # clients on one page of the table
 _MOST_SQUARES = 1200
 _MOST_CLASSES = 24
@@ -66,7 +67,7 @@ class ClientRow:
     bytes_down: int = 0
     device: str = ""
     value: float = math.nan  # of the primary metric
-    curve: Sequence[tuple[float, float]] = ()
+    curve: Curve = ()
 
     @property
     def is_busy(self) -> bool:
@@ -88,7 +89,7 @@ class ClientList:
 
 
 @dataclass
-class RunView:
+class ShownRun:
     """Everything that the templates need of one run.
 
     Attributes:
@@ -156,7 +157,7 @@ class RunView:
     def completed(self) -> int:
         """Rounds completed."""
         of_status = self.status.completed if self.status else 0
-        return max(of_status, max(self.log.rounds, default=0))
+        return max(of_status, self.points[-1].round if self.points else 0)
 
     @property
     def planned(self) -> int:
@@ -184,11 +185,11 @@ class RunView:
 
     # ---- curves ------------------------------------------------------------------------------------------------
 
-    def line(self, name: str, key: str, css: str = "a") -> Line:
+    def line(self, name: str, key: str, css: str = "a") -> ChartLine:
         """One number of each round as a line."""
-        return Line(name, [(p.round, getattr(p, key)) for p in self.points if math.isfinite(getattr(p, key))], css)
+        return ChartLine(name, [(p.round, getattr(p, key)) for p in self.points if math.isfinite(getattr(p, key))], css)
 
-    def metric_lines(self) -> list[Line]:
+    def metric_lines(self) -> list[ChartLine]:
         """The primary metric: of the test data, over what clients hold out, and of the worst client."""
         lines = [self.line(self.metric.name, "primary")]
         held_out = self.line("held out by clients", "held_out", "b")
@@ -288,7 +289,7 @@ class RunView:
 
     def _live_row(self, node: pb.NodeStatus, is_busy: bool, banned: str) -> ClientRow:
         state = banned or ("working" if is_busy else node.state)
-        curve = self.log.clients.get(node.name, ())
+        curve: Curve = self.log.clients.get(node.name, ())
         value = node.primary.value if node.HasField("primary") else curve[-1][1] if curve else math.nan
         return ClientRow(
             name=node.name,
@@ -312,7 +313,7 @@ class RunView:
     def _stored_rows(self) -> list[ClientRow]:
         examples = {name: int(metrics.get("examples", 0)) for name, metrics in self.log.client_metrics.items()}
         names = sorted({*self.log.clients, *examples})
-        curves = {name: self.log.clients.get(name, ()) for name in names}
+        curves: dict[str, Curve] = {name: self.log.clients.get(name, ()) for name in names}
         return [
             ClientRow(
                 name,

@@ -97,9 +97,9 @@ class ServerWatch:
             if self._is_alone != is_alone:
                 return
 
-    async def ask(self, command: Command) -> None:
-        """Send a command. Raises FedncError."""
-        self._take(await self.link.ask(command))
+    async def ask(self, command: Command, who: str) -> None:
+        """Send a command for this person. Raises FedncError."""
+        self._take(await self.link.ask(command, who))
 
     def _take(self, status: pb.RunStatus) -> None:
         self.status, self._heard, self.problem = status, time.monotonic(), ""

@@ -18,8 +18,8 @@ from fednc.common.address import Address, is_loopback
 from fednc.common.errors import ConfigError
 from fednc.common.security import credentials
 from fednc.common.security.certificates import check_authority, check_pair
-from fednc.ops.console.desk import Desk, Sights
-from fednc.ops.console.guard import Guard, hosts_of
+from fednc.ops.console.desk import ConsoleDesk, Sights
+from fednc.ops.console.guard import RequestGuard, hosts_of
 from fednc.ops.console.logins import ByCredential, ByKey, Entrance, Logins
 from fednc.ops.console.routes import Console
 from fednc.ops.web.server import http_served
@@ -54,10 +54,10 @@ async def serve_console(settings: ConsoleSettings, on_listening: Callable[[str, 
         AddressError: the port is taken.
     """
     entrance, tls, names = _door(settings)
-    desk = Desk(settings.sights)
+    desk = ConsoleDesk(settings.sights)
     console = Console(desk, Logins(entrance, read_only=settings.read_only), tls=bool(tls))
     hosts = hosts_of(settings.listen.host, settings.hosts, names)
-    app = Guard(console.app(), hosts, tls=bool(tls))
+    app = RequestGuard(console.app(), hosts, tls=bool(tls))
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(http_served(app, settings.listen, tls, _DRAIN_S))
         if desk.watch is not None:

@@ -6,10 +6,11 @@ looking are ever opened.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fednc.common.errors import DataError
@@ -17,6 +18,7 @@ from fednc.ops.console.geometry import Geometry
 from fednc.ops.console.run_log import RunLog
 from fednc.ops.run_folders.folder import CHECKPOINTS, EVENTS, ROUNDS, SUMMARY, RunFolder, State, is_held, read_run, runs_in
 from fednc.server.rounds.result_files import EXAMPLES
+from fednc.server.storage.history import History, RoundRecord
 
 _LIST_S = 2.0  # a list of folders is looked up again after
 _RUNNING_S = 10.0  # a run that goes on is read again after
@@ -72,18 +74,18 @@ class RunShelf:
 
     def _reader(self, path: Path) -> RunFolder:
         """`read_run`, unless nothing has changed since the last time."""
-        state, now = (is_held(path), *map(_stamp, _telling(path))), time.monotonic()
+        is_running = is_held(path)
+        state, now = (is_running, *map(_stamp, _telling(path))), time.monotonic()
         kept = self._read.get(path)
-        if kept and (kept[0] == state or (state[0] and kept[2].state is State.RUNNING and now - kept[1] < _RUNNING_S)):
+        if kept and kept[0] == state:
             return kept[2]
-        found = read_run(path)
+        if kept and is_running and kept[2].state is State.RUNNING:
+            found = kept[2] if now - kept[1] < _RUNNING_S else _grown(kept[2], self.open(path).log)
+            now = kept[1] if found is kept[2] else now
+        else:
+            found = read_run(path)
         self._read[path] = (state, now, found)
         return found
-
-    def folder_of(self, name: str) -> Path | None:
-        """The folder of a run; None: there is none of that name."""
-        run = self.runs().get(name)
-        return run.path if run else None
 
     def of_id(self, run_id: str) -> tuple[str, Path | None]:
         """Name and folder of the run that a server serves; the folder's name is the run's id."""
@@ -100,6 +102,28 @@ class RunShelf:
         self._open.move_to_end(folder)
         run.read()
         return run
+
+
+def _grown(run: RunFolder, log: RunLog) -> RunFolder:
+    """A run that goes on, with the rounds that its log has by now: reading its checkpoint again would take long."""
+    name = run.history.primary.name
+    records = [
+        RoundRecord(
+            round=p.round,
+            seconds=p.seconds if math.isfinite(p.seconds) else 0.0,
+            test={name: p.primary} if math.isfinite(p.primary) else {},
+            bytes_up=p.bytes_up,
+            bytes_down=p.bytes_down,
+        )
+        for p in log.points
+    ]
+    return replace(
+        run,
+        history=History(primary=log.primary, rounds=records),
+        seconds=sum(record.seconds for record in records),
+        bytes_up=sum(record.bytes_up for record in records),
+        bytes_down=sum(record.bytes_down for record in records),
+    )
 
 
 def pictures_of(folder: Path) -> list[str]:

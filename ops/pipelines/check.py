@@ -7,16 +7,32 @@ from typing import Any
 from fednc.common.distributions import distributions_of
 from fednc.common.tasks import discovery
 from fednc.common.tasks.api import Part, Task
+from fednc.ops import quarantine
 from fednc.ops.pipelines.pipeline_file import PipelineFile
-from fednc.ops.pipelines.work import Work
+from fednc.ops.pipelines.work import PipelineWork
 
 
-def inputs(work: Work) -> dict[str, Any]:
-    """Everything that the run depends on."""
-    return {"run": work.run.decisive(), "data": data_of(work), "clients": clients_of(work.file), **code(work)}
+_OF_A_PLUGIN = ("kind", "name", "distribution", "version", "licence", "code_sha256", "outcome")
 
 
-def data_of(work: Work) -> dict[str, str]:
+def inputs(work: PipelineWork) -> dict[str, Any]:
+    """Everything that the run depends on. Raises ConfigError: a plug-in is in quarantine."""
+    return {
+        "run": work.run.decisive(),
+        "data": data_of(work),
+        "clients": clients_of(work.file),
+        "plugins": plugins_of(work),
+        **code(work),
+    }
+
+
+def plugins_of(work: PipelineWork) -> list[dict[str, str]]:
+    """The plug-ins that the run uses, with licence, version and hash. Raises ConfigError: one is in quarantine."""
+    admitted = quarantine.admit(work.run, unchecked=not work.file.checked_plugins)
+    return [{key: str(value) for key, value in one.to_json().items() if key in _OF_A_PLUGIN} for one in admitted]
+
+
+def data_of(work: PipelineWork) -> dict[str, str]:
     """Digests of all data, by name."""
     return {name: digest for name, digest in work.inputs.items() if name != "run file"}
 
@@ -26,12 +42,12 @@ def clients_of(file: PipelineFile) -> list[list[str]]:
     return [[name, spec] for name, spec in file.clients.items()]
 
 
-def code(work: Work) -> dict[str, Any]:
+def code(work: PipelineWork) -> dict[str, Any]:
     """Name, version and hash of fednc and of the plug-ins that the run uses."""
     return {"code": [{**one, "provides": None} for one in distributions_of(work.run)]}
 
 
-def check(work: Work) -> dict[str, Any]:
+def check(work: PipelineWork) -> dict[str, Any]:
     """Build frame and model, read the test data and each client's data. Raises ConfigError, DataError."""
     run = work.run
     task = discovery.get(run)
@@ -45,11 +61,12 @@ def check(work: Work) -> dict[str, Any]:
         "parameters": parameters,
         "test_examples": tested,
         "examples": examples,
+        "plugins": plugins_of(work),
         "note": f"{run.task.name}, {run.method.name}, {parameters:,} parameters{told}",
     }
 
 
-def _examples(work: Work, task: Task) -> dict[str, int]:
+def _examples(work: PipelineWork, task: Task) -> dict[str, int]:
     """The number of examples of each client whose data are here."""
     split, found = work.run.split, {}
     for index, (name, spec) in enumerate(work.file.clients.items()):

@@ -13,14 +13,14 @@ from typing import Any
 
 from fednc.common.errors import AddressError, ConfigError
 from fednc.common.model_export import read_manifest
-from fednc.ops.pipelines.work import Work
+from fednc.ops.pipelines.work import PipelineWork
 from fednc.ops.registry.registration import register
 from fednc.ops.registry.registry import APPROVAL
 
 _LOOK_AGAIN_S, _ANSWER_S = 0.25, 5.0
 
 
-def register_inputs(work: Work) -> dict[str, Any]:
+def register_inputs(work: PipelineWork) -> dict[str, Any]:
     """The run, the verdict and the place of the version."""
     table = work.file.register_
     return {
@@ -33,7 +33,7 @@ def register_inputs(work: Work) -> dict[str, Any]:
     }
 
 
-def registered(work: Work) -> dict[str, Any]:
+def registered(work: PipelineWork) -> dict[str, Any]:
     """Add the run as a version, exactly as it was approved, and keep the verdict with it."""
     alias, approved = work.file.register_.alias, work.results.get("gate", {})
     made = register(work.registry, work.federated, work.file.model, alias, digest=str(approved.get("digest", "")))
@@ -51,7 +51,7 @@ def registered(work: Work) -> dict[str, Any]:
     }
 
 
-def keep_verdict(work: Work, reference: str, verdict: dict[str, Any]) -> None:
+def keep_verdict(work: PipelineWork, reference: str, verdict: dict[str, Any]) -> None:
     """Keep a verdict with its version, once: a step that was killed does this again."""
     tags = work.registry.resolve(reference).tags
     kept = [json.loads(value) for key, value in tags.items() if key.startswith(APPROVAL)]
@@ -60,7 +60,7 @@ def keep_verdict(work: Work, reference: str, verdict: dict[str, Any]) -> None:
         work.registry.add_approval(reference, {**verdict, **pipeline})
 
 
-def is_registered(work: Work, found: dict[str, Any]) -> bool:
+def is_registered(work: PipelineWork, found: dict[str, Any]) -> bool:
     """Whether the store still has the version."""
     try:
         return work.registry.current(f"{work.file.model}/{found['version']}") == (found["version"], found["digest"])
@@ -68,19 +68,19 @@ def is_registered(work: Work, found: dict[str, Any]) -> bool:
         return False
 
 
-def no_deploy(work: Work) -> str:
+def no_deploy(work: PipelineWork) -> str:
     """Why no alias moves."""
     return "" if work.file.deploy else "the pipeline file has no [deploy]"
 
 
-def deploy_inputs(work: Work) -> dict[str, Any]:
+def deploy_inputs(work: PipelineWork) -> dict[str, Any]:
     """The version and the alias. Somebody who moves the alias back by hand is not overruled by the same version."""
     assert work.file.deploy is not None
     made = work.results["register"]
     return {"version": made["version"], "digest": made["digest"], "alias": work.file.deploy.alias}
 
 
-def deployed(work: Work) -> dict[str, Any]:
+def deployed(work: PipelineWork) -> dict[str, Any]:
     """Let the alias point to the version; wait until a server says that it serves it."""
     table, made, name = work.file.deploy, work.results["register"], work.file.model
     assert table is not None

@@ -14,12 +14,12 @@ from typing import Any
 from fednc.common.model_export import load, read_manifest
 from fednc.common.tasks.evaluation import evaluate
 from fednc.common.tasks.metric_info import MetricInfo
-from fednc.ops.pipelines.work import Work
+from fednc.ops.pipelines.work import PipelineWork
 from fednc.ops.registry.names import CHAMPION
 from fednc.ops.run_folders.folder import ROUNDS, SUMMARY
 
 
-def inputs(work: Work) -> dict[str, Any]:
+def inputs(work: PipelineWork) -> dict[str, Any]:
     """The model, the test data and the version that is served now."""
     return {
         "weights_sha256": read_manifest(work.federated).weights_sha256,
@@ -29,7 +29,7 @@ def inputs(work: Work) -> dict[str, Any]:
     }
 
 
-def served_now(work: Work) -> list[Any]:
+def served_now(work: PipelineWork) -> list[Any]:
     """[version, digest] that the deployed alias points to; [] if it points nowhere.
 
     If that is this very run already, the version before it: a pipeline that runs again compares with the same one.
@@ -43,7 +43,7 @@ def served_now(work: Work) -> list[Any]:
     return [version, rows[version].digest] if version in rows else []
 
 
-def evaluated(work: Work) -> dict[str, Any]:
+def evaluated(work: PipelineWork) -> dict[str, Any]:
     """The figures of the new model, and the primary metric of the served one on the same test data."""
     summary = json.loads((work.federated / SUMMARY).read_bytes())
     primary = MetricInfo(**summary["metric"])
@@ -79,7 +79,7 @@ def _last_metrics(folder: Path) -> dict[str, float]:
     return {}
 
 
-def _served(work: Work, primary: MetricInfo) -> dict[str, Any]:
+def _served(work: PipelineWork, primary: MetricInfo) -> dict[str, Any]:
     """Version and primary metric of the served model on the run's test data; {} if none is served."""
     now = served_now(work)
     if not now:

@@ -15,7 +15,7 @@ from fednc.common.security.signatures import Trust
 from fednc.ops.approvals.box import ApprovalBox, Request, Verdict
 from fednc.ops.pipelines.journal import StepState
 from fednc.ops.pipelines.pipeline_file import GateTable, PipelineFile
-from fednc.ops.pipelines.work import GateRejectedError, GateWaitsError, Work
+from fednc.ops.pipelines.work import GateRejectedError, GateWaitsError, PipelineWork
 from fednc.ops.registry.registration import digest_before
 from fednc.ops.registry.run_files import RunFiles
 
@@ -23,18 +23,18 @@ _DIGITS = 16  # of a digest, as `fednc approve` takes it
 _LOOK_AGAIN_S = 0.5
 
 
-def no_gate(work: Work) -> str:
+def no_gate(work: PipelineWork) -> str:
     """Why nobody is asked."""
     return "" if work.file.gate else "the pipeline file has no [gate]"
 
 
-def inputs(work: Work) -> dict[str, Any]:
+def inputs(work: PipelineWork) -> dict[str, Any]:
     """The candidate, and the rules of the gate."""
     gate = _gate(work)
     return {"candidate": candidate(work), "rules": gate.model_dump(include={"at_least", "at_most"}), "trust": gate.trust}
 
 
-def candidate(work: Work) -> str:
+def candidate(work: PipelineWork) -> str:
     """The digest of the version: of the registered one, else of the one that registering would make now."""
     if work.results.get("register"):
         return str(work.results["register"]["digest"])
@@ -62,13 +62,13 @@ def verdict_on(file: PipelineFile, digest: str) -> Verdict | None:
     return None if verdict is not None and wants and verdict.signature is None else verdict
 
 
-def is_approved(work: Work, found: dict[str, Any]) -> bool:
+def is_approved(work: PipelineWork, found: dict[str, Any]) -> bool:
     """Whether the box still says so."""
     verdict = verdict_on(work.file, str(found.get("digest", "")))
     return verdict is not None and verdict.approved
 
 
-def ask(work: Work) -> dict[str, Any]:
+def ask(work: PipelineWork) -> dict[str, Any]:
     """Ask, and wait for the verdict.
 
     Raises:
@@ -92,7 +92,7 @@ def ask(work: Work) -> dict[str, Any]:
     }
 
 
-def facts(work: Work) -> dict[str, Any]:
+def facts(work: PipelineWork) -> dict[str, Any]:
     """What the person is shown."""
     run, found = RunFiles.read(work.federated), work.results["evaluate"]
     return {
@@ -107,15 +107,19 @@ def facts(work: Work) -> dict[str, Any]:
         "classes": list(run.model.class_names)[:100],
         "clients": sorted(run.clients)[:100],
         "code": [f"{one['name']} {one['version']}" for one in run.summary.get("distributions", [])],
+        "plug-ins": [
+            f"{one['name']} of {one['distribution']} {one['version']} ({one['licence']}): {one['outcome']}"
+            for one in work.results["check"]["plugins"]
+        ],
     }
 
 
-def _gate(work: Work) -> GateTable:
+def _gate(work: PipelineWork) -> GateTable:
     assert work.file.gate is not None
     return work.file.gate
 
 
-def _broken_rules(work: Work) -> Iterator[str]:
+def _broken_rules(work: PipelineWork) -> Iterator[str]:
     gate, metrics = _gate(work), work.results["evaluate"]["metrics"]
     for name, bound in gate.at_least.items():
         if not metrics.get(name, float("-inf")) >= bound:
@@ -129,7 +133,7 @@ def _told(metrics: dict[str, float], name: str) -> str:
     return f"{metrics[name]:.4g}" if name in metrics else f"not measured (there are {', '.join(sorted(metrics)[:20])})"
 
 
-def _wait(work: Work, digest: str) -> Verdict:
+def _wait(work: PipelineWork, digest: str) -> Verdict:
     """The verdict, once there is one. Raises GateWaitsError, GateRejectedError."""
     gate, record = _gate(work), work.current.step("gate")
     record.state, record.note = StepState.ASKING, digest

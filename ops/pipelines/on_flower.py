@@ -25,7 +25,7 @@ from typing import Any
 from fednc.common.errors import AddressError, DataError, MissingExtraError, RunFailedError
 from fednc.common.process.flower_env import quiet_flower
 from fednc.ops.pipelines.child_process import die_with_parent
-from fednc.ops.pipelines.work import Order
+from fednc.ops.pipelines.work import RunOrder
 from fednc.ops.run_folders.folder import EVENTS
 from fednc.server.storage.events import event_of
 
@@ -56,7 +56,7 @@ folder = ""
 """
 
 
-def on_flower(order: Order) -> None:
+def on_flower(order: RunOrder) -> None:
     """Run it to its end. Raises MissingExtraError, RunFailedError, AddressError."""
     if find_spec("ray") is None:
         raise MissingExtraError("ray", "flower-sim", "on = 'simulation'")
@@ -77,7 +77,7 @@ def on_flower(order: Order) -> None:
 
 
 @contextmanager
-def _superlink(order: Order, place: Path) -> Iterator[dict[str, str]]:
+def _superlink(order: RunOrder, place: Path) -> Iterator[dict[str, str]]:
     """A SuperLink with the simulation engine, as a process group that ends with the block."""
     quiet_flower()
     port, table = _free_port(), order.file.simulation
@@ -117,7 +117,7 @@ def _await(process: subprocess.Popen[bytes], port: int, place: Path) -> None:
         time.sleep(_LOOK_AGAIN_S)
 
 
-def _run(order: Order, place: Path, environment: Mapping[str, str]) -> None:
+def _run(order: RunOrder, place: Path, environment: Mapping[str, str]) -> None:
     """`flwr run` to its end; tells what happens. Raises RunFailedError."""
     words = [_program("flwr"), "run", "app", _HERE, "--stream", "-c", "run-config.toml"]
     last = time.monotonic() + 3600 * order.file.simulation.timeout_h
@@ -139,7 +139,7 @@ def _run(order: Order, place: Path, environment: Mapping[str, str]) -> None:
 class _Events:
     """The events of a run in another process, as they are written."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: RunOrder) -> None:
         self._order, self._read = order, 0
 
     def tell(self) -> None:

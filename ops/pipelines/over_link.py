@@ -8,28 +8,34 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
+from fednc.common.files import private_folder
 from fednc.common.process.interrupt import run_until_interrupted
 from fednc.ops.pipelines.base_rounds import CLIENTS
 from fednc.ops.pipelines.child_process import die_with_parent
-from fednc.ops.pipelines.work import Order
+from fednc.ops.pipelines.pipeline_file import PipelineFile
+from fednc.ops.pipelines.work import RunOrder, SearchOrder
+from fednc.ops.search.study import SearchView, TrialView
 from fednc.server.main import run_server
 from fednc.server.operations.trackers import tracked
+from fednc.server.run_series import serve_series
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.folder_lock import claimed
 
 _END_S = 10.0
 
 
-def over_link(order: Order) -> None:
+def over_link(order: RunOrder) -> None:
     """Serve the run to its end. Raises FedncError; KeyboardInterrupt."""
-    run = _run_of(order)
-    with claimed(order.folder), _Clients(order).ended() as clients:
+    run = _run_of(order.file, order.run)
+    with claimed(order.folder), _Clients(order.file, order.clients, order.folder).ended() as clients:
         events = EventLog(order.folder / "events.jsonl", run.server.events_mib, run.server.events_kept)
         events.listen(order.heard)
         with tracked(run, order.folder.name, order.folder, events):
@@ -40,29 +46,55 @@ def over_link(order: Order) -> None:
         events.close()
 
 
-def _run_of(order: Order) -> RunConfig:
+def search_over_link(order: SearchOrder) -> SearchView:
+    """Do the trials of a search over the same attending clients. Raises FedncError; KeyboardInterrupt."""
+    from fednc.ops.search.searcher import search
+
+    plan = replace(order.plan, run=_run_of(order.file, order.plan.run))
+    private_folder(plan.folder)
+    events = EventLog(plan.folder / "events.jsonl")
+    with _Clients(order.file, order.clients, plan.folder).ended() as clients:
+        serving = serve_series(
+            plan.run,
+            plan.folder,
+            events,
+            lambda series: search(plan, series, partial(tell_trial, order)),
+            on_listening=lambda _federation, port: clients.start(plan.run, port),
+        )
+        found = run_until_interrupted(serving, stop_s=plan.run.server.stop_s)
+    events.close()
+    return found
+
+
+def tell_trial(order: SearchOrder, trial: TrialView) -> None:
+    """A line for a trial that has ended."""
+    settings = ", ".join(f"{key} = {value}" for key, value in trial.settings.items())
+    values = ", ".join(f"{name} {value:.4g}" for name, value in trial.values.items())
+    order.tell(f"trial {trial.number}: {settings}: {values or f'{trial.state}: {trial.reason}'}")
+
+
+def _run_of(file: PipelineFile, run: RunConfig) -> RunConfig:
     """The run file; for clients of this machine with a port that is free."""
-    if not order.file.link.start_clients:
-        return order.run
-    host = order.run.server.listen.rpartition(":")[0]
-    server = order.run.server.model_copy(update={"listen": f"{host}:0"})
-    return order.run.model_copy(update={"server": server})
+    if not file.link.start_clients:
+        return run
+    host = run.server.listen.rpartition(":")[0]
+    return run.model_copy(update={"server": run.server.model_copy(update={"listen": f"{host}:0"})})
 
 
 class _Clients:
     """A process for each client that this machine runs."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
+    def __init__(self, file: PipelineFile, clients: Mapping[str, str], folder: Path) -> None:
+        self._file, self._clients, self._folder = file, clients, folder
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, run: RunConfig, port: int) -> None:
         """Start them all; the server listens on `port`."""
-        if not self._order.file.link.start_clients:
+        if not self._file.link.start_clients:
             return
         host = run.server.listen.rpartition(":")[0]
-        with (self._order.folder / "clients.log").open("ab") as log:
-            for index, (name, spec) in enumerate(self._order.clients.items()):
+        with (self._folder / "clients.log").open("ab") as log:
+            for index, (name, spec) in enumerate(self._clients.items()):
                 words = self._command(run, name, spec, index, f"{host}:{port}")
                 environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
                 self._processes.append(
@@ -71,11 +103,11 @@ class _Clients:
 
     def _command(self, run: RunConfig, name: str, spec: str, index: int, server: str) -> list[str]:
         words = [sys.executable, "-m", "fednc.cli.start", "client", "--server", server, "--once"]
-        words += ["--name", name, "--data", spec, "--device", self._order.file.device]
-        words += ["--state", str(self._order.folder / CLIENTS / name)]
+        words += ["--name", name, "--data", spec, "--device", self._file.device]
+        words += ["--state", str(self._folder / CLIENTS / name)]
         if run.split:
             words += ["--partition", f"{index}/{run.split.parts}"]
-        if certs := self._order.file.link.client_certs:
+        if certs := self._file.link.client_certs:
             words += ["--certs", str(_certs_of(Path(certs), name))]
         return words
 

@@ -19,7 +19,7 @@ from fednc.ops.pipelines import base_rounds
 from fednc.ops.pipelines.check import clients_of, code, data_of
 from fednc.ops.pipelines.digests import digest_of
 from fednc.ops.pipelines.journal import BASES, FEDERATED, StepState
-from fednc.ops.pipelines.work import Order, Work
+from fednc.ops.pipelines.work import RunOrder, PipelineWork
 from fednc.ops.run_folders.folder import SUMMARY, is_held
 from fednc.server.storage.event_log import read_events
 from fednc.server.storage.events import (
@@ -41,7 +41,7 @@ Found = dict[str, Any]
 # ---- what each depends on --------------------------------------------------------------------------------------
 
 
-def statistics_inputs(work: Work) -> Found:
+def statistics_inputs(work: PipelineWork) -> Found:
     """Data, task and code; and where the clients are."""
     decisive = work.run.decisive()
     known = bool(work.file.clients)
@@ -57,21 +57,21 @@ def statistics_inputs(work: Work) -> Found:
     }
 
 
-def init_inputs(work: Work) -> Found:
+def init_inputs(work: PipelineWork) -> Found:
     """Everything but the rounds."""
     later = ("rounds", "sessions", "evaluate", "personal")
     tables = {name: value for name, value in work.run.decisive().items() if name not in later}
     return {"tables": tables, "statistics": digest_of(statistics_inputs(work))}
 
 
-def train_inputs(work: Work) -> Found:
+def train_inputs(work: PipelineWork) -> Found:
     """Everything but the sessions; of those only how large they make the label space."""
     tables = {name: value for name, value in work.run.decisive().items() if name != "sessions"}
     space = discovery.get(work.run).label_space
     return {"tables": tables, "label_space": space, "statistics": digest_of(statistics_inputs(work))}
 
 
-def session_inputs(work: Work) -> Found:
+def session_inputs(work: PipelineWork) -> Found:
     """Everything."""
     return {"tables": work.run.decisive(), "statistics": digest_of(statistics_inputs(work))}
 
@@ -79,24 +79,24 @@ def session_inputs(work: Work) -> Found:
 # ---- when they do not apply ------------------------------------------------------------------------------------
 
 
-def no_init(work: Work) -> str:
+def no_init(work: PipelineWork) -> str:
     """Why the weights are not scaled."""
     from fednc.server.rounds.initialisation import needs_clients
 
     return "" if needs_clients(work.run) else "the run file asks for no learnt scales ([init])"
 
 
-def no_sessions(work: Work) -> str:
+def no_sessions(work: PipelineWork) -> str:
     """Why there are no sessions."""
     return "" if work.run.sessions else "the run file has no [[sessions]]"
 
 
-def is_there(work: Work, found: Found) -> bool:
+def is_there(work: PipelineWork, found: Found) -> bool:
     """Whether this very run has ended and its files are still there."""
     return found.get("folder") == _place(work) and _is_finished(work, _place(work))
 
 
-def can_continue(work: Work, found: Found) -> bool:
+def can_continue(work: PipelineWork, found: Found) -> bool:
     """As `is_there`; or the sessions differ, and can begin after the rounds of the earlier run."""
     return is_there(work, found) or (bool(work.run.sessions) and base_rounds.are_kept(_base(work)))
 
@@ -104,7 +104,7 @@ def can_continue(work: Work, found: Found) -> bool:
 # ---- what they do ----------------------------------------------------------------------------------------------
 
 
-def statistics(work: Work) -> Found:
+def statistics(work: PipelineWork) -> Found:
     """What the clients hold, and the sums of their data if the task asks for them."""
     place = _run(work)
     summary = json.loads((work.journal.place / place / SUMMARY).read_bytes())
@@ -114,26 +114,26 @@ def statistics(work: Work) -> Found:
     return {"folder": place, "examples": examples, "note": note}
 
 
-def init(work: Work) -> Found:
+def init(work: PipelineWork) -> Found:
     """The learnt scales of the first weights."""
     place = _run(work)
     told = [event.text for event in _events(work, place) if isinstance(event, ModelInitialised)]
     return {"folder": place, "note": told[-1] if told else "done"}
 
 
-def train(work: Work) -> Found:
+def train(work: PipelineWork) -> Found:
     """The rounds before the first session."""
     place = _run(work)
     return {"folder": place, **_rounds(work, place, 0, work.run.rounds.total)}
 
 
-def sessions(work: Work) -> Found:
+def sessions(work: PipelineWork) -> Found:
     """The rounds of all sessions."""
     place = _run(work)
     return {"folder": place, **_rounds(work, place, work.run.rounds.total, work.run.all_rounds)}
 
 
-def _rounds(work: Work, place: str, after: int, last: int) -> Found:
+def _rounds(work: PipelineWork, place: str, after: int, last: int) -> Found:
     """The rounds of one phase, and the training loss of its last one."""
     rounds = json.loads((work.journal.place / place / "rounds.json").read_bytes())
     losses = [one.get("loss") for one in rounds if after < one["round"] <= last]
@@ -141,29 +141,29 @@ def _rounds(work: Work, place: str, after: int, last: int) -> Found:
     return {"rounds": len(losses), "note": f"{len(losses)} of {last - after} rounds{told}"}
 
 
-def _events(work: Work, place: str) -> list[Event]:
+def _events(work: PipelineWork, place: str) -> list[Event]:
     return list(read_events(work.journal.place / place))
 
 
-def _place(work: Work) -> str:
+def _place(work: PipelineWork) -> str:
     """The folder of the federated run, in the pipeline's."""
     return f"{FEDERATED}/{work.run.name}-{digest_of(session_inputs(work))[:_DIGITS]}"
 
 
-def _base(work: Work) -> Path:
+def _base(work: PipelineWork) -> Path:
     """Where the state after the rounds before the first session is kept, for runs with other sessions."""
     return work.journal.place / BASES / digest_of(train_inputs(work))[:_DIGITS]
 
 
-def _run(work: Work) -> str:
+def _run(work: PipelineWork) -> str:
     """Run the federated run to its end, unless that has been done. Returns its folder, in the pipeline's."""
     place = _place(work)
     if not _is_finished(work, place):
-        watch = _Watch(work)
-        order = Order(work.file, work.run, work.file.clients, work.journal.place / place, watch)
+        watch = PhaseWatch(work)
+        order = RunOrder(work.file, work.run, work.file.clients, work.journal.place / place, watch)
         private_folder(order.folder)
         base_rounds.continue_from(_base(work), work.run, order.folder)
-        work.carrier(order)
+        work.carriers.run(order)
         watch.over()
         if not _is_finished(work, place):
             raise RunFailedError(f"{order.folder}: the run ended without a model; its events.jsonl says why")
@@ -171,11 +171,11 @@ def _run(work: Work) -> str:
     return place
 
 
-def _keep_base(work: Work, folder: Path) -> None:
+def _keep_base(work: PipelineWork, folder: Path) -> None:
     base_rounds.keep(folder, work.run, _base(work))
 
 
-def _is_finished(work: Work, place: str) -> bool:
+def _is_finished(work: PipelineWork, place: str) -> bool:
     folder = work.journal.place / place
     try:
         ended = json.loads((folder / SUMMARY).read_bytes()).get("ended", "finished")
@@ -184,10 +184,10 @@ def _is_finished(work: Work, place: str) -> bool:
     return ended == "finished" and (folder / FOLDER / MANIFEST).is_file() and not is_held(folder)
 
 
-class _Watch:
+class PhaseWatch:
     """Shows the phase that a run is in, in the pipeline's state and to the person who watches."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: PipelineWork) -> None:
         self._work, self._phase = work, "statistics"
         self._total = discovery.get(work.run).run.all_rounds
 

@@ -40,6 +40,18 @@ class SimulationTable(Section):
     timeout_h: Annotated[float, Field(gt=0)] = Field(24.0, description="the longest that a run may take")
 
 
+class SearchTable(Section):
+    """`[search]`: settings that are tried before the run, as in a search file."""
+
+    space: dict[str, Any] = Field(description="keys of the run file and what to try; docs/search.md")
+    trials: Annotated[int, Field(ge=1)] = Field(10, description="how many trials")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the sampler")
+    objectives: tuple[str, ...] = Field(("primary",), description="what counts; docs/search.md lists them")
+    sampler: str | dict[str, Any] = Field("TPE", description="a sampler by Optuna's name, or a table with its options")
+    pruner: str | dict[str, Any] = Field("Nop", description="a pruner by Optuna's name, or a table with its options")
+    set: dict[str, Any] = Field(default_factory=dict, description="keys of the run file for trials only, such as rounds")
+
+
 class GateTable(Section):
     """`[gate]`: a person approves before the pipeline goes on."""
 
@@ -85,7 +97,11 @@ class TriggerTable(Section):
     """`[triggers]`: when `fednc pipeline watch` starts a new run."""
 
     data: bool = Field(True, description="when the data of a client or the test data have changed")
-    alarms: bool = Field(True, description="when an alarm is raised")
+    alarms: bool = Field(True, description="when a look raises a drift alarm")
+    look_every_h: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="ask the clients so often for class sums of the served model, one round without training, to "
+        "hear of drift and of new data at clients that come by themselves; 0: never"
+    )
     every_h: Annotated[float, Field(ge=0)] = Field(0.0, description="so long after the last run began; 0: never")
     poll_s: Annotated[float, Field(gt=0)] = Field(10.0, description="how often to look")
 
@@ -103,9 +119,13 @@ class PipelineFile(Section):
     )
     folder: str = Field("pipelines", description="folder of all pipelines; from the working folder")
     device: str = Field("auto", description="device of the clients that this machine runs")
+    checked_plugins: bool = Field(
+        False, description="use only plug-ins that have passed `fednc plugins check`; one that failed is never used"
+    )
     clients: dict[str, str] = Field(default_factory=dict, description="data spec of each client, by name")
     link: LinkTable = Field(default_factory=LinkTable)
     simulation: SimulationTable = Field(default_factory=SimulationTable)
+    search: SearchTable | None = None
     gate: GateTable | None = None
     register_: RegisterTable = Field(default_factory=RegisterTable, alias="register")
     deploy: DeployTable | None = None
@@ -119,6 +139,12 @@ class PipelineFile(Section):
                 "link.start_clients = false do clients come by themselves"
             )
         return self
+
+    @property
+    def tables(self) -> dict[str, Any]:
+        """The run file as plain values."""
+        assert isinstance(self.run, dict), "read_pipeline puts them there"
+        return self.run
 
     @property
     def model(self) -> str:
@@ -143,7 +169,9 @@ class PipelineFile(Section):
 
 
 def read_pipeline(path: Path, on: str = "") -> tuple[PipelineFile, RunConfig]:
-    """The pipeline file at `path` and its run file. Raises ConfigError with a line for every wrong key.
+    """The pipeline file at `path`, with the tables of its run file in it; and the run file.
+
+    Raises ConfigError with a line for every wrong key.
 
     Args:
         on: where clients work, instead of the file's `on`.
@@ -160,4 +188,6 @@ def read_pipeline(path: Path, on: str = "") -> tuple[PipelineFile, RunConfig]:
         raise ConfigError(explain(e, str(path), page=PAGE)) from e
     if isinstance(file.run, dict):
         return file, parse_run(file.run, source=f"[run] of {path}")
-    return file, read_run_file(path.parent / file.run)
+    run = read_run_file(path.parent / file.run)
+    tables = tomllib.loads((path.parent / file.run).read_text(encoding="utf-8"))
+    return file.model_copy(update={"run": tables}), run

@@ -1,6 +1,6 @@
 """The steps of a pipeline, in order: what each depends on, when it does not apply, and what it does.
 
-    check -> statistics -> init -> train -> sessions -> evaluate -> gate -> register -> deploy
+    check -> search -> statistics -> init -> train -> sessions -> evaluate -> gate -> register -> deploy
 
 `statistics` to `sessions` are phases of one federated run (`phases.py`). Called by the runner, which keeps the
 results and decides what need not be done again.
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fednc.ops.pipelines import check, deployment, evaluation, gate, phases
+from fednc.ops.pipelines import check, deployment, evaluation, gate, phases, search
 from fednc.ops.pipelines.pipeline_file import PipelineFile
-from fednc.ops.pipelines.work import Work
+from fednc.ops.pipelines.work import PipelineWork
 
 Found = dict[str, Any]
 
@@ -31,16 +31,17 @@ class Step:
     """
 
     name: str
-    inputs: Callable[[Work], Found]
-    does: Callable[[Work], Found]
-    skip: Callable[[Work], str] = lambda _work: ""
-    holds: Callable[[Work, Found], bool] = lambda _work, _found: True
+    inputs: Callable[[PipelineWork], Found]
+    does: Callable[[PipelineWork], Found]
+    skip: Callable[[PipelineWork], str] = lambda _work: ""
+    holds: Callable[[PipelineWork, Found], bool] = lambda _work, _found: True
 
 
 STEPS = {
     step.name: step
     for step in (
         Step("check", check.inputs, check.check),
+        Step("search", search.inputs, search.searched, search.no_search),
         Step("statistics", phases.statistics_inputs, phases.statistics, holds=phases.can_continue),
         Step("init", phases.init_inputs, phases.init, phases.no_init, holds=phases.can_continue),
         Step("train", phases.train_inputs, phases.train, holds=phases.can_continue),

@@ -1,6 +1,7 @@
-"""Whether a new run of a pipeline is due, and why: new data, an alarm, a schedule, or a verdict that was waited for.
+"""Whether a new run of a pipeline is due, and why: new data, a schedule, or a verdict that was waited for.
 
-Called by `fednc pipeline watch`, which then runs the pipeline. Reads the journal; changes nothing.
+Called by `fednc pipeline watch`, which then runs the pipeline. Reads the journal; changes nothing. Alarms and the data
+of clients that come by themselves are heard by a look (`look.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from fednc.ops.pipelines.journal import Cause, Journal, PipelineRun, StepState
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.runner import inputs_of
 
-OPERATOR, DATA, ALARM, SCHEDULE, VERDICT = "operator", "data", "alarm", "schedule", "verdict"
+OPERATOR, DATA, SCHEDULE, VERDICT = "operator", "data", "schedule", "verdict"
 
 
 def due(file: PipelineFile, run: RunConfig) -> Cause | None:

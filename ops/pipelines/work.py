@@ -11,11 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from fednc.common.config.run import RunConfig
+from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.errors import FedncError
 from fednc.ops.pipelines.journal import Journal, PipelineRun
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.registry.registry import ModelRegistry
+from fednc.ops.search.plan import SearchPlan
+from fednc.ops.search.study import SearchView
 from fednc.server.storage.events import Event
 
 
@@ -28,7 +30,7 @@ class GateWaitsError(FedncError):
 
 
 @dataclass(frozen=True)
-class Order:
+class RunOrder:
     """One federated run, for a carrier.
 
     Attributes:
@@ -47,12 +49,41 @@ class Order:
 class Carrier(Protocol):
     """Runs a federated run to its end, and leaves model, rounds and summary in its folder."""
 
-    def __call__(self, order: Order) -> None:
+    def __call__(self, order: RunOrder) -> None:
         """Run it. Raises FedncError; KeyboardInterrupt: interrupted, and can be continued."""
 
 
+@dataclass(frozen=True)
+class SearchOrder:
+    """A search over the clients of a pipeline.
+
+    Attributes:
+        tell: called with a line for each trial.
+    """
+
+    file: PipelineFile
+    plan: SearchPlan
+    clients: Mapping[str, str]
+    tell: Callable[[str], None]
+
+
+class SearchCarrier(Protocol):
+    """Does the trials of a search that are missing."""
+
+    def __call__(self, order: SearchOrder) -> SearchView:
+        """Do them. Raises FedncError; KeyboardInterrupt."""
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """What works with the clients, wherever they are."""
+
+    run: Carrier
+    search: SearchCarrier
+
+
 @dataclass
-class Work:
+class PipelineWork:
     """One run of a pipeline at work.
 
     Attributes:
@@ -63,14 +94,24 @@ class Work:
     """
 
     file: PipelineFile
-    run: RunConfig
     journal: Journal
     current: PipelineRun
-    carrier: Carrier
+    carriers: Carriers
     inputs: Mapping[str, str]
     tell: Callable[[str], None] = lambda _text: None
     waits: bool = True
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def run(self) -> RunConfig:
+        """The run file, with the settings that the search has found."""
+        return parse_run(self.tables, source="the run file")
+
+    @property
+    def tables(self) -> dict[str, Any]:
+        """The same as plain values."""
+        found = self.results.get("search")
+        return self.file.tables if found is None else dict(found["tables"])
 
     @cached_property
     def registry(self) -> ModelRegistry:

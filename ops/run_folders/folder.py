@@ -146,12 +146,12 @@ def read_run(path: Path) -> RunFolder:
 
 
 def _read(path: Path) -> RunFolder:
-    summary = _json(path / SUMMARY, {})
+    summary = read_json(path / SUMMARY, {})
     checkpoint = _newest_checkpoint(path)
-    model = _json(path / FOLDER / MANIFEST, {})
+    model = read_json(path / FOLDER / MANIFEST, {})
     config = checkpoint.get("config") or model.get("run") or {}
     primary = MetricInfo(**summary["metric"]) if "metric" in summary else _primary(path)
-    rounds = max(_json(path / ROUNDS, []), checkpoint.get("history", []), key=len)
+    rounds = max(read_json(path / ROUNDS, []), checkpoint.get("history", []), key=len)
     history = History.from_json(rounds, primary)
     history.summary()  # every value that is shown must be usable
     state, problem = _state(path, summary, has_checkpoint=bool(checkpoint))
@@ -207,7 +207,7 @@ def _newest_checkpoint(path: Path) -> dict[str, Any]:
     """The manifest of the newest checkpoint that can be read; {} if there is none."""
     for manifest in sorted((path / CHECKPOINTS).glob("round-*.json"), reverse=True):
         try:
-            found: dict[str, Any] = _json(manifest, {})
+            found: dict[str, Any] = read_json(manifest, {})
         except ValueError:
             continue
         if found:
@@ -251,7 +251,7 @@ def _planned(config: dict[str, Any]) -> int | None:
     return None if total is None else int(total) + sum(int(one["rounds"]) for one in config.get("sessions") or [])
 
 
-def _json(path: Path, missing: Any) -> Any:
+def read_json(path: Path, missing: Any) -> Any:
     """The content of a JSON file with a value of the kind of `missing`. Raises ValueError: it has another."""
     try:
         text = path.read_text(encoding="utf-8")

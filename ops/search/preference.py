@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,11 +193,10 @@ class Preferences:
 
 def _dashboard() -> Any:
     try:
-        import optuna_dashboard
-        import optuna_dashboard.preferential
+        import_module("optuna_dashboard.preferential")
     except ImportError as e:
         raise MissingExtraError("optuna-dashboard", "search", "a preference") from e
-    return optuna_dashboard
+    return import_module("optuna_dashboard")
 
 
 def _number(trial: FrozenTrial) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fednc.common.errors import ConfigError, DivergedError, FedncError, QuorumError
+from fednc.common.errors import ConfigError, DataError, DivergedError, FedncError, QuorumError
 from fednc.common.files import private_folder, write_atomically
 from fednc.ops.search.objectives import MAXIMIZE, MINIMIZE, OBJECTIVES, primary_of
 from fednc.ops.search.plan import SearchPlan
@@ -35,6 +35,7 @@ from fednc.ops.search.study import (
     SECONDS,
     SETTINGS,
     SUGGESTED,
+    TRIES,
     SearchView,
     TrialView,
     curve_of,
@@ -47,12 +48,14 @@ from fednc.server.storage.folder_lock import claimed
 from fednc.server.storage.history import History
 
 if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
 log = logging.getLogger("fednc.search")
 Report = Callable[[TrialView], None]
 _BEATS = 4  # per `stale_s`
+_MOST_TRIES = 3  # of settings whose searcher ends each time: they may be what ends it
 _WHO = "searcher"  # file with the id of the searcher of a folder
 
 
@@ -133,17 +136,25 @@ class Searcher:
                 self._queue_again(one, "its searcher ended")
 
     def _queue_again(self, one: FrozenTrial, reason: str) -> None:
-        """Another trial gets the same settings; this one does not count."""
-        storage, fixed = self.study._storage, dict(one.params)
-        states = self._optuna.trial.TrialState
+        """Another trial gets the same settings, and this one does not count, unless it went so too often."""
+        tries = int(one.user_attrs.get(TRIES, 0)) + 1
+        again = tries < _MOST_TRIES
+        said = "its settings are tried again" if again else f"this happened {tries} times, so it has failed"
         try:
-            storage.set_trial_user_attr(one._trial_id, SUPERSEDED, True)
-            storage.set_trial_user_attr(one._trial_id, REASON, f"{reason}; its settings are tried again")
-            storage.set_trial_state_values(one._trial_id, states.FAIL)
+            if again:
+                self._storage.set_trial_user_attr(one._trial_id, SUPERSEDED, True)
+            self._storage.set_trial_user_attr(one._trial_id, REASON, f"{reason}; {said}")
+            self._storage.set_trial_state_values(one._trial_id, self._optuna.trial.TrialState.FAIL)
         except (RuntimeError, self._optuna.exceptions.UpdateFinishedTrialError):
             return  # another searcher has taken it back
-        attributes = {SUGGESTED: one.user_attrs[SUGGESTED]} if SUGGESTED in one.user_attrs else {}
-        self.study.enqueue_trial({**one.system_attrs.get("fixed_params", {}), **fixed}, user_attrs=attributes)
+        if again:
+            kept = {name: one.user_attrs[name] for name in (SUGGESTED,) if name in one.user_attrs}
+            fixed = {**one.system_attrs.get("fixed_params", {}), **one.params}
+            self.study.enqueue_trial(fixed, user_attrs={**kept, TRIES: tries})
+
+    @property
+    def _storage(self) -> BaseStorage:
+        return self.study._storage
 
     def _give_back(self, trial: Trial, reason: str, *, again: bool) -> None:
         """The trial was not done."""
@@ -177,7 +188,7 @@ class Searcher:
         except DivergedError as e:
             self._end(trial, states.PRUNED, str(e))
             return
-        except (ConfigError, QuorumError) as e:
+        except (ConfigError, DataError, QuorumError) as e:
             self._fail(trial, e)
             return
         except BaseException:  # Ctrl-C too: the settings are not to blame
@@ -255,7 +266,7 @@ class Searcher:
         def beat() -> None:
             while not over.wait(every_s):
                 with suppress(Exception):  # the next one may come through, and the trial itself reports errors
-                    self.study._storage.set_trial_user_attr(trial._trial_id, BEAT, time.time())
+                    self._storage.set_trial_user_attr(trial._trial_id, BEAT, time.time())
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -266,7 +277,7 @@ class Searcher:
             thread.join()
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
-        found: FrozenTrial = self.study._storage.get_trial(trial._trial_id)
+        found: FrozenTrial = self._storage.get_trial(trial._trial_id)
         return found
 
     def _view(self, trial: Trial) -> TrialView:

@@ -132,7 +132,7 @@ class Dimension(BaseModel):
 
     def to_plain(self) -> Values:
         """As in the file, without what has its default."""
-        return {k: v for k, v in self.model_dump(mode="json").items() if v not in (None, False, {})}
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ continued chooses as one that was not. Optuna is imported on first use.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,8 @@ _ONE_SEED = ("QMCSampler", "GridSampler", "BruteForceSampler")
 # With several objectives: the pruners whose verdict follows from the values of the rounds alone.
 STATELESS = ("MedianPruner", "NopPruner", "PercentilePruner", "ThresholdPruner")
 _OURS = ("seed", "search_space", "independent_sampler", "base_sampler", "wrapped_pruner")
+# What Optuna imports only when such a sampler draws its first trial.
+_PACKAGES = {"CmaEsSampler": "cmaes", "GPSampler": "scipy", "QMCSampler": "scipy", "WilcoxonPruner": "scipy"}
 # Deep code of Optuna that would otherwise tell people about options that they have not set.
 _QUIET = {"warn_independent_sampling": False, "warn_asynchronous_seeding": False}
 EXHAUSTED = "exhausted"  # attribute of a study whose sampler has nothing left to try
@@ -165,14 +168,14 @@ def _make(full: str, kind: str, options: Values, ours: Values) -> Any:
             has = f"it has: {', '.join(allowed)}" if allowed else "it has none"
             raise ConfigError(f"{kind.lower()} {full.removesuffix(kind)}: no option {name!r}; {has}")
     quiet = {name: value for name, value in _QUIET.items() if name in takes and name not in options}
+    package = _PACKAGES.get(full, "optuna")
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(package, "search", f"{kind.lower()} {full.removesuffix(kind)}")
     fitting = {name: value for name, value in ours.items() if name in takes}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return made(**options, **quiet, **fitting)
-    except ImportError as e:
-        package = (getattr(e, "name", None) or full).partition(".")[0]
-        raise MissingExtraError(package, "search", f"{kind.lower()} {full.removesuffix(kind)}") from e
     except (TypeError, ValueError) as e:
         raise ConfigError(f"{kind.lower()} {full.removesuffix(kind)}: {e}") from e
 

@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 
 from fednc.common.config.run import RunConfig
-from fednc.common.errors import ProtocolError, RefusedError
+from fednc.common.errors import ConfigError, ProtocolError, RefusedError
 from fednc.common.files import remedy
 from fednc.common.flower_adapter import APP_ERROR
 from fednc.common.tasks.api import Part
@@ -197,9 +197,15 @@ class Federation:
     # ---- one run after another -----------------------------------------------------------------------------
 
     def begin_run(self, run_id: str, run: RunConfig) -> None:
-        """Go on to the next run. Who attends stays, drops the work of the run before, and declares again."""
+        """Go on to the next run. Who attends stays, drops the work of the run before, and declares again.
+
+        [server] stays as it is. Raises ConfigError: the run has another [split].
+        """
+        if run.split != self.run.split:
+            raise ConfigError("[split] gives each client its part when it comes: a run that follows cannot change it")
         for work in list(self._works.values()):
             self._fail(work, NODE_LOST, "RunOver", "the server went on to its next run")
+        run = run.model_copy(update={"server": self.run.server})
         self.run_id, self.run, self.schema = run_id, run, None
         for node in self.roster.nodes():
             if not node.is_here:

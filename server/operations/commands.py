@@ -52,7 +52,8 @@ class Command(ABC):
 
     def to_request(self) -> pb.ControlRequest:
         """The message to send."""
-        return pb.ControlRequest(**{self.field: {each.name: getattr(self, each.name) for each in fields(self)}})
+        message: dict[str, Any] = {self.field: {each.name: getattr(self, each.name) for each in fields(self)}}
+        return pb.ControlRequest(**message)
 
     @classmethod
     def of_message(cls, message: Any) -> Command:

@@ -12,6 +12,7 @@ import grpc
 
 from fednc.common.errors import ConfigError
 from fednc.common.files import remedy
+from fednc.common.peer_text import one_line
 from fednc.common.waiting import Deadline, wait_until_async
 from fednc.protos import operator_pb2 as pb
 from fednc.protos import operator_pb2_grpc as rpc
@@ -23,6 +24,7 @@ from fednc.server.rounds.control import RunControl, WrongMomentError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE = pb.DESCRIPTOR.services_by_name["Operator"].full_name
+_NAME = 64  # most characters of a person's name
 _EVERY_S = (0.2, 1.0, 60.0)  # shortest, default and longest interval between two statuses of Watch
 
 
@@ -60,7 +62,7 @@ class OperatorServicer(rpc.OperatorServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this server does not know the command")
         command = COMMANDS[field].of_message(getattr(request, field))
         try:
-            command.obey(Served(self._federation, self._control, _caller()))
+            command.obey(Served(self._federation, self._control, _caller(request.on_behalf_of)))
         except UnknownNodeError as e:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(e))
         except ConfigError as e:
@@ -73,6 +75,8 @@ class OperatorServicer(rpc.OperatorServicer):
         return status_of(self._federation, self._control)
 
 
-def _caller() -> str:
+def _caller(on_behalf_of: str) -> str:
+    """Who gives a command; a console adds the person at its other end."""
     holder = CALLER.get().holder
-    return str(holder) if holder else "an operator"
+    caller = str(holder) if holder else "an operator"
+    return f"{caller} for {one_line(on_behalf_of, _NAME)!r}" if on_behalf_of else caller

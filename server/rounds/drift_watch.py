@@ -22,7 +22,7 @@ class DriftWatch:
     """The alarms of one run.
 
     Attributes:
-        alarms: text of each alarm in force, by the client's name; not those of clients that ask not to be listed.
+        alarms: in a few words, each alarm in force, by the client's name; not those of clients that ask not to be listed.
     """
 
     def __init__(self, rate: float, events: EventLog, name_of: Callable[[int], str]) -> None:
@@ -58,7 +58,7 @@ class DriftWatch:
             name = self._name_of(node) if node in exchange.named else ""
             event = _event(server_round, name, found[node], class_names)
             if name:
-                self.alarms[name] = event.text
+                self.alarms[name] = f"drift alarm: {event.times:.1f} times as far from the others as usual"
             if node not in self._alarmed:
                 self._events.emit(event)
         for node in sorted((self._alarmed & exchange.asked) - found.keys(), key=self._name_of):

@@ -7,7 +7,7 @@ Legend: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ from fednc.tasks.vision.dataset import ImageBatch, ImageData
 from fednc.tasks.vision.graph_input import pixel_input
 from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.request_forms import image_forms
-from fednc.tasks.vision.sheet import sheet
+from fednc.tasks.vision.sheet import file_stem, sheet
 from fednc.tasks.vision.shifts import ImageSplit, is_shifted, shift_part, shift_test
 from fednc.tasks.vision.sources import select
 from fednc.tasks.vision.suggest import suggest
@@ -154,6 +154,16 @@ class ImageTask(ClassifierTask):
         names = self.class_names
         texts = [(names[int(data.label_N[i])], f"not {names[int(guess_N[i])]}") for i in wrong]
         return {"wrong.png": sheet(data.pixel_NCHW[wrong], texts)}
+
+    def prediction_files(self, batch: ImageBatch, output: Tensor, names: Sequence[str]) -> Mapping[str, bytes]:
+        """For each image a small PNG of what the model saw, with the predicted class and its confidence."""
+        mean_C11, std_C11 = (torch.tensor(each)[:, None, None] for each in (self.options.mean, self.options.std))
+        pixel_NCHW = (batch[0].cpu() * std_C11 + mean_C11).clamp(0, 1)
+        files = {}
+        for number, (name, told) in enumerate(zip(names, self.described(output), strict=False)):
+            text = str(told["class"]), f"{told['confidence']:.0%}"
+            files[f"{file_stem(name)}.png"] = sheet(pixel_NCHW[number : number + 1], [text])
+        return files
 
     def preprocessing(self) -> dict[str, Any]:
         """Raw image to model input: colour, size, 0..1, minus mean, divided by std; axes C, H, W."""

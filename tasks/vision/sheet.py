@@ -1,6 +1,6 @@
-"""Draws a sheet of small pictures to show to users: images that a model got wrong.
+"""Draws small pictures to show to users: images that a model got wrong, images with what it predicts.
 
-Called by image tasks at the end of a run. Knows no model.
+Called by image tasks. Knows no model.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -18,6 +18,12 @@ from fednc.tasks.vision.dataset import as_unit_range
 
 _SIDE, _LINE = 64, 24  # pixels of a picture and of the text below it
 _COLUMNS = 6
+
+
+def file_stem(name: str) -> str:
+    """Where a picture came from, as the beginning of a file's name: of a path the last part, without its ending."""
+    stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)[:100]
 
 
 def sheet(pixel_NCHW: Tensor, texts: Sequence[tuple[str, str]]) -> bytes:

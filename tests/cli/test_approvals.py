@@ -319,6 +319,9 @@ def test_a_person_looks_and_decides(tmp_path: Path, authority: Authority) -> Non
     cli("approve", A[:16], *place, "--certs", certs, "--trust", authority.server_folder)
     result = json.loads(cli("gates", *place, "--json", "-").stdout)
     assert [(one["who"], one["signed"]) for one in result["verdicts"]] == [("mara", "operator 'mara'")]
+    stranger = Authority.create(tmp_path / "stranger", "test").server_folder
+    told = json.loads(cli("gates", *place, "--trust", stranger, "--json", "-").stdout)
+    assert "not issued by" in told["verdicts"][0]["problem"]
     assert cli("reject", A, *place, "--reason", "too late", "--certs", certs, code=6)
 
 

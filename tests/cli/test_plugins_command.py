@@ -10,6 +10,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fednc.cli.main import app
+from fednc.common import plugins
+from fednc.common.config.run import parse_run, read_run_file
+from fednc.common.errors import ConfigError
+from fednc.ops import quarantine
 from support.installed_plugins import Site, site
 from support.prototype_tasks import write_line
 
@@ -36,6 +40,12 @@ def fednc(*args: object, code: int = 0) -> Result:
 def listed() -> dict[tuple[str, str], dict[str, str]]:
     rows = json.loads(fednc("plugins", "--json", "-").stdout)["plugins"]
     return {(row["kind"], row["name"]): row for row in rows}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outcomes of checks are kept there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -86,6 +96,11 @@ def test_check_says_which_promise_is_broken_and_fails(site: Site, images: str, t
     assert "FAILED  honest statistics pass its own check: ValueError: not today" in result.stderr
     assert "ok      the same seed gives the same model" in result.stderr
     assert "promises do not hold" in result.stderr
+    row = listed()["task", "clinic"]
+    assert row["state"].startswith("quarantined: honest statistics pass its own check: ValueError: not today")
+    assert row["check"] == "failed"
+    with pytest.raises(ConfigError, match="in quarantine"):
+        quarantine.admit(read_run_file(run))
 
 
 def test_check_names_what_it_needs(site: Site, tmp_path: Path) -> None:
@@ -150,3 +165,46 @@ def test_a_client_is_narrowed_to_installed_tasks_only() -> None:
     )
     assert "--allow-task clinic" in refused.stderr
     assert "not installed here; available: fewshot, image" in refused.stderr
+
+
+def test_what_failed_is_refused_until_its_code_changes(site: Site) -> None:
+    """Another hash means: check again. The old build stays in quarantine."""
+    module = site.install("clinic-table", {"fednc.tasks": {"clinic": "{}:Clinic"}}, BROKEN)
+    run = parse_run({"task": {"name": "clinic", "classes": ["a", "b"]}})
+    assert [each.outcome for each in quarantine.admit(run)] == ["not checked"]
+    with pytest.raises(ConfigError, match="has not been tested"):
+        quarantine.admit(run, unchecked=False)
+    broken = quarantine.keep(plugins.find(plugins.TASKS, "clinic"), {"it loads": "", "it works": "not today"})
+    with pytest.raises(ConfigError, match="in quarantine.*it works: not today"):
+        quarantine.admit(run)
+    source = site.folder / f"{module}.py"
+    source.write_text(BROKEN.replace("not today", "another day"))
+    (changed,) = quarantine.admit(run)
+    assert (changed.outcome, changed.distribution, changed.version) == ("not checked", "clinic-table", "0.3.0")
+    assert changed.code_sha256 != broken.code_sha256
+    source.write_text(BROKEN)
+    with pytest.raises(ConfigError, match="in quarantine"):
+        quarantine.admit(run)
+
+
+def test_what_passed_is_admitted_with_licence_and_hash(site: Site, tmp_path: Path) -> None:
+    site.install("our-board", {"fednc.trackers": {"board": "{}:Board"}}, BOARD)
+    info = next(site.folder.glob("*.dist-info")) / "METADATA"
+    info.write_text(info.read_text() + "License-Expression: MIT\n")
+    fednc("plugins", "check", "board")
+    run = parse_run({"task": {"classes": ["a", "b"]}, "server": {"trackers": ["board"]}})
+    (board,) = quarantine.admit(run, unchecked=False)
+    assert (board.outcome, board.licence, len(board.code_sha256)) == ("passed", "MIT", 64)
+    assert listed()["tracker", "board"]["licence"] == "MIT"
+    assert quarantine.admit(parse_run({"task": {"classes": ["a", "b"]}}), unchecked=False) == []
+    next((tmp_path / "cache").rglob("*.json")).write_bytes(b"{")
+    with pytest.raises(ConfigError, match="has not been tested"):
+        quarantine.admit(run, unchecked=False)
+
+
+BOARD = """
+from fednc.common.trackers import Tracker
+
+class Board(Tracker):
+    pass
+"""

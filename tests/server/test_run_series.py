@@ -17,7 +17,7 @@ from fednc.client.app.flower_app import app
 from fednc.client.app.host import AppHost
 from fednc.client.link.link import Link, LinkConfig
 from fednc.common.config.run import RunConfig
-from fednc.common.errors import QuorumError, RefusedError
+from fednc.common.errors import ConfigError, QuorumError, RefusedError
 from fednc.common.tasks import discovery
 from fednc.protos import federation_pb2 as pb
 from fednc.server.main import Finished
@@ -159,6 +159,14 @@ def test_a_client_that_refuses_one_run_stays_for_the_next(tmp_path: Path) -> Non
     found, hosts, _ = over_link(tmp_path / "link", work)
     assert found.result.history.rounds[0].replies == 3
     assert all(host.left >= 1 for host in hosts.values())
+
+
+def test_a_run_with_another_split_cannot_follow(tmp_path: Path) -> None:
+    def work(series: RunSeries) -> None:
+        with pytest.raises(ConfigError, match="part when it comes"):
+            series.run(config(split={"seed": 4}), tmp_path / "other")
+
+    over_link(tmp_path / "link", work)
 
 
 def test_a_client_with_once_leaves_before_the_second_run(tmp_path: Path) -> None:

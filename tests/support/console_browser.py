@@ -6,20 +6,18 @@ import asyncio
 import html
 import http.client
 import re
-import shutil
 import ssl
-import subprocess
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
+from fednc.bench.chromium import ask, draw, login_link
 from fednc.common.address import Address
 from fednc.ops.console.desk import Sights
 from fednc.ops.console.service import ConsoleSettings, serve_console
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 
 
 class RunningConsole:
@@ -144,16 +142,24 @@ class Visitor:
         return self.post("/act", csrf=self.get("/").csrf, action=action, **more)
 
 
-def screenshot(
-    console: RunningConsole, path: str, target: Path, *, width: int, height: int, dark: bool = False
-) -> str:
-    """Let Chromium log in by the link, open a page and draw it; returns the page as it stands after its scripts."""
-    link = f"{console.address}/login?next={quote(path, safe='')}#key={console.key}"
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += [f"--user-data-dir={target.parent / 'profile'}", f"--window-size={width},{height}"]
-    command += ["--virtual-time-budget=3000"]
-    command += ["--blink-settings=preferredColorScheme=0"] if dark else []
-    ask = {"capture_output": True, "text": True, "timeout": 90, "check": True}
-    subprocess.run([*command, f"--screenshot={target}", link], **ask)  # type: ignore[call-overload]
-    found = subprocess.run([*command, "--dump-dom", link], **ask)  # type: ignore[call-overload]
-    return str(found.stdout)
+@dataclass
+class Seen:
+    """What Chromium made of a page: its elements after the scripts ran, and what it complained about."""
+
+    dom: str
+    log: str
+
+    @property
+    def complaints(self) -> list[str]:
+        """Errors of scripts, and what the policy of the page refused."""
+        return [line for line in self.log.splitlines() if "CONSOLE" in line]
+
+
+def look(
+    console: RunningConsole, path: str, *, width: int = 1440, height: int = 1200, dark: bool = False, to: Path | None = None
+) -> Seen:
+    """Let Chromium log in by the link and open a page; with `to`, also draw it there as PNG."""
+    link = login_link(console.address, console.key, path)
+    found = ask(link, ["--dump-dom", f"--window-size={width},{height}"], dark=dark)
+    assert to is None or draw(link, to, width=width, height=height, dark=dark)
+    return Seen(found.stdout, found.stderr)

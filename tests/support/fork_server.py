@@ -71,7 +71,7 @@ def become(order: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    for module in MODULES:
+    for module in [*MODULES, *sys.argv[1:]]:
         import_module(module)
     assert len(os.listdir("/proc/self/task")) == 1, "only a process with one thread can be forked"
     signal.signal(signal.SIGCHLD, reap)

@@ -61,9 +61,10 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = PATIENC
 class Zygote:
     """Forks `fednc` processes, see fork_server.py."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *modules: str) -> None:
+        """`modules`: imported before the first fork, beside the usual ones."""
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+            [sys.executable, str(Path(__file__).with_name("fork_server.py")), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("wb"),

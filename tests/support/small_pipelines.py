@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fednc.cli.pipeline import in_process
+from fednc.cli.pipeline import in_process, search_in_process
 from fednc.common.config.run import RunConfig
 from fednc.ops.approvals.box import ApprovalBox
 from fednc.ops.pipelines.journal import Cause, Journal, PipelineRun
 from fednc.ops.pipelines.pipeline_file import PipelineFile, read_pipeline
 from fednc.ops.pipelines.runner import Runner
-from fednc.ops.pipelines.work import Order
+from fednc.ops.pipelines.work import Carriers, RunOrder
 from support.registered_runs import clients_data
 
 ASKED = Cause("operator", "a test asked for it")
@@ -30,9 +30,9 @@ RUN: dict[str, Any] = {
 class Counting:
     """A carrier that counts how often it had to work."""
 
-    orders: list[Order] = field(default_factory=list)
+    orders: list[RunOrder] = field(default_factory=list)
 
-    def __call__(self, order: Order) -> None:
+    def __call__(self, order: RunOrder) -> None:
         self.orders.append(order)
         in_process(order)
 
@@ -82,7 +82,7 @@ class SmallPipeline:
     def __call__(self, cause: Cause = ASKED, *, waits: bool = False) -> PipelineRun:
         """Run it in this process."""
         file, run = self.read()
-        return Runner(file, run, self.carrier, self.said.append, waits)(cause)
+        return Runner(file, run, Carriers(self.carrier, search_in_process), self.said.append, waits)(cause)
 
     @property
     def journal(self) -> Journal:

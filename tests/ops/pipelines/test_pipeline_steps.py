@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 from safetensors.torch import load_file
 
+from fednc.cli.pipeline import search_in_process
 from fednc.common.errors import ConfigError, DataError, RefusedError
 from fednc.ops.pipelines import deployment, gate, phases
 from fednc.ops.pipelines.digests import data_digest, digest_of
 from fednc.ops.pipelines.journal import Cause, PipelineRun
+from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.runner import inputs_of
 from fednc.ops.pipelines.steps import STEPS
 from fednc.ops.pipelines.triggers import due
-from fednc.ops.pipelines.work import GateRejectedError, GateWaitsError, Work
+from fednc.ops.pipelines.work import Carriers, GateRejectedError, GateWaitsError, PipelineWork
 from fednc.ops.registry.lineage import lineage_of
 from fednc.ops.registry.registration import register
 from fednc.ops.registry.registry import ModelRegistry
@@ -50,6 +54,7 @@ def test_each_step_is_done_once_and_a_change_redoes_what_depends_on_it(tmp_path:
     pipeline()
     assert pipeline.states() == {
         "check": "done",
+        "search": "skipped",
         "statistics": "done",
         "init": "skipped",
         "train": "done",
@@ -107,7 +112,7 @@ def test_which_steps_a_change_redoes(change: str, tmp_path: Path) -> None:
 def digests(pipeline: SmallPipeline) -> dict[str, str]:
     file, run = pipeline.read()
     current = PipelineRun(pipeline.folder, 1, [], "process", 0.0)
-    work = Work(file, run, pipeline.journal, current, pipeline.carrier, inputs_of(file, run))
+    work = PipelineWork(file, pipeline.journal, current, Carriers(pipeline.carrier, search_in_process), inputs_of(file, run))
     return {name: digest_of(STEPS[name].inputs(work)) for name in REDONE["client"]}
 
 
@@ -286,6 +291,23 @@ def test_newer_data_replace_a_candidate_that_waits(tmp_path: Path) -> None:
     assert (str(old.step("gate").state), old.ended, new.asks) == ("replaced by a newer run", True, True)
 
 
+# ---- search -----------------------------------------------------------------------------------------------------
+
+
+def test_the_run_has_the_settings_of_the_best_trial(tmp_path: Path) -> None:
+    search = {"space": {"train.lr": {"choices": [1e-6, 0.1]}}, "trials": 2, "sampler": "Grid", "set": {"rounds.total": 1}}
+    pipeline = SmallPipeline(tmp_path, search=search)
+    pipeline()
+    assert pipeline.states()["search"] == "done"
+    (order,) = pipeline.carrier.orders
+    found = json.loads(next(pipeline.journal.place.glob("results/search-*.json")).read_text())["result"]
+    values = {trial["train.lr"]: None for trial in [found["settings"]]}
+    assert order.run.train.lr in values
+    assert order.run.rounds.total == 2  # `set` is for trials only
+    pipeline()
+    assert pipeline.states()["search"] == pipeline.states()["train"] == "cached"
+
+
 # ---- sessions ------------------------------------------------------------------------------------------------
 
 
@@ -346,3 +368,16 @@ def test_all_phases_are_steps() -> None:
     assert set(phases.PHASES) < set(STEPS)
     assert STEPS["gate"].does is gate.ask
     assert STEPS["deploy"].does is deployment.deployed
+
+
+def test_the_page_lists_every_key() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "pipelines.md").read_text()
+    assert [key for key in keys_of(PipelineFile) if f"| `{key}` |" not in page] == []
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        kinds = get_args(field.annotation) or (field.annotation,)
+        tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        yield from keys_of(tables[0], f"{key}.") if tables else [key]

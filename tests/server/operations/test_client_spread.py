@@ -45,6 +45,11 @@ def test_the_status_has_the_spread_of_the_last_round(tmp_path: Path) -> None:
     assert (spread.clients, spread.min, spread.median, spread.max) == (2, 0.2, pytest.approx(0.4), 0.6)
 
 
+def test_the_table_shows_a_drift_alarm() -> None:
+    node = op.NodeStatus(name="a", state="ready", problem="drift alarm: 3.4 times as far")
+    assert command._row(node)[command.COLUMNS.index("state")] == "ready: drift alarm: 3.4 times as far"
+
+
 def test_the_table_shows_what_each_client_reached() -> None:
     value = op.MetricValue(name="accuracy", value=0.625, unit="%")
     place = command.COLUMNS.index("held out")
