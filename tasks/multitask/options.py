@@ -5,6 +5,7 @@ Read by the task at the start of a run; docs/config.md is generated from it.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -98,7 +99,7 @@ class MultitaskOptions(DenseOptions):
     @property
     def edge_pixels(self) -> int:
         """How far a predicted edge may be off, in pixels."""
-        return round(self.edge_tolerance * (self.size[0] ** 2 + self.size[1] ** 2) ** 0.5)
+        return round(self.edge_tolerance * math.hypot(*self.size))
 
 
 class MultitaskSplit(DenseSplit):
