@@ -72,7 +72,8 @@ class MultitaskOptions(DenseOptions):
     )
     depth: Annotated[int, Field(ge=1, le=16)] = Field(1, description="deformable mixer blocks of each task")
     heads: Annotated[int, Field(ge=1, le=64)] = Field(4, description="heads of the attention between tasks")
-    edge_weight: Share = Field(0.95, description="weight of edges against all other pixels in the loss of edges")
+    edge_weight: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="weight of edges against all other pixels in the loss of edges")
     edge_tolerance: Share = Field(
         0.0075,
         description="share of the picture's diagonal, rounded to pixels, by which a predicted edge may be off",

@@ -25,9 +25,9 @@ from fednc.tasks.multitask.model import MultitaskModel
 from fednc.tasks.multitask.options import MultitaskOptions
 
 SHOWN = 6  # test pictures on the sheet of examples
-_LEAST, _GAP, _LINE, _CELL = 128, 4, 14, 56
+_LEAST, _GAP, _LINE, _CELL = 128, 4, 14, 78
 _SURE = 0.5  # a pixel is an edge, or salient, from this probability on
-_YES, _UNKNOWN = (255, 230, 60), (90, 90, 110)
+_YES, _UNKNOWN = np.array([255.0, 230.0, 60.0]), (90, 90, 110)
 _NEAR, _FAR = np.array([250.0, 230.0, 120.0]), np.array([30.0, 30.0, 90.0])
 Panel = tuple[str, Bytes | None]  # title and picture, or nothing in its place
 _FULL = 65535  # depth 1 in a file of 16 bits
@@ -76,7 +76,7 @@ def _predicted(task: str, value_CHW: Tensor) -> Tensor:
     if task in (SEGMENTATION, "parts"):
         return value_CHW.argmax(dim=0)
     if task in ("edges", "saliency"):
-        return (value_CHW[0].sigmoid() >= _SURE).long()
+        return value_CHW[0].sigmoid()
     return value_CHW if task == "normals" else value_CHW[0]
 
 
@@ -85,8 +85,8 @@ def _painted(task: str, value: Tensor, pixel_HW3: Bytes, classes: int) -> Bytes:
     if task in (SEGMENTATION, "parts"):
         return pictures.painted(pixel_HW3, value.byte().cpu().numpy(), classes)
     if task in ("edges", "saliency"):
-        found: Bytes = pixel_HW3 // 2
-        found[(value == 1).cpu().numpy()] = _YES
+        share_HW1 = value.float().cpu().clamp(0, 1).numpy()[..., None]
+        found: Bytes = ((1 - share_HW1) * (pixel_HW3 // 2) + share_HW1 * _YES).round().astype(np.uint8)
         found[(value == VOID).cpu().numpy()] = _UNKNOWN
         return found
     if task == "normals":
@@ -125,7 +125,10 @@ def _grid(rows: Sequence[Sequence[Panel]]) -> Image.Image:
 
 
 def files(made: Sequence[Image.Image], found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, bytes]:
-    """For each picture `NAME-overlay.png`, and `NAME-TASK.png` in the form that the reader of folders takes."""
+    """For each picture `NAME-overlay.png`, and `NAME-TASK.png` in the form that the reader of folders takes.
+
+    Edges and saliency are probabilities, from 0 to 255.
+    """
     made_files = {}
     for number, name in enumerate(names):
         stem = pictures.file_stem(name)
@@ -141,7 +144,7 @@ def _file_of(task: str, value: Tensor) -> Image.Image:
     if task == "normals":
         return Image.fromarray(_colours_of_normals(value))
     factor = 255 if task in ("edges", "saliency") else 1
-    return Image.fromarray((value * factor).byte().cpu().numpy())
+    return Image.fromarray((value * factor).round().byte().cpu().numpy())
 
 
 def described(
@@ -192,7 +195,7 @@ def attention_picture(tasks: Sequence[str], among_TT: Tensor, asked_TT: Tensor) 
         left = place * (side + 4 * _GAP)
         draw.text((left, 0), title, fill="black")
         for row, task in enumerate(tasks):
-            draw.text((left + label + row * _CELL + 2, _LINE), task[:8], fill="black")
+            draw.text((left + label + row * _CELL + 2, _LINE), task, fill="black")
             draw.text((left, 2 * _LINE + row * _CELL + _CELL // 2 - 6), task, fill="black")
             for column, share in enumerate(share_TT[row].tolist()):
                 _cell(draw, (left + label + column * _CELL, 2 * _LINE + row * _CELL), share)

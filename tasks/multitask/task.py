@@ -9,6 +9,7 @@ P labelled pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -267,7 +268,8 @@ class MultitaskTask(Task):
         """The maps of all tasks [B, channels, H, W], as `spans` says.
 
         Scores of classes and parts, log-odds of edges and saliency, depths of 0 or more, unit normals. NaN for a
-        private task that was not trained here.
+        private task that was not trained here. The loss weighs edges more than other pixels; their log-odds are
+        corrected for that, so that an edge is one that is more likely than not.
         """
         found = as_multitask(model)
         maps = found.maps(inputs, self.options.tasks)
@@ -277,6 +279,8 @@ class MultitaskTask(Task):
         del guide
         if task == "depth":
             value = value.clamp_min(0)
+        if task == "edges":
+            value = value - math.log(self.options.edge_weight / (1 - self.options.edge_weight))
         if task == "normals":
             value = nn.functional.normalize(value, dim=1)
         if task in self.options.private:
