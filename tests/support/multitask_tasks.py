@@ -18,19 +18,19 @@ from fednc.tasks.multitask.task import MultitaskTask, as_multitask
 
 CLASSES = ("wall", "floor", "disc", "square")
 SMALL: dict[str, Any] = {
-    "name": "multitask",
     "classes": list(CLASSES),
     "size": [16, 16],
     "width": 8,
     "channels_each": 8,
     "memory_pixels": 64,
 }
+MULTITASK = {"name": "multitask", "tasks": ["segmentation", "depth", "normals", "edges"], **SMALL}
 DATA = "scenes:images=8,test=4,objects=2"
 
 
 def multitask(method: str = "fedavg", split: dict[str, Any] | None = None, **task: Any) -> MultitaskTask:
     """The task of a small run."""
-    run = {"task": {**SMALL, **task}, "method": {"name": method}, "frame": {"dim": 8}, "train": {"batch": 4}}
+    run = {"task": {**MULTITASK, **task}, "method": {"name": method}, "frame": {"dim": 8}, "train": {"batch": 4}}
     found = discovery.get(parse_run({**run, **({"split": split} if split else {})}))
     assert isinstance(found, MultitaskTask)
     return found
