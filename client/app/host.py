@@ -73,6 +73,7 @@ class AppHost:
             device=str(here.device),
             pid=os.getpid(),
             manifest=self._manifest(here),
+            holdings=here.task.holdings(here.train),
         )
 
     def _manifest(self, here: Resident) -> str:

@@ -33,7 +33,8 @@ class Attention(nn.Module):
         parts = self._split(self.query(query_SLC)), self._split(self.key(context_SMC))
         value = self._split(self.value(context_SMC))
         found = F.scaled_dot_product_attention(*parts, value, attn_mask=allowed_LM)
-        return found.transpose(1, 2).flatten(2)
+        joined: Tensor = found.transpose(1, 2).flatten(2)
+        return joined
 
     def weights(self, query_SLC: Tensor, context_SMC: Tensor, allowed_LM: Tensor | None) -> Tensor:
         """[S, L, M]: how much each token attends to each other one, the mean over the heads."""
@@ -41,10 +42,12 @@ class Attention(nn.Module):
         score = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
         if allowed_LM is not None:
             score = score.masked_fill(~allowed_LM, float("-inf"))
-        return score.softmax(dim=-1).mean(dim=1)
+        found: Tensor = score.softmax(dim=-1).mean(dim=1)
+        return found
 
     def _split(self, value_SLC: Tensor) -> Tensor:
-        return value_SLC.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        sequences, length, channels = value_SLC.shape
+        return value_SLC.reshape(sequences, length, self.heads, channels // self.heads).transpose(1, 2)
 
 
 class Sequences:
@@ -82,7 +85,8 @@ class Sequences:
         """[rows, T]: the share of attention that each task's tokens give to those of each task; rows add up to 1."""
         each = weight_SLM.shape[2] // tasks
         rows = weight_SLM.shape[1] // each
-        return weight_SLM.unflatten(2, (tasks, each)).sum(dim=3).unflatten(1, (rows, each)).mean(dim=(0, 2))
+        share = weight_SLM.reshape(len(weight_SLM), rows, each, tasks, each).sum(dim=4)
+        return share.mean(dim=(0, 2))
 
 
 class Interaction(nn.Module):

@@ -112,9 +112,11 @@ class DepthRMSE(Metric):
         _check_counts(sums["depth_pixels"], examples * self._most)
         for name in ("depth_error_sum", "depth_square_sum"):
             refuse_unless(0 <= float(sums[name]) < math.inf, f"a sum of squares of {float(sums[name])}")
-        refuse_unless(math.isfinite(float(sums["depth_sum"])), "an infinite sum of depths")
-        used = any(bool(sums[name] != 0) for name in self.zeros(0))
-        refuse_unless(int(sums["depth_pixels"]) > 0 or not used, "depths without pixels")
+        pixels, total, square = (float(sums[name]) for name in ("depth_pixels", "depth_sum", "depth_square_sum"))
+        slack = 1e-6 * (1 + square * pixels)  # terms are rounded
+        fits = 0 <= total < math.inf and total**2 <= square * pixels + slack
+        refuse_unless(fits, "a sum of depths that its squares do not allow")
+        refuse_unless(pixels > 0 or not float(sums["depth_error_sum"]), "errors without pixels")
 
 
 class NormalError(Metric):
@@ -207,7 +209,8 @@ class BinaryF(Metric):
         if not self._tolerance:
             return value_BHW
         side = 2 * self._tolerance + 1
-        return F.max_pool2d(value_BHW.float(), side, stride=1, padding=self._tolerance) > 0
+        wide_B1HW = F.max_pool2d(value_BHW[:, None].float(), side, stride=1, padding=self._tolerance)
+        return wide_B1HW[:, 0] > 0
 
     def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
         """See Metric. NaN where nothing is true."""

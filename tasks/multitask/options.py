@@ -5,6 +5,7 @@ Read by the task at the start of a run; docs/config.md is generated from it.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -71,7 +72,8 @@ class MultitaskOptions(DenseOptions):
     )
     depth: Annotated[int, Field(ge=1, le=16)] = Field(1, description="deformable mixer blocks of each task")
     heads: Annotated[int, Field(ge=1, le=64)] = Field(4, description="heads of the attention between tasks")
-    edge_weight: Share = Field(0.95, description="weight of edges against all other pixels in the loss of edges")
+    edge_weight: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="weight of edges against all other pixels in the loss of edges")
     edge_tolerance: Share = Field(
         0.0075,
         description="share of the picture's diagonal, rounded to pixels, by which a predicted edge may be off",
@@ -98,7 +100,7 @@ class MultitaskOptions(DenseOptions):
     @property
     def edge_pixels(self) -> int:
         """How far a predicted edge may be off, in pixels."""
-        return round(self.edge_tolerance * (self.size[0] ** 2 + self.size[1] ** 2) ** 0.5)
+        return round(self.edge_tolerance * math.hypot(*self.size))
 
 
 class MultitaskSplit(DenseSplit):

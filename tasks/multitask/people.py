@@ -8,7 +8,6 @@ Legend: B batch, C channels, H height, W width, T tasks, P pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,18 +25,12 @@ from fednc.tasks.multitask.model import MultitaskModel
 from fednc.tasks.multitask.options import MultitaskOptions
 
 SHOWN = 6  # test pictures on the sheet of examples
-_LEAST, _GAP, _LINE, _CELL = 128, 4, 14, 56
+_LEAST, _GAP, _LINE, _CELL = 128, 4, 14, 78
 _SURE = 0.5  # a pixel is an edge, or salient, from this probability on
-_YES, _UNKNOWN = (255, 230, 60), (90, 90, 110)
+_YES, _UNKNOWN = np.array([255.0, 230.0, 60.0]), (90, 90, 110)
 _NEAR, _FAR = np.array([250.0, 230.0, 120.0]), np.array([30.0, 30.0, 90.0])
+Panel = tuple[str, Bytes | None]  # title and picture, or nothing in its place
 _FULL = 65535  # depth 1 in a file of 16 bits
-
-
-@dataclass(frozen=True)
-class Page:
-    """One picture with a panel for each task: the prediction above, the truth below where it is known."""
-
-    image: Image.Image
 
 
 def chosen(examples: int) -> Index:
@@ -56,19 +49,25 @@ def pages(
     truth: Mapping[str, Tensor],
     classes: Sequence[str],
     parts: Sequence[str],
-) -> list[Page]:
-    """A page for each picture. `found`: predictions [B, C, H, W] by task, `truth`: maps as batches hold them."""
+) -> list[Image.Image]:
+    """For each picture a panel of each task: the prediction above, the truth below where it is known.
+
+    Args:
+        found: predictions [B, C, H, W] by task.
+        truth: by task, maps as batches hold them.
+    """
     names = {SEGMENTATION: classes, "parts": parts}
     made = []
     for number, pixel_HW3 in enumerate(pixels):
-        above, below = [("picture", pixel_HW3)], [("", None)]
+        above: list[Panel] = [("picture", pixel_HW3)]
+        below: list[Panel] = [("", None)]
         for task, value in found.items():
             many = len(names.get(task, ()))
             above.append((task, _painted(task, _predicted(task, value[number]), pixel_HW3, many)))
             real = truth[task][number : number + 1]
             is_known = bool(known(KINDS[task].map, real).any())
             below.append(("truth", _painted(task, real[0], pixel_HW3, many) if is_known else None))
-        made.append(Page(_grid([above, below] if any(panel is not None for _, panel in below) else [above])))
+        made.append(_grid([above, below] if any(panel is not None for _, panel in below) else [above]))
     return made
 
 
@@ -77,7 +76,7 @@ def _predicted(task: str, value_CHW: Tensor) -> Tensor:
     if task in (SEGMENTATION, "parts"):
         return value_CHW.argmax(dim=0)
     if task in ("edges", "saliency"):
-        return (value_CHW[0].sigmoid() >= _SURE).long()
+        return value_CHW[0].sigmoid()
     return value_CHW if task == "normals" else value_CHW[0]
 
 
@@ -86,18 +85,25 @@ def _painted(task: str, value: Tensor, pixel_HW3: Bytes, classes: int) -> Bytes:
     if task in (SEGMENTATION, "parts"):
         return pictures.painted(pixel_HW3, value.byte().cpu().numpy(), classes)
     if task in ("edges", "saliency"):
-        found = pixel_HW3 // 2
-        found[(value == 1).cpu().numpy()] = _YES
+        share_HW1 = value.float().cpu().clamp(0, 1).numpy()[..., None]
+        found: Bytes = ((1 - share_HW1) * (pixel_HW3 // 2) + share_HW1 * _YES).round().astype(np.uint8)
         found[(value == VOID).cpu().numpy()] = _UNKNOWN
         return found
     if task == "normals":
-        found_HW3 = (value.float().cpu().permute(1, 2, 0).numpy() + 1) / 2 * 255
-        return found_HW3.clip(0, 255).round().astype(np.uint8)
+        return _colours_of_normals(value)
     depth_HW1 = value.float().cpu().nan_to_num(1.0).clamp(0, 1).numpy()[..., None]
-    return (_NEAR + depth_HW1 * (_FAR - _NEAR)).round().astype(np.uint8)
+    coloured: Bytes = (_NEAR + depth_HW1 * (_FAR - _NEAR)).round().astype(np.uint8)
+    return coloured
 
 
-def _grid(rows: Sequence[Sequence[tuple[str, Bytes | None]]]) -> Image.Image:
+def _colours_of_normals(value_3HW: Tensor) -> Bytes:
+    """uint8 [H, W, 3], as the reader of folders takes them: (value - 127.5) / 127.5."""
+    found_HW3 = value_3HW.float().cpu().permute(1, 2, 0).numpy() * 127.5 + 127.5
+    colour: Bytes = found_HW3.clip(0, 255).round().astype(np.uint8)
+    return colour
+
+
+def _grid(rows: Sequence[Sequence[Panel]]) -> Image.Image:
     """Panels with titles, in rows and columns."""
     first = rows[0][0][1]
     assert first is not None
@@ -118,12 +124,15 @@ def _grid(rows: Sequence[Sequence[tuple[str, Bytes | None]]]) -> Image.Image:
 # ---- predictions as files and words ------------------------------------------------------------------------------
 
 
-def files(made: Sequence[Page], found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, bytes]:
-    """For each picture `NAME-overlay.png`, and `NAME-TASK.png` in the form that the reader of folders takes."""
+def files(made: Sequence[Image.Image], found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, bytes]:
+    """For each picture `NAME-overlay.png`, and `NAME-TASK.png` in the form that the reader of folders takes.
+
+    Edges and saliency are probabilities, from 0 to 255.
+    """
     made_files = {}
     for number, name in enumerate(names):
         stem = pictures.file_stem(name)
-        made_files[f"{stem}-overlay.png"] = pictures.as_png(made[number].image)
+        made_files[f"{stem}-overlay.png"] = pictures.as_png(made[number])
         for task, value in found.items():
             made_files[f"{stem}-{task}.png"] = pictures.as_png(_file_of(task, _predicted(task, value[number])))
     return made_files
@@ -133,10 +142,9 @@ def _file_of(task: str, value: Tensor) -> Image.Image:
     if task == "depth":
         return Image.fromarray((value.clamp(0, 1) * _FULL).round().cpu().numpy().astype(np.uint16))
     if task == "normals":
-        colour_HW3 = (value.permute(1, 2, 0) * 127.5 + 127.5).round().clamp(0, 255)
-        return Image.fromarray(colour_HW3.byte().cpu().numpy())
+        return Image.fromarray(_colours_of_normals(value))
     factor = 255 if task in ("edges", "saliency") else 1
-    return Image.fromarray((value * factor).byte().cpu().numpy())
+    return Image.fromarray((value * factor).round().byte().cpu().numpy())
 
 
 def described(
@@ -168,9 +176,9 @@ def _told(task: str, value: Tensor, classes: Sequence[str], parts: Sequence[str]
 # ---- examples of a run -------------------------------------------------------------------------------------------
 
 
-def examples(made: Sequence[Page], model: MultitaskModel, inputs: Tensor) -> dict[str, bytes]:
+def examples(made: Sequence[Image.Image], model: MultitaskModel, inputs: Tensor) -> dict[str, bytes]:
     """`pictures.png`, and with an interaction `interaction.png`."""
-    found = {"pictures.png": pictures.as_png(pictures.sheet([page.image for page in made]))}
+    found = {"pictures.png": pictures.as_png(pictures.sheet(made))}
     if model.interaction is not None:
         found["interaction.png"] = pictures.as_png(attention_picture(model.tasks, *model.attention(inputs)))
     return found
@@ -187,7 +195,7 @@ def attention_picture(tasks: Sequence[str], among_TT: Tensor, asked_TT: Tensor) 
         left = place * (side + 4 * _GAP)
         draw.text((left, 0), title, fill="black")
         for row, task in enumerate(tasks):
-            draw.text((left + label + row * _CELL + 2, _LINE), task[:8], fill="black")
+            draw.text((left + label + row * _CELL + 2, _LINE), task, fill="black")
             draw.text((left, 2 * _LINE + row * _CELL + _CELL // 2 - 6), task, fill="black")
             for column, share in enumerate(share_TT[row].tolist()):
                 _cell(draw, (left + label + column * _CELL, 2 * _LINE + row * _CELL), share)

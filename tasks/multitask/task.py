@@ -9,13 +9,15 @@ P labelled pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig
@@ -52,7 +54,7 @@ class MultitaskTask(Task):
     name = "multitask"
     Options = MultitaskOptions
     Split = MultitaskSplit
-    metrics = ()  # they depend on the options; see `_metrics_of`
+    metrics: ClassVar[tuple[Metric | type[Metric], ...]] = ()  # they depend on the options; see `metrics_of`
     summary_metrics = ("miou", "part_miou", "saliency_f", "normal_error", "depth_rmse", "edge_f")
     examples_each_round = True
     body = "backbone."
@@ -246,7 +248,7 @@ class MultitaskTask(Task):
         found = super().training_step(model, batch, guide, trainer)
         for task in targets_of(batch, self.options.tasks):
             if task in self.options.private:
-                as_multitask(model).trained[task].done.fill_(True)  # type: ignore[operator, union-attr]
+                as_multitask(model).trained[task].done.fill_(True)  # type: ignore[operator]
         return found
 
     # ---- evaluation ------------------------------------------------------------------------------------------
@@ -266,7 +268,8 @@ class MultitaskTask(Task):
         """The maps of all tasks [B, channels, H, W], as `spans` says.
 
         Scores of classes and parts, log-odds of edges and saliency, depths of 0 or more, unit normals. NaN for a
-        private task that was not trained here.
+        private task that was not trained here. The loss weighs edges more than other pixels; their log-odds are
+        corrected for that, so that an edge is one that is more likely than not.
         """
         found = as_multitask(model)
         maps = found.maps(inputs, self.options.tasks)
@@ -276,6 +279,8 @@ class MultitaskTask(Task):
         del guide
         if task == "depth":
             value = value.clamp_min(0)
+        if task == "edges":
+            value = value - math.log(self.options.edge_weight / (1 - self.options.edge_weight))
         if task == "normals":
             value = nn.functional.normalize(value, dim=1)
         if task in self.options.private:
@@ -326,8 +331,8 @@ class MultitaskTask(Task):
         pages = self._pages(batches[0], self.predict(model, batches[0][0], guide).float())
         return people.examples(pages, as_multitask(model), batches[0][0])
 
-    def _pages(self, batch: DenseBatch, output: Tensor) -> list[people.Page]:
-        truth = dict(zip(self.options.tasks, batch[1:], strict=True))
+    def _pages(self, batch: DenseBatch, output: Tensor) -> list[Image.Image]:
+        truth: dict[str, Tensor] = dict(zip(self.options.tasks, batch[1:], strict=True))
         pixels = [people.picture(each, self.options) for each in batch[0]]
         return people.pages(pixels, self._by_task(output), truth, self.class_names, self.options.parts)
 
