@@ -117,7 +117,7 @@ def draw_curves(path: Path, verdict: Mapping[str, Any]) -> None:
         axes.set_title(f"{family['name']}: {family['loss']:.3f} at {family['best']:g}{chosen}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     row[0].set_ylabel("mean loss of the candidates")
-    row[-1].legend(frameon=False, fontsize=8)
+    row[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
 
 
