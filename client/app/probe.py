@@ -18,7 +18,7 @@ from fednc.client.app.resident_run import Resident
 from fednc.client.app.withheld_sums import fitting_batch
 from fednc.client.link.work_hooks import Hooks, LocalProgress
 from fednc.client.training import trainer
-from fednc.common import fault_injection, seeds
+from fednc.common import seeds
 from fednc.common.config.tables import TrainSection
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.round_context import Guide
@@ -54,7 +54,6 @@ def losses(here: Resident, data: TaskData, data_sums: Mapping[str, Tensor], hook
     sums[probe.HELD] += held.examples
     for place, candidate in enumerate(every):
         for number in range(section.seeds):
-            fault_injection.at("client.probe")
             done = (place * section.seeds + number) * section.steps
             shown = _as_part(hooks, done, len(every) * section.seeds * section.steps)
             trial = _Trial(here, candidate, rest, data_sums)

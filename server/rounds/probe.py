@@ -5,6 +5,9 @@ Called by the run before its rounds. Works over any grid. What the sums mean is 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
@@ -23,11 +26,14 @@ from fednc.server.storage.events import ProbeDecided, ProbeMissing, ProbeStarted
 _TRIES = 3  # as for a round
 
 
-def ask_for_pick(strategy: FrameStrategy, grid: Grid, data_sums: Stats) -> Verdict | None:
+def ask_for_pick(
+    strategy: FrameStrategy, grid: Grid, data_sums: Stats, keep: Callable[[Mapping[str, Any]], None]
+) -> Verdict | None:
     """What the clients' trials say; None if nobody sends any, and then the run goes on with `[task]` as it is.
 
     Args:
         data_sums: totals of the sums of the data, for tasks that use them; {} for others.
+        keep: records the verdict, before anybody is told of it.
     """
     run, section = strategy.run, probe.section_of(strategy.run)
     count = len(probe.candidates(run))
@@ -46,6 +52,7 @@ def ask_for_pick(strategy: FrameStrategy, grid: Grid, data_sums: Stats) -> Verdi
         )
         strategy.events.emit(ProbeMissing(text=text, **counts))
         return None
+    keep(verdict.to_json())
     text = f"{verdict.text}; tried by {len(answers.added)} clients on {verdict.held_out} held-out examples"
     strategy.events.emit(
         ProbeDecided(

@@ -206,9 +206,8 @@ class FederatedRun:
         strategy, section = self.strategy(around), section_of(self.run)
         wait = ClientsWait(self.run.rounds, grid, around, self.events)
         if section.picked is None and wait.for_clients(strategy.quorum):
-            verdict = ask_for_pick(strategy, grid, self._totals(strategy, grid))
+            verdict = ask_for_pick(strategy, grid, self._totals(strategy, grid), around.keep_probe)
             if verdict is not None:
-                around.keep_probe(verdict.to_json())
                 self._decided = Decision(verdict.pick, verdict.to_json())
                 self._set_up(with_pick(self.run, verdict.pick))
                 around.expect_replies(self.state)

@@ -97,5 +97,6 @@ def reduced(state_BA: Tensor, kept: int) -> Tensor:
 
 def entropy_bits(density_BSS: Tensor) -> Tensor:
     """Von Neumann entropy [B] in bits."""
-    value_BS = torch.linalg.eigvalsh(density_BSS).clamp_min(0)
-    return -torch.special.xlogy(value_BS, value_BS).sum(dim=-1) / math.log(2)
+    value_BS: Tensor = torch.linalg.eigvalsh(density_BSS).clamp_min(0)
+    entropy_B: Tensor = -torch.special.xlogy(value_BS, value_BS).sum(dim=-1) / math.log(2)
+    return entropy_B

@@ -75,7 +75,8 @@ class Centred(nn.Module):
 
     def forward(self, state_BD: Tensor) -> Tensor:
         """[B, D]."""
-        return state_BD - self.centre_D
+        centred_BD: Tensor = state_BD - self.centre_D
+        return centred_BD
 
 
 def perceptron(values: int, width: int, classes: int) -> nn.Module:

@@ -35,7 +35,8 @@ def files(names: Sequence[str], model: nn.Module, data: TaskData, guide: Guide) 
     reached_KSS, before_KAA = _means(len(names), model, data)
     memory_KSS = states.matrices(guide.mean_KD.double())
     pairs = []
-    for one, other in itertools.combinations(range(len(names)), 2):
+    held = [k for k in range(len(names)) if reached_KSS[k].any()]  # classes that the test data has
+    for one, other in itertools.combinations(held, 2):
         found = {"measured_qubits": _error(reached_KSS, one, other), "measurement": _own(reached_KSS, one, other)}
         if before_KAA is not None:
             found["encoded"] = _error(before_KAA, one, other)

@@ -26,7 +26,8 @@ _SLACK = 1e-5
 
 def coordinates(matrix_BSS: Tensor) -> Tensor:
     """[..., D] of Hermitian matrices [..., S, S]."""
-    above, right = torch.triu_indices(*matrix_BSS.shape[-2:], offset=1, device=matrix_BSS.device)
+    size = matrix_BSS.shape[-1]
+    above, right = torch.triu_indices(size, size, offset=1, device=matrix_BSS.device)
     upper = _ROOT_2 * matrix_BSS[..., above, right]
     return torch.cat([matrix_BSS.diagonal(dim1=-2, dim2=-1).real, upper.real, upper.imag], dim=-1)
 
