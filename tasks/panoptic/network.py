@@ -118,13 +118,13 @@ class PartFormer(nn.Module):
         return Guess(mask_BNhw=masks, embed_BND=embeds, semantic_BChw=semantic_BChw)
 
     def _first_masks(self, thing_BDhw: Tensor, semantic_BChw: Tensor, part_BDhw: Tensor) -> Tensor:
-        things = masks_of(self.thing_kernels.expand(len(thing_BDhw), -1, -1), thing_BDhw)
+        things = masks_of(self.thing_kernels.expand(thing_BDhw.shape[0], -1, -1), thing_BDhw)
         found = [things, semantic_BChw[:, list(self.shape.stuff)]]
         return torch.cat([*found, *([self.parts.kernels(part_BDhw)] if self.parts is not None else [])], dim=1)
 
     def _first_queries(self, mask_BNhw: Tensor, feat_BDhw: Tensor) -> Tensor:
         """The kernels; things also take up the features inside their masks."""
-        batch, things = len(mask_BNhw), self.shape.things
+        batch, things = mask_BNhw.shape[0], self.shape.things
         thing_BQD = self.thing_kernels + grouped(mask_BNhw[:, :things], feat_BDhw)
         kernels = [self.class_kernels.weight.flatten(1)[list(self.shape.stuff)]]
         kernels += [self.parts.kernels.weight.flatten(1)] if self.parts is not None else []

@@ -30,7 +30,6 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Part, Purpose, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
-from fednc.common.tasks.graph_input import GraphInput, preprocessed_input
 from fednc.common.tasks.metrics import EXAMPLES, Stats
 from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.splits import split_digest
@@ -154,12 +153,6 @@ class PanopticTask(ClassifierTask):
     def request_forms(self) -> tuple[RequestForm, ...]:
         """Prepared pictures."""
         return (preprocessed((self.options.channels, *self.options.size)),)
-
-    def graph_input(self) -> GraphInput:
-        """Prepared pictures; segments are made by decisions for each picture, which a graph cannot hold."""
-        shape = (self.options.channels, *self.options.size)
-        why = "segments are merged by decisions for each picture"
-        return replace(preprocessed_input(shape), no_onnx=why)
 
     # ---- who trains what -------------------------------------------------------------------------------------
 
