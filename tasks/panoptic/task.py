@@ -72,6 +72,7 @@ class PanopticTask(ClassifierTask):
     metrics = ()  # they depend on the options; see _check_primary
     summary_metrics = ("pq", "part_miou", "pwq_gm", "part_pq_parts", "pq_things")
     examples_each_round = True
+    scores_classes = False  # but maps
     options: PanopticOptions
 
     def __init__(self, run: RunConfig) -> None:
