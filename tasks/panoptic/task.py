@@ -210,7 +210,7 @@ class PanopticTask(ClassifierTask):
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses of the masks of every stage, of the first masks, and of the columns of all stages' queries."""
         found, columns = as_panoptic(model), self.columns
-        targets = targets_of(*batch[1:], columns)
+        targets = targets_of(batch[1:], columns)
         guess = found.backbone(batch[0])
         feat_TBND = found.projection(torch.stack(list(guess.embed_BND)))
         matches = self._matches(guess, feat_TBND, found, targets, guide)
@@ -275,7 +275,7 @@ class PanopticTask(ClassifierTask):
     def embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(unit features [X, D], columns [X]) of the queries of the last stage, as they are matched by masks."""
         found = as_panoptic(model)
-        guess, targets = found.backbone(batch[0]), targets_of(*batch[1:], self.columns)
+        guess, targets = found.backbone(batch[0]), targets_of(batch[1:], self.columns)
         matches = match(guess.mask_BNhw[-1][:, : self.columns.queries], None, targets)
         aims = losses.aims_of(targets, matches, self.columns)
         feat_BND = found.projection(guess.embed_BND[-1])
