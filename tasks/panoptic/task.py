@@ -211,7 +211,8 @@ class PanopticTask(ClassifierTask):
         """Losses of the masks of every stage, of the first masks, and of the columns of all stages' queries."""
         found, columns = as_panoptic(model), self.columns
         targets = targets_of(batch[1:], columns)
-        guess = found.backbone(batch[0])
+        # What only owners send must not move elsewhere: the rest would be trained together with it, and meet another.
+        guess = found.backbone(batch[0], trains_parts=bool(targets.known_parts_B.any()))
         feat_TBND = found.projection(torch.stack(list(guess.embed_BND)))
         matches = self._matches(guess, feat_TBND, found, targets, guide)
         aims = [losses.aims_of(targets, each, columns) for each in matches]

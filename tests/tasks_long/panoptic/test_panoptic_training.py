@@ -14,8 +14,8 @@ import pytest
 import fednc
 
 CONFIG = Path(__file__).parents[3] / "bench" / "configs" / "panoptic.toml"
-STREETS = "streets:images=80,test=64,seed={seed},site={site}/3"
-ROUNDS = 8
+STREETS = "streets:images=40,test=64,seed={seed},site={site}/3"
+ROUNDS = 16
 
 
 def trained(clients: dict[str, str], seed: int, rounds: int = ROUNDS, **method: Any) -> dict[str, float]:
