@@ -199,8 +199,8 @@ def calibrate(message: Message, context: Context) -> Message:
     """Reply with the log-loss over the held-out examples at each temperature of the grid."""
     order, here, stage = _prepare(message, context)
     mine, held_out = here.at(stage)
-    if not here.task.label_space:
-        raise ProtocolError(f"the server asks for a temperature, but task {here.task.name!r} has no classes")
+    if not (here.task.label_space and here.task.scores_classes):
+        raise ProtocolError(f"the server asks for a temperature, but task {here.task.name!r} scores no classes")
     guide = _own(_read_out_guide(message, here, order, mine, context), here, mine).to(here.device)
     batch, check = here.run.evaluate.batch, CURRENT.get().check
     sums = temperature.losses_over(here.task, here.model, held_out, guide, batch, check)

@@ -180,6 +180,7 @@ class Task(ABC):
     Attributes:
         metrics: its metrics; the first is the primary one, unless `evaluate.metric` names another.
         sources: kinds of data specs for which `fednc init KIND` asks this task; others need `--task NAME`.
+        scores_classes: the results of `outputs` and `predict` are scores of classes, so that they have confidences.
         body: prefix of the keys of the part of the model that may come with weights of its own; adapters are added
             to its layers. Names in `task.freeze` and `task.adapt` are looked up there first.
     """
@@ -187,6 +188,7 @@ class Task(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     body: ClassVar[str] = ""
+    scores_classes: ClassVar[bool] = True
     takes_sessions: ClassVar[bool] = False  # classes may come later, in [[sessions]]
     sources: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type[TaskOptions]]

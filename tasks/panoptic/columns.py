@@ -9,7 +9,6 @@ Legend: C classes, P parts, Q thing queries, S stuff queries, N = Q + S + P quer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -83,12 +82,12 @@ class Columns:
         wholes = {whole for whole, _ in self.parts}
         return {whole: tuple(part for of, part in self.parts if of == whole) for whole in sorted(wholes)}
 
-    @cached_property
+    @property
     def own_M(self) -> Tensor:
         """int64 [S + P]: the column of each stuff and part query, which never changes."""
         return torch.tensor([*self.stuff, *range(len(self.classes), self.no_object)], dtype=torch.int64)
 
-    @cached_property
+    @property
     def allowed_NK(self) -> Tensor:
         """bool [N, K]: the columns of each query. A thing is a thing or nothing, the others are their own or nothing."""
         found = torch.zeros(self.all_queries, self.space, dtype=torch.bool)

@@ -39,7 +39,7 @@ class PanopticData(DenseData):
         """int64 [N, K], on the CPU: how many queries of each picture each column should have."""
         maps = [self.maps[kind].cpu() for kind in WANTED]
         found = [
-            targets_of(*(each[row] for each in maps), self.layout).members(self.layout)
+            targets_of([each[row] for each in maps], self.layout).members(self.layout)
             for row in torch.arange(self.examples).split(_COUNTED_AT_ONCE)
         ]
         return torch.cat(found) if found else torch.zeros(0, self.layout.space, dtype=torch.int64)

@@ -7,6 +7,10 @@ Legend: B batch, Q thing queries, O objects of the targets, X pixels of a mask, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +21,7 @@ EXTRA = "panoptic"
 CLASS, DICE, MASK = 2.0, 4.0, 1.0  # weights of the costs, as published
 _SOFT = 2e-3  # keeps the quotient of empty masks finite
 Matches = tuple[Tensor, Tensor, Tensor]  # picture, query and object of each match, each [M]
+Solver = Callable[[np.ndarray[Any, Any]], tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
 
 def match(mask_BQhw: Tensor, share_BQC: Tensor | None, targets: Targets) -> Matches:
@@ -50,9 +55,10 @@ def _costs(mask_BQhw: Tensor, share_BQC: Tensor | None, targets: Targets) -> Ten
     return cost_BQO.nan_to_num()  # a diverged model ends its training by its loss, not here
 
 
-def _solver():  # type: ignore[no-untyped-def]  # scipy has no types
+def _solver() -> Solver:
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as e:
         raise MissingExtraError("scipy", EXTRA, "task 'panoptic'") from e
-    return linear_sum_assignment
+    solver: Solver = linear_sum_assignment
+    return solver

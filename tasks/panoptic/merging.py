@@ -1,8 +1,8 @@
 """From masks and scores to one map each of classes, instances and parts.
 
-Called by the task for metrics, prediction and pictures. Depends on nothing but the scores and masks of a picture.
+Called by the task for metrics, prediction and pictures. Branches on no value, so that it can be part of a graph.
 
-Legend: B batch, H height, W width, N = Q thing + S stuff + P part queries, K columns, R queries that are candidates.
+Legend: B batch, H height, W width, N = Q thing + S stuff + P part queries, K columns, R = Q + S.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fednc.tasks.dense.maps import NO_INSTANCE, VOID
 from fednc.tasks.panoptic.columns import Columns
 
 SEMANTIC, INSTANCE, PART = range(3)  # of the maps in one tensor
+PRESENT = 0.5  # stuff with a lower score is not there
 
 
 def merged(mask_BNHW: Tensor, share_BNK: Tensor, columns: Columns, score: float, kept: float) -> Tensor:
@@ -31,7 +32,24 @@ def merged(mask_BNHW: Tensor, share_BNK: Tensor, columns: Columns, score: float,
         mask_BNHW: logits.
         share_BNK: probability of each column for each query.
     """
-    return torch.stack([_picture(*each, columns, score, kept) for each in zip(mask_BNHW, share_BNK, strict=True)])
+    scenes = columns.part_rows.start
+    share_BNHW, (found_BN, column_BN) = mask_BNHW.sigmoid(), _scores(share_BNK, columns)
+    least_R = torch.tensor([score] * columns.queries + [PRESENT] * len(columns.stuff), device=found_BN.device)
+    candidate_BR11 = (found_BN[:, :scenes] >= least_R)[:, :, None, None]
+    share_BRHW = share_BNHW[:, :scenes]
+    weight_BRHW = (found_BN[:, :scenes, None, None] * share_BRHW).masked_fill(~candidate_BR11, -1.0)
+    owner_BHW = weight_BRHW.argmax(dim=1)
+    inside_BRHW = (share_BRHW >= 0.5) & candidate_BR11
+    query_R = torch.arange(scenes, device=owner_BHW.device)
+    own_BRHW = inside_BRHW & (owner_BHW[:, None] == query_R[:, None, None])
+    left_BR = own_BRHW.sum(dim=(2, 3)) >= kept * inside_BRHW.sum(dim=(2, 3))
+    owned_BHW = (own_BRHW & left_BR[:, :, None, None]).any(dim=1)
+    column_BHW = column_BN.gather(1, owner_BHW.flatten(1)).reshape(owner_BHW.shape)
+    semantic_BHW = torch.where(owned_BHW, column_BHW, VOID)
+    instance_BHW = torch.where(owned_BHW & (owner_BHW < columns.queries), owner_BHW, NO_INSTANCE)
+    rows = columns.part_rows
+    part_BHW = _parts(semantic_BHW, share_BNHW[:, rows], found_BN[:, rows], columns)
+    return torch.stack([semantic_BHW, instance_BHW, part_BHW], dim=1)
 
 
 def to_pictures(mask_BNhw: Tensor, size: Sequence[int]) -> Tensor:
@@ -42,44 +60,20 @@ def to_pictures(mask_BNhw: Tensor, size: Sequence[int]) -> Tensor:
     return F.pad(found, (0, size[1] - exact[1], 0, size[0] - exact[0]), mode="replicate")
 
 
-def _picture(mask_NHW: Tensor, share_NK: Tensor, columns: Columns, score: float, kept: float) -> Tensor:
-    share_NHW = mask_NHW.sigmoid()
-    found_N, column_N = _scores(share_NK, columns)
-    is_thing_N = torch.arange(len(found_N), device=found_N.device) < columns.queries
-    candidate_R = torch.where(is_thing_N, found_N >= score, found_N > 0.5).nonzero().flatten()
-    candidate_R = candidate_R[candidate_R < columns.part_rows.start]
-    result = torch.full((3, *mask_NHW.shape[1:]), VOID, dtype=torch.int64, device=mask_NHW.device)
-    result[INSTANCE], result[PART] = NO_INSTANCE, 0
-    if not len(candidate_R):
-        return result
-    owner_HW = candidate_R[(found_N[candidate_R, None, None] * share_NHW[candidate_R]).argmax(dim=0)]
-    for row in candidate_R.tolist():
-        inside_HW = share_NHW[row] >= 0.5
-        own_HW = (owner_HW == row) & inside_HW
-        if not own_HW.any() or own_HW.sum() < kept * inside_HW.sum():
-            continue
-        result[SEMANTIC][own_HW] = column_N[row]
-        if row < columns.queries:
-            result[INSTANCE][own_HW] = row
-    result[PART] = _parts(result[SEMANTIC], share_NHW[columns.part_rows], found_N[columns.part_rows], columns)
-    return result
-
-
-def _scores(share_NK: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
-    """(the best share of each query among the columns that are an object, that column)."""
-    found_NK = share_NK.clone()
-    found_NK[:, columns.no_object] = -1.0
-    best = found_NK.max(dim=1)
+def _scores(share_BNK: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
+    """(the best share of each query among the columns that are an object, that column), each [B, N]."""
+    is_object_K = torch.arange(share_BNK.shape[2], device=share_BNK.device) != columns.no_object
+    best = share_BNK.masked_fill(~is_object_K, -1.0).max(dim=2)
     return best.values, best.indices
 
 
-def _parts(semantic_HW: Tensor, share_PHW: Tensor, found_P: Tensor, columns: Columns) -> Tensor:
-    part_HW = torch.zeros_like(semantic_HW)
+def _parts(semantic_BHW: Tensor, share_BPHW: Tensor, found_BP: Tensor, columns: Columns) -> Tensor:
+    part_BHW = torch.zeros_like(semantic_BHW)
     for whole, values in columns.part_ids.items():
         rows = [row for row, (of, _) in enumerate(columns.parts) if of == whole]
-        weight_RHW = share_PHW[rows] * found_P[rows, None, None] * (share_PHW[rows] > 0.5)
-        best = weight_RHW.max(dim=0)
-        value_HW = torch.tensor(values, device=part_HW.device)[best.indices]
-        here_HW = semantic_HW == whole
-        part_HW[here_HW] = torch.where(best.values > 0, value_HW, VOID)[here_HW]
-    return part_HW
+        share_BRHW = share_BPHW[:, rows]
+        weight_BRHW = share_BRHW * found_BP[:, rows, None, None] * (share_BRHW > 0.5)
+        best = weight_BRHW.max(dim=1)
+        value_BHW = torch.where(best.values > 0, torch.tensor(values, device=part_BHW.device)[best.indices], VOID)
+        part_BHW = torch.where(semantic_BHW == whole, value_BHW, part_BHW)
+    return part_BHW

@@ -77,6 +77,11 @@ class PartBranch(nn.Module):
         self.features = conv(shape.width, shape.width, kernel=1)
         self.kernels = nn.Conv2d(shape.width, shape.parts, 1)
 
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(features of parts [B, D, h, w], kernels [P, D], first masks [B, P, h, w])."""
+        feat_BDhw = self.features(self.decoder(maps))
+        return feat_BDhw, self.kernels.weight.flatten(1), self.kernels(feat_BDhw)
+
 
 class PartFormer(nn.Module):
     """Pictures to masks and queries. All part-only weights are below `parts`."""
@@ -95,18 +100,21 @@ class PartFormer(nn.Module):
         # Last, so that a model without parts starts from the same weights.
         self.parts = PartBranch(shape) if shape.parts else None
 
-    def forward(self, pixel_BCHW: Tensor) -> Guess:
-        """Masks have half the picture's size, rounded up."""
+    def forward(self, pixel_BCHW: Tensor, *, trains_parts: bool = True) -> Guess:
+        """Masks have half the picture's size, rounded up.
+
+        Without `trains_parts`, what is below `parts` gets no gradient.
+        """
         maps = self.pyramid(pixel_BCHW)
         scene_BDhw = self.scene(maps)
         thing_BDhw, stuff_BDhw = self.thing_features(scene_BDhw), self.stuff_features(scene_BDhw)
-        part_BDhw = torch.zeros_like(scene_BDhw)
-        if self.parts is not None:
-            part_BDhw = self.parts.features(self.parts.decoder(maps))
+        part_BDhw, part_kernel_PD, part_mask_BPhw = self._parts(maps, trains_parts=trains_parts)
         semantic_BChw = self.class_kernels(stuff_BDhw)
-        mask_BNhw = self._first_masks(thing_BDhw, semantic_BChw, part_BDhw)
+        thing_mask_BQhw = masks_of(self.thing_kernels.expand(pixel_BCHW.shape[0], -1, -1), thing_BDhw)
+        stuff = list(self.shape.stuff)
+        mask_BNhw = torch.cat([thing_mask_BQhw, semantic_BChw[:, stuff], part_mask_BPhw], dim=1)
         scene_BDhw = thing_BDhw + stuff_BDhw
-        query_BND = self._first_queries(mask_BNhw, scene_BDhw + part_BDhw)
+        query_BND = self._first_queries(mask_BNhw, scene_BDhw + part_BDhw, part_kernel_PD)
         in_wholes_Bhw = self._in_wholes(semantic_BChw)
         masks, embeds = [mask_BNhw], []
         for stage in self.stages:
@@ -117,18 +125,23 @@ class PartFormer(nn.Module):
             embeds.append(embed_BND)
         return Guess(mask_BNhw=masks, embed_BND=embeds, semantic_BChw=semantic_BChw)
 
-    def _first_masks(self, thing_BDhw: Tensor, semantic_BChw: Tensor, part_BDhw: Tensor) -> Tensor:
-        things = masks_of(self.thing_kernels.expand(len(thing_BDhw), -1, -1), thing_BDhw)
-        found = [things, semantic_BChw[:, list(self.shape.stuff)]]
-        return torch.cat([*found, *([self.parts.kernels(part_BDhw)] if self.parts is not None else [])], dim=1)
+    def _parts(self, maps: Sequence[Tensor], *, trains_parts: bool) -> tuple[Tensor, Tensor, Tensor]:
+        batch, _, height, width = maps[0].shape
+        if self.parts is None:
+            empty = maps[0].new_zeros
+            return empty(batch, self.shape.width, height, width), empty(0, self.shape.width), empty(batch, 0, height, width)
+        if trains_parts:
+            return self.parts(maps)
+        with torch.no_grad():
+            return self.parts(maps)
 
-    def _first_queries(self, mask_BNhw: Tensor, feat_BDhw: Tensor) -> Tensor:
+    def _first_queries(self, mask_BNhw: Tensor, feat_BDhw: Tensor, part_kernel_PD: Tensor) -> Tensor:
         """The kernels; things also take up the features inside their masks."""
-        batch, things = len(mask_BNhw), self.shape.things
+        batch, things = mask_BNhw.shape[0], self.shape.things
         thing_BQD = self.thing_kernels + grouped(mask_BNhw[:, :things], feat_BDhw)
-        kernels = [self.class_kernels.weight.flatten(1)[list(self.shape.stuff)]]
-        kernels += [self.parts.kernels.weight.flatten(1)] if self.parts is not None else []
-        return torch.cat([thing_BQD, *(each.expand(batch, -1, -1) for each in kernels)], dim=1)
+        stuff_kernel_SD = self.class_kernels.weight.flatten(1)[list(self.shape.stuff)]
+        own = torch.cat([stuff_kernel_SD, part_kernel_PD])
+        return torch.cat([thing_BQD, own.expand(batch, -1, -1)], dim=1)
 
     def _in_wholes(self, semantic_BChw: Tensor) -> Tensor:
         """bool [B, h, w]: pixels whose class has parts, as far as the first masks tell."""

@@ -81,8 +81,8 @@ def _check(found: Pictures, spec: str, options: PanopticOptions, columns: Column
     label_NHW, part_NHW = found.maps[LABEL].long(), found.maps[PART].long()
     most_V = torch.zeros(VOID + 1, dtype=torch.int64)
     most_V[VOID] = VOID
-    for whole, values in columns.part_ids.items():
-        most_V[whole] = len(values)
+    for label, values in columns.part_ids.items():
+        most_V[label] = len(values)
     wrong_NHW = (part_NHW > most_V[label_NHW]) & (part_NHW != VOID)
     if wrong_NHW.any():
         number, row, column = (int(each) for each in wrong_NHW.nonzero()[0])

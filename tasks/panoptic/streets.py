@@ -144,8 +144,8 @@ def draw_street(settings: StreetSettings, random: np.random.Generator) -> Street
         weight[number % len(THINGS)] = settings.skew
     for name in random.choice(THINGS, size=random.integers(1, _MOST_OBJECTS + 1), p=weight / weight.sum()):
         painting.add(str(name))
-    pixel = painting.colour + random.normal(0, settings.noise, painting.colour.shape)
-    pixel = (pixel.clip(0, 1) * 255).round().astype(np.uint8)
+    noisy = painting.colour + random.normal(0, settings.noise, painting.colour.shape)
+    pixel = (noisy.clip(0, 1) * 255).round().astype(np.uint8)
     return Street(pixel=pixel, label=painting.label, instance=painting.instance, part=painting.part)
 
 

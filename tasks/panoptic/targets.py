@@ -7,6 +7,7 @@ Legend: B batch, C classes, Q thing queries, S stuff and P part queries, h and w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,9 +83,9 @@ class Targets:
         return self.own_BMhw.flatten(2).any(dim=2)
 
 
-def targets_of(label_BHW: Tensor, instance_BHW: Tensor, part_BHW: Tensor, columns: Columns) -> Targets:
-    """The targets of the maps of a batch."""
-    label, instance, part = (each[:, ::STRIDE, ::STRIDE].long() for each in (label_BHW, instance_BHW, part_BHW))
+def targets_of(maps: Sequence[Tensor], columns: Columns) -> Targets:
+    """The targets of the maps of a batch: labels, instances and parts, each [B, H, W]."""
+    label, instance, part = (each[:, ::STRIDE, ::STRIDE].long() for each in maps)
     is_thing = _among(label, columns.things)
     label = torch.where(is_thing & (instance < 0), VOID, label)
     wholes = tuple(columns.part_ids)

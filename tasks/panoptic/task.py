@@ -30,7 +30,6 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Part, Purpose, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
-from fednc.common.tasks.graph_input import GraphInput, preprocessed_input
 from fednc.common.tasks.metrics import EXAMPLES, Stats
 from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.splits import split_digest
@@ -73,6 +72,7 @@ class PanopticTask(ClassifierTask):
     metrics = ()  # they depend on the options; see _check_primary
     summary_metrics = ("pq", "part_miou", "pwq_gm", "part_pq_parts", "pq_things")
     examples_each_round = True
+    scores_classes = False  # but maps
     options: PanopticOptions
 
     def __init__(self, run: RunConfig) -> None:
@@ -155,12 +155,6 @@ class PanopticTask(ClassifierTask):
         """Prepared pictures."""
         return (preprocessed((self.options.channels, *self.options.size)),)
 
-    def graph_input(self) -> GraphInput:
-        """Prepared pictures; segments are made by decisions for each picture, which a graph cannot hold."""
-        shape = (self.options.channels, *self.options.size)
-        why = "segments are merged by decisions for each picture"
-        return replace(preprocessed_input(shape), no_onnx=why)
-
     # ---- who trains what -------------------------------------------------------------------------------------
 
     def aggregation(self, key: str) -> Aggregation:
@@ -216,8 +210,9 @@ class PanopticTask(ClassifierTask):
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses of the masks of every stage, of the first masks, and of the columns of all stages' queries."""
         found, columns = as_panoptic(model), self.columns
-        targets = targets_of(*batch[1:], columns)
-        guess = found.backbone(batch[0])
+        targets = targets_of(batch[1:], columns)
+        # What only owners send must not move elsewhere: the rest would be trained together with it, and meet another.
+        guess = found.backbone(batch[0], trains_parts=bool(targets.known_parts_B.any()))
         feat_TBND = found.projection(torch.stack(list(guess.embed_BND)))
         matches = self._matches(guess, feat_TBND, found, targets, guide)
         aims = [losses.aims_of(targets, each, columns) for each in matches]
@@ -281,7 +276,7 @@ class PanopticTask(ClassifierTask):
     def embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(unit features [X, D], columns [X]) of the queries of the last stage, as they are matched by masks."""
         found = as_panoptic(model)
-        guess, targets = found.backbone(batch[0]), targets_of(*batch[1:], self.columns)
+        guess, targets = found.backbone(batch[0]), targets_of(batch[1:], self.columns)
         matches = match(guess.mask_BNhw[-1][:, : self.columns.queries], None, targets)
         aims = losses.aims_of(targets, matches, self.columns)
         feat_BND = found.projection(guess.embed_BND[-1])

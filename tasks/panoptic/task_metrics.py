@@ -7,8 +7,8 @@ Legend: B batch, C classes, H height, W width, L parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,8 +36,6 @@ class PartMetric(Metric):
     """A metric that follows from the sums of `PartQuality`."""
 
     unit = PERCENT
-    of: ClassVar[Callable[[Quality], float]]
-
     def __init__(self, columns: Columns, pixels: int) -> None:
         """`pixels`: of a picture; more in the sums of a client are refused."""
         self.columns, self.pixels = columns, pixels
@@ -63,7 +61,11 @@ class PartMetric(Metric):
     def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
         """See Metric."""
         del examples
-        return type(self).of(self.quality(sums))
+        return self.of(self.quality(sums))
+
+    @abstractmethod
+    def of(self, quality: Quality) -> float:
+        """The value among those of `PartQuality`."""
 
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
         """See Metric."""
@@ -86,7 +88,11 @@ class PartMetric(Metric):
 class PartPQ(PartMetric):
     """PartPQ; also for classes with and without parts, and for each class."""
 
-    name, of = "part_pq", staticmethod(lambda quality: quality.all)
+    name = "part_pq"
+
+    def of(self, quality: Quality) -> float:
+        """See PartMetric."""
+        return quality.all
 
     def details(self, sums: Mapping[str, Tensor], examples: int, names: Sequence[str]) -> dict[str, float]:
         """`part_pq_parts`, `part_pq_no_parts` and `part_pq/<class>`."""
@@ -104,7 +110,11 @@ class PartPQ(PartMetric):
 class PQ(PartMetric):
     """Panoptic quality; also of things and of stuff, and its factors."""
 
-    name, of = "pq", staticmethod(lambda quality: quality.pq)
+    name = "pq"
+
+    def of(self, quality: Quality) -> float:
+        """See PartMetric."""
+        return quality.pq
 
     def details(self, sums: Mapping[str, Tensor], examples: int, names: Sequence[str]) -> dict[str, float]:
         """`pq_things`, `pq_stuff`, `sq`, `rq`."""
@@ -117,7 +127,11 @@ class PQ(PartMetric):
 class PartMeanIoU(PartMetric):
     """Mean over parts of the intersection over union of their pixels; a part of a wrong whole is wrong."""
 
-    name, of = "part_miou", staticmethod(lambda quality: quality.part_miou)
+    name = "part_miou"
+
+    def of(self, quality: Quality) -> float:
+        """See PartMetric."""
+        return quality.part_miou
 
     def details(self, sums: Mapping[str, Tensor], examples: int, names: Sequence[str]) -> dict[str, float]:
         """`part_iou/<class>/<part>` for each part that occurs or is predicted."""
@@ -130,7 +144,11 @@ class PartMeanIoU(PartMetric):
 class PartWhole(PartMetric):
     """Geometric mean of part mIoU and PQ."""
 
-    name, of = "pwq_gm", staticmethod(lambda quality: quality.pwq_gm)
+    name = "pwq_gm"
+
+    def of(self, quality: Quality) -> float:
+        """See PartMetric."""
+        return quality.pwq_gm
 
 
 ALL: tuple[type[PartMetric], ...] = (PartPQ, PQ, PartMeanIoU, PartWhole)

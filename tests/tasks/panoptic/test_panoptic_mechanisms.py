@@ -89,7 +89,7 @@ def test_every_object_gets_the_cheapest_query() -> None:
     task = task_of()
     _, data, _ = ready(task)
     batch = batch_of(data)
-    targets = targets_of(*batch[1:], task.columns)
+    targets = targets_of(batch[1:], task.columns)
     order_Q = torch.randperm(task.columns.queries)
     perfect = torch.where(targets.thing_BQhw[:, order_Q], 9.0, -9.0)
     picture_M, query_M, object_M = match(perfect, None, targets)
@@ -104,7 +104,7 @@ def test_members_are_counted_as_the_memory_sums_them() -> None:
     _, column_X = task.embed(model, batch_of(data))
     assert torch.equal(torch.bincount(column_X, minlength=task.label_space), data.count_K)
     assert int(data.count_K.sum()) <= task.members_per_example * data.examples
-    assert int(targets_of(*batch_of(data)[1:], task.columns).counted_B.max()) == 2
+    assert int(targets_of(batch_of(data)[1:], task.columns).counted_B.max()) == 2
 
 
 # ---- columns -------------------------------------------------------------------------------------------------------
@@ -136,14 +136,14 @@ def test_without_part_labels_the_part_queries_have_no_loss() -> None:
     task = task_of()
     model, data, guide = ready(task, STREETS + ",parts=no")
     guess = model.backbone(batch_of(data)[0])
-    targets = targets_of(*batch_of(data)[1:], task.columns)
+    targets = targets_of(batch_of(data)[1:], task.columns)
     aims = losses.aims_of(targets, match(guess.mask_BNhw[0][:, :8], None, targets), task.columns)
     assert not aims.told_BN[:, task.columns.part_rows].any()
     assert not aims.found_BN[:, task.columns.part_rows].any()
     assert task.owned(data) == {}
     model.zero_grad()
     task.loss(model, batch_of(data), guide)[0].backward()
-    assert float(model.backbone.parts.kernels.bias.grad.abs().sum()) == 0
+    assert all(p.grad is None for p in model.backbone.parts.parameters()), "only owners may move them"
 
 
 def test_the_owners_of_part_keys_are_clients_with_part_labels() -> None:
@@ -254,9 +254,9 @@ def test_void_and_crowd_pixels_are_not_judged() -> None:
     crowd = batch[2].clone()
     crowd[:, 12:] = -1
     batch[2] = crowd
-    targets = targets_of(*batch[1:], task.columns)
-    assert not targets.judged_Bhw[:, :, :9].any()
-    assert not targets.thing_BQhw[:, :, 12:].any()
+    targets = targets_of(batch[1:], task.columns)
+    assert not targets.judged_Bhw[:, :, :5].any()
+    assert not targets.thing_BQhw[:, :, 6:].any()
     before = task.loss(model, tuple(batch), guide)[0]
     changed = batch[3].clone()
     changed[:, :, :9] = 1
@@ -270,11 +270,11 @@ def test_perfect_masks_and_scores_are_merged_into_the_truth() -> None:
     task = task_of()
     _, data, _ = ready(task)
     batch, columns = batch_of(data), task.columns
-    targets = targets_of(*batch[1:], columns)
+    targets = targets_of(batch[1:], columns)
     aims = losses.aims_of(targets, match(targets.thing_BQhw * 18.0 - 9, None, targets), columns)
     share = torch.nn.functional.one_hot(aims.column_BN, task.label_space).float()
     guess = merged(torch.where(aims.mask_BNhw, 9.0, -9.0), share, columns, 0.3, 0.6)
-    found = task.measured_by[0].quality(task.measured_by[0].sums(guess, torch.stack(batch[1:], dim=1)))
+    found = task.measured_by[0].quality(task.measured_by[0].sums(guess, torch.stack(batch[1:], dim=1)[:, :, ::2, ::2]))
     assert (found.all, found.pq, found.part_miou, found.pwq_gm) == (1.0, 1.0, 1.0, 1.0)
 
 
