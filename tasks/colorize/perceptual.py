@@ -146,8 +146,8 @@ class PictureFeatures(nn.Module):
 
 @lru_cache(maxsize=4)
 def picture_features(device: torch.device) -> PictureFeatures:
-    """The one network of FD-rand, on `device`."""
+    """The one network of FD-rand, on `device`, in float64."""
     with torch.random.fork_rng(devices=[]):
         network = PictureFeatures()
     draw(list(network.layers), "fd-rand")
-    return network.requires_grad_(False).eval().to(device)
+    return network.double().requires_grad_(False).eval().to(device)
