@@ -26,7 +26,7 @@ from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, count_zeros, ref
 from fednc.tasks.colorize.dataset import ColourBatch, at_tokens
 from fednc.tasks.colorize.network import Adversary, Generator, token_channels, token_grid
 from fednc.tasks.colorize.options import ColorizeOptions
-from fednc.tasks.colorize.task import ColorizeTask, Painted
+from fednc.tasks.colorize.colour_task import ColourTask, Painted
 
 
 class RegionColourModel(ClassifierModel):
@@ -86,11 +86,11 @@ class RegionAccuracy(Metric):
         refuse_unless(fits, "more tokens of the right region than tokens")
 
 
-class RegionColorizeTask(ColorizeTask, ClassifierTask):
+class RegionColorizeTask(ColourTask, ClassifierTask):
     """Colours for line art, with a head that tells regions apart."""
 
     body = "backbone."
-    metrics: ClassVar[tuple[Metric | type[Metric], ...]] = ColorizeTask.metrics
+    metrics: ClassVar[tuple[Metric | type[Metric], ...]] = ColourTask.metrics
 
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)
