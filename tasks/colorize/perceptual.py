@@ -72,7 +72,9 @@ def perceptual_network(width: int, weights: str, device: torch.device) -> Frozen
         _read_vgg(network, weights)
     else:
         draw(list(network.layers), "perceptual")
-    return network.requires_grad_(False).eval().to(device)
+    network = network.requires_grad_(False).eval().to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def _read_vgg(network: FrozenFeatures, digest: str) -> None:
