@@ -50,3 +50,9 @@ class TestExportedColours(testing.TaskContract):
     data = "characters:images=12,test=6,seed=2,artist=0/3"
     options: ClassVar = {**SMALL, "classes": list(REGIONS)}
     tables: ClassVar = {"method": {"name": "fedavg"}, "train": {**TRAIN, "epochs": 1}}
+
+
+class TestColoursWithRegions(TestExportedColours):
+    options: ClassVar = {**SMALL, "classes": list(REGIONS), "region_weight": 0.5}
+    tables: ClassVar = {"method": {"name": "fednc"}, "frame": {"dim": 8}, "train": {**TRAIN, "epochs": 1}}
+    exports = False
