@@ -24,7 +24,7 @@ Place = tuple[str, str]  # (block, input of it)
 
 
 @dataclass(frozen=True, eq=False)
-class _Use:
+class _BranchUse:
     """One use of an input [B, T, C] in one forward pass of a block."""
 
     place: Place
@@ -37,14 +37,14 @@ class Recorder:
     """The uses that the blocks of a model have recorded."""
 
     names: Mapping[nn.Module, str]
-    uses: list[_Use] = field(default_factory=list)
+    uses: list[_BranchUse] = field(default_factory=list)
 
     def note(self, value: Tensor, block: nn.Module, given: str, name: str) -> Tensor:
         """A copy of `value` whose gradient is that of this branch alone."""
         if block not in self.names or not value.requires_grad:
             return value
         copy = value.clone()
-        self.uses.append(_Use((self.names[block], given), name, copy))
+        self.uses.append(_BranchUse((self.names[block], given), name, copy))
         return copy
 
     def gradients(self, loss: Tensor) -> dict[Place, dict[str, Tensor]]:

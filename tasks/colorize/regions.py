@@ -22,11 +22,12 @@ from fednc.common.learning.losses import View, objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask, as_classifier
+from fednc.common.tasks.metric_info import PERCENT
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, count_zeros, refuse_unless
 from fednc.tasks.colorize.dataset import ColourBatch, at_tokens
 from fednc.tasks.colorize.network import Adversary, Generator, token_channels, token_grid
 from fednc.tasks.colorize.options import ColorizeOptions
-from fednc.tasks.colorize.task import ColorizeTask, Painted
+from fednc.tasks.colorize.colour_task import ColourTask, Painted
 
 
 class RegionColourModel(ClassifierModel):
@@ -60,7 +61,11 @@ class RegionColourModel(ClassifierModel):
 class RegionAccuracy(Metric):
     """Share of tokens whose region the head tells."""
 
-    name = "region_accuracy"
+    name, unit = "region_accuracy", PERCENT
+
+    def __init__(self, most_tokens: int) -> None:
+        """`most_tokens`: of a picture; more in the sums of a client are refused."""
+        self._most_tokens = most_tokens
 
     def zeros(self, label_space: int) -> Stats:
         """See Metric."""
@@ -81,16 +86,15 @@ class RegionAccuracy(Metric):
 
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
         """See Metric."""
-        del examples
-        fits = 0 <= int(sums["region_hits"]) <= int(sums["region_count"])
-        refuse_unless(fits, "more tokens of the right region than tokens")
+        hits, count, most = int(sums["region_hits"]), int(sums["region_count"]), examples * self._most_tokens
+        refuse_unless(0 <= hits <= count <= most, f"{hits} of {count} tokens right, {examples} pictures have {most}")
 
 
-class RegionColorizeTask(ColorizeTask, ClassifierTask):
+class RegionColorizeTask(ColourTask, ClassifierTask):
     """Colours for line art, with a head that tells regions apart."""
 
     body = "backbone."
-    metrics: ClassVar[tuple[Metric | type[Metric], ...]] = ColorizeTask.metrics
+    metrics: ClassVar[tuple[Metric | type[Metric], ...]] = ColourTask.metrics
 
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)
@@ -99,7 +103,7 @@ class RegionColorizeTask(ColorizeTask, ClassifierTask):
                 "method.rehearsal with a frame takes the class memory before the projection, which this task does "
                 "not keep: set method.rehearsal = 0, or method.head = 'cosine'"
             )
-        self.colours, self.regions = self.measured_by, RegionAccuracy()
+        self.colours, self.regions = self.measured_by, RegionAccuracy(self.members_per_example)
         self.measured_by = (*self.colours, self.regions)
 
     @property

@@ -18,13 +18,16 @@ from fednc.client.training.kept_optimisers import KeptOptimisers
 from fednc.client.training.round_state import Past
 from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.config.tables import TrainSection
+from fednc.common.errors import ProtocolError
 from fednc.common.learning.optimisers import make_optimiser, optimiser_names
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Stepper
 from fednc.common.wire import records
+from fednc.common.wire.messages import RUN, Instruction
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun
+from fednc.server.storage.checkpoint import Checkpoints
 from fednc.server.storage.event_log import EventLog
 from support.prototype_tasks import LINE, LineTask, installed, write_line
 from support.runs_on_grids import DeafGrid, RestartingGrid
@@ -157,6 +160,29 @@ def test_a_round_that_does_not_count_leaves_no_trace_in_what_a_client_keeps(tmp_
         if name.endswith("optimisers.3.safetensors")
     ]
     assert sorted(map(sorted, by_client)) == [[6], [9]]  # of 3 steps a round: c1 took those of round 1 and 3
+
+
+def test_a_server_that_starts_again_still_knows_which_round_last_counted_each_client(tmp_path: Path) -> None:
+    with installed({"rivals": RivalsTask}):
+        run = rivals_run(rounds={"total": 3, "min_clients": 1})
+        checkpoints = Checkpoints(tmp_path / "server", keep=2)
+        with DeafGrid(run, two_clients(tmp_path, "state"), "c1", 2) as grid:
+            around = Surroundings(name_of=grid.name_of, checkpoints=checkpoints)
+            FederatedRun(run, EventLog()).execute(grid, around)
+            (tmp_path / "server" / "checkpoints" / "round-000003.json").unlink()
+            again = FederatedRun(run, EventLog())
+            again.restore(checkpoints.latest(run.digest))
+            assert again.state.accepted is not None
+            assert {grid.name_of(node): last for node, last in again.state.accepted.items()} == {"c0": 2, "c1": 1}
+
+
+@pytest.mark.parametrize("odd", [-1, "1", 1.5, [1]])
+def test_an_instruction_with_an_impossible_last_round_is_refused(odd: Any) -> None:
+    record = Instruction(run_json="{}", server_round=2).to_record()
+    record["accepted"] = odd
+    message = Message(RecordDict({RUN: record}), dst_node_id=1, message_type="train")
+    with pytest.raises(ProtocolError, match="last accepted round"):
+        Instruction.of(message)
 
 
 def test_past_reads_the_last_round_that_counts() -> None:
