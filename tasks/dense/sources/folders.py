@@ -58,7 +58,7 @@ def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
 def size_of_first(place: str) -> tuple[int, int]:
     """(height, width) of the first training picture below `place`. Raises DataError."""
     base = _base(place, "train", has_test=False)
-    with _opened(pictures_in(base / IMAGE)[0]) as picture:
+    with open_picture(pictures_in(base / IMAGE)[0]) as picture:
         return picture.height, picture.width
 
 
