@@ -217,10 +217,10 @@ def _run(
         try:
             done = prepared.execute(grid, around)
         except KeyboardInterrupt:
-            kept = prepared.last_good
-            if kept is None:
+            good = prepared.last_good
+            if good is None:
                 raise
-            done, running.ended = kept, INTERRUPTED
+            done, running.ended = good, INTERRUPTED
     result = _result(done, running.ended or FINISHED, grid.run_id, time.monotonic() - started, folder)
     for callback in callbacks:
         callback.on_end(running, result)
