@@ -29,6 +29,7 @@ from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.result_files import summary_of, write_files, write_round_examples
 from fednc.server.rounds.run import FederatedRun, RunResult, checkpoints_of, new_or_continued
+from fednc.server.storage import probe_record
 from fednc.server.storage.client_metrics import ClientMetrics
 from fednc.server.storage.data_manifests import ManifestFile
 from fednc.server.storage.event_log import EventLog
@@ -187,9 +188,10 @@ def _run(
             manifests.keep_in(folder)
             for name, manifest in grid.manifests.items():
                 manifests.note(name, manifest)
-        checkpoints, best = checkpoints_of(config, folder) if folder and resume else (None, None)
-        if checkpoints:
-            prepared, kept = new_or_continued(config, events, checkpoints, best)
+        checkpoints = best = None
+        if folder and resume:
+            checkpoints, best = checkpoints_of(config, folder)
+            prepared, kept = new_or_continued(config, events, folder, checkpoints, best)
         else:
             prepared, kept = FederatedRun(config, events), None
         control = RunControl()
@@ -209,6 +211,7 @@ def _run(
             name_of=grid.name_of,
             control=control,
             keep_examples=partial(write_round_examples, folder) if folder else None,
+            keep_probe=partial(probe_record.write, folder, config) if folder else lambda _verdict: None,
             client_metrics=ClientMetrics(folder),
             checkpoints=checkpoints,
             best=best,

@@ -86,7 +86,7 @@ class TaskContract:
     Attributes:
         task: name of the task's entry point.
         data: spec of data that the task reads; a few hundred examples are enough.
-        options: keys of [task]; if empty, those that the task suggests for the data.
+        options: keys of [task]; None: those that the task suggests for the data, with its other tables.
         tables: other tables of the run file, for example {"method": {"name": "fedavg"}}.
         exports: set it to False if the task's prediction cannot be one graph, because it branches on values.
     """
@@ -316,10 +316,11 @@ class TaskContract:
         if not cls.task or not cls.data:
             raise ConfigError(f"{cls.__name__}: set `task` to the task to test, and `data` to its data")
         if "_read" not in cls.__dict__:
-            options = cls.options
+            options, tables = cls.options, cls.tables
             if options is None:
-                options = discovery.task_class(cls.task).suggest_options(cls.data).options
-            cls._read = {**cls.tables, "task": {**options, "name": cls.task}}  # type: ignore[attr-defined]
+                found = discovery.task_class(cls.task).suggest_options(cls.data)
+                options, tables = found.options, {**found.tables, **tables}
+            cls._read = {**tables, "task": {**options, "name": cls.task}}  # type: ignore[attr-defined]
         read: dict[str, Any] = cls._read  # type: ignore[attr-defined]
         return read
 

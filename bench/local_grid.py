@@ -25,7 +25,9 @@ _APP_FAILED = 2  # Flower's own code, as the link reports it
 
 
 class LocalGrid(flower_adapter.SeriesGrid):
-    """The grid of one run, or of several after one another. If a run has a simulated split, client i has part i.
+    """The grid of one run, or of several after one another.
+
+    If a run has a simulated split, client i has part i, counted from the first one's.
 
     Server and clients share no arrays: in both directions every content is serialised into a manifest and
     read-only bytes, then built again from them.
@@ -37,8 +39,9 @@ class LocalGrid(flower_adapter.SeriesGrid):
         clients: Sequence[ClientConfig],
         app: Callable[[Message, Context], Message] = fednc_app,
         run_id: str = "",
+        first_part: int = 0,
     ) -> None:
-        """Load every client's data and model.
+        """Load every client's data and model. `first_part`: the part of the first client.
 
         Raises:
             ConfigError, DataError: a client cannot take part in the run.
@@ -49,13 +52,14 @@ class LocalGrid(flower_adapter.SeriesGrid):
         self.manifests: dict[str, str] = {}  # by client; see `ClientConfig.manifest`
         self._bytes_up = self._bytes_down = 0
         self._pushed: dict[str, Iterator[Message]] = {}
+        self._first_part = first_part
         self.begin_run(self.run_id, run)
 
     def begin_run(self, run_id: str, run: RunConfig) -> None:
         """Go on to this run. Clients keep their data loaded if it is the same. Raises ConfigError, DataError."""
         self.enter(run_id)
         self._pushed = {}
-        for index, (node, host) in enumerate(self._hosts.items()):
+        for index, (node, host) in enumerate(self._hosts.items(), self._first_part):
             declared = host.prepare(self._welcome(node, run, index))
             self.manifests[self._names[node]] = declared.manifest
 

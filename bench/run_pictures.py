@@ -2,8 +2,9 @@
 
     clients.png       a box per evaluated round: the primary metric over the clients
     reliability.png   accuracy by confidence on the server's test data, before and after calibration
+    probe.png         the losses of the probe's candidates (`[probe]`), drawn as soon as they are known
 
-Called at the end of `fednc server` and `fednc.run`. Imports matplotlib (extra `demo`) only to draw. Without it, or
+Called at the end of `fednc server` and `fednc.run`, and by `fednc server` after a probe. Imports matplotlib (extra `demo`) only to draw. Without it, or
 without the figures that a picture shows, there is none.
 """
 
@@ -18,8 +19,9 @@ from typing import Any
 
 from fednc.bench.compare.plots import new_figure
 from fednc.common.tasks.metric_info import PERCENT, MetricInfo
+from fednc.server.storage import probe_record
 
-CLIENTS, RELIABILITY = "clients.png", "reliability.png"
+CLIENTS, RELIABILITY, PROBE = "clients.png", "reliability.png", "probe.png"
 _MOST_BOXES = 40  # of a long run, evenly spread over its rounds
 
 log = logging.getLogger("fednc.bench")
@@ -32,10 +34,10 @@ def draw(folder: Path) -> list[Path]:
     """
     if importlib.util.find_spec("matplotlib") is None:
         return []
+    drawn = draw_probe(folder)
     try:
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
         rounds = json.loads((folder / "rounds.json").read_text("utf-8"))
-        drawn = []
         if boxes := boxes_of(rounds):
             draw_clients(folder / CLIENTS, boxes, MetricInfo(**summary["metric"]))
             drawn.append(folder / CLIENTS)
@@ -44,8 +46,20 @@ def draw(folder: Path) -> list[Path]:
             drawn.append(folder / RELIABILITY)
     except Exception:
         log.exception("the pictures of %s could not be drawn", folder)
-        return []
     return drawn
+
+
+def draw_probe(folder: Path) -> list[Path]:
+    """Draw what the probe said, if the run has made one and matplotlib is there; the picture that was written."""
+    record = folder / probe_record.FILE
+    if importlib.util.find_spec("matplotlib") is None or not record.exists():
+        return []
+    try:
+        draw_curves(folder / PROBE, json.loads(record.read_text("utf-8"))["verdict"])
+    except Exception:
+        log.exception("%s could not be drawn", record)
+        return []
+    return [folder / PROBE]
 
 
 def boxes_of(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, float]]]:
@@ -79,6 +93,31 @@ def draw_clients(path: Path, boxes: Sequence[tuple[int, Mapping[str, float]]], m
     axes.set_ylabel(f"{metric.name.replace('_', ' ')} of each client, held out{unit}")
     axes.set_title(f"{int(boxes[-1][1]['clients'])} clients: worst, quartiles, best", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def draw_curves(path: Path, verdict: Mapping[str, Any]) -> None:
+    """A panel for each family: held-out and training loss by the value of its axis, and the fitted curve."""
+    families, picked = verdict["families"], verdict["picked"]
+    figure = new_figure((4.2 * len(families) + 0.4, 4.0))
+    row = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
+    for axes, family in zip(row, families, strict=True):
+        values = family["values"]
+        axes.plot(values, family["held_out"], "o-", color="#0072B2", linewidth=1.6, label="held out")
+        axes.plot(values, family["train"], "s--", color="#999999", linewidth=1.2, label="training")
+        if family["fitted"]:
+            axes.plot(values, family["fitted"], ":", color="#0072B2", linewidth=1.2, label="fitted")
+        is_picked = family["name"] == picked["family"]
+        axes.axvline(family["best"], color="#D55E00", linewidth=1, linestyle="-" if is_picked else ":")
+        axes.set_xscale("log")
+        axes.set_xticks(values, [f"{value:g}" for value in values], fontsize=8)
+        axes.minorticks_off()
+        axes.set_xlabel(family["axis"])
+        chosen = ", picked" if is_picked else ""
+        axes.set_title(f"{family['name']}: {family['loss']:.3f} at {family['best']:g}{chosen}", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    row[0].set_ylabel("mean loss of the candidates")
+    row[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
 
 

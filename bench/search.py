@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -73,12 +74,15 @@ def measure(starts: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
     rates = [round(_LOWEST * _FACTOR**place, 6) for place in range(_RATES)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        before_s = _cpu_s()
         search_s, trials, first = _search(folder, rates)
+        search_cpu_s, before_s = _cpu_s() - before_s, _cpu_s()
         say(f"search: {_RATES} trials in {search_s:.1f} s")
         full_s = []
         for number, rate in enumerate(rates[:starts]):
             full_s.append(_full_start(folder / f"full-{number}", rate, first.get(rate)))
             say(f"full start {number + 1}: {full_s[-1]:.1f} s")
+    start_cpu_s = (_cpu_s() - before_s) / len(full_s)
     trial_s, start_s = statistics.median(trials), statistics.median(full_s)
     return [
         {
@@ -88,10 +92,19 @@ def measure(starts: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
             "search_s": round(search_s, 2),
             "trial_s": round(trial_s, 3),
             "full_start_s": round(start_s, 3),
+            "search_cpu_s": round(search_cpu_s, 2),
+            "full_start_cpu_s": round(start_cpu_s, 2),
             "full_to_trial": round(start_s / trial_s, 2),
             "loop_to_search": round(start_s * _RATES / search_s, 2),
+            "loop_to_search_cpu": round(start_cpu_s * _RATES / search_cpu_s, 2),
         }
     ]
+
+
+def _cpu_s() -> float:
+    """Seconds of CPU of all processes that were started and have ended: on a busy machine these are steadier."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _search(folder: Path, rates: list[float]) -> tuple[float, list[float], dict[float, float]]:

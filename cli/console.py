@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_format
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +63,7 @@ def command(
     console's own operator credential for --server. `--json` writes address and key as soon as it listens.
     Verdicts on gates are signed with the key in --access. docs/console.md shows how to use it.
     """
-    from fednc.cli.output import say, write_json
+    from fednc.cli.output import say
     from fednc.cli.status import operator_link
     from fednc.common.address import parse_address, parse_host
     from fednc.common.process.interrupt import run_until_interrupted
@@ -87,7 +88,7 @@ def command(
 
     def say_where(address: str, secret: str) -> None:
         if json:
-            write_json(json, {"address": address, "key": secret})
+            _write_where(json, {"address": address, "key": secret})
         if secret:
             say(f"listening: {address}/login#key={secret}")
             say("whoever has this link may log in; it is valid until the console ends")
@@ -98,3 +99,14 @@ def command(
         run_until_interrupted(serve_console(settings, say_where))
     except KeyboardInterrupt:
         return  # the usual end of a service
+
+
+def _write_where(target: str, values: dict[str, str]) -> None:
+    """Like every `--json`, but nobody else may read the file: it has the key."""
+    from fednc.cli.output import write_json
+    from fednc.common.files import write_atomically
+
+    if target == "-":
+        write_json(target, values)
+    else:
+        write_atomically(Path(target), json_format.dumps(values, indent=2).encode())

@@ -30,6 +30,7 @@ COMMANDS = {
     "session": ("fednc.cli.session:app", "Start the next session of a run whose classes come later."),
     "certs": ("fednc.cli.certs:command", "Make and revoke certificates and tokens."),
     "init": ("fednc.cli.init:command", "Write a commented run file to start from."),
+    "inspect": ("fednc.cli.inspect:app", "Look inside a model: gradients of the branches of its attention."),
     "check": ("fednc.cli.check:command", "Validate a run file and data without a server."),
     "runs": ("fednc.cli.runs:app", "List the runs in a folder, and compare them."),
     "export": (

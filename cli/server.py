@@ -106,19 +106,26 @@ def command(
 
 
 def _serve_run(run: RunConfig, folder: str, json: str) -> None:
-    from fednc.bench.run_pictures import draw
+    from fednc.bench.run_pictures import draw, draw_probe
     from fednc.cli.live import following
     from fednc.common.process.collector import spare_what_is_loaded
     from fednc.common.process.interrupt import run_until_interrupted
     from fednc.server.main import run_server
     from fednc.server.operations.trackers import tracked
     from fednc.server.storage.event_log import EventLog
+    from fednc.server.storage.events import Event, ProbeDecided
     from fednc.server.storage.folder_lock import claimed
     from fednc.server.storage.run_folder import run_folder
 
     place = run_folder(run, folder)
+
+    def show_probe(event: Event) -> None:
+        if isinstance(event, ProbeDecided):  # an operator may be asked about it before the run has ended
+            draw_probe(place)
+
     with claimed(place):
         events = EventLog(place / "events.jsonl", run.server.events_mib, run.server.events_kept)
+        events.listen(show_probe)
         spare_what_is_loaded()
         with following(run, events) as live, tracked(run, place.name, place, events):
             serving = run_server(run, place, events, on_listening=live.watch)

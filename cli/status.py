@@ -169,6 +169,8 @@ def _screen() -> Iterator[Callable[[pb.RunStatus], None]]:
 def _show(status: pb.RunStatus) -> None:
     say(_headline(status))
     show_table("clients", COLUMNS, [_row(node) for node in status.nodes])
+    if any(node.holdings for node in status.nodes):
+        show_table("examples by part of the task", *_holdings(status.nodes))
 
 
 def _picture(status: pb.RunStatus) -> Group:
@@ -229,6 +231,12 @@ def _row(node: pb.NodeStatus) -> list[object]:
     ]
 
 
+def _holdings(nodes: Sequence[pb.NodeStatus]) -> tuple[list[str], list[list[object]]]:
+    """Head and rows: who owns what, a column for each part of the task."""
+    parts = list(dict.fromkeys(name for node in nodes for name in sorted(node.holdings)))
+    return ["name", *parts], [[node.name, *(node.holdings.get(part, 0) or "-" for part in parts)] for node in nodes]
+
+
 def as_json(message: Message) -> dict[str, Any]:
     """Every field of a status; null if unknown, names of enumerations in lower case."""
     return {field.name: _value(message, field) for field in message.DESCRIPTOR.fields}
@@ -238,6 +246,8 @@ def _value(message: Message, field: Any) -> Any:
     value = getattr(message, field.name)
     if field.has_presence and not message.HasField(field.name):
         return None
+    if field.message_type and field.message_type.GetOptions().map_entry:
+        return dict(value)
     if field.message_type:
         return as_json(value) if field.has_presence else [as_json(each) for each in value]
     if field.enum_type:

@@ -31,6 +31,7 @@ POINTS = {
     "server.fold": "a reply is about to be aggregated",
     "server.initialise": "an answer to a question before round 1 is about to be used",
     "server.data_sums": "an answer with sums of the data is about to be used",
+    "server.probe": "an answer with losses of the probe's candidates is about to be used",
     "server.calibrate": "an answer with losses at all temperatures is about to be used",
     "server.personal": "an answer about a client's personal model is about to be used",
     "server.checkpoint.begin": "nothing of the checkpoint is written yet",

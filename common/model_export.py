@@ -105,14 +105,18 @@ class ExportedModel(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """The task's prediction for preprocessed inputs.
 
-        For a classifier, scores [B, C]: the argmax is the predicted class; `probabilities` makes confidences.
+        For a classifier, scores [B, C]: the argmax is the predicted class; `probabilities` makes confidences. Behind
+        them are the task's further channels, if it has any.
         """
-        found = self.task.predict(self.model, inputs, self.guide)
-        return found[:, : len(self.class_names)] if self.class_names else found
+        found, further = self.task.predict(self.model, inputs, self.guide), self.task.further_channels
+        if not self.class_names:
+            return found
+        shown = found[:, : len(self.class_names)]
+        return torch.cat([shown, found[:, -further:]], dim=1) if further else shown
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Probabilities of the classes for scores [B, C, ...] of `forward`, which the temperature has divided."""
-        return scores.float().softmax(dim=1)
+        return scores[:, : len(self.class_names)].float().softmax(dim=1)
 
 
 def export(

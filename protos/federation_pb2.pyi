@@ -70,7 +70,7 @@ class Welcome(_message.Message):
     def __init__(self, node_id: _Optional[int] = ..., attendance: _Optional[bytes] = ..., run_id: _Optional[str] = ..., run_json: _Optional[str] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., liveness_s: _Optional[float] = ..., whole_bytes: _Optional[int] = ...) -> None: ...
 
 class Declaration(_message.Message):
-    __slots__ = ("examples", "class_counts", "device", "pid", "problem", "held_out", "standing", "manifest", "run_id")
+    __slots__ = ("examples", "class_counts", "device", "pid", "problem", "held_out", "standing", "manifest", "run_id", "holdings")
     class Standing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         READY: _ClassVar[Declaration.Standing]
@@ -79,6 +79,13 @@ class Declaration(_message.Message):
     READY: Declaration.Standing
     PAUSED: Declaration.Standing
     LEAVING: Declaration.Standing
+    class HoldingsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     CLASS_COUNTS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +95,7 @@ class Declaration(_message.Message):
     STANDING_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    HOLDINGS_FIELD_NUMBER: _ClassVar[int]
     examples: int
     class_counts: _containers.RepeatedScalarFieldContainer[int]
     device: str
@@ -97,7 +105,8 @@ class Declaration(_message.Message):
     standing: Declaration.Standing
     manifest: str
     run_id: str
-    def __init__(self, examples: _Optional[int] = ..., class_counts: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., problem: _Optional[str] = ..., held_out: _Optional[int] = ..., standing: _Optional[_Union[Declaration.Standing, str]] = ..., manifest: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
+    holdings: _containers.ScalarMap[str, int]
+    def __init__(self, examples: _Optional[int] = ..., class_counts: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., problem: _Optional[str] = ..., held_out: _Optional[int] = ..., standing: _Optional[_Union[Declaration.Standing, str]] = ..., manifest: _Optional[str] = ..., run_id: _Optional[str] = ..., holdings: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class DeclarationReceipt(_message.Message):
     __slots__ = ()

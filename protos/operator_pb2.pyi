@@ -160,7 +160,14 @@ class Spread(_message.Message):
     def __init__(self, clients: _Optional[int] = ..., min: _Optional[float] = ..., q1: _Optional[float] = ..., median: _Optional[float] = ..., q3: _Optional[float] = ..., max: _Optional[float] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("name", "state", "problem", "last_seen_s", "work", "step", "steps", "loss", "examples_per_s", "device_memory_bytes", "bytes_up", "bytes_down", "examples", "held_out", "device", "part", "primary")
+    __slots__ = ("name", "state", "problem", "last_seen_s", "work", "step", "steps", "loss", "examples_per_s", "device_memory_bytes", "bytes_up", "bytes_down", "examples", "held_out", "device", "part", "primary", "holdings")
+    class HoldingsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +185,7 @@ class NodeStatus(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     PRIMARY_FIELD_NUMBER: _ClassVar[int]
+    HOLDINGS_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     problem: str
@@ -195,4 +203,5 @@ class NodeStatus(_message.Message):
     device: str
     part: str
     primary: MetricValue
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., last_seen_s: _Optional[float] = ..., work: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., examples_per_s: _Optional[float] = ..., device_memory_bytes: _Optional[int] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., examples: _Optional[int] = ..., held_out: _Optional[int] = ..., device: _Optional[str] = ..., part: _Optional[str] = ..., primary: _Optional[_Union[MetricValue, _Mapping]] = ...) -> None: ...
+    holdings: _containers.ScalarMap[str, int]
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., last_seen_s: _Optional[float] = ..., work: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., examples_per_s: _Optional[float] = ..., device_memory_bytes: _Optional[int] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., examples: _Optional[int] = ..., held_out: _Optional[int] = ..., device: _Optional[str] = ..., part: _Optional[str] = ..., primary: _Optional[_Union[MetricValue, _Mapping]] = ..., holdings: _Optional[_Mapping[str, int]] = ...) -> None: ...

@@ -31,6 +31,7 @@ from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.result_files import summary_of, write_files, write_round_examples
 from fednc.server.rounds.run import FederatedRun, RunResult, checkpoints_of, new_or_continued
+from fednc.server.storage import probe_record
 from fednc.server.storage.checkpoint import Checkpoints
 from fednc.server.storage.client_metrics import ClientMetrics
 from fednc.server.storage.event_log import EventLog
@@ -65,7 +66,7 @@ async def run_server(
     address = run.server.listen
     security = security_of(run.server, address, events)
     checkpoints, best = checkpoints_of(run, folder)
-    prepared, kept = await asyncio.to_thread(new_or_continued, run, events, checkpoints, best)
+    prepared, kept = await asyncio.to_thread(new_or_continued, run, events, folder, checkpoints, best)
     client_metrics = ClientMetrics(folder)
     client_metrics.go_back_to(kept.round if kept else 0)
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
@@ -86,6 +87,8 @@ async def run_server(
             reject=grid.reject,
             expect_replies=expecting,
             keep_examples=partial(write_round_examples, folder),
+            keep_probe=partial(probe_record.write, folder, run),
+            has_operator=True,
             best=best,
             client_metrics=client_metrics,
         )

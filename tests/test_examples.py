@@ -39,6 +39,8 @@ def test_every_example_runs(path, tmp_path, monkeypatch):
     run = run.model_copy(update={"rounds": run.rounds.model_copy(update={"total": 1})})
     quick = {"start": "at-once", "rounds": 1, "epochs": 1}
     run = run.model_copy(update={"sessions": tuple(one.model_copy(update=quick) for one in run.sessions)})
+    if run.probe:
+        run = run.model_copy(update={"probe": run.probe.model_copy(update={"steps": 1, "seeds": 1})})
     clients = [ClientConfig(name=f"edge-{i}", data=data, device="cpu") for i in range(run.split.parts)]
     prepared = FederatedRun(run, EventLog())
     with LocalGrid(run, clients) as grid:

@@ -59,7 +59,7 @@ def compare(
 
 def _final_rows_at_any_rate(plan: Comparison) -> list[Row]:
     rate = plan.tuning.rates[0]
-    names = [(setting.name, variant.tuned_as) for setting in plan.settings for variant in plan.variants]
+    names = [(setting.name, variant.tuned_as) for setting, variant in plan.pairs]
     return final_rows(plan, dict.fromkeys(names, rate), "")
 
 

@@ -11,7 +11,6 @@ import copy
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -46,8 +45,10 @@ class Variant(Section):
         "",
         description="for data with clients of its own: `pooled`, one model of all training data at one place; "
         "`alone`, a model of its own for each client, tested on its own test data; the name of a client, the "
-        "model of this one on all test data; empty: all clients together",
+        "model of this one on all test data; empty: all clients together. Of a simulated split, `client-000` and "
+        "so on name the client of each part",
     )
+    settings: tuple[str, ...] = Field((), description="settings in which it runs; empty: all")
     rate_like: str = Field(
         "",
         description="variant whose learning rates it uses, for variants that differ in one line; empty: tuned",
@@ -79,6 +80,26 @@ class MethodPart(Section):
     name: str = Field(description="what the part is, in a few words; parts with one name are reported together")
     variant: str = Field(description="variant that has it")
     against: tuple[str, ...] = Field(min_length=1, description="variants without it, and its controls")
+
+
+class RelativeGain(Section):
+    """How far a variant is ahead on several metrics at once: the mean of its relative changes, better being positive.
+
+    With single-task models to compare with, this is the multi-task gain of the literature.
+    """
+
+    name: str = Field(description="what is gained, in a few words")
+    variant: str = Field(description="the variant that is judged")
+    setting: str = Field(description="its setting")
+    against: dict[str, str] = Field(
+        min_length=1, description="by metric, the variant that it is compared with in that metric"
+    )
+    against_setting: str = Field("", description="setting of these variants; empty: the same")
+
+    @property
+    def other_setting(self) -> str:
+        """The setting of the variants that it is compared with."""
+        return self.against_setting or self.setting
 
 
 class Tuning(Section):
@@ -159,6 +180,7 @@ class Comparison(Section):
     run: Values = Field(description="a run file: what all rows have in common")
     settings: tuple[Setting, ...] = Field(min_length=1)
     parts: tuple[MethodPart, ...] = Field((), description="parts of a method to judge")
+    gains: tuple[RelativeGain, ...] = Field((), description="gains over several metrics to report")
     published: tuple[Published, ...] = Field((), description="published figures to show beside ours")
     published_by: str = Field("", description="where the published figures come from")
     choices: tuple[Choice, ...] = Field((), description="variants of which validation data chooses one")
@@ -186,12 +208,28 @@ class Comparison(Section):
             if one.beside and one.beside not in named | {choice.name for choice in self.choices}:
                 raise ValueError(f"published: {one.beside!r} is not a variant or a choice")
         for variant in self.variants:
-            if variant.clients and variant.clients not in {POOLED, ALONE, *self.data.clients}:
+            there = {POOLED, ALONE, *self.data.clients}
+            if self.data.clients and variant.clients and variant.clients not in there:
                 raise ValueError(
                     f"clients = {variant.clients!r} of {variant.name!r} is not a client of data.clients"
                 )
-            if variant.clients and not self.data.clients:
-                raise ValueError(f"clients of {variant.name!r}: the data has no clients of its own (data.clients)")
+            if variant.clients and not self.data.clients and part_of(variant.clients) is None:
+                raise ValueError(
+                    f"clients of {variant.name!r}: the data has no clients of its own (data.clients), and "
+                    f"{variant.clients!r} is not the client of a part, such as {client_of(0)!r}"
+                )
+        settings = {setting.name for setting in self.settings}
+        for variant in self.variants:
+            if unknown := set(variant.settings) - settings:
+                raise ValueError(f"settings of {variant.name!r}: {unknown.pop()!r} is not a setting")
+        runs = {(setting.name, variant.name) for setting, variant in self.pairs}
+        for gain in self.gains:
+            wanted = {(gain.setting, gain.variant), *((gain.other_setting, one) for one in gain.against.values())}
+            if missing := sorted(wanted - runs):
+                raise ValueError(f"gains: {gain.name!r} needs variant {missing[0][1]!r} in {missing[0][0]!r}")
+        for setting, variant in self.pairs:
+            if (setting.name, variant.tuned_as) not in runs:
+                raise ValueError(f"{variant.name!r} runs in {setting.name!r}, its rate_like does not")
         if self.data.clients and "split" in self.run:
             raise ValueError(
                 "run.split divides one data set, but data.clients names natural clients: leave it out"
@@ -203,6 +241,24 @@ class Comparison(Section):
                 f"seed {self.tuning.seed} is used for tuning (tuning.seed), so `seeds` must not contain it"
             )
         return self
+
+
+    @property
+    def pairs(self) -> list[tuple[Setting, Variant]]:
+        """Every variant in every setting in which it runs."""
+        every = ((setting, variant) for setting in self.settings for variant in self.variants)
+        return [(setting, variant) for setting, variant in every if setting.name in (variant.settings or (setting.name,))]
+
+
+def client_of(part: int) -> str:
+    """The name of the client that has a part of a simulated split."""
+    return f"client-{part:03d}"
+
+
+def part_of(client: str) -> int | None:
+    """The part of a simulated split that a client has by its name; None: no client of a part is called so."""
+    number = client.removeprefix("client-")
+    return int(number) if number.isdigit() and client == client_of(int(number)) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +340,7 @@ def tuning_rows(plan: Comparison, data_sha256: str) -> list[Row]:
     return _distinct(
         [
             _row(plan, "tuning", setting, variant, seed, lr, data_sha256)
-            for setting, variant in _pairs(plan)
+            for setting, variant in plan.pairs
             if not variant.rate_like
             for lr in rates
         ]
@@ -300,14 +356,10 @@ def final_rows(plan: Comparison, rates: dict[tuple[str, str], float], data_sha25
     return _distinct(
         [
             _row(plan, "final", setting, variant, seed, rates[setting.name, variant.tuned_as], data_sha256)
-            for setting, variant in _pairs(plan)
+            for setting, variant in plan.pairs
             for seed in plan.seeds
         ]
     )
-
-
-def _pairs(plan: Comparison) -> Iterator[tuple[Setting, Variant]]:
-    return ((setting, variant) for setting in plan.settings for variant in plan.variants)
 
 
 def _row(
@@ -351,7 +403,10 @@ def _client_count(plan: Comparison, variant: Variant, run: RunConfig) -> int:
     if plan.data.clients:
         return 1 if variant.clients else len(plan.data.clients)
     assert run.split is not None
-    return run.split.parts
+    part = part_of(variant.clients)
+    if part is not None and part >= run.split.parts:
+        raise ConfigError(f"clients = {variant.clients!r} of {variant.name!r}: there are {run.split.parts} parts")
+    return run.split.parts if part is None else 1
 
 
 def _merged(base: Values, *changes: Values) -> Values:

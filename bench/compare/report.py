@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor
 
-from fednc.bench.compare import plots
+from fednc.bench.compare import plots, relative_gains
 from fednc.bench.compare.plan import Comparison, Variant
 from fednc.bench.compare.run_archive import Result
 from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
@@ -85,6 +85,8 @@ def report(compared: Compared, command: str) -> str:
         "",
     ]
     unit = f"last 5, {metric.unit}" if metric.unit else "last 5"
+    if plan.gains:
+        lines += ["## Gains over several metrics", "", *relative_gains.table(plan, compared.final), ""]
     for setting in plan.settings:
         lines += [f"## {setting.name}", "", *results_table(compared, setting.name), ""]
         lines += [f"Validation {worded(metric)} ({unit}) by learning rate, seed {plan.tuning.seed}:", ""]
@@ -98,7 +100,7 @@ def results_table(compared: Compared, setting: str) -> Iterator[str]:
     known = {*_KNOWN, name, f"pooled_{name}"}
     others = sorted({key for row in compared.final for key in row["summary"] if _is_figure(row, key, known)})
     yield from table_head(("variant", "lr", "last 5", "best", "rounds", "drift", "NC1", *others, "s per run"))
-    for variant in compared.plan.variants:
+    for variant in (one for where, one in compared.plan.pairs if where.name == setting):
         cells = _cells(compared, setting, variant, others) or ["not run", *[""] * (len(others) + 6)]
         yield f"| {variant.name} | {' | '.join(cells)} |"
 
@@ -107,11 +109,16 @@ def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[
     rows, metric = compared.of(setting, variant.name), compared.metric
     if not rows:
         return []
-    return [
-        f"{compared.rates[setting, variant.tuned_as]:g}",
+    # A variant that learns only some of a task's parts may have another primary metric; it has a column further on.
+    has_metric = metric_of(rows).name == metric.name
+    own = [
         spread(rows, metric),
         _spread([_best(row, metric) for row in rows], metric),
         _rounds(compared.rounds_to_target(setting, variant.name)),
+    ]
+    return [
+        f"{compared.rates[setting, variant.tuned_as]:g}",
+        *(own if has_metric else ["-"] * len(own)),
         _mean(rows, "drift", ".4f"),
         _mean(rows, "nc1", ".2f"),
         *(_figure(rows, key) for key in others),
@@ -138,7 +145,7 @@ def tuning_table(compared: Compared, setting: str) -> Iterator[str]:
     metric = compared.metric
     rates = sorted(compared.plan.tuning.rates)
     yield from table_head(("variant", *(f"{rate:g}" for rate in rates)))
-    for variant in (one for one in compared.plan.variants if not one.rate_like):
+    for variant in (one for where, one in compared.plan.pairs if where.name == setting and not one.rate_like):
         found = {
             row["lr"]: "failed" if row["failed"] else _number(last5(row, metric), metric)
             for row in compared.tuning

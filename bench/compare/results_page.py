@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fednc.bench.compare import natural
+from fednc.bench.compare import natural, relative_gains
 from fednc.bench.compare.findings import conclusions, overview, paragraph, rules
 from fednc.bench.compare.gains import OURS, Gain, gains, others, ours
 from fednc.bench.compare.plan import MethodPart, Variant, read_comparison
@@ -131,6 +131,8 @@ def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> I
         yield from ["", f"### {OURS} against the best other method", "", *_contest(compared)]
     if plan.parts:
         yield from ["", "### What each part is worth", "", *_parts_table(compared)]
+    if plan.gains:
+        yield from ["", "### Gains over several metrics", "", *relative_gains.table(plan, compared.final)]
     yield from ["", "### Variants", "", *_variants(plan.variants, plan.run)]
     metric = compared.metric
     if metric != ACCURACY:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fednc.bench.compare import initialisation
 from fednc.bench.compare.own_tests import OfClients, OwnTests, Trained, client_figures, together
-from fednc.bench.compare.plan import ALONE, DATA, POOLED, Row
+from fednc.bench.compare.plan import ALONE, DATA, POOLED, Row, client_of, part_of
 from fednc.bench.compare.prepared_data import Prepared
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
@@ -74,7 +74,8 @@ def _clients(row: Row, data: Prepared) -> Mapping[str, Path]:
     if data.clients:
         return {row.clients: data.clients[row.clients]} if row.clients else data.clients
     assert row.run.split is not None
-    return {f"client-{index:03d}": data.path for index in range(row.run.split.parts)}
+    every = {client_of(part): data.path for part in range(row.run.split.parts)}
+    return {row.clients: every[row.clients]} if row.clients else every
 
 
 def _trained(
@@ -92,7 +93,7 @@ def _trained(
         ClientConfig(name=name, data=places(path), device=device, val_share=0) for name, path in clients.items()
     ]
     events, failed = EventLog(), ""
-    with LocalGrid(run, members) as grid:
+    with LocalGrid(run, members, first_part=part_of(lead.clients) or 0) as grid:
         prepared = FederatedRun(run, events, pick_device(device))
         tests = {name: places(path) for name, path in own_tests.items()}
         found = {row.digest: HistoryOfReadOut(row.run, prepared, tests, device) for row in rows}

@@ -45,6 +45,10 @@ class NoopHost:
         )
         return pb.Declaration(examples=noop_app.examples(self._index), device="none", pid=os.getpid())
 
+    def examples_having(self) -> tuple[int, ...]:
+        """A task without classes."""
+        return ()
+
     def work(self, message: Message) -> Message:
         """Call the app once."""
         assert self._context is not None

@@ -16,12 +16,13 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fednc.client.app.initialisation import ClientInitialisation
+from fednc.client.app import probe as probing
 from fednc.client.app.personal import keep, personalise
 from fednc.client.app.resident_run import Resident, check_allowed, resident
 from fednc.client.app.withheld_sums import fitting_batch, sendable, sendable_data_sums
 from fednc.client.link.work_hooks import CURRENT
 from fednc.client.training import trainer
-from fednc.client.training.round_state import KEPT, Past, folder_of
+from fednc.client.training.round_state import KEPT, OPTIMISERS, Past, folder_of
 from fednc.common import seeds, versions
 from fednc.common.config.run import RunConfig, parse_run_json
 from fednc.common.errors import ProtocolError
@@ -61,11 +62,12 @@ def train(message: Message, context: Context) -> Message:
     order, here, stage = _prepare(message, context)
     mine, _ = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
-    past = _past(context, order.server_round)
+    past = _past(context, order)
     global_state = _load_model(message, here, past)
     if here.run.method.trains_with_memory and guide.memory_ramp > 0:
         guide = _own(guide, here, mine)
-    keys = here.task.trained_keys(here.model, stage)
+    owned = _owned(here, stage, mine)
+    keys = [key for key in here.task.trained_keys(here.model, stage) if owned.get(key, 1)]
     section = stage.train
     batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
     if batch != section.batch:
@@ -91,6 +93,7 @@ def train(message: Message, context: Context) -> Message:
         added,
         frozen=set(global_state) - set(keys),
         rounds=stage.last - stage.first + 1,
+        optimisers=past.read(OPTIMISERS),
     )
     here.task.before_upload(here.model, global_state)
     content = RecordDict({MODEL: _encode(here, keys, global_state, past, added)})
@@ -100,8 +103,8 @@ def train(message: Message, context: Context) -> Message:
     if order.wants_sums:
         content[SUMS] = messages.sums_record(_sendable_sums(here, mine, stage, "local"))
     metrics: dict[str, float] = {f"loss/{name}": value for name, value in result.losses.items()}
-    metrics |= _owned(here, keys, mine)
-    _keep(here, past)
+    metrics |= {f"{OWNED}/{key}": count for key, count in owned.items() if count}
+    _keep(here, past, result.optimisers)
     content[METRICS] = MetricRecord({EXAMPLES: mine.examples, "steps": result.steps, **metrics})
     return Message(content, reply_to=message)
 
@@ -110,7 +113,7 @@ def train(message: Message, context: Context) -> Message:
 def memory(message: Message, context: Context) -> Message:
     """Reply with the class sums of the global model's features over this client's training data."""
     order, here, stage = _prepare(message, context)
-    _load_model(message, here, _past(context, order.server_round + 1))
+    _load_model(message, here, _past(context, order, rounds=1))
     mine, _ = here.at(stage)
     content = RecordDict({SUMS: messages.sums_record(_sendable_sums(here, mine, stage, "global"))})
     content[METRICS] = MetricRecord({EXAMPLES: mine.examples, **_wish(context)})
@@ -136,6 +139,20 @@ def data_sums(message: Message, context: Context) -> Message:
     mine, _ = here.at(stage)
     sums = sendable_data_sums(here.task, mine, here.min_data_sum_examples)
     content = RecordDict({DATA: messages.data_record(sums)})
+    content[METRICS] = MetricRecord({EXAMPLES: mine.examples})
+    return Message(content, reply_to=message)
+
+
+@app.query("probe")
+def probe(message: Message, context: Context) -> Message:
+    """Train each candidate of the probe for a few steps; reply with sums of their losses, and nothing else."""
+    order, here, stage = _prepare(message, context)
+    if here.run.probe is None or here.run.probe.picked or order.server_round != 1:
+        raise ProtocolError("the server asks for a probe, but the run file has no [probe], or it is over")
+    mine, _ = here.at(stage)
+    totals = messages.data_of(message.content, here.task.no_data_sums()) if DATA in message.content else {}
+    sums = probing.losses(here, mine, totals, CURRENT.get())
+    content = RecordDict({STATS: arrays.to_record(sums)})
     content[METRICS] = MetricRecord({EXAMPLES: mine.examples})
     return Message(content, reply_to=message)
 
@@ -182,8 +199,8 @@ def calibrate(message: Message, context: Context) -> Message:
     """Reply with the log-loss over the held-out examples at each temperature of the grid."""
     order, here, stage = _prepare(message, context)
     mine, held_out = here.at(stage)
-    if not here.task.label_space:
-        raise ProtocolError(f"the server asks for a temperature, but task {here.task.name!r} has no classes")
+    if not (here.task.label_space and here.task.scores_classes):
+        raise ProtocolError(f"the server asks for a temperature, but task {here.task.name!r} scores no classes")
     guide = _own(_read_out_guide(message, here, order, mine, context), here, mine).to(here.device)
     batch, check = here.run.evaluate.batch, CURRENT.get().check
     sums = temperature.losses_over(here.task, here.model, held_out, guide, batch, check)
@@ -215,7 +232,7 @@ def _read_out_guide(
 ) -> Guide:
     """The guide of a model that is read out; loads the model too."""
     guide = _guide(message, here, order.server_round, mine)
-    _load_model(message, here, _past(context, order.server_round + 1))
+    _load_model(message, here, _past(context, order, rounds=1))
     return guide
 
 
@@ -246,7 +263,7 @@ def _initialisation(message: Message, context: Context) -> ClientInitialisation:
     order, here, stage = _prepare(message, context)
     mine, _ = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
-    _load_model(message, here, _past(context, order.server_round))
+    _load_model(message, here, _past(context, order))
     return ClientInitialisation(here, mine, guide, CURRENT.get())
 
 
@@ -255,9 +272,9 @@ def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) 
     return guide_at(here.task, etf_KD, memory, server_round, count_K=mine.count_K)
 
 
-def _past(context: Context, before_round: int) -> Past:
-    """What this client remembers of rounds before that one."""
-    return Past(context.state, before_round, _state_folder(context))
+def _past(context: Context, order: Instruction, *, rounds: int = 0) -> Past:
+    """What this client remembers of the rounds before the instruction's; `rounds`: 1 for that one too."""
+    return Past(context.state, order.server_round + rounds, _state_folder(context), order.accepted)
 
 
 def _state_folder(context: Context) -> Path | None:
@@ -268,18 +285,21 @@ def _state_folder(context: Context) -> Path | None:
     return folder_of(Path(place), context.run_id, name) if place else None
 
 
-def _keep(here: Resident, past: Past) -> None:
-    """Remember the tensors that stay on this client."""
+def _keep(here: Resident, past: Past, optimisers: Mapping[str, Tensor]) -> None:
+    """Remember what stays on this client: tensors of the model, and the state of optimisers."""
+    if optimisers:
+        past.write(OPTIMISERS, optimisers)
     if here.local:
         state = here.model.state_dict()
         past.write(KEPT, {key: state[key].cpu() for key in here.local})
 
 
-def _owned(here: Resident, keys: list[str], mine: TaskData) -> dict[str, int]:
-    """For the reply: examples that trained each tensor which is averaged over its owners."""
+def _owned(here: Resident, stage: Stage, mine: TaskData) -> dict[str, int]:
+    """Examples that train each tensor which is averaged over its owners; 0: it stays as it is and is not sent."""
+    keys = here.task.trained_keys(here.model, stage)
     by_owner = [key for key in keys if here.task.combining(key) == Aggregation.OWNERS]
     owned = here.task.owned(mine) if by_owner else {}
-    return {f"{OWNED}/{key}": owned[key] for key in by_owner if owned.get(key)}
+    return {key: owned.get(key, 0) for key in by_owner}
 
 
 def _load_model(message: Message, here: Resident, past: Past) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Context, Message, RecordDict
@@ -58,12 +58,14 @@ class AppHost:
     def __init__(self, config: ClientConfig, app: Callable[[Message, Context], Message]) -> None:
         self._config, self._app = config, app
         self._context: Context | None = None
+        self._having: list[int] = []
 
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         """Load task, model and data of the run. Raises ConfigError, DataError."""
         run = parse_run_json(welcome.run_json, source="the server's run file (is its fednc newer than this one?)")
         before, self._context = self._context, self._make_context(welcome)
         here = resident(self._context, run) if before is None else succeed(before, self._context, run)
+        self._having = here.train.having_K.tolist()
         return pb.Declaration(
             examples=here.train.examples,
             held_out=here.held_out.examples,
@@ -71,6 +73,7 @@ class AppHost:
             device=str(here.device),
             pid=os.getpid(),
             manifest=self._manifest(here),
+            holdings=here.task.holdings(here.train),
         )
 
     def _manifest(self, here: Resident) -> str:
@@ -110,6 +113,10 @@ class AppHost:
             state=RecordDict(),
             run_config={},
         )
+
+    def examples_having(self) -> Sequence[int]:
+        """See Host."""
+        return self._having
 
     def work(self, message: Message) -> Message:
         """Answer one instruction."""

@@ -7,7 +7,7 @@ kept here, as a SuperNode does, so that it survives the app's process.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -54,6 +54,10 @@ class ForeignHost:
         )
         self._state = RecordDict()
         return pb.Declaration(device=f"app {self._config.app.id}"[:200], pid=self._running().pid)
+
+    def examples_having(self) -> Sequence[int]:
+        """See Host."""
+        return ()
 
     def work(self, message: Message) -> Message:
         """Answer one instruction.

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Protocol
@@ -54,6 +54,9 @@ class Host(Protocol):
 
         Raises FedncError: this client cannot take part.
         """
+
+    def examples_having(self) -> Sequence[int]:
+        """Training examples that have each class, after `prepare`; not sent. Empty for a foreign app."""
 
     def work(self, message: Message) -> Message:
         """Answer one instruction; blocks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,10 @@ class Reserve:
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         """See Host."""
         return self._host.prepare(welcome)
+
+    def examples_having(self) -> Sequence[int]:
+        """See Host."""
+        return self._host.examples_having()
 
     def work(self, message: Message) -> Message:
         """See Host. Raises OutOfReserveError."""

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,7 @@ class _AdmittedRun:
 
     run: RunConfig
     held: pb.Declaration
+    having: Sequence[int]  # examples that have each class
     data: str  # fingerprint
     trained: dict[int, bytes] = field(default_factory=dict)  # round -> fingerprint of what it trained from
     answers: OrderedDict[bytes, RecordDict] = field(default_factory=OrderedDict)
@@ -102,7 +103,7 @@ class Guard:
         except BaseException:
             self._host.leave()
             raise
-        self._admitted = _AdmittedRun(run, held, data)
+        self._admitted = _AdmittedRun(run, held, self._host.examples_having(), data)
         return held
 
     def _admit_to_data(self, owner: Owner, data: str) -> None:
@@ -128,6 +129,10 @@ class Guard:
             self._note_refusal("run", 0, code, detail)
         codes = dict.fromkeys(code for code, _ in against)
         raise BarredError("; ".join(f"{code}: {SENTENCES[code]}" for code in codes))
+
+    def examples_having(self) -> Sequence[int]:
+        """See Host."""
+        return self._host.examples_having()
 
     def leave(self) -> None:
         """See Host."""
@@ -195,7 +200,7 @@ class Guard:
             self._count(owner, here)
         reply = self._ask_host(message, progress)
         if not reply.has_error():
-            _refuse_first(objections.to_reply(owner.policy, kind, reply.content, here.held))
+            _refuse_first(objections.to_reply(owner.policy, kind, reply.content, here.held, here.having))
             if kind not in (TRAIN, *GRADIENTS):
                 _remember(here.answers, key, reply.content)
         return reply

@@ -6,17 +6,19 @@ Called by `guard.py` and `preview.py`. A run is judged by its file before data i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from torch import Tensor
 
 from fednc.client.app.withheld_sums import fitting_batch
 from fednc.client.policy.rules import Policy
 from fednc.common.config.run import RunConfig
 from fednc.common.initialise import messages
 from fednc.common.methods import registry
-from fednc.common.tasks import discovery
+from fednc.common.tasks import discovery, probe
+from fednc.common.wire import arrays
 from fednc.common.wire import messages as exchange
 from fednc.common.wire.messages import (
     CALIBRATE,
@@ -28,6 +30,8 @@ from fednc.common.wire.messages import (
     MEMORY,
     METRICS,
     PERSONAL,
+    PROBE,
+    STATS,
     SUMS,
     TRAIN,
     Instruction,
@@ -37,7 +41,7 @@ from fednc.protos import federation_pb2 as pb
 
 GRADIENTS = (messages.GRADIENT, messages.SLOPE, messages.SCALES)
 MEASURES = (EVALUATE, CALIBRATE, PERSONAL)  # answered with statistics over the held-out examples
-KINDS = (HELLO, DATA_SUMS, TRAIN, MEMORY, *MEASURES, *GRADIENTS)
+KINDS = (HELLO, DATA_SUMS, PROBE, TRAIN, MEMORY, *MEASURES, *GRADIENTS)
 
 
 class Objection(NamedTuple):
@@ -108,6 +112,8 @@ def to_coming(policy: Policy, run: RunConfig) -> Iterator[Objection]:
     """Objections to what the run will ask for while this client takes part; for people to read."""
     if not policy.allow.gradients and (run.init.kind != "ordinary" or run.init.report):
         yield Objection("gradients", "the initialisation asks for gradients; allow.gradients = false")
+    if not policy.allow.probe and run.probe is not None:
+        yield Objection("probe", "clients try candidates before round 1; allow.probe = false")
     if not policy.allow.class_sums:
         use = "the method needs them" if run.method.uses_memory else "this method only measures with them"
         yield Objection("class-sums", f"{use}; allow.class_sums = false")
@@ -117,14 +123,16 @@ def to_coming(policy: Policy, run: RunConfig) -> Iterator[Objection]:
         yield Objection("personal", "clients adapt the final model to their own data; allow.personal = false")
 
 
-def to_holdings(policy: Policy, run: RunConfig, held: pb.Declaration) -> Iterator[Objection]:
-    """Like `to_coming`, with this client's data."""
+def to_holdings(
+    policy: Policy, run: RunConfig, held: pb.Declaration, having: Sequence[int]
+) -> Iterator[Objection]:
+    """Like `to_coming`, with this client's data; `having` are the examples that have each class."""
     floor = policy.floor
     if policy.allow.evaluation and held.held_out < floor.held_out:
         yield Objection("examples", f"{held.held_out} examples held out; floor.held_out = {floor.held_out}")
     if not policy.allow.data_sums and discovery.get(run).no_data_sums():
         yield Objection("data-sums", "the task normalises with sums of the data; allow.data_sums = false")
-    few = sum(0 < count < floor.sum_examples for count in held.class_counts)
+    few = sum(0 < count < floor.sum_examples for count in having)
     if policy.allow.class_sums and run.method.uses_memory and few:
         yield Objection(
             "sum",
@@ -144,6 +152,8 @@ def to_instruction(policy: Policy, run: RunConfig, order: Instruction, kind: str
         yield Objection("class-sums", "allow.class_sums = false")
     if kind in MEASURES and not policy.allow.evaluation:
         yield Objection("evaluation", "allow.evaluation = false")
+    if kind == PROBE and not policy.allow.probe:
+        yield Objection("probe", "allow.probe = false")
     if kind == PERSONAL and not policy.allow.personal:
         yield Objection("personal", "allow.personal = false")
 
@@ -159,8 +169,13 @@ def _to_gradients(policy: Policy, run: RunConfig, kind: str) -> Iterator[Objecti
         yield Objection("batch", "in a run with [[sessions]] the number of examples of a gradient is unknown")
 
 
-def to_reply(policy: Policy, kind: str, content: RecordDict, held: pb.Declaration) -> Iterator[Objection]:
-    """Objections to a finished reply, by its content."""
+def to_reply(
+    policy: Policy, kind: str, content: RecordDict, held: pb.Declaration, having: Sequence[int]
+) -> Iterator[Objection]:
+    """Objections to a finished reply, by its content.
+
+    A class sum counts members, which may be pixels; `having` are this client's examples that have each class.
+    """
     floor, metrics = policy.floor, record_of(content, METRICS, MetricRecord) or MetricRecord()
     examples = int(metrics.get(EXAMPLES, 0))  # type: ignore[arg-type]
     if kind in (TRAIN, MEMORY):
@@ -169,12 +184,24 @@ def to_reply(policy: Policy, kind: str, content: RecordDict, held: pb.Declaratio
             yield Objection("examples", f"made of {examples} of {held.examples}; at least {least}")
         if kind == TRAIN and int(metrics.get("steps", 0)) < floor.steps:  # type: ignore[arg-type]
             yield Objection("steps", f"{metrics.get('steps')} steps; floor.steps = {floor.steps}")
+    if kind == PROBE and (stats := record_of(content, STATS, ArrayRecord)):
+        yield from _to_probe(policy, arrays.from_record(stats))
     if kind in MEASURES and examples < floor.held_out:
         yield Objection("examples", f"made of {examples}; floor.held_out = {floor.held_out}")
     if record_of(content, SUMS, ArrayRecord) is not None:
-        yield from _to_sums(policy, content, held)
+        yield from _to_sums(policy, content, held, having)
     if record_of(content, DATA, ArrayRecord):
         yield from _to_data_sums(policy, examples, held)
+
+
+def _to_probe(policy: Policy, sums: Mapping[str, Tensor]) -> Iterator[Objection]:
+    floor, trained, held = policy.floor, int(sums[probe.TRAINED]), int(sums[probe.HELD])
+    if trained < max(floor.examples, floor.batch) or held < floor.held_out:
+        yield Objection(
+            "examples",
+            f"candidates trained on {trained} and judged by {held} examples; floor.examples = {floor.examples}, "
+            f"floor.held_out = {floor.held_out}",
+        )
 
 
 def _to_data_sums(policy: Policy, examples: int, held: pb.Declaration) -> Iterator[Objection]:
@@ -188,14 +215,17 @@ def _to_data_sums(policy: Policy, examples: int, held: pb.Declaration) -> Iterat
         yield Objection("subset", f"sums of the data over {examples} of {held.examples} examples")
 
 
-def _to_sums(policy: Policy, content: RecordDict, held: pb.Declaration) -> Iterator[Objection]:
+def _to_sums(
+    policy: Policy, content: RecordDict, held: pb.Declaration, having: Sequence[int]
+) -> Iterator[Objection]:
     sums, floor = exchange.sums_of(content), policy.floor
     counts = sums.count_K.long().tolist()
     summed = [count for count in counts if count]
     if summed and not policy.allow.class_sums:
         yield Objection("class-sums", "allow.class_sums = false")
-    if summed and min(summed) < floor.sum_examples:
-        yield Objection("sum", f"a sum over {min(summed)} examples; floor.sum_examples = {floor.sum_examples}")
+    fewest = min((min(pair) for pair in zip(counts, having, strict=True) if pair[0]), default=floor.sum_examples)
+    if fewest < floor.sum_examples:
+        yield Objection("sum", f"a sum over {fewest} examples; floor.sum_examples = {floor.sum_examples}")
     if 0 < len(summed) < floor.classes:
         yield Objection("classes", f"sums of {len(summed)} classes; floor.classes = {floor.classes}")
     whole = all(count in (0, all_) for count, all_ in zip(counts, held.class_counts, strict=True))

@@ -5,6 +5,8 @@ Collects objections instead of acting on them; nothing that the dry run computes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flwr.app import Message
 
 from fednc.client.link.link import Host
@@ -38,7 +40,7 @@ class PolicyPreview:
         self.coming = list(objections.to_coming(owner.policy, run))
         held = self._host.prepare(welcome)
         self.barring += objections.to_data(owner.policy, run, held)
-        self.coming += objections.to_holdings(owner.policy, run, held)
+        self.coming += objections.to_holdings(owner.policy, run, held, self._host.examples_having())
         code = owner.ledger.admit_run(
             data_fingerprint(owner.data),
             run.digest,
@@ -50,6 +52,10 @@ class PolicyPreview:
         if code:
             self.barring.append(Objection(code, "because of earlier runs over this data"))
         return held
+
+    def examples_having(self) -> Sequence[int]:
+        """See Host."""
+        return self._host.examples_having()
 
     def work(self, message: Message) -> Message:
         """See Host."""

@@ -41,6 +41,7 @@ SENTENCES = {
     "data-sums": "the client's owner does not allow sums of the data",
     "evaluation": "the client's owner does not allow evaluation",
     "personal": "the client's owner does not allow personal models",
+    "probe": "the client's owner does not allow the probe",
     "kind": "the client's owner does not allow this type of message",
     "again": "this client has already trained in this round, from another model",
     "runs-quota": "the client's owner allows no more runs over this data today",
@@ -124,6 +125,11 @@ class Allow(Section):
         False,
         description="fine-tuning the final model here after the last round, and statistics of it over the "
         "held-out examples; the model itself never leaves",
+    )
+    probe: bool = Field(
+        False,
+        description="trying the candidates of a probe before round 1, and sums of their losses over this client's "
+        "training examples; the trained candidates never leave",
     )
     own_metrics: bool = Field(
         False,

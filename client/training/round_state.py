@@ -22,6 +22,7 @@ from fednc.common.files import private_folder, write_atomically
 from fednc.common.wire import arrays
 
 KEPT = "kept"  # kind of state: the tensors of the model that a task keeps on the client
+OPTIMISERS = "optimisers"  # and the state of the optimisers that it keeps
 _ENDING = ".safetensors"
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 KEPT_RUNS = 16  # state of earlier runs is deleted: each is up to twice as large as the model
@@ -30,17 +31,26 @@ log = logging.getLogger("fednc.client")
 
 
 class Past:
-    """Tensors by kind and round. A round that runs twice starts both times from the state of the round before."""
+    """Tensors by kind and round. A round that runs twice starts both times from the state of the round before.
 
-    def __init__(self, state: RecordDict, server_round: int, folder: Path | None = None) -> None:
-        """`folder`: this client's state of this run on disk; it is read if `state` is empty."""
-        self._state, self._round, self._folder = state, server_round, folder
+    What a round wrote is read later only if the server counted the round's reply: a client whose reply was lost or
+    came too late continues from the last round that counts it.
+    """
+
+    def __init__(
+        self, state: RecordDict, server_round: int, folder: Path | None = None, accepted: int | None = None
+    ) -> None:
+        """Args:
+        folder: this client's state of this run on disk; it is read if `state` is empty.
+        accepted: the last round that counts this client's reply, 0: none; None: the server does not say.
+        """
+        self._state, self._round, self._folder, self._accepted = state, server_round, folder, accepted
         if folder is not None and not state.array_records and folder.is_dir():
             for path in sorted(folder.glob(f"*{_ENDING}")):
                 self._recall(path)
 
     def read(self, kind: str) -> dict[str, Tensor]:
-        """The tensors that this client's previous round wrote; empty in its first. Do not change them in place."""
+        """The tensors of this client's last round that counts; empty before its first. Do not change in place."""
         earlier = self._earlier(kind)
         return arrays.from_record(self._state.array_records[_name(kind, max(earlier))]) if earlier else {}
 
@@ -81,7 +91,8 @@ class Past:
         return folder / f"{kind}.{number}{_ENDING}"
 
     def _earlier(self, kind: str) -> list[int]:
-        return [number for number in self._rounds(kind) if number < self._round]
+        end = self._round if self._accepted is None else min(self._round, self._accepted + 1)
+        return [number for number in self._rounds(kind) if number < end]
 
     def _rounds(self, kind: str) -> list[int]:
         names = (name.rpartition("/") for name in self._state.array_records)

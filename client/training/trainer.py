@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from fednc.client.link.work_hooks import Hooks, LocalProgress
 from fednc.client.training.cuda_graphs import Steps, beside_default_stream, capture_for
+from fednc.client.training.kept_optimisers import KeptOptimisers
 from fednc.common.config.tables import TrainSection
 from fednc.common.errors import ConfigError
 from fednc.common.learning.class_memory import ClassSums
@@ -36,11 +39,13 @@ class LocalResult:
 
     Attributes:
         steps: of the optimiser. Policies limit how few an update may have.
+        optimisers: the state of `Task.kept_optimisers`, for the next round; it stays on the client.
     """
 
     examples: int
     steps: int
     losses: dict[str, float]
+    optimisers: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train(
@@ -55,6 +60,8 @@ def train(
     additions: Sequence[Addition] = (),
     frozen: Collection[str] = (),
     rounds: int = 1,
+    steps: int = 0,
+    optimisers: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> LocalResult:
     """Train `model` in place for the section's epochs, with the methods' `additions`.
 
@@ -62,6 +69,8 @@ def train(
         server_round: the round's number for the learning-rate schedule.
         frozen: keys of the state dict that must not change, for the rest of the run.
         rounds: number of rounds for the schedule.
+        steps: train on so many batches instead of epochs.
+        optimisers: `LocalResult.optimisers` of this client's round before; empty: all optimisers are new.
 
     Raises:
         WorkCancelledError: the server no longer waits for this work; the model is only partly trained.
@@ -72,6 +81,8 @@ def train(
     device = guide.etf_KD.device
     guide = replace(guide, companions={k: v for one in additions for k, v in one.companions().items()})
     descent = _Descent(task, model, section, learning_rate(section, server_round, rounds), device, additions)
+    kept = KeptOptimisers(descent.optimisers, model, task.kept_optimisers())
+    kept.restore(optimisers)
 
     def step(batch: Batch) -> dict[str, Tensor]:
         return task.training_step(model, batch, guide, descent)
@@ -81,14 +92,20 @@ def train(
     )
     replayable &= section.optimizer == SGD and section.accumulate == 1
     take = Steps(step, capture_for(device) if replayable else None)
-    meter = _Meter(hooks, total=section.epochs * math.ceil(data.examples / section.batch))
+    meter = _Meter(hooks, total=steps or section.epochs * math.ceil(data.examples / section.batch))
     with beside_default_stream(device):
-        for _ in range(section.epochs):
-            for batch in data.train_batches(section.batch, generator):
-                hooks.check()
-                meter.add(task.batch_size_of(batch), take(batch))
+        for batch in _batches(data, section, generator, steps):
+            hooks.check()
+            meter.add(task.batch_size_of(batch), take(batch))
         descent.finish()
-    return meter.result(section.accumulate)
+    return replace(meter.result(section.accumulate), optimisers=kept.state())
+
+
+def _batches(data: TaskData, section: TrainSection, generator: torch.Generator, steps: int) -> Iterator[Batch]:
+    """The batches of the section's epochs; with `steps`, so many batches, of as many epochs as that takes."""
+    epochs = count() if steps else range(section.epochs)
+    every = (batch for _ in epochs for batch in data.train_batches(section.batch, generator))
+    return islice(every, steps or None)
 
 
 def freeze(model: nn.Module, keys: frozenset[str], prefix: str = "") -> None:
@@ -128,11 +145,11 @@ class _Descent:
                 f"the method works on the gradients of the whole model at once, and task {task.name!r} has "
                 "several optimisers. Use fedavg, fedprox or feddyn."
             )
-        self._optimisers = {}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
         for name, found in self._params.items():
             mine = task.optimiser_section(name, section)
             rate = lr if mine.lr == section.lr else lr * mine.lr / section.lr
-            self._optimisers[name] = make_optimiser(found, mine, rate, fused=device.type == "cuda")
+            self.optimisers[name] = make_optimiser(found, mine, rate, fused=device.type == "cuda")
         self._waiting = dict.fromkeys(self._params, 0)  # batches whose gradients are computed but not used yet
 
     def loss(self, model: nn.Module, batch: Batch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
@@ -146,13 +163,13 @@ class _Descent:
 
     def descend(self, loss: Tensor, part: str = "") -> None:
         """See Stepper."""
-        if part not in self._optimisers:
+        if part not in self.optimisers:
             return  # the whole part is frozen
         if len(self._params) > 1:
             self._descend_alone(loss, part)
             return
         if not self._waiting[part]:
-            self._optimisers[part].zero_grad(set_to_none=True)
+            self.optimisers[part].zero_grad(set_to_none=True)
         loss.backward()
         self._waiting[part] += 1
         if self._waiting[part] >= self._section.accumulate:
@@ -179,7 +196,7 @@ class _Descent:
             one.on_gradients()
         if self._section.clip_norm:
             nn.utils.clip_grad_norm_(params, self._section.clip_norm)
-        self._optimisers[part].step()
+        self.optimisers[part].step()
         self._waiting[part] = 0
 
     def finish(self) -> None:

@@ -30,6 +30,7 @@ from fednc.common.config.choices import provided
 from fednc.common.config.class_sessions import ClassSessionSection
 from fednc.common.config.evaluate import EvaluateSection
 from fednc.common.config.personal import PersonalSection
+from fednc.common.config.probe import ProbeSection
 from fednc.common.config.server import ServerSection
 from fednc.common.config.tables import (
     LATER,
@@ -67,6 +68,7 @@ class RunConfig(Section):
     link: LinkSection = Field(default_factory=LinkSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     personal: Annotated[PersonalSection | None, LATER] = None
+    probe: Annotated[ProbeSection | None, LATER] = None
     server: ServerSection = Field(default_factory=ServerSection)
     track: dict[Annotated[str, AfterValidator(check_name)], dict[str, Any]] = Field(
         default_factory=dict,
@@ -80,6 +82,15 @@ class RunConfig(Section):
             raise ValueError(
                 "rounds.stop_after and rounds.keep = 'best' choose among rounds over the same classes: leave them "
                 "out, or leave out [[sessions]]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _probe_fits(self) -> Self:
+        if self.probe and (self.sessions or self.task.weights or self.task.adapter_rank or not self.train.epochs):
+            raise ValueError(
+                "[probe] trains candidates from drawn weights: leave out [[sessions]], task.weights and "
+                "task.adapter_rank, and set train.epochs to 1 or more, or leave out [probe]"
             )
         return self
 
@@ -115,6 +126,12 @@ class RunConfig(Section):
         return self
 
     @property
+    def chosen_task(self) -> dict[str, Any]:
+        """The keys of [task], with those of the candidate that a probe has picked."""
+        picked = self.probe.keys_of(self.probe.picked) if self.probe and self.probe.picked else {}
+        return {**self.task.model_dump(mode="json"), **picked}
+
+    @property
     def all_rounds(self) -> int:
         """Rounds before and in all class sessions."""
         return self.rounds.total + sum(session.rounds for session in self.sessions)
@@ -127,8 +144,11 @@ class RunConfig(Section):
     def decisive(self) -> dict[str, Any]:
         """Every setting that affects the result, as plain values: without [server], [track] and unused `LATER`
         keys.
+
+        What a probe picks is left out: all candidates are in, and the pick is one of them.
         """
-        return _without_unused(self, self.model_dump(mode="json", exclude={"server", "track"}))
+        left_out: Any = {"server": True, "track": True, "probe": {"picked"}}
+        return _without_unused(self, self.model_dump(mode="json", exclude=left_out))
 
     def for_clients(self) -> str:
         """The run as JSON for clients: without [server], [track] and the file of weights, whose paths are private,

@@ -162,6 +162,7 @@ def objective(
     guide: Guide,
     rehearsal_KD: Tensor | None = None,
     views: Mapping[str, View] = MappingProxyType({}),
+    allowed_BK: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What a client minimises under `guide.method`, except for penalties on parameters.
 
@@ -175,6 +176,8 @@ def objective(
             its memory before the projection (as unit vectors, so nothing else changes) and passes the projected
             features. Without them only the head rehearses.
         views: outputs of each of `guide.companions` for the batch, by the same name.
+        allowed_BK: bool, the classes that each sample may have, its label among them; None: all. The others are left
+            out of the softmax of cross-entropies.
 
     Returns:
         The scalar to minimise and its weighted parts by name, detached.
@@ -186,9 +189,9 @@ def objective(
     if torch.is_autocast_enabled(feat_BD.device.type):  # layers may use low precision, losses may not
         with torch.autocast(feat_BD.device.type, enabled=False):
             wide = {name: View(view.feat_BD.float(), view.logit_BK.float()) for name, view in views.items()}
-            return objective(feat_BD.float(), label, head, guide, _float(rehearsal_KD), wide)
+            return objective(feat_BD.float(), label, head, guide, _float(rehearsal_KD), wide, allowed_BK)
     method, label_B = guide.method, label.reshape(-1)
-    parts = {"alignment": _alignment(feat_BD, label_B, head, _with_targets(guide))}
+    parts = {"alignment": _alignment(feat_BD, label_B, head, _with_targets(guide), allowed_BK)}
     for name, weight, pull in (("anchor", method.anchor, memory_anchor), ("centre", method.centre, memory_centre)):
         if weight > 0 and guide.memory_ramp > 0:
             parts[name] = weight * guide.memory_ramp * pull(feat_BD, label_B, guide.mean_KD, guide.seen_K)
@@ -214,13 +217,18 @@ def _with_targets(guide: Guide) -> Guide:
     return replace(guide, etf_KD=blended_targets(guide.etf_KD, guide.mean_KD, guide.seen_K, share))
 
 
-def _alignment(feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide) -> Tensor:
+def _alignment(
+    feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide, allowed_BK: Tensor | None
+) -> Tensor:
     method = guide.method
     if method.loss == "dot":
         return method.dot_weight * dot_regression(feat_BD, label_B, guide.etf_KD, guide.class_weight_K)
     prior_of = {"balanced-ce": class_prior, "calibrated-ce": calibration}.get(method.loss)
     prior_K = prior_of(guide.count_K, method.prior_tau) if prior_of else None
-    return cross_entropy(logits(head, feat_BD, guide), label_B, prior_K, guide.class_weight_K)
+    logit_BK = logits(head, feat_BD, guide)
+    if allowed_BK is not None:
+        logit_BK = logit_BK.masked_fill(~allowed_BK, -torch.inf)
+    return cross_entropy(logit_BK, label_B, prior_K, guide.class_weight_K)
 
 
 def _of_methods(

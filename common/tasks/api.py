@@ -180,6 +180,7 @@ class Task(ABC):
     Attributes:
         metrics: its metrics; the first is the primary one, unless `evaluate.metric` names another.
         sources: kinds of data specs for which `fednc init KIND` asks this task; others need `--task NAME`.
+        scores_classes: the results of `outputs` and `predict` are scores of classes, so that they have confidences.
         body: prefix of the keys of the part of the model that may come with weights of its own; adapters are added
             to its layers. Names in `task.freeze` and `task.adapt` are looked up there first.
     """
@@ -187,6 +188,7 @@ class Task(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     body: ClassVar[str] = ""
+    scores_classes: ClassVar[bool] = True
     takes_sessions: ClassVar[bool] = False  # classes may come later, in [[sessions]]
     sources: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type[TaskOptions]]
@@ -203,7 +205,7 @@ class Task(ABC):
             ConfigError: a key or value of `[task]` is not allowed.
         """
         self.run = run
-        values = {k: v for k, v in run.task.model_dump().items() if k not in TaskSection.model_fields}
+        values = {k: v for k, v in run.chosen_task.items() if k not in TaskSection.model_fields}
         try:
             self.options = self.Options.model_validate(values)
         except ValidationError as e:
@@ -523,6 +525,14 @@ class Task(ABC):
         del part
         return section
 
+    def kept_optimisers(self) -> frozenset[str]:
+        """Names of the optimiser parts whose state (momentum, moments) a client keeps from round to round.
+
+        It stays on the client, as LOCAL keys do. By default none: every round starts with new optimisers, because
+        the momentum of one client does not fit the mean of the models. Meant for parts that are LOCAL.
+        """
+        return frozenset()
+
     def same_for_each_batch(self, guide: Guide) -> bool:
         """Whether `loss` runs the same operations for every batch of one shape, so that a GPU may replay them
         (`client/training/cuda_graphs.py`).
@@ -560,6 +570,14 @@ class Task(ABC):
             return ()
         with torch.random.fork_rng(devices=[]):
             return blocks.prefixes(self.build_model(), self.body, names, "task.freeze")
+
+    def holdings(self, data: TaskData) -> Mapping[str, int]:
+        """For a task of several parts, by name: with how many examples `data` trains each. {}: it has no parts.
+
+        Every client announces its own, and `fednc status` shows who owns what.
+        """
+        del data
+        return {}
 
     def owned(self, data: TaskData) -> Mapping[str, int]:
         """For each `OWNERS` key that `data` trains: how many of its examples do."""
@@ -610,6 +628,11 @@ class Task(ABC):
         `model` itself must not change.
         """
         return model
+
+    @property
+    def further_channels(self) -> int:
+        """Channels behind the scores of the classes in what `predict` returns; by default there are none."""
+        return 0
 
     def predict(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
         """Output of an exported model for preprocessed inputs [B, ...]."""

@@ -362,6 +362,17 @@ class ClassifierTask(Task):
             return unit(as_classifier(model).backbone(batch[0])), batch[1]
         return self.aligned(model, batch)
 
+    def check_class_sums(self, sum_KD: Tensor, count_K: Tensor) -> None:
+        """Check a client's sums of what `embed` gives, [K, D] over so many members of each class.
+
+        Their shapes, counts and lengths were checked. A task whose features obey further laws refuses sums that
+        break them.
+
+        Raises:
+            ProtocolError: no members have such sums. `metrics.refuse_unless` raises it.
+        """
+        del sum_KD, count_K
+
     def aligned(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(unit features [B, D] in the frame's space, labels [B]), to compare with the vertices."""
         return unit(as_classifier(model).features(batch[0])), batch[1]

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fednc.common import seeds
 from fednc.common.config.tables import MethodSection
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.round_context import Guide, memory_ramp
@@ -41,6 +42,12 @@ def guide_at(
     method = method or task.run.method
     guide = _guide(method, etf_KD, memory, memory_ramp(method, server_round), count_K)
     return task.within_stage(guide, server_round)
+
+
+def first_guide(task: Task, count_K: Tensor) -> Guide:
+    """The guide of round 1 with the run's own frame and no memory yet, for work without a server."""
+    frame = task.frame(seeds.derive(task.run.seed, "frame"))
+    return guide_at(task, frame.etf_KD, ClassMemory.empty(frame.vertices, task.memory_dim), 1, count_K=count_K)
 
 
 def guide_of_model(

@@ -116,5 +116,5 @@ def _distance_from_one(temperature: float) -> float:
 
 
 def is_calibrated(task: Task) -> bool:
-    """Whether the run fits a temperature: the task has classes, and the run file does not switch it off."""
-    return bool(task.label_space) and task.run.evaluate.temperature
+    """Whether the run fits a temperature: the task scores classes, and the run file does not switch it off."""
+    return bool(task.label_space) and task.scores_classes and task.run.evaluate.temperature

@@ -2,7 +2,8 @@
 
 Server and client build and read messages only through this file, so that neither needs to know the other.
 `train`: model, guide, the method's extra tensors -> trained model, class sums, changes of the extra tensors.
-`query`: model -> class sums of that model; without a model: what a node holds, or sums of its data.
+`query`: model -> class sums of that model; without a model: what a node holds, sums of its data, or of the losses of
+candidates that it has tried.
 `evaluate`: model, guide -> additive statistics.
 After the last round, model, guide -> `query.calibrate`: losses at a grid of temperatures; `query.personal`:
 statistics of the model before and after the client has adapted it to its own data.
@@ -29,6 +30,7 @@ MODEL, GUIDE, RUN, EXTRA = "model", "guide", "run", "extra"
 SUMS, STATS, METRICS = "sums", "stats", "metrics"
 HELLO, MEMORY = "query.hello", "query.memory"
 DATA_SUMS, DATA = "query.data_sums", "data"  # the question before round 1, and the record of its answer
+PROBE = "query.probe"  # the question before that, see `common/tasks/probe.py`
 CALIBRATE, PERSONAL = "query.calibrate", "query.personal"  # the questions after the last round
 TRAIN, EVALUATE = "train", "evaluate"
 UNNAMED = "unnamed"  # 1: the owner does not want this client's own metrics to be listed
@@ -49,10 +51,17 @@ class Instruction:
     wants_sums: bool = False  # send class sums of the trained model with the update
     versions: tuple[str, ...] = ()  # of package, task and method at the server; see common/versions.py
     temperature: float = 1.0  # of the read-out, once it is known
+    accepted: int | None = None  # last round that counts this client's reply, 0: none; None: not known
 
     @classmethod
     def under(
-        cls, run: RunConfig, server_round: int, *, wants_sums: bool = False, temperature: float = 1.0
+        cls,
+        run: RunConfig,
+        server_round: int,
+        *,
+        wants_sums: bool = False,
+        temperature: float = 1.0,
+        accepted: int | None = None,
     ) -> Instruction:
         """An instruction for this run, with the versions that are installed here."""
         return cls(
@@ -61,6 +70,7 @@ class Instruction:
             wants_sums=wants_sums,
             versions=versions.of_run(run),
             temperature=temperature,
+            accepted=accepted,
         )
 
     def to_record(self) -> ConfigRecord:
@@ -70,6 +80,8 @@ class Instruction:
             record["versions"] = list(self.versions)
         if self.temperature != 1:
             record["temperature"] = self.temperature
+        if self.accepted is not None:
+            record["accepted"] = self.accepted
         return record
 
     @classmethod
@@ -81,12 +93,16 @@ class Instruction:
         told, temperature = record.get("versions", ()), record.get("temperature", 1.0)
         if not isinstance(temperature, float) or not 0 < temperature < math.inf:
             raise ProtocolError(f"the instruction's temperature is {temperature!r:.40}, expected a number above 0")
+        accepted = record.get("accepted")
+        if accepted is not None and (not isinstance(accepted, int) or accepted < 0):
+            raise ProtocolError(f"the instruction's last accepted round is {accepted!r:.40}, expected 0 or more")
         return cls(
             run_json=str(record["run"]),
             server_round=int(record["round"]),  # type: ignore[arg-type]
             wants_sums=bool(record["sums"]),
             versions=tuple(map(str, told)) if isinstance(told, list) else (),
             temperature=temperature,
+            accepted=accepted,
         )
 
 

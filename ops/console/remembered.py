@@ -50,8 +50,10 @@ class Remembered(Generic[T]):
     def _ask(self) -> T | None:
         try:
             found = self.ask()
-        except (FedncError, OSError) as e:
-            self.problem = one_line(e, 600)
+        except Exception as e:  # of a database, of a file that somebody else writes: the other pages go on
+            if not isinstance(e, FedncError | OSError):
+                log.exception("a store cannot be read")
+            self.problem = one_line(e, 600) or type(e).__name__
             return None
         self.problem = ""
         return found

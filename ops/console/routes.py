@@ -351,7 +351,7 @@ class Console:
         except FedncError as e:
             session.notes.append(("bad", one_line(e, 400)))
         else:
-            log.warning("%s: %s %s", session.name, action, one_line(node, 80))
+            log.info("%s: %s %s", session.name, action, one_line(node, 80))
             session.notes.append(("good", _done(action, node)))
         return RedirectResponse(_local_path(form.get("back", "")) or "/", 303)
 
@@ -368,7 +368,7 @@ class Console:
         except FedncError as e:
             session.notes.append(("bad", one_line(e, 400)))
         else:
-            log.warning("%s: %s %s (%s)", session.name, given.verdict, given.digest, given.subject)
+            log.info("%s: %s %s (%s)", session.name, given.verdict, given.digest, given.subject)
             session.notes.append(("good", f"{given.subject}: {given.verdict}, {given.signed}"))
         return RedirectResponse("/gates", 303)
 

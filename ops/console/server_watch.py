@@ -7,16 +7,19 @@ server does not answer, it is tried again, and the last status stays visible wit
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fednc.common.errors import FedncError
+from fednc.common.peer_text import one_line
 from fednc.ops.operator_client import OperatorLink
 from fednc.protos import operator_pb2 as pb
 from fednc.server.operations.commands import Command
 
+log = logging.getLogger("fednc.console")
 _LOOKED_AT_S, _ALONE_S = 1.0, 10.0
 _STILL_LOOKING_S = 15.0  # after the last request
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 10.0  # before the next attempt
@@ -66,8 +69,10 @@ class ServerWatch:
             try:
                 await self._stream_until_woken()
                 wait_s = _FIRST_WAIT_S
-            except FedncError as e:
-                self.problem = str(e)
+            except Exception as e:  # whatever it is, the console goes on and tries again
+                if not isinstance(e, FedncError):
+                    log.exception("the server cannot be followed")
+                self.problem = one_line(e, 600) or type(e).__name__
                 wait_s = min(_LONGEST_WAIT_S, wait_s * 1.5)
             await self._pause(wait_s if self.problem or self.is_over else 0.0)
 

@@ -114,7 +114,7 @@ def _overview(description: Description, run: RunConfig) -> Iterator[str]:
         yield f"* **Probabilities**: softmax of the scores; the temperature {description.temperature:g} is in them"
     if description.preprocessing:
         yield f"* **Preprocessing**: `{json.dumps(description.preprocessing, ensure_ascii=False)}`"
-    options = {k: v for k, v in run.task.model_dump(mode="json").items() if k not in ("name", "classes")}
+    options = {k: v for k, v in run.chosen_task.items() if k not in ("name", "classes")}
     if options:
         yield f"* **Model**: `{json.dumps(options, ensure_ascii=False)}`"
 

@@ -85,7 +85,7 @@ def describe(
         ),
         outputs=output_names(exported),
         preprocessing=exported.task.preprocessing(),
-        task_options=run.task.model_dump(mode="json"),
+        task_options=run.chosen_task,
         method=run.method.name,
         readout=run.method.readout if exported.class_names else "",
         feature_width=run.frame.dim,

@@ -27,6 +27,7 @@ from fednc.server.storage.events import (
     NodeQuarantined,
     NodeReady,
     RobustMeanSkipped,
+    RunStarted,
 )
 from fednc.server.storage.history import RoundRecord
 
@@ -100,7 +101,9 @@ class Facts:
         """The drift alarm in force of each client, by name; "" is one that is not listed."""
         found: dict[str, ClientDrifts] = {}
         for event in self.events:
-            if isinstance(event, ClientDrifts):
+            if isinstance(event, RunStarted):
+                found.clear()  # a server that starts again tells the alarms in force again
+            elif isinstance(event, ClientDrifts):
                 found[event.node] = event
             elif isinstance(event, DriftOver):
                 found.pop(event.node, None)

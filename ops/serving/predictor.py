@@ -31,7 +31,7 @@ class Predictor:
 
     def __init__(self, model: ExportedModel, device: torch.device) -> None:
         self.model, self._device = model.to(device), device
-        self.class_names = model.class_names
+        self.class_names = model.class_names if model.task.scores_classes else ()
         self.forms: dict[str, RequestForm] = {form.name: form for form in model.task.request_forms()}
         self._labels = texts(self.class_names)
         self._is_dense = False  # a class for each place of an example; known after the first batch

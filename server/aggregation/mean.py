@@ -169,19 +169,19 @@ class Fold:
     def values(self, update: ArrayRecord, owned: Mapping[str, int] | None = None) -> dict[str, Values]:
         """The values of each tensor, after a check of names, shapes and dtypes.
 
-        Tensors that the sender did not train have the reference's values. Angles are shifted by whole turns to be
-        closest to the reference's.
+        Tensors that the sender did not train have the reference's values; it may leave them out. Angles are shifted
+        by whole turns to be closest to the reference's.
 
         Raises:
             ProtocolError: names, shapes or dtypes differ from the reference.
             UnusableValuesError: an angle is not finite or absurdly large.
         """
-        if set(update) != set(self._forms):
-            odd = sorted(set(update) ^ set(self._forms))
+        others = frozenset[str]() if owned is None else frozenset(self.by_owner - set(owned))
+        odd = sorted((set(update) ^ set(self._forms)) - others)
+        if odd:
             raise ProtocolError(f"tensor names differ from the model's, for instance {odd[:3]}")
-        values = {key: self._matching(key, update[key]) for key in self._forms}
-        if owned is not None:
-            values |= {key: _numpy(self._reference[key]) for key in self.by_owner - set(owned)}
+        values = {key: self._matching(key, update[key]) for key in self._forms if key in update}
+        values |= {key: _numpy(self._reference[key]) for key in others}
         return values | {key: self._turned(key, values[key]) for key in self._circular}
 
     def _turned(self, key: str, value: Values) -> Values:

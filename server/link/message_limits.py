@@ -18,6 +18,7 @@ from fednc.common.wire.messages import MAX_EXAMPLES
 from fednc.protos import federation_pb2 as pb
 
 NAME_LENGTH = 64
+PARTS = 64  # of a task, such as the kinds of labels that a client may have
 INSTALLED = 1000  # tasks or methods
 CLASSES = 1 << 12  # if the run does not say how many there are; every declaration logs its counts
 ID_BYTES = 32
@@ -77,6 +78,10 @@ def check_declaration(declaration: pb.Declaration, label_space: int | None, memb
     _check_text("run_id", declaration.run_id, LONG_TEXT)
     require("pid", declaration.pid <= 1 << 22, f"{declaration.pid} is not a process id")
     _check_text("manifest", declaration.manifest, MOST_BYTES)
+    require("holdings", len(declaration.holdings) <= PARTS, f"more than {PARTS} parts of a task")
+    for name, count in declaration.holdings.items():
+        _check_text("holdings", name, NAME_LENGTH)
+        require("holdings", count <= declaration.examples, f"{count} of {declaration.examples} examples")
     require("standing", declaration.standing in pb.Declaration.Standing.values(), "unknown value")
 
 

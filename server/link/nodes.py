@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -56,6 +56,7 @@ class Node:
     examples: int = 0
     held_out: int = 0
     class_counts: tuple[int, ...] = ()
+    holdings: Mapping[str, int] = field(default_factory=dict)  # examples by part of the task
     device: str = ""
     pid: int = 0
     problem: str = ""
@@ -111,6 +112,7 @@ class Node:
         self.device, self.pid = declaration.device, declaration.pid
         self.examples, self.held_out = declaration.examples, declaration.held_out
         self.class_counts = tuple(declaration.class_counts)
+        self.holdings = dict(declaration.holdings)
         if declaration.problem:
             self.state, self.problem = NodeState.UNFIT, declaration.problem
         else:

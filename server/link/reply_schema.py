@@ -8,7 +8,7 @@ aggregation.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from fednc.common.initialise.probe import Layout
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.frame import Frame
 from fednc.common.peer_text import SHORT_TEXT
-from fednc.common.tasks import personal, temperature
+from fednc.common.tasks import personal, probe, temperature
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Task
 from fednc.common.wire import arrays
@@ -35,6 +35,7 @@ from fednc.common.wire.messages import (
     MODEL,
     OWNED,
     PERSONAL,
+    PROBE,
     STATS,
     SUMS,
     TRAIN,
@@ -82,10 +83,15 @@ Arrays = Mapping[str, ExpectedArray]
 
 @dataclass(frozen=True)
 class ReplyForm:
-    """The records of one kind of reply: required and optional ones."""
+    """The records of one kind of reply: required and optional ones.
+
+    Attributes:
+        may_lack: by record, arrays that a reply may leave out.
+    """
 
     required: Mapping[str, Arrays] = field(default_factory=dict)
     optional: Mapping[str, Arrays] = field(default_factory=dict)
+    may_lack: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def check(self, manifest: pb.Manifest) -> None:
         """Raises InvalidError unless the manifest has this form, plus at most one record of metrics."""
@@ -98,7 +104,7 @@ class ReplyForm:
             if kind == "arrays" and record.name in self.optional and not record.arrays.items:
                 continue  # the client has nothing to report
             if kind == "arrays" and record.name in allowed:
-                _check_arrays(record, allowed[record.name])
+                _check_arrays(record, allowed[record.name], self.may_lack.get(record.name, frozenset()))
             elif (record.name, kind) != (METRICS, "metrics"):
                 raise InvalidError(
                     "manifest.records", f"record {record.name!r:.80} of kind {kind} is not expected"
@@ -135,7 +141,8 @@ class ReplySchema:
         Raises:
             ConfigError: an honest reply could not pass the limits on messages.
         """
-        _check_owned(task, model)
+        owned = frozenset(key for key in model if task.combining(key) == Aggregation.OWNERS)
+        _check_owned(task, owned)
         codec = delta_codec(task.run.link.codec)
         weights = {key: ExpectedArray.like(value, codec) for key, value in model.items()}
         sums = {
@@ -154,12 +161,15 @@ class ReplySchema:
             label_space=task.label_space,
             members_per_example=task.members_per_example,
             forms={
-                TRAIN: ReplyForm(required={MODEL: weights, **additions}, optional={SUMS: sums["local"]}),
+                TRAIN: ReplyForm(
+                    required={MODEL: weights, **additions}, optional={SUMS: sums["local"]}, may_lack={MODEL: owned}
+                ),
                 HELLO: ReplyForm(),
                 DATA_SUMS: ReplyForm(optional={DATA: _layout(task.no_data_sums())}),
                 MEMORY: ReplyForm(required={SUMS: sums["global"]}),
                 EVALUATE: ReplyForm(optional={STATS: _layout(task.no_statistics())}),
                 CALIBRATE: ReplyForm(optional={STATS: _layout(temperature.no_losses())}),
+                PROBE: ReplyForm(optional={STATS: _layout(probe.no_losses(task.run))} if task.run.probe else {}),
                 PERSONAL: ReplyForm(optional={STATS: _layout(personal.no_statistics(task))}),
                 **{
                     question: ReplyForm(optional={messages.INIT: _layout(answer)})
@@ -174,9 +184,8 @@ class ReplySchema:
             self.forms[message_type].check(manifest)
 
 
-def _check_owned(task: Task, model: Mapping[str, Tensor]) -> None:
+def _check_owned(task: Task, owned: Collection[str]) -> None:
     """Raises ConfigError: the weights of tensors that are averaged over their owners do not fit into a reply."""
-    owned = [key for key in model if task.combining(key) == Aggregation.OWNERS]
     longest = SHORT_TEXT - len(f"{OWNED}/")
     if len(owned) > MOST_OWNED or max(map(len, owned), default=0) > longest:
         raise ConfigError(
@@ -190,10 +199,10 @@ def _layout(tensors: Mapping[str, Tensor]) -> Arrays:
     return {key: ExpectedArray.like(value) for key, value in tensors.items()}
 
 
-def _check_arrays(record: pb.Record, layout: Arrays) -> None:
+def _check_arrays(record: pb.Record, layout: Arrays, may_lack: frozenset[str]) -> None:
     given = {meta.key: meta for meta in record.arrays.items}
-    if len(given) != len(record.arrays.items) or set(given) != set(layout):
-        odd = sorted(set(given) ^ set(layout))[:3]
+    odd = sorted((set(given) ^ set(layout)) - (may_lack - set(given)))[:3]
+    if len(given) != len(record.arrays.items) or odd:
         raise InvalidError("manifest.arrays", f"tensor names of {record.name!r} differ, for instance {odd!s:.200}")
     for key, meta in given.items():
         if problem := layout[key].problem(meta):

@@ -83,6 +83,7 @@ def _node(node: Node, work: str, federation: Federation, control: RunControl) ->
         held_out=node.held_out,
         device=node.device,
         part=f"{node.part.index}/{node.part.of}" if node.part else "",
+        holdings=node.holdings,
     )
     value = control.clients.get(node.name, {}).get(control.primary.name)
     if value is not None:

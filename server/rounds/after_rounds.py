@@ -20,6 +20,7 @@ from fednc.common.tasks.metrics import EXAMPLES, Stats
 from fednc.common.wire import messages
 from fednc.common.wire.messages import CALIBRATE, PERSONAL, Instruction
 from fednc.server.aggregation.total_sums import TotalSums
+from fednc.server.rounds.replies import Content
 from fednc.server.rounds.reply_contents import is_named, losses_in, personal_in
 from fednc.server.rounds.strategy import FrameStrategy
 from fednc.server.rounds.sums_exchange import Answers, PooledStats, Question, ask_once
@@ -124,9 +125,9 @@ def ask_for_personal_models(strategy: FrameStrategy, grid: Grid, fitted: float) 
     return found
 
 
-def _content(strategy: FrameStrategy, fitted: float = 1.0) -> RecordDict:
+def _content(strategy: FrameStrategy, fitted: float = 1.0) -> Content:
     order = Instruction.under(strategy.run, strategy.state.completed, temperature=fitted)
-    return messages.instruction_content(order, strategy.state.record, strategy.guide(evaluates=True))
+    return strategy.to_each(order, strategy.state.record, strategy.guide(evaluates=True))
 
 
 def _holders(strategy: FrameStrategy, grid: Grid, *, held_out: bool) -> dict[int, int]:

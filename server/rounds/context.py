@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fednc.server.aggregation.holdings import Declared
 from fednc.server.rounds.control import RunControl
@@ -27,6 +28,8 @@ class Surroundings:
     parts: Callable[[], Mapping[str, int]] = dict  # part of the split that each client has, by name
     expect_replies: Callable[[GlobalState], None] = lambda _state: None  # called when clients' replies change form
     keep_examples: Callable[[int, Mapping[str, bytes]], None] | None = None  # example files of a round, by name
+    keep_probe: Callable[[Mapping[str, Any]], None] = lambda _verdict: None  # records what the probe said
+    has_operator: bool = False  # somebody may resume a paused run
     checkpoints: Checkpoints | None = None
     best: Checkpoints | None = None  # the model of the best round, for `rounds.keep`
     client_metrics: ClientMetrics = field(default_factory=ClientMetrics)

@@ -41,14 +41,12 @@ def check_form(task: Task) -> bool:
     return bool(none)
 
 
-def add_data_sums(strategy: FrameStrategy, model: nn.Module, grid: Grid) -> None:
-    """Ask every connected client, and let the task write the totals into model and state.
+def add_data_sums(strategy: FrameStrategy, model: nn.Module, answers: Answers) -> None:
+    """Let the task write the totals of the clients' answers into model and state.
 
     Raises:
-        QuorumError: too few clients answered, in three tries.
-        DataError: most clients sent values that are not finite, or the task made some.
+        DataError: the task made values that are not finite.
     """
-    answers = _ask(strategy, grid)
     counts = {"answered": len(answers.added), "withheld": len(answers.withheld)}
     if answers.added:
         put_data_sums(strategy.task, model, strategy.state, answers.total.value())
@@ -63,8 +61,13 @@ def add_data_sums(strategy: FrameStrategy, model: nn.Module, grid: Grid) -> None
         strategy.events.emit(DataSumsMissing(text=text, **counts))
 
 
-def _ask(strategy: FrameStrategy, grid: Grid) -> Answers:
-    """The answers of all clients. A client that fails is asked again only while too few have answered."""
+def ask_for_data_sums(strategy: FrameStrategy, grid: Grid) -> Answers:
+    """The answers of all connected clients. One that fails is asked again only while too few have answered.
+
+    Raises:
+        QuorumError: too few clients answered, in three tries.
+        DataError: most clients sent values that are not finite.
+    """
     answers, replies = Answers(TotalSums(strategy.task.no_data_sums())), strategy.replies
     question = Question(
         kind=DATA_SUMS,

@@ -58,7 +58,7 @@ class DriftWatch:
             name = self._name_of(node) if node in exchange.named else ""
             event = _event(server_round, name, found[node], class_names)
             if name:
-                self.alarms[name] = f"drift alarm: {event.times:.1f} times as far from the others as usual"
+                self.alarms[name] = f"drift alarm: {event.times:.1f} times as far as usual"
             if node not in self._alarmed:
                 self._events.emit(event)
         for node in sorted((self._alarmed & exchange.asked) - found.keys(), key=self._name_of):

@@ -31,6 +31,8 @@ class GlobalState:
     methods: MethodSteps = field(default_factory=MethodSteps)
     extra: dict[str, Tensor] = field(default_factory=dict)  # tensors that methods send beside the model
     kept: dict[str, Tensor] = field(default_factory=dict)  # tensors that methods keep on the server, never sent
+    # By node, the last round that counts its reply. Never changed in place. None: an older checkpoint did not say.
+    accepted: dict[int, int] | None = field(default_factory=dict)
     trained: frozenset[str] | None = None  # tensors of the model that the current stage trains; None: all
     record: ArrayRecord = field(init=False)  # the model, encoded for sending
 
@@ -44,6 +46,11 @@ class GlobalState:
     def go_back_to(self, earlier: Self) -> None:
         """Return to the state that `snapshot` returned."""
         self.__dict__.update(earlier.__dict__)
+
+    def accept(self, server_round: int, nodes: Collection[int]) -> None:
+        """Note that this round counts the replies of these nodes."""
+        if self.accepted is not None:
+            self.accepted = {**self.accepted, **dict.fromkeys(nodes, server_round)}
 
     def complete(self, server_round: int) -> None:
         """Note that this round is complete."""

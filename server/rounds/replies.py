@@ -17,6 +17,7 @@ from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import ReplyUnusable
 
 T = TypeVar("T")
+Content = RecordDict | Callable[[int], RecordDict]  # the same for all nodes, or that of each node
 log = logging.getLogger("fednc.server")
 
 
@@ -52,13 +53,13 @@ class Replies:
     def ask(
         self,
         grid: Grid,
-        content: RecordDict,
+        content: Content,
         nodes: Iterable[int],
         message_type: str,
         group: int,
         timeout_s: float,
     ) -> Iterator[Message]:
-        """Send one content to all `nodes`; yield good replies as they arrive."""
+        """Send a content to all `nodes`; yield good replies as they arrive."""
         self.begin()
         messages = messages_to(grid, content, nodes, message_type, group)
         return self.good(grid.send_and_receive(messages, timeout=timeout_s))
@@ -131,7 +132,10 @@ class Replies:
 
 
 def messages_to(
-    grid: Grid, content: RecordDict, nodes: Iterable[int], message_type: str, group: int
+    grid: Grid, content: Content, nodes: Iterable[int], message_type: str, group: int
 ) -> list[Message]:
-    """One message per node with the same content. A list, because stock Flower's grid iterates it repeatedly."""
-    return [grid.create_message(content, message_type, node, str(group)) for node in nodes]
+    """One message per node. A list, because stock Flower's grid iterates it repeatedly."""
+    return [
+        grid.create_message(content if isinstance(content, RecordDict) else content(node), message_type, node, str(group))
+        for node in nodes
+    ]

@@ -11,8 +11,9 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums, check_sums
-from fednc.common.tasks import personal, temperature
+from fednc.common.tasks import personal, probe, temperature
 from fednc.common.tasks.api import Task
+from fednc.common.tasks.classifier import classifier
 from fednc.common.tasks.metrics import Stats
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import arrays, messages
@@ -27,6 +28,7 @@ def sums_in(content: RecordDict, task: Task, stage: Stage, announced_K: Sequence
     """
     sums = messages.sums_of(content)
     check_sums(sums, task.label_space, announced_K)
+    classifier(task).check_class_sums(sums.sum_KD, sums.count_K)
     held = sums.count_K.nonzero().flatten().tolist()
     if task.takes_sessions and held and not stage.earlier <= held[0] <= held[-1] < stage.classes:
         raise ProtocolError(f"the reply has class sums of classes that are not in stage {stage.number}")
@@ -84,6 +86,20 @@ def data_sums_in(content: RecordDict, task: Task, announced: int) -> Stats | Non
         return None
     task.check_data_sums(sums, announced)
     return sums
+
+
+def probe_in(content: RecordDict, task: Task, announced: int) -> Stats | None:
+    """The sums of a reply about the candidates; None from a client that tried none.
+
+    Args:
+        announced: training examples that the node said it holds.
+    """
+    sums = arrays.from_record(record_of(content, messages.STATS, ArrayRecord) or ArrayRecord())
+    if not sums:
+        return None
+    messages.check_data(sums, probe.no_losses(task.run))
+    probe.check_losses(sums, task.run, announced)
+    return sums if int(sums[probe.HELD]) else None
 
 
 def of_fewer(stats: Stats, counted: int, claimed: int) -> Stats:

@@ -49,6 +49,7 @@ def _afterwards(result: RunResult) -> dict[str, Any]:
         "client_metrics": dict(result.client_metrics),
         "calibration": after.calibration,
         "personal": after.personal,
+        "probe": dict(result.probe),
     }
     return {key: value for key, value in found.items() if value}
 
@@ -63,6 +64,22 @@ def write_files(folder: Path, result: RunResult, summary: dict[str, Any]) -> Non
     _write_examples(folder, result, memory)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     write_atomically(folder / "rounds.json", json.dumps(result.history.to_json(), indent=2).encode())
+    if result.client_metrics:
+        write_atomically(folder / "clients.md", client_table(result).encode())
+
+
+def client_table(result: RunResult) -> str:
+    """Markdown: a row for each listed client, a column for each metric; empty where a client cannot measure it."""
+    infos = [metric.info for metric in result.task.measured_by]
+    last = next((record for record in reversed(result.history.rounds) if record.test or record.pooled), None)
+    rows: dict[str, Mapping[str, float]] = dict(sorted(result.client_metrics.items()))
+    if last:
+        rows |= {name: found for name, found in (("held out, all", last.pooled), ("test", last.test)) if found}
+    lines = [f"| client | examples | {' | '.join(info.name for info in infos)} |", f"|{'---|' * (len(infos) + 2)}"]
+    for name, found in rows.items():
+        values = [info.show(found[info.name]) if info.name in found else "" for info in infos]
+        lines.append(f"| {name} | {found.get('examples', 0):,.0f} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"
 
 
 def write_round_examples(folder: Path, number: int, files: Mapping[str, bytes]) -> None:

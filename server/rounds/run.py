@@ -29,19 +29,24 @@ from fednc.common.tasks.api import Task
 from fednc.common.tasks.blocks import Traffic
 from fednc.common.tasks.class_registry import ClassRegistry
 from fednc.common.tasks.incremental import Incremental
+from fednc.common.tasks.metrics import Stats
+from fednc.common.tasks.probe import check_candidates, section_of, with_pick
 from fednc.common.tasks.stages import Stage, with_names
 from fednc.common.tasks.temperature import is_calibrated
 from fednc.common.wire import arrays
 from fednc.server.rounds.after_rounds import Afterwards, ask_for_personal_models, fit_temperature
 from fednc.server.rounds.class_sessions import Sessions
 from fednc.server.rounds.context import Surroundings
-from fednc.server.rounds.data_sums import add_data_sums, check_form
+from fednc.server.rounds.data_sums import add_data_sums, ask_for_data_sums, check_form
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.initialisation import Conversation, draw_with_gain, initialise, needs_clients, scaled
 from fednc.server.rounds.method_steps import MethodSteps
+from fednc.server.rounds.probe import ask_for_pick, probe_waits
 from fednc.server.rounds.strategy import FrameStrategy
+from fednc.server.rounds.sums_exchange import Answers
 from fednc.server.rounds.test_evaluation import CentralEvaluation
 from fednc.server.rounds.waiting import ClientsWait, save_patiently
+from fednc.server.storage import probe_record
 from fednc.server.storage.changed_run_file import Changes, as_text
 from fednc.server.storage.checkpoint import Checkpoint, Checkpoints
 from fednc.server.storage.event_log import EventLog
@@ -60,6 +65,7 @@ from fednc.server.storage.events import (
     WeightsLoaded,
 )
 from fednc.server.storage.history import History, RoundRecord
+from fednc.server.storage.probe_record import Decision
 
 BEST = "best"  # folder of the best round's checkpoint, in the run's folder
 _TRIES = 3  # for a round that stays below quorum
@@ -80,6 +86,7 @@ class RunResult:
     class_names: tuple[str, ...]  # so far
     traffic: Traffic
     after: Afterwards = field(default_factory=Afterwards)
+    probe: Mapping[str, Any] = field(default_factory=dict)  # what the probe said
     client_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # the last ones, by name
 
 
@@ -93,7 +100,13 @@ class FederatedRun:
     """
 
     def __init__(
-        self, run: RunConfig, events: EventLog, device: torch.device = CPU, *, resumes: bool = False
+        self,
+        run: RunConfig,
+        events: EventLog,
+        device: torch.device = CPU,
+        *,
+        resumes: bool = False,
+        decided: Decision | None = None,
     ) -> None:
         """Load everything the server needs.
 
@@ -102,13 +115,29 @@ class FederatedRun:
             events: where events are recorded.
             device: where the server evaluates its own test data.
             resumes: a checkpoint will be restored, so the file of `task.weights` is not needed.
+            decided: what is known of the run's probe; None: what the run file says.
 
         Raises:
             ConfigError, DataError: the task or the test data cannot be used.
         """
-        self.run, self.events, self._device = run, events, device
+        self.events, self._device = events, device
         self._digest, self._config = run.digest, run.decisive()  # without class names that operators give later
-        self.task = discovery.get(run)
+        picked = run.probe.picked if run.probe else None
+        self._decided = decided or Decision(picked, by_operator=picked is not None)
+        self._initialised: dict[str, Any] = {}
+        self._changed: Changes = {}  # keys of the run file changed since the checkpoint that was restored
+        self.opened = 0
+        self.after = Afterwards()
+        self.best: GlobalState | None = None  # the state after the best round, for `rounds.keep`
+        self._good: GlobalState | None = None  # the state after the last round whose loss had not exploded
+        self.data_sums: Answers | None = None  # once the clients were asked
+        self._set_up(with_pick(run, self._decided.pick) if self._decided.pick else run, resumes=resumes)
+
+    def _set_up(self, run: RunConfig, *, resumes: bool = False) -> None:
+        """Build everything that depends on the task."""
+        self.run, self.task = run, discovery.get(run)
+        if run.probe and not run.probe.picked:
+            check_candidates(run, self.task)
         self.asks_for_sums = check_form(self.task)
         self.frame = self.task.frame(seeds.derive(run.seed, "frame"))
         torch.manual_seed(seeds.derive(run.seed, "model"))
@@ -117,12 +146,6 @@ class FederatedRun:
         if run.task.weights and not resumes:
             self._load_weights(Path(run.task.weights))
         self.layout = Layout.of(model, self.task.shared_keys(model)) if needs_clients(run) else None
-        self._initialised: dict[str, Any] = {}
-        self._changed: Changes = {}  # keys of the run file changed since the checkpoint that was restored
-        self.opened = 0
-        self.after = Afterwards()
-        self.best: GlobalState | None = None  # the state after the best round, for `rounds.keep`
-        self._good: GlobalState | None = None  # the state after the last round whose loss had not exploded
         shared = model.state_dict()
         keys = self.task.shared_keys(model)
         steps = MethodSteps(registry.parts(run.method), self.task.stepped_keys(model))
@@ -169,8 +192,35 @@ class FederatedRun:
             QuorumError: too few clients came, or too few answered a round three times in a row.
         """
         around = around or Surroundings()
+        if self.run.probe and not self.state.completed:
+            self._probe(grid, around)
         RoundLoop(self, grid, around).drive()
         return replace(self._result(self.state), client_metrics=dict(around.client_metrics.latest))
+
+    def _probe(self, grid: Grid, around: Surroundings) -> None:
+        """Let the clients try the candidates, unless one is picked, and wait for an operator if [probe] says so.
+
+        Raises:
+            QuorumError: too few clients came.
+        """
+        strategy, section = self.strategy(around), section_of(self.run)
+        wait = ClientsWait(self.run.rounds, grid, around, self.events)
+        if section.picked is None and wait.for_clients(strategy.quorum):
+            verdict = ask_for_pick(strategy, grid, self._totals(strategy, grid), around.keep_probe)
+            if verdict is not None:
+                self._decided = Decision(verdict.pick, verdict.to_json())
+                self._set_up(with_pick(self.run, verdict.pick))
+                around.expect_replies(self.state)
+        if section.then == "ask" and self._decided.pick and not self._decided.by_operator and around.has_operator:
+            around.control.pause()
+            self.events.emit(probe_waits(self._decided.pick))
+
+    def _totals(self, strategy: FrameStrategy, grid: Grid) -> Stats:
+        """The totals of the sums of the data; {} if the task asks for none, or nobody sends any. Asks once."""
+        if not self.asks_for_sums:
+            return {}
+        self.data_sums = self.data_sums or ask_for_data_sums(strategy, grid)
+        return self.data_sums.total.value() if self.data_sums.added else {}
 
     def strategy(self, around: Surroundings) -> FrameStrategy:
         """A strategy that continues from the current state."""
@@ -194,6 +244,7 @@ class FederatedRun:
             class_names=self.registry.names,
             traffic=self.traffic,
             after=self.after,
+            probe=self._decided.verdict or {},
         )
 
     @property
@@ -257,7 +308,9 @@ class FederatedRun:
             parts=around.parts(),
             bytes_up=bytes_up,
             bytes_down=bytes_down,
+            accepted=self.state.accepted,
             classes=self.registry.to_json() if self.run.sessions else None,
+            picked=self.run.probe.picked if self.run.probe else None,
             opened=self.opened if self.task.stage(self.state.completed).number < self.opened else 0,
         )
 
@@ -283,6 +336,7 @@ class FederatedRun:
             methods=self.state.methods,
             extra=checkpoint.under("extra."),
             kept=checkpoint.under("method."),
+            accepted=None if checkpoint.accepted is None else dict(checkpoint.accepted),
             completed=checkpoint.round,
         )
 
@@ -329,14 +383,15 @@ def checkpoints_of(run: RunConfig, folder: Path) -> tuple[Checkpoints, Checkpoin
 
 
 def new_or_continued(
-    run: RunConfig, events: EventLog, checkpoints: Checkpoints, best: Checkpoints | None = None
+    run: RunConfig, events: EventLog, folder: Path, checkpoints: Checkpoints, best: Checkpoints | None = None
 ) -> tuple[FederatedRun, Checkpoint | None]:
-    """A new run, or the run restored from its newest checkpoint. Raises ConfigError, DataError."""
+    """A new run, or the run in `folder` restored from its newest checkpoint. Raises ConfigError, DataError."""
     kept = checkpoints.latest(run.digest, run.decisive())
     if kept and kept.changed:
         text = f"the run file has changed since round {kept.round}: {as_text(kept.changed)}"
         events.emit(RunFileChanged(text=text, round=kept.round, changed=kept.changed))
-    prepared = FederatedRun(run, events, resumes=kept is not None)
+    decided = probe_record.decision(folder, run, kept.picked if kept else None, has_begun=kept is not None)
+    prepared = FederatedRun(run, events, resumes=kept is not None, decided=decided)
     if kept:
         prepared.restore(kept)
         prepared.restore_best(best)
@@ -461,7 +516,8 @@ class RoundLoop:
             return True
         if not self._clients.for_clients(strategy.quorum):
             return False
-        add_data_sums(strategy, prepared.model, self._grid)
+        prepared.data_sums = prepared.data_sums or ask_for_data_sums(strategy, self._grid)
+        add_data_sums(strategy, prepared.model, prepared.data_sums)
         return True
 
     def _initialise(self, server_round: int) -> bool:

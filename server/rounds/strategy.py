@@ -10,7 +10,8 @@ import math
 import random
 import time
 from collections.abc import Collection, Iterable, Mapping
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -39,7 +40,7 @@ from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.drift_watch import DriftWatch
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.participants import Participants
-from fednc.server.rounds.replies import Replies, messages_to
+from fednc.server.rounds.replies import Content, Replies, messages_to
 from fednc.server.rounds.reply_contents import is_named, of_fewer, stats_in, sums_in
 from fednc.server.rounds.round_mean import RoundMean
 from fednc.server.rounds.server_training import fit_centrally
@@ -97,7 +98,7 @@ class FrameStrategy(Strategy):
             server_round, wants_sums=schedule.wants_local_sums(self.run, self.stage, server_round)
         )
         extra = messages.extra_record(self.state.extra)
-        content = messages.instruction_content(instruction, arrays, self.guide(), extra)
+        content = self.to_each(instruction, arrays, self.guide(), extra)
         self.replies.begin()
         return messages_to(grid, content, list(self._weights), TRAIN, server_round)
 
@@ -127,6 +128,7 @@ class FrameStrategy(Strategy):
             return None, None
         record, left_out = mean.finish()
         self._trained = [node for node in losses if self._weights[node] and node not in left_out]
+        self.state.accept(server_round, losses)  # also those left out: nothing tells a lying node that it was found
         self._record.replies, self._record.examples = self._fold.updates, self._fold.weight
         # Sorted, so that the order of arrival does not change the bits.
         self._record.loss = sum(sorted(losses[node] for node in self._trained)) / self._fold.weight
@@ -147,7 +149,7 @@ class FrameStrategy(Strategy):
     ) -> list[Message]:
         """Messages to all nodes: evaluate the global model on your held-out examples."""
         del config
-        content = messages.instruction_content(self._instruction(server_round), arrays, self.guide(evaluates=True))
+        content = self.to_each(self._instruction(server_round), arrays, self.guide(evaluates=True))
         nodes = list(grid.get_node_ids())
         nodes += [node for node in self._trained if node not in nodes]  # just lost; they may still come back
         nodes = self.clients.present(server_round, nodes)
@@ -371,7 +373,7 @@ class FrameStrategy(Strategy):
         nodes = self.clients.present(server_round, nodes)
         self.get_to_know(nodes, server_round, grid)
         counted = {node: count for node, count in self.clients.examples(nodes).items() if count}
-        content = messages.instruction_content(self._instruction(server_round), self.state.record)
+        content = self.to_each(self._instruction(server_round), self.state.record)
         pool, summed = self._pool_of_sums("global"), {}
         with self.drift_watch.exchange(server_round, pool.all, self.task.class_names) as watched:
             for reply in self.replies.ask(grid, content, list(counted), MEMORY, server_round, timeout_s):
@@ -458,6 +460,16 @@ class FrameStrategy(Strategy):
 
     def _instruction(self, server_round: int, *, wants_sums: bool = False) -> Instruction:
         return Instruction.under(self.run, server_round, wants_sums=wants_sums)
+
+    def to_each(self, instruction: Instruction, *records: ArrayRecord | None) -> Content:
+        """The content for each node: it differs only in the last round that counts the node's reply."""
+        accepted = self.state.accepted
+
+        @cache
+        def content(last: int | None) -> RecordDict:
+            return messages.instruction_content(replace(instruction, accepted=last), *records)
+
+        return lambda node: content(None if accepted is None else accepted.get(node, 0))
 
     def guide(self, *, evaluates: bool = False) -> ArrayRecord:
         """Frame and memory, encoded for sending."""

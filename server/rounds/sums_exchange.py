@@ -17,6 +17,7 @@ from fednc.common import fault_injection
 from fednc.common.errors import ProtocolError, StaleError
 from fednc.common.tasks.api import add_stats
 from fednc.common.tasks.metrics import Stats
+from fednc.server.rounds.replies import Content
 from fednc.server.rounds.reply_contents import of_fewer
 from fednc.server.rounds.strategy import FrameStrategy
 
@@ -35,7 +36,7 @@ class Question:
 
     kind: str
     server_round: int
-    content: RecordDict
+    content: Content
     read: Callable[[RecordDict, int], Stats | None]
     point: str
     added: Callable[[int, RecordDict, Stats], None] = lambda _node, _content, _sums: None

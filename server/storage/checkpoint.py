@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from fednc.common import fault_injection
+from fednc.common.config.probe import ProbePick
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.files import private_folder, write_atomically
 from fednc.server.storage import changed_run_file
@@ -43,6 +44,8 @@ class Manifest(BaseModel):
     parts: dict[str, int] = {}  # the part of the split that each client keeps, by name
     classes: dict[str, Any] | None = None  # the class registry so far, in a run with sessions
     opened: int = 0  # the session opened since the round; 0: none
+    picked: ProbePick | None = None  # the candidate of the probe that the run trains
+    accepted: dict[int, int] | None = None  # by node, the last round that counts its reply
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -60,6 +63,8 @@ class Checkpoint:
     parts: Mapping[str, int] = field(default_factory=dict)
     classes: dict[str, Any] | None = None
     opened: int = 0
+    picked: ProbePick | None = None
+    accepted: Mapping[int, int] | None = None
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -92,6 +97,8 @@ class Checkpoints:
             parts=dict(checkpoint.parts),
             classes=checkpoint.classes,
             opened=checkpoint.opened,
+            picked=checkpoint.picked,
+            accepted=None if checkpoint.accepted is None else dict(checkpoint.accepted),
             bytes_up=checkpoint.bytes_up,
             bytes_down=checkpoint.bytes_down,
         )
@@ -171,6 +178,8 @@ def _read(path: Path) -> Checkpoint:
         parts=manifest.parts,
         classes=manifest.classes,
         opened=manifest.opened,
+        picked=manifest.picked,
+        accepted=manifest.accepted,
         bytes_up=manifest.bytes_up,
         bytes_down=manifest.bytes_down,
     )

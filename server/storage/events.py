@@ -193,6 +193,43 @@ class ModelInitialised(Event, kind="init"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeStarted(Event, kind="probe-begins"):
+    """Before round 1, clients are asked to try candidates."""
+
+    candidates: int
+    steps: int
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeDecided(Event, kind="probe"):
+    """The probe picked a candidate; `config` is the digest of the run file that names all of them."""
+
+    answered: int
+    withheld: int
+    family: str
+    value: float
+    config: str
+    verdict: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeMissing(Event, kind="no-probe", level=logging.WARNING):
+    """No client could say anything about the candidates: the run goes on with `[task]` as it is."""
+
+    answered: int
+    withheld: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeWaiting(Event, kind="probe-waits"):
+    """An operator is to confirm what the probe picked."""
+
+    family: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordOfRound(Event):
     """An event that has all fields of a round's record besides its own."""
 

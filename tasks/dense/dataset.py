@@ -8,7 +8,7 @@ Legend: N pictures, B batch, C channels, H height, W width, K label space, P pix
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from fednc.common.tasks.api import TaskData
 from fednc.common.tasks.splits import Index
 from fednc.common.tasks.tensor_data import hold_out_index, run_lengths
-from fednc.tasks.dense.maps import LABEL, MAPS, VOID
+from fednc.tasks.dense.maps import LABEL, MAPS, VOID, known
 from fednc.tasks.dense.moves import Moves, draw_moves, moved
 
 DenseBatch = tuple[Tensor, ...]
@@ -109,6 +109,16 @@ class DenseData(TaskData):
         rank_NK = torch.where(self.pixel_count_NK > 0, having_K, self.examples + 2)
         return rank_NK.argmin(dim=1).numpy()
 
+    def having(self, kind: str) -> int:
+        """Number of pictures with a pixel of which this map says something."""
+        if kind not in self.maps:
+            return 0
+        return int(known(kind, self.maps[kind]).flatten(1).any(dim=1).sum())
+
+    def without(self, kinds: Collection[str]) -> DenseData:
+        """The same pictures without these maps."""
+        return replace(self, maps={kind: value for kind, value in self.maps.items() if kind not in kinds})
+
     # ---- batches ---------------------------------------------------------------------------------------------
 
     def train_batches(self, batch: int, generator: torch.Generator) -> Iterator[DenseBatch]:
@@ -140,9 +150,9 @@ class DenseData(TaskData):
     def _map(self, kind: str, row_B: Tensor) -> Tensor:
         if kind in self.maps:
             return self.maps[kind][row_B]
-        if kind != LABEL:
+        if MAPS[kind].unknown is None:
             raise KeyError(f"these pictures have no map {kind!r}")
-        return self.pixel_NCHW.new_full((len(row_B), *self.pixel_NCHW.shape[2:]), VOID)  # pictures to predict on
+        return unknown_map(kind, (len(row_B), *self.pixel_NCHW.shape[2:]), self.pixel_NCHW.device)
 
     # ---- choosing --------------------------------------------------------------------------------------------
 
@@ -175,6 +185,14 @@ class DenseData(TaskData):
             mean_C11=self.mean_C11.to(device),
             std_C11=self.std_C11.to(device),
         )
+
+
+def unknown_map(kind: str, size: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+    """A map [N, H, W], or [N, channels, H, W], as it is stored, of which no pixel is known. `size` is (N, H, W)."""
+    form = MAPS[kind]
+    assert form.unknown is not None
+    shape = (size[0], form.channels, *size[1:]) if form.channels else size
+    return torch.full(shape, form.unknown, dtype=form.dtype, device=device)
 
 
 def sampled(label_BHW: Tensor, label_space: int, memory_pixels: int) -> Tensor:

@@ -95,6 +95,12 @@ def as_png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
+def file_stem(name: str) -> str:
+    """A name as part of a file's name: of a path its last part, without the ending."""
+    stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)
+
+
 def as_bytes(pixel_CHW: Tensor, mean_C: Sequence[float], std_C: Sequence[float]) -> Bytes:
     """uint8 [H, W, 3] of a normalised picture."""
     pixel_HWC = pixel_CHW.detach().cpu().permute(1, 2, 0).numpy() * np.asarray(std_C) + np.asarray(mean_C)

@@ -17,7 +17,7 @@ from fednc.common.config.tables import SplitSection
 from fednc.common.errors import DataError
 from fednc.common.tasks.api import Purpose
 from fednc.common.tasks.splits import Index, split_index
-from fednc.tasks.dense.dataset import DenseData
+from fednc.tasks.dense.dataset import DenseData, unknown_map
 from fednc.tasks.dense.maps import LABEL
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.sources import select
@@ -30,18 +30,25 @@ class DenseSplit(SplitSection):
 
 
 def read_data(
-    spec: str, purpose: Purpose, options: DenseOptions, label_space: int, wanted: tuple[str, ...] = (LABEL,)
+    spec: str,
+    purpose: Purpose,
+    options: DenseOptions,
+    label_space: int,
+    wanted: tuple[str, ...] = (LABEL,),
+    *,
+    some: bool = False,
 ) -> DenseData:
-    """The pictures at `spec` with the maps in `wanted`; those to predict on may have none.
+    """The pictures at `spec` with the maps in `wanted`, or with `some` of them; those to predict on may have none.
 
     Raises:
         DataError: they are missing, unreadable, or do not have this run's classes and size, or lack a map.
     """
     found = select.read_input(spec, options) if purpose == "input" else select.read(spec, purpose, options)
     missing = [kind for kind in wanted if kind not in found.maps]
-    if missing and purpose != "input":
+    if missing and purpose != "input" and not (some and len(missing) < len(wanted)):
+        what = f"{missing[0]} map, which" if len(wanted) == 1 or not some else f"map of {', '.join(wanted)}, which"
         raise DataError(
-            f"{spec}: its pictures have no {missing[0]} map, which this run trains and tests with. It has "
+            f"{spec}: its pictures have no {what} this run trains and tests with. It has "
             f"{', '.join(sorted(found.maps)) or 'none'}; docs/segmentation.md says where each map belongs."
         )
     data = DenseData(
@@ -86,7 +93,10 @@ def packed(train: DenseData, test: DenseData, class_names: tuple[str, ...]) -> d
     arrays: dict[str, np.ndarray[Any, Any]] = {"classes": np.array(class_names)}
     for part, data in (("train", train), ("test", test)):
         arrays[f"x_{part}"] = np.ascontiguousarray(data.pixel_NCHW.numpy().transpose(0, 2, 3, 1))
-        for kind, value in data.maps.items():
+        for kind in data.wanted:
+            value = data.maps.get(kind)
+            if value is None:  # other clients may have it, and their arrays are put behind these
+                value = unknown_map(kind, (data.examples, *data.pixel_NCHW.shape[2:]))
             arrays[f"{'y' if kind == LABEL else kind}_{part}"] = value.numpy()
         if data.sites:
             arrays[f"site_{part}"] = np.array(data.sites)

@@ -200,3 +200,11 @@ def borders(value_HW: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8
     found[:, :-1] |= value_HW[:, :-1] != value_HW[:, 1:]
     found[:-1] |= value_HW[:-1] != value_HW[1:]
     return found
+
+
+def next_to(value_HW: Mask) -> Mask:
+    """Pixels to whose right or below one of these is: those that it makes a border of."""
+    found_HW = np.zeros_like(value_HW)
+    found_HW[:, :-1] |= value_HW[:, 1:]
+    found_HW[:-1] |= value_HW[1:]
+    return found_HW

@@ -27,7 +27,7 @@ from fednc.common.learning.losses import View, objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
-from fednc.common.tasks.api import Part, Purpose, TaskData, split_with
+from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
 from fednc.common.tasks.metrics import Stats, refuse_unless
 from fednc.common.tasks.request_forms import RequestForm, preprocessed
@@ -39,6 +39,7 @@ from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.metrics import MeanIoU, PixelAccuracy, PixelLoss
 from fednc.tasks.dense.models import UNet, deeplab, enlarged
 from fednc.tasks.dense.preparation import DenseSplit, packed, parts_of, read_data
+from fednc.tasks.dense.suggest import suggest
 from fednc.tasks.dense.tiles import in_tiles
 from fednc.tasks.segmentation.ceco import COUNT, CentreBranch, rare_share
 from fednc.tasks.segmentation.options import SegmentationOptions
@@ -106,6 +107,11 @@ class SegmentationTask(ClassifierTask):
         return most_members(options.memory_pixels, self.label_space, options.size[0] * options.size[1])
 
     # ---- data ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def suggest_options(cls, spec: str) -> Suggestion:
+        """Keys of `[task]` for the pictures at `spec`. Raises DataError."""
+        return suggest(spec)
 
     def read(self, spec: str, purpose: Purpose) -> DenseData:
         """The pictures at `spec`; for prediction also a picture file or a folder of them. Raises DataError."""
@@ -288,7 +294,7 @@ class SegmentationTask(ClassifierTask):
         """For each picture an overlay, and the predicted labels as a palette-free PNG of class numbers."""
         files = {}
         for number, name in enumerate(names):
-            stem = _file_stem(name)
+            stem = pictures.file_stem(name)
             guess_HW = output[number].argmax(dim=0).byte().cpu().numpy()
             files[f"{stem}-overlay.png"] = pictures.as_png(self._page(batch, number, guess_HW))
             files[f"{stem}-labels.png"] = pictures.as_png(Image.fromarray(guess_HW))
@@ -320,9 +326,3 @@ def _view(model: SegmentationModel, inputs: Tensor, keep_BHW: Tensor, guide: Gui
     with torch.no_grad():
         feat_PD = model.features(inputs)[keep_BHW]
         return View(feat_BD=feat_PD, logit_BK=logits(model.head, feat_PD, guide))
-
-
-def _file_stem(name: str) -> str:
-    """A name as part of a file's name: of a path its last part, without the ending."""
-    stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)

@@ -108,6 +108,9 @@ class IdleHost:
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         return pb.Declaration(examples=1, device="cpu")
 
+    def examples_having(self) -> list[int]:
+        return []
+
     def work(self, message: Message) -> Message:
         raise AssertionError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +16,7 @@ from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import AppHost, ClientConfig
 from fednc.client.link.link import Link, LinkConfig
 from fednc.common.config.run import RunConfig
+from fednc.common.wire.messages import TRAIN, Instruction
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid
@@ -76,3 +77,37 @@ def over_the_link(
         return result
 
     return asyncio.run(main())
+
+
+class RestartingGrid(LocalGrid):
+    """Every client ends and starts again before it trains."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        messages = list(messages)
+        if any(message.metadata.message_type == TRAIN for message in messages):
+            for index, (node, host) in enumerate(self._hosts.items()):
+                host.leave()
+                host.prepare(self._welcome(node, _run_of(messages[0]), index))
+        return super().send_and_receive(messages, timeout=timeout)
+
+
+def _run_of(message: Message) -> RunConfig:
+    return RunConfig.model_validate_json(Instruction.of(message).run_json)
+
+
+class DeafGrid(LocalGrid):
+    """The server does not get what one client replies in one round of training, though the client has worked."""
+
+    def __init__(self, run: RunConfig, clients: Sequence[ClientConfig], name: str, server_round: int) -> None:
+        super().__init__(run, clients)
+        self._name, self._lost = name, server_round
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        messages = list(messages)
+        replies = super().send_and_receive(messages, timeout=timeout)
+        return (reply for message, reply in zip(messages, replies, strict=True) if not self._is_lost(message))
+
+    def _is_lost(self, message: Message) -> bool:
+        meta = message.metadata
+        name = self._names[meta.dst_node_id]
+        return meta.message_type == TRAIN and (name, int(meta.group_id)) == (self._name, self._lost)

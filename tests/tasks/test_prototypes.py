@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from typer.testing import CliRunner
 
 from fednc.bench.local_grid import LocalGrid
@@ -21,14 +20,13 @@ from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.errors import ConfigError
 from fednc.common.model_export import load
 from fednc.common.tasks import discovery
-from fednc.common.wire.messages import TRAIN, Instruction
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.result_files import summary_of, write_files
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
 from support.contract_run import assert_same_bits
 from support.prototype_tasks import CLINIC, LANES, LINE, installed, write_clinic, write_line
-from support.runs_on_grids import in_one_process, over_the_link
+from support.runs_on_grids import RestartingGrid, in_one_process, over_the_link
 
 
 def run_and_clients(folder: Path, values: dict[str, Any]) -> tuple[RunConfig, list[ClientConfig]]:
@@ -95,22 +93,6 @@ def test_a_custom_classifier_is_at_most_forty_lines() -> None:
     text = (Path(__file__).parents[1] / "support" / "prototype_tasks.py").read_text()
     written = text.partition("# ---- clinic: begin")[2].partition("# ---- clinic: end")[0]
     assert len([line for line in written.splitlines() if line.strip()]) <= 40
-
-
-class RestartingGrid(LocalGrid):
-    """Every client ends and starts again before it trains."""
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        messages = list(messages)
-        if any(message.metadata.message_type == TRAIN for message in messages):
-            for index, (node, host) in enumerate(self._hosts.items()):
-                host.leave()
-                host.prepare(self._welcome(node, run_of(messages[0]), index))
-        return super().send_and_receive(messages, timeout=timeout)
-
-
-def run_of(message: Message) -> RunConfig:
-    return RunConfig.model_validate_json(Instruction.of(message).run_json)
 
 
 def model_of(grid: LocalGrid, run: RunConfig) -> dict[str, torch.Tensor]:

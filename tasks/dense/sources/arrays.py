@@ -17,8 +17,9 @@ from PIL import Image
 
 from fednc.common.errors import DataError
 from fednc.common.tasks import npz_files
-from fednc.tasks.dense.maps import LABEL, MAPS
+from fednc.tasks.dense.maps import EDGES, LABEL, MAPS, VOID
 from fednc.tasks.dense.options import DenseOptions
+from fednc.tasks.dense.scenes import borders, next_to
 from fednc.tasks.dense.sources.pictures import Array, Part, Pictures, map_tensor
 
 CAMVID_CLASSES = (
@@ -90,7 +91,8 @@ def read_npz(place: str, part: Part, options: DenseOptions) -> Pictures:
 def read_camvid(place: str, part: Part, options: DenseOptions) -> Pictures:
     """CamVid as one .npz of coded pictures: test is sequence `CAMVID_TEST`, training is everything else.
 
-    A site is a video sequence. Pictures and labels are resized to the run's size.
+    A site is a video sequence. Pictures and labels are resized to the run's size. The edges are the borders between
+    labels; those of void are not known.
     """
     file = load_arrays(place, "camvid")
     missing = [key for p in _CAMVID_PARTS for key in (f"{p}_image", f"{p}_label", f"{p}_name") if key not in file]
@@ -108,12 +110,23 @@ def read_camvid(place: str, part: Part, options: DenseOptions) -> Pictures:
             sites.append(site)
     return Pictures(
         pixel_NCHW=torch.from_numpy(np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2))),
-        maps={LABEL: torch.from_numpy(np.stack(labels))},
+        maps={
+            LABEL: torch.from_numpy(np.stack(labels)),
+            EDGES: torch.from_numpy(np.stack([_edges_of(label_HW) for label_HW in labels])),
+        },
         value_names=CAMVID_CLASSES,
         names=tuple(names),
         sites=tuple(sites),
         has_test=True,
     )
+
+
+def _edges_of(label_HW: Array) -> Array:
+    """uint8 [H, W]: 1 on a border between labels, `VOID` where a void pixel takes part in it."""
+    void_HW = (label_HW == CAMVID_CLASSES.index("void")) | (label_HW == VOID)
+    edge_HW = borders(label_HW)
+    edge_HW[void_HW | ((edge_HW == 1) & next_to(void_HW))] = VOID
+    return edge_HW
 
 
 def _coded(

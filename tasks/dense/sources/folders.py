@@ -4,7 +4,7 @@
     PATH/{train,test}/label/NAME.png    grey or palette, the value is the label
     PATH/{train,test}/depth/NAME.png    16 bits, the share of 65535; 0 is unknown
     PATH/{train,test}/normals/NAME.png  colour, (value - 127.5) / 127.5 for right, down, towards the camera
-    PATH/{train,test}/edges/NAME.png    grey; above 127 is a border
+    PATH/{train,test}/edges/NAME.png    grey; above 127 is a border; `saliency` alike
     PATH/classes.txt                    name of label value 0 in the first line, of 1 in the second, ...
 
 Called by `select.py`. Files are resized to the run's size, labels without mixing values.
@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from fednc.common.errors import DataError
-from fednc.tasks.dense.maps import DEPTH, EDGES, INSTANCE, LABEL, MAPS, NORMALS, PART
+from fednc.tasks.dense.maps import DEPTH, EDGES, INSTANCE, LABEL, MAPS, NORMALS, PART, SALIENCY
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.sources.pictures import Array, Part, Pictures, map_tensor, several
 
@@ -32,20 +32,14 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 MAX_PIXELS = 64_000_000  # a small file can declare a picture that fills all memory
 IMAGE, CLASSES = "image", "classes.txt"
-_READ = (LABEL, DEPTH, NORMALS, EDGES, INSTANCE, PART)  # kinds of maps that are read from files
+_READ = (LABEL, DEPTH, NORMALS, EDGES, INSTANCE, PART, SALIENCY)  # kinds of maps that are read from files
 
 
 def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
     """The pictures below `place`. Raises DataError that names the unusable ones."""
     root = Path(place).expanduser()
-    if not root.is_dir():
-        raise DataError(f"folder:{place}: no such folder")
     has_test = (root / "test" / IMAGE).is_dir()
-    base = root / (part if has_test or part == "train" else "train")
-    if not (base / IMAGE).is_dir():
-        base = root
-    if not (base / IMAGE).is_dir():
-        raise DataError(f"folder:{place}: has no folder {IMAGE}/ or train/{IMAGE}/ with the pictures")
+    base = _base(place, part, has_test=has_test)
     paths = pictures_in(base / IMAGE)
     kinds = [kind for kind in _READ if (base / kind).is_dir()]
     found = read_files(paths, [_beside(base / kind, kind, paths) for kind in kinds], kinds, options, place)
@@ -59,6 +53,26 @@ def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
         sites=tuple(path.stem.partition("_")[0] for path in paths) if all("_" in p.stem for p in paths) else (),
         has_test=has_test,
     )
+
+
+def size_of_first(place: str) -> tuple[int, int]:
+    """(height, width) of the first training picture below `place`. Raises DataError."""
+    base = _base(place, "train", has_test=False)
+    with open_picture(pictures_in(base / IMAGE)[0]) as picture:
+        return picture.height, picture.width
+
+
+def _base(place: str, part: Part, *, has_test: bool) -> Path:
+    """The folder with `image/` and its maps beside it. Raises DataError."""
+    root = Path(place).expanduser()
+    if not root.is_dir():
+        raise DataError(f"folder:{place}: no such folder")
+    base = root / (part if has_test or part == "train" else "train")
+    if not (base / IMAGE).is_dir():
+        base = root
+    if not (base / IMAGE).is_dir():
+        raise DataError(f"folder:{place}: has no folder {IMAGE}/ or train/{IMAGE}/ with the pictures")
+    return base
 
 
 def read_loose(paths: Sequence[Path], options: DenseOptions) -> Pictures:
@@ -86,7 +100,7 @@ def read_files(
 
     def one(index: int) -> tuple[list[Array], str]:
         try:
-            with _opened(paths[index]) as picture:
+            with open_picture(paths[index]) as picture:
                 given = picture.size
                 values = [_resized(picture.convert("RGB"), options.size, Image.Resampling.BILINEAR)]
             for kind, files in zip(kinds, beside, strict=True):
@@ -123,7 +137,8 @@ def _beside(folder: Path, kind: str, paths: Sequence[Path]) -> list[Path]:
     return [there[path.stem] for path in paths]
 
 
-def _opened(path: Path) -> Image.Image:
+def open_picture(path: Path) -> Image.Image:
+    """The picture in a file. Raises DataError: not a picture that can be decoded, or too large."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of too many pixels, which is refused below
@@ -139,7 +154,7 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _map_of(path: Path, kind: str, given: tuple[int, int], size: tuple[int, int]) -> Array:
-    with _opened(path) as image:
+    with open_picture(path) as image:
         if image.size != given:
             raise DataError(
                 f"{path}: the {kind} map is {image.size[1]}x{image.size[0]}, but its picture is "
@@ -180,6 +195,7 @@ _DECODERS: dict[str, Callable[[Image.Image, Path, tuple[int, int]], Array]] = {
     DEPTH: _as_depth,
     NORMALS: _as_normals,
     EDGES: _as_edges,
+    SALIENCY: _as_edges,
 }
 assert set(_READ) <= set(MAPS)
 

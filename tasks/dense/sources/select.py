@@ -8,9 +8,11 @@ Legend: N pictures, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,8 @@ from fednc.tasks.dense.sources.pictures import Part, Pictures
 
 ONLY = "?only="  # behind a spec: the sites whose pictures are read, `?only=site=A,site=B`
 SPECS = "scenes:KEY=VALUE,..., npz:PATH, folder:PATH or camvid:PATH, with ?only=site=NAME for one site"
-READERS: dict[str, Callable[[str, Part, DenseOptions], Pictures]] = {
+Readers = Mapping[str, Callable[[str, Part, Any], Pictures]]
+READERS: Readers = {
     "scenes": generated.read_scenes,
     "npz": arrays.read_npz,
     "folder": folders.read_folder,
@@ -31,14 +34,17 @@ READERS: dict[str, Callable[[str, Part, DenseOptions], Pictures]] = {
 }
 
 
-def read(text: str, part: Part, options: DenseOptions) -> Pictures:
+def read(text: str, part: Part, options: DenseOptions, own: Readers = MappingProxyType({})) -> Pictures:
     """The pictures of data spec `text`, with labels as positions in the run's classes.
+
+    Args:
+        own: readers that only the task has, by the kind of their specs.
 
     Raises:
         DataError: the data is missing, unreadable, or does not have this run's classes and size.
     """
-    kind, place, sites = parsed(text)
-    found = READERS[kind](place, part, options)
+    kind, place, sites = parsed(text, own)
+    found = {**READERS, **own}[kind](place, part, options)
     if part == "test" and not found.has_test:
         raise DataError(
             f"{text}: has no test part, and its {len(found.names)} pictures may be training data. Add test "
@@ -47,7 +53,7 @@ def read(text: str, part: Part, options: DenseOptions) -> Pictures:
     return _fitted(_of_sites(found, sites, text), text, options)
 
 
-def read_input(text: str, options: DenseOptions) -> Pictures:
+def read_input(text: str, options: DenseOptions, own: Readers = MappingProxyType({})) -> Pictures:
     """Pictures to predict on: a data spec (its test part, or all), a picture file or a folder of pictures.
 
     Raises:
@@ -62,16 +68,17 @@ def read_input(text: str, options: DenseOptions) -> Pictures:
         text = f"folder:{text}"
     elif path.is_file() and path.suffix.lower() == ".npz":
         text = f"npz:{text}"
-    kind, place, sites = parsed(text)
-    return _fitted(_of_sites(READERS[kind](place, "test", options), sites, text), text, options)
+    kind, place, sites = parsed(text, own)
+    return _fitted(_of_sites({**READERS, **own}[kind](place, "test", options), sites, text), text, options)
 
 
-def parsed(text: str) -> tuple[str, str, tuple[str, ...]]:
+def parsed(text: str, own: Readers = MappingProxyType({})) -> tuple[str, str, tuple[str, ...]]:
     """(kind, place, sites) of a spec; no sites: all of them. Raises DataError if no reader fits."""
     before, _, chosen = text.partition(ONLY)
     kind, colon, place = before.partition(":")
-    if kind not in READERS or not colon or (not place and kind != "scenes"):
-        raise DataError(f"data {text!r}: expected {SPECS}")
+    if kind not in {**READERS, **own} or not colon or (not place and kind != "scenes" and kind not in own):
+        others = "".join(f"{each}:PATH, " for each in own)
+        raise DataError(f"data {text!r}: expected {others}{SPECS}")
     if ONLY not in text:
         return kind, place, ()
     pairs = [item.partition("=") for item in chosen.split(",")]
@@ -99,7 +106,7 @@ def _fitted(found: Pictures, text: str, options: DenseOptions) -> Pictures:
             f"{text}: pictures are {size[0]}x{size[1]}, but this run's are {options.size[0]}x{options.size[1]} "
             "(task.size, height x width). Resize the arrays, or give the pictures as files; those are resized."
         )
-    if LABEL not in found.maps:
+    if LABEL not in found.maps or not options.classes:  # some tasks do without classes
         return found
     label_NHW = map_values(found.maps[LABEL], found.value_names, found.names, options, text)
     return replace(found, maps={**found.maps, LABEL: label_NHW})

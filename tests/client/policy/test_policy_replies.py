@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -92,6 +92,9 @@ class DishonestHost:
     def prepare(self, welcome: pb.Welcome) -> pb.Declaration:
         return pb.Declaration(examples=45, held_out=5, class_counts=[27, 18], device="cpu")
 
+    def examples_having(self) -> list[int]:
+        return [27, 18]
+
     def work(self, message: Message) -> Message:
         return Message(self._answer(message), reply_to=message)
 
@@ -119,12 +122,13 @@ def test_a_reply_is_judged_by_its_content(site: Site) -> None:
     rules = open_but(floor={"sum_examples": 2, "classes": 2, "steps": 3, "batch": 8}, allow={"subsets": False})
     held = DishonestHost(lambda _: sums).prepare(pb.Welcome())
 
-    def codes(kind: str, content: RecordDict) -> set[str]:
-        return {code for code, _ in objections.to_reply(rules, kind, content, held)}
+    def codes(kind: str, content: RecordDict, having: Sequence[int] = (27, 18)) -> set[str]:
+        return {code for code, _ in objections.to_reply(rules, kind, content, held, having)}
 
     assert codes(MEMORY, sums) == set()
     assert codes(TRAIN, update) == set()
     assert codes(MEMORY, altered(sums, counts=[27, 1])) == {"sum", "subset"}
+    assert codes(MEMORY, sums, having=(27, 1)) == {"sum"}  # 18 pixels of a class, all in one picture
     assert codes(MEMORY, altered(sums, counts=[27, 17])) == {"subset"}
     assert codes(MEMORY, altered(sums, counts=[27, 0])) == {"classes"}
     assert codes(TRAIN, altered(update, metrics={"num-examples": 44})) == {"examples"}

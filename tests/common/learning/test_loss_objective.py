@@ -131,3 +131,21 @@ def test_labels_of_any_shape():
     assert torch.equal(
         objective(feat_BD, LABEL_B.reshape(2, 2, 2), head, guide)[0], objective(feat_BD, LABEL_B, head, guide)[0]
     )
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fednc"])
+def test_classes_that_a_sample_may_not_have_are_left_out_of_its_softmax(name):
+    head, guide, feat_BD = build_head(MethodSection(name=name), D, K), guide_for(name=name), normal(B, D)
+    head = head.double()
+    allowed_BK = torch.rand(B, K, generator=torch.Generator().manual_seed(0)) < 0.5
+    allowed_BK[torch.arange(B), LABEL_B] = True
+    found = objective(feat_BD, LABEL_B, head, guide, allowed_BK=allowed_BK)[0]
+    each = []
+    for feat_D, label, allowed_K in zip(feat_BD, LABEL_B, allowed_BK, strict=True):
+        score_K = head(feat_D[None]) if name == "fedavg" else head(feat_D[None], guide.etf_KD)
+        prior_K = 0.0 if name == "fedavg" else class_prior(guide.count_K, guide.method.prior_tau)
+        odds_K = (score_K[0] + prior_K).exp()
+        each.append(-(odds_K[label] / odds_K[allowed_K].sum()).log())
+    torch.testing.assert_close(found, torch.stack(each).mean())
+    everything = objective(feat_BD, LABEL_B, head, guide, allowed_BK=torch.ones_like(allowed_BK))[0]
+    torch.testing.assert_close(everything, objective(feat_BD, LABEL_B, head, guide)[0])

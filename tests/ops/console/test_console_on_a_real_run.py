@@ -38,6 +38,7 @@ def test_an_operator_pauses_resumes_drops_readmits_and_stops_a_run(tmp_path: Pat
             "--json", where, cwd=tmp_path,
         )  # fmt: skip
         found = wait_for(lambda: json.loads(where.read_text() or "null") if where.exists() else None)
+        assert where.stat().st_mode & 0o077 == 0, "nobody else may read the key"
         visitor = Visitor(found["address"])
         assert visitor.log_in(found["key"]).status == 303
 

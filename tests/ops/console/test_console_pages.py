@@ -221,6 +221,28 @@ def test_a_server_that_does_not_answer_is_named_and_shown_once_it_does(tmp_path:
         assert "127.0.0.1:9" in visitor.get("/").text
 
 
+def test_a_store_that_cannot_be_read_costs_no_other_page(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "one", rounds=2)
+    ApprovalBox(tmp_path / "approvals").request(Request("ab" * 32, "g", {}))
+    (tmp_path / "approvals" / "approvals.jsonl").write_text("{}")
+    (tmp_path / "search.db").write_text("no database")
+    (tmp_path / "pipelines" / "p" / "runs" / "1").mkdir(parents=True)
+    (tmp_path / "pipelines" / "p" / "runs" / "1" / "state.json").write_text("[]")
+    sights = Sights(
+        runs=[tmp_path / "runs"],
+        approvals=tmp_path / "approvals",
+        pipelines=tmp_path / "pipelines",
+        searches=[f"sqlite:///{tmp_path / 'search.db'}"],
+    )
+    with RunningConsole(sights) as console:
+        visitor = console.logged_in()
+        assert "one" in visitor.get("/").text
+        for path in ("/gates", "/pipelines", "/searches"):
+            page = visitor.get(path)
+            assert page.status == 200
+            assert re.search("cannot be (used|read)", page.text), path
+
+
 def test_states_without_a_run_say_what_to_do(tmp_path: Path) -> None:
     with RunningConsole(Sights(runs=[tmp_path / "runs"])) as console:
         visitor = console.logged_in()

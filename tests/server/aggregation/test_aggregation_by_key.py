@@ -115,6 +115,29 @@ def test_values_of_a_tensor_that_the_sender_did_not_train_do_not_count() -> None
 
 
 @settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), clients=st.integers(1, 6))
+def test_an_update_may_leave_out_what_its_sender_did_not_train(seed: int, clients: int) -> None:
+    updates = drawn(seed, clients)
+    less = [
+        ({key: value for key, value in tensors.items() if not key.startswith("lane.") or key in owned}, *rest)
+        for tensors, *rest in updates
+        for owned in rest[1:]
+    ]
+    for through in (None, lambda fold: RobustMean(fold, "clip", 0.2), lambda fold: RobustMean(fold, "trim", 0.2)):
+        assert same_bits(mean_of(less, through), mean_of(updates, through))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("missing", ["lane.weight", "plain"])
+def test_an_update_must_have_what_its_sender_says_it_trained(missing: str) -> None:
+    tensors, weight, _ = drawn(0, 1)[0]
+    del tensors[missing]
+    fold = Fold(REFERENCE, aggregation=aggregation)
+    fold.start(REFERENCE, [weight])
+    with pytest.raises(ProtocolError, match=missing):
+        fold.add(arrays.to_record(tensors), weight, {"lane.weight": weight})
+
+
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), clients=st.integers(1, 6), turns=st.integers(-2, 2))
 def test_a_mean_of_angles_does_not_see_whole_turns(seed: int, clients: int, turns: int) -> None:
     updates = drawn(seed, clients)

@@ -53,12 +53,16 @@ FIELDS = {
     "missing-classes": "classes",
     "no-data-sums": "answered withheld",
     "no-memory": "classes",
+    "no-probe": "answered withheld",
     "no-reply": "node reason",
     "not-calibrated": "",
     "other-code": "node code",
     "outlier": "node times done",
     "paused": "node",
     "personal": "answered withheld",
+    "probe": "answered withheld family value config verdict",
+    "probe-begins": "candidates steps seeds",
+    "probe-waits": "family value",
     "put-back": "node reason",
     "quarantine": "node reason",
     "readmit": "node operator",
@@ -87,7 +91,7 @@ ANY_DICT = st.dictionaries(st.text(), JSON | st.lists(JSON), max_size=3)
 DRAWN: dict[str, st.SearchStrategy[Any]] = {
     "text": st.text().map(one_line),
     "changed": st.dictionaries(st.text(), st.lists(JSON), max_size=3),
-    **dict.fromkeys(["metric", "before", "learnt", "after", "worst_client", "init"], ANY_DICT),
+    **dict.fromkeys(["verdict", "metric", "before", "learnt", "after", "worst_client", "init"], ANY_DICT),
 }
 
 

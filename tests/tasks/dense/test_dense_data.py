@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from fednc.common.seeds import generator
 from fednc.tasks.dense.dataset import DenseData, most_members, sampled
-from fednc.tasks.dense.maps import DEPTH, LABEL, NORMALS, VOID
+from fednc.tasks.dense.maps import DEPTH, LABEL, MAPS, NORMALS, VOID, known
 from fednc.tasks.dense.moves import draw_moves, moved
 
 ONE = torch.ones(3, 1, 1)
@@ -127,8 +128,27 @@ def test_counts_of_parts_add_up_to_those_of_the_whole() -> None:
 
 
 def test_a_map_that_is_missing_is_named() -> None:
-    with pytest.raises(KeyError, match="no map 'edges'"):
-        next(coded(wanted=(LABEL, "edges")).eval_batches(2))
+    with pytest.raises(KeyError, match="no map 'instance'"):
+        next(coded(wanted=(LABEL, "instance")).eval_batches(2))
+
+
+@pytest.mark.parametrize("kind", [kind for kind, form in MAPS.items() if form.unknown is not None])
+def test_a_map_that_others_have_is_unknown_everywhere(kind: str) -> None:
+    data = coded(maps={}, wanted=(kind,))
+    ((_, value),) = data.eval_batches(9)
+    assert not bool(known(kind, value).any())
+    assert data.having(kind) == 0
+    moves = draw_moves(6, (12, 10), (8, 8), generator(0, "moves"), flip=True)
+    assert not bool(known(kind, moved(value, moves, kind)).any())
+
+
+def test_pictures_are_counted_of_which_a_map_says_something() -> None:
+    data = coded()
+    assert {kind: data.having(kind) for kind in (LABEL, DEPTH, NORMALS)} == {LABEL: 6, DEPTH: 6, NORMALS: 6}
+    depth = data.maps[DEPTH].clone()
+    depth[:4] = float("nan")
+    assert replace(data, maps={**data.maps, DEPTH: depth}).having(DEPTH) == 2
+    assert data.without([DEPTH]).having(DEPTH) == 0
 
 
 def test_data_without_labels_is_void_everywhere() -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fednc.common.errors import DataError
-from fednc.tasks.dense.maps import DEPTH, EDGES, LABEL, MAPS, NORMALS, VOID
+from fednc.tasks.dense.maps import EDGES, DEPTH, EDGES, LABEL, MAPS, NORMALS, VOID
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.preparation import packed, read_data
 from fednc.tasks.dense.scenes import SceneSettings, draw_scenes
@@ -108,6 +108,17 @@ def test_camvid_trains_on_every_sequence_but_one(street: Path) -> None:
     label = train.maps[LABEL][0]
     assert torch.equal(label[::2], label[1::2])  # enlarged without mixing values
     assert set(label.unique().tolist()) == {*range(11), VOID}
+
+
+def test_camvid_has_edges_between_labels_and_none_that_void_takes_part_in(street: Path) -> None:
+    options = DenseOptions(classes=CAMVID_CLASSES[:-1], size=(8, 8))
+    found = read(f"camvid:{street}", "train", options)
+    label, edge = found.maps[LABEL][0], found.maps[EDGES][0]
+    for row, column in np.ndindex(8, 8):
+        near = [(row, column), (row, column + 1), (row + 1, column)]
+        values = [int(label[place]) for place in near if place[0] < 8 and place[1] < 8]
+        expected = VOID if VOID in values else int(len(set(values)) > 1)
+        assert int(edge[row, column]) == expected, (row, column)
 
 
 def test_classes_are_matched_by_name_and_not_by_number(street: Path) -> None:

@@ -1,0 +1,1 @@
+"""Workload: every object, every region and the parts of objects (panoptic part segmentation)."""

@@ -1,0 +1,1 @@
+"""Readers of pictures with objects and parts, beside those that all dense tasks have."""

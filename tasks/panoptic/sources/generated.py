@@ -1,0 +1,103 @@
+"""Reads generated streets: `streets:images=96,test=32,seed=1,parts=no`.
+
+    images, test   number of training and of test streets
+    seed           of everything
+    noise          standard deviation of the noise on pixels in 0..1
+    site           `0/3`: the first of three sites, each of which prefers one of the things
+    skew           how much more often a site has that thing
+    parts          `no`: the training streets have no part labels
+
+Called by `reading.py`.
+
+Legend: N pictures, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from fednc.common.errors import DataError
+from fednc.tasks.dense.maps import INSTANCE, LABEL, PART
+from fednc.tasks.dense.sources.pictures import Part, Pictures
+from fednc.tasks.panoptic.options import PanopticOptions
+from fednc.tasks.panoptic.sources.part_names import part_values
+from fednc.tasks.panoptic.streets import CLASSES, PARTS, StreetSettings, draw_streets
+
+_MOST = 100_000
+
+
+def _number(low: float, high: float, kind: type) -> Callable[[str], Any]:
+    def parsed(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high:
+            raise ValueError(f"must be {low:g} to {high:g}")
+        return value
+
+    return parsed
+
+
+def _site(text: str) -> tuple[int, int]:
+    number, of = map(int, text.split("/"))
+    if not 0 <= number < of <= 1000:
+        raise ValueError("sites are counted from 0")
+    return number, of
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError("must be yes or no")
+    return text == "yes"
+
+
+_KEYS: dict[str, Callable[[str], Any]] = {
+    "images": _number(1, _MOST, int),
+    "test": _number(1, _MOST, int),
+    "seed": _number(0, 2**62, int),
+    "noise": _number(0, 1, float),
+    "skew": _number(1, 1000, float),
+    "site": _site,
+    "parts": _yes_or_no,
+}
+
+
+def read_streets(place: str, part: Part, options: PanopticOptions) -> Pictures:
+    """Streets of the run's size. Raises DataError: an unknown key or value, or parts that the run does not have."""
+    given = {"images": 96, "test": 32, "seed": 0, "parts": True, **_parsed(place)}
+    count, seed, labelled = {p: given.pop(p) for p in ("images", "test")}, given.pop("seed"), given.pop("parts")
+    if part == "test":
+        given |= {"skew": 1.0, "site": (0, 1)}
+    settings = StreetSettings(size=options.size, **given)
+    streets = draw_streets(settings, count["images" if part == "train" else "test"], seed, part)
+    label_NHW = np.stack([street.label for street in streets])
+    maps = {LABEL: label_NHW, INSTANCE: np.stack([street.instance for street in streets])}
+    if labelled or part == "test":
+        names = {CLASSES.index(whole): own for whole, own in PARTS.items()}
+        part_NHW = np.stack([street.part for street in streets])
+        maps[PART] = part_values(label_NHW, part_NHW, CLASSES, names, options, f"streets:{place}")
+    number, of = settings.site
+    pixel_NHWC = np.stack([street.pixel for street in streets])
+    return Pictures(
+        pixel_NCHW=torch.from_numpy(np.ascontiguousarray(pixel_NHWC.transpose(0, 3, 1, 2))),
+        maps={kind: torch.from_numpy(value) for kind, value in maps.items()},
+        value_names=CLASSES,
+        names=tuple(f"{part} street {index}" for index in range(len(streets))),
+        sites=(f"site {number}",) * len(streets) if of > 1 else (),
+        has_test=True,
+    )
+
+
+def _parsed(place: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for item in filter(None, place.split(",")):
+        key, equals, text = item.partition("=")
+        if key not in _KEYS or not equals or key in found:
+            raise DataError(f"streets:{place}: {item!r} is not KEY=VALUE with a key of {', '.join(_KEYS)}, each once")
+        try:
+            found[key] = _KEYS[key](text)
+        except ValueError as e:
+            raise DataError(f"streets:{place}: {key} = {text!r} cannot be used ({e})") from e
+    return found

@@ -1,0 +1,44 @@
+"""Part labels at one of three clients: the federation finds parts better than that client alone.
+
+The settings of bench/configs/panoptic.toml with fewer rounds and one seed.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fednc
+
+CONFIG = Path(__file__).parents[3] / "bench" / "configs" / "panoptic.toml"
+STREETS = "streets:images=40,test=64,seed={seed},site={site}/3"
+ROUNDS = 16
+
+
+def trained(clients: dict[str, str], seed: int, rounds: int = ROUNDS, **method: Any) -> dict[str, float]:
+    tables: dict[str, Any] = tomllib.loads(CONFIG.read_text())["run"]
+    tables["method"] = {"name": "fednc", "readout": "vertex", **method}
+    tables["seed"] = seed
+    tables["train"]["lr"] = 0.003
+    tables["rounds"] = {"total": rounds, "min_clients": len(clients), "evaluate_every": rounds}
+    tables["evaluate"] = {"batch": 16, "test": STREETS.format(seed=5, site=0)}
+    return dict(fednc.run(tables, clients).metrics)
+
+
+def federation(*, labelled: int, seed: int) -> dict[str, str]:
+    """Three clients that draw from the same streets; the first `labelled` have part labels."""
+    return {
+        f"site-{site}": STREETS.format(seed=5 + seed, site=site) + ("" if site < labelled else ",parts=no")
+        for site in range(3)
+    }
+
+
+@pytest.mark.timeout(900)
+def test_part_labels_at_one_client_serve_all() -> None:
+    together = trained(federation(labelled=1, seed=1), 1)
+    alone = trained({"site-0": federation(labelled=1, seed=1)["site-0"]}, 1)
+    assert together["part_miou"] > alone["part_miou"], (together, alone)
+    assert alone["part_miou"] > 0.02, f"{alone}: next to nothing was learnt, so the comparison means nothing"
