@@ -38,7 +38,7 @@ from fednc.ops.registry.registry import ModelRegistry
 FOLDER = Path("runs") / "operate-demo"
 CLIENTS, SHIFTED = ("north", "east", "south", "west"), "west"
 PERSON = "mara"
-_TESTED, _START_S, _PATIENCE_S = 360, 60.0, 120.0
+_TESTED, _START_S, _PATIENCE_S = 360, 180.0, 180.0
 _LIFETIME = timedelta(days=2)  # of certificates
 _STATE = "demo.json"
 

@@ -13,7 +13,9 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 
 from fednc.cli.pipeline import search_in_process
+from fednc.common import plugins
 from fednc.common.errors import ConfigError, DataError, RefusedError
+from fednc.ops import quarantine
 from fednc.ops.pipelines import deployment, gate, phases
 from fednc.ops.pipelines.digests import data_digest, digest_of
 from fednc.ops.pipelines.journal import Cause, PipelineRun
@@ -27,6 +29,8 @@ from fednc.ops.registry.registration import register
 from fednc.ops.registry.registry import ModelRegistry
 from support.fewshot_run import SESSIONS
 from support.fewshot_run import config as fewshot
+from support.installed_plugins import Site
+from support.installed_plugins import site as site
 from support.small_pipelines import SmallPipeline
 
 pytest.importorskip("mlflow")
@@ -368,6 +372,37 @@ def test_all_phases_are_steps() -> None:
     assert set(phases.PHASES) < set(STEPS)
     assert STEPS["gate"].does is gate.ask
     assert STEPS["deploy"].does is deployment.deployed
+
+
+def test_a_plug_in_in_quarantine_is_refused_and_one_that_passed_is_in_the_lineage(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    site.install_task("ours", distribution="our-task")
+    plugin = plugins.find(plugins.TASKS, "ours")
+    pipeline = SmallPipeline(tmp_path, gate={}, checked_plugins=True)
+    pipeline.run["task"]["name"] = "ours"
+    with pytest.raises(ConfigError, match="has not been tested"):
+        pipeline()
+    quarantine.keep(plugin, {"the same seed gives the same model": "it does not"})
+    for checked in (True, False):
+        pipeline.tables["checked_plugins"] = checked
+        with pytest.raises(ConfigError, match=r"in quarantine.*the same seed"):
+            pipeline()
+    assert (pipeline.states()["check"], pipeline.carrier.orders) == ("failed", [])
+    quarantine.keep(plugin, {"the same seed gives the same model": ""})
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    (waiting,) = pipeline.box.pending()
+    (told,) = waiting.request.facts["plug-ins"]
+    assert told.startswith("ours of our-task 0.3.0")
+    assert told.endswith("passed")
+    approve(pipeline)
+    pipeline()
+    used = {one["name"]: one for one in lineage_of(registry(pipeline), "toy@champion")["distributions"]}
+    assert used["our-task"]["version"] == "0.3.0"
+    assert used["our-task"]["code_sha256"]
+    assert "licence" in used["our-task"]
 
 
 def test_the_page_lists_every_key() -> None:
