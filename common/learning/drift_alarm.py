@@ -205,7 +205,7 @@ def _distance(
     memory_D, mean_D = total_HD[order[0]], mean_HD[order[0]]
     cosine = torch.nn.functional.cosine_similarity(mean_D, memory_D, dim=0).item()
     classes = tuple(int(held_H[place]) for place in order)
-    q = tuple(q_H[order].tolist())
+    q = tuple(q_H[order].clamp(min=0).tolist())  # rounding can make a distance of 0 negative
     return _Distance(client, q, examples_H.mean().item(), 2 / directions, cosine, classes)
 
 
@@ -226,10 +226,11 @@ def _judged(far: _Distance, others: list[_Distance]) -> Deviation | None:
 def _variance_of(usual: list[_Distance]) -> float:
     """Variance of q between the classes of a client, as a share of its expectation squared."""
     least = max(each.least_variance for each in usual)
-    freedom = sum(len(each.q) - 1 for each in usual)
+    apart = [each for each in usual if each.r > 0]  # clients with the same data are at no distance
+    freedom = sum(len(each.q) - 1 for each in apart)
     if not freedom:
         return _ONE_CLASS * least
-    return max(least, sum((q / each.r - 1) ** 2 for each in usual for q in each.q) / freedom)
+    return max(least, sum((q / each.r - 1) ** 2 for each in apart for q in each.q) / freedom)
 
 
 def f_tail(ratio: float, freedom: float, freedom_below: float) -> float:
