@@ -108,7 +108,7 @@ def test_the_class_that_is_farthest_away_comes_first() -> None:
     assert found.cosine < 0.9
 
 
-def test_the_order_of_clients_changes_nothing_but_rounding() -> None:
+def test_the_order_of_clients_changes_nothing() -> None:
     world = World(1)
     drawn = [world.client([30] * K, world.direction(2.0) if k == 3 else NONE) for k in range(5)]
     results = []
