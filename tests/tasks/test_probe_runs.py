@@ -237,9 +237,9 @@ def test_floors_of_a_policy_apply_to_the_examples_of_a_probe() -> None:
     counts = {probe.TRAINED: torch.tensor(18), probe.HELD: torch.tensor(6)}
     content = RecordDict({STATS: arrays.to_record({**probe.no_losses(run), **counts})})
     held = pb.Declaration(examples=24)
-    assert [one.code for one in objections.to_reply(policy, messages.PROBE, content, held)] == ["examples"]
+    assert [one.code for one in objections.to_reply(policy, messages.PROBE, content, held, having=())] == ["examples"]
     lower = open_but(allow={"probe": True}, floor={"held_out": 6})
-    assert list(objections.to_reply(lower, messages.PROBE, content, held)) == []
+    assert list(objections.to_reply(lower, messages.PROBE, content, held, having=())) == []
 
 
 def test_a_lie_is_refused_and_the_others_decide(clients: list[ClientConfig]) -> None:
