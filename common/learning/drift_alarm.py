@@ -124,7 +124,8 @@ class ClientMeans:
 
         Args:
             rate: the wanted probability of an alarm for a usual client. Measured, it is well below this if clients do
-                not differ by custom, and up to twice this if they do (docs/people.md).
+                not differ by custom, near it if they do in many directions, and above it if in a single one
+                (docs/people.md).
         """
         metric = self._metric()
         if metric is None:
@@ -205,7 +206,7 @@ def _distance(
     memory_D, mean_D = total_HD[order[0]], mean_HD[order[0]]
     cosine = torch.nn.functional.cosine_similarity(mean_D, memory_D, dim=0).item()
     classes = tuple(int(held_H[place]) for place in order)
-    q = tuple(q_H[order].tolist())
+    q = tuple(q_H[order].clamp(min=0).tolist())  # rounding can make a distance of 0 negative
     return _Distance(client, q, examples_H.mean().item(), 2 / directions, cosine, classes)
 
 
@@ -215,7 +216,7 @@ def _judged(far: _Distance, others: list[_Distance]) -> Deviation | None:
         return None
     custom = statistics.median(each.custom for each in others) * far.examples
     ratio, share = far.r / (1 + custom), custom / (1 + custom)
-    of_class, of_client = _variance_of(others), share**2 * 2 / CUSTOM
+    of_class, of_client = _variance_of(others), share**2 * _variance_of_custom(others)
     of_r = of_class / len(far.q) + of_client
     of_expected = of_class / statistics.median(len(each.q) for each in others) + of_client
     # A median varies pi / 2 times as much as a mean.
@@ -223,13 +224,21 @@ def _judged(far: _Distance, others: list[_Distance]) -> Deviation | None:
     return Deviation(far.client, ratio, chance, far.cosine, far.classes)
 
 
+def _variance_of_custom(usual: list[_Distance]) -> float:
+    """Variance of what custom adds, between clients, as a share of its expectation squared: as seen, 2 / CUSTOM at least."""
+    customs = [each.custom for each in usual]
+    mean = statistics.fmean(customs)
+    return max(2 / CUSTOM, statistics.variance(customs) / mean**2 if mean else 0.0)
+
+
 def _variance_of(usual: list[_Distance]) -> float:
     """Variance of q between the classes of a client, as a share of its expectation squared."""
     least = max(each.least_variance for each in usual)
-    freedom = sum(len(each.q) - 1 for each in usual)
+    apart = [each for each in usual if each.r > 0]  # clients with the same data are at no distance
+    freedom = sum(len(each.q) - 1 for each in apart)
     if not freedom:
         return _ONE_CLASS * least
-    return max(least, sum((q / each.r - 1) ** 2 for each in usual for q in each.q) / freedom)
+    return max(least, math.fsum((q / each.r - 1) ** 2 for each in apart for q in each.q) / freedom)
 
 
 def f_tail(ratio: float, freedom: float, freedom_below: float) -> float:

@@ -49,6 +49,7 @@ def draw_pair(one: TrialView, other: TrialView, metric: str, path: Path) -> Path
         rounds = sorted(trial.curve)
         axes.plot(rounds, [trial.curve[number] for number in rounds], "o-", color=colour, label=_named(trial))
     _label(axes, "round", metric)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=_FONT - 1, frameon=False)
     for column, (trial, file) in enumerate(zip((one, other), found, strict=True)):
         if file is not None:

@@ -134,12 +134,12 @@ class FederationServicer(rpc.FederationServicer):
     async def Declare(self, request: pb.Declaration, context: Context) -> pb.DeclarationReceipt:
         """See federation.proto."""
         async with self._call(context, "Declare") as node:
+            schema, most = self._federation.schema, message_limits.DECLARATIONS
+            require("standing", node.count_declaration() <= most, f"declared {most} times in one attendance")
             if request.run_id and request.run_id != self._federation.run_id:
                 return pb.DeclarationReceipt()  # about the run before: this client has yet to hear of the next one
-            schema, most = self._federation.schema, message_limits.DECLARATIONS
             classes = (schema.label_space, schema.members_per_example) if schema else (None, 1)
             message_limits.check_declaration(request, *classes)
-            require("standing", node.count_declaration() <= most, f"declared {most} times in one attendance")
             self._federation.declare(node, request)
         return pb.DeclarationReceipt()
 

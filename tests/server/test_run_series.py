@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from fednc.bench.local_grid import LocalGrid
@@ -19,12 +20,15 @@ from fednc.client.link.link import Link, LinkConfig
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError, QuorumError, RefusedError
 from fednc.common.tasks import discovery
+from fednc.common.wire.protocol import ATTENDANCE_KEY
 from fednc.protos import federation_pb2 as pb
+from fednc.protos import federation_pb2_grpc as rpc
 from fednc.server.main import Finished
 from fednc.server.rounds.control import RunControl
 from fednc.server.run_series import LinkSeries, RunSeries, serve_series
 from fednc.server.storage.event_log import EventLog
 from support.contract_run import CLIENTS, config
+from support.local_servers import attending, is_ready, serving, until
 from support.runs_on_grids import in_one_process
 
 BASE = config(rounds={"total": 2, "min_clients": 3})
@@ -194,3 +198,21 @@ def test_an_operators_stop_ends_the_series(tmp_path: Path) -> None:
         assert stopped.summary["rounds"] == 1
         assert series.is_over
         assert (stopped.folder / "model").exists()
+
+
+def test_a_late_declaration_about_the_run_before_changes_nothing(tmp_path: Path) -> None:
+    """Honest clients send them: an owner may pause just while the next run begins."""
+
+    async def main() -> None:
+        async with serving(tmp_path, {}, rounds={"min_clients": 1}) as server, attending(server, "anna", None):
+            await until(is_ready(server, "anna"))
+            [node] = server.federation.roster.nodes()
+            server.federation.begin_run("next", server.federation.run)
+            late = pb.Declaration(examples=7, class_counts=[1] * 4000, run_id="run")
+            async with grpc.aio.insecure_channel(server.address) as channel:
+                stub = rpc.FederationStub(channel)
+                await stub.Declare(late, metadata=((ATTENDANCE_KEY, node.attendance),))
+                await until(is_ready(server, "anna"))
+            assert (node.examples, node.rejections) == (1, 0)
+
+    asyncio.run(main())

@@ -108,7 +108,7 @@ def test_the_class_that_is_farthest_away_comes_first() -> None:
     assert found.cosine < 0.9
 
 
-def test_the_order_of_clients_changes_nothing_but_rounding() -> None:
+def test_the_order_of_clients_changes_nothing() -> None:
     world = World(1)
     drawn = [world.client([30] * K, world.direction(2.0) if k == 3 else NONE) for k in range(5)]
     results = []
@@ -132,6 +132,9 @@ def test_what_cannot_be_judged_raises_no_alarm() -> None:
     assert alarms(apart) == [], "no class is held by two clients"
     same = [ClassSums.zeros(K, D, moment=True).add_batch(unit(torch.ones(50, D)), torch.zeros(50, dtype=torch.int64))]
     assert alarms(same * 4) == [], "nothing varies"
+    copies = [world.client([40] * K)] * 4
+    assert alarms(copies) == [], "the same data everywhere"
+    assert alarms([*copies, world.client([40] * K, shift_D)]) == [4]
     assert alarms([]) == []
 
 

@@ -42,6 +42,22 @@ METHODS = list(op.DESCRIPTOR.services_by_name["Operator"].methods)
 
 
 @pytest.mark.parametrize("auth", ["mtls", "token"])
+def test_a_viewers_credential_opens_nothing_at_the_server(place: Place, auth: str) -> None:
+    async def scenario() -> None:
+        viewer = place.credential(auth, f"guest-{auth}", role=Role.VIEWER)
+        async with (
+            serving(place.folder, place.section(auth=auth)) as server,
+            open_channel(server.address, viewer, 5) as channel,
+        ):
+            for service in (op.DESCRIPTOR.services_by_name["Operator"], pb.DESCRIPTOR.services_by_name["Federation"]):
+                for method in service.methods:
+                    code, reason = await invoke(channel, method)
+                    assert (code, "belongs to viewer" in reason) == (FORBIDDEN, True), method.name
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("auth", ["mtls", "token"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_every_operators_call_asks_for_an_operators_credential(
     place: Place, method: MethodDescriptor, auth: str
