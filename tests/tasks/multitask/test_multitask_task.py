@@ -45,6 +45,7 @@ class TestAllTasks(TaskContract):
         **SMALL,
         "tasks": ["segmentation", "parts", "saliency", "normals", "depth", "edges"],
         "interaction": "token",
+        "class_weights": "balanced",
     }
     tables: ClassVar = {"frame": {"dim": 8}, "method": {"name": "fednc"}, "train": {"batch": 4}}
 
