@@ -84,7 +84,7 @@ def test_sequences_come_back_and_who_attends_to_whom_adds_up(mode: str) -> None:
     assert torch.equal(sequences.back(sequences.of(token), token.shape), token)
     attention, each = Attention(8, 2), sequences.of(token)
     allowed = sequences.allowed(5)
-    share_TT = sequences.by_task(attention.weights(each, each, allowed), 3)
+    share_TT = sequences.by_task(attention.weights(each, each, allowed), 3).detach()
     torch.testing.assert_close(share_TT.sum(dim=1), torch.ones(3))
     assert float(share_TT[0, 1]) == float(share_TT[2, 1]) == 0.0  # only the second task sees its own tokens
     assert float(share_TT[1, 1]) > 0

@@ -40,6 +40,7 @@ WITH = "scenes:images=12,test=6,objects=2"
 
 class TestAllTasks(TaskContract):
     task = "multitask"
+    exports = False  # capturing the graph takes long: tests/tasks_long/multitask
     data = WITH
     options: ClassVar = {
         **SMALL,
@@ -52,6 +53,7 @@ class TestAllTasks(TaskContract):
 
 class TestWithoutClasses(TaskContract):
     task = "multitask"
+    exports = False
     data = WITH
     options: ClassVar = {"tasks": ["depth", "edges"], "size": [16, 16], "width": 8, "channels_each": 8}
     tables: ClassVar = {"method": {"name": "fedavg"}, "train": {"batch": 4}}
