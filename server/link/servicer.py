@@ -135,8 +135,8 @@ class FederationServicer(rpc.FederationServicer):
         """See federation.proto."""
         async with self._call(context, "Declare") as node:
             schema, most = self._federation.schema, message_limits.DECLARATIONS
-            classes = (schema.label_space, schema.members_per_example) if schema else (None, 1)
-            message_limits.check_declaration(request, *classes)
+            known = (schema.label_space, schema.members_per_example, schema.parts) if schema else (None,)
+            message_limits.check_declaration(request, *known)
             require("standing", node.count_declaration() <= most, f"declared {most} times in one attendance")
             self._federation.declare(node, request)
         return pb.DeclarationReceipt()

@@ -198,6 +198,11 @@ class MultitaskTask(Task):
             return super().aggregation(key)
         return Aggregation.LOCAL if task in self.options.private else Aggregation.OWNERS
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The tasks."""
+        return self.options.tasks
+
     def holdings(self, data: TaskData) -> Mapping[str, int]:
         """Pictures with labels of each task."""
         assert isinstance(data, DenseData)
