@@ -568,7 +568,7 @@ class Task(ABC):
 
         Every client announces its own, and `fednc status` shows who owns what.
         """
-        return {part: data.examples for part in self.parts}
+        return dict.fromkeys(self.parts, data.examples)
 
     def owned(self, data: TaskData) -> Mapping[str, int]:
         """For each `OWNERS` key that `data` trains: how many of its examples do."""

@@ -50,7 +50,9 @@ def test_a_task_sees_the_others_through_the_interaction_alone(mode: str) -> None
 def test_the_loss_of_a_task_reaches_the_mixers_of_others_through_the_interaction_alone(mode: str) -> None:
     task = multitask(interaction=mode)
     model, (inputs, *maps) = model_of(task), batch_of(task)
-    only_depth = [value if name == "depth" else _unknown(value) for name, value in zip(task.options.tasks, maps, strict=True)]
+    only_depth = [
+        value if name == "depth" else _unknown(value) for name, value in zip(task.options.tasks, maps, strict=True)
+    ]
     loss, parts = task.loss(model, (inputs, *only_depth), guide_of(task))
     assert set(parts) == {"depth"}
     loss.backward()  # type: ignore[no-untyped-call]

@@ -42,9 +42,7 @@ LOWER = ("depth_rmse", "normal_error")
 def test_the_federation_beats_the_best_constant_on_every_task(tmp_path: Path) -> None:
     fednc.run(RUN, SITES, device="cpu", progress=False, folder=tmp_path)
     found = json.loads((tmp_path / "rounds.json").read_text())[-1]["test"]
-    gains = {
-        name: (found[name] / found[f"{name}/constant"] - 1) * (-1 if name in LOWER else 1) for name in LEAST
-    }
+    gains = {name: (found[name] / found[f"{name}/constant"] - 1) * (-1 if name in LOWER else 1) for name in LEAST}
     assert all(gains[name] >= least for name, least in LEAST.items()), (gains, found)
 
 
