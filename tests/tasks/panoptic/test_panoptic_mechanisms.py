@@ -25,42 +25,8 @@ from fednc.tasks.panoptic.merging import merged
 from fednc.tasks.panoptic.network import PartFormer, Shape
 from fednc.tasks.panoptic.stages import JointStage, grouped
 from fednc.tasks.panoptic.targets import targets_of
-from fednc.tasks.panoptic.task import PARTS, PanopticModel, PanopticTask, logits_of
-
-STREETS = "streets:images=6,test=3,seed=3"
-
-
-def task_of(method: str = "fednc", **task: Any) -> PanopticTask:
-    return PanopticTask(
-        parse_run(
-            {
-                "task": {
-                    "name": "panoptic",
-                    "classes": ["sky", "road", "car", "person", "ball"],
-                    "things": ["car", "person", "ball"],
-                    "parts": {"car": ["body", "window", "wheel"], "person": ["head", "torso", "legs"]},
-                    "size": [24, 32],
-                    "width": 16,
-                    "pyramid": [8, 16, 16],
-                    **task,
-                },
-                "method": {"name": method},
-                "frame": {"dim": 16},
-            }
-        )
-    )
-
-
-def ready(task: PanopticTask, spec: str = STREETS) -> tuple[PanopticModel, PanopticData, Guide]:
-    torch.manual_seed(0)
-    model, data = task.build_model(), task.read(spec, "train")
-    memory = ClassMemory.empty(task.label_space, task.memory_dim)
-    return model, data, guide_at(task, task.frame(0).etf_KD, memory, 1, count_K=data.count_K)
-
-
-def batch_of(data: PanopticData) -> tuple[Tensor, ...]:
-    return next(iter(data.eval_batches(data.examples)))
-
+from fednc.tasks.panoptic.task import PARTS, logits_of
+from support.panoptic_tasks import STREETS, batch_of, ready, task_of
 
 # ---- matching ------------------------------------------------------------------------------------------------------
 
@@ -325,7 +291,7 @@ def cost_of(shape: Shape, size: tuple[int, int], without: tuple[str, ...] = ()) 
     return params, counter.get_total_flops() - less
 
 
-@pytest.mark.parametrize(("masked", "parameters", "operations"), [(False, 0.59, 0.80), (True, 0.57, 0.78)])
+@pytest.mark.parametrize(("masked", "parameters", "operations"), [(False, 0.60, 0.81), (True, 0.58, 0.78)])
 def test_one_network_costs_less_than_one_for_scenes_and_one_for_parts(
     masked: bool, parameters: float, operations: float
 ) -> None:
@@ -335,4 +301,4 @@ def test_one_network_costs_less_than_one_for_scenes_and_one_for_parts(
     parts = cost_of(replace(joint, things=1, stuff=(), classes=1), (40, 40), SCENE_ONLY)
     both = cost_of(joint, (40, 40))
     ratio = tuple(one / (first + second) for one, first, second in zip(both, scene, parts, strict=True))
-    assert ratio == pytest.approx((parameters, operations), abs=0.015)
+    assert ratio == pytest.approx((parameters, operations), abs=0.005)

@@ -18,10 +18,13 @@ STREETS = "streets:images=40,test=64,seed={seed},site={site}/3"
 ROUNDS = 16
 
 
-def trained(clients: dict[str, str], seed: int, rounds: int = ROUNDS, **method: Any) -> dict[str, float]:
+def trained(
+    clients: dict[str, str], seed: int, rounds: int = ROUNDS, *, part_weight: float = 1.0, **method: Any
+) -> dict[str, float]:
     tables: dict[str, Any] = tomllib.loads(CONFIG.read_text())["run"]
     tables["method"] = {"name": "fednc", "readout": "vertex", **method}
     tables["seed"] = seed
+    tables["task"]["part_weight"] = part_weight
     tables["train"]["lr"] = 0.003
     tables["rounds"] = {"total": rounds, "min_clients": len(clients), "evaluate_every": rounds}
     tables["evaluate"] = {"batch": 16, "test": STREETS.format(seed=5, site=0)}
