@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tasks.panoptic.test_panoptic_mechanisms import task_of
+from support.panoptic_tasks import task_of
 
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError

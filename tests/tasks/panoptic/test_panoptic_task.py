@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tasks.panoptic.test_panoptic_mechanisms import batch_of, ready, task_of
+from support.panoptic_tasks import batch_of, ready, task_of
 
 import fednc
 from fednc.common.errors import ConfigError, MissingExtraError, ProtocolError
