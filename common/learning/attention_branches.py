@@ -1,4 +1,4 @@
-"""The branches of attention blocks: how the gradient at a block's input divides among them, and whether they agree.
+"""The branches of attention blocks: how an input's gradient divides among them, and whether they agree.
 
 An input of a block reaches the loss on several ways, for example as keys and as values. A block calls `branch` for
 each use; while `recording` is on, the gradient of each is known, and `compare` gives its cosines with the gradient
@@ -108,7 +108,7 @@ class BranchCosines:
 
     Attributes:
         total_T: cosine with the sum over all branches, of each token with a gradient; float64, on the CPU.
-        others_T: cosine with the sum over the other branches, of the same tokens; NaN if there is no other gradient.
+        others_T: cosine with the sum over the other branches, of the same tokens; NaN if there is none.
         instance_B: cosine with the sum over all branches, of each example as a whole.
         length: the branch's norm over the sum of the norms of all branches, as a mean over examples.
     """

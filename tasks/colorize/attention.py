@@ -1,4 +1,4 @@
-"""Attention from the tokens of a reference to those of line art: with the attention map as a constant, and without.
+"""Attention from the tokens of a reference to those of line art: with a constant attention map, and without.
 
 Stop-gradient attention (SGA, ECCV 2022): no gradient flows through the attention map, because it works against the
 gradient through the values. Beside it the same block with that gradient, and the block of SCFT. Every block names

@@ -158,7 +158,10 @@ def test_pytorchs_own_attention_is_recorded_without_a_call() -> None:
         found, _ = block(x, y, y)
         loss = found.square().sum()
     grads = recorder.gradients(loss)
-    assert {given: set(uses) for (_, given), uses in grads.items()} == {"query": {"query"}, "key/value": {"key", "value"}}
+    assert {given: set(uses) for (_, given), uses in grads.items()} == {
+        "query": {"query"},
+        "key/value": {"key", "value"},
+    }
     wanted = torch.autograd.grad(block(x, y, y)[0].square().sum(), y)[0]
     torch.testing.assert_close(sum(grads[("model", "key/value")].values()), wanted)
     assert not block._forward_pre_hooks
@@ -170,6 +173,8 @@ def test_every_layer_of_the_adversary_has_a_largest_singular_value_of_one() -> N
     picture = drawn(2, 4, 32, 32)
     for _ in range(100):  # one step of the power iteration in each forward pass
         adversary(picture)
-    sizes = [torch.linalg.matrix_norm(layer.weight.flatten(1), 2) for layer in adversary if isinstance(layer, nn.Conv2d)]
+    sizes = [
+        torch.linalg.matrix_norm(layer.weight.flatten(1), 2) for layer in adversary if isinstance(layer, nn.Conv2d)
+    ]
     assert len(sizes) == 4
     torch.testing.assert_close(torch.stack(sizes), torch.ones(4), rtol=0.02, atol=0.02)

@@ -1,4 +1,4 @@
-"""Trainings that take longer: colours come from the reference, the conflict in SCFT's attention, the exported graph."""
+"""Longer trainings: colours come from the reference, SCFT's attention has its conflict, the exported graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from fednc.common.tasks.round_guide import first_guide
 from fednc.tasks.colorize.characters import REGIONS
 from support.colour_tasks import SMALL, TRAIN, colour_task
 
-TRAINING, TEST = "characters:images=64,seed=1,artist=all/3,free=0.6", "characters:test=24,seed=1,artist=all/3,free=0.6"
+TRAINING, TEST = (
+    "characters:images=64,seed=1,artist=all/3,free=0.6",
+    "characters:test=24,seed=1,artist=all/3,free=0.6",
+)
 SIZE = {"size": [32, 32], "widths": [8, 16, 32], "adversary_widths": [8, 16], "perceptual_width": 8}
 
 
