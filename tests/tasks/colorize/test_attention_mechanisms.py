@@ -167,6 +167,24 @@ def test_pytorchs_own_attention_is_recorded_without_a_call() -> None:
     assert not block._forward_pre_hooks
 
 
+def test_a_block_that_is_called_twice_has_the_branches_of_both_calls() -> None:
+    x, y = tokens()
+    block = block_of()
+    with recording(block) as recorder:
+        loss = block(block(x, y), y).square().sum()
+    assert {place[0] for place in recorder.gradients(loss)} == {"model", "model, call 2"}
+
+
+def test_tokens_before_examples_are_turned() -> None:
+    torch.manual_seed(0)
+    block = nn.MultiheadAttention(C, 2).double()
+    x, y = (value.transpose(0, 1) for value in tokens())
+    with recording(block) as recorder:
+        loss = block(x, y, y)[0].square().sum()
+    assert recorder.gradients(loss)[("model", "query")]["query"].shape == (2, T, C)
+    torch.testing.assert_close(block(x, y, y)[0].square().sum(), loss)
+
+
 def test_every_layer_of_the_adversary_has_a_largest_singular_value_of_one() -> None:
     torch.manual_seed(0)
     adversary = Adversary((8, 16, 32)).train()
