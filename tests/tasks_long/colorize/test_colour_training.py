@@ -24,8 +24,8 @@ TRAINING, TEST = (
 SIZE = {"size": [32, 32], "widths": [8, 16, 32], "adversary_widths": [8, 16], "perceptual_width": 8}
 
 
-def trained(attention: str) -> tuple[Any, Any, dict[str, float], Any]:
-    task = colour_task({"train": {**TRAIN, "batch": 8, "epochs": 20}}, attention=attention, **SIZE)
+def trained(attention: str, epochs: int) -> tuple[Any, Any, dict[str, float], Any]:
+    task = colour_task({"train": {**TRAIN, "batch": 8, "epochs": epochs}}, attention=attention, **SIZE)
     torch.manual_seed(0)
     model, data = task.build_model(), task.load_train(TRAINING, None, None)
     guide = first_guide(task, data.count_K)
@@ -34,14 +34,14 @@ def trained(attention: str) -> tuple[Any, Any, dict[str, float], Any]:
 
 
 def test_colours_come_from_the_reference() -> None:
-    *_, found, _ = trained("sga")
+    *_, found, _ = trained("sga", 20)
     assert found["colour_error"] < found["colour_error_own"] - 0.03
     assert found["l1"] < 0.2
 
 
 @pytest.fixture(scope="module")
 def branches() -> list[BranchCosines]:
-    task, model, _, guide = trained("scft")
+    task, model, _, guide = trained("scft", 8)
     return branch_gradients(task, model, task.load_train(TRAINING, None, None), guide, 4)
 
 
