@@ -106,7 +106,9 @@ def with_pick(run: RunConfig, pick: ProbePick) -> RunConfig:
 def candidates(run: RunConfig) -> tuple[Candidate, ...]:
     """All candidates of a run, in the order of its file."""
     picks = [
-        ProbePick(family=family.name, value=value) for family in section_of(run).families for value in family.values
+        ProbePick(family=family.name, value=value)
+        for family in section_of(run).families
+        for value in family.values
     ]
     return tuple(Candidate(pick, with_pick(run, pick)) for pick in picks)
 

@@ -137,7 +137,11 @@ class PartFormer(nn.Module):
         batch, _, height, width = maps[0].shape
         if self.parts is None:
             empty = maps[0].new_zeros
-            return empty(batch, self.shape.width, height, width), empty(0, self.shape.width), empty(batch, 0, height, width)
+            return (
+                empty(batch, self.shape.width, height, width),
+                empty(0, self.shape.width),
+                empty(batch, 0, height, width),
+            )
         feat_BDhw, kernel_PD, mask_BPhw = self.parts(maps)
         if trains_parts:
             return feat_BDhw, kernel_PD, mask_BPhw

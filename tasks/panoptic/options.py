@@ -30,7 +30,9 @@ class PanopticOptions(DenseOptions):
     queries: Annotated[int, Field(ge=1, le=300)] = Field(
         8, description="thing queries: the most objects that are found in a picture; larger ones come first"
     )
-    stages: Annotated[int, Field(ge=1, le=12)] = Field(3, description="stages of the decoder, each with own weights")
+    stages: Annotated[int, Field(ge=1, le=12)] = Field(
+        3, description="stages of the decoder, each with own weights"
+    )
     decoder: Literal["joint", "masked"] = Field(
         "joint",
         description="`joint`: queries take up the features inside their masks (Panoptic-PartFormer); `masked`: "
@@ -59,7 +61,8 @@ class PanopticOptions(DenseOptions):
     )
     score: Share = Field(0.3, description="predicted things with a lower score are dropped")
     kept: Share = Field(
-        0.6, description="predicted segments of which others cover so much that less than this share is left are dropped"
+        0.6,
+        description="predicted segments of which others cover so much that less than this share is left are dropped",
     )
 
     @model_validator(mode="after")

@@ -198,7 +198,9 @@ class PanopticTask(ClassifierTask):
         """A new model."""
         backbone, width = self.backbone()
         projection = self.projection(width)
-        return PanopticModel(backbone, projection, build_head(self.run.method, self.run.frame.dim, self.label_space))
+        return PanopticModel(
+            backbone, projection, build_head(self.run.method, self.run.frame.dim, self.label_space)
+        )
 
     @property
     def label_space(self) -> int:

@@ -257,7 +257,10 @@ def test_a_signed_verdict_is_part_of_the_lineage(store: Path, tmp_path: Path) ->
     registry.add_approval("toy@champion", given.to_json())
     registry.add_approval("toy@champion", {**given.to_json(), "reason": "another"})
     kept = approvals_of(registry.resolve("toy@champion"), trust)
-    assert [(one["signed"], one["valid"]) for one in kept] == [("operator 'mara'", True), ("operator 'mara'", False)]
+    assert [(one["signed"], one["valid"]) for one in kept] == [
+        ("operator 'mara'", True),
+        ("operator 'mara'", False),
+    ]
     assert kept[1]["problem"] == "the signature does not belong to this statement"
     assert [one["valid"] for one in lineage_of(registry, "toy/1")["approvals"]] == [True, False]
     made.revoke("mara")

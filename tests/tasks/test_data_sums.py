@@ -293,7 +293,10 @@ def test_a_policy_judges_the_reply_too(run: RunConfig) -> None:
     assert codes(yes, 19) == {"sum", "subset"}
     assert codes(open_but(), 30) == {"data-sums"}
     assert codes(Policy(), 30, {}) == set(), "nothing is in it"
-    assert [code for code, _ in objections.to_holdings(Policy(), run, held, having=())] == ["examples", "data-sums"]
+    assert [code for code, _ in objections.to_holdings(Policy(), run, held, having=())] == [
+        "examples",
+        "data-sums",
+    ]
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------

@@ -134,7 +134,12 @@ def _stage(*, attends: bool) -> tuple[JointStage, tuple[Tensor, ...]]:
     if not attends:
         stage.attention.attention.out_proj.weight.data.zero_()
         stage.attention.attention.out_proj.bias.data.zero_()
-    return stage, (torch.randn(2, 7, 16), torch.randn(2, 7, 6, 6), torch.randn(2, 16, 6, 6), torch.randn(2, 16, 6, 6))
+    return stage, (
+        torch.randn(2, 7, 16),
+        torch.randn(2, 7, 6, 6),
+        torch.randn(2, 16, 6, 6),
+        torch.randn(2, 16, 6, 6),
+    )
 
 
 @pytest.mark.parametrize("attends", [True, False])
@@ -243,7 +248,9 @@ def test_perfect_masks_and_scores_are_merged_into_the_truth() -> None:
     aims = losses.aims_of(targets, match(targets.thing_BQhw * 18.0 - 9, None, targets), columns)
     share = torch.nn.functional.one_hot(aims.column_BN, task.label_space).float()
     guess = merged(torch.where(aims.mask_BNhw, 9.0, -9.0), share, columns, 0.3, 0.6)
-    found = task.measured_by[0].quality(task.measured_by[0].sums(guess, torch.stack(batch[1:], dim=1)[:, :, ::2, ::2]))
+    found = task.measured_by[0].quality(
+        task.measured_by[0].sums(guess, torch.stack(batch[1:], dim=1)[:, :, ::2, ::2])
+    )
     assert (found.all, found.pq, found.part_miou, found.pwq_gm) == (1.0, 1.0, 1.0, 1.0)
 
 
