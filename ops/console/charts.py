@@ -1,7 +1,7 @@
 """Charts as SVG text for the console's pages: lines over rounds, sparklines, the simplex, cosines of class means.
 
-Called by the templates. No colours in here: classes are styled by `static/console.css`, so one picture fits light and
-dark. Sizes do not grow with the number of rounds or classes.
+Called by the templates. No colours in here: classes are styled by `static/console.css`, so one picture fits light
+and dark. Sizes do not grow with the number of rounds or classes.
 """
 
 from __future__ import annotations

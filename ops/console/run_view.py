@@ -335,7 +335,7 @@ class ShownRun:
             for name in names
         ]
 
-    # ---- classes and events --------------------------------------------------------------------------------------
+    # ---- classes and events -------------------------------------------------------------------------------------
 
     def class_values(self) -> list[tuple[str, float]]:
         """(class, primary metric on it), the worst first."""

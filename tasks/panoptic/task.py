@@ -1,7 +1,7 @@
 """The task of panoptic segmentation with parts: queries of things, stuff and parts against one frozen frame.
 
-Found by name through `fednc.common.tasks`. An example is a picture, the members of a class are queries. Must not know
-servers, clients or the link.
+Found by name through `fednc.common.tasks`. An example is a picture, the members of a class are queries. Must not
+know servers, clients or the link.
 
 Legend: B batch, D width of the frame's space, H height, W width, h and w height and width of the masks, K columns
 (label space), N queries, Q thing queries, T stages, X rows (queries of stages and pictures).
@@ -213,7 +213,8 @@ class PanopticTask(ClassifierTask):
         """Losses of the masks of every stage, of the first masks, and of the columns of all stages' queries."""
         found, columns = as_panoptic(model), self.columns
         targets = targets_of(batch[1:], columns)
-        # What only owners send must not move elsewhere: the rest would be trained together with it, and meet another.
+        # What only owners send must not move elsewhere: the rest would be trained together with it, and meet
+        # another.
         guess = found.backbone(batch[0], trains_parts=bool(targets.known_parts_B.any()))
         feat_TBND = found.projection(torch.stack(list(guess.embed_BND)))
         matches = self._matches(guess, feat_TBND, found, targets, guide)
@@ -334,7 +335,9 @@ class PanopticTask(ClassifierTask):
         return files
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
-        """`pictures.png`: test pictures, evenly chosen, with prediction, truth, and what was matched and missed."""
+        """`pictures.png`: test pictures, evenly chosen, with prediction, truth, and what was matched and
+        missed.
+        """
         assert isinstance(data, PanopticData)
         chosen = np.unique(np.linspace(0, data.examples - 1, min(SHOWN, data.examples)).round().astype(np.int64))
         pages = [

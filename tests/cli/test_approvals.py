@@ -21,7 +21,7 @@ from fednc.common.security.authority import Authority
 from fednc.common.security.credentials import Holder, Role
 from fednc.common.security.signatures import Signer, Trust
 from fednc.ops.approvals.box import APPROVED, CONSOLE, REJECTED, ApprovalBox, Request, Verdict
-from fednc.ops.approvals.chained_file import EVENTS, HEAD, ChangedRecordError, ChainedFile
+from fednc.ops.approvals.chained_file import EVENTS, HEAD, ChainedFile, ChangedRecordError
 
 A, B = "a" * 64, "b" * 64
 GATE = "digits: release"
@@ -219,7 +219,9 @@ def test_the_signature_covers_every_part(tmp_path: Path, authority: Authority, t
 
 
 def test_a_verdict_cannot_be_replayed_at_another_gate(tmp_path: Path, authority: Authority, trust: Trust) -> None:
-    """The other gate asks about the same digest under the same name: the verdict still answers one request only."""
+    """The other gate asks about the same digest under the same name: the verdict still answers one request
+    only.
+    """
     mine = waiting(tmp_path / "mine", trust)
     mine.decide(A, APPROVED, "mara", "", operator(authority, "mara"))
     event = ChainedFile(mine.folder).read()[-1].event
@@ -281,7 +283,9 @@ def test_a_missing_file_is_noticed(record: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_does_no_harm(record: Path, tmp_path: Path) -> None:
-    """At each byte of an event's line, and before the head names it: what was acknowledged stays, and work goes on."""
+    """At each byte of an event's line, and before the head names it: what was acknowledged stays, and work goes
+    on.
+    """
     before = Path(shutil.copytree(record, tmp_path / "before"))
     after = Path(shutil.copytree(record, tmp_path / "after"))
     ApprovalBox(after).request(Request(A, "digits: deploy", {}))

@@ -47,7 +47,7 @@ def digest(found: Finished) -> str:
 
 
 def alone(run: RunConfig) -> dict[str, Any]:
-    return {key: value for key, value in in_one_process(run, CLIENTS, app).state.model.items()}
+    return dict(in_one_process(run, CLIENTS, app).state.model.items())
 
 
 def same_bits(found: Finished, model: dict[str, Any]) -> bool:

@@ -112,7 +112,7 @@ def test_a_sampler_whose_package_is_missing_says_what_to_install(
         done(plan(tmp_path, "sampler = 'CmaEs'", PLAIN))
 
 
-# ---- pruning -----------------------------------------------------------------------------------------------------
+# ---- pruning ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def beats(one: TrialView, other: TrialView) -> bool:
     return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
-# ---- what goes wrong ---------------------------------------------------------------------------------------------
+# ---- what goes wrong --------------------------------------------------------------------------------------------
 
 
 def test_settings_that_diverge_end_their_trial_only(tmp_path: Path) -> None:

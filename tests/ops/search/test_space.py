@@ -93,7 +93,8 @@ def test_numbers_become_the_distribution_that_was_meant() -> None:
         ("method.name = { choices = ['fednc', 'fedmagic'] }", "method.name = fedmagic"),
         ("method.proximal = { low = 0.1, high = 1.0, when = { method.name = 'x' } }", "must be a key of this space"),
         (
-            "method.name = { choices = ['fednc'] }\ntrain.lr = { low = 0.1, high = 1.0, when = { method.name = 'x' } }",
+            "method.name = { choices = ['fednc'] }\ntrain.lr = "
+            "{ low = 0.1, high = 1.0, when = { method.name = 'x' } }",
             "never 'x'",
         ),
         (
