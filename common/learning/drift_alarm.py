@@ -100,7 +100,7 @@ class ClientMeans:
         self._count_K = torch.zeros(label_space, dtype=torch.int64)
         self._within_DD = torch.zeros(dim, dim, dtype=torch.float64)
         self._cells = 0
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._clients: list[int] = []
 
     def __enter__(self) -> Self:

@@ -226,7 +226,8 @@ def _how_good(facts: Facts) -> Iterator[Block]:
     )
     if last.spread:
         three = (f"{name} {facts.metric.show(last.spread[name])}" for name in ("min", "median", "max"))
-        yield f"{facts.metric.name} over {last.spread['clients']:.0f} clients, each on what it holds out: {', '.join(three)}."
+        clients = f"{last.spread['clients']:.0f} clients"
+        yield f"{facts.metric.name} over {clients}, each on what it holds out: {', '.join(three)}."
     curve = facts.run.history.curve
     if len(curve) > 1:
         best = facts.metric.best([value for _, value in curve])
