@@ -41,7 +41,7 @@ from fednc.tasks.panoptic.columns import Columns
 from fednc.tasks.panoptic.dataset import PanopticData
 from fednc.tasks.panoptic.matching import Matches, match
 from fednc.tasks.panoptic.merging import merged, to_pictures
-from fednc.tasks.panoptic.network import Guess, PartFormer, Shape
+from fednc.tasks.panoptic.network import Guess, PartFormer, NetworkShape
 from fednc.tasks.panoptic.options import PanopticOptions
 from fednc.tasks.panoptic.reading import read_data
 from fednc.tasks.panoptic.targets import Targets, targets_of
@@ -178,10 +178,10 @@ class PanopticTask(ClassifierTask):
         return PartFormer(self.shape), self.options.width
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> NetworkShape:
         """How large the network is."""
         options, columns = self.options, self.columns
-        return Shape(
+        return NetworkShape(
             channels=options.channels,
             pyramid=options.pyramid,
             width=options.width,

@@ -19,7 +19,7 @@ from fednc.tasks.panoptic.layers import AlignedDecoder, Flow, base_grid, sine_en
 from fednc.tasks.panoptic.masked_stage import MaskedAttention
 from fednc.tasks.panoptic.matching import match
 from fednc.tasks.panoptic.merging import merged
-from fednc.tasks.panoptic.network import PartFormer, Shape
+from fednc.tasks.panoptic.network import PartFormer, NetworkShape
 from fednc.tasks.panoptic.stages import JointStage, grouped
 from fednc.tasks.panoptic.targets import targets_of
 from fednc.tasks.panoptic.task import PARTS, logits_of
@@ -283,7 +283,7 @@ def test_scores_of_the_memory_read_out_are_finite_before_there_is_a_memory() -> 
 SCENE_ONLY = ("scene", "thing_features", "stuff_features", "class_kernels")
 
 
-def cost_of(shape: Shape, size: tuple[int, int], without: tuple[str, ...] = ()) -> tuple[int, int]:
+def cost_of(shape: NetworkShape, size: tuple[int, int], without: tuple[str, ...] = ()) -> tuple[int, int]:
     """(parameters, floating-point operations of one picture), less those of some modules."""
     model = PartFormer(shape).requires_grad_(False)
     left = tuple(f"{name}." for name in without) or ("-",)
