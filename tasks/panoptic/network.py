@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fednc.tasks.panoptic.layers import AlignedDecoder, SmallBackbone, SceneDecoder, conv
+from fednc.tasks.panoptic.layers import AlignedDecoder, SceneDecoder, SmallBackbone, conv
 from fednc.tasks.panoptic.masked_stage import MaskedStage
 from fednc.tasks.panoptic.stages import JointStage, PartHead, grouped, masks_of
 

@@ -41,7 +41,7 @@ from fednc.tasks.panoptic.columns import Columns
 from fednc.tasks.panoptic.dataset import PanopticData
 from fednc.tasks.panoptic.matching import Matches, match
 from fednc.tasks.panoptic.merging import merged, to_pictures
-from fednc.tasks.panoptic.network import Guess, PartFormer, NetworkShape
+from fednc.tasks.panoptic.network import Guess, NetworkShape, PartFormer
 from fednc.tasks.panoptic.options import PanopticOptions
 from fednc.tasks.panoptic.reading import read_data
 from fednc.tasks.panoptic.targets import Targets, targets_of

@@ -19,7 +19,7 @@ from fednc.tasks.panoptic.layers import AlignedDecoder, Flow, base_grid, sine_en
 from fednc.tasks.panoptic.masked_stage import MaskedAttention
 from fednc.tasks.panoptic.matching import match
 from fednc.tasks.panoptic.merging import merged
-from fednc.tasks.panoptic.network import PartFormer, NetworkShape
+from fednc.tasks.panoptic.network import NetworkShape, PartFormer
 from fednc.tasks.panoptic.stages import JointStage, grouped
 from fednc.tasks.panoptic.targets import targets_of
 from fednc.tasks.panoptic.task import PARTS, logits_of
