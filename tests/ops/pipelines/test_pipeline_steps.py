@@ -202,6 +202,8 @@ def test_an_unsigned_verdict_is_worth_nothing_once_the_gate_wants_signatures(tmp
     pipeline.tables["gate"]["require_signature"] = True
     with pytest.raises(GateWaitsError):
         pipeline()
+    [asked] = pipeline.box.pending()
+    assert asked.request.signed, "and people see that it waits"
 
 
 @pytest.mark.parametrize(
@@ -225,6 +227,35 @@ def test_nobody_answers_in_time(on_timeout: str, error: type[Exception], tmp_pat
     with pytest.raises(error, match="nobody has answered"):
         pipeline(waits=True)
     assert pipeline.journal.latest().ended is (on_timeout == "reject")  # type: ignore[union-attr]
+
+
+def test_a_gate_that_nobody_answers_rejects_even_if_no_process_waits(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={"timeout_h": 1.0, "on_timeout": "reject"})
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    run = pipeline.journal.latest()
+    assert run is not None
+    asked_at = run.step("gate").began_at
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    run = pipeline.journal.latest()
+    assert run is not None
+    assert run.step("gate").began_at == asked_at, "to run it again is no new question"
+    assert reason(pipeline) == ""
+    run.step("gate").began_at -= 3601
+    run.save()
+    assert reason(pipeline) == "schedule"
+    with pytest.raises(GateRejectedError, match="nobody has answered the gate within 1 h"):
+        pipeline()
+
+
+def test_a_gate_that_waited_in_vain_may_wait_again(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={"timeout_h": 1e-7})
+    with pytest.raises(GateWaitsError, match="nobody has answered"):
+        pipeline(waits=True)
+    pipeline.tables["gate"]["timeout_h"] = 1.0
+    with pytest.raises(GateWaitsError, match="waits for a verdict"):
+        pipeline()
 
 
 def test_a_gate_before_deploy_holds_back_the_alias_only(tmp_path: Path) -> None:
