@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from fednc.cli.pipeline import search_in_process
 from fednc.common import plugins
 from fednc.common.errors import ConfigError, DataError, RefusedError
+from fednc.common.security.authority import Authority
 from fednc.ops import quarantine
 from fednc.ops.pipelines import deployment, gate, phases
 from fednc.ops.pipelines.digests import data_digest, digest_of
@@ -183,8 +185,20 @@ def test_a_rejected_candidate_is_not_registered_and_the_run_is_over(tmp_path: Pa
     assert pipeline.journal.latest().number == 2  # type: ignore[union-attr]
 
 
+def trusted(folder: Path) -> str:
+    """The folder of an authority."""
+    made = Authority.create(folder / "pki", "test")
+    made.issue_server(["localhost"], timedelta(days=1))
+    return str(made.server_folder)
+
+
+def test_signatures_that_nobody_checks_cannot_be_demanded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="require_signature needs trust"):
+        SmallPipeline(tmp_path, gate={"require_signature": True}).read()
+
+
 def test_a_gate_that_wants_a_signature_takes_none_without(tmp_path: Path) -> None:
-    pipeline = SmallPipeline(tmp_path, gate={"require_signature": True})
+    pipeline = SmallPipeline(tmp_path, gate={"require_signature": True, "trust": trusted(tmp_path)})
     with pytest.raises(GateWaitsError):
         pipeline()
     with pytest.raises(RefusedError, match="signed"):
@@ -199,7 +213,7 @@ def test_an_unsigned_verdict_is_worth_nothing_once_the_gate_wants_signatures(tmp
         pipeline()
     approve(pipeline)
     pipeline()
-    pipeline.tables["gate"]["require_signature"] = True
+    pipeline.tables["gate"] |= {"require_signature": True, "trust": trusted(tmp_path)}
     with pytest.raises(GateWaitsError):
         pipeline()
     [asked] = pipeline.box.pending()
