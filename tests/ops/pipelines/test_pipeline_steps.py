@@ -15,25 +15,27 @@ from safetensors.torch import load_file
 
 from fednc.cli.pipeline import search_in_process
 from fednc.common import plugins
-from fednc.common.errors import ConfigError, DataError, RefusedError
+from fednc.common.errors import ConfigError, DataError, RefusedError, RunFailedError
 from fednc.common.security.authority import Authority
 from fednc.ops import quarantine
 from fednc.ops.pipelines import deployment, gate, phases
 from fednc.ops.pipelines.digests import data_digest, digest_of
 from fednc.ops.pipelines.journal import Cause, PipelineRun
+from fednc.ops.pipelines.over_link import search_over_link
 from fednc.ops.pipelines.pipeline_file import PipelineFile
-from fednc.ops.pipelines.runner import inputs_of
+from fednc.ops.pipelines.runner import Runner, inputs_of
 from fednc.ops.pipelines.steps import STEPS
 from fednc.ops.pipelines.triggers import due
-from fednc.ops.pipelines.work import Carriers, GateRejectedError, GateWaitsError, PipelineWork
+from fednc.ops.pipelines.work import Carriers, GateRejectedError, GateWaitsError, PipelineWork, SearchOrder
 from fednc.ops.registry.lineage import lineage_of
 from fednc.ops.registry.registration import register
 from fednc.ops.registry.registry import ModelRegistry
+from fednc.ops.search.study import SearchView
 from support.fewshot_run import SESSIONS
 from support.fewshot_run import config as fewshot
 from support.installed_plugins import Site
 from support.installed_plugins import site as site
-from support.small_pipelines import SmallPipeline
+from support.small_pipelines import ASKED, SmallPipeline
 
 pytest.importorskip("mlflow")
 
@@ -355,6 +357,21 @@ def test_the_run_has_the_settings_of_the_best_trial(tmp_path: Path) -> None:
     assert order.run.rounds.total == 2  # `set` is for trials only
     pipeline()
     assert pipeline.states()["search"] == pipeline.states()["train"] == "cached"
+
+
+def test_the_clients_of_this_machine_stay_for_all_trials_of_a_search_over_the_link(tmp_path: Path) -> None:
+    search = {"space": {"train.lr": {"choices": [1e-6, 0.1]}}, "trials": 2, "sampler": "Grid", "set": {"rounds.total": 1}}
+    pipeline = SmallPipeline(tmp_path, search=search, on="link")
+    file, run = pipeline.read()
+    found: list[SearchView] = []
+
+    def stop_after(order: SearchOrder) -> SearchView:
+        found.append(search_over_link(order))
+        raise RunFailedError("the trials are enough for this test")
+
+    with pytest.raises(RunFailedError):
+        Runner(file, run, Carriers(pipeline.carrier, stop_after))(ASKED)
+    assert [trial.state for trial in found[0].trials] == ["complete", "complete"]
 
 
 # ---- sessions ------------------------------------------------------------------------------------------------
