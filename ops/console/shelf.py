@@ -16,7 +16,17 @@ from pathlib import Path
 from fednc.common.errors import DataError
 from fednc.ops.console.geometry import Geometry
 from fednc.ops.console.run_log import RunLog
-from fednc.ops.run_folders.folder import CHECKPOINTS, EVENTS, ROUNDS, SUMMARY, RunFolder, State, is_held, read_run, runs_in
+from fednc.ops.run_folders.folder import (
+    CHECKPOINTS,
+    EVENTS,
+    ROUNDS,
+    SUMMARY,
+    RunFolder,
+    State,
+    is_held,
+    read_run,
+    runs_in,
+)
 from fednc.server.rounds.result_files import EXAMPLES
 from fednc.server.storage.history import History, RoundRecord
 

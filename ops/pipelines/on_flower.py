@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from fednc.common.errors import AddressError, DataError, MissingExtraError, RunFailedError
 from fednc.common.process.flower_env import quiet_flower
@@ -107,7 +106,7 @@ def _await(process: subprocess.Popen[bytes], port: int, place: Path) -> None:
     """Raises AddressError."""
 
     def is_up() -> bool:
-        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):  # noqa: S310
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
             return True
         return False
 

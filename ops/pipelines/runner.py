@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from fednc.common import fault_injection
 from fednc.common.config.run import RunConfig

@@ -21,7 +21,7 @@ from fednc.common.security.authority import Authority
 from fednc.common.security.credentials import Holder, Role
 from fednc.common.security.signatures import Signer, Trust
 from fednc.ops.approvals.box import APPROVED, CONSOLE, REJECTED, ApprovalBox, Request, Verdict
-from fednc.ops.approvals.chained_file import EVENTS, HEAD, ChangedRecordError, ChainedFile
+from fednc.ops.approvals.chained_file import EVENTS, HEAD, ChainedFile, ChangedRecordError
 
 A, B = "a" * 64, "b" * 64
 GATE = "digits: release"
