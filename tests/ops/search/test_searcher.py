@@ -230,22 +230,22 @@ def test_a_killed_search_is_continued_as_if_it_had_not_been(tmp_path: Path) -> N
 def test_settings_are_not_lost_if_the_searcher_is_killed_before_it_has_queued_them_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(BaseException):
+    class SearcherKilled(BaseException):
         pass
 
     def interrupt(_run: RunConfig) -> None:
         raise KeyboardInterrupt
 
     def dies(*_: object) -> None:
-        raise Killed
+        raise SearcherKilled
 
     made = plan(tmp_path, "trials = 2")
     suggest(made, {"train.batch": 16}, who="mara")
     with monkeypatch.context() as patch:
         patch.setattr(Searcher, "_enqueue_after", dies)
-        with pytest.raises(Killed):
+        with pytest.raises(SearcherKilled):
             done(made, ToyClients(interrupt))
-        with pytest.raises(Killed):
+        with pytest.raises(SearcherKilled):
             done(made)
     view = done(made)
     guesses = [trial for trial in view.trials if trial.suggested_by == "mara"]
