@@ -39,7 +39,9 @@ Subject = Annotated[
 ]
 OperatorCerts = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Sign with this key: the folder that `fednc certs node ... --operator` made."),
+    typer.Option(
+        metavar="DIR", help="Sign with this key: the folder that `fednc certs node ... --operator` made."
+    ),
 ]
 TrustFolder = Annotated[
     Path | None,
@@ -130,7 +132,9 @@ def _decide(
 
 
 def _whole(box: ApprovalBox, digest: str) -> str:
-    """The digest that `digest` begins, among all that were ever asked about; else itself, which is then refused."""
+    """The digest that `digest` begins, among all that were ever asked about; else itself, which is then
+    refused.
+    """
     digest = digest.lower()
     known = {each.request.digest for each in box.pending()} | {each.digest for each in box.verdicts()}
     found = [each for each in known if len(digest) >= _SHORT and each.startswith(digest)]
@@ -140,7 +144,9 @@ def _whole(box: ApprovalBox, digest: str) -> str:
 def _show(each: PendingRequest) -> None:
     asked = each.request
     rows = [["digest", asked.digest], ["asked at", each.at]]
-    rows += [[key, value if isinstance(value, str) else json_format.dumps(value)] for key, value in asked.facts.items()]
+    rows += [
+        [key, value if isinstance(value, str) else json_format.dumps(value)] for key, value in asked.facts.items()
+    ]
     if asked.signed:
         rows.append(["verdict", "must be signed: --certs"])
     show_table(asked.subject, ["", "value"], rows)

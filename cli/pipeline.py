@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="From the check of a run to the served model, step by step: each step is done once, and a pipeline that was "
-    "killed continues.",
+    help="From the check of a run to the served model, step by step: each step is done once, and a "
+    "pipeline that was killed continues.",
 )
 
 PipelinePath = Annotated[Path, typer.Argument(metavar="FILE.toml", help="The pipeline file; docs/pipelines.md.")]
@@ -179,7 +179,9 @@ def search_in_process(order: SearchOrder) -> SearchView:
     from fednc.ops.search.searcher import search
     from fednc.server.run_series import RunSeries
 
-    clients = [ClientConfig(name=name, data=spec, device=order.file.device) for name, spec in order.clients.items()]
+    clients = [
+        ClientConfig(name=name, data=spec, device=order.file.device) for name, spec in order.clients.items()
+    ]
     with LocalGrid(order.plan.run, clients) as grid:
         return search(order.plan, RunSeries(grid), partial(tell_trial, order))
 

@@ -272,7 +272,7 @@ class Link:
         attendance.hear()
 
     async def _declare_or_stay(self, attendance: Attendance, welcome: pb.Welcome) -> None:
-        """As `_declare`, for a run among several: a client that cannot take part in it stays for the run after it."""
+        """As `_declare`, but a client that cannot take part in this run stays for the run after it."""
         try:
             await self._declare(attendance, welcome)
         except grpc.aio.AioRpcError:

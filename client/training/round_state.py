@@ -40,9 +40,11 @@ class Past:
     def __init__(
         self, state: RecordDict, server_round: int, folder: Path | None = None, accepted: int | None = None
     ) -> None:
-        """Args:
-        folder: this client's state of this run on disk; it is read if `state` is empty.
-        accepted: the last round that counts this client's reply, 0: none; None: the server does not say.
+        """The state of one client in `server_round`.
+
+        Args:
+            folder: this client's state of this run on disk; it is read if `state` is empty.
+            accepted: the last round that counts this client's reply, 0: none; None: the server does not say.
         """
         self._state, self._round, self._folder, self._accepted = state, server_round, folder, accepted
         if folder is not None and not state.array_records and folder.is_dir():

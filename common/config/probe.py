@@ -1,7 +1,7 @@
 """The table `[probe]` of the run file: which candidates are tried before round 1, and how one is chosen.
 
-`run.py` combines it with the other tables. A candidate is `[task]` with other values of some keys. Knows no task and
-trains nothing.
+`run.py` combines it with the other tables. A candidate is `[task]` with other values of some keys. Knows no task
+and trains nothing.
 """
 
 from __future__ import annotations
@@ -54,21 +54,25 @@ class ProbeSection(Section):
         description="the families of candidates; the first one must beat the others by `margin`"
     )
     steps: Count = Field(20, description="training steps of each candidate")
-    seeds: Annotated[int, Field(ge=1, le=16)] = Field(3, description="how often each is trained, from other weights")
+    seeds: Annotated[int, Field(ge=1, le=16)] = Field(
+        3, description="how often each is trained, from other weights"
+    )
     lr: NonNegative = Field(0.0, description="learning rate; 0: `train.lr`")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.25, description="share of a client's training data that candidates are judged by instead of trained on"
     )
     margin: NonNegative = Field(
-        0.02, description="the first family is picked if its loss is lower than that of every other by more than this"
+        0.02,
+        description="the first family is picked if its loss is lower than that of every other by more than this",
     )
     then: Literal["go-on", "ask"] = Field(
         "go-on",
-        description="`go-on`: the run goes on with the pick; `ask`: it pauses until an operator resumes it, or stops "
-        "it to set `picked`",
+        description="`go-on`: the run goes on with the pick; `ask`: it pauses until an operator resumes "
+        "it, or stops it to set `picked`",
     )
     picked: Annotated[ProbePick | None, LATER] = Field(
-        None, description="use this candidate and try none; it may be added to the file of a run that has not begun"
+        None,
+        description="use this candidate and try none; it may be added to the file of a run that has not begun",
     )
 
     @model_validator(mode="after")
@@ -88,4 +92,6 @@ class ProbeSection(Section):
             if pick.family == family.name and pick.value in family.values:
                 return {**family.task, family.axis: pick.value}
         known = "; ".join(f"{family.name}: {', '.join(map(str, family.values))}" for family in self.families)
-        raise ValueError(f"picked: no candidate has family {pick.family!r} and value {pick.value}; there are {known}")
+        raise ValueError(
+            f"picked: no candidate has family {pick.family!r} and value {pick.value}; there are {known}"
+        )

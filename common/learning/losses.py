@@ -176,8 +176,8 @@ def objective(
             its memory before the projection (as unit vectors, so nothing else changes) and passes the projected
             features. Without them only the head rehearses.
         views: outputs of each of `guide.companions` for the batch, by the same name.
-        allowed_BK: bool, the classes that each sample may have, its label among them; None: all. The others are left
-            out of the softmax of cross-entropies.
+        allowed_BK: bool, the classes that each sample may have, its label among them; None: all. The others are
+            left out of the softmax of cross-entropies.
 
     Returns:
         The scalar to minimise and its weighted parts by name, detached.
@@ -217,9 +217,7 @@ def _with_targets(guide: Guide) -> Guide:
     return replace(guide, etf_KD=blended_targets(guide.etf_KD, guide.mean_KD, guide.seen_K, share))
 
 
-def _alignment(
-    feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide, allowed_BK: Tensor | None
-) -> Tensor:
+def _alignment(feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide, allowed_BK: Tensor | None) -> Tensor:
     method = guide.method
     if method.loss == "dot":
         return method.dot_weight * dot_regression(feat_BD, label_B, guide.etf_KD, guide.class_weight_K)

@@ -1,7 +1,8 @@
 """The probe before round 1: its candidates, the sums that clients send about them, and what is picked.
 
-Used by the client, which trains the candidates, and by the server, which checks the sums and picks. Works for every
-task, and for every key of `[task]` that changes the model but not how data is read. Knows no round and trains nothing.
+Used by the client, which trains the candidates, and by the server, which checks the sums and picks. Works for
+every task, and for every key of `[task]` that changes the model but not how data is read. Knows no round and
+trains nothing.
 
 Legend: C candidates, in the order of the run file.
 """
@@ -43,7 +44,8 @@ class FamilyCurve:
     """The mean losses of a family by the values of its axis.
 
     Attributes:
-        fitted: the parabola in the logarithm of the axis that fits the held-out losses best; [] if there are too few.
+        fitted: the parabola in the logarithm of the axis that fits the held-out losses best; [] if there are too
+            few.
         best: the value of the axis that stands for the family.
         loss: its held-out loss.
     """
@@ -59,7 +61,7 @@ class FamilyCurve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class ProbeVerdict:
     """What the probe picked, and why."""
 
     pick: ProbePick
@@ -94,7 +96,9 @@ def section_of(run: RunConfig) -> ProbeSection:
 
 
 def with_pick(run: RunConfig, pick: ProbePick) -> RunConfig:
-    """The run with a candidate picked; its digest stays the same. Raises ConfigError: there is no such candidate."""
+    """The run with a candidate picked; its digest stays the same. Raises ConfigError: there is no such
+    candidate.
+    """
     section = section_of(run)
     try:
         section.keys_of(pick)
@@ -106,7 +110,9 @@ def with_pick(run: RunConfig, pick: ProbePick) -> RunConfig:
 def candidates(run: RunConfig) -> tuple[Candidate, ...]:
     """All candidates of a run, in the order of its file."""
     picks = [
-        ProbePick(family=family.name, value=value) for family in section_of(run).families for value in family.values
+        ProbePick(family=family.name, value=value)
+        for family in section_of(run).families
+        for value in family.values
     ]
     return tuple(Candidate(pick, with_pick(run, pick)) for pick in picks)
 
@@ -122,8 +128,8 @@ def check_candidates(run: RunConfig, task: Task) -> None:
         same = type(built) is type(task) and built.class_names == task.class_names
         if not same or _forms(built.no_data_sums()) != _forms(task.no_data_sums()):
             raise ConfigError(
-                f"{where}: this candidate needs other classes or other sums of the data than [task]: candidates may "
-                "only differ in keys that change the model"
+                f"{where}: this candidate needs other classes or other sums of the data than [task]: "
+                "candidates may only differ in keys that change the model"
             )
 
 
@@ -159,7 +165,7 @@ def check_losses(sums: Mapping[str, Tensor], run: RunConfig, announced: int) -> 
 # ---- what is picked --------------------------------------------------------------------------------------------
 
 
-def judged(sums: Mapping[str, Tensor], run: RunConfig) -> Verdict | None:
+def judged(sums: Mapping[str, Tensor], run: RunConfig) -> ProbeVerdict | None:
     """What the totals say; None without held-out examples."""
     section, trained, held = section_of(run), int(sums[TRAINED]), int(sums[HELD])
     if not held:
@@ -173,7 +179,7 @@ def judged(sums: Mapping[str, Tensor], run: RunConfig) -> Verdict | None:
         start = end
     chosen = _chosen(curves, section.margin)
     pick = ProbePick(family=chosen.name, value=chosen.best)
-    return Verdict(pick=pick, curves=tuple(curves), margin=section.margin, trained=trained, held_out=held)
+    return ProbeVerdict(pick=pick, curves=tuple(curves), margin=section.margin, trained=trained, held_out=held)
 
 
 def _chosen(curves: Sequence[FamilyCurve], margin: float) -> FamilyCurve:
@@ -211,8 +217,8 @@ def fit(values: Sequence[float], losses: Sequence[float]) -> list[float]:
 def best_place(losses: Sequence[float], fitted: Sequence[float], margin: float) -> int:
     """Where the fitted curve is lowest; where the losses are, if the curve misses the best one by over `margin`.
 
-    The curve evens out the noise of few examples and seeds. A risk that is flat at both ends and steep in the middle
-    is no parabola, and then the losses themselves decide.
+    The curve evens out the noise of few examples and seeds. A risk that is flat at both ends and steep in the
+    middle is no parabola, and then the losses themselves decide.
     """
     least = min(range(len(losses)), key=losses.__getitem__)
     if not fitted:

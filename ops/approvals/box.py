@@ -1,7 +1,7 @@
 """Requests of gates and people's verdicts on them. Pipelines ask, `fednc approve` and the console answer.
 
-Every request and every verdict is an event in a chained file. A verdict is about one digest, the one that the person
-saw, and binds the whole request by its hash. Knows nothing about pipelines or models.
+Every request and every verdict is an event in a chained file. A verdict is about one digest, the one that the
+person saw, and binds the whole request by its hash. Knows nothing about pipelines or models.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ class Verdict:
         trust.check(self.signature, _PURPOSE, self.statement, datetime.fromisoformat(self.at).timestamp())
 
     def check_alone(self) -> None:
-        """Check the signature, if there is one, by its own certificate, whoever issued that. Raises RefusedError."""
+        """Check the signature, if there is one, by its own certificate, whoever issued that. Raises
+        RefusedError.
+        """
         if self.signature is not None:
             self._check_signer(self.signature)
             signatures.verify(self.signature, _PURPOSE, self.statement)
@@ -145,7 +147,8 @@ class ApprovalBox:
         """Name the folder; it is made with the first request.
 
         Args:
-            trust: whose signatures count. With it, every signature is checked, when it is given and when it is read.
+            trust: whose signatures count. With it, every signature is checked, when it is given and when it is
+                read.
         """
         self._file, self._trust = ChainedFile(folder), trust
 
@@ -183,7 +186,9 @@ class ApprovalBox:
         """
         fitting = _at_gates(_gates(self._file.read()), digest, subject)
         if len(fitting) > 1:
-            raise ConfigError(f"{digest[:16]} was asked about by several gates: {_named(fitting)}; name the subject")
+            raise ConfigError(
+                f"{digest[:16]} was asked about by several gates: {_named(fitting)}; name the subject"
+            )
         found = fitting[0].verdict if fitting else None
         if found is not None:
             self._check(fitting[0].pending.request, found)
@@ -232,7 +237,15 @@ class ApprovalBox:
             gate = _the_one(_gates(file.events), digest, subject, change=change)
             asked = gate.pending
             given = Verdict(
-                digest, verdict, who, how, reason, _time(signatures.now()), None, asked.request.subject, asked.sha256
+                digest,
+                verdict,
+                who,
+                how,
+                reason,
+                _time(signatures.now()),
+                None,
+                asked.request.subject,
+                asked.sha256,
             )
             if signer is not None:
                 given = replace(given, signature=signer.sign(_PURPOSE, given.statement))
@@ -244,8 +257,8 @@ class ApprovalBox:
         """Raises RefusedError."""
         if request.signed and given.signature is None:
             raise RefusedError(
-                f"{request.subject}: this gate takes signed verdicts only. On the command line give --certs DIR, the "
-                "folder that `fednc certs node DIR NAME --operator` made"
+                f"{request.subject}: this gate takes signed verdicts only. On the command line give "
+                "--certs DIR, the folder that `fednc certs node DIR NAME --operator` made"
             )
         self._check_signature(given)
 
@@ -309,9 +322,7 @@ def _verdict_of(each: ChainedEvent) -> Verdict:
 
 def _at_gates(gates: Mapping[str, _GateState], digest: str, subject: str) -> list[_GateState]:
     return [
-        gate
-        for name, gate in gates.items()
-        if gate.pending.request.digest == digest and name == (subject or name)
+        gate for name, gate in gates.items() if gate.pending.request.digest == digest and name == (subject or name)
     ]
 
 

@@ -1,7 +1,8 @@
 """Who may open the console: operators, who may act, and viewers, who may only look.
 
-Credentials are those of `fednc certs`, checked as the server checks them: a token, or a certificate that the browser
-presents. Without them, on one machine, a key that the console makes at its start takes their place. Sessions are kept
+Credentials are those of `fednc certs`, checked as the server checks them: a token, or a certificate that the
+browser presents. Without them, on one machine, a key that the console makes at its start takes their place.
+Sessions are kept
 in memory only: a console that is started again asks for a login again.
 """
 
@@ -64,7 +65,9 @@ class Entrance(Protocol):
 
 
 class ByKey:
-    """One key, made at the start: whoever can read the console's terminal may log in, as the user who started it."""
+    """One key, made at the start: whoever can read the console's terminal may log in, as the user who started
+    it.
+    """
 
     wanted = "key"
 
@@ -94,7 +97,9 @@ class ByCredential:
             revoked = WatchedFile(folder / credentials.REVOKED, credentials.read_revoked, log.warning)
             tokens = WatchedFile(folder / credentials.TOKENS, read_tokens, log.warning)
         except (OSError, ValueError) as e:
-            raise ConfigError(f"--access {folder}: {e}; `fednc certs init` and `certs server` make the folder") from e
+            raise ConfigError(
+                f"--access {folder}: {e}; `fednc certs init` and `certs server` make the folder"
+            ) from e
         self._by_token, self._by_certificate = ByToken(tokens, revoked), ByCertificate(revoked)
 
     def admit(self, caller: Caller) -> Identity:

@@ -87,7 +87,7 @@ class Console:
             exception_handlers={404: not_found, 405: not_found, 500: failed},
         )
 
-    # ---- who -----------------------------------------------------------------------------------------------------
+    # ---- who ----------------------------------------------------------------------------------------------------
 
     def _page(self, answer: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
@@ -171,7 +171,9 @@ class Console:
             return self._login_form(request, str(e), 403)
         answer = RedirectResponse(_local_path(form.get("next", "")) or "/", 303)
         self._set_cookie(answer, self._cookie(request), secret)
-        answer.delete_cookie(f"{self._cookie(request)}_form", path="/", secure=self.tls, httponly=True, samesite="strict")
+        answer.delete_cookie(
+            f"{self._cookie(request)}_form", path="/", secure=self.tls, httponly=True, samesite="strict"
+        )
         return answer
 
     async def logout(self, request: Request, session: Session, form: Mapping[str, str]) -> Response:
@@ -180,7 +182,7 @@ class Console:
         self.logins.log_out(request.cookies.get(self._cookie(request), ""))
         return RedirectResponse("/login", 303)
 
-    # ---- pages ---------------------------------------------------------------------------------------------------
+    # ---- pages --------------------------------------------------------------------------------------------------
 
     async def _filled(self, request: Request, session: Session, template: str, **values: Any) -> HTMLResponse:
         notes: list[tuple[str, str]] = []
@@ -243,7 +245,15 @@ class Console:
         if name not in ("curves", "geometry"):
             return Markup(fill(f"parts/{name}.html", values))
         snapshots = (view.geometry.version, view.geometry.why_not) if view.geometry else None
-        state = (view.name, id(view.log), view.log.version, snapshots, view.planned, view.completed, *values["pictures"])
+        state = (
+            view.name,
+            id(view.log),
+            view.log.version,
+            snapshots,
+            view.planned,
+            view.completed,
+            *values["pictures"],
+        )
         kept = self._drawn.get((name, view.ref))
         if kept is None or kept[0] != state:
             kept = self._drawn[name, view.ref] = (state, Markup(fill(f"parts/{name}.html", values)))
@@ -272,9 +282,7 @@ class Console:
             if view is None or row is None:
                 return await self._missing(request, session, f"no client {name[:80]!r} in this run")
             metrics = view.log.client_metrics.get(name, {})
-            return await self._filled(
-                request, session, "client.html", view=view, row=row, metrics=metrics, at=at
-            )
+            return await self._filled(request, session, "client.html", view=view, row=row, metrics=metrics, at=at)
 
     async def runs(self, request: Request, session: Session) -> Response:
         """All runs."""
@@ -322,7 +330,13 @@ class Console:
             models.setdefault(row.name, []).append(row)
         known = {Path(name).name: name for name in await self.desk.runs()}
         return await self._filled(
-            request, session, "models.html", models=models, problem=problem, runs=known, store=self.desk.sights.store
+            request,
+            session,
+            "models.html",
+            models=models,
+            problem=problem,
+            runs=known,
+            store=self.desk.sights.store,
         )
 
     async def gates(self, request: Request, session: Session) -> Response:
@@ -341,7 +355,7 @@ class Console:
         found, problem = await self.desk.searches.get(), self.desk.searches.problem
         return await self._filled(request, session, "searches.html", searches=found, problem=problem)
 
-    # ---- actions -------------------------------------------------------------------------------------------------
+    # ---- actions ------------------------------------------------------------------------------------------------
 
     async def act(self, request: Request, session: Session, form: Mapping[str, str]) -> Response:
         """Pause, resume, stop, drop, readmit, next session."""
@@ -394,7 +408,9 @@ async def asset(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in _ASSETS:
         return PlainTextResponse("not found", 404)
-    return Response((_STATIC / name).read_bytes(), media_type=_ASSETS[name], headers={"cache-control": "max-age=600"})
+    return Response(
+        (_STATIC / name).read_bytes(), media_type=_ASSETS[name], headers={"cache-control": "max-age=600"}
+    )
 
 
 async def not_found(request: Request, error: Exception) -> Response:
@@ -465,4 +481,3 @@ def _version(html: str) -> str:
 
 def _whole(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) < 7 else 1
-

@@ -1,6 +1,7 @@
 """The steps `register` and `deploy`: the run becomes a version, with the verdict; an alias moves to it.
 
-Called through `steps.py`. A server that follows the alias swaps by itself; with `deploy.url` the step waits for it.
+Called through `steps.py`. A server that follows the alias swaps by itself; with `deploy.url` the step waits for
+it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def keep_verdict(work: PipelineWork, reference: str, verdict: dict[str, Any]) ->
 def is_registered(work: PipelineWork, found: dict[str, Any]) -> bool:
     """Whether the store still has the version."""
     try:
-        return work.registry.current(f"{work.file.model}/{found['version']}") == (found["version"], found["digest"])
+        return work.registry.current(f"{work.file.model}/{found['version']}") == (
+            found["version"],
+            found["digest"],
+        )
     except (ConfigError, KeyError):
         return False
 
@@ -75,7 +79,9 @@ def no_deploy(work: PipelineWork) -> str:
 
 
 def deploy_inputs(work: PipelineWork) -> dict[str, Any]:
-    """The version and the alias. Somebody who moves the alias back by hand is not overruled by the same version."""
+    """The version and the alias. Somebody who moves the alias back by hand is not overruled by the same
+    version.
+    """
     assert work.file.deploy is not None
     made = work.results["register"]
     return {"version": made["version"], "digest": made["digest"], "alias": work.file.deploy.alias}

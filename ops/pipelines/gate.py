@@ -33,7 +33,11 @@ def no_gate(work: PipelineWork) -> str:
 def inputs(work: PipelineWork) -> dict[str, Any]:
     """The candidate, and the rules of the gate."""
     gate = _gate(work)
-    return {"candidate": candidate(work), "rules": gate.model_dump(include={"at_least", "at_most"}), "trust": gate.trust}
+    return {
+        "candidate": candidate(work),
+        "rules": gate.model_dump(include={"at_least", "at_most"}),
+        "trust": gate.trust,
+    }
 
 
 def candidate(work: PipelineWork) -> str:
@@ -55,7 +59,8 @@ def box_of(file: PipelineFile) -> ApprovalBox:
 
 
 def verdict_on(file: PipelineFile, digest: str) -> Verdict | None:
-    """The verdict on a candidate, if one that counts has been given. Raises RefusedError: its signature is not valid.
+    """The verdict on a candidate, if one that counts has been given. Raises RefusedError: its signature is not
+    valid.
 
     One that was given before the gate wanted signatures does not count without.
     """
@@ -132,7 +137,11 @@ def _broken_rules(work: PipelineWork) -> Iterator[str]:
 
 
 def _told(metrics: dict[str, float], name: str) -> str:
-    return f"{metrics[name]:.4g}" if name in metrics else f"not measured (there are {', '.join(sorted(metrics)[:20])})"
+    return (
+        f"{metrics[name]:.4g}"
+        if name in metrics
+        else f"not measured (there are {', '.join(sorted(metrics)[:20])})"
+    )
 
 
 def _wait(work: PipelineWork, digest: str) -> Verdict:
@@ -141,7 +150,9 @@ def _wait(work: PipelineWork, digest: str) -> Verdict:
     record.state, record.note = StepState.ASKING, digest
     work.current.save()
     place = "" if work.file.approvals == Path("approvals") else f" --folder {work.file.approvals}"
-    work.tell(f"gate: waits for a person. Look: fednc gates{place}; answer: fednc approve {digest[:_DIGITS]}{place}")
+    work.tell(
+        f"gate: waits for a person. Look: fednc gates{place}; answer: fednc approve {digest[:_DIGITS]}{place}"
+    )
     left_s = waits_still_s(gate, record)
     deadline = Deadline(left_s if work.waits else 0.0)
     verdict = wait_until(lambda: verdict_on(work.file, digest), deadline, _LOOK_AGAIN_S)

@@ -82,7 +82,7 @@ def _run_of(file: PipelineFile, run: RunConfig) -> RunConfig:
 
 
 class _Clients:
-    """A process for each client that this machine runs. `once`: they leave after one run; a search has one per trial."""
+    """A process for each client that this machine runs; with `once` they leave after one run."""
 
     def __init__(self, file: PipelineFile, clients: Mapping[str, str], folder: Path, *, once: bool = True) -> None:
         self._file, self._clients, self._folder, self._once = file, clients, folder, once

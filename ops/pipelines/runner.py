@@ -50,7 +50,9 @@ class Runner:
         with claimed(self.file.place):
             journal, inputs = Journal(self.file.place), inputs_of(self.file, self.run)
             current = self._current(journal, cause, inputs)
-            work = PipelineWork(self.file, journal, current, self.carriers, inputs, tell=self.tell, waits=self.waits)
+            work = PipelineWork(
+                self.file, journal, current, self.carriers, inputs, tell=self.tell, waits=self.waits
+            )
             self._drive(work)
         return current
 
@@ -122,6 +124,8 @@ class Runner:
 
 
 def inputs_of(file: PipelineFile, run: RunConfig) -> dict[str, str]:
-    """Digests of each client's data, the test data and the run file, by name; empty where they cannot be read here."""
+    """Digests of each client's data, the test data and the run file, by name; empty where they cannot be read
+    here.
+    """
     found = {f"client {name}": data_digest(spec) for name, spec in file.clients.items()}
     return {**found, "test": data_digest(run.evaluate.test) if run.evaluate.test else "", "run file": run.digest}

@@ -1,7 +1,7 @@
 """The search itself: asks for settings, runs a trial over the clients that attend, tells the study what came out.
 
-Called by `cli/search.py` and by pipelines. The clients come as a `RunSeries`, over the link or in one process; this
-file knows neither. A search that was killed is continued: what it was running is put in the queue again.
+Called by `cli/search.py` and by pipelines. The clients come as a `RunSeries`, over the link or in one process;
+this file knows neither. A search that was killed is continued: what it was running is put in the queue again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from fednc.common.files import private_folder, write_atomically
 from fednc.ops.search.objectives import MAXIMIZE, MINIMIZE, OBJECTIVES, primary_of
 from fednc.ops.search.plan import SearchPlan
 from fednc.ops.search.space import Values
-from fednc.ops.search.strategies import EXHAUSTED, SUPERSEDED, curve_as_trial, load_optuna, place_of, prunes_by_primary
+from fednc.ops.search.strategies import (
+    EXHAUSTED,
+    SUPERSEDED,
+    curve_as_trial,
+    load_optuna,
+    place_of,
+    prunes_by_primary,
+)
 from fednc.ops.search.study import (
     AGAIN,
     BEAT,
@@ -51,7 +58,6 @@ from fednc.server.storage.history import History
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
-    from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
 log = logging.getLogger("fednc.search")

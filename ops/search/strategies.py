@@ -84,8 +84,8 @@ def prunes_by_primary(
 ) -> bool:
     """Whether a trial with this curve of the primary metric is to be pruned, in a search with several objectives.
 
-    Optuna prunes studies with one objective only. So the pruner judges a study of the primary metric alone, made of
-    the curves of the `earlier` trials.
+    Optuna prunes studies with one objective only. So the pruner judges a study of the primary metric alone, made
+    of the curves of the `earlier` trials.
 
     Args:
         pruner: one of `STATELESS`.
@@ -145,7 +145,9 @@ def _pruner(wanted: Strategy) -> BasePruner:
 def _grid(plan: SearchPlan) -> dict[str, list[Any]]:
     """All values of each key. Raises ConfigError: a key has infinitely many, or depends on another."""
     if plan.space.is_conditional:
-        raise ConfigError("sampler Grid: takes no `when`; use BruteForce, which tries every combination that can be")
+        raise ConfigError(
+            "sampler Grid: takes no `when`; use BruteForce, which tries every combination that can be"
+        )
     found = {}
     for key, dimension in plan.space.dimensions.items():
         if dimension.choices is not None:
@@ -195,7 +197,9 @@ def _module(kind: str) -> Any:
 
 
 def _for_each_trial(make: Callable[[int], BaseSampler], seed: int, *, one_seed: bool) -> BaseSampler:
-    """A sampler that is made anew for each trial, from `seed` and the place of the trial unless it has one seed."""
+    """A sampler that is made anew for each trial, from `seed` and the place of the trial unless it has one
+    seed.
+    """
     from optuna.samplers import BaseSampler
 
     class ForEachTrial(BaseSampler):

@@ -179,7 +179,9 @@ def _refused(plan: SearchPlan) -> Iterator[None]:
         yield
     except (KeyError, ValueError) as e:
         said = str(e).strip("'\"")
-        raise ConfigError(f"study {plan.name!r} in {plan.storage}: {said}; choose another `name` or `storage`") from e
+        raise ConfigError(
+            f"study {plan.name!r} in {plan.storage}: {said}; choose another `name` or `storage`"
+        ) from e
 
 
 def _checked(study: Study, plan: SearchPlan) -> Study:
@@ -196,7 +198,7 @@ def _checked(study: Study, plan: SearchPlan) -> Study:
     return study
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------
+# ---- reading ----------------------------------------------------------------------------------------------------
 
 
 def read_search(plan: SearchPlan) -> SearchView:
@@ -254,7 +256,7 @@ def curve_of(trial: FrozenTrial) -> dict[int, float]:
     return {int(number): value for number, value in kept.items()}
 
 
-# ---- a person's guess ---------------------------------------------------------------------------------------------
+# ---- a person's guess -------------------------------------------------------------------------------------------
 
 
 def suggest(plan: SearchPlan, values: Values, who: str = "") -> bool:

@@ -44,7 +44,11 @@ class Columns:
     def of(cls, options: PanopticOptions, space: int = 0) -> Columns:
         """The layout for the keys of `[task]`; `space`: K, at least as many as there are names."""
         place = {name: value for value, name in enumerate(options.classes)}
-        parts = [(place[whole], 1 + i, f"{whole}/{own[i]}") for whole, own in options.parts.items() for i in range(len(own))]
+        parts = [
+            (place[whole], 1 + i, f"{whole}/{own[i]}")
+            for whole, own in options.parts.items()
+            for i in range(len(own))
+        ]
         parts.sort()
         return cls(
             classes=options.classes,
@@ -89,7 +93,9 @@ class Columns:
 
     @property
     def allowed_NK(self) -> Tensor:
-        """bool [N, K]: the columns of each query. A thing is a thing or nothing, the others are their own or nothing."""
+        """bool [N, K]: the columns of each query. A thing is a thing or nothing, the others are their own or
+        nothing.
+        """
         found = torch.zeros(self.all_queries, self.space, dtype=torch.bool)
         found[: self.queries, list(self.things)] = True
         found[torch.arange(self.queries, self.all_queries), self.own_M] = True

@@ -18,7 +18,7 @@ from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.pictures import Bytes, as_png, colours, sheet
 from fednc.tasks.dense.scenes import borders
 from fednc.tasks.panoptic.columns import Columns
-from fednc.tasks.panoptic.merging import INSTANCE, PART, SEMANTIC
+from fednc.tasks.panoptic.merging import INSTANCE, SEMANTIC
 from fednc.tasks.panoptic.segments import overlap
 from fednc.tasks.panoptic.task_metrics import empty, maps_of
 
@@ -33,7 +33,10 @@ _JUDGEMENT = ((_GREEN, "matched"), (_RED, "missed"), (_AMBER, "predicted wrongly
 def page(pixel_HW3: Bytes, guess_3HW: Tensor, truth_3HW: Tensor, columns: Columns) -> Image.Image:
     """Picture, prediction and, where labels are known, truth and what was matched, in a row, with a legend."""
     times = -(-_LEAST // pixel_HW3.shape[0])
-    panels = [("picture", _large(pixel_HW3, times)), ("prediction", _segments(pixel_HW3, guess_3HW, columns, times))]
+    panels = [
+        ("picture", _large(pixel_HW3, times)),
+        ("prediction", _segments(pixel_HW3, guess_3HW, columns, times)),
+    ]
     if (truth_3HW[SEMANTIC] != VOID).any():
         panels.append(("truth", _segments(pixel_HW3, truth_3HW, columns, times)))
         panels.append(("matched and missed", _judged(guess_3HW, truth_3HW, columns, times)))
@@ -83,7 +86,7 @@ def file_stem(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)
 
 
-# ---- panels ------------------------------------------------------------------------------------------------------
+# ---- panels -----------------------------------------------------------------------------------------------------
 
 
 def _large(pixel_HW3: Bytes, times: int) -> Image.Image:
@@ -119,7 +122,9 @@ def _hatch(part_LM: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def _judged(guess_3HW: Tensor, truth_3HW: Tensor, columns: Columns, times: int) -> Image.Image:
-    """Green: matched segments of the truth; red: missed ones; amber outlines and spots: predictions without match."""
+    """Green: matched segments of the truth; red: missed ones; amber outlines and spots: predictions without
+    match.
+    """
     found = overlap(maps_of(truth_3HW), maps_of(guess_3HW), empty(columns).ids)
     colour_HW3 = np.full((*found.void_HW.shape, 3), _GREY, np.uint8)
     hit_T, hit_P = {t for t, _ in found.matches}, {p for _, p in found.matches}
@@ -135,7 +140,9 @@ def _judged(guess_3HW: Tensor, truth_3HW: Tensor, columns: Columns, times: int) 
     return Image.fromarray(colour)
 
 
-def _legend(guess_3HW: Tensor, truth_3HW: Tensor, columns: Columns, *, judged: bool) -> list[tuple[Image.Image, str]]:
+def _legend(
+    guess_3HW: Tensor, truth_3HW: Tensor, columns: Columns, *, judged: bool
+) -> list[tuple[Image.Image, str]]:
     """(a patch, what it means): classes and parts that occur, then the judgements."""
     table, patches = colours(len(columns.classes)), []
     both = [maps_of(each) for each in (guess_3HW, truth_3HW)]

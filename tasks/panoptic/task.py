@@ -1,7 +1,7 @@
 """The task of panoptic segmentation with parts: queries of things, stuff and parts against one frozen frame.
 
-Found by name through `fednc.common.tasks`. An example is a picture, the members of a class are queries. Must not know
-servers, clients or the link.
+Found by name through `fednc.common.tasks`. An example is a picture, the members of a class are queries. Must not
+know servers, clients or the link.
 
 Legend: B batch, D width of the frame's space, H height, W width, h and w height and width of the masks, K columns
 (label space), N queries, Q thing queries, T stages, X rows (queries of stages and pictures).
@@ -41,7 +41,7 @@ from fednc.tasks.panoptic.columns import Columns
 from fednc.tasks.panoptic.dataset import PanopticData
 from fednc.tasks.panoptic.matching import Matches, match
 from fednc.tasks.panoptic.merging import merged, to_pictures
-from fednc.tasks.panoptic.network import Guess, PartFormer, Shape
+from fednc.tasks.panoptic.network import Guess, PartFormer, NetworkShape
 from fednc.tasks.panoptic.options import PanopticOptions
 from fednc.tasks.panoptic.reading import read_data
 from fednc.tasks.panoptic.targets import Targets, targets_of
@@ -178,10 +178,10 @@ class PanopticTask(ClassifierTask):
         return PartFormer(self.shape), self.options.width
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> NetworkShape:
         """How large the network is."""
         options, columns = self.options, self.columns
-        return Shape(
+        return NetworkShape(
             channels=options.channels,
             pyramid=options.pyramid,
             width=options.width,
@@ -198,7 +198,9 @@ class PanopticTask(ClassifierTask):
         """A new model."""
         backbone, width = self.backbone()
         projection = self.projection(width)
-        return PanopticModel(backbone, projection, build_head(self.run.method, self.run.frame.dim, self.label_space))
+        return PanopticModel(
+            backbone, projection, build_head(self.run.method, self.run.frame.dim, self.label_space)
+        )
 
     @property
     def label_space(self) -> int:
@@ -211,13 +213,17 @@ class PanopticTask(ClassifierTask):
         """Losses of the masks of every stage, of the first masks, and of the columns of all stages' queries."""
         found, columns = as_panoptic(model), self.columns
         targets = targets_of(batch[1:], columns)
-        # What only owners send must not move elsewhere: the rest would be trained together with it, and meet another.
+        # What only owners send must not move elsewhere: the rest would be trained together with it, and meet
+        # another.
         guess = found.backbone(batch[0], trains_parts=bool(targets.known_parts_B.any()))
         feat_TBND = found.projection(torch.stack(list(guess.embed_BND)))
         matches = self._matches(guess, feat_TBND, found, targets, guide)
         aims = [losses.aims_of(targets, each, columns) for each in matches]
-        parts = {f"masks{i}": losses.mask_loss(mask, aim) for i, (mask, aim) in enumerate(zip(guess.mask_BNhw, aims, strict=True))}
-        parts["pixels"] = losses.semantic_loss(guess.semantic_BChw, guess.mask_BNhw[0][:, columns.part_rows], targets)
+        weight_N = self._weight_N.to(feat_TBND.device)
+        pairs = enumerate(zip(guess.mask_BNhw, aims, strict=True))
+        parts = {f"masks{stage}": losses.mask_loss(mask, aim, weight_N) for stage, (mask, aim) in pairs}
+        first_BPhw = guess.mask_BNhw[0][:, columns.part_rows]
+        parts["pixels"] = losses.semantic_loss(guess.semantic_BChw, first_BPhw, targets, self.options.part_weight)
         if self.options.rank:
             parts["rank"] = self.options.rank * losses.rank_loss(guess.mask_BNhw[0], aims[0], columns)
         of_classes, named = self._class_loss(found, batch[0], feat_TBND, aims[1:], guide)
@@ -260,11 +266,18 @@ class PanopticTask(ClassifierTask):
         factor = losses.CLASS * len(aims)
         return factor * total, {name: factor * part for name, part in named.items()}
 
-    @cached_property
+    @property
     def _weight_K(self) -> Tensor:
-        weight_K = torch.ones(self.label_space)
-        weight_K[self.columns.no_object] = self.options.no_object
+        weight_K, columns = torch.ones(self.label_space), self.columns
+        weight_K[len(columns.classes) : columns.no_object] = self.options.part_weight
+        weight_K[columns.no_object] = self.options.no_object
         return weight_K
+
+    @property
+    def _weight_N(self) -> Tensor:
+        weight_N = torch.ones(self.columns.all_queries)
+        weight_N[self.columns.part_rows] = self.options.part_weight
+        return weight_N
 
     def _shares(self, score_BNK: Tensor) -> Tensor:
         """Probabilities [B, N, K] of the columns that each query may have."""
@@ -322,7 +335,9 @@ class PanopticTask(ClassifierTask):
         return files
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
-        """`pictures.png`: test pictures, evenly chosen, with prediction, truth, and what was matched and missed."""
+        """`pictures.png`: test pictures, evenly chosen, with prediction, truth, and what was matched and
+        missed.
+        """
         assert isinstance(data, PanopticData)
         chosen = np.unique(np.linspace(0, data.examples - 1, min(SHOWN, data.examples)).round().astype(np.int64))
         pages = [

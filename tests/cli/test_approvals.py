@@ -133,10 +133,10 @@ def test_facts_with_numbers_as_keys_are_read_back(tmp_path: Path) -> None:
 def test_a_second_verdict_needs_to_be_meant(tmp_path: Path) -> None:
     box = waiting(tmp_path)
     box.decide(A, REJECTED, "mara", "no")
-    with pytest.raises(RefusedError, match="was rejected by 'mara' at .*--change"):
+    with pytest.raises(RefusedError, match=r"was rejected by 'mara' at .*--change"):
         box.decide(A, APPROVED, "nils")
     box.decide(A, APPROVED, "nils", change=True)
-    assert (box.verdict(A) or pytest.fail()).who == "nils"
+    assert (box.verdict(A) or pytest.fail("no verdict")).who == "nils"
     assert [each.who for each in box.verdicts()] == ["mara", "nils"]
 
 
@@ -158,7 +158,9 @@ def test_an_answer_that_says_nothing_is_refused(tmp_path: Path, who: str, reason
         waiting(tmp_path).decide(A, verdict, who, reason)
 
 
-@pytest.mark.parametrize("request_", [Request("b", GATE, {}), Request(A, "", {}), Request(A, GATE, {"x": float("nan")})])
+@pytest.mark.parametrize(
+    "request_", [Request("b", GATE, {}), Request(A, "", {}), Request(A, GATE, {"x": float("nan")})]
+)
 def test_a_request_that_cannot_be_shown_is_refused(tmp_path: Path, request_: Request) -> None:
     with pytest.raises(ConfigError):
         ApprovalBox(tmp_path).request(request_)
@@ -170,10 +172,12 @@ def test_a_request_that_cannot_be_shown_is_refused(tmp_path: Path, request_: Req
 def test_an_operator_signs(tmp_path: Path, authority: Authority, trust: Trust) -> None:
     box = waiting(tmp_path, trust, signed=True)
     box.decide(A, APPROVED, "mara", "fine", operator(authority, "mara"))
-    assert (box.verdict(A) or pytest.fail()).signed == "operator 'mara'"
+    assert (box.verdict(A) or pytest.fail("no verdict")).signed == "operator 'mara'"
 
 
-def test_the_server_signs_for_a_login_at_its_console_only(tmp_path: Path, authority: Authority, trust: Trust) -> None:
+def test_the_server_signs_for_a_login_at_its_console_only(
+    tmp_path: Path, authority: Authority, trust: Trust
+) -> None:
     box = waiting(tmp_path, trust, signed=True)
     server = Signer.from_folder(authority.server_folder)
     with pytest.raises(RefusedError, match="not theirs"):
@@ -181,7 +185,7 @@ def test_the_server_signs_for_a_login_at_its_console_only(tmp_path: Path, author
     with pytest.raises(RefusedError, match="not theirs"):
         box.decide(A, APPROVED, "mara", "", operator(authority, "mara"), how=CONSOLE)
     box.decide(A, APPROVED, "mara", "", server, how=CONSOLE)
-    assert (box.verdict(A) or pytest.fail()).signed == "server for 'mara'"
+    assert (box.verdict(A) or pytest.fail("no verdict")).signed == "server for 'mara'"
 
 
 def test_nobody_signs_for_somebody_else(tmp_path: Path, authority: Authority, trust: Trust) -> None:
@@ -211,7 +215,9 @@ def test_a_revoked_operator_is_refused_before_and_after(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lifetime", [DAY, -2 * DAY])
-def test_a_stranger_or_an_expired_certificate_is_refused(tmp_path: Path, trust: Trust, lifetime: timedelta) -> None:
+def test_a_stranger_or_an_expired_certificate_is_refused(
+    tmp_path: Path, trust: Trust, lifetime: timedelta
+) -> None:
     other = Authority.create(tmp_path / "other", "test")
     other.issue_certificate(Holder(Role.OPERATOR, "mara"), lifetime)
     own = trust if lifetime > timedelta() else Trust.from_folder(tmp_path / "other")
@@ -241,7 +247,9 @@ def test_the_signature_covers_every_part(tmp_path: Path, authority: Authority, t
 
 
 def test_a_verdict_cannot_be_replayed_at_another_gate(tmp_path: Path, authority: Authority, trust: Trust) -> None:
-    """The other gate asks about the same digest under the same name: the verdict still answers one request only."""
+    """The other gate asks about the same digest under the same name: the verdict still answers one request
+    only.
+    """
     mine = waiting(tmp_path / "mine", trust)
     mine.decide(A, APPROVED, "mara", "", operator(authority, "mara"))
     event = ChainedFile(mine.folder).read()[-1].event
@@ -272,7 +280,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_any_changed_byte_is_noticed(record: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_changed_byte_is_noticed(
+    record: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     copy = Path(shutil.copytree(record, tmp_path_factory.mktemp("copy") / "box"))
     path = copy / data.draw(st.sampled_from([EVENTS, HEAD]))
     old = path.read_bytes()
@@ -301,7 +311,9 @@ def test_a_missing_file_is_noticed(record: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_does_no_harm(record: Path, tmp_path: Path) -> None:
-    """At each byte of an event's line, and before the head names it: what was acknowledged stays, and work goes on."""
+    """At each byte of an event's line, and before the head names it: what was acknowledged stays, and work goes
+    on.
+    """
     before = Path(shutil.copytree(record, tmp_path / "before"))
     after = Path(shutil.copytree(record, tmp_path / "after"))
     ApprovalBox(after).request(Request(A, "digits: deploy", {}))
@@ -311,7 +323,7 @@ def test_a_killed_writer_does_no_harm(record: Path, tmp_path: Path) -> None:
         with (copy / EVENTS).open("ab") as file:
             file.write(line[:written])
         box = ApprovalBox(copy)
-        assert (box.verdict(B) or pytest.fail()).who == "nils"
+        assert (box.verdict(B) or pytest.fail("no verdict")).who == "nils"
         box.request(Request(A, "digits: deploy", {}))
         assert [each.request.subject for each in box.pending()] == ["digits: deploy"]
 

@@ -1,4 +1,6 @@
-"""A search whose trials cost nothing: clients that answer with values made from the settings. For tests of searches."""
+"""A search whose trials cost nothing: clients that answer with values made from the settings. For tests of
+searches.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,12 @@ class ToyClients:
     """
 
     def __init__(self, before: Callable[[RunConfig], None] = lambda _: None, enough: bool = True) -> None:
-        self.control, self.runs, self.before, self.enough = RunControl(), list[tuple[RunConfig, int]](), before, enough
+        self.control, self.runs, self.before, self.enough = (
+            RunControl(),
+            list[tuple[RunConfig, int]](),
+            before,
+            enough,
+        )
 
     @property
     def is_over(self) -> bool:

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import RecordDict
+from typer.testing import CliRunner
 
 from fednc.bench.local_grid import LocalGrid
 from fednc.bench.run_pictures import PROBE, draw_probe
+from fednc.cli.main import app as command
 from fednc.client.app.flower_app import app as honest_app
 from fednc.client.app.host import ClientConfig
 from fednc.client.policy import objections
@@ -130,7 +132,19 @@ def test_a_run_that_asks_waits_for_an_operator(clients: list[ClientConfig]) -> N
     assert done[0].state.completed == 2
 
 
-# ---- sums of the data --------------------------------------------------------------------------------------------
+def test_check_lists_the_candidates_and_refuses_one_that_cannot_be_built(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "examples" / "parity.toml").read_text()
+    (tmp_path / "run.toml").write_text(text)
+    told = CliRunner().invoke(command, ["check", str(tmp_path / "run.toml")])
+    assert told.exit_code == 0
+    assert "quantum 20" in told.output
+    (tmp_path / "run.toml").write_text(text.replace("10, 20]", "10, 900]"))
+    told = CliRunner().invoke(command, ["check", str(tmp_path / "run.toml")])
+    assert told.exit_code == 2
+    assert "quantum 900" in told.output
+
+
+# ---- sums of the data -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -149,7 +163,7 @@ def test_a_task_with_sums_of_the_data_is_asked_for_them_once(prototypes: None, t
     assert len(made.of(ProbeDecided)) == len(made.of(DataSumsAdded)) == 1
 
 
-# ---- restarts ----------------------------------------------------------------------------------------------------
+# ---- restarts ---------------------------------------------------------------------------------------------------
 
 
 def test_a_restart_keeps_the_pick_and_asks_nobody(clients: list[ClientConfig], tmp_path: Path) -> None:
@@ -188,14 +202,16 @@ def test_a_record_belongs_to_one_run_file_and_a_begun_run_to_one_pick(tmp_path: 
     other = parse_run({**IMAGES, "seed": 5})
     assert probe_record.decision(tmp_path, other, None, has_begun=False).pick is None
     given = probe.with_pick(run, ProbePick(family="width", value=16))
-    assert probe_record.decision(tmp_path, given, None, has_begun=False).pick == ProbePick(family="width", value=16)
+    assert probe_record.decision(tmp_path, given, None, has_begun=False).pick == ProbePick(
+        family="width", value=16
+    )
     with pytest.raises(ConfigError, match="has begun with width 8"):
         probe_record.decision(tmp_path, given, ProbePick(family="width", value=8), has_begun=True)
     (tmp_path / probe_record.FILE).write_text("{")
     assert probe_record.decision(tmp_path, run, None, has_begun=False).pick is None
 
 
-# ---- owners and liars --------------------------------------------------------------------------------------------
+# ---- owners and liars -------------------------------------------------------------------------------------------
 
 
 def test_owners_refuse_the_probe_unless_they_allow_it(clients: list[ClientConfig]) -> None:
@@ -223,9 +239,11 @@ def test_floors_of_a_policy_apply_to_the_examples_of_a_probe() -> None:
     counts = {probe.TRAINED: torch.tensor(18), probe.HELD: torch.tensor(6)}
     content = RecordDict({STATS: arrays.to_record({**probe.no_losses(run), **counts})})
     held = pb.Declaration(examples=24)
-    assert [one.code for one in objections.to_reply(policy, messages.PROBE, content, held)] == ["examples"]
+    assert [one.code for one in objections.to_reply(policy, messages.PROBE, content, held, having=())] == [
+        "examples"
+    ]
     lower = open_but(allow={"probe": True}, floor={"held_out": 6})
-    assert list(objections.to_reply(lower, messages.PROBE, content, held)) == []
+    assert list(objections.to_reply(lower, messages.PROBE, content, held, having=())) == []
 
 
 def test_a_lie_is_refused_and_the_others_decide(clients: list[ClientConfig]) -> None:
@@ -237,7 +255,9 @@ def test_a_lie_is_refused_and_the_others_decide(clients: list[ClientConfig]) -> 
                 reply.content[STATS] = arrays.to_record(sums)
 
     rejected: list[str] = []
-    made = Made(parse_run(IMAGES), clients, app_with({"bert": lie}), reject=lambda _node, why: rejected.append(why))
+    made = Made(
+        parse_run(IMAGES), clients, app_with({"bert": lie}), reject=lambda _node, why: rejected.append(why)
+    )
     made.execute()
     (decided,) = made.of(ProbeDecided)
     assert decided.answered == 2

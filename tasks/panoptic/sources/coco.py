@@ -44,7 +44,9 @@ def read_coco(place: str, part: Part, options: PanopticOptions) -> Pictures:
     for entry in annotations:
         stem = Path(str(entry["file_name"])).stem
         picture = resized_picture(base / "image", stem, options.size)
-        label_HW, instance_HW = _segments(base / "panoptic" / f"{stem}.png", entry, value, options, classes, source)
+        label_HW, instance_HW = _segments(
+            base / "panoptic" / f"{stem}.png", entry, value, options, classes, source
+        )
         pixels.append(picture)
         labels.append(label_HW)
         instances.append(instance_HW)
@@ -70,7 +72,9 @@ def _listed(path: Path) -> tuple[dict[int, str], list[Mapping[str, Any]]]:
         annotations = sorted(given["annotations"], key=lambda entry: str(entry["file_name"]))
         _ = [segment["id"] + segment["category_id"] for entry in annotations for segment in entry["segments_info"]]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{path}: not a COCO panoptic file with categories and annotations ({type(e).__name__}: {e})") from e
+        raise DataError(
+            f"{path}: not a COCO panoptic file with categories and annotations ({type(e).__name__}: {e})"
+        ) from e
     if len(set(categories.values())) < len(categories) or len(categories) > VOID:
         raise DataError(f"{path}: {len(categories)} categories; expected at most {VOID}, with different names")
     if not annotations:
@@ -95,8 +99,8 @@ def _segments(
         if category not in value:
             listed = ", ".join(map(str, sorted(value)[:20]))
             raise DataError(
-                f"{source}: category_id {category} of segment {segment['id']} in {entry['file_name']} is not one of "
-                f"its categories ({listed}). Add it there, or correct the segment."
+                f"{source}: category_id {category} of segment {segment['id']} in {entry['file_name']} is "
+                f"not one of its categories ({listed}). Add it there, or correct the segment."
             )
         known.add(int(segment["id"]))
         label_HW[inside_HW] = value[category]
@@ -105,8 +109,8 @@ def _segments(
     unlisted = sorted(set(np.unique(id_HW).tolist()) - known)
     if unlisted:
         raise DataError(
-            f"{path}: segment id {unlisted[0]} is not in the segments_info of {entry['file_name']} in {source}. Add "
-            "it there, or set its pixels to 0 (void)."
+            f"{path}: segment id {unlisted[0]} is not in the segments_info of {entry['file_name']} in "
+            f"{source}. Add it there, or set its pixels to 0 (void)."
         )
     return label_HW, instance_HW
 
@@ -117,11 +121,10 @@ def _part_names(path: Path, classes: tuple[str, ...]) -> dict[int, tuple[str, ..
         found = {str(whole): tuple(map(str, names)) for whole, names in given.items()}
     except (OSError, ValueError, AttributeError, TypeError) as e:
         raise DataError(
-            f"{path}: expected the names of the parts of each class, {{'car': ['body', 'wheel']}}, beside the folder "
-            f"part/ ({type(e).__name__}: {e})"
+            f"{path}: expected the names of the parts of each class, {{'car': ['body', 'wheel']}}, beside "
+            f"the folder part/ ({type(e).__name__}: {e})"
         ) from e
     strange = [whole for whole in found if whole not in classes]
     if strange:
         raise DataError(f"{path}: {strange[0]!r} is not one of the categories ({', '.join(classes[:20])})")
     return {classes.index(whole): names for whole, names in found.items()}
-

@@ -1,8 +1,10 @@
-"""Reads folders with one number per pixel for class, instance and part, as Cityscapes and Pascal panoptic parts have.
+"""Reads folders with one number per pixel for class, instance and part, as Cityscapes and Pascal panoptic parts
+have.
 
     PATH/{train,test}/image/NAME.png    the pictures; without `train` and `test`, PATH/image/
-    PATH/{train,test}/ids/NAME.tif      32 bits: class, class and instance (3 digits), or those and the part (2 digits)
-    PATH/{train,test}/ids.json          {"classes": {"26": "car", ...}, "parts": {"26": {"1": "window", ...}}}
+    PATH/{train,test}/ids/NAME.tif      32 bits: class, class and instance (3 digits), or those and the part (2
+    digits) PATH/{train,test}/ids.json          {"classes": {"26": "car", ...}, "parts": {"26": {"1": "window",
+    ...}}}
 
 Called by `reading.py`. Without `ids.json` the numbers have their meaning of Cityscapes. The encoding is that of
 panoptic_parts (Meletis et al. 2020), which its file calls uids.
@@ -98,7 +100,9 @@ def _labels(
         raise DataError(f"{path}: {e}") from e
     unlisted = sorted(set(np.unique(class_HW).tolist()) - set(classes) - VOID_NUMBERS[classes is CITYSCAPES])
     if unlisted:
-        raise DataError(f"{path}: class {unlisted[0]} has no name. Name it in {NAMES}, or set its pixels to 0 (void).")
+        raise DataError(
+            f"{path}: class {unlisted[0]} has no name. Name it in {NAMES}, or set its pixels to 0 (void)."
+        )
     things = [number for number, name in classes.items() if name in options.things]
     table = np.full(100, VOID, np.uint8)
     for place, number in enumerate(classes):
@@ -122,10 +126,18 @@ def _names(path: Path) -> tuple[dict[int, str], dict[int, dict[int, str]]]:
             for whole, own in given.get("parts", {}).items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DataError(f"{path}: expected names by number under `classes` and `parts` ({type(e).__name__}: {e})") from e
-    bad = [number for number in (*classes, *parts, *(n for own in parts.values() for n in own)) if not 0 <= number <= 99]
+        raise DataError(
+            f"{path}: expected names by number under `classes` and `parts` ({type(e).__name__}: {e})"
+        ) from e
+    bad = [
+        number
+        for number in (*classes, *parts, *(n for own in parts.values() for n in own))
+        if not 0 <= number <= 99
+    ]
     if bad or not set(parts) <= set(classes):
-        raise DataError(f"{path}: numbers of classes and parts are 0 to 99, and parts belong to one of the classes")
+        raise DataError(
+            f"{path}: numbers of classes and parts are 0 to 99, and parts belong to one of the classes"
+        )
     return classes, parts
 
 

@@ -22,7 +22,17 @@ from support.console_browser import RunningConsole, Visitor
 from support.console_states import write_run
 from support.local_servers import Place, make_place
 
-PAGES = ("/", "/run", "/runs", "/compare", "/client?name=a", "/picture?at=x&file=y", "/models", "/gates", "/pipelines")
+PAGES = (
+    "/",
+    "/run",
+    "/runs",
+    "/compare",
+    "/client?name=a",
+    "/picture?at=x&file=y",
+    "/models",
+    "/gates",
+    "/pipelines",
+)
 FORMS = ("/act", "/decide", "/logout")
 
 
@@ -97,7 +107,9 @@ def test_a_form_that_does_not_arrive_is_not_waited_for(
             answer.read()  # until the console closes the connection
 
 
-@pytest.mark.parametrize("path", ["/login", "/", "/runs", "/live", "/static/console.css", "/nowhere", "/static/../x"])
+@pytest.mark.parametrize(
+    "path", ["/login", "/", "/runs", "/live", "/static/console.css", "/nowhere", "/static/../x"]
+)
 def test_every_answer_carries_the_policy(console: RunningConsole, path: str) -> None:
     for visitor in (console.visitor(), console.logged_in()):
         answer = visitor.get(path)
@@ -129,12 +141,26 @@ def test_a_login_form_of_another_site_is_refused(console: RunningConsole) -> Non
     assert visitor.post("/login", csrf=form.csrf, secret=console.key, **own).status == 303
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::1", "a@b", "localhost:x", "localhost:99999"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "",
+        "[::1",
+        "a@b",
+        "localhost:x",
+        "localhost:99999",
+    ],
+)
 def test_a_name_that_was_pointed_at_us_is_refused(console: RunningConsole, host: str) -> None:
     assert console.logged_in().get("/", host=host).status == 421
 
 
-@pytest.mark.parametrize("place", ["//evil.example", "https://evil.example", "/\\evil.example", "evil", "/\tx", "\\x"])
+@pytest.mark.parametrize(
+    "place", ["//evil.example", "https://evil.example", "/\\evil.example", "evil", "/\tx", "\\x"]
+)
 def test_a_login_leads_nowhere_else(console: RunningConsole, place: str) -> None:
     answer = console.visitor().log_in(console.key, next=place)
     assert answer.header("location") == "/"
@@ -253,13 +279,17 @@ def test_a_certificate_of_a_stranger_is_not_even_heard(place: Place, runs: Path,
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7"])
 def test_plaintext_beyond_this_machine_must_be_asked_for(runs: Path, host: str) -> None:
-    with pytest.raises(ConfigError, match="--access DIR"), RunningConsole(Sights(runs=[runs]), listen=Address(host, 0)):
+    with (
+        pytest.raises(ConfigError, match="--access DIR"),
+        RunningConsole(Sights(runs=[runs]), listen=Address(host, 0)),
+    ):
         pass
 
 
 def test_insecure_and_certificates_contradict_each_other(place: Place, runs: Path) -> None:
     folder = place.authority.server_folder
-    with pytest.raises(ConfigError, match="contradicts"), RunningConsole(
-        Sights(runs=[runs]), access=folder, insecure=True
+    with (
+        pytest.raises(ConfigError, match="contradicts"),
+        RunningConsole(Sights(runs=[runs]), access=folder, insecure=True),
     ):
         pass

@@ -1,4 +1,6 @@
-"""What the console reads from run folders and draws of it: by pieces as at once, exact geometry, bounded pictures."""
+"""What the console reads from run folders and draws of it: by pieces as at once, exact geometry, bounded
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from safetensors.numpy import save_file
 from fednc.common.learning.frame import draw_frame
 from fednc.common.security.credentials import Role
 from fednc.common.tasks.metric_info import MetricInfo
-from fednc.ops.console.charts import ChartLine, cosine_rows, corner, histogram, line_chart, simplex, spark, thinned
+from fednc.ops.console.charts import ChartLine, corner, cosine_rows, histogram, line_chart, simplex, spark, thinned
 from fednc.ops.console.geometry import Geometry
 from fednc.ops.console.pages import bytes_text, duration, metric_text
 from fednc.ops.console.run_log import RunLog
@@ -30,7 +32,7 @@ FINITE = st.floats(-1e6, 1e6, allow_subnormal=False)
 CURVES = st.lists(FINITE, min_size=1, max_size=900).map(lambda ys: [(float(x), y) for x, y in enumerate(ys, 1)])
 
 
-# ---- growing files -----------------------------------------------------------------------------------------------
+# ---- growing files ----------------------------------------------------------------------------------------------
 
 
 def test_a_log_read_in_any_pieces_is_the_log_read_at_once(tmp_path: Path) -> None:
@@ -91,7 +93,9 @@ def test_a_restarted_server_repeats_rounds_and_the_later_ones_count(tmp_path: Pa
     log.read()
     with (folder / "events.jsonl").open("a") as file:
         file.write(json.dumps({"at": 1.0, "kind": "resume", "text": "", "round": 5}) + "\n")
-        file.write(json.dumps({"at": 1.0, "kind": "round", "text": "", "round": 6, "test": {"accuracy": 0.123}}) + "\n")
+        file.write(
+            json.dumps({"at": 1.0, "kind": "round", "text": "", "round": 6, "test": {"accuracy": 0.123}}) + "\n"
+        )
     log.read()
     assert [point.round for point in log.points] == [1, 2, 3, 4, 5, 6]
     assert log.points[-1].primary == 0.123
@@ -99,7 +103,21 @@ def test_a_restarted_server_repeats_rounds_and_the_later_ones_count(tmp_path: Pa
 
 @given(
     values=st.dictionaries(
-        st.sampled_from(["kind", "text", "at", "round", "test", "pooled", "spread", "worst_client", "missing", "metric", "node"]),
+        st.sampled_from(
+            [
+                "kind",
+                "text",
+                "at",
+                "round",
+                "test",
+                "pooled",
+                "spread",
+                "worst_client",
+                "missing",
+                "metric",
+                "node",
+            ]
+        ),
         st.one_of(
             st.none(),
             st.booleans(),
@@ -135,7 +153,7 @@ def test_a_run_that_goes_on_is_listed_by_its_log(tmp_path: Path, monkeypatch: py
     assert shelf.runs()["one"].state is not State.RUNNING
 
 
-# ---- geometry ------------------------------------------------------------------------------------------------------
+# ---- geometry ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("classes", "dim"), [(2, 2), (3, 8), (10, 9), (60, 64)])
@@ -179,7 +197,11 @@ def test_earlier_checkpoints_become_trails(tmp_path: Path) -> None:
 
 
 def write_means(
-    folder: Path, frame_KD: torch.Tensor, mean_KD: torch.Tensor, seen_K: torch.Tensor | None = None, number: int = 1
+    folder: Path,
+    frame_KD: torch.Tensor,
+    mean_KD: torch.Tensor,
+    seen_K: torch.Tensor | None = None,
+    number: int = 1,
 ) -> None:
     write_checkpoint(folder, number, [f"c{k}" for k in range(len(frame_KD))])
     seen_K = torch.ones(len(frame_KD), dtype=torch.bool) if seen_K is None else seen_K
@@ -188,7 +210,7 @@ def write_means(
     save_file({name: value.contiguous().numpy() for name, value in tensors.items()}, path)
 
 
-# ---- charts --------------------------------------------------------------------------------------------------------
+# ---- charts -----------------------------------------------------------------------------------------------------
 
 
 @given(curve=CURVES)
@@ -198,7 +220,10 @@ def test_a_thinned_curve_is_short_and_keeps_its_extremes_and_its_end(curve: list
     assert set(kept) <= set(curve)
     assert kept == sorted(kept)
     assert kept[-1] == curve[-1]
-    assert {min(y for _, y in kept), max(y for _, y in kept)} == {min(y for _, y in curve), max(y for _, y in curve)}
+    assert {min(y for _, y in kept), max(y for _, y in kept)} == {
+        min(y for _, y in curve),
+        max(y for _, y in curve),
+    }
 
 
 @given(curve=CURVES, from_zero=st.booleans(), wide=st.booleans())
@@ -211,7 +236,9 @@ def test_every_point_of_a_chart_lies_in_it(curve: list[tuple[float, float]], fro
 
 
 def test_shares_have_no_axis_above_all_of_them() -> None:
-    text = str(line_chart([ChartLine("x", [(1, 0.914), (2, 0.989)])], MetricInfo("accuracy", unit="%").show, highest=1.0))
+    text = str(
+        line_chart([ChartLine("x", [(1, 0.914), (2, 0.989)])], MetricInfo("accuracy", unit="%").show, highest=1.0)
+    )
     assert ">100%<" in text
     assert "105" not in text
 
@@ -238,7 +265,8 @@ def test_whatever_a_class_is_called_is_text_in_a_picture(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.034, "0.034 s"), (12.4, "12 s"), (250, "4 min 10 s"), (7500, "2 h 5 min"), (math.nan, "–")]
+    ("seconds", "shown"),
+    [(0.034, "0.034 s"), (12.4, "12 s"), (250, "4 min 10 s"), (7500, "2 h 5 min"), (math.nan, "–")],
 )
 def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown

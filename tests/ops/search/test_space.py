@@ -48,7 +48,9 @@ def test_a_key_is_set_exactly_when_its_condition_holds(data: st.DataObject) -> N
     space = Space.parse(dict(reversed(DEEP.items())))  # whatever the order in the file
 
     def ask(key: str, distribution: Any) -> Any:
-        return data.draw(st.sampled_from([space.dimensions[key].label(c) for c in space.dimensions[key].corners()]))
+        return data.draw(
+            st.sampled_from([space.dimensions[key].label(c) for c in space.dimensions[key].corners()])
+        )
 
     values = space.choose(ask)
     for key, dimension in space.dimensions.items():
@@ -63,7 +65,14 @@ def test_a_key_is_set_exactly_when_its_condition_holds(data: st.DataObject) -> N
 def test_numbers_become_the_distribution_that_was_meant() -> None:
     found = {key: dimension.distribution() for key, dimension in Space.parse(DEEP).dimensions.items()}
     kinds = {key: type(value).__name__.removesuffix("Distribution") for key, value in found.items()}
-    assert kinds == {"a": "Categorical", "b": "Int", "c": "Categorical", "d": "Float", "e.f": "Float", "e.g": "Float"}
+    assert kinds == {
+        "a": "Categorical",
+        "b": "Int",
+        "c": "Categorical",
+        "d": "Float",
+        "e.f": "Float",
+        "e.g": "Float",
+    }
     assert found["b"].step == 2
     assert found["d"].log
     assert found["e.f"].step == 0.25
@@ -82,9 +91,13 @@ def test_numbers_become_the_distribution_that_was_meant() -> None:
         ("train.lr = { low = -1.0, high = 1.0 }", "space.train.lr with train.lr = -1.0"),
         ("train.rate = { low = 0.1, high = 1.0 }", "train.rate.*no such key"),
         ("method.name = { choices = ['fednc', 'fedmagic'] }", "method.name = fedmagic"),
-        ("method.proximal = { low = 0.1, high = 1.0, when = { method.name = 'x' } }", "must be a key of this space"),
         (
-            "method.name = { choices = ['fednc'] }\ntrain.lr = { low = 0.1, high = 1.0, when = { method.name = 'x' } }",
+            "method.proximal = { low = 0.1, high = 1.0, when = { method.name = 'x' } }",
+            "must be a key of this space",
+        ),
+        (
+            "method.name = { choices = ['fednc'] }\ntrain.lr = "
+            "{ low = 0.1, high = 1.0, when = { method.name = 'x' } }",
             "never 'x'",
         ),
         (
@@ -127,5 +140,5 @@ def test_a_trials_run_has_its_settings_and_not_those_of_other_methods(tmp_path: 
         found.space.labels({"train.lr": 7})
     with pytest.raises(ConfigError, match=r"train\.batch: 'big' is not"):
         found.space.labels({"train.batch": "big"})
-    with pytest.raises(ConfigError, match="not in the space.*train.lr"):
+    with pytest.raises(ConfigError, match=r"not in the space.*train.lr"):
         found.space.labels({"train.rate": 7})

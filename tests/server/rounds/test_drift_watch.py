@@ -37,7 +37,13 @@ class Watched:
         events.listen(self.told.append)
         self.watch = DriftWatch(rate, events, NAMES.__getitem__)
 
-    def round(self, number: int, shifted: AbstractSet[int], asked: AbstractSet[int] = frozenset(NAMES), unnamed: AbstractSet[int] = frozenset()) -> list[Event]:
+    def round(
+        self,
+        number: int,
+        shifted: AbstractSet[int],
+        asked: AbstractSet[int] = frozenset(NAMES),
+        unnamed: AbstractSet[int] = frozenset(),
+    ) -> list[Event]:
         """One exchange; what it told."""
         before = len(self.told)
         with self.watch.exchange(number, ClassSums.zeros(K, D, moment=True), ["a", "b", "c"]) as exchange:
@@ -128,7 +134,12 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> list[ClientConfig]:
     for k, part in enumerate(np.array_split(order, 4)):
         image = (digits.images[part] * 15).astype(np.uint8)
         path = folder / f"{k}.npz"
-        np.savez(path, x_train=image[:, :, ::-1] if k == 0 else image, y_train=digits.target[part], classes=np.array(CLASSES))
+        np.savez(
+            path,
+            x_train=image[:, :, ::-1] if k == 0 else image,
+            y_train=digits.target[part],
+            classes=np.array(CLASSES),
+        )
         clients.append(ClientConfig(name=f"site-{k}", data=f"npz:{path}", device="cpu"))
     return clients
 

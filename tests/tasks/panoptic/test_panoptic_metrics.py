@@ -43,7 +43,10 @@ def drawn(random: np.random.Generator, *, size: int = 9) -> tuple[Maps, Maps]:
     def paint(canvas: Maps, patches: int, *, guess: bool) -> None:
         for number in range(patches):
             top, left = random.integers(-1, size - 2, 2)
-            where = (slice(max(top, 0), top + random.integers(2, 6)), slice(max(left, 0), left + random.integers(2, 6)))
+            where = (
+                slice(max(top, 0), top + random.integers(2, 6)),
+                slice(max(left, 0), left + random.integers(2, 6)),
+            )
             known = int(random.choice([*THINGS, *STUFF, 1, 6, 0, VOID]))
             canvas["semantic"][where] = known
             lonely = known in STUFF or random.random() < 0.15
@@ -100,7 +103,8 @@ def test_without_parts_partpq_is_pq() -> None:
     result = found.result()
     assert result.per_class == result.whole_per_class
     assert result.all == result.no_parts == result.pq
-    assert math.isnan(result.parts) and math.isnan(result.part_miou)
+    assert math.isnan(result.parts)
+    assert math.isnan(result.part_miou)
 
 
 CAR = maps([[3] * 6] + [[3, 1, 1, 1, 1, 3]] * 4, instance=0, part=[[0] * 6] + [[0, 1, 1, 2, 2, 0]] * 4)
@@ -202,11 +206,13 @@ def test_maps_that_do_not_fit_are_refused() -> None:
         of(CAR, with_(CAR, instance=CAR["instance"] * 1.0))
 
 
-# ---- published values --------------------------------------------------------------------------------------------
+# ---- published values -------------------------------------------------------------------------------------------
 
 
 def decoded(rle: dict[str, object] | None) -> np.ndarray:
-    """bool [H, W] of COCO's compressed run lengths: 5 bits a character, each count from the third on a difference."""
+    """bool [H, W] of COCO's compressed run lengths: 5 bits a character, each count from the third on a
+    difference.
+    """
     if rle is None:
         return np.zeros((720, 1280), dtype=bool)
     counts: list[int] = []
