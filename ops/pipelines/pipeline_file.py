@@ -86,8 +86,8 @@ class GateTable(Section):
     def _signatures_can_be_checked(self) -> Self:
         if self.require_signature and not self.trust:
             raise ValueError(
-                "require_signature needs trust, the authority's folder: without it, anybody can make a certificate with "
-                "any name"
+                "require_signature needs trust, the authority's folder: without it, anybody can make a "
+                "certificate with any name"
             )
         return self
 

@@ -89,7 +89,7 @@ def test_two_consoles_on_one_machine_do_not_log_each_other_out(console: RunningC
 
 
 def test_the_link_of_a_console_that_listens_everywhere_can_be_opened(runs: Path) -> None:
-    with RunningConsole(Sights(runs=[runs]), listen=Address("0.0.0.0", 0), insecure=True) as everywhere:  # noqa: S104
+    with RunningConsole(Sights(runs=[runs]), listen=Address("0.0.0.0", 0), insecure=True) as everywhere:
         assert everywhere.address.startswith("http://localhost:")
         assert everywhere.logged_in().get("/").status == 200
 
