@@ -47,7 +47,7 @@ def _schedule(file: PipelineFile, last: PipelineRun) -> Iterator[Cause]:
 
 
 def _unfinished(file: PipelineFile, last: PipelineRun) -> Iterator[Cause]:
-    """A run that was killed, or whose gate has an answer or no time left. One that failed waits for new data."""
+    """A run that was killed, or whose gate has an answer or no time left. One that failed needs another cause."""
     if last.ended or any(step.state is StepState.FAILED for step in last.steps):
         return
     if not last.asks:

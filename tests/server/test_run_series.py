@@ -178,7 +178,9 @@ def test_a_client_that_refuses_one_run_stays_even_if_its_connection_breaks_meanw
         assert carl is not None
         before = carl.attendance
         series.link.call(partial(series.link.federation.lose, carl))
-        came_back = lambda: carl.attendance != before and carl.state is NodeState.UNFIT
+        def came_back() -> bool:
+            return carl.attendance != before and carl.state is NodeState.UNFIT
+
         assert wait_until(came_back, Deadline(10), every_s=0.02)
         return series.run(SHORT, tmp_path / "after")
 
