@@ -29,6 +29,7 @@ from fednc.common.errors import FedncError, MissingExtraError, RefusedError
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.security.authority import Authority
 from fednc.common.security.credentials import Holder, Role
+from fednc.common.waiting import Deadline, wait_until
 from fednc.ops.approvals.box import ApprovalBox, PendingRequest
 from fednc.ops.pipelines.child_process import die_with_parent
 from fednc.ops.pipelines.journal import Journal, PipelineRun
@@ -348,11 +349,9 @@ def _process(demo: Demo, name: str, *words: str) -> Iterator[subprocess.Popen[by
 
 def _until(condition: Callable[[], Any], process: subprocess.Popen[bytes], what: str) -> Any:
     """The first truthy value. Raises FactError."""
-    last = time.monotonic() + _START_S
-    while not (found := condition()):
-        if process.poll() is not None or time.monotonic() > last:
-            raise FactError(f"{what} did not start; see its .log in the demo's folder")
-        time.sleep(0.1)
+    found = wait_until(lambda: condition() or process.poll() is not None, Deadline(_START_S), every_s=0.1)
+    if not found or process.poll() is not None:
+        raise FactError(f"{what} did not start; see its .log in the demo's folder")
     return found
 
 
@@ -397,9 +396,9 @@ class Callers:
 
     def wait_for(self, version: str = "") -> None:
         """Until somebody has had an answer, from a version if one is given."""
-        last = time.monotonic() + _PATIENCE_S
-        while not (version in self.versions if version else self.answers > 20) and time.monotonic() < last:
-            time.sleep(0.05)
+        wait_until(
+            lambda: version in self.versions if version else self.answers > 20, Deadline(_PATIENCE_S), every_s=0.05
+        )
 
     def _ask_all(self) -> None:
         import tritonclient.http as triton

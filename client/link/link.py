@@ -123,6 +123,7 @@ class Link:
         self._run_id = ""
         self._declaration: pb.Declaration | None = None
         self._standing = pb.Declaration.READY
+        self._in_series = False  # this server has gone on from one run to another
         self._credentials = RenewableCredentials(config.credentials)
         self._proxy = proxy_on_the_way(config.server, direct=config.direct)
         self._reconnect_log = ReconnectLog(config.server, _FIRST_LOG_PAUSE_S)
@@ -140,6 +141,7 @@ class Link:
                 over = await self._attend_patiently()
                 log.info("run %s is over: %s", self._run_id, one_line(over.reason, LONG_TEXT))
                 self._leave_run()
+                self._in_series = False
                 if self._config.once:
                     return over
                 self._reconnect_log.wait_for_next_run()
@@ -208,7 +210,7 @@ class Link:
                 attendance = Attendance(stub, events, welcome, config.liveness_s)
                 sending = asyncio.create_task(attendance.send_queued())
                 try:
-                    await self._declare(attendance, attendance.welcome)
+                    await (self._declare_or_stay if self._in_series else self._declare)(attendance, welcome)
                     self._connect(attendance)
                     return await self._listen(attendance)
                 finally:
@@ -261,17 +263,22 @@ class Link:
                 return event.run_over
 
     async def _go_on_to(self, attendance: Attendance, welcome: pb.Welcome) -> None:
-        """The server's next run begins. A client that cannot take part in it stays for the run after it."""
+        """The server's next run begins."""
+        self._in_series = True
         self._worker.forget_run()
         await self._worker.drain()  # its last batch may still be under way
         self._run_id, self._declaration = welcome.run_id, None
+        await self._declare_or_stay(attendance, welcome)
+        attendance.hear()
+
+    async def _declare_or_stay(self, attendance: Attendance, welcome: pb.Welcome) -> None:
+        """As `_declare`, but a client that cannot take part in this run stays for the run after it."""
         try:
             await self._declare(attendance, welcome)
         except grpc.aio.AioRpcError:
             raise  # the connection, not the run
         except Exception:  # the server and the log know about it
             self._host.leave()
-        attendance.hear()
 
     def _leave_run(self) -> None:
         if self._run_id:

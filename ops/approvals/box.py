@@ -160,12 +160,14 @@ class ApprovalBox:
     def request(self, request: Request) -> None:
         """Ask for a verdict. Asking the same again changes nothing, whether it has been answered or not.
 
+        A gate that wants a signature by now asks anew if the verdict has none, so that the person hears about it.
+
         Raises ConfigError: the request cannot be used.
         """
         _check_request(request)
         with self._file.appending() as file:
             newest = _gates(file.events).get(request.subject)
-            if newest is None or newest.pending.request.digest != request.digest:
+            if newest is None or newest.is_outdated_by(request):
                 file.add({"kind": "request", "format": _FORMAT, "at": _time(signatures.now()), **asdict(request)})
 
     def pending(self) -> list[PendingRequest]:
@@ -274,6 +276,14 @@ class _GateState:
 
     pending: PendingRequest
     verdict: Verdict | None = None
+
+    def is_outdated_by(self, request: Request) -> bool:
+        """Whether a newer request of the gate asks for something else."""
+        known = self.pending.request
+        if known.digest != request.digest:
+            return True
+        is_signed = self.verdict is not None and self.verdict.signature is not None
+        return known.signed != request.signed and not is_signed and (request.signed or self.verdict is None)
 
 
 def _gates(events: Sequence[ChainedEvent]) -> dict[str, _GateState]:

@@ -103,6 +103,7 @@ class Appender:
 
     def add(self, event: Mapping[str, Any]) -> ChainedEvent:
         """Append one event of JSON values; it is on the disk when this returns. Raises OSError."""
+        event = json.loads(json.dumps(event))  # keys of tables become text now, as they are when it is read
         before = self.events[-1].sha256 if self.events else _START
         line = _encoded({"n": len(self.events) + 1, "before": before, "event": event})
         path = self._folder / EVENTS

@@ -54,7 +54,7 @@ class GateAnswer:
     """A person's answer to a gate.
 
     Attributes:
-        request: sha256 of the request that the person saw; another one is refused.
+        request: sha256 of the request that the person saw, with its digest and subject; another one is refused.
         verdict: `approved` or `rejected`.
     """
 
@@ -215,7 +215,8 @@ class ConsoleDesk:
 
     def _decide(self, answer: GateAnswer) -> Verdict:
         box, signing = self._box(), self.sights.signing
-        if answer.request not in {each.sha256 for each in box.pending()}:
+        seen = (answer.request, answer.digest, answer.subject)
+        if seen not in {(each.sha256, each.request.digest, each.request.subject) for each in box.pending()}:
             raise RefusedError("what you saw does not wait for a verdict any more: look at what waits now")
         return box.decide(
             answer.digest,

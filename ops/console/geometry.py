@@ -107,8 +107,8 @@ def _snapshot(manifest: Path) -> Snapshot | str:
         if not {_FRAME, _MEANS, _SEEN} <= set(tensors.keys()):
             return "this task has no classes, so there is no frame"
         frame_KD, mean_KD, seen_K = (tensors.get_tensor(name) for name in (_FRAME, _MEANS, _SEEN))
-    if frame_KD.ndim != 2 or not len(frame_KD) or len(frame_KD) > _MOST_CLASSES:
-        return "this run has no frame, or one with too many vertices to draw"
+    if frame_KD.ndim != 2 or not 2 <= len(frame_KD) <= _MOST_CLASSES:
+        return "this run has no frame, or one with too few or too many vertices to draw"
     if frame_KD.shape != mean_KD.shape:
         return "the memory lies before the projection, so its means cannot be compared with the vertices"
     if not seen_K.any():

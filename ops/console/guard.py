@@ -91,12 +91,13 @@ class RequestGuard:
 
 def hosts_of(listen: str, more: Collection[str], certificate_hosts: Collection[str]) -> frozenset[str]:
     """The names by which this console may be called."""
-    own = set() if _is_wildcard(listen) else {listen}
-    local = set(_LOCAL) if _is_wildcard(listen) or listen in _LOCAL else set()
+    own = set() if is_wildcard(listen) else {listen}
+    local = set(_LOCAL) if is_wildcard(listen) or listen in _LOCAL else set()
     return frozenset(name.lower() for name in own | local | set(more) | set(certificate_hosts))
 
 
-def _is_wildcard(host: str) -> bool:
+def is_wildcard(host: str) -> bool:
+    """Whether a server that listens on `host` listens on all addresses: no name to call it by."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
@@ -104,9 +105,10 @@ def _is_wildcard(host: str) -> bool:
 
 
 def _name_of(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
+    """The name in a Host header, without port and brackets; empty if the header makes no sense."""
     try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
+        parts = urlsplit(f"//{host}")
+        return (parts.hostname or "").lower() if parts.port != 0 else ""
     except ValueError:
         return ""
 

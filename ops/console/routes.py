@@ -5,6 +5,7 @@ Every page but the login needs a session, every form its session's CSRF value, a
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -17,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from markupsafe import Markup
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -42,6 +44,7 @@ _ASSETS = {
 }
 REFRESH = "fednc-refresh"  # a header that our script sends
 _FORM_BYTES = 16 * 1024
+_FORM_S = 10.0  # in which a form must arrive
 _PICTURE_BYTES = 32 << 20
 _MOST_COMPARED, _MOST_DRAWN = 12, 24
 PARTS = ("head", "controls", "numbers", "curves", "clients", "geometry", "events")
@@ -112,12 +115,12 @@ class Console:
 
         return guarded
 
-    @property
-    def _cookie(self) -> str:
-        return "__Host-fednc" if self.tls else "fednc_console"
+    def _cookie(self, request: Request) -> str:
+        """Browsers send a cookie to every port of a host, and there may be two consoles on one machine."""
+        return f"{'__Host-fednc' if self.tls else 'fednc_console'}_{request.url.port or 0}"
 
     def _session(self, request: Request) -> Session | None:
-        session = self.logins.find(request.cookies.get(self._cookie, ""))
+        session = self.logins.find(request.cookies.get(self._cookie(request), ""))
         if session is not None and not _is_refresh(request):  # refreshing alone keeps nobody logged in
             session.touch()
         return session
@@ -143,7 +146,7 @@ class Console:
         answer = HTMLResponse(html, status)
         if wait_s:
             answer.headers["retry-after"] = str(max(1, round(wait_s)))
-        self._set_cookie(answer, f"{self._cookie}_form", value)
+        self._set_cookie(answer, f"{self._cookie(request)}_form", value)
         return answer
 
     def _set_cookie(self, answer: Response, name: str, value: str) -> None:
@@ -152,7 +155,7 @@ class Console:
     async def login(self, request: Request) -> Response:
         """Check a login, and begin a session."""
         form = await _form_of(request)
-        sent = request.cookies.get(f"{self._cookie}_form", "")
+        sent = request.cookies.get(f"{self._cookie(request)}_form", "")
         if form is None or not sent or not hmac.compare_digest(form.get("csrf", "").encode(), sent.encode()):
             return self._login_form(request, "that form was too old: try again", 403)
         given = form.get("secret", "").strip()
@@ -167,14 +170,16 @@ class Console:
         except LoginRefused as e:
             return self._login_form(request, str(e), 403)
         answer = RedirectResponse(_local_path(form.get("next", "")) or "/", 303)
-        self._set_cookie(answer, self._cookie, secret)
-        answer.delete_cookie(f"{self._cookie}_form", path="/", secure=self.tls, httponly=True, samesite="strict")
+        self._set_cookie(answer, self._cookie(request), secret)
+        answer.delete_cookie(
+            f"{self._cookie(request)}_form", path="/", secure=self.tls, httponly=True, samesite="strict"
+        )
         return answer
 
     async def logout(self, request: Request, session: Session, form: Mapping[str, str]) -> Response:
         """End the session."""
         del session, form
-        self.logins.log_out(request.cookies.get(self._cookie, ""))
+        self.logins.log_out(request.cookies.get(self._cookie(request), ""))
         return RedirectResponse("/login", 303)
 
     # ---- pages --------------------------------------------------------------------------------------------------
@@ -240,7 +245,15 @@ class Console:
         if name not in ("curves", "geometry"):
             return Markup(fill(f"parts/{name}.html", values))
         snapshots = (view.geometry.version, view.geometry.why_not) if view.geometry else None
-        state = (id(view.log), view.log.version, snapshots, view.planned, view.completed, *values["pictures"])
+        state = (
+            view.name,
+            id(view.log),
+            view.log.version,
+            snapshots,
+            view.planned,
+            view.completed,
+            *values["pictures"],
+        )
         kept = self._drawn.get((name, view.ref))
         if kept is None or kept[0] != state:
             kept = self._drawn[name, view.ref] = (state, Markup(fill(f"parts/{name}.html", values)))
@@ -413,14 +426,18 @@ async def failed(request: Request, error: Exception) -> Response:
 
 
 async def _form_of(request: Request) -> dict[str, str] | None:
-    """The fields of a form; None: it is too large, or no form."""
+    """The fields of a form; None: it is too large, or no form. Raises HTTPException: it does not arrive."""
     if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         return None
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _FORM_BYTES:
-            return None
+    try:
+        async with asyncio.timeout(_FORM_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > _FORM_BYTES:
+                    return None
+    except TimeoutError:
+        raise HTTPException(408, "the form did not arrive in time", {"connection": "close"}) from None
     try:
         found = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=20)
     except ValueError:

@@ -19,7 +19,7 @@ from fednc.common.errors import ConfigError
 from fednc.common.security import credentials
 from fednc.common.security.certificates import check_authority, check_pair
 from fednc.ops.console.desk import ConsoleDesk, Sights
-from fednc.ops.console.guard import RequestGuard, hosts_of
+from fednc.ops.console.guard import RequestGuard, hosts_of, is_wildcard
 from fednc.ops.console.logins import ByCredential, ByKey, Entrance, Logins
 from fednc.ops.console.routes import Console
 from fednc.ops.web.server import http_served
@@ -64,6 +64,8 @@ async def serve_console(settings: ConsoleSettings, on_listening: Callable[[str, 
             following = asyncio.create_task(desk.watch.follow())
             stack.callback(following.cancel)
         key = entrance.key if isinstance(entrance, ByKey) else ""
+        if is_wildcard(address.host):  # no name that a browser could call
+            address = Address(next(iter([*settings.hosts, *names]), "localhost"), address.port)
         on_listening(f"{'https' if tls else 'http'}://{address}", key)
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()

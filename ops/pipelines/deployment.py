@@ -14,6 +14,7 @@ from typing import Any
 
 from fednc.common.errors import AddressError, ConfigError
 from fednc.common.model_export import read_manifest
+from fednc.common.waiting import Deadline, wait_until
 from fednc.ops.pipelines.work import PipelineWork
 from fednc.ops.registry.registration import register
 from fednc.ops.registry.registry import APPROVAL
@@ -103,18 +104,19 @@ def deployed(work: PipelineWork) -> dict[str, Any]:
 
 def _swapped(url: str, name: str, version: int, patience_s: float) -> float:
     """Wait until the server serves the version; how long it took. Raises AddressError."""
-    began = time.monotonic()
-    while True:
+    began, problem = time.monotonic(), ""
+
+    def is_served() -> bool:
+        nonlocal problem
         problem = _not_served(f"{url.rstrip('/')}/v2/models/{name}", version)
-        spent_s = time.monotonic() - began
-        if not problem:
-            return spent_s
-        if spent_s > patience_s:
-            raise AddressError(
-                f"deploy.url = {url}: version {version} of {name} is not served after {patience_s:g} s "
-                f"({problem}). Look at the log of `fednc serve`; the alias has moved"
-            )
-        time.sleep(_LOOK_AGAIN_S)
+        return not problem
+
+    if not wait_until(is_served, Deadline(patience_s), _LOOK_AGAIN_S):
+        raise AddressError(
+            f"deploy.url = {url}: version {version} of {name} is not served after {patience_s:g} s ({problem}). "
+            "Look at the log of `fednc serve`; the alias has moved"
+        )
+    return time.monotonic() - began
 
 
 def _not_served(url: str, version: int) -> str:

@@ -6,14 +6,16 @@ Requests and verdicts are in an approval box; `fednc approve` and the console an
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fednc.common.security.signatures import Trust
+from fednc.common.waiting import Deadline, wait_until
 from fednc.ops.approvals.box import ApprovalBox, Request, Verdict
-from fednc.ops.pipelines.journal import StepState
+from fednc.ops.pipelines.journal import StepRecord, StepState
 from fednc.ops.pipelines.pipeline_file import GateTable, PipelineFile
 from fednc.ops.pipelines.work import GateRejectedError, GateWaitsError, PipelineWork
 from fednc.ops.registry.registration import digest_before
@@ -151,15 +153,26 @@ def _wait(work: PipelineWork, digest: str) -> Verdict:
     work.tell(
         f"gate: waits for a person. Look: fednc gates{place}; answer: fednc approve {digest[:_DIGITS]}{place}"
     )
-    last = record.began_at + 3600 * gate.timeout_h if gate.timeout_h else float("inf")
-    while work.waits and time.time() < last:
-        verdict = verdict_on(work.file, digest)
-        if verdict is not None:
-            return verdict
-        time.sleep(_LOOK_AGAIN_S)
-    if not work.waits:
+    left_s = waits_still_s(gate, record)
+    deadline = Deadline(left_s if work.waits else 0.0)
+    verdict = wait_until(lambda: verdict_on(work.file, digest), deadline, _LOOK_AGAIN_S)
+    if verdict is not None:
+        return verdict
+    if left_s and not work.waits:
         raise GateWaitsError(f"the gate waits for a verdict on {digest}; run the pipeline again once it is given")
-    told = f"nobody has answered the gate within {gate.timeout_h:g} h"
+    told = timeout_text(gate)
     if gate.on_timeout == "reject":
         raise GateRejectedError(told)
+    record.began_at = 0.0  # the next time begins anew
+    work.current.save()
     raise GateWaitsError(f"{told}; run the pipeline again to wait on")
+
+
+def waits_still_s(gate: GateTable, record: StepRecord) -> float:
+    """Seconds that the gate still waits for a person, counted from when it first asked about this candidate."""
+    return max(0.0, record.began_at + 3600 * gate.timeout_h - time.time()) if gate.timeout_h else math.inf
+
+
+def timeout_text(gate: GateTable) -> str:
+    """What has happened when no time is left."""
+    return f"nobody has answered the gate within {gate.timeout_h:g} h"

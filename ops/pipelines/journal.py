@@ -68,7 +68,7 @@ class Cause:
     """Why a run of a pipeline began.
 
     Attributes:
-        kind: operator, data, alarm or schedule.
+        kind: operator, data, alarm, schedule or verdict.
         text: the reason in one sentence.
         key: what tells this cause from earlier ones of its kind, so that it starts one run only.
     """

@@ -13,20 +13,20 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from fednc.common.errors import AddressError, DataError, MissingExtraError, RunFailedError
 from fednc.common.process.flower_env import quiet_flower
+from fednc.common.waiting import Deadline, wait_until
 from fednc.ops.pipelines.child_process import die_with_parent
 from fednc.ops.pipelines.work import RunOrder
 from fednc.ops.run_folders.folder import EVENTS
+from fednc.ops.search.result import to_toml
 from fednc.server.storage.events import event_of
 
 _START_S, _LOOK_AGAIN_S = 60.0, 0.2
@@ -70,7 +70,7 @@ def on_flower(order: RunOrder) -> None:
         "clients": json.dumps(dict(order.clients)),
         "folder": str(order.folder.resolve()),
     }
-    (place / "run-config.toml").write_text(_as_toml(settings), encoding="utf-8")
+    (place / "run-config.toml").write_text(to_toml(settings), encoding="utf-8")
     with _superlink(order, place) as environment:
         _run(order, place, environment)
     shutil.rmtree(place, ignore_errors=True)
@@ -85,14 +85,10 @@ def _superlink(order: RunOrder, place: Path) -> Iterator[dict[str, str]]:
     environment["PATH"] = (
         f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"  # it starts others
     )
-    options = {
-        "num-supernodes": len(order.clients),
-        "backend.client-resources.num-cpus": table.cpus,
-        "backend.client-resources.num-gpus": table.gpus,
-    }
-    connection = _as_toml({"address": f"127.0.0.1:{port}", "insecure": True})
-    text = f'[superlink]\ndefault = "{_HERE}"\n[superlink.{_HERE}]\n{connection}'
-    text += f"[superlink.{_HERE}.options]\n{_as_toml(options)}"
+    resources = {"num-cpus": table.cpus, "num-gpus": table.gpus}
+    options = {"num-supernodes": len(order.clients), "backend": {"client-resources": resources}}
+    here = {"address": f"127.0.0.1:{port}", "insecure": True, "options": options}
+    text = to_toml({"superlink": {"default": _HERE, _HERE: here}})
     (place / "config.toml").write_text(text, encoding="utf-8")
     words = [_program("flower-superlink"), "--insecure", "--simulation", "--port", str(port)]
     with (place / "superlink.log").open("wb") as log:
@@ -110,26 +106,30 @@ def _superlink(order: RunOrder, place: Path) -> Iterator[dict[str, str]]:
 
 def _await(process: subprocess.Popen[bytes], port: int, place: Path) -> None:
     """Raises AddressError."""
-    last = time.monotonic() + _START_S
-    while True:
+
+    def is_up() -> bool:
         with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-            return
-        if process.poll() is not None or time.monotonic() > last:
-            raise AddressError(f"Flower's SuperLink did not start: {_tail(place / 'superlink.log')}")
-        time.sleep(_LOOK_AGAIN_S)
+            return True
+        return False
+
+    wait_until(lambda: is_up() or process.poll() is not None, Deadline(_START_S), _LOOK_AGAIN_S)
+    if process.poll() is not None or not is_up():
+        raise AddressError(f"Flower's SuperLink did not start: {_tail(place / 'superlink.log')}")
 
 
 def _run(order: RunOrder, place: Path, environment: Mapping[str, str]) -> None:
     """`flwr run` to its end; tells what happens. Raises RunFailedError."""
     words = [_program("flwr"), "run", "app", _HERE, "--stream", "-c", "run-config.toml"]
-    last = time.monotonic() + 3600 * order.file.simulation.timeout_h
     events = _Events(order)
+
+    def has_ended() -> bool:
+        events.tell()
+        return process.poll() is not None
+
     with (place / "run.log").open("wb") as log:
         process = subprocess.Popen(die_with_parent(words), env=environment, cwd=place, stdout=log, stderr=log)
     try:
-        while process.poll() is None and time.monotonic() < last:
-            time.sleep(_LOOK_AGAIN_S)
-            events.tell()
+        wait_until(has_ended, Deadline(3600 * order.file.simulation.timeout_h), _LOOK_AGAIN_S)
     finally:
         process.kill()
         process.wait()
@@ -161,11 +161,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _as_toml(values: Mapping[str, Any]) -> str:
-    """Flat values as TOML: JSON strings, numbers and booleans are also valid TOML."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
 def _program(name: str) -> str:

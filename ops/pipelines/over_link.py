@@ -53,7 +53,7 @@ def search_over_link(order: SearchOrder) -> SearchView:
     plan = replace(order.plan, run=_run_of(order.file, order.plan.run))
     private_folder(plan.folder)
     events = EventLog(plan.folder / "events.jsonl")
-    with _Clients(order.file, order.clients, plan.folder).ended() as clients:
+    with _Clients(order.file, order.clients, plan.folder, once=False).ended() as clients:
         serving = serve_series(
             plan.run,
             plan.folder,
@@ -82,10 +82,10 @@ def _run_of(file: PipelineFile, run: RunConfig) -> RunConfig:
 
 
 class _Clients:
-    """A process for each client that this machine runs."""
+    """A process for each client that this machine runs; with `once` they leave after one run."""
 
-    def __init__(self, file: PipelineFile, clients: Mapping[str, str], folder: Path) -> None:
-        self._file, self._clients, self._folder = file, clients, folder
+    def __init__(self, file: PipelineFile, clients: Mapping[str, str], folder: Path, *, once: bool = True) -> None:
+        self._file, self._clients, self._folder, self._once = file, clients, folder, once
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, run: RunConfig, port: int) -> None:
@@ -102,7 +102,7 @@ class _Clients:
                 )
 
     def _command(self, run: RunConfig, name: str, spec: str, index: int, server: str) -> list[str]:
-        words = [sys.executable, "-m", "fednc.cli.start", "client", "--server", server, "--once"]
+        words = [sys.executable, "-m", "fednc.cli.start", "client", "--server", server, *["--once"] * self._once]
         words += ["--name", name, "--data", spec, "--device", self._file.device]
         words += ["--state", str(self._folder / CLIENTS / name)]
         if run.split:

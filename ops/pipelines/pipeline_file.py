@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -72,13 +72,24 @@ class GateTable(Section):
         "", description="folder of requests and verdicts; empty: FEDNC_APPROVALS, else `approvals`"
     )
     trust: str = Field(
-        "", description="folder of the authority whose signatures count, as `fednc certs` made it; empty: any"
+        "",
+        description="folder of the authority whose signatures count, as `fednc certs` made it; empty: of any, "
+        "so nobody knows who signed",
     )
-    require_signature: bool = Field(False, description="only a signed verdict counts")
+    require_signature: bool = Field(False, description="only a signed verdict counts; needs trust")
     timeout_h: Annotated[float, Field(ge=0)] = Field(0.0, description="wait so long for a verdict; 0: for ever")
     on_timeout: Literal["fail", "reject"] = Field(
         "fail", description="fail: the next `fednc pipeline run` waits again. reject: as if a person had rejected"
     )
+
+    @model_validator(mode="after")
+    def _signatures_can_be_checked(self) -> Self:
+        if self.require_signature and not self.trust:
+            raise ValueError(
+                "require_signature needs trust, the authority's folder: without it, anybody can make a "
+                "certificate with any name"
+            )
+        return self
 
 
 class RegisterTable(Section):

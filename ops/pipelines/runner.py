@@ -66,8 +66,8 @@ class Runner:
             self.tell(f"run {current.number} begins: {cause.text}")
             return current
         self.tell(f"run {last.number} is continued; it began because {last.why}")
-        over = {step.name: step for step in last.steps if step.state.is_over}
-        last.steps = [over.get(name, StepRecord(name)) for name in names]
+        kept = {step.name: step for step in last.steps if step.state.is_over or step.state is StepState.ASKING}
+        last.steps = [kept.get(name, StepRecord(name)) for name in names]  # a gate asks since it first asked
         last.causes.append(cause)
         last.on = self.file.on
         last.save()

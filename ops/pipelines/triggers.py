@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from fednc.common.config.run import RunConfig
-from fednc.ops.pipelines.gate import verdict_on
+from fednc.ops.pipelines.gate import timeout_text, verdict_on, waits_still_s
 from fednc.ops.pipelines.journal import Cause, Journal, PipelineRun, StepState
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.runner import inputs_of
@@ -47,10 +47,12 @@ def _schedule(file: PipelineFile, last: PipelineRun) -> Iterator[Cause]:
 
 
 def _unfinished(file: PipelineFile, last: PipelineRun) -> Iterator[Cause]:
-    """A run that was killed, or whose gate has been answered. One that failed waits for another reason."""
+    """A run that was killed, or whose gate has an answer or no time left. One that failed needs another cause."""
     if last.ended or any(step.state is StepState.FAILED for step in last.steps):
         return
     if not last.asks:
         yield Cause(OPERATOR, "the last run was interrupted")
     elif verdict_on(file, last.step("gate").note) is not None:
         yield Cause(VERDICT, "the gate has been answered")
+    elif file.gate and file.gate.on_timeout == "reject" and not waits_still_s(file.gate, last.step("gate")):
+        yield Cause(SCHEDULE, timeout_text(file.gate))

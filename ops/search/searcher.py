@@ -33,10 +33,12 @@ from fednc.ops.search.strategies import (
     prunes_by_primary,
 )
 from fednc.ops.search.study import (
+    AGAIN,
     BEAT,
     BYTES_UP,
     CURVE,
     FOLDER,
+    FOLLOWS,
     REASON,
     SEARCHER,
     SECONDS,
@@ -134,12 +136,14 @@ class Searcher:
 
     def _take_back(self) -> None:
         """Running trials of this folder are left over, as only one process may use it; others may still live."""
-        for one in self.study.get_trials(deepcopy=False):
-            if one.state.name != "RUNNING":
-                continue
+        trials = self.study.get_trials(deepcopy=False)
+        followed = {one.user_attrs.get(FOLLOWS) for one in trials}
+        for one in trials:
             mine = one.user_attrs.get(SEARCHER) == self._id
-            if mine or not is_alive(one, self._plan.file.stale_s):
+            if one.state.name == "RUNNING" and (mine or not is_alive(one, self._plan.file.stale_s)):
                 self._queue_again(one, "its searcher ended")
+            elif mine and one.state.name == "FAIL" and AGAIN in one.user_attrs and one.number not in followed:
+                self._enqueue_after(one)  # the searcher was killed before it had queued the settings
 
     def _queue_again(self, one: FrozenTrial, reason: str) -> None:
         """Another trial gets the same settings, and this one does not count, unless it went so too often."""
@@ -149,14 +153,20 @@ class Searcher:
         try:
             if again:
                 self._storage.set_trial_user_attr(one._trial_id, SUPERSEDED, True)
+                self._storage.set_trial_user_attr(one._trial_id, AGAIN, True)
             self._storage.set_trial_user_attr(one._trial_id, REASON, f"{reason}; {said}")
             self._storage.set_trial_state_values(one._trial_id, self._optuna.trial.TrialState.FAIL)
         except (RuntimeError, self._optuna.exceptions.UpdateFinishedTrialError):
             return  # another searcher has taken it back
         if again:
-            kept = {name: one.user_attrs[name] for name in (SUGGESTED,) if name in one.user_attrs}
-            fixed = {**one.system_attrs.get("fixed_params", {}), **one.params}
-            self.study.enqueue_trial(fixed, user_attrs={**kept, TRIES: tries})
+            self._enqueue_after(one)
+
+    def _enqueue_after(self, one: FrozenTrial) -> None:
+        """Put the settings of a trial in the queue again."""
+        kept = {name: one.user_attrs[name] for name in (SUGGESTED,) if name in one.user_attrs}
+        fixed = {**one.system_attrs.get("fixed_params", {}), **one.params}
+        tries = int(one.user_attrs.get(TRIES, 0)) + 1
+        self.study.enqueue_trial(fixed, user_attrs={**kept, TRIES: tries, FOLLOWS: one.number})
 
     @property
     def _storage(self) -> BaseStorage:

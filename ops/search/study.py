@@ -37,6 +37,7 @@ METRIC = "metric"  # attribute of a study: name of the primary metric
 # Attributes of a trial.
 FOLDER, REASON, CURVE, BEAT, SEARCHER, SETTINGS = "folder", "reason", "curve", "beat", "searcher", "settings"
 SECONDS, BYTES_UP, SUGGESTED, TRIES = "seconds", "bytes_up", "suggested_by", "tries"
+AGAIN, FOLLOWS = "again", "follows"  # its settings are queued again; number of the trial whose settings these are
 
 
 @dataclass(frozen=True, kw_only=True)

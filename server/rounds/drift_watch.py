@@ -60,6 +60,8 @@ class DriftWatch:
             event = _event(server_round, name, found[node], class_names)
             if name:
                 self.alarms[name] = f"drift alarm: {event.times:.1f} times as far as usual"
+            else:
+                self.alarms.pop(self._name_of(node), None)  # it may have been listed before
             if node not in self._alarmed:
                 self._events.emit(event)
         for node in sorted((self._alarmed & exchange.asked) - found.keys(), key=self._name_of):

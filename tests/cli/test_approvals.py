@@ -102,6 +102,34 @@ def test_the_same_request_again_changes_nothing(tmp_path: Path) -> None:
     assert (box.folder / EVENTS).read_bytes() == before
 
 
+def test_a_gate_that_wants_a_signature_by_now_asks_anew(tmp_path: Path, authority: Authority) -> None:
+    box = waiting(tmp_path)
+    box.decide(A, APPROVED, "mara")
+    box.request(Request(A, GATE, {}, signed=True))
+    [asked] = box.pending()
+    assert asked.request.signed
+    with pytest.raises(RefusedError, match="signed verdicts only"):
+        box.decide(A, APPROVED, "mara", change=True)
+    given = box.decide(A, APPROVED, "mara", signer=operator(authority, "mara"))
+    for signed in (True, False, True):  # a signature is enough for both
+        box.request(Request(A, GATE, {}, signed=signed))
+        assert (box.verdict(A), box.pending()) == (given, [])
+
+
+def test_a_gate_that_wants_no_signature_any_more_takes_a_verdict_without(tmp_path: Path) -> None:
+    box = waiting(tmp_path, signed=True)
+    box.request(Request(A, GATE, {}))
+    assert box.decide(A, APPROVED, "mara").approved
+
+
+def test_facts_with_numbers_as_keys_are_read_back(tmp_path: Path) -> None:
+    box = waiting(tmp_path)
+    box.request(Request(B, GATE, {"by class": {9: 0.5, 10: 0.25, 100: 1.0}}))
+    [asked] = box.pending()
+    assert asked.request.facts == {"by class": {"9": 0.5, "10": 0.25, "100": 1.0}}
+    assert box.decide(B, APPROVED, "mara").approved
+
+
 def test_a_second_verdict_needs_to_be_meant(tmp_path: Path) -> None:
     box = waiting(tmp_path)
     box.decide(A, REJECTED, "mara", "no")

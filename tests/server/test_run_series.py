@@ -20,9 +20,11 @@ from fednc.client.link.link import Link, LinkConfig
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError, QuorumError, RefusedError
 from fednc.common.tasks import discovery
+from fednc.common.waiting import Deadline, wait_until
 from fednc.common.wire.protocol import ATTENDANCE_KEY
 from fednc.protos import federation_pb2 as pb
 from fednc.protos import federation_pb2_grpc as rpc
+from fednc.server.link.nodes import NodeState
 from fednc.server.main import Finished
 from fednc.server.rounds.control import RunControl
 from fednc.server.run_series import LinkSeries, RunSeries, serve_series
@@ -163,6 +165,28 @@ def test_a_client_that_refuses_one_run_stays_for_the_next(tmp_path: Path) -> Non
     found, hosts, _ = over_link(tmp_path / "link", work)
     assert found.result.history.rounds[0].replies == 3
     assert all(host.left >= 1 for host in hosts.values())
+
+
+def test_a_client_that_refuses_one_run_stays_even_if_its_connection_breaks_meanwhile(tmp_path: Path) -> None:
+    refused = config(rounds={"total": 1, "min_clients": 3}, train={"lr": 7.0})
+
+    def work(series: RunSeries) -> Finished:
+        assert isinstance(series, LinkSeries)
+        with pytest.raises(QuorumError):
+            series.run(refused, tmp_path / "refused")
+        carl = series.link.federation.roster.by_name("carl")
+        assert carl is not None
+        before = carl.attendance
+        series.link.call(partial(series.link.federation.lose, carl))
+        def came_back() -> bool:
+            return carl.attendance != before and carl.state is NodeState.UNFIT
+
+        assert wait_until(came_back, Deadline(10), every_s=0.02)
+        return series.run(SHORT, tmp_path / "after")
+
+    found, _, ended = over_link(tmp_path / "link", work)
+    assert found.result.history.rounds[0].replies == 3
+    assert isinstance(ended["carl"], asyncio.CancelledError), "it attended until the end"
 
 
 def test_a_run_with_another_split_cannot_follow(tmp_path: Path) -> None:

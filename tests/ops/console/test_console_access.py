@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from fednc.common.address import Address
 from fednc.common.errors import ConfigError
 from fednc.common.security.credentials import Role
-from fednc.ops.console import logins
+from fednc.ops.console import logins, routes
 from fednc.ops.console.desk import Sights
 from fednc.ops.console.guard import POLICY
 from fednc.ops.console.logins import ByKey, LoginRefused, Logins
@@ -75,8 +76,35 @@ def test_the_key_logs_in_and_another_does_not(console: RunningConsole) -> None:
 def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(console: RunningConsole) -> None:
     visitor = console.visitor()
     answer = visitor.log_in(console.key)
-    (cookie,) = [v for k, v in answer.headers if k.lower() == "set-cookie" and v.startswith("fednc_console=")]
+    cookie, _ = [v for k, v in answer.headers if k.lower() == "set-cookie" and v.startswith("fednc_console_")]
     assert {"httponly", "samesite=strict", "path=/"} <= {part.strip().lower() for part in cookie.split(";")}
+
+
+def test_two_consoles_on_one_machine_do_not_log_each_other_out(console: RunningConsole, runs: Path) -> None:
+    with RunningConsole(Sights(runs=[runs])) as second:
+        one, other = console.logged_in(), second.visitor()
+        other.cookies = one.cookies  # browsers send cookies to every port of a host
+        assert other.log_in(second.key).status == 303
+        assert (one.get("/").status, other.get("/").status) == (200, 200)
+
+
+def test_the_link_of_a_console_that_listens_everywhere_can_be_opened(runs: Path) -> None:
+    with RunningConsole(Sights(runs=[runs]), listen=Address("0.0.0.0", 0), insecure=True) as everywhere:
+        assert everywhere.address.startswith("http://localhost:")
+        assert everywhere.logged_in().get("/").status == 200
+
+
+def test_a_form_that_does_not_arrive_is_not_waited_for(
+    console: RunningConsole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "_FORM_S", 0.2)
+    place = console.address.removeprefix("http://")
+    with socket.create_connection(tuple(place.split(":")), timeout=10) as slow:
+        head = f"POST /login HTTP/1.1\r\nHost: {place}\r\nContent-Length: 9\r\n"
+        slow.sendall(f"{head}Content-Type: application/x-www-form-urlencoded\r\n\r\ncsrf".encode())
+        with slow.makefile("rb") as answer:
+            assert b" 408 " in answer.readline()
+            answer.read()  # until the console closes the connection
 
 
 @pytest.mark.parametrize(
@@ -113,7 +141,19 @@ def test_a_login_form_of_another_site_is_refused(console: RunningConsole) -> Non
     assert visitor.post("/login", csrf=form.csrf, secret=console.key, **own).status == 303
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::1", "a@b"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "",
+        "[::1",
+        "a@b",
+        "localhost:x",
+        "localhost:99999",
+    ],
+)
 def test_a_name_that_was_pointed_at_us_is_refused(console: RunningConsole, host: str) -> None:
     assert console.logged_in().get("/", host=host).status == 421
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,24 +15,27 @@ from safetensors.torch import load_file
 
 from fednc.cli.pipeline import search_in_process
 from fednc.common import plugins
-from fednc.common.errors import ConfigError, DataError, RefusedError
+from fednc.common.errors import ConfigError, DataError, RefusedError, RunFailedError
+from fednc.common.security.authority import Authority
 from fednc.ops import quarantine
 from fednc.ops.pipelines import deployment, gate, phases
 from fednc.ops.pipelines.digests import data_digest, digest_of
 from fednc.ops.pipelines.journal import Cause, PipelineRun
+from fednc.ops.pipelines.over_link import search_over_link
 from fednc.ops.pipelines.pipeline_file import PipelineFile
-from fednc.ops.pipelines.runner import inputs_of
+from fednc.ops.pipelines.runner import Runner, inputs_of
 from fednc.ops.pipelines.steps import STEPS
 from fednc.ops.pipelines.triggers import due
-from fednc.ops.pipelines.work import Carriers, GateRejectedError, GateWaitsError, PipelineWork
+from fednc.ops.pipelines.work import Carriers, GateRejectedError, GateWaitsError, PipelineWork, SearchOrder
 from fednc.ops.registry.lineage import lineage_of
 from fednc.ops.registry.registration import register
 from fednc.ops.registry.registry import ModelRegistry
+from fednc.ops.search.study import SearchView
 from support.fewshot_run import SESSIONS
 from support.fewshot_run import config as fewshot
 from support.installed_plugins import Site
 from support.installed_plugins import site as site
-from support.small_pipelines import SmallPipeline
+from support.small_pipelines import ASKED, SmallPipeline
 
 pytest.importorskip("mlflow")
 
@@ -185,8 +189,20 @@ def test_a_rejected_candidate_is_not_registered_and_the_run_is_over(tmp_path: Pa
     assert pipeline.journal.latest().number == 2  # type: ignore[union-attr]
 
 
+def trusted(folder: Path) -> str:
+    """The folder of an authority."""
+    made = Authority.create(folder / "pki", "test")
+    made.issue_server(["localhost"], timedelta(days=1))
+    return str(made.server_folder)
+
+
+def test_signatures_that_nobody_checks_cannot_be_demanded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="require_signature needs trust"):
+        SmallPipeline(tmp_path, gate={"require_signature": True}).read()
+
+
 def test_a_gate_that_wants_a_signature_takes_none_without(tmp_path: Path) -> None:
-    pipeline = SmallPipeline(tmp_path, gate={"require_signature": True})
+    pipeline = SmallPipeline(tmp_path, gate={"require_signature": True, "trust": trusted(tmp_path)})
     with pytest.raises(GateWaitsError):
         pipeline()
     with pytest.raises(RefusedError, match="signed"):
@@ -201,9 +217,11 @@ def test_an_unsigned_verdict_is_worth_nothing_once_the_gate_wants_signatures(tmp
         pipeline()
     approve(pipeline)
     pipeline()
-    pipeline.tables["gate"]["require_signature"] = True
+    pipeline.tables["gate"] |= {"require_signature": True, "trust": trusted(tmp_path)}
     with pytest.raises(GateWaitsError):
         pipeline()
+    [asked] = pipeline.box.pending()
+    assert asked.request.signed, "and people see that it waits"
 
 
 @pytest.mark.parametrize(
@@ -227,6 +245,35 @@ def test_nobody_answers_in_time(on_timeout: str, error: type[Exception], tmp_pat
     with pytest.raises(error, match="nobody has answered"):
         pipeline(waits=True)
     assert pipeline.journal.latest().ended is (on_timeout == "reject")  # type: ignore[union-attr]
+
+
+def test_a_gate_that_nobody_answers_rejects_even_if_no_process_waits(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={"timeout_h": 1.0, "on_timeout": "reject"})
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    run = pipeline.journal.latest()
+    assert run is not None
+    asked_at = run.step("gate").began_at
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    run = pipeline.journal.latest()
+    assert run is not None
+    assert run.step("gate").began_at == asked_at, "to run it again is no new question"
+    assert reason(pipeline) == ""
+    run.step("gate").began_at -= 3601
+    run.save()
+    assert reason(pipeline) == "schedule"
+    with pytest.raises(GateRejectedError, match="nobody has answered the gate within 1 h"):
+        pipeline()
+
+
+def test_a_gate_that_waited_in_vain_may_wait_again(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={"timeout_h": 1e-7})
+    with pytest.raises(GateWaitsError, match="nobody has answered"):
+        pipeline(waits=True)
+    pipeline.tables["gate"]["timeout_h"] = 1.0
+    with pytest.raises(GateWaitsError, match="waits for a verdict"):
+        pipeline()
 
 
 def test_a_gate_before_deploy_holds_back_the_alias_only(tmp_path: Path) -> None:
@@ -317,6 +364,26 @@ def test_the_run_has_the_settings_of_the_best_trial(tmp_path: Path) -> None:
     assert order.run.rounds.total == 2  # `set` is for trials only
     pipeline()
     assert pipeline.states()["search"] == pipeline.states()["train"] == "cached"
+
+
+def test_the_clients_of_this_machine_stay_for_all_trials_of_a_search_over_the_link(tmp_path: Path) -> None:
+    search = {
+        "space": {"train.lr": {"choices": [1e-6, 0.1]}},
+        "trials": 2,
+        "sampler": "Grid",
+        "set": {"rounds.total": 1},
+    }
+    pipeline = SmallPipeline(tmp_path, search=search, on="link")
+    file, run = pipeline.read()
+    found: list[SearchView] = []
+
+    def stop_after(order: SearchOrder) -> SearchView:
+        found.append(search_over_link(order))
+        raise RunFailedError("the trials are enough for this test")
+
+    with pytest.raises(RunFailedError):
+        Runner(file, run, Carriers(pipeline.carrier, stop_after))(ASKED)
+    assert [trial.state for trial in found[0].trials] == ["complete", "complete"]
 
 
 # ---- sessions ------------------------------------------------------------------------------------------------

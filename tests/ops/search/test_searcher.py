@@ -16,7 +16,7 @@ pytest.importorskip("optuna", reason="pip install 'fednc[search]'")
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import AddressError, ConfigError, DivergedError, MissingExtraError, QuorumError
 from fednc.ops.search.plan import SearchPlan
-from fednc.ops.search.searcher import search
+from fednc.ops.search.searcher import Searcher, search
 from fednc.ops.search.strategies import names
 from fednc.ops.search.study import SearchView, TrialView, read_search, read_studies, suggest
 from support.toy_search import SPACE, ToyClients, accuracy, plan
@@ -106,7 +106,7 @@ def test_a_sampler_whose_package_is_missing_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
-    missing = lambda name, *rest: None if name == "cmaes" else find(name, *rest)  # noqa: E731
+    missing = lambda name, *rest: None if name == "cmaes" else find(name, *rest)
     monkeypatch.setattr("importlib.util.find_spec", missing)
     with pytest.raises(MissingExtraError, match=r"cmaes, which is not installed: pip install 'fednc\[search\]'"):
         done(plan(tmp_path, "sampler = 'CmaEs'", PLAIN))
@@ -226,6 +226,32 @@ def test_a_killed_search_is_continued_as_if_it_had_not_been(tmp_path: Path) -> N
     assert view.best_trial
     assert whole.best_trial
     assert view.best_trial.settings == whole.best_trial.settings
+
+
+def test_settings_are_not_lost_if_the_searcher_is_killed_before_it_has_queued_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SearcherKilled(BaseException):
+        pass
+
+    def interrupt(_run: RunConfig) -> None:
+        raise KeyboardInterrupt
+
+    def dies(*_: object) -> None:
+        raise SearcherKilled
+
+    made = plan(tmp_path, "trials = 2")
+    suggest(made, {"train.batch": 16}, who="mara")
+    with monkeypatch.context() as patch:
+        patch.setattr(Searcher, "_enqueue_after", dies)
+        with pytest.raises(SearcherKilled):
+            done(made, ToyClients(interrupt))
+        with pytest.raises(SearcherKilled):
+            done(made)
+    view = done(made)
+    guesses = [trial for trial in view.trials if trial.suggested_by == "mara"]
+    assert [(trial.state, trial.superseded) for trial in guesses] == [("failed", True), ("complete", False)]
+    assert guesses[0].settings == guesses[1].settings
 
 
 def test_settings_that_end_the_searcher_each_time_fail_in_the_end(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fednc.server.rounds.drift_watch import DriftWatch
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import ClientDrifts, DiskProblem, DriftOver, Event
+from fednc.server.storage.history import RoundRecord
 from support.heard_events import of_kind
 
 K, D = 3, 8
@@ -83,6 +84,21 @@ def test_a_client_that_is_not_listed_is_not_named() -> None:
         assert event.node == ""  # type: ignore[attr-defined]
         assert "site-2" not in event.text
     assert watched.watch.alarms == {}
+
+
+def test_a_client_that_is_no_longer_listed_loses_its_place_in_the_list_of_alarms() -> None:
+    watched = Watched()
+    watched.round(1, {2})
+    assert list(watched.watch.alarms) == ["site-2"]
+    watched.round(2, {2}, unnamed={2})
+    assert watched.watch.alarms == {}
+
+
+def test_alarms_of_one_run_are_not_shown_in_the_next() -> None:
+    control = RunControl()
+    control.complete(RoundRecord(round=1), 0.0, drifting={"site-2": "drift alarm"})
+    control.next_run()
+    assert control.drifting == {}
 
 
 def test_no_alarms_are_told_if_none_are_wanted_or_the_metric_is_missing() -> None:
