@@ -217,6 +217,13 @@ def test_an_owner_accepts_every_pick_of_the_run_file_and_nothing_else() -> None:
     assert [found.code for found in to_changed_run(run, Instruction.under(other, 1))] == ["run-changed"]
 
 
+@pytest.mark.parametrize(("lr", "codes"), [(0.0, set()), (1.0, set()), (1.1, {"rate"})])
+def test_a_policys_ceiling_holds_for_the_rate_of_a_probe(lr: float, codes: set[str]) -> None:
+    run = parse_run({**IMAGES, "probe": {**IMAGES["probe"], "lr": lr}})
+    policy = open_but(allow={"probe": True}, ceiling={"lr": 1.0})
+    assert {found.code for found in objections.to_run(policy, run, has_part=False)} == codes
+
+
 def test_floors_of_a_policy_apply_to_the_examples_of_a_probe() -> None:
     run = parse_run(IMAGES)
     policy = open_but(allow={"probe": True}, floor={"held_out": 7})
