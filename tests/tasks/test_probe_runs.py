@@ -34,7 +34,7 @@ from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage import probe_record
 from fednc.server.storage.checkpoint import Checkpoints
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.events import DataSumsAdded, Event, ProbeDecided, ProbeMissing, ProbeWaiting
+from fednc.server.storage.events import DataSumsAdded, DiskProblem, Event, ProbeDecided, ProbeMissing, ProbeWaiting
 from support.clients_with_policy import open_but
 from support.hostile.apps import app_with
 from support.prototype_tasks import SCALED, installed, write_scaled
@@ -152,6 +152,16 @@ def test_a_task_with_sums_of_the_data_is_asked_for_them_once(prototypes: None, t
 # ---- restarts ----------------------------------------------------------------------------------------------------
 
 
+def test_a_full_disk_does_not_end_a_run_whose_pick_the_checkpoints_hold(clients: list[ClientConfig]) -> None:
+    def full(_verdict: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    made = Made(parse_run(IMAGES), clients, keep_probe=full)
+    assert made.execute().state.completed == 2
+    assert "No space left" in made.of(DiskProblem)[0].text
+    assert len(made.of(ProbeDecided)) == 1
+
+
 def test_a_restart_keeps_the_pick_and_asks_nobody(clients: list[ClientConfig], tmp_path: Path) -> None:
     run, folder = parse_run(IMAGES), tmp_path / "run"
     folder.mkdir()
@@ -230,9 +240,9 @@ def test_floors_of_a_policy_apply_to_the_examples_of_a_probe() -> None:
     counts = {probe.TRAINED: torch.tensor(18), probe.HELD: torch.tensor(6)}
     content = RecordDict({STATS: arrays.to_record({**probe.no_losses(run), **counts})})
     held = pb.Declaration(examples=24)
-    assert [one.code for one in objections.to_reply(policy, messages.PROBE, content, held)] == ["examples"]
+    assert [one.code for one in objections.to_reply(policy, messages.PROBE, content, held, ())] == ["examples"]
     lower = open_but(allow={"probe": True}, floor={"held_out": 6})
-    assert list(objections.to_reply(lower, messages.PROBE, content, held)) == []
+    assert list(objections.to_reply(lower, messages.PROBE, content, held, ())) == []
 
 
 def test_a_lie_is_refused_and_the_others_decide(clients: list[ClientConfig]) -> None:
