@@ -87,8 +87,13 @@ def _collected(*checks: Callable[[], Found]) -> tuple[Found, list[FedncError]]:
 
 
 def _the_run(task: Task) -> Found:
+    from fednc.common.tasks.probe import candidates, check_candidates
+
     run = task.run
     found = {"run": run.name, "digest": run.digest, "task": task.name, "method": run.method.name, **_model(task)}
+    if run.probe and not run.probe.picked:
+        check_candidates(run, task)
+        found["candidates"] = [f"{one.pick.family} {one.pick.value:g}" for one in candidates(run)]
     _show_run(found)
     return found
 
@@ -213,6 +218,7 @@ def _show_run(found: Found) -> None:
         *(_class_rows(found) if found["classes"] else []),
         ["model", f"{found['model_parameters']:,} parameters"],
         *([["weights", found["weights"]]] if found["weights"] else []),
+        *([["probe", ", ".join(found["candidates"])]] if "candidates" in found else []),
         ["blocks", ", ".join(found["blocks"])],
         ["sent once", f"{found['bytes_once']:,} bytes of model to each client"],
         ["each round", f"{found['bytes_each_round']:,} bytes of model, in each direction and per client"],

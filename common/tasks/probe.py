@@ -59,7 +59,7 @@ class FamilyCurve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class ProbeVerdict:
     """What the probe picked, and why."""
 
     pick: ProbePick
@@ -160,7 +160,7 @@ def check_losses(sums: Mapping[str, Tensor], run: RunConfig, announced: int) -> 
 # ---- what is picked --------------------------------------------------------------------------------------------
 
 
-def judged(sums: Mapping[str, Tensor], run: RunConfig) -> Verdict | None:
+def judged(sums: Mapping[str, Tensor], run: RunConfig) -> ProbeVerdict | None:
     """What the totals say; None without held-out examples."""
     section, trained, held = section_of(run), int(sums[TRAINED]), int(sums[HELD])
     if not held:
@@ -174,7 +174,7 @@ def judged(sums: Mapping[str, Tensor], run: RunConfig) -> Verdict | None:
         start = end
     chosen = _chosen(curves, section.margin)
     pick = ProbePick(family=chosen.name, value=chosen.best)
-    return Verdict(pick=pick, curves=tuple(curves), margin=section.margin, trained=trained, held_out=held)
+    return ProbeVerdict(pick=pick, curves=tuple(curves), margin=section.margin, trained=trained, held_out=held)
 
 
 def _chosen(curves: Sequence[FamilyCurve], margin: float) -> FamilyCurve:

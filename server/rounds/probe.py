@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from fednc.common.config.probe import ProbePick
 from fednc.common.tasks import probe
 from fednc.common.tasks.metrics import Stats
-from fednc.common.tasks.probe import Verdict
+from fednc.common.tasks.probe import ProbeVerdict
 from fednc.common.wire import messages
 from fednc.common.wire.messages import DATA, PROBE, Instruction
 from fednc.server.aggregation.total_sums import TotalSums
@@ -28,7 +28,7 @@ _TRIES = 3  # as for a round
 
 def ask_for_pick(
     strategy: FrameStrategy, grid: Grid, data_sums: Stats, keep: Callable[[Mapping[str, Any]], None]
-) -> Verdict | None:
+) -> ProbeVerdict | None:
     """What the clients' trials say; None if nobody sends any, and then the run goes on with `[task]` as it is.
 
     Args:

@@ -25,7 +25,7 @@ log = logging.getLogger("fednc.server")
 
 
 class ProbeFile(BaseModel):
-    """The content of the file; `verdict` is a `Verdict` of `common/tasks/probe.py` as plain values."""
+    """The content of the file; `verdict` is a `ProbeVerdict` of `common/tasks/probe.py` as plain values."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -34,7 +34,7 @@ TEST_SEED = 0  # the same strings are held out in every run and on every machine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class ValueRows:
     """Examples as a reader found them. `labels`: class names or numbers; None if unknown."""
 
     value_NF: Tensor
@@ -43,7 +43,7 @@ class Rows:
     notes: tuple[str, ...] = ()
 
 
-def read(text: str, purpose: Purpose, options: QuantumOptions, test_share: float) -> Rows:
+def read(text: str, purpose: Purpose, options: QuantumOptions, test_share: float) -> ValueRows:
     """The examples of data spec `text`.
 
     Args:
@@ -70,7 +70,7 @@ def length_of(spec: DataSpec) -> int:
     return int(spec.place)
 
 
-def _parity(spec: DataSpec, purpose: Purpose) -> Rows:
+def _parity(spec: DataSpec, purpose: Purpose) -> ValueRows:
     """All strings of so many bits; a quarter of them, drawn once and for all, is for the test."""
     strings = list(itertools.product((0, 1), repeat=length_of(spec)))
     bit_NF = torch.tensor(strings, dtype=torch.float32)
@@ -79,7 +79,7 @@ def _parity(spec: DataSpec, purpose: Purpose) -> Rows:
     row_N = (order_N[held:] if purpose == "train" else order_N[:held]).sort().values
     labels = tuple(CLASSES[sum(strings[row]) % 2] for row in row_N.tolist())
     names = tuple("".join(map(str, strings[row])) for row in row_N.tolist())
-    return Rows(value_NF=bit_NF[row_N], labels=labels, names=names)
+    return ValueRows(value_NF=bit_NF[row_N], labels=labels, names=names)
 
 
 def _npz_spec(spec: DataSpec, purpose: Purpose) -> DataSpec:
@@ -90,7 +90,7 @@ def _npz_spec(spec: DataSpec, purpose: Purpose) -> DataSpec:
     return spec
 
 
-def _arrays(spec: DataSpec, purpose: Purpose, test_share: float) -> Rows:
+def _arrays(spec: DataSpec, purpose: Purpose, test_share: float) -> ValueRows:
     """x_train [N, F] and y_train, optionally x_test, y_test and `classes`."""
     try:
         found = npz_files.read_npz(Path(spec.place).expanduser())
@@ -102,7 +102,7 @@ def _arrays(spec: DataSpec, purpose: Purpose, test_share: float) -> Rows:
         raise DataError(f"{spec.source}: expected numbers x_{part} and labels y_{part}; it has {sorted(found)}")
     value_NF = torch.from_numpy(value.reshape(len(value), -1).astype(np.float32))
     labels = None if label is None else _labels(label, found.get("classes"), spec)
-    rows = Rows(value_NF=value_NF, labels=labels)
+    rows = ValueRows(value_NF=value_NF, labels=labels)
     return rows if "x_test" in found or labels is None else _divided(rows, purpose, test_share, spec)
 
 
@@ -119,7 +119,7 @@ def _labels(label: np.ndarray, names: np.ndarray | None, spec: DataSpec) -> tupl
     return tuple(given[int(number)] for number in label)
 
 
-def _divided(rows: Rows, purpose: Purpose, share: float, spec: DataSpec) -> Rows:
+def _divided(rows: ValueRows, purpose: Purpose, share: float, spec: DataSpec) -> ValueRows:
     """The training or test part of rows without a test part."""
     assert isinstance(rows.labels, tuple)
     if share in (0, 1) and (purpose != "test" or share == 1):
@@ -132,7 +132,7 @@ def _divided(rows: Rows, purpose: Purpose, share: float, spec: DataSpec) -> Rows
     number_N = np.unique(np.array(rows.labels), return_inverse=True)[1].astype(np.int64)
     rest, held = hold_out_index(number_N, share, TEST_SEED)
     index = rest if purpose == "train" else held
-    return Rows(value_NF=rows.value_NF[torch.from_numpy(index)], labels=tuple(rows.labels[i] for i in index))
+    return ValueRows(value_NF=rows.value_NF[torch.from_numpy(index)], labels=tuple(rows.labels[i] for i in index))
 
 
 def _check(value_NF: Tensor, options: QuantumOptions, text: str) -> None:
@@ -147,7 +147,7 @@ def _check(value_NF: Tensor, options: QuantumOptions, text: str) -> None:
         raise DataError(f"{text}: task.encoding = 'basis' needs values 0 and 1; use 'angle' or 'amplitude'")
 
 
-def _images(text: str, purpose: Purpose, options: QuantumOptions, test_share: float) -> Rows:
+def _images(text: str, purpose: Purpose, options: QuantumOptions, test_share: float) -> ValueRows:
     """Grey images of the run's size, as rows of pixels in 0..1."""
     wanted = ImageOptions(classes=options.classes, size=options.size, channels=1, resize=True)
     if purpose == "input":
@@ -155,4 +155,4 @@ def _images(text: str, purpose: Purpose, options: QuantumOptions, test_share: fl
     else:
         found = select.read(text, purpose, wanted, test_share)
     pixel_NCHW = as_unit_range(found.pixel_NCHW)
-    return Rows(value_NF=pixel_NCHW.flatten(1), labels=found.label_N, names=found.names, notes=found.notes)
+    return ValueRows(value_NF=pixel_NCHW.flatten(1), labels=found.label_N, names=found.names, notes=found.notes)

@@ -51,6 +51,7 @@ values = [1, 2, 6]
 """
 
 
+@pytest.mark.timeout(400)
 def test_a_killed_server_keeps_the_pick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDNC_TESTING", "1")
     monkeypatch.setenv("FEDNC_FAULT_LOG", str(tmp_path / "faults.log"))

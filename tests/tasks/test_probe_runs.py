@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import RecordDict
+from typer.testing import CliRunner
 
 from fednc.bench.local_grid import LocalGrid
 from fednc.bench.run_pictures import PROBE, draw_probe
+from fednc.cli.main import app as command
 from fednc.client.app.flower_app import app as honest_app
 from fednc.client.app.host import ClientConfig
 from fednc.client.policy import objections
@@ -128,6 +130,18 @@ def test_a_run_that_asks_waits_for_an_operator(clients: list[ClientConfig]) -> N
     control.resume()
     working.join(60)
     assert done[0].state.completed == 2
+
+
+def test_check_lists_the_candidates_and_refuses_one_that_cannot_be_built(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "examples" / "parity.toml").read_text()
+    (tmp_path / "run.toml").write_text(text)
+    told = CliRunner().invoke(command, ["check", str(tmp_path / "run.toml")])
+    assert told.exit_code == 0
+    assert "quantum 20" in told.output
+    (tmp_path / "run.toml").write_text(text.replace("10, 20]", "10, 900]"))
+    told = CliRunner().invoke(command, ["check", str(tmp_path / "run.toml")])
+    assert told.exit_code == 2
+    assert "quantum 900" in told.output
 
 
 # ---- sums of the data --------------------------------------------------------------------------------------------

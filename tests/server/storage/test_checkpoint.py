@@ -136,7 +136,7 @@ def test_a_checkpoint_from_before_sessions_existed_resumes_to_the_same_model(tmp
     manifest = tmp_path / "checkpoints" / "round-000001.json"
     first = json.loads((ASSETS / "checkpoint-1" / "checkpoints" / "round-000007.json").read_text())
     now = json.loads(manifest.read_text())
-    assert now.keys() - first.keys() == {"accepted", "classes", "config", "opened"}
+    assert now.keys() - first.keys() == {"accepted", "classes", "config", "opened", "picked"}
     manifest.write_text(json.dumps({key: now[key] for key in first} | {"format": first["format"]}))
     again = FederatedRun(run, EventLog())
     again.restore(checkpoints.latest(run.digest))
