@@ -35,7 +35,7 @@ from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.splits import split_digest
 from fednc.tasks.dense import preparation
 from fednc.tasks.dense.maps import PART, VOID
-from fednc.tasks.dense.pictures import as_bytes
+from fednc.tasks.dense.pictures import as_bytes, file_stem
 from fednc.tasks.panoptic import losses, overlays, task_metrics
 from fednc.tasks.panoptic.columns import Columns
 from fednc.tasks.panoptic.dataset import PanopticData
@@ -316,7 +316,7 @@ class PanopticTask(ClassifierTask):
         files = {}
         for number, name in enumerate(names):
             maps_3HW = output[number].long().cpu()
-            stem = overlays.file_stem(name)
+            stem = file_stem(name)
             files[f"{stem}-overlay.png"] = self._page(batch, number, maps_3HW)
             files[f"{stem}-maps.png"] = overlays.coded(maps_3HW)
         return files
