@@ -137,4 +137,4 @@ class RunControl:
     def next_run(self) -> None:
         """Another run follows over the same link; an operator's pause and stop hold for it too."""
         self.cut, self.round, self.session, self.class_names = False, 0, 0, ()
-        self.waiting_session, self.last, self.clients = None, None, {}
+        self.waiting_session, self.last, self.clients, self.drifting = None, None, {}, {}

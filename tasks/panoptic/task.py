@@ -39,7 +39,7 @@ from fednc.tasks.dense.pictures import as_bytes, file_stem
 from fednc.tasks.panoptic import losses, overlays, task_metrics
 from fednc.tasks.panoptic.columns import Columns
 from fednc.tasks.panoptic.dataset import PanopticData
-from fednc.tasks.panoptic.matching import Matches, match
+from fednc.tasks.panoptic.matching import Matches, check_solver, match
 from fednc.tasks.panoptic.merging import merged, to_pictures
 from fednc.tasks.panoptic.network import Guess, PartFormer, Shape
 from fednc.tasks.panoptic.options import PanopticOptions
@@ -116,6 +116,7 @@ class PanopticTask(ClassifierTask):
 
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
         """The training pictures at `spec`, or one part of them, perhaps without part labels. Raises DataError."""
+        check_solver()  # a client without it is told before round one
         data = self.read(spec, "train")
         if part is None:
             return data
