@@ -67,7 +67,8 @@ class PartIoU(Metric):
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
         """See Metric."""
         _check_counts(sums[PARTS_CONFUSION], examples * self._most)
-        refuse_unless(int(sums[PARTS_CONFUSION].sum()) <= examples * self._most, "more pixels than there are")
+        total = float(sums[PARTS_CONFUSION].double().sum())  # int64 may overflow
+        refuse_unless(total <= examples * self._most, "more pixels than there are")
 
 
 class DepthRMSE(Metric):
