@@ -1,4 +1,4 @@
-"""A picture of the branches of attention blocks: for each, how its gradient stands to the gradient of the whole input.
+"""A picture of the branches of attention blocks: each one's gradient beside that of the whole input.
 
 Called by `fednc inspect gradients`. Needs pillow only, as the base install has it.
 """
@@ -22,7 +22,9 @@ def branch_picture(found: Sequence[BranchCosines]) -> bytes:
     step = _HEIGHT + 2 * _LINE
     page = Image.new("RGB", (_LEFT + _BINS * _WIDTH + 140, _LINE + len(found) * step), "white")
     draw = ImageDraw.Draw(page)
-    draw.text((4, 0), "cosine of each branch's gradient with the gradient of the whole input, over tokens", "black")
+    draw.text(
+        (4, 0), "cosine of each branch's gradient with the gradient of the whole input, over tokens", "black"
+    )
     for row, branch in enumerate(found):
         _draw_row(draw, _LINE + row * step, branch)
     file = io.BytesIO()

@@ -43,6 +43,12 @@ def draw(link: str, target: Path, *, width: int = 1440, height: int = 1200, dark
 def ask(link: str, options: Sequence[str], *, dark: bool = False) -> subprocess.CompletedProcess[str]:
     """Open a page, wait until its scripts have settled, and do what the options say. See `draw` for errors."""
     with tempfile.TemporaryDirectory() as profile:
-        command = [chromium(), *_QUIET, f"--user-data-dir={profile}", f"--virtual-time-budget={_SETTLED_MS}", *options]
+        command = [
+            chromium(),
+            *_QUIET,
+            f"--user-data-dir={profile}",
+            f"--virtual-time-budget={_SETTLED_MS}",
+            *options,
+        ]
         command += ["--blink-settings=preferredColorScheme=0"] if dark else []
         return subprocess.run([*command, link], capture_output=True, text=True, timeout=_WAIT_S, check=True)

@@ -50,7 +50,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rate", type=float, default=0.01, help="the wanted rate of false alarms")
-    parser.add_argument("--in-order", action="store_true", help="parts of the data as it lies, not drawn at random")
+    parser.add_argument(
+        "--in-order", action="store_true", help="parts of the data as it lies, not drawn at random"
+    )
     parser.add_argument("--changes", default=",".join(CHANGES))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -65,7 +67,12 @@ def main() -> None:
             for seed in range(args.seeds)
         ]
         first, others = (sum(each[place] for each in runs) for place in (0, 1))
-        found[change] = {"runs": args.seeds, "first": first, "others": others, "honest": (args.clients - 1) * args.seeds}
+        found[change] = {
+            "runs": args.seeds,
+            "first": first,
+            "others": others,
+            "honest": (args.clients - 1) * args.seeds,
+        }
         sys.stdout.write(f"{change}: client 0 alarmed in {first} of {args.seeds} runs; others: {others}\n")
         sys.stdout.flush()
     if args.json:

@@ -2,8 +2,8 @@
 
     python -m fednc.bench.model_cost bench/configs/scenes-tasks.toml
 
-Operations are those of convolutions and matrix products, as torch counts them; a multiplication and an addition are
-two. Bytes are those of a model as it is sent without a codec. Trains nothing and reads no data.
+Operations are those of convolutions and matrix products, as torch counts them; a multiplication and an addition
+are two. Bytes are those of a model as it is sent without a codec. Trains nothing and reads no data.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def cost_of(run: RunConfig) -> Cost:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         task.predict(model, torch.zeros(1, *shape), guide)
     state = model.state_dict()
-    traffic = Traffic.of({key: state[key] for key in task.shared_keys(model)}, task.trained_keys(model, task.stage(1)))
+    traffic = Traffic.of(
+        {key: state[key] for key in task.shared_keys(model)}, task.trained_keys(model, task.stage(1))
+    )
     return Cost(sum(p.numel() for p in model.parameters()), traffic.each_round, counter.get_total_flops())
 
 

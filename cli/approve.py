@@ -39,7 +39,9 @@ Subject = Annotated[
 ]
 OperatorCerts = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Sign with this key: the folder that `fednc certs node ... --operator` made."),
+    typer.Option(
+        metavar="DIR", help="Sign with this key: the folder that `fednc certs node ... --operator` made."
+    ),
 ]
 TrustFolder = Annotated[
     Path | None,
@@ -140,7 +142,9 @@ def _whole(box: ApprovalBox, digest: str) -> str:
 def _show(each: PendingRequest) -> None:
     asked = each.request
     rows = [["digest", asked.digest], ["asked at", each.at]]
-    rows += [[key, value if isinstance(value, str) else json_format.dumps(value)] for key, value in asked.facts.items()]
+    rows += [
+        [key, value if isinstance(value, str) else json_format.dumps(value)] for key, value in asked.facts.items()
+    ]
     if asked.signed:
         rows.append(["verdict", "must be signed: --certs"])
     show_table(asked.subject, ["", "value"], rows)

@@ -24,11 +24,15 @@ Searches = Annotated[
 Listen = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where browsers connect; port 0 takes a free one.")]
 Access = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder of `fednc certs server`: TLS, and whose tokens and certificates count."),
+    typer.Option(
+        metavar="DIR", help="Folder of `fednc certs server`: TLS, and whose tokens and certificates count."
+    ),
 ]
 Hosts = Annotated[
     list[str] | None,
-    typer.Option("--host", metavar="NAME", help="A further name by which browsers may call the console; repeatable."),
+    typer.Option(
+        "--host", metavar="NAME", help="A further name by which browsers may call the console; repeatable."
+    ),
 ]
 ReadOnly = Annotated[bool, typer.Option("--read-only", help="Nobody can change anything here, operators neither.")]
 Insecure = Annotated[

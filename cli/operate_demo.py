@@ -123,8 +123,19 @@ class Demo:
     def approve(self, waiting: PendingRequest) -> None:
         """The person looks at the facts, and approves what was seen."""
         seen = waiting.request
-        say(f"{PERSON} looks at {seen.digest[:16]}: {seen.facts['metric']} {seen.facts['value']:.3f}, {seen.facts['why']}")
-        self.fednc("approve", seen.digest, "--folder", "approvals", "--certs", f"pki/operators/{PERSON}", "--reason", "seen")
+        say(
+            f"{PERSON} looks at {seen.digest[:16]}: {seen.facts['metric']} {seen.facts['value']:.3f}, {seen.facts['why']}"
+        )
+        self.fednc(
+            "approve",
+            seen.digest,
+            "--folder",
+            "approvals",
+            "--certs",
+            f"pki/operators/{PERSON}",
+            "--reason",
+            "seen",
+        )
 
 
 def _command(*words: str) -> list[str]:
@@ -145,7 +156,9 @@ def prepare(demo: Demo) -> None:
     parts = {"test": order_N[:_TESTED], **dict(zip(CLIENTS, np.array_split(order_N[_TESTED:], 4), strict=True))}
     private_folder(demo.folder / "data")
     for name, part_N in parts.items():
-        np.savez(demo.folder / "data" / f"{name}.npz", x_train=image_NHW[part_N], y_train=label_N[part_N], classes=names)
+        np.savez(
+            demo.folder / "data" / f"{name}.npz", x_train=image_NHW[part_N], y_train=label_N[part_N], classes=names
+        )
     shutil.rmtree(demo.folder / "pki", ignore_errors=True)  # of a start that was killed while it made it
     authority = Authority.create(demo.folder / "pki", "operate-demo")
     authority.issue_server(["127.0.0.1"], _LIFETIME)
@@ -168,7 +181,9 @@ def first_run(demo: Demo) -> None:
     note = run.step("search").note
     demo.fact("is best" in note, f"the search has chosen settings: {note}")
     demo.fact(run.asks, "the pipeline has stopped at the gate")
-    demo.fact(demo.aliases() == {"challenger": 1}, "version 1 is registered as challenger, and nothing is champion")
+    demo.fact(
+        demo.aliases() == {"challenger": 1}, "version 1 is registered as challenger, and nothing is champion"
+    )
 
 
 def first_verdict(demo: Demo) -> None:
@@ -176,8 +191,13 @@ def first_verdict(demo: Demo) -> None:
     waiting = demo.box.pending()
     if waiting:
         other = waiting[0].request.digest[::-1]
-        refused = demo.fednc("approve", other, "--folder", "approvals", "--certs", f"pki/operators/{PERSON}", may_fail=True)
-        demo.fact(refused.returncode == RefusedError.exit_code, f"approval of another digest is refused: {refused.stderr.strip()[:90]}...")
+        refused = demo.fednc(
+            "approve", other, "--folder", "approvals", "--certs", f"pki/operators/{PERSON}", may_fail=True
+        )
+        demo.fact(
+            refused.returncode == RefusedError.exit_code,
+            f"approval of another digest is refused: {refused.stderr.strip()[:90]}...",
+        )
         unsigned = demo.fednc("approve", waiting[0].request.digest, "--folder", "approvals", may_fail=True)
         demo.fact(unsigned.returncode == RefusedError.exit_code, "an approval without a signature is refused")
         demo.approve(waiting[0])
@@ -218,9 +238,11 @@ def alarm(demo: Demo) -> None:
     assert run is not None
     demo.fact(run.number == 2 and run.causes[0].kind == "alarm", f"a new run has begun because {run.why[:110]}")
     demo.fact(run.why.startswith(SHIFTED), f"the alarm names {SHIFTED}")
-    trained = list((demo.folder / "pipelines" / "digits" / "federated").iterdir())
+    trained = {row.run for row in demo.registry.rows("digits")}
     demo.fact(len(trained) == 2, "it has trained anew, because data have changed")
-    demo.fact(run.asks and demo.aliases() == {"challenger": 2, "champion": 1}, "version 2 is challenger, 1 is served")
+    demo.fact(
+        run.asks and demo.aliases() == {"challenger": 2, "champion": 1}, "version 2 is challenger, 1 is served"
+    )
 
 
 def swap(demo: Demo, callers: Callers) -> None:
@@ -236,16 +258,22 @@ def swap(demo: Demo, callers: Callers) -> None:
     callers.wait_for("2")
     demo.fact(callers.answers > asked, f"the server has answered {callers.answers} requests")
     demo.fact(not callers.lost, f"no request was lost {callers.lost[:1] or ''}".rstrip())
-    demo.fact(callers.is_monotonic, f"no answer came from version 1 after the first from version 2 ({callers.told})")
     demo.fact(
-        callers.digests["2"] == demo.registry.resolve("digits/2").digest, "answers name the digest that was approved"
+        callers.is_monotonic, f"no answer came from version 1 after the first from version 2 ({callers.told})"
+    )
+    demo.fact(
+        callers.digests["2"] == demo.registry.resolve("digits/2").digest,
+        "answers name the digest that was approved",
     )
 
 
 def pictures(demo: Demo) -> None:
     """The pipeline's graph, and the console by Chromium."""
     demo.fednc("pipeline", "show", str(demo.path), "--picture", "pipeline.svg")
-    demo.fact((demo.folder / "pipeline.svg").stat().st_size > 1000, f"picture of the pipeline: {demo.folder}/pipeline.svg")
+    demo.fact(
+        (demo.folder / "pipeline.svg").stat().st_size > 1000,
+        f"picture of the pipeline: {demo.folder}/pipeline.svg",
+    )
     if not chromium():
         say("  no Chromium on this machine: the console is not drawn", style="yellow")
         return
@@ -257,7 +285,17 @@ def _drawn(demo: Demo) -> list[str]:
     """Screenshots of the console's pages."""
     place = demo.folder / "console.json"
     place.unlink(missing_ok=True)
-    words = ["console", "--listen", "127.0.0.1:0", "--json", str(place), "--store", "models", "--approvals", "approvals"]
+    words = [
+        "console",
+        "--listen",
+        "127.0.0.1:0",
+        "--json",
+        str(place),
+        "--store",
+        "models",
+        "--approvals",
+        "approvals",
+    ]
     words += ["--pipelines", "pipelines", "--runs", "pipelines/digits/federated"]
     with _process(demo, "console", *words) as process:
         _until(lambda: place.exists() and place.read_text().strip().endswith("}"), process, "the console")
@@ -283,7 +321,9 @@ def served(demo: Demo) -> Iterator[str]:
 
         def address() -> str:
             lines = log.read_text().splitlines() if log.exists() else []
-            told = [line.partition("listening: http ")[2].split(",")[0] for line in lines if "listening: http" in line]
+            told = [
+                line.partition("listening: http ")[2].split(",")[0] for line in lines if "listening: http" in line
+            ]
             return told[-1].strip() if told else ""
 
         yield str(_until(address, process, "fednc serve"))
@@ -395,7 +435,10 @@ def operate(folder: Path) -> None:
         with served(demo) as address, Callers(demo, address) as callers:
             write_pipeline(demo, f"http://{address}")
             callers.wait_for()
-            demo.fact(callers.right > 0.6 * callers.answers > 0, f"tritonclient asks: {callers.right} of {callers.answers} right")
+            demo.fact(
+                callers.right > 0.6 * callers.answers > 0,
+                f"tritonclient asks: {callers.right} of {callers.answers} right",
+            )
             demo.part("quiet", lambda: quiet(demo))
             demo.part("new data", lambda: new_data(demo))
             demo.part("alarm, new run", lambda: alarm(demo))

@@ -179,7 +179,9 @@ def search_in_process(order: SearchOrder) -> SearchView:
     from fednc.ops.search.searcher import search
     from fednc.server.run_series import RunSeries
 
-    clients = [ClientConfig(name=name, data=spec, device=order.file.device) for name, spec in order.clients.items()]
+    clients = [
+        ClientConfig(name=name, data=spec, device=order.file.device) for name, spec in order.clients.items()
+    ]
     with LocalGrid(order.plan.run, clients) as grid:
         return search(order.plan, RunSeries(grid), partial(tell_trial, order))
 

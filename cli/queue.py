@@ -47,7 +47,9 @@ def command(
         model = load(run_folder).to(chosen)
         spec = data or model.run.evaluate.test
         if not spec:
-            raise ConfigError(f"{run_folder}: the run has no test data (evaluate.test); name some with --data SPEC")
+            raise ConfigError(
+                f"{run_folder}: the run has no test data (evaluate.test); name some with --data SPEC"
+            )
         examples = model.task.load_test(spec).to(chosen)
     place = out or run_folder / "queue"
     if labels is not None:

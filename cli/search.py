@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from fednc.server.storage.events import Event
 
 File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="Search file; docs/search.md shows one.")]
-Settings = Annotated[list[str], typer.Argument(metavar="KEY=VALUE ...", help="Keys of the space, with TOML values.")]
+Settings = Annotated[
+    list[str], typer.Argument(metavar="KEY=VALUE ...", help="Keys of the space, with TOML values.")
+]
 
 
 class FileOrCommand(TyperGroup):
@@ -53,7 +55,8 @@ def run_search(
         str, typer.Option(metavar="HOST:PORT", help="Listen here instead of the run file's server.listen.")
     ] = "",
     certs: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder of `fednc certs server` instead of the run file's server.certs.")
+        str,
+        typer.Option(metavar="DIR", help="Folder of `fednc certs server` instead of the run file's server.certs."),
     ] = "",
     trials: Annotated[int, typer.Option(min=0, help="Trials in all, instead of those in the file.")] = 0,
     json: Json = "",
@@ -86,9 +89,12 @@ def show(file: File, json: Json = "") -> None:
 @app.command()
 def best(
     file: File,
-    write: Annotated[Path | None, typer.Option(metavar="RUN.toml", help="Write the best trial's run file here.")] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="RUN.toml", help="Write the best trial's run file here.")
+    ] = None,
     by_preference: Annotated[
-        bool, typer.Option("--by-preference", help="The trial that a person likes best, see `fednc search prefer`.")
+        bool,
+        typer.Option("--by-preference", help="The trial that a person likes best, see `fednc search prefer`."),
     ] = False,
     trial: Annotated[int, typer.Option(min=-1, help="This trial instead.")] = -1,
     json: Json = "",
@@ -261,7 +267,9 @@ def _ask(preferences: Preferences) -> None:
         drawn = draw_pair(one, other, preferences.view.metric, place)
         for trial in (one, other):
             say(f"trial {trial.number}: {trial.settings}, {trial.values}, {trial.folder}")
-        answer = typer.prompt(f"better (picture: {drawn or 'needs matplotlib'}): {pair[0]}, {pair[1]}, or s to stop")
+        answer = typer.prompt(
+            f"better (picture: {drawn or 'needs matplotlib'}): {pair[0]}, {pair[1]}, or s to stop"
+        )
         if answer.strip() not in map(str, pair):
             return
         chosen = int(answer)

@@ -234,7 +234,9 @@ def _row(node: pb.NodeStatus) -> list[object]:
 def _holdings(nodes: Sequence[pb.NodeStatus]) -> tuple[list[str], list[list[object]]]:
     """Head and rows: who owns what, a column for each part of the task."""
     parts = list(dict.fromkeys(name for node in nodes for name in sorted(node.holdings)))
-    return ["name", *parts], [[node.name, *(node.holdings.get(part, 0) or "-" for part in parts)] for node in nodes]
+    return ["name", *parts], [
+        [node.name, *(node.holdings.get(part, 0) or "-" for part in parts)] for node in nodes
+    ]
 
 
 def as_json(message: Message) -> dict[str, Any]:

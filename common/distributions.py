@@ -64,7 +64,9 @@ def code_of(plugin: Plugin) -> str:
     if plugin.is_built_in:
         return _our_code()
     own = plugin.entry_point.module.partition(".")[0]
-    others = {name for name, places in packages_distributions().items() if plugin.distribution in map(_normal, places)}
+    others = {
+        name for name, places in packages_distributions().items() if plugin.distribution in map(_normal, places)
+    }
     digests = [code_sha256(module) for module in sorted({own, *others})]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -75,7 +77,9 @@ def licence_of(distribution: str) -> str:
         told = metadata(distribution)
     except PackageNotFoundError:
         return ""
-    classified = [line.rpartition(" :: ")[2] for line in told.get_all("Classifier") or () if line.startswith("License")]
+    classified = [
+        line.rpartition(" :: ")[2] for line in told.get_all("Classifier") or () if line.startswith("License")
+    ]
     named = [value for key in ("License-Expression", "License") for value in told.get_all(key) or ()]
     return one_line((*named, ", ".join(classified))[0].partition("\n")[0], _MOST_LICENCE)
 

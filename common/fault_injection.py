@@ -41,6 +41,7 @@ POINTS = {
     "pipeline.did": "a step of a pipeline is done, its result is not kept",
     "pipeline.kept": "the result of a step is kept, its state is not recorded",
     "pipeline.recorded": "a step of a pipeline is recorded as done",
+    "registry.database": "the database of a new store is made, not yet in its place",
     "registry.run": "a version has an MLflow run, which holds nothing yet",
     "registry.files": "the files of a version are in the store, the version is not",
     "registry.observed": "the version of the data is noted, the version of the model is not registered",

@@ -105,8 +105,8 @@ class ExportedModel(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """The task's prediction for preprocessed inputs.
 
-        For a classifier, scores [B, C]: the argmax is the predicted class; `probabilities` makes confidences. Behind
-        them are the task's further channels, if it has any.
+        For a classifier, scores [B, C]: the argmax is the predicted class; `probabilities` makes confidences.
+        Behind them are the task's further channels, if it has any.
         """
         found, further = self.task.predict(self.model, inputs, self.guide), self.task.further_channels
         if not self.class_names:

@@ -113,7 +113,9 @@ def _admitted(checked: Checked, *, unchecked: bool) -> Checked:
             f"version, or run `fednc plugins check {checked.name}` again"
         )
     if checked.outcome == UNCHECKED and not unchecked:
-        raise ConfigError(f"{who} has not been tested as it is installed: run `fednc plugins check {checked.name}`")
+        raise ConfigError(
+            f"{who} has not been tested as it is installed: run `fednc plugins check {checked.name}`"
+        )
     return checked
 
 

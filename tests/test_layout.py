@@ -30,7 +30,21 @@ ROOMS = {
     "server": ["", "foreign", "operations", "rounds", "aggregation", "link", "access", "storage"],
     "client": ["", "policy", "foreign", "app", "training", "link"],
     # fewshot is the image task with classes that come later: it derives from it.
-    "tasks": ["colorize", "panoptic", "multitask", "segmentation", "quantum", "pointcloud", "tabular", "signal", "fewshot", "image", "dense", "vision", ""],
+    "tasks": [
+        "colorize",
+        "panoptic",
+        "multitask",
+        "segmentation",
+        "quantum",
+        "pointcloud",
+        "tabular",
+        "signal",
+        "fewshot",
+        "image",
+        "dense",
+        "vision",
+        "",
+    ],
     # config asks learning, wire and tasks for names and tables, by their place (common/config/choices.py).
     "common": [
         "model_export.py",

@@ -83,7 +83,7 @@ class MethodPart(Section):
 
 
 class RelativeGain(Section):
-    """How far a variant is ahead on several metrics at once: the mean of its relative changes, better being positive.
+    """How far a variant is ahead on several metrics: the mean of its relative changes, better being positive.
 
     With single-task models to compare with, this is the multi-task gain of the literature.
     """
@@ -242,12 +242,15 @@ class Comparison(Section):
             )
         return self
 
-
     @property
     def pairs(self) -> list[tuple[Setting, Variant]]:
         """Every variant in every setting in which it runs."""
         every = ((setting, variant) for setting in self.settings for variant in self.variants)
-        return [(setting, variant) for setting, variant in every if setting.name in (variant.settings or (setting.name,))]
+        return [
+            (setting, variant)
+            for setting, variant in every
+            if setting.name in (variant.settings or (setting.name,))
+        ]
 
 
 def client_of(part: int) -> str:

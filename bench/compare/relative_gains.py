@@ -65,7 +65,7 @@ def of_seeds(gain: RelativeGain, rows: Sequence[Result], metrics: Sequence[Metri
 
 
 def _metrics(gain: RelativeGain, rows: Sequence[Result]) -> list[MetricInfo]:
-    """Name and direction of its metrics, from the task of the variant. Raises ConfigError: it has no such metric."""
+    """Name and direction of its metrics, as the variant's task says. Raises ConfigError: it has no such metric."""
     row = next((one for one in _of(rows, gain.setting, gain.variant)), None)
     if row is None:
         return []

@@ -109,7 +109,7 @@ def _cells(compared: Compared, setting: str, variant: Variant, others: Sequence[
     rows, metric = compared.of(setting, variant.name), compared.metric
     if not rows:
         return []
-    # A variant that learns only some of a task's parts may have another primary metric; it has a column further on.
+    # A variant that learns only some of a task's parts may have another primary metric, with a column further on.
     has_metric = metric_of(rows).name == metric.name
     own = [
         spread(rows, metric),

@@ -48,12 +48,12 @@ def read_folder(plan: Comparison, folder: Path) -> Found:
     final = [row for row in final if row["lr"] == _rate(plan, rates, row) and row["seed"] in plan.seeds]
     tuning, final = _newest(tuning, wanted), _newest(final, wanted)
     shown = [*tuning, *final]
-    planned = sum(len(plan.tuning.rates) * (not v.rate_like) + len(plan.seeds) for v in plan.variants)
+    planned = sum(len(plan.tuning.rates) * (not v.rate_like) + len(plan.seeds) for _, v in plan.pairs)
     return Found(
         plan=plan,
         compared=_compared(plan, tuning, final, rates),
         there=sum(row["digest"] in wanted for row in shown),
-        planned=planned * len(plan.settings),
+        planned=planned,
         older=sum(row["digest"] not in wanted for row in shown),
     )
 
@@ -63,7 +63,7 @@ def _digests(plan: Comparison, tuning: Sequence[Result], final: Sequence[Result]
     rows: list[Row] = []
     for data in {row["data_sha256"] for row in tuning}:
         rows += tuning_rows(plan, data)
-    pairs = [(setting.name, variant.tuned_as) for setting in plan.settings for variant in plan.variants]
+    pairs = [(setting.name, variant.tuned_as) for setting, variant in plan.pairs]
     # Any rate will do for one that is not known, because no row in the folder can have it.
     some = {pair: rates.get(pair, plan.tuning.rates[0]) for pair in pairs}
     for data in {row["data_sha256"] for row in final}:

@@ -52,8 +52,8 @@ def branch_gradients(
     result = compare(found)
     if not result:
         raise ConfigError(
-            f"the model of task {task.name!r} has no attention block whose branches are known. PyTorch's "
-            "MultiheadAttention is; in a block of your own call `branch` of fednc.common.learning.attention_branches "
-            "for each use of an input"
+            f"the model of task {task.name!r} has no attention block whose branches are known. Those of "
+            "PyTorch's MultiheadAttention are; a block of your own calls `branch` of "
+            "fednc.common.learning.attention_branches for each use of an input"
         )
     return result

@@ -62,7 +62,7 @@ class KeptOptimisers:
 def _copied(value: Any, optimiser: torch.optim.Optimizer) -> Tensor:
     if not isinstance(value, Tensor):
         raise ConfigError(
-            f"train.optimizer: the state of {type(optimiser).__name__} has values that are no tensors, so a client "
-            "cannot keep it between rounds. Use 'adam', 'adamw' or 'sgd'."
+            f"train.optimizer: the state of {type(optimiser).__name__} has values that are no tensors, so a "
+            "client cannot keep it between rounds. Use 'adam', 'adamw' or 'sgd'."
         )
     return value.detach().cpu().clone()

@@ -54,13 +54,16 @@ class ProbeSection(Section):
         description="the families of candidates; the first one must beat the others by `margin`"
     )
     steps: Count = Field(20, description="training steps of each candidate")
-    seeds: Annotated[int, Field(ge=1, le=16)] = Field(3, description="how often each is trained, from other weights")
+    seeds: Annotated[int, Field(ge=1, le=16)] = Field(
+        3, description="how often each is trained, from other weights"
+    )
     lr: NonNegative = Field(0.0, description="learning rate; 0: `train.lr`")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.25, description="share of a client's training data that candidates are judged by instead of trained on"
     )
     margin: NonNegative = Field(
-        0.02, description="the first family is picked if its loss is lower than that of every other by more than this"
+        0.02,
+        description="the first family is picked if its loss is lower than that of every other by more than this",
     )
     then: Literal["go-on", "ask"] = Field(
         "go-on",
@@ -68,7 +71,8 @@ class ProbeSection(Section):
         "it to set `picked`",
     )
     picked: Annotated[ProbePick | None, LATER] = Field(
-        None, description="use this candidate and try none; it may be added to the file of a run that has not begun"
+        None,
+        description="use this candidate and try none; it may be added to the file of a run that has not begun",
     )
 
     @model_validator(mode="after")
@@ -88,4 +92,6 @@ class ProbeSection(Section):
             if pick.family == family.name and pick.value in family.values:
                 return {**family.task, family.axis: pick.value}
         known = "; ".join(f"{family.name}: {', '.join(map(str, family.values))}" for family in self.families)
-        raise ValueError(f"picked: no candidate has family {pick.family!r} and value {pick.value}; there are {known}")
+        raise ValueError(
+            f"picked: no candidate has family {pick.family!r} and value {pick.value}; there are {known}"
+        )

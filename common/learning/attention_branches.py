@@ -1,6 +1,6 @@
-"""The branches of attention blocks: how the gradient at a block's input divides among them, and whether they agree.
+"""The branches of attention blocks: how an input's gradient divides among them, and whether they agree.
 
-An input of a block reaches the loss on several ways, for example as keys and as values. A block calls `branch` for
+An input of a block reaches the loss in several ways, for example as keys and as values. A block calls `branch` for
 each use; while `recording` is on, the gradient of each is known, and `compare` gives its cosines with the gradient
 of the whole input. PyTorch's own `MultiheadAttention` is recorded without any call. Must not know tasks or data.
 
@@ -27,6 +27,7 @@ Place = tuple[str, str]  # (block, input of it)
 class _BranchUse:
     """One use of an input [B, T, C] in one forward pass of a block."""
 
+    block: nn.Module
     place: Place
     branch: str
     value: Tensor
@@ -41,10 +42,12 @@ class Recorder:
 
     def note(self, value: Tensor, block: nn.Module, given: str, name: str) -> Tensor:
         """A copy of `value` whose gradient is that of this branch alone."""
-        if block not in self.names or not value.requires_grad:
+        if block not in self.names or not value.requires_grad or value.dim() != 3:
             return value
-        copy = value.clone()
-        self.uses.append(_BranchUse((self.names[block], given), name, copy))
+        copy, called = value.clone(), self.names[block]
+        again = sum(1 for use in self.uses if use.block is block and (use.place[1], use.branch) == (given, name))
+        place = (f"{called}, call {again + 1}" if again else called, given)
+        self.uses.append(_BranchUse(block, place, name, copy))
         return copy
 
     def gradients(self, loss: Tensor) -> dict[Place, dict[str, Tensor]]:
@@ -97,9 +100,16 @@ def _separate(
     uses: dict[int, list[str]] = {}
     for name in names:
         uses.setdefault(id(given[name]), []).append(name)
-    mine = {name: branch(given[name], block, "/".join(uses[id(given[name])]), name) for name in names}
+    mine = {name: _examples_first(given[name], block, "/".join(uses[id(given[name])]), name) for name in names}
     rest = {key: value for key, value in kwargs.items() if key not in names}
     return (*(mine[name] for name in names), *args[3:]), rest
+
+
+def _examples_first(value: Tensor, block: nn.Module, given: str, name: str) -> Tensor:
+    """As `branch`, for a block that may take tokens before examples."""
+    if getattr(block, "batch_first", True) or value.dim() != 3:
+        return branch(value, block, given, name)
+    return branch(value.transpose(0, 1), block, given, name).transpose(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +118,7 @@ class BranchCosines:
 
     Attributes:
         total_T: cosine with the sum over all branches, of each token with a gradient; float64, on the CPU.
-        others_T: cosine with the sum over the other branches, of the same tokens; NaN if there is no other gradient.
+        others_T: cosine with the sum over the other branches, of the same tokens; NaN if there is none.
         instance_B: cosine with the sum over all branches, of each example as a whole.
         length: the branch's norm over the sum of the norms of all branches, as a mean over examples.
     """

@@ -217,9 +217,7 @@ def _with_targets(guide: Guide) -> Guide:
     return replace(guide, etf_KD=blended_targets(guide.etf_KD, guide.mean_KD, guide.seen_K, share))
 
 
-def _alignment(
-    feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide, allowed_BK: Tensor | None
-) -> Tensor:
+def _alignment(feat_BD: Tensor, label_B: Tensor, head: Head, guide: Guide, allowed_BK: Tensor | None) -> Tensor:
     method = guide.method
     if method.loss == "dot":
         return method.dot_weight * dot_regression(feat_BD, label_B, guide.etf_KD, guide.class_weight_K)

@@ -155,9 +155,10 @@ def now() -> float:
 
 def _encoded(purpose: str, statement: Mapping[str, str]) -> bytes:
     """The only bytes that stand for a statement: JSON escapes what could end one value and begin another."""
-    return f"fednc {purpose} 1\n".encode() + json.dumps(
-        dict(statement), sort_keys=True, separators=(",", ":")
-    ).encode()
+    return (
+        f"fednc {purpose} 1\n".encode()
+        + json.dumps(dict(statement), sort_keys=True, separators=(",", ":")).encode()
+    )
 
 
 def _certificate_of(signature: Signature) -> x509.Certificate:

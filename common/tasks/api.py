@@ -571,13 +571,17 @@ class Task(ABC):
         with torch.random.fork_rng(devices=[]):
             return blocks.prefixes(self.build_model(), self.body, names, "task.freeze")
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts of a task that different clients own, such as kinds of labels; () for most tasks."""
+        return ()
+
     def holdings(self, data: TaskData) -> Mapping[str, int]:
-        """For a task of several parts, by name: with how many examples `data` trains each. {}: it has no parts.
+        """With how many examples `data` trains each of `parts`.
 
         Every client announces its own, and `fednc status` shows who owns what.
         """
-        del data
-        return {}
+        return dict.fromkeys(self.parts, data.examples)
 
     def owned(self, data: TaskData) -> Mapping[str, int]:
         """For each `OWNERS` key that `data` trains: how many of its examples do."""

@@ -106,7 +106,9 @@ def with_pick(run: RunConfig, pick: ProbePick) -> RunConfig:
 def candidates(run: RunConfig) -> tuple[Candidate, ...]:
     """All candidates of a run, in the order of its file."""
     picks = [
-        ProbePick(family=family.name, value=value) for family in section_of(run).families for value in family.values
+        ProbePick(family=family.name, value=value)
+        for family in section_of(run).families
+        for value in family.values
     ]
     return tuple(Candidate(pick, with_pick(run, pick)) for pick in picks)
 
@@ -120,7 +122,9 @@ def check_candidates(run: RunConfig, task: Task) -> None:
         except ConfigError as e:
             raise ConfigError(f"{where}: {e}") from e
         same = type(built) is type(task) and built.class_names == task.class_names
-        same &= built.preprocessing() == task.preprocessing()  # each client reads its data once, for all candidates
+        same &= (
+            built.preprocessing() == task.preprocessing()
+        )  # each client reads its data once, for all candidates
         if not same or _forms(built.no_data_sums()) != _forms(task.no_data_sums()):
             raise ConfigError(
                 f"{where}: this candidate needs other classes, other inputs or other sums of the data than [task]: candidates may "

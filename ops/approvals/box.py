@@ -181,7 +181,9 @@ class ApprovalBox:
         """
         fitting = _at_gates(_gates(self._file.read()), digest, subject)
         if len(fitting) > 1:
-            raise ConfigError(f"{digest[:16]} was asked about by several gates: {_named(fitting)}; name the subject")
+            raise ConfigError(
+                f"{digest[:16]} was asked about by several gates: {_named(fitting)}; name the subject"
+            )
         found = fitting[0].verdict if fitting else None
         if found is not None:
             self._check(fitting[0].pending.request, found)
@@ -230,7 +232,15 @@ class ApprovalBox:
             gate = _the_one(_gates(file.events), digest, subject, change=change)
             asked = gate.pending
             given = Verdict(
-                digest, verdict, who, how, reason, _time(signatures.now()), None, asked.request.subject, asked.sha256
+                digest,
+                verdict,
+                who,
+                how,
+                reason,
+                _time(signatures.now()),
+                None,
+                asked.request.subject,
+                asked.sha256,
             )
             if signer is not None:
                 given = replace(given, signature=signer.sign(_PURPOSE, given.statement))
@@ -299,9 +309,7 @@ def _verdict_of(each: ChainedEvent) -> Verdict:
 
 def _at_gates(gates: Mapping[str, _GateState], digest: str, subject: str) -> list[_GateState]:
     return [
-        gate
-        for name, gate in gates.items()
-        if gate.pending.request.digest == digest and name == (subject or name)
+        gate for name, gate in gates.items() if gate.pending.request.digest == digest and name == (subject or name)
     ]
 
 

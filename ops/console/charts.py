@@ -168,7 +168,9 @@ def simplex(names: Sequence[str], spots: Sequence[tuple[float, float] | None], t
         if k % every == 0:
             lx, ly = centre + (radius + 20) * angle[0], centre - (radius + 20) * angle[1]
             side = "middle" if abs(angle[0]) < 0.3 else "start" if angle[0] > 0 else "end"
-            parts.append(f'<text class="tick" x="{lx:.1f}" y="{ly + 4:.1f}" text-anchor="{side}">{_short(name)}</text>')
+            parts.append(
+                f'<text class="tick" x="{lx:.1f}" y="{ly + 4:.1f}" text-anchor="{side}">{_short(name)}</text>'
+            )
     thin = "" if every == 1 else " thin"
     for k, spot in enumerate(spots):
         if spot is None:
@@ -210,7 +212,9 @@ def cosine_rows(rows: Sequence[tuple[str, float, float, str]]) -> Markup:
     for quarter in range(-quarters, 5, 1 if quarters < 3 else 2):
         x, side = across(quarter / 4), "end" if quarter == 4 else "middle"
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{height - 18}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 4}" text-anchor="{side}">{quarter / 4:g}</text>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{height - 4}" text-anchor="{side}">{quarter / 4:g}</text>'
+        )
     for i, (name, own, other, nearest) in enumerate(rows):
         y = tall * i + 11
         css = "warn" if own - other < 0.2 else "a"
@@ -258,7 +262,11 @@ class _Plot:
         return _LEFT + (self._width - _LEFT - _RIGHT) * (value - self._first) / (self._last - self._first)
 
     def y(self, value: float) -> float:
-        return self._height - _BOTTOM - (self._height - _TOP - _BOTTOM) * (value - self._low) / (self._high - self._low)
+        return (
+            self._height
+            - _BOTTOM
+            - (self._height - _TOP - _BOTTOM) * (value - self._low) / (self._high - self._low)
+        )
 
     def at(self, x: float, y: float) -> str:
         return f"{self.x(x):.1f} {self.y(y):.1f}"
@@ -267,7 +275,9 @@ class _Plot:
         parts = []
         for value in self._ticks:
             y = self.y(value)
-            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{self._width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(
+                f'<line class="grid" x1="{_LEFT}" x2="{self._width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
             parts.append(
                 f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(show(value).replace(".0%", "%"))}</text>'
             )

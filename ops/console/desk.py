@@ -121,7 +121,9 @@ class ConsoleDesk:
         """
         async with self._reading:
             runs = await asyncio.to_thread(self.shelf.runs)
-            yield await (self._live() if self.watch is not None and not name else self._stored(name or _first(runs)))
+            yield await (
+                self._live() if self.watch is not None and not name else self._stored(name or _first(runs))
+            )
 
     async def _live(self) -> ShownRun:
         assert self.watch is not None
@@ -179,7 +181,9 @@ class ConsoleDesk:
     def _read_pipelines(self) -> Sequence[PipelineState]:
         place = self.sights.pipelines
         folders = sorted(path for path in place.iterdir() if path.is_dir()) if place and place.is_dir() else []
-        found = [PipelineState(path.name, Journal(path).runs()[::-1][:_SHOWN_RUNS], is_held(path)) for path in folders]
+        found = [
+            PipelineState(path.name, Journal(path).runs()[::-1][:_SHOWN_RUNS], is_held(path)) for path in folders
+        ]
         return [one for one in found if one.runs]
 
     def _read_searches(self) -> Sequence[SearchView]:

@@ -94,7 +94,9 @@ class ByCredential:
             revoked = WatchedFile(folder / credentials.REVOKED, credentials.read_revoked, log.warning)
             tokens = WatchedFile(folder / credentials.TOKENS, read_tokens, log.warning)
         except (OSError, ValueError) as e:
-            raise ConfigError(f"--access {folder}: {e}; `fednc certs init` and `certs server` make the folder") from e
+            raise ConfigError(
+                f"--access {folder}: {e}; `fednc certs init` and `certs server` make the folder"
+            ) from e
         self._by_token, self._by_certificate = ByToken(tokens, revoked), ByCertificate(revoked)
 
     def admit(self, caller: Caller) -> Identity:

@@ -75,7 +75,9 @@ def environment() -> Environment:
         "shown_state": shown_state,
         "charts": charts,
         "isfinite": math.isfinite,
-        "query": lambda **values: urlencode({key: value for key, value in values.items() if value not in ("", None)}),
+        "query": lambda **values: urlencode(
+            {key: value for key, value in values.items() if value not in ("", None)}
+        ),
         "metric": metric_text,
         "most": lambda info: 1.0 if info.unit == PERCENT else math.inf,
         "show_metric": lambda info: lambda value: metric_text(value, info),

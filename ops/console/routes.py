@@ -269,9 +269,7 @@ class Console:
             if view is None or row is None:
                 return await self._missing(request, session, f"no client {name[:80]!r} in this run")
             metrics = view.log.client_metrics.get(name, {})
-            return await self._filled(
-                request, session, "client.html", view=view, row=row, metrics=metrics, at=at
-            )
+            return await self._filled(request, session, "client.html", view=view, row=row, metrics=metrics, at=at)
 
     async def runs(self, request: Request, session: Session) -> Response:
         """All runs."""
@@ -319,7 +317,13 @@ class Console:
             models.setdefault(row.name, []).append(row)
         known = {Path(name).name: name for name in await self.desk.runs()}
         return await self._filled(
-            request, session, "models.html", models=models, problem=problem, runs=known, store=self.desk.sights.store
+            request,
+            session,
+            "models.html",
+            models=models,
+            problem=problem,
+            runs=known,
+            store=self.desk.sights.store,
         )
 
     async def gates(self, request: Request, session: Session) -> Response:
@@ -354,7 +358,6 @@ class Console:
             log.info("%s: %s %s", session.name, action, one_line(node, 80))
             session.notes.append(("good", _done(action, node)))
         return RedirectResponse(_local_path(form.get("back", "")) or "/", 303)
-
 
     async def decide(self, request: Request, session: Session, form: Mapping[str, str]) -> Response:
         """Approve or reject the digest that was shown."""
@@ -392,7 +395,9 @@ async def asset(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in _ASSETS:
         return PlainTextResponse("not found", 404)
-    return Response((_STATIC / name).read_bytes(), media_type=_ASSETS[name], headers={"cache-control": "max-age=600"})
+    return Response(
+        (_STATIC / name).read_bytes(), media_type=_ASSETS[name], headers={"cache-control": "max-age=600"}
+    )
 
 
 async def not_found(request: Request, error: Exception) -> Response:
@@ -459,4 +464,3 @@ def _version(html: str) -> str:
 
 def _whole(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) < 7 else 1
-

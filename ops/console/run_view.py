@@ -141,7 +141,9 @@ class ShownRun:
         if status.HasField("waiting_session"):
             return f"session {status.waiting_session} waits for an operator", _WARN
         if status.paused:
-            return ("paused", _WARN) if status.phase == pb.RunStatus.WAITING else ("pauses after this round", _WARN)
+            return (
+                ("paused", _WARN) if status.phase == pb.RunStatus.WAITING else ("pauses after this round", _WARN)
+            )
         if status.stopping:
             return "stops after this round", _WARN
         if status.phase == pb.RunStatus.WAITING:
@@ -187,7 +189,9 @@ class ShownRun:
 
     def line(self, name: str, key: str, css: str = "a") -> ChartLine:
         """One number of each round as a line."""
-        return ChartLine(name, [(p.round, getattr(p, key)) for p in self.points if math.isfinite(getattr(p, key))], css)
+        return ChartLine(
+            name, [(p.round, getattr(p, key)) for p in self.points if math.isfinite(getattr(p, key))], css
+        )
 
     def metric_lines(self) -> list[ChartLine]:
         """The primary metric: of the test data, over what clients hold out, and of the worst client."""
@@ -255,7 +259,9 @@ class ShownRun:
     def client_list(self, sort: str = "attention", query: str = "", page: int = 1) -> ClientList:
         """One page of the clients."""
         wanted = query.strip().lower()[:80]
-        rows = [row for row in self._rows if not wanted or wanted in f"{row.name} {row.state} {row.device}".lower()]
+        rows = [
+            row for row in self._rows if not wanted or wanted in f"{row.name} {row.state} {row.device}".lower()
+        ]
         sort = sort if sort in SORTS else SORTS[0]
         rows.sort(key=self._order(sort))
         pages = max(1, math.ceil(len(rows) / PAGE))
@@ -282,7 +288,10 @@ class ShownRun:
     def _live_rows(self) -> list[ClientRow]:
         assert self.status is not None
         busy = set(self.status.missing)
-        out = {**dict.fromkeys(self.status.dropped, "dropped"), **dict.fromkeys(self.status.quarantined, "quarantined")}
+        out = {
+            **dict.fromkeys(self.status.dropped, "dropped"),
+            **dict.fromkeys(self.status.quarantined, "quarantined"),
+        }
         rows = [self._live_row(node, node.name in busy, out.pop(node.name, "")) for node in self.status.nodes]
         rows += [ClientRow(name, state, _BAD) for name, state in out.items()]
         return sorted(rows, key=lambda row: row.name)

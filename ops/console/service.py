@@ -109,7 +109,9 @@ def _check_files(folder: Path) -> list[str]:
         check_authority(ca)
         read = x509.load_pem_x509_certificate(cert)
     except ValueError as e:
-        raise ConfigError(f"--access {folder} cannot be used: {e}; `fednc certs server --renew` makes another") from e
+        raise ConfigError(
+            f"--access {folder} cannot be used: {e}; `fednc certs server --renew` makes another"
+        ) from e
     if read.not_valid_after_utc.timestamp() <= time.time():
         raise ConfigError(f"{folder / credentials.CERT} has expired; `fednc certs server --renew` makes another")
     names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

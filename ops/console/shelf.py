@@ -16,7 +16,17 @@ from pathlib import Path
 from fednc.common.errors import DataError
 from fednc.ops.console.geometry import Geometry
 from fednc.ops.console.run_log import RunLog
-from fednc.ops.run_folders.folder import CHECKPOINTS, EVENTS, ROUNDS, SUMMARY, RunFolder, State, is_held, read_run, runs_in
+from fednc.ops.run_folders.folder import (
+    CHECKPOINTS,
+    EVENTS,
+    ROUNDS,
+    SUMMARY,
+    RunFolder,
+    State,
+    is_held,
+    read_run,
+    runs_in,
+)
 from fednc.server.rounds.result_files import EXAMPLES
 from fednc.server.storage.history import History, RoundRecord
 
@@ -129,7 +139,9 @@ def _grown(run: RunFolder, log: RunLog) -> RunFolder:
 def pictures_of(folder: Path) -> list[str]:
     """Names of the pictures of a run: those of its task, then its examples; the newest examples first."""
     found = [path.name for path in sorted(folder.glob("*.png")) if path.is_file()]
-    examples = [path for path in (folder / EXAMPLES).glob("*") if path.suffix.lower() in PICTURES and path.is_file()]
+    examples = [
+        path for path in (folder / EXAMPLES).glob("*") if path.suffix.lower() in PICTURES and path.is_file()
+    ]
     return [*(f"{EXAMPLES}/{path.name}" for path in sorted(examples, reverse=True)), *found][:_MOST_PICTURES]
 
 

@@ -63,7 +63,10 @@ def keep_verdict(work: PipelineWork, reference: str, verdict: dict[str, Any]) ->
 def is_registered(work: PipelineWork, found: dict[str, Any]) -> bool:
     """Whether the store still has the version."""
     try:
-        return work.registry.current(f"{work.file.model}/{found['version']}") == (found["version"], found["digest"])
+        return work.registry.current(f"{work.file.model}/{found['version']}") == (
+            found["version"],
+            found["digest"],
+        )
     except (ConfigError, KeyError):
         return False
 

@@ -31,7 +31,11 @@ def no_gate(work: PipelineWork) -> str:
 def inputs(work: PipelineWork) -> dict[str, Any]:
     """The candidate, and the rules of the gate."""
     gate = _gate(work)
-    return {"candidate": candidate(work), "rules": gate.model_dump(include={"at_least", "at_most"}), "trust": gate.trust}
+    return {
+        "candidate": candidate(work),
+        "rules": gate.model_dump(include={"at_least", "at_most"}),
+        "trust": gate.trust,
+    }
 
 
 def candidate(work: PipelineWork) -> str:
@@ -130,7 +134,11 @@ def _broken_rules(work: PipelineWork) -> Iterator[str]:
 
 
 def _told(metrics: dict[str, float], name: str) -> str:
-    return f"{metrics[name]:.4g}" if name in metrics else f"not measured (there are {', '.join(sorted(metrics)[:20])})"
+    return (
+        f"{metrics[name]:.4g}"
+        if name in metrics
+        else f"not measured (there are {', '.join(sorted(metrics)[:20])})"
+    )
 
 
 def _wait(work: PipelineWork, digest: str) -> Verdict:
@@ -139,7 +147,9 @@ def _wait(work: PipelineWork, digest: str) -> Verdict:
     record.state, record.note = StepState.ASKING, digest
     work.current.save()
     place = "" if work.file.approvals == Path("approvals") else f" --folder {work.file.approvals}"
-    work.tell(f"gate: waits for a person. Look: fednc gates{place}; answer: fednc approve {digest[:_DIGITS]}{place}")
+    work.tell(
+        f"gate: waits for a person. Look: fednc gates{place}; answer: fednc approve {digest[:_DIGITS]}{place}"
+    )
     last = record.began_at + 3600 * gate.timeout_h if gate.timeout_h else float("inf")
     while work.waits and time.time() < last:
         verdict = verdict_on(work.file, digest)

@@ -82,7 +82,9 @@ def _superlink(order: RunOrder, place: Path) -> Iterator[dict[str, str]]:
     quiet_flower()
     port, table = _free_port(), order.file.simulation
     environment = {**os.environ, "FLWR_HOME": str(place.resolve()), "NO_COLOR": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"  # it starts others
+    environment["PATH"] = (
+        f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"  # it starts others
+    )
     options = {
         "num-supernodes": len(order.clients),
         "backend.client-resources.num-cpus": table.cpus,

@@ -47,9 +47,15 @@ class SearchTable(Section):
     trials: Annotated[int, Field(ge=1)] = Field(10, description="how many trials")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the sampler")
     objectives: tuple[str, ...] = Field(("primary",), description="what counts; docs/search.md lists them")
-    sampler: str | dict[str, Any] = Field("TPE", description="a sampler by Optuna's name, or a table with its options")
-    pruner: str | dict[str, Any] = Field("Nop", description="a pruner by Optuna's name, or a table with its options")
-    set: dict[str, Any] = Field(default_factory=dict, description="keys of the run file for trials only, such as rounds")
+    sampler: str | dict[str, Any] = Field(
+        "TPE", description="a sampler by Optuna's name, or a table with its options"
+    )
+    pruner: str | dict[str, Any] = Field(
+        "Nop", description="a pruner by Optuna's name, or a table with its options"
+    )
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="keys of the run file for trials only, such as rounds"
+    )
 
 
 class GateTable(Section):
@@ -62,7 +68,9 @@ class GateTable(Section):
         default_factory=dict, description="lowest values of metrics for which a person is asked at all"
     )
     at_most: dict[str, float] = Field(default_factory=dict, description="highest values of metrics")
-    folder: str = Field("", description="folder of requests and verdicts; empty: FEDNC_APPROVALS, else `approvals`")
+    folder: str = Field(
+        "", description="folder of requests and verdicts; empty: FEDNC_APPROVALS, else `approvals`"
+    )
     trust: str = Field(
         "", description="folder of the authority whose signatures count, as `fednc certs` made it; empty: any"
     )
@@ -99,8 +107,9 @@ class TriggerTable(Section):
     data: bool = Field(True, description="when the data of a client or the test data have changed")
     alarms: bool = Field(True, description="when a look raises a drift alarm")
     look_every_h: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="ask the clients so often for class sums of the served model, one round without training, to "
-        "hear of drift and of new data at clients that come by themselves; 0: never"
+        0.0,
+        description="ask the clients so often for class sums of the served model, one round without training, to "
+        "hear of drift and of new data at clients that come by themselves; 0: never",
     )
     every_h: Annotated[float, Field(ge=0)] = Field(0.0, description="so long after the last run began; 0: never")
     poll_s: Annotated[float, Field(gt=0)] = Field(10.0, description="how often to look")
@@ -120,7 +129,8 @@ class PipelineFile(Section):
     folder: str = Field("pipelines", description="folder of all pipelines; from the working folder")
     device: str = Field("auto", description="device of the clients that this machine runs")
     checked_plugins: bool = Field(
-        False, description="use only plug-ins that have passed `fednc plugins check`; one that failed is never used"
+        False,
+        description="use only plug-ins that have passed `fednc plugins check`; one that failed is never used",
     )
     clients: dict[str, str] = Field(default_factory=dict, description="data spec of each client, by name")
     link: LinkTable = Field(default_factory=LinkTable)

@@ -52,7 +52,9 @@ class Runner:
         with claimed(self.file.place):
             journal, inputs = Journal(self.file.place), inputs_of(self.file, self.run)
             current = self._current(journal, cause, inputs)
-            work = PipelineWork(self.file, journal, current, self.carriers, inputs, tell=self.tell, waits=self.waits)
+            work = PipelineWork(
+                self.file, journal, current, self.carriers, inputs, tell=self.tell, waits=self.waits
+            )
             self._drive(work)
         return current
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fednc.common import fault_injection
 from fednc.common.errors import AddressError, ConfigError, FedncError, MissingExtraError
 from fednc.common.files import private_folder
 from fednc.common.peer_text import LONG_TEXT, one_line
@@ -24,6 +27,7 @@ from fednc.common.peer_text import LONG_TEXT, one_line
 DEFAULT_STORE = "models"
 EXPERIMENT = "fednc"
 DATABASE, FILES, LOCK = "mlflow.db", "artifacts", "lock"
+_NEW = ".new-"  # beginning of the name of a folder in which a database is made
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -72,8 +76,10 @@ class Store:
         mlflow = load_mlflow()
         with self.locked(), answering(self), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if self.folder is not None and not (self.folder / DATABASE).exists():
+                _make_database(mlflow, self.folder)
             client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            client.search_registered_models(max_results=1)  # makes the tables of a new database
+            client.search_registered_models(max_results=1)  # makes the tables of a new database on a server
         return client
 
     @cached_property
@@ -104,6 +110,21 @@ class Store:
                     yield
                 finally:
                     self._depth -= 1
+
+
+def _make_database(mlflow: Any, folder: Path) -> None:
+    """Make a new store's database, whole or not at all. The caller holds the lock.
+
+    MLflow makes it in dozens of steps, and can use none that was left half way.
+    """
+    for left in folder.glob(f"{_NEW}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_NEW) as temporary:
+        place = Path(temporary) / DATABASE
+        uri = f"sqlite:///{place}"
+        mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri).search_registered_models(max_results=1)
+        fault_injection.at("registry.database")
+        place.replace(folder / DATABASE)
 
 
 def load_mlflow() -> Any:

@@ -169,7 +169,9 @@ def write_labelled(folder: Path, model: ExportedModel, data: TaskData, labels: d
     given = np.array([labels[int(index)] for index in chosen])
     for name in ("y_train", "y_test"):
         if name not in arrays or arrays[name].shape != given.shape:
-            raise DataError(f"task {model.task.name!r}: its examples do not have one label each, so a CSV cannot give it")
+            raise DataError(
+                f"task {model.task.name!r}: its examples do not have one label each, so a CSV cannot give it"
+            )
         arrays[name] = given.astype(arrays[name].dtype)
     private_folder(folder)
     file = io.BytesIO()

@@ -161,7 +161,9 @@ def _short(facts: Facts) -> str:
 
 
 def _where_measured(record: RoundRecord | None) -> str:
-    return "on the server's own test data" if record and record.test else "on what the clients hold out of training"
+    return (
+        "on the server's own test data" if record and record.test else "on what the clients hold out of training"
+    )
 
 
 def _what(facts: Facts) -> Iterator[Block]:
@@ -169,7 +171,9 @@ def _what(facts: Facts) -> Iterator[Block]:
     rows = [["method", run.method or "unknown"], ["task", str(config.get("task", {}).get("name", "unknown"))]]
     classes = facts.summary.get("classes") or []
     if classes:
-        rows.append(["classes", f"{len(classes)}: {', '.join(map(str, classes[:20]))}{', ...' * (len(classes) > 20)}"])
+        rows.append(
+            ["classes", f"{len(classes)}: {', '.join(map(str, classes[:20]))}{', ...' * (len(classes) > 20)}"]
+        )
     planned = f" of {run.planned}" if run.planned and run.planned != run.done else ""
     rows += [["rounds", f"{run.done}{planned}"], ["state", f"{run.state}{f': {run.problem}' * bool(run.problem)}"]]
     rows.append(["time", f"{run.seconds:,.0f} s"])
@@ -217,7 +221,9 @@ def _how_good(facts: Facts) -> Iterator[Block]:
         return
     yield f"Measured {_where_measured(last)}, after round {last.round}."
     single = {key: value for key, value in last.metrics.items() if "/" not in key and math.isfinite(value)}
-    yield TextTable(["metric", "value"], [[key, _number(facts.metric, key, value)] for key, value in single.items()])
+    yield TextTable(
+        ["metric", "value"], [[key, _number(facts.metric, key, value)] for key, value in single.items()]
+    )
     if last.spread:
         three = (f"{name} {facts.metric.show(last.spread[name])}" for name in ("min", "median", "max"))
         yield f"{facts.metric.name} over {last.spread['clients']:.0f} clients, each on what it holds out: {', '.join(three)}."
@@ -240,7 +246,9 @@ def _number(metric: MetricInfo, name: str, value: float) -> str:
 
 def _where_bad(facts: Facts) -> Iterator[Block]:
     if facts.by_class:
-        ordered = sorted(facts.by_class.items(), key=lambda item: item[1], reverse=not facts.metric.higher_is_better)
+        ordered = sorted(
+            facts.by_class.items(), key=lambda item: item[1], reverse=not facts.metric.higher_is_better
+        )
         usual = _median(facts.by_class.values())
         yield f"Classes, the worst first. The median class has {facts.metric.name} {facts.metric.show(usual)}."
         rows = [
@@ -274,7 +282,9 @@ def _where_bad(facts: Facts) -> Iterator[Block]:
 
 def _client_values(facts: Facts) -> dict[str, float]:
     name = facts.metric.name
-    return {client: found[name] for client, found in facts.clients.items() if math.isfinite(found.get(name, math.nan))}
+    return {
+        client: found[name] for client, found in facts.clients.items() if math.isfinite(found.get(name, math.nan))
+    }
 
 
 def _median(values: Collection[float]) -> float:
@@ -321,18 +331,27 @@ def _attacked(facts: Facts) -> Finding:
         yield "Ask the owner before you readmit it.", f"{facts.shown(name)} was shut out because of what it sent"
     rejected = sum(isinstance(e, MessageRejected) for e in facts.events)
     if rejected:
-        yield "Look for the kind `rejected` in events.jsonl.", f"{rejected} messages were ones that no honest node sends"
+        yield (
+            "Look for the kind `rejected` in events.jsonl.",
+            f"{rejected} messages were ones that no honest node sends",
+        )
 
 
 def _drifts(facts: Facts) -> Finding:
     for name, event in facts.drifting.items():
         classes = f", most in {', '.join(event.classes[:3])}" if event.classes else ""
-        yield "Ask whether its data, sensor or labelling has changed.", f"{facts.shown(name)}: drift alarm since round {event.round}{classes}"
+        yield (
+            "Ask whether its data, sensor or labelling has changed.",
+            f"{facts.shown(name)}: drift alarm since round {event.round}{classes}",
+        )
 
 
 def _unmeasured(facts: Facts) -> Finding:
     if facts.evaluated is None:
-        yield "Evaluate: set evaluate.test, or let clients hold examples out.", "nothing is known about the quality"
+        yield (
+            "Evaluate: set evaluate.test, or let clients hold examples out.",
+            "nothing is known about the quality",
+        )
     elif not facts.evaluated.test:
         yield "Give the server test data of its own (evaluate.test).", "quality was measured by the clients only"
 
@@ -349,7 +368,10 @@ def _rare_classes(facts: Facts) -> Finding:
     total = sum(facts.examples.values())
     for name, count in facts.examples.items():
         if total and count < FEW_SHARE * total / len(facts.examples):
-            yield "Collect more examples of it, or set class weights.", f"class {name}: {count:,} of {total:,} examples"
+            yield (
+                "Collect more examples of it, or set class weights.",
+                f"class {name}: {count:,} of {total:,} examples",
+            )
 
 
 def _weak_clients(facts: Facts) -> Finding:
@@ -364,7 +386,10 @@ def _weak_clients(facts: Facts) -> Finding:
 def _absent(facts: Facts) -> Finding:
     for name, count in sorted(facts.absences.items()):
         if count > ABSENT_SHARE * max(1, facts.run.done):
-            yield "Check its machine and its connection.", f"{facts.shown(name)} missed {count} of {facts.run.done} rounds"
+            yield (
+                "Check its machine and its connection.",
+                f"{facts.shown(name)} missed {count} of {facts.run.done} rounds",
+            )
 
 
 def _improving(facts: Facts) -> Finding:
@@ -372,7 +397,10 @@ def _improving(facts: Facts) -> Finding:
     if len(values) > 2 and facts.metric.best(values) == values[-1] != values[-2]:
         gain = abs(values[-1] - values[-2]) / max(1e-9, abs(values[-2]))
         if gain > GAIN and facts.metric.is_better(values[-1], values[-2]):
-            yield "Train for more rounds (rounds.total).", f"{facts.metric.name} still improves: the last evaluation is the best"
+            yield (
+                "Train for more rounds (rounds.total).",
+                f"{facts.metric.name} still improves: the last evaluation is the best",
+            )
 
 
 def _past_best(facts: Facts) -> Finding:
@@ -414,7 +442,10 @@ RULES: dict[str, Callable[[Facts], Finding]] = {
 
 def _pictures(folder: Path) -> Iterator[Picture]:
     """Those of the run and of its task, and the head of its queue."""
-    named = {"clients.png": "clients by round", "reliability.png": "accuracy by confidence, on the server's test data"}
+    named = {
+        "clients.png": "clients by round",
+        "reliability.png": "accuracy by confidence, on the server's test data",
+    }
     finals = [path for path in sorted((folder / "examples").glob("*.png")) if not path.name.startswith("round-")]
     places = [
         *((folder / name, caption) for name, caption in named.items()),

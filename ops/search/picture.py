@@ -72,7 +72,10 @@ def _draw_curves(axes: Any, view: SearchView) -> None:
     for trial in sorted(shown, key=lambda trial: trial.number in view.best):
         rounds, is_best = sorted(trial.curve), trial.number in view.best
         values = [trial.curve[number] for number in rounds]
-        style = {"color": _BEST if is_best else _COLOURS.get(trial.state, "#999999"), "lw": 2.2 if is_best else 1.0}
+        style = {
+            "color": _BEST if is_best else _COLOURS.get(trial.state, "#999999"),
+            "lw": 2.2 if is_best else 1.0,
+        }
         axes.plot(rounds, values, "o-", ms=3, alpha=1.0 if is_best else 0.6, **style)
         if is_best:
             axes.annotate(f" {trial.number}", (rounds[-1], values[-1]), fontsize=_FONT, color=_BEST)

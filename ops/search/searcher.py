@@ -24,7 +24,14 @@ from fednc.common.files import private_folder, write_atomically
 from fednc.ops.search.objectives import MAXIMIZE, MINIMIZE, OBJECTIVES, primary_of
 from fednc.ops.search.plan import SearchPlan
 from fednc.ops.search.space import Values
-from fednc.ops.search.strategies import EXHAUSTED, SUPERSEDED, curve_as_trial, load_optuna, place_of, prunes_by_primary
+from fednc.ops.search.strategies import (
+    EXHAUSTED,
+    SUPERSEDED,
+    curve_as_trial,
+    load_optuna,
+    place_of,
+    prunes_by_primary,
+)
 from fednc.ops.search.study import (
     BEAT,
     BYTES_UP,

@@ -53,7 +53,9 @@ class Dimension(BaseModel):
     def _lists(cls, values: Any) -> Any:
         """`when = { key = value }` is short for a list of one value."""
         if isinstance(values, dict) and isinstance(values.get("when"), dict):
-            when = {key: value if isinstance(value, list | tuple) else [value] for key, value in _flat(values["when"])}
+            when = {
+                key: value if isinstance(value, list | tuple) else [value] for key, value in _flat(values["when"])
+            }
             return {**values, "when": when}
         return values
 
@@ -80,7 +82,9 @@ class Dimension(BaseModel):
             raise ValueError("`low` and `high` must both be there, and `low` must be the smaller one")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("`log` needs a `low` above 0, and no `step`")
-        if self.is_int and any(isinstance(v, float) and not v.is_integer() for v in (self.low, self.high, self.step)):
+        if self.is_int and any(
+            isinstance(v, float) and not v.is_integer() for v in (self.low, self.high, self.step)
+        ):
             raise ValueError("a whole number is wanted, but `low`, `high` or `step` is none")
 
     @property
@@ -241,7 +245,12 @@ class Space:
     def _check_type(self, key: str, run: RunConfig, source: str) -> None:
         """`low = 0, high = 1` of a key with decimals would try 0 and 1 only."""
         dimension = self.dimensions[key]
-        if dimension.choices is None and dimension.is_int and not dimension.type and isinstance(_get(run, key), float):
+        if (
+            dimension.choices is None
+            and dimension.is_int
+            and not dimension.type
+            and isinstance(_get(run, key), float)
+        ):
             raise ConfigError(
                 f"{source}: space.{key}: the key takes decimals, but only whole numbers would be tried: write "
                 f'{float(dimension.low or 0)} and {float(dimension.high or 0)}, or type = "int"'

@@ -145,7 +145,9 @@ def _pruner(wanted: Strategy) -> BasePruner:
 def _grid(plan: SearchPlan) -> dict[str, list[Any]]:
     """All values of each key. Raises ConfigError: a key has infinitely many, or depends on another."""
     if plan.space.is_conditional:
-        raise ConfigError("sampler Grid: takes no `when`; use BruteForce, which tries every combination that can be")
+        raise ConfigError(
+            "sampler Grid: takes no `when`; use BruteForce, which tries every combination that can be"
+        )
     found = {}
     for key, dimension in plan.space.dimensions.items():
         if dimension.choices is not None:

@@ -178,7 +178,9 @@ def _refused(plan: SearchPlan) -> Iterator[None]:
         yield
     except (KeyError, ValueError) as e:
         said = str(e).strip("'\"")
-        raise ConfigError(f"study {plan.name!r} in {plan.storage}: {said}; choose another `name` or `storage`") from e
+        raise ConfigError(
+            f"study {plan.name!r} in {plan.storage}: {said}; choose another `name` or `storage`"
+        ) from e
 
 
 def _checked(study: Study, plan: SearchPlan) -> Study:

@@ -169,8 +169,8 @@ class Fold:
     def values(self, update: ArrayRecord, owned: Mapping[str, int] | None = None) -> dict[str, Values]:
         """The values of each tensor, after a check of names, shapes and dtypes.
 
-        Tensors that the sender did not train have the reference's values; it may leave them out. Angles are shifted
-        by whole turns to be closest to the reference's.
+        Tensors that the sender did not train have the reference's values; it may leave them out. Angles are
+        shifted by whole turns to be closest to the reference's.
 
         Raises:
             ProtocolError: names, shapes or dtypes differ from the reference.

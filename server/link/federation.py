@@ -202,7 +202,9 @@ class Federation:
         [server] stays as it is. Raises ConfigError: the run has another [split].
         """
         if run.split != self.run.split:
-            raise ConfigError("[split] gives each client its part when it comes: a run that follows cannot change it")
+            raise ConfigError(
+                "[split] gives each client its part when it comes: a run that follows cannot change it"
+            )
         for work in list(self._works.values()):
             self._fail(work, NODE_LOST, "RunOver", "the server went on to its next run")
         run = run.model_copy(update={"server": self.run.server})

@@ -7,7 +7,7 @@ Checked by the servicer before anything else is done. Independent of the run: wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from fednc.common.errors import ProtocolError
 from fednc.common.peer_text import LONG_TEXT, SHORT_TEXT, is_plain
@@ -18,7 +18,6 @@ from fednc.common.wire.messages import MAX_EXAMPLES
 from fednc.protos import federation_pb2 as pb
 
 NAME_LENGTH = 64
-PARTS = 64  # of a task, such as the kinds of labels that a client may have
 INSTALLED = 1000  # tasks or methods
 CLASSES = 1 << 12  # if the run does not say how many there are; every declaration logs its counts
 ID_BYTES = 32
@@ -63,8 +62,13 @@ def check_attend(request: pb.AttendRequest) -> None:
     require("part", fits, f"part {part.index} of {part.of}; parts are counted from 0")
 
 
-def check_declaration(declaration: pb.Declaration, label_space: int | None, members_per_example: int = 1) -> None:
-    """Raises InvalidError. `label_space` is None if the run has none; `members_per_example`: see `Task`."""
+def check_declaration(
+    declaration: pb.Declaration,
+    label_space: int | None,
+    members_per_example: int = 1,
+    parts: Collection[str] = (),
+) -> None:
+    """Raises InvalidError. `label_space` is None if the run has none; for the other two see `Task`."""
     for field in ("examples", "held_out"):
         value = getattr(declaration, field)
         require(field, value <= MAX_EXAMPLES, f"{value} examples, at most {MAX_EXAMPLES} are allowed")
@@ -78,9 +82,8 @@ def check_declaration(declaration: pb.Declaration, label_space: int | None, memb
     _check_text("run_id", declaration.run_id, LONG_TEXT)
     require("pid", declaration.pid <= 1 << 22, f"{declaration.pid} is not a process id")
     _check_text("manifest", declaration.manifest, MOST_BYTES)
-    require("holdings", len(declaration.holdings) <= PARTS, f"more than {PARTS} parts of a task")
     for name, count in declaration.holdings.items():
-        _check_text("holdings", name, NAME_LENGTH)
+        require("holdings", name in parts, f"{name!r:.80} is no part of the task")
         require("holdings", count <= declaration.examples, f"{count} of {declaration.examples} examples")
     require("standing", declaration.standing in pb.Declaration.Standing.values(), "unknown value")
 

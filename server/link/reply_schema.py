@@ -113,11 +113,16 @@ class ReplyForm:
 
 @dataclass(frozen=True)
 class ReplySchema:
-    """The form of replies by message type, the number of classes, and the most members of them in an example."""
+    """The form of replies by message type, the number of classes, and the most members of them in an example.
+
+    Attributes:
+        parts: names of the parts of the task that a client may hold.
+    """
 
     label_space: int
     members_per_example: int
     forms: Mapping[str, ReplyForm]
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -160,6 +165,7 @@ class ReplySchema:
         return cls(
             label_space=task.label_space,
             members_per_example=task.members_per_example,
+            parts=task.parts,
             forms={
                 TRAIN: ReplyForm(
                     required={MODEL: weights, **additions}, optional={SUMS: sums["local"]}, may_lack={MODEL: owned}

@@ -138,8 +138,8 @@ class FederationServicer(rpc.FederationServicer):
             require("standing", node.count_declaration() <= most, f"declared {most} times in one attendance")
             if request.run_id and request.run_id != self._federation.run_id:
                 return pb.DeclarationReceipt()  # about the run before: this client has yet to hear of the next one
-            classes = (schema.label_space, schema.members_per_example) if schema else (None, 1)
-            message_limits.check_declaration(request, *classes)
+            known = (schema.label_space, schema.members_per_example, schema.parts) if schema else (None,)
+            message_limits.check_declaration(request, *known)
             self._federation.declare(node, request)
         return pb.DeclarationReceipt()
 

@@ -17,7 +17,6 @@ from flwr.serverapp import Grid
 
 from fednc.common.tasks import personal, temperature
 from fednc.common.tasks.metrics import EXAMPLES, Stats
-from fednc.common.wire import messages
 from fednc.common.wire.messages import CALIBRATE, PERSONAL, Instruction
 from fednc.server.aggregation.total_sums import TotalSums
 from fednc.server.rounds.replies import Content

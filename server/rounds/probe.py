@@ -55,7 +55,9 @@ def ask_for_pick(
     try:
         keep(verdict.to_json())
     except OSError as e:
-        text = f"what the probe said cannot be kept: {e.strerror}; before the first checkpoint, a restart asks again"
+        text = (
+            f"what the probe said cannot be kept: {e.strerror}; before the first checkpoint, a restart asks again"
+        )
         strategy.events.emit(DiskProblem(text=text, errno=e.errno))
     text = f"{verdict.text}; tried by {len(answers.added)} clients on {verdict.held_out} held-out examples"
     strategy.events.emit(

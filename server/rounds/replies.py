@@ -136,6 +136,8 @@ def messages_to(
 ) -> list[Message]:
     """One message per node. A list, because stock Flower's grid iterates it repeatedly."""
     return [
-        grid.create_message(content if isinstance(content, RecordDict) else content(node), message_type, node, str(group))
+        grid.create_message(
+            content if isinstance(content, RecordDict) else content(node), message_type, node, str(group)
+        )
         for node in nodes
     ]

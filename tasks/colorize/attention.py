@@ -1,4 +1,4 @@
-"""Attention from the tokens of a reference to those of line art: with the attention map as a constant, and without.
+"""Attention from the tokens of a reference to those of line art: with a constant attention map, and without.
 
 Stop-gradient attention (SGA, ECCV 2022): no gradient flows through the attention map, because it works against the
 gradient through the values. Beside it the same block with that gradient, and the block of SCFT. Every block names
@@ -35,9 +35,11 @@ class StopGradientAttention(nn.Module):
     """X + BN(A LReLU(W_v Y) + LReLU(W_q X)), with A the map of `double_normalised`, without learnt weights."""
 
     def __init__(self, channels: int, norm: nn.Module, *, stop_gradient: bool = True) -> None:
-        """Args:
-        norm: takes [B, C, T]; published: batch normalisation.
-        stop_gradient: False lets gradients through the map, to compare.
+        """A block for tokens of `channels`.
+
+        Args:
+            norm: takes [B, C, T]; published: batch normalisation.
+            stop_gradient: False lets gradients through the map, to compare.
         """
         super().__init__()
         self.query = nn.Linear(channels, channels)

@@ -189,7 +189,9 @@ class ColourTask(Task):
             return section
         return section.model_copy(update={"lr": section.lr * self.options.adversary_rate})
 
-    def training_step(self, model: nn.Module, batch: ColourBatch, guide: Guide, trainer: Stepper) -> dict[str, Tensor]:
+    def training_step(
+        self, model: nn.Module, batch: ColourBatch, guide: Guide, trainer: Stepper
+    ) -> dict[str, Tensor]:
         """A step of the adversary, then one of the generator, on the same pictures."""
         painted = self.painted(model, batch)
         inputs, truth, *_ = batch
@@ -261,7 +263,7 @@ class ColourTask(Task):
         return files
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
-        """`colours.png`: test pictures, evenly chosen: line art, reference, result, truth, result with the truth."""
+        """`colours.png`: test pictures, with line art, reference, result, truth, and result from the truth."""
         del guide
         assert isinstance(data, ColourData)
         chosen = np.unique(np.linspace(0, data.examples - 1, min(SHOWN, data.examples)).round().astype(np.int64))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fednc.common.tasks.metrics import SUM_STEP, MAE, Metric, Stats, exact, refuse_unless, sum_zero
+from fednc.common.tasks.metrics import MAE, SUM_STEP, Metric, Stats, exact, refuse_unless, sum_zero
 from fednc.tasks.colorize.line_art import gaussian
 from fednc.tasks.colorize.perceptual import FEATURES, picture_features
 

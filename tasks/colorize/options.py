@@ -50,7 +50,8 @@ class ColorizeOptions(TaskOptions):
         (8, 16, 32),
         min_length=1,
         max_length=6,
-        description="channels of the adversary, which halves the picture at each of them. Published: 16, 32, 64, 128",
+        description="channels of the adversary, which halves the picture at each of them. Published: 16, 32, 64, "
+        "128",
     )
     adversary: Literal["local", "averaged"] = Field(
         "local",
@@ -83,8 +84,9 @@ class ColorizeOptions(TaskOptions):
     )
     perceptual_weights: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = Field(
         "",
-        description="SHA-256 of a safetensors file with weights of VGG19's first layers, which lies on every client "
-        "as `SHA256.safetensors` in the folder that FEDNC_WEIGHTS names; empty: weights drawn from a fixed seed",
+        description="SHA-256 of a safetensors file with weights of VGG19's first layers, which lies on every "
+        "client as `SHA256.safetensors` in the folder that FEDNC_WEIGHTS names; empty: weights drawn from a "
+        "fixed seed",
     )
     warp: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.25, description="how far a training picture is bent to make its own reference, as a share of its side"

@@ -1,7 +1,7 @@
 """Frozen networks that compare pictures: for the losses, and for the distance of two sets of pictures.
 
-Their weights are drawn from a seed, the same on every machine, or read from a file that the client's owner has. They
-are no part of the model: never trained, never sent. Must not know the task.
+Their weights are drawn from a seed, the same on every machine, or read from a file that the client's owner has.
+They are no part of the model: never trained, never sent. Must not know the task.
 
 Legend: B batch, C channels, H height, W width, D features.
 """
@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import safetensors.torch
@@ -42,7 +43,7 @@ class FrozenFeatures(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = (3, width, width, 2 * width, 2 * width)
-        self.layers = nn.ModuleList([nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)])
+        self.layers = nn.ModuleList([nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)])
         self.register_buffer("mean_C11", torch.full((3, 1, 1), 0.5))
         self.register_buffer("std_C11", torch.full((3, 1, 1), 0.5))
 
@@ -83,7 +84,7 @@ def _read_vgg(network: FrozenFeatures, digest: str) -> None:
     if not folder or not path.is_file():
         raise ConfigError(
             f"task.perceptual_weights: {digest[:12]}... is not here. Put the file as {digest}.safetensors into a "
-            f"folder and name the folder in the environment variable {FOLDER}; or set the key to \"\"."
+            f'folder and name the folder in the environment variable {FOLDER}; or set the key to "".'
         )
     data = path.read_bytes()
     if sha256(data).hexdigest() != digest:
@@ -133,9 +134,7 @@ class PictureFeatures(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 16, 32, FEATURES)
-        self.layers = nn.ModuleList(
-            [nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)]
-        )
+        self.layers = nn.ModuleList([nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths)])
 
     def forward(self, picture_BCHW: Tensor) -> Tensor:
         """[B, D]."""

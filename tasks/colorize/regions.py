@@ -1,9 +1,9 @@
-"""The task with a region head: tokens of the coloured picture are told apart by the frozen frame, with class memory.
+"""The task with a region head: tokens of a picture are told apart by the frozen frame, with class memory.
 
 Chosen by `ColorizeTask.for_run` where `task.region_weight` is above 0. An example is a picture, the members of a
 class are tokens. Must not know servers, clients or the link.
 
-Legend: B batch, C channels, D feature width, K regions, T labelled tokens, h and w height and width of the token grid.
+Legend: B batch, C channels, D feature width, K regions, T labelled tokens, h and w sides of the token grid.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask, as_classifier
 from fednc.common.tasks.metric_info import PERCENT
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, count_zeros, refuse_unless
+from fednc.tasks.colorize.colour_task import ColourTask, Painted
 from fednc.tasks.colorize.dataset import ColourBatch, at_tokens
 from fednc.tasks.colorize.network import Adversary, Generator, token_channels, token_grid
 from fednc.tasks.colorize.options import ColorizeOptions
-from fednc.tasks.colorize.colour_task import ColourTask, Painted
 
 
 class RegionColourModel(ClassifierModel):
@@ -87,7 +87,9 @@ class RegionAccuracy(Metric):
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
         """See Metric."""
         hits, count, most = int(sums["region_hits"]), int(sums["region_count"]), examples * self._most_tokens
-        refuse_unless(0 <= hits <= count <= most, f"{hits} of {count} tokens right, {examples} pictures have {most}")
+        refuse_unless(
+            0 <= hits <= count <= most, f"{hits} of {count} tokens right, {examples} pictures have {most}"
+        )
 
 
 class RegionColorizeTask(ColourTask, ClassifierTask):

@@ -15,7 +15,7 @@ _WIDTHS = {64: (8, 16, 32, 64), 128: (8, 16, 32, 64, 96), 256: (16, 32, 64, 128,
 
 
 def suggested(spec: str) -> Suggestion:
-    """Size and widths for the pictures at `spec`, and the tables of a run with two optimisers. Raises DataError."""
+    """Size and widths for the pictures at `spec`, and tables for two optimisers. Raises DataError."""
     is_generated = spec.partition(":")[0] == "characters"
     found = select.read(spec, "train", ColorizeOptions(), 0.0)
     if not found.names:

@@ -188,7 +188,7 @@ class DenseData(TaskData):
 
 
 def unknown_map(kind: str, size: tuple[int, ...], device: torch.device | None = None) -> Tensor:
-    """A map [N, H, W], or [N, channels, H, W], as it is stored, of which no pixel is known. `size` is (N, H, W)."""
+    """A map [N, H, W] or [N, channels, H, W] of which no pixel is known, as it is stored. `size`: (N, H, W)."""
     form = MAPS[kind]
     assert form.unknown is not None
     shape = (size[0], form.channels, *size[1:]) if form.channels else size

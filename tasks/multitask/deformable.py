@@ -1,7 +1,7 @@
 """The deformable mixer: mixes channels, then lets each channel of each pixel look at a place that it learns.
 
-After DeMT (Xu et al., AAAI 2023, arXiv 2301.03461). A mixer is the encoder of one task. Every operation works on one
-picture at a time, so that no picture changes the result of another. Must not know data or losses.
+After DeMT (Xu et al., AAAI 2023, arXiv 2301.03461). A mixer is the encoder of one task. Every operation works on
+one picture at a time, so that no picture changes the result of another. Must not know data or losses.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -42,10 +42,10 @@ def _places(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Offsets(nn.Module):
-    """Offsets [B, 2, C, H, W] in pixels from features: a 3x3 convolution to nine places, a second one to all channels.
+    """Offsets [B, 2, C, H, W] in pixels: a 3x3 convolution of features to nine places, one to all channels.
 
     The second one begins at zero, so a new layer samples every pixel where it is. The first one sees, beside the
-    features, where the pixel is in the picture, from -1 to 1: unlike pixel numbers this does not grow with the size.
+    features, where the pixel is in the picture, from -1 to 1: unlike pixel numbers, that does not grow with it.
     """
 
     def __init__(self, channels: int) -> None:

@@ -56,7 +56,9 @@ class Sequences:
     def __init__(self, mode: str, private: Sequence[bool], device: torch.device) -> None:
         """`private`: for each task whether only it may see its tokens; every task sees all others."""
         self.mode = mode
-        rows = [[row == column or not hidden for column, hidden in enumerate(private)] for row in range(len(private))]
+        rows = [
+            [row == column or not hidden for column, hidden in enumerate(private)] for row in range(len(private))
+        ]
         # Decided in Python: a model that branches on a tensor cannot be exported as a graph.
         self.allowed_TT = None if not any(private) else torch.tensor(rows, device=device)
 
@@ -82,7 +84,7 @@ class Sequences:
         return allowed.repeat_interleave(each, dim=0).repeat_interleave(each, dim=1)
 
     def by_task(self, weight_SLM: Tensor, tasks: int) -> Tensor:
-        """[rows, T]: the share of attention that each task's tokens give to those of each task; rows add up to 1."""
+        """[rows, T]: the share of attention that tokens of each task give to those of each; rows add up to 1."""
         each = weight_SLM.shape[2] // tasks
         rows = weight_SLM.shape[1] // each
         share = weight_SLM.reshape(len(weight_SLM), rows, each, tasks, each).sum(dim=4)

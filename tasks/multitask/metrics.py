@@ -1,8 +1,8 @@
 """The metrics of the tasks, all from additive sums, each with what the best constant prediction would have.
 
-A metric sees the prediction and the truth of its own task; pixels whose truth is not known are not judged. Built by
-the task. `NAME/constant` is the value of the best prediction that is the same for every pixel of the judged data: a
-model that is not better has learnt nothing.
+A metric sees the prediction and the truth of its own task; pixels whose truth is not known are not judged. Built
+by the task. `NAME/constant` is the value of the best prediction that is the same for every pixel of the judged
+data: a model that is not better has learnt nothing.
 
 Legend: B batch, H height, W width, P judged pixels, N thresholds, D directions.
 """

@@ -87,7 +87,7 @@ class MultitaskModel(ClassifierModel):
         return [each.transpose(1, 2).unflatten(2, size) for each in found]
 
     def attention(self, pixel_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Two float [T, T]: which share of its attention each task gives to each, in the interaction and in queries.
+        """Two float [T, T]: the share of its attention that each task gives to each: interaction, queries.
 
         Means over pictures, places and heads; rows add up to 1.
         """
@@ -114,7 +114,7 @@ class MultitaskModel(ClassifierModel):
         return Sequences(self.mode, [name in self.private for name in self.tasks], device)
 
     def maps(self, pixel_BCHW: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """The wanted tasks' predictions [B, channels, H, W]; of segmentation, features [B, D, H, W] of the pixels."""
+        """Predictions [B, channels, H, W] of the wanted tasks; of segmentation, features [B, D, H, W]."""
         found = self.interacted(self.mixed(pixel_BCHW), wanted)
         size = pixel_BCHW.shape[2:]
         return {

@@ -40,8 +40,8 @@ class MultitaskOptions(DenseOptions):
     )
     private: tuple[TaskName, ...] = Field(
         (),
-        description="tasks whose own layers never leave a client that has their labels. The other tasks do not see "
-        "them; for a task that one site owns and does not share",
+        description="tasks whose own layers never leave a client that has their labels. The other tasks do not "
+        "see them; for a task that one site owns and does not share",
     )
     weights: dict[TaskName, Positive] = Field(
         {},
@@ -50,8 +50,8 @@ class MultitaskOptions(DenseOptions):
     )
     interaction: Literal["location", "token", "off"] = Field(
         "location",
-        description="how tasks look at each other: `location`, at the same place; `token`, at all places, for small "
-        "pictures: its cost grows with the square of their number; `off`: not at all",
+        description="how tasks look at each other: `location`, at the same place; `token`, at all places, for "
+        "small pictures: its cost grows with the square of their number; `off`: not at all",
     )
     backbone: str = Field(
         "pyramid",
@@ -73,7 +73,8 @@ class MultitaskOptions(DenseOptions):
     depth: Annotated[int, Field(ge=1, le=16)] = Field(1, description="deformable mixer blocks of each task")
     heads: Annotated[int, Field(ge=1, le=64)] = Field(4, description="heads of the attention between tasks")
     edge_weight: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.95, description="weight of edges against all other pixels in the loss of edges")
+        0.95, description="weight of edges against all other pixels in the loss of edges"
+    )
     edge_tolerance: Share = Field(
         0.0075,
         description="share of the picture's diagonal, rounded to pixels, by which a predicted edge may be off",

@@ -121,7 +121,7 @@ def _grid(rows: Sequence[Sequence[Panel]]) -> Image.Image:
     return page
 
 
-# ---- predictions as files and words ------------------------------------------------------------------------------
+# ---- predictions as files and words -------------------------------------------------------------------------
 
 
 def files(made: Sequence[Image.Image], found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, bytes]:
@@ -147,9 +147,7 @@ def _file_of(task: str, value: Tensor) -> Image.Image:
     return Image.fromarray((value * factor).round().byte().cpu().numpy())
 
 
-def described(
-    found: Mapping[str, Tensor], classes: Sequence[str], parts: Sequence[str]
-) -> list[dict[str, Any]]:
+def described(found: Mapping[str, Tensor], classes: Sequence[str], parts: Sequence[str]) -> list[dict[str, Any]]:
     """For each picture a few words on the prediction of each task."""
     count = len(next(iter(found.values()))) if found else 0
     rows: list[dict[str, Any]] = [{} for _ in range(count)]
@@ -173,7 +171,7 @@ def _told(task: str, value: Tensor, classes: Sequence[str], parts: Sequence[str]
     return [{task: f"{float(share):.0%} of the pixels"} for share in share_B]
 
 
-# ---- examples of a run -------------------------------------------------------------------------------------------
+# ---- examples of a run --------------------------------------------------------------------------------------
 
 
 def examples(made: Sequence[Image.Image], model: MultitaskModel, inputs: Tensor) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 """Several dense tasks at once: one model, and clients that have labels for some of the tasks only.
 
-`MultitaskClassifier` has segmentation among its tasks, and so frame and class memory; `MultitaskTask` has not. Found by
-name through `fednc.common.tasks`. Must not know servers, clients or the link.
+`MultitaskClassifier` has segmentation among its tasks, and so frame and class memory; `MultitaskTask` has not.
+Found by name through `fednc.common.tasks`. Must not know servers, clients or the link.
 
 Legend: B batch, C channels, H height, W width, D feature width, E width before the projection, K label space,
 P labelled pixels.
@@ -35,7 +35,7 @@ from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
 from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.splits import split_digest
 from fednc.tasks.dense.dataset import DenseBatch, DenseData, most_members, sampled
-from fednc.tasks.dense.maps import LABEL, VOID
+from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.metrics import PixelLoss
 from fednc.tasks.dense.preparation import packed, parts_of
 from fednc.tasks.multitask import backbones, metrics, people
@@ -49,7 +49,10 @@ _NECK = 8  # a head has an eighth of the joined maps' channels, as published
 
 
 class MultitaskTask(Task):
-    """Dense tasks without segmentation, and what both kinds of run share. Batches are (normalised pictures [B, C, H, W], the map of each task)."""
+    """Dense tasks without segmentation, and what both kinds of run share.
+
+    Batches are (normalised pictures [B, C, H, W], the map of each task).
+    """
 
     name = "multitask"
     Options = MultitaskOptions
@@ -154,9 +157,7 @@ class MultitaskTask(Task):
     def backbone(self) -> tuple[nn.Module, int]:
         """(a module from pictures to a list of feature maps, the channels of all of them together)."""
         options = self.options
-        return backbones.build(
-            options.backbone, options.norm, options.channels, options.width, options.stride
-        )
+        return backbones.build(options.backbone, options.norm, options.channels, options.width, options.stride)
 
     def build_model(self) -> MultitaskModel:
         """A new model."""
@@ -197,6 +198,11 @@ class MultitaskTask(Task):
         if not task:
             return super().aggregation(key)
         return Aggregation.LOCAL if task in self.options.private else Aggregation.OWNERS
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The tasks."""
+        return self.options.tasks
 
     def holdings(self, data: TaskData) -> Mapping[str, int]:
         """Pictures with labels of each task."""
@@ -243,11 +249,14 @@ class MultitaskTask(Task):
     def _weight(self, task: str) -> float:
         return dict(self.options.weights).get(task, KINDS[task].weight)  # type: ignore[call-overload, no-any-return]
 
-    def training_step(self, model: nn.Module, batch: DenseBatch, guide: Guide, trainer: Stepper) -> dict[str, Tensor]:
+    def training_step(
+        self, model: nn.Module, batch: DenseBatch, guide: Guide, trainer: Stepper
+    ) -> dict[str, Tensor]:
         """As every task; notes which private tasks have been trained here."""
         found = super().training_step(model, batch, guide, trainer)
-        for task in targets_of(batch, self.options.tasks):
-            if task in self.options.private:
+        truth = targets_of(batch, self.options.tasks) if self.options.private else {}
+        for task in self.options.private:
+            if task in truth:
                 as_multitask(model).trained[task].done.fill_(True)  # type: ignore[operator]
         return found
 
@@ -322,7 +331,7 @@ class MultitaskTask(Task):
         return people.described(self._by_task(output), self.class_names, self.options.parts)
 
     def prediction_files(self, batch: DenseBatch, output: Tensor, names: Sequence[str]) -> Mapping[str, bytes]:
-        """For each picture an overlay of all tasks, and a file of each task as the reader of folders takes them."""
+        """For each picture an overlay of all tasks, and a file of each as the reader of folders takes it."""
         return people.files(self._pages(batch, output), self._by_task(output), names)
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
@@ -344,7 +353,7 @@ class MultitaskTask(Task):
 
 
 class MultitaskClassifier(MultitaskTask, ClassifierTask):
-    """Dense tasks with segmentation among them: a classifier of pixels, whose frame and memory are those of pixels."""
+    """Dense tasks with segmentation among them: frame and class memory are those of pixels."""
 
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)
@@ -450,4 +459,3 @@ def _view(model: MultitaskModel, inputs: Tensor, keep_BHW: Tensor, guide: Guide)
     with torch.no_grad():
         feat_PD = model.features(inputs)[keep_BHW]
         return View(feat_BD=feat_PD, logit_BK=logits(model.head, feat_PD, guide))
-

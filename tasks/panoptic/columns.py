@@ -44,7 +44,11 @@ class Columns:
     def of(cls, options: PanopticOptions, space: int = 0) -> Columns:
         """The layout for the keys of `[task]`; `space`: K, at least as many as there are names."""
         place = {name: value for value, name in enumerate(options.classes)}
-        parts = [(place[whole], 1 + i, f"{whole}/{own[i]}") for whole, own in options.parts.items() for i in range(len(own))]
+        parts = [
+            (place[whole], 1 + i, f"{whole}/{own[i]}")
+            for whole, own in options.parts.items()
+            for i in range(len(own))
+        ]
         parts.sort()
         return cls(
             classes=options.classes,

@@ -59,7 +59,7 @@ class MaskedStage(nn.Module):
         things: int,
         scenes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `JointStage`. The first `scenes` queries are things and stuff, of these the first `things` things."""
+        """As `JointStage`."""
         scene_BDhw, part_BDhw = self.scene_features(scene_BDhw), self.part_features(part_BDhw)
         scene_BTD, part_BTD = _tokens(scene_BDhw), _tokens(part_BDhw)
         inside_BNT = mask_BNhw.detach().flatten(2) > 0
@@ -72,9 +72,8 @@ class MaskedStage(nn.Module):
             thing_q = self.whole_to_parts(scene_q[:, :things], part_BTD, inside_BNT[:, :things])
             scene_q = torch.cat([thing_q, scene_q[:, things:]], dim=1)
         query_BND = self.attention(torch.cat([scene_q, part_q], dim=1))
-        kernel_BND = self.mask_branch(query_BND)
-        masks = [masks_of(kernel_BND[:, :scenes], scene_BDhw), masks_of(kernel_BND[:, scenes:], part_BDhw)]
-        return query_BND, self.class_branch(query_BND), torch.cat(masks, dim=1)
+        scene_q = query_BND[:, :scenes]
+        return query_BND, self.class_branch(scene_q), masks_of(self.mask_branch(scene_q), scene_BDhw)
 
 
 def _tokens(feat_BDhw: Tensor) -> Tensor:

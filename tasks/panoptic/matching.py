@@ -34,7 +34,9 @@ def match(mask_BQhw: Tensor, share_BQC: Tensor | None, targets: Targets) -> Matc
     found = []
     for picture, count in enumerate(targets.counted_B.tolist()):
         query_M, object_M = assign(cost_BQO[picture, :, :count])
-        found += [(picture, query, which) for query, which in zip(query_M.tolist(), object_M.tolist(), strict=True)]
+        found += [
+            (picture, query, which) for query, which in zip(query_M.tolist(), object_M.tolist(), strict=True)
+        ]
     rows = torch.tensor(found, dtype=torch.int64, device=mask_BQhw.device).reshape(-1, 3)
     return rows[:, 0], rows[:, 1], rows[:, 2]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fednc.tasks.panoptic.layers import AlignedDecoder, Pyramid, SceneDecoder, conv
 from fednc.tasks.panoptic.masked_stage import MaskedStage
-from fednc.tasks.panoptic.stages import JointStage, grouped, masks_of
+from fednc.tasks.panoptic.stages import JointStage, PartHead, grouped, masks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +69,14 @@ class Guess:
 
 
 class PartBranch(nn.Module):
-    """All that only parts need: decoder, features, and the kernels from which part queries start."""
+    """All that only parts need: decoder, features, the kernels from which part queries start, a head per stage."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.decoder = AlignedDecoder(shape.pyramid, shape.width)
         self.features = conv(shape.width, shape.width, kernel=1)
         self.kernels = nn.Conv2d(shape.width, shape.parts, 1)
+        self.heads = nn.ModuleList(PartHead(shape.width) for _ in range(shape.stages))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(features of parts [B, D, h, w], kernels [P, D], first masks [B, P, h, w])."""
@@ -117,10 +118,17 @@ class PartFormer(nn.Module):
         query_BND = self._first_queries(mask_BNhw, scene_BDhw + part_BDhw, part_kernel_PD)
         in_wholes_Bhw = self._in_wholes(semantic_BChw)
         masks, embeds = [mask_BNhw], []
-        for stage in self.stages:
+        scenes = self.shape.scenes
+        for number, stage in enumerate(self.stages):
             query_BND, embed_BND, mask_BNhw = stage(
-                query_BND, mask_BNhw, scene_BDhw, part_BDhw, in_wholes_Bhw, self.shape.things, self.shape.scenes
+                query_BND, mask_BNhw, scene_BDhw, part_BDhw, in_wholes_Bhw, self.shape.things, scenes
             )
+            if self.parts is not None:
+                part_embed_BPD, part_mask_BPhw = self.parts.heads[number](query_BND[:, scenes:], part_BDhw)
+                if not trains_parts:
+                    part_embed_BPD, part_mask_BPhw = part_embed_BPD.detach(), part_mask_BPhw.detach()
+                embed_BND = torch.cat([embed_BND, part_embed_BPD], dim=1)
+                mask_BNhw = torch.cat([mask_BNhw, part_mask_BPhw], dim=1)
             masks.append(mask_BNhw)
             embeds.append(embed_BND)
         return Guess(mask_BNhw=masks, embed_BND=embeds, semantic_BChw=semantic_BChw)
@@ -129,11 +137,15 @@ class PartFormer(nn.Module):
         batch, _, height, width = maps[0].shape
         if self.parts is None:
             empty = maps[0].new_zeros
-            return empty(batch, self.shape.width, height, width), empty(0, self.shape.width), empty(batch, 0, height, width)
+            return (
+                empty(batch, self.shape.width, height, width),
+                empty(0, self.shape.width),
+                empty(batch, 0, height, width),
+            )
+        feat_BDhw, kernel_PD, mask_BPhw = self.parts(maps)
         if trains_parts:
-            return self.parts(maps)
-        with torch.no_grad():
-            return self.parts(maps)
+            return feat_BDhw, kernel_PD, mask_BPhw
+        return feat_BDhw.detach(), kernel_PD.detach(), mask_BPhw.detach()
 
     def _first_queries(self, mask_BNhw: Tensor, feat_BDhw: Tensor, part_kernel_PD: Tensor) -> Tensor:
         """The kernels; things also take up the features inside their masks."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fednc.common.config.tables import NonNegative, Share
+from fednc.common.config.tables import NonNegative, Positive, Share
 from fednc.tasks.dense.options import DenseOptions
 
 MOST_PARTS = 200  # part values are bytes, and 255 is not labelled
@@ -30,7 +30,9 @@ class PanopticOptions(DenseOptions):
     queries: Annotated[int, Field(ge=1, le=300)] = Field(
         8, description="thing queries: the most objects that are found in a picture; larger ones come first"
     )
-    stages: Annotated[int, Field(ge=1, le=12)] = Field(3, description="stages of the decoder, each with own weights")
+    stages: Annotated[int, Field(ge=1, le=12)] = Field(
+        3, description="stages of the decoder, each with own weights"
+    )
     decoder: Literal["joint", "masked"] = Field(
         "joint",
         description="`joint`: queries take up the features inside their masks (Panoptic-PartFormer); `masked`: "
@@ -49,12 +51,18 @@ class PanopticOptions(DenseOptions):
     no_object: Annotated[float, Field(gt=0, le=1)] = Field(
         0.2, description="weight of queries without an object in the loss of classes; others have 1"
     )
+    part_weight: Positive = Field(
+        1.0,
+        description="weight of all losses of parts beside those of things and stuff; where one of n clients has part "
+        "labels, n makes up for the others in the layers that all train",
+    )
     rank: NonNegative = Field(
         0.1, description="weight of the loss that lets the first masks compete for each pixel; 0: off"
     )
     score: Share = Field(0.3, description="predicted things with a lower score are dropped")
     kept: Share = Field(
-        0.6, description="predicted segments of which others cover so much that less than this share is left are dropped"
+        0.6,
+        description="predicted segments of which others cover so much that less than this share is left are dropped",
     )
 
     @model_validator(mode="after")

@@ -33,7 +33,10 @@ _JUDGEMENT = ((_GREEN, "matched"), (_RED, "missed"), (_AMBER, "predicted wrongly
 def page(pixel_HW3: Bytes, guess_3HW: Tensor, truth_3HW: Tensor, columns: Columns) -> Image.Image:
     """Picture, prediction and, where labels are known, truth and what was matched, in a row, with a legend."""
     times = -(-_LEAST // pixel_HW3.shape[0])
-    panels = [("picture", _large(pixel_HW3, times)), ("prediction", _segments(pixel_HW3, guess_3HW, columns, times))]
+    panels = [
+        ("picture", _large(pixel_HW3, times)),
+        ("prediction", _segments(pixel_HW3, guess_3HW, columns, times)),
+    ]
     if (truth_3HW[SEMANTIC] != VOID).any():
         panels.append(("truth", _segments(pixel_HW3, truth_3HW, columns, times)))
         panels.append(("matched and missed", _judged(guess_3HW, truth_3HW, columns, times)))
@@ -129,7 +132,9 @@ def _judged(guess_3HW: Tensor, truth_3HW: Tensor, columns: Columns, times: int) 
     return Image.fromarray(colour)
 
 
-def _legend(guess_3HW: Tensor, truth_3HW: Tensor, columns: Columns, *, judged: bool) -> list[tuple[Image.Image, str]]:
+def _legend(
+    guess_3HW: Tensor, truth_3HW: Tensor, columns: Columns, *, judged: bool
+) -> list[tuple[Image.Image, str]]:
     """(a patch, what it means): classes and parts that occur, then the judgements."""
     table, patches = colours(len(columns.classes)), []
     both = [maps_of(each) for each in (guess_3HW, truth_3HW)]

@@ -133,7 +133,9 @@ def overlap(truth: Maps, guess: Maps, ids: LabelIds) -> Overlap:
     """The overlap of two sets of maps. Raises ValueError if shapes differ or values are no integers."""
     right, found = _arrays(truth), _arrays(guess)
     if right["semantic"].shape != found["semantic"].shape:
-        raise ValueError(f"truth {right['semantic'].shape} and prediction {found['semantic'].shape} differ in size")
+        raise ValueError(
+            f"truth {right['semantic'].shape} and prediction {found['semantic'].shape} differ in size"
+        )
     crowd_HW = np.isin(right["semantic"], ids.things) & (right["instance"] < 0)
     return Overlap(
         truth=_segments(right, ids),

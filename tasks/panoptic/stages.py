@@ -89,8 +89,28 @@ class JointStage(nn.Module):
         things: int,
         scenes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(queries [B, N, D], the same as the classifier gets them, logits of their masks [B, N, h, w])."""
-        del in_wholes_Bhw, things, scenes  # for the masked stage
+        """(all queries, scene queries as the classifier gets them, logits of their masks).
+
+        The first `scenes` queries are things and stuff, of these the first `things` things. `PartHead` says what the
+        part queries found.
+        """
+        del in_wholes_Bhw, things  # for the masked stage
         feat_BDhw = self.features(scene_BDhw + part_BDhw)
         query_BND = self.attention(self.update(grouped(mask_BNhw, feat_BDhw), query_BND))
-        return query_BND, self.class_branch(query_BND), masks_of(self.mask_branch(query_BND), feat_BDhw)
+        scene_q = query_BND[:, :scenes]
+        return query_BND, self.class_branch(scene_q), masks_of(self.mask_branch(scene_q), feat_BDhw)
+
+
+class PartHead(nn.Module):
+    """What part queries found after a stage. Only clients with part labels train it, so it is kept apart."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(width, width, 1)
+        self.class_branch = Branch(width)
+        self.mask_branch = nn.Sequential(Branch(width), nn.Linear(width, width))
+
+    def forward(self, part_BPD: Tensor, feat_BDhw: Tensor) -> tuple[Tensor, Tensor]:
+        """(part queries as the classifier gets them, logits of their masks [B, P, h, w])."""
+        masks_BPhw = masks_of(self.mask_branch(part_BPD), self.features(feat_BDhw))
+        return self.class_branch(part_BPD), masks_BPhw

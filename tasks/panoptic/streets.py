@@ -107,7 +107,9 @@ def _car(on: _Painting, middle: float, foot: float, size: float) -> Painted:
     body = on.box(middle - long / 2, middle + long / 2, foot - 0.65 * high, foot - wheel)
     cabin = on.box(middle - long * 0.3, middle + long * 0.3, foot - 1.25 * high, foot - 0.6 * high)
     window = on.box(middle - long * 0.24, middle + long * 0.24, foot - 1.12 * high, foot - 0.7 * high)
-    wheels = on.disc(middle - long * 0.28, foot - wheel, wheel) | on.disc(middle + long * 0.28, foot - wheel, wheel)
+    wheels = on.disc(middle - long * 0.28, foot - wheel, wheel) | on.disc(
+        middle + long * 0.28, foot - wheel, wheel
+    )
     glass, rubber = np.array([0.75, 0.9, 0.95]), np.full(3, 0.08)
     return [(body | cabin, 1, paint), (window, 2, glass), (wheels, 3, rubber)]
 

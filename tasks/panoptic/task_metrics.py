@@ -36,6 +36,7 @@ class PartMetric(Metric):
     """A metric that follows from the sums of `PartQuality`."""
 
     unit = PERCENT
+
     def __init__(self, columns: Columns, pixels: int) -> None:
         """`pixels`: of a picture; more in the sums of a client are refused."""
         self.columns, self.pixels = columns, pixels

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+
 def rotation_y(angle: Tensor) -> Tensor:
     """Real gates [..., 2, 2] as complex numbers, for angles [...]."""
     cos, sin = (angle / 2).cos(), (angle / 2).sin()

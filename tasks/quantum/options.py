@@ -93,7 +93,9 @@ class QuantumOptions(ClassifierOptions):
         if self.encoding == "basis" and self.wires != self.inputs:
             raise ValueError(f"qubits: the basis encoding needs one for each of the {self.inputs} values; set 0")
         if self.encoding == "amplitude" and self.inputs > 2**self.wires:
-            raise ValueError(f"qubits: {self.wires} have {2**self.wires} amplitudes, too few for {self.inputs} values")
+            raise ValueError(
+                f"qubits: {self.wires} have {2**self.wires} amplitudes, too few for {self.inputs} values"
+            )
         if self.measured > self.wires:
             raise ValueError(
                 f"classes: {len(self.classes)} classes need {self.measured} measured qubits, but the circuit has "

@@ -30,7 +30,9 @@ def suggest(text: str) -> Suggestion:
     spec = parse_spec(text)
     if spec.kind == sources.PARITY:
         length = sources.length_of(spec)
-        return Suggestion({"classes": list(sources.CLASSES), "values": length, "encoding": "basis"}, tables=_TABLES)
+        return Suggestion(
+            {"classes": list(sources.CLASSES), "values": length, "encoding": "basis"}, tables=_TABLES
+        )
     if spec.kind == "npz" and (found := _of_rows(Path(spec.place).expanduser(), text)):
         return found
     classes = of_images(text).options["classes"]

@@ -104,7 +104,11 @@ class QuantumTask(ClassifierTask):
         """A row of values. ONNX has no complex numbers."""
         given = preprocessed_input((self.options.inputs,))
         is_circuit = self.options.model == "circuit"
-        return replace(given, no_onnx="ONNX has no complex numbers, which a circuit computes with") if is_circuit else given
+        return (
+            replace(given, no_onnx="ONNX has no complex numbers, which a circuit computes with")
+            if is_circuit
+            else given
+        )
 
     # ---- model and loss ----------------------------------------------------------------------------------------
 

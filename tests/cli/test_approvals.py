@@ -130,7 +130,9 @@ def test_an_answer_that_says_nothing_is_refused(tmp_path: Path, who: str, reason
         waiting(tmp_path).decide(A, verdict, who, reason)
 
 
-@pytest.mark.parametrize("request_", [Request("b", GATE, {}), Request(A, "", {}), Request(A, GATE, {"x": float("nan")})])
+@pytest.mark.parametrize(
+    "request_", [Request("b", GATE, {}), Request(A, "", {}), Request(A, GATE, {"x": float("nan")})]
+)
 def test_a_request_that_cannot_be_shown_is_refused(tmp_path: Path, request_: Request) -> None:
     with pytest.raises(ConfigError):
         ApprovalBox(tmp_path).request(request_)
@@ -145,7 +147,9 @@ def test_an_operator_signs(tmp_path: Path, authority: Authority, trust: Trust) -
     assert (box.verdict(A) or pytest.fail()).signed == "operator 'mara'"
 
 
-def test_the_server_signs_for_a_login_at_its_console_only(tmp_path: Path, authority: Authority, trust: Trust) -> None:
+def test_the_server_signs_for_a_login_at_its_console_only(
+    tmp_path: Path, authority: Authority, trust: Trust
+) -> None:
     box = waiting(tmp_path, trust, signed=True)
     server = Signer.from_folder(authority.server_folder)
     with pytest.raises(RefusedError, match="not theirs"):
@@ -183,7 +187,9 @@ def test_a_revoked_operator_is_refused_before_and_after(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lifetime", [DAY, -2 * DAY])
-def test_a_stranger_or_an_expired_certificate_is_refused(tmp_path: Path, trust: Trust, lifetime: timedelta) -> None:
+def test_a_stranger_or_an_expired_certificate_is_refused(
+    tmp_path: Path, trust: Trust, lifetime: timedelta
+) -> None:
     other = Authority.create(tmp_path / "other", "test")
     other.issue_certificate(Holder(Role.OPERATOR, "mara"), lifetime)
     own = trust if lifetime > timedelta() else Trust.from_folder(tmp_path / "other")
@@ -244,7 +250,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_any_changed_byte_is_noticed(record: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_changed_byte_is_noticed(
+    record: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     copy = Path(shutil.copytree(record, tmp_path_factory.mktemp("copy") / "box"))
     path = copy / data.draw(st.sampled_from([EVENTS, HEAD]))
     old = path.read_bytes()

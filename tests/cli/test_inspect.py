@@ -31,7 +31,17 @@ DATA = "characters:images=8"
 def inspected(folder: Path, attention: str, *more: str) -> tuple[dict[str, dict[str, float]], str]:
     run = folder / "run.toml"
     run.write_text(RUN.format(attention=attention))
-    arguments = ["inspect", "gradients", str(run), "--data", DATA, "--batches", "2", "--json", str(folder / "x.json")]
+    arguments = [
+        "inspect",
+        "gradients",
+        str(run),
+        "--data",
+        DATA,
+        "--batches",
+        "2",
+        "--json",
+        str(folder / "x.json"),
+    ]
     said = CliRunner().invoke(command, [*arguments, *more])
     assert said.exit_code == 0, said.output
     found = json.loads((folder / "x.json").read_text())["branches"]
@@ -55,7 +65,9 @@ def test_branches_are_listed_with_shares_and_cosines(tmp_path: Path) -> None:
 
 def test_a_model_without_attention_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run.toml"
-    run.write_text('[task]\nclasses = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]\nsize = 8\nchannels = 1\n')
+    run.write_text(
+        '[task]\nclasses = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]\nsize = 8\nchannels = 1\n'
+    )
     said = CliRunner().invoke(command, ["inspect", "gradients", str(run), "--data", "digits"])
     assert said.exit_code == ConfigError.exit_code
     assert "no attention block" in " ".join((said.output + said.stderr).split())

@@ -123,7 +123,15 @@ def written(folder: Path, **changes: Any) -> Path:
     clients = {HOSTILE: 0.5, "bert": 0.9, "carl": 0.9}
     lines = [{"round": 1, "client": name, "examples": 30.0, "accuracy": value} for name, value in clients.items()]
     (folder / "clients.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    drift = {"kind": "drift", "text": "x", "round": 1, "times": 3.0, "chance": 1e-9, "cosine": 0.2, "classes": ["c"]}
+    drift = {
+        "kind": "drift",
+        "text": "x",
+        "round": 1,
+        "times": 3.0,
+        "chance": 1e-9,
+        "cosine": 0.2,
+        "classes": ["c"],
+    }
     ready = {"kind": "ready", "text": "x", "examples": 100, "class_counts": [2, 60, 38], "pid": 1, "device": "cpu"}
     events = [{**ready, "node": name} for name in (*clients, "secret")]
     events += [{**drift, "node": HOSTILE}, {**drift, "node": "secret"}, {**drift, "node": ""}]
@@ -159,7 +167,10 @@ def test_the_html_is_one_file_and_runs_nothing_that_a_client_sent(tmp_path: Path
     cli("report", written(tmp_path / "run"))
     page = Tags((tmp_path / "run" / "report.html").read_text())
     names = {tag for tag, _ in page.tags}
-    assert names <= {*"html head meta title style body h1 h2 p table thead tbody tr th td ul li figure img".split(), "figcaption"}
+    assert names <= {
+        *"html head meta title style body h1 h2 p table thead tbody tr th td ul li figure img".split(),
+        "figcaption",
+    }
     pictures = [attrs["src"] or "" for tag, attrs in page.tags if tag == "img"]
     assert len(pictures) == 1, "what is no PNG is left out"
     assert all(src.startswith("data:image/png;base64,") for src in pictures)

@@ -20,7 +20,18 @@ from support.installed_plugins import Site, site
 
 __all__ = ["site"]
 
-SHIPPED = {"colorize", "fewshot", "image", "multitask", "panoptic", "pointcloud", "quantum", "segmentation", "signal", "tabular"}
+SHIPPED = {
+    "colorize",
+    "fewshot",
+    "image",
+    "multitask",
+    "panoptic",
+    "pointcloud",
+    "quantum",
+    "segmentation",
+    "signal",
+    "tabular",
+}
 RUN = {"task": {"classes": ["a", "b"], "size": 8, "channels": 1}}
 
 

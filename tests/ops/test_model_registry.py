@@ -25,7 +25,7 @@ from fednc.ops.registry.bundle import CLIENTS, DIGESTS, FACTS, read_json
 from fednc.ops.registry.lineage import approvals_of, data_changes, lineage_of
 from fednc.ops.registry.registration import changes_by, register
 from fednc.ops.registry.registry import ModelRegistry, TamperedError
-from fednc.ops.registry.store import FILES, load_mlflow
+from fednc.ops.registry.store import DATABASE, FILES, load_mlflow
 from support.registered_runs import finished_run, killed_at
 
 load_mlflow()  # before a test forks
@@ -189,6 +189,16 @@ def test_a_killed_registration_leaves_all_or_nothing(store: Path, runs: dict[str
     assert registry.rollback("toy", "champion") == 1
 
 
+def test_a_database_that_was_left_half_way_is_made_anew(tmp_path: Path) -> None:
+    """MLflow makes it in dozens of steps and can use none that was left between two of them."""
+    store = tmp_path / "store"
+    assert killed_at("registry.database:1:kill", lambda: ModelRegistry(str(store)).store.client)
+    assert not (store / DATABASE).exists()
+    assert not ModelRegistry(str(store)).rows()
+    assert ModelRegistry(str(store)).store.experiment
+    assert {path.name for path in store.iterdir()} == {DATABASE, "lock"}
+
+
 def test_two_processes_register_at_once(tmp_path: Path, runs: dict[str, Path]) -> None:
     place = str(tmp_path / "store")
     children = []
@@ -247,7 +257,10 @@ def test_a_signed_verdict_is_part_of_the_lineage(store: Path, tmp_path: Path) ->
     registry.add_approval("toy@champion", given.to_json())
     registry.add_approval("toy@champion", {**given.to_json(), "reason": "another"})
     kept = approvals_of(registry.resolve("toy@champion"), trust)
-    assert [(one["signed"], one["valid"]) for one in kept] == [("operator 'mara'", True), ("operator 'mara'", False)]
+    assert [(one["signed"], one["valid"]) for one in kept] == [
+        ("operator 'mara'", True),
+        ("operator 'mara'", False),
+    ]
     assert kept[1]["problem"] == "the signature does not belong to this statement"
     assert [one["valid"] for one in lineage_of(registry, "toy/1")["approvals"]] == [True, False]
     made.revoke("mara")

@@ -13,7 +13,13 @@ from fednc.tasks.colorize.characters import REGIONS
 from fednc.tasks.colorize.colour_task import ColourTask
 
 SMALL = {"size": [16, 16], "widths": [4, 8], "adversary_widths": [4, 8], "perceptual_width": 4}
-TRAIN = {"optimizer": "adam", "optimizer_options": {"betas": [0.5, 0.999]}, "lr": 0.002, "batch": 4, "weight_decay": 0}
+TRAIN = {
+    "optimizer": "adam",
+    "optimizer_options": {"betas": [0.5, 0.999]},
+    "lr": 0.002,
+    "batch": 4,
+    "weight_decay": 0,
+}
 
 
 def colour_run(tables: Mapping[str, Any] | None = None, **task: Any) -> RunConfig:

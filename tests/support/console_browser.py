@@ -19,7 +19,6 @@ from fednc.ops.console.desk import Sights
 from fednc.ops.console.service import ConsoleSettings, serve_console
 
 
-
 class RunningConsole:
     """`fednc console` in a thread of the test."""
 
@@ -106,7 +105,9 @@ class Visitor:
 
     def post(self, path: str, **fields: str) -> Page:
         """A form; fields whose names begin with `header_` are headers."""
-        headers = {key.removeprefix("header_"): fields.pop(key) for key in list(fields) if key.startswith("header_")}
+        headers = {
+            key.removeprefix("header_"): fields.pop(key) for key in list(fields) if key.startswith("header_")
+        }
         return self.ask("POST", path, urlencode(fields), **headers)
 
     def ask(self, method: str, path: str, body: str | None = None, **headers: str) -> Page:
@@ -156,7 +157,13 @@ class Seen:
 
 
 def look(
-    console: RunningConsole, path: str, *, width: int = 1440, height: int = 1200, dark: bool = False, to: Path | None = None
+    console: RunningConsole,
+    path: str,
+    *,
+    width: int = 1440,
+    height: int = 1200,
+    dark: bool = False,
+    to: Path | None = None,
 ) -> Seen:
     """Let Chromium log in by the link and open a page; with `to`, also draw it there as PNG."""
     link = login_link(console.address, console.key, path)

@@ -24,7 +24,7 @@ from fednc.common.learning.frame import draw_frame
 from fednc.protos import operator_pb2 as pb
 from fednc.protos import operator_pb2_grpc as rpc
 
-HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>'
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 RUN_ID = "hospital-20260301-080000"
 
 
@@ -70,7 +70,12 @@ def _node(name: str, k: int, draw: random.Random) -> pb.NodeStatus:
     )
     node.primary.CopyFrom(pb.MetricValue(name="accuracy", value=min(0.99, draw.gauss(0.87, 0.06)), unit="%"))
     if is_busy and not is_bad:
-        node.work, node.step, node.steps, node.examples_per_s = "train", draw.randrange(1, 60), 60, draw.uniform(90, 2000)
+        node.work, node.step, node.steps, node.examples_per_s = (
+            "train",
+            draw.randrange(1, 60),
+            60,
+            draw.uniform(90, 2000),
+        )
     return node
 
 
@@ -124,18 +129,31 @@ def write_run(
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(7)
     lines = [_line("start", "fednc on image", method="fednc", frame="f", config="c", metric=_METRIC)]
-    lines += [_line("ready", f"{name} is ready", node=name, examples=9, class_counts=[], pid=1, device="cpu") for name in clients]
+    lines += [
+        _line("ready", f"{name} is ready", node=name, examples=9, class_counts=[], pid=1, device="cpu")
+        for name in clients
+    ]
     records = [_record(number, clients, classes, draw) for number in range(1, rounds + 1)]
-    lines += [_line("round", f"round {one['round']}/{total}: accuracy {one['test']['accuracy']:.1%}", **one) for one in records]
+    lines += [
+        _line("round", f"round {one['round']}/{total}: accuracy {one['test']['accuracy']:.1%}", **one)
+        for one in records
+    ]
     if clients:
         lines.append(_line("lost", f"{clients[-1]} is lost", node=clients[-1]))
     if done:
         lines.append(_line("done", "run is done", folder=str(folder)))
         (folder / "rounds.json").write_text(json.dumps(records))
-        (folder / "summary.json").write_text(json.dumps({"ended": "finished", "metric": _METRIC, "duration_s": 60.0}))
+        (folder / "summary.json").write_text(
+            json.dumps({"ended": "finished", "metric": _METRIC, "duration_s": 60.0})
+        )
     (folder / "events.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
     rows = [
-        {"round": number, "client": name, "examples": 20.0, "accuracy": min(1.0, 0.5 + number / rounds / 2.2 - k / 900)}
+        {
+            "round": number,
+            "client": name,
+            "examples": 20.0,
+            "accuracy": min(1.0, 0.5 + number / rounds / 2.2 - k / 900),
+        }
         for number in range(1, rounds + 1)
         for k, name in enumerate(clients)
     ]
@@ -166,8 +184,20 @@ def _record(number: int, clients: Sequence[str], classes: Sequence[str], draw: r
         "drift": 0.5 * math.exp(-number / 20),
         "pooled": {"accuracy": value - 0.01},
         "worst_client": {"accuracy": value - 0.2, "name": clients[0] if clients else ""},
-        "spread": {"clients": len(clients), "min": value - 0.2, "q1": value - 0.05, "median": value, "q3": value + 0.04, "max": value + 0.08},
-        "test": {"accuracy": value, **by_class, "nc1": math.exp(-number / 20), "nc3_cos": 1 - 0.4 * math.exp(-number / 15)},
+        "spread": {
+            "clients": len(clients),
+            "min": value - 0.2,
+            "q1": value - 0.05,
+            "median": value,
+            "q3": value + 0.04,
+            "max": value + 0.08,
+        },
+        "test": {
+            "accuracy": value,
+            **by_class,
+            "nc1": math.exp(-number / 20),
+            "nc3_cos": 1 - 0.4 * math.exp(-number / 15),
+        },
         "bytes_up": 10**6,
         "bytes_down": 2 * 10**6,
     }

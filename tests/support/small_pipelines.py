@@ -44,7 +44,9 @@ class SmallPipeline:
         self.folder, self.path = folder, folder / "pipeline.toml"
         self.carrier = Counting()
         self.said: list[str] = []
-        self.run: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in RUN.items()}
+        self.run: dict[str, Any] = {
+            key: dict(value) if isinstance(value, dict) else value for key, value in RUN.items()
+        }
         self.clients = {name: self._data(name) for name in ("anna", "bert")}
         self.run["evaluate"] = {"test": self._data("test"), "test_share": 1}
         self.tables: dict[str, Any] = {"deploy": {}, **tables}
@@ -110,5 +112,3 @@ def _inline(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_inline, value)) + "]"
     return json.dumps(value)
-
-

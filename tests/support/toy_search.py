@@ -55,7 +55,12 @@ class ToyClients:
     """
 
     def __init__(self, before: Callable[[RunConfig], None] = lambda _: None, enough: bool = True) -> None:
-        self.control, self.runs, self.before, self.enough = RunControl(), list[tuple[RunConfig, int]](), before, enough
+        self.control, self.runs, self.before, self.enough = (
+            RunControl(),
+            list[tuple[RunConfig, int]](),
+            before,
+            enough,
+        )
 
     @property
     def is_over(self) -> bool:

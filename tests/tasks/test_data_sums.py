@@ -286,14 +286,17 @@ def test_a_policy_judges_the_reply_too(run: RunConfig) -> None:
 
     def codes(policy: Policy, examples: int, sums: Stats = none) -> set[str]:
         content = RecordDict({DATA: arrays.to_record(sums), METRICS: MetricRecord({EXAMPLES: examples})})
-        return {code for code, _ in objections.to_reply(policy, DATA_SUMS, content, held)}
+        return {code for code, _ in objections.to_reply(policy, DATA_SUMS, content, held, having=())}
 
     yes = open_but(allow={"data_sums": True, "subsets": False}, floor={"sum_examples": 20})
     assert codes(yes, 30) == set()
     assert codes(yes, 19) == {"sum", "subset"}
     assert codes(open_but(), 30) == {"data-sums"}
     assert codes(Policy(), 30, {}) == set(), "nothing is in it"
-    assert [code for code, _ in objections.to_holdings(Policy(), run, held)] == ["examples", "data-sums"]
+    assert [code for code, _ in objections.to_holdings(Policy(), run, held, having=())] == [
+        "examples",
+        "data-sums",
+    ]
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------

@@ -212,7 +212,9 @@ def test_a_record_belongs_to_one_run_file_and_a_begun_run_to_one_pick(tmp_path: 
     other = parse_run({**IMAGES, "seed": 5})
     assert probe_record.decision(tmp_path, other, None, has_begun=False).pick is None
     given = probe.with_pick(run, ProbePick(family="width", value=16))
-    assert probe_record.decision(tmp_path, given, None, has_begun=False).pick == ProbePick(family="width", value=16)
+    assert probe_record.decision(tmp_path, given, None, has_begun=False).pick == ProbePick(
+        family="width", value=16
+    )
     with pytest.raises(ConfigError, match="has begun with width 8"):
         probe_record.decision(tmp_path, given, ProbePick(family="width", value=8), has_begun=True)
     (tmp_path / probe_record.FILE).write_text("{")
@@ -254,9 +256,11 @@ def test_floors_of_a_policy_apply_to_the_examples_of_a_probe() -> None:
     counts = {probe.TRAINED: torch.tensor(18), probe.HELD: torch.tensor(6)}
     content = RecordDict({STATS: arrays.to_record({**probe.no_losses(run), **counts})})
     held = pb.Declaration(examples=24)
-    assert [one.code for one in objections.to_reply(policy, messages.PROBE, content, held, ())] == ["examples"]
+    assert [one.code for one in objections.to_reply(policy, messages.PROBE, content, held, having=())] == [
+        "examples"
+    ]
     lower = open_but(allow={"probe": True}, floor={"held_out": 6})
-    assert list(objections.to_reply(lower, messages.PROBE, content, held, ())) == []
+    assert list(objections.to_reply(lower, messages.PROBE, content, held, having=())) == []
 
 
 def test_a_lie_is_refused_and_the_others_decide(clients: list[ClientConfig]) -> None:
@@ -268,7 +272,9 @@ def test_a_lie_is_refused_and_the_others_decide(clients: list[ClientConfig]) -> 
                 reply.content[STATS] = arrays.to_record(sums)
 
     rejected: list[str] = []
-    made = Made(parse_run(IMAGES), clients, app_with({"bert": lie}), reject=lambda _node, why: rejected.append(why))
+    made = Made(
+        parse_run(IMAGES), clients, app_with({"bert": lie}), reject=lambda _node, why: rejected.append(why)
+    )
     made.execute()
     (decided,) = made.of(ProbeDecided)
     assert decided.answered == 2

@@ -24,7 +24,14 @@ from fednc.common.tasks.data_spec import DataSpec
 from fednc.common.tasks.row_choice import chosen_rows, part_column
 from fednc.tasks.colorize.line_art import lines_of
 from fednc.tasks.colorize.options import ColorizeOptions
-from fednc.tasks.colorize.sources.pairs import Array, Pairs, numbered_regions, refuse_grey, resized, resized_regions
+from fednc.tasks.colorize.sources.pairs import (
+    Array,
+    Pairs,
+    numbered_regions,
+    refuse_grey,
+    resized,
+    resized_regions,
+)
 
 LINE, COLOUR, REGION, REFERENCE, REFERENCE_REGION = "line", "colour", "region", "reference", "reference_region"
 _ROLES = {LINE: 3, COLOUR: 4, REGION: 3, REFERENCE: 4, REFERENCE_REGION: 3}  # axes of each
@@ -130,8 +137,8 @@ def _refuse_unlike(values: dict[str, Array], key_of: dict[str, str], source: str
         if partner in values and found.shape[1:3] != values[partner].shape[1:3]:
             raise DataError(
                 f"{source}: pictures of {key_of[role]} are {found.shape[1]}x{found.shape[2]}, those of "
-                f"{key_of[partner]} {values[partner].shape[1]}x{values[partner].shape[2]} (height x width). A pair "
-                "has one size."
+                f"{key_of[partner]} {values[partner].shape[1]}x{values[partner].shape[2]} (height x width). A "
+                "pair has one size."
             )
 
 

@@ -1,7 +1,7 @@
 """Reads folders of picture files: colours, and lines, regions and references of the same name beside them.
 
     PATH/{train,test}/colour/NAME.png     the coloured pictures; without `train` and `test`, PATH/colour/
-    PATH/{train,test}/line/NAME.png       line art of the same size; without this folder it is made from the colours
+    PATH/{train,test}/line/NAME.png       line art of the same size; without this folder, made from the colours
     PATH/{train,test}/region/NAME.png     grey or palette, the value is the region
     PATH/{train,test}/reference/NAME.png  the picture whose colours to use; by default another one of the folder
     PATH/classes.txt                      name of region value 0 in the first line, of 1 in the second, ...

@@ -70,7 +70,7 @@ class Pairs:
         )
 
     def with_references(self) -> Pairs:
-        """The same pictures, each with a reference: the next picture of the same artist, as the source orders them."""
+        """The same pictures, each with a reference: the next picture of the same artist."""
         if self.reference_N3HW is not None or self.colour_N3HW is None:
             return self
         index = torch.from_numpy(_next_of_artist(len(self.names), self.artists))
@@ -142,7 +142,7 @@ def numbered_regions(
     if odd:
         value = int(value_NHW[odd[0]][found_NHW[odd[0]] < 0][0])
         raise DataError(
-            f"{source}: region value {value} in {listed([names[i] for i in odd])} has no name. Name the values from "
-            f"0 on in `classes`; the run's regions are {', '.join(classes)}"
+            f"{source}: region value {value} in {listed([names[i] for i in odd])} has no name. Name the values "
+            f"from 0 on in `classes`; the run's regions are {', '.join(classes)}"
         )
     return found_NHW.to(torch.uint8)

@@ -31,7 +31,7 @@ def read(text: str, purpose: Purpose, options: ColorizeOptions, test_share: floa
     if purpose == "input":
         text = _with_kind(text)
     spec = parse_spec(text)
-    if spec.only and spec.kind != "npz" or spec.class_names or (spec.columns and spec.kind != "npz"):
+    if (spec.only and spec.kind != "npz") or spec.class_names or (spec.columns and spec.kind != "npz"):
         raise DataError(f"data {text!r}: `only` and `columns` are for npz: data here, and `class-names` for none")
     if spec.kind == "npz" and spec.has_colon:
         found = arrays.read_npz(spec, purpose, options)
@@ -54,7 +54,7 @@ def _with_kind(text: str) -> str:
 
 
 def _divided(found: Pairs, purpose: Purpose, share: float, text: str) -> Pairs:
-    """The training or test part that `evaluate.test_share` makes of data without a test part: its last pictures."""
+    """The training or test part that `evaluate.test_share` makes of data without one: its last pictures."""
     total = len(found.names)
     held = int(np.ceil(share * total - 1e-9))
     if purpose == "test" and not held:

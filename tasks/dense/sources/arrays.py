@@ -91,8 +91,8 @@ def read_npz(place: str, part: Part, options: DenseOptions) -> Pictures:
 def read_camvid(place: str, part: Part, options: DenseOptions) -> Pictures:
     """CamVid as one .npz of coded pictures: test is sequence `CAMVID_TEST`, training is everything else.
 
-    A site is a video sequence. Pictures and labels are resized to the run's size. The edges are the borders between
-    labels; those of void are not known.
+    A site is a video sequence. Pictures and labels are resized to the run's size. The edges are the borders
+    between labels; those of void are not known.
     """
     file = load_arrays(place, "camvid")
     missing = [key for p in _CAMVID_PARTS for key in (f"{p}_image", f"{p}_label", f"{p}_name") if key not in file]

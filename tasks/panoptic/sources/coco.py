@@ -44,7 +44,9 @@ def read_coco(place: str, part: Part, options: PanopticOptions) -> Pictures:
     for entry in annotations:
         stem = Path(str(entry["file_name"])).stem
         picture = resized_picture(base / "image", stem, options.size)
-        label_HW, instance_HW = _segments(base / "panoptic" / f"{stem}.png", entry, value, options, classes, source)
+        label_HW, instance_HW = _segments(
+            base / "panoptic" / f"{stem}.png", entry, value, options, classes, source
+        )
         pixels.append(picture)
         labels.append(label_HW)
         instances.append(instance_HW)
@@ -70,7 +72,9 @@ def _listed(path: Path) -> tuple[dict[int, str], list[Mapping[str, Any]]]:
         annotations = sorted(given["annotations"], key=lambda entry: str(entry["file_name"]))
         _ = [segment["id"] + segment["category_id"] for entry in annotations for segment in entry["segments_info"]]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{path}: not a COCO panoptic file with categories and annotations ({type(e).__name__}: {e})") from e
+        raise DataError(
+            f"{path}: not a COCO panoptic file with categories and annotations ({type(e).__name__}: {e})"
+        ) from e
     if len(set(categories.values())) < len(categories) or len(categories) > VOID:
         raise DataError(f"{path}: {len(categories)} categories; expected at most {VOID}, with different names")
     if not annotations:
@@ -124,4 +128,3 @@ def _part_names(path: Path, classes: tuple[str, ...]) -> dict[int, tuple[str, ..
     if strange:
         raise DataError(f"{path}: {strange[0]!r} is not one of the categories ({', '.join(classes[:20])})")
     return {classes.index(whole): names for whole, names in found.items()}
-

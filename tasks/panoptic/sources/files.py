@@ -51,7 +51,9 @@ def resized_picture(folder: Path, stem: str, size: tuple[int, int]) -> Numbers:
         raise DataError(f"{folder}: has no picture {stem} ({', '.join(sorted(SUFFIXES))})")
     with open_picture(paths[0]) as image:
         colour = image.convert("RGB")
-        return np.asarray(colour if colour.size == size[::-1] else colour.resize(size[::-1], Image.Resampling.BILINEAR))
+        return np.asarray(
+            colour if colour.size == size[::-1] else colour.resize(size[::-1], Image.Resampling.BILINEAR)
+        )
 
 
 def nearest(values: Numbers, size: tuple[int, int]) -> Numbers:

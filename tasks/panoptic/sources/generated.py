@@ -95,7 +95,9 @@ def _parsed(place: str) -> dict[str, Any]:
     for item in filter(None, place.split(",")):
         key, equals, text = item.partition("=")
         if key not in _KEYS or not equals or key in found:
-            raise DataError(f"streets:{place}: {item!r} is not KEY=VALUE with a key of {', '.join(_KEYS)}, each once")
+            raise DataError(
+                f"streets:{place}: {item!r} is not KEY=VALUE with a key of {', '.join(_KEYS)}, each once"
+            )
         try:
             found[key] = _KEYS[key](text)
         except ValueError as e:

@@ -98,7 +98,9 @@ def _labels(
         raise DataError(f"{path}: {e}") from e
     unlisted = sorted(set(np.unique(class_HW).tolist()) - set(classes) - VOID_NUMBERS[classes is CITYSCAPES])
     if unlisted:
-        raise DataError(f"{path}: class {unlisted[0]} has no name. Name it in {NAMES}, or set its pixels to 0 (void).")
+        raise DataError(
+            f"{path}: class {unlisted[0]} has no name. Name it in {NAMES}, or set its pixels to 0 (void)."
+        )
     things = [number for number, name in classes.items() if name in options.things]
     table = np.full(100, VOID, np.uint8)
     for place, number in enumerate(classes):
@@ -122,10 +124,18 @@ def _names(path: Path) -> tuple[dict[int, str], dict[int, dict[int, str]]]:
             for whole, own in given.get("parts", {}).items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DataError(f"{path}: expected names by number under `classes` and `parts` ({type(e).__name__}: {e})") from e
-    bad = [number for number in (*classes, *parts, *(n for own in parts.values() for n in own)) if not 0 <= number <= 99]
+        raise DataError(
+            f"{path}: expected names by number under `classes` and `parts` ({type(e).__name__}: {e})"
+        ) from e
+    bad = [
+        number
+        for number in (*classes, *parts, *(n for own in parts.values() for n in own))
+        if not 0 <= number <= 99
+    ]
     if bad or not set(parts) <= set(classes):
-        raise DataError(f"{path}: numbers of classes and parts are 0 to 99, and parts belong to one of the classes")
+        raise DataError(
+            f"{path}: numbers of classes and parts are 0 to 99, and parts belong to one of the classes"
+        )
     return classes, parts
 
 

@@ -113,9 +113,7 @@ def test_a_comparison_reports_gains_over_variants_with_other_primary_metrics(tmp
         ("apart", "all"),
         ("apart", "second"),
     ]
-    values = {
-        (row["setting"], row["variant"]): row["rounds"][-1] for row in compared.final
-    }
+    values = {(row["setting"], row["variant"]): row["rounds"][-1] for row in compared.final}
     ours, alone = values["apart", "all"], values["apart", "second"]
     expected = (1 - ours["depth_rmse"] / alone["depth_rmse"] + ours["edge_f"] / alone["edge_f"] - 1) / 2
     table = list(relative_gains.table(plan, compared.final))
@@ -132,8 +130,14 @@ def test_a_comparison_reports_gains_over_variants_with_other_primary_metrics(tmp
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"gains": [{"name": "g", "variant": "second", "setting": "whole", "against": {"edge_f": "all"}}]}, "second"),
-        ({"gains": [{"name": "g", "variant": "all", "setting": "whole", "against": {"edge_f": "other"}}]}, "other"),
+        (
+            {"gains": [{"name": "g", "variant": "second", "setting": "whole", "against": {"edge_f": "all"}}]},
+            "second",
+        ),
+        (
+            {"gains": [{"name": "g", "variant": "all", "setting": "whole", "against": {"edge_f": "other"}}]},
+            "other",
+        ),
         ({"variants": [{"name": "all", "method": {}, "settings": ["nowhere"]}], "gains": []}, "nowhere"),
         ({"variants": [{"name": "all", "method": {}, "clients": "anna"}], "gains": []}, "client-000"),
     ],
@@ -156,7 +160,9 @@ def test_clients_of_parts_are_found_by_name() -> None:
 
 def test_costs_are_those_of_each_variants_model() -> None:
     lines = list(model_cost.lines(plan_of()))
-    found = {line.split("|")[1].strip(): [float(c.replace(",", "")) for c in line.split("|")[2:5]] for line in lines[2:]}
+    found = {
+        line.split("|")[1].strip(): [float(c.replace(",", "")) for c in line.split("|")[2:5]] for line in lines[2:]
+    }
     assert set(found) == {"all", "depth-only", "second"}
     assert found["all"] == found["second"]
     assert all(one < both for one, both in zip(found["depth-only"], found["all"], strict=True))

@@ -36,7 +36,10 @@ from support.runs_on_grids import DeafGrid, RestartingGrid
 class Rivals(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.maker, self.judge = nn.Linear(3, 1), nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        self.maker, self.judge = (
+            nn.Linear(3, 1),
+            nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)),
+        )
 
     def forward(self, x_BF: Tensor) -> Tensor:
         made: Tensor = self.maker(x_BF)
@@ -88,7 +91,9 @@ def rivals_run(**tables: Any) -> RunConfig:
 
 def two_clients(folder: Path, state: str) -> list[ClientConfig]:
     return [
-        ClientConfig(name=f"c{i}", data=write_line(folder / f"{i}.npz", i, 40), device="cpu", state=str(folder / state))
+        ClientConfig(
+            name=f"c{i}", data=write_line(folder / f"{i}.npz", i, 40), device="cpu", state=str(folder / state)
+        )
         for i in range(2)
     ]
 
@@ -146,7 +151,9 @@ def test_a_client_that_restarts_goes_on_with_its_own_judge_and_optimiser_bit_for
     }
     for name, tensors in one.items():
         assert all(torch.equal(value, other[name][key]) for key, value in tensors.items()), name
-    steps = [value for name, t in one.items() if "optimisers.4" in name for key, value in t.items() if "step" in key]
+    steps = [
+        value for name, t in one.items() if "optimisers.4" in name for key, value in t.items() if "step" in key
+    ]
     assert {int(step) for step in steps} == {12}  # 3 batches in each of 4 rounds: never new
 
 

@@ -45,7 +45,9 @@ def test_a_personal_model_beside_an_earlier_round_has_no_untrained_local_tensors
             message = grid.create_message(content, kind, flower_adapter.node_id("c"), "1")
             (reply,) = grid.send_and_receive([message])
             stats = arrays.from_record(reply.content[STATS])
-            return float((personal.apart(stats, prepared.task)[personal.BEFORE] if kind == PERSONAL else stats)["rmse_sum"])
+            return float(
+                (personal.apart(stats, prepared.task)[personal.BEFORE] if kind == PERSONAL else stats)["rmse_sum"]
+            )
 
         kept, untrained = measured(EVALUATE, 3, 2), measured(EVALUATE, 3, 0)
         assert kept != untrained

@@ -25,13 +25,17 @@ class World:
         size_K11 = 0.5 + torch.rand(K, 1, 1, generator=self.g)
         self.spread_KDD = torch.randn(K, D, D, generator=self.g) * torch.linspace(1.5, 0.2, D) / D**0.5 * size_K11
 
-    def client(self, counts: Sequence[int], shift_D: torch.Tensor = NONE, classes: Sequence[int] = range(K)) -> ClassSums:
+    def client(
+        self, counts: Sequence[int], shift_D: torch.Tensor = NONE, classes: Sequence[int] = range(K)
+    ) -> ClassSums:
         """A client with so many examples of each class, of which `classes` are shifted."""
         label_N = torch.repeat_interleave(torch.arange(K), torch.tensor(counts))
         noise_ND = torch.randn(len(label_N), D, generator=self.g)
         noise_ND = noise_ND / torch.rand(len(label_N), 1, generator=self.g).pow(0.25).clamp(min=0.3)
         shifted_N1 = torch.isin(label_N, torch.tensor(list(classes)))[:, None]
-        feat_ND = self.centre_KD[label_N] + (noise_ND[:, None] @ self.spread_KDD[label_N])[:, 0] + shifted_N1 * shift_D
+        feat_ND = (
+            self.centre_KD[label_N] + (noise_ND[:, None] @ self.spread_KDD[label_N])[:, 0] + shifted_N1 * shift_D
+        )
         return ClassSums.zeros(K, D, moment=True).add_batch(unit(feat_ND), label_N)
 
     def counts(self, clients: int, alpha: float) -> list[list[int]]:
@@ -130,7 +134,9 @@ def test_what_cannot_be_judged_raises_no_alarm() -> None:
     assert alarms(few) == [], "too few examples of each class"
     apart = [world.client([40 if c == k else 0 for c in range(K)], shift_D) for k in range(K)]
     assert alarms(apart) == [], "no class is held by two clients"
-    same = [ClassSums.zeros(K, D, moment=True).add_batch(unit(torch.ones(50, D)), torch.zeros(50, dtype=torch.int64))]
+    same = [
+        ClassSums.zeros(K, D, moment=True).add_batch(unit(torch.ones(50, D)), torch.zeros(50, dtype=torch.int64))
+    ]
     assert alarms(same * 4) == [], "nothing varies"
     copies = [world.client([40] * K)] * 4
     assert alarms(copies) == [], "the same data everywhere"

@@ -21,7 +21,15 @@ from fednc.common.config.server import ServerSection
 from fednc.common.errors import ConfigError
 from fednc.common.security.authority import Authority
 from fednc.common.security.certificates import issue_to_holder, make_authority
-from fednc.common.security.credentials import NAME, Holder, Role, holder_of_token, new_token, read_certificate, read_revoked
+from fednc.common.security.credentials import (
+    NAME,
+    Holder,
+    Role,
+    holder_of_token,
+    new_token,
+    read_certificate,
+    read_revoked,
+)
 from fednc.server.access.identity import WatchedFile
 from fednc.server.access.setup import security_of
 from fednc.server.storage.event_log import EventLog

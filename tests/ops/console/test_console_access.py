@@ -21,7 +21,17 @@ from support.console_browser import RunningConsole, Visitor
 from support.console_states import write_run
 from support.local_servers import Place, make_place
 
-PAGES = ("/", "/run", "/runs", "/compare", "/client?name=a", "/picture?at=x&file=y", "/models", "/gates", "/pipelines")
+PAGES = (
+    "/",
+    "/run",
+    "/runs",
+    "/compare",
+    "/client?name=a",
+    "/picture?at=x&file=y",
+    "/models",
+    "/gates",
+    "/pipelines",
+)
 FORMS = ("/act", "/decide", "/logout")
 
 
@@ -69,7 +79,9 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(console: RunningC
     assert {"httponly", "samesite=strict", "path=/"} <= {part.strip().lower() for part in cookie.split(";")}
 
 
-@pytest.mark.parametrize("path", ["/login", "/", "/runs", "/live", "/static/console.css", "/nowhere", "/static/../x"])
+@pytest.mark.parametrize(
+    "path", ["/login", "/", "/runs", "/live", "/static/console.css", "/nowhere", "/static/../x"]
+)
 def test_every_answer_carries_the_policy(console: RunningConsole, path: str) -> None:
     for visitor in (console.visitor(), console.logged_in()):
         answer = visitor.get(path)
@@ -106,7 +118,9 @@ def test_a_name_that_was_pointed_at_us_is_refused(console: RunningConsole, host:
     assert console.logged_in().get("/", host=host).status == 421
 
 
-@pytest.mark.parametrize("place", ["//evil.example", "https://evil.example", "/\\evil.example", "evil", "/\tx", "\\x"])
+@pytest.mark.parametrize(
+    "place", ["//evil.example", "https://evil.example", "/\\evil.example", "evil", "/\tx", "\\x"]
+)
 def test_a_login_leads_nowhere_else(console: RunningConsole, place: str) -> None:
     answer = console.visitor().log_in(console.key, next=place)
     assert answer.header("location") == "/"
@@ -225,13 +239,17 @@ def test_a_certificate_of_a_stranger_is_not_even_heard(place: Place, runs: Path,
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7"])
 def test_plaintext_beyond_this_machine_must_be_asked_for(runs: Path, host: str) -> None:
-    with pytest.raises(ConfigError, match="--access DIR"), RunningConsole(Sights(runs=[runs]), listen=Address(host, 0)):
+    with (
+        pytest.raises(ConfigError, match="--access DIR"),
+        RunningConsole(Sights(runs=[runs]), listen=Address(host, 0)),
+    ):
         pass
 
 
 def test_insecure_and_certificates_contradict_each_other(place: Place, runs: Path) -> None:
     folder = place.authority.server_folder
-    with pytest.raises(ConfigError, match="contradicts"), RunningConsole(
-        Sights(runs=[runs]), access=folder, insecure=True
+    with (
+        pytest.raises(ConfigError, match="contradicts"),
+        RunningConsole(Sights(runs=[runs]), access=folder, insecure=True),
     ):
         pass

@@ -31,7 +31,9 @@ def test_an_operator_pauses_resumes_drops_readmits_and_stops_a_run(tmp_path: Pat
         server = started(stack, "server", run_file, "--folder", folder, cwd=tmp_path)
         port = port_of(folder)
         for name in ("a", "b"):
-            started(stack, "client", "--server", f"127.0.0.1:{port}", "--data", "digits", "--name", name, cwd=tmp_path)
+            started(
+                stack, "client", "--server", f"127.0.0.1:{port}", "--data", "digits", "--name", name, cwd=tmp_path
+            )
         where = tmp_path / "console.json"
         started(
             stack, "console", "--server", f"127.0.0.1:{port}", "--runs", folder.parent, "--listen", "127.0.0.1:0",

@@ -20,10 +20,29 @@ from fednc.ops.operator_client import OperatorLink
 from fednc.ops.pipelines.journal import Cause, Journal
 from fednc.protos import operator_pb2 as pb
 from support.console_browser import RunningConsole, Visitor
-from support.console_states import HOSTILE, RUN_ID, FakeServer, operator_port, status_with, write_checkpoint, write_run, write_search
+from support.console_states import (
+    HOSTILE,
+    RUN_ID,
+    FakeServer,
+    operator_port,
+    status_with,
+    write_checkpoint,
+    write_run,
+    write_search,
+)
 from support.local_servers import make_place
 
-ALL = ("/", "/runs", "/compare?run=a&run=b", "/client?name=site-0", "/models", "/gates", "/pipelines", "/searches", "/login")
+ALL = (
+    "/",
+    "/runs",
+    "/compare?run=a&run=b",
+    "/client?name=site-0",
+    "/models",
+    "/gates",
+    "/pipelines",
+    "/searches",
+    "/login",
+)
 
 
 class Found(HTMLParser):
@@ -154,7 +173,14 @@ def test_only_the_pictures_that_a_run_has_are_given_out(tmp_path: Path) -> None:
         visitor = console.logged_in()
         answer = visitor.get("/picture?at=one&file=examples/wrong.png")
         assert (answer.body, answer.header("content-type")) == (b"picture", "image/png")
-        for file in ("examples/page.html", "../../secret.png", "examples/link.png", "events.jsonl", "/etc/passwd", ""):
+        for file in (
+            "examples/page.html",
+            "../../secret.png",
+            "examples/link.png",
+            "events.jsonl",
+            "/etc/passwd",
+            "",
+        ):
             assert visitor.get(f"/picture?at=one&file={file}").status == 404, file
         for run in ("..", "../runs/one", "/", "two"):
             assert visitor.get(f"/picture?at={run}&file=examples/wrong.png").status == 404, run
@@ -162,7 +188,10 @@ def test_only_the_pictures_that_a_run_has_are_given_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("clients", [0, 1, 3, 300])
 def test_every_client_can_be_found(tmp_path: Path, clients: int) -> None:
-    with fake_server(status_with(clients)) as (_, address), RunningConsole(Sights(OperatorLink(address))) as console:
+    with (
+        fake_server(status_with(clients)) as (_, address),
+        RunningConsole(Sights(OperatorLink(address))) as console,
+    ):
         visitor = visitor_of(console)
         seen: set[str] = set()
         for page in range(1, 20):
@@ -171,7 +200,9 @@ def test_every_client_can_be_found(tmp_path: Path, clients: int) -> None:
         assert seen == {f"site-{k:03d}" for k in range(clients)}
         if clients == 300:
             found = visitor.get("/?q=SITE-29").text
-            assert set(re.findall(r'class="name"><a [^>]*title="(site-\d+)"', found)) == {f"site-29{k}" for k in range(10)}
+            assert set(re.findall(r'class="name"><a [^>]*title="(site-\d+)"', found)) == {
+                f"site-29{k}" for k in range(10)
+            }
             first = re.findall(r'class="name"><a [^>]*title="(site-\d+)"', visitor.get("/").text)
             assert first[:1] != ["site-000"], "those that need attention come first"
             assert len(visitor.get("/").body) < 200_000
@@ -185,15 +216,18 @@ def test_only_what_has_changed_is_sent_again(tmp_path: Path) -> None:
         query = "&".join(f"{name}={part['version']}" for name, part in first.items())
         assert json.loads(visitor.get(f"/live?{query}").text)["parts"] == {}
         with (folder / "events.jsonl").open("a") as file:
-            file.write(json.dumps({"at": 1.0, "elapsed_s": 1.0, "kind": "lost", "text": "x is lost", "node": "x"}) + "\n")
+            file.write(
+                json.dumps({"at": 1.0, "elapsed_s": 1.0, "kind": "lost", "text": "x is lost", "node": "x"}) + "\n"
+            )
         changed = json.loads(visitor.get(f"/live?{query}").text)["parts"]
         assert set(changed) == {"events"}
 
 
 def test_a_run_without_a_folder_is_followed_by_what_the_server_says(tmp_path: Path) -> None:
-    with fake_server(status_with(3, completed=5)) as (fake, address), RunningConsole(
-        Sights(OperatorLink(address), runs=[tmp_path])
-    ) as console:
+    with (
+        fake_server(status_with(3, completed=5)) as (fake, address),
+        RunningConsole(Sights(OperatorLink(address), runs=[tmp_path])) as console,
+    ):
         visitor = visitor_of(console)
         for completed in (6, 7):
             fake.status.completed = completed
@@ -257,7 +291,9 @@ def test_states_without_a_run_say_what_to_do(tmp_path: Path) -> None:
 
 def test_a_damaged_or_failed_run_is_shown_as_such(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "broken", rounds=2)
-    (folder / "events.jsonl").open("a").write('{"kind": "round", "round": "x", "test": [1], "spread": 7}\nnot json\n{"kin')
+    (folder / "events.jsonl").open("a").write(
+        '{"kind": "round", "round": "x", "test": [1], "spread": 7}\nnot json\n{"kin'
+    )
     (folder / "rounds.json").write_text("{")
     write_run(tmp_path / "failed", rounds=0, clients=[])
     with RunningConsole(Sights(runs=[tmp_path])) as console:
@@ -323,7 +359,12 @@ def test_a_verdict_is_about_the_digest_that_was_shown_and_signed_for_the_login(t
         (shown,) = re.findall(r'name="request" value="([0-9a-f]+)"', visitor.get("/gates").text)
         visitor.post("/decide", csrf=csrf, **fields, request=shown, digest="ef" * 32, reason="seen it")
         (given,) = box.verdicts()
-        assert (given.digest, given.verdict, given.how, given.reason) == ("ef" * 32, "approved", "console", "seen it")
+        assert (given.digest, given.verdict, given.how, given.reason) == (
+            "ef" * 32,
+            "approved",
+            "console",
+            "seen it",
+        )
         assert given.who in given.signed
         assert given.signed.startswith("server for")
         given.check_alone()
@@ -335,7 +376,13 @@ def test_a_rejection_needs_a_reason(tmp_path: Path) -> None:
     with RunningConsole(Sights(approvals=box.folder)) as console:
         visitor = console.logged_in()
         (shown,) = re.findall(r'name="request" value="([0-9a-f]+)"', visitor.get("/gates").text)
-        fields = {"csrf": visitor.get("/").csrf, "request": shown, "digest": "ab" * 32, "subject": "g", "verdict": "rejected"}
+        fields = {
+            "csrf": visitor.get("/").csrf,
+            "request": shown,
+            "digest": "ab" * 32,
+            "subject": "g",
+            "verdict": "rejected",
+        }
         visitor.post("/decide", **fields)
         assert "reason" in visitor.get("/gates").text
         assert box.verdicts() == []

@@ -91,7 +91,9 @@ def test_a_restarted_server_repeats_rounds_and_the_later_ones_count(tmp_path: Pa
     log.read()
     with (folder / "events.jsonl").open("a") as file:
         file.write(json.dumps({"at": 1.0, "kind": "resume", "text": "", "round": 5}) + "\n")
-        file.write(json.dumps({"at": 1.0, "kind": "round", "text": "", "round": 6, "test": {"accuracy": 0.123}}) + "\n")
+        file.write(
+            json.dumps({"at": 1.0, "kind": "round", "text": "", "round": 6, "test": {"accuracy": 0.123}}) + "\n"
+        )
     log.read()
     assert [point.round for point in log.points] == [1, 2, 3, 4, 5, 6]
     assert log.points[-1].primary == 0.123
@@ -99,7 +101,21 @@ def test_a_restarted_server_repeats_rounds_and_the_later_ones_count(tmp_path: Pa
 
 @given(
     values=st.dictionaries(
-        st.sampled_from(["kind", "text", "at", "round", "test", "pooled", "spread", "worst_client", "missing", "metric", "node"]),
+        st.sampled_from(
+            [
+                "kind",
+                "text",
+                "at",
+                "round",
+                "test",
+                "pooled",
+                "spread",
+                "worst_client",
+                "missing",
+                "metric",
+                "node",
+            ]
+        ),
         st.one_of(
             st.none(),
             st.booleans(),
@@ -179,7 +195,11 @@ def test_earlier_checkpoints_become_trails(tmp_path: Path) -> None:
 
 
 def write_means(
-    folder: Path, frame_KD: torch.Tensor, mean_KD: torch.Tensor, seen_K: torch.Tensor | None = None, number: int = 1
+    folder: Path,
+    frame_KD: torch.Tensor,
+    mean_KD: torch.Tensor,
+    seen_K: torch.Tensor | None = None,
+    number: int = 1,
 ) -> None:
     write_checkpoint(folder, number, [f"c{k}" for k in range(len(frame_KD))])
     seen_K = torch.ones(len(frame_KD), dtype=torch.bool) if seen_K is None else seen_K
@@ -198,7 +218,10 @@ def test_a_thinned_curve_is_short_and_keeps_its_extremes_and_its_end(curve: list
     assert set(kept) <= set(curve)
     assert kept == sorted(kept)
     assert kept[-1] == curve[-1]
-    assert {min(y for _, y in kept), max(y for _, y in kept)} == {min(y for _, y in curve), max(y for _, y in curve)}
+    assert {min(y for _, y in kept), max(y for _, y in kept)} == {
+        min(y for _, y in curve),
+        max(y for _, y in curve),
+    }
 
 
 @given(curve=CURVES, from_zero=st.booleans(), wide=st.booleans())
@@ -211,7 +234,9 @@ def test_every_point_of_a_chart_lies_in_it(curve: list[tuple[float, float]], fro
 
 
 def test_shares_have_no_axis_above_all_of_them() -> None:
-    text = str(line_chart([ChartLine("x", [(1, 0.914), (2, 0.989)])], MetricInfo("accuracy", unit="%").show, highest=1.0))
+    text = str(
+        line_chart([ChartLine("x", [(1, 0.914), (2, 0.989)])], MetricInfo("accuracy", unit="%").show, highest=1.0)
+    )
     assert ">100%<" in text
     assert "105" not in text
 
@@ -238,7 +263,8 @@ def test_whatever_a_class_is_called_is_text_in_a_picture(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.034, "0.034 s"), (12.4, "12 s"), (250, "4 min 10 s"), (7500, "2 h 5 min"), (math.nan, "–")]
+    ("seconds", "shown"),
+    [(0.034, "0.034 s"), (12.4, "12 s"), (250, "4 min 10 s"), (7500, "2 h 5 min"), (math.nan, "–")],
 )
 def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown

@@ -31,7 +31,13 @@ POINTS = {
     "register": ("did", "kept"),
     "deploy": ("did", "kept"),
 }
-MODULES = ("fednc.cli.pipeline", "fednc.in_process", "fednc.ops.pipelines.runner", "sqlalchemy", "alembic")  # MLflow starts a thread
+MODULES = (
+    "fednc.cli.pipeline",
+    "fednc.in_process",
+    "fednc.ops.pipelines.runner",
+    "sqlalchemy",
+    "alembic",
+)  # MLflow starts a thread
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,9 @@ def outcome(pipeline: SmallPipeline) -> dict[str, Any]:
         "verdicts": [(one["who"], one["valid"]) for one in lineage["approvals"]],
         "moves": [(move["before"], move["after"]) for move in lineage["moves"]["champion"]],
         "runs": [(one.number, one.ended) for one in pipeline.journal.runs()],
-        "over": {name: state in ("done", "cached") for name, state in pipeline.states().items() if state != "skipped"},
+        "over": {
+            name: state in ("done", "cached") for name, state in pipeline.states().items() if state != "skipped"
+        },
     }
 
 
@@ -126,7 +134,10 @@ def test_a_pipeline_that_is_killed_in_a_round_goes_on_with_the_next(
     events = next(killed.pipeline.journal.place.glob("federated/*")) / "events.jsonl"
     found = [json.loads(line) for line in events.read_text().splitlines()]
     rounds = [event["round"] for event in found if event["kind"] == "round"]
-    assert rounds == [1, 3]  # none was done twice; the line of round 2 was lost with the process, its result was not
+    assert rounds == [
+        1,
+        3,
+    ]  # none was done twice; the line of round 2 was lost with the process, its result was not
 
 
 @pytest.mark.timeout(300)

@@ -116,7 +116,9 @@ def test_which_steps_a_change_redoes(change: str, tmp_path: Path) -> None:
 def digests(pipeline: SmallPipeline) -> dict[str, str]:
     file, run = pipeline.read()
     current = PipelineRun(pipeline.folder, 1, [], "process", 0.0)
-    work = PipelineWork(file, pipeline.journal, current, Carriers(pipeline.carrier, search_in_process), inputs_of(file, run))
+    work = PipelineWork(
+        file, pipeline.journal, current, Carriers(pipeline.carrier, search_in_process), inputs_of(file, run)
+    )
     return {name: digest_of(STEPS[name].inputs(work)) for name in REDONE["client"]}
 
 
@@ -299,7 +301,12 @@ def test_newer_data_replace_a_candidate_that_waits(tmp_path: Path) -> None:
 
 
 def test_the_run_has_the_settings_of_the_best_trial(tmp_path: Path) -> None:
-    search = {"space": {"train.lr": {"choices": [1e-6, 0.1]}}, "trials": 2, "sampler": "Grid", "set": {"rounds.total": 1}}
+    search = {
+        "space": {"train.lr": {"choices": [1e-6, 0.1]}},
+        "trials": 2,
+        "sampler": "Grid",
+        "set": {"rounds.total": 1},
+    }
     pipeline = SmallPipeline(tmp_path, search=search)
     pipeline()
     assert pipeline.states()["search"] == "done"

@@ -123,7 +123,18 @@ def dashboard(storage: str) -> Iterator[Any]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     code = "from optuna_dashboard._cli import main; main()"
-    command = [sys.executable, "-c", code, storage, "--host", "127.0.0.1", "--port", str(port), "--server", "wsgiref"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        storage,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--server",
+        "wsgiref",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def ask(path: str) -> Any:

@@ -161,7 +161,8 @@ def test_with_several_objectives_the_primary_metric_prunes_as_with_one(tmp_path:
 
 def beats(one: TrialView, other: TrialView) -> bool:
     mine, theirs = [
-        (trial.values["primary"], trial.values["worst_client"], -trial.values["bytes_up"]) for trial in (one, other)
+        (trial.values["primary"], trial.values["worst_client"], -trial.values["bytes_up"])
+        for trial in (one, other)
     ]
     return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
 

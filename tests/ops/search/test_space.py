@@ -48,7 +48,9 @@ def test_a_key_is_set_exactly_when_its_condition_holds(data: st.DataObject) -> N
     space = Space.parse(dict(reversed(DEEP.items())))  # whatever the order in the file
 
     def ask(key: str, distribution: Any) -> Any:
-        return data.draw(st.sampled_from([space.dimensions[key].label(c) for c in space.dimensions[key].corners()]))
+        return data.draw(
+            st.sampled_from([space.dimensions[key].label(c) for c in space.dimensions[key].corners()])
+        )
 
     values = space.choose(ask)
     for key, dimension in space.dimensions.items():
@@ -63,7 +65,14 @@ def test_a_key_is_set_exactly_when_its_condition_holds(data: st.DataObject) -> N
 def test_numbers_become_the_distribution_that_was_meant() -> None:
     found = {key: dimension.distribution() for key, dimension in Space.parse(DEEP).dimensions.items()}
     kinds = {key: type(value).__name__.removesuffix("Distribution") for key, value in found.items()}
-    assert kinds == {"a": "Categorical", "b": "Int", "c": "Categorical", "d": "Float", "e.f": "Float", "e.g": "Float"}
+    assert kinds == {
+        "a": "Categorical",
+        "b": "Int",
+        "c": "Categorical",
+        "d": "Float",
+        "e.f": "Float",
+        "e.g": "Float",
+    }
     assert found["b"].step == 2
     assert found["d"].log
     assert found["e.f"].step == 0.25

@@ -260,6 +260,16 @@ def test_a_run_without_classes_does_not_log_megabytes_of_counts() -> None:
     message_limits.check_declaration(most, 5000)
 
 
+def test_a_node_can_hold_only_parts_of_the_task_and_not_more_than_its_examples() -> None:
+    parts = ("depth", "edges")
+    message_limits.check_declaration(pb.Declaration(examples=5, holdings={"depth": 5, "edges": 0}), 2, 1, parts)
+    for odd in ({"height": 1}, {"depth": 6}, {"\u001b[2J": 1}):
+        with pytest.raises(InvalidError, match="holdings"):
+            message_limits.check_declaration(pb.Declaration(examples=5, holdings=odd), 2, 1, parts)
+    with pytest.raises(InvalidError, match="holdings"):
+        message_limits.check_declaration(pb.Declaration(examples=5, holdings={"depth": 1}), None)
+
+
 def test_a_reason_fits_into_a_header_whatever_the_names(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path, OPEN) as server:

@@ -9,7 +9,8 @@ from fednc.common.config.run import parse_run
 from fednc.common.errors import ConfigError
 from fednc.common.peer_text import SHORT_TEXT
 from fednc.common.tasks.aggregation import Aggregation
-from fednc.common.wire.messages import EXAMPLES, METRICS, OWNED
+from fednc.common.wire import arrays
+from fednc.common.wire.messages import EXAMPLES, METRICS, MODEL, OWNED, TRAIN
 from fednc.protos import federation_pb2 as pb
 from fednc.server.link.message_limits import InvalidError, check_header
 from fednc.server.link.reply_schema import MOST_OWNED, ReplySchema
@@ -56,3 +57,29 @@ def test_weights_that_do_not_fit_into_a_reply_are_refused_before_the_run(keys: l
 def test_a_longer_key_would_have_cost_an_honest_client_its_place() -> None:
     with pytest.raises(InvalidError):
         check_header(header_of([LONGEST + "k"]), most_bytes=0)
+
+
+def update_with(names: list[str]) -> pb.Manifest:
+    """A reply to an instruction to train, with these tensors."""
+    metas = [pb.ArrayMeta(key=name, dtype="float32", shape=[1], stype=arrays.NPY, size=4 + 128) for name in names]
+    return pb.Manifest(records=[pb.Record(name=MODEL, arrays=pb.Arrays(items=metas))])
+
+
+@pytest.mark.parametrize("sent", [[], ["k0"], ["k0", "k1"]])
+def test_what_a_client_does_not_own_may_be_left_out(sent: list[str]) -> None:
+    schema_of(["k0", "k1"]).check(TRAIN, update_with(sent))
+
+
+@pytest.mark.parametrize("sent", [["k0", "k2"], ["k0", "k0"]])
+def test_a_tensor_that_the_model_does_not_have_or_twice_the_same_is_refused(sent: list[str]) -> None:
+    with pytest.raises(InvalidError, match="tensor names"):
+        schema_of(["k0", "k1"]).check(TRAIN, update_with(sent))
+
+
+def test_a_tensor_that_all_clients_train_may_not_be_left_out() -> None:
+    with installed():
+        task = LineTask(parse_run(LINE))
+    schema = ReplySchema.of(task, task.frame(0), dict.fromkeys(["k0", "k1"], torch.zeros(1)), is_first=True)
+    schema.check(TRAIN, update_with(["k0", "k1"]))
+    with pytest.raises(InvalidError, match="k1"):
+        schema.check(TRAIN, update_with(["k0"]))

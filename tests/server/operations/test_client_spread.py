@@ -55,3 +55,13 @@ def test_the_table_shows_what_each_client_reached() -> None:
     place = command.COLUMNS.index("held out")
     assert command._row(op.NodeStatus(name="a", primary=value))[place] == "62.5%"
     assert command._row(op.NodeStatus(name="a"))[place] == "-"
+
+
+def test_the_status_says_who_owns_which_part_of_the_task(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [op.NodeStatus(name="anna", holdings={"depth": 7}), op.NodeStatus(name="bert", holdings={"edges": 3})]
+    assert command._holdings(nodes) == (["name", "depth", "edges"], [["anna", 7, "-"], ["bert", "-", 3]])
+    assert command.as_json(op.RunStatus(nodes=nodes))["nodes"][0]["holdings"] == {"depth": 7}
+    command._show(op.RunStatus(nodes=nodes))
+    assert "examples by part of the task" in capsys.readouterr().err
+    command._show(op.RunStatus(nodes=[op.NodeStatus(name="anna")]))
+    assert "part of the task" not in capsys.readouterr().err

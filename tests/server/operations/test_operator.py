@@ -49,7 +49,10 @@ def test_a_viewers_credential_opens_nothing_at_the_server(place: Place, auth: st
             serving(place.folder, place.section(auth=auth)) as server,
             open_channel(server.address, viewer, 5) as channel,
         ):
-            for service in (op.DESCRIPTOR.services_by_name["Operator"], pb.DESCRIPTOR.services_by_name["Federation"]):
+            for service in (
+                op.DESCRIPTOR.services_by_name["Operator"],
+                pb.DESCRIPTOR.services_by_name["Federation"],
+            ):
                 for method in service.methods:
                     code, reason = await invoke(channel, method)
                     assert (code, "belongs to viewer" in reason) == (FORBIDDEN, True), method.name

@@ -344,7 +344,7 @@ def test_owners_decide(tmp_path: Path) -> None:
     held = pb.Declaration(examples=30, held_out=5)
     for kind in (CALIBRATE, PERSONAL):
         few = RecordDict({METRICS: MetricRecord({EXAMPLES: 5})})
-        found = objections.to_reply(open_but(floor={"held_out": 6}), kind, few, held)
+        found = objections.to_reply(open_but(floor={"held_out": 6}), kind, few, held, having=())
         assert [code for code, _ in found] == ["examples"]
 
 

@@ -39,7 +39,13 @@ class Watched:
         events.listen(self.told.append)
         self.watch = DriftWatch(rate, events, NAMES.__getitem__)
 
-    def round(self, number: int, shifted: AbstractSet[int], asked: AbstractSet[int] = frozenset(NAMES), unnamed: AbstractSet[int] = frozenset()) -> list[Event]:
+    def round(
+        self,
+        number: int,
+        shifted: AbstractSet[int],
+        asked: AbstractSet[int] = frozenset(NAMES),
+        unnamed: AbstractSet[int] = frozenset(),
+    ) -> list[Event]:
         """One exchange; what it told."""
         before = len(self.told)
         with self.watch.exchange(number, ClassSums.zeros(K, D, moment=True), ["a", "b", "c"]) as exchange:
@@ -94,7 +100,9 @@ def test_no_alarms_are_told_if_none_are_wanted_or_the_metric_is_missing() -> Non
 @pytest.mark.parametrize(
     "where", [(np, "save"), (tempfile, "TemporaryFile"), (ClientMeans, "deviations"), (ClientMeans, "close")]
 )
-def test_a_full_disk_costs_the_alarms_of_a_round_only(where: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_the_alarms_of_a_round_only(
+    where: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When the file is made, when sums are written, and when what is still buffered is."""
 
     def full(*_: object, **__: object) -> None:
@@ -110,7 +118,6 @@ def test_a_full_disk_costs_the_alarms_of_a_round_only(where: tuple[Any, str], mo
     assert [type(each) for each in after] == [DriftOver if closes else ClientDrifts]
 
 
-
 @pytest.fixture(scope="module")
 def shifted(tmp_path_factory: pytest.TempPathFactory) -> list[ClientConfig]:
     """Four clients with the same kind of images; those of the first are mirrored."""
@@ -122,7 +129,12 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> list[ClientConfig]:
     for k, part in enumerate(np.array_split(order, 4)):
         image = (digits.images[part] * 15).astype(np.uint8)
         path = folder / f"{k}.npz"
-        np.savez(path, x_train=image[:, :, ::-1] if k == 0 else image, y_train=digits.target[part], classes=np.array(CLASSES))
+        np.savez(
+            path,
+            x_train=image[:, :, ::-1] if k == 0 else image,
+            y_train=digits.target[part],
+            classes=np.array(CLASSES),
+        )
         clients.append(ClientConfig(name=f"site-{k}", data=f"npz:{path}", device="cpu"))
     return clients
 

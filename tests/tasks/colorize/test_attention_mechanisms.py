@@ -158,10 +158,31 @@ def test_pytorchs_own_attention_is_recorded_without_a_call() -> None:
         found, _ = block(x, y, y)
         loss = found.square().sum()
     grads = recorder.gradients(loss)
-    assert {given: set(uses) for (_, given), uses in grads.items()} == {"query": {"query"}, "key/value": {"key", "value"}}
+    assert {given: set(uses) for (_, given), uses in grads.items()} == {
+        "query": {"query"},
+        "key/value": {"key", "value"},
+    }
     wanted = torch.autograd.grad(block(x, y, y)[0].square().sum(), y)[0]
     torch.testing.assert_close(sum(grads[("model", "key/value")].values()), wanted)
     assert not block._forward_pre_hooks
+
+
+def test_a_block_that_is_called_twice_has_the_branches_of_both_calls() -> None:
+    x, y = tokens()
+    block = block_of()
+    with recording(block) as recorder:
+        loss = block(block(x, y), y).square().sum()
+    assert {place[0] for place in recorder.gradients(loss)} == {"model", "model, call 2"}
+
+
+def test_tokens_before_examples_are_turned() -> None:
+    torch.manual_seed(0)
+    block = nn.MultiheadAttention(C, 2).double()
+    x, y = (value.transpose(0, 1) for value in tokens())
+    with recording(block) as recorder:
+        loss = block(x, y, y)[0].square().sum()
+    assert recorder.gradients(loss)[("model", "query")]["query"].shape == (2, T, C)
+    torch.testing.assert_close(block(x, y, y)[0].square().sum(), loss)
 
 
 def test_every_layer_of_the_adversary_has_a_largest_singular_value_of_one() -> None:
@@ -170,6 +191,8 @@ def test_every_layer_of_the_adversary_has_a_largest_singular_value_of_one() -> N
     picture = drawn(2, 4, 32, 32)
     for _ in range(100):  # one step of the power iteration in each forward pass
         adversary(picture)
-    sizes = [torch.linalg.matrix_norm(layer.weight.flatten(1), 2) for layer in adversary if isinstance(layer, nn.Conv2d)]
+    sizes = [
+        torch.linalg.matrix_norm(layer.weight.flatten(1), 2) for layer in adversary if isinstance(layer, nn.Conv2d)
+    ]
     assert len(sizes) == 4
     torch.testing.assert_close(torch.stack(sizes), torch.ones(4), rtol=0.02, atol=0.02)

@@ -167,7 +167,9 @@ def test_every_metric_of_shards_is_that_of_all_pictures(cut: int, batch: int) ->
     assert task.check_statistics(added, data.examples)
 
 
-def test_a_picture_in_the_colours_of_its_reference_has_no_colour_error_and_the_true_one_has_the_own_error() -> None:
+def test_a_picture_in_the_colours_of_its_reference_has_no_colour_error_and_the_true_one_has_the_own_error() -> (
+    None
+):
     task = colour_task()
     data = task.load_test(DATA)
     ((inputs, truth, region, other),) = data.eval_batches(9)

@@ -57,7 +57,9 @@ def test_folders_and_arrays_give_the_same_batches(tmp_path: Path) -> None:
     data = task.load_train(f"folder:{tmp_path}", None, None)
     path = tmp_path / "packed.npz"
     np.savez(path, **task.pack(data, data))
-    for one, other in zip(data.eval_batches(2), task.load_test(task.packed_spec(path)).eval_batches(2), strict=True):
+    for one, other in zip(
+        data.eval_batches(2), task.load_test(task.packed_spec(path)).eval_batches(2), strict=True
+    ):
         for a, b in zip(one, other, strict=True):
             assert torch.equal(a, b)
     inputs, truth, region, other_region = next(data.eval_batches(3))
@@ -85,7 +87,9 @@ def no_partner(folder: Path) -> None:
 
 
 def grey(folder: Path) -> None:
-    Image.fromarray(np.arange(480, dtype=np.uint16).reshape(20, 24).astype(np.uint8)).save(folder / "colour" / "1.png")
+    Image.fromarray(np.arange(480, dtype=np.uint16).reshape(20, 24).astype(np.uint8)).save(
+        folder / "colour" / "1.png"
+    )
 
 
 def strange_region(folder: Path) -> None:
@@ -137,21 +141,28 @@ def test_arrays_that_are_no_pairs_are_refused(arrays: dict[str, Any], said: str,
 
 def test_arrays_with_other_names_and_without_a_test_part_are_divided(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    photo, edge = random.integers(0, 255, (10, 20, 20, 3), np.uint8), random.integers(0, 255, (10, 20, 20), np.uint8)
+    photo, edge = (
+        random.integers(0, 255, (10, 20, 20, 3), np.uint8),
+        random.integers(0, 255, (10, 20, 20), np.uint8),
+    )
     np.savez(tmp_path / "x.npz", photo=photo, edge=edge, artist=np.array(["a", "b"] * 5))
     spec = f"npz:{tmp_path / 'x.npz'}?columns=line=edge,colour=photo"
-    with pytest.raises(DataError, match="evaluate.test_share"):
+    with pytest.raises(DataError, match=r"evaluate\.test_share"):
         colour_task(classes=[]).load_test(spec)
     task = colour_task({"evaluate": {"test_share": 0.3}}, classes=[])
     train, test = task.load_train(spec, None, None), task.load_test(spec)
     assert (train.examples, test.examples) == (7, 3)
     assert set(train.names).isdisjoint(test.names)
-    assert task.load_train(f"{spec}&only=artist=a", None, None).names == tuple(f"{tmp_path / 'x.npz'}[{i}]" for i in (0, 2, 4))
+    assert task.load_train(f"{spec}&only=artist=a", None, None).names == tuple(
+        f"{tmp_path / 'x.npz'}[{i}]" for i in (0, 2, 4)
+    )
 
 
-@pytest.mark.parametrize("spec", ["characters:images=0", "characters:artist=3/3", "characters:x=1", "nothing:x", "npz:no"])
+@pytest.mark.parametrize(
+    "spec", ["characters:images=0", "characters:artist=3/3", "characters:x=1", "nothing:x", "npz:no"]
+)
 def test_specs_that_cannot_be_read_say_what_is_expected(spec: str) -> None:
-    with pytest.raises(DataError, match="expected|must be|KEY=VALUE|no such file"):
+    with pytest.raises(DataError, match=r"expected|must be|KEY=VALUE|no such file"):
         colour_task().load_train(spec, None, None)
 
 
@@ -161,7 +172,9 @@ def test_artists_differ_in_colours_and_a_character_follows_from_its_number_alone
     assert torch.equal(few.line_N1HW, many.line_N1HW[:3])
     assert torch.equal(few.colour_N3HW, many.colour_N3HW[:3])
     means = [
-        task.load_train(f"characters:images=40,seed=2,artist={a}/3", None, None).pairs.colour_N3HW.float().mean(dim=(0, 2, 3))
+        task.load_train(f"characters:images=40,seed=2,artist={a}/3", None, None)
+        .pairs.colour_N3HW.float()
+        .mean(dim=(0, 2, 3))
         for a in range(3)
     ]
     assert min(float((means[a] - means[b]).norm()) for a, b in ((0, 1), (0, 2), (1, 2))) > 15
@@ -223,7 +236,13 @@ def test_the_exported_model_has_no_adversary_and_predicts_the_same() -> None:
 
 def clients(folder: str) -> list[ClientConfig]:
     return [
-        ClientConfig(name=f"c{i}", data=f"characters:images=8,seed=2,artist={i}/3", device="cpu", state=folder, val_share=0.25)
+        ClientConfig(
+            name=f"c{i}",
+            data=f"characters:images=8,seed=2,artist={i}/3",
+            device="cpu",
+            state=folder,
+            val_share=0.25,
+        )
         for i in range(2)
     ]
 
@@ -269,7 +288,9 @@ def test_every_attention_trains_both_networks_apart(attention: str) -> None:
     torch.manual_seed(0)
     fresh = {key: value.clone() for key, value in task.build_model().state_dict().items()}
     model, _ = trained(task, 1)
-    moved = {key.partition(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, fresh[key])}
+    moved = {
+        key.partition(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, fresh[key])
+    }
     assert moved == {"generator", "adversary"}
 
 

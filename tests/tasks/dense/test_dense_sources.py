@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fednc.common.errors import DataError
-from fednc.tasks.dense.maps import EDGES, DEPTH, EDGES, LABEL, MAPS, NORMALS, VOID
+from fednc.tasks.dense.maps import DEPTH, EDGES, LABEL, MAPS, NORMALS, VOID
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.preparation import packed, read_data
 from fednc.tasks.dense.scenes import SceneSettings, draw_scenes

@@ -24,7 +24,9 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / kind).mkdir()
     for number in range(3):
         label = draw.integers(0, len(CLASSES), (200, 300)).astype(np.uint8)
-        Image.fromarray(draw.integers(0, 256, (200, 300, 3)).astype(np.uint8)).save(tmp_path / f"image/{number}.png")
+        Image.fromarray(draw.integers(0, 256, (200, 300, 3)).astype(np.uint8)).save(
+            tmp_path / f"image/{number}.png"
+        )
         Image.fromarray(label).save(tmp_path / f"label/{number}.png")
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
     return tmp_path

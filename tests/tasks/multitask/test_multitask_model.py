@@ -50,7 +50,9 @@ def test_a_task_sees_the_others_through_the_interaction_alone(mode: str) -> None
 def test_the_loss_of_a_task_reaches_the_mixers_of_others_through_the_interaction_alone(mode: str) -> None:
     task = multitask(interaction=mode)
     model, (inputs, *maps) = model_of(task), batch_of(task)
-    only_depth = [value if name == "depth" else _unknown(value) for name, value in zip(task.options.tasks, maps, strict=True)]
+    only_depth = [
+        value if name == "depth" else _unknown(value) for name, value in zip(task.options.tasks, maps, strict=True)
+    ]
     loss, parts = task.loss(model, (inputs, *only_depth), guide_of(task))
     assert set(parts) == {"depth"}
     loss.backward()  # type: ignore[no-untyped-call]
@@ -84,7 +86,7 @@ def test_sequences_come_back_and_who_attends_to_whom_adds_up(mode: str) -> None:
     assert torch.equal(sequences.back(sequences.of(token), token.shape), token)
     attention, each = Attention(8, 2), sequences.of(token)
     allowed = sequences.allowed(5)
-    share_TT = sequences.by_task(attention.weights(each, each, allowed), 3)
+    share_TT = sequences.by_task(attention.weights(each, each, allowed), 3).detach()
     torch.testing.assert_close(share_TT.sum(dim=1), torch.ones(3))
     assert float(share_TT[0, 1]) == float(share_TT[2, 1]) == 0.0  # only the second task sees its own tokens
     assert float(share_TT[1, 1]) > 0

@@ -34,30 +34,43 @@ from fednc.server.storage.event_log import EventLog
 from fednc.tasks.dense.preparation import read_data
 from fednc.tasks.multitask.model import task_of
 from fednc.testing import TaskContract
-from support.multitask_tasks import CLASSES, DATA, MULTITASK, SMALL, batch_of, guide_of, model_of, multitask, outputs_of
+from support.multitask_tasks import (
+    CLASSES,
+    DATA,
+    MULTITASK,
+    SMALL,
+    batch_of,
+    guide_of,
+    model_of,
+    multitask,
+    outputs_of,
+)
 
 WITH = "scenes:images=12,test=6,objects=2"
 
 
 class TestAllTasks(TaskContract):
     task = "multitask"
+    exports = False  # capturing the graph takes long: tests/tasks_long/multitask
     data = WITH
     options: ClassVar = {
         **SMALL,
         "tasks": ["segmentation", "parts", "saliency", "normals", "depth", "edges"],
         "interaction": "token",
+        "class_weights": "balanced",
     }
     tables: ClassVar = {"frame": {"dim": 8}, "method": {"name": "fednc"}, "train": {"batch": 4}}
 
 
 class TestWithoutClasses(TaskContract):
     task = "multitask"
+    exports = False
     data = WITH
     options: ClassVar = {"tasks": ["depth", "edges"], "size": [16, 16], "width": 8, "channels_each": 8}
     tables: ClassVar = {"method": {"name": "fedavg"}, "train": {"batch": 4}}
 
 
-# ---- who owns what -----------------------------------------------------------------------------------------------
+# ---- who owns what ------------------------------------------------------------------------------------------
 
 OWNERS = {"anna": "label+depth", "bert": "depth+normals+edges"}
 RUN: dict[str, Any] = {
@@ -89,7 +102,9 @@ def test_each_client_is_measured_on_its_own_tasks_and_the_test_data_on_all(finis
     assert every <= set(rounds[-1]["test"])
     table = [line.split("|")[1:-1] for line in (finished / "clients.md").read_text().splitlines()]
     head = [cell.strip() for cell in table[0]]
-    measured = {row[0].strip(): {h for h, cell in zip(head, row, strict=True) if cell.strip()} for row in table[2:]}
+    measured = {
+        row[0].strip(): {h for h, cell in zip(head, row, strict=True) if cell.strip()} for row in table[2:]
+    }
     assert measured["anna"] & every == {"miou", "depth_rmse"}
     assert measured["bert"] & every == {"depth_rmse", "normal_error", "edge_f"}
     assert measured["test"] & every == every
@@ -115,7 +130,7 @@ def test_predict_repeats_the_runs_metrics_and_writes_each_task(finished: Path, t
 
 
 def test_predicted_files_can_be_read_back_as_labels(finished: Path, tmp_path: Path) -> None:
-    """The files of a prediction are what the reader of folders takes: depth and normals come back nearly as they were."""
+    """The reader of folders takes the files of a prediction: depth and normals come back nearly as they were."""
     model, task = load(finished), multitask()
     data = task.load_test("scenes:test=2,objects=2")
     (batch,) = data.eval_batches(2)
@@ -223,7 +238,7 @@ def test_packed_pictures_come_back_with_the_labels_that_they_had(tmp_path: Path)
     assert task.holdings(back) == task.holdings(train) == {"segmentation": 0, "depth": 8, "normals": 0, "edges": 0}
 
 
-# ---- bad data, before round one ----------------------------------------------------------------------------------
+# ---- bad data, before round one -----------------------------------------------------------------------------
 
 
 def arrays_of(**changes: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -241,7 +256,10 @@ def arrays_of(**changes: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]
         ({"edges_train": np.full((2, 16, 16), 3, np.uint8)}, "edges map of .* has the value 3"),
         ({"normals_train": np.full((2, 16, 16, 3), np.nan, np.float32)}, "finite vectors"),
         ({"y_train": np.full((2, 16, 16), 9, np.uint8)}, "unknown label value 9"),
-        ({"x_train": np.zeros((2, 20, 16, 3), np.uint8), "depth_train": np.zeros((2, 20, 16), np.float32)}, "20x16"),
+        (
+            {"x_train": np.zeros((2, 20, 16, 3), np.uint8), "depth_train": np.zeros((2, 20, 16), np.float32)},
+            "20x16",
+        ),
     ],
 )
 def test_labels_that_the_run_cannot_use_are_named(
@@ -259,7 +277,7 @@ def test_a_client_whose_labels_belong_to_no_task_of_the_run_is_told_by_check(tmp
     run = tmp_path / "run.toml"
     run.write_text(
         f'[task]\nname = "multitask"\nclasses = {json.dumps(list(CLASSES))}\nsize = [16, 16]\nwidth = 8\n'
-        '[frame]\ndim = 8\n'
+        "[frame]\ndim = 8\n"
     )
     result = CliRunner().invoke(command, ["check", str(run), "--data", f"npz:{tmp_path / 'site.npz'}"])
     assert result.exit_code != 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tasks.panoptic.test_panoptic_mechanisms import task_of
+from support.panoptic_tasks import task_of
 
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError
@@ -40,7 +40,8 @@ def coco_folder(root: Path, given: list[Street], *, parts: bool = True) -> Path:
         colour = np.stack([code % 256, code // 256, np.zeros_like(code)], axis=-1)
         Image.fromarray(colour.astype(np.uint8)).save(base / "panoptic" / f"{number}.png")
         segments = [
-            {"id": int(each), "category_id": 10 + order.index(int(each) // 300), "iscrowd": 0} for each in np.unique(code)
+            {"id": int(each), "category_id": 10 + order.index(int(each) // 300), "iscrowd": 0}
+            for each in np.unique(code)
         ]
         annotations.append({"file_name": f"{number}.png", "segments_info": segments})
         if parts:

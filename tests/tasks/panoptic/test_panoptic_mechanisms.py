@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fednc.common.config.run import parse_run
 from fednc.common.learning.class_memory import ClassMemory
@@ -20,44 +22,11 @@ from fednc.tasks.panoptic.layers import AlignedDecoder, Flow, base_grid, sine_en
 from fednc.tasks.panoptic.masked_stage import MaskedAttention
 from fednc.tasks.panoptic.matching import match
 from fednc.tasks.panoptic.merging import merged
+from fednc.tasks.panoptic.network import PartFormer, Shape
 from fednc.tasks.panoptic.stages import JointStage, grouped
 from fednc.tasks.panoptic.targets import targets_of
-from fednc.tasks.panoptic.task import PARTS, PanopticModel, PanopticTask, logits_of
-
-STREETS = "streets:images=6,test=3,seed=3"
-
-
-def task_of(method: str = "fednc", **task: Any) -> PanopticTask:
-    return PanopticTask(
-        parse_run(
-            {
-                "task": {
-                    "name": "panoptic",
-                    "classes": ["sky", "road", "car", "person", "ball"],
-                    "things": ["car", "person", "ball"],
-                    "parts": {"car": ["body", "window", "wheel"], "person": ["head", "torso", "legs"]},
-                    "size": [24, 32],
-                    "width": 16,
-                    "pyramid": [8, 16, 16],
-                    **task,
-                },
-                "method": {"name": method},
-                "frame": {"dim": 16},
-            }
-        )
-    )
-
-
-def ready(task: PanopticTask, spec: str = STREETS) -> tuple[PanopticModel, PanopticData, Guide]:
-    torch.manual_seed(0)
-    model, data = task.build_model(), task.read(spec, "train")
-    memory = ClassMemory.empty(task.label_space, task.memory_dim)
-    return model, data, guide_at(task, task.frame(0).etf_KD, memory, 1, count_K=data.count_K)
-
-
-def batch_of(data: PanopticData) -> tuple[Tensor, ...]:
-    return next(iter(data.eval_batches(data.examples)))
-
+from fednc.tasks.panoptic.task import PARTS, logits_of
+from support.panoptic_tasks import STREETS, batch_of, ready, task_of
 
 # ---- matching ------------------------------------------------------------------------------------------------------
 
@@ -165,7 +134,12 @@ def _stage(*, attends: bool) -> tuple[JointStage, tuple[Tensor, ...]]:
     if not attends:
         stage.attention.attention.out_proj.weight.data.zero_()
         stage.attention.attention.out_proj.bias.data.zero_()
-    return stage, (torch.randn(2, 7, 16), torch.randn(2, 7, 6, 6), torch.randn(2, 16, 6, 6), torch.randn(2, 16, 6, 6))
+    return stage, (
+        torch.randn(2, 7, 16),
+        torch.randn(2, 7, 6, 6),
+        torch.randn(2, 16, 6, 6),
+        torch.randn(2, 16, 6, 6),
+    )
 
 
 @pytest.mark.parametrize("attends", [True, False])
@@ -274,7 +248,9 @@ def test_perfect_masks_and_scores_are_merged_into_the_truth() -> None:
     aims = losses.aims_of(targets, match(targets.thing_BQhw * 18.0 - 9, None, targets), columns)
     share = torch.nn.functional.one_hot(aims.column_BN, task.label_space).float()
     guess = merged(torch.where(aims.mask_BNhw, 9.0, -9.0), share, columns, 0.3, 0.6)
-    found = task.measured_by[0].quality(task.measured_by[0].sums(guess, torch.stack(batch[1:], dim=1)[:, :, ::2, ::2]))
+    found = task.measured_by[0].quality(
+        task.measured_by[0].sums(guess, torch.stack(batch[1:], dim=1)[:, :, ::2, ::2])
+    )
     assert (found.all, found.pq, found.part_miou, found.pwq_gm) == (1.0, 1.0, 1.0, 1.0)
 
 
@@ -303,3 +279,33 @@ def test_scores_of_the_memory_read_out_are_finite_before_there_is_a_memory() -> 
         score = logits_of(model, model.features(batch_of(data)[0]), guide)
     assert maps.shape == (6, 3, 24, 32)
     assert score.isfinite().all()
+
+
+# ---- cost ----------------------------------------------------------------------------------------------------------
+
+SCENE_ONLY = ("scene", "thing_features", "stuff_features", "class_kernels")
+
+
+def cost_of(shape: Shape, size: tuple[int, int], without: tuple[str, ...] = ()) -> tuple[int, int]:
+    """(parameters, floating-point operations of one picture), less those of some modules."""
+    model = PartFormer(shape).requires_grad_(False)
+    left = tuple(f"{name}." for name in without) or ("-",)
+    params = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(left))
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, *size))
+    counts = counter.get_flop_counts()
+    less = sum(sum(counts[f"PartFormer.{name}"].values()) for name in without)
+    return params, counter.get_total_flops() - less
+
+
+@pytest.mark.parametrize(("masked", "parameters", "operations"), [(False, 0.60, 0.81), (True, 0.58, 0.78)])
+def test_one_network_costs_less_than_one_for_scenes_and_one_for_parts(
+    masked: bool, parameters: float, operations: float
+) -> None:
+    """Beside two networks of our own kind, each with a backbone: the figures of docs/panoptic.md."""
+    joint = replace(task_of(width=32, pyramid=[16, 24, 32]).shape, masked=masked)
+    scene = cost_of(replace(joint, wholes=()), (40, 40))
+    parts = cost_of(replace(joint, things=1, stuff=(), classes=1), (40, 40), SCENE_ONLY)
+    both = cost_of(joint, (40, 40))
+    ratio = tuple(one / (first + second) for one, first, second in zip(both, scene, parts, strict=True))
+    assert ratio == pytest.approx((parameters, operations), abs=0.005)

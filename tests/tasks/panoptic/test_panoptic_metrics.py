@@ -43,7 +43,10 @@ def drawn(random: np.random.Generator, *, size: int = 9) -> tuple[Maps, Maps]:
     def paint(canvas: Maps, patches: int, *, guess: bool) -> None:
         for number in range(patches):
             top, left = random.integers(-1, size - 2, 2)
-            where = (slice(max(top, 0), top + random.integers(2, 6)), slice(max(left, 0), left + random.integers(2, 6)))
+            where = (
+                slice(max(top, 0), top + random.integers(2, 6)),
+                slice(max(left, 0), left + random.integers(2, 6)),
+            )
             known = int(random.choice([*THINGS, *STUFF, 1, 6, 0, VOID]))
             canvas["semantic"][where] = known
             lonely = known in STUFF or random.random() < 0.15

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tasks.panoptic.test_panoptic_mechanisms import batch_of, ready, task_of
+from support.panoptic_tasks import batch_of, ready, task_of
 
 import fednc
 from fednc.common.errors import ConfigError, MissingExtraError, ProtocolError
@@ -61,7 +61,9 @@ def test_statistics_of_clients_add_up_and_lies_are_refused() -> None:
         with pytest.raises(ProtocolError, match="contradict"):
             task.check_statistics({**whole, name: value}, data.examples)
     none = task.no_statistics()
-    assert {name: value.shape for name, value in none.items()} == {name: value.shape for name, value in whole.items()}
+    assert {name: value.shape for name, value in none.items()} == {
+        name: value.shape for name, value in whole.items()
+    }
 
 
 @pytest.mark.parametrize("sums", ["part_iou_C", "whole_iou_C"])
@@ -107,7 +109,9 @@ def test_pictures_show_what_was_matched_and_what_was_missed() -> None:
 def test_pictures_to_predict_on_need_no_maps() -> None:
     task = task_of()
     model, data, guide = ready(task)
-    batch = next(iter(replace(data, maps={kind: value * 0 + 255 for kind, value in data.maps.items()}).eval_batches(2)))
+    batch = next(
+        iter(replace(data, maps={kind: value * 0 + 255 for kind, value in data.maps.items()}).eval_batches(2))
+    )
     with torch.no_grad():
         maps = task.scores(model.eval(), batch[0], guide)
     assert len(task.described(maps)) == 2

@@ -69,7 +69,9 @@ def dense_unitary(angle_LN3: Tensor, kind: str) -> Tensor:
 
 @settings(deadline=None, max_examples=12)
 @given(qubits=st.integers(2, 5), layers=st.integers(1, 4), kind=st.sampled_from(KINDS), seed=st.integers(0, 99))
-def test_a_circuit_equals_its_dense_matrix_and_keeps_lengths(qubits: int, layers: int, kind: str, seed: int) -> None:
+def test_a_circuit_equals_its_dense_matrix_and_keeps_lengths(
+    qubits: int, layers: int, kind: str, seed: int
+) -> None:
     angle_LN3, state_BA = drawn_angles(layers, qubits, seed), drawn_states(3, qubits, seed)
     found_BA = after_layers(state_BA, angle_LN3, entangler(kind, qubits))
     expected_BA = state_BA.to(torch.complex128) @ dense_unitary(angle_LN3, kind).T

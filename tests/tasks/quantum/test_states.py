@@ -100,8 +100,9 @@ def test_no_circuit_beats_helstroms_bound_of_what_was_encoded(seed: int, layers:
 
 
 def test_orthogonal_states_are_told_apart_and_equal_ones_by_chance() -> None:
-    zero, one = torch.diag(torch.tensor([1.0, 0])).to(torch.complex64), torch.diag(torch.tensor([0.0, 1])).to(
-        torch.complex64
+    zero, one = (
+        torch.diag(torch.tensor([1.0, 0])).to(torch.complex64),
+        torch.diag(torch.tensor([0.0, 1])).to(torch.complex64),
     )
     assert states.helstrom_error(zero, one) == pytest.approx(0)
     assert states.helstrom_error(zero, zero) == pytest.approx(0.5)

@@ -1,6 +1,6 @@
 """Part labels at one of three clients: the federation finds parts better than that client alone.
 
-The settings of bench/configs/panoptic.toml with fewer rounds and one seed.
+The settings of bench/configs/panoptic.toml with two seeds; two and a half minutes of one core.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import fednc
 
 CONFIG = Path(__file__).parents[3] / "bench" / "configs" / "panoptic.toml"
 STREETS = "streets:images=40,test=64,seed={seed},site={site}/3"
-ROUNDS = 16
+ROUNDS = 24
 
 
-def trained(clients: dict[str, str], seed: int, rounds: int = ROUNDS, **method: Any) -> dict[str, float]:
+def trained(
+    clients: dict[str, str], seed: int, rounds: int = ROUNDS, *, part_weight: float = 1.0, **method: Any
+) -> dict[str, float]:
     tables: dict[str, Any] = tomllib.loads(CONFIG.read_text())["run"]
     tables["method"] = {"name": "fednc", "readout": "vertex", **method}
     tables["seed"] = seed
+    tables["task"]["part_weight"] = part_weight
     tables["train"]["lr"] = 0.003
     tables["rounds"] = {"total": rounds, "min_clients": len(clients), "evaluate_every": rounds}
     tables["evaluate"] = {"batch": 16, "test": STREETS.format(seed=5, site=0)}
@@ -36,9 +39,15 @@ def federation(*, labelled: int, seed: int) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_part_labels_at_one_client_serve_all() -> None:
-    together = trained(federation(labelled=1, seed=1), 1)
-    alone = trained({"site-0": federation(labelled=1, seed=1)["site-0"]}, 1)
-    assert together["part_miou"] > alone["part_miou"], (together, alone)
-    assert alone["part_miou"] > 0.02, f"{alone}: next to nothing was learnt, so the comparison means nothing"
+    """The mean over two seeds: single ones differ by more than the gain."""
+    together, alone = [], []
+    for seed in (1, 2):
+        clients = federation(labelled=1, seed=seed)
+        together.append(trained(clients, seed))
+        alone.append(trained({"site-0": clients["site-0"]}, seed))
+    for metric in ("part_miou", "pq"):
+        federated, own = (sum(each[metric] for each in found) / 2 for found in (together, alone))
+        assert federated > own, (metric, together, alone)
+    assert min(each["part_miou"] for each in alone) > 0.05, f"{alone}: too little was learnt to compare anything"

@@ -40,7 +40,9 @@ def test_the_risk_is_u_shaped_over_depth() -> None:
 
 
 def _probed(tables: dict[str, Any], clients: dict[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = fednc.run(tables, clients, val_share=0.0, progress=False, device="cpu").summary["probe"]
+    found: dict[str, Any] = fednc.run(tables, clients, val_share=0.0, progress=False, device="cpu").summary[
+        "probe"
+    ]
     return found
 
 
