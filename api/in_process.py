@@ -135,8 +135,8 @@ def run(
         device: device that clients train on: `auto`, `cpu`, `cuda`, ...
         val_share: share of its data that each client holds out for evaluation.
         progress: show a line per round.
-        resume: keep checkpoints in `folder` (`server.keep_checkpoints`), and continue from the newest one there. The
-            result has the same bits as that of an uninterrupted run.
+        resume: keep checkpoints in `folder` (`server.keep_checkpoints`), and continue from the newest one there.
+            The result has the same bits as that of an uninterrupted run.
 
     Raises:
         ConfigError: a key, a name or a metric that cannot be used.

@@ -1,8 +1,9 @@
-"""`python -m fednc.bench.drift_alarms`: how often drift alarms are false, and which shifts they find, in real runs.
+"""`python -m fednc.bench.drift_alarms`: how often drift alarms are false, and which shifts they find, in real
+runs.
 
-Runs one run file with several seeds in this process, first with the clients' data as it is, then with one client whose
-images are changed at each of several strengths, and prints a table. The clients' data are parts of one .npz file,
-drawn at random, so nobody drifts in the first case.
+Runs one run file with several seeds in this process, first with the clients' data as it is, then with one client
+whose images are changed at each of several strengths, and prints a table. The clients' data are parts of one .npz
+file, drawn at random, so nobody drifts in the first case.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     reliability.png   accuracy by confidence on the server's test data, before and after calibration
     probe.png         the losses of the probe's candidates (`[probe]`), drawn as soon as they are known
 
-Called at the end of `fednc server` and `fednc.run`, and by `fednc server` after a probe. Imports matplotlib (extra `demo`) only to draw. Without it, or
-without the figures that a picture shows, there is none.
+Called at the end of `fednc server` and `fednc.run`, and by `fednc server` after a probe. Imports matplotlib (extra
+`demo`) only to draw. Without it, or without the figures that a picture shows, there is none.
 """
 
 from __future__ import annotations

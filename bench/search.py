@@ -1,7 +1,7 @@
 """Measures `fednc search` beside a plain loop that starts server and clients anew for each trial.
 
-Called by `cli/bench.py`. Starts everything as a user does: a server process and four client processes on this machine.
-Both ways run the same trials, a grid of learning rates, each three rounds of digits.
+Called by `cli/bench.py`. Starts everything as a user does: a server process and four client processes on this
+machine. Both ways run the same trials, a grid of learning rates, each three rounds of digits.
 """
 
 from __future__ import annotations

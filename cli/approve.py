@@ -132,7 +132,9 @@ def _decide(
 
 
 def _whole(box: ApprovalBox, digest: str) -> str:
-    """The digest that `digest` begins, among all that were ever asked about; else itself, which is then refused."""
+    """The digest that `digest` begins, among all that were ever asked about; else itself, which is then
+    refused.
+    """
     digest = digest.lower()
     known = {each.request.digest for each in box.pending()} | {each.digest for each in box.verdicts()}
     found = [each for each in known if len(digest) >= _SHORT and each.startswith(digest)]

@@ -1,8 +1,8 @@
 """`make operate-demo`: a pipeline with people, from search to the served model, twice, and every claim is checked.
 
-Runs the `fednc` command as an operator would: search, gate, register, serve; then new data at one client, an alarm, a
-new run, a challenger, approval, a swap without a lost request. Killed at any moment, it continues when it is started
-again. Exit code 1 if a fact does not hold.
+Runs the `fednc` command as an operator would: search, gate, register, serve; then new data at one client, an
+alarm, a new run, a challenger, approval, a swap without a lost request. Killed at any moment, it continues when it
+is started again. Exit code 1 if a fact does not hold.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class Demo:
         """The person looks at the facts, and approves what was seen."""
         seen = waiting.request
         say(
-            f"{PERSON} looks at {seen.digest[:16]}: {seen.facts['metric']} {seen.facts['value']:.3f}, {seen.facts['why']}"
+            f"{PERSON} looks at {seen.digest[:16]}: {seen.facts['metric']} {seen.facts['value']:.3f}, "
+            f"{seen.facts['why']}"
         )
         self.fednc(
             "approve",
@@ -142,7 +143,7 @@ def _command(*words: str) -> list[str]:
     return die_with_parent([sys.executable, "-m", "fednc.cli.start", *words])
 
 
-# ---- the parts ---------------------------------------------------------------------------------------------------
+# ---- the parts --------------------------------------------------------------------------------------------------
 
 
 def prepare(demo: Demo) -> None:
@@ -307,7 +308,7 @@ def _drawn(demo: Demo) -> list[str]:
     return made
 
 
-# ---- the served model and those who ask it -----------------------------------------------------------------------
+# ---- the served model and those who ask it ----------------------------------------------------------------------
 
 
 @contextmanager

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="From the check of a run to the served model, step by step: each step is done once, and a pipeline that was "
-    "killed continues.",
+    help="From the check of a run to the served model, step by step: each step is done once, and a "
+    "pipeline that was killed continues.",
 )
 
 PipelinePath = Annotated[Path, typer.Argument(metavar="FILE.toml", help="The pipeline file; docs/pipelines.md.")]

@@ -1,4 +1,6 @@
-"""`fednc queue`: the test examples that a run's model is least sure of, and the labels that a person gives them."""
+"""`fednc queue`: the test examples that a run's model is least sure of, and the labels that a person gives
+them.
+"""
 
 from __future__ import annotations
 

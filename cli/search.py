@@ -1,4 +1,6 @@
-"""`fednc search`: tries settings of a run over clients that stay, and shows, suggests, compares and writes them."""
+"""`fednc search`: tries settings of a run over clients that stay, and shows, suggests, compares and writes
+them.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +143,8 @@ def prefer(
         int, typer.Option(min=0, metavar="N", help="Queue N new trials that you may like, judged by your answers.")
     ] = 0,
 ) -> None:
-    """Say which of two trials is better, by their pictures and curves. Without options: asks until it knows the best.
+    """Say which of two trials is better, by their pictures and curves. Without options: asks until it knows the
+    best.
 
     For what no metric measures. The answers are a study of their own, which optuna-dashboard shows too.
     """
@@ -159,7 +162,7 @@ def prefer(
         say("queued: " + ", ".join(f"{key} = {value}" for key, value in values.items()))
 
 
-# ---- the two places where trials run -----------------------------------------------------------------------------
+# ---- the two places where trials run ----------------------------------------------------------------------------
 
 
 def _in_process(plan: SearchPlan) -> SearchView:
@@ -227,7 +230,7 @@ class _Teller:
         self._tell(min(1.0, (trial.number + 1) / self._plan.file.trials))
 
 
-# ---- small parts -------------------------------------------------------------------------------------------------
+# ---- small parts ------------------------------------------------------------------------------------------------
 
 
 def _read(file: Path) -> SearchPlan:

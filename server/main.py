@@ -187,7 +187,9 @@ def surroundings_of(
 def link_summary(
     result: RunResult, federation: Federation, duration_s: float, traffic: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """The content of `summary.json`; `traffic`: bytes up and down, if they are not all that the link has counted."""
+    """The content of `summary.json`; `traffic`: bytes up and down, if they are not all that the link has
+    counted.
+    """
     bytes_up, bytes_down = traffic or federation.traffic()
     clients = [
         {"name": n.name, "examples": n.examples, "held_out": n.held_out, "device": n.device, "pid": n.pid}

@@ -1,7 +1,9 @@
-"""Runs that follow one another over the same attending clients: no process, no connection, no data is loaded again.
+"""Runs that follow one another over the same attending clients: no process, no connection, no data is loaded
+again.
 
-`serve_series` does it over the link, `RunSeries` over any grid that can go on to another run. A search uses it for its
-trials. What decides which run comes next is the caller's; each run is as if it had been started alone, bit for bit.
+`serve_series` does it over the link, `RunSeries` over any grid that can go on to another run. A search uses it for
+its trials. What decides which run comes next is the caller's; each run is as if it had been started alone, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fednc.common.config.run import RunConfig
-from fednc.common.errors import ConfigError, DivergedError, QuorumError
+from fednc.common.errors import DivergedError, QuorumError
 from fednc.common.files import private_folder
 from fednc.common.flower_adapter import SeriesGrid
 from fednc.common.tasks import discovery

@@ -15,8 +15,8 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fednc.client.app.initialisation import ClientInitialisation
 from fednc.client.app import probe as probing
+from fednc.client.app.initialisation import ClientInitialisation
 from fednc.client.app.personal import keep, personalise
 from fednc.client.app.resident_run import Resident, check_allowed, resident
 from fednc.client.app.withheld_sums import fitting_batch, sendable, sendable_data_sums

@@ -195,7 +195,8 @@ def _name(context: Context) -> str:
 
 
 def _listed(context: Context) -> tuple[str, str]:
-    """(name, data spec) of this node in the run configuration's `clients`, by its partition; ("", "") if it lists none.
+    """(name, data spec) of this node in the run configuration's `clients`, by its partition; ("", "") if it lists
+    none.
 
     For simulated nodes, which have no configuration of their own. Raises ConfigError.
     """

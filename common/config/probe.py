@@ -1,7 +1,7 @@
 """The table `[probe]` of the run file: which candidates are tried before round 1, and how one is chosen.
 
-`run.py` combines it with the other tables. A candidate is `[task]` with other values of some keys. Knows no task and
-trains nothing.
+`run.py` combines it with the other tables. A candidate is `[task]` with other values of some keys. Knows no task
+and trains nothing.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class ProbeSection(Section):
     )
     then: Literal["go-on", "ask"] = Field(
         "go-on",
-        description="`go-on`: the run goes on with the pick; `ask`: it pauses until an operator resumes it, or stops "
-        "it to set `picked`",
+        description="`go-on`: the run goes on with the pick; `ask`: it pauses until an operator resumes "
+        "it, or stops it to set `picked`",
     )
     picked: Annotated[ProbePick | None, LATER] = Field(
         None,

@@ -1,25 +1,27 @@
 """Drift alarms: which client's class means are farther from the memory than sampling and custom explain.
 
-The server feeds it the class sums of one exchange, as they arrive, for any classifier. Must not know where features
-come from.
+The server feeds it the class sums of one exchange, as they arrive, for any classifier. Must not know where
+features come from.
 
-For client k and class c, with n examples here and N - n at the others, the difference d between its mean and the mean
-of the others has covariance S_c (1/n + 1/(N - n)) if its examples are drawn as theirs are. So, as in Hotelling's test,
+For client k and class c, with n examples here and N - n at the others, the difference d between its mean and the
+mean of the others has covariance S_c (1/n + 1/(N - n)) if its examples are drawn as theirs are. So, as in
+Hotelling's test,
 
-    q = n (N - n) / N  d . A d / (s_c t),   A the inverse of S, S the covariance around each client's own class means
+    q = n (N - n) / N  d . A d / (s_c t),   A the inverse of S, S the covariance around each client's own class
+    means
 
-is 1 on average. Here t is tr(A S) / (1 - tr(A S) / freedom), which allows for A being made from the same examples, and
-s_c is how much class c varies compared with all classes: for unit features, 1 - |v_c|^2 over its mean. R_k is the mean
-of q over the classes of client k.
+is 1 on average. Here t is tr(A S) / (1 - tr(A S) / freedom), which allows for A being made from the same examples,
+and s_c is how much class c varies compared with all classes: for unit features, 1 - |v_c|^2 over its mean. R_k is
+the mean of q over the classes of client k.
 
-Honest clients differ by custom too: other writers, other cameras. That adds b times the number of examples to R, and
-b is the median over the other clients. Client k raises an alarm if R_k / (1 + b n_k) is too large for an F
+Honest clients differ by custom too: other writers, other cameras. That adds b times the number of examples to R,
+and b is the median over the other clients. Client k raises an alarm if R_k / (1 + b n_k) is too large for an F
 distribution. Its degrees of freedom allow for how much q varies between the classes of a client (measured, because
-features of one class vary in fewer directions than those of all), for custom varying in few directions (`CUSTOM`), and
-for b being known from a few clients only.
+features of one class vary in fewer directions than those of all), for custom varying in few directions (`CUSTOM`),
+and for b being known from a few clients only.
 
-The client farthest away is judged first, by how the others differ without it. If it raises the alarm, it is set aside
-and the next is judged, so that it does not make others look far away.
+The client farthest away is judged first, by how the others differ without it. If it raises the alarm, it is set
+aside and the next is judged, so that it does not make others look far away.
 
 Legend: K label space, D feature width, H classes that a client holds.
 """
@@ -30,7 +32,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -89,7 +91,9 @@ class _Distance:
 
 
 class ClientMeans:
-    """The class means of the clients of one exchange, in a file: the memory used does not grow with the clients."""
+    """The class means of the clients of one exchange, in a file: the memory used does not grow with the
+    clients.
+    """
 
     def __init__(self, label_space: int, dim: int) -> None:
         """Raises OSError: there is no place for the file."""
@@ -97,7 +101,7 @@ class ClientMeans:
         self._count_K = torch.zeros(label_space, dtype=torch.int64)
         self._within_DD = torch.zeros(dim, dim, dtype=torch.float64)
         self._cells = 0
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._clients: list[int] = []
 
     def __enter__(self) -> Self:
@@ -128,8 +132,8 @@ class ClientMeans:
         """The clients that raise an alarm, in the order in which they were found; [] if nothing can be compared.
 
         Args:
-            rate: the wanted probability of an alarm for a usual client. Measured, it is well below this if clients do
-                not differ by custom, near it if they do in many directions, and above it if in a single one
+            rate: the wanted probability of an alarm for a usual client. Measured, it is well below this if clients
+                do not differ by custom, near it if they do in many directions, and above it if in a single one
                 (docs/people.md).
 
         Raises:
@@ -233,7 +237,9 @@ def _judged(far: _Distance, others: list[_Distance]) -> Deviation | None:
 
 
 def _variance_of_custom(usual: list[_Distance]) -> float:
-    """Variance of what custom adds, between clients, as a share of its expectation squared: as seen, 2 / CUSTOM at least."""
+    """Variance of what custom adds, between clients, as a share of its expectation squared: as seen, 2 / CUSTOM at
+    least.
+    """
     customs = [each.custom for each in usual]
     mean = statistics.fmean(customs)
     return max(2 / CUSTOM, statistics.variance(customs) / mean**2 if mean else 0.0)
@@ -250,7 +256,9 @@ def _variance_of(usual: list[_Distance]) -> float:
 
 
 def f_tail(ratio: float, freedom: float, freedom_below: float) -> float:
-    """Probability that an F variable is above `ratio`; Paulson's normal approximation (Ann. Math. Stat. 13, 1942)."""
+    """Probability that an F variable is above `ratio`; Paulson's normal approximation (Ann. Math. Stat. 13,
+    1942).
+    """
     root, above, below = ratio ** (1 / 3), 2 / (9 * freedom), 2 / (9 * freedom_below)
     z = ((1 - below) * root - (1 - above)) / math.sqrt(below * root**2 + above)
     return 0.5 * math.erfc(z / math.sqrt(2))

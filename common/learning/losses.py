@@ -176,8 +176,8 @@ def objective(
             its memory before the projection (as unit vectors, so nothing else changes) and passes the projected
             features. Without them only the head rehearses.
         views: outputs of each of `guide.companions` for the batch, by the same name.
-        allowed_BK: bool, the classes that each sample may have, its label among them; None: all. The others are left
-            out of the softmax of cross-entropies.
+        allowed_BK: bool, the classes that each sample may have, its label among them; None: all. The others are
+            left out of the softmax of cross-entropies.
 
     Returns:
         The scalar to minimise and its weighted parts by name, detached.

@@ -180,7 +180,8 @@ class Task(ABC):
     Attributes:
         metrics: its metrics; the first is the primary one, unless `evaluate.metric` names another.
         sources: kinds of data specs for which `fednc init KIND` asks this task; others need `--task NAME`.
-        scores_classes: the results of `outputs` and `predict` are scores of classes, so that they have confidences.
+        scores_classes: the results of `outputs` and `predict` are scores of classes, so that they have
+            confidences.
         body: prefix of the keys of the part of the model that may come with weights of its own; adapters are added
             to its layers. Names in `task.freeze` and `task.adapt` are looked up there first.
     """
@@ -376,8 +377,8 @@ class Task(ABC):
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
         """The training examples at data spec `spec`, or one part of them.
 
-        They may depend on seed, [task], [[sessions]], [split] and [evaluate] of the run, and on nothing else in it:
-        runs that follow one another and agree in these use the same loaded examples.
+        They may depend on seed, [task], [[sessions]], [split] and [evaluate] of the run, and on nothing else in
+        it: runs that follow one another and agree in these use the same loaded examples.
 
         Raises:
             DataError: they are missing, unreadable, or do not have this run's classes and shapes.

@@ -1,7 +1,8 @@
 """The probe before round 1: its candidates, the sums that clients send about them, and what is picked.
 
-Used by the client, which trains the candidates, and by the server, which checks the sums and picks. Works for every
-task, and for every key of `[task]` that changes the model but not how data is read. Knows no round and trains nothing.
+Used by the client, which trains the candidates, and by the server, which checks the sums and picks. Works for
+every task, and for every key of `[task]` that changes the model but not how data is read. Knows no round and
+trains nothing.
 
 Legend: C candidates, in the order of the run file.
 """
@@ -43,7 +44,8 @@ class FamilyCurve:
     """The mean losses of a family by the values of its axis.
 
     Attributes:
-        fitted: the parabola in the logarithm of the axis that fits the held-out losses best; [] if there are too few.
+        fitted: the parabola in the logarithm of the axis that fits the held-out losses best; [] if there are too
+            few.
         best: the value of the axis that stands for the family.
         loss: its held-out loss.
     """
@@ -94,7 +96,9 @@ def section_of(run: RunConfig) -> ProbeSection:
 
 
 def with_pick(run: RunConfig, pick: ProbePick) -> RunConfig:
-    """The run with a candidate picked; its digest stays the same. Raises ConfigError: there is no such candidate."""
+    """The run with a candidate picked; its digest stays the same. Raises ConfigError: there is no such
+    candidate.
+    """
     section = section_of(run)
     try:
         section.keys_of(pick)
@@ -122,13 +126,12 @@ def check_candidates(run: RunConfig, task: Task) -> None:
         except ConfigError as e:
             raise ConfigError(f"{where}: {e}") from e
         same = type(built) is type(task) and built.class_names == task.class_names
-        same &= (
-            built.preprocessing() == task.preprocessing()
-        )  # each client reads its data once, for all candidates
+        # Each client reads its data once, for all candidates.
+        same &= built.preprocessing() == task.preprocessing()
         if not same or _forms(built.no_data_sums()) != _forms(task.no_data_sums()):
             raise ConfigError(
-                f"{where}: this candidate needs other classes, other inputs or other sums of the data than [task]: candidates may "
-                "only differ in keys that change the model"
+                f"{where}: this candidate needs other classes, other inputs or other sums of the data than [task]: "
+                "candidates may only differ in keys that change the model"
             )
 
 
@@ -216,8 +219,8 @@ def fit(values: Sequence[float], losses: Sequence[float]) -> list[float]:
 def best_place(losses: Sequence[float], fitted: Sequence[float], margin: float) -> int:
     """Where the fitted curve is lowest; where the losses are, if the curve misses the best one by over `margin`.
 
-    The curve evens out the noise of few examples and seeds. A risk that is flat at both ends and steep in the middle
-    is no parabola, and then the losses themselves decide.
+    The curve evens out the noise of few examples and seeds. A risk that is flat at both ends and steep in the
+    middle is no parabola, and then the losses themselves decide.
     """
     least = min(range(len(losses)), key=losses.__getitem__)
     if not fitted:

@@ -2,8 +2,8 @@
 
 Server and client build and read messages only through this file, so that neither needs to know the other.
 `train`: model, guide, the method's extra tensors -> trained model, class sums, changes of the extra tensors.
-`query`: model -> class sums of that model; without a model: what a node holds, sums of its data, or of the losses of
-candidates that it has tried.
+`query`: model -> class sums of that model; without a model: what a node holds, sums of its data, or of the losses
+of candidates that it has tried.
 `evaluate`: model, guide -> additive statistics.
 After the last round, model, guide -> `query.calibrate`: losses at a grid of temperatures; `query.personal`:
 statistics of the model before and after the client has adapted it to its own data.

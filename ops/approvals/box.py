@@ -1,7 +1,7 @@
 """Requests of gates and people's verdicts on them. Pipelines ask, `fednc approve` and the console answer.
 
-Every request and every verdict is an event in a chained file. A verdict is about one digest, the one that the person
-saw, and binds the whole request by its hash. Knows nothing about pipelines or models.
+Every request and every verdict is an event in a chained file. A verdict is about one digest, the one that the
+person saw, and binds the whole request by its hash. Knows nothing about pipelines or models.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ class Verdict:
         trust.check(self.signature, _PURPOSE, self.statement, datetime.fromisoformat(self.at).timestamp())
 
     def check_alone(self) -> None:
-        """Check the signature, if there is one, by its own certificate, whoever issued that. Raises RefusedError."""
+        """Check the signature, if there is one, by its own certificate, whoever issued that. Raises
+        RefusedError.
+        """
         if self.signature is not None:
             self._check_signer(self.signature)
             signatures.verify(self.signature, _PURPOSE, self.statement)
@@ -145,7 +147,8 @@ class ApprovalBox:
         """Name the folder; it is made with the first request.
 
         Args:
-            trust: whose signatures count. With it, every signature is checked, when it is given and when it is read.
+            trust: whose signatures count. With it, every signature is checked, when it is given and when it is
+                read.
         """
         self._file, self._trust = ChainedFile(folder), trust
 
@@ -252,8 +255,8 @@ class ApprovalBox:
         """Raises RefusedError."""
         if request.signed and given.signature is None:
             raise RefusedError(
-                f"{request.subject}: this gate takes signed verdicts only. On the command line give --certs DIR, the "
-                "folder that `fednc certs node DIR NAME --operator` made"
+                f"{request.subject}: this gate takes signed verdicts only. On the command line give "
+                "--certs DIR, the folder that `fednc certs node DIR NAME --operator` made"
             )
         self._check_signature(given)
 

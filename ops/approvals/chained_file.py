@@ -3,7 +3,8 @@
 `box.py` keeps requests and verdicts in it. Knows nothing about what the events mean.
 
     {"n": 1, "before": "000...", "event": {...}}      one line per event; `before` is the sha256 of the line before
-    head.json: {"n": 7, "sha256": "..."}              the newest line, so that removing lines from the end is noticed
+    head.json: {"n": 7, "sha256": "..."}              the newest line, so that removing lines from the end is
+    noticed
 """
 
 from __future__ import annotations

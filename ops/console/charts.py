@@ -1,7 +1,7 @@
 """Charts as SVG text for the console's pages: lines over rounds, sparklines, the simplex, cosines of class means.
 
-Called by the templates. No colours in here: classes are styled by `static/console.css`, so one picture fits light and
-dark. Sizes do not grow with the number of rounds or classes.
+Called by the templates. No colours in here: classes are styled by `static/console.css`, so one picture fits light
+and dark. Sizes do not grow with the number of rounds or classes.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def line_chart(
     title = escape(f"{label}: {legend}" if label else legend)
     return Markup(
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{title}" data-lines="{data}">'
-        f'{"".join(parts)}<line class="cross" y1="{_TOP}" y2="{height - _BOTTOM}" x1="0" x2="0" visibility="hidden"/>'
+        f"{''.join(parts)}"
+        f'<line class="cross" y1="{_TOP}" y2="{height - _BOTTOM}" x1="0" x2="0" visibility="hidden"/>'
         "</svg>"
     )
 
@@ -279,11 +280,13 @@ class _Plot:
                 f'<line class="grid" x1="{_LEFT}" x2="{self._width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             )
             parts.append(
-                f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(show(value).replace(".0%", "%"))}</text>'
+                f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">'
+                f"{escape(show(value).replace('.0%', '%'))}</text>"
             )
         for value, side in ((self._first, "start"), (self._last, "end")):
             parts.append(
-                f'<text class="tick" x="{self.x(value):.1f}" y="{self._height - 5}" text-anchor="{side}">{value:g}</text>'
+                f'<text class="tick" x="{self.x(value):.1f}" y="{self._height - 5}" text-anchor="{side}">'
+                f"{value:g}</text>"
             )
         return "".join(parts)
 

@@ -1,4 +1,5 @@
-"""What this console looks at: a server, folders of runs, a model store, gates, pipelines, searches. One per process.
+"""What this console looks at: a server, folders of runs, a model store, gates, pipelines, searches. One per
+process.
 
 The routes ask it, and it asks the rest of `ops`.
 """
@@ -116,8 +117,8 @@ class ConsoleDesk:
     async def run(self, name: str = "") -> AsyncIterator[ShownRun | None]:
         """A run while the block looks at it: the one of this name, or the one that is shown first.
 
-        That is the run that the server serves; without a server the newest one. None: there is none. Files are read
-        in a thread, because the first look at a long run takes seconds, and for one block at a time.
+        That is the run that the server serves; without a server the newest one. None: there is none. Files are
+        read in a thread, because the first look at a long run takes seconds, and for one block at a time.
         """
         async with self._reading:
             runs = await asyncio.to_thread(self.shelf.runs)
@@ -191,7 +192,7 @@ class ConsoleDesk:
 
         return [view for url in self.sights.searches for view in read_studies(url)]
 
-    # ---- what operators decide -----------------------------------------------------------------------------------
+    # ---- what operators decide ----------------------------------------------------------------------------------
 
     async def tell(self, who: str, action: str, node: str = "") -> None:
         """Send a person's command to the server. Raises FedncError."""

@@ -1,7 +1,7 @@
 """The class means of a run against its frame, from the newest checkpoint.
 
-Reads only the frame and the memory from the file of tensors, never the model. Remembers the last checkpoints that it
-saw, because the server deletes old ones.
+Reads only the frame and the memory from the file of tensors, never the model. Remembers the last checkpoints that
+it saw, because the server deletes old ones.
 
 Legend: K label space, D feature width.
 """

@@ -42,8 +42,8 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 class RequestGuard:
     """Lets a request through only if it was meant for this console.
 
-    A page of a stranger whose name has been changed to our address (DNS rebinding) sends its own name as host. A form
-    on a stranger's page has another origin.
+    A page of a stranger whose name has been changed to our address (DNS rebinding) sends its own name as host. A
+    form on a stranger's page has another origin.
     """
 
     def __init__(self, app: Any, hosts: Collection[str], *, tls: bool) -> None:

@@ -1,7 +1,8 @@
 """Who may open the console: operators, who may act, and viewers, who may only look.
 
-Credentials are those of `fednc certs`, checked as the server checks them: a token, or a certificate that the browser
-presents. Without them, on one machine, a key that the console makes at its start takes their place. Sessions are kept
+Credentials are those of `fednc certs`, checked as the server checks them: a token, or a certificate that the
+browser presents. Without them, on one machine, a key that the console makes at its start takes their place.
+Sessions are kept
 in memory only: a console that is started again asks for a login again.
 """
 
@@ -64,7 +65,9 @@ class Entrance(Protocol):
 
 
 class ByKey:
-    """One key, made at the start: whoever can read the console's terminal may log in, as the user who started it."""
+    """One key, made at the start: whoever can read the console's terminal may log in, as the user who started
+    it.
+    """
 
     wanted = "key"
 

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from fednc.common.errors import FedncError
 from fednc.common.peer_text import one_line
-from fednc.ops.console.desk import GateAnswer, ConsoleDesk
+from fednc.ops.console.desk import ConsoleDesk, GateAnswer
 from fednc.ops.console.logins import ByCredential, LoginRefused, Logins, Session, TooManyLogins
 from fednc.ops.console.pages import fill
 from fednc.ops.console.run_view import SORTS, ShownRun
@@ -84,7 +84,7 @@ class Console:
             exception_handlers={404: not_found, 405: not_found, 500: failed},
         )
 
-    # ---- who -----------------------------------------------------------------------------------------------------
+    # ---- who ----------------------------------------------------------------------------------------------------
 
     def _page(self, answer: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
@@ -177,7 +177,7 @@ class Console:
         self.logins.log_out(request.cookies.get(self._cookie, ""))
         return RedirectResponse("/login", 303)
 
-    # ---- pages ---------------------------------------------------------------------------------------------------
+    # ---- pages --------------------------------------------------------------------------------------------------
 
     async def _filled(self, request: Request, session: Session, template: str, **values: Any) -> HTMLResponse:
         notes: list[tuple[str, str]] = []
@@ -342,7 +342,7 @@ class Console:
         found, problem = await self.desk.searches.get(), self.desk.searches.problem
         return await self._filled(request, session, "searches.html", searches=found, problem=problem)
 
-    # ---- actions -------------------------------------------------------------------------------------------------
+    # ---- actions ------------------------------------------------------------------------------------------------
 
     async def act(self, request: Request, session: Session, form: Mapping[str, str]) -> Response:
         """Pause, resume, stop, drop, readmit, next session."""

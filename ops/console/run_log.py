@@ -175,7 +175,7 @@ class RunLog:
             primary=test.get(name, pooled.get(name, math.nan)),
             held_out=pooled.get(name, math.nan),
             worst=_number(worst.get(name)),
-            spread=Quartiles(**{key: spread[key] for key in _QUARTILES}) if _QUARTILES <= spread.keys() else None,
+            spread=Quartiles(**{key: spread[key] for key in _QUARTILES}) if spread.keys() >= _QUARTILES else None,
             nc1=measured.get("nc1", math.nan),
             nc3_cos=measured.get("nc3_cos", math.nan),
             bytes_up=int(_number(line.get("bytes_up"), 0)),

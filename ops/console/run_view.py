@@ -277,7 +277,7 @@ class ShownRun:
 
         orders: dict[str, Callable[[ClientRow], tuple[Any, ...]]] = {
             "attention": lambda row: (_URGENCY[row.look], value(row)),
-            "name": lambda row: (),
+            "name": lambda _: (),
             "value": lambda row: (value(row),),
             "speed": lambda row: (-row.speed,),
             "examples": lambda row: (-row.examples,),
@@ -335,7 +335,7 @@ class ShownRun:
             for name in names
         ]
 
-    # ---- classes and events --------------------------------------------------------------------------------------
+    # ---- classes and events -------------------------------------------------------------------------------------
 
     def class_values(self) -> list[tuple[str, float]]:
         """(class, primary metric on it), the worst first."""

@@ -35,7 +35,7 @@ class ServerWatch:
     """
 
     link: OperatorLink
-    on_status: Callable[[pb.RunStatus], None] = lambda status: None
+    on_status: Callable[[pb.RunStatus], None] = lambda _: None
     status: pb.RunStatus | None = None
     problem: str = ""
     _heard: float = 0.0

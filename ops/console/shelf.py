@@ -1,7 +1,7 @@
 """The run folders that the console shows: each read once, and again only when it has changed.
 
-A running run is read by its log, as it grows. Names of runs come from the browser, so only folders that were found by
-looking are ever opened.
+A running run is read by its log, as it grows. Names of runs come from the browser, so only folders that were found
+by looking are ever opened.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class RunShelf:
 
 
 def _grown(run: RunFolder, log: RunLog) -> RunFolder:
-    """A run that goes on, with the rounds that its log has by now: reading its checkpoint again would take long."""
+    """A run that goes on, with the rounds that its log has by now: reading its checkpoint again would take
+    long.
+    """
     name = run.history.primary.name
     records = [
         RoundRecord(

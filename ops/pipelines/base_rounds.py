@@ -1,4 +1,5 @@
-"""The state of a run after the rounds before its first session, kept so that a run with other sessions begins there.
+"""The state of a run after the rounds before its first session, kept so that a run with other sessions begins
+there.
 
 Called by the phases. A continued run has the bits of one that did those rounds itself.
 """

@@ -1,4 +1,6 @@
-"""The step `check`: the run file, the plug-ins, and all data that this machine can read, before anything is trained."""
+"""The step `check`: the run file, the plug-ins, and all data that this machine can read, before anything is
+trained.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ from fednc.common.tasks.api import Part, Task
 from fednc.ops import quarantine
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.work import PipelineWork
-
 
 _OF_A_PLUGIN = ("kind", "name", "distribution", "version", "licence", "code_sha256", "outcome")
 

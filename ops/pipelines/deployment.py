@@ -1,6 +1,7 @@
 """The steps `register` and `deploy`: the run becomes a version, with the verdict; an alias moves to it.
 
-Called through `steps.py`. A server that follows the alias swaps by itself; with `deploy.url` the step waits for it.
+Called through `steps.py`. A server that follows the alias swaps by itself; with `deploy.url` the step waits for
+it.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def no_deploy(work: PipelineWork) -> str:
 
 
 def deploy_inputs(work: PipelineWork) -> dict[str, Any]:
-    """The version and the alias. Somebody who moves the alias back by hand is not overruled by the same version."""
+    """The version and the alias. Somebody who moves the alias back by hand is not overruled by the same
+    version.
+    """
     assert work.file.deploy is not None
     made = work.results["register"]
     return {"version": made["version"], "digest": made["digest"], "alias": work.file.deploy.alias}
@@ -108,8 +111,8 @@ def _swapped(url: str, name: str, version: int, patience_s: float) -> float:
             return spent_s
         if spent_s > patience_s:
             raise AddressError(
-                f"deploy.url = {url}: version {version} of {name} is not served after {patience_s:g} s ({problem}). "
-                "Look at the log of `fednc serve`; the alias has moved"
+                f"deploy.url = {url}: version {version} of {name} is not served after {patience_s:g} s "
+                f"({problem}). Look at the log of `fednc serve`; the alias has moved"
             )
         time.sleep(_LOOK_AGAIN_S)
 

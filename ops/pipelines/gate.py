@@ -57,7 +57,8 @@ def box_of(file: PipelineFile) -> ApprovalBox:
 
 
 def verdict_on(file: PipelineFile, digest: str) -> Verdict | None:
-    """The verdict on a candidate, if one that counts has been given. Raises RefusedError: its signature is not valid.
+    """The verdict on a candidate, if one that counts has been given. Raises RefusedError: its signature is not
+    valid.
 
     One that was given before the gate wanted signatures does not count without.
     """

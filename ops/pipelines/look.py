@@ -1,7 +1,7 @@
 """A look at the clients with the served model: one round without training, which can raise drift alarms.
 
-`fednc pipeline watch` does it every `triggers.look_every_h`. Costs each client one pass over its data, and sends class
-sums only. Changes no model.
+`fednc pipeline watch` does it every `triggers.look_every_h`. Costs each client one pass over its data, and sends
+class sums only. Changes no model.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _await(process: subprocess.Popen[bytes], port: int, place: Path) -> None:
     """Raises AddressError."""
     last = time.monotonic() + _START_S
     while True:
-        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):  # noqa: S310
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
             return
         if process.poll() is not None or time.monotonic() > last:
             raise AddressError(f"Flower's SuperLink did not start: {_tail(place / 'superlink.log')}")

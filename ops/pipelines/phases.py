@@ -1,7 +1,7 @@
 """The steps that one federated run takes: statistics of the data, initialisation, rounds, sessions.
 
-The first step that is not known yet starts the run or continues it; the carrier says where. What each phase found is
-read from the run's folder, which is what makes it resumable. Called through `steps.py`.
+The first step that is not known yet starts the run or continues it; the carrier says where. What each phase found
+is read from the run's folder, which is what makes it resumable. Called through `steps.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fednc.ops.pipelines import base_rounds
 from fednc.ops.pipelines.check import clients_of, code, data_of
 from fednc.ops.pipelines.digests import digest_of
 from fednc.ops.pipelines.journal import BASES, FEDERATED, StepState
-from fednc.ops.pipelines.work import RunOrder, PipelineWork
+from fednc.ops.pipelines.work import PipelineWork, RunOrder
 from fednc.ops.run_folders.folder import SUMMARY, is_held
 from fednc.server.storage.event_log import read_events
 from fednc.server.storage.events import (
@@ -51,7 +51,8 @@ def statistics_inputs(work: PipelineWork) -> Found:
         "clients": clients_of(work.file),
         "on": work.file.on,
         "device": work.file.device,
-        # Nobody knows whether the data of clients that come by themselves have changed, so each run asks them anew.
+        # Nobody knows whether the data of clients that come by themselves have changed, so each run asks them
+        # anew.
         "number": 0 if known else work.current.number,
         **code(work),
     }

@@ -145,8 +145,8 @@ class PipelineFile(Section):
     def _has_clients(self) -> PipelineFile:
         if not self.clients and not (self.on == "link" and not self.link.start_clients):
             raise ValueError(
-                "clients: give the data of each client under [clients], NAME = \"SPEC\"; only with on = 'link' and "
-                "link.start_clients = false do clients come by themselves"
+                'clients: give the data of each client under [clients], NAME = "SPEC"; only with on = '
+                "'link' and link.start_clients = false do clients come by themselves"
             )
         return self
 

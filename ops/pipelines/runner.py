@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from fednc.common import fault_injection
 from fednc.common.config.run import RunConfig
@@ -126,6 +124,8 @@ class Runner:
 
 
 def inputs_of(file: PipelineFile, run: RunConfig) -> dict[str, str]:
-    """Digests of each client's data, the test data and the run file, by name; empty where they cannot be read here."""
+    """Digests of each client's data, the test data and the run file, by name; empty where they cannot be read
+    here.
+    """
     found = {f"client {name}": data_digest(spec) for name, spec in file.clients.items()}
     return {**found, "test": data_digest(run.evaluate.test) if run.evaluate.test else "", "run file": run.digest}

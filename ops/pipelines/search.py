@@ -14,7 +14,7 @@ from fednc.common.tasks import discovery
 from fednc.ops.pipelines.check import clients_of, code, data_of
 from fednc.ops.pipelines.digests import digest_of
 from fednc.ops.pipelines.pipeline_file import SearchTable
-from fednc.ops.pipelines.work import SearchOrder, PipelineWork
+from fednc.ops.pipelines.work import PipelineWork, SearchOrder
 from fednc.ops.search.plan import SearchFile, SearchPlan
 from fednc.ops.search.space import Space, put, without_unset
 

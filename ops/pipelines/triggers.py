@@ -1,7 +1,7 @@
 """Whether a new run of a pipeline is due, and why: new data, a schedule, or a verdict that was waited for.
 
-Called by `fednc pipeline watch`, which then runs the pipeline. Reads the journal; changes nothing. Alarms and the data
-of clients that come by themselves are heard by a look (`look.py`).
+Called by `fednc pipeline watch`, which then runs the pipeline. Reads the journal; changes nothing. Alarms and the
+data of clients that come by themselves are heard by a look (`look.py`).
 """
 
 from __future__ import annotations

@@ -109,8 +109,8 @@ def _check_digest(what: str, digest: str, wanted: str) -> None:
     """Raises ConfigError if a version is not the one that was approved."""
     if wanted and digest != wanted:
         raise ConfigError(
-            f"{what}: has digest {digest[:16]}, but {wanted[:16]} was approved: the run's folder or the version of "
-            "the data has changed since. Look at it again"
+            f"{what}: has digest {digest[:16]}, but {wanted[:16]} was approved: the run's folder or the "
+            "version of the data has changed since. Look at it again"
         )
 
 

@@ -35,7 +35,8 @@ class Unsure:
 
     Attributes:
         index: its place in the test data, from 0.
-        margin: probability of the best class minus that of the second; of maps and clouds the mean over their members.
+        margin: probability of the best class minus that of the second; of maps and clouds the mean over their
+            members.
         predicted, second: for an example with one class; else empty.
         confidence: probability of the best class, as a mean where there are members.
     """
@@ -109,7 +110,9 @@ def _safe(value: Any) -> Any:
 
 
 def write_pictures(folder: Path, model: ExportedModel, data: TaskData, queue: Sequence[Unsure]) -> int:
-    """Write what the task draws of these examples, `0001-...` first; how many files. At most a hundred examples."""
+    """Write what the task draws of these examples, `0001-...` first; how many files. At most a hundred
+    examples.
+    """
     rank = {each.index: place for place, each in enumerate(queue[:_PICTURES], start=1)}
     written = 0
     for index, batch in enumerate(evaluation_batches(model, data, 1)):

@@ -1,7 +1,7 @@
 """A report of a run in plain language: what, who, how good, where bad, what next. From the files in its folder.
 
-Called by `fednc report`. Every sentence follows from a file of the run; what to do next follows from the rules below,
-and each piece of advice names its rule. Clients that ask not to be listed appear as numbers only.
+Called by `fednc report`. Every sentence follows from a file of the run; what to do next follows from the rules
+below, and each piece of advice names its rule. Clients that ask not to be listed appear as numbers only.
 """
 
 from __future__ import annotations
@@ -226,15 +226,16 @@ def _how_good(facts: Facts) -> Iterator[Block]:
     )
     if last.spread:
         three = (f"{name} {facts.metric.show(last.spread[name])}" for name in ("min", "median", "max"))
-        yield f"{facts.metric.name} over {last.spread['clients']:.0f} clients, each on what it holds out: {', '.join(three)}."
+        clients = f"{last.spread['clients']:.0f} clients"
+        yield f"{facts.metric.name} over {clients}, each on what it holds out: {', '.join(three)}."
     curve = facts.run.history.curve
     if len(curve) > 1:
         best = facts.metric.best([value for _, value in curve])
         when = next(number for number, value in curve if value == best)
         first, end = facts.metric.show(curve[0][1]), facts.metric.show(curve[-1][1])
         yield (
-            f"{facts.metric.name} went from {first} after round {curve[0][0]} to {end} after round {curve[-1][0]}; "
-            f"the best was {facts.metric.show(best or 0)} after round {when}."
+            f"{facts.metric.name} went from {first} after round {curve[0][0]} to {end} after round "
+            f"{curve[-1][0]}; the best was {facts.metric.show(best or 0)} after round {when}."
         )
 
 
@@ -300,8 +301,8 @@ def _what_next(facts: Facts) -> list[Block]:
     advice = _advice(facts)
     if not advice:
         return [
-            f"None of the {len(RULES)} rules of this report asks for anything. If the model is good enough for its "
-            "purpose, register it: fednc models register RUN."
+            f"None of the {len(RULES)} rules of this report asks for anything. If the model is good enough "
+            "for its purpose, register it: fednc models register RUN."
         ]
     return [TextTable(["do this", "because", "rule"], [[*each] for each in advice])]
 

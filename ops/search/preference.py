@@ -1,8 +1,8 @@
 """Pairwise preference: a person says which of two trials is better, by whatever the figures do not show.
 
-The answers are a preferential study of optuna-dashboard beside the search's own, so its page shows and takes them too.
-The ranking is Bradley and Terry's model over the trials (R. A. Bradley, M. E. Terry, Biometrika 39, 1952), with a
-normal prior, instead of the dashboard's Gaussian process, which needs BoTorch.
+The answers are a preferential study of optuna-dashboard beside the search's own, so its page shows and takes them
+too. The ranking is Bradley and Terry's model over the trials (R. A. Bradley, M. E. Terry, Biometrika 39, 1952),
+with a normal prior, instead of the dashboard's Gaussian process, which needs BoTorch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Ranking:
         return self.numbers[int(np.argmax(self.utility_N))]
 
     def next_pair(self) -> tuple[int, int] | None:
-        """The best trial and the one that could most easily be better; None if all others are known to be worse."""
+        """The best trial and the one that could most easily be better; None if all others are known to be
+        worse.
+        """
         best = int(np.argmax(self.utility_N))
         open_N = ~self.beats_NN[best]
         open_N[best] = False

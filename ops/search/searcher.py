@@ -1,7 +1,7 @@
 """The search itself: asks for settings, runs a trial over the clients that attend, tells the study what came out.
 
-Called by `cli/search.py` and by pipelines. The clients come as a `RunSeries`, over the link or in one process; this
-file knows neither. A search that was killed is continued: what it was running is put in the queue again.
+Called by `cli/search.py` and by pipelines. The clients come as a `RunSeries`, over the link or in one process;
+this file knows neither. A search that was killed is continued: what it was running is put in the queue again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ from fednc.server.storage.history import History
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
-    from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
 log = logging.getLogger("fednc.search")

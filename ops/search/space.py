@@ -1,7 +1,7 @@
 """The space of a search: keys of a run file, the values that each may have, and when it is set at all.
 
-Read from TOML, written back as plain values, turned into Optuna's distributions, and applied to a run file. Knows no
-study and runs nothing.
+Read from TOML, written back as plain values, turned into Optuna's distributions, and applied to a run file. Knows
+no study and runs nothing.
 """
 
 from __future__ import annotations

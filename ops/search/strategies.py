@@ -84,8 +84,8 @@ def prunes_by_primary(
 ) -> bool:
     """Whether a trial with this curve of the primary metric is to be pruned, in a search with several objectives.
 
-    Optuna prunes studies with one objective only. So the pruner judges a study of the primary metric alone, made of
-    the curves of the `earlier` trials.
+    Optuna prunes studies with one objective only. So the pruner judges a study of the primary metric alone, made
+    of the curves of the `earlier` trials.
 
     Args:
         pruner: one of `STATELESS`.
@@ -197,7 +197,9 @@ def _module(kind: str) -> Any:
 
 
 def _for_each_trial(make: Callable[[int], BaseSampler], seed: int, *, one_seed: bool) -> BaseSampler:
-    """A sampler that is made anew for each trial, from `seed` and the place of the trial unless it has one seed."""
+    """A sampler that is made anew for each trial, from `seed` and the place of the trial unless it has one
+    seed.
+    """
     from optuna.samplers import BaseSampler
 
     class ForEachTrial(BaseSampler):

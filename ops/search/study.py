@@ -197,7 +197,7 @@ def _checked(study: Study, plan: SearchPlan) -> Study:
     return study
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------
+# ---- reading ----------------------------------------------------------------------------------------------------
 
 
 def read_search(plan: SearchPlan) -> SearchView:
@@ -255,7 +255,7 @@ def curve_of(trial: FrozenTrial) -> dict[int, float]:
     return {int(number): value for number, value in kept.items()}
 
 
-# ---- a person's guess ---------------------------------------------------------------------------------------------
+# ---- a person's guess -------------------------------------------------------------------------------------------
 
 
 def suggest(plan: SearchPlan, values: Values, who: str = "") -> bool:

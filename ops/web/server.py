@@ -1,4 +1,5 @@
-"""An ASGI application on a port, while a block runs. Its signals are the caller's, because other things end with it.
+"""An ASGI application on a port, while a block runs. Its signals are the caller's, because other things end with
+it.
 
 Used by `fednc serve` and `fednc console`.
 """

@@ -12,8 +12,8 @@ import numpy as np
 
 from fednc.server.aggregation.exact_sum import HEADROOM, ExactSum, Values
 
-# A mean vector shorter than this has no direction: opposite angles cancel out. In float32 no two angles of up to a turn
-# are closer to opposite than half of this.
+# A mean vector shorter than this has no direction: opposite angles cancel out. In float32 no two angles of up to a
+# turn are closer to opposite than half of this.
 _NO_DIRECTION = 1e-6
 
 

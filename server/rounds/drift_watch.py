@@ -1,7 +1,7 @@
 """Watches for clients whose class means drift away from the memory, and says when that begins and ends.
 
-The strategy passes it the class sums of each exchange as they arrive. An alarm is told and changes nothing else: no
-client counts for less because of it. Knows no grid.
+The strategy passes it the class sums of each exchange as they arrive. An alarm is told and changes nothing else:
+no client counts for less because of it. Knows no grid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class DriftWatch:
     """The alarms of one run.
 
     Attributes:
-        alarms: in a few words, each alarm in force, by the client's name; not those of clients that ask not to be listed.
+        alarms: in a few words, each alarm in force, by the client's name; not those of clients that ask not to be
+            listed.
     """
 
     def __init__(self, rate: float, events: EventLog, name_of: Callable[[int], str]) -> None:

@@ -47,8 +47,8 @@ def ask_for_pick(
     counts = {"answered": len(answers.added), "withheld": len(answers.withheld)}
     if verdict is None:
         text = (
-            f"no client could say anything about the candidates ({strategy.replies.reasons}): the run goes on with "
-            "[task] as it is. Too few training examples, or not allowed by the owners (allow.probe)"
+            f"no client could say anything about the candidates ({strategy.replies.reasons}): the run goes "
+            "on with [task] as it is. Too few training examples, or not allowed by the owners (allow.probe)"
         )
         strategy.events.emit(ProbeMissing(text=text, **counts))
         return None

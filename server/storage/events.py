@@ -447,7 +447,9 @@ class ExamplesCapped(NodeEvent, kind="capped", level=logging.WARNING):
 
 @dataclass(frozen=True, kw_only=True)
 class ClientDrifts(NodeEvent, kind="drift", level=logging.WARNING):
-    """A client's class means are farther from those of the others than usual. `node` is empty if it is not listed."""
+    """A client's class means are farther from those of the others than usual. `node` is empty if it is not
+    listed.
+    """
 
     round: int
     times: float  # as far as a usual client

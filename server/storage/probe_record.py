@@ -1,7 +1,7 @@
 """`probe.json` in a run's folder: what the probe said, so that a server that starts again does not ask again.
 
-Written before round 1, read at every start. From round 1 on the checkpoints have the pick too. Bound to the run file
-by its digest. Trains nothing.
+Written before round 1, read at every start. From round 1 on the checkpoints have the pick too. Bound to the run
+file by its digest. Trains nothing.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ Legend: N pictures, C channels, H height, W width.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from fednc.common.errors import DataError

@@ -93,7 +93,9 @@ class Columns:
 
     @property
     def allowed_NK(self) -> Tensor:
-        """bool [N, K]: the columns of each query. A thing is a thing or nothing, the others are their own or nothing."""
+        """bool [N, K]: the columns of each query. A thing is a thing or nothing, the others are their own or
+        nothing.
+        """
         found = torch.zeros(self.all_queries, self.space, dtype=torch.bool)
         found[: self.queries, list(self.things)] = True
         found[torch.arange(self.queries, self.all_queries), self.own_M] = True

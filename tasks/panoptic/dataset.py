@@ -1,7 +1,7 @@
 """The pictures of one client with their objects and parts.
 
-Built by the task from what a reader gives. Members of a class are objects, stuff and parts of pictures, and what is
-left of the queries is `no object`; sums of features are made of them.
+Built by the task from what a reader gives. Members of a class are objects, stuff and parts of pictures, and what
+is left of the queries is `no object`; sums of features are made of them.
 
 Legend: N pictures, K columns.
 """

@@ -27,7 +27,7 @@ def conv(given: int, out: int, kernel: int = 3, stride: int = 1) -> nn.Sequentia
     return nn.Sequential(layer, nn.GroupNorm(GROUPS, out), nn.ReLU())
 
 
-class Pyramid(nn.Module):
+class SmallBackbone(nn.Module):
     """A small backbone: feature maps at a half, a quarter, ... of the picture's size, finest first."""
 
     def __init__(self, channels: int, widths: Sequence[int]) -> None:

@@ -2,7 +2,8 @@
 
 Called by the task, which adds the loss of classes (`objective`). Knows neither methods nor the frame.
 
-Legend: B batch, C classes, N = Q thing + S stuff + P part queries, h and w height and width of the masks, M matches.
+Legend: B batch, C classes, N = Q thing + S stuff + P part queries, h and w height and width of the masks, M
+    matches.
 """
 
 from __future__ import annotations

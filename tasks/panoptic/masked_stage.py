@@ -38,7 +38,9 @@ class MaskedAttention(nn.Module):
 
 
 class MaskedStage(nn.Module):
-    """Own features for scenes and parts: each query sees those inside its mask, then parts and wholes each other's."""
+    """Own features for scenes and parts: each query sees those inside its mask, then parts and wholes each
+    other's.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -25,8 +25,8 @@ def merged(mask_BNHW: Tensor, share_BNK: Tensor, columns: Columns, score: float,
 
     Each pixel goes to the thing or stuff with the largest product of score and mask. Things with a score below
     `score` are no candidates, nor is stuff that is more likely absent. Segments of whose mask less than the share
-    `kept` is left become void. Inside a segment with parts, the part of its class with the largest product and a mask
-    above one half; unknown where there is none.
+    `kept` is left become void. Inside a segment with parts, the part of its class with the largest product and a
+    mask above one half; unknown where there is none.
 
     Args:
         mask_BNHW: logits.
@@ -53,7 +53,9 @@ def merged(mask_BNHW: Tensor, share_BNK: Tensor, columns: Columns, score: float,
 
 
 def to_pictures(mask_BNhw: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits of masks at the size of the pictures, bilinear. Row i of a mask is row 2i of the picture, as in targets."""
+    """Logits of masks at the size of the pictures, bilinear. Row i of a mask is row 2i of the picture, as in
+    targets.
+    """
     height, width = mask_BNhw.shape[2:]
     exact = (2 * height - 1, 2 * width - 1)
     found = F.interpolate(mask_BNhw, size=exact, mode="bilinear", align_corners=True)

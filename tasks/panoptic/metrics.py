@@ -77,8 +77,8 @@ class PartQuality:
     """Adds up pictures. The sums of parts of the data add up to those of the whole, bit for bit.
 
     Maps of a picture are integer arrays [H, W]: `semantic` class ids, `instance` numbers of instances (-1: none),
-    `part` part ids. In the truth a semantic value that is no class is void, a thing without instance is crowd, and a
-    part that is void or 0 is not labelled. In a prediction a thing without instance is no segment, part 0 is
+    `part` part ids. In the truth a semantic value that is no class is void, a thing without instance is crowd, and
+    a part that is void or 0 is not labelled. In a prediction a thing without instance is no segment, part 0 is
     outside all parts and part void is unknown. All stuff of a class is one segment, unless it has instances.
 
     Segments of one class match if their IoU is above 0.5. Void pixels of the prediction are not in the union. An

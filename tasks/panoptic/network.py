@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fednc.tasks.panoptic.layers import AlignedDecoder, Pyramid, SceneDecoder, conv
+from fednc.tasks.panoptic.layers import AlignedDecoder, SceneDecoder, SmallBackbone, conv
 from fednc.tasks.panoptic.masked_stage import MaskedStage
 from fednc.tasks.panoptic.stages import JointStage, PartHead, grouped, masks_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class NetworkShape:
     """How large the network is, and what its queries stand for.
 
     Attributes:
@@ -71,7 +71,7 @@ class Guess:
 class PartBranch(nn.Module):
     """All that only parts need: decoder, features, the kernels from which part queries start, a head per stage."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         self.decoder = AlignedDecoder(shape.pyramid, shape.width)
         self.features = conv(shape.width, shape.width, kernel=1)
@@ -87,10 +87,10 @@ class PartBranch(nn.Module):
 class PartFormer(nn.Module):
     """Pictures to masks and queries. All part-only weights are below `parts`."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         self.shape = shape
-        self.pyramid = Pyramid(shape.channels, shape.pyramid)
+        self.pyramid = SmallBackbone(shape.channels, shape.pyramid)
         self.scene = SceneDecoder(shape.pyramid, shape.width)
         self.thing_features = conv(shape.width, shape.width, kernel=1)
         self.stuff_features = conv(shape.width, shape.width, kernel=1)

@@ -25,7 +25,8 @@ class PanopticOptions(DenseOptions):
     )
     parts: dict[str, Names] = Field(
         default_factory=dict,
-        description="names of the parts of each class that has parts, two or more; part values are matched by name",
+        description="names of the parts of each class that has parts, two or more; part values are matched "
+        "by name",
     )
     queries: Annotated[int, Field(ge=1, le=300)] = Field(
         8, description="thing queries: the most objects that are found in a picture; larger ones come first"
@@ -53,8 +54,8 @@ class PanopticOptions(DenseOptions):
     )
     part_weight: Positive = Field(
         1.0,
-        description="weight of all losses of parts beside those of things and stuff; where one of n clients has part "
-        "labels, n makes up for the others in the layers that all train",
+        description="weight of all losses of parts beside those of things and stuff; where one of n "
+        "clients has part labels, n makes up for the others in the layers that all train",
     )
     rank: NonNegative = Field(
         0.1, description="weight of the loss that lets the first masks compete for each pixel; 0: off"
@@ -62,7 +63,8 @@ class PanopticOptions(DenseOptions):
     score: Share = Field(0.3, description="predicted things with a lower score are dropped")
     kept: Share = Field(
         0.6,
-        description="predicted segments of which others cover so much that less than this share is left are dropped",
+        description="predicted segments of which others cover so much that less than this share is left "
+        "are dropped",
     )
 
     @model_validator(mode="after")

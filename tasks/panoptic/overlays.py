@@ -18,7 +18,7 @@ from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.pictures import Bytes, as_png, colours, sheet
 from fednc.tasks.dense.scenes import borders
 from fednc.tasks.panoptic.columns import Columns
-from fednc.tasks.panoptic.merging import INSTANCE, PART, SEMANTIC
+from fednc.tasks.panoptic.merging import INSTANCE, SEMANTIC
 from fednc.tasks.panoptic.segments import overlap
 from fednc.tasks.panoptic.task_metrics import empty, maps_of
 
@@ -80,7 +80,7 @@ def listed(maps_3HW: Tensor, columns: Columns) -> str:
     return ", ".join(found)
 
 
-# ---- panels ------------------------------------------------------------------------------------------------------
+# ---- panels -----------------------------------------------------------------------------------------------------
 
 
 def _large(pixel_HW3: Bytes, times: int) -> Image.Image:
@@ -116,7 +116,9 @@ def _hatch(part_LM: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def _judged(guess_3HW: Tensor, truth_3HW: Tensor, columns: Columns, times: int) -> Image.Image:
-    """Green: matched segments of the truth; red: missed ones; amber outlines and spots: predictions without match."""
+    """Green: matched segments of the truth; red: missed ones; amber outlines and spots: predictions without
+    match.
+    """
     found = overlap(maps_of(truth_3HW), maps_of(guess_3HW), empty(columns).ids)
     colour_HW3 = np.full((*found.void_HW.shape, 3), _GREY, np.uint8)
     hit_T, hit_P = {t for t, _ in found.matches}, {p for _, p in found.matches}

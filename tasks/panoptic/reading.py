@@ -90,6 +90,7 @@ def _check(found: Pictures, spec: str, options: PanopticOptions, columns: Column
         has = f"has the parts 1 to {len(options.parts[whole])}" if whole in options.parts else "has no parts"
         where = found.names[number] if found.names else f"picture {number}"
         raise DataError(
-            f"{spec}: part value {int(part_NHW[number, row, column])} of class {whole!r} in {where}, row {row}, column "
+            f"{spec}: part value {int(part_NHW[number, row, column])} of class {whole!r} in {where}, row "
+            f"{row}, column "
             f"{column}; in this run {whole!r} {has} (task.parts). Correct the part map, or name its parts."
         )

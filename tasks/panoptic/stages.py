@@ -91,8 +91,8 @@ class JointStage(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(all queries, scene queries as the classifier gets them, logits of their masks).
 
-        The first `scenes` queries are things and stuff, of these the first `things` things. `PartHead` says what the
-        part queries found.
+        The first `scenes` queries are things and stuff, of these the first `things` things. `PartHead` says what
+        the part queries found.
         """
         del in_wholes_Bhw, things  # for the masked stage
         feat_BDhw = self.features(scene_BDhw + part_BDhw)

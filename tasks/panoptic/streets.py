@@ -1,7 +1,8 @@
-"""Generated streets: cars with windows and wheels, people with head, torso and legs, and balls before road and sky.
+"""Generated streets: cars with windows and wheels, people with head, torso and legs, and balls before road and
+sky.
 
-Painted from back to front; everything follows from a seed. A client may have a site of its own, which prefers one of
-the things. Knows neither options nor tensors.
+Painted from back to front; everything follows from a seed. A client may have a site of its own, which prefers one
+of the things. Knows neither options nor tensors.
 
 Legend: H height, W width.
 """

@@ -1,7 +1,7 @@
 """The task of panoptic segmentation with parts: queries of things, stuff and parts against one frozen frame.
 
-Found by name through `fednc.common.tasks`. An example is a picture, the members of a class are queries. Must not know
-servers, clients or the link.
+Found by name through `fednc.common.tasks`. An example is a picture, the members of a class are queries. Must not
+know servers, clients or the link.
 
 Legend: B batch, D width of the frame's space, H height, W width, h and w height and width of the masks, K columns
 (label space), N queries, Q thing queries, T stages, X rows (queries of stages and pictures).
@@ -41,7 +41,7 @@ from fednc.tasks.panoptic.columns import Columns
 from fednc.tasks.panoptic.dataset import PanopticData
 from fednc.tasks.panoptic.matching import Matches, check_solver, match
 from fednc.tasks.panoptic.merging import merged, to_pictures
-from fednc.tasks.panoptic.network import Guess, PartFormer, Shape
+from fednc.tasks.panoptic.network import Guess, NetworkShape, PartFormer
 from fednc.tasks.panoptic.options import PanopticOptions
 from fednc.tasks.panoptic.reading import read_data
 from fednc.tasks.panoptic.targets import Targets, targets_of
@@ -179,10 +179,10 @@ class PanopticTask(ClassifierTask):
         return PartFormer(self.shape), self.options.width
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> NetworkShape:
         """How large the network is."""
         options, columns = self.options, self.columns
-        return Shape(
+        return NetworkShape(
             channels=options.channels,
             pyramid=options.pyramid,
             width=options.width,
@@ -214,7 +214,8 @@ class PanopticTask(ClassifierTask):
         """Losses of the masks of every stage, of the first masks, and of the columns of all stages' queries."""
         found, columns = as_panoptic(model), self.columns
         targets = targets_of(batch[1:], columns)
-        # What only owners send must not move elsewhere: the rest would be trained together with it, and meet another.
+        # What only owners send must not move elsewhere: the rest would be trained together with it, and meet
+        # another.
         guess = found.backbone(batch[0], trains_parts=bool(targets.known_parts_B.any()))
         feat_TBND = found.projection(torch.stack(list(guess.embed_BND)))
         matches = self._matches(guess, feat_TBND, found, targets, guide)
@@ -335,7 +336,9 @@ class PanopticTask(ClassifierTask):
         return files
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
-        """`pictures.png`: test pictures, evenly chosen, with prediction, truth, and what was matched and missed."""
+        """`pictures.png`: test pictures, evenly chosen, with prediction, truth, and what was matched and
+        missed.
+        """
         assert isinstance(data, PanopticData)
         chosen = np.unique(np.linspace(0, data.examples - 1, min(SHOWN, data.examples)).round().astype(np.int64))
         pages = [

@@ -74,8 +74,8 @@ def product_of(gate_LN22: Tensor) -> Tensor:
 def after_layers(state_BA: Tensor, angle_LN3: Tensor, perm_A: Tensor) -> Tensor:
     """States [B, A] after all layers: rotations of every qubit, then the entangler.
 
-    The gates of each half of the qubits are one matrix: fewer operations than gate by gate, and smaller matrices than
-    for all qubits at once.
+    The gates of each half of the qubits are one matrix: fewer operations than gate by gate, and smaller matrices
+    than for all qubits at once.
     """
     gate_LN22 = rotations(angle_LN3)
     half = (gate_LN22.shape[1] + 1) // 2

@@ -37,8 +37,9 @@ def amplitude(value_BF: Tensor, qubits: int) -> Tensor:
 def angle(value_BF: Tensor, qubits: int, uploads: int, perm_A: Tensor) -> Tensor:
     """The values as angles: each upload rotates every qubit by a value and entangles, [B, A].
 
-    The first, third, ... upload rotates about y, the others about z. The values are used N at a time, and again from
-    the start when they run out (data re-uploading). If there are more values than `uploads` N, the last are unused.
+    The first, third, ... upload rotates about y, the others about z. The values are used N at a time, and again
+    from the start when they run out (data re-uploading). If there are more values than `uploads` N, the last are
+    unused.
     """
     groups = -(-value_BF.shape[1] // qubits)
     value_BGN = torch.nn.functional.pad(value_BF, (0, groups * qubits - value_BF.shape[1])).unflatten(

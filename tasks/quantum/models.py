@@ -1,10 +1,11 @@
-"""The models of the task: a circuit, and two classical networks to compare with. Each gives a state of each example.
+"""The models of the task: a circuit, and two classical networks to compare with. Each gives a state of each
+example.
 
 Built by the task. The answer of a classical network is a state too: a diagonal one, with its probabilities. So the
 frame, the class memory, the loss and the read-out are the same for all. Knows no data and no losses.
 
-Legend: B batch, F values of an example, N qubits, A = 2^N amplitudes, L layers, S measured states, D = S^2 coordinates
-(`states.py`), K classes.
+Legend: B batch, F values of an example, N qubits, A = 2^N amplitudes, L layers, S measured states, D = S^2
+coordinates (`states.py`), K classes.
 """
 
 from __future__ import annotations

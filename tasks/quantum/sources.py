@@ -1,4 +1,5 @@
-"""Data specs of the task: `parity:LENGTH`, rows of numbers in `npz:PATH`, and images of every kind that tasks read.
+"""Data specs of the task: `parity:LENGTH`, rows of numbers in `npz:PATH`, and images of every kind that tasks
+read.
 
 Called by the task. The parity strings are made by a formula, and are the same on every machine.
 
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fednc.common.errors import DataError

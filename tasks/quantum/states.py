@@ -1,9 +1,11 @@
-"""Density matrices as real vectors, the targets of the measurement, the check of states from clients, Helstrom's bound.
+"""Density matrices as real vectors, the targets of the measurement, the check of states from clients, Helstrom's
+bound.
 
 Called by the task, on clients and server. Knows no circuit and no model.
 
-A Hermitian matrix is written as S^2 real coordinates: its diagonal, then sqrt(2) times real and imaginary parts above
-the diagonal. So every vector stands for a Hermitian matrix, and Tr(A B) is the dot product of the coordinates.
+A Hermitian matrix is written as S^2 real coordinates: its diagonal, then sqrt(2) times real and imaginary parts
+above the diagonal. So every vector stands for a Hermitian matrix, and Tr(A B) is the dot product of the
+coordinates.
 
 Legend: B batch, S states of the measured qubits, D = S^2 coordinates, K classes (K <= S).
 """

@@ -2,7 +2,8 @@
 
 Found by name through `fednc.common.tasks`. Must not know servers, clients or the link.
 
-Legend: B batch, F values of an example, S measured states, D = S^2 coordinates of a state (`states.py`), K classes.
+Legend: B batch, F values of an example, S measured states, D = S^2 coordinates of a state (`states.py`), K
+    classes.
 """
 
 from __future__ import annotations
@@ -187,7 +188,8 @@ def _check_method(run: RunConfig) -> None:
     unfit = [each.name for each in READOUTS if each.needs_memory and not isinstance(each, MemoryReadOut)]
     if method.loss in _OWN_LOSSES or method.compares_models:
         raise ConfigError(
-            f"method.name {method.name!r} trains with a loss of its own, and task {run.task.name!r} with the square "
+            f"method.name {method.name!r} trains with a loss of its own, and task {run.task.name!r} with "
+            "the square "
             "loss of measured probabilities: use fedavg, fedprox, fednc or another method without one"
         )
     if method.trains_with_memory or method.readout in unfit or method.memory_source != "memory":

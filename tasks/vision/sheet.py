@@ -21,7 +21,9 @@ _COLUMNS = 6
 
 
 def file_stem(name: str) -> str:
-    """Where a picture came from, as the beginning of a file's name: of a path the last part, without its ending."""
+    """Where a picture came from, as the beginning of a file's name: of a path the last part, without its
+    ending.
+    """
     stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)[:100]
 

@@ -21,7 +21,7 @@ from fednc.common.security.authority import Authority
 from fednc.common.security.credentials import Holder, Role
 from fednc.common.security.signatures import Signer, Trust
 from fednc.ops.approvals.box import APPROVED, CONSOLE, REJECTED, ApprovalBox, Request, Verdict
-from fednc.ops.approvals.chained_file import EVENTS, HEAD, ChangedRecordError, ChainedFile
+from fednc.ops.approvals.chained_file import EVENTS, HEAD, ChainedFile, ChangedRecordError
 
 A, B = "a" * 64, "b" * 64
 GATE = "digits: release"
@@ -105,10 +105,10 @@ def test_the_same_request_again_changes_nothing(tmp_path: Path) -> None:
 def test_a_second_verdict_needs_to_be_meant(tmp_path: Path) -> None:
     box = waiting(tmp_path)
     box.decide(A, REJECTED, "mara", "no")
-    with pytest.raises(RefusedError, match="was rejected by 'mara' at .*--change"):
+    with pytest.raises(RefusedError, match=r"was rejected by 'mara' at .*--change"):
         box.decide(A, APPROVED, "nils")
     box.decide(A, APPROVED, "nils", change=True)
-    assert (box.verdict(A) or pytest.fail()).who == "nils"
+    assert (box.verdict(A) or pytest.fail("no verdict")).who == "nils"
     assert [each.who for each in box.verdicts()] == ["mara", "nils"]
 
 
@@ -144,7 +144,7 @@ def test_a_request_that_cannot_be_shown_is_refused(tmp_path: Path, request_: Req
 def test_an_operator_signs(tmp_path: Path, authority: Authority, trust: Trust) -> None:
     box = waiting(tmp_path, trust, signed=True)
     box.decide(A, APPROVED, "mara", "fine", operator(authority, "mara"))
-    assert (box.verdict(A) or pytest.fail()).signed == "operator 'mara'"
+    assert (box.verdict(A) or pytest.fail("no verdict")).signed == "operator 'mara'"
 
 
 def test_the_server_signs_for_a_login_at_its_console_only(
@@ -157,7 +157,7 @@ def test_the_server_signs_for_a_login_at_its_console_only(
     with pytest.raises(RefusedError, match="not theirs"):
         box.decide(A, APPROVED, "mara", "", operator(authority, "mara"), how=CONSOLE)
     box.decide(A, APPROVED, "mara", "", server, how=CONSOLE)
-    assert (box.verdict(A) or pytest.fail()).signed == "server for 'mara'"
+    assert (box.verdict(A) or pytest.fail("no verdict")).signed == "server for 'mara'"
 
 
 def test_nobody_signs_for_somebody_else(tmp_path: Path, authority: Authority, trust: Trust) -> None:
@@ -219,7 +219,9 @@ def test_the_signature_covers_every_part(tmp_path: Path, authority: Authority, t
 
 
 def test_a_verdict_cannot_be_replayed_at_another_gate(tmp_path: Path, authority: Authority, trust: Trust) -> None:
-    """The other gate asks about the same digest under the same name: the verdict still answers one request only."""
+    """The other gate asks about the same digest under the same name: the verdict still answers one request
+    only.
+    """
     mine = waiting(tmp_path / "mine", trust)
     mine.decide(A, APPROVED, "mara", "", operator(authority, "mara"))
     event = ChainedFile(mine.folder).read()[-1].event
@@ -281,7 +283,9 @@ def test_a_missing_file_is_noticed(record: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_does_no_harm(record: Path, tmp_path: Path) -> None:
-    """At each byte of an event's line, and before the head names it: what was acknowledged stays, and work goes on."""
+    """At each byte of an event's line, and before the head names it: what was acknowledged stays, and work goes
+    on.
+    """
     before = Path(shutil.copytree(record, tmp_path / "before"))
     after = Path(shutil.copytree(record, tmp_path / "after"))
     ApprovalBox(after).request(Request(A, "digits: deploy", {}))
@@ -291,7 +295,7 @@ def test_a_killed_writer_does_no_harm(record: Path, tmp_path: Path) -> None:
         with (copy / EVENTS).open("ab") as file:
             file.write(line[:written])
         box = ApprovalBox(copy)
-        assert (box.verdict(B) or pytest.fail()).who == "nils"
+        assert (box.verdict(B) or pytest.fail("no verdict")).who == "nils"
         box.request(Request(A, "digits: deploy", {}))
         assert [each.request.subject for each in box.pending()] == ["digits: deploy"]
 

@@ -175,7 +175,7 @@ def test_what_failed_is_refused_until_its_code_changes(site: Site) -> None:
     with pytest.raises(ConfigError, match="has not been tested"):
         quarantine.admit(run, unchecked=False)
     broken = quarantine.keep(plugins.find(plugins.TASKS, "clinic"), {"it loads": "", "it works": "not today"})
-    with pytest.raises(ConfigError, match="in quarantine.*it works: not today"):
+    with pytest.raises(ConfigError, match=r"in quarantine.*it works: not today"):
         quarantine.admit(run)
     source = site.folder / f"{module}.py"
     source.write_text(BROKEN.replace("not today", "another day"))

@@ -1,4 +1,6 @@
-"""A pipeline's run on Flower's simulation engine gives the bits of one in this process, with the same client names."""
+"""A pipeline's run on Flower's simulation engine gives the bits of one in this process, with the same client
+names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The registry of models on a real MLflow server over HTTP: as on a folder, and nothing half-registered after a kill."""
+"""The registry of models on a real MLflow server over HTTP: as on a folder, and nothing half-registered after a
+kill.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""PartPQ and PQ by brute force over pixels and sets, to compare with. Slow, and written from the definition alone."""
+"""PartPQ and PQ by brute force over pixels and sets, to compare with. Slow, and written from the definition
+alone.
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def digest(found: Finished) -> str:
 
 
 def alone(run: RunConfig) -> dict[str, Any]:
-    return {key: value for key, value in in_one_process(run, CLIENTS, app).state.model.items()}
+    return dict(in_one_process(run, CLIENTS, app).state.model.items())
 
 
 def same_bits(found: Finished, model: dict[str, Any]) -> bool:
@@ -178,7 +178,7 @@ def test_a_client_that_refuses_one_run_stays_for_the_next(tmp_path: Path) -> Non
     refused = config(rounds={"total": 1, "min_clients": 3}, train={"lr": 7.0})
 
     def work(series: RunSeries) -> Finished:
-        with pytest.raises(QuorumError, match="3 clients cannot take part.*carl"):
+        with pytest.raises(QuorumError, match=r"3 clients cannot take part.*carl"):
             series.run(refused, tmp_path / "refused")
         return series.run(SHORT, tmp_path / "after")
 

@@ -1,4 +1,5 @@
-"""States of runs as a console meets them: a server's status with many clients, and run folders with long histories.
+"""States of runs as a console meets them: a server's status with many clients, and run folders with long
+histories.
 
 The server here answers only an operator's calls, so that three hundred clients cost nothing.
 """

@@ -1,4 +1,6 @@
-"""A search whose trials cost nothing: clients that answer with values made from the settings. For tests of searches."""
+"""A search whose trials cost nothing: clients that answer with values made from the settings. For tests of
+searches.
+"""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_check_lists_the_candidates_and_refuses_one_that_cannot_be_built(tmp_pat
     assert "quantum 900" in told.output
 
 
-# ---- sums of the data --------------------------------------------------------------------------------------------
+# ---- sums of the data -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_a_task_with_sums_of_the_data_is_asked_for_them_once(prototypes: None, t
     assert len(made.of(ProbeDecided)) == len(made.of(DataSumsAdded)) == 1
 
 
-# ---- restarts ----------------------------------------------------------------------------------------------------
+# ---- restarts ---------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_does_not_end_a_run_whose_pick_the_checkpoints_hold(clients: list[ClientConfig]) -> None:
@@ -221,7 +221,7 @@ def test_a_record_belongs_to_one_run_file_and_a_begun_run_to_one_pick(tmp_path: 
     assert probe_record.decision(tmp_path, run, None, has_begun=False).pick is None
 
 
-# ---- owners and liars --------------------------------------------------------------------------------------------
+# ---- owners and liars -------------------------------------------------------------------------------------------
 
 
 def test_owners_refuse_the_probe_unless_they_allow_it(clients: list[ClientConfig]) -> None:

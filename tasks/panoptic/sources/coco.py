@@ -99,8 +99,8 @@ def _segments(
         if category not in value:
             listed = ", ".join(map(str, sorted(value)[:20]))
             raise DataError(
-                f"{source}: category_id {category} of segment {segment['id']} in {entry['file_name']} is not one of "
-                f"its categories ({listed}). Add it there, or correct the segment."
+                f"{source}: category_id {category} of segment {segment['id']} in {entry['file_name']} is "
+                f"not one of its categories ({listed}). Add it there, or correct the segment."
             )
         known.add(int(segment["id"]))
         label_HW[inside_HW] = value[category]
@@ -109,8 +109,8 @@ def _segments(
     unlisted = sorted(set(np.unique(id_HW).tolist()) - known)
     if unlisted:
         raise DataError(
-            f"{path}: segment id {unlisted[0]} is not in the segments_info of {entry['file_name']} in {source}. Add "
-            "it there, or set its pixels to 0 (void)."
+            f"{path}: segment id {unlisted[0]} is not in the segments_info of {entry['file_name']} in "
+            f"{source}. Add it there, or set its pixels to 0 (void)."
         )
     return label_HW, instance_HW
 
@@ -121,8 +121,8 @@ def _part_names(path: Path, classes: tuple[str, ...]) -> dict[int, tuple[str, ..
         found = {str(whole): tuple(map(str, names)) for whole, names in given.items()}
     except (OSError, ValueError, AttributeError, TypeError) as e:
         raise DataError(
-            f"{path}: expected the names of the parts of each class, {{'car': ['body', 'wheel']}}, beside the folder "
-            f"part/ ({type(e).__name__}: {e})"
+            f"{path}: expected the names of the parts of each class, {{'car': ['body', 'wheel']}}, beside "
+            f"the folder part/ ({type(e).__name__}: {e})"
         ) from e
     strange = [whole for whole in found if whole not in classes]
     if strange:

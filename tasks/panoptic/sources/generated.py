@@ -65,7 +65,9 @@ _KEYS: dict[str, Callable[[str], Any]] = {
 
 
 def read_streets(place: str, part: Part, options: PanopticOptions) -> Pictures:
-    """Streets of the run's size. Raises DataError: an unknown key or value, or parts that the run does not have."""
+    """Streets of the run's size. Raises DataError: an unknown key or value, or parts that the run does not
+    have.
+    """
     given = {"images": 96, "test": 32, "seed": 0, "parts": True, **_parsed(place)}
     count, seed, labelled = {p: given.pop(p) for p in ("images", "test")}, given.pop("seed"), given.pop("parts")
     if part == "test":

@@ -1,8 +1,10 @@
-"""Reads folders with one number per pixel for class, instance and part, as Cityscapes and Pascal panoptic parts have.
+"""Reads folders with one number per pixel for class, instance and part, as Cityscapes and Pascal panoptic parts
+have.
 
     PATH/{train,test}/image/NAME.png    the pictures; without `train` and `test`, PATH/image/
-    PATH/{train,test}/ids/NAME.tif      32 bits: class, class and instance (3 digits), or those and the part (2 digits)
-    PATH/{train,test}/ids.json          {"classes": {"26": "car", ...}, "parts": {"26": {"1": "window", ...}}}
+    PATH/{train,test}/ids/NAME.tif      32 bits: class, class and instance (3 digits), or those and the part (2
+    digits) PATH/{train,test}/ids.json          {"classes": {"26": "car", ...}, "parts": {"26": {"1": "window",
+    ...}}}
 
 Called by `reading.py`. Without `ids.json` the numbers have their meaning of Cityscapes. The encoding is that of
 panoptic_parts (Meletis et al. 2020), which its file calls uids.

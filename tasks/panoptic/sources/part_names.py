@@ -47,8 +47,8 @@ def part_values(
             found[(label_NHW == label) & (part_NHW == part)] = value
         elif part not in (0, VOID) and whole in options.classes:
             raise DataError(
-                f"{source}: part value {part} of class {whole!r}, which has no parts in this run. Name its parts in "
-                f"task.parts ({whole} = [...]), or set the pixels to 0 in the part labels."
+                f"{source}: part value {part} of class {whole!r}, which has no parts in this run. Name its "
+                f"parts in task.parts ({whole} = [...]), or set the pixels to 0 in the part labels."
             )
     return found
 

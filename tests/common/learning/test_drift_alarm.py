@@ -1,4 +1,6 @@
-"""Drift alarms, by simulation: false alarms at no more than about the wanted rate, shifted clients found and named."""
+"""Drift alarms, by simulation: false alarms at no more than about the wanted rate, shifted clients found and
+named.
+"""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_training_that_diverged_counts_as_bad_and_not_as_an_error() -> None:
     assert probe.bounded(torch.tensor(-1e9)) == -probe.MOST_LOSS
 
 
-# ---- the run file ------------------------------------------------------------------------------------------------
+# ---- the run file -----------------------------------------------------------------------------------------------
 
 
 def test_a_pick_changes_the_model_but_not_the_digest_and_travels_with_the_run_file() -> None:

@@ -331,7 +331,7 @@ def test_a_search_shows_its_trials_and_the_best_first(tmp_path: Path) -> None:
         assert "<script>alert" not in text
 
 
-# ---- the gate ------------------------------------------------------------------------------------------------------
+# ---- the gate ---------------------------------------------------------------------------------------------------
 
 
 def test_a_verdict_is_about_the_digest_that_was_shown_and_signed_for_the_login(tmp_path: Path) -> None:

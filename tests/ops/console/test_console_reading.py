@@ -1,4 +1,6 @@
-"""What the console reads from run folders and draws of it: by pieces as at once, exact geometry, bounded pictures."""
+"""What the console reads from run folders and draws of it: by pieces as at once, exact geometry, bounded
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from safetensors.numpy import save_file
 from fednc.common.learning.frame import draw_frame
 from fednc.common.security.credentials import Role
 from fednc.common.tasks.metric_info import MetricInfo
-from fednc.ops.console.charts import ChartLine, cosine_rows, corner, histogram, line_chart, simplex, spark, thinned
+from fednc.ops.console.charts import ChartLine, corner, cosine_rows, histogram, line_chart, simplex, spark, thinned
 from fednc.ops.console.geometry import Geometry
 from fednc.ops.console.pages import bytes_text, duration, metric_text
 from fednc.ops.console.run_log import RunLog
@@ -30,7 +32,7 @@ FINITE = st.floats(-1e6, 1e6, allow_subnormal=False)
 CURVES = st.lists(FINITE, min_size=1, max_size=900).map(lambda ys: [(float(x), y) for x, y in enumerate(ys, 1)])
 
 
-# ---- growing files -----------------------------------------------------------------------------------------------
+# ---- growing files ----------------------------------------------------------------------------------------------
 
 
 def test_a_log_read_in_any_pieces_is_the_log_read_at_once(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_a_run_that_goes_on_is_listed_by_its_log(tmp_path: Path, monkeypatch: py
     assert shelf.runs()["one"].state is not State.RUNNING
 
 
-# ---- geometry ------------------------------------------------------------------------------------------------------
+# ---- geometry ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("classes", "dim"), [(2, 2), (3, 8), (10, 9), (60, 64)])
@@ -208,7 +210,7 @@ def write_means(
     save_file({name: value.contiguous().numpy() for name, value in tensors.items()}, path)
 
 
-# ---- charts --------------------------------------------------------------------------------------------------------
+# ---- charts -----------------------------------------------------------------------------------------------------
 
 
 @given(curve=CURVES)

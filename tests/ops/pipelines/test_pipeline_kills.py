@@ -1,4 +1,6 @@
-"""Pipelines in real processes that are killed: at every step, in a round, with clients of their own; and continued."""
+"""Pipelines in real processes that are killed: at every step, in a round, with clients of their own; and
+continued.
+"""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_a_sampler_whose_package_is_missing_says_what_to_install(
         done(plan(tmp_path, "sampler = 'CmaEs'", PLAIN))
 
 
-# ---- pruning -----------------------------------------------------------------------------------------------------
+# ---- pruning ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def beats(one: TrialView, other: TrialView) -> bool:
     return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
-# ---- what goes wrong ---------------------------------------------------------------------------------------------
+# ---- what goes wrong --------------------------------------------------------------------------------------------
 
 
 def test_settings_that_diverge_end_their_trial_only(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_folder_has_one_searcher_at_a_time(tmp_path: Path) -> None:
 
 def test_a_study_of_another_space_is_not_continued(tmp_path: Path) -> None:
     done(plan(tmp_path, "trials = 1"))
-    with pytest.raises(ConfigError, match="another space.*Choose another `name`"):
+    with pytest.raises(ConfigError, match=r"another space.*Choose another `name`"):
         done(plan(tmp_path, "trials = 1", PLAIN))
     with pytest.raises(ConfigError, match="there is no study"):
         read_search(plan(tmp_path, "folder = 'elsewhere'"))

@@ -91,9 +91,13 @@ def test_numbers_become_the_distribution_that_was_meant() -> None:
         ("train.lr = { low = -1.0, high = 1.0 }", "space.train.lr with train.lr = -1.0"),
         ("train.rate = { low = 0.1, high = 1.0 }", "train.rate.*no such key"),
         ("method.name = { choices = ['fednc', 'fedmagic'] }", "method.name = fedmagic"),
-        ("method.proximal = { low = 0.1, high = 1.0, when = { method.name = 'x' } }", "must be a key of this space"),
         (
-            "method.name = { choices = ['fednc'] }\ntrain.lr = { low = 0.1, high = 1.0, when = { method.name = 'x' } }",
+            "method.proximal = { low = 0.1, high = 1.0, when = { method.name = 'x' } }",
+            "must be a key of this space",
+        ),
+        (
+            "method.name = { choices = ['fednc'] }\ntrain.lr = "
+            "{ low = 0.1, high = 1.0, when = { method.name = 'x' } }",
             "never 'x'",
         ),
         (
@@ -136,5 +140,5 @@ def test_a_trials_run_has_its_settings_and_not_those_of_other_methods(tmp_path: 
         found.space.labels({"train.lr": 7})
     with pytest.raises(ConfigError, match=r"train\.batch: 'big' is not"):
         found.space.labels({"train.batch": "big"})
-    with pytest.raises(ConfigError, match="not in the space.*train.lr"):
+    with pytest.raises(ConfigError, match=r"not in the space.*train.lr"):
         found.space.labels({"train.rate": 7})

@@ -1,4 +1,6 @@
-"""Data of the panoptic task: all kinds of sources, names instead of positions, and errors that say what is wrong."""
+"""Data of the panoptic task: all kinds of sources, names instead of positions, and errors that say what is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.panoptic_tasks import task_of
 
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError
@@ -19,6 +20,7 @@ from fednc.tasks.dense.maps import INSTANCE, LABEL, PART, VOID
 from fednc.tasks.panoptic.sources.part_ids import decoded, encoded
 from fednc.tasks.panoptic.streets import CLASSES, PARTS, Street, StreetSettings, draw_streets
 from fednc.tasks.panoptic.task import PanopticSplit
+from support.panoptic_tasks import task_of
 
 VECTORS = Path("/work/shared/oracles/panoptic_parts_format/vectors.json")
 SIZE = (24, 32)
@@ -133,9 +135,11 @@ def test_wrong_label_files_are_named(tmp_path: Path) -> None:
     def strange_class(given: Any) -> None:
         given["categories"][0]["name"] = "dog"
 
-    assert "category_id 99" in (told := error("a", unknown_category)) and "1.png" in told
+    assert "category_id 99" in (told := error("a", unknown_category))
+    assert "1.png" in told
     assert "segments_info" in error("b", unlisted_segment)
-    assert "'dog'" in (told := error("c", strange_class)) and "task.void" in told
+    assert "'dog'" in (told := error("c", strange_class))
+    assert "task.void" in told
     assert "not a COCO panoptic file" in error("d", lambda given: given.pop("categories"))
 
 

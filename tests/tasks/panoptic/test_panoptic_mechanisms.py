@@ -1,4 +1,6 @@
-"""Mechanisms of the network: matching, columns, joint reasoning, hard grouping, alignment, masked attention, stages."""
+"""Mechanisms of the network: matching, columns, joint reasoning, hard grouping, alignment, masked attention,
+stages.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fednc.common.config.run import parse_run
-from fednc.common.learning.class_memory import ClassMemory
-from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.round_guide import guide_at
 from fednc.tasks.dense.maps import VOID
 from fednc.tasks.panoptic import losses
-from fednc.tasks.panoptic.dataset import PanopticData
 from fednc.tasks.panoptic.layers import AlignedDecoder, Flow, base_grid, sine_encoding
 from fednc.tasks.panoptic.masked_stage import MaskedAttention
 from fednc.tasks.panoptic.matching import match
 from fednc.tasks.panoptic.merging import merged
-from fednc.tasks.panoptic.network import PartFormer, Shape
+from fednc.tasks.panoptic.network import NetworkShape, PartFormer
 from fednc.tasks.panoptic.stages import JointStage, grouped
 from fednc.tasks.panoptic.targets import targets_of
 from fednc.tasks.panoptic.task import PARTS, logits_of
 from support.panoptic_tasks import STREETS, batch_of, ready, task_of
 
-# ---- matching ------------------------------------------------------------------------------------------------------
+# ---- matching ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decoder", ["joint", "masked"])
@@ -76,7 +73,7 @@ def test_members_are_counted_as_the_memory_sums_them() -> None:
     assert int(targets_of(batch_of(data)[1:], task.columns).counted_B.max()) == 2
 
 
-# ---- columns -------------------------------------------------------------------------------------------------------
+# ---- columns ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["fednc", "fedavg"])
@@ -125,7 +122,7 @@ def test_the_owners_of_part_keys_are_clients_with_part_labels() -> None:
     assert all(task.combining(key) == "mean" for key in model.state_dict() if key not in owned)
 
 
-# ---- reasoning -----------------------------------------------------------------------------------------------------
+# ---- reasoning --------------------------------------------------------------------------------------------------
 
 
 def _stage(*, attends: bool) -> tuple[JointStage, tuple[Tensor, ...]]:
@@ -237,7 +234,7 @@ def test_void_and_crowd_pixels_are_not_judged() -> None:
     torch.testing.assert_close(task.loss(model, (*batch[:3], changed), guide)[0], before)
 
 
-# ---- merging -------------------------------------------------------------------------------------------------------
+# ---- merging ----------------------------------------------------------------------------------------------------
 
 
 def test_perfect_masks_and_scores_are_merged_into_the_truth() -> None:
@@ -281,12 +278,12 @@ def test_scores_of_the_memory_read_out_are_finite_before_there_is_a_memory() -> 
     assert score.isfinite().all()
 
 
-# ---- cost ----------------------------------------------------------------------------------------------------------
+# ---- cost -------------------------------------------------------------------------------------------------------
 
 SCENE_ONLY = ("scene", "thing_features", "stuff_features", "class_kernels")
 
 
-def cost_of(shape: Shape, size: tuple[int, int], without: tuple[str, ...] = ()) -> tuple[int, int]:
+def cost_of(shape: NetworkShape, size: tuple[int, int], without: tuple[str, ...] = ()) -> tuple[int, int]:
     """(parameters, floating-point operations of one picture), less those of some modules."""
     model = PartFormer(shape).requires_grad_(False)
     left = tuple(f"{name}." for name in without) or ("-",)

@@ -103,7 +103,8 @@ def test_without_parts_partpq_is_pq() -> None:
     result = found.result()
     assert result.per_class == result.whole_per_class
     assert result.all == result.no_parts == result.pq
-    assert math.isnan(result.parts) and math.isnan(result.part_miou)
+    assert math.isnan(result.parts)
+    assert math.isnan(result.part_miou)
 
 
 CAR = maps([[3] * 6] + [[3, 1, 1, 1, 1, 3]] * 4, instance=0, part=[[0] * 6] + [[0, 1, 1, 2, 2, 0]] * 4)
@@ -205,11 +206,13 @@ def test_maps_that_do_not_fit_are_refused() -> None:
         of(CAR, with_(CAR, instance=CAR["instance"] * 1.0))
 
 
-# ---- published values --------------------------------------------------------------------------------------------
+# ---- published values -------------------------------------------------------------------------------------------
 
 
 def decoded(rle: dict[str, object] | None) -> np.ndarray:
-    """bool [H, W] of COCO's compressed run lengths: 5 bits a character, each count from the third on a difference."""
+    """bool [H, W] of COCO's compressed run lengths: 5 bits a character, each count from the third on a
+    difference.
+    """
     if rle is None:
         return np.zeros((720, 1280), dtype=bool)
     counts: list[int] = []

@@ -1,4 +1,6 @@
-"""The panoptic task in a federation: metrics that refuse lies, pictures for people, owners of parts, missing scipy."""
+"""The panoptic task in a federation: metrics that refuse lies, pictures for people, owners of parts, missing
+scipy.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.panoptic_tasks import batch_of, ready, task_of
 
 import fednc
 from fednc.common.errors import ConfigError, MissingExtraError, ProtocolError
@@ -18,6 +19,7 @@ from fednc.common.tasks import temperature
 from fednc.common.tasks.api import add_stats
 from fednc.tasks.panoptic import overlays
 from fednc.tasks.panoptic.task import PARTS
+from support.panoptic_tasks import batch_of, ready, task_of
 
 PAIR = {"a": "streets:images=6,test=2,seed=1", "b": "streets:images=6,test=2,seed=2,parts=no"}
 
@@ -34,7 +36,7 @@ def test_part_weights_are_those_of_the_client_with_part_labels() -> None:
     alone = {name: spec for name, spec in PAIR.items() if name == "a"}
     both = fednc.run(tables(), PAIR, progress=False, val_share=0.0)
     one = fednc.run({**tables(), "rounds": {"total": 1, "min_clients": 1}}, alone, progress=False, val_share=0.0)
-    states = [{key: value for key, value in found.model.model.state_dict().items()} for found in (both, one)]
+    states = [dict(found.model.model.state_dict().items()) for found in (both, one)]
     parts = [key for key in states[0] if key.startswith(PARTS)]
     assert parts
     assert all(torch.equal(states[0][key], states[1][key]) for key in parts)

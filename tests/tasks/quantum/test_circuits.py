@@ -1,4 +1,6 @@
-"""Circuits: exact against dense matrices, unitary, differentiable as nature would measure it, with known entropies."""
+"""Circuits: exact against dense matrices, unitary, differentiable as nature would measure it, with known
+entropies.
+"""
 
 from __future__ import annotations
 

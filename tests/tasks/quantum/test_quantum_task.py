@@ -1,4 +1,6 @@
-"""The task: its contract, angles on the circle, neural collapse of states, hostile class memories, data and errors."""
+"""The task: its contract, angles on the circle, neural collapse of states, hostile class memories, data and
+errors.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,7 @@ def _with(model: ClassifierModel, angles: Tensor) -> ClassifierModel:
     return model
 
 
-# ---- states of classes -------------------------------------------------------------------------------------------
+# ---- states of classes ------------------------------------------------------------------------------------------
 
 
 def _trained(task: QuantumTask, bits: Tensor, labels: Tensor, steps: int) -> tuple[ClassifierModel, float]:
@@ -196,7 +198,7 @@ def test_a_class_memory_that_is_no_state_is_refused_by_name() -> None:
     assert "trace" in rejected[0][1]
 
 
-# ---- keys and data -----------------------------------------------------------------------------------------------
+# ---- keys and data ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

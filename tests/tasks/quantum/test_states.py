@@ -1,4 +1,6 @@
-"""States as coordinates: round trips, the frame of the measurement, Helstrom's bound, refusal of what is no state."""
+"""States as coordinates: round trips, the frame of the measurement, Helstrom's bound, refusal of what is no
+state.
+"""
 
 from __future__ import annotations
 

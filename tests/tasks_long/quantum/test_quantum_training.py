@@ -1,4 +1,6 @@
-"""Parity over three clients: exact with a ring of the right depth, a U-shaped risk over depth, and the probe's verdict."""
+"""Parity over three clients: exact with a ring of the right depth, a U-shaped risk over depth, and the probe's
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import fednc
 
 SEEDS = (1, 2, 3)
 DEPTHS = (1, 3, 20)
-CLIENTS = {name: "parity:6" for name in "abc"}
+CLIENTS = dict.fromkeys("abc", "parity:6")
 RUN: dict[str, Any] = {
     "task": {"name": "quantum", "classes": ["even", "odd"], "values": 6},
     "method": {"name": "fedavg"},
@@ -33,7 +35,9 @@ def test_three_layers_with_a_ring_learn_the_parity_of_strings_that_nobody_traine
 
 
 def test_the_risk_is_u_shaped_over_depth() -> None:
-    """The square loss is (1 - h)^2 for two classes, so the log-loss stands in for it; both are 0 without errors."""
+    """The square loss is (1 - h)^2 for two classes, so the log-loss stands in for it; both are 0 without
+    errors.
+    """
     risk = {depth: sum(trained(seed, layers=depth)["loss"] for seed in SEEDS) / len(SEEDS) for depth in DEPTHS}
     assert risk[1] > risk[3] + 0.1
     assert risk[20] > risk[3] + 0.1
