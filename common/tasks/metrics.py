@@ -89,7 +89,7 @@ def refuse_unless(fits: bool, what: str) -> None:
 
 
 def refuse_infinite(total: Tensor, what: str) -> None:
-    """Raises UnusableValuesError if `total` is infinite, which is no lie: the model that all clients got diverged."""
+    """Raises UnusableValuesError if `total` is infinite: no lie, but a model that diverged at all clients."""
     if float(total) == math.inf:
         raise UnusableValuesError(f"{what} is infinite")
 

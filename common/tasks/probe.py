@@ -130,8 +130,8 @@ def check_candidates(run: RunConfig, task: Task) -> None:
         same &= built.preprocessing() == task.preprocessing()
         if not same or _forms(built.no_data_sums()) != _forms(task.no_data_sums()):
             raise ConfigError(
-                f"{where}: this candidate needs other classes, other inputs or other sums of the data than [task]: "
-                "candidates may only differ in keys that change the model"
+                f"{where}: this candidate needs other classes, other inputs or other sums of the data than "
+                "[task]: candidates may only differ in keys that change the model"
             )
 
 
