@@ -207,7 +207,7 @@ def test_a_model_that_diverged_is_told_and_nobody_is_blamed(worth: float) -> Non
     task = multitask(private=["edges"])
     model, batch, guide = model_of(task), batch_of(task), guide_of(task)
     diverged = outputs_of(task, model, batch[0])
-    diverged[:, task.spans["depth"]] *= worth
+    diverged[:, task.spans["depth"]] = worth
     task.predict = lambda *_: diverged  # type: ignore[method-assign]
     stats = task.statistics(model, batch, guide)
     assert int(stats["depth_pixels"]) > 0
