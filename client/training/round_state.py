@@ -52,7 +52,7 @@ class Past:
             folder: this client's state of this run on disk; it is read if `state` is empty.
             accepted: the last round that counts this client's reply, 0: none; None: the server does not say.
             or_later: read the earliest state that is left if those of the rounds before are deleted. For a run
-                that ends with the model of an earlier round: later local tensors fit it better than untrained ones.
+                that ends with the model of an earlier round: later local tensors fit it better than new ones.
         """
         self._or_later = or_later
         self._state, self._round, self._folder, self._accepted = state, server_round, folder, accepted
