@@ -29,3 +29,8 @@ def one_line(text: object, most: int | None = None) -> str:
     line = str(text).translate(_LAYOUT)
     line = line if most is None or len(line) <= most else line[: max(0, most - 1)] + "\u2026"
     return line if line.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in line)
+
+
+def table_cell(text: object) -> str:
+    """The text in one cell of a Markdown table: it cannot end the cell, nor become HTML."""
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;")

@@ -20,10 +20,12 @@ from fednc.common.config.run import RunConfig
 from fednc.common.errors import DivergedError, QuorumError
 from fednc.common.files import private_folder
 from fednc.common.flower_adapter import SeriesGrid
+from fednc.common.tasks import discovery
 from fednc.server.access.setup import security_of
 from fednc.server.link.federation import Federation
 from fednc.server.link.grid import LinkGrid
 from fednc.server.link.nodes import NodeState
+from fednc.server.link.reply_schema import ReplySchema
 from fednc.server.listener import serve
 from fednc.server.main import Finished, expect_replies, link_summary, surroundings_of
 from fednc.server.rounds.context import Surroundings
@@ -181,6 +183,7 @@ async def serve_series(
     security = security_of(run.server, address, events)
     shutil.rmtree(folder / "spool", ignore_errors=True)  # half-received uploads of a server that was killed
     federation = Federation(folder.name, run, folder / "spool", events)
+    federation.expect(ReplySchema.of_declarations(discovery.get(run)))
     federation.door.keep_in(folder)
     federation.manifests.keep_in(folder)
 

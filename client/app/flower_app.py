@@ -38,6 +38,7 @@ from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.stages import Stage
 from fednc.common.wire import arrays, messages, update_codec
 from fednc.common.wire.messages import (
+    CALIBRATE,
     CLASS_COUNTS,
     DATA,
     EXAMPLES,
@@ -46,6 +47,7 @@ from fednc.common.wire.messages import (
     METRICS,
     MODEL,
     OWNED,
+    PERSONAL,
     STATS,
     SUMS,
     UNNAMED,
@@ -232,7 +234,8 @@ def _read_out_guide(
 ) -> Guide:
     """The guide of a model that is read out; loads the model too."""
     guide = _guide(message, here, order.server_round, mine)
-    _load_model(message, here, _past(context, order, rounds=1))
+    is_over = message.metadata.message_type in (CALIBRATE, PERSONAL)
+    _load_model(message, here, _past(context, order, rounds=1, or_later=is_over))
     return guide
 
 
@@ -272,9 +275,10 @@ def _guide(message: Message, here: Resident, server_round: int, mine: TaskData) 
     return guide_at(here.task, etf_KD, memory, server_round, count_K=mine.count_K)
 
 
-def _past(context: Context, order: Instruction, *, rounds: int = 0) -> Past:
+def _past(context: Context, order: Instruction, *, rounds: int = 0, or_later: bool = False) -> Past:
     """What this client remembers of the rounds before the instruction's; `rounds`: 1 for that one too."""
-    return Past(context.state, order.server_round + rounds, _state_folder(context), order.accepted)
+    before = order.server_round + rounds
+    return Past(context.state, before, _state_folder(context), order.accepted, or_later=or_later)
 
 
 def _state_folder(context: Context) -> Path | None:

@@ -81,6 +81,7 @@ def _to_rates(policy: Policy, run: RunConfig) -> Iterator[Objection]:
             f"{ceiling.forgetting:g} can only be judged for sgd without options",
         )
     lr = run.train.lr * max([1.0, *(session.lr_factor for session in run.sessions)])
+    lr = max(lr, run.probe.lr if run.probe else 0.0)  # candidates are trained too
     if policy.ceiling.lr and lr > policy.ceiling.lr:
         yield Objection("rate", f"a learning rate of {lr:g}; ceiling.lr = {policy.ceiling.lr:g}")
     forgetting = (

@@ -38,14 +38,23 @@ class Past:
     """
 
     def __init__(
-        self, state: RecordDict, server_round: int, folder: Path | None = None, accepted: int | None = None
+        self,
+        state: RecordDict,
+        server_round: int,
+        folder: Path | None = None,
+        accepted: int | None = None,
+        *,
+        or_later: bool = False,
     ) -> None:
         """The state of one client in `server_round`.
 
         Args:
             folder: this client's state of this run on disk; it is read if `state` is empty.
             accepted: the last round that counts this client's reply, 0: none; None: the server does not say.
+            or_later: read the earliest state that is left if those of the rounds before are deleted. For a run
+                that ends with the model of an earlier round: later local tensors fit it better than new ones.
         """
+        self._or_later = or_later
         self._state, self._round, self._folder, self._accepted = state, server_round, folder, accepted
         if folder is not None and not state.array_records and folder.is_dir():
             for path in sorted(folder.glob(f"*{_ENDING}")):
@@ -53,8 +62,10 @@ class Past:
 
     def read(self, kind: str) -> dict[str, Tensor]:
         """The tensors of this client's last round that counts; empty before its first. Do not change in place."""
-        earlier = self._earlier(kind)
-        return arrays.from_record(self._state.array_records[_name(kind, max(earlier))]) if earlier else {}
+        earlier, rounds = self._earlier(kind), self._rounds(kind)
+        if not earlier and not (rounds and self._or_later):
+            return {}
+        return arrays.from_record(self._state.array_records[_name(kind, max(earlier, default=min(rounds)))])
 
     def write(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
         """Store `tensors` for later rounds. Deletes all rounds except this one and the one it started from.

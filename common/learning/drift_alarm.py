@@ -96,6 +96,7 @@ class ClientMeans:
     """
 
     def __init__(self, label_space: int, dim: int) -> None:
+        """Raises OSError: there is no place for the file."""
         self._sum_KD = torch.zeros(label_space, dim, dtype=torch.float64)
         self._count_K = torch.zeros(label_space, dtype=torch.int64)
         self._within_DD = torch.zeros(dim, dim, dtype=torch.float64)
@@ -107,6 +108,10 @@ class ClientMeans:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Delete the file. Raises OSError: the disk is full."""
         self._file.close()
 
     def add(self, sums: ClassSums, client: int) -> None:
@@ -130,6 +135,9 @@ class ClientMeans:
             rate: the wanted probability of an alarm for a usual client. Measured, it is well below this if clients
                 do not differ by custom, near it if they do in many directions, and above it if in a single one
                 (docs/people.md).
+
+        Raises:
+            OSError: the disk is full.
         """
         metric = self._metric()
         if metric is None:

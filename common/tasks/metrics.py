@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fednc.common.errors import ProtocolError
+from fednc.common.errors import ProtocolError, UnusableValuesError
 from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
 
 Stats = dict[str, Tensor]  # sums and counts, float64 or int64: the stats of a union are the sum of the stats
@@ -86,6 +86,12 @@ def refuse_unless(fits: bool, what: str) -> None:
     """Raises ProtocolError unless `fits`; `what` is wrong with the sums of a reply."""
     if not fits:
         raise ProtocolError(f"the statistics contradict each other: {what}")
+
+
+def refuse_infinite(total: Tensor, what: str) -> None:
+    """Raises UnusableValuesError if `total` is infinite: no lie, but a model that diverged at all clients."""
+    if float(total) == math.inf:
+        raise UnusableValuesError(f"{what} is infinite")
 
 
 # ---- classifiers: output is scores [B, K], target is labels [B] -------------------------------------------------
@@ -424,6 +430,7 @@ class _MeanError(Metric):
 
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
         """See Metric."""
+        refuse_infinite(sums[f"{self.name}_sum"], "the sum of errors")
         total = float(sums[f"{self.name}_sum"])
         refuse_unless(0 <= total < math.inf, f"a sum of errors of {total}")
         refuse_unless(examples > 0 or total == 0, "errors without examples")
@@ -491,6 +498,7 @@ class R2(Metric):
 
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
         """See Metric."""
+        refuse_infinite(sums["r2_error_sum"], "the sum of squared errors")
         error, target, square = (float(sums[name]) for name in self.zeros(0))
         refuse_unless(0 <= error < math.inf and 0 <= square < math.inf, "a negative or infinite sum of squares")
         refuse_unless(math.isfinite(target), "an infinite sum of targets")

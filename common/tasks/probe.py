@@ -126,10 +126,12 @@ def check_candidates(run: RunConfig, task: Task) -> None:
         except ConfigError as e:
             raise ConfigError(f"{where}: {e}") from e
         same = type(built) is type(task) and built.class_names == task.class_names
+        # Each client reads its data once, for all candidates.
+        same &= built.preprocessing() == task.preprocessing()
         if not same or _forms(built.no_data_sums()) != _forms(task.no_data_sums()):
             raise ConfigError(
-                f"{where}: this candidate needs other classes or other sums of the data than [task]: "
-                "candidates may only differ in keys that change the model"
+                f"{where}: this candidate needs other classes, other inputs or other sums of the data than "
+                "[task]: candidates may only differ in keys that change the model"
             )
 
 

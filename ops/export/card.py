@@ -14,7 +14,7 @@ from typing import Any
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import DataError
 from fednc.common.model_export import ExportedModel, ModelManifest
-from fednc.common.peer_text import one_line
+from fednc.common.peer_text import one_line, table_cell
 from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 from fednc.ops.export.description import Description
 from fednc.server.storage.client_metrics import of_round
@@ -320,18 +320,13 @@ def _mib(rounds: Sequence[RoundRecord], key: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(_escaped(name) for name in names[:_MOST_LISTED])
+    shown = ", ".join(table_cell(name) for name in names[:_MOST_LISTED])
     more = len(names) - _MOST_LISTED
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(map(_escaped, head))} |"
+    yield f"| {' | '.join(map(table_cell, head))} |"
     yield f"|{'---|' * len(head)}"
     for row in rows:
-        yield f"| {' | '.join(map(_escaped, row))} |"
-
-
-def _escaped(text: str) -> str:
-    """Text from others in one cell: it must not end the cell, nor become HTML."""
-    return one_line(text).replace("|", "\\|").replace("<", "&lt;")
+        yield f"| {' | '.join(map(table_cell, row))} |"

@@ -196,10 +196,12 @@ class Federation:
 
     # ---- one run after another -----------------------------------------------------------------------------
 
-    def begin_run(self, run_id: str, run: RunConfig) -> None:
+    def begin_run(self, run_id: str, run: RunConfig, schema: ReplySchema | None = None) -> None:
         """Go on to the next run. Who attends stays, drops the work of the run before, and declares again.
 
-        [server] stays as it is. Raises ConfigError: the run has another [split].
+        [server] stays as it is. `schema`: what clients may declare.
+
+        Raises ConfigError: the run has another [split].
         """
         if run.split != self.run.split:
             raise ConfigError(
@@ -208,7 +210,7 @@ class Federation:
         for work in list(self._works.values()):
             self._fail(work, NODE_LOST, "RunOver", "the server went on to its next run")
         run = run.model_copy(update={"server": self.run.server})
-        self.run_id, self.run, self.schema = run_id, run, None
+        self.run_id, self.run, self.schema = run_id, run, schema
         for node in self.roster.nodes():
             if not node.is_here:
                 continue

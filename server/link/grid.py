@@ -19,6 +19,7 @@ from flwr.app import Error, Message
 from fednc.common import flower_adapter
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ProtocolError
+from fednc.common.tasks import discovery
 from fednc.common.waiting import Deadline, wait_until
 from fednc.common.wire import records
 from fednc.common.wire.arrays import Buffer
@@ -27,6 +28,7 @@ from fednc.server.link import malloc
 from fednc.server.link.assignments import REPLY_REJECTED, Batch, Content, Reply, Work
 from fednc.server.link.federation import Federation
 from fednc.server.link.nodes import Node, NodeState
+from fednc.server.link.reply_schema import ReplySchema
 
 T = TypeVar("T")
 _DECLARED_POLL_S = 0.01
@@ -45,7 +47,8 @@ class LinkGrid(flower_adapter.SeriesGrid):
     def begin_run(self, run_id: str, run: RunConfig) -> None:
         """Go on to the next run; returns when the nodes have declared again, or `rejoin_s` has passed."""
         roster = self.federation.roster
-        self.call(lambda: self.federation.begin_run(run_id, run))
+        schema = ReplySchema.of_declarations(discovery.get(run))
+        self.call(lambda: self.federation.begin_run(run_id, run, schema))
         self.enter(run_id)
         self._ordinals.clear()
 

@@ -184,6 +184,11 @@ class ReplySchema:
             },
         )
 
+    @classmethod
+    def of_declarations(cls, task: Task) -> ReplySchema:
+        """For a run that has yet to begin: what clients may declare is known already, what they reply is not."""
+        return cls(task.label_space, task.members_per_example, forms={}, parts=task.parts)
+
     def check(self, message_type: str, manifest: pb.Manifest) -> None:
         """Raises InvalidError if the reply does not have the form for this type of message."""
         if message_type in self.forms:

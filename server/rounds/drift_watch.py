@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Self
 
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.drift_alarm import ClientMeans, Deviation
@@ -43,13 +44,17 @@ class DriftWatch:
         if not self._rate or pool.moment_DD is None:
             yield Exchange(None)
             return
-        with ClientMeans(*pool.sum_KD.shape) as means:
-            exchange = Exchange(means)
+        exchange = Exchange(None)
+        try:
+            exchange = Exchange(ClientMeans(*pool.sum_KD.shape))
+        except OSError as e:  # no place for a temporary file
+            exchange.problem = _said(e)
+        with exchange:
             yield exchange
-            if exchange.problem:
-                self._events.emit(DiskProblem(text=f"no drift alarms in round {server_round}: {exchange.problem}"))
-                return
-            found = {each.client: each for each in means.deviations(self._rate)}
+            found = exchange.deviations(self._rate)
+        if exchange.problem:
+            self._events.emit(DiskProblem(text=f"no drift alarms in round {server_round}: {exchange.problem}"))
+            return
         self._tell(server_round, exchange, found, class_names)
 
     def _tell(
@@ -75,8 +80,11 @@ class DriftWatch:
 class Exchange:
     """The sums of one exchange.
 
+    A disk problem costs the alarms of this exchange and nothing else.
+
     Attributes:
         asked: clients that sent sums. named: those of them that may be listed by name.
+        problem: of the disk; "" if there is none.
     """
 
     def __init__(self, means: ClientMeans | None) -> None:
@@ -85,17 +93,39 @@ class Exchange:
         self.named: set[int] = set()
         self.problem = ""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._means is not None:
+            with suppress(OSError):  # closing writes what is still buffered
+                self._means.close()
+
     def add(self, sums: ClassSums, node: int, *, is_named: bool) -> None:
-        """Add the sums of one client. A full disk costs the alarms of this round and nothing else."""
+        """Add the sums of one client."""
         if self._means is None or self.problem:
             return
         try:
             self._means.add(sums, node)
         except OSError as e:
-            self.problem = e.strerror or str(e)
+            self.problem = _said(e)
         self.asked.add(node)
         if is_named:
             self.named.add(node)
+
+    def deviations(self, rate: float) -> dict[int, Deviation]:
+        """The clients that raise an alarm, by node."""
+        if self._means is None or self.problem:
+            return {}
+        try:
+            return {each.client: each for each in self._means.deviations(rate)}
+        except OSError as e:
+            self.problem = _said(e)
+            return {}
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 _UNNAMED = "a client that asks not to be listed"

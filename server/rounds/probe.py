@@ -21,7 +21,7 @@ from fednc.server.aggregation.total_sums import TotalSums
 from fednc.server.rounds.reply_contents import probe_in
 from fednc.server.rounds.strategy import FrameStrategy
 from fednc.server.rounds.sums_exchange import Answers, Question, ask_once
-from fednc.server.storage.events import ProbeDecided, ProbeMissing, ProbeStarted, ProbeWaiting
+from fednc.server.storage.events import DiskProblem, ProbeDecided, ProbeMissing, ProbeStarted, ProbeWaiting
 
 _TRIES = 3  # as for a round
 
@@ -52,7 +52,13 @@ def ask_for_pick(
         )
         strategy.events.emit(ProbeMissing(text=text, **counts))
         return None
-    keep(verdict.to_json())
+    try:
+        keep(verdict.to_json())
+    except OSError as e:
+        text = (
+            f"what the probe said cannot be kept: {e.strerror}; before the first checkpoint, a restart asks again"
+        )
+        strategy.events.emit(DiskProblem(text=text, errno=e.errno))
     text = f"{verdict.text}; tried by {len(answers.added)} clients on {verdict.held_out} held-out examples"
     strategy.events.emit(
         ProbeDecided(

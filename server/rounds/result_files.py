@@ -15,6 +15,7 @@ from fednc.common.distributions import distributions_of
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.model_export import export
+from fednc.common.peer_text import table_cell
 from fednc.common.tasks.round_guide import guide_of_model
 from fednc.server.rounds.run import RunResult
 
@@ -78,7 +79,7 @@ def client_table(result: RunResult) -> str:
     lines = [f"| client | examples | {' | '.join(info.name for info in infos)} |", f"|{'---|' * (len(infos) + 2)}"]
     for name, found in rows.items():
         values = [info.show(found[info.name]) if info.name in found else "" for info in infos]
-        lines.append(f"| {name} | {found.get('examples', 0):,.0f} | {' | '.join(values)} |")
+        lines.append(f"| {table_cell(name)} | {found.get('examples', 0):,.0f} | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fednc.common.tasks.metric_info import PERCENT
-from fednc.common.tasks.metrics import Metric, Stats, count_zeros, exact, refuse_unless, sum_zero
+from fednc.common.tasks.metrics import Metric, Stats, count_zeros, exact, refuse_infinite, refuse_unless, sum_zero
 from fednc.tasks.dense.maps import DEPTH, EDGES, NORMALS, SALIENCY, known
 from fednc.tasks.dense.metrics import MeanIoU, confusion, iou_of
 
@@ -67,7 +67,8 @@ class PartIoU(Metric):
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
         """See Metric."""
         _check_counts(sums[PARTS_CONFUSION], examples * self._most)
-        refuse_unless(int(sums[PARTS_CONFUSION].sum()) <= examples * self._most, "more pixels than there are")
+        total = float(sums[PARTS_CONFUSION].double().sum())  # int64 may overflow
+        refuse_unless(total <= examples * self._most, "more pixels than there are")
 
 
 class DepthRMSE(Metric):
@@ -110,6 +111,7 @@ class DepthRMSE(Metric):
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
         """See Metric."""
         _check_counts(sums["depth_pixels"], examples * self._most)
+        refuse_infinite(sums["depth_error_sum"], "the sum of squared errors of the depth")
         for name in ("depth_error_sum", "depth_square_sum"):
             refuse_unless(0 <= float(sums[name]) < math.inf, f"a sum of squares of {float(sums[name])}")
         pixels, total, square = (float(sums[name]) for name in ("depth_pixels", "depth_sum", "depth_square_sum"))

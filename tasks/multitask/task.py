@@ -307,7 +307,8 @@ class MultitaskTask(Task):
         truth = targets_of(batch, self.options.tasks)
         for task, own in self.metrics_of.items():
             value = output[:, self.spans[task]]
-            is_known = task in truth and not bool(value.isnan().any())
+            is_untrained = task in self.options.private and bool(value.isnan().all())
+            is_known = task in truth and not is_untrained
             for metric in own:
                 found |= metric.sums(value, truth[task]) if is_known else metric.zeros(self._scores_of(task))
         return {name: value.cpu() for name, value in found.items()}

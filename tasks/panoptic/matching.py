@@ -57,6 +57,11 @@ def _costs(mask_BQhw: Tensor, share_BQC: Tensor | None, targets: Targets) -> Ten
     return cost_BQO.nan_to_num()  # a diverged model ends its training by its loss, not here
 
 
+def check_solver() -> None:
+    """Raises MissingExtraError: nothing can be matched here."""
+    _solver()
+
+
 def _solver() -> Solver:
     try:
         from scipy.optimize import linear_sum_assignment

@@ -80,12 +80,6 @@ def listed(maps_3HW: Tensor, columns: Columns) -> str:
     return ", ".join(found)
 
 
-def file_stem(name: str) -> str:
-    """A name as part of a file's name: of a path its last part, without the ending."""
-    stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)
-
-
 # ---- panels -----------------------------------------------------------------------------------------------------
 
 

@@ -35,11 +35,11 @@ from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.splits import split_digest
 from fednc.tasks.dense import preparation
 from fednc.tasks.dense.maps import PART, VOID
-from fednc.tasks.dense.pictures import as_bytes
+from fednc.tasks.dense.pictures import as_bytes, file_stem
 from fednc.tasks.panoptic import losses, overlays, task_metrics
 from fednc.tasks.panoptic.columns import Columns
 from fednc.tasks.panoptic.dataset import PanopticData
-from fednc.tasks.panoptic.matching import Matches, match
+from fednc.tasks.panoptic.matching import Matches, check_solver, match
 from fednc.tasks.panoptic.merging import merged, to_pictures
 from fednc.tasks.panoptic.network import Guess, NetworkShape, PartFormer
 from fednc.tasks.panoptic.options import PanopticOptions
@@ -116,6 +116,7 @@ class PanopticTask(ClassifierTask):
 
     def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
         """The training pictures at `spec`, or one part of them, perhaps without part labels. Raises DataError."""
+        check_solver()  # a client without it is told before round one
         data = self.read(spec, "train")
         if part is None:
             return data
@@ -329,7 +330,7 @@ class PanopticTask(ClassifierTask):
         files = {}
         for number, name in enumerate(names):
             maps_3HW = output[number].long().cpu()
-            stem = overlays.file_stem(name)
+            stem = file_stem(name)
             files[f"{stem}-overlay.png"] = self._page(batch, number, maps_3HW)
             files[f"{stem}-maps.png"] = overlays.coded(maps_3HW)
         return files

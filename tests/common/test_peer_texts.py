@@ -24,7 +24,7 @@ from fednc.client.link import resource_limits
 from fednc.client.link.resource_limits import DownloadBounds, DownloadTooLargeError, OutOfReserveError
 from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.files import private_folder, write_atomically
-from fednc.common.peer_text import one_line
+from fednc.common.peer_text import one_line, table_cell
 from fednc.common.process.log_format import OneLineFormatter
 from fednc.common.tasks.data_spec import parse_spec
 from fednc.common.wire import failure_reasons
@@ -232,3 +232,7 @@ def test_the_metrics_port_serves_few_at_once_and_each_briefly(monkeypatch: pytes
         server.shutdown()
         server.server_close()
         serving.join()
+
+
+def test_text_in_a_table_cannot_end_its_cell_nor_become_html() -> None:
+    assert table_cell("a | b\n<script>") == "a \\| b &lt;script>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ import pytest
 
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.flower_app import app
-from fednc.client.app.host import AppHost
+from fednc.client.app.host import AppHost, ClientConfig
 from fednc.client.link.link import Link, LinkConfig
-from fednc.common.config.run import RunConfig
+from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.errors import ConfigError, QuorumError, RefusedError
 from fednc.common.tasks import discovery
 from fednc.common.waiting import Deadline, wait_until
@@ -31,6 +31,7 @@ from fednc.server.run_series import LinkSeries, RunSeries, serve_series
 from fednc.server.storage.event_log import EventLog
 from support.contract_run import CLIENTS, config
 from support.local_servers import attending, is_ready, serving, until
+from support.multitask_tasks import DATA, MULTITASK
 from support.runs_on_grids import in_one_process
 
 BASE = config(rounds={"total": 2, "min_clients": 3})
@@ -73,10 +74,14 @@ class Counting(AppHost):
 
 
 def over_link(
-    folder: Path, work: Callable[[RunSeries], Any], once: str = ""
+    folder: Path,
+    work: Callable[[RunSeries], Any],
+    once: str = "",
+    base: RunConfig = BASE,
+    clients: Sequence[ClientConfig] = CLIENTS,
 ) -> tuple[Any, dict[str, Counting], dict[str, Any]]:
     """What `work` returns, the clients' hosts, and how each client's link ended."""
-    hosts = {client.name: Counting(client, app) for client in CLIENTS}
+    hosts = {client.name: Counting(client, app) for client in clients}
     ended: dict[str, Any] = {}
 
     async def main() -> Any:
@@ -98,7 +103,7 @@ def over_link(
         folder.mkdir(exist_ok=True)
         try:
             return await serve_series(
-                BASE, folder, EventLog(), there, on_listening=lambda _, port: ports.append(port)
+                base, folder, EventLog(), there, on_listening=lambda _, port: ports.append(port)
             )
         finally:
             for name, task in tasks.items():
@@ -106,6 +111,23 @@ def over_link(
                 [ended[name]] = await asyncio.gather(task, return_exceptions=True)
 
     return asyncio.run(main()), hosts, ended
+
+
+def test_clients_of_a_series_may_announce_pixels_and_parts_of_a_task(tmp_path: Path) -> None:
+    """What one may declare is known before a run begins: pixels of classes are more than there are examples."""
+    values = {"task": MULTITASK, "frame": {"dim": 8}, "train": {"batch": 4}, "server": {"listen": "127.0.0.1:0"}}
+    base = parse_run({**values, "rounds": {"total": 1, "min_clients": 1}})
+    client = ClientConfig(name="anna", data=DATA, device="cpu")
+
+    def work(series: RunSeries) -> tuple[Finished, dict[str, int]]:
+        assert isinstance(series, LinkSeries)
+        found = series.run(base, tmp_path / "link" / "one")
+        (node,) = series.link.federation.roster.nodes()
+        return found, dict(node.holdings)
+
+    (found, holdings), *_ = over_link(tmp_path / "link", work, base=base, clients=[client])
+    assert found.result.state.completed == 1
+    assert set(holdings) == set(MULTITASK["tasks"])
 
 
 def test_each_run_of_a_series_has_the_bits_of_a_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

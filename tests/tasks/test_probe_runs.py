@@ -36,7 +36,7 @@ from fednc.server.rounds.run import FederatedRun, RunResult
 from fednc.server.storage import probe_record
 from fednc.server.storage.checkpoint import Checkpoints
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.events import DataSumsAdded, Event, ProbeDecided, ProbeMissing, ProbeWaiting
+from fednc.server.storage.events import DataSumsAdded, DiskProblem, Event, ProbeDecided, ProbeMissing, ProbeWaiting
 from support.clients_with_policy import open_but
 from support.hostile.apps import app_with
 from support.prototype_tasks import SCALED, installed, write_scaled
@@ -166,6 +166,16 @@ def test_a_task_with_sums_of_the_data_is_asked_for_them_once(prototypes: None, t
 # ---- restarts ---------------------------------------------------------------------------------------------------
 
 
+def test_a_full_disk_does_not_end_a_run_whose_pick_the_checkpoints_hold(clients: list[ClientConfig]) -> None:
+    def full(_verdict: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    made = Made(parse_run(IMAGES), clients, keep_probe=full)
+    assert made.execute().state.completed == 2
+    assert "No space left" in made.of(DiskProblem)[0].text
+    assert len(made.of(ProbeDecided)) == 1
+
+
 def test_a_restart_keeps_the_pick_and_asks_nobody(clients: list[ClientConfig], tmp_path: Path) -> None:
     run, folder = parse_run(IMAGES), tmp_path / "run"
     folder.mkdir()
@@ -231,6 +241,13 @@ def test_an_owner_accepts_every_pick_of_the_run_file_and_nothing_else() -> None:
         assert to_changed_run(admitted, Instruction.under(given, 1)) == []
     other = parse_run({**IMAGES, "task": {**IMAGES["task"], "width": 64}})
     assert [found.code for found in to_changed_run(run, Instruction.under(other, 1))] == ["run-changed"]
+
+
+@pytest.mark.parametrize(("lr", "codes"), [(0.0, set()), (1.0, set()), (1.1, {"rate"})])
+def test_a_policys_ceiling_holds_for_the_rate_of_a_probe(lr: float, codes: set[str]) -> None:
+    run = parse_run({**IMAGES, "probe": {**IMAGES["probe"], "lr": lr}})
+    policy = open_but(allow={"probe": True}, ceiling={"lr": 1.0})
+    assert {found.code for found in objections.to_run(policy, run, has_part=False)} == codes
 
 
 def test_floors_of_a_policy_apply_to_the_examples_of_a_probe() -> None:

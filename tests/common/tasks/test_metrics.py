@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fednc.common.errors import ProtocolError
+from fednc.common.errors import ProtocolError, UnusableValuesError
 from fednc.common.tasks.api import add_stats
 from fednc.common.tasks.metric_info import MetricInfo
 from fednc.common.tasks.metrics import (
     AUROC,
     MAE,
+    R2,
     RMSE,
     Accuracy,
     BalancedAccuracy,
@@ -155,7 +156,6 @@ def test_zeros_have_the_form_of_sums_and_honest_sums_pass(metric: Metric) -> Non
         (AUROC(), "auroc_own_KN", lambda v: 2 * v),
         (AUROC(), "auroc_other_KN", lambda v: v + 2**60),
         (RMSE(), "rmse_sum", lambda v: -v),
-        (RMSE(), "rmse_sum", lambda v: v * torch.inf),
         (MAE(), "mae_sum", lambda v: v * torch.nan),
     ],
 )
@@ -164,6 +164,15 @@ def test_sums_that_no_examples_have_are_refused(metric: Metric, name: str, spoil
     sums = metric.sums(output, target)
     with pytest.raises(ProtocolError, match="contradict"):
         metric.check({**sums, name: spoil(sums[name])}, 20)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("metric", "name"), [(RMSE(), "rmse_sum"), (MAE(), "mae_sum"), (R2(), "r2_error_sum")])
+def test_an_honest_client_has_an_infinite_error_if_the_model_diverged(metric: Metric, name: str) -> None:
+    output, target = torch.full((20,), torch.inf), torch.randn(20)
+    sums = metric.sums(output, target)
+    assert float(sums[name]) == torch.inf
+    with pytest.raises(UnusableValuesError):
+        metric.check(sums, 20)
 
 
 def test_direction_and_unit_decide_how_a_value_is_shown() -> None:

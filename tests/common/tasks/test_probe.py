@@ -152,5 +152,8 @@ def test_every_candidate_is_built_before_any_client_is_asked() -> None:
     weights = run_with({**NARROW, "task": {"class_weights": "balanced"}})
     with pytest.raises(ConfigError, match="other sums of the data"):
         probe.check_candidates(weights, discovery.get(weights))
+    larger = run_with({**NARROW, "axis": "size", "values": [8, 16]})
+    with pytest.raises(ConfigError, match=r"(?s)probe, norms 16: .*other inputs"):
+        probe.check_candidates(larger, discovery.get(larger))
     with pytest.raises(ConfigError, match="drawn weights"):
         parse_run({"task": {**TASK, "weights": "w.pt"}, "probe": {"families": [NARROW]}})

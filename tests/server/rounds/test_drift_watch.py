@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
 from fednc.common.config.run import parse_run
 from fednc.common.learning.class_memory import ClassSums
+from fednc.common.learning.drift_alarm import ClientMeans
 from fednc.common.learning.frame import unit
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
@@ -110,17 +113,25 @@ def test_no_alarms_are_told_if_none_are_wanted_or_the_metric_is_missing() -> Non
     assert watched.told == []
 
 
-def test_a_full_disk_costs_the_alarms_of_a_round_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "where", [(np, "save"), (tempfile, "TemporaryFile"), (ClientMeans, "deviations"), (ClientMeans, "close")]
+)
+def test_a_full_disk_costs_the_alarms_of_a_round_only(
+    where: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the file is made, when sums are written, and when what is still buffered is."""
+
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     watched = Watched()
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
-        (problem,) = watched.round(1, {3})
-    assert isinstance(problem, DiskProblem)
-    (alarm,) = watched.round(2, {3})
-    assert isinstance(alarm, ClientDrifts)
+        patch.setattr(*where, full)
+        told = watched.round(1, {3})
+    closes = where[1] == "close"  # then the alarms are known already
+    assert [type(each) for each in told] == [ClientDrifts if closes else DiskProblem]
+    after = watched.round(2, set() if closes else {3})
+    assert [type(each) for each in after] == [DriftOver if closes else ClientDrifts]
 
 
 @pytest.fixture(scope="module")

@@ -98,3 +98,12 @@ def test_impossible_sums_are_refused() -> None:
     loss = PixelLoss(56)
     with pytest.raises(ProtocolError, match="below 0"):
         loss.check({**loss.sums(score, label), "pixel_loss_sum": torch.tensor(-1.0)}, 6)
+
+
+def test_counts_whose_total_overflows_are_refused() -> None:
+    """256 x 256 counts of 2^48 add up to 2^64, which is 0 in 64 bits."""
+    metric = MeanIoU(1 << 16)
+    sums = {name: zero + (1 << 48) for name, zero in metric.zeros(256).items()}
+    assert int(sums[CONFUSION].sum()) == 0
+    with pytest.raises(ProtocolError, match="more pixels than"):
+        metric.check(sums, 1 << 32)

@@ -141,6 +141,13 @@ def constants(task: str, target: Tensor) -> list[Tensor]:
     return [torch.full((1, 1, 1, 1), value) for value in (-9.0, 9.0)]
 
 
+def test_counts_of_parts_whose_total_overflows_are_refused() -> None:
+    metric = metrics.PartIoU(1 << 16, [str(part) for part in range(256)])
+    sums = {name: zero + (1 << 48) for name, zero in metric.zeros(0).items()}
+    with pytest.raises(ProtocolError, match="more pixels than"):
+        metric.check(sums, 1 << 32)
+
+
 # ---- losses
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from fednc.cli.main import app as command
 from fednc.client.app.host import ClientConfig
 from fednc.common import flower_adapter, seeds
 from fednc.common.config.run import RunConfig, parse_run
-from fednc.common.errors import ConfigError, DataError
+from fednc.common.errors import ConfigError, DataError, UnusableValuesError
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.model_export import load
 from fednc.common.tasks import discovery
@@ -33,7 +34,17 @@ from fednc.server.storage.event_log import EventLog
 from fednc.tasks.dense.preparation import read_data
 from fednc.tasks.multitask.model import task_of
 from fednc.testing import TaskContract
-from support.multitask_tasks import CLASSES, DATA, MULTITASK, SMALL, batch_of, model_of, multitask, outputs_of
+from support.multitask_tasks import (
+    CLASSES,
+    DATA,
+    MULTITASK,
+    SMALL,
+    batch_of,
+    guide_of,
+    model_of,
+    multitask,
+    outputs_of,
+)
 
 WITH = "scenes:images=12,test=6,objects=2"
 
@@ -188,6 +199,25 @@ def test_a_private_task_stays_where_its_labels_are() -> None:
     assert "mean depth" not in task.described(output)[0]
     model.trained["depth"].done.fill_(True)  # type: ignore[operator]
     assert not bool(outputs_of(task, model, inputs).isnan().any())
+
+
+@pytest.mark.parametrize("worth", [math.nan, math.inf])
+def test_a_model_that_diverged_is_told_and_nobody_is_blamed(worth: float) -> None:
+    """Its depths are not left out of the statistics, as those of a private task that was not trained are."""
+    task = multitask(private=["edges"])
+    model, batch, guide = model_of(task), batch_of(task), guide_of(task)
+    diverged = outputs_of(task, model, batch[0])
+    diverged[:, task.spans["depth"]] = worth
+    task.predict = lambda *_: diverged  # type: ignore[method-assign]
+    stats = task.statistics(model, batch, guide)
+    assert int(stats["depth_pixels"]) > 0
+    assert not int(stats["edge_f_pixels"])
+    if math.isnan(worth):
+        with pytest.raises(UnusableValuesError):
+            messages.check_stats(stats, task.no_statistics())
+    else:
+        with pytest.raises(UnusableValuesError):
+            task.check_statistics(stats, len(batch[0]))
 
 
 def test_a_split_may_leave_each_part_some_labels() -> None:

@@ -125,4 +125,6 @@ def test_without_scipy_training_says_what_to_install(monkeypatch: pytest.MonkeyP
     task = task_of()
     model, data, guide = ready(task)
     with pytest.raises(MissingExtraError, match=r"pip install 'fednc\[panoptic\]'"):
+        task.load_train("streets:images=2,test=2", None, None)  # a client is told before round one
+    with pytest.raises(MissingExtraError, match=r"pip install 'fednc\[panoptic\]'"):
         task.loss(model, batch_of(data), guide)
