@@ -241,7 +241,7 @@ class Searcher:
             if value is None or not math.isfinite(value):
                 return False
             trial.report(value, number)
-            return trial.should_prune()
+            return bool(trial.should_prune())
         ended = [
             curve_as_trial(curve_of(one), complete=one.state.name == "COMPLETE")
             for one in self.study.get_trials(deepcopy=False)

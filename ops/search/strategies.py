@@ -202,7 +202,7 @@ def _for_each_trial(make: Callable[[int], BaseSampler], seed: int, *, one_seed: 
     """
     from optuna.samplers import BaseSampler
 
-    class ForEachTrial(BaseSampler):
+    class ForEachTrial(BaseSampler):  # type: ignore[misc]
         """Passes everything on to the sampler of the current trial."""
 
         def __init__(self) -> None:
@@ -214,12 +214,14 @@ def _for_each_trial(make: Callable[[int], BaseSampler], seed: int, *, one_seed: 
             self._now.before_trial(study, trial)
 
         def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-            return self._now.infer_relative_search_space(study, trial)
+            found: dict[str, BaseDistribution] = self._now.infer_relative_search_space(study, trial)
+            return found
 
         def sample_relative(
             self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
         ) -> dict[str, Any]:
-            return self._now.sample_relative(study, trial, search_space)
+            found: dict[str, Any] = self._now.sample_relative(study, trial, search_space)
+            return found
 
         def sample_independent(
             self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -291,7 +291,7 @@ def _needed(plan: SearchPlan, values: Values) -> Values:
 
 
 def _waits(trial: FrozenTrial, labels: Values) -> bool:
-    return trial.state.name == "WAITING" and trial.system_attrs.get("fixed_params") == labels
+    return bool(trial.state.name == "WAITING" and trial.system_attrs.get("fixed_params") == labels)
 
 
 def is_alive(trial: FrozenTrial, stale_s: float) -> bool:

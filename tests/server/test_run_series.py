@@ -200,6 +200,7 @@ def test_a_client_that_refuses_one_run_stays_even_if_its_connection_breaks_meanw
         assert carl is not None
         before = carl.attendance
         series.link.call(partial(series.link.federation.lose, carl))
+
         def came_back() -> bool:
             return carl.attendance != before and carl.state is NodeState.UNFIT
 
