@@ -106,7 +106,10 @@ def test_a_sampler_whose_package_is_missing_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
-    missing = lambda name, *rest: None if name == "cmaes" else find(name, *rest)
+
+    def missing(name: str, *rest: str) -> object:
+        return None if name == "cmaes" else find(name, *rest)
+
     monkeypatch.setattr("importlib.util.find_spec", missing)
     with pytest.raises(MissingExtraError, match=r"cmaes, which is not installed: pip install 'fednc\[search\]'"):
         done(plan(tmp_path, "sampler = 'CmaEs'", PLAIN))
