@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -73,21 +74,24 @@ class Residents:
 
     def __init__(self, runs: int = 2) -> None:
         self._most = runs
+        self._lock = threading.Lock()
         self._by_run: OrderedDict[int, dict[int, Resident]] = OrderedDict()  # the run used last comes last
 
     def get(self, run_id: int, node_id: int, load: Callable[[], Resident]) -> Resident:
         """The node's resident, loaded on first use. Raises what `load` raises."""
-        nodes = self._by_run.setdefault(run_id, {})
-        self._by_run.move_to_end(run_id)
-        if len(self._by_run) > self._most:
-            self._by_run.popitem(last=False)
+        with self._lock:  # nodes of one process prepare in threads of their own
+            nodes = self._by_run.setdefault(run_id, {})
+            self._by_run.move_to_end(run_id)
+            if len(self._by_run) > self._most:
+                self._by_run.popitem(last=False)
         if node_id not in nodes:
             nodes[node_id] = load()
         return nodes[node_id]
 
     def take(self, run_id: int, node_id: int) -> Resident | None:
         """The run is over for this node; what it had loaded."""
-        return self._by_run.get(run_id, {}).pop(node_id, None)
+        with self._lock:
+            return self._by_run.get(run_id, {}).pop(node_id, None)
 
 
 _RESIDENTS = Residents()

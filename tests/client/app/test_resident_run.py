@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,22 @@ def test_the_runs_used_last_stay_loaded() -> None:
     residents.take(99, 0)
     use(2, 0)
     assert loaded[-2:] == [(2, 0), (2, 0)]
+
+
+def test_nodes_of_one_process_prepare_at_once() -> None:
+    residents, switch = Residents(runs=2), sys.getswitchinterval()
+
+    def go_through_runs(node: int) -> None:
+        for run in range(3000):
+            assert residents.get(run, node, lambda run=run: (run, node)) == (run, node)  # type: ignore
+            residents.take(run, node)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(go_through_runs, range(4)))
+    finally:
+        sys.setswitchinterval(switch)
 
 
 def test_a_blob_of_the_cache_cannot_be_written_to() -> None:
