@@ -99,6 +99,18 @@ class FederatedRun:
         opened: the last session whose memory was pooled; 0: none.
     """
 
+    # Built by `_set_up`, again once a probe has picked.
+    run: RunConfig
+    task: Task
+    asks_for_sums: bool
+    frame: Frame
+    model: torch.nn.Module
+    layout: Layout | None
+    state: GlobalState
+    stage: Stage
+    history: History
+    evaluation: CentralEvaluation | None
+
     def __init__(
         self,
         run: RunConfig,
@@ -158,7 +170,7 @@ class FederatedRun:
             ),
             kept=steps.kept({key: shared[key] for key in keys if key in steps.stepped}),
         )
-        self.stage: Stage = self.task.stage(1)
+        self.stage = self.task.stage(1)
         self.history = History(primary=self.task.primary, shown=self.task.summary_metrics)
         self.evaluation = self._central_evaluation(model)
         self._check_personal(model)

@@ -164,7 +164,7 @@ def test_a_client_is_narrowed_to_installed_tasks_only() -> None:
         "client", "--server", "127.0.0.1:1", "--data", "digits", "--allow-task", "clinic", "--once", code=2
     )
     assert "--allow-task clinic" in refused.stderr
-    assert "not installed here; available: fewshot, image" in refused.stderr
+    assert "not installed here; available: colorize, fewshot, image" in refused.stderr
 
 
 def test_what_failed_is_refused_until_its_code_changes(site: Site) -> None:

@@ -21,6 +21,9 @@ OTHER_RECORDS = (
     "self._record",
     "welcome",
     "status",
+    "exchange",
+    "step",
+    "now",
 )  # other classes with a field of the same name
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
@@ -45,7 +48,7 @@ def born(cls: ast.ClassDef) -> set[str]:
             found.add(part.target.id)
         elif isinstance(part, ast.Assign):
             found |= {target.id for target in part.targets if isinstance(target, ast.Name)}
-        elif isinstance(part, ast.FunctionDef) and part.name == "__init__":
+        elif isinstance(part, ast.FunctionDef) and part.name in ("__init__", "__post_init__"):
             found |= own_stores(part)
     return found
 

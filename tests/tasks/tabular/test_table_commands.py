@@ -142,7 +142,10 @@ def test_init_says_what_is_missing(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", clinic("a", 60, 0))
     config = errors.ConfigError.exit_code
     assert "--data csv:PATH" in fednc("init", "csv", code=config).stderr
-    assert "expected one of csv, digits, folder, npz, parquet" in fednc("init", "excel", code=config).stderr
+    assert (
+        "expected one of csv, digits, folder, npz, parity, parquet, parts, shapes"
+        in fednc("init", "excel", code=config).stderr
+    )
     assert "--target is not for task 'image'" in fednc("init", "digits", "--target", "x", code=config).stderr
     assert (
         "no column 'x', the run's target"
