@@ -20,7 +20,7 @@ operate-demo: $(STAMP)  ## search, a gate, serving, an alarm and a swap, each cl
 	$(BIN)/pip install --quiet -e '.[demo,dev,ops,ops-test]'
 	$(BIN)/python -m fednc.cli.operate_demo
 
-test: $(STAMP)  ## the whole test suite, at most 6 minutes on two cores
+test: $(STAMP)  ## the whole test suite, at most 9 minutes on two cores
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
 test-pythons:  ## the whole test suite on every other Python (3.12 to 3.14) that is on this machine
