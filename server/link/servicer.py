@@ -135,11 +135,14 @@ class FederationServicer(rpc.FederationServicer):
         """See federation.proto."""
         async with self._call(context, "Declare") as node:
             schema, most = self._federation.schema, message_limits.DECLARATIONS
+            # About the run before: this client has yet to hear of the next one, which has another schema.
+            late = bool(request.run_id) and request.run_id != self._federation.run_id
+            if not late:
+                known = (schema.label_space, schema.members_per_example, schema.parts) if schema else (None,)
+                message_limits.check_declaration(request, *known)
             require("standing", node.count_declaration() <= most, f"declared {most} times in one attendance")
-            if request.run_id and request.run_id != self._federation.run_id:
-                return pb.DeclarationReceipt()  # about the run before: this client has yet to hear of the next one
-            known = (schema.label_space, schema.members_per_example, schema.parts) if schema else (None,)
-            message_limits.check_declaration(request, *known)
+            if late:
+                return pb.DeclarationReceipt()
             self._federation.declare(node, request)
         return pb.DeclarationReceipt()
 
