@@ -35,7 +35,7 @@ test-faults: $(STAMP)  ## kill, freeze, disconnect and deceive real processes, a
 test-attacks: $(STAMP)  ## admitted nodes that lie, at most 10 minutes on two cores
 	$(BIN)/pytest -q -n 2 --timeout=300 tests/attacks
 
-test-ops: $(STAMP)  ## the registry of models and what else needs the extra `ops`, at most 5 minutes on two cores
+test-ops: $(STAMP)  ## the registry of models and what else needs the extra `ops`, at most 8 minutes on two cores
 	$(BIN)/pip install --quiet -e '.[demo,dev,ops,ops-test,search,tensorboard,wandb]'
 	$(BIN)/pytest -q --timeout=300 tests/ops
 
