@@ -7,12 +7,12 @@ For client k and class c, with n examples here and N - n at the others, the diff
 mean of the others has covariance S_c (1/n + 1/(N - n)) if its examples are drawn as theirs are. So, as in
 Hotelling's test,
 
-    q = n (N - n) / N  d . A d / (s_c t),   A the inverse of S, S the covariance around each client's own class
-    means
+    q = n (N - n) / N  d . A d / (s_c t)
 
-is 1 on average. Here t is tr(A S) / (1 - tr(A S) / freedom), which allows for A being made from the same examples,
-and s_c is how much class c varies compared with all classes: for unit features, 1 - |v_c|^2 over its mean. R_k is
-the mean of q over the classes of client k.
+is 1 on average. Here A is the inverse of S, the covariance around each client's own class means, and t is
+tr(A S) / (1 - tr(A S) / freedom), which allows for A being made from the same examples. s_c is how much class c
+varies compared with all classes: for unit features, 1 - |v_c|^2 over its mean. R_k is the mean of q over the
+classes of client k.
 
 Honest clients differ by custom too: other writers, other cameras. That adds b times the number of examples to R,
 and b is the median over the other clients. Client k raises an alarm if R_k / (1 + b n_k) is too large for an F

@@ -107,9 +107,12 @@ def _label(axes: Any, x: str, y: str) -> None:
 
 
 def _named(trial: TrialView) -> str:
-    settings = ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in
-                         trial.settings.items())  # fmt: skip
-    return f"trial {trial.number}: {settings}"
+    settings = [f"{key} {_short(value)}" for key, value in trial.settings.items()]
+    return f"trial {trial.number}: {', '.join(settings)}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _example(trial: TrialView) -> Path | None:

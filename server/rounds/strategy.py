@@ -128,9 +128,8 @@ class FrameStrategy(Strategy):
             return None, None
         record, left_out = mean.finish()
         self._trained = [node for node in losses if self._weights[node] and node not in left_out]
-        self.state.accept(
-            server_round, losses
-        )  # also those left out: nothing tells a lying node that it was found
+        # Also those left out: nothing tells a lying node that it was found.
+        self.state.accept(server_round, losses)
         self._record.replies, self._record.examples = self._fold.updates, self._fold.weight
         # Sorted, so that the order of arrival does not change the bits.
         self._record.loss = sum(sorted(losses[node] for node in self._trained)) / self._fold.weight

@@ -36,9 +36,18 @@ def test_an_operator_pauses_resumes_drops_readmits_and_stops_a_run(tmp_path: Pat
             )
         where = tmp_path / "console.json"
         started(
-            stack, "console", "--server", f"127.0.0.1:{port}", "--runs", folder.parent, "--listen", "127.0.0.1:0",
-            "--json", where, cwd=tmp_path,
-        )  # fmt: skip
+            stack,
+            "console",
+            "--server",
+            f"127.0.0.1:{port}",
+            "--runs",
+            folder.parent,
+            "--listen",
+            "127.0.0.1:0",
+            "--json",
+            where,
+            cwd=tmp_path,
+        )
         found = wait_for(lambda: json.loads(where.read_text() or "null") if where.exists() else None)
         assert where.stat().st_mode & 0o077 == 0, "nobody else may read the key"
         visitor = Visitor(found["address"])

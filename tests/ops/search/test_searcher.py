@@ -92,7 +92,7 @@ def test_a_grid_is_done_when_all_of_it_is(tmp_path: Path) -> None:
         ("sampler = 'CMA-ES'\nobjectives = ['primary', 'bytes_up']", PLAIN, "one objective"),
         ("pruner = 'Hyperband'\nobjectives = ['primary', 'bytes_up']", PLAIN, "there are Median, Nop, Percentile"),
     ],
-)  # fmt: skip
+)
 def test_a_strategy_that_cannot_be_used_is_refused_by_name(
     head: str, space: str, said: str, tmp_path: Path
 ) -> None:

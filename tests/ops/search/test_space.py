@@ -109,7 +109,7 @@ def test_numbers_become_the_distribution_that_was_meant() -> None:
         ("split.parts = { low = 1, high = 3 }", "part of the data"),
         ("train = { low = 1, high = 3 }", "space.train"),
     ],
-)  # fmt: skip
+)
 def test_a_space_that_cannot_be_used_is_refused_before_the_start(space: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"(?s){said}"):
         plan(tmp_path, space=f"[space]\n{space}\n")
