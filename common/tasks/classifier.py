@@ -85,6 +85,7 @@ class ClassifierTask(Task):
 
     metrics: ClassVar[tuple[Metric | type[Metric], ...]] = (Accuracy, CrossEntropy)
     body: ClassVar[str] = "backbone."
+    rehearses_with_frame: ClassVar[bool] = True  # keeps a class memory from before the projection
 
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)
@@ -94,7 +95,7 @@ class ClassifierTask(Task):
                 "least the number of classes, or to 0 for exactly that number."
             )
         if self._rehearses:
-            _check_rehearsal(run)
+            _check_rehearsal(run, self.rehearses_with_frame)
         self._check_class_weights()
 
     def _check_class_weights(self) -> None:
@@ -427,7 +428,7 @@ def _projected_memory(model: ClassifierModel, deep_BW: Tensor, guide: Guide) -> 
     return again_KD
 
 
-def _check_rehearsal(run: RunConfig) -> None:
+def _check_rehearsal(run: RunConfig, is_possible: bool) -> None:
     method = run.method
     others = max(method.anchor, method.centre, method.target_blend) > 0 or method.reads_memory
     if others or method.memory_source == "vertex":
@@ -435,6 +436,11 @@ def _check_rehearsal(run: RunConfig) -> None:
             "method.rehearsal with a frame takes the class memory before the projection, where there are no "
             "vertices: set readout = 'vertex', anchor, centre and target_blend to 0, and memory_source to "
             "anything but 'vertex'"
+        )
+    if not is_possible:
+        raise ConfigError(
+            "method.rehearsal with a frame takes the class memory before the projection, which this task does "
+            "not keep: set method.rehearsal = 0, or method.head = 'cosine'"
         )
 
 

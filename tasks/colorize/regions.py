@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig
-from fednc.common.errors import ConfigError
 from fednc.common.learning.frame import unit
 from fednc.common.learning.heads import Head, build_head, logits
 from fednc.common.learning.losses import View, objective
@@ -96,15 +95,11 @@ class RegionColorizeTask(ColourTask, ClassifierTask):
     """Colours for line art, with a head that tells regions apart."""
 
     body = "backbone."
+    rehearses_with_frame = False
     metrics: ClassVar[tuple[Metric | type[Metric], ...]] = ColourTask.metrics
 
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)
-        if run.method.rehearsal > 0 and run.method.head == "frame":
-            raise ConfigError(
-                "method.rehearsal with a frame takes the class memory before the projection, which this task does "
-                "not keep: set method.rehearsal = 0, or method.head = 'cosine'"
-            )
         self.colours, self.regions = self.measured_by, RegionAccuracy(self.members_per_example)
         self.measured_by = (*self.colours, self.regions)
 

@@ -355,13 +355,7 @@ class MultitaskTask(Task):
 class MultitaskClassifier(MultitaskTask, ClassifierTask):
     """Dense tasks with segmentation among them: frame and class memory are those of pixels."""
 
-    def __init__(self, run: RunConfig) -> None:
-        super().__init__(run)
-        if run.method.rehearsal > 0 and run.method.head == "frame":
-            raise ConfigError(
-                "method.rehearsal with a frame takes the class memory before the projection, which this task does "
-                "not keep: set method.rehearsal = 0, or method.head = 'cosine'"
-            )
+    rehearses_with_frame = False
 
     @property
     def width(self) -> int:

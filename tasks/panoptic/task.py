@@ -72,16 +72,12 @@ class PanopticTask(ClassifierTask):
     metrics = ()  # they depend on the options; see _check_primary
     summary_metrics = ("pq", "part_miou", "pwq_gm", "part_pq_parts", "pq_things")
     examples_each_round = True
+    rehearses_with_frame = False
     scores_classes = False  # but maps
     options: PanopticOptions
 
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)
-        if run.method.rehearsal > 0 and run.method.head == "frame":
-            raise ConfigError(
-                "method.rehearsal with a frame takes the class memory before the projection, which this task does "
-                "not keep: set method.rehearsal = 0, or method.head = 'cosine'"
-            )
         if not run.train.epochs:
             raise ConfigError("train.epochs = 0: this task has to train its masks; set it to 1 or more")
 

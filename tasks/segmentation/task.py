@@ -77,6 +77,7 @@ class SegmentationTask(ClassifierTask):
     metrics = ()  # they depend on the options; see __init__
     summary_metrics = ("miou_head", "miou_common", "miou_tail", "pixel_accuracy", "nc2_std")
     examples_each_round = True
+    rehearses_with_frame = False
     options: SegmentationOptions
 
     def __init__(self, run: RunConfig) -> None:
@@ -87,11 +88,6 @@ class SegmentationTask(ClassifierTask):
             PixelAccuracy(pixels),
             PixelLoss(pixels),
         )
-        if run.method.rehearsal > 0 and run.method.head == "frame":
-            raise ConfigError(
-                "method.rehearsal with a frame takes the class memory before the projection, which this task does "
-                "not keep: set method.rehearsal = 0, or method.head = 'cosine'"
-            )
         if options.ceco and options.ceco_memory and not run.method.uses_memory:
             raise ConfigError(
                 "task.ceco_memory mixes in the class memory, which this method does not collect: set "
