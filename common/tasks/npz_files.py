@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from fednc.common.errors import DataError
+
 MOST_NPZ_BYTES = 16 << 30  # of all arrays of a file together
 MOST_EXPANSION = 200  # times the file's size, beyond _SMALL_BYTES: only zip bombs compress so well, not data
 _SMALL_BYTES = 64 << 20
@@ -31,6 +33,15 @@ def read_npz(path: str | Path, wanted: Collection[str] | None = None) -> Arrays:
     refuse_bomb(path)
     with np.load(path, allow_pickle=False) as file:
         return {key: file[key] if wanted is None or key in wanted else np.zeros(0) for key in file.files}
+
+
+def arrays_in(path: Path, source: str, wanted: Collection[str] | None = None) -> Arrays:
+    """As `read_npz`, without members that are no arrays. Raises DataError that names `source`: unreadable."""
+    try:
+        found = read_npz(path, wanted)
+    except Exception as e:  # any error of the parser means the same
+        raise DataError(f"{source}: not a readable .npz without pickled objects: {e}") from e
+    return {key: values for key, values in found.items() if isinstance(values, np.ndarray)}
 
 
 def refuse_bomb(path: str | Path) -> None:

@@ -92,10 +92,7 @@ def _npz_spec(spec: DataSpec, purpose: Purpose) -> DataSpec:
 
 def _arrays(spec: DataSpec, purpose: Purpose, test_share: float) -> ValueRows:
     """x_train [N, F] and y_train, optionally x_test, y_test and `classes`."""
-    try:
-        found = npz_files.read_npz(Path(spec.place).expanduser())
-    except Exception as e:  # any error of the parser means the same
-        raise DataError(f"{spec.source}: not a readable .npz without pickled objects: {e}") from e
+    found = npz_files.arrays_in(Path(spec.place).expanduser(), spec.source)
     part = "test" if purpose != "train" and "x_test" in found else "train"
     value, label = found.get(f"x_{part}"), found.get(f"y_{part}")
     if value is None or value.dtype.kind not in "biuf" or (label is None and purpose != "input"):

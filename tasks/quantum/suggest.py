@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from fednc.common.errors import DataError
 from fednc.common.tasks import npz_files
 from fednc.common.tasks.api import Suggestion
 from fednc.common.tasks.data_spec import parse_spec
@@ -42,10 +41,7 @@ def suggest(text: str) -> Suggestion:
 
 def _of_rows(path: Path, text: str) -> Suggestion | None:
     """Keys for rows of numbers; None if the arrays are images."""
-    try:
-        found = npz_files.read_npz(path, {"x_train", "y_train", "classes"})
-    except Exception as e:  # any error of the parser means the same
-        raise DataError(f"{text}: not a readable .npz without pickled objects: {e}") from e
+    found = npz_files.arrays_in(path, text, {"x_train", "y_train", "classes"})
     value, label = found.get("x_train"), found.get("y_train")
     if value is None or label is None or value.ndim != 2 or value.dtype.kind not in "biuf":
         return None

@@ -106,11 +106,7 @@ def _load(spec: DataSpec) -> dict[str, Array]:
     path = Path(spec.place).expanduser()
     if not path.is_file():
         raise DataError(f"{spec.source}: no such file; give the path of an .npz file")
-    try:
-        found = npz_files.read_npz(path)
-    except Exception as e:  # any error of the parser means the same
-        raise DataError(f"{spec.source}: not a readable .npz without pickled objects: {e}") from e
-    return {key: values for key, values in found.items() if isinstance(values, np.ndarray)}
+    return npz_files.arrays_in(path, spec.source)
 
 
 def _checked(values: Array, role: str, source: str) -> Array:

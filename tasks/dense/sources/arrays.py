@@ -46,11 +46,7 @@ def load_arrays(place: str, kind: str) -> dict[str, Array]:
     path = Path(place).expanduser()
     if not path.is_file():
         raise DataError(f"{kind}:{place}: no such file; give the path of an .npz file")
-    try:
-        found = npz_files.read_npz(path)
-    except Exception as e:  # any error of the parser means the same
-        raise DataError(f"{kind}:{place}: not a readable .npz without pickled objects: {e}") from e
-    return {key: values for key, values in found.items() if isinstance(values, np.ndarray)}
+    return npz_files.arrays_in(path, f"{kind}:{place}")
 
 
 def read_npz(place: str, part: Part, options: DenseOptions) -> Pictures:

@@ -16,37 +16,18 @@ Legend: N pictures, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from fednc.common.errors import DataError
+from fednc.common.tasks.generated_spec import COUNT, SEED, Keys, between, parse_keys, site
 from fednc.tasks.dense.maps import DEPTH, EDGES, INSTANCE, LABEL, MAPS, NORMALS, PART, SALIENCY
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.scenes import MOST_OBJECTS, SceneSettings, draw_scenes
 from fednc.tasks.dense.sources.pictures import Part, Pictures
 
-MOST_PICTURES = 100_000
 _ALL = (LABEL, INSTANCE, PART, DEPTH, NORMALS, EDGES, SALIENCY)
-
-
-def _site(text: str) -> tuple[int, int]:
-    number, of = map(int, text.split("/"))
-    if not 0 <= number < of <= 1000:
-        raise ValueError("sites are counted from 0")
-    return number, of
-
-
-def _between(low: float, high: float, kind: type) -> Callable[[str], Any]:
-    def parsed(text: str) -> Any:
-        value = kind(text)
-        if not low <= value <= high:
-            raise ValueError(f"must be {low:g} to {high:g}")
-        return value
-
-    return parsed
 
 
 def _maps(text: str) -> tuple[str, ...]:
@@ -57,15 +38,15 @@ def _maps(text: str) -> tuple[str, ...]:
     return kinds
 
 
-_KEYS: dict[str, Callable[[str], Any]] = {
-    "images": _between(1, MOST_PICTURES, int),
-    "test": _between(1, MOST_PICTURES, int),
-    "seed": _between(0, 2**62, int),
-    "objects": _between(2, MOST_OBJECTS, int),
-    "tail": _between(0.01, 1, float),
-    "noise": _between(0, 1, float),
-    "tint": _between(0, 1, float),
-    "site": _site,
+_KEYS: Keys = {
+    "images": COUNT,
+    "test": COUNT,
+    "seed": SEED,
+    "objects": between(2, MOST_OBJECTS, int),
+    "tail": between(0.01, 1, float),
+    "noise": between(0, 1, float),
+    "tint": between(0, 1, float),
+    "site": site,
     "maps": _maps,
 }
 _DEFAULTS: dict[str, Any] = {"images": 100, "test": 100, "seed": 0, "maps": _ALL}
@@ -73,7 +54,7 @@ _DEFAULTS: dict[str, Any] = {"images": 100, "test": 100, "seed": 0, "maps": _ALL
 
 def read_scenes(place: str, part: Part, options: DenseOptions) -> Pictures:
     """Scenes of the run's size. Raises DataError: an unknown key, or a value that is not allowed."""
-    given = {**_DEFAULTS, **_parsed(place)}
+    given = {**_DEFAULTS, **parse_keys("scenes", place, _KEYS)}
     kinds, seed, count = given.pop("maps"), given.pop("seed"), {p: given.pop(p) for p in ("images", "test")}
     if part == "test":
         given |= {"tail": 1.0, "site": (0, 1)}
@@ -91,18 +72,3 @@ def read_scenes(place: str, part: Part, options: DenseOptions) -> Pictures:
         sites=(f"site {number}",) * len(scenes) if of > 1 else (),
         has_test=True,
     )
-
-
-def _parsed(place: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for item in filter(None, place.split(",")):
-        key, equals, text = item.partition("=")
-        if key not in _KEYS or not equals or key in found:
-            raise DataError(
-                f"scenes:{place}: {item!r} is not KEY=VALUE with a key of {', '.join(_KEYS)}, each once"
-            )
-        try:
-            found[key] = _KEYS[key](text)
-        except ValueError as e:
-            raise DataError(f"scenes:{place}: {key} = {text!r} cannot be used ({e})") from e
-    return found

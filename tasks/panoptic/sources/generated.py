@@ -14,37 +14,15 @@ Legend: N pictures, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 
-from fednc.common.errors import DataError
+from fednc.common.tasks.generated_spec import COUNT, SEED, Keys, between, parse_keys, site
 from fednc.tasks.dense.maps import INSTANCE, LABEL, PART
 from fednc.tasks.dense.sources.pictures import Part, Pictures
 from fednc.tasks.panoptic.options import PanopticOptions
 from fednc.tasks.panoptic.sources.part_names import part_values
 from fednc.tasks.panoptic.streets import CLASSES, PARTS, StreetSettings, draw_streets
-
-_MOST = 100_000
-
-
-def _number(low: float, high: float, kind: type) -> Callable[[str], Any]:
-    def parsed(text: str) -> Any:
-        value = kind(text)
-        if not low <= value <= high:
-            raise ValueError(f"must be {low:g} to {high:g}")
-        return value
-
-    return parsed
-
-
-def _site(text: str) -> tuple[int, int]:
-    number, of = map(int, text.split("/"))
-    if not 0 <= number < of <= 1000:
-        raise ValueError("sites are counted from 0")
-    return number, of
 
 
 def _yes_or_no(text: str) -> bool:
@@ -53,13 +31,13 @@ def _yes_or_no(text: str) -> bool:
     return text == "yes"
 
 
-_KEYS: dict[str, Callable[[str], Any]] = {
-    "images": _number(1, _MOST, int),
-    "test": _number(1, _MOST, int),
-    "seed": _number(0, 2**62, int),
-    "noise": _number(0, 1, float),
-    "skew": _number(1, 1000, float),
-    "site": _site,
+_KEYS: Keys = {
+    "images": COUNT,
+    "test": COUNT,
+    "seed": SEED,
+    "noise": between(0, 1, float),
+    "skew": between(1, 1000, float),
+    "site": site,
     "parts": _yes_or_no,
 }
 
@@ -68,7 +46,7 @@ def read_streets(place: str, part: Part, options: PanopticOptions) -> Pictures:
     """Streets of the run's size. Raises DataError: an unknown key or value, or parts that the run does not
     have.
     """
-    given = {"images": 96, "test": 32, "seed": 0, "parts": True, **_parsed(place)}
+    given = {"images": 96, "test": 32, "seed": 0, "parts": True, **parse_keys("streets", place, _KEYS)}
     count, seed, labelled = {p: given.pop(p) for p in ("images", "test")}, given.pop("seed"), given.pop("parts")
     if part == "test":
         given |= {"skew": 1.0, "site": (0, 1)}
@@ -90,18 +68,3 @@ def read_streets(place: str, part: Part, options: PanopticOptions) -> Pictures:
         sites=(f"site {number}",) * len(streets) if of > 1 else (),
         has_test=True,
     )
-
-
-def _parsed(place: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for item in filter(None, place.split(",")):
-        key, equals, text = item.partition("=")
-        if key not in _KEYS or not equals or key in found:
-            raise DataError(
-                f"streets:{place}: {item!r} is not KEY=VALUE with a key of {', '.join(_KEYS)}, each once"
-            )
-        try:
-            found[key] = _KEYS[key](text)
-        except ValueError as e:
-            raise DataError(f"streets:{place}: {key} = {text!r} cannot be used ({e})") from e
-    return found

@@ -60,11 +60,7 @@ def load(spec: DataSpec) -> dict[str, Array]:
     path = Path(spec.place).expanduser()
     if not path.is_file():
         raise DataError(f"{spec.source}: no such file")
-    try:
-        arrays = npz_files.read_npz(path, _used(spec))
-    except Exception as e:  # any error of the parser means the same
-        raise DataError(f"{spec.source}: not a readable .npz without pickled objects: {e}") from e
-    return {name: values for name, values in arrays.items() if isinstance(values, np.ndarray)}
+    return npz_files.arrays_in(path, spec.source, _used(spec))
 
 
 def class_names(arrays: dict[str, Array], spec: DataSpec) -> tuple[str, ...] | None:
