@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,10 +35,9 @@ from fednc.tasks.colorize.network import LINE, REFERENCE, Adversary, Generator, 
 from fednc.tasks.colorize.options import ColorizeOptions
 from fednc.tasks.colorize.sources import select
 from fednc.tasks.colorize.suggest import suggested
-from fednc.tasks.dense.pictures import as_png
+from fednc.tasks.dense.pictures import as_png, evenly_chosen
 
 GENERATOR, ADVERSARY = "generator", "adversary"  # attributes of the model, and names of its optimisers
-SHOWN = 6  # test pictures on the sheet of examples
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -130,10 +128,6 @@ class ColourTask(Task):
         assert isinstance(train, ColourData)
         assert isinstance(test, ColourData)
         return packed(train, test, self.options.classes)
-
-    def packed_spec(self, path: Path) -> str:
-        """The reader of arrays reads it."""
-        return f"npz:{path}"
 
     def preprocessing(self) -> dict[str, Any]:
         """Line art and reference as four channels of -1 to 1."""
@@ -266,7 +260,7 @@ class ColourTask(Task):
         """`colours.png`: test pictures, with line art, reference, result, truth, and result from the truth."""
         del guide
         assert isinstance(data, ColourData)
-        chosen = np.unique(np.linspace(0, data.examples - 1, min(SHOWN, data.examples)).round().astype(np.int64))
+        chosen = evenly_chosen(data.examples)
         generator, rows = generator_of(model), []
         for inputs, truth, *_ in data.select(chosen).eval_batches(1):
             own = generator(torch.cat([inputs[:, LINE], truth.nan_to_num(0.0)], dim=1))

@@ -16,8 +16,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from fednc.common.tasks.splits import Index
 from fednc.tasks.dense.maps import VOID
 
+SHOWN = 6  # test pictures on the sheet of examples
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _LEAST = 160  # pixels; smaller pictures are enlarged to at least this height
 _GAP, _LINE = 4, 14
@@ -95,10 +97,9 @@ def as_png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def file_stem(name: str) -> str:
-    """A name as part of a file's name: of a path its last part, without the ending."""
-    stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)
+def evenly_chosen(examples: int) -> Index:
+    """Numbers of the examples on a sheet for people: evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, examples - 1, min(SHOWN, examples)).round().astype(np.int64))
 
 
 def as_bytes(pixel_CHW: Tensor, mean_C: Sequence[float], std_C: Sequence[float]) -> Bytes:

@@ -38,6 +38,7 @@ from fednc.tasks.vision.timm_models import is_timm
 
 SHOWN_WRONG = 24  # images on the sheet of wrong predictions
 SHEET_BATCH = 256
+MOST_STEM = 100  # characters of an image's name in the name of a file
 
 
 class ImageTask(ClassifierTask):
@@ -162,7 +163,7 @@ class ImageTask(ClassifierTask):
         files = {}
         for number, (name, told) in enumerate(zip(names, self.described(output), strict=False)):
             text = str(told["class"]), f"{told['confidence']:.0%}"
-            files[f"{file_stem(name)}.png"] = sheet(pixel_NCHW[number : number + 1], [text])
+            files[f"{file_stem(name)[:MOST_STEM]}.png"] = sheet(pixel_NCHW[number : number + 1], [text])
         return files
 
     def preprocessing(self) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fednc.common.tasks.splits import Index
 from fednc.tasks.dense import pictures
 from fednc.tasks.dense.described import most_frequent
 from fednc.tasks.dense.maps import VOID, known
@@ -23,19 +22,14 @@ from fednc.tasks.dense.pictures import Bytes
 from fednc.tasks.multitask.kinds import KINDS, SEGMENTATION
 from fednc.tasks.multitask.model import MultitaskModel
 from fednc.tasks.multitask.options import MultitaskOptions
+from fednc.tasks.vision.sheet import file_stem
 
-SHOWN = 6  # test pictures on the sheet of examples
 _LEAST, _GAP, _LINE, _CELL = 128, 4, 14, 78
 _SURE = 0.5  # a pixel is an edge, or salient, from this probability on
 _YES, _UNKNOWN = np.array([255.0, 230.0, 60.0]), (90, 90, 110)
 _NEAR, _FAR = np.array([250.0, 230.0, 120.0]), np.array([30.0, 30.0, 90.0])
 Panel = tuple[str, Bytes | None]  # title and picture, or nothing in its place
 _FULL = 65535  # depth 1 in a file of 16 bits
-
-
-def chosen(examples: int) -> Index:
-    """Numbers of evenly spaced examples."""
-    return np.unique(np.linspace(0, examples - 1, min(SHOWN, examples)).round().astype(np.int64))
 
 
 def picture(pixel_CHW: Tensor, options: MultitaskOptions) -> Bytes:
@@ -131,7 +125,7 @@ def files(made: Sequence[Image.Image], found: Mapping[str, Tensor], names: Seque
     """
     made_files = {}
     for number, name in enumerate(names):
-        stem = pictures.file_stem(name)
+        stem = file_stem(name)
         made_files[f"{stem}-overlay.png"] = pictures.as_png(made[number])
         for task, value in found.items():
             made_files[f"{stem}-{task}.png"] = pictures.as_png(_file_of(task, _predicted(task, value[number])))

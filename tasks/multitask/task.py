@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -29,15 +28,14 @@ from fednc.common.learning.losses import View, objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
-from fednc.common.tasks.api import Part, Purpose, Stepper, Task, TaskData, split_with
+from fednc.common.tasks.api import Purpose, Stepper, Task, TaskData
 from fednc.common.tasks.classifier import ClassifierTask
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
-from fednc.common.tasks.request_forms import RequestForm, preprocessed
-from fednc.common.tasks.splits import split_digest
+from fednc.tasks.dense import pictures
 from fednc.tasks.dense.dataset import DenseBatch, DenseData, most_members, sampled
 from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.metrics import PixelLoss
-from fednc.tasks.dense.preparation import packed, parts_of
+from fednc.tasks.dense.task import DenseTask
 from fednc.tasks.multitask import backbones, metrics, people
 from fednc.tasks.multitask.data import labelled, read_labelled, targets_of
 from fednc.tasks.multitask.kinds import KINDS, SEGMENTATION
@@ -48,7 +46,7 @@ from fednc.tasks.multitask.options import MultitaskOptions, MultitaskSplit
 _NECK = 8  # a head has an eighth of the joined maps' channels, as published
 
 
-class MultitaskTask(Task):
+class MultitaskTask(DenseTask):
     """Dense tasks without segmentation, and what both kinds of run share.
 
     Batches are (normalised pictures [B, C, H, W], the map of each task).
@@ -59,7 +57,6 @@ class MultitaskTask(Task):
     Split = MultitaskSplit
     metrics: ClassVar[tuple[Metric | type[Metric], ...]] = ()  # they depend on the options; see `metrics_of`
     summary_metrics = ("miou", "part_miou", "saliency_f", "normal_error", "depth_rmse", "edge_f")
-    examples_each_round = True
     body = "backbone."
     options: MultitaskOptions
 
@@ -102,55 +99,17 @@ class MultitaskTask(Task):
         """The pictures at `spec`; for prediction also a picture file or a folder of them. Raises DataError."""
         return read_labelled(spec, purpose, self.options, self.label_space)
 
-    def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
-        """The training pictures at `spec`, or one part of them with the labels that it keeps. Raises DataError."""
-        data = self.read(spec, "train")
-        if part is None:
-            return data
-        split = split_with(part, split)
-        mine = data.select(parts_of(data, split)[part.index])
+    def with_labels_of(self, mine: DenseData, split: SplitSection, part: int) -> DenseData:
+        """The labels of the tasks that the part owns."""
         owners = split.owners if isinstance(split, MultitaskSplit) else ()
         if not owners:
             return mine
-        return mine.without([KINDS[task].map for task in self.options.tasks if task not in owners[part.index]])
-
-    def load_test(self, spec: str) -> TaskData:
-        """The test pictures at `spec`. Raises DataError."""
-        return self.read(spec, "test")
-
-    def load_input(self, spec: str) -> TaskData:
-        """The pictures at `spec` to predict on. Raises DataError."""
-        return self.read(spec, "input")
-
-    def make_split(self, spec: str, split: SplitSection) -> str:
-        """See Task."""
-        return split_digest(parts_of(self.read(spec, "train"), split))
-
-    def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
-        """Pictures, the maps of all tasks, sites, and the class names."""
-        assert isinstance(train, DenseData)
-        assert isinstance(test, DenseData)
-        return packed(train, test, self.options.classes)
-
-    def packed_spec(self, path: Any) -> str:
-        """The reader of arrays reads it."""
-        return f"npz:{path}"
+        return mine.without([KINDS[task].map for task in self.options.tasks if task not in owners[part]])
 
     def preprocessing(self) -> dict[str, Any]:
-        """Raw picture to model input: colour, 0..1, minus mean, divided by std; axes C, H, W. Any size works."""
-        return {
-            "channels": self.options.channels,
-            "size": list(self.options.size),
-            "resize": "bilinear, aspect ratio not kept",
-            "range": [0.0, 1.0],
-            "mean": list(self.options.mean),
-            "std": list(self.options.std),
-            "outputs": {name: [span.start, span.stop] for name, span in self.spans.items()},
-        }
-
-    def request_forms(self) -> tuple[RequestForm, ...]:
-        """Prepared pictures."""
-        return (preprocessed((self.options.channels, *self.options.size)),)
+        """Also where the prediction of each task is. Any size works."""
+        outputs = {name: [span.start, span.stop] for name, span in self.spans.items()}
+        return {**super().preprocessing(), "outputs": outputs}
 
     # ---- model -----------------------------------------------------------------------------------------------
 
@@ -337,7 +296,7 @@ class MultitaskTask(Task):
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
         """`pictures.png`: test pictures with each task; `interaction.png`: which task attends to which."""
         assert isinstance(data, DenseData)
-        batches = list(data.select(people.chosen(data.examples)).eval_batches(people.SHOWN))
+        batches = list(data.select(pictures.evenly_chosen(data.examples)).eval_batches(pictures.SHOWN))
         pages = self._pages(batches[0], self.predict(model, batches[0][0], guide).float())
         return people.examples(pages, as_multitask(model), batches[0][0])
 

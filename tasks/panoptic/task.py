@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,14 +27,14 @@ from fednc.common.learning.losses import View, objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
-from fednc.common.tasks.api import Part, Purpose, TaskData, split_with
+from fednc.common.tasks.api import Part, Purpose, TaskData
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
 from fednc.common.tasks.metrics import EXAMPLES, Stats
-from fednc.common.tasks.request_forms import RequestForm, preprocessed
-from fednc.common.tasks.splits import split_digest
 from fednc.tasks.dense import preparation
+from fednc.tasks.dense.dataset import DenseData
 from fednc.tasks.dense.maps import PART, VOID
-from fednc.tasks.dense.pictures import as_bytes, file_stem
+from fednc.tasks.dense.pictures import as_bytes, evenly_chosen
+from fednc.tasks.dense.task import DenseTask
 from fednc.tasks.panoptic import losses, overlays, task_metrics
 from fednc.tasks.panoptic.columns import Columns
 from fednc.tasks.panoptic.dataset import PanopticData
@@ -45,9 +44,9 @@ from fednc.tasks.panoptic.network import Guess, NetworkShape, PartFormer
 from fednc.tasks.panoptic.options import PanopticOptions
 from fednc.tasks.panoptic.reading import read_data
 from fednc.tasks.panoptic.targets import Targets, targets_of
+from fednc.tasks.vision.sheet import file_stem
 
 PARTS = "backbone.parts."  # keys that only clients with part labels train
-SHOWN = 6  # test pictures on the sheet of examples
 _EVERY = -1
 
 Batch = tuple[Tensor, ...]
@@ -63,7 +62,7 @@ class PanopticSplit(preparation.DenseSplit):
     )
 
 
-class PanopticTask(ClassifierTask):
+class PanopticTask(DenseTask, ClassifierTask):
     """Panoptic segmentation with parts. Batches are (normalised pictures, labels, instances, parts)."""
 
     name = "panoptic"
@@ -71,7 +70,6 @@ class PanopticTask(ClassifierTask):
     Split = PanopticSplit
     metrics = ()  # they depend on the options; see _check_primary
     summary_metrics = ("pq", "part_miou", "pwq_gm", "part_pq_parts", "pq_things")
-    examples_each_round = True
     rehearses_with_frame = False
     scores_classes = False  # but maps
     options: PanopticOptions
@@ -110,47 +108,17 @@ class PanopticTask(ClassifierTask):
         """The pictures at `spec`; for prediction also a picture file or a folder of them. Raises DataError."""
         return read_data(spec, purpose, self.options, self.columns)
 
-    def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
+    def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> DenseData:
         """The training pictures at `spec`, or one part of them, perhaps without part labels. Raises DataError."""
         check_solver()  # a client without it is told before round one
-        data = self.read(spec, "train")
-        if part is None:
-            return data
-        split = split_with(part, split)
-        mine = data.select(preparation.parts_of(data, split)[part.index])
+        return super().load_train(spec, part, split)
+
+    def with_labels_of(self, mine: DenseData, split: SplitSection, part: int) -> DenseData:
+        """Only the first `split.part_labels` parts keep their part labels."""
         labelled = split.part_labels if isinstance(split, PanopticSplit) else _EVERY
-        if labelled == _EVERY or part.index < labelled:
+        if labelled == _EVERY or part < labelled:
             return mine
         return replace(mine, maps={**mine.maps, PART: torch.full_like(mine.maps[PART], VOID)})
-
-    def make_split(self, spec: str, split: SplitSection) -> str:
-        """See Task."""
-        return split_digest(preparation.parts_of(self.read(spec, "train"), split))
-
-    def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
-        """Pictures, maps with the run's numbers, sites, and the class names."""
-        assert isinstance(train, PanopticData)
-        assert isinstance(test, PanopticData)
-        return preparation.packed(train, test, self.options.classes)
-
-    def packed_spec(self, path: Any) -> str:
-        """The reader of arrays reads it."""
-        return f"npz:{path}"
-
-    def preprocessing(self) -> dict[str, Any]:
-        """Raw picture to model input: colour, 0..1, minus mean, divided by std; axes C, H, W."""
-        return {
-            "channels": self.options.channels,
-            "size": list(self.options.size),
-            "resize": "bilinear, aspect ratio not kept",
-            "range": [0.0, 1.0],
-            "mean": list(self.options.mean),
-            "std": list(self.options.std),
-        }
-
-    def request_forms(self) -> tuple[RequestForm, ...]:
-        """Prepared pictures."""
-        return (preprocessed((self.options.channels, *self.options.size)),)
 
     # ---- who trains what -------------------------------------------------------------------------------------
 
@@ -336,7 +304,7 @@ class PanopticTask(ClassifierTask):
         missed.
         """
         assert isinstance(data, PanopticData)
-        chosen = np.unique(np.linspace(0, data.examples - 1, min(SHOWN, data.examples)).round().astype(np.int64))
+        chosen = evenly_chosen(data.examples)
         pages = [
             self._image(batch, 0, self.scores(model, batch[0], guide)[0].cpu())
             for batch in data.select(chosen).eval_batches(1)

@@ -13,13 +13,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig
-from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError
 from fednc.common.learning.frame import unit
 from fednc.common.learning.heads import Head, build_head, logits
@@ -27,25 +25,24 @@ from fednc.common.learning.losses import View, objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
-from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData, split_with
+from fednc.common.tasks.api import Purpose, Suggestion, TaskData
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
 from fednc.common.tasks.metrics import Stats, refuse_unless
-from fednc.common.tasks.request_forms import RequestForm, preprocessed
-from fednc.common.tasks.splits import split_digest
 from fednc.tasks.dense import pictures
 from fednc.tasks.dense.dataset import DenseBatch, DenseData, most_members, sampled
 from fednc.tasks.dense.described import most_frequent
 from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.metrics import MeanIoU, PixelAccuracy, PixelLoss
 from fednc.tasks.dense.models import UNet, deeplab, enlarged
-from fednc.tasks.dense.preparation import DenseSplit, packed, parts_of, read_data
+from fednc.tasks.dense.preparation import read_data
 from fednc.tasks.dense.suggest import suggest
+from fednc.tasks.dense.task import DenseTask
 from fednc.tasks.dense.tiles import in_tiles
 from fednc.tasks.segmentation.ceco import COUNT, CentreBranch, rare_share
 from fednc.tasks.segmentation.options import SegmentationOptions
+from fednc.tasks.vision.sheet import file_stem
 
 BRANCH = "centres"  # the attribute of the model that holds CeCo's branch
-SHOWN = 6  # test pictures on the sheet of examples
 IMAGES, PIXELS = "images_K", "pixels_K"  # sums of the data before round 1
 
 
@@ -68,15 +65,13 @@ class SegmentationModel(ClassifierModel):
         return enlarged(small_BDHW, inputs.shape[2:]).permute(0, 2, 3, 1)
 
 
-class SegmentationTask(ClassifierTask):
+class SegmentationTask(DenseTask, ClassifierTask):
     """Semantic segmentation. Batches are (normalised pictures [B, C, H, W], int64 labels [B, H, W])."""
 
     name = "segmentation"
     Options = SegmentationOptions
-    Split = DenseSplit
     metrics = ()  # they depend on the options; see __init__
     summary_metrics = ("miou_head", "miou_common", "miou_tail", "pixel_accuracy", "nc2_std")
-    examples_each_round = True
     rehearses_with_frame = False
     options: SegmentationOptions
 
@@ -112,42 +107,6 @@ class SegmentationTask(ClassifierTask):
     def read(self, spec: str, purpose: Purpose) -> DenseData:
         """The pictures at `spec`; for prediction also a picture file or a folder of them. Raises DataError."""
         return read_data(spec, purpose, self.options, self.label_space)
-
-    def load_train(self, spec: str, part: Part | None, split: SplitSection | None) -> TaskData:
-        """The training pictures at `spec`, or one part of them. Raises DataError."""
-        data = self.read(spec, "train")
-        if part is None:
-            return data
-        return data.select(parts_of(data, split_with(part, split))[part.index])
-
-    def make_split(self, spec: str, split: SplitSection) -> str:
-        """See Task."""
-        return split_digest(parts_of(self.read(spec, "train"), split))
-
-    def pack(self, train: TaskData, test: TaskData) -> dict[str, np.ndarray[Any, Any]]:
-        """Pictures, labels with the run's numbers, sites, and the class names."""
-        assert isinstance(train, DenseData)
-        assert isinstance(test, DenseData)
-        return packed(train, test, self.class_names)
-
-    def packed_spec(self, path: Any) -> str:
-        """The reader of arrays reads it."""
-        return f"npz:{path}"
-
-    def preprocessing(self) -> dict[str, Any]:
-        """Raw picture to model input: colour, 0..1, minus mean, divided by std; axes C, H, W. Any size works."""
-        return {
-            "channels": self.options.channels,
-            "size": list(self.options.size),
-            "resize": "bilinear, aspect ratio not kept",
-            "range": [0.0, 1.0],
-            "mean": list(self.options.mean),
-            "std": list(self.options.std),
-        }
-
-    def request_forms(self) -> tuple[RequestForm, ...]:
-        """Prepared pictures."""
-        return (preprocessed((self.options.channels, *self.options.size)),)
 
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
 
@@ -290,7 +249,7 @@ class SegmentationTask(ClassifierTask):
         """For each picture an overlay, and the predicted labels as a palette-free PNG of class numbers."""
         files = {}
         for number, name in enumerate(names):
-            stem = pictures.file_stem(name)
+            stem = file_stem(name)
             guess_HW = output[number].argmax(dim=0).byte().cpu().numpy()
             files[f"{stem}-overlay.png"] = pictures.as_png(self._page(batch, number, guess_HW))
             files[f"{stem}-labels.png"] = pictures.as_png(Image.fromarray(guess_HW))
@@ -299,7 +258,7 @@ class SegmentationTask(ClassifierTask):
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
         """`pictures.png`: test pictures, evenly chosen, with prediction, truth and mistakes."""
         assert isinstance(data, DenseData)
-        chosen = np.unique(np.linspace(0, data.examples - 1, min(SHOWN, data.examples)).round().astype(np.int64))
+        chosen = pictures.evenly_chosen(data.examples)
         pages = []
         for batch in data.select(chosen).eval_batches(1):
             guess_HW = self.scores(model, batch[0], guide)[0].argmax(dim=0).byte().cpu().numpy()

@@ -25,7 +25,7 @@ def file_stem(name: str) -> str:
     ending.
     """
     stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)[:100]
+    return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)
 
 
 def sheet(pixel_NCHW: Tensor, texts: Sequence[tuple[str, str]]) -> bytes:
