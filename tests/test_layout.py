@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from support.source_trees import parsed
+
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "api": {"api", "bench", "ops", "server", "client", "tasks", "common", "protos"},
@@ -74,7 +76,7 @@ def name(path: Path) -> str:
 def imported_modules(source: str) -> set[str]:
     """Every module that `source` imports, also in functions and under TYPE_CHECKING."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -150,7 +152,7 @@ def test_every_class_name_means_one_thing() -> None:
     places: dict[str, set[str]] = {}
     for path in FILES:
         if "_pb2" not in path.name:
-            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for node in parsed(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ClassDef):
                     places.setdefault(node.name, set()).add(name(path))
     assert {cls: found for cls, found in places.items() if len(found) > 1} == {}
@@ -169,7 +171,7 @@ def test_the_wheel_has_every_folder() -> None:
 
 @pytest.mark.parametrize("path", OURS, ids=name)
 def test_every_file_says_what_lives_there(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "open the file with what lives here"
+    assert ast.get_docstring(parsed(path.read_text(encoding="utf-8"))), "open the file with what lives here"
 
 
 def test_no_path_of_a_machine_is_committed() -> None:

@@ -12,6 +12,7 @@ import pytest
 from fednc.server.access.open_calls import OpenCall
 from fednc.server.link.assignments import Batch, Work
 from fednc.server.link.nodes import Node
+from support.source_trees import parsed
 
 TOP = Path(__file__).parents[2]
 FILES = sorted(path for floor in ("server", "ops") for path in (TOP / floor).rglob("*.py"))
@@ -25,7 +26,7 @@ OTHER_RECORDS = (
     "step",
     "now",
 )  # other classes with a field of the same name
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+TREES = {path: parsed(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def stores(tree: ast.AST) -> Iterator[ast.Attribute]:
@@ -97,12 +98,10 @@ def test_the_checks_find_violations() -> None:
     source = (
         "class A:\n    def __init__(self):\n        self.a = 0\n    def b(self):\n        self.a, self.c = 1, 2"
     )
-    cls = ast.parse(source).body[0]
+    cls = parsed(source).body[0]
     assert isinstance(cls, ast.ClassDef)
     assert late(cls) == {"c"}
-    assert written_outside(
-        ast.parse("work.node.state = 1\nself.state = 2\nnode.calls += 1"), {"state", "calls"}
-    ) == [
+    assert written_outside(parsed("work.node.state = 1\nself.state = 2\nnode.calls += 1"), {"state", "calls"}) == [
         "1: work.node.state",
         "3: node.calls",
     ]

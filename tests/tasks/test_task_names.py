@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from fednc.common.config.tables import TaskSection
 from fednc.common.tasks import discovery
+from support.source_trees import parsed
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("cli", "bench", "ops", "server", "client", "tasks", "common", "protos")
@@ -18,16 +20,27 @@ MEASURED = ROOT / "bench" / "trainer.py"  # measures the steps of one task's mod
 DEFAULT = ROOT / "common" / "config" / "tables.py"  # the run file's default task is part of its configuration
 
 
-def mentions(tree: ast.AST, name: str, *, in_text: bool = True) -> list[int]:
-    """Lines that import from the task's folder or, with `in_text`, hold its name as a whole string."""
+@cache
+def words(path: Path) -> list[tuple[int, str, bool]]:
+    """(line, module, False) of everything that a file imports, (line, text, True) of its strings."""
     found = []
-    for node in ast.walk(tree):
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        is_name = in_text and isinstance(node, ast.Constant) and node.value == name
-        if is_name or any(f"tasks.{name}" in module for module in modules):
-            found.append(getattr(node, "lineno", 0))
+    for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found.append((node.lineno, node.module or "", False))
+        elif isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name, False) for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append((node.lineno, node.value, True))
     return found
+
+
+def mentions(path: Path, name: str, *, in_text: bool = True) -> list[int]:
+    """Lines that import from the task's folder or, with `in_text`, hold its name as a whole string."""
+    return [
+        line
+        for line, word, is_text in words(path)
+        if (word == name and in_text if is_text else f"tasks.{name}" in word)
+    ]
 
 
 @pytest.mark.parametrize("name", discovery.names())
@@ -41,7 +54,7 @@ def test_a_task_is_named_only_in_its_own_folder(name: str) -> None:
             continue  # one task may be built on another
         # There `image` is a word: the name of a column or a folder.
         in_text = parts[:2] not in (("tasks", "vision"), ("tasks", "dense"))
-        lines = mentions(ast.parse(path.read_text(encoding="utf-8")), name, in_text=in_text)
+        lines = mentions(path, name, in_text=in_text)
         if path == DEFAULT and TaskSection().name == name:
             assert len(lines) == 1
             continue

@@ -19,6 +19,7 @@ from fednc.common.wire import arrays
 from fednc.common.wire.messages import GUIDE, frame_and_memory_of, guide_record
 from support import fewshot_run
 from support.image_tasks import make_task
+from support.source_trees import parsed
 
 ROOT = Path(__file__).parents[3]
 K, D = 6, 16
@@ -35,7 +36,7 @@ def test_guides_are_made_in_one_place() -> None:
     paths = [
         path for floor in ("bench", "server", "client", "tasks", "common") for path in (ROOT / floor).rglob("*.py")
     ]
-    made = [path for path in paths if makes_a_guide(ast.parse(path.read_text(encoding="utf-8")))]
+    made = [path for path in paths if makes_a_guide(parsed(path.read_text(encoding="utf-8")))]
     assert made == [ROOT / "common" / "tasks" / "round_guide.py"]
 
 
