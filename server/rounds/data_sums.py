@@ -23,10 +23,8 @@ from fednc.server.aggregation.total_sums import TotalSums
 from fednc.server.rounds.global_state import GlobalState
 from fednc.server.rounds.reply_contents import data_sums_in
 from fednc.server.rounds.strategy import FrameStrategy
-from fednc.server.rounds.sums_exchange import Answers, Question, ask_once
+from fednc.server.rounds.sums_exchange import Answers, Question, ask_until_quorum
 from fednc.server.storage.events import DataSumsAdded, DataSumsMissing
-
-_TRIES = 3  # as for a round
 
 
 def check_form(task: Task) -> bool:
@@ -76,18 +74,13 @@ def ask_for_data_sums(strategy: FrameStrategy, grid: Grid) -> Answers:
         read=lambda content, announced: data_sums_in(content, strategy.task, announced),
         point="server.data_sums",
     )
-    for _ in range(_TRIES):
-        counted = strategy.clients.examples([*strategy.holders(grid), *answers.nodes])
-        claims = {node: strategy.clients.holding(node).examples for node, count in counted.items() if count}
-        ask_once(strategy, grid, question, claims, counted, answers)
-        if answers.diverged:
-            raise DataError(
-                "most clients sent sums of their data that are not finite or far out of bounds "
-                f"({replies.reasons}). Look for such values in their training data."
-            )
-        if len(answers.nodes) >= strategy.quorum:
-            return answers
-        strategy.clients.forget(replies.failed)
+    if ask_until_quorum(strategy, grid, question, answers):
+        return answers
+    if answers.diverged:
+        raise DataError(
+            "most clients sent sums of their data that are not finite or far out of bounds "
+            f"({replies.reasons}). Look for such values in their training data."
+        )
     raise QuorumError(
         f"{len(answers.nodes)} clients answered the request for sums of the data, {strategy.quorum} are needed "
         f"({replies.reasons}). Fix the clients, or lower rounds.min_clients."

@@ -20,10 +20,8 @@ from fednc.common.wire.messages import DATA, PROBE, Instruction
 from fednc.server.aggregation.total_sums import TotalSums
 from fednc.server.rounds.reply_contents import probe_in
 from fednc.server.rounds.strategy import FrameStrategy
-from fednc.server.rounds.sums_exchange import Answers, Question, ask_once
+from fednc.server.rounds.sums_exchange import Answers, Question, ask_until_quorum
 from fednc.server.storage.events import DiskProblem, ProbeDecided, ProbeMissing, ProbeStarted, ProbeWaiting
-
-_TRIES = 3  # as for a round
 
 
 def ask_for_pick(
@@ -93,13 +91,7 @@ def _ask(strategy: FrameStrategy, grid: Grid, data_sums: Stats) -> Answers:
         read=lambda content, announced: probe_in(content, strategy.task, announced),
         point="server.probe",
     )
-    for _ in range(_TRIES):
-        counted = strategy.clients.examples([*strategy.holders(grid), *answers.nodes])
-        claims = {node: strategy.clients.holding(node).examples for node, count in counted.items() if count}
-        ask_once(strategy, grid, question, claims, counted, answers)
-        if answers.diverged or len(answers.nodes) >= strategy.quorum:
-            break
-        strategy.clients.forget(strategy.replies.failed)
+    ask_until_quorum(strategy, grid, question, answers)  # fewer say something too
     return answers
 
 

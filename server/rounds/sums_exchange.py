@@ -21,6 +21,8 @@ from fednc.server.rounds.replies import Content
 from fednc.server.rounds.reply_contents import of_fewer
 from fednc.server.rounds.strategy import FrameStrategy
 
+_TRIES = 3  # as for a round
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -112,6 +114,24 @@ def ask_once(
         replies.take(reply, use)
     strategy.clients.note_answers(max(1, question.server_round), list(nodes))
     answers.diverged = replies.settle()
+
+
+def ask_until_quorum(strategy: FrameStrategy, grid: Grid, question: Question, answers: Answers) -> bool:
+    """Ask all connected clients about their training data; one that fails again only while too few have answered.
+
+    Returns:
+        Whether enough have answered, in at most three tries. False too if most sent unusable values.
+    """
+    for _ in range(_TRIES):
+        counted = strategy.clients.examples([*strategy.holders(grid), *answers.nodes])
+        claims = {node: strategy.clients.holding(node).examples for node, count in counted.items() if count}
+        ask_once(strategy, grid, question, claims, counted, answers)
+        if answers.diverged:
+            return False
+        if len(answers.nodes) >= strategy.quorum:
+            return True
+        strategy.clients.forget(strategy.replies.failed)
+    return False
 
 
 def _take(
