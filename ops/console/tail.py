@@ -5,11 +5,12 @@ Used for `events.jsonl` and `clients.jsonl` of a run that another process writes
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from fednc.ops.run_folders.folder import objects_in
 
 _PIECE_BYTES = 4 << 20
 
@@ -48,13 +49,7 @@ class JsonTail:
         assert self._file is not None
         while piece := self._file.read(_PIECE_BYTES):
             *lines, self._rest = (self._rest + piece).split(b"\n")
-            for line in lines:
-                try:
-                    found = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(found, dict):
-                    yield found
+            yield from objects_in(lines)
 
     def close(self) -> None:
         """Forget the file; the next call of `news` begins with its first line."""

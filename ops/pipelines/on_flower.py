@@ -22,11 +22,11 @@ from pathlib import Path
 
 from fednc.common.errors import AddressError, DataError, MissingExtraError, RunFailedError
 from fednc.common.process.flower_env import quiet_flower
+from fednc.common.toml_text import to_toml
 from fednc.common.waiting import Deadline, wait_until
 from fednc.ops.pipelines.child_process import die_with_parent
 from fednc.ops.pipelines.work import RunOrder
 from fednc.ops.run_folders.folder import EVENTS
-from fednc.ops.search.result import to_toml
 from fednc.server.storage.events import event_of
 
 _START_S, _LOOK_AGAIN_S = 60.0, 0.2

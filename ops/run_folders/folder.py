@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -227,15 +227,18 @@ def _last_events(path: Path) -> list[dict[str, Any]]:
             lines = file.read().splitlines()
     except OSError:
         return []
-    found = []
+    return list(objects_in(lines))
+
+
+def objects_in(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The objects of JSON lines; a line that is damaged or not complete is left out."""
     for line in lines:
         try:
-            event = json.loads(line)
+            found = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict):
-            found.append(event)
-    return found
+        if isinstance(found, dict):
+            yield found
 
 
 def _primary(path: Path) -> MetricInfo:

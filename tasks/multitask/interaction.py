@@ -91,34 +91,37 @@ class Sequences:
         return share.mean(dim=(0, 2))
 
 
-class Interaction(nn.Module):
-    """What all tasks make of each other: attention over their tokens, a linear layer, a normalisation."""
+class Asking(nn.Module):
+    """Attention of some tokens to others, a linear layer, a normalisation."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.attend = Attention(channels, heads)
         self.join = nn.Linear(channels, channels)
         self.norm = nn.LayerNorm(channels)
+
+    def answer(self, own_SLC: Tensor, other_SMC: Tensor, allowed: Tensor | None) -> Tensor:
+        """[S, L, C]."""
+        found_SLC: Tensor = self.norm(self.join(self.attend(own_SLC, other_SMC, allowed)))
+        return found_SLC
+
+
+class Interaction(Asking):
+    """What all tasks make of each other."""
 
     def forward(self, token_BTNC: Tensor, sequences: Sequences) -> Tensor:
         """[B, T, N, C]."""
         each = sequences.of(token_BTNC)
-        found = self.attend(each, each, sequences.allowed(token_BTNC.shape[2]))
-        return sequences.back(self.norm(self.join(found)), token_BTNC.shape)
+        found = self.answer(each, each, sequences.allowed(token_BTNC.shape[2]))
+        return sequences.back(found, token_BTNC.shape)
 
 
-class Query(nn.Module):
+class Query(Asking):
     """One task asks what all tasks have made of each other, and adds the answer to its own tokens."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.attend = Attention(channels, heads)
-        self.join = nn.Linear(channels, channels)
-        self.norm = nn.LayerNorm(channels)
 
     def forward(self, token_BTNC: Tensor, joint_BTNC: Tensor, row: int, sequences: Sequences) -> Tensor:
         """[B, N, C] of task number `row`."""
         own_B1NC = token_BTNC[:, row : row + 1]
         allowed = sequences.allowed(token_BTNC.shape[2], row)
-        found = self.attend(sequences.of(own_B1NC), sequences.of(joint_BTNC), allowed)
-        return (own_B1NC + sequences.back(self.norm(self.join(found)), own_B1NC.shape)).squeeze(1)
+        found = self.answer(sequences.of(own_B1NC), sequences.of(joint_BTNC), allowed)
+        return (own_B1NC + sequences.back(found, own_B1NC.shape)).squeeze(1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("optuna", reason="pip install 'fednc[search]'")
 
 from fednc.common.errors import ConfigError
-from fednc.ops.search.result import to_toml
+from fednc.common.toml_text import to_toml
 from fednc.ops.search.space import Space
 from support.toy_search import SPACE, plan
 
