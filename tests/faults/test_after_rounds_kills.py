@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import tomllib
 from pathlib import Path
@@ -20,7 +19,7 @@ from fednc.common.model_export import load
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
-from support.shipped_commands import start
+from support.server_lives import ServerLives
 
 NAMES = ("anna", "bert")
 RUN = """
@@ -52,46 +51,29 @@ epochs = 1
 
 
 def test_killed_after_the_last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDNC_TESTING", "1")
-    monkeypatch.setenv("FEDNC_FAULT_LOG", str(tmp_path / "faults.log"))
     run = parse_run(tomllib.loads(RUN))
     configs = [ClientConfig(name=name, data="digits", device="cpu", val_share=0.2) for name in NAMES]
     with LocalGrid(run, configs) as grid:
         expected = FederatedRun(run, EventLog()).execute(grid, Surroundings(name_of=grid.name_of))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     (tmp_path / "run.toml").write_text(RUN + '[server]\nauth = "none"\n')
-
-    def server(fault: str) -> subprocess.Popen[bytes]:
-        with monkeypatch.context() as only_here:
-            only_here.setenv("FEDNC_FAULT", fault)
-            place = str(tmp_path / "run")
-            return start(tmp_path, "server", ["server", "run.toml", "--folder", place, "--listen", address])
-
-    def client(name: str) -> subprocess.Popen[bytes]:
-        part = f"{NAMES.index(name)}/2"
-        own = ["--name", name, "--data", "digits", "--device", "cpu", "--partition", part, "--val-share", "0.2"]
-        state = str(tmp_path / "state")
-        return start(tmp_path, name, ["client", "--server", address, *own, "--state", state, "--once"])
 
     first = "server.data:1:delay_ms=1,server.calibrate:2:kill"
     lives = {first: -signal.SIGKILL, "server.personal:1:kill": -signal.SIGKILL, "": 0}
-    clients = {name: client(name) for name in NAMES}
-    processes = [*clients.values()]
-    try:
+    with ServerLives(tmp_path, monkeypatch) as processes:
+
+        def client(name: str) -> subprocess.Popen[bytes]:
+            part = f"{NAMES.index(name)}/2"
+            own = ["--partition", part, "--val-share", "0.2", "--state", str(tmp_path / "state")]
+            return processes.client(name, "digits", *own)
+
+        clients = {name: client(name) for name in NAMES}
         for number, (fault, code) in enumerate(lives.items()):
-            processes.append(server(fault))
-            assert processes[-1].wait(250) == code, (tmp_path / "server.log").read_text()
+            processes.server(fault, code, timeout_s=250)
             if number == 0:  # a client dies too, and comes back as a new process
                 clients["bert"].kill()
                 clients["bert"].wait()
                 clients["bert"] = client("bert")
-                processes.append(clients["bert"])
         assert [process.wait(120) for process in clients.values()] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
     folder = tmp_path / "run"
     found = load_file(folder / "model" / "model.safetensors")
     for key, value in expected.state.model.items():

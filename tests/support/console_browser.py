@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 import http.client
 import re
 import ssl
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,46 +15,23 @@ from fednc.bench.chromium import ask, draw, login_link
 from fednc.common.address import Address
 from fednc.ops.console.desk import Sights
 from fednc.ops.console.service import ConsoleSettings, serve_console
+from support.threaded_server import ThreadedServer
 
 
-class RunningConsole:
+class RunningConsole(ThreadedServer):
     """`fednc console` in a thread of the test."""
 
     def __init__(self, sights: Sights, **settings: Any) -> None:
+        super().__init__()
         self._settings = ConsoleSettings(sights, settings.pop("listen", Address("127.0.0.1", 0)), **settings)
-        self._ready = threading.Event()
-        self._error: Exception | None = None
         self.address, self.key = "", ""
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> RunningConsole:
-        self._thread.start()
-        assert self._ready.wait(30)
-        if self._error is not None:
-            self._thread.join()
-            raise self._error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-
-    def _run(self) -> None:
-        async def main() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._task = asyncio.ensure_future(serve_console(self._settings, self._listens))
-            try:
-                await self._task
-            except Exception as e:
-                self._error = e
-                self._ready.set()
-
-        asyncio.run(main())
+    async def serve(self) -> None:
+        await serve_console(self._settings, self._listens)
 
     def _listens(self, address: str, key: str) -> None:
         self.address, self.key = address, key
-        self._ready.set()
+        self.ready.set()
 
     def visitor(self, context: ssl.SSLContext | None = None) -> Visitor:
         """A browser that is not logged in."""

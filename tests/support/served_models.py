@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
@@ -30,6 +29,7 @@ from fednc.ops.serving.models import ServingRules, WantedModel
 from fednc.ops.serving.server import ServedAddresses, ServeSettings, serve
 from fednc.ops.serving.sources import FolderSource, FoundModel, ModelSource
 from support.command_processes import fednc
+from support.threaded_server import ThreadedServer
 
 CLASSES = ["ant", "bee", "cat"]
 SIZE = 8
@@ -82,7 +82,7 @@ class Answer:
         return json.loads(self.body)
 
 
-class RunningServer:
+class RunningServer(ThreadedServer):
     """`fednc serve` in a thread of the test."""
 
     def __init__(
@@ -94,49 +94,20 @@ class RunningServer:
             poll_s=options.pop("poll_s", 0.05),
             refuse_stale=options.pop("refuse_stale", False),
         )
+        super().__init__()
         door = door or door_of("none", None, [LOCAL], insecure=False)
         self._settings = ServeSettings(
             models=wanted, rules=rules, door=door, http=LOCAL, grpc=LOCAL, probe=LOCAL, **options
         )
         self._source = source
-        self._ready, self._error = threading.Event(), None
         self.listening: ServedAddresses
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> RunningServer:
-        self._thread.start()
-        assert self._ready.wait(30)
-        if self._error is not None:
-            self._thread.join()
-            raise self._error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """As SIGTERM does."""
-        self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-
-    def _run(self) -> None:
-        async def main() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._task = asyncio.ensure_future(serve(self._settings, self._source, self._listens))
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                pass
-            except Exception as e:
-                self._error = e
-                self._ready.set()
-
-        asyncio.run(main())
+    async def serve(self) -> None:
+        await serve(self._settings, self._source, self._listens)
 
     def _listens(self, listening: ServedAddresses) -> None:
         self.listening = listening
-        self._ready.set()
+        self.ready.set()
 
     @property
     def http(self) -> str:
