@@ -31,7 +31,7 @@ def distributions_of(run: RunConfig) -> list[dict[str, Any]]:
         OURS: {
             "name": OURS,
             "version": versions.package(),
-            "code_sha256": code_sha256(OURS),
+            "code_sha256": _our_code(),
             "licence": licence_of(OURS),
             "provides": [],
         }
@@ -62,7 +62,7 @@ def _task_plugin(name: str) -> Plugin | None:
 def code_of(plugin: Plugin) -> str:
     """Digest over the Python files of the distribution that a plug-in comes from, as far as they can be found."""
     if plugin.is_built_in:
-        return code_sha256(OURS)
+        return _our_code()
     own = plugin.entry_point.module.partition(".")[0]
     others = {
         name for name, places in packages_distributions().items() if plugin.distribution in map(_normal, places)
@@ -89,6 +89,11 @@ def _normal(distribution: str) -> str:
 
 
 @cache
+def _our_code() -> str:
+    """Read once: it is large, and does not change while the process runs. A plug-in may be installed anew."""
+    return code_sha256(OURS)
+
+
 def code_sha256(module: str) -> str:
     """Digest over the Python files of an installed top-level module; "" if it has none."""
     digest, empty = hashlib.sha256(), True
