@@ -1,8 +1,8 @@
 """Plug-ins in quarantine: those that failed their contract's tests. Pipelines refuse them.
 
 `fednc plugins check` keeps the outcome here, `fednc plugins` shows it. An outcome counts for the code that was
-tested: if the hash of the distribution changes, or fednc's version, the plug-in counts as not checked. Runs no test
-itself.
+tested: if the hash of the distribution changes, or fednc's version, the plug-in counts as not checked. Runs no
+test itself.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import zipfile
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -346,7 +346,7 @@ class ClassifierTask(Task):
         found = as_classifier(model)
         if found.class_weight is not None:
             guide = replace(guide, class_weight_K=found.class_weight)
-        views = {name: _view(as_classifier(m), inputs, guide) for name, m in guide.companions.items()}
+        views = views_of(guide, inputs, as_classifier)
         deep_BW = found.backbone(inputs)
         feat_BD = found.projection(deep_BW)
         again_KD = _projected_memory(found, deep_BW, guide) if self._rehearses else None
@@ -444,7 +444,28 @@ def _check_rehearsal(run: RunConfig, is_possible: bool) -> None:
         )
 
 
-def _view(model: ClassifierModel, inputs: Tensor, guide: Guide) -> View:
-    with torch.no_grad():
-        feat_BD = model.features(inputs)
-        return View(feat_BD=feat_BD, logit_BK=logits(model.head, feat_BD, guide))
+class ScoringModel(Protocol):
+    """What has features and a head that scores them."""
+
+    head: Any
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Features [B, ..., D], not normalised."""
+
+
+def views_of(
+    guide: Guide, inputs: Tensor, as_scoring: Callable[[nn.Module], ScoringModel], kept: Tensor | None = None
+) -> dict[str, View]:
+    """How the companions of a method, which are not trained, see a batch.
+
+    Args:
+        as_scoring: a companion as a model of this task.
+        kept: bool [B, ...], the members that count; None: all examples.
+    """
+    views = {}
+    for name, companion in guide.companions.items():
+        model = as_scoring(companion)
+        with torch.no_grad():
+            feat = model.features(inputs) if kept is None else model.features(inputs)[kept]
+            views[name] = View(feat_BD=feat, logit_BK=logits(model.head, feat, guide))
+    return views

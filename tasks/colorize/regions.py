@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig
 from fednc.common.learning.frame import unit
-from fednc.common.learning.heads import Head, build_head, logits
-from fednc.common.learning.losses import View, objective
+from fednc.common.learning.heads import Head, build_head
+from fednc.common.learning.losses import objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
-from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask, as_classifier
+from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask, as_classifier, views_of
 from fednc.common.tasks.metric_info import PERCENT
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, count_zeros, refuse_unless
 from fednc.tasks.colorize.colour_task import ColourTask, Painted
@@ -131,7 +131,7 @@ class RegionColorizeTask(ColourTask, ClassifierTask):
         if not bool(known_Bhw.any()):
             return total, parts
         inputs = painted.batch[0]
-        views = {name: _view(m, inputs, known_Bhw, guide) for name, m in guide.companions.items()}
+        views = views_of(guide, inputs, _as_regions, known_Bhw)
         feat_TD = found.projected(painted.fused_BChw)[known_Bhw]
         region, more = objective(feat_TD, label_Bhw[known_Bhw], found.head, guide, None, views)
         weight = self.options.region_weight
@@ -176,10 +176,3 @@ def _as_regions(model: nn.Module) -> RegionColourModel:
     found = as_classifier(model)
     assert isinstance(found, RegionColourModel)
     return found
-
-
-def _view(model: nn.Module, inputs: Tensor, known_Bhw: Tensor, guide: Guide) -> View:
-    found = _as_regions(model)
-    with torch.no_grad():
-        feat_TD = found.features(inputs)[known_Bhw]
-        return View(feat_BD=feat_TD, logit_BK=logits(found.head, feat_TD, guide))

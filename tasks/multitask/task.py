@@ -23,13 +23,13 @@ from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError
 from fednc.common.learning.frame import unit
-from fednc.common.learning.heads import build_head, logits
-from fednc.common.learning.losses import View, objective
+from fednc.common.learning.heads import build_head
+from fednc.common.learning.losses import objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Purpose, Stepper, Task, TaskData
-from fednc.common.tasks.classifier import ClassifierTask
+from fednc.common.tasks.classifier import ClassifierTask, views_of
 from fednc.common.tasks.metrics import EXAMPLES, Metric, Stats, refuse_unless
 from fednc.tasks.dense import pictures
 from fednc.tasks.dense.dataset import DenseBatch, DenseData, most_members, sampled
@@ -351,9 +351,7 @@ class MultitaskClassifier(MultitaskTask, ClassifierTask):
         if model.class_weight is not None:
             guide = replace(guide, class_weight_K=model.class_weight)
         keep_BHW = truth != VOID
-        views = {
-            name: _view(as_multitask(other), inputs, keep_BHW, guide) for name, other in guide.companions.items()
-        }
+        views = views_of(guide, inputs, as_multitask, keep_BHW)
         feat_PD = value.permute(0, 2, 3, 1)[keep_BHW]
         return objective(feat_PD, truth[keep_BHW], model.head, guide, None, views)
 
@@ -406,9 +404,3 @@ def as_multitask(model: nn.Module) -> MultitaskModel:
 def _neck(given: int) -> int:
     """E: an eighth of the joined maps' channels, rounded up to what normalisation divides; 16 at least."""
     return max(16, -(-given // (_NECK * 8)) * 8)
-
-
-def _view(model: MultitaskModel, inputs: Tensor, keep_BHW: Tensor, guide: Guide) -> View:
-    with torch.no_grad():
-        feat_PD = model.features(inputs)[keep_BHW]
-        return View(feat_BD=feat_PD, logit_BK=logits(model.head, feat_PD, guide))

@@ -19,12 +19,11 @@ from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.learning.frame import unit
-from fednc.common.learning.heads import logits
-from fednc.common.learning.losses import View, objective
+from fednc.common.learning.losses import objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Batch, Part, Purpose, TaskData, split_with
-from fednc.common.tasks.classifier import ClassifierModel, as_classifier
+from fednc.common.tasks.classifier import ClassifierModel, as_classifier, views_of
 from fednc.common.tasks.splits import Index, split_digest, split_index
 from fednc.common.tasks.tensor_data import UNLABELLED, count_of, hold_out_index
 from fednc.tasks.dense.described import most_frequent
@@ -161,10 +160,7 @@ class PointLabelsTask(CloudTask):
         feat_BPD = found.features(point_BP3)
         if not keep_BP.any():
             return feat_BPD.sum() * 0.0, {}
-        views = {
-            name: _view(as_classifier(other), point_BP3, keep_BP, guide)
-            for name, other in guide.companions.items()
-        }
+        views = views_of(guide, point_BP3, as_classifier, keep_BP)
         return objective(feat_BPD[keep_BP], label_BP[keep_BP], found.head, guide, None, views)
 
     def embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -202,9 +198,3 @@ class PointLabelsTask(CloudTask):
     def described(self, output: Tensor) -> list[dict[str, Any]]:
         """For each cloud its most frequent classes with their shares of the points, and the mean confidence."""
         return most_frequent(output, self.class_names)
-
-
-def _view(model: ClassifierModel, point_BP3: Tensor, keep_BP: Tensor, guide: Guide) -> View:
-    with torch.no_grad():
-        feat_XD = model.features(point_BP3)[keep_BP]
-        return View(feat_BD=feat_XD, logit_BK=logits(model.head, feat_XD, guide))

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
 from fednc.common.learning.frame import unit
-from fednc.common.learning.heads import Head, build_head, logits
-from fednc.common.learning.losses import View, objective
+from fednc.common.learning.heads import Head, build_head
+from fednc.common.learning.losses import objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Purpose, Suggestion, TaskData
-from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
+from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask, views_of
 from fednc.common.tasks.metrics import Stats, refuse_unless
 from fednc.tasks.dense import pictures
 from fednc.tasks.dense.dataset import DenseBatch, DenseData, most_members, sampled
@@ -193,9 +193,7 @@ class SegmentationTask(DenseTask, ClassifierTask):
         if not keep_BHW.any():
             return feat_BHWD.sum() * 0.0, {}
         feat_PD, label_P = feat_BHWD[keep_BHW], label_BHW[keep_BHW]
-        views = {
-            name: _view(as_segmenter(other), inputs, keep_BHW, guide) for name, other in guide.companions.items()
-        }
+        views = views_of(guide, inputs, as_segmenter, keep_BHW)
         total, parts = objective(feat_PD, label_P, found.head, guide, None, views)
         if found.centres is not None:
             term = self.options.ceco * found.centres(feat_PD, label_P, *self._memory(guide))
@@ -275,9 +273,3 @@ def as_segmenter(model: nn.Module) -> SegmentationModel:
     """`model`, which must come from `build_model` of this task."""
     assert isinstance(model, SegmentationModel)
     return model
-
-
-def _view(model: SegmentationModel, inputs: Tensor, keep_BHW: Tensor, guide: Guide) -> View:
-    with torch.no_grad():
-        feat_PD = model.features(inputs)[keep_BHW]
-        return View(feat_BD=feat_PD, logit_BK=logits(model.head, feat_PD, guide))
