@@ -6,7 +6,6 @@ each kind of data.
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ from fednc.common.config.tables import FrameSection, MethodSection, TaskSection
 from fednc.common.errors import ConfigError
 from fednc.common.methods import registry
 from fednc.common.tasks.data_spec import with_options
+from fednc.common.toml_text import value_text
 
 if TYPE_CHECKING:
     from fednc.common.tasks.api import Suggestion, Task
@@ -212,21 +212,13 @@ def _lines(model: type[BaseModel], given: Table, options: list[type[BaseModel]])
     described = [schemas for table in (model, *options) for schemas in keys(table).items()]
     for key, schema in described:
         value = given[key] if key in given else preset.get(key, schema.get("default"))
-        setting = f"{'' if key in given else '# '}{key} = {_toml(value)}"
+        setting = f"{'' if key in given else '# '}{key} = {value_text(value)}"
         if len(setting) > _COMMENT_AT:
             yield f"{setting}\n"
             setting = ""
         for line in textwrap.wrap(schema["description"], _COMMENT_WIDTH):
             yield f"{setting:<{_COMMENT_AT}}  # {line}\n"
             setting = ""
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML. It differs from JSON in tables only."""
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{json.dumps(key, ensure_ascii=False)} = {_toml(each)}" for key, each in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _at(values: Table, dotted: str) -> Table | None:

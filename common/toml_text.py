@@ -21,7 +21,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
 def _write(lines: list[str], table: Mapping[str, Any], prefix: str) -> None:
     for key, value in table.items():
         if not _is_table(value) and not _is_tables(value):
-            lines.append(f"{_key(key)} = {_value(value)}")
+            lines.append(f"{_key(key)} = {value_text(value)}")
     for key, value in table.items():
         name = f"{prefix}{_key(key)}"
         if _is_table(value):
@@ -46,7 +46,8 @@ def _key(key: str) -> str:
     return key if bare else _text(key)
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """One value as TOML, on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -56,9 +57,9 @@ def _value(value: Any) -> str:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(value_text, value))}]"
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{_key(k)} = {value_text(v)}" for k, v in value.items()) + " }"
     return str(value)  # a date or time
 
 

@@ -35,10 +35,10 @@ from fednc.tasks.colorize.sources.pairs import (
     resized,
     resized_regions,
 )
-from fednc.tasks.dense.sources.folders import open_picture, pictures_in
+from fednc.tasks.dense.sources.folders import CLASSES, open_picture, pictures_in, value_names_in
 from fednc.tasks.dense.sources.pictures import several
 
-COLOUR, LINE, REGION, REFERENCE, CLASSES = "colour", "line", "region", "reference", "classes.txt"
+COLOUR, LINE, REGION, REFERENCE = "colour", "line", "region", "reference"
 _LABEL_MODES = ("L", "P", "1", "I;16", "I")
 
 
@@ -61,8 +61,7 @@ def read_folder(place: str, purpose: Purpose, options: ColorizeOptions) -> Pairs
     found = _read(folders, stems, options.size, source)
     if COLOUR in found:
         refuse_grey(found[COLOUR], stems, source)
-    names_file = root / CLASSES
-    value_names = names_file.read_text(encoding="utf-8").split() if names_file.is_file() else None
+    value_names = value_names_in(root / CLASSES)
     region = found.get(REGION)
     if region is not None and options.classes:
         region = numbered_regions(region, value_names, options.classes, stems, source)

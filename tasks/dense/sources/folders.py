@@ -43,16 +43,31 @@ def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
     paths = pictures_in(base / IMAGE)
     kinds = [kind for kind in _READ if (base / kind).is_dir()]
     found = read_files(paths, [_beside(base / kind, kind, paths) for kind in kinds], kinds, options, place)
-    names_file = root / CLASSES
-    value_names = tuple(names_file.read_text(encoding="utf-8").split("\n")) if names_file.is_file() else None
     return Pictures(
         pixel_NCHW=found[IMAGE],
         maps={kind: found[kind] for kind in kinds},
-        value_names=None if value_names is None else tuple(name.strip() for name in value_names if name.strip()),
+        value_names=value_names_in(root / CLASSES),
         names=tuple(str(path.relative_to(root)) for path in paths),
         sites=tuple(path.stem.partition("_")[0] for path in paths) if all("_" in p.stem for p in paths) else (),
         has_test=has_test,
     )
+
+
+def value_names_in(path: Path) -> tuple[str, ...] | None:
+    """The names of label values in a text file, that of value 0 in its first line; None if there is no such file.
+
+    Raises DataError for a line without a name: leaving it out would shift all names after it.
+    """
+    if not path.is_file():
+        return None
+    names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().split("\n")]
+    if "" in names:
+        line = names.index("")
+        raise DataError(
+            f"{path}: line {line + 1} is empty, but it names label value {line}. Write a name there, also for a "
+            "value that no picture has"
+        )
+    return tuple(names)
 
 
 def size_of_first(place: str) -> tuple[int, int]:

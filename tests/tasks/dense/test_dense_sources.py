@@ -16,6 +16,7 @@ from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.preparation import packed, read_data
 from fednc.tasks.dense.scenes import SceneSettings, draw_scenes
 from fednc.tasks.dense.sources.arrays import CAMVID_CLASSES
+from fednc.tasks.dense.sources.folders import value_names_in
 from fednc.tasks.dense.sources.select import parsed, read, read_input
 
 SETTINGS = SceneSettings(size=(20, 24), objects=3)
@@ -51,6 +52,15 @@ def test_a_folder_gives_the_maps_that_were_written(folder: Path) -> None:
         np.testing.assert_allclose(found.maps[NORMALS][number], scene.normals, atol=0.01)
     for kind, values in found.maps.items():
         assert values.dtype == MAPS[kind].dtype
+
+
+def test_a_line_without_a_name_does_not_shift_the_names_after_it(folder: Path) -> None:
+    names = folder / "classes.txt"
+    names.write_text("light wall\n\nfloor\n")
+    with pytest.raises(DataError, match=r"classes.txt: line 2 is empty, but it names label value 1"):
+        read(f"folder:{folder}", "train", OPTIONS)
+    names.write_text("light wall\nfloor \n\n")
+    assert value_names_in(names) == ("light wall", "floor")
 
 
 def test_unknown_depth_is_nan(folder: Path) -> None:
