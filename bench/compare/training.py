@@ -179,8 +179,11 @@ def _alignment(training: FederatedRun) -> dict[str, list[str]]:
 
 
 def _placed(run: RunConfig, data: Path) -> RunConfig:
+    """The run with its test data. It fits no temperature: clients hold nothing out, and no row tells it."""
     test = run.evaluate.test.replace(DATA, discovery.get(run).packed_spec(data))
-    return run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test": test})})
+    return run.model_copy(
+        update={"evaluate": run.evaluate.model_copy(update={"test": test, "temperature": False})}
+    )
 
 
 def _outcome(trained: Trained) -> dict[str, Any]:
