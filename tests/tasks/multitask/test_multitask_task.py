@@ -180,6 +180,14 @@ def test_a_task_is_averaged_over_its_owners_and_nobody_else_sends_it(stretch: bo
     assert set(task.owned(task.load_train(members[0].data, None, None)).values()) == {12}
 
 
+def test_the_server_moves_shared_layers_by_at_most_the_root_of_the_number_of_tasks() -> None:
+    task = multitask()
+    assert task.stretch(1.0) == 1.0
+    assert task.stretch(1 / 3) == pytest.approx(math.sqrt(3))
+    assert task.stretch(1e-6) == pytest.approx(math.sqrt(len(task.options.tasks)))
+    assert multitask(stretch=False).stretch(0.5) == 1.0
+
+
 def alike_of(sent: Mapping[str, Mapping[str, Tensor]]) -> float:
     """For clients with equally many pictures: by how many of them a client's own tensor is trained, on average."""
     own = {name: {key for key in update if task_of(key)} for name, update in sent.items()}
