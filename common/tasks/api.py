@@ -617,6 +617,16 @@ class Task(ABC):
         averaged = {name for name, p in params if p.dtype is torch.float32}
         return frozenset(name for name in averaged if self.combining(name) == Aggregation.MEAN)
 
+    def stretch(self, alike: float) -> float:
+        """How far the server moves the tensors of `stepped_keys` in a round: a multiple of their mean change.
+
+        Args:
+            alike: how alike the clients of the round are by the `OWNERS` keys that they train, in (0, 1]: 1 if all
+                train the same, 1/m for m groups of the same weight that train different ones.
+        """
+        del alike
+        return 1.0
+
     def before_upload(self, model: nn.Module, global_state: Mapping[str, Tensor]) -> None:
         """Align symmetries of `model` with the global model before averaging; by default does nothing."""
         del model, global_state

@@ -78,6 +78,7 @@ class Fold:
         self._total_weight, self._largest_weight = 0, 0
         self._origins: list[Values] = []  # filled when first needed
         self._counted: list[tuple[int, int]] = []  # weight and updates of each group
+        self._trained: list[int] = []  # for each group, the whole weight of the updates that trained it
         self.weight = 0
         self.updates = 0
 
@@ -95,6 +96,7 @@ class Fold:
         self.weight = 0
         self.updates = 0
         self._counted = [(0, 0) for _ in self._groups]
+        self._trained = [0 for _ in self._groups]
 
     def add(self, update: ArrayRecord, weight: int, owned: Mapping[str, int] | None = None) -> list[Values]:
         """Add one update, completely or not at all; return its values by group.
@@ -125,7 +127,7 @@ class Fold:
                 self._sums[group].add(span, place, weights[group], is_first=not before[group][1])
 
         _spread(grouped, act)
-        self._count(weights, 1)
+        self._count(weights, weight)
         self.weight += weight
         self.updates += 1
 
@@ -138,7 +140,7 @@ class Fold:
                 self._sums[group].remove(span, place, weights[group])
 
         _spread(self._grouped(self.values(update, owned)), act)
-        self._count(weights, -1)
+        self._count(weights, -weight)
         self.weight -= weight
         self.updates -= 1
 
@@ -148,11 +150,28 @@ class Fold:
             return [weight] * len(self._groups)
         return [owned.get(group[0], 0) if group[0] in self.by_owner else weight for group in self._groups]
 
-    def _count(self, weights: Sequence[int], sign: int) -> None:
+    def _count(self, weights: Sequence[int], whole: int) -> None:
+        """Note one update by its weight in each group and as a whole; negative to remove it."""
+        sign = 1 if whole > 0 else -1
         self._counted = [
             (counted + sign * weight, updates + sign * bool(weight))
             for (counted, updates), weight in zip(self._counted, weights, strict=True)
         ]
+        self._trained = [
+            trained + whole * bool(weight) for trained, weight in zip(self._trained, weights, strict=True)
+        ]
+
+    @property
+    def alike(self) -> float:
+        """How alike the updates are by the owned tensors that they trained, in (0, 1]; 1 if all trained the same.
+
+        For an owned tensor that an update trained: the share of the round's weight that trained it too. The mean
+        over updates, by weight, and tensors. m groups of clients of the same weight that train different tensors
+        are 1/m alike.
+        """
+        groups = zip(self._groups, self._trained, strict=True)
+        share = [trained / self.weight for group, trained in groups if trained and group[0] in self.by_owner]
+        return math.fsum(one * one for one in share) / math.fsum(share) if share else 1.0
 
     def checked(self, values: Mapping[str, Values]) -> list[Values]:
         """Check the values of one update and return them by group. Raises UnusableValuesError, see `add`."""

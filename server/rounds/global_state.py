@@ -95,7 +95,15 @@ class GlobalState:
             record[key] = trained[key] if key in trained else self.record[key]
         self.replace_model(record)
 
-    def advance(self, mean: ArrayRecord, *, share: float, examples: Collection[int], train: TrainSection) -> None:
+    def advance(
+        self,
+        mean: ArrayRecord,
+        *,
+        share: float,
+        examples: Collection[int],
+        train: TrainSection,
+        stretch: float = 1.0,
+    ) -> None:
         """Move to the state after a round: the mean model, changed by the steps of the methods.
 
         Args:
@@ -103,16 +111,18 @@ class GlobalState:
             share: the examples in this round as a share of all examples that clients hold.
             examples: the number of examples that each participant counts for.
             train: the training settings of the round.
+            stretch: `Task.stretch`; steps get the mean after it.
 
         Raises:
             DivergedError: a step produced values that are not finite.
         """
         stepped = [key for key in self.model if key in mean and key in self.methods.stepped]
         averaged = {key: arrays.to_tensor(mean[key]) for key in stepped}
+        stretched = averaged if stretch == 1.0 else self._stretched(averaged, stretch)
         after = self.methods.step(
             ServerRound(
                 before={key: self.model[key] for key in stepped},
-                mean=averaged,
+                mean=stretched,
                 beside=self.extra,
                 news={key: arrays.to_tensor(mean[key]) for key in self.extra if key in mean},
                 state=self.kept,
@@ -127,3 +137,6 @@ class GlobalState:
         record.update(arrays.to_record(moved))
         self.extra, self.kept = dict(after.beside), dict(after.state)
         self.put(record)
+
+    def _stretched(self, mean: dict[str, Tensor], stretch: float) -> dict[str, Tensor]:
+        return {key: self.model[key] + stretch * (value - self.model[key]) for key, value in mean.items()}

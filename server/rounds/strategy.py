@@ -142,6 +142,7 @@ class FrameStrategy(Strategy):
             share=self._fold.weight / self.clients.examples_of_all,
             examples=[self._counted[node] for node in self._trained],
             train=self.stage.train,
+            stretch=self.task.stretch(self._fold.alike),
         )
         return self.state.record, MetricRecord({"loss": self._record.loss, "examples": self._fold.weight})
 

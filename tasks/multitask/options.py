@@ -43,6 +43,11 @@ class MultitaskOptions(DenseOptions):
         description="tasks whose own layers never leave a client that has their labels. The other tasks do not "
         "see them; for a task that one site owns and does not share",
     )
+    stretch: bool = Field(
+        True,
+        description="whether the server makes up for the length that the mean change of the shared layers loses "
+        "where clients train different tasks; without effect where all have the same ones",
+    )
     weights: dict[TaskName, Positive] = Field(
         {},
         description="weight of a task's loss; the default is "

@@ -179,6 +179,13 @@ class MultitaskTask(DenseTask):
         with torch.device("meta"):
             return tuple(self.build_model().state_dict())
 
+    def stretch(self, alike: float) -> float:
+        """Changes for different tasks are nearly orthogonal: the mean of m is shorter than each by sqrt(m).
+
+        At most for as many groups of clients as there are tasks, whatever clients say that they own.
+        """
+        return max(alike, 1 / len(self.options.tasks)) ** -0.5 if self.options.stretch else 1.0
+
     def head_keys(self, model: nn.Module) -> frozenset[str]:
         """The layers behind the interaction."""
         return frozenset(key for key in model.state_dict() if task_of(key, ("necks", "outs")))

@@ -6,6 +6,7 @@ Legend: C clients.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -58,13 +59,19 @@ def drawn(seed: int, clients: int) -> list[Update]:
     return found
 
 
-def mean_of(updates: list[Update], through: Any = None) -> dict[str, Tensor]:
+def folded(updates: list[Update]) -> Fold:
     fold = Fold(REFERENCE, aggregation=aggregation)
     fold.start(REFERENCE, [weight for _, weight, _ in updates])
+    for tensors, weight, owned in updates:
+        fold.add(arrays.to_record(tensors), weight, owned)
+    return fold
+
+
+def mean_of(updates: list[Update], through: Any = None) -> dict[str, Tensor]:
     if through is None:
-        for tensors, weight, owned in updates:
-            fold.add(arrays.to_record(tensors), weight, owned)
-        return arrays.from_record(fold.mean())
+        return arrays.from_record(folded(updates).mean())
+    fold = Fold(REFERENCE, aggregation=aggregation)
+    fold.start(REFERENCE, [weight for _, weight, _ in updates])
     mean = through(fold)
     for node, (tensors, weight, owned) in enumerate(updates):
         mean.add(node, arrays.to_record(tensors), weight, owned)
@@ -202,16 +209,14 @@ def test_robust_means_know_owners_and_angles(through: str) -> None:
 
 def test_an_update_that_is_taken_back_leaves_no_trace() -> None:
     first, second = drawn(1, 2)
-    fold = Fold(REFERENCE, aggregation=aggregation)
-    fold.start(REFERENCE, [first[1], second[1]])
-    for tensors, weight, owned in (first, second):
-        fold.add(arrays.to_record(tensors), weight, owned)
+    fold = folded([first, second])
     fold.remove(arrays.to_record(second[0]), second[1], second[2])
     alone = arrays.from_record(fold.mean())
     other = Fold(REFERENCE, aggregation=aggregation)
     other.start(REFERENCE, [first[1], second[1]])
     other.add(arrays.to_record(first[0]), first[1], first[2])
     assert same_bits(alone, arrays.from_record(other.mean()))
+    assert fold.alike == other.alike
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
@@ -230,3 +235,39 @@ def test_a_weight_beyond_the_senders_examples_is_refused() -> None:
     fold.start(REFERENCE, [weight])
     with pytest.raises(ProtocolError, match="beyond"):
         fold.add(arrays.to_record(tensors), weight, {"lane.bias": weight + 1})
+
+
+# ---- how alike updates are ----------------------------------------------------------------------------------
+
+LANES = frozenset(key for key in REFERENCE if key.startswith("lane."))
+
+
+def alike_of(updates: list[Update]) -> float:
+    return folded(updates).alike
+
+
+def owning(keys: Collection[str], weight: int) -> Update:
+    return drawn(weight, 1)[0][0], weight, dict.fromkeys(keys, 1)
+
+
+@pytest.mark.parametrize("weights", [[7], [3, 50, 200]])
+def test_updates_that_train_the_same_tensors_are_all_alike(weights: list[int]) -> None:
+    assert alike_of([owning(LANES, weight) for weight in weights]) == 1.0
+    assert alike_of([owning(["lane.bias"], weight) for weight in weights]) == 1.0
+    assert alike_of([owning((), weight) for weight in weights]) == 1.0
+
+
+@pytest.mark.parametrize("each", [1, 4])
+def test_groups_of_clients_with_different_tensors_are_one_by_their_number_alike(each: int) -> None:
+    updates = [owning([key], 30) for key in ("lane.weight", "lane.bias") for _ in range(each)]
+    assert alike_of(updates) == pytest.approx(1 / 2)
+
+
+def test_how_alike_updates_are_is_a_mean_over_them_in_any_order() -> None:
+    updates = drawn(4, 7)
+    total = sum(weight for _, weight, _ in updates)
+    pairs = [(weight, key) for _, weight, owned in updates for key in owned]
+    share = {key: sum(weight for weight, each in pairs if each == key) / total for key in LANES}
+    expected = sum(weight * share[key] for weight, key in pairs) / sum(weight for weight, _ in pairs)
+    assert alike_of(updates) == pytest.approx(expected)
+    assert alike_of(updates[::-1]) == alike_of(updates)

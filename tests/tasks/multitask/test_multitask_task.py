@@ -153,8 +153,13 @@ def test_predicted_files_can_be_read_back_as_labels(finished: Path, tmp_path: Pa
     assert torch.equal(back.maps["label"].long(), output[:, spans["segmentation"]].argmax(dim=1))
 
 
-def test_a_task_is_averaged_over_its_owners_and_nobody_else_sends_it() -> None:
-    run = parse_run({**RUN, "method": {"name": "fedavg"}, "rounds": {"total": 1, "min_clients": 2}})
+@pytest.mark.parametrize("stretch", [False, True])
+def test_a_task_is_averaged_over_its_owners_and_nobody_else_sends_it(stretch: bool) -> None:
+    """What all share is averaged over all, and moved further by as much as their tasks differ."""
+    options = {**MULTITASK, "stretch": stretch}
+    run = parse_run(
+        {**RUN, "task": options, "method": {"name": "fedavg"}, "rounds": {"total": 1, "min_clients": 2}}
+    )
     task = multitask()
     members = [ClientConfig(name=name, data=spec, val_share=0) for name, spec in sites(OWNERS).items()]
     sent = {member.name: update_of(run, member) for member in members}
@@ -165,11 +170,29 @@ def test_a_task_is_averaged_over_its_owners_and_nobody_else_sends_it() -> None:
         before = {key: value.clone() for key, value in prepared.state.model.items()}
         prepared.execute(grid, Surroundings(name_of=grid.name_of))
         after = prepared.state.model
+    times = alike_of(sent) ** -0.5 if stretch else 1.0
+    assert times == 1.0 or 1.1 < times < 1.4
     for key, value in after.items():
-        owners = [update[key] for update in sent.values() if key in update]
-        expected = torch.stack([each.double() for each in owners]).mean(dim=0) if owners else before[key].double()
+        start, owners = before[key].double(), [update[key].double() for update in sent.values() if key in update]
+        change = torch.stack(owners).mean(dim=0) - start if owners else 0.0
+        expected = start + change * (1.0 if task_of(key) else times)
         torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=0)
     assert set(task.owned(task.load_train(members[0].data, None, None)).values()) == {12}
+
+
+def test_the_server_moves_shared_layers_by_at_most_the_root_of_the_number_of_tasks() -> None:
+    task = multitask()
+    assert task.stretch(1.0) == 1.0
+    assert task.stretch(1 / 3) == pytest.approx(math.sqrt(3))
+    assert task.stretch(1e-6) == pytest.approx(math.sqrt(len(task.options.tasks)))
+    assert multitask(stretch=False).stretch(0.5) == 1.0
+
+
+def alike_of(sent: Mapping[str, Mapping[str, Tensor]]) -> float:
+    """For clients with equally many pictures: by how many of them a client's own tensor is trained, on average."""
+    own = {name: {key for key in update if task_of(key)} for name, update in sent.items()}
+    shares = [sum(key in other for other in own.values()) / len(own) for keys in own.values() for key in keys]
+    return sum(shares) / len(shares)
 
 
 def update_of(run: RunConfig, member: ClientConfig) -> dict[str, Tensor]:
