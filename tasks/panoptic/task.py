@@ -27,7 +27,7 @@ from fednc.common.learning.losses import View, objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
-from fednc.common.tasks.api import Part, Purpose, TaskData
+from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
 from fednc.common.tasks.metrics import EXAMPLES, Stats
 from fednc.tasks.dense import preparation
@@ -43,10 +43,12 @@ from fednc.tasks.panoptic.merging import merged, to_pictures
 from fednc.tasks.panoptic.network import Guess, NetworkShape, PartFormer
 from fednc.tasks.panoptic.options import PanopticOptions
 from fednc.tasks.panoptic.reading import read_data
+from fednc.tasks.panoptic.suggest import suggest
 from fednc.tasks.panoptic.targets import Targets, targets_of
 from fednc.tasks.vision.sheet import file_stem
 
 PARTS = "backbone.parts."  # keys that only clients with part labels train
+PART_LABELS = "part labels"  # what clients announce that they have
 _EVERY = -1
 
 Batch = tuple[Tensor, ...]
@@ -66,6 +68,7 @@ class PanopticTask(DenseTask, ClassifierTask):
     """Panoptic segmentation with parts. Batches are (normalised pictures, labels, instances, parts)."""
 
     name = "panoptic"
+    sources = ("coco", "streets")
     Options = PanopticOptions
     Split = PanopticSplit
     metrics = ()  # they depend on the options; see _check_primary
@@ -104,6 +107,11 @@ class PanopticTask(DenseTask, ClassifierTask):
 
     # ---- data ------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def suggest_options(cls, spec: str) -> Suggestion:
+        """Keys of `[task]` for the pictures at `spec`. Raises DataError."""
+        return suggest(spec)
+
     def read(self, spec: str, purpose: Purpose) -> PanopticData:
         """The pictures at `spec`; for prediction also a picture file or a folder of them. Raises DataError."""
         return read_data(spec, purpose, self.options, self.columns)
@@ -131,10 +139,20 @@ class PanopticTask(DenseTask, ClassifierTask):
         with torch.device("meta"):
             return tuple(key for key in self.build_model().state_dict() if key.startswith(PARTS))
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Part labels, if the run has parts: some clients have none."""
+        return (PART_LABELS,) if self.options.parts else ()
+
+    def holdings(self, data: TaskData) -> Mapping[str, int]:
+        """The pictures that have part labels."""
+        assert isinstance(data, PanopticData)
+        return dict.fromkeys(self.parts, data.with_parts)
+
     def owned(self, data: TaskData) -> Mapping[str, int]:
         """The part keys, with the pictures that have part labels."""
-        assert isinstance(data, PanopticData)
-        return dict.fromkeys(self._part_keys, data.with_parts) if data.with_parts else {}
+        labelled = self.holdings(data).get(PART_LABELS, 0)
+        return dict.fromkeys(self._part_keys, labelled) if labelled else {}
 
     # ---- model -----------------------------------------------------------------------------------------------
 
