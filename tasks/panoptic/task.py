@@ -202,11 +202,10 @@ class PanopticTask(DenseTask, ClassifierTask):
         feat_TBND = found.projection(torch.stack(list(guess.embed_BND)))
         matches = self._matches(guess, feat_TBND, found, targets, guide)
         aims = [losses.aims_of(targets, each, columns) for each in matches]
-        weight_N = self._weight_N.to(feat_TBND.device)
         pairs = enumerate(zip(guess.mask_BNhw, aims, strict=True))
-        parts = {f"masks{stage}": losses.mask_loss(mask, aim, weight_N) for stage, (mask, aim) in pairs}
+        parts = {f"masks{stage}": losses.mask_loss(mask, aim) for stage, (mask, aim) in pairs}
         first_BPhw = guess.mask_BNhw[0][:, columns.part_rows]
-        parts["pixels"] = losses.semantic_loss(guess.semantic_BChw, first_BPhw, targets, self.options.part_weight)
+        parts["pixels"] = losses.semantic_loss(guess.semantic_BChw, first_BPhw, targets)
         if self.options.rank:
             parts["rank"] = self.options.rank * losses.rank_loss(guess.mask_BNhw[0], aims[0], columns)
         of_classes, named = self._class_loss(found, batch[0], feat_TBND, aims[1:], guide)
@@ -251,16 +250,9 @@ class PanopticTask(DenseTask, ClassifierTask):
 
     @property
     def _weight_K(self) -> Tensor:
-        weight_K, columns = torch.ones(self.label_space), self.columns
-        weight_K[len(columns.classes) : columns.no_object] = self.options.part_weight
-        weight_K[columns.no_object] = self.options.no_object
+        weight_K = torch.ones(self.label_space)
+        weight_K[self.columns.no_object] = self.options.no_object
         return weight_K
-
-    @property
-    def _weight_N(self) -> Tensor:
-        weight_N = torch.ones(self.columns.all_queries)
-        weight_N[self.columns.part_rows] = self.options.part_weight
-        return weight_N
 
     def _shares(self, score_BNK: Tensor) -> Tensor:
         """Probabilities [B, N, K] of the columns that each query may have."""
