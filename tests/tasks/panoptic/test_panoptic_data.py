@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from fednc.cli.main import app
 from fednc.common.config.run import parse_run
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError
@@ -264,3 +266,9 @@ def test_clients_announce_who_has_part_labels() -> None:
     assert task.holdings(other) == {"part labels": 0}
     assert not task.owned(other)
     assert task_of(parts={}).holdings(other) == {}
+
+
+def test_init_asks_for_the_data_that_names_things(tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["init", "coco", "--output", str(tmp_path / "run.toml")])
+    assert found.exit_code == ConfigError.exit_code
+    assert "--data coco:PATH" in found.output
