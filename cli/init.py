@@ -172,7 +172,15 @@ def _values(kind: str, chosen: type[Task], spec: str, wishes: Table) -> tuple[Ta
         values["frame"] = {"dim": 1 << (needed - 1).bit_length()}
         note = f"frame.dim = {values['frame']['dim']}: {needed + 1} classes need at least {needed} dimensions"
         found = replace(found, notes=(*found.notes, note))
-    get(parse_run(dict(values)))  # make sure that the file can be read
+    try:
+        get(parse_run(dict(values)))  # make sure that the file can be read
+    except ConfigError as e:
+        if spec:
+            raise
+        raise ConfigError(
+            f"fednc init {kind}: a run file for task {chosen.name!r} needs data to read its keys from: "
+            f"--data {kind}:PATH"
+        ) from e
     return values, found
 
 

@@ -34,7 +34,7 @@ def suggest(text: str) -> Suggestion:
     if LABEL not in found.maps:
         raise DataError(f"{text}: its pictures have no labels, so there are no classes to read from it")
     names, void, more = _names_of(found)
-    options = {"classes": names, "size": list(size), **({"void": void} if void else {}), **_moments(found, text)}
+    options = {"classes": names, "size": list(size), **({"void": void} if void else {}), **moments(found, text)}
     return Suggestion(options, (*found.notes, *notes, *more), measured=True)
 
 
@@ -45,13 +45,18 @@ def _size_of(kind: str, place: str) -> tuple[tuple[int, int], tuple[str, ...]]:
         given = file["x_train"].shape[1:3] if "x_train" in file and file["x_train"].ndim == 4 else (40, 40)
         return (int(given[0]), int(given[1])), ()
     if kind == "folder":
-        height, width = folders.size_of_first(place)
-        shrink = min(1.0, LARGEST_GUESS / max(height, width))
-        size = (max(8, round(height * shrink)), max(8, round(width * shrink)))
-        return size, (f"size {size[0]} x {size[1]} is that of the first picture, but at most {LARGEST_GUESS}",)
+        return size_of_files(place)
     if kind == "camvid":
         return (90, 120), ("size 90 x 120 is half of the file's; a larger one finds thin classes better",)
     return (40, 40), ()
+
+
+def size_of_files(place: str) -> tuple[tuple[int, int], tuple[str, ...]]:
+    """(height, width) for the picture files of a folder, and what to say of it. Raises DataError."""
+    height, width = folders.size_of_first(place)
+    shrink = min(1.0, LARGEST_GUESS / max(height, width))
+    size = (max(8, round(height * shrink)), max(8, round(width * shrink)))
+    return size, (f"size {size[0]} x {size[1]} is that of the first picture, but at most {LARGEST_GUESS}",)
 
 
 def _names_of(found: Pictures) -> tuple[list[str], list[str], tuple[str, ...]]:
@@ -69,7 +74,8 @@ def _names_of(found: Pictures) -> tuple[list[str], list[str], tuple[str, ...]]:
     return names, void, (f"no pixel of {len(unused)} of the classes here: {listed}",) if unused else ()
 
 
-def _moments(found: Pictures, text: str) -> dict[str, list[float]]:
+def moments(found: Pictures, text: str) -> dict[str, list[float]]:
+    """Mean and standard deviation of the pixels, as keys of `[task]`. Raises DataError: a channel is constant."""
     sample_NCHW = found.pixel_NCHW[:: max(1, len(found.pixel_NCHW) // _SAMPLE)].float() / 255
     mean_C = [round(value, _ROUNDED) for value in sample_NCHW.mean(dim=(0, 2, 3)).tolist()]
     std_C = [round(value, _ROUNDED) for value in sample_NCHW.std(dim=(0, 2, 3), correction=0).tolist()]

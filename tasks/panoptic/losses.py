@@ -68,7 +68,7 @@ def aims_of(targets: Targets, matches: Matches, columns: Columns) -> Aims:
     )
 
 
-def mask_loss(mask_BNhw: Tensor, aims: Aims, weight_N: Tensor) -> Tensor:
+def mask_loss(mask_BNhw: Tensor, aims: Aims) -> Tensor:
     """Cross-entropy of pixels and dice, a mean over the queries that should find something; 0 if none should."""
     guess_MX = mask_BNhw[aims.found_BN].flatten(1)
     truth_MX = aims.mask_BNhw[aims.found_BN].flatten(1).to(guess_MX.dtype)
@@ -78,18 +78,17 @@ def mask_loss(mask_BNhw: Tensor, aims: Aims, weight_N: Tensor) -> Tensor:
     share_MX = guess_MX.sigmoid() * judged_MX
     square_M = share_MX.square().sum(dim=1) + truth_MX.sum(dim=1)
     dice_M = 1 - (2 * (share_MX * truth_MX).sum(dim=1) + _SOFT) / (square_M + _SOFT)
-    weight_M = weight_N.expand(aims.found_BN.shape)[aims.found_BN]
-    return (weight_M * (MASK * by_pixel_M / pixels_M + DICE * dice_M)).sum() / max(1, len(guess_MX))
+    return (MASK * by_pixel_M / pixels_M + DICE * dice_M).sum() / max(1, len(guess_MX))
 
 
-def semantic_loss(semantic_BChw: Tensor, part_BPhw: Tensor, targets: Targets, part_weight: float) -> Tensor:
+def semantic_loss(semantic_BChw: Tensor, part_BPhw: Tensor, targets: Targets) -> Tensor:
     """Focal losses of the class of every pixel and of the first masks of the parts."""
     classes = semantic_BChw.shape[1]
     class_BChw = targets.label_Bhw[:, None] == torch.arange(classes, device=semantic_BChw.device)[:, None, None]
     judged_Bhw = targets.judged_Bhw
     judged_parts_Bhw = targets.judged_parts_Bhw & targets.known_parts_B[:, None, None]
     of_parts = _focal(part_BPhw, targets.part_BPhw, judged_parts_Bhw)
-    return SEMANTIC * (_focal(semantic_BChw, class_BChw, judged_Bhw) + part_weight * of_parts)
+    return SEMANTIC * (_focal(semantic_BChw, class_BChw, judged_Bhw) + of_parts)
 
 
 def _focal(guess_BChw: Tensor, truth_BChw: Tensor, judged_Bhw: Tensor) -> Tensor:

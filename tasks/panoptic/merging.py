@@ -21,12 +21,12 @@ PRESENT = 0.5  # stuff with a lower score is not there
 
 
 def merged(mask_BNHW: Tensor, share_BNK: Tensor, columns: Columns, score: float, kept: float) -> Tensor:
-    """int64 [B, 3, H, W]: class, instance (NO_INSTANCE for stuff), part (0: none, VOID: unknown).
+    """int64 [B, 3, H, W]: class, instance (NO_INSTANCE for stuff), part (0: none).
 
     Each pixel goes to the thing or stuff with the largest product of score and mask. Things with a score below
     `score` are no candidates, nor is stuff that is more likely absent. Segments of whose mask less than the share
-    `kept` is left become void. Inside a segment with parts, the part of its class with the largest product and a
-    mask above one half; unknown where there is none.
+    `kept` is left become void. Every pixel of a segment with parts has the part of its class with the largest
+    product: where parts are labelled, the parts of a class cover it, so to leave one out could only be wrong.
 
     Args:
         mask_BNHW: logits.
@@ -73,9 +73,7 @@ def _parts(semantic_BHW: Tensor, share_BPHW: Tensor, found_BP: Tensor, columns: 
     part_BHW = torch.zeros_like(semantic_BHW)
     for whole, values in columns.part_ids.items():
         rows = [row for row, (of, _) in enumerate(columns.parts) if of == whole]
-        share_BRHW = share_BPHW[:, rows]
-        weight_BRHW = share_BRHW * found_BP[:, rows, None, None] * (share_BRHW > 0.5)
-        best = weight_BRHW.max(dim=1)
-        value_BHW = torch.where(best.values > 0, torch.tensor(values, device=part_BHW.device)[best.indices], VOID)
+        best_BHW = (share_BPHW[:, rows] * found_BP[:, rows, None, None]).argmax(dim=1)
+        value_BHW = torch.tensor(values, device=part_BHW.device)[best_BHW]
         part_BHW = torch.where(semantic_BHW == whole, value_BHW, part_BHW)
     return part_BHW

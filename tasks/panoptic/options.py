@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fednc.common.config.tables import NonNegative, Positive, Share
+from fednc.common.config.tables import NonNegative, Share
 from fednc.tasks.dense.options import DenseOptions
 
 MOST_PARTS = 200  # part values are bytes, and 255 is not labelled
@@ -51,11 +51,6 @@ class PanopticOptions(DenseOptions):
     heads: Annotated[int, Field(ge=1, le=32)] = Field(4, description="heads of each attention; divides `width`")
     no_object: Annotated[float, Field(gt=0, le=1)] = Field(
         0.2, description="weight of queries without an object in the loss of classes; others have 1"
-    )
-    part_weight: Positive = Field(
-        1.0,
-        description="weight of all losses of parts beside those of things and stuff; where one of n "
-        "clients has part labels, n makes up for the others in the layers that all train",
     )
     rank: NonNegative = Field(
         0.1, description="weight of the loss that lets the first masks compete for each pixel; 0: off"

@@ -27,7 +27,7 @@ from fednc.common.learning.losses import View, objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
-from fednc.common.tasks.api import Part, Purpose, TaskData
+from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
 from fednc.common.tasks.metrics import EXAMPLES, Stats
 from fednc.tasks.dense import preparation
@@ -43,10 +43,12 @@ from fednc.tasks.panoptic.merging import merged, to_pictures
 from fednc.tasks.panoptic.network import Guess, NetworkShape, PartFormer
 from fednc.tasks.panoptic.options import PanopticOptions
 from fednc.tasks.panoptic.reading import read_data
+from fednc.tasks.panoptic.suggest import suggest
 from fednc.tasks.panoptic.targets import Targets, targets_of
 from fednc.tasks.vision.sheet import file_stem
 
 PARTS = "backbone.parts."  # keys that only clients with part labels train
+PART_LABELS = "part labels"  # what clients announce that they have
 _EVERY = -1
 
 Batch = tuple[Tensor, ...]
@@ -66,6 +68,7 @@ class PanopticTask(DenseTask, ClassifierTask):
     """Panoptic segmentation with parts. Batches are (normalised pictures, labels, instances, parts)."""
 
     name = "panoptic"
+    sources = ("coco", "streets")
     Options = PanopticOptions
     Split = PanopticSplit
     metrics = ()  # they depend on the options; see _check_primary
@@ -104,6 +107,11 @@ class PanopticTask(DenseTask, ClassifierTask):
 
     # ---- data ------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def suggest_options(cls, spec: str) -> Suggestion:
+        """Keys of `[task]` for the pictures at `spec`. Raises DataError."""
+        return suggest(spec)
+
     def read(self, spec: str, purpose: Purpose) -> PanopticData:
         """The pictures at `spec`; for prediction also a picture file or a folder of them. Raises DataError."""
         return read_data(spec, purpose, self.options, self.columns)
@@ -131,10 +139,20 @@ class PanopticTask(DenseTask, ClassifierTask):
         with torch.device("meta"):
             return tuple(key for key in self.build_model().state_dict() if key.startswith(PARTS))
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Part labels, if the run has parts: some clients have none."""
+        return (PART_LABELS,) if self.options.parts else ()
+
+    def holdings(self, data: TaskData) -> Mapping[str, int]:
+        """The pictures that have part labels."""
+        assert isinstance(data, PanopticData)
+        return dict.fromkeys(self.parts, data.with_parts)
+
     def owned(self, data: TaskData) -> Mapping[str, int]:
         """The part keys, with the pictures that have part labels."""
-        assert isinstance(data, PanopticData)
-        return dict.fromkeys(self._part_keys, data.with_parts) if data.with_parts else {}
+        labelled = self.holdings(data).get(PART_LABELS, 0)
+        return dict.fromkeys(self._part_keys, labelled) if labelled else {}
 
     # ---- model -----------------------------------------------------------------------------------------------
 
@@ -184,11 +202,10 @@ class PanopticTask(DenseTask, ClassifierTask):
         feat_TBND = found.projection(torch.stack(list(guess.embed_BND)))
         matches = self._matches(guess, feat_TBND, found, targets, guide)
         aims = [losses.aims_of(targets, each, columns) for each in matches]
-        weight_N = self._weight_N.to(feat_TBND.device)
         pairs = enumerate(zip(guess.mask_BNhw, aims, strict=True))
-        parts = {f"masks{stage}": losses.mask_loss(mask, aim, weight_N) for stage, (mask, aim) in pairs}
+        parts = {f"masks{stage}": losses.mask_loss(mask, aim) for stage, (mask, aim) in pairs}
         first_BPhw = guess.mask_BNhw[0][:, columns.part_rows]
-        parts["pixels"] = losses.semantic_loss(guess.semantic_BChw, first_BPhw, targets, self.options.part_weight)
+        parts["pixels"] = losses.semantic_loss(guess.semantic_BChw, first_BPhw, targets)
         if self.options.rank:
             parts["rank"] = self.options.rank * losses.rank_loss(guess.mask_BNhw[0], aims[0], columns)
         of_classes, named = self._class_loss(found, batch[0], feat_TBND, aims[1:], guide)
@@ -233,16 +250,9 @@ class PanopticTask(DenseTask, ClassifierTask):
 
     @property
     def _weight_K(self) -> Tensor:
-        weight_K, columns = torch.ones(self.label_space), self.columns
-        weight_K[len(columns.classes) : columns.no_object] = self.options.part_weight
-        weight_K[columns.no_object] = self.options.no_object
+        weight_K = torch.ones(self.label_space)
+        weight_K[self.columns.no_object] = self.options.no_object
         return weight_K
-
-    @property
-    def _weight_N(self) -> Tensor:
-        weight_N = torch.ones(self.columns.all_queries)
-        weight_N[self.columns.part_rows] = self.options.part_weight
-        return weight_N
 
     def _shares(self, score_BNK: Tensor) -> Tensor:
         """Probabilities [B, N, K] of the columns that each query may have."""

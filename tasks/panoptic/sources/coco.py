@@ -14,7 +14,9 @@ Legend: H height, W width.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,63 @@ def read_coco(place: str, part: Part, options: PanopticOptions) -> Pictures:
         names=tuple(str(entry["file_name"]) for entry in annotations),
         has_test=has_test,
     )
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the JSON files of a folder name.
+
+    Attributes:
+        parts: names of the parts by class, from value 1 on.
+        guessed: whether the things were guessed, because no category says `isthing`.
+    """
+
+    classes: list[str]
+    things: list[str]
+    parts: dict[str, list[str]]
+    guessed: bool
+
+
+def base_in(place: str) -> Path:
+    """The folder with the training pictures. Raises DataError."""
+    return base_of(Path(place).expanduser(), "train", SEGMENTS, f"coco:{place}")[0]
+
+
+def names_in(place: str) -> Names:
+    """The names of `place`, for a suggestion.
+
+    Without `isthing`, things are the categories with several segments in one picture and those with parts.
+
+    Raises:
+        DataError: the files are missing or wrong, or no category is a thing.
+    """
+    base = base_in(place)
+    categories, annotations = _listed(base / SEGMENTS)
+    classes = [name for _, name in sorted(categories.items())]
+    named = _part_names(base / PART_NAMES, tuple(classes)) if (base / "part").is_dir() else {}
+    parts = {classes[value]: list(names) for value, names in sorted(named.items())}
+    told = json.loads((base / SEGMENTS).read_text(encoding="utf-8"))["categories"]
+    guessed = not any("isthing" in each for each in told)
+    if guessed:
+        marked = {categories[number] for number in _several(annotations) & set(categories)} | set(parts)
+    else:
+        marked = {str(each["name"]) for each in told if each.get("isthing")}
+    things = [name for name in classes if name in marked]
+    if not things:
+        raise DataError(
+            f"{base / SEGMENTS}: no category is a thing. Add `isthing`: 1 to the categories whose objects are "
+            "told apart."
+        )
+    return Names(classes, things, parts, guessed)
+
+
+def _several(annotations: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Categories with several segments in one picture."""
+    found: set[int] = set()
+    for entry in annotations:
+        count = Counter(int(segment["category_id"]) for segment in entry["segments_info"])
+        found |= {number for number, times in count.items() if times > 1}
+    return found
 
 
 def _listed(path: Path) -> tuple[dict[int, str], list[Mapping[str, Any]]]:

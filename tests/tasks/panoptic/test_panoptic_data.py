@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from fednc.cli.main import app
+from fednc.common.config.run import parse_run
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.tasks.api import Part
 from fednc.tasks.dense.maps import INSTANCE, LABEL, PART, VOID
 from fednc.tasks.panoptic.sources.part_ids import decoded, encoded
-from fednc.tasks.panoptic.streets import CLASSES, PARTS, Street, StreetSettings, draw_streets
-from fednc.tasks.panoptic.task import PanopticSplit
+from fednc.tasks.panoptic.streets import CLASSES, PARTS, THINGS, Street, StreetSettings, draw_streets
+from fednc.tasks.panoptic.task import PanopticSplit, PanopticTask
 from support.panoptic_tasks import task_of
 
 VECTORS = Path("/work/shared/oracles/panoptic_parts_format/vectors.json")
@@ -217,3 +220,55 @@ def test_streets_follow_from_their_seed_and_sites_prefer_a_thing() -> None:
         data = task.read(f"streets:images=40,test=2,seed=1,site={site}/3,skew=9", "train")
         counts.append(data.count_K[2:5])
     assert [int(count.argmax()) for count in counts] == [0, 1, 2]
+
+
+def only_balls(value: dict[str, Any]) -> None:
+    for each in value["categories"]:
+        each["isthing"] = int(each["name"] == "ball")
+
+
+@pytest.mark.parametrize("change", [None, only_balls])
+def test_a_suggested_run_file_reads_the_folder_it_was_made_for(tmp_path: Path, change: Any) -> None:
+    """Names, things and parts come from the JSON files; without `isthing` things are guessed, which is said."""
+    spec = f"coco:{coco_folder(tmp_path, streets(6))}"
+    if change:
+        broken(tmp_path, change)
+    found = PanopticTask.suggest_options(spec)
+    values = {"task": {"name": "panoptic", **found.options}, **found.tables}
+    task = PanopticTask(parse_run(values))
+    data = task.load_train(spec, None, None)
+    assert sorted(task.options.classes) == sorted(CLASSES)
+    if change:
+        assert task.options.things == ("ball",)
+    else:
+        assert set(PARTS) <= set(task.options.things) <= set(THINGS)
+    assert any("guessed" in note for note in found.notes) == (change is None)
+    assert data.with_parts > 0
+    pixels = next(iter(data.eval_batches(6)))[0]
+    assert pixels.mean(dim=(0, 2, 3)).abs().max() < 0.01
+
+
+def test_no_suggestion_without_things(tmp_path: Path) -> None:
+    coco_folder(tmp_path, streets(), parts=False)
+    spec = broken(tmp_path, lambda value: [each.update(isthing=0) for each in value["categories"]])
+    with pytest.raises(DataError, match="no category is a thing"):
+        PanopticTask.suggest_options(spec)
+    with pytest.raises(DataError, match="by hand"):
+        PanopticTask.suggest_options(f"partids:{tmp_path}")
+
+
+def test_clients_announce_who_has_part_labels() -> None:
+    """`fednc status` shows it, and only those count for the part branch."""
+    task = task_of()
+    labelled, other = (task.read(f"streets:images=4,seed=1{more}", "train") for more in ("", ",parts=no"))
+    assert task.holdings(labelled) == {"part labels": labelled.with_parts}
+    assert set(task.owned(labelled).values()) == {labelled.with_parts}
+    assert task.holdings(other) == {"part labels": 0}
+    assert not task.owned(other)
+    assert task_of(parts={}).holdings(other) == {}
+
+
+def test_init_asks_for_the_data_that_names_things(tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["init", "coco", "--output", str(tmp_path / "run.toml")])
+    assert found.exit_code == ConfigError.exit_code
+    assert "--data coco:PATH" in found.output

@@ -251,7 +251,7 @@ def test_perfect_masks_and_scores_are_merged_into_the_truth() -> None:
     assert (found.all, found.pq, found.part_miou, found.pwq_gm) == (1.0, 1.0, 1.0, 1.0)
 
 
-def test_covered_and_unlikely_segments_are_dropped_and_doubtful_parts_unknown() -> None:
+def test_covered_and_unlikely_segments_are_dropped() -> None:
     columns = task_of(queries=2).columns
     mask = torch.full((1, columns.all_queries, 4, 8), -9.0)
     share = torch.zeros(1, columns.all_queries, columns.space)
@@ -262,10 +262,26 @@ def test_covered_and_unlikely_segments_are_dropped_and_doubtful_parts_unknown() 
     found = merged(mask, share, columns, 0.3, 0.6)[0]
     assert found[0].tolist() == [[car] * 4 + [VOID] * 4] * 4
     assert found[1, 0].tolist() == [0] * 4 + [-1] * 4
-    assert found[2, 0].tolist() == [VOID] * 4 + [0] * 4  # a car without any part
     kept = merged(mask, share, columns, 0.3, 0.3)[0]
     assert kept[0, 0].tolist() == [car] * 4 + [person] * 2 + [VOID] * 2
     assert (merged(mask, share, columns, 0.95, 0.6)[0][0] == VOID).all()
+
+
+def test_every_pixel_of_a_whole_gets_its_most_likely_part_however_unlikely() -> None:
+    """Labelled pixels of a class with parts have a part, so `unknown` could only be wrong."""
+    columns = task_of().columns
+    car, first = columns.classes.index("car"), columns.part_rows.start
+    own = [row for row, (whole, _) in enumerate(columns.parts) if whole == car]
+    mask = torch.full((1, columns.all_queries, 4, 6), -9.0)
+    share = torch.zeros(1, columns.all_queries, columns.space)
+    share[0, :, columns.no_object], share[0, 0, car] = 1.0, 1.0
+    mask[0, 0, :, :4] = 9.0
+    for place, row in enumerate(own):
+        mask[0, first + row, :, place] = -2.0
+        share[0, first + row, len(columns.classes) + row] = 0.1
+    part = merged(mask, share, columns, 0.3, 0.6)[0, 2, 0].tolist()
+    assert part[: len(own)] == [columns.parts[row][1] for row in own]
+    assert part[4:] == [0, 0]
 
 
 def test_scores_of_the_memory_read_out_are_finite_before_there_is_a_memory() -> None:

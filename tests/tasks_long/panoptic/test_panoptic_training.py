@@ -14,17 +14,15 @@ import pytest
 import fednc
 
 CONFIG = Path(__file__).parents[3] / "bench" / "configs" / "panoptic.toml"
-STREETS = "streets:images=40,test=64,seed={seed},site={site}/3"
+STREETS = "streets:images=40,test=128,seed={seed},site={site}/3"
 ROUNDS = 24
 
 
-def trained(
-    clients: dict[str, str], seed: int, rounds: int = ROUNDS, *, part_weight: float = 1.0, **method: Any
-) -> dict[str, float]:
+def trained(clients: dict[str, str], seed: int, rounds: int = ROUNDS, **method: Any) -> dict[str, float]:
     tables: dict[str, Any] = tomllib.loads(CONFIG.read_text())["run"]
     tables["method"] = {"name": "fednc", "readout": "vertex", **method}
     tables["seed"] = seed
-    tables["task"]["part_weight"] = part_weight
+    del tables["split"]  # these clients have data of their own
     tables["train"]["lr"] = 0.003
     tables["rounds"] = {"total": rounds, "min_clients": len(clients), "evaluate_every": rounds}
     tables["evaluate"] = {"batch": 16, "test": STREETS.format(seed=5, site=0)}
