@@ -16,7 +16,7 @@ from typing import Any
 from fednc.bench.compare import initialisation
 from fednc.bench.compare.own_tests import OfClients, OwnTests, Trained, client_figures, together
 from fednc.bench.compare.plan import ALONE, DATA, POOLED, Row, client_of, part_of
-from fednc.bench.compare.prepared_data import Prepared
+from fednc.bench.compare.prepared_data import Prepared, pool
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
 from fednc.common.config.run import RunConfig
@@ -70,7 +70,7 @@ def _nothing() -> None:
 def _clients(row: Row, data: Prepared) -> Mapping[str, Path]:
     """Name and data of each client of a row's run."""
     if row.clients == POOLED:
-        return {POOLED: data.path}
+        return {POOLED: pool(row.run, data.path) if row.run.split else data.path}
     if data.clients:
         return {row.clients: data.clients[row.clients]} if row.clients else data.clients
     assert row.run.split is not None
@@ -93,7 +93,8 @@ def _trained(
         ClientConfig(name=name, data=places(path), device=device, val_share=0) for name, path in clients.items()
     ]
     events, failed = EventLog(), ""
-    with LocalGrid(run, members, first_part=part_of(lead.clients) or 0) as grid:
+    theirs = run.model_copy(update={"split": None}) if lead.clients == POOLED else run
+    with LocalGrid(theirs, members, first_part=part_of(lead.clients) or 0) as grid:
         prepared = FederatedRun(run, events, pick_device(device))
         tests = {name: places(path) for name, path in own_tests.items()}
         found = {row.digest: HistoryOfReadOut(row.run, prepared, tests, device) for row in rows}
