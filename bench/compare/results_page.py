@@ -71,8 +71,7 @@ def page(configs: Path, results: Path) -> str:
     Raises:
         DataError, ConfigError: a file of either cannot be used.
     """
-    plans = [read_comparison(path) for path in sorted(configs.glob("*.toml"))]
-    found = [read_folder(plan, results / plan.name) for plan in plans]
+    found = _read(configs, results)
     by_tier = {tier: _shown(found, tier) for tier in ("long", "", "smoke")}
     measured = sorted((results / "bench").glob("*.json"))
     lines = ["# Results", "", *paragraph(_OPENING.strip()), "", *_long(by_tier["long"], configs, results)]
@@ -100,9 +99,13 @@ def page(configs: Path, results: Path) -> str:
 
 def draw(configs: Path, results: Path) -> None:
     """Draw the pictures of the claims. Raises MissingExtraError: matplotlib is not installed."""
-    plans = [read_comparison(path) for path in sorted(configs.glob("*.toml"))]
-    comparisons = _shown([read_folder(plan, results / plan.name) for plan in plans], long_tier.TIER)
+    comparisons = _shown(_read(configs, results), long_tier.TIER)
     claims.draw(_claims(comparisons), comparisons, results / claims.FOLDER)
+
+
+def _read(configs: Path, results: Path) -> list[Found]:
+    plans = [read_comparison(path) for path in sorted(configs.glob("*.toml"), key=lambda path: path.stem)]
+    return [read_folder(plan, results / plan.name) for plan in plans]
 
 
 def _shown(found: Sequence[Found], tier: str) -> list[Compared]:
