@@ -111,7 +111,9 @@ def _write_all(task: Task, pairs: Mapping[str, Pair], folder: Path) -> Prepared:
 
 
 def pool(run: RunConfig, data: Path) -> Path:
-    """A file with the training examples of all parts of the run's split, each part shifted as its client has it.
+    """A file with the training examples of all parts of the run's split, each part as its client has it.
+
+    Its test examples are shifted as the run's are, so a run that reads it has no split.
 
     Raises:
         DataError: a part cannot be read.

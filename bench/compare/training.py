@@ -51,10 +51,9 @@ def train(rows: Sequence[Row], data: Prepared, device: str, on_round: Callable[[
 def _train(rows: Sequence[Row], data: Prepared, device: str, on_round: Callable[[], None]) -> list[dict[str, Any]]:
     lead = max(rows, key=_needs)
     if lead.clients != ALONE:
-        return [
-            _outcome(one)
-            for one in _trained(rows, lead, _clients(lead, data), data.path, data.clients, device, on_round)
-        ]
+        clients = _clients(lead, data)
+        test = clients.get(POOLED, data.path)
+        return [_outcome(one) for one in _trained(rows, lead, clients, test, data.clients, device, on_round)]
     last = list(data.clients)[-1]
     own = [
         _trained(rows, lead, {name: path}, path, {name: path}, device, on_round if name == last else _nothing)
@@ -88,13 +87,12 @@ def _trained(
     on_round: Callable[[], None],
 ) -> list[Trained]:
     """What each of the rows gives. `own_tests`: test data of each natural client."""
-    run, places = _placed(lead.run, test), discovery.get(lead.run).packed_spec
+    run, places = _placed(lead, test), discovery.get(lead.run).packed_spec
     members = [
         ClientConfig(name=name, data=places(path), device=device, val_share=0) for name, path in clients.items()
     ]
     events, failed = EventLog(), ""
-    theirs = run.model_copy(update={"split": None}) if lead.clients == POOLED else run
-    with LocalGrid(theirs, members, first_part=part_of(lead.clients) or 0) as grid:
+    with LocalGrid(run, members, first_part=part_of(lead.clients) or 0) as grid:
         prepared = FederatedRun(run, events, pick_device(device))
         tests = {name: places(path) for name, path in own_tests.items()}
         found = {row.digest: HistoryOfReadOut(row.run, prepared, tests, device) for row in rows}
@@ -179,9 +177,11 @@ def _alignment(training: FederatedRun) -> dict[str, list[str]]:
     return {"alignment": [" ".join(f"{value:.3f}" for value in row) for row in cosine_KK.tolist()]}
 
 
-def _placed(run: RunConfig, data: Path) -> RunConfig:
+def _placed(row: Row, data: Path) -> RunConfig:
+    run = row.run
     test = run.evaluate.test.replace(DATA, discovery.get(run).packed_spec(data))
-    return run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test": test})})
+    split = None if row.clients == POOLED else run.split  # what is pooled has been split and shifted
+    return run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test": test}), "split": split})
 
 
 def _outcome(trained: Trained) -> dict[str, Any]:
