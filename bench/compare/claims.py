@@ -37,12 +37,14 @@ def section(claims: Sequence[Finding], configs: Path, pictures: Path) -> Iterato
 
 
 def draw(claims: Sequence[Finding], comparisons: Sequence[Compared], pictures: Path) -> None:
-    """Draw the gains of each claim: a line per setting, a dot per seed.
+    """Draw the gains of each claim: a line per setting, a dot per seed. Earlier pictures are deleted.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     pictures.mkdir(exist_ok=True)
+    for drawn in pictures.glob("*.png"):
+        drawn.unlink()
     titles = {(one.plan.name, s.name): _title(one, s) for one in comparisons for s in one.plan.settings}
     for claim in claims:
         of_setting = {

@@ -61,7 +61,8 @@ def compare(
     final = run_rows(final_rows(plan, rates, for_report.sha256), for_report, bench, count)
     archive_runs(bench.folder)
     compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
-    _write((settings and read_folder(whole, bench.folder).compared) or compared, bench)
+    there = read_folder(whole, bench.folder).compared if settings else None
+    _write(there or compared, bench)
     return compared
 
 

@@ -33,6 +33,7 @@ from fednc.bench.compare.report import Compared, spread, table_head
 WIDTH = 116
 _COLUMNS = ("setting", OURS, "best other method", "fedavg", f"fedavg with {OURS}'s read-out")
 _ABSENT = "not run"
+_AS_A_WHOLE = ("leads", "trails")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Finding:
 
     name: str
     by_comparison: Mapping[str, Sequence[Gain]]
+    verbs: tuple[str, str] = ("pays", "costs")
 
     @property
     def comparisons(self) -> tuple[str, ...]:
@@ -74,20 +76,20 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """`pays` if it pays in at least half of its settings and costs in none; `costs` the other way round."""
+        """The first verb if it holds in half of the settings and the second in none; or the other way round."""
         if not self.paying + self.costing:
             return "no clear difference"
         if 2 * max(self.paying, self.costing) < len(self.gains) or self.paying * self.costing:
             return "mixed"
-        return "pays" if self.paying else "costs"
+        return self.verbs[not self.paying]
 
     @property
     def counts(self) -> str:
         """In how many pairs it is ahead, and in how many settings it pays or costs."""
         ahead, equal = sum(value > 0 for value in self.pairs), self.pairs.count(0.0)
         pairs = f"ahead in {ahead} of {len(self.pairs)} pairs" + (f", equal in {equal}" if equal else "")
-        counts = {"pays": self.paying, "costs": self.costing}
-        told = " and ".join(f"{verb} in {count}" for verb, count in counts.items() if count)
+        counts = zip(self.verbs, (self.paying, self.costing), strict=True)
+        told = " and ".join(f"{verb} in {count}" for verb, count in counts if count)
         return f"{pairs}, {told or 'no clear difference in any'} of {len(self.gains)} settings"
 
     def __str__(self) -> str:
@@ -168,7 +170,7 @@ def rules() -> str:
         "run with the part and without it; if a part has several rivals, the best one counts. A part pays in a "
         f"setting if its mean gain there exceeds {STANDARD_ERRORS:g} standard errors and {POINTS:g} points, and "
         "costs if it is as far below zero. It *pays* if it pays in at least half of its settings and costs in "
-        "none, and *costs* the other way round."
+        f"none, and *costs* the other way round. By the same rule {OURS} as a whole *leads* or *trails*."
     )
 
 
@@ -180,7 +182,7 @@ def _whole(comparisons: Sequence[Compared]) -> list[Finding]:
     )
     with_us = [one for one in comparisons if ours(one.plan)]
     found = [
-        _finding(name, {one.plan.name: gains(one, ours(one.plan), of(one.plan)) for one in with_us})
+        _finding(name, {one.plan.name: gains(one, ours(one.plan), of(one.plan)) for one in with_us}, _AS_A_WHOLE)
         for name, of in rivals
     ]
     return [one for one in found if one]
@@ -197,9 +199,11 @@ def _behind_and_speed(with_us: Sequence[Compared]) -> Iterator[str]:
         yield _speed(shares)
 
 
-def _finding(name: str, by_comparison: dict[str, list[Gain]]) -> Finding | None:
+def _finding(
+    name: str, by_comparison: dict[str, list[Gain]], verbs: tuple[str, str] = Finding.verbs
+) -> Finding | None:
     found = {comparison: gains_ for comparison, gains_ in by_comparison.items() if gains_}
-    return Finding(name, found) if found else None
+    return Finding(name, found, verbs) if found else None
 
 
 def _speed(shares: Sequence[float]) -> str:

@@ -19,7 +19,6 @@ from fednc.bench.compare.report import Compared, factor, last5, spread, table_he
 from fednc.common.config.tables import MethodSection
 from fednc.common.methods.api import Method
 
-TIER = "long"
 _OUR_READOUT = MethodSection.model_validate({"name": OURS}).readout
 _COLUMNS = ("method", "own read-out", f"{OURS}'s read-out", "below central training")
 _ONE_OF: tuple[tuple[str, Callable[[Comparison], str]], ...] = (
@@ -61,7 +60,7 @@ def _caption(compared: Compared) -> str:
     return (
         f"{plan.title or plan.name}, {setting.title or setting.name}: test accuracy in per cent, mean of the last "
         "five evaluations ± standard deviation over the seeds. Each method is tested with its own read-out and "
-        f"with {OURS}'s; training is the same. The last column is how many points the better of the "
+        f"with {OURS}'s, each at its best learning rate. The last column is how many points the better of the "
         "two is below the best central training: all images at one place, and as many epochs."
     )
 

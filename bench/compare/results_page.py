@@ -99,7 +99,7 @@ def page(configs: Path, results: Path) -> str:
 
 def draw(configs: Path, results: Path) -> None:
     """Draw the pictures of the claims. Raises MissingExtraError: matplotlib is not installed."""
-    comparisons = _shown(_read(configs, results), long_tier.TIER)
+    comparisons = _shown(_read(configs, results), "long")
     claims.draw(_claims(comparisons), comparisons, results / claims.FOLDER)
 
 

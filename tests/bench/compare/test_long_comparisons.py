@@ -126,7 +126,7 @@ def test_every_claim_has_its_gain_its_verdict_its_commands_and_one_picture(full:
     ]
     here, elsewhere = ("    fednc compare small.toml --settings " + names for names in ("base", "other,third"))
     for claim in claims:
-        verdict = "Costs" if "central" in claim else "Pays"
+        verdict = "Trails" if "central" in claim else "Leads" if "fednc against" in claim else "Pays"
         assert f"\n**{verdict}**: ahead in " in claim
         assert claim.count(here) == 1
         assert claim.count(elsewhere) == ("central" not in claim), "only the base cell has central training"

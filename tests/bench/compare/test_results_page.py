@@ -300,7 +300,7 @@ def test_the_list_says_what_pays_and_what_does_not(full: Place) -> None:
     said = full.page()
     whole, part, speed = items(said, "small")
     assert whole == (
-        "+20.0, **pays**: fednc against the best other method; ahead in 4 of 4 pairs, pays in 2 of 2 settings"
+        "+20.0, **leads**: fednc against the best other method; ahead in 4 of 4 pairs, leads in 2 of 2 settings"
     )
     assert part == "-10.0, **costs**: the pull; ahead in 0 of 4 pairs, costs in 2 of 2 settings"
     assert speed.startswith(
@@ -435,6 +435,13 @@ def test_every_picture_is_shown_once(full: Place) -> None:
     said = full.page()
     assert [said.count(f"(../results/small/{name}.png)") for name in names] == [1] * 4
     assert said.index("easy-sessions") < said.index("### hard") < said.index("hard-alignment")
+
+
+def test_every_picture_of_a_claim_is_on_the_committed_page() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    drawn = {path.name for path in (RESULTS / "claims").glob("*.png")}
+    assert {*re.findall(r"\]\(\.\./results/claims/([^)]+)\)", text)} == drawn
+    assert len(drawn) == len(re.findall(r"^### [-+][0-9.]+ points: ", text, re.MULTILINE))
 
 
 def test_measurements_have_a_table_with_their_command(place: Place) -> None:
