@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 File = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Comparison file, as in bench/configs/.")]
 Seeds = Annotated[str, typer.Option(metavar="A,B,C", help="Seeds, instead of those in the file.")]
+Settings = Annotated[
+    str, typer.Option(metavar="A,B,C", help="Only these settings of the file; the others keep their results.")
+]
 Data = Annotated[
     list[str] | None,
     typer.Option("--data", metavar="NAME=PATH", help="Path of the data that the file calls NAME."),
@@ -30,6 +33,7 @@ Results = Annotated[
 def command(
     config: File,
     seeds: Seeds = "",
+    settings: Settings = "",
     data: Data = None,
     workers: Workers = 2,
     device: Device = "cpu",
@@ -49,13 +53,15 @@ def command(
 
     plan = read_comparison(config, _whole_numbers(seeds) if seeds else None)
     places = dict(map(_pair, data or []))
+    chosen = tuple(settings.split(",")) if settings else ()
     options = [part for name in sorted(places) for part in ("--data", f"{name}=PATH")]
+    options += ["--settings", settings] if settings else []
     said = shlex.join(["fednc", "compare", config.name, "--seeds", ",".join(map(str, plan.seeds)), *options])
     bench = Bench(folder=results / plan.name, command=said, device=device, workers=workers)
     with progress("rounds") as show:
-        compared = compare(plan, places, bench, show)
+        compared = compare(plan, places, bench, show, settings=chosen)
     say(on_data("Test", compared.metric))
-    for setting in plan.settings:
+    for setting in compared.plan.settings:
         say("")
         say(setting.name)
         for line in results_table(compared, setting.name):

@@ -7,13 +7,14 @@ command and by tests. `plan.py` decides what runs, `rows.py` runs it, `report.py
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fednc.bench.compare import initialisation, natural
 from fednc.bench.compare.class_sessions import draw_sessions
 from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
 from fednc.bench.compare.prepared_data import prepare
 from fednc.bench.compare.report import Compared, choose_rates, draw, report
+from fednc.bench.compare.results_folder import read_folder
 from fednc.bench.compare.rows import Bench, run_rows
 from fednc.bench.compare.run_archive import archive_runs
 from fednc.common.errors import MissingExtraError
@@ -24,20 +25,27 @@ Progress = Callable[[float], None]  # share of all rounds done
 
 
 def compare(
-    plan: Comparison, places: dict[str, str], bench: Bench, progress: Progress = lambda _: None
+    whole: Comparison,
+    places: dict[str, str],
+    bench: Bench,
+    progress: Progress = lambda _: None,
+    *,
+    settings: Sequence[str] = (),
 ) -> Compared:
     """Run the rows that are missing and read the others; archive them, write a table and, with `demo`, pictures.
 
     Args:
-        plan: the comparison.
+        whole: the comparison.
         places: paths by name, for `data.source`.
         bench: where results go, and how to run.
         progress: called as rounds end.
+        settings: those to run, and to return; empty: all. Table and pictures show all that is in the folder.
 
     Raises:
         ConfigError, DataError: the comparison, its data or its earlier results cannot be used.
         RunFailedError: a worker process was killed.
     """
+    plan = whole.part(settings) if settings else whole
     for_tuning, for_report = prepare(plan, places, bench.folder)
     tuning = tuning_rows(plan, for_tuning.sha256)
     total = sum(row.run.all_rounds for row in [*tuning, *_final_rows_at_any_rate(plan)])
@@ -53,7 +61,8 @@ def compare(
     final = run_rows(final_rows(plan, rates, for_report.sha256), for_report, bench, count)
     archive_runs(bench.folder)
     compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
-    _write(compared, bench)
+    there = read_folder(whole, bench.folder).compared if settings else None
+    _write(there or compared, bench)
     return compared
 
 

@@ -1,22 +1,25 @@
-"""The top of docs/results.md: one table of all settings, and one list of what pays and what does not.
+"""What the rows say about fednc and its parts, with verdicts by stated rules: as lists, and a table of settings.
 
-Called by `results_page.py`. Every figure and every verdict is computed from the rows; titles and the names of
-parts come from the comparison files.
+Called for docs/results.md. Every figure and every verdict is computed from the rows; titles and the names of parts
+come from the comparison files.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
+from fednc.bench.compare.file_comment import code
 from fednc.bench.compare.gains import (
     OURS,
     POINTS,
     STANDARD_ERRORS,
     Gain,
+    central,
     fedavg,
     fedavg_with_our_readout,
     gains,
@@ -24,12 +27,13 @@ from fednc.bench.compare.gains import (
     ours,
     share_of_rounds,
 )
-from fednc.bench.compare.plan import MethodPart
+from fednc.bench.compare.plan import Comparison, MethodPart
 from fednc.bench.compare.report import Compared, spread, table_head
 
 WIDTH = 116
 _COLUMNS = ("setting", OURS, "best other method", "fedavg", f"fedavg with {OURS}'s read-out")
 _ABSENT = "not run"
+_AS_A_WHOLE = ("leads", "trails")
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,18 @@ class Finding:
     """What all gains of one part, or of fednc as a whole, amount to."""
 
     name: str
-    gains: tuple[Gain, ...]
-    comparisons: tuple[str, ...]
+    by_comparison: Mapping[str, Sequence[Gain]]
+    verbs: tuple[str, str] = ("pays", "costs")
+
+    @property
+    def comparisons(self) -> tuple[str, ...]:
+        """Names of the comparisons that have it."""
+        return tuple(self.by_comparison)
+
+    @property
+    def gains(self) -> list[Gain]:
+        """All gains, one for each comparison and setting."""
+        return [gain for found in self.by_comparison.values() for gain in found]
 
     @property
     def pairs(self) -> list[float]:
@@ -56,17 +70,30 @@ class Finding:
         return sum(gain.verdict < 0 for gain in self.gains)
 
     @property
-    def pays(self) -> bool:
-        """Whether it pays in at least half of its settings and costs in none."""
-        return 2 * self.paying >= len(self.gains) and not self.costing
+    def mean(self) -> float:
+        """Over all pairs."""
+        return fmean(self.pairs)
 
-    def __str__(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """The first verb if it holds in half of the settings and the second in none; or the other way round."""
+        if not self.paying + self.costing:
+            return "no clear difference"
+        if 2 * max(self.paying, self.costing) < len(self.gains) or self.paying * self.costing:
+            return "mixed"
+        return self.verbs[not self.paying]
+
+    @property
+    def counts(self) -> str:
+        """In how many pairs it is ahead, and in how many settings it pays or costs."""
         ahead, equal = sum(value > 0 for value in self.pairs), self.pairs.count(0.0)
         pairs = f"ahead in {ahead} of {len(self.pairs)} pairs" + (f", equal in {equal}" if equal else "")
-        counts = {"pays": self.paying, "costs": self.costing}
-        told = " and ".join(f"{verb} in {count}" for verb, count in counts.items() if count)
-        settings = f"{told or 'no clear difference in any'} of {len(self.gains)} settings"
-        return f"{fmean(self.pairs):+.1f}: {self.name}; {pairs}, {settings} ({links(self.comparisons)})"
+        counts = zip(self.verbs, (self.paying, self.costing), strict=True)
+        told = " and ".join(f"{verb} in {count}" for verb, count in counts if count)
+        return f"{pairs}, {told or 'no clear difference in any'} of {len(self.gains)} settings"
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f}, **{self.verdict}**: {self.name}; {self.counts}"
 
 
 def links(comparisons: Sequence[str]) -> str:
@@ -87,7 +114,7 @@ def paragraph(text: str, first: str = "") -> list[str]:
 
 
 def overview(comparisons: Sequence[Compared]) -> Iterator[str]:
-    """The table: each setting in which fednc was run, and what it was run beside."""
+    """A table: each setting in which fednc was run, and what it was run beside."""
     yield from table_head(_COLUMNS)
     for one in (one for one in comparisons if ours(one.plan)):
         for setting in one.plan.settings:
@@ -114,59 +141,69 @@ def _best_other(one: Compared, setting: str) -> str:
     return f"{_cell(one, setting, found[0].than)} ({found[0].than}, best of {run})"
 
 
-def conclusions(comparisons: Sequence[Compared]) -> Iterator[str]:
-    """The list: fednc as a whole, then its parts by what they do."""
-    if not comparisons:
-        yield "Nothing has been measured yet."
-        return
-    whole, found = [*_whole(comparisons)], _parts(comparisons)
-    groups = (
-        (f"**{OURS} as a whole**", whole),
-        ("**Pays**", [one for one in found if one.pays]),
-        (
-            "**Pays in less than half of its settings, or costs in some**",
-            [one for one in found if one.paying and not one.pays],
-        ),
-        ("**Does not pay**", [one for one in found if not one.paying]),
-    )
-    for title, members in groups:
-        if members:
-            yield from [title, ""]
-            for member in members:
-                yield from paragraph(str(member), "* ")
-            yield ""
+def findings(comparisons: Sequence[Compared]) -> list[Finding]:
+    """What fednc as a whole and each of its parts amount to, each over all of these comparisons that have it."""
+    return [*_whole(comparisons), *_parts(comparisons)]
+
+
+def listed(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
+    """The findings as lists, one for all that have the same evidence, with the commands of this at its head.
+
+    `configs`: folder of comparison files.
+    """
+    lists: dict[tuple[str, ...], list[str]] = {}
+    for finding in findings(comparisons):
+        lists.setdefault(finding.comparisons, []).append(str(finding))
+    with_us = [one for one in comparisons if ours(one.plan)]
+    lists.setdefault(tuple(one.plan.name for one in with_us), []).extend(_behind_and_speed(with_us))
+    for names, said in ((names, said) for names, said in lists.items() if said):
+        yield from [*paragraph(f"From {links(names)}:"), *code(configs, names)]
+        for line in said:
+            yield from paragraph(line, "* ")
+        yield ""
 
 
 def rules() -> str:
-    """How the list is made, for the page."""
+    """How verdicts are made, for the page."""
     return (
-        "Each line begins with the mean gain: a difference of two accuracies of this kind, in points. A pair is "
-        "one setting with one seed, run with the part and without it; if a part has several rivals, the best one "
-        f"counts. A part pays in a setting if its mean gain there exceeds {STANDARD_ERRORS:g} standard errors and "
-        f"{POINTS:g} points, and costs if it is as far below zero. It is listed under *Pays* if it pays in at "
-        "least half of its settings and costs in none."
+        "A gain is a difference of two accuracies of this kind, in points. A pair is one setting with one seed, "
+        "run with the part and without it; if a part has several rivals, the best one counts. A part pays in a "
+        f"setting if its mean gain there exceeds {STANDARD_ERRORS:g} standard errors and {POINTS:g} points, and "
+        "costs if it is as far below zero. It *pays* if it pays in at least half of its settings and costs in "
+        f"none, and *costs* the other way round. By the same rule {OURS} as a whole *leads* or *trails*."
     )
 
 
-def _whole(comparisons: Sequence[Compared]) -> Iterator[Finding | str]:
+def _whole(comparisons: Sequence[Compared]) -> list[Finding]:
+    rivals: tuple[tuple[str, Callable[[Comparison], Sequence[str]]], ...] = (
+        (f"{OURS} against the best other method", others),
+        (f"{OURS} against fedavg with {OURS}'s read-out", lambda plan: [fedavg_with_our_readout(plan)]),
+        (f"{OURS} against the best central training", central),
+    )
     with_us = [one for one in comparisons if ours(one.plan)]
-    contests = {one.plan.name: gains(one, ours(one.plan), others(one.plan)) for one in with_us}
-    if found := _finding(f"{OURS} against the best other method", contests):
-        yield found
-    for name, gain in ((name, gain) for name, them in contests.items() for gain in them if gain.verdict <= 0):
-        where = f"{links([name])}, {gain.setting}"
-        yield f"{OURS} is not clearly ahead of the best other method on {where} ({gain} against {gain.than})"
-    alike = {one.plan.name: gains(one, ours(one.plan), [fedavg_with_our_readout(one.plan)]) for one in with_us}
-    if found := _finding(f"{OURS} against fedavg with {OURS}'s read-out", alike):
-        yield found
+    found = [
+        _finding(name, {one.plan.name: gains(one, ours(one.plan), of(one.plan)) for one in with_us}, _AS_A_WHOLE)
+        for name, of in rivals
+    ]
+    return [one for one in found if one]
+
+
+def _behind_and_speed(with_us: Sequence[Compared]) -> Iterator[str]:
+    """Where fednc is not ahead of the best other method, and how soon it reaches the baseline's best."""
+    for one in with_us:
+        for gain in gains(one, ours(one.plan), others(one.plan)):
+            if gain.verdict <= 0:
+                where = f"{links([one.plan.name])}, {gain.setting}"
+                yield f"not clearly ahead of the best other method on {where} ({gain} against {gain.than})"
     if shares := [share_of_rounds(one, setting.name) for one in with_us for setting in one.plan.settings]:
         yield _speed(shares)
 
 
-def _finding(name: str, by_comparison: dict[str, list[Gain]]) -> Finding | None:
-    found = {comparison: all_ for comparison, all_ in by_comparison.items() if all_}
-    together = tuple(gain for all_ in found.values() for gain in all_)
-    return Finding(name, together, tuple(found)) if together else None
+def _finding(
+    name: str, by_comparison: dict[str, list[Gain]], verbs: tuple[str, str] = Finding.verbs
+) -> Finding | None:
+    found = {comparison: gains_ for comparison, gains_ in by_comparison.items() if gains_}
+    return Finding(name, found, verbs) if found else None
 
 
 def _speed(shares: Sequence[float]) -> str:
@@ -189,7 +226,7 @@ def _parts(comparisons: Sequence[Compared]) -> list[Finding]:
                 by_comparison = named.setdefault(part.name, {}).setdefault(one.plan.name, [])
                 by_comparison += gains(one, part.variant, part.against)
     found = [_finding(name, by_comparison) for name, by_comparison in named.items()]
-    return sorted(filter(None, found), key=lambda finding: -fmean(finding.pairs))
+    return sorted(filter(None, found), key=lambda finding: -finding.mean)
 
 
 def _is_the_whole(one: Compared, part: MethodPart) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from fednc.bench.compare.plan import Comparison, Variant
+from fednc.bench.compare.plan import POOLED, Comparison, Variant
 from fednc.bench.compare.report import Compared, factor, last5
 from fednc.common.config.tables import MethodSection
 from fednc.common.tasks.metric_info import PERCENT
@@ -96,23 +96,34 @@ def fedavg_with_our_readout(plan: Comparison) -> str:
     return fedavg(plan, readout=MethodSection.model_validate({"name": OURS}).readout)
 
 
+def central(plan: Comparison) -> list[str]:
+    """The variants that train one model of all data at one place."""
+    return [variant.name for variant in plan.variants if variant.clients == POOLED]
+
+
 def others(plan: Comparison) -> list[str]:
     """The variants that are other methods than fednc. One with the class memory as read-out has half of fednc.
 
     A variant that changes the task is no method: it differs in what is learnt.
     """
     plain = [variant for variant in plan.variants if not (variant.clients or variant.task)]
-    methods = {variant.name: _method(plan, variant) for variant in plain}
+    methods = {variant.name: method_of(plan, variant) for variant in plain}
     return [name for name, method in methods.items() if method.name != OURS and not method.uses_memory]
+
+
+def fedetf(plan: Comparison) -> str:
+    """The variant that is fedetf as it ships; empty if there is none."""
+    return _shipped(plan, "fedetf")
 
 
 def _shipped(plan: Comparison, method: str, **changes: str) -> str:
     wanted = MethodSection.model_validate({"name": method, **changes})
     plain = [one for one in plan.variants if not (one.frame or one.init or one.clients or one.task)]
-    return next((variant.name for variant in plain if _method(plan, variant) == wanted), "")
+    return next((variant.name for variant in plain if method_of(plan, variant) == wanted), "")
 
 
-def _method(plan: Comparison, variant: Variant) -> MethodSection:
+def method_of(plan: Comparison, variant: Variant) -> MethodSection:
+    """The variant's method, with the keys that all variants have."""
     return MethodSection.model_validate({**plan.run.get("method", {}), **variant.method})
 
 

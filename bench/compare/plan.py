@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -43,10 +44,10 @@ class Variant(Section):
     )
     clients: str = Field(
         "",
-        description="for data with clients of its own: `pooled`, one model of all training data at one place; "
-        "`alone`, a model of its own for each client, tested on its own test data; the name of a client, the "
-        "model of this one on all test data; empty: all clients together. Of a simulated split, `client-000` and "
-        "so on name the client of each part",
+        description="`pooled`: one model of all training data at one place; the name of a client: the model of "
+        "this one on all test data (of a simulated split, `client-000` and so on name the client of each part); "
+        "`alone`, for data with clients of its own: a model for each client, tested on its own test data; empty: "
+        "all clients together",
     )
     settings: tuple[str, ...] = Field((), description="settings in which it runs; empty: all")
     rate_like: str = Field(
@@ -173,6 +174,11 @@ class Comparison(Section):
 
     name: Name = Field(description="name of the folder of results")
     title: str = Field("", description="data and clients in a few words, for docs/results.md; empty: its name")
+    tier: Literal["", "long", "smoke"] = Field(
+        "",
+        description="where docs/results.md shows it: `long` first, opening with the first setting; `smoke` last, "
+        "as a test of the methods' first rounds; empty: in between",
+    )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="seeds of runs and splits")
     baseline: str = Field("fedavg", description="variant whose best value is the target of the column `rounds`")
     data: DataSection
@@ -213,10 +219,11 @@ class Comparison(Section):
                 raise ValueError(
                     f"clients = {variant.clients!r} of {variant.name!r} is not a client of data.clients"
                 )
-            if variant.clients and not self.data.clients and part_of(variant.clients) is None:
+            is_part = variant.clients == POOLED or part_of(variant.clients) is not None
+            if variant.clients and not self.data.clients and not is_part:
                 raise ValueError(
                     f"clients of {variant.name!r}: the data has no clients of its own (data.clients), and "
-                    f"{variant.clients!r} is not the client of a part, such as {client_of(0)!r}"
+                    f"{variant.clients!r} is neither {POOLED!r} nor the client of a part, such as {client_of(0)!r}"
                 )
         settings = {setting.name for setting in self.settings}
         for variant in self.variants:
@@ -251,6 +258,20 @@ class Comparison(Section):
             for setting, variant in every
             if setting.name in (variant.settings or (setting.name,))
         ]
+
+    def part(self, settings: Sequence[str]) -> Comparison:
+        """The comparison in these settings alone; its rows are those that the whole one has in them.
+
+        Raises:
+            ConfigError: there is no such setting.
+        """
+        known = [setting.name for setting in self.settings]
+        if unknown := [name for name in settings if name not in known]:
+            raise ConfigError(f"--settings: {self.name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+        kept = tuple(setting for setting in self.settings if setting.name in settings)
+        run = {variant.name for setting, variant in self.pairs if setting in kept}
+        variants = tuple(variant for variant in self.variants if variant.name in run)
+        return self.model_copy(update={"settings": kept, "variants": variants})
 
 
 def client_of(part: int) -> str:
@@ -385,7 +406,7 @@ def _row(
     )
     source = f"{plan.name}, setting {setting.name}, variant {variant.name}"
     clients = _client_count(plan, variant, parse_run(values, source=source))
-    per_round = values.get("rounds", {}).get("clients_per_round", 0)
+    per_round = 0 if variant.clients else values.get("rounds", {}).get("clients_per_round", 0)
     fewer = {"total": plan.tuning.rounds} if kind == "tuning" and plan.tuning.rounds else {}
     # A round without all of its clients must fail: it would not be comparable.
     values = _merged(values, {"rounds": {"min_clients": per_round or clients, **fewer}})
@@ -409,7 +430,7 @@ def _client_count(plan: Comparison, variant: Variant, run: RunConfig) -> int:
     part = part_of(variant.clients)
     if part is not None and part >= run.split.parts:
         raise ConfigError(f"clients = {variant.clients!r} of {variant.name!r}: there are {run.split.parts} parts")
-    return run.split.parts if part is None else 1
+    return 1 if variant.clients else run.split.parts
 
 
 def _merged(base: Values, *changes: Values) -> Values:

@@ -115,6 +115,34 @@ def dots(path: Path, series: Mapping[str, Mapping[str, float]], label: str) -> N
     figure.savefig(path, dpi=150)
 
 
+def differences(path: Path, series: Mapping[str, Sequence[float]], label: str, *, least: float) -> None:
+    """Draw one line per name with a dot for each of its differences, and a stroke at their mean with its value.
+
+    Args:
+        path: PNG file to write.
+        series: name -> differences, at least one.
+        label: label of the horizontal axis.
+        least: differences from `-least` to `least` are shaded: they do not count.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = new_figure((7.2, 1.2 + 0.4 * len(series)))
+    axes = figure.subplots()
+    axes.axvspan(-least, least, color="#dddddd", linewidth=0)
+    axes.axvline(0, color="black", linewidth=0.8)
+    for place, values in enumerate(series.values()):
+        mean = sum(values) / len(values)
+        axes.plot(values, [place] * len(values), "o", color=_COLOURS[0], alpha=0.6)
+        axes.plot(mean, place, "k|", markersize=16, markeredgewidth=2)
+        axes.annotate(f"{mean:+.1f}", (mean, place), (0, 9), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_yticks(range(len(series)), list(series))
+    axes.set_ylim(len(series) - 0.5, -0.7)
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
 def bars(path: Path, rounds: Mapping[str, Sequence[int | None]], label: str) -> None:
     """Draw one bar per name, the mean of its values, and a dot for each value; a label counts those that are None.
 

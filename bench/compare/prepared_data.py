@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Formatter
@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from fednc.bench.compare.plan import CLIENT, Comparison
-from fednc.common.config.run import parse_run
+from fednc.bench.compare.plan import CLIENT, Comparison, client_of
+from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.errors import ConfigError, DataError
 from fednc.common.files import write_atomically
 from fednc.common.tasks import discovery
-from fednc.common.tasks.api import Task, TaskData
+from fednc.common.tasks.api import Part, Task, TaskData
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 _SUBSET_SEED = 0  # which examples of a larger data set: the same for every comparison
@@ -110,8 +110,27 @@ def _write_all(task: Task, pairs: Mapping[str, Pair], folder: Path) -> Prepared:
     return Prepared(pooled.path, sha256, {name: one.path for name, one in alone.items()})
 
 
-def _together(packed: Mapping[str, Arrays]) -> Arrays:
+def pool(run: RunConfig, data: Path) -> Path:
+    """A file with the training examples of all parts of the run's split, each part as its client has it.
+
+    Its test examples are shifted as the run's are, so a run that reads it has no split.
+
+    Raises:
+        DataError: a part cannot be read.
+    """
+    assert run.split is not None
+    task, count = discovery.get(run), run.split.parts
+    spec = task.packed_spec(data)
+    test = task.load_test(spec)
+    parts = (task.load_train(spec, Part(index, count), run.split) for index in range(count))
+    packed = {client_of(index): task.pack(part, test) for index, part in enumerate(parts)}
+    return _write(_together(packed, {"train"}), data.parent).path
+
+
+def _together(packed: Mapping[str, Arrays], of: Set[str] = frozenset({"train", "test"})) -> Arrays:
     """The arrays of all clients: those with a row for each example one after the other (see `Task.pack`).
+
+    `of`: the examples in question; arrays of others must be the same at all clients.
 
     Raises:
         DataError: an array that is not about examples differs between clients.
@@ -119,7 +138,7 @@ def _together(packed: Mapping[str, Arrays]) -> Arrays:
     first, *others = packed.values()
     found = {}
     for key, values in first.items():
-        if {"train", "test"} & set(key.split("_")):
+        if of & set(key.split("_")):
             found[key] = np.concatenate([arrays[key] for arrays in packed.values()])
         elif all(np.array_equal(values, arrays[key]) for arrays in others):
             found[key] = values

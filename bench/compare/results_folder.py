@@ -5,6 +5,7 @@ Called by `results_page.py`. The comparison file says which rows belong to it, t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ class Found:
             None if nothing is left.
         there: how many rows of the comparison file are in the folder.
         planned: how many rows the comparison file has.
+        missing: how many of these the folder lacks, by setting; only settings that lack some.
         older: how many of the shown rows come from an earlier version of the file or of a method's defaults.
     """
 
@@ -32,6 +34,7 @@ class Found:
     compared: Compared | None
     there: int
     planned: int
+    missing: dict[str, int]
     older: int
 
 
@@ -48,14 +51,23 @@ def read_folder(plan: Comparison, folder: Path) -> Found:
     final = [row for row in final if row["lr"] == _rate(plan, rates, row) and row["seed"] in plan.seeds]
     tuning, final = _newest(tuning, wanted), _newest(final, wanted)
     shown = [*tuning, *final]
-    planned = sum(len(plan.tuning.rates) * (not v.rate_like) + len(plan.seeds) for _, v in plan.pairs)
+    planned, there = _planned(plan), Counter(row["setting"] for row in shown if row["digest"] in wanted)
     return Found(
         plan=plan,
         compared=_compared(plan, tuning, final, rates),
-        there=sum(row["digest"] in wanted for row in shown),
-        planned=planned,
+        there=there.total(),
+        planned=planned.total(),
+        missing=dict(planned - there),
         older=sum(row["digest"] not in wanted for row in shown),
     )
+
+
+def _planned(plan: Comparison) -> Counter[str]:
+    """How many rows the comparison file has, by setting."""
+    found: Counter[str] = Counter()
+    for setting, variant in plan.pairs:
+        found[setting.name] += len(plan.tuning.rates) * (not variant.rate_like) + len(plan.seeds)
+    return found
 
 
 def _digests(plan: Comparison, tuning: Sequence[Result], final: Sequence[Result], rates: Rates) -> Iterable[str]:

@@ -1,5 +1,6 @@
 """docs/results.md, made from results/ alone: `make results` writes it, a test compares it with the committed page.
 
+The long comparisons come first: a table, then a picture for each claim. Then all others, and smoke tests last.
 Figures come from the rows, verdicts from stated rules (`findings.py`, `gains.py`), explanations of words from
 `terms.py`. Runs nothing.
 """
@@ -13,8 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fednc.bench.compare import natural, relative_gains
-from fednc.bench.compare.findings import conclusions, overview, paragraph, rules
+from fednc.bench.compare import claims, file_comment, long_tier, natural, relative_gains
+from fednc.bench.compare.findings import Finding, findings, listed, overview, paragraph, rules
 from fednc.bench.compare.gains import OURS, Gain, gains, others, ours
 from fednc.bench.compare.plan import MethodPart, Variant, read_comparison
 from fednc.bench.compare.report import Compared, on_data, results_table, table_head, tuning_table, worded
@@ -25,12 +26,22 @@ from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
 
 _BENCHES = ("link", "fold", "scale", "trainer")
 _OF_A_SETTING = [kind for kind in PICTURES if kind != "initialisation"]
+_OPENING = """
+How close federated training comes to training with all data at one place, and what each part of it is worth. Each
+figure and verdict is computed from the rows in `results/`; the command beside it gives them again.
+[Clients with data of their own](#clients-with-data-of-their-own) and [other questions](#other-questions) follow,
+then [what did not run](#what-did-not-run), [all words](#how-to-read-this-page) and all details.
+"""
 _CAPTION = """
 Test accuracy of the global model in per cent, mean of the last five rounds; then mean ± standard deviation over
-the seeds. Test sets are balanced, except those of natural federations. The best other method is the best of
-those that were run in that setting. The last column shows how much of the lead comes from the read-out alone.
-[How to read this page](#how-to-read-this-page) explains every word.
+the seeds. The best other method is the best of those that were run in that setting. The last column shows how much
+of the lead comes from the read-out alone.
 """
+_SMOKE = """
+Eight to twelve rounds on at most 6,000 images. They are quick, so they show whether a change broke a method, and
+what happens in the first rounds. They say little about the end of training: for that see the top of the page.
+"""
+_UNRUN = "Nothing has been measured yet."
 _NATURAL = """
 Clients that differ because they are different hospitals, domains or people. Each trains and is tested on data of
 its own. Pooled: on all test examples together; mean: the mean over the clients. `pooled` is one model of all
@@ -60,28 +71,85 @@ def page(configs: Path, results: Path) -> str:
     Raises:
         DataError, ConfigError: a file of either cannot be used.
     """
-    plans = [read_comparison(path) for path in sorted(configs.glob("*.toml"))]
-    found = [read_folder(plan, results / plan.name) for plan in plans]
-    shown = [(one.compared, one) for one in found if one.compared]
-    # The table and the list at the top are about accuracy; a comparison by another metric has its section alone.
-    comparisons = [compared for compared, _ in shown if compared.metric == ACCURACY]
+    found = _read(configs, results)
+    by_tier = {tier: _shown(found, tier) for tier in ("long", "", "smoke")}
     measured = sorted((results / "bench").glob("*.json"))
-    lines = ["# Results", "", *overview(comparisons), "", *paragraph(_CAPTION.strip()), ""]
-    lines += ["## What pays and what does not", "", *paragraph(rules()), "", *conclusions(comparisons)]
-    lines += _natural([compared for compared, _ in shown if natural.is_natural(compared)])
-    lines += ["## How to read this page", "", *paragraph(_SOURCE.strip()), *_words(), ""]
-    lines += ["## What was run", "", *_state(found), *_measured(measured)]
-    for compared, one in shown:
-        lines += ["", *_section(compared, one, results / one.plan.name, configs)]
-    return "\n".join([*lines, *_speed(measured)]) + "\n"
+    lines = ["# Results", "", *paragraph(_OPENING.strip()), "", *_long(by_tier["long"], configs, results)]
+    lines += _natural([one for one in by_tier[""] if natural.is_natural(one)], configs)
+    lines += ["## Other questions", "", *_findings(by_tier[""], configs)]
+    lines += ["## What did not run", "", *_not_run(found, configs), *_not_measured(measured), ""]
+    lines += ["## How to read this page", "", *paragraph(_SOURCE.strip()), *_words()]
+    for one in (one for tier in ("long", "") for one in by_tier[tier]):
+        lines += ["", *_section(one, _of(found, one), results / one.plan.name, configs)]
+    lines += _speed(measured)
+    if by_tier["smoke"]:
+        lines += [
+            "",
+            "## Smoke tests",
+            "",
+            *paragraph(_SMOKE.strip()),
+            "",
+            *overview(_by_accuracy(by_tier["smoke"])),
+        ]
+        lines += ["", *paragraph(_CAPTION.strip()), "", *_findings(by_tier["smoke"], configs)]
+    for one in by_tier["smoke"]:
+        lines += ["", *_section(one, _of(found, one), results / one.plan.name, configs)]
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _natural(comparisons: Sequence[Compared]) -> Iterator[str]:
+def draw(configs: Path, results: Path) -> None:
+    """Draw the pictures of the claims. Raises MissingExtraError: matplotlib is not installed."""
+    comparisons = _shown(_read(configs, results), "long")
+    claims.draw(_claims(comparisons), comparisons, results / claims.FOLDER)
+
+
+def _read(configs: Path, results: Path) -> list[Found]:
+    plans = [read_comparison(path) for path in sorted(configs.glob("*.toml"), key=lambda path: path.stem)]
+    return [read_folder(plan, results / plan.name) for plan in plans]
+
+
+def _shown(found: Sequence[Found], tier: str) -> list[Compared]:
+    return [one.compared for one in found if one.compared and one.plan.tier == tier]
+
+
+def _of(found: Sequence[Found], compared: Compared) -> Found:
+    return next(one for one in found if one.compared is compared)
+
+
+def _by_accuracy(comparisons: Sequence[Compared]) -> list[Compared]:
+    """Those whose gains are in points of accuracy; a comparison by another metric has its section alone."""
+    return [one for one in comparisons if one.metric == ACCURACY]
+
+
+def _claims(comparisons: Sequence[Compared]) -> list[Finding]:
+    return findings(_by_accuracy(comparisons))
+
+
+def _long(comparisons: Sequence[Compared], configs: Path, results: Path) -> Iterator[str]:
+    """The top: the base cell, the claims, one factor at a time."""
+    if not comparisons:
+        yield from [f"The long comparisons: {_UNRUN[0].lower()}{_UNRUN[1:]}", ""]
+        return
+    yield from long_tier.base_cell(comparisons[0], configs)
+    yield from ["## What pays and what does not", "", *paragraph(rules()), ""]
+    yield from claims.section(_claims(comparisons), configs, results / claims.FOLDER)
+    yield from ["## One factor at a time", "", *long_tier.one_factor(comparisons, configs)]
+
+
+def _findings(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
+    there = _by_accuracy(comparisons)
+    if not there:
+        yield from [_UNRUN, ""]
+        return
+    yield from [*paragraph(rules()), "", *listed(there, configs)]
+
+
+def _natural(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
     """The section on clients with data of their own; nothing if there are none."""
     if not comparisons:
         return
     yield from [
-        "## Natural federations",
+        "## Clients with data of their own",
         "",
         *paragraph(_NATURAL.strip()),
         "",
@@ -91,10 +159,11 @@ def _natural(comparisons: Sequence[Compared]) -> Iterator[str]:
         "",
     ]
     for compared in comparisons:
-        said = list(natural.verdicts(compared))
-        for line in said:
-            yield from paragraph(line.removeprefix("* "), "* " if line.startswith("* ") else "")
-        yield from [""] if said else []
+        first, *items = [*natural.verdicts(compared)] or [f"**{compared.plan.name}**"]
+        yield from [*paragraph(first), *file_comment.code(configs, [compared.plan.name])]
+        for item in items:
+            yield from paragraph(item.removeprefix("* "), "* ")
+        yield from [""] if items else []
     yield from paragraph(
         "Published figures: "
         + "; ".join(f"{one.plan.name}: {one.plan.published_by}" for one in comparisons if one.plan.published_by)
@@ -108,23 +177,28 @@ def _words() -> Iterator[str]:
         yield from ["", *explained(kind, terms)]
 
 
-def _state(found: Sequence[Found]) -> Iterator[str]:
-    yield from table_head(("comparison", "runs done", "state"))
-    for one in found:
+def _not_run(found: Sequence[Found], configs: Path) -> Iterator[str]:
+    """A table of the comparisons that lack runs, in which settings, and the commands that run them."""
+    yield from table_head(("comparison", "runs done", "not run", "command"))
+    for one in (one for one in found if one.missing):
         name, older = one.plan.name, f", {one.older} of an earlier version" if one.older else ""
-        state = "not run" if not one.there else "complete" if one.there == one.planned else "partly run"
-        yield f"| [{name}](../bench/configs/{name}.toml) | {one.there} of {one.planned}{older} | {state} |"
+        every = len(one.missing) == len(one.plan.settings) and not one.there
+        lacks = "all" if every else "; ".join(f"{setting}: {count} runs" for setting, count in one.missing.items())
+        lines = file_comment.commands(configs / f"{name}.toml", one.missing)
+        run = "<br>".join(f"`{line}`" for line in lines)
+        yield f"| [{name}](../bench/configs/{name}.toml) | {one.there} of {one.planned}{older} | {lacks} | {run} |"
 
 
-def _measured(paths: Sequence[Path]) -> Iterator[str]:
+def _not_measured(paths: Sequence[Path]) -> Iterator[str]:
     for kind in _BENCHES:
-        there = [path.stem for path in paths if path.stem.split("-")[0] == kind]
-        yield f"| `fednc bench {kind}` | {', '.join(there) or 'none'} | {'complete' if there else 'not run'} |"
+        if not any(path.stem.split("-")[0] == kind for path in paths):
+            yield f"| speed: {kind} | none | all | `fednc bench {kind}` |"
 
 
 def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> Iterator[str]:
     plan = compared.plan
-    yield from [f"## {plan.name}", "", *_comment(configs / f"{plan.name}.toml"), "", *_provenance(compared.final)]
+    about = file_comment.section(configs / f"{plan.name}.toml")
+    yield from [f"## {plan.name}", "", *about, "", *_provenance(compared.final)]
     if found.older:
         yield from ["", f"{found.older} of the runs are older than today's comparison file or defaults."]
     if ours(plan) and others(plan):
@@ -149,15 +223,6 @@ def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> I
     for path in sorted(folder.glob("*.png")):
         if path.stem not in of_settings:
             yield from ["", f"![{path.stem}](../results/{folder.name}/{path.name})"]
-
-
-def _comment(config: Path) -> Iterator[str]:
-    """What the comparison file says about itself, its command as code."""
-    for line in config.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            return
-        text = line.removeprefix("#").strip()
-        yield from ["", f"    {text}"] if text.startswith("fednc ") else [text]
 
 
 def _provenance(rows: Sequence[Result]) -> list[str]:
@@ -277,4 +342,6 @@ def _plain(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page(Path(__file__).parents[1] / "configs", Path("results")), encoding="utf-8")
+    folders = Path(__file__).parents[1] / "configs", Path("results")
+    draw(*folders)
+    Path(sys.argv[1]).write_text(page(*folders), encoding="utf-8")

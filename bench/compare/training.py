@@ -16,7 +16,7 @@ from typing import Any
 from fednc.bench.compare import initialisation
 from fednc.bench.compare.own_tests import OfClients, OwnTests, Trained, client_figures, together
 from fednc.bench.compare.plan import ALONE, DATA, POOLED, Row, client_of, part_of
-from fednc.bench.compare.prepared_data import Prepared
+from fednc.bench.compare.prepared_data import Prepared, pool
 from fednc.bench.local_grid import LocalGrid
 from fednc.client.app.host import ClientConfig
 from fednc.common.config.run import RunConfig
@@ -51,10 +51,9 @@ def train(rows: Sequence[Row], data: Prepared, device: str, on_round: Callable[[
 def _train(rows: Sequence[Row], data: Prepared, device: str, on_round: Callable[[], None]) -> list[dict[str, Any]]:
     lead = max(rows, key=_needs)
     if lead.clients != ALONE:
-        return [
-            _outcome(one)
-            for one in _trained(rows, lead, _clients(lead, data), data.path, data.clients, device, on_round)
-        ]
+        clients = _clients(lead, data)
+        test = clients.get(POOLED, data.path)
+        return [_outcome(one) for one in _trained(rows, lead, clients, test, data.clients, device, on_round)]
     last = list(data.clients)[-1]
     own = [
         _trained(rows, lead, {name: path}, path, {name: path}, device, on_round if name == last else _nothing)
@@ -70,7 +69,7 @@ def _nothing() -> None:
 def _clients(row: Row, data: Prepared) -> Mapping[str, Path]:
     """Name and data of each client of a row's run."""
     if row.clients == POOLED:
-        return {POOLED: data.path}
+        return {POOLED: pool(row.run, data.path) if row.run.split else data.path}
     if data.clients:
         return {row.clients: data.clients[row.clients]} if row.clients else data.clients
     assert row.run.split is not None
@@ -88,7 +87,7 @@ def _trained(
     on_round: Callable[[], None],
 ) -> list[Trained]:
     """What each of the rows gives. `own_tests`: test data of each natural client."""
-    run, places = _placed(lead.run, test), discovery.get(lead.run).packed_spec
+    run, places = _placed(lead, test), discovery.get(lead.run).packed_spec
     members = [
         ClientConfig(name=name, data=places(path), device=device, val_share=0) for name, path in clients.items()
     ]
@@ -178,12 +177,13 @@ def _alignment(training: FederatedRun) -> dict[str, list[str]]:
     return {"alignment": [" ".join(f"{value:.3f}" for value in row) for row in cosine_KK.tolist()]}
 
 
-def _placed(run: RunConfig, data: Path) -> RunConfig:
+def _placed(row: Row, data: Path) -> RunConfig:
     """The run with its test data. It fits no temperature: clients hold nothing out, and no row tells it."""
+    run = row.run
     test = run.evaluate.test.replace(DATA, discovery.get(run).packed_spec(data))
-    return run.model_copy(
-        update={"evaluate": run.evaluate.model_copy(update={"test": test, "temperature": False})}
-    )
+    evaluate = run.evaluate.model_copy(update={"test": test, "temperature": False})
+    split = None if row.clients == POOLED else run.split  # what is pooled has been split and shifted
+    return run.model_copy(update={"evaluate": evaluate, "split": split})
 
 
 def _outcome(trained: Trained) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""docs/results.md says what the rows say: first one table, then what pays and what does not."""
+"""docs/results.md says what the rows say: what pays, each claim with its command, and what did not run."""
 
 from __future__ import annotations
 
 import gzip
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,13 +14,14 @@ from typing import Any
 import pytest
 
 from fednc.bench.compare.gains import Gain, gains
-from fednc.bench.compare.plan import Comparison, Row, final_rows, read_comparison, tuning_rows
+from fednc.bench.compare.plan import Row, read_comparison
 from fednc.bench.compare.results_folder import read_folder
 from fednc.bench.compare.results_page import page
 from fednc.bench.compare.run_archive import ARCHIVE, archive_runs, read_runs, write_run
 from fednc.bench.compare.terms import COLUMNS, METHODS, SPEED, TERMS
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import DataError
+from support.written_results import Place
 
 ROOT = Path(__file__).parents[3]
 CONFIGS, RESULTS = ROOT / "bench" / "configs", ROOT / "results"
@@ -61,64 +63,14 @@ against = ["fednc", "fedavg"]
 ACCURACY = {"fedavg": 0.5, "fednc": 0.7, "pulled": 0.6}
 
 
-def result(row: Row, accuracy: float) -> dict[str, Any]:
-    machine = {"cpu": "a CPU", "cores": 2, "torch": "2"}
-    rounds = [{"round": 1, "accuracy": accuracy / 2}, {"round": 2, "accuracy": accuracy}]
-    return {
-        "digest": row.digest,
-        "kind": row.kind,
-        "setting": row.setting,
-        "variant": row.variant,
-        "seed": row.seed,
-        "lr": row.lr,
-        "failed": "",
-        "summary": {"last5": accuracy, "best": accuracy, "session_acc": [0.25, 0.75]},
-        "rounds": rounds,
-        "duration_s": 9,
-        "shared_by": 3,
-        "command": "fednc compare small.toml",
-        "commit": "abc",
-        "machine": machine,
-        "device": "cpu",
-        "data_sha256": row.data_sha256,
-        "config": {},
-    }
-
-
-class Place:
-    """A folder of comparison files and one of results, small enough to write by hand."""
-
-    def __init__(self, folder: Path) -> None:
-        self.configs, self.results = folder / "configs", folder / "results"
-        self.configs.mkdir()
-        (self.results / "small").mkdir(parents=True)
-        (self.configs / "small.toml").write_text(FILE.lstrip())
-
-    @property
-    def plan(self) -> Comparison:
-        return read_comparison(self.configs / "small.toml")
-
-    def rows(self) -> list[Row]:
-        tuning = tuning_rows(self.plan, "t")
-        return [*tuning, *final_rows(self.plan, {(row.setting, row.variant): 0.1 for row in tuning}, "f")]
-
-    def put(self, row: Row, accuracy: float | None = None) -> None:
-        value = ACCURACY[row.variant] + row.seed / 100 + row.lr / 10 if accuracy is None else accuracy
-        write_run(self.results / "small", result(row, value))
-
-    def page(self) -> str:
-        return page(self.configs, self.results)
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+    return Place(tmp_path, FILE, ACCURACY)
 
 
 @pytest.fixture
 def full(place: Place) -> Place:
-    for row in place.rows():
-        place.put(row)
+    place.fill()
     return place
 
 
@@ -204,8 +156,7 @@ def paragraphs(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("kind", ["committed", "full", "empty"])
 def test_no_paragraph_is_longer_than_five_lines(kind: str, place: Place) -> None:
     if kind == "full":
-        for row in place.rows():
-            place.put(row)
+        place.fill()
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8") if kind == "committed" else place.page()
     found = paragraphs(text)
     assert len(found) >= 4
@@ -218,7 +169,7 @@ def test_the_page_does_not_depend_on_the_order_in_which_rows_came(tmp_path: Path
     said = []
     for turn in (1, -1):
         (tmp_path / str(turn)).mkdir()
-        place = Place(tmp_path / str(turn))
+        place = Place(tmp_path / str(turn), FILE, ACCURACY)
         for row in place.rows()[::turn]:
             place.put(row)
             if row.seed == turn:  # some in the archive, some not
@@ -227,13 +178,13 @@ def test_the_page_does_not_depend_on_the_order_in_which_rows_came(tmp_path: Path
     assert len(set(said)) == 1
 
 
-def test_the_committed_page_begins_with_the_table_and_its_figures_are_those_of_the_rows() -> None:
+def test_the_figures_of_the_committed_table_of_smoke_tests_are_those_of_the_rows() -> None:
     """Read from the page as a reader does, and computed from the archives without any code of the page."""
     lines = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "# Results"
-    assert lines[2] == "| setting | fednc | best other method | fedavg | fedavg with fednc's read-out |"
-    table = [line.strip("| ").split(" | ") for line in lines[4 : lines.index("", 4)]]
-    assert len(table) == 26
+    head = lines.index("| setting | fednc | best other method | fedavg | fedavg with fednc's read-out |")
+    assert head > lines.index("## Smoke tests")
+    table = [line.strip("| ").split(" | ") for line in lines[head + 2 : lines.index("", head)]]
+    assert len(table) == 14
     ours = {"cpu-ladder": "discriminant"}  # what cpu-ladder calls it
     for setting, *cells in table:
         title, name = setting.rstrip(")").rpartition("(#")[::2]
@@ -254,9 +205,12 @@ def test_the_committed_page_begins_with_the_table_and_its_figures_are_those_of_t
         assert max(fmean(by_variant[one]) for one in rivals) == fmean(by_variant[rival])
 
 
-def listed(text: str, group: str) -> str:
-    """The items of one group of the list, as one line."""
-    return " ".join(text.partition(f"**{group}**\n")[2].partition("\n\n**")[0].partition("\n\n## ")[0].split())
+def items(text: str, *comparisons: str) -> list[str]:
+    """The list of findings that have their evidence in these comparisons, one line for each."""
+    wanted = "From " + ", ".join(f"[{name}](#{name})" for name in comparisons) + ":"
+    found = [one for one in re.split(r"\n(?=From \[)", text) if " ".join(one.split("\n\n")[0].split()) == wanted]
+    listed = [block for one in found for block in one.split("\n\n") if block.startswith("* ")]
+    return [" ".join(item.split()) for block in listed[:1] for item in block.removeprefix("* ").split("\n* ")]
 
 
 def test_committed_findings_follow_from_the_rows() -> None:
@@ -270,25 +224,62 @@ def test_committed_findings_follow_from_the_rows() -> None:
         return float(100 * found["summary"]["last5"])
 
     settings, seeds = ("dirichlet-0.1", "dirichlet-0.05", "shift"), (1, 2, 3)
-    for variant, rival, group, name in (
-        ("prior", "frame", "Pays", "loss that allows for each client's class frequencies (class prior)"),
-        ("centre", "prior", "Does not pay", "class means of each batch pulled to the memory in training"),
+    for variant, rival, verdict, name in (
+        ("prior", "frame", "pays", "loss that allows for each client's class frequencies (class prior)"),
+        ("centre", "prior", "costs", "class means of each batch pulled to the memory in training"),
     ):
         gain = {s: [accuracy(s, variant, n) - accuracy(s, rival, n) for n in seeds] for s in settings}
         pairs = [one for them in gain.values() for one in them]
         sure = {s: abs(fmean(them)) > max(0.5, 2 * stdev(them) / 3**0.5) for s, them in gain.items()}
-        verb = "pays" if fmean(pairs) > 0 else "costs"
         assert (
-            f"* {fmean(pairs):+.1f}: {name}; ahead in {sum(one > 0 for one in pairs)} of 9 pairs, "
-            f"{verb} in {sum(sure.values())} of 3 settings ([cpu-ladder](#cpu-ladder))"
-        ) in listed(text, group)
+            f"{fmean(pairs):+.1f}, **{verdict}**: {name}; ahead in {sum(one > 0 for one in pairs)} of 9 pairs, "
+            f"{verdict} in {sum(sure.values())} of 3 settings"
+        ) in items(text, "cpu-ladder")
+
+
+def test_every_list_of_findings_begins_with_the_commands_of_its_comparisons() -> None:
+    """The commands are those at the top of the comparison files, read here without any code of the page."""
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    lists = re.findall(r"^From ((?:[^\n]+\n)+?)\n((?:    .+\n)+)\n\* ", text, re.MULTILINE)
+    assert len(lists) >= 8
+    assert len(lists) == text.count("\nFrom [")
+    for named, code in lists:
+        names = re.findall(r"\[([^\]]+)\]\(#", named)
+        wanted = [line for name in names for line in commands_of(name)]
+        assert [line.strip() for line in code.splitlines()] == wanted
+
+
+def commands_of(name: str) -> list[str]:
+    lines = (CONFIGS / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    found = [line.removeprefix("#").strip() for line in lines if line.startswith("#   fednc compare ")]
+    assert any(f"bench/configs/{name}.toml" in line for line in found), "each comparison file says how to run it"
+    return found
+
+
+def test_every_section_of_the_committed_page_has_its_commands_and_smoke_tests_come_last() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    plans = [read_comparison(path) for path in CONFIGS.glob("*.toml")]
+    sections = {found[0]: found[1] for found in re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, re.M | re.S)}
+    shown = [plan for plan in plans if plan.name in sections]
+    assert {plan.name for plan in shown} == COMMITTED.keys()
+    for plan in shown:
+        assert all(f"    {line}\n" in sections[plan.name] for line in commands_of(plan.name))
+        at = text.index(f"\n## {plan.name}\n")
+        assert (at > text.index("\n## Smoke tests\n") > text.index("\n## Speed\n")) == (plan.tier == "smoke")
+    assert {plan.name for plan in plans if plan.tier == "smoke"} >= {
+        "cpu-smoke",
+        "cpu-fashion",
+        "cpu-ladder",
+        "demo",
+    }
 
 
 def test_every_column_of_the_page_is_explained_once() -> None:
     lines = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
     heads = [before for before, line in itertools.pairwise(lines) if line.startswith("|---")]
     columns = {cell.strip() for head in heads for cell in head.strip("|").split("|")}
-    columns |= {line.split(" | ")[0].strip("| ") for line in lines[lines.index("## Speed") :] if line[:2] == "| "}
+    speed = lines[lines.index("## Speed") : lines.index("## Smoke tests")]
+    columns |= {line.split(" | ")[0].strip("| ") for line in speed if line[:2] == "| "}
     explained = [word for terms in (TERMS, METHODS, COLUMNS, SPEED) for key in terms for word in key.split(", ")]
     plans = [read_comparison(path) for path in CONFIGS.glob("*.toml")]
     clients = {name for one in plans for name in one.data.clients}
@@ -296,7 +287,8 @@ def test_every_column_of_the_page_is_explained_once() -> None:
     columns -= {f"rounds: {one.baseline}" for one in plans}
     columns -= {metric for one in plans for gain in one.gains for metric in gain.against}
     settings = {one.name for path in CONFIGS.glob("*.toml") for one in read_comparison(path).settings}
-    plain = {"setting", "best other method", "fedavg with fednc's read-out", "comparison", "runs done", "state"}
+    plain = {"setting", "best other method", "fedavg with fednc's read-out", "comparison", "runs done", "not run"}
+    plain |= {"command", "own read-out", "fednc's read-out", "below central training", "fednc below central"}
     plain |= {"word", "method", "column", "picture", "meaning", "value", "rounds: fednc", "rounds: fedavg"}
     rates = {column for column in columns if column.replace(".", "").isdecimal()}
     engines = {"raw", "flower", "bare", "REST, JSON", "REST, binary", "gRPC"}
@@ -306,45 +298,50 @@ def test_every_column_of_the_page_is_explained_once() -> None:
 
 def test_the_list_says_what_pays_and_what_does_not(full: Place) -> None:
     said = full.page()
-    whole = listed(said, "fednc as a whole")
-    assert "* +20.0: fednc against the best other method; ahead in 4 of 4 pairs, pays in 2 of 2 settings" in whole
-    assert "in 2 of 2 settings fednc reaches the baseline's best accuracy with every seed, in 100% of" in whole
-    assert "read-out; " not in whole, "fedavg with fednc's read-out was not run"
-    assert listed(said, "Does not pay") == (
-        "* -10.0: the pull; ahead in 0 of 4 pairs, costs in 2 of 2 settings ([small](#small))"
+    whole, part, speed = items(said, "small")
+    assert whole == (
+        "+20.0, **leads**: fednc against the best other method; ahead in 4 of 4 pairs, leads in 2 of 2 settings"
     )
-    assert "**Pays**" not in said
+    assert part == "-10.0, **costs**: the pull; ahead in 0 of 4 pairs, costs in 2 of 2 settings"
+    assert speed.startswith(
+        "in 2 of 2 settings fednc reaches the baseline's best accuracy with every seed, in 100% of"
+    )
+    assert "fednc against fedavg with fednc's read-out" not in said, "it was not run"
     table = next(line for line in said.splitlines() if line.startswith("| the pull |"))
     assert table.count("costs (best: fednc)") == 2
 
 
 @pytest.mark.parametrize(
-    ("easy", "hard", "group", "verdict"),
+    ("easy", "hard", "verdict", "told"),
     [
-        (0.9, 0.9, "Pays", "pays in 2 of 2 settings"),
-        (0.9, None, "Pays in less than half of its settings, or costs in some", "pays in 1 and costs in 1 of 2"),
-        (0.7, 0.7, "Does not pay", "no clear difference in any of 2 settings"),
+        (0.9, 0.9, "pays", "pays in 2 of 2 settings"),
+        (0.9, 0.7, "pays", "pays in 1 of 2 settings"),
+        (0.9, None, "mixed", "pays in 1 and costs in 1 of 2"),
+        (0.7, None, "costs", "costs in 1 of 2"),
+        (0.7, 0.7, "no clear difference", "no clear difference in any of 2 settings"),
     ],
 )
-def test_a_part_is_listed_by_what_its_rows_say(
-    easy: float, hard: float | None, group: str, verdict: str, full: Place
+def test_a_part_is_judged_by_what_its_rows_say(
+    easy: float, hard: float | None, verdict: str, told: str, full: Place
 ) -> None:
     for row in full.rows():
         value = easy if row.setting == "easy" else hard
         if (row.kind, row.variant) == ("final", "pulled") and value:
             full.put(row, value + row.seed / 100 + row.lr / 10)
-    assert verdict in listed(full.page(), group)
+    said = next(item for item in items(full.page(), "small") if "the pull" in item)
+    assert f"**{verdict}**: the pull" in said
+    assert told in said
 
 
 def test_a_method_that_is_behind_is_named(full: Place) -> None:
     for row in full.rows():
         if (row.kind, row.variant, row.setting) == ("final", "fednc", "hard"):
             full.put(row, 0.4)
-    whole = listed(full.page(), "fednc as a whole")
-    behind = "fednc is not clearly ahead of the best other method on [small](#small), hard"
-    assert f"* {behind} (-12.5 ± 0.7 against fedavg)" in whole
-    assert "easy" not in whole
-    assert "in 1 of 2 settings fednc reaches" in whole
+    behind, speed = items(full.page(), "small")[-2:]
+    assert behind == (
+        "not clearly ahead of the best other method on [small](#small), hard (-12.5 ± 0.7 against fedavg)"
+    )
+    assert "in 1 of 2 settings fednc reaches" in speed
 
 
 def test_rounds_are_compared_with_the_baselines(full: Place) -> None:
@@ -358,17 +355,29 @@ def test_lists_of_figures_have_a_column(full: Place) -> None:
     assert "| 0.25 / 0.75 | 3 |" in full.page(), "shared runs count by their share"
 
 
-def test_what_is_missing_is_listed_as_not_run(place: Place) -> None:
-    assert "| 0 of 20 | not run |" in place.page()
+def test_what_is_missing_is_listed_in_one_place_with_its_command(place: Place) -> None:
+    link, command = "[small](../bench/configs/small.toml)", "`fednc compare small.toml`"
+    assert f"| {link} | 0 of 20 | all | {command} |" in place.page()
     assert "Nothing has been measured yet." in place.page()
-    assert "| `fednc bench scale` | none | not run |" in place.page()
+    assert "| speed: scale | none | all | `fednc bench scale` |" in place.page()
     for row in place.rows():
         if row.setting == "easy" and row.variant != "pulled":
             place.put(row)
     said = place.page()
-    assert "| 8 of 20 | partly run |" in said
+    assert f"| {link} | 8 of 20 | easy: 2 runs; hard: 10 runs | {command} |" in said
     assert "### hard" not in said
     assert "| the pull | pulled | fednc, fedavg | not run |" in said
+    place.fill()
+    assert link not in place.page()
+
+
+def test_the_committed_page_lists_each_comparison_as_run_or_not_run() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    table = text.partition("\n## What did not run\n")[2].partition("\n## ")[0]
+    for plan in (read_comparison(path) for path in CONFIGS.glob("*.toml")):
+        planned = sum(len(plan.tuning.rates) * (not v.rate_like) + len(plan.seeds) for _, v in plan.pairs)
+        done = len(COMMITTED.get(plan.name, {}))
+        assert (f"[{plan.name}](../bench/configs/{plan.name}.toml)" in table) == (done < planned), plan.name
 
 
 def test_results_of_an_earlier_version_are_marked_and_replaced_by_new_ones(full: Place) -> None:
@@ -428,6 +437,13 @@ def test_every_picture_is_shown_once(full: Place) -> None:
     assert said.index("easy-sessions") < said.index("### hard") < said.index("hard-alignment")
 
 
+def test_every_picture_of_a_claim_is_on_the_committed_page() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    drawn = {path.name for path in (RESULTS / "claims").glob("*.png")}
+    assert {*re.findall(r"\]\(\.\./results/claims/([^)]+)\)", text)} == drawn
+    assert len(drawn) == len(re.findall(r"^### [-+][0-9.]+ points: ", text, re.MULTILINE))
+
+
 def test_measurements_have_a_table_with_their_command(place: Place) -> None:
     (place.results / "bench").mkdir()
     machine = {"cpu": "a CPU", "cores": 2, "memory_gib": 4.0}
@@ -440,5 +456,5 @@ def test_measurements_have_a_table_with_their_command(place: Place) -> None:
     said = place.page()
     assert "### fold\n\n    fednc bench fold --json -\n\nCommit abc; hardware a CPU (2 cores, 4.0 GiB)." in said
     assert "| ratio | 0.6123 |" in said
-    assert "| `fednc bench fold` | fold | complete |" in said
+    assert "| speed: fold |" not in said
     assert "| clients | round_s |\n|---|---|\n| 2 | 0.5 |\n| 8 | 1.25 |" in said

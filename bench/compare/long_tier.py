@@ -1,0 +1,124 @@
+"""The top of docs/results.md: all methods in the base cell of the long comparisons, then one factor at a time.
+
+The base cell is the first setting of the first comparison with `tier = "long"`. Called by `results_page.py`; every
+figure is computed from the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from fednc.bench.compare.file_comment import code
+from fednc.bench.compare.findings import paragraph
+from fednc.bench.compare.gains import OURS, central, fedavg, fedavg_with_our_readout, fedetf, method_of, ours
+from fednc.bench.compare.plan import Comparison, Variant
+from fednc.bench.compare.report import Compared, factor, last5, spread, table_head
+from fednc.common.config.tables import MethodSection
+from fednc.common.methods.api import Method
+
+_OUR_READOUT = MethodSection.model_validate({"name": OURS}).readout
+_COLUMNS = ("method", "own read-out", f"{OURS}'s read-out", "below central training")
+_ONE_OF: tuple[tuple[str, Callable[[Comparison], str]], ...] = (
+    ("fedavg", fedavg),
+    (f"fedavg with {OURS}'s read-out", fedavg_with_our_readout),
+    ("fedetf", fedetf),
+    (OURS, ours),
+)
+
+
+@dataclass
+class _Line:
+    """Variants that train alike: the one with fednc's read-out, and the one with another."""
+
+    variants: list[Variant] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The shortest of their names."""
+        return min((variant.name for variant in self.variants), key=len)
+
+
+def base_cell(compared: Compared, configs: Path) -> Iterator[str]:
+    """The table of all methods in the base cell, the best first, and the commands that give it."""
+    setting = compared.plan.settings[0].name
+    yield from table_head(_COLUMNS)
+    ceiling = _best(compared, setting, central(compared.plan))
+    lines = [line for line in _lines(compared, setting) if line.variants]
+    for line in sorted(lines, key=lambda line: -_highest(compared, setting, line)):
+        cells = [_cell(compared, setting, line, has_ours=has_ours) for has_ours in (False, True)]
+        below = "-" if line.variants[0].clients else _points(ceiling, _highest(compared, setting, line))
+        name = f"**{line.name}**" if ours(compared.plan) in {one.name for one in line.variants} else line.name
+        yield f"| {name}{_price(compared.plan, line)} | {' | '.join(cells)} | {below} |"
+    yield from ["", *paragraph(_caption(compared)), *code(configs, [compared.plan.name], [setting])]
+
+
+def _caption(compared: Compared) -> str:
+    plan, setting = compared.plan, compared.plan.settings[0]
+    return (
+        f"{plan.title or plan.name}, {setting.title or setting.name}: test accuracy in per cent, mean of the last "
+        "five evaluations ± standard deviation over the seeds. Each method is tested with its own read-out and "
+        f"with {OURS}'s, each at its best learning rate. The last column is how many points the better of the "
+        "two is below the best central training: all images at one place, and as many epochs."
+    )
+
+
+def one_factor(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
+    """A table with a row for each setting of the long comparisons, and the commands that give it."""
+    yield from table_head(("setting", *(name for name, _ in _ONE_OF), "central", f"{OURS} below central"))
+    for one in comparisons:
+        for setting in (setting for setting in one.plan.settings if ours(one.plan)):
+            cells = [_spread(one, setting.name, pick(one.plan)) for _, pick in _ONE_OF]
+            ceiling = _best(one, setting.name, central(one.plan))
+            reached = _best(one, setting.name, [ours(one.plan)])
+            top = "-" if ceiling is None else f"{factor(one.metric) * ceiling:.1f}"
+            cells += [top, _points(ceiling, reached)]
+            yield f"| {one.plan.title or one.plan.name}: {setting.title or setting.name} | {' | '.join(cells)} |"
+    yield from code(configs, [one.plan.name for one in comparisons])
+
+
+def _lines(compared: Compared, setting: str) -> list[_Line]:
+    found: dict[str, _Line] = {}
+    for variant in compared.plan.variants:
+        if compared.of(setting, variant.name):
+            found.setdefault(_training(compared.plan, variant), _Line()).variants.append(variant)
+    return list(found.values())
+
+
+def _training(plan: Comparison, variant: Variant) -> str:
+    """The same for variants that differ only in the read-out."""
+    alike = method_of(plan, variant).model_copy(update={"readout": ""})
+    return repr((alike, variant.frame, variant.init, variant.task, variant.clients))
+
+
+def _cell(compared: Compared, setting: str, line: _Line, *, has_ours: bool) -> str:
+    methods = {variant.name: method_of(compared.plan, variant) for variant in line.variants}
+    names = [name for name, method in methods.items() if (method.readout == _OUR_READOUT) == has_ours]
+    return _spread(compared, setting, names[0]) if names else "-"
+
+
+def _spread(compared: Compared, setting: str, variant: str) -> str:
+    rows = compared.of(setting, variant)
+    return spread(rows, compared.metric) if rows else "not run"
+
+
+def _highest(compared: Compared, setting: str, line: _Line) -> float:
+    return _best(compared, setting, [variant.name for variant in line.variants]) or 0.0
+
+
+def _best(compared: Compared, setting: str, variants: Sequence[str]) -> float | None:
+    """The highest mean over the seeds of these variants; None: none of them was run."""
+    rows = [compared.of(setting, variant) for variant in variants]
+    return max((fmean(last5(row, compared.metric) for row in found) for found in rows if found), default=None)
+
+
+def _points(ceiling: float | None, reached: float | None) -> str:
+    return "-" if ceiling is None or reached is None else f"{100 * (ceiling - reached):.1f}"
+
+
+def _price(plan: Comparison, line: _Line) -> str:
+    """What a method sends beside the model: as much again for those that have something to send."""
+    parts = method_of(plan, line.variants[0]).parts
+    return " (twice the bytes)" if any(type(part).beside is not Method.beside for part in parts) else ""

@@ -1,0 +1,162 @@
+"""The top of docs/results.md: all methods in the base cell, the distance to central training, and the claims."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+from PIL import Image
+
+from fednc.bench.compare.results_page import draw
+from support.written_results import Place
+
+FILE = """
+# The long one:
+#   fednc compare small.toml --settings base
+#   fednc compare small.toml --settings other,third
+name = "small"
+tier = "long"
+title = "Shapes (9 images)"
+seeds = [1, 2]
+[data]
+source = "digits"
+[tuning]
+rates = [0.01, 0.1]
+[run.task]
+classes = ["a", "b"]
+[run.split]
+parts = 2
+[[settings]]
+name = "base"
+title = "all skewed"
+[[settings]]
+name = "other"
+run.split.alpha = 0.05
+[[variants]]
+name = "fedavg"
+method.name = "fedavg"
+[[variants]]
+name = "fedavg+discriminant"
+method.name = "fedavg"
+method.readout = "discriminant"
+[[variants]]
+name = "scaffold"
+method.name = "scaffold"
+settings = ["base"]
+[[variants]]
+name = "fednc+vertex"
+method.name = "fednc"
+method.readout = "vertex"
+settings = ["base"]
+[[variants]]
+name = "fednc"
+method.name = "fednc"
+[[variants]]
+name = "central-fedavg"
+clients = "pooled"
+method.name = "fedavg"
+settings = ["base"]
+[[variants]]
+name = "central-fednc"
+clients = "pooled"
+method.name = "fednc"
+settings = ["base"]
+[[parts]]
+name = "the read-out for fedavg"
+variant = "fedavg+discriminant"
+against = ["fedavg"]
+"""
+ACCURACY = {
+    "fedavg": 0.5,
+    "fedavg+discriminant": 0.7,
+    "scaffold": 0.6,
+    "fednc+vertex": 0.55,
+    "fednc": 0.72,
+    "central-fedavg": 0.8,
+    "central-fednc": 0.78,
+}
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Place:
+    place = Place(tmp_path, FILE, ACCURACY)
+    place.fill()
+    return place
+
+
+def accuracies(variant: str) -> list[float]:
+    """Of the seeds, in per cent, at the rate 0.1; see `Place.put`."""
+    return [100 * (ACCURACY[variant] + seed / 100 + 0.01) for seed in (1, 2)]
+
+
+def cell(variant: str) -> str:
+    return f"{fmean(accuracies(variant)):.1f} ± {stdev(accuracies(variant)):.1f}"
+
+
+def below(variant: str) -> str:
+    return f"{100 * (ACCURACY['central-fedavg'] - ACCURACY[variant]):.1f}"
+
+
+def test_the_page_opens_with_all_methods_in_the_base_cell_the_best_first(full: Place) -> None:
+    lines = full.page().splitlines()
+    head = lines.index("| method | own read-out | fednc's read-out | below central training |")
+    assert lines[0] == "# Results"
+    assert not [line for line in lines[:head] if line.startswith(("|", "##"))]
+    assert head <= 10
+    assert lines[head + 2 : lines.index("", head)] == [
+        f"| central-fedavg | {cell('central-fedavg')} | - | - |",
+        f"| central-fednc | - | {cell('central-fednc')} | - |",
+        f"| **fednc** | {cell('fednc+vertex')} | {cell('fednc')} | {below('fednc')} |",
+        f"| fedavg | {cell('fedavg')} | {cell('fedavg+discriminant')} | {below('fedavg+discriminant')} |",
+        f"| scaffold (twice the bytes) | {cell('scaffold')} | - | {below('scaffold')} |",
+    ]
+
+
+def test_every_claim_has_its_gain_its_verdict_its_commands_and_one_picture(full: Place) -> None:
+    draw(full.configs, full.results)
+    top = full.page().partition("\n## One factor at a time\n")[0]
+    claims = re.split(r"^### ", top, flags=re.MULTILINE)[1:]
+    assert [claim.splitlines()[0] for claim in claims] == [
+        "+17.0 points: fednc against the best other method",
+        "+2.0 points: fednc against fedavg with fednc's read-out",
+        "-8.0 points: fednc against the best central training",
+        "+20.0 points: the read-out for fedavg",
+    ]
+    here, elsewhere = ("    fednc compare small.toml --settings " + names for names in ("base", "other,third"))
+    for claim in claims:
+        verdict = "Trails" if "central" in claim else "Leads" if "fednc against" in claim else "Pays"
+        assert f"\n**{verdict}**: ahead in " in claim
+        assert claim.count(here) == 1
+        assert claim.count(elsewhere) == ("central" not in claim), "only the base cell has central training"
+        (picture,) = re.findall(r"!\[[^\]]+\]\(\.\./results/(claims/[^)]+\.png)\)", claim)
+        with Image.open(full.results / picture) as image:
+            assert image.width > 400
+
+
+def test_one_factor_at_a_time_has_a_row_for_each_setting(full: Place) -> None:
+    section = full.page().partition("\n## One factor at a time\n")[2].partition("\n## ")[0]
+    four = " | ".join(cell(variant) for variant in ("fedavg", "fedavg+discriminant"))
+    assert (
+        f"| Shapes (9 images): all skewed | {four} | not run | {cell('fednc')} | 82.5 | {below('fednc')} |"
+        in section
+    )
+    assert f"| Shapes (9 images): other | {four} | not run | {cell('fednc')} | - | - |" in section
+    assert "    fednc compare small.toml --settings base\n    fednc compare small.toml --settings other" in section
+
+
+def test_a_base_cell_without_central_training_has_no_distance_to_it(full: Place) -> None:
+    for path in (full.results / "small").glob("final-base-central-*"):
+        path.unlink()
+    said = full.page()
+    assert f"| fedavg | {cell('fedavg')} | {cell('fedavg+discriminant')} | - |" in said
+    assert "| base: 4 runs | `fednc compare small.toml --settings base` |" in said
+
+
+def test_before_the_long_comparisons_have_run_the_page_says_so(tmp_path: Path) -> None:
+    said = Place(tmp_path, FILE, ACCURACY).page()
+    assert "The long comparisons: nothing has been measured yet." in said
+    assert (
+        "`fednc compare small.toml --settings base`<br>`fednc compare small.toml --settings other,third`" in said
+    )
