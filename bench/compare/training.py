@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fednc.bench.compare import initialisation
+from fednc.bench.compare.class_sessions import SessionCosts
 from fednc.bench.compare.own_tests import OfClients, OwnTests, Trained, client_figures, together
 from fednc.bench.compare.plan import ALONE, DATA, POOLED, Row, client_of, part_of
 from fednc.bench.compare.prepared_data import Prepared
@@ -95,6 +96,7 @@ def _trained(
     events, failed = EventLog(), ""
     with LocalGrid(run, members, first_part=part_of(lead.clients) or 0) as grid:
         prepared = FederatedRun(run, events, pick_device(device))
+        costs = SessionCosts(grid.traffic)
         tests = {name: places(path) for name, path in own_tests.items()}
         found = {row.digest: HistoryOfReadOut(row.run, prepared, tests, device) for row in rows}
 
@@ -103,6 +105,7 @@ def _trained(
                 for row in rows:
                     found[row.digest].take(prepared.history.rounds[-1], is_own=row is lead)
                 on_round()
+            costs.take(event)
 
         events.listen(on_event)
         try:
@@ -110,7 +113,7 @@ def _trained(
         except (QuorumError, DivergedError) as e:  # the loss was no longer a number
             failed = str(e)
     found[lead.digest].history = prepared.history
-    figures = {} if failed or lead.kind == "tuning" else _alignment(prepared)
+    figures = {} if failed or lead.kind == "tuning" else {**_alignment(prepared), **costs.figures()}
     return [
         Trained(prepared.task, found[row.digest].history, found[row.digest].own, failed, figures) for row in rows
     ]
@@ -168,7 +171,7 @@ class HistoryOfReadOut:
         return guide_at(training.task, training.frame.etf_KD, memory, record.round, method=method)
 
 
-def _alignment(training: FederatedRun) -> dict[str, list[str]]:
+def _alignment(training: FederatedRun) -> dict[str, Any]:
     """Final cosine of each class mean on the test data with each class vector: one line per class."""
     if training.evaluation is None or not training.task.class_names:
         return {}
