@@ -20,7 +20,7 @@ from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import RunResult
 from fednc.server.storage.events import RoundCompleted
 from fednc.tasks.fewshot.models import LONGEST, Bounded, Unbounded
-from support.fewshot_run import SESSIONS, clients, config, prepare
+from support.fewshot_run import DISCRIMINANT, SESSIONS, carry_out, clients, config, prepare
 
 PLAIN = {"name": "fedavg"}
 RAW = {"features": "raw"}
@@ -84,6 +84,16 @@ def test_a_session_trains_what_the_run_file_says(fit: str, readout: str, moved: 
     assert int(memory.seen_K.sum()) == (10 if fit == "nothing" else 0)
     assert "no-memory" not in seen.kinds, "a run that keeps no memory warns of none"
     assert not any(key.startswith("projection") for key in model)
+
+
+def test_a_read_out_by_the_memory_needs_no_training_in_sessions() -> None:
+    trained, untrained = (
+        carry_out(config(method=DISCRIMINANT, task={"fit": fit}))[0] for fit in ("clients", "nothing")
+    )
+    figures, again = (run.history.summary()["session_acc"] for run in (trained, untrained))
+    assert figures == again
+    for name, value in trained.state.memory.to_tensors().items():
+        assert torch.equal(value, untrained.state.memory.to_tensors()[name])
 
 
 @settings(deadline=None, max_examples=30)
