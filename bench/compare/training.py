@@ -113,7 +113,8 @@ def _trained(
         except (QuorumError, DivergedError) as e:  # the loss was no longer a number
             failed = str(e)
     found[lead.digest].history = prepared.history
-    figures = {} if failed or lead.kind == "tuning" else {**_alignment(prepared), **costs.figures()}
+    tells = not failed and lead.kind != "tuning"
+    figures: dict[str, Any] = {**_alignment(prepared), **costs.figures()} if tells else {}
     return [
         Trained(prepared.task, found[row.digest].history, found[row.digest].own, failed, figures) for row in rows
     ]
@@ -171,7 +172,7 @@ class HistoryOfReadOut:
         return guide_at(training.task, training.frame.etf_KD, memory, record.round, method=method)
 
 
-def _alignment(training: FederatedRun) -> dict[str, Any]:
+def _alignment(training: FederatedRun) -> dict[str, list[str]]:
     """Final cosine of each class mean on the test data with each class vector: one line per class."""
     if training.evaluation is None or not training.task.class_names:
         return {}

@@ -484,7 +484,7 @@ class FrameStrategy(Strategy):
 
     @property
     def keeps_memory(self) -> bool:
-        """Whether clients send class sums in a run with sessions; True without sessions."""
+        """Whether clients may be asked for class sums. A task with sessions may do without a memory."""
         return not isinstance(self.task, Incremental) or self.task.keeps_memory
 
     def _wants_global_memory(self, server_round: int, evaluating: bool) -> bool:

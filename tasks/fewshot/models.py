@@ -49,7 +49,8 @@ class Bounded(nn.Module):
     def forward(self, feat_BC: Tensor) -> Tensor:
         """[B, C] to [B, C] of length at most 1."""
         divided_BC = feat_BC / _longest(feat_BC)
-        return divided_BC / divided_BC.norm(dim=1, keepdim=True).clamp(min=1)
+        bounded_BC: Tensor = divided_BC / divided_BC.norm(dim=1, keepdim=True).clamp(min=1)
+        return bounded_BC
 
 
 class Unbounded(nn.Module):
