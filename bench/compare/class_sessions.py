@@ -76,7 +76,7 @@ def session_table(compared: Compared, setting: str) -> Iterator[str]:
     `forgotten`: the base classes' accuracy after the base, minus that at the end. All are means over the seeds;
     rows from before costs were counted have none.
     """
-    rows = {one.name: _with_sessions(compared.of(setting, one.name)) for one in compared.plan.variants}
+    rows = {one.name: stages_of_rows(compared.of(setting, one.name)) for one in compared.plan.variants}
     if not any(rows.values()):
         return
     metric = compared.metric.name
@@ -90,7 +90,7 @@ def session_table(compared: Compared, setting: str) -> Iterator[str]:
             yield f"| {variant} | {' | '.join([*values, *costs])} | {100 * forgotten:.1f} |"
 
 
-def _with_sessions(rows: Sequence[Result]) -> list[list[dict[str, Any]]]:
+def stages_of_rows(rows: Sequence[Result]) -> list[list[dict[str, Any]]]:
     """For each row that has sessions: by stage, its metrics and costs."""
     found = []
     for row in rows:
