@@ -51,7 +51,8 @@ def table(comparisons: Sequence[Compared]) -> Iterator[str]:
     for one, setting, part in contests:
         for gain in gains(one, part.variant, part.against):
             if gain.setting == setting.name:
-                yield f"* {_place(one, setting)}: {gain} points for {part.variant} against {gain.than}, the best recipe"
+                rivals = f"{part.variant} against {gain.than}, the best recipe"
+                yield f"* {_place(one, setting)}: {gain} points for {rivals}"
 
 
 def _place(one: Compared, setting: Setting) -> str:
