@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from fednc.bench.compare import initialisation, natural
-from fednc.bench.compare.class_sessions import draw_sessions
+from fednc.bench.compare.class_sessions import draw_sessions, session_table
 from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
 from fednc.bench.compare.prepared_data import prepare
 from fednc.bench.compare.report import Compared, choose_rates, draw, report
@@ -74,6 +74,9 @@ def _final_rows_at_any_rate(plan: Comparison) -> list[Row]:
 
 def _write(compared: Compared, bench: Bench) -> None:
     text = report(compared, bench.command)
+    for setting in compared.plan.settings:
+        if table := "\n".join(session_table(compared, setting.name)):
+            text += f"\n## {setting.name}: each session, beginning with the base\n\n{table}\n"
     for setting in compared.plan.settings if natural.is_natural(compared) else ():
         table = "\n".join(natural.client_table(compared, setting.name))
         text += f"\n## {setting.name}: each client (test examples)\n\n{table}\n"

@@ -42,6 +42,10 @@ class Variant(Section):
         default_factory=dict,
         description="keys of [task] that say how the task trains, such as the weight of a loss; not its data",
     )
+    sessions: Values = Field(
+        default_factory=dict,
+        description="keys of every table of [[sessions]] that say how it is trained, such as its `lr_factor`",
+    )
     clients: str = Field(
         "",
         description="`pooled`: one model of all training data at one place; the name of a client: the model of "
@@ -404,6 +408,8 @@ def _row(
             "evaluate": {"test": DATA},
         },
     )
+    if variant.sessions:
+        values["sessions"] = [{**one, **variant.sessions} for one in values.get("sessions", ())]
     source = f"{plan.name}, setting {setting.name}, variant {variant.name}"
     clients = _client_count(plan, variant, parse_run(values, source=source))
     per_round = 0 if variant.clients else values.get("rounds", {}).get("clients_per_round", 0)

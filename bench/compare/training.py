@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fednc.bench.compare import initialisation
+from fednc.bench.compare.class_sessions import SessionCosts
 from fednc.bench.compare.own_tests import OfClients, OwnTests, Trained, client_figures, together
 from fednc.bench.compare.plan import ALONE, DATA, POOLED, Row, client_of, part_of
 from fednc.bench.compare.prepared_data import Prepared, pool
@@ -94,6 +95,7 @@ def _trained(
     events, failed = EventLog(), ""
     with LocalGrid(run, members, first_part=part_of(lead.clients) or 0) as grid:
         prepared = FederatedRun(run, events, pick_device(device))
+        costs = SessionCosts(grid.traffic)
         tests = {name: places(path) for name, path in own_tests.items()}
         found = {row.digest: HistoryOfReadOut(row.run, prepared, tests, device) for row in rows}
 
@@ -102,6 +104,7 @@ def _trained(
                 for row in rows:
                     found[row.digest].take(prepared.history.rounds[-1], is_own=row is lead)
                 on_round()
+            costs.take(event)
 
         events.listen(on_event)
         try:
@@ -109,7 +112,8 @@ def _trained(
         except (QuorumError, DivergedError) as e:  # the loss was no longer a number
             failed = str(e)
     found[lead.digest].history = prepared.history
-    figures = {} if failed or lead.kind == "tuning" else _alignment(prepared)
+    tells = not failed and lead.kind != "tuning"
+    figures: dict[str, Any] = {**_alignment(prepared), **costs.figures()} if tells else {}
     return [
         Trained(prepared.task, found[row.digest].history, found[row.digest].own, failed, figures) for row in rows
     ]

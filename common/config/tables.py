@@ -484,10 +484,10 @@ class SplitSection(Section):
         "two",
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the split")
-    sites: Annotated[int, Field(ge=0), LATER] = Field(
+    sites: Annotated[Annotated[int, Field(ge=0)] | Literal["first"], LATER] = Field(
         0,
         description="number of parts that have examples of each class of [[sessions]]: those with most of them; "
-        "the others get none. 0: leave the split as it is",
+        "the others get none. 0: leave the split as it is; `first`: the first part has all of them",
     )
 
 

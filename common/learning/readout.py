@@ -108,6 +108,17 @@ class ClassMeanReadOut(MemoryReadOut):
 
 
 @READOUTS.register
+class CosineReadOut(MemoryReadOut):
+    """The class mean with the nearest direction: s cos(h, v_c), the usual read-out of few-shot learning."""
+
+    name, summary = "cosine", "the class memory, compared by direction alone"
+
+    def compare(self, unit_BD: Tensor, guide: Guide, scale: Tensor | float) -> Tensor:
+        """See MemoryReadOut."""
+        return scale * (unit(unit_BD) @ unit(guide.mean_KD).T)
+
+
+@READOUTS.register
 class BlendReadOut(ReadOut):
     """Vertex and memory: s ((1 - w) h . m_c + w (h . v_c - |v_c|^2 / 2)), w = 1 / (2 - k^2).
 

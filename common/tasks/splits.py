@@ -72,6 +72,12 @@ def at_few_sites(labels: Index, index: list[Index], sites: int, first: int) -> l
     return found
 
 
+def at_first_site(labels: Index, index: list[Index], first: int) -> list[Index]:
+    """`index`, but all examples of classes from `first` on are in the first part."""
+    known = [part[labels[part] < first] for part in index]
+    return [np.sort(np.concatenate([known[0], np.flatnonzero(labels >= first)])), *known[1:]]
+
+
 def split_digest(index: list[Index]) -> str:
     """sha256 (hex) of the parts' sizes and of all positions, little-endian int64."""
     sizes = np.array([len(part) for part in index], dtype="<i8")

@@ -244,7 +244,9 @@ class FrameStrategy(Strategy):
         return list(self.clients.examples(nodes))
 
     def pool_new_classes(self, grid: Grid) -> None:
-        """Take class means of the stage's classes into the memory."""
+        """Take class means of the stage's classes into the memory, if the task keeps one."""
+        if not self.keeps_memory:
+            return
         self._refresh_memory(self.stage.first, grid, self.run.rounds.deadline_s, self.holders(grid))
 
     def _fit(self, server_round: int, steps: int) -> float:
@@ -481,9 +483,14 @@ class FrameStrategy(Strategy):
         """Whether this round ends with an evaluation."""
         return schedule.evaluates(self.run, self.stage, server_round)
 
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether clients may be asked for class sums. A task with sessions may do without a memory."""
+        return not isinstance(self.task, Incremental) or self.task.keeps_memory
+
     def _wants_global_memory(self, server_round: int, evaluating: bool) -> bool:
         sessions = self.task.takes_sessions
-        return schedule.wants_global_memory(
+        return self.keeps_memory and schedule.wants_global_memory(
             self.run, self.stage, server_round, evaluating=evaluating, takes_sessions=sessions
         )
 

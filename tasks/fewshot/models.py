@@ -1,7 +1,7 @@
 """The model: a backbone whose features are unit vectors, and a projection into the frame's space.
 
 Built by the task. The image task's backbones with an averaged feature map, and the projection of NC-FSCIL (arXiv
-2302.03004). Must not know sessions.
+2302.03004); or, with `task.features = "raw"`, neither unit vectors nor a projection. Must not know sessions.
 
 Legend: B batch, C backbone width, D feature width.
 """
@@ -20,13 +20,14 @@ from fednc.tasks.fewshot.options import FewShotOptions
 from fednc.tasks.vision import backbones
 
 SLOPE = 0.1
+LONGEST = 4.0  # root mean square of a raw feature's coordinates that the memory can hold; layers give about 1
 
 
 class FewShotModel(ClassifierModel):
     """Backbone, projection and head, with access to the backbone's features."""
 
     def pooled(self, pixel_BCHW: Tensor) -> Tensor:
-        """Unit features of the backbone [B, C], used for sums, memory and rehearsal."""
+        """Features of the backbone [B, C], of length at most 1, used for sums, memory and rehearsal."""
         feat_BC: Tensor = self.backbone(pixel_BCHW)
         return feat_BC
 
@@ -37,6 +38,31 @@ class Unit(nn.Module):
     def forward(self, feat_BC: Tensor) -> Tensor:
         """[B, C] to unit [B, C]."""
         return unit(feat_BC)
+
+
+class Bounded(nn.Module):
+    """Divides rows by one fixed length, and shortens those that are still longer than 1.
+
+    So sums of raw features have the bound that the server checks, and nearest means stay nearest.
+    """
+
+    def forward(self, feat_BC: Tensor) -> Tensor:
+        """[B, C] to [B, C] of length at most 1."""
+        divided_BC = feat_BC / _longest(feat_BC)
+        bounded_BC: Tensor = divided_BC / divided_BC.norm(dim=1, keepdim=True).clamp(min=1)
+        return bounded_BC
+
+
+class Unbounded(nn.Module):
+    """The inverse of `Bounded`, in place of a projection."""
+
+    def forward(self, feat_BC: Tensor) -> Tensor:
+        """[B, C]."""
+        return feat_BC * _longest(feat_BC)
+
+
+def _longest(feat_BC: Tensor) -> float:
+    return LONGEST * math.sqrt(feat_BC.shape[1])
 
 
 class Projection(nn.Module):
@@ -64,9 +90,10 @@ class Projection(nn.Module):
 
 
 def build_backbone(options: FewShotOptions) -> tuple[nn.Module, int]:
-    """(layers that give unit features, their width), initialised from torch's global generator."""
+    """(layers that give features of length at most 1, their width), initialised from torch's global generator."""
     layers, names, width = _layers(options)
-    return Blocks(*layers, nn.AdaptiveAvgPool2d(options.cells), nn.Flatten(), Unit(), names=names), width
+    last = Unit() if options.features == "unit" else Bounded()
+    return Blocks(*layers, nn.AdaptiveAvgPool2d(options.cells), nn.Flatten(), last, names=names), width
 
 
 def width_of(options: FewShotOptions) -> int:

@@ -37,10 +37,18 @@ class FewShotOptions(ImageOptions):
         description="smallest number of examples for which a client sends the sum of a class's features; a sum "
         "over one example is that example's feature. Classes that no client sends have no memory",
     )
-    fit: Literal["clients", "server"] = Field(
+    features: Literal["unit", "raw"] = Field(
+        "unit",
+        description="`unit`: the backbone's features have length 1, and a projection follows; `raw`: the usual "
+        "network, to compare with: features as they are, with the head right behind them, so `frame.dim` is not "
+        "used. The memory then holds features divided by a fixed length",
+    )
+    fit: Literal["clients", "server", "nothing", "head", "all"] = Field(
         "clients",
-        description="who trains the projection in a session. `clients`: those that have examples of its classes; "
-        "`server`: the server, from the class memory alone, while clients only send sums",
+        description="what a session trains. `clients`: the projection, by those that have examples of its "
+        "classes; `server`: the projection, by the server from the class memory alone, while clients only send "
+        "sums; `nothing`: new classes only enter the memory. To compare with: `head` or `all` fine-tunes the head "
+        "or all weights on the new examples alone, and keeps no memory",
     )
     settle: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -61,6 +69,11 @@ class FewShotOptions(ImageOptions):
     )
 
     _takes_unknown: bool = PrivateAttr(False)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether sessions train on their own examples alone, without a memory."""
+        return self.fit in ("head", "all")
 
     @property
     def takes_unknown(self) -> bool:

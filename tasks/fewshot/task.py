@@ -8,6 +8,8 @@ Legend: B batch, C backbone width, D feature width, K label space.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +21,9 @@ from fednc.common.learning.optimisers import make_optimiser
 from fednc.common.learning.readout import READOUTS, MemoryReadOut, as_trained, readout_of
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.incremental import Incremental
-from fednc.common.tasks.splits import Index, at_few_sites
+from fednc.common.tasks.splits import Index, at_few_sites, at_first_site
 from fednc.common.tasks.stages import Stage
-from fednc.tasks.fewshot.models import FewShotModel, Projection, build_backbone, width_of
+from fednc.tasks.fewshot.models import FewShotModel, Projection, Unbounded, build_backbone, width_of
 from fednc.tasks.fewshot.options import FewShotOptions
 from fednc.tasks.fewshot.rotated_classes import TURNS, with_virtual
 from fednc.tasks.fewshot.session_loss import rehearsed, session_loss
@@ -29,6 +31,7 @@ from fednc.tasks.image.task import ImageTask
 from fednc.tasks.vision.dataset import ImageBatch
 
 FROZEN = "backbone."  # key prefix of parameters and statistics that are frozen after the first stage
+HEAD = "head."
 
 
 class FewShotTask(Incremental, ImageTask):
@@ -46,6 +49,7 @@ class FewShotTask(Incremental, ImageTask):
         self.options = self.options.model_copy(update={"classes": self.options.classes + later})
         self.options._takes_unknown = any(session.start == "operator" for session in run.sessions)
         _check(self.registry.names, run)
+        _check_fit(self.options, run)
         _check_room(self.label_space, self.stages[0].classes, run)
 
     @property
@@ -54,16 +58,28 @@ class FewShotTask(Incremental, ImageTask):
         return width_of(self.options)
 
     @property
+    def feature_dim(self) -> int:
+        """D: `frame.dim`; raw features are not projected."""
+        return width_of(self.options) if self.options.features == "raw" else super().feature_dim
+
+    @property
+    def keeps_memory(self) -> bool:
+        """False if sessions fine-tune: nothing else would use the memory."""
+        return not self.options.fine_tunes
+
+    @property
     def min_sum_examples(self) -> int:
         """`task.min_sum_examples`."""
         return self.options.min_sum_examples
 
     def backbone(self) -> tuple[nn.Module, int]:
-        """Layers that give unit features [B, C], and C."""
+        """Layers that give features [B, C] of length 1, or at most 1 if they are raw; and C."""
         return build_backbone(self.options)
 
     def projection(self, width: int) -> nn.Module:
-        """The projection of NC-FSCIL."""
+        """The projection of NC-FSCIL; none for raw features."""
+        if self.options.features == "raw":
+            return Unbounded()
         return Projection(width, self.options.hidden or 2 * width, self.run.frame.dim)
 
     def build_model(self) -> FewShotModel:
@@ -72,19 +88,25 @@ class FewShotTask(Incremental, ImageTask):
         return FewShotModel(made.backbone, made.projection, made.head)
 
     def trained_keys(self, model: nn.Module, stage: Stage) -> list[str]:
-        """All keys in the first stage, all except the backbone's afterwards."""
+        """All keys in the first stage, all except the backbone's afterwards; or as `task.fit` says."""
         keys = super().trained_keys(model, stage)
-        return keys if stage.is_first else [key for key in keys if not key.startswith(FROZEN)]
+        if stage.is_first or self.options.fit == "all":
+            return keys
+        if self.options.fit == "head":
+            return [key for key in keys if key.startswith(HEAD)]
+        return [key for key in keys if not key.startswith(FROZEN)]
 
     def _parts(self, label_N: Index, split: SplitSection) -> list[Index]:
         """The parts; with `split.sites`, only a few of them have the classes of sessions."""
         parts, first = super()._parts(label_N, split), self.stages[0].classes
+        if split.sites == "first":
+            return at_first_site(label_N, parts, first)
         return at_few_sites(label_N, parts, split.sites, first) if split.sites else parts
 
     def loss(self, model: nn.Module, batch: ImageBatch, guide: Guide) -> tuple[Tensor, dict[str, Tensor]]:
-        """In the first stage the image task's loss; in sessions `session_loss.py`'s over batch and memory."""
-        if not guide.earlier:
-            if guide.method.virtual_share:
+        """The image task's loss in the first stage and in fine-tuning; else that of `session_loss.py`."""
+        if not guide.earlier or self.options.fine_tunes:
+            if guide.method.virtual_share and not guide.earlier:
                 batch, guide = with_virtual(batch, guide, self.stages[0].classes)
             return super().loss(model, batch, guide)
         found, held_K = _model(model), guide.count_K > 0
@@ -97,8 +119,8 @@ class FewShotTask(Incremental, ImageTask):
         return not (guide.earlier or guide.method.virtual_share)
 
     def fits_centrally(self, stage: Stage) -> bool:
-        """True in sessions if `task.fit` is `server`."""
-        return self.options.fit == "server" and not stage.is_first
+        """True in sessions if clients have nothing to train."""
+        return self.options.fit in ("server", "nothing") and not stage.is_first
 
     @property
     def settling_steps(self) -> int:
@@ -106,7 +128,9 @@ class FewShotTask(Incremental, ImageTask):
         return self.options.settle
 
     def fit(self, model: nn.Module, guide: Guide, section: TrainSection, generator: torch.Generator) -> float:
-        """Train projection and head on the memory alone, for `section.epochs` steps."""
+        """Train projection and head on the memory alone, for `section.epochs` steps; NaN if nothing is trained."""
+        if self.options.fit == "nothing" and guide.earlier:
+            return math.nan
         found = _model(model)
         trained = [p for name, p in found.named_parameters() if not name.startswith(FROZEN)]
         optimiser = make_optimiser(trained, section, section.lr)
@@ -133,7 +157,7 @@ class FewShotTask(Incremental, ImageTask):
         return loss, {"alignment": loss.detach()}
 
     def embed(self, model: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        """(unit backbone features [B, C], labels [B])."""
+        """(backbone features [B, C] of length at most 1, labels [B])."""
         return _model(model).pooled(batch[0]), batch[1]
 
     def aligned(self, model: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
@@ -180,6 +204,26 @@ def _check(names: tuple[str, ...], run: RunConfig) -> None:
         )
     if len(names) < 2:
         raise ConfigError("task.classes: task and sessions have only one class in all; give at least two")
+
+
+def _check_fit(options: FewShotOptions, run: RunConfig) -> None:
+    """Raises ConfigError for a method that does not work with `task.fit` or `task.features`."""
+    method = run.method
+    if options.fine_tunes and (method.reads_memory or method.head == "frame" or options.settle):
+        raise ConfigError(
+            f"task.fit = {options.fit!r} fine-tunes a trained head and keeps no memory: set method.head to "
+            "'linear' or 'cosine', method.readout to 'head', and task.settle to 0"
+        )
+    if options.fit == "nothing" and not method.reads_memory:
+        raise ConfigError(
+            f"task.fit = 'nothing' trains no class of a session, so method.readout {method.readout!r} would never "
+            "predict one: use a read-out by the class memory, such as 'memory'"
+        )
+    if options.features == "raw" and method.spread:
+        raise ConfigError(
+            "method.spread follows from the length of a mean of unit features: set it to 0, or task.features to "
+            "'unit'"
+        )
 
 
 def _check_room(vertices: int, base: int, run: RunConfig) -> None:

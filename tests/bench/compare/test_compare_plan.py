@@ -86,6 +86,14 @@ def test_comparison_files_can_be_planned(path: Path) -> None:
     assert len(plan.pairs) >= len(plan.settings) * len(everywhere)
 
 
+def test_a_variant_may_say_how_its_sessions_are_trained() -> None:
+    plan = read_comparison(SMOKE.with_name("fscil-digits.toml"))
+    rows = {row.variant: row.run for row in tuning_rows(plan, "0") if row.setting == "one-site"}
+    own, common = rows["raw+nearest-mean"].sessions, rows["cosine-ce"].sessions
+    assert [one.rounds for one in own] == [1, 1]
+    assert [one.model_copy(update={"rounds": 3}) for one in own] == list(common)
+
+
 @pytest.mark.parametrize("name", ["cpu-smoke.toml", "cpu-fashion.toml", "full.toml"])
 def test_methods_are_compared_on_the_whole_grid(name: str) -> None:
     plan = read_comparison(SMOKE.with_name(name))

@@ -104,5 +104,7 @@ def test_a_head_works_with_the_read_outs_whose_needs_it_meets(head: str, readout
     if fits:
         assert parse_run({"method": values}).method.readout == readout.name
         return
-    with pytest.raises(ConfigError, match=r"no vertices: .* 'memory', 'discriminant' or 'ridge'|no trained head"):
+    with pytest.raises(
+        ConfigError, match=r"no vertices: .* 'memory', 'cosine', 'discriminant' or 'ridge'|no trained head"
+    ):
         parse_run({"method": values})

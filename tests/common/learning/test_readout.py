@@ -70,6 +70,15 @@ def test_memory_is_the_nearest_class_mean():
     assert score_BK[:, ~SEEN_K].eq(-torch.inf).all()
 
 
+def test_cosine_compares_directions_alone():
+    feat_BD = normal(20, D)
+    score_BK = readout_logits(feat_BD, HEAD, guide_for("cosine"), CLASSES)
+    expected_BK = SCALE * torch.nn.functional.cosine_similarity(feat_BD[:, None], MEAN_KD[SEEN_K], dim=2)
+    torch.testing.assert_close(score_BK[:, SEEN_K], expected_BK)
+    longer = guide_for("cosine", mean_KD=MEAN_KD * torch.rand(K, 1))
+    torch.testing.assert_close(readout_logits(3 * feat_BD, HEAD, longer, CLASSES), score_BK)
+
+
 def test_discriminant_is_the_nearest_class_mean_in_the_metric():
     feat_BD, root_DD = normal(20, D), normal(D, D, seed=3)
     guide = replace(guide_for("discriminant"), metric_DD=root_DD @ root_DD.T)

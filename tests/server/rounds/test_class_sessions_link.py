@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fednc.bench.compare.class_sessions import session_rows
+from fednc.bench.compare.class_sessions import session_rows, session_table
 from fednc.bench.compare.engine import compare
 from fednc.bench.compare.plan import Comparison
 from fednc.bench.compare.rows import Bench
@@ -164,7 +164,10 @@ def test_a_comparison_of_sessions_gives_plain_rows_and_pictures(tmp_path: Path) 
     values["run"]["rounds"]["total"], values["run"]["task"]["width"] = 2, 8
     for session in values["run"]["sessions"]:
         session |= {"rounds": 1, "epochs": 2}
-    values |= {"settings": values["settings"][2:], "seeds": [1]}
+    here = "dirichlet-0.1"
+    values |= {"settings": [one for one in values["settings"] if one["name"] == here], "seeds": [1]}
+    values["variants"] = [one for one in values["variants"] if here in one.pop("settings", [here])]
+    values["parts"] = [one for one in values["parts"] if "raw+cosine" not in one["against"]]
     values["tuning"]["rates"] = [0.03]
     plan = Comparison.model_validate(values)
     compared = compare(plan, {}, Bench(folder=tmp_path, command="fednc compare", workers=1))
@@ -176,3 +179,13 @@ def test_a_comparison_of_sessions_gives_plain_rows_and_pictures(tmp_path: Path) 
         assert row["mean"] == pytest.approx(sum(row["session_acc"]) / 3, abs=1e-5)
     assert len({row["config_sha"] for row in rows}) == len(plan.variants) > 1
     assert (tmp_path / "dirichlet-0.1-sessions.png").stat().st_size > 5000
+    for row in compared.final:
+        stages = row["summary"]["sessions"]
+        assert [one["bytes_up"] > 0 and one["seconds"] > 0 for one in row["session_costs"]] == [True] * 3
+        lines = [line for line in session_table(compared, here) if line.startswith(f"| {row['variant']} |")]
+        assert len(lines) == 1
+        forgotten = 100 * (stages[0]["base"] - stages[-1]["base"])
+        assert lines[0].endswith(f"| {forgotten:.1f} |")
+        base = " / ".join(f"{100 * stage['base']:.1f}" for stage in stages)
+        assert f"| {base} |" in lines[0]
+        assert lines[0] in (tmp_path / "table.md").read_text()

