@@ -29,7 +29,7 @@ class BatchedGrid(LocalGrid):
     alone = ""
 
     def _answers(self, sent: Sequence[tuple[Message, Parcel]]) -> Iterator[Message]:
-        if self.alone or any(message.metadata.message_type != TRAIN for message, _ in sent):
+        if self.alone or not sent or any(message.metadata.message_type != TRAIN for message, _ in sent):
             yield from super()._answers(sent)
             return
         started = [

@@ -26,6 +26,9 @@ Engine = Annotated[
     Literal["processes", "ray"],
     typer.Option(help="`ray`: on the cluster that RAY_ADDRESS names, or on --workers CPUs of this machine."),
 ]
+Batched = Annotated[
+    bool, typer.Option("--batched", help="Train the clients of a round in one batch of models where that pays.")
+]
 Results = Annotated[
     Path, typer.Option(metavar="FOLDER", help="Folder for results; each comparison has its own folder in it.")
 ]
@@ -38,6 +41,7 @@ def command(
     workers: Workers = 2,
     device: Device = "cpu",
     engine: Engine = "processes",
+    batched: Batched = False,
     results: Results = Path("results"),
     json: Json = "",
 ) -> None:
@@ -55,8 +59,11 @@ def command(
     plan = read_comparison(config, _whole_numbers(seeds) if seeds else None)
     places = dict(map(_pair, data or []))
     options = [part for name in sorted(places) for part in ("--data", f"{name}=PATH")]
+    options += ["--batched"] if batched else []
     said = shlex.join(["fednc", "compare", config.name, "--seeds", ",".join(map(str, plan.seeds)), *options])
-    bench = Bench(folder=results / plan.name, command=said, device=device, workers=workers, engine=engine)
+    bench = Bench(
+        folder=results / plan.name, command=said, device=device, workers=workers, engine=engine, batched=batched
+    )
     with progress("rounds") as show:
         compared = compare(plan, places, bench, show)
     say(on_data("Test", compared.metric))

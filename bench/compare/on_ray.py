@@ -22,6 +22,8 @@ from fednc.common.errors import ConfigError, FedncError, MissingExtraError, RunF
 
 ADDRESS = "RAY_ADDRESS"  # Ray's own variable; unset: a Ray of this process, which ends with it
 Work = Callable[[Sequence[Row], Prepared], list[Result]]
+# Ray reports its use to its makers, and warns that it hides GPUs from tasks that ask for none.
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _PACKAGES = "fednc", "flwr", "numpy", "torch"  # other versions may round in another way
 
 
@@ -57,7 +59,8 @@ def on_ray(
 
 
 def _start(ray: Any, here: int) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
     address = os.environ.get(ADDRESS, "")
     size = {} if address else {"num_cpus": here, "include_dashboard": False}
     try:

@@ -20,11 +20,13 @@ from typing import Literal
 
 import torch
 
+from fednc.bench.batched_grid import BatchedGrid
 from fednc.bench.compare.on_ray import on_ray
 from fednc.bench.compare.plan import Row
 from fednc.bench.compare.prepared_data import Prepared
 from fednc.bench.compare.run_archive import Result, read_runs, write_run
 from fednc.bench.compare.training import train
+from fednc.bench.local_grid import LocalGrid
 from fednc.bench.probe import commit, machine
 from fednc.common.errors import RunFailedError
 
@@ -41,6 +43,7 @@ class Bench:
     device: str = "cpu"
     workers: int = 1  # one: in this process
     engine: Engine = "processes"
+    batched: bool = False  # clients of a round train together where that pays
 
 
 def run_rows(
@@ -144,7 +147,7 @@ def _results(
 ) -> list[Result]:
     torch.set_num_threads(1)  # sums round differently with more
     started = time.monotonic()
-    outcomes = train(together, data, bench.device, on_round)
+    outcomes = train(together, data, bench.device, on_round, BatchedGrid if bench.batched else LocalGrid)
     took_s = time.monotonic() - started
     return [
         _result(row, outcome, took_s, len(together), bench)

@@ -9,6 +9,7 @@ Legend: M models (clients) in one step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,11 +24,14 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.methods import registry
 from fednc.common.tasks.api import Batch, Task
 
+# Measured, see docs/compare.md: below and above these a batch of models is no faster.
+LEAST_MODELS = 2.0  # in a step, on average
+MOST_NUMBERS = 4096  # of the inputs of one client's batch
 _NOT_ALIKE = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd  # change their state, or draw
 
 
 class NotTogetherError(FedncError):
-    """These clients cannot be trained in one batch. Nothing was changed."""
+    """These clients cannot be trained in one batch, or it would be slower. Nothing was changed."""
 
 
 def train_together(works: Sequence[LocalWork]) -> list[LocalResult]:
@@ -36,16 +40,16 @@ def train_together(works: Sequence[LocalWork]) -> list[LocalResult]:
     Clients whose next batches have the same shapes take a step together; one without a next batch is done.
 
     Raises:
-        NotTogetherError: the task, a method or a layer does not allow it.
+        NotTogetherError: the data, the task, a method or a layer does not allow it.
     """
     if reason := _why_not(works):
         raise NotTogetherError(reason)
     drawn = [work.generator.get_state() for work in works]
     members = [_Member(work) for work in works]
-    optimiser = _optimiser(works[0], [p for one in members for p in one.params.values() if p.requires_grad])
+    steps = _Steps(members)
     for number, group in enumerate(_groups(members)):
         try:
-            _step(group, optimiser)
+            steps.take(group)
         except RuntimeError as e:
             if number:
                 raise
@@ -57,7 +61,7 @@ def train_together(works: Sequence[LocalWork]) -> list[LocalResult]:
 
 
 def _why_not(works: Sequence[LocalWork]) -> str:
-    """What forbids it that is known before the first step; "" if nothing is."""
+    """What is against it that is known before the first step; "" if nothing is."""
     first = works[0]
     task, own = first.task, type(first.task)
     if any(work.section != first.section for work in works) or first.section.accumulate > 1:
@@ -70,8 +74,23 @@ def _why_not(works: Sequence[LocalWork]) -> str:
         return f"clients of task {task.name!r} keep their optimisers"
     if comparing := [one.name for one in registry.parts(first.guide.method) if one.compares_models]:
         return f"method {comparing[0]!r} compares models"
-    odd = (type(layer).__name__ for layer in first.model.modules() if isinstance(layer, _NOT_ALIKE))
-    return next((f"layer {name} changes its state or draws" for name in odd), "")
+    for layer in first.model.modules():
+        if isinstance(layer, _NOT_ALIKE):
+            return f"layer {type(layer).__name__} changes its state or draws"
+    largest = max((work.data for work in works), key=lambda data: data.examples)
+    numbers = task.inputs_of(next(iter(largest.eval_batches(first.section.batch)))).numel()
+    if numbers > MOST_NUMBERS:
+        return f"a batch has {numbers} numbers, and more than {MOST_NUMBERS} do not pay"
+    models = models_per_step([work.data.examples for work in works], first.section.batch)
+    if models < LEAST_MODELS:
+        return f"a step would have {models:.1f} models, and less than {LEAST_MODELS} do not pay"
+    return ""
+
+
+def models_per_step(examples: Sequence[int], batch: int) -> float:
+    """Mean number of clients that take a step together, from the examples of each: last batches differ in size."""
+    steps = sum(math.ceil(n / batch) for n in examples)
+    return steps / (max(examples) // batch + len({n % batch for n in examples} - {0}))
 
 
 @dataclass(eq=False)
@@ -108,11 +127,6 @@ class _Member:
 _Group = list[tuple[_Member, Batch]]
 
 
-def _optimiser(work: LocalWork, params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """One for all clients: it treats each tensor alone, and leaves out those that have no gradient in a step."""
-    return make_optimiser(params, work.section, learning_rate(work.section, work.server_round, work.rounds))
-
-
 def _groups(members: Sequence[_Member]) -> Iterator[_Group]:
     """The next batch of every client that has one, grouped by shapes, until none is left."""
     while True:
@@ -125,42 +139,58 @@ def _groups(members: Sequence[_Member]) -> Iterator[_Group]:
         yield from found.values()
 
 
-def _step(group: _Group, optimiser: torch.optim.Optimizer) -> None:
-    """One step of each client in the group. Models, additions and totals change only if it can be taken."""
-    loss_M, parts = _losses(group)
-    named = [{k: v for one in member.work.additions for k, v in one.penalties().items()} for member, _ in group]
-    loss_M = torch.stack([loss + sum(one.values()) for loss, one in zip(loss_M, named, strict=True)])
-    optimiser.zero_grad(set_to_none=True)
-    loss_M.sum().backward()  # no model depends on another one's parameters
-    for member, _ in group:
-        for addition in member.work.additions:
-            addition.on_gradients()
-        if clip := member.work.section.clip_norm:
-            nn.utils.clip_grad_norm_(member.params.values(), clip)
-    optimiser.step()
-    for i, (member, batch) in enumerate(group):
-        of_task = {name: part_M[i] for name, part_M in {"loss": loss_M, **parts}.items()}
-        member.add(member.work.task.batch_size_of(batch), of_task | named[i])
+class _Steps:
+    """The steps of one round, with one optimiser for all clients.
 
+    It treats each tensor alone, and leaves out those without a gradient: clients that take no part in a step.
+    """
 
-def _losses(group: _Group) -> tuple[Tensor, dict[str, Tensor]]:
-    """[M]: each client's loss of its batch, as `Task.loss` computes it, and its parts by name."""
-    works = [member.work for member, _ in group]
-    loss_of = _Loss(works[0])
-    if len(group) == 1:
-        loss, parts = loss_of(group[0][1], {})
-        return loss[None], {name: part[None] for name, part in parts.items()}
-    params = _stacked([member.params for member, _ in group])
-    buffers = _unlike([dict(work.model.named_buffers()) for work in works])
-    guides = _unlike([_tensors_of(work.guide) for work in works])
-    columns = tuple(map(_stack, zip(*(batch for _, batch in group), strict=True)))
+    def __init__(self, members: Sequence[_Member]) -> None:
+        works = [member.work for member in members]
+        first = works[0]
+        every = [param for member in members for param in member.params.values() if param.requires_grad]
+        rate = learning_rate(first.section, first.server_round, first.rounds)
+        self._optimiser = make_optimiser(every, first.section, rate)
+        self._loss, self._clip = _Loss(first), first.section.clip_norm
+        self._guides = _unlike([_tensors_of(work.guide) for work in works])
+        self._buffers = _unlike([dict(work.model.named_buffers()) for work in works])
 
-    def of_one(state: dict[str, Tensor], guide: dict[str, Tensor], batch: Batch) -> Any:
-        return torch.func.functional_call(loss_of, state, (batch, guide))
+    def take(self, group: _Group) -> None:
+        """One step of each client in the group. Nothing changes unless all of them can take it."""
+        loss_M, parts = self._losses(group)
+        named = [
+            {k: v for one in member.work.additions for k, v in one.penalties().items()} for member, _ in group
+        ]
+        if any(named):
+            loss_M = torch.stack([loss + sum(one.values()) for loss, one in zip(loss_M, named, strict=True)])
+        self._optimiser.zero_grad(set_to_none=True)
+        loss_M.sum().backward()  # no model depends on the parameters of another
+        for member, _ in group:
+            for addition in member.work.additions:
+                addition.on_gradients()
+            if self._clip:
+                nn.utils.clip_grad_norm_(member.params.values(), self._clip)
+        self._optimiser.step()
+        told = {"loss": loss_M.detach(), **parts}
+        for i, (member, batch) in enumerate(group):
+            of_method = {name: value.detach() for name, value in named[i].items()}
+            losses = {name: part_M[i] for name, part_M in told.items()} | of_method
+            member.add(member.work.task.batch_size_of(batch), losses)
 
-    state = {f"model.{name}": tensor for name, tensor in {**params, **buffers}.items()}
-    found: tuple[Tensor, dict[str, Tensor]] = torch.func.vmap(of_one)(state, guides, columns)
-    return found
+    def _losses(self, group: _Group) -> tuple[Tensor, dict[str, Tensor]]:
+        """[M]: each client's loss of its batch, as `Task.loss` computes it, and its parts by name."""
+        works = [member.work for member, _ in group]
+        params = _stacked([member.params for member, _ in group])
+        buffers = _stacked([dict(work.model.named_buffers()) for work in works], self._buffers)
+        guides = _stacked([_tensors_of(work.guide) for work in works], self._guides)
+        columns = tuple(map(_stack, zip(*(batch for _, batch in group), strict=True)))
+
+        def of_one(state: dict[str, Tensor], guide: dict[str, Tensor], batch: Batch) -> Any:
+            return torch.func.functional_call(self._loss, state, (batch, guide))
+
+        state = {f"model.{name}": tensor for name, tensor in {**params, **buffers}.items()}
+        found: tuple[Tensor, dict[str, Tensor]] = torch.func.vmap(of_one)(state, guides, columns)
+        return found
 
 
 class _Loss(nn.Module):
@@ -178,14 +208,14 @@ def _tensors_of(guide: Guide) -> dict[str, Tensor]:
     return {name: value for name, value in vars(guide).items() if isinstance(value, Tensor)}
 
 
-def _unlike(clients: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors that differ between clients, stacked. The others can be used as the first client has them."""
-    differ = [n for n, one in clients[0].items() if not all(torch.equal(one, other[n]) for other in clients[1:])]
-    return _stacked([{name: client[name] for name in differ} for client in clients])
+def _unlike(clients: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """Names of the tensors that differ between clients. The others can be used as the first client has them."""
+    first, *others = clients
+    return [name for name, one in first.items() if not all(torch.equal(one, other[name]) for other in others)]
 
 
-def _stacked(clients: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: _stack([client[name] for client in clients]) for name in clients[0]}
+def _stacked(clients: Sequence[Mapping[str, Tensor]], names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    return {name: _stack([one[name] for one in clients]) for name in (clients[0] if names is None else names)}
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
