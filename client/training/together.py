@@ -25,7 +25,7 @@ from fednc.common.methods import registry
 from fednc.common.tasks.api import Batch, Task
 
 # Measured, see docs/compare.md: below and above these a batch of models is no faster.
-LEAST_MODELS = 2.0  # in a step, on average
+LEAST_MODELS = 2.5  # in a step, on average
 MOST_NUMBERS = 4096  # of the inputs of one client's batch
 _NOT_ALIKE = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd  # change their state, or draw
 
@@ -88,9 +88,10 @@ def _why_not(works: Sequence[LocalWork]) -> str:
 
 
 def models_per_step(examples: Sequence[int], batch: int) -> float:
-    """Mean number of clients that take a step together, from the examples of each: last batches differ in size."""
+    """Mean number of clients that take a step together, from the examples of each: last batches differ."""
     steps = sum(math.ceil(n / batch) for n in examples)
-    return steps / (max(examples) // batch + len({n % batch for n in examples} - {0}))
+    last = {divmod(n, batch) for n in examples if n % batch}  # in which step, and how large
+    return steps / (max(examples) // batch + len(last))
 
 
 @dataclass(eq=False)
@@ -128,7 +129,7 @@ _Group = list[tuple[_Member, Batch]]
 
 
 def _groups(members: Sequence[_Member]) -> Iterator[_Group]:
-    """The next batch of every client that has one, grouped by shapes, until none is left."""
+    """The next batch of every client that has one, grouped by shapes, most clients first; until none is left."""
     while True:
         found: dict[tuple[torch.Size, ...], _Group] = {}
         for one in members:
@@ -136,7 +137,7 @@ def _groups(members: Sequence[_Member]) -> Iterator[_Group]:
                 found.setdefault(tuple(tensor.shape for tensor in batch), []).append((one, batch))
         if not found:
             return
-        yield from found.values()
+        yield from sorted(found.values(), key=len, reverse=True)
 
 
 class _Steps:
@@ -180,6 +181,10 @@ class _Steps:
     def _losses(self, group: _Group) -> tuple[Tensor, dict[str, Tensor]]:
         """[M]: each client's loss of its batch, as `Task.loss` computes it, and its parts by name."""
         works = [member.work for member, _ in group]
+        if len(group) == 1:
+            (work,), ((_, batch),) = works, group
+            loss, parts = work.task.loss(work.model, batch, work.guide)
+            return loss[None], {name: part[None] for name, part in parts.items()}
         params = _stacked([member.params for member, _ in group])
         buffers = _stacked([dict(work.model.named_buffers()) for work in works], self._buffers)
         guides = _stacked([_tensors_of(work.guide) for work in works], self._guides)
