@@ -40,7 +40,7 @@ def on_ray(
     Raises:
         MissingExtraError: Ray is not installed.
         ConfigError: there is no such cluster, or it has other versions of the packages.
-        RunFailedError: Ray could not carry out a training.
+        RunFailedError: Ray could not start here, or not carry out a training.
     """
     if find_spec("ray") is None:
         raise MissingExtraError("ray", "flower-sim", "--engine ray")
@@ -65,7 +65,9 @@ def _start(ray: Any, here: int) -> None:
     size = {} if address else {"num_cpus": here, "include_dashboard": False}
     try:
         ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **size)
-    except (OSError, RuntimeError, ValueError) as e:  # ConnectionError is an OSError
+    except Exception as e:  # Ray raises any type, also a bare Exception where a slow machine starts it too late
+        if not address:
+            raise RunFailedError(f"Ray could not be started on this machine: {e}") from e
         raise ConfigError(
             f"{ADDRESS} = {address!r}: no Ray cluster can be reached there ({e}); start one with "
             "`ray start --head`, or leave the variable out to use this machine"
