@@ -108,30 +108,41 @@ class LocalGrid(flower_adapter.SeriesGrid):
         `timeout` is ignored: a slow machine must not change a result.
         """
         del timeout
-        parcels: dict[int, _Parcel] = {}
+        parcels: dict[int, Parcel] = {}
         sent = []
         for message in messages:
             if id(message.content) not in parcels:  # strategies send the same content to all nodes
-                parcels[id(message.content)] = _Parcel(message.content)
+                parcels[id(message.content)] = Parcel(message.content)
             sent.append((message, parcels[id(message.content)]))
+        return self._answers(sent)
+
+    def _answers(self, sent: Sequence[tuple[Message, Parcel]]) -> Iterator[Message]:
         return (self._answer(message, parcel) for message, parcel in sent)
 
-    def _answer(self, message: Message, parcel: _Parcel) -> Message:
+    def _received(self, message: Message, parcel: Parcel) -> Message:
+        """The message as its client gets it."""
         meta = message.metadata
-        received = self.create_message(parcel.open(), meta.message_type, meta.dst_node_id, meta.group_id)
         self._bytes_down += parcel.size
+        return self.create_message(parcel.open(), meta.message_type, meta.dst_node_id, meta.group_id)
+
+    def _answer(self, message: Message, parcel: Parcel) -> Message:
+        received = self._received(message, parcel)
         try:
-            reply = self._hosts[meta.dst_node_id].work(received)
+            reply = self._hosts[message.metadata.dst_node_id].work(received)
         except Exception as e:  # any error of a client's app is that client's failure, reported as over the link
             return flower_adapter.reply(message, None, Error(_APP_FAILED, ": ".join(failure_of(e))))
         if reply.has_error():
             return flower_adapter.reply(message, None, Error(_APP_FAILED, f"AppError: {reply.error.reason}"))
-        answer = _Parcel(reply.content)
+        return self._sent_back(message, reply)
+
+    def _sent_back(self, message: Message, reply: Message) -> Message:
+        """The reply as the server gets it."""
+        answer = Parcel(reply.content)
         self._bytes_up += answer.size
         return flower_adapter.reply(message, answer.open(), None)
 
 
-class _Parcel:
+class Parcel:
     """A serialised content: manifest and bytes, as sent over the link."""
 
     def __init__(self, content: RecordDict) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,6 +25,13 @@ Data = Annotated[
     typer.Option("--data", metavar="NAME=PATH", help="Path of the data that the file calls NAME."),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes; each uses one thread.")]
+Engine = Annotated[
+    Literal["processes", "ray"],
+    typer.Option(help="`ray`: on the cluster that RAY_ADDRESS names, or on --workers CPUs of this machine."),
+]
+Batched = Annotated[
+    bool, typer.Option("--batched", help="Train the clients of a round in one batch of models where that pays.")
+]
 Results = Annotated[
     Path, typer.Option(metavar="FOLDER", help="Folder for results; each comparison has its own folder in it.")
 ]
@@ -37,6 +44,8 @@ def command(
     data: Data = None,
     workers: Workers = 2,
     device: Device = "cpu",
+    engine: Engine = "processes",
+    batched: Batched = False,
     results: Results = Path("results"),
     json: Json = "",
 ) -> None:
@@ -56,8 +65,11 @@ def command(
     chosen = tuple(settings.split(",")) if settings else ()
     options = [part for name in sorted(places) for part in ("--data", f"{name}=PATH")]
     options += ["--settings", settings] if settings else []
+    options += ["--batched"] if batched else []
     said = shlex.join(["fednc", "compare", config.name, "--seeds", ",".join(map(str, plan.seeds)), *options])
-    bench = Bench(folder=results / plan.name, command=said, device=device, workers=workers)
+    bench = Bench(
+        folder=results / plan.name, command=said, device=device, workers=workers, engine=engine, batched=batched
+    )
     with progress("rounds") as show:
         compared = compare(plan, places, bench, show, settings=chosen)
     say(on_data("Test", compared.metric))

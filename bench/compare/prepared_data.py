@@ -43,6 +43,17 @@ class Prepared:
     clients: Mapping[str, Path] = field(default_factory=dict)
     repeats: tuple[Prepared, ...] = ()
 
+    @property
+    def files(self) -> set[Path]:
+        """All files; their names differ."""
+        return {self.path, *self.clients.values(), *(path for one in self.repeats for path in one.files)}
+
+    def moved(self, folder: Path) -> Prepared:
+        """The same files in another folder."""
+        clients = {name: folder / path.name for name, path in self.clients.items()}
+        repeats = tuple(one.moved(folder) for one in self.repeats)
+        return replace(self, path=folder / self.path.name, clients=clients, repeats=repeats)
+
 
 Pair = tuple[TaskData, TaskData]  # for training, for testing
 

@@ -1,8 +1,8 @@
 """Runs the rows of a comparison, each in one process with one thread, and writes a file for each.
 
 Called by `engine.py`. A row that is already in the folder is not run again. Rows that train alike share one
-training run (`training.py`): `shared_by` is their number, and `duration_s` the time for all of them. Processes are
-spawned, never forked.
+training run (`training.py`): `shared_by` is their number, and `duration_s` the time for all of them. The processes
+are this one, or spawned (never forked) by it, or Ray's (`on_ray.py`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ from functools import partial
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from fednc.bench.batched_grid import BatchedGrid
+from fednc.bench.compare.on_ray import on_ray
 from fednc.bench.compare.plan import Row
 from fednc.bench.compare.prepared_data import Prepared
 from fednc.bench.compare.run_archive import Result, read_runs, write_run
 from fednc.bench.compare.training import train
+from fednc.bench.local_grid import LocalGrid
 from fednc.bench.probe import commit, machine
 from fednc.common.errors import RunFailedError
 
 _POLL_S = 0.2
+Engine = Literal["processes", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,8 @@ class Bench:
     command: str  # recorded in the rows; without paths of this machine
     device: str = "cpu"
     workers: int = 1  # one: in this process
+    engine: Engine = "processes"
+    batched: bool = False  # clients of a round train together where that pays
 
 
 def run_rows(
@@ -48,11 +55,12 @@ def run_rows(
     Raises:
         RunFailedError: a process was killed.
         DataError: a file in the folder is not what this program wrote.
+        MissingExtraError, ConfigError: Ray is missing, or its cluster cannot be used.
     """
     kept = read_runs(bench.folder)
     there = {row.digest: kept[row.file_name] for row in rows if row.file_name in kept}
     missing = [row for row in rows if row.digest not in there]
-    run = _run_here if bench.workers <= 1 else _run_in_processes
+    run = _run_on_ray if bench.engine == "ray" else _run_here if bench.workers <= 1 else _run_in_processes
     count(sum(row.run.all_rounds for row in rows if row.digest in there))
     there |= {result["digest"]: result for result in run(missing, data, bench, count)}
     return [there[row.digest] for row in rows]
@@ -91,6 +99,20 @@ def _run_in_processes(
             pool.shutdown(cancel_futures=True)
 
 
+def _run_on_ray(
+    rows: Sequence[Row], data: Prepared, bench: Bench, count: Callable[[int], None]
+) -> Iterator[Result]:
+    """Rows are written here, as they come back; no row is missing if this process is killed then."""
+    if not rows:
+        return
+    gpu = bench.device.startswith("cuda")
+    for found in on_ray(_trainings(rows), partial(_results, bench=bench), data, here=bench.workers, gpu=gpu):
+        for result in found:
+            write_run(bench.folder, result)
+            count(len(result["rounds"]))
+        yield from found
+
+
 def _raise_first(done: Sequence[Future[list[Result]]]) -> None:
     try:
         for future in done:
@@ -114,17 +136,27 @@ def _run_in_worker(together: Sequence[Row], data: Prepared, bench: Bench) -> lis
 
 
 def _run(together: Sequence[Row], data: Prepared, bench: Bench, on_round: Callable[[], None]) -> list[Result]:
+    results = _results(together, data, bench, on_round)
+    for result in results:
+        write_run(bench.folder, result)
+    return results
+
+
+def _results(
+    together: Sequence[Row], data: Prepared, bench: Bench, on_round: Callable[[], None] = lambda: None
+) -> list[Result]:
     torch.set_num_threads(1)  # sums round differently with more
     started = time.monotonic()
-    outcomes = train(together, data, bench.device, on_round)
+    outcomes = train(together, data, bench.device, on_round, BatchedGrid if bench.batched else LocalGrid)
     took_s = time.monotonic() - started
     return [
-        _write(row, outcome, took_s, len(together), bench) for row, outcome in zip(together, outcomes, strict=True)
+        _result(row, outcome, took_s, len(together), bench)
+        for row, outcome in zip(together, outcomes, strict=True)
     ]
 
 
-def _write(row: Row, outcome: Result, took_s: float, shared_by: int, bench: Bench) -> Result:
-    result = {
+def _result(row: Row, outcome: Result, took_s: float, shared_by: int, bench: Bench) -> Result:
+    return {
         "digest": row.digest,
         "training": row.training,
         "kind": row.kind,
@@ -143,5 +175,3 @@ def _write(row: Row, outcome: Result, took_s: float, shared_by: int, bench: Benc
         "data_sha256": row.data_sha256,
         "config": row.run.decisive(),
     }
-    write_run(bench.folder, result)
-    return result

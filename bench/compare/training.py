@@ -13,6 +13,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
+from fednc.bench.batched_grid import BatchedGrid
 from fednc.bench.compare import initialisation
 from fednc.bench.compare.class_sessions import SessionCosts
 from fednc.bench.compare.own_tests import OfClients, OwnTests, Trained, client_figures, together
@@ -36,25 +37,34 @@ from fednc.server.storage.history import History, RoundRecord
 _DIGITS = 6  # decimals kept: rows are for people to read, not for further arithmetic
 
 
-def train(rows: Sequence[Row], data: Prepared, device: str, on_round: Callable[[], None]) -> list[dict[str, Any]]:
+def train(
+    rows: Sequence[Row],
+    data: Prepared,
+    device: str,
+    on_round: Callable[[], None],
+    grid: type[LocalGrid] = LocalGrid,
+) -> list[dict[str, Any]]:
     """The outcome of each of `rows`, which have the same `Row.training`: failure, summary, rounds.
 
     Runs the row that needs most of the class memory. Making the memory changes no model, so every row gets the
     figures that a run of its own would give, bit for bit.
     """
     if not data.repeats:
-        return _train(rows, data, device, on_round)
+        return _train(rows, data, device, on_round, grid)
     last = len(data.repeats) - 1
-    found = [_train(rows, one, device, on_round if i == last else _nothing) for i, one in enumerate(data.repeats)]
+    told = [on_round if i == last else _nothing for i in range(len(data.repeats))]
+    found = [_train(rows, one, device, tell, grid) for one, tell in zip(data.repeats, told, strict=True)]
     return [averaged(outcomes) for outcomes in zip(*found, strict=True)]
 
 
-def _train(rows: Sequence[Row], data: Prepared, device: str, on_round: Callable[[], None]) -> list[dict[str, Any]]:
+def _train(
+    rows: Sequence[Row], data: Prepared, device: str, on_round: Callable[[], None], grid: type[LocalGrid]
+) -> list[dict[str, Any]]:
     lead = max(rows, key=_needs)
     if lead.clients != ALONE:
         clients = _clients(lead, data)
         test = clients.get(POOLED, data.path)
-        return [_outcome(one) for one in _trained(rows, lead, clients, test, data.clients, device, on_round)]
+        return [_outcome(one) for one in _trained(rows, lead, clients, test, data.clients, device, on_round, grid)]
     last = list(data.clients)[-1]
     own = [
         _trained(rows, lead, {name: path}, path, {name: path}, device, on_round if name == last else _nothing)
@@ -86,6 +96,7 @@ def _trained(
     own_tests: Mapping[str, Path],
     device: str,
     on_round: Callable[[], None],
+    kind: type[LocalGrid] = LocalGrid,
 ) -> list[Trained]:
     """What each of the rows gives. `own_tests`: test data of each natural client."""
     run, places = _placed(lead, test), discovery.get(lead.run).packed_spec
@@ -93,7 +104,7 @@ def _trained(
         ClientConfig(name=name, data=places(path), device=device, val_share=0) for name, path in clients.items()
     ]
     events, failed = EventLog(), ""
-    with LocalGrid(run, members, first_part=part_of(lead.clients) or 0) as grid:
+    with kind(run, members, first_part=part_of(lead.clients) or 0) as grid:
         prepared = FederatedRun(run, events, pick_device(device))
         costs = SessionCosts(grid.traffic)
         tests = {name: places(path) for name, path in own_tests.items()}
@@ -114,6 +125,8 @@ def _trained(
     found[lead.digest].history = prepared.history
     tells = not failed and lead.kind != "tuning"
     figures: dict[str, Any] = {**_alignment(prepared), **costs.figures()} if tells else {}
+    if isinstance(grid, BatchedGrid):
+        figures["trainer"] = f"one by one: {grid.alone}" if grid.alone else "batched"
     return [
         Trained(prepared.task, found[row.digest].history, found[row.digest].own, failed, figures) for row in rows
     ]

@@ -6,7 +6,7 @@ in `client/training/round_state.py` (remembered from round to round).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from fednc.client.app.withheld_sums import fitting_batch, sendable, sendable_dat
 from fednc.client.link.work_hooks import CURRENT
 from fednc.client.training import trainer
 from fednc.client.training.round_state import KEPT, OPTIMISERS, Past, folder_of
+from fednc.client.training.trainer import LocalResult, LocalWork
 from fednc.common import seeds, versions
 from fednc.common.config.run import RunConfig, parse_run_json
 from fednc.common.errors import ProtocolError
@@ -58,9 +59,28 @@ from fednc.common.wire.records import record_of
 app = ClientApp()
 
 
+Training = Generator[LocalWork, LocalResult, Message]  # gives the work, takes its result, returns the reply
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train from the global model; reply with the update and, if asked, the class sums of the trained model."""
+    started = training(message, context)
+    return reply_of(started, trainer.train(**vars(next(started))))
+
+
+def reply_of(started: Training, result: LocalResult) -> Message:
+    """The reply to a training that waits for the result of its work."""
+    try:
+        started.send(result)
+    except StopIteration as e:
+        reply: Message = e.value
+        return reply
+    raise RuntimeError("a training gives one piece of work")
+
+
+def training(message: Message, context: Context) -> Training:
+    """As `train`, but whoever called it does the work: a comparison trains several clients in one batch."""
     order, here, stage = _prepare(message, context)
     mine, _ = here.at(stage)
     guide = _guide(message, here, order.server_round, mine)
@@ -83,16 +103,16 @@ def train(message: Message, context: Context) -> Message:
     )
     added = [one for part in registry.parts(here.run.method) if (one := part.local(start)) is not None]
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
-    result = trainer.train(
-        here.task,
-        here.model,
-        mine,
-        guide.to(here.device),
-        section,
-        stage.round_within(order.server_round),
-        seeds.generator(here.run.seed, "batches", order.server_round, here.node),
-        CURRENT.get(),
-        added,
+    result = yield LocalWork(
+        task=here.task,
+        model=here.model,
+        data=mine,
+        guide=guide.to(here.device),
+        section=section,
+        server_round=stage.round_within(order.server_round),
+        generator=seeds.generator(here.run.seed, "batches", order.server_round, here.node),
+        hooks=CURRENT.get(),
+        additions=added,
         frozen=set(global_state) - set(keys),
         rounds=stage.last - stage.first + 1,
         optimisers=past.read(OPTIMISERS),

@@ -48,6 +48,24 @@ class LocalResult:
     optimisers: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocalWork:
+    """The arguments of `train` for one client's round."""
+
+    task: Task
+    model: nn.Module
+    data: TaskData
+    guide: Guide
+    section: TrainSection
+    server_round: int
+    generator: torch.Generator
+    hooks: Hooks
+    additions: Sequence[Addition]
+    frozen: Collection[str]
+    rounds: int
+    optimisers: Mapping[str, Tensor]
+
+
 def train(
     task: Task,
     model: nn.Module,
@@ -94,14 +112,14 @@ def train(
     take = Steps(step, capture_for(device) if replayable else None)
     meter = _Meter(hooks, total=steps or section.epochs * math.ceil(data.examples / section.batch))
     with beside_default_stream(device):
-        for batch in _batches(data, section, generator, steps):
+        for batch in batches_of(data, section, generator, steps):
             hooks.check()
             meter.add(task.batch_size_of(batch), take(batch))
         descent.finish()
     return replace(meter.result(section.accumulate), optimisers=kept.state())
 
 
-def _batches(data: TaskData, section: TrainSection, generator: torch.Generator, steps: int) -> Iterator[Batch]:
+def batches_of(data: TaskData, section: TrainSection, generator: torch.Generator, steps: int) -> Iterator[Batch]:
     """The batches of the section's epochs; with `steps`, so many batches, of as many epochs as that takes."""
     epochs = count() if steps else range(section.epochs)
     every = (batch for _ in epochs for batch in data.train_batches(section.batch, generator))
