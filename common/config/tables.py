@@ -176,6 +176,12 @@ class MethodSection(Section):
         "forward pass and a short exchange per round); `local`: each client's own after training (sent with its "
         "update)",
     )
+    memory_space: Annotated[Literal["projected", "backbone"], LATER] = Field(
+        "projected",
+        description="features that make up the memory. `projected`: after the projection, in the frame's space; "
+        "`backbone`: before it, for read-outs by the memory alone; what clients send for it grows with the square "
+        "of the width",
+    )
     memory_momentum: Share = Field(
         0.0,
         description="share of the old vectors kept at each update; raise it if few clients take part. The metric "
