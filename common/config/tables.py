@@ -194,6 +194,11 @@ class MethodSection(Section):
         "server, those of one client); `shuffled`: the memory of another class; `stale`: the memory after the "
         "warm-up; `random`: random vectors of the same length",
     )
+    moment_bits: Annotated[Literal[32, 16], LATER] = Field(
+        32,
+        description="bits of each second moment that clients send for `discriminant` and `ridge`. 16 halves the "
+        "bytes: correlations in steps of 1/32767",
+    )
     virtual_share: Annotated[Share, LATER] = Field(
         0.0,
         description="with [[sessions]]: share of the first stage's examples that the task alters and trains as "

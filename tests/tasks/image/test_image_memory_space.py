@@ -66,10 +66,15 @@ def test_the_ridge_read_out_is_ridge_regression_on_pooled_backbone_features() ->
 def test_training_is_the_same_and_only_the_read_out_differs(tmp_path: Path) -> None:
     ends = [
         run_on_local(config(method={"name": "fednc", **more}, rounds={"total": 2}), fednc_app, tmp_path)
-        for more in ({}, {"memory_space": "backbone"})
+        for more in ({}, {"memory_space": "backbone"}, {"memory_space": "backbone", "moment_bits": 16})
     ]
-    shallow, deep = (end.state for end in ends)
-    assert all(torch.equal(shallow.model[key], deep.model[key]) for key in shallow.model)
+    shallow, deep, coarse = (end.state for end in ends)
+    for key in shallow.model:
+        assert torch.equal(shallow.model[key], deep.model[key])
+        assert torch.equal(shallow.model[key], coarse.model[key])
+    assert torch.equal(coarse.memory.mean_KD, deep.memory.mean_KD)
+    assert coarse.memory.metric_DD is not None
+    assert not torch.equal(coarse.memory.metric_DD, deep.memory.metric_DD)
     assert shallow.memory.mean_KD.shape[1] < deep.memory.mean_KD.shape[1]
     assert ends[0].history.rounds[-1].test != ends[1].history.rounds[-1].test
 
