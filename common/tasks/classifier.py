@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError, ProtocolError
+from fednc.common.learning.class_memory import ClassMemory
+from fednc.common.learning.fitted_projection import fitted_projection
 from fednc.common.learning.frame import Frame, draw_frame, unit
 from fednc.common.learning.heads import Head, build_head, logits
 from fednc.common.learning.losses import View, objective
@@ -41,6 +43,7 @@ _PACKED = "packed:"  # data specs of what `pack` wrote; every other spec is the 
 
 CLASS_WEIGHT, CLASS_COUNT = "class_weight", "class_count"  # key of the model's state; name of the sum
 BALANCED = "balanced"
+PROJECTION = "projection."  # prefix of its keys
 
 
 class ClassifierOptions(TaskOptions):
@@ -98,6 +101,11 @@ class ClassifierTask(Task):
             _check_rehearsal(run, self.rehearses_with_frame)
         if run.method.memory_space == "backbone":
             _check_memory_space(run, self._reads_backbone)
+        if run.method.projection != "trained" and type(self).projection is not ClassifierTask.projection:
+            raise ConfigError(
+                f"method.projection = {run.method.projection!r}: the projection of task {run.task.name!r} is not "
+                "one linear layer. Leave the key out."
+            )
         self._check_class_weights()
 
     def _check_class_weights(self) -> None:
@@ -313,7 +321,15 @@ class ClassifierTask(Task):
 
     def aggregation(self, key: str) -> Aggregation:
         """See Task."""
-        return Aggregation.FIXED if key == CLASS_WEIGHT else super().aggregation(key)
+        is_fixed = key.startswith(PROJECTION) and self.run.method.projection != "trained"
+        return Aggregation.FIXED if is_fixed or key == CLASS_WEIGHT else super().aggregation(key)
+
+    def from_memory(self, memory: ClassMemory, etf_KD: Tensor) -> dict[str, Tensor]:
+        """Tensors of the model that follow from the class memory in closed form; {} if none does, or not yet."""
+        if not self.run.method.fits_projection or memory.metric_DD is None:
+            return {}
+        weight_DW = fitted_projection(memory.mean_KD, memory.seen_K, memory.metric_DD, etf_KD)
+        return {f"{PROJECTION}weight": weight_DW, f"{PROJECTION}bias": torch.zeros(len(weight_DW))}
 
     # ---- sums of the data before round 1: how many examples each class has -----------------------------------
 
@@ -347,7 +363,7 @@ class ClassifierTask(Task):
 
     def head_keys(self, model: nn.Module) -> frozenset[str]:
         """Projection and head."""
-        return frozenset(key for key in model.state_dict() if key.startswith(("projection.", "head.")))
+        return frozenset(key for key in model.state_dict() if key.startswith((PROJECTION, "head.")))
 
     def projection(self, width: int) -> nn.Module:
         """Layers from [B, W] to the frame's space [B, D]; no final activation, since vertices point everywhere."""

@@ -1,4 +1,4 @@
-"""The class memory of the image task before the projection (`method.memory_space = "backbone"`).
+"""The class memory of the image task before the projection, and the projection that is fitted to it.
 
 Legend: N examples, W width before the projection, K label space.
 """
@@ -15,6 +15,7 @@ from fednc.client.app.flower_app import app as fednc_app
 from fednc.common.config.run import parse_run
 from fednc.common.errors import ConfigError
 from fednc.common.learning.class_memory import ClassMemory, ClassSums
+from fednc.common.learning.fitted_projection import fitted_projection
 from fednc.common.learning.frame import unit
 from fednc.common.learning.ridge import ridge_regression
 from fednc.common.tasks import discovery
@@ -79,6 +80,37 @@ def test_training_is_the_same_and_only_the_read_out_differs(tmp_path: Path) -> N
     assert ends[0].history.rounds[-1].test != ends[1].history.rounds[-1].test
 
 
+def test_a_fitted_projection_follows_from_the_memory_and_is_never_sent_back(tmp_path: Path) -> None:
+    run = config(method={**DEEP, "projection": "fitted", "readout": "vertex"}, rounds={"total": 2})
+    result = run_on_local(run, fednc_app, tmp_path)
+    memory, task = result.state.memory, result.task
+    assert memory.metric_DD is not None
+    wanted_DW = fitted_projection(memory.mean_KD, memory.seen_K, memory.metric_DD, result.frame.etf_KD)
+    assert torch.equal(result.state.model["projection.weight"], wanted_DW)
+    assert not result.state.model["projection.bias"].any()
+    sent = task.trained_keys(task.build_model(), task.stage(1))
+    assert sent
+    assert not any(key.startswith("projection.") for key in sent)
+
+
+def test_a_drawn_projection_stays_and_a_trained_one_does_not(tmp_path: Path) -> None:
+    drawn, longer, trained = (
+        run_on_local(config(method={"name": "fednc", **more}, rounds={"total": rounds}), fednc_app, tmp_path)
+        for more, rounds in (({"projection": "drawn"}, 1), ({"projection": "drawn"}, 2), ({}, 1))
+    )
+    weights = [end.state.model["projection.weight"] for end in (drawn, longer, trained)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    "method", [{"memory_space": "projected"}, {"memory_model": "local"}, {"head": "cosine", "readout": "memory"}]
+)
+def test_a_fitted_projection_needs_a_memory_of_the_global_backbone_and_vertices(method: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="towards the vertices"):
+        deep_task(projection="fitted", **method)
+
+
 @pytest.mark.parametrize(
     "method", [{"readout": "blend"}, {"anchor": 1.0}, {"rehearsal": 1.0}, {"memory_source": "vertex"}]
 )
@@ -91,3 +123,5 @@ def test_a_task_with_a_memory_of_its_own_refuses_the_key() -> None:
     run = {"task": {"name": "fewshot", "classes": ["a", "b"], "size": 8, "channels": 1}, "method": DEEP}
     with pytest.raises(ConfigError, match="decides itself which features"):
         discovery.get(parse_run(run))
+    with pytest.raises(ConfigError, match="not one linear layer"):
+        discovery.get(parse_run({**run, "method": {"name": "fednc", "projection": "drawn"}}))
