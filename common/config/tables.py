@@ -194,9 +194,9 @@ class MethodSection(Section):
         "server, those of one client); `shuffled`: the memory of another class; `stale`: the memory after the "
         "warm-up; `random`: random vectors of the same length",
     )
-    moment_bits: Annotated[Literal[32, 16], LATER] = Field(
-        32,
-        description="bits of each second moment that clients send for `discriminant` and `ridge`. 16 halves the "
+    moment_codec: Annotated[Literal["fp32", "int16"], LATER] = Field(
+        "fp32",
+        description="how clients send second moments, for `discriminant`, `ridge` and a fitted projection. `int16` halves the "
         "bytes: correlations in steps of 1/32767",
     )
     projection: Annotated[Literal["trained", "fitted", "drawn"], LATER] = Field(

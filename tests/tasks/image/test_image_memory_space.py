@@ -67,7 +67,7 @@ def test_the_ridge_read_out_is_ridge_regression_on_pooled_backbone_features() ->
 def test_training_is_the_same_and_only_the_read_out_differs(tmp_path: Path) -> None:
     ends = [
         run_on_local(config(method={"name": "fednc", **more}, rounds={"total": 2}), fednc_app, tmp_path)
-        for more in ({}, {"memory_space": "backbone"}, {"memory_space": "backbone", "moment_bits": 16})
+        for more in ({}, {"memory_space": "backbone"}, {"memory_space": "backbone", "moment_codec": "int16"})
     ]
     shallow, deep, coarse = (end.state for end in ends)
     for key in shallow.model:
