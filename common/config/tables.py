@@ -196,8 +196,8 @@ class MethodSection(Section):
     )
     moment_codec: Annotated[Literal["fp32", "int16"], LATER] = Field(
         "fp32",
-        description="how clients send second moments, for `discriminant`, `ridge` and a fitted projection. `int16` "
-        "halves the bytes: correlations in steps of 1/32767",
+        description="how clients send second moments, which `discriminant`, `ridge` and a fitted projection need. "
+        "`int16` halves the bytes: correlations in steps of 1/32767",
     )
     projection: Annotated[Literal["trained", "fitted", "drawn"], LATER] = Field(
         "trained",
