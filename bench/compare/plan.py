@@ -311,7 +311,8 @@ class Row:
     def training(self) -> str:
         """sha256 (hex) of all that decides the trained models: rows that share it differ only in the read-out."""
         method = self.run.method
-        own = method.trains_with_memory or method.readout_needs.needs_ridge  # the memory differs then
+        # the memory differs then, or the model does
+        own = method.trains_with_memory or method.readout_needs.needs_ridge or method.fits_projection
         return self._digest({"name"} if own else {"name", "readout", "memory_source"})
 
     def _digest(self, left_out: set[str]) -> str:

@@ -278,7 +278,8 @@ def class_sums(
     """
     device = next(model.parameters()).device
     summed_K, exact = summed_K.to(device), not task.run.train.epochs
-    sums = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment, exact=exact)
+    coarse = task.run.method.moment_codec == "int16"
+    sums = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment, exact=exact, coarse=coarse)
     for piece in evaluation_batches(model, data, batch, hooks.check):
         feat_BD, label_B = classifier(task).embed(model, piece)
         sums.add_batch(torch.where(summed_K[label_B.reshape(-1)].unsqueeze(1), feat_BD, 0.0), label_B)

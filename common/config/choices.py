@@ -26,6 +26,7 @@ class ReadOutNeeds(Named, Protocol):
     needs_memory: ClassVar[bool]
     needs_moments: ClassVar[bool]
     needs_ridge: ClassVar[bool]
+    reads_any_space: ClassVar[bool]
 
 
 def provided(place: str) -> Any:

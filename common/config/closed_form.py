@@ -26,6 +26,8 @@ def problems(
             yield f"method {part.name!r} acts on training; use fedavg or fednc without its keys"
     if method.trains_with_memory:
         yield "method.anchor, centre, rehearsal and target_blend act on training; set them to 0"
+    if method.projection != "trained":
+        yield f"method.projection = {method.projection!r}: there is no projection then; leave it out"
     if method.memory_model != "global" or method.memory_source != "memory":
         yield "method.memory_model and memory_source must have their defaults, 'global' and 'memory'"
     if task.adapter_rank:

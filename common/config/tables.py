@@ -176,6 +176,12 @@ class MethodSection(Section):
         "forward pass and a short exchange per round); `local`: each client's own after training (sent with its "
         "update)",
     )
+    memory_space: Annotated[Literal["projected", "backbone"], LATER] = Field(
+        "projected",
+        description="features that make up the memory. `projected`: after the projection, in the frame's space; "
+        "`backbone`: before it, for read-outs by the memory alone; what clients send for it grows with the square "
+        "of the width",
+    )
     memory_momentum: Share = Field(
         0.0,
         description="share of the old vectors kept at each update; raise it if few clients take part. The metric "
@@ -187,6 +193,18 @@ class MethodSection(Section):
         "`memory`: the memory itself; `vertex`: the class's vertex; `own`: the client's own class means (at the "
         "server, those of one client); `shuffled`: the memory of another class; `stale`: the memory after the "
         "warm-up; `random`: random vectors of the same length",
+    )
+    moment_codec: Annotated[Literal["fp32", "int16"], LATER] = Field(
+        "fp32",
+        description="how clients send second moments, which `discriminant`, `ridge` and a fitted projection need. "
+        "`int16` halves the bytes: correlations in steps of 1/32767",
+    )
+    projection: Annotated[Literal["trained", "fitted", "drawn"], LATER] = Field(
+        "trained",
+        description="the layer from the backbone to the frame. `trained`: with the other layers; `fitted`: the "
+        "server computes it after each round, in closed form from the class memory (`memory_space` must be "
+        "`backbone`): all clients start with a classifier that is right for all classes, and neither train nor "
+        "send it; `drawn`: as it was drawn, a control",
     )
     virtual_share: Annotated[Share, LATER] = Field(
         0.0,
@@ -239,6 +257,15 @@ class MethodSection(Section):
             )
         if self.head == "frame" and readout.needs_head:
             raise ValueError("head = 'frame' has no trained head: use another readout")
+        if self.fits_projection and (self.head, self.memory_space, self.memory_model) != (
+            "frame",
+            "backbone",
+            "global",
+        ):
+            raise ValueError(
+                "projection = 'fitted' is computed from a memory of the global model's backbone, towards the "
+                "vertices: set memory_space = 'backbone', memory_model = 'global' and head = 'frame'"
+            )
         if readout.needs_ridge and self.memory_source != "memory":
             raise ValueError(
                 f"readout = {self.readout!r} does not use the vectors that memory_source = {self.memory_source!r} "
@@ -278,7 +305,7 @@ class MethodSection(Section):
     @property
     def uses_memory(self) -> bool:
         """Whether clients must send class sums for training or read-out."""
-        return self.trains_with_memory or self.reads_memory
+        return self.trains_with_memory or self.reads_memory or self.fits_projection
 
     @property
     def readout_needs(self) -> ReadOutNeeds:
@@ -292,7 +319,13 @@ class MethodSection(Section):
 
     def needs_moments(self, model: str, *, is_first: bool) -> bool:
         """Whether class sums of this `memory_model` include second moments; only in the first stage."""
-        return is_first and self.memory_model == model and READOUT.registry.get(self.readout).needs_moments
+        needed = self.readout_needs.needs_moments or self.fits_projection
+        return is_first and self.memory_model == model and needed
+
+    @property
+    def fits_projection(self) -> bool:
+        """Whether the server computes the projection from the class memory, after each round."""
+        return self.projection == "fitted"
 
     @property
     def trains_with_memory(self) -> bool:

@@ -11,7 +11,8 @@ So any order, batch size, partition over clients and device gives the same bits.
 were rounded to multiples of 2^-15. These products are multiples of 2^-30, so a plain matrix product is exact too,
 for up to 2^23 examples in the whole federation. In runs that train they are sent as float32, so another partition
 over clients gives other bits, but another order does not. Where they decide everything (`train.epochs = 0`), they
-are sent as float64, and any partition gives the same bits.
+are sent as float64, and any partition gives the same bits. `coarse` sums halve what they cost: as correlations of
+16 bits and one scale per dimension.
 
 Legend: K label space, D feature width, B batch, T = D (D + 1) / 2 entries of an upper triangle.
 """
@@ -32,6 +33,7 @@ from fednc.common.learning.ridge import ridge_regression
 
 SUM_GRID_BITS = 24  # exact for up to 2^29 examples of a class in the whole federation
 MOMENT_GRID_BITS = 30  # for products; their factors have half as many
+STEPS = 2**15 - 1  # a coarse correlation of 1, as an integer of 16 bits
 OPTIONAL = ("metric_DD", "ridge_KD", "ridge_K")  # parts of a memory that only some read-outs use
 NORM_SLACK = 1e-6  # float32 unit vectors may be this much longer than 1
 
@@ -45,12 +47,14 @@ class ClassSums:
         count_K: int64, number of examples in each sum.
         moment_DD: float64, sum of h h^T over the features h of all classes; None if the read-out does not need it.
         exact: second moments travel as float64, so that they too are the same for any partition over clients.
+        coarse: they travel as correlations of 16 bits instead of float32.
     """
 
     sum_KD: Tensor
     count_K: Tensor
     moment_DD: Tensor | None = None
     exact: bool = False
+    coarse: bool = False
 
     @classmethod
     def zeros(
@@ -61,6 +65,7 @@ class ClassSums:
         *,
         moment: bool = False,
         exact: bool = False,
+        coarse: bool = False,
     ) -> ClassSums:
         """Sums over zero examples, with second moments if `moment`."""
         return cls(
@@ -68,6 +73,7 @@ class ClassSums:
             count_K=torch.zeros(label_space, dtype=torch.int64, device=device),
             moment_DD=torch.zeros(dim, dim, dtype=torch.float64, device=device) if moment else None,
             exact=exact,
+            coarse=coarse and not exact,
         )
 
     @classmethod
@@ -77,21 +83,24 @@ class ClassSums:
         if "moment_T" not in tensors:
             found = _checked(tensors, "class sums", types)
             return cls(sum_KD=found["sum_KD"], count_K=found["count_K"])
-        exact = tensors["moment_T"].dtype == torch.float64
-        width = torch.float64 if exact else torch.float32
-        found = _checked(tensors, "class sums", {**types, "moment_T": width})
+        given = tensors["moment_T"].dtype
+        exact, coarse = given == torch.float64, given == torch.int16
+        types |= {"moment_T": given if exact or coarse else torch.float32}
+        found = _checked(tensors, "class sums", types | ({"scale_D": torch.float32} if coarse else {}))
+        moment_DD = _square(found["moment_T"].double(), found["sum_KD"].shape[1])
+        if coarse:
+            moment_DD = moment_DD / STEPS * torch.outer(found["scale_D"].double(), found["scale_D"].double())
         return cls(
-            sum_KD=found["sum_KD"],
-            count_K=found["count_K"],
-            moment_DD=_square(found["moment_T"].double(), found["sum_KD"].shape[1]),
-            exact=exact,
+            sum_KD=found["sum_KD"], count_K=found["count_K"], moment_DD=moment_DD, exact=exact, coarse=coarse
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """By name, to send. Of second moments only the upper triangle; in float32 they are rounded."""
+        """By name, to send. Of second moments only the upper triangle; they are rounded unless `exact`."""
         sums = {"sum_KD": self.sum_KD, "count_K": self.count_K}
         if self.moment_DD is None:
             return sums
+        if self.coarse:
+            return {**sums, **_correlations(self.moment_DD)}
         moment_T = _triangle(self.moment_DD)
         return {**sums, "moment_T": moment_T if self.exact else moment_T.float()}
 
@@ -190,7 +199,7 @@ def _check_moment(sums: ClassSums, moment_DD: Tensor) -> None:
     # any direction. The sum is sent as float32. An honest sender needs this slack if all its features are the
     # same.
     e = math.sqrt(len(moment_DD)) * 2.0 ** (-MOMENT_GRID_BITS // 2 - 1)
-    slack = examples * (2 * e + e * e + 2.0**-24)
+    slack = examples * (2 * e + e * e + (1 / STEPS if sums.coarse else 2.0**-24))
     if square > examples * (1 + NORM_SLACK) + slack:
         _refuse(f"squares that add up to {square:.6g} for {examples} examples")
     shifted_DD = sums.scatter_DD + (slack + NORM_SLACK) * torch.eye(len(moment_DD))
@@ -278,6 +287,14 @@ def _triangle(moment_DD: Tensor) -> Tensor:
     return moment_DD[upper, across]
 
 
+def _correlations(moment_DD: Tensor) -> dict[str, Tensor]:
+    """The coarse form: M_ij / (s_i s_j) in steps of 1 / `STEPS`, and s_i = sqrt(M_ii)."""
+    scale_D = moment_DD.diagonal().clamp(min=0).sqrt().float()
+    share_DD = moment_DD / torch.outer(scale_D, scale_D).double().clamp(min=torch.finfo(torch.float64).tiny)
+    steps_DD = torch.round(share_DD * STEPS).clamp(-STEPS, STEPS)
+    return {"moment_T": _triangle(steps_DD).to(torch.int16), "scale_D": scale_D}
+
+
 def _square(moment_T: Tensor, dim: int) -> Tensor:
     upper, across = torch.triu_indices(dim, dim)
     moment_DD = moment_T.new_zeros(dim, dim)
@@ -290,7 +307,7 @@ def _checked(tensors: Mapping[str, Tensor], what: str, types: Mapping[str, torch
     given = {name: (value.dtype, list(value.shape)) for name, value in tensors.items()}
     _, matrix = given.get(next(iter(types)), (None, []))  # [K, D], the first of the names
     labels, dim = (*matrix, 0, 0)[:2]
-    shape_of = {"KD": [labels, dim], "K": [labels], "DD": [dim, dim], "T": [dim * (dim + 1) // 2]}
+    shape_of = {"KD": [labels, dim], "K": [labels], "D": [dim], "DD": [dim, dim], "T": [dim * (dim + 1) // 2]}
     expected = {name: (dtype, shape_of[name.rpartition("_")[2]]) for name, dtype in types.items()}
     if given != expected:
         raise ProtocolError(

@@ -3,7 +3,7 @@
 To add a read-out, write a class here and register it; the run file, docs/config.md, clients, server, export and
 comparisons use `READOUTS`. Called at evaluation and prediction. Must not know how the class memory was made.
 
-Legend: B batch, D feature width, K label space.
+Legend: B batch, D feature width, K label space, W width of the features in the memory.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class ReadOut(ABC):
         needs_memory: uses the class memory, so clients send class sums.
         needs_moments: uses the memory's metric, so clients also send their features' second moments.
         needs_ridge: uses the memory's ridge regression, which is made from second moments too.
+        reads_any_space: needs nothing but the memory, so that may be made of other features than the head's.
     """
 
     name: ClassVar[str]
@@ -42,6 +43,7 @@ class ReadOut(ABC):
     needs_memory: ClassVar[bool] = False
     needs_moments: ClassVar[bool] = False
     needs_ridge: ClassVar[bool] = False
+    reads_any_space: ClassVar[bool] = False
 
     @abstractmethod
     def scores(self, feat_BD: Tensor, head: Head, guide: Guide) -> Tensor:
@@ -51,7 +53,7 @@ class ReadOut(ABC):
 class MemoryReadOut(ReadOut):
     """Classifies by the class memory alone, so it works in whatever space the memory is in."""
 
-    needs_memory = True
+    needs_memory = reads_any_space = True
 
     @abstractmethod
     def compare(self, unit_BD: Tensor, guide: Guide, scale: Tensor | float) -> Tensor:
@@ -193,14 +195,23 @@ def readout_of(guide: Guide) -> ReadOut:
     return READOUTS.get(guide.method.readout)
 
 
-def readout_logits(feat_BD: Tensor, head: Head, guide: Guide, classes: int) -> Tensor:
+def readout_logits(
+    feat_BD: Tensor, head: Head, guide: Guide, classes: int, in_memory_BW: Tensor | None = None
+) -> Tensor:
     """Scores [B, K] of the run's read-out; -inf for reserved vertices beyond the current `classes`.
 
     While no class has a memory, the head as trained replaces a read-out that needs one. The head's scale s does
     not change predictions, but makes softmax and log-loss comparable with training.
+
+    Args:
+        feat_BD: the head's inputs, not normalised.
+        in_memory_BW: unit features in the memory's space, if that is another one.
     """
     readout = readout_of(guide)
-    score_BK = readout.scores(feat_BD, head, guide)
+    if in_memory_BW is not None and isinstance(readout, MemoryReadOut):
+        score_BK = readout.memory_scores(in_memory_BW, guide, scale_of(head, guide))
+    else:
+        score_BK = readout.scores(feat_BD, head, guide)
     if readout.needs_memory:
         score_BK = torch.where(guide.seen_K[:classes].any(), score_BK, logits(head, feat_BD, guide))
     return tempered(_existing(score_BK, classes), guide.temperature)

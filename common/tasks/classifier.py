@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from fednc.common.config.run import RunConfig
 from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError, DataError, ProtocolError
+from fednc.common.learning.class_memory import ClassMemory
+from fednc.common.learning.fitted_projection import fitted_projection
 from fednc.common.learning.frame import Frame, draw_frame, unit
 from fednc.common.learning.heads import Head, build_head, logits
 from fednc.common.learning.losses import View, objective
@@ -41,6 +43,7 @@ _PACKED = "packed:"  # data specs of what `pack` wrote; every other spec is the 
 
 CLASS_WEIGHT, CLASS_COUNT = "class_weight", "class_count"  # key of the model's state; name of the sum
 BALANCED = "balanced"
+PROJECTION = "projection."  # prefix of its keys
 
 
 class ClassifierOptions(TaskOptions):
@@ -96,6 +99,13 @@ class ClassifierTask(Task):
             )
         if self._rehearses:
             _check_rehearsal(run, self.rehearses_with_frame)
+        if run.method.memory_space == "backbone":
+            _check_memory_space(run, self._reads_backbone)
+        if run.method.projection != "trained" and type(self).projection is not ClassifierTask.projection:
+            raise ConfigError(
+                f"method.projection = {run.method.projection!r}: the projection of task {run.task.name!r} is not "
+                "one linear layer. Leave the key out."
+            )
         self._check_class_weights()
 
     def _check_class_weights(self) -> None:
@@ -180,9 +190,20 @@ class ClassifierTask(Task):
         return self.run.method.rehearsal > 0 and self.run.method.head == "frame"
 
     @property
+    def _memory_is_deep(self) -> bool:
+        """Whether the memory is taken before the projection."""
+        return self._rehearses or self.run.method.memory_space == "backbone"
+
+    @property
+    def _reads_backbone(self) -> bool:
+        """Whether this task can keep and read out a memory of the backbone's features: it leaves both to us."""
+        ours, own = ClassifierTask, type(self)
+        return (own.embed, own.scores, own.memory_dim) == (ours.embed, ours.scores, ours.memory_dim)
+
+    @property
     def memory_dim(self) -> int:
         """D, or the backbone's width if the memory is taken before the projection."""
-        return self.width if self._rehearses else self.feature_dim
+        return self.width if self._memory_is_deep else self.feature_dim
 
     # ---- data ------------------------------------------------------------------------------------------------
 
@@ -300,7 +321,15 @@ class ClassifierTask(Task):
 
     def aggregation(self, key: str) -> Aggregation:
         """See Task."""
-        return Aggregation.FIXED if key == CLASS_WEIGHT else super().aggregation(key)
+        is_fixed = key.startswith(PROJECTION) and self.run.method.projection != "trained"
+        return Aggregation.FIXED if is_fixed or key == CLASS_WEIGHT else super().aggregation(key)
+
+    def from_memory(self, memory: ClassMemory, etf_KD: Tensor) -> dict[str, Tensor]:
+        """Tensors of the model that follow from the class memory in closed form; {} if none does, or not yet."""
+        if not self.run.method.fits_projection or memory.metric_DD is None:
+            return {}
+        weight_DW = fitted_projection(memory.mean_KD, memory.seen_K, memory.metric_DD, etf_KD)
+        return {f"{PROJECTION}weight": weight_DW, f"{PROJECTION}bias": torch.zeros(len(weight_DW))}
 
     # ---- sums of the data before round 1: how many examples each class has -----------------------------------
 
@@ -334,7 +363,7 @@ class ClassifierTask(Task):
 
     def head_keys(self, model: nn.Module) -> frozenset[str]:
         """Projection and head."""
-        return frozenset(key for key in model.state_dict() if key.startswith(("projection.", "head.")))
+        return frozenset(key for key in model.state_dict() if key.startswith((PROJECTION, "head.")))
 
     def projection(self, width: int) -> nn.Module:
         """Layers from [B, W] to the frame's space [B, D]; no final activation, since vertices point everywhere."""
@@ -359,7 +388,7 @@ class ClassifierTask(Task):
 
         Taken before the projection if the memory is.
         """
-        if self._rehearses:
+        if self._memory_is_deep:
             return unit(as_classifier(model).backbone(batch[0])), batch[1]
         return self.aligned(model, batch)
 
@@ -380,8 +409,11 @@ class ClassifierTask(Task):
 
     def scores(self, model: nn.Module, inputs: Tensor, guide: Guide) -> Tensor:
         """Read-out scores [B, K], -inf beyond the current classes: argmax predicts, softmax is the confidence."""
-        found = as_classifier(model)
-        return readout_logits(found.features(inputs), found.head, guide, self._classes_in(guide))
+        found, classes = as_classifier(model), self._classes_in(guide)
+        if self.run.method.memory_space == "projected":
+            return readout_logits(found.features(inputs), found.head, guide, classes)
+        deep_BW = found.backbone(inputs)
+        return readout_logits(found.projection(deep_BW), found.head, guide, classes, unit(deep_BW))
 
     def _classes_in(self, guide: Guide) -> int:
         """Number of classes that exist so far."""
@@ -441,6 +473,22 @@ def _check_rehearsal(run: RunConfig, is_possible: bool) -> None:
         raise ConfigError(
             "method.rehearsal with a frame takes the class memory before the projection, which this task does "
             "not keep: set method.rehearsal = 0, or method.head = 'cosine'"
+        )
+
+
+def _check_memory_space(run: RunConfig, is_possible: bool) -> None:
+    method = run.method
+    if not is_possible:
+        raise ConfigError(
+            f"method.memory_space = 'backbone': task {run.task.name!r} decides itself which features its class "
+            "memory has. Leave the key out."
+        )
+    fits = not method.reads_memory or method.readout_needs.reads_any_space
+    if method.trains_with_memory or method.memory_source == "vertex" or not fits:
+        raise ConfigError(
+            "method.memory_space = 'backbone' takes the class memory before the projection, where there are no "
+            "vertices: set readout = 'discriminant', 'memory' or 'ridge', anchor, centre, rehearsal and "
+            "target_blend to 0, and memory_source to anything but 'vertex'"
         )
 
 

@@ -157,6 +157,7 @@ class ReplySchema:
                     task.memory_dim,
                     moment=task.run.method.needs_moments(model, is_first=is_first),
                     exact=not task.run.train.epochs,
+                    coarse=task.run.method.moment_codec == "int16",
                 ).to_tensors()
             )
             for model in ("global", "local")

@@ -37,4 +37,4 @@ def wants_global_memory(
         return stage.is_first and server_round == stage.last
     if run.method.memory_model == "local" or not run.method.uses_memory:
         return False
-    return evaluating or run.method.trains_with_memory
+    return evaluating or run.method.trains_with_memory or run.method.fits_projection

@@ -28,11 +28,12 @@ from fednc.common.learning.memory_controls import Pool
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Task, add_stats
 from fednc.common.tasks.blocks import Traffic
+from fednc.common.tasks.classifier import classifier
 from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.metrics import EXAMPLES, Stats
 from fednc.common.tasks.round_guide import guide_at
 from fednc.common.tasks.stages import Stage
-from fednc.common.wire import messages
+from fednc.common.wire import arrays, messages
 from fednc.common.wire.messages import EVALUATE, MEMORY, TRAIN, Instruction
 from fednc.server.aggregation.mean import Fold, NormBound
 from fednc.server.rounds import schedule
@@ -399,6 +400,9 @@ class FrameStrategy(Strategy):
             warming_up=server_round <= method.warmup_rounds,
             ridge=method.ridge if method.readout_needs.needs_ridge else 0.0,
         )
+        if method.fits_projection:
+            fitted = classifier(self.task).from_memory(self.memory, self.frame.etf_KD)
+            self.state.put(arrays.to_record(fitted))
 
     # ---- replies -------------------------------------------------------------------------------------------
 

@@ -83,6 +83,7 @@ VARIANTS = {
         "method": {"memory_source": "own", "anchor": 0.5, "centre": 0.5, "target_blend": 0.2},
         "rounds": {"total": 3},
     },
+    "fitted": {"method": {"memory_space": "backbone", "moment_codec": "int16", "projection": "fitted"}},
     "bf16": {"link": {"codec": "bf16"}},
     "int8": {"link": {"codec": "int8"}, "rounds": {"total": 3}},
 }

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_drift import DriftSums
-from fednc.common.learning.class_memory import ClassMemory, ClassSums, check_sums
+from fednc.common.learning.class_memory import STEPS, ClassMemory, ClassSums, check_sums
 from support.class_sums import D, K, examples, sums_of
 
 
@@ -125,6 +125,47 @@ def test_tensors_round_trip():
     assert torch.equal(again.seen_K, memory.seen_K)
 
 
+def coarse_sums(count: int, seed: int) -> tuple[ClassSums, ClassSums]:
+    """(sums of so many examples, the same as they arrive if they were sent with 16 bits)"""
+    feat_ND, label_N = examples(count, seed)
+    feat_ND[:, 0] = 0  # a dimension that no example uses has no correlations
+    sums = ClassSums.zeros(K, D, moment=True, coarse=True).add_batch(feat_ND, label_N)
+    return sums, ClassSums.from_tensors(sums.to_tensors())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 300), st.integers(0, 10**6))
+def test_coarse_moments_are_close_accepted_and_half_as_large(count, seed):
+    sums, arrived = coarse_sums(count, seed)
+    assert torch.equal(arrived.sum_KD, sums.sum_KD)
+    assert arrived.coarse
+    scale_D = sums.moment_DD.diagonal().sqrt()
+    assert ((arrived.moment_DD - sums.moment_DD).abs() <= torch.outer(scale_D, scale_D) / STEPS + 1e-9).all()
+    check_sums(arrived, K, sums.count_K.tolist())
+    sizes = [
+        sum(t.nbytes for n, t in s.to_tensors().items() if n == "moment_T")
+        for s in (sums, sums_of(*examples(9, 0)))
+    ]
+    assert 2 * sizes[0] == sizes[1]
+
+
+def test_coarse_sums_of_clients_merge_to_the_same_bits_in_any_order():
+    parts = [coarse_sums(40, seed)[1] for seed in range(12)]
+    ends = []
+    for order in (range(12), reversed(range(12)), torch.randperm(12).tolist()):
+        total = ClassSums.zeros(K, D, moment=True)
+        for k in order:
+            total.merge(parts[k])
+        ends.append(total)
+    assert all(identical(ends[0], end) for end in ends[1:])
+
+
+def test_a_coarse_metric_is_nearly_the_exact_one():
+    sums, arrived = coarse_sums(300, 5)
+    metrics = [ClassMemory.empty(K, D).update(one, 0.0).metric_DD for one in (sums, arrived)]
+    torch.testing.assert_close(metrics[0], metrics[1], rtol=2e-3, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -136,8 +177,9 @@ def test_tensors_round_trip():
         lambda t: t.update(count_K=t["count_K"].unsqueeze(1)),
         lambda t: t.update(moment_T=t["moment_T"].half()),
         lambda t: t.update(moment_T=t["moment_T"][:-1]),
+        lambda t: t.update(moment_T=t["moment_T"].to(torch.int16)),
     ],
-    ids=["missing", "extra", "type", "rows", "vector", "matrix", "moment's type", "moment's size"],
+    ids=["missing", "extra", "type", "rows", "vector", "matrix", "moment's type", "moment's size", "no scale"],
 )
 def test_from_tensors_refuses_other_tensors(spoil):
     tensors = sums_of(*examples(30, seed=0)).to_tensors()
