@@ -28,6 +28,7 @@ from fednc.common.config.run import RunConfig, parse_run_json
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.memory_controls import with_own_means
+from fednc.common.learning.optimisers import learning_rate
 from fednc.common.learning.round_context import Guide
 from fednc.common.methods import registry
 from fednc.common.methods.api import Addition, LocalRound
@@ -74,12 +75,15 @@ def train(message: Message, context: Context) -> Message:
     batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
     if batch != section.batch:
         section = section.model_copy(update={"batch": batch})
+    number, rounds = stage.round_within(order.server_round), stage.last - stage.first + 1
     start = LocalRound(
         model=here.model,
         stepped=here.task.stepped_keys(here.model),
         received=messages.extra_of(message.content),
         state=past,
         train=section,
+        number=order.server_round,
+        lr=learning_rate(section, number, rounds),
     )
     added = [one for part in registry.parts(here.run.method) if (one := part.local(start)) is not None]
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
@@ -89,12 +93,12 @@ def train(message: Message, context: Context) -> Message:
         mine,
         guide.to(here.device),
         section,
-        stage.round_within(order.server_round),
+        number,
         seeds.generator(here.run.seed, "batches", order.server_round, here.node),
         CURRENT.get(),
         added,
         frozen=set(global_state) - set(keys),
-        rounds=stage.last - stage.first + 1,
+        rounds=rounds,
         optimisers=past.read(OPTIMISERS),
     )
     here.task.before_upload(here.model, global_state)

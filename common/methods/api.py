@@ -44,6 +44,8 @@ class LocalRound:
         received: the tensors that the server sent with the model (`Method.beside`).
         state: what this client remembers.
         train: how the client trains.
+        number: of the round in the run, from 1.
+        lr: learning rate of the round, by the schedule.
     """
 
     model: nn.Module
@@ -51,6 +53,8 @@ class LocalRound:
     received: Tensors
     state: ClientState
     train: TrainSection
+    number: int
+    lr: float
 
 
 class Addition:

@@ -96,7 +96,7 @@ def test_methods_that_change_all_gradients_are_refused_for_a_task_with_several_o
         with pytest.raises(ConfigError, match="has several optimisers"):
             TwoOptimisers(run)
         refused.add(name)
-    assert refused == {"scaffold", "fednova"}
+    assert refused == {"scaffold", "fednova", "scaffnew"}
 
 
 def test_every_shipped_method_that_acts_on_gradients_says_so() -> None:
@@ -135,6 +135,11 @@ def distance_to_optimum(method: dict[str, Any], optimizer: str, folder: Path) ->
     x, y = (torch.cat([tensors[i] for tensors in loaded]) for i in range(2))
     best = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], dim=1), y[:, None]).solution[:, 0]
     return math.dist(torch.cat([model["weight"][0], model["bias"]]).tolist(), best.tolist())
+
+
+def test_scaffnew_comes_near_the_minimum_of_all_clients(tmp_path: Path) -> None:
+    plain, corrected = (distance_to_optimum({"name": name}, "sgd", tmp_path) for name in ("fedavg", "scaffnew"))
+    assert corrected < plain / 3
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
