@@ -37,7 +37,7 @@ class Scaffnew(Method):
     name = "scaffnew"
     preset = PLAIN | {"own_control": 1.0}
     mixes = same_for_each_batch = True
-    acts_on_gradients = needs_sgd = True
+    acts_on_gradients = needs_sgd = needs_plain_mean = True
     options: Options
 
     @property

@@ -84,6 +84,20 @@ def test_scaffold_is_refused_with_an_optimiser_that_scales_its_own_steps(method:
     LineTask(parse_run({**LINE, "method": method, "train": {"momentum": 0.5}}))
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"method": {"name": "scaffnew", "server_step": "fedavgm"}}, "method 'fedavgm'"),
+        ({"method": {"name": "feddyn", "own_control": 0.5}}, "method 'feddyn'"),
+        ({"rounds": {"robust": "trim"}}, "rounds.robust = 'trim'"),
+    ],
+)
+def test_scaffnew_is_refused_where_the_next_model_is_not_the_plain_mean(other: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"method 'scaffnew' needs the plain mean.*{said}"):
+        LineTask(parse_run({**LINE, "method": {"name": "scaffnew"}, **other}))
+    LineTask(parse_run({**LINE, "method": {"name": "feddyn", "own_control": 0, "proximal": 0.1}}))
+
+
 def test_methods_that_change_all_gradients_are_refused_for_a_task_with_several_optimisers() -> None:
     refused = set()
     for name in registry.SHIPPED:
