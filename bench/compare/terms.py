@@ -31,7 +31,6 @@ TERMS: Mapping[str, str] = {
     "projection": "the last trained layer before the class vectors",
     "+memory, +discriminant": "a variant with that read-out",
     "+control": "a variant with the control variates of scaffold",
-    "+own-control": "a variant with the control variates of scaffnew, which cost no bytes",
     "+nio, +nio-cheap": "a variant with initial scales learnt by all clients together, or by each client alone",
     "controls": "the memory replaced by other vectors: the vertices (-vertex), one client's own means (-own), the "
     "memory of another class (-shuffled), an old memory (-stale), random vectors (-random)",
@@ -52,7 +51,6 @@ METHODS: Mapping[str, str] = {
     "fedprox": "fedavg with a pull of each client's weights towards the global weights",
     "fedadam": "fedavg whose mean change of the model is a step of Adam at the server",
     "scaffold": "fedavg with gradients corrected by control variates; doubles the bytes",
-    "scaffnew": "fedavg with gradients corrected by control variates that clients derive; no more bytes",
     "moon": "fedavg with a contrast between the features of the global and the client's previous model",
     "fedntd": "fedavg with distillation of the global model's scores for all classes but the label",
     "fedlc": "fedavg with a loss calibrated by each client's class frequencies",
