@@ -141,6 +141,8 @@ class MethodContract:
             received=method.beside(params),
             state=state,
             train=TrainSection(),
+            number=1,
+            lr=TrainSection().lr,
         )
         return method.local(start) or Addition()
 

@@ -29,6 +29,7 @@ from fednc.common.config.run import RunConfig, parse_run_json
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.memory_controls import with_own_means
+from fednc.common.learning.optimisers import learning_rate
 from fednc.common.learning.round_context import Guide
 from fednc.common.methods import registry
 from fednc.common.methods.api import Addition, LocalRound
@@ -94,12 +95,15 @@ def training(message: Message, context: Context) -> Training:
     batch = fitting_batch(mine.examples, max(section.batch, here.min_batch), here.min_batch)
     if batch != section.batch:
         section = section.model_copy(update={"batch": batch})
+    number, rounds = stage.round_within(order.server_round), stage.last - stage.first + 1
     start = LocalRound(
         model=here.model,
         stepped=here.task.stepped_keys(here.model),
         received=messages.extra_of(message.content),
         state=past,
         train=section,
+        number=order.server_round,
+        lr=learning_rate(section, number, rounds),
     )
     added = [one for part in registry.parts(here.run.method) if (one := part.local(start)) is not None]
     torch.manual_seed(seeds.derive(here.run.seed, "train", order.server_round, here.node))
@@ -109,12 +113,12 @@ def training(message: Message, context: Context) -> Training:
         data=mine,
         guide=guide.to(here.device),
         section=section,
-        server_round=stage.round_within(order.server_round),
+        server_round=number,
         generator=seeds.generator(here.run.seed, "batches", order.server_round, here.node),
         hooks=CURRENT.get(),
         additions=added,
         frozen=set(global_state) - set(keys),
-        rounds=stage.last - stage.first + 1,
+        rounds=rounds,
         optimisers=past.read(OPTIMISERS),
     )
     here.task.before_upload(here.model, global_state)

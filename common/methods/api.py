@@ -44,6 +44,8 @@ class LocalRound:
         received: the tensors that the server sent with the model (`Method.beside`).
         state: what this client remembers.
         train: how the client trains.
+        number: of the round in the run, from 1.
+        lr: learning rate of the round, by the schedule.
     """
 
     model: nn.Module
@@ -51,6 +53,8 @@ class LocalRound:
     received: Tensors
     state: ClientState
     train: TrainSection
+    number: int
+    lr: float
 
 
 class Addition:
@@ -130,6 +134,8 @@ class Method:
             Tasks with several optimisers, which step one after the other, are refused.
         needs_sgd: it corrects gradients in a way that only SGD, with or without momentum, turns into the right
             step. Runs with another `train.optimizer` are refused.
+        needs_plain_mean: its clients take the next model for the mean of their own ones. Runs with `rounds.robust`
+            or with a step at the server are refused.
         same_for_each_batch: its part of a training step runs the same operations for every batch, never waits for
             the device and draws nothing on the CPU, so that a GPU may replay it.
     """
@@ -143,6 +149,7 @@ class Method:
     needs_every_client: ClassVar[bool] = False
     acts_on_gradients: ClassVar[bool] = False
     needs_sgd: ClassVar[bool] = False
+    needs_plain_mean: ClassVar[bool] = False
     same_for_each_batch: ClassVar[bool] = False
 
     options: Section

@@ -40,8 +40,10 @@ SHIPPED = (
     "fedyogi",
     "feddyn",
     "fednova",
+    "scaffnew",
 )
-MIXING = ("fedntd", "fedprox", "moon", "scaffold")  # those with `mixes`, in the order in which they are applied
+# Those with `mixes`, in the order in which they are applied.
+MIXING = ("fedntd", "fedprox", "moon", "scaffnew", "scaffold")
 log = logging.getLogger("fednc")
 _REGISTERED: dict[str, Callable[[], type[Method]]] = {}
 

@@ -28,6 +28,7 @@ from fednc.common.errors import ConfigError, DataError
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.optimisers import SGD, check_optimiser
 from fednc.common.learning.round_context import Guide
+from fednc.common.methods.api import Method
 from fednc.common.tasks import adapters, blocks, initial_weights
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.class_registry import ClassRegistry
@@ -249,6 +250,18 @@ class Task(ABC):
                     f"them in its own way. Set train.optimizer to {SGD!r}, or use fedavg, fedprox, feddyn or "
                     "fednova."
                 )
+            if part.needs_plain_mean:
+                self._check_plain_mean(part)
+
+    def _check_plain_mean(self, part: Method) -> None:
+        """Raises ConfigError: the next model would not be the mean of the clients' own ones."""
+        others = [one for one in self.run.method.parts if one is not part and type(one).step is not Method.step]
+        if others or self.run.rounds.robust != "none":
+            what = f"method {others[0].name!r}" if others else f"rounds.robust = {self.run.rounds.robust!r}"
+            raise ConfigError(
+                f"method {part.name!r} needs the plain mean of the clients' models as the next model, and {what} "
+                "does more than that: leave one of them out"
+            )
 
     def _check_start(self) -> None:
         """Raises ConfigError: settings that need other initial weights, or no class sessions."""

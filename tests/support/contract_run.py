@@ -74,6 +74,7 @@ METHODS = (
     "fedadam",
     "feddyn",
     "fednova",
+    "scaffnew",
 )
 VARIANTS = {
     **{name: {"method": {"name": name}} for name in METHODS},

@@ -93,6 +93,8 @@ def trained(values: dict[str, Any], device: torch.device, rounds: int = 2) -> di
             received=received,
             state=Past(record, number),
             train=section,
+            number=number,
+            lr=section.lr,
         )
         added = [one for part in parts if (one := part.local(start)) is not None]
         draw = torch.Generator().manual_seed(number)

@@ -125,6 +125,8 @@ def test_control_variates_are_option_ii_of_the_paper_for_plain_sgd() -> None:
             received=control,
             state=Past(past._state, 2),
             train=TrainSection(),
+            number=2,
+            lr=lr,
         )
     )
     sgd = torch.optim.SGD(model.parameters(), lr=lr)
@@ -140,7 +142,7 @@ def test_control_variates_are_option_ii_of_the_paper_for_plain_sgd() -> None:
         torch.testing.assert_close(own[name] + change[key], wanted)
 
 
-@pytest.mark.parametrize("method", ["scaffold", "moon"])
+@pytest.mark.parametrize("method", ["scaffold", "moon", "scaffnew"])
 def test_a_repeated_round_starts_from_the_round_before_it(method: str, tmp_path: Path) -> None:
     """Below quorum the round does not count although most clients have trained; nobody may train from that."""
     failed: list[Any] = []

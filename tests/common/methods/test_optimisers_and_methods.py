@@ -84,6 +84,20 @@ def test_scaffold_is_refused_with_an_optimiser_that_scales_its_own_steps(method:
     LineTask(parse_run({**LINE, "method": method, "train": {"momentum": 0.5}}))
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"method": {"name": "scaffnew", "server_step": "fedavgm"}}, "method 'fedavgm'"),
+        ({"method": {"name": "feddyn", "own_control": 0.5}}, "method 'feddyn'"),
+        ({"rounds": {"robust": "trim"}}, "rounds.robust = 'trim'"),
+    ],
+)
+def test_scaffnew_is_refused_where_the_next_model_is_not_the_plain_mean(other: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"method 'scaffnew' needs the plain mean.*{said}"):
+        LineTask(parse_run({**LINE, "method": {"name": "scaffnew"}, **other}))
+    LineTask(parse_run({**LINE, "method": {"name": "feddyn", "own_control": 0, "proximal": 0.1}}))
+
+
 def test_methods_that_change_all_gradients_are_refused_for_a_task_with_several_optimisers() -> None:
     refused = set()
     for name in registry.SHIPPED:
@@ -96,7 +110,7 @@ def test_methods_that_change_all_gradients_are_refused_for_a_task_with_several_o
         with pytest.raises(ConfigError, match="has several optimisers"):
             TwoOptimisers(run)
         refused.add(name)
-    assert refused == {"scaffold", "fednova"}
+    assert refused == {"scaffold", "fednova", "scaffnew"}
 
 
 def test_every_shipped_method_that_acts_on_gradients_says_so() -> None:
@@ -135,6 +149,11 @@ def distance_to_optimum(method: dict[str, Any], optimizer: str, folder: Path) ->
     x, y = (torch.cat([tensors[i] for tensors in loaded]) for i in range(2))
     best = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], dim=1), y[:, None]).solution[:, 0]
     return math.dist(torch.cat([model["weight"][0], model["bias"]]).tolist(), best.tolist())
+
+
+def test_scaffnew_comes_near_the_minimum_of_all_clients(tmp_path: Path) -> None:
+    plain, corrected = (distance_to_optimum({"name": name}, "sgd", tmp_path) for name in ("fedavg", "scaffnew"))
+    assert corrected < plain / 3
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

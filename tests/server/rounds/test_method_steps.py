@@ -75,6 +75,11 @@ def test_a_run_that_is_killed_and_begun_again_gives_the_same_bits(method: dict[s
     assert all(torch.equal(value, resumed.state.kept[key]) for key, value in undisturbed.state.kept.items())
 
 
+def test_the_same_holds_for_a_method_whose_clients_remember(tmp_path: Path) -> None:
+    run = config(method={"name": "fednc", "own_control": 1.0}, rounds={"total": 4})
+    assert_same_bits(goes_on(run, tmp_path), run_on_local(run, fednc_app, tmp_path))
+
+
 @pytest.mark.parametrize("method", REMEMBERING, ids=str)
 def test_the_state_of_a_step_is_never_sent(method: dict[str, Any], tmp_path: Path) -> None:
     """Looked for by value and by name, in all that clients are sent and in what they answer."""
