@@ -128,7 +128,10 @@ def test_rows_that_share_a_training_run_have_the_figures_of_separate_runs(tmp_pa
         ("discriminant", "own"),
         ("discriminant", "stale"),
     ]
-    variants = [{"name": "fedavg", "method": {"name": "fedavg"}}] + [
+    variants = [
+        {"name": "fedavg", "method": {"name": "fedavg"}},
+        {"name": "fedavg+discriminant", "method": {"name": "fedavg", "readout": "discriminant"}},
+    ] + [
         {"name": f"{how}-{source}", "method": {"name": "fednc", "readout": how, "memory_source": source}}
         for how, source in read_outs
     ]
@@ -139,7 +142,7 @@ def test_rows_that_share_a_training_run_have_the_figures_of_separate_runs(tmp_pa
         (tmp_path / name).mkdir()
     together = run_rows(rows, data, bench(tmp_path / "together"))
     alone = [run_rows([row], data, bench(tmp_path / "alone"))[0] for row in rows]
-    assert [one["shared_by"] for one in together] == [1] + [len(read_outs)] * len(read_outs)
+    assert [one["shared_by"] for one in together] == [2, 2] + [len(read_outs)] * len(read_outs)
     assert [without_time(one) for one in together] == [without_time(one) for one in alone]
     assert len({json.dumps(one["rounds"]) for one in together}) == len(rows)
 
