@@ -23,4 +23,5 @@ def fitted_projection(mean_KW: Tensor, seen_K: Tensor, metric_WW: Tensor, etf_KD
     axis_CW = mean_CW @ metric
     # (S + V'V/C)^-1 V' = A V' (I + V A V'/C)^-1 for A = S^-1: only C equations have to be solved.
     inner_CC = len(mean_CW) * torch.eye(len(mean_CW), dtype=torch.float64) + mean_CW @ axis_CW.T
-    return (vertex_CD.T @ torch.linalg.solve(inner_CC, axis_CW)).float()
+    fitted_DW: Tensor = vertex_CD.T @ torch.linalg.solve(inner_CC, axis_CW)
+    return fitted_DW.float()
