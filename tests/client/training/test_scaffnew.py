@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def totals(run_values: dict[str, Any]) -> tuple[Tensor, Tensor]:
     def remember(message: Message, context: Context) -> Message:
         reply = fednc_app(message, context)
         if message.metadata.message_type == TRAIN:
-            examples = int(reply.content.metric_records[METRICS][EXAMPLES])
+            examples = cast(int, reply.content.metric_records[METRICS][EXAMPLES])
             contexts[str(context.node_config["name"])] = context, examples
         return reply
 
