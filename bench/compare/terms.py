@@ -83,8 +83,8 @@ COLUMNS: Mapping[str, str] = {
     "invariance_error": "how much a rotation of a cloud changes its features, relative to their size; "
     "0: not at all",
     "ssim": "structural similarity of the result and the true picture; 1: the same",
-    "fd_rand": "Frechet distance between results and true pictures in features of a frozen random network; compare "
-    "it only within this table",
+    "fd_rand": "Frechet distance between results and true pictures in features of a frozen random network; "
+    "compare it only within this table",
     "colour_error, colour_error_own": "distance of the result's median colours to those of the reference, by "
     "region; the same for the true picture, which does not know the reference",
     "nc2_std": "standard deviation of the cosines between the centres of the classes' test features, relative to "

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fednc.common.errors import DataError
 from fednc.common.tasks.api import Suggestion
 from fednc.tasks.dense.sources import select
@@ -32,11 +34,12 @@ def suggest(spec: str) -> Suggestion:
         DataError: the data is missing or unreadable, or does not name its classes and things.
     """
     kind, place, _ = select.parsed(spec, OWN)
+    notes: tuple[str, ...] = ()
     if kind == "streets":
         names = coco.Names(
             list(CLASSES), list(THINGS), {whole: list(own) for whole, own in PARTS.items()}, guessed=False
         )
-        size, notes = (40, 40), ()
+        size = (40, 40)
     elif kind == "coco":
         names = coco.names_in(place)
         size, notes = size_of_files(str(coco.base_in(place)))
@@ -50,5 +53,8 @@ def suggest(spec: str) -> Suggestion:
     task = {"classes": names.classes, "things": names.things, "parts": names.parts, "size": list(size)}
     found = OWN[kind](place, "train", PanopticOptions.model_validate(task))
     columns = len(names.classes) + sum(map(len, names.parts.values())) + 1
-    tables = {"frame": {"dim": max(_LEAST_WIDTH, 1 << (columns - 2).bit_length())}, "train": TRAIN}
+    tables: dict[str, dict[str, Any]] = {
+        "frame": {"dim": max(_LEAST_WIDTH, 1 << (columns - 2).bit_length())},
+        "train": TRAIN,
+    }
     return Suggestion({**task, **moments(found, spec)}, notes, measured=True, tables=tables)
