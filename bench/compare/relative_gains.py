@@ -1,7 +1,8 @@
 """Gains over several metrics at once, as comparison files name them in `[[gains]]`: the multi-task gain.
 
 (1/T) sum over T metrics of s (M - S) / S, where M is the value of the judged variant, S that of the one that it is
-compared with in this metric, and s is -1 where lower is better, else 1. Computed seed by seed from the rows alone.
+compared with in this metric, and s is -1 where lower is better, else 1. Both are values of the last evaluated
+round: what the runs end with. Computed seed by seed from the rows alone.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
 from fednc.common.tasks import discovery
 from fednc.common.tasks.metric_info import MetricInfo
-
-LAST = 5  # evaluated rounds over which a value is averaged, as everywhere in a comparison
 
 
 def relative_gain(metrics: Sequence[MetricInfo], found: Mapping[str, float], than: Mapping[str, float]) -> float:
@@ -85,9 +84,9 @@ def _by_seed(rows: Sequence[Result], setting: str, variant: str) -> dict[int, Re
 
 
 def _value(row: Result, metric: str) -> float | None:
-    """The mean over the last evaluated rounds; None for a run that failed or does not have the metric."""
-    values = [one[metric] for one in row["rounds"] if one.get(metric) is not None][-LAST:]
-    return fmean(values) if values and not row["failed"] else None
+    """What the run ends with; None for a run that failed or does not have the metric."""
+    values: list[float] = [one[metric] for one in row["rounds"] if one.get(metric) is not None]
+    return values[-1] if values and not row["failed"] else None
 
 
 def _shown(values: Sequence[float]) -> str:

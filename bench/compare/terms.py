@@ -97,8 +97,8 @@ COLUMNS: Mapping[str, str] = {
     "best other": "the other method with the highest accuracy in that setting",
     "gain (points)": "accuracy of fednc minus that of the best other method, mean ± standard deviation over seeds",
     "ratio": "fednc's rounds over the baseline's",
-    "gain in %": "of several metrics: mean change relative to the variants in `over`, positive is better; mean ± "
-    "standard deviation over seeds. `all`: over all metrics; then each metric alone",
+    "gain in %": "of several metrics in the last evaluated round: mean change relative to the variants in `over`, "
+    "positive is better; mean ± standard deviation over seeds. `all`: over all metrics; then each metric alone",
     "in": "the setting of the gain",
     "over": "the variants that the gain is compared with, one for each metric",
     "part": "what is added or replaced",

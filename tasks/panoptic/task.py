@@ -241,7 +241,7 @@ class PanopticTask(DenseTask, ClassifierTask):
             feat_TBND[told_TBN],
             column_TBN[told_TBN],
             model.head,
-            replace(guide, class_weight_K=self._weight_K.to(told_TBN.device)),
+            replace(guide, class_weight_K=self._weight_K.to(told_TBN.device), count_K=self._skew_K(guide.count_K)),
             views=views,
             allowed_BK=allowed_NK.expand(*told_TBN.shape, -1)[told_TBN],
         )
@@ -253,6 +253,17 @@ class PanopticTask(DenseTask, ClassifierTask):
         weight_K = torch.ones(self.label_space)
         weight_K[self.columns.no_object] = self.options.no_object
         return weight_K
+
+    def _skew_K(self, count_K: Tensor) -> Tensor:
+        """Counts for a class prior: those of things, and for all other columns the geometric mean of these.
+
+        How often a query finds nothing follows from the number of queries, not from the client. A prior that knew
+        it would leave queries free to find one object several times.
+        """
+        count_K = count_K.to(torch.get_default_dtype()).clamp(min=1)
+        is_thing_K = torch.zeros(len(count_K), dtype=torch.bool, device=count_K.device)
+        is_thing_K[list(self.columns.things)] = True
+        return torch.where(is_thing_K, count_K, count_K[is_thing_K].log().mean().exp())
 
     def _shares(self, score_BNK: Tensor) -> Tensor:
         """Probabilities [B, N, K] of the columns that each query may have."""
