@@ -216,6 +216,27 @@ def test_every_stage_and_the_first_masks_have_a_loss(decoder: str, stages: int) 
     assert idle == []
 
 
+def test_a_class_prior_is_about_how_often_a_client_has_each_thing_and_nothing_else() -> None:
+    """Not about how many queries find nothing, or how many pictures have sky."""
+    task = task_of()
+    model, data, guide = ready(task)
+    things = torch.tensor(task.columns.things)
+
+    def loss(count_K: Tensor) -> Tensor:
+        return task.loss(model, batch_of(data), replace(guide, count_K=count_K))[0].detach()
+
+    others = guide.count_K * 50
+    others[things] = guide.count_K[things]
+    torch.testing.assert_close(loss(others), loss(guide.count_K))
+    torch.testing.assert_close(loss(guide.count_K * 7), loss(guide.count_K))
+    skewed = guide.count_K.clone()
+    skewed[things[0]] = 50 * skewed[things].max()
+    assert abs(float(loss(skewed) - loss(guide.count_K))) > 1e-3
+    alike = torch.ones_like(guide.count_K)
+    plain = replace(guide, method=guide.method.model_copy(update={"loss": "ce"}))
+    torch.testing.assert_close(loss(alike), task.loss(model, batch_of(data), plain)[0].detach())
+
+
 def test_void_and_crowd_pixels_are_not_judged() -> None:
     task = task_of()
     model, data, guide = ready(task)
