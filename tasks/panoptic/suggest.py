@@ -24,6 +24,7 @@ TRAIN = {
     "clip_norm": 1.0,
     "batch": 8,
 }
+_SCALE = 10.0  # queries must be able to be sure that they found nothing: a smaller one leaves doubles
 _LEAST_WIDTH = 32  # of the frame
 
 
@@ -55,6 +56,7 @@ def suggest(spec: str) -> Suggestion:
     columns = len(names.classes) + sum(map(len, names.parts.values())) + 1
     tables: dict[str, dict[str, Any]] = {
         "frame": {"dim": max(_LEAST_WIDTH, 1 << (columns - 2).bit_length())},
+        "method": {"scale": _SCALE},
         "train": TRAIN,
     }
     return Suggestion({**task, **moments(found, spec)}, notes, measured=True, tables=tables)
