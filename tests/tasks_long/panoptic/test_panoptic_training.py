@@ -15,12 +15,12 @@ import fednc
 
 CONFIG = Path(__file__).parents[3] / "bench" / "configs" / "panoptic.toml"
 STREETS = "streets:images=40,test=128,seed={seed},site={site}/3"
-ROUNDS = 24
+ROUNDS = 48
 
 
 def trained(clients: dict[str, str], seed: int, rounds: int = ROUNDS, **method: Any) -> dict[str, float]:
     tables: dict[str, Any] = tomllib.loads(CONFIG.read_text())["run"]
-    tables["method"] = {"name": "fednc", "readout": "vertex", **method}
+    tables["method"] = {"name": "fednc", "readout": "vertex", "scale": 10.0, **method}
     tables["seed"] = seed
     del tables["split"]  # these clients have data of their own
     tables["train"]["lr"] = 0.003
