@@ -40,7 +40,7 @@ class Unit(nn.Module):
         return unit(feat_BC)
 
 
-class Bounded(nn.Module):
+class Shortened(nn.Module):
     """Divides rows by one fixed length, and shortens those that are still longer than 1.
 
     So sums of raw features have the bound that the server checks, and nearest means stay nearest.
@@ -53,8 +53,8 @@ class Bounded(nn.Module):
         return bounded_BC
 
 
-class Unbounded(nn.Module):
-    """The inverse of `Bounded`, in place of a projection."""
+class Lengthened(nn.Module):
+    """The inverse of `Shortened`, in place of a projection."""
 
     def forward(self, feat_BC: Tensor) -> Tensor:
         """[B, C]."""
@@ -92,7 +92,7 @@ class Projection(nn.Module):
 def build_backbone(options: FewShotOptions) -> tuple[nn.Module, int]:
     """(layers that give features of length at most 1, their width), initialised from torch's global generator."""
     layers, names, width = _layers(options)
-    last = Unit() if options.features == "unit" else Bounded()
+    last = Unit() if options.features == "unit" else Shortened()
     return Blocks(*layers, nn.AdaptiveAvgPool2d(options.cells), nn.Flatten(), last, names=names), width
 
 

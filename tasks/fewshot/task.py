@@ -23,7 +23,7 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.incremental import Incremental
 from fednc.common.tasks.splits import Index, at_few_sites, at_first_site
 from fednc.common.tasks.stages import Stage
-from fednc.tasks.fewshot.models import FewShotModel, Projection, Unbounded, build_backbone, width_of
+from fednc.tasks.fewshot.models import FewShotModel, Lengthened, Projection, build_backbone, width_of
 from fednc.tasks.fewshot.options import FewShotOptions
 from fednc.tasks.fewshot.rotated_classes import TURNS, with_virtual
 from fednc.tasks.fewshot.session_loss import rehearsed, session_loss
@@ -79,7 +79,7 @@ class FewShotTask(Incremental, ImageTask):
     def projection(self, width: int) -> nn.Module:
         """The projection of NC-FSCIL; none for raw features."""
         if self.options.features == "raw":
-            return Unbounded()
+            return Lengthened()
         return Projection(width, self.options.hidden or 2 * width, self.run.frame.dim)
 
     def build_model(self) -> FewShotModel:

@@ -96,6 +96,8 @@ def works_for(run: RunConfig, examples: Sequence[int] = EXAMPLES) -> list[LocalW
             received=beside(run, own),
             state=Forgetful(),
             train=run.train,
+            number=1,
+            lr=run.train.lr,
         )
         works.append(
             LocalWork(

@@ -19,7 +19,7 @@ from fednc.common.tasks.splits import at_first_site
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import RunResult
 from fednc.server.storage.events import RoundCompleted
-from fednc.tasks.fewshot.models import LONGEST, Bounded, Unbounded
+from fednc.tasks.fewshot.models import LONGEST, Lengthened, Shortened
 from support.fewshot_run import DISCRIMINANT, SESSIONS, carry_out, clients, config, prepare
 
 PLAIN = {"name": "fedavg"}
@@ -102,9 +102,9 @@ def test_nearest_means_of_bounded_features_are_those_of_raw_ones(width: int, see
     draw = torch.Generator().manual_seed(seed)
     feat_BC = torch.rand(30, width, generator=draw, dtype=torch.float64) * LONGEST
     mean_KC = feat_BC.reshape(3, 10, width).mean(dim=1)
-    bounded_BC = Bounded()(feat_BC)
+    bounded_BC = Shortened()(feat_BC)
     assert (bounded_BC.norm(dim=1) <= 1 + 1e-12).all()
-    assert torch.allclose(Unbounded()(bounded_BC), feat_BC)
+    assert torch.allclose(Lengthened()(bounded_BC), feat_BC)
     near_B = torch.cdist(feat_BC, mean_KC)
     again_B = torch.cdist(bounded_BC, bounded_BC.reshape(3, 10, width).mean(dim=1))
     assert torch.allclose(near_B / near_B.max(), again_B / again_B.max())
@@ -112,7 +112,7 @@ def test_nearest_means_of_bounded_features_are_those_of_raw_ones(width: int, see
 
 def test_features_beyond_the_bound_keep_their_direction() -> None:
     feat_BC = torch.randn(8, 5) * 100
-    bounded_BC = Bounded()(feat_BC)
+    bounded_BC = Shortened()(feat_BC)
     assert torch.allclose(bounded_BC, feat_BC / feat_BC.norm(dim=1, keepdim=True), atol=1e-6)
 
 

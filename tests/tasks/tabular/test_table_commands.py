@@ -143,7 +143,7 @@ def test_init_says_what_is_missing(tmp_path: Path) -> None:
     config = errors.ConfigError.exit_code
     assert "--data csv:PATH" in fednc("init", "csv", code=config).stderr
     assert (
-        "expected one of csv, digits, folder, npz, parity, parquet, parts, shapes"
+        "expected one of coco, csv, digits, folder, npz, parity, parquet, parts, shapes, streets"
         in fednc("init", "excel", code=config).stderr
     )
     assert "--target is not for task 'image'" in fednc("init", "digits", "--target", "x", code=config).stderr
