@@ -75,7 +75,7 @@ def page(configs: Path, results: Path) -> str:
     by_tier = {tier: _shown(found, tier) for tier in ("long", "", "smoke")}
     measured = sorted((results / "bench").glob("*.json"))
     lines = ["# Results", "", *paragraph(_OPENING.strip()), "", *_long(by_tier["long"], configs, results)]
-    lines += _natural([one for one in by_tier[""] if natural.is_natural(one)], configs)
+    lines += _natural([one for one in _by_accuracy(by_tier[""]) if natural.is_natural(one)], configs)
     lines += ["## Other questions", "", *_findings(by_tier[""], configs)]
     lines += ["## What did not run", "", *_not_run(found, configs), *_not_measured(measured), ""]
     lines += ["## How to read this page", "", *paragraph(_SOURCE.strip()), *_words()]
