@@ -85,7 +85,7 @@ def test_an_operator_pauses_resumes_drops_readmits_and_stops_a_run(tmp_path: Pat
         wait_for(lambda: "an operator stopped the run" in page())
         assert server.returncode == 0
         assert (folder / "summary.json").exists()
-        assert "stopped" in page("/runs")
+        wait_for(lambda: "stopped" in page("/runs"))  # the list is read again every two seconds
         assert visitor.act("pause").status == 303
         wait_for(lambda: "no answer" in page() or "already over" in page())
 
