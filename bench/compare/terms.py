@@ -82,6 +82,12 @@ COLUMNS: Mapping[str, str] = {
     "evaluated round",
     "invariance_error": "how much a rotation of a cloud changes its features, relative to their size; "
     "0: not at all",
+    "pq, pq_things, pq_stuff, sq, rq": "panoptic quality, of all classes, of objects and of regions; its factors: "
+    "segmentation quality of what was found, and recognition quality",
+    "part_pq, part_pq_parts, part_pq_no_parts": "PartPQ: panoptic quality that counts parts; of classes with and "
+    "without parts",
+    "part_miou": "mean over parts of the IoU of pixels; a part of a wrong whole is wrong",
+    "pwq_gm": "geometric mean of `part_miou` and `pq`",
     "ssim": "structural similarity of the result and the true picture; 1: the same",
     "fd_rand": "Frechet distance between results and true pictures in features of a frozen random network; "
     "compare it only within this table",
