@@ -23,9 +23,10 @@ from fednc.tasks.dense.maps import INSTANCE, LABEL, PART, VOID
 from fednc.tasks.panoptic.sources.part_ids import decoded, encoded
 from fednc.tasks.panoptic.streets import CLASSES, PARTS, THINGS, Street, StreetSettings, draw_streets
 from fednc.tasks.panoptic.task import PanopticSplit, PanopticTask
+from support.oracles import ORACLES
 from support.panoptic_tasks import task_of
 
-VECTORS = Path("/work/shared/oracles/panoptic_parts_format/vectors.json")
+VECTORS = ORACLES / "panoptic_parts_format" / "vectors.json"
 SIZE = (24, 32)
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from references.panoptic import per_class
 
 from fednc.tasks.panoptic.metrics import PartQuality
+from support.oracles import ORACLES
 
 THINGS, STUFF, PARTS, VOID = (1, 2, 4), (3, 6), {1: (1, 2, 3), 6: (1, 2), 4: (5,)}, 255
-ORACLES = Path("/work/shared/oracles/pq_scalabel")
+CASES = ORACLES / "pq_scalabel"
 Maps = dict[str, np.ndarray]
 
 
@@ -238,17 +238,17 @@ def painted(labels: list[dict[str, object]], ids: dict[str, int], things: set[st
     return found
 
 
-@pytest.mark.skipif(not ORACLES.is_dir(), reason="the published cases are not on this machine")
+@pytest.mark.skipif(not CASES.is_dir(), reason="the published cases are not on this machine")
 @pytest.mark.parametrize("case", range(3))
 def test_pq_equals_published_values(case: int) -> None:
     """Values published with scalabel (tests/eval/pan_seg_test.py, Apache-2.0)."""
-    chosen = json.loads((ORACLES / "expected.json").read_text())["cases"][case]
-    categories = tomllib.loads((ORACLES / "pan_seg_configs.toml").read_text())["categories"]
+    chosen = json.loads((CASES / "expected.json").read_text())["cases"][case]
+    categories = tomllib.loads((CASES / "pan_seg_configs.toml").read_text())["categories"]
     ids = {category["name"]: number for number, category in enumerate(categories)}
     things = {category["name"] for category in categories if category["isThing"]}
     found = PartQuality([ids[n] for n in things], [i for n, i in ids.items() if n not in things], parts={})
-    guesses = {frame["name"]: frame["labels"] for frame in json.loads((ORACLES / chosen["pred"]).read_text())}
-    for frame in json.loads((ORACLES / chosen["gt"]).read_text()):
+    guesses = {frame["name"]: frame["labels"] for frame in json.loads((CASES / chosen["pred"]).read_text())}
+    for frame in json.loads((CASES / chosen["gt"]).read_text()):
         guess = painted(guesses.get(frame["name"], []), ids, things)
         found.add(painted(frame["labels"], ids, things), guess)
     result, expected = found.result(), chosen["expected"]

@@ -32,6 +32,7 @@ from fednc.tasks.quantum.suggest import suggest
 from fednc.tasks.quantum.task import QuantumTask
 from fednc.testing import TaskContract, promises
 from support.hostile.apps import app_with
+from support.oracles import ORACLES
 from support.runs_on_grids import in_one_process
 
 PARITY: dict[str, Any] = {"name": "quantum", "classes": ["even", "odd"], "values": 4, "layers": 3}
@@ -251,7 +252,7 @@ def test_parity_strings_are_all_there_once_and_the_same_everywhere() -> None:
 
 
 def test_the_public_parity_table_is_ours() -> None:
-    path = Path("/work/shared/oracles/parity/parity.txt")
+    path = ORACLES / "parity" / "parity.txt"
     if not path.exists():
         pytest.skip("the oracle is not there")
     rows = np.loadtxt(path, dtype=int)
