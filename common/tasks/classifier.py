@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -375,7 +375,7 @@ class ClassifierTask(Task):
         found = as_classifier(model)
         if found.class_weight is not None:
             guide = replace(guide, class_weight_K=found.class_weight)
-        views = views_of(guide, inputs, as_classifier)
+        views = views_of(guide, lambda model: model.features(inputs))
         deep_BW = found.backbone(inputs)
         feat_BD = found.projection(deep_BW)
         again_KD = _projected_memory(found, deep_BW, guide) if self._rehearses else None
@@ -492,28 +492,16 @@ def _check_memory_space(run: RunConfig, is_possible: bool) -> None:
         )
 
 
-class ScoringModel(Protocol):
-    """What has features and a head that scores them."""
-
-    head: Any
-
-    def features(self, inputs: Tensor) -> Tensor:
-        """Features [B, ..., D], not normalised."""
-
-
-def views_of(
-    guide: Guide, inputs: Tensor, as_scoring: Callable[[nn.Module], ScoringModel], kept: Tensor | None = None
-) -> dict[str, View]:
+def views_of(guide: Guide, features: Callable[[ClassifierModel], Tensor]) -> dict[str, View]:
     """How the companions of a method, which are not trained, see a batch.
 
     Args:
-        as_scoring: a companion as a model of this task.
-        kept: bool [B, ...], the members that count; None: all examples.
+        features: of a companion, [B, D], for the examples or members that count.
     """
     views = {}
     for name, companion in guide.companions.items():
-        model = as_scoring(companion)
+        model = as_classifier(companion)
         with torch.no_grad():
-            feat = model.features(inputs) if kept is None else model.features(inputs)[kept]
-            views[name] = View(feat_BD=feat, logit_BK=logits(model.head, feat, guide))
+            feat_BD = features(model)
+            views[name] = View(feat_BD=feat_BD, logit_BK=logits(model.head, feat_BD, guide))
     return views

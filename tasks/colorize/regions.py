@@ -131,7 +131,7 @@ class RegionColorizeTask(ColourTask, ClassifierTask):
         if not bool(known_Bhw.any()):
             return total, parts
         inputs = painted.batch[0]
-        views = views_of(guide, inputs, _as_regions, known_Bhw)
+        views = views_of(guide, lambda model: model.features(inputs)[known_Bhw])
         feat_TD = found.projected(painted.fused_BChw)[known_Bhw]
         region, more = objective(feat_TD, label_Bhw[known_Bhw], found.head, guide, None, views)
         weight = self.options.region_weight

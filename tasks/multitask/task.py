@@ -358,7 +358,7 @@ class MultitaskClassifier(MultitaskTask, ClassifierTask):
         if model.class_weight is not None:
             guide = replace(guide, class_weight_K=model.class_weight)
         keep_BHW = truth != VOID
-        views = views_of(guide, inputs, as_multitask, keep_BHW)
+        views = views_of(guide, lambda model: model.features(inputs)[keep_BHW])
         feat_PD = value.permute(0, 2, 3, 1)[keep_BHW]
         return objective(feat_PD, truth[keep_BHW], model.head, guide, None, views)
 

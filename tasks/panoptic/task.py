@@ -23,12 +23,12 @@ from fednc.common.config.tables import SplitSection
 from fednc.common.errors import ConfigError
 from fednc.common.learning.frame import unit
 from fednc.common.learning.heads import build_head, logits
-from fednc.common.learning.losses import View, objective
+from fednc.common.learning.losses import objective
 from fednc.common.learning.readout import readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData
-from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask
+from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask, views_of
 from fednc.common.tasks.metrics import EXAMPLES, Stats
 from fednc.tasks.dense import preparation
 from fednc.tasks.dense.dataset import DenseData
@@ -199,7 +199,7 @@ class PanopticTask(DenseTask, ClassifierTask):
         # What only owners send must not move elsewhere: the rest would be trained together with it, and meet
         # another.
         guess = found.backbone(batch[0], trains_parts=bool(targets.known_parts_B.any()))
-        feat_TBND = found.projection(torch.stack(list(guess.embed_BND)))
+        feat_TBND = found.of_stages(guess)
         matches = self._matches(guess, feat_TBND, found, targets, guide)
         aims = [losses.aims_of(targets, each, columns) for each in matches]
         pairs = enumerate(zip(guess.mask_BNhw, aims, strict=True))
@@ -231,12 +231,7 @@ class PanopticTask(DenseTask, ClassifierTask):
         told_TBN = torch.stack([aim.told_BN for aim in aims])
         column_TBN = torch.stack([aim.column_BN for aim in aims])
         allowed_NK = self.columns.allowed_NK.to(told_TBN.device)
-        views = {}
-        for name, other in guide.companions.items():
-            with torch.no_grad():
-                companion = as_panoptic(other)
-                feat_XD = companion.projection(torch.stack(list(companion.backbone(inputs).embed_BND)))[told_TBN]
-                views[name] = View(feat_BD=feat_XD, logit_BK=logits(companion.head, feat_XD, guide))
+        views = views_of(guide, lambda other: as_panoptic(other).of_stages(other.backbone(inputs))[told_TBN])
         total, named = objective(
             feat_TBND[told_TBN],
             column_TBN[told_TBN],
@@ -348,6 +343,11 @@ class PanopticModel(ClassifierModel):
         """Features [B, N, D] of the queries of the last stage, not normalised."""
         feat_BND: Tensor = self.projection(self.backbone(inputs).embed_BND[-1])
         return feat_BND
+
+    def of_stages(self, guess: Guess) -> Tensor:
+        """Features [T, B, N, D] of the queries of all T stages, not normalised."""
+        feat_TBND: Tensor = self.projection(torch.stack(list(guess.embed_BND)))
+        return feat_TBND
 
 
 def logits_of(model: PanopticModel, feat_BND: Tensor, guide: Guide) -> Tensor:

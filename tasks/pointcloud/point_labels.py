@@ -160,7 +160,7 @@ class PointLabelsTask(CloudTask):
         feat_BPD = found.features(point_BP3)
         if not keep_BP.any():
             return feat_BPD.sum() * 0.0, {}
-        views = views_of(guide, point_BP3, as_classifier, keep_BP)
+        views = views_of(guide, lambda model: model.features(point_BP3)[keep_BP])
         return objective(feat_BPD[keep_BP], label_BP[keep_BP], found.head, guide, None, views)
 
     def embed(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

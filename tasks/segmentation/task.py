@@ -193,7 +193,7 @@ class SegmentationTask(DenseTask, ClassifierTask):
         if not keep_BHW.any():
             return feat_BHWD.sum() * 0.0, {}
         feat_PD, label_P = feat_BHWD[keep_BHW], label_BHW[keep_BHW]
-        views = views_of(guide, inputs, as_segmenter, keep_BHW)
+        views = views_of(guide, lambda model: model.features(inputs)[keep_BHW])
         total, parts = objective(feat_PD, label_P, found.head, guide, None, views)
         if found.centres is not None:
             term = self.options.ceco * found.centres(feat_PD, label_P, *self._memory(guide))
