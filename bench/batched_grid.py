@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from flwr.app import Message
 
 from fednc.bench.local_grid import LocalGrid, Parcel
-from fednc.client.app.flower_app import reply_of
+from fednc.client.app.flower_app import reply_of, training
 from fednc.client.training.together import NotTogetherError, train_together
 from fednc.client.training.trainer import LocalResult, LocalWork, train
 from fednc.common.wire.messages import TRAIN
@@ -33,7 +33,7 @@ class BatchedGrid(LocalGrid):
             yield from super()._answers(sent)
             return
         started = [
-            self._hosts[message.metadata.dst_node_id].training(self._received(message, parcel))
+            training(self._received(message, parcel), self._hosts[message.metadata.dst_node_id].context)
             for message, parcel in sent
         ]
         results = self._train([next(one) for one in started])

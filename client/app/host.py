@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfigValue
 
-from fednc.client.app.flower_app import Training, training
 from fednc.client.app.resident_run import Resident, forget, resident, succeed
 from fednc.common import flower_adapter
 from fednc.common.config.run import parse_run_json
@@ -121,13 +120,13 @@ class AppHost:
 
     def work(self, message: Message) -> Message:
         """Answer one instruction."""
-        assert self._context is not None
-        return self._app(message, self._context)
+        return self._app(message, self.context)
 
-    def training(self, message: Message) -> Training:
-        """Start to answer an instruction to train; whoever calls this does the work."""
+    @property
+    def context(self) -> Context:
+        """Of the run that is loaded."""
         assert self._context is not None
-        return training(message, self._context)
+        return self._context
 
     def leave(self) -> None:
         """Unload the run."""
