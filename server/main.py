@@ -133,7 +133,6 @@ def expect_replies(federation: Federation, prepared: FederatedRun, state: Global
     """Tell the federation what replies look like in the current stage. Called from the strategy's thread."""
     schema = ReplySchema.of(
         prepared.task,
-        prepared.frame,
         state.trainable,
         state.extra,
         prepared.layout,

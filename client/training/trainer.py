@@ -277,9 +277,7 @@ def class_sums(
         moment: whether to include second moments.
     """
     device = next(model.parameters()).device
-    summed_K, exact = summed_K.to(device), not task.run.train.epochs
-    coarse = task.run.method.moment_codec == "int16"
-    sums = ClassSums.zeros(task.label_space, task.memory_dim, device, moment=moment, exact=exact, coarse=coarse)
+    summed_K, sums = summed_K.to(device), task.no_class_sums(device, moment=moment)
     for piece in evaluation_batches(model, data, batch, hooks.check):
         feat_BD, label_B = classifier(task).embed(model, piece)
         sums.add_batch(torch.where(summed_K[label_B.reshape(-1)].unsqueeze(1), feat_BD, 0.0), label_B)

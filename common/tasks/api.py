@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fednc.common.config.run import RunConfig, explain
 from fednc.common.config.tables import InitSection, SplitSection, TaskSection, TrainSection
 from fednc.common.errors import ConfigError, DataError
+from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.optimisers import SGD, check_optimiser
 from fednc.common.learning.round_context import Guide
@@ -320,6 +321,22 @@ class Task(ABC):
     def memory_dim(self) -> int:
         """Width of the class memory; 0 for a task without classes."""
         return 0
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether clients may be asked for class sums. A task with sessions may do without a class memory."""
+        return True
+
+    def no_class_sums(self, device: torch.device | None = None, *, moment: bool) -> ClassSums:
+        """Class sums of no examples, in the form in which the run's clients send them."""
+        return ClassSums.zeros(
+            self.label_space,
+            self.memory_dim,
+            device,
+            moment=moment,
+            exact=not self.run.train.epochs,
+            coarse=self.run.method.moment_codec == "int16",
+        )
 
     @property
     def members_per_example(self) -> int:

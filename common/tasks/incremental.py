@@ -48,11 +48,6 @@ class Incremental(ClassifierTask):
         return False
 
     @property
-    def keeps_memory(self) -> bool:
-        """Whether clients send class sums at the end of the first stage and when a session opens."""
-        return True
-
-    @property
     def settling_steps(self) -> int:
         """Epochs of `fit` with which the server adapts the model to the memory after the first stage; 0: none."""
         return 0

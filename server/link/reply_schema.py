@@ -1,6 +1,6 @@
 """The form that the server expects of replies, known in advance: names, types, shapes, bytes.
 
-Built from task, frame and model for each stage; checked before an upload is granted. Foreign strategies have no
+Built from task and model for each stage; checked before an upload is granted. Foreign strategies have no
 schema: for their replies only the limits in `message_limits.py` apply. Values are checked later, during
 aggregation.
 """
@@ -16,8 +16,6 @@ from torch import Tensor
 from fednc.common.errors import ConfigError
 from fednc.common.initialise import messages
 from fednc.common.initialise.probe import Layout
-from fednc.common.learning.class_memory import ClassSums
-from fednc.common.learning.frame import Frame
 from fednc.common.peer_text import SHORT_TEXT
 from fednc.common.tasks import personal, probe, temperature
 from fednc.common.tasks.aggregation import Aggregation
@@ -128,7 +126,6 @@ class ReplySchema:
     def of(
         cls,
         task: Task,
-        frame: Frame,
         model: Mapping[str, Tensor],
         extra: Mapping[str, Tensor] | None = None,
         initial: Layout | None = None,
@@ -152,13 +149,7 @@ class ReplySchema:
         weights = {key: ExpectedArray.like(value, codec) for key, value in model.items()}
         sums = {
             model: _layout(
-                ClassSums.zeros(
-                    frame.vertices,
-                    task.memory_dim,
-                    moment=task.run.method.needs_moments(model, is_first=is_first),
-                    exact=not task.run.train.epochs,
-                    coarse=task.run.method.moment_codec == "int16",
-                ).to_tensors()
+                task.no_class_sums(moment=task.run.method.needs_moments(model, is_first=is_first)).to_tensors()
             )
             for model in ("global", "local")
         }

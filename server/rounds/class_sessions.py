@@ -66,7 +66,7 @@ class Sessions:
 
     def warn(self, stage: Stage) -> None:
         """Warn about classes that no client sent a sum of: they are trained, but not remembered."""
-        if not self._strategy.keeps_memory:
+        if not self._strategy.task.keeps_memory:
             return
         seen_K, names = self._strategy.state.memory.seen_K, self._strategy.task.class_names
         missing = [names[c] for c in range(stage.earlier, stage.classes) if not seen_K[c]]

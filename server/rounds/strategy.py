@@ -246,7 +246,7 @@ class FrameStrategy(Strategy):
 
     def pool_new_classes(self, grid: Grid) -> None:
         """Take class means of the stage's classes into the memory, if the task keeps one."""
-        if not self.keeps_memory:
+        if not self.task.keeps_memory:
             return
         self._refresh_memory(self.stage.first, grid, self.run.rounds.deadline_s, self.holders(grid))
 
@@ -487,14 +487,9 @@ class FrameStrategy(Strategy):
         """Whether this round ends with an evaluation."""
         return schedule.evaluates(self.run, self.stage, server_round)
 
-    @property
-    def keeps_memory(self) -> bool:
-        """Whether clients may be asked for class sums. A task with sessions may do without a memory."""
-        return not isinstance(self.task, Incremental) or self.task.keeps_memory
-
     def _wants_global_memory(self, server_round: int, evaluating: bool) -> bool:
         sessions = self.task.takes_sessions
-        return self.keeps_memory and schedule.wants_global_memory(
+        return self.task.keeps_memory and schedule.wants_global_memory(
             self.run, self.stage, server_round, evaluating=evaluating, takes_sessions=sessions
         )
 

@@ -52,9 +52,7 @@ def over_the_link(
         prepared = FederatedRun(run, EventLog())
         federation = Federation(f"test-{uuid4().hex}", run, folder / "spool", EventLog())
         if agreed:
-            schema = ReplySchema.of(
-                prepared.task, prepared.frame, trained_by(prepared), initial=prepared.layout, is_first=True
-            )
+            schema = ReplySchema.of(prepared.task, trained_by(prepared), initial=prepared.layout, is_first=True)
             federation.expect(schema)
         attending: list[asyncio.Task[pb.RunOver]] = []
         ports: list[int] = []

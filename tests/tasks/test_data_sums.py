@@ -341,7 +341,7 @@ def test_a_hostile_reply_is_refused_and_counted_against_its_node(
 
 def test_the_link_takes_no_upload_of_another_form(run: RunConfig) -> None:
     prepared = FederatedRun(run, EventLog())
-    agreement = ReplySchema.of(prepared.task, prepared.frame, prepared.state.trainable, is_first=True)
+    agreement = ReplySchema.of(prepared.task, prepared.state.trainable, is_first=True)
     honest = prepared.task.no_data_sums()
 
     def check(sums: Stats) -> None:

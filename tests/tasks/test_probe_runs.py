@@ -295,12 +295,12 @@ def test_without_any_answer_the_run_goes_on_as_written(clients: list[ClientConfi
 
 def test_the_form_of_replies_is_agreed_before_they_come() -> None:
     prepared = FederatedRun(parse_run(IMAGES), EventLog())
-    schema = ReplySchema.of(prepared.task, prepared.frame, prepared.state.model, is_first=True)
+    schema = ReplySchema.of(prepared.task, prepared.state.model, is_first=True)
     (form,) = schema.forms[messages.PROBE].optional.values()
     assert set(form) == set(probe.no_losses(prepared.run))
     without = parse_run({key: value for key, value in IMAGES.items() if key != "probe"})
     prepared = FederatedRun(without, EventLog())
-    schema = ReplySchema.of(prepared.task, prepared.frame, prepared.state.model, is_first=True)
+    schema = ReplySchema.of(prepared.task, prepared.state.model, is_first=True)
     assert not schema.forms[messages.PROBE].optional
 
 

@@ -185,6 +185,6 @@ def test_without_a_memory_the_head_is_the_read_out(method: dict[str, Any]) -> No
 def test_moments_are_agreed_on_for_the_first_stage(is_first: bool) -> None:
     prepared, _ = prepare(in_sessions(method=DISCRIMINANT))
     state = prepared.state
-    agreement = ReplySchema.of(prepared.task, prepared.frame, state.model, is_first=is_first)
+    agreement = ReplySchema.of(prepared.task, state.model, is_first=is_first)
     assert ("moment_T" in agreement.forms[messages.MEMORY].required[messages.SUMS]) == is_first
     assert "moment_T" not in agreement.forms[messages.TRAIN].optional[messages.SUMS]

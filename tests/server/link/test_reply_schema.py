@@ -28,7 +28,7 @@ class OwnersTask(LineTask):
 def schema_of(keys: list[str]) -> ReplySchema:
     with installed():
         task = OwnersTask(parse_run(LINE))
-    return ReplySchema.of(task, task.frame(0), dict.fromkeys(keys, torch.zeros(1)), is_first=True)
+    return ReplySchema.of(task, dict.fromkeys(keys, torch.zeros(1)), is_first=True)
 
 
 def header_of(keys: list[str]) -> pb.UploadHeader:
@@ -79,7 +79,7 @@ def test_a_tensor_that_the_model_does_not_have_or_twice_the_same_is_refused(sent
 def test_a_tensor_that_all_clients_train_may_not_be_left_out() -> None:
     with installed():
         task = LineTask(parse_run(LINE))
-    schema = ReplySchema.of(task, task.frame(0), dict.fromkeys(["k0", "k1"], torch.zeros(1)), is_first=True)
+    schema = ReplySchema.of(task, dict.fromkeys(["k0", "k1"], torch.zeros(1)), is_first=True)
     schema.check(TRAIN, update_with(["k0", "k1"]))
     with pytest.raises(InvalidError, match="k1"):
         schema.check(TRAIN, update_with(["k0"]))

@@ -147,8 +147,8 @@ def image_run(method: dict[str, Any], link: dict[str, Any]) -> RunConfig:
 def test_every_reply_of_our_own_client_fits_the_schema(preset: str, codec_name: str) -> None:
     run = image_run({"name": preset}, {"codec": codec_name})
     prepared = FederatedRun(run, EventLog())
-    task, frame, state = prepared.task, prepared.frame, prepared.state
-    agreement = ReplySchema.of(task, frame, state.model, state.extra, is_first=True)
+    task, state = prepared.task, prepared.state
+    agreement = ReplySchema.of(task, state.model, state.extra, is_first=True)
     flower_adapter.adopt_identity("run")
     host = AppHost(ClientConfig(name="a", data="digits", device="cpu", val_share=0.0), app)
     welcome = pb.Welcome(node_id=7, run_id="run", run_json=run.for_clients(), part=pb.Part(index=0, of=30))

@@ -112,7 +112,7 @@ def test_clients_read_the_same_run_and_send_exact_sums() -> None:
     run = closed()
     assert parse_run_json(run.for_clients(), source="test").all_rounds == 1
     prepared = FederatedRun(run, EventLog())
-    schema = ReplySchema.of(prepared.task, prepared.frame, {}, is_first=True)
+    schema = ReplySchema.of(prepared.task, {}, is_first=True)
     expected = schema.forms["query.memory"].required["sums"]["moment_T"]
     assert "float64" in str(expected)
 

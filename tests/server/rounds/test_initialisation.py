@@ -204,7 +204,7 @@ def test_the_link_refuses_answers_of_another_form() -> None:
     prepared = FederatedRun(small_run(INIT), EventLog())
     model, layout = prepared.state.model, prepared.layout
     assert layout is not None
-    agreement = ReplySchema.of(prepared.task, prepared.frame, model, initial=layout, is_first=True)
+    agreement = ReplySchema.of(prepared.task, model, initial=layout, is_first=True)
 
     def reply(weights: int) -> pb.Manifest:
         content = RecordDict({messages.INIT: arrays.to_record({messages.UNIT: torch.zeros(weights)})})

@@ -85,7 +85,6 @@ class HostilePlace:
         self.federation = Federation("run", run, self._folder / "run" / "spool", self._log)
         self.federation.schema = ReplySchema.of(
             self.prepared.task,
-            self.prepared.frame,
             self.prepared.state.model,
             self.prepared.state.extra,
             is_first=True,
