@@ -86,8 +86,7 @@ def session_table(compared: Compared, setting: str) -> Iterator[str]:
         if runs:
             values = [_places(runs, key) for key in (metric, *_GROUPS)]
             costs = [_places(runs, "bytes_up", 1e-3, ".0f"), _places(runs, "seconds", 1, ".2f")]
-            forgotten = fmean(run[0]["base"] - run[-1]["base"] for run in runs)
-            yield f"| {variant} | {' | '.join([*values, *costs])} | {100 * forgotten:.1f} |"
+            yield f"| {variant} | {' | '.join([*values, *costs])} | {100 * forgotten(runs):.1f} |"
 
 
 def stages_of_rows(rows: Sequence[Result]) -> list[list[dict[str, Any]]]:
@@ -98,6 +97,11 @@ def stages_of_rows(rows: Sequence[Result]) -> list[list[dict[str, Any]]]:
         costs = row.get(COSTS) or [{}] * len(stages)
         found.append([{**stage, **cost} for stage, cost in zip(stages, costs, strict=True)])
     return [stages for stages in found if stages]
+
+
+def forgotten(runs: Sequence[Sequence[dict[str, Any]]]) -> float:
+    """The base classes' accuracy after the base minus that at the end, a share: the mean over the runs."""
+    return fmean(stages[0]["base"] - stages[-1]["base"] for stages in runs)
 
 
 def _places(runs: Sequence[Sequence[dict[str, Any]]], key: str, scale: float = 100, form: str = ".1f") -> str:

@@ -7,7 +7,6 @@ figure is computed from the rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -29,16 +28,7 @@ _ONE_OF: tuple[tuple[str, Callable[[Comparison], str]], ...] = (
 )
 
 
-@dataclass
-class _Line:
-    """Variants that train alike: the one with fednc's read-out, and the one with another."""
-
-    variants: list[Variant] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The shortest of their names."""
-        return min((variant.name for variant in self.variants), key=len)
+_Line = list[Variant]  # variants that train alike: the one with fednc's read-out, and the one with another
 
 
 def base_cell(compared: Compared, configs: Path) -> Iterator[str]:
@@ -46,11 +36,12 @@ def base_cell(compared: Compared, configs: Path) -> Iterator[str]:
     setting = compared.plan.settings[0].name
     yield from table_head(_COLUMNS)
     ceiling = _best(compared, setting, central(compared.plan))
-    lines = [line for line in _lines(compared, setting) if line.variants]
-    for line in sorted(lines, key=lambda line: -_highest(compared, setting, line)):
+    for line in sorted(_lines(compared, setting), key=lambda line: -_highest(compared, setting, line)):
         cells = [_cell(compared, setting, line, has_ours=has_ours) for has_ours in (False, True)]
-        below = "-" if line.variants[0].clients else _points(ceiling, _highest(compared, setting, line))
-        name = f"**{line.name}**" if ours(compared.plan) in {one.name for one in line.variants} else line.name
+        below = "-" if line[0].clients else _points(ceiling, _highest(compared, setting, line))
+        names = [variant.name for variant in line]
+        name = min(names, key=len)
+        name = f"**{name}**" if ours(compared.plan) in names else name
         yield f"| {name}{_price(compared.plan, line)} | {' | '.join(cells)} | {below} |"
     yield from ["", *paragraph(_caption(compared)), *code(configs, [compared.plan.name], [setting])]
 
@@ -83,7 +74,7 @@ def _lines(compared: Compared, setting: str) -> list[_Line]:
     found: dict[str, _Line] = {}
     for variant in compared.plan.variants:
         if compared.of(setting, variant.name):
-            found.setdefault(_training(compared.plan, variant), _Line()).variants.append(variant)
+            found.setdefault(_training(compared.plan, variant), []).append(variant)
     return list(found.values())
 
 
@@ -94,7 +85,7 @@ def _training(plan: Comparison, variant: Variant) -> str:
 
 
 def _cell(compared: Compared, setting: str, line: _Line, *, has_ours: bool) -> str:
-    methods = {variant.name: method_of(compared.plan, variant) for variant in line.variants}
+    methods = {variant.name: method_of(compared.plan, variant) for variant in line}
     names = [name for name, method in methods.items() if (method.readout == _OUR_READOUT) == has_ours]
     return _spread(compared, setting, names[0]) if names else "-"
 
@@ -105,7 +96,7 @@ def _spread(compared: Compared, setting: str, variant: str) -> str:
 
 
 def _highest(compared: Compared, setting: str, line: _Line) -> float:
-    return _best(compared, setting, [variant.name for variant in line.variants]) or 0.0
+    return _best(compared, setting, [variant.name for variant in line]) or 0.0
 
 
 def _best(compared: Compared, setting: str, variants: Sequence[str]) -> float | None:
@@ -120,5 +111,5 @@ def _points(ceiling: float | None, reached: float | None) -> str:
 
 def _price(plan: Comparison, line: _Line) -> str:
     """What a method sends beside the model: as much again for those that have something to send."""
-    parts = method_of(plan, line.variants[0]).parts
+    parts = method_of(plan, line[0]).parts
     return " (twice the bytes)" if any(type(part).beside is not Method.beside for part in parts) else ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fednc.bench.compare.class_sessions import stages_of_rows
+from fednc.bench.compare.class_sessions import forgotten, stages_of_rows
 from fednc.bench.compare.gains import gains
 from fednc.bench.compare.plan import MethodPart, Setting, read_comparison
 from fednc.bench.compare.report import Compared, table_head
@@ -71,11 +71,10 @@ def _rows(one: Compared, setting: Setting, part: MethodPart) -> Iterator[str]:
 
 def _figures(runs: Sequence[Stages], metric: str) -> list[str]:
     after = [100 * fmean(stage[metric] for stage in stages) for stages in zip(*runs, strict=True)]
-    forgotten = 100 * fmean(run[0]["base"] - run[-1]["base"] for run in runs)
     novel = 100 * fmean(run[-1]["novel"] for run in runs)
     figures = [
         " / ".join(f"{value:.1f}" for value in after),
-        *(f"{v:.1f}" for v in (fmean(after), forgotten, novel)),
+        *(f"{v:.1f}" for v in (fmean(after), 100 * forgotten(runs), novel)),
     ]
     later = [stage for run in runs for stage in run[1:]]
     if not all("seconds" in stage for stage in later):

@@ -128,7 +128,7 @@ def _claims(comparisons: Sequence[Compared]) -> list[Finding]:
 def _long(comparisons: Sequence[Compared], configs: Path, results: Path) -> Iterator[str]:
     """The top: the base cell, the claims, one factor at a time."""
     if not comparisons:
-        yield from [f"The long comparisons: {_UNRUN[0].lower()}{_UNRUN[1:]}", ""]
+        yield from ["The long comparisons: nothing has been measured yet.", ""]
         return
     yield from long_tier.base_cell(comparisons[0], configs)
     yield from ["## What pays and what does not", "", *paragraph(rules()), ""]

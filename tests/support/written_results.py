@@ -9,6 +9,17 @@ from fednc.bench.compare.plan import Comparison, Row, final_rows, read_compariso
 from fednc.bench.compare.results_page import page
 from fednc.bench.compare.run_archive import write_run
 
+# What all small comparison files have; no table of theirs stands before it.
+SMALL = """[data]
+source = "digits"
+[tuning]
+rates = [0.01, 0.1]
+[run.task]
+classes = ["a", "b"]
+[run.split]
+parts = 2
+"""
+
 
 def result(row: Row, accuracy: float) -> dict[str, Any]:
     machine = {"cpu": "a CPU", "cores": 2, "torch": "2"}

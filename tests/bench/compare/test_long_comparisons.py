@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from fednc.bench.compare.results_page import draw
-from support.written_results import Place
+from support.written_results import SMALL, Place
 
-FILE = """
+FILE = f"""
 # The long one:
 #   fednc compare small.toml --settings base
 #   fednc compare small.toml --settings other,third
@@ -20,15 +20,7 @@ name = "small"
 tier = "long"
 title = "Shapes (9 images)"
 seeds = [1, 2]
-[data]
-source = "digits"
-[tuning]
-rates = [0.01, 0.1]
-[run.task]
-classes = ["a", "b"]
-[run.split]
-parts = 2
-[[settings]]
+{SMALL}[[settings]]
 name = "base"
 title = "all skewed"
 [[settings]]

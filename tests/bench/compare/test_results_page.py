@@ -21,25 +21,17 @@ from fednc.bench.compare.run_archive import ARCHIVE, archive_runs, read_runs, wr
 from fednc.bench.compare.terms import COLUMNS, METHODS, SPEED, TERMS
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import DataError
-from support.written_results import Place
+from support.written_results import SMALL, Place
 
 ROOT = Path(__file__).parents[3]
 CONFIGS, RESULTS = ROOT / "bench" / "configs", ROOT / "results"
-FILE = """
+FILE = f"""
 # What it is about:
 #   fednc compare small.toml
 name = "small"
 seeds = [1, 2]
 baseline = "fedavg"
-[data]
-source = "digits"
-[tuning]
-rates = [0.01, 0.1]
-[run.task]
-classes = ["a", "b"]
-[run.split]
-parts = 2
-[[settings]]
+{SMALL}[[settings]]
 name = "easy"
 [[settings]]
 name = "hard"
