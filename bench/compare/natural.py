@@ -1,7 +1,7 @@
 """Natural federations: what each client gets, which variant validation data chooses, and published figures.
 
-For comparisons with `data.clients`. Called by `engine.py` and for docs/results.md. Every figure and every sentence
-is computed from the rows; published figures come from the comparison files.
+For comparisons with `data.clients`. Called by `engine.py` and `results_page.py`. Every figure and sentence is
+computed from the rows; published figures come from the comparison files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from fednc.bench.compare import plots
+from fednc.bench.compare.gains import OURS, central, others
 from fednc.bench.compare.plan import ALONE, Choice, Published
 from fednc.bench.compare.report import Compared, factor, last5, on_data, table_head
 from fednc.bench.compare.run_archive import Result
@@ -95,14 +96,70 @@ def draw(compared: Compared, setting: str, path: Path) -> None:
     plots.dots(path, series, plots.metric_label(metric))
 
 
-def section(comparisons: Sequence[Compared]) -> Iterator[str]:
-    """One table for all natural federations, then sentences on what follows from it."""
-    yield from table_head(("federation", "method", "pooled", "mean", "published: pooled", "published: mean"))
+def overview(comparisons: Sequence[Compared]) -> Iterator[str]:
+    """One table: a line for each natural federation."""
+    yield from table_head(("federation", OURS, "best other method", "alone", "at one place", "best published"))
     for compared in comparisons:
         for setting in compared.plan.settings:
             what = f"[{compared.plan.title or compared.plan.name}](#{compared.plan.name})"
-            for line in _lines(compared, setting.name):
-                yield f"| {what} | {line.name}{line.note} | {' | '.join(_cells(line, compared.metric))} |"
+            yield f"| {what} | {' | '.join(_overview_cells(compared, setting.name))} |"
+
+
+def _overview_cells(compared: Compared, setting: str) -> Iterator[str]:
+    leading = _leading(compared, setting)
+    yield _pair(leading.rows, compared.metric) if leading else "not run"
+    for names, with_name in (
+        (others(compared.plan), True),
+        (_alone(compared), False),
+        (central(compared.plan), False),
+    ):
+        best = _best(compared, setting, names)
+        told = _pair(compared.of(setting, best), compared.metric) if best else "-"
+        yield f"{told} ({best})" if best and with_name else told
+    known = _federated(compared)
+    if not known:
+        yield "-"
+        return
+    sign = 1 if compared.metric.higher_is_better else -1
+    top = max(known, key=lambda one: sign * one.pooled)
+    yield f"{_of_two([top.pooled], [] if top.mean is None else [top.mean], compared.metric)} ({top.name})"
+
+
+def _alone(compared: Compared) -> list[str]:
+    return [variant.name for variant in compared.plan.variants if variant.clients == ALONE]
+
+
+def _best(compared: Compared, setting: str, names: Sequence[str]) -> str:
+    """Of these variants the one with the best metric, mean over the seeds; empty if none was run."""
+    sign = 1 if compared.metric.higher_is_better else -1
+    found = {name: rows for name in names if (rows := compared.of(setting, name))}
+    return max(
+        found, key=lambda name: sign * fmean(last5(row, compared.metric) for row in found[name]), default=""
+    )
+
+
+def _federated(compared: Compared) -> list[Published]:
+    """Published figures of federated training: neither of pooled training nor of a client alone."""
+    clients = {variant.name: variant.clients for variant in compared.plan.variants}
+    return [one for one in compared.plan.published if not clients.get(one.beside)]
+
+
+def _pair(rows: Sequence[Result], metric: MetricInfo) -> str:
+    return _of_two([last5(row, metric) for row in rows], _means(rows), metric)
+
+
+def _of_two(pooled: Sequence[float], means: Sequence[float], metric: MetricInfo) -> str:
+    """The metric on all test examples together, a slash, and its mean over the clients."""
+    return f"{_number(pooled, metric, with_spread=True)} / {_number(means, metric)}"
+
+
+def table(compared: Compared, setting: str) -> Iterator[str]:
+    """Fednc, then what others have published, beside our variants that do the same."""
+    yield from table_head(("method", "pooled", "mean", "published: pooled", "published: mean"))
+    leading = _leading(compared, setting)
+    others_own = (line for line in _lines(compared, setting) if line.published)
+    for line in (*filter(None, [leading]), *others_own):
+        yield f"| {line.name}{line.note} | {' | '.join(_cells(line, compared.metric))} |"
 
 
 def _lines(compared: Compared, setting: str) -> Iterator[Line]:
@@ -131,28 +188,40 @@ def _cells(line: Line, metric: MetricInfo) -> list[str]:
     ]
 
 
-def verdicts(compared: Compared) -> Iterator[str]:
-    """Sentences: fednc against each published figure, and what the federation brings each client."""
-    metric = compared.metric
-    for setting in (setting.name for setting in compared.plan.settings):
-        ours = _leading(compared, setting)
-        if ours is None:
-            continue
-        own = fmean(last5(row, metric) for row in ours.rows)
-        error = _test_error(ours.rows[0], own, metric)
-        means = _means(ours.rows)
-        has = f"{ours.name}{ours.note} has {_number([own], metric)} pooled"
-        mean = f" and {_number(means, metric)} as the mean over the clients" if means else ""
-        yield f"**{compared.plan.name}**: {has}{mean}; {on_data('test', metric)}{_said(ours.rows[0], error)}."
+def headline(compared: Compared, setting: str) -> Iterator[str]:
+    """What fednc reaches and how far to trust that; then what the federation brings each client. Nothing if it did
+    not run.
+    """
+    ours = _leading(compared, setting)
+    if ours is None:
+        return
+    own, error, metric = *_reached(ours, compared.metric), compared.metric
+    means = _means(ours.rows)
+    mean = f" and {_number(means, metric)} as the mean over the clients" if means else ""
+    has = f"{ours.name}{ours.note} has {_number([own], metric)} pooled{mean}"
+    yield f"**{compared.plan.name}**: {has}; {on_data('test', metric)}{_said(ours.rows[0], error)}."
+    yield from _for_each_client(compared, setting, ours)
+
+
+def against_published(compared: Compared, setting: str) -> Iterator[str]:
+    """Sentences: fednc against each published figure."""
+    ours = _leading(compared, setting)
+    if ours is not None:
+        own, error = _reached(ours, compared.metric)
         for one in compared.plan.published:
-            yield _against(own, one, means, error, metric)
-        yield from _for_each_client(compared, setting, ours)
+            yield _against(own, one, _means(ours.rows), error, compared.metric)
+
+
+def _reached(ours: Line, metric: MetricInfo) -> tuple[float, float]:
+    """(The metric on all test examples, mean over the seeds; the standard error of the test data.)"""
+    own = fmean(last5(row, metric) for row in ours.rows)
+    return own, _test_error(ours.rows[0], own, metric)
 
 
 def _leading(compared: Compared, setting: str) -> Line | None:
     """The line of fednc: the first choice, or the variant of this name."""
     lines = [line for line in _lines(compared, setting) if line.rows]
-    wanted = {*(choice.name for choice in compared.plan.choices[:1])} or {"fednc"}
+    wanted = {*(choice.name for choice in compared.plan.choices[:1])} or {OURS}
     return next((line for line in lines if line.name in wanted), None)
 
 
@@ -174,14 +243,14 @@ def _against(own: float, one: Published, means: Sequence[float], error: float, m
     sign = 1 if metric.higher_is_better else -1
     ahead = sign * (own - one.pooled)
     clear = abs(ahead) > STANDARD_ERRORS * error
-    word = "above" if ahead >= 0 else "below"
-    told = f"* {word} {one.name} as published ({_number([one.pooled], metric)}) by {_points(abs(ahead), metric)}"
+    word, published = "Above" if ahead >= 0 else "Below", _number([one.pooled], metric)
+    told = f"{word} {one.name} as published ({published}) by {_points(abs(ahead), metric)}"
     if one.mean is not None and means:
         by = sign * (fmean(means) - one.mean)
         told += (
             f", as the mean over the clients {'above' if by >= 0 else 'below'} it by {_points(abs(by), metric)}"
         )
-    return told + ("" if clear else "; pooled, the test data is too small to call it a difference")
+    return told + ("." if clear else "; pooled, the test data is too small to call it a difference.")
 
 
 def _points(value: float, metric: MetricInfo) -> str:
@@ -195,8 +264,7 @@ def _signed(value: float, metric: MetricInfo) -> str:
 def _for_each_client(compared: Compared, setting: str, ours: Line) -> Iterator[str]:
     """How many clients have a better metric from the federation than from a model of their own."""
     metric = compared.metric
-    alone = next((one.name for one in compared.plan.variants if one.clients == ALONE), "")
-    rows = compared.of(setting, alone) if alone else []
+    rows = [row for name in _alone(compared)[:1] for row in compared.of(setting, name)]
     gains = []
     for name in compared.plan.data.clients:
         federated, own = _of_client(ours.rows, name), _of_client(rows, name)
@@ -205,6 +273,6 @@ def _for_each_client(compared: Compared, setting: str, ours: Line) -> Iterator[s
     if gains:
         better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
         yield (
-            f"* of {len(gains)} clients {better} have a better model than one that they train alone, and {worse} "
-            f"a worse one; the mean gain is {_signed(fmean(gains), metric)}"
+            f"Of {len(gains)} clients {better} have a better model than one that they train alone, and {worse} "
+            f"a worse one; the mean gain is {_signed(fmean(gains), metric)}."
         )

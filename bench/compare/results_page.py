@@ -44,9 +44,9 @@ what happens in the first rounds. They say little about the end of training: for
 _UNRUN = "Nothing has been measured yet."
 _NATURAL = """
 Clients that differ because they are different hospitals, domains or people. Each trains and is tested on data of
-its own. Pooled: on all test examples together; mean: the mean over the clients. `pooled` is one model of all
-training data at one place, which a federation wants to reach without moving the data; `alone` gives each client
-a model of its own.
+its own. The first figure is for all test examples together, the second is the mean over the clients. Alone: each
+client has the model that it trains by itself. At one place: one model of all training data, which a federation
+wants to reach without moving the data. Each comparison's section has all methods and all clients.
 """
 _CHOSEN = """
 Learning rates, and the choice among several variants, follow validation data held out of training. A difference
@@ -148,22 +148,12 @@ def _natural(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
     """The section on clients with data of their own; nothing if there are none."""
     if not comparisons:
         return
-    yield from [
-        "## Clients with data of their own",
-        "",
-        *paragraph(_NATURAL.strip()),
-        "",
-        *paragraph(_CHOSEN.strip()),
-        "",
-        *natural.section(comparisons),
-        "",
-    ]
+    yield from ["## Clients with data of their own", "", *paragraph(_NATURAL.strip()), ""]
+    yield from [*natural.overview(comparisons), "", *paragraph(_CHOSEN.strip()), ""]
     for compared in comparisons:
-        first, *items = [*natural.verdicts(compared)] or [f"**{compared.plan.name}**"]
-        yield from [*paragraph(first), *file_comment.code(configs, [compared.plan.name])]
-        for item in items:
-            yield from paragraph(item.removeprefix("* "), "* ")
-        yield from [""] if items else []
+        for setting in compared.plan.settings:
+            yield from paragraph(" ".join(natural.headline(compared, setting.name)))
+        yield from file_comment.code(configs, [compared.plan.name])
     yield from paragraph(
         "Published figures: "
         + "; ".join(f"{one.plan.name}: {one.plan.published_by}" for one in comparisons if one.plan.published_by)
@@ -217,12 +207,22 @@ def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> I
         if natural.is_natural(compared):
             yield from [f"{on_data('Test', metric)} of each client (test examples), mean over the seeds:", ""]
             yield from [*natural.client_table(compared, setting.name), ""]
+            yield from _beside_published(compared, setting.name)
         yield from [f"Validation {worded(metric)} (last 5) by learning rate, seed {plan.tuning.seed}:", ""]
         yield from [*tuning_table(compared, setting.name), *_pictures(folder, setting.name, metric)]
     of_settings = {f"{setting.name}-{kind}" for setting in found.plan.settings for kind in _kinds(metric)}
     for path in sorted(folder.glob("*.png")):
         if path.stem not in of_settings:
             yield from ["", f"![{path.stem}](../results/{folder.name}/{path.name})"]
+
+
+def _beside_published(compared: Compared, setting: str) -> Iterator[str]:
+    if not compared.plan.published:
+        return
+    yield from ["Beside published figures:", "", *natural.table(compared, setting), ""]
+    for sentence in natural.against_published(compared, setting):
+        yield from paragraph(sentence, "* ")
+    yield ""
 
 
 def _provenance(rows: Sequence[Result]) -> list[str]:
@@ -286,10 +286,11 @@ def _variants(variants: Sequence[Variant], run: Mapping[str, Any]) -> Iterator[s
     common = {"method": run.get("method", {})}
     for variant in variants:
         tables = {"method": {**common["method"], **variant.method}, "frame": variant.frame, "init": variant.init}
-        tables |= {"task": variant.task}
+        tables |= {"task": variant.task, "sessions": variant.sessions}
         keys = [
             f"`{table}.{key} = {json.dumps(value)}`" for table, v in tables.items() for key, value in v.items()
         ]
+        keys += [f"trained on: {variant.clients}"] if variant.clients else []
         yield f"| {variant.name} | {', '.join(keys)} |"
 
 

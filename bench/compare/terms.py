@@ -68,6 +68,8 @@ COLUMNS: Mapping[str, str] = {
     "NC1": "spread of features within classes over the spread between classes; 0: all of a class in one point",
     "s per run": "seconds of one run; training that several variants share is divided by their number",
     "federation": "whose clients have data of their own",
+    "at one place": "one model of all training data",
+    "best published": "the best figure that others report for federated training on the same test data",
     "published: pooled": "what others report on the same test data, in per cent",
     "published: mean": "the same, as the mean over the clients",
     "client mean": "mean of the natural clients' test accuracy, as a share",
