@@ -73,20 +73,30 @@ def session_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 def session_table(compared: Compared, setting: str) -> Iterator[str]:
     """The lines of a table of one setting: metrics after each session, and its costs; none without sessions.
 
-    `forgotten`: the base classes' accuracy after the base, minus that at the end. All are means over the seeds;
-    rows from before costs were counted have none.
+    `forgotten`: the base classes' accuracy after the base, minus that at the end. All are means over the seeds
+    that did not fail; rows from before costs were counted have none.
     """
-    rows = {one.name: stages_of_rows(compared.of(setting, one.name)) for one in compared.plan.variants}
+    rows = {
+        f"{one.name}{failures(found)}": stages_of_rows(found)
+        for one in compared.plan.variants
+        if (found := compared.of(setting, one.name))
+    }
     if not any(rows.values()):
         return
     metric = compared.metric.name
     columns = (metric.replace("_", " "), *_GROUPS, "kB sent", "seconds")
     yield from table_head(("variant", *columns, "forgotten"))
     for variant, runs in rows.items():
-        if runs:
-            values = [_places(runs, key) for key in (metric, *_GROUPS)]
-            costs = [_places(runs, "bytes_up", 1e-3, ".0f"), _places(runs, "seconds", 1, ".2f")]
-            yield f"| {variant} | {' | '.join([*values, *costs])} | {100 * forgotten(runs):.1f} |"
+        values = [_places(runs, key) for key in (metric, *_GROUPS)]
+        costs = [_places(runs, "bytes_up", 1e-3, ".0f"), _places(runs, "seconds", 1, ".2f")]
+        lost = f"{100 * forgotten(runs):.1f}" if runs else "-"
+        yield f"| {variant} | {' | '.join([*values, *costs])} | {lost} |"
+
+
+def failures(rows: Sequence[Result]) -> str:
+    """How many of the runs failed, to stand behind a variant's name; empty if none did."""
+    count = sum(bool(row["failed"]) for row in rows)
+    return f" ({count} of {len(rows)} seeds failed)" if count else ""
 
 
 def stages_of_rows(rows: Sequence[Result]) -> list[list[dict[str, Any]]]:

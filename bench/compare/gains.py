@@ -57,17 +57,20 @@ class Gain:
 
 
 def gains(compared: Compared, variant: str, against: Sequence[str]) -> list[Gain]:
-    """For each setting how far `variant` is ahead of the best of `against`, over the seeds that both have."""
+    """For each setting how far `variant` is ahead of the best of `against`, over the seeds that both have.
+
+    A setting in which they share no seed has no gain.
+    """
     metric, found = compared.metric, []
     scale = factor(metric) if metric.higher_is_better else -factor(metric)
     for setting in compared.plan.settings:
         ours = _by_seed(compared, setting.name, variant)
         theirs = {name: _by_seed(compared, setting.name, name) for name in against}
-        rivals = {name: fmean(values.values()) for name, values in theirs.items() if values}
-        if ours and rivals:
+        shared = {name: sorted(ours.keys() & values.keys()) for name, values in theirs.items()}
+        rivals = {name: fmean(theirs[name][seed] for seed in seeds) for name, seeds in shared.items() if seeds}
+        if rivals:
             best = (max if metric.higher_is_better else min)(rivals, key=rivals.__getitem__)
-            seeds = sorted(ours.keys() & theirs[best].keys())
-            ahead = tuple(scale * _difference(ours[s], theirs[best][s]) for s in seeds)
+            ahead = tuple(scale * _difference(ours[seed], theirs[best][seed]) for seed in shared[best])
             found.append(Gain(setting.name, ahead, best, is_share=metric.unit == PERCENT))
     return found
 

@@ -7,14 +7,24 @@ figure is computed from the rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 from fednc.bench.compare.file_comment import code
 from fednc.bench.compare.findings import paragraph
-from fednc.bench.compare.gains import OURS, central, fedavg, fedavg_with_our_readout, fedetf, method_of, ours
+from fednc.bench.compare.gains import (
+    OURS,
+    central,
+    fedavg,
+    fedavg_with_our_readout,
+    fedetf,
+    gains,
+    method_of,
+    ours,
+)
 from fednc.bench.compare.plan import Comparison, Variant
-from fednc.bench.compare.report import Compared, factor, last5, spread, table_head
+from fednc.bench.compare.report import Compared, last5, spread, table_head
 from fednc.common.config.tables import MethodSection
 from fednc.common.methods.api import Method
 
@@ -35,11 +45,10 @@ def base_cell(compared: Compared, configs: Path) -> Iterator[str]:
     """The table of all methods in the base cell, the best first, and the commands that give it."""
     setting = compared.plan.settings[0].name
     yield from table_head(_COLUMNS)
-    ceiling = _best(compared, setting, central(compared.plan))
     for line in sorted(_lines(compared, setting), key=lambda line: -_highest(compared, setting, line)):
         cells = [_cell(compared, setting, line, has_ours=has_ours) for has_ours in (False, True)]
-        below = "-" if line[0].clients else _points(ceiling, _highest(compared, setting, line))
         names = [variant.name for variant in line]
+        below = "-" if line[0].clients else _below_central(compared, setting, names)
         name = min(names, key=len)
         name = f"**{name}**" if ours(compared.plan) in names else name
         yield f"| {name}{_price(compared.plan, line)} | {' | '.join(cells)} | {below} |"
@@ -52,7 +61,7 @@ def _caption(compared: Compared) -> str:
         f"{plan.title or plan.name}, {setting.title or setting.name}: test accuracy in per cent, mean of the last "
         "five evaluations ± standard deviation over the seeds. Each method is tested with its own read-out and "
         f"with {OURS}'s, each at its best learning rate. The last column is how many points the better of the "
-        "two is below the best central training: all images at one place, and as many epochs."
+        "two is below the best central training with the same seeds: all images at one place, as many epochs."
     )
 
 
@@ -62,10 +71,8 @@ def one_factor(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
     for one in comparisons:
         for setting in (setting for setting in one.plan.settings if ours(one.plan)):
             cells = [_spread(one, setting.name, pick(one.plan)) for _, pick in _ONE_OF]
-            ceiling = _best(one, setting.name, central(one.plan))
-            reached = _best(one, setting.name, [ours(one.plan)])
-            top = "-" if ceiling is None else f"{factor(one.metric) * ceiling:.1f}"
-            cells += [top, _points(ceiling, reached)]
+            top = max(central(one.plan), key=lambda name: _best(one, setting.name, [name]) or 0.0, default="")
+            cells += [_spread(one, setting.name, top), _below_central(one, setting.name, [ours(one.plan)])]
             yield f"| {one.plan.title or one.plan.name}: {setting.title or setting.name} | {' | '.join(cells)} |"
     yield from code(configs, [one.plan.name for one in comparisons])
 
@@ -91,8 +98,12 @@ def _cell(compared: Compared, setting: str, line: _Line, *, has_ours: bool) -> s
 
 
 def _spread(compared: Compared, setting: str, variant: str) -> str:
+    """Mean and deviation, and over how many seeds if others have more."""
     rows = compared.of(setting, variant)
-    return spread(rows, compared.metric) if rows else "not run"
+    if not rows:
+        return "not run"
+    seeds = len({row["seed"] for row in compared.final if row["setting"] == setting})
+    return spread(rows, compared.metric) + (f" ({len(rows)} of {seeds} seeds)" if len(rows) < seeds else "")
 
 
 def _highest(compared: Compared, setting: str, line: _Line) -> float:
@@ -105,8 +116,14 @@ def _best(compared: Compared, setting: str, variants: Sequence[str]) -> float | 
     return max((fmean(last5(row, compared.metric) for row in found) for found in rows if found), default=None)
 
 
-def _points(ceiling: float | None, reached: float | None) -> str:
-    return "-" if ceiling is None or reached is None else f"{100 * (ceiling - reached):.1f}"
+def _below_central(compared: Compared, setting: str, variants: Sequence[str]) -> str:
+    """How far the better of `variants` is below the best central training, over the seeds that both have."""
+    ahead = [gain for name in variants for gain in gains(compared, name, central(compared.plan))]
+    found = [gain for gain in ahead if gain.setting == setting]
+    if not found:
+        return "-"
+    best = max(found, key=lambda gain: gain.mean)
+    return str(replace(best, of_seed=tuple(0.0 - value for value in best.of_seed))).removeprefix("+")
 
 
 def _price(plan: Comparison, line: _Line) -> str:

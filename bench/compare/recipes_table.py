@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fednc.bench.compare.class_sessions import forgotten, stages_of_rows
+from fednc.bench.compare.class_sessions import failures, forgotten, stages_of_rows
 from fednc.bench.compare.gains import gains
 from fednc.bench.compare.plan import MethodPart, Setting, read_comparison
 from fednc.bench.compare.report import Compared, table_head
@@ -65,13 +65,20 @@ def _rows(one: Compared, setting: Setting, part: MethodPart) -> Iterator[str]:
     rows = {name: mine for name, mine in rows.items() if mine}
     seeds = set.intersection(*({row["seed"] for row in mine} for mine in rows.values()))
     for name, mine in rows.items():
-        runs = stages_of_rows([row for row in mine if row["seed"] in seeds])
-        yield f"| {_place(one, setting)} | {name} | {' | '.join(_figures(runs, one.metric.name))} |"
+        shared = [row for row in mine if row["seed"] in seeds]
+        figures = _figures(stages_of_rows(shared), len(shared), one.metric.name)
+        yield f"| {_place(one, setting)} | {name}{failures(shared)} | {' | '.join(figures)} |"
 
 
-def _figures(runs: Sequence[Stages], metric: str) -> list[str]:
-    after = [100 * fmean(stage[metric] for stage in stages) for stages in zip(*runs, strict=True)]
-    novel = 100 * fmean(run[-1]["novel"] for run in runs)
+def _figures(runs: Sequence[Stages], planned: int, metric: str) -> list[str]:
+    """`planned`: runs, of which those that are not in `runs` failed. They count as classifying nothing correctly;
+    what is forgotten and what it costs are means over the others.
+    """
+    if not runs:
+        return ["0.0", "0.0", "-", "0.0", "-", "-"]
+    scale = 100 * len(runs) / planned
+    after = [scale * fmean(stage[metric] for stage in stages) for stages in zip(*runs, strict=True)]
+    novel = scale * fmean(run[-1]["novel"] for run in runs)
     figures = [
         " / ".join(f"{value:.1f}" for value in after),
         *(f"{v:.1f}" for v in (fmean(after), 100 * forgotten(runs), novel)),

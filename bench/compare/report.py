@@ -180,8 +180,12 @@ def factor(metric: MetricInfo) -> float:
 
 
 def spread(rows: Sequence[Result], metric: MetricInfo) -> str:
-    """The metric over the last five rounds, in its unit: mean and standard deviation over the seeds."""
-    return _spread([last5(row, metric) for row in rows], metric)
+    """The metric over the last five rounds, in its unit: mean and standard deviation over the seeds.
+
+    A run that failed counts as the worst there is, and the text says how many did.
+    """
+    told, failed = _spread([last5(row, metric) for row in rows], metric), sum(bool(row["failed"]) for row in rows)
+    return told if not failed or told.startswith("failed") else f"{told} ({failed} of {len(rows)} seeds failed)"
 
 
 def _spread(values: Sequence[float], metric: MetricInfo) -> str:
