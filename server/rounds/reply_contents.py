@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from torch import Tensor
 
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassSums, check_sums
@@ -20,19 +21,30 @@ from fednc.common.wire import arrays, messages
 from fednc.common.wire.records import record_of
 
 
-def sums_in(content: RecordDict, task: Task, stage: Stage, announced_K: Sequence[int]) -> ClassSums:
+def sums_in(
+    content: RecordDict, task: Task, stage: Stage, announced_K: Sequence[int], like: ClassSums
+) -> ClassSums:
     """The class sums of a reply. In a run with sessions they may cover only classes of the stage.
 
     Args:
         announced_K: examples of each class that the node announced.
+        like: sums of the form that was asked for. Our link refuses others sooner, by its schema; stock Flower's
+            does not.
     """
     sums = messages.sums_of(content)
+    if _form(sums) != _form(like):
+        raise ProtocolError(f"the reply has class sums of the form {_form(sums)} instead of {_form(like)}")
     check_sums(sums, task.label_space, announced_K)
     classifier(task).check_class_sums(sums.sum_KD, sums.count_K)
     held = sums.count_K.nonzero().flatten().tolist()
     if task.takes_sessions and held and not stage.earlier <= held[0] <= held[-1] < stage.classes:
         raise ProtocolError(f"the reply has class sums of classes that are not in stage {stage.number}")
     return sums
+
+
+def _form(sums: ClassSums) -> dict[str, list[int]]:
+    """Shapes by name; dtypes are checked where sums are read."""
+    return {name: list(value.shape) for name, value in vars(sums).items() if isinstance(value, Tensor)}
 
 
 def stats_in(content: RecordDict, task: Task, announced: int) -> Stats | None:

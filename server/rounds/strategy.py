@@ -383,7 +383,8 @@ class FrameStrategy(Strategy):
         with self.drift_watch.exchange(server_round, pool.all, self.task.class_names) as watched:
             for reply in self.replies.ask(grid, content, list(counted), MEMORY, server_round, timeout_s):
                 node = reply.metadata.src_node_id
-                sums = self.replies.take(reply, partial(self._checked_sums, node=node, counted=counted))
+                take = partial(self._checked_sums, node=node, counted=counted, like=pool.all)
+                sums = self.replies.take(reply, take)
                 if sums is not None:
                     pool.add(sums, node)
                     watched.add(sums, node, is_named=is_named(reply.content))
@@ -408,7 +409,9 @@ class FrameStrategy(Strategy):
 
     def _fold_in(self, content: RecordDict, node: int, mean: RoundMean, drift: DriftSums) -> float:
         weight = min(self._examples_in(content, node), self._weights[node])
-        sums = self._checked_sums(content, node, self._weights) if messages.SUMS in content else None
+        sums = None
+        if messages.SUMS in content:
+            sums = self._checked_sums(content, node, self._weights, self._local.all)
         update, loss = messages.update_of(content), messages.loss_of(content)
         owned = messages.owned_of(content, self._fold.by_owner, counted=weight) if self._fold.by_owner else None
         if not weight:
@@ -430,11 +433,13 @@ class FrameStrategy(Strategy):
             raise StaleError(problem) if self.clients.has_changed(node) else ProtocolError(problem)
         return examples
 
-    def _checked_sums(self, content: RecordDict, node: int, counted: Mapping[int, int]) -> ClassSums:
+    def _checked_sums(
+        self, content: RecordDict, node: int, counted: Mapping[int, int], like: ClassSums
+    ) -> ClassSums:
         """The class sums of a reply, scaled to the examples that the node counts for."""
         holding = self.clients.holding(node)
         try:
-            sums = sums_in(content, self.task, self.stage, holding.count_K)
+            sums = sums_in(content, self.task, self.stage, holding.count_K, like)
         except ProtocolError as e:
             if self.clients.has_changed(node):
                 raise StaleError(str(e)) from e

@@ -129,9 +129,9 @@ def test_a_client_cannot_change_the_memory_of_other_classes() -> None:
     sums.count_K[3] = 5
     content = RecordDict({SUMS: sums_record(sums), METRICS: MetricRecord({EXAMPLES: 10})})
     announced_K = [5] * 12
-    assert sums_in(content, task, task.stages[0], announced_K).count_K[3] == 5
+    assert sums_in(content, task, task.stages[0], announced_K, sums).count_K[3] == 5
     with pytest.raises(ProtocolError, match="not in stage 1"):
-        sums_in(content, task, task.stages[1], announced_K)
+        sums_in(content, task, task.stages[1], announced_K, sums)
 
 
 def test_a_session_waits_for_clients_with_its_classes_and_says_so(tmp_path: Path) -> None:
