@@ -71,7 +71,7 @@ def command(
         folder=results / plan.name, command=said, device=device, workers=workers, engine=engine, batched=batched
     )
     with progress("rounds") as show:
-        compared = compare(plan, places, bench, show, settings=chosen)
+        compared = compare(plan, places, bench, show, settings=chosen, also=read_comparison(config).seeds)
     say(on_data("Test", compared.metric))
     for setting in compared.plan.settings:
         say("")

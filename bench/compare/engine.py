@@ -31,6 +31,7 @@ def compare(
     progress: Progress = lambda _: None,
     *,
     settings: Sequence[str] = (),
+    also: Sequence[int] = (),
 ) -> Compared:
     """Run the rows that are missing and read the others; archive them, write a table and, with `demo`, pictures.
 
@@ -40,6 +41,7 @@ def compare(
         bench: where results go, and how to run.
         progress: called as rounds end.
         settings: those to run, and to return; empty: all. Table and pictures show all that is in the folder.
+        also: seeds that table and pictures show too, where the folder has them.
 
     Raises:
         ConfigError, DataError: the comparison, its data or its earlier results cannot be used.
@@ -61,7 +63,8 @@ def compare(
     final = run_rows(final_rows(plan, rates, for_report.sha256), for_report, bench, count)
     archive_runs(bench.folder)
     compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
-    there = read_folder(whole, bench.folder).compared if settings else None
+    shown = whole.model_copy(update={"seeds": tuple(sorted({*whole.seeds, *also}))})
+    there = read_folder(shown, bench.folder).compared if settings or shown.seeds != whole.seeds else None
     _write(there or compared, bench)
     return compared
 

@@ -45,9 +45,9 @@ def base_cell(compared: Compared, configs: Path) -> Iterator[str]:
     """The table of all methods in the base cell, the best first, and the commands that give it."""
     setting = compared.plan.settings[0].name
     yield from table_head(_COLUMNS)
-    for line in sorted(_lines(compared, setting), key=lambda line: -_highest(compared, setting, line)):
+    for line in sorted(_lines(compared, setting), key=lambda line: -_highest(compared, setting, _names(line))):
         cells = [_cell(compared, setting, line, has_ours=has_ours) for has_ours in (False, True)]
-        names = [variant.name for variant in line]
+        names = _names(line)
         below = "-" if line[0].clients else _below_central(compared, setting, names)
         name = min(names, key=len)
         name = f"**{name}**" if ours(compared.plan) in names else name
@@ -71,8 +71,10 @@ def one_factor(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
     for one in comparisons:
         for setting in (setting for setting in one.plan.settings if ours(one.plan)):
             cells = [_spread(one, setting.name, pick(one.plan)) for _, pick in _ONE_OF]
-            top = max(central(one.plan), key=lambda name: _best(one, setting.name, [name]) or 0.0, default="")
-            cells += [_spread(one, setting.name, top), _below_central(one, setting.name, [ours(one.plan)])]
+            there = [name for name in central(one.plan) if one.of(setting.name, name)]
+            top = max(there, key=lambda name: _highest(one, setting.name, [name]), default="")
+            cells.append(_spread(one, setting.name, top) if top else "-")
+            cells.append(_below_central(one, setting.name, [ours(one.plan)]))
             yield f"| {one.plan.title or one.plan.name}: {setting.title or setting.name} | {' | '.join(cells)} |"
     yield from code(configs, [one.plan.name for one in comparisons])
 
@@ -83,6 +85,10 @@ def _lines(compared: Compared, setting: str) -> list[_Line]:
         if compared.of(setting, variant.name):
             found.setdefault(_training(compared.plan, variant), []).append(variant)
     return list(found.values())
+
+
+def _names(line: _Line) -> list[str]:
+    return [variant.name for variant in line]
 
 
 def _training(plan: Comparison, variant: Variant) -> str:
@@ -106,14 +112,10 @@ def _spread(compared: Compared, setting: str, variant: str) -> str:
     return spread(rows, compared.metric) + (f" ({len(rows)} of {seeds} seeds)" if len(rows) < seeds else "")
 
 
-def _highest(compared: Compared, setting: str, line: _Line) -> float:
-    return _best(compared, setting, [variant.name for variant in line]) or 0.0
-
-
-def _best(compared: Compared, setting: str, variants: Sequence[str]) -> float | None:
-    """The highest mean over the seeds of these variants; None: none of them was run."""
+def _highest(compared: Compared, setting: str, variants: Sequence[str]) -> float:
+    """The highest mean over the seeds of these variants; 0 if none was run."""
     rows = [compared.of(setting, variant) for variant in variants]
-    return max((fmean(last5(row, compared.metric) for row in found) for found in rows if found), default=None)
+    return max((fmean(last5(row, compared.metric) for row in found) for found in rows if found), default=0.0)
 
 
 def _below_central(compared: Compared, setting: str, variants: Sequence[str]) -> str:

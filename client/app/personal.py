@@ -19,7 +19,6 @@ from fednc.client.link.work_hooks import Hooks
 from fednc.client.training import trainer
 from fednc.common import seeds
 from fednc.common.config.personal import PersonalSection
-from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import with_blended_means
 from fednc.common.learning.round_context import GLOBAL, PREVIOUS, Guide
@@ -30,6 +29,7 @@ from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import TaskData
 from fednc.common.tasks.evaluation import evaluate
 from fednc.common.tasks.metrics import Stats
+from fednc.common.tasks.round_guide import memory_of
 from fednc.common.tasks.stages import Stage
 
 FOLDER = "personal"  # in the client's state folder of the run
@@ -97,12 +97,18 @@ def keep(made: Personal, here: Resident, folder: Path | None) -> None:
     task, guide = here.task, made.guide
     etf_KD = guide.etf_KD.cpu()
     frame = Frame.from_tensor(etf_KD, 0) if task.label_space else Frame.without_vertices(task.run.frame.dim)
-    metric_DD = None if guide.metric_DD is None else guide.metric_DD.cpu()
-    memory = ClassMemory(mean_KD=guide.mean_KD.cpu(), seen_K=guide.seen_K.cpu(), metric_DD=metric_DD)
     names = task.class_names[: guide.classes] if guide.classes is not None else None
     try:
         export(
-            folder / FOLDER, made.model, task, frame, memory, here.run, names, guide.temperature, with_local=True
+            folder / FOLDER,
+            made.model,
+            task,
+            frame,
+            memory_of(guide),
+            here.run,
+            names,
+            guide.temperature,
+            with_local=True,
         )
     except OSError as e:
         log.warning("the personal model cannot be written to %s: %s", folder / FOLDER, e.strerror)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fednc.common import seeds
 from fednc.common.config.tables import MethodSection
-from fednc.common.learning.class_memory import ClassMemory
+from fednc.common.learning.class_memory import OPTIONAL, ClassMemory
 from fednc.common.learning.round_context import Guide, memory_ramp
 from fednc.common.tasks.api import Task
 
@@ -78,4 +78,14 @@ def _guide(
         count_K=none_K if count_K is None else count_K,
         memory_ramp=ramp,
         classes=classes,
+    )
+
+
+def memory_of(guide: Guide) -> ClassMemory:
+    """The class memory that `guide` was made from, on the CPU."""
+    parts = {name: getattr(guide, name) for name in OPTIONAL}
+    return ClassMemory(
+        mean_KD=guide.mean_KD.cpu(),
+        seen_K=guide.seen_K.cpu(),
+        **{name: value.cpu() for name, value in parts.items() if value is not None},
     )

@@ -25,6 +25,7 @@ from fednc.common.learning.frame import Frame
 from fednc.common.learning.memory_controls import Memories
 from fednc.common.methods import registry
 from fednc.common.tasks import discovery, initial_weights
+from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Task
 from fednc.common.tasks.blocks import Traffic
 from fednc.common.tasks.class_registry import ClassRegistry
@@ -176,10 +177,18 @@ class FederatedRun:
         self._check_personal(model)
 
     def _check_personal(self, model: torch.nn.Module) -> None:
-        if self.run.personal and self.run.personal.train == "head" and not self.task.head_keys(model):
+        if not self.run.personal or self.run.personal.train != "head":
+            return
+        head = self.task.head_keys(model)
+        if not head:
             raise ConfigError(
                 f"personal.train = 'head': task {self.task.name!r} does not say which layers are its head. Set "
                 "it to 'all', or override head_keys in the task"
+            )
+        if all(self.task.combining(key) == Aggregation.FIXED for key in head):
+            raise ConfigError(
+                "personal.train = 'head': this run trains none of these layers, as with method.projection = "
+                "'fitted' or 'drawn'. Set it to 'all'"
             )
 
     def _load_weights(self, path: Path) -> None:

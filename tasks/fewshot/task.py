@@ -219,6 +219,12 @@ def _check_fit(options: FewShotOptions, run: RunConfig) -> None:
             f"task.fit = 'nothing' trains no class of a session, so method.readout {method.readout!r} would never "
             "predict one: use a read-out by the class memory, such as 'memory'"
         )
+    trains = options.fit != "nothing" or options.settle
+    if options.features == "raw" and method.head == "frame" and trains:
+        raise ConfigError(
+            "task.features = 'raw' has no projection, and method.head 'frame' is frozen, so a session would train "
+            "nothing: set method.head to 'linear' or 'cosine', or task.fit = 'nothing' and task.settle = 0"
+        )
     if options.features == "raw" and method.spread:
         raise ConfigError(
             "method.spread follows from the length of a mean of unit features: set it to 0, or task.features to "

@@ -65,9 +65,11 @@ def test_settings_run_one_at_a_time_give_the_rows_of_the_whole_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fednc.bench.compare.engine.draw", lambda *_: None)
-    whole = plan(variants=VARIANTS[1:], baseline="central")
+    whole = plan(variants=VARIANTS[1:], baseline="central", seeds=[1, 2])
     bench = Bench(folder=tmp_path / "parts", command="")
     parts = [compare(whole, {}, bench, settings=[name]) for name in ("turned", "plain")]
+    fewer = compare(whole.model_copy(update={"seeds": whole.seeds[:1]}), {}, bench, also=whole.seeds)
+    assert {row["seed"] for row in fewer.final} == {*whole.seeds[:1]}
     assert [{row["setting"] for row in part.final} for part in parts] == [{"turned"}, {"plain"}]
     rates = {(setting.name, variant.name): 0.1 for setting, variant in whole.pairs}
     tuning, final = ({row["data_sha256"] for row in rows} for rows in (parts[0].tuning, parts[0].final))
@@ -76,6 +78,7 @@ def test_settings_run_one_at_a_time_give_the_rows_of_the_whole_comparison(
     table = (bench.folder / "table.md").read_text(encoding="utf-8")
     assert "## plain" in table
     assert "## turned" in table
+    assert f"over seeds {', '.join(map(str, whole.seeds))}" in table
     assert not [row for part in parts for row in part.final if row["failed"]]
     assert all(row["shared_by"] == 2 for row in parts[0].final)
 

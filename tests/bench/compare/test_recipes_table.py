@@ -26,7 +26,19 @@ def row(variant: str, seed: int, base: float, novel: float, costs: list[dict[str
     stages = [{"accuracy": 0.9, "base": 0.9}, {"accuracy": (base + novel) / 2, "base": base, "novel": novel}]
     mean = sum(stage["accuracy"] for stage in stages) / 2
     told = {"sessions": stages, "last5": mean}
-    return {"setting": "one-site", "variant": variant, "seed": seed, "summary": told, "session_costs": costs}
+    return {
+        "setting": "one-site",
+        "variant": variant,
+        "seed": seed,
+        "failed": "",
+        "summary": told,
+        "session_costs": costs,
+    }
+
+
+def diverged(variant: str, seed: int) -> dict[str, Any]:
+    there = row(variant, seed, 0.0, 0.0, [])
+    return {**there, "failed": "diverged", "summary": {"metric": {"name": "accuracy", "unit": "%"}}}
 
 
 COSTS = [{"bytes_up": 10**6, "seconds": 9.0}, {"bytes_up": 4200, "seconds": 0.5}]
@@ -51,3 +63,15 @@ def test_without_rows_nothing_is_claimed_and_writing_again_changes_nothing() -> 
     assert none == ["Not run yet."]
     once = written(PAGE.read_text(encoding="utf-8"), none)
     assert written(once, none) == once
+
+
+def test_a_run_that_failed_counts_as_classifying_nothing_correctly() -> None:
+    rows = [*ROWS[:1], diverged("system", 12), *ROWS[3:]]
+    told = [*table([Compared(plan=PLAN, tuning=[], rates={}, final=rows)])]
+    assert any(
+        "| system (1 of 2 seeds failed) | 45.0 / 35.0 | 40.0 | 10.0 | 30.0 | 4.2 |" in line for line in told
+    )
+    rows = [*ROWS[:2], diverged("raw+cosine", 11), diverged("raw+cosine", 12)]
+    told = [*table([Compared(plan=PLAN, tuning=[], rates={}, final=rows)])]
+    assert any("| raw+cosine (2 of 2 seeds failed) | 0.0 | 0.0 | - | 0.0 | - | - |" in line for line in told)
+    assert "+80.0 ± 0.0 points for system against raw+cosine" in told[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from flwr.app import RecordDict
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame
-from fednc.common.tasks.round_guide import guide_at, guide_of_model
+from fednc.common.tasks.round_guide import guide_at, guide_of_model, memory_of
 from fednc.common.wire import arrays
 from fednc.common.wire.messages import GUIDE, frame_and_memory_of, guide_record
 from support import fewshot_run
@@ -51,6 +51,16 @@ def test_client_and_server_have_the_same_guide(server_round: int, ramp: float) -
     assert not ours.count_K.any()
     for key in ("etf_KD", "mean_KD", "seen_K", "metric_DD"):
         assert torch.equal(getattr(ours, key), getattr(theirs, key)), key
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_a_guide_gives_back_the_whole_memory_it_was_made_from(regression: bool) -> None:
+    ridge = {"ridge_KD": torch.rand(K, D), "ridge_K": torch.rand(K)} if regression else {}
+    before = replace(MEMORY, **ridge)
+    after = memory_of(guide_at(make_task(), FRAME.etf_KD, before, 3)).to_tensors()
+    assert after.keys() == before.to_tensors().keys()
+    for name, value in before.to_tensors().items():
+        assert torch.equal(after[name], value), name
 
 
 def test_a_rounds_classes_are_those_of_its_stage() -> None:

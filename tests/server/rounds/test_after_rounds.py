@@ -210,6 +210,14 @@ def test_a_task_without_classes_is_not_asked(tmp_path: Path) -> None:
         FederatedRun(parse_run({**LINE, "personal": {"train": "head"}}), EventLog())
 
 
+@pytest.mark.parametrize("projection", ["fitted", "drawn"])
+def test_a_head_that_the_run_does_not_train_is_not_fine_tuned_either(projection: str, tmp_path: Path) -> None:
+    method = {"name": "fednc", "memory_space": "backbone", "projection": projection}
+    run = clinics_run(tmp_path, method=method, personal={"train": "head"})
+    with pytest.raises(ConfigError, match="trains none of these layers"):
+        FederatedRun(run, EventLog())
+
+
 def test_a_client_that_does_not_answer_costs_nothing(tmp_path: Path) -> None:
     run, clients = clinics_run(tmp_path, **TUNE), clinics(tmp_path)
     done = executed(run, clients, failing(CALIBRATE, PERSONAL))

@@ -137,7 +137,10 @@ def test_the_first_site_has_all_later_classes_and_loses_nothing(parts: int, seed
         ({"task": {"fit": "head"}, "method": {**PLAIN, "readout": "memory"}}, "fine-tunes a trained head"),
         ({"task": {"fit": "all", "settle": 3}, "method": PLAIN}, "task.settle to 0"),
         ({"task": {"fit": "nothing"}}, "would never predict"),
-        ({"task": RAW, "method": {"loss": "dot", "spread": 4}}, "set it to 0"),
+        ({"task": {**RAW, "fit": "nothing"}, "method": {"loss": "dot", "spread": 4}}, "set it to 0"),
+        ({"task": RAW, "method": {"loss": "dot"}}, "would train nothing"),
+        ({"task": {**RAW, "fit": "server"}, "method": {"loss": "dot"}}, "would train nothing"),
+        ({"task": {**RAW, "fit": "nothing", "settle": 3}, "method": {"loss": "dot"}}, "would train nothing"),
     ],
 )
 def test_parts_without_their_other_half_are_refused(changes: dict[str, Any], complaint: str) -> None:
