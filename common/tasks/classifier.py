@@ -29,7 +29,7 @@ from fednc.common.learning.fitted_projection import fitted_projection
 from fednc.common.learning.frame import Frame, draw_frame, unit
 from fednc.common.learning.heads import Head, build_head, logits
 from fednc.common.learning.losses import View, objective
-from fednc.common.learning.readout import readout_logits
+from fednc.common.learning.readout import READOUTS, readout_logits
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks import npz_files
 from fednc.common.tasks.aggregation import Aggregation
@@ -485,10 +485,11 @@ def _check_memory_space(run: RunConfig, is_possible: bool) -> None:
         )
     fits = not method.reads_memory or method.readout_needs.reads_any_space
     if method.trains_with_memory or method.memory_source == "vertex" or not fits:
+        usable = ", ".join(repr(each.name) for each in READOUTS if each.reads_any_space)
         raise ConfigError(
             "method.memory_space = 'backbone' takes the class memory before the projection, where there are no "
-            "vertices: set readout = 'discriminant', 'memory' or 'ridge', anchor, centre, rehearsal and "
-            "target_blend to 0, and memory_source to anything but 'vertex'"
+            f"vertices: set readout to one of {usable}, anchor, centre, rehearsal and target_blend to 0, and "
+            "memory_source to anything but 'vertex'"
         )
 
 
