@@ -90,7 +90,13 @@ class Finding:
         pairs = f"ahead in {ahead} of {len(self.pairs)} pairs" + (f", equal in {equal}" if equal else "")
         counts = zip(self.verbs, (self.paying, self.costing), strict=True)
         told = " and ".join(f"{verb} in {count}" for verb, count in counts if count)
-        return f"{pairs}, {told or 'no clear difference in any'} of {len(self.gains)} settings"
+        return f"{pairs}, {told or 'no clear difference in any'} of {len(self.gains)} settings{self._rivals}"
+
+    @property
+    def _rivals(self) -> str:
+        """Those that were run, if there is a choice: the best other method is the best of these."""
+        names = list(dict.fromkeys(name for gain in self.gains for name in gain.rivals))
+        return f"; rivals that were run: {', '.join(names)}" if len(names) > 1 else ""
 
     def __str__(self) -> str:
         return f"{self.mean:+.1f}, **{self.verdict}**: {self.name}; {self.counts}"

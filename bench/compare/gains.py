@@ -24,13 +24,14 @@ STANDARD_ERRORS, POINTS = 2.0, 0.5  # a mean gain counts if it exceeds both
 class Gain:
     """How far one variant is ahead of another in one setting, seed by seed: in points, or in the metric's unit.
 
-    Positive is better in either direction of the metric.
+    Positive is better in either direction of the metric. `rivals` were compared; `than` is the best of them.
     """
 
     setting: str
     of_seed: tuple[float, ...]
     than: str
     is_share: bool = True
+    rivals: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -71,7 +72,8 @@ def gains(compared: Compared, variant: str, against: Sequence[str]) -> list[Gain
         if rivals:
             best = (max if metric.higher_is_better else min)(rivals, key=rivals.__getitem__)
             ahead = tuple(scale * _difference(ours[seed], theirs[best][seed]) for seed in shared[best])
-            found.append(Gain(setting.name, ahead, best, is_share=metric.unit == PERCENT))
+            is_share = metric.unit == PERCENT
+            found.append(Gain(setting.name, ahead, best, is_share=is_share, rivals=tuple(rivals)))
     return found
 
 
