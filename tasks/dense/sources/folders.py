@@ -27,6 +27,7 @@ from fednc.common.errors import DataError
 from fednc.tasks.dense.maps import DEPTH, EDGES, INSTANCE, LABEL, MAPS, NORMALS, PART, SALIENCY
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.sources.pictures import Array, Part, Pictures, map_tensor, several
+from fednc.tasks.dense.sources.pixels import in_colour, nearest
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
@@ -117,7 +118,7 @@ def read_files(
         try:
             with open_picture(paths[index]) as picture:
                 given = picture.size
-                values = [_resized(picture.convert("RGB"), options.size, Image.Resampling.BILINEAR)]
+                values = [_resized(in_colour(picture, paths[index]), options.size)]
             for kind, files in zip(kinds, beside, strict=True):
                 values.append(_map_of(files[index], kind, given, options.size))
         except DataError as e:
@@ -183,11 +184,7 @@ def _as_numbers(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
         raise DataError(
             f"{path}: has colour mode {image.mode}, expected grey or palette, where the value is the label"
         )
-    values = np.asarray(image)
-    row = (np.arange(size[0]) * values.shape[0] // size[0])[:, None]
-    column = np.arange(size[1]) * values.shape[1] // size[1]
-    found: Array = values[row, column]
-    return found
+    return nearest(np.asarray(image), size)
 
 
 def _as_depth(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
@@ -197,7 +194,7 @@ def _as_depth(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
 
 def _as_normals(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
     del path
-    values = _resized(image.convert("RGB"), size, Image.Resampling.NEAREST).astype(np.float32) / 127.5 - 1
+    values = nearest(np.asarray(image.convert("RGB")), size).astype(np.float32) / 127.5 - 1
     length = np.linalg.norm(values, axis=2, keepdims=True)
     return np.where(length > 0.1, values / np.maximum(length, 0.1), 0).astype(np.float32)
 
@@ -215,5 +212,6 @@ _DECODERS: dict[str, Callable[[Image.Image, Path, tuple[int, int]], Array]] = {
 assert set(_READ) <= set(MAPS)
 
 
-def _resized(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Array:
-    return np.asarray(image if image.size == size[::-1] else image.resize(size[::-1], how))
+def _resized(image: Image.Image, size: tuple[int, int]) -> Array:
+    is_fitting = image.size == size[::-1]
+    return np.asarray(image if is_fitting else image.resize(size[::-1], Image.Resampling.BILINEAR))
