@@ -179,4 +179,4 @@ def test_values_for_every_pixel_over_the_stages_of_a_model_of_timm(model: str) -
 @needs_timm
 def test_a_model_of_timm_for_one_size_of_pictures_has_no_values_for_every_pixel() -> None:
     with pytest.raises(ConfigError, match=r"task\.backbone: timm cannot give the feature maps"):
-        segmentation_task(model="deeplab", backbone=VIT).build_model()
+        segmentation_task(model="deeplab", backbone="timm:swin_tiny_patch4_window7_224").build_model()
