@@ -614,6 +614,13 @@ class Task(ABC):
         """
         return dict.fromkeys(self.parts, data.examples)
 
+    def label_counts(self, data: TaskData) -> Mapping[str, Mapping[str, int]]:
+        """What examples may have labels of beside classes: by kind (a plural), each name and the examples with it.
+
+        `fednc check` with the data of all sites refuses a name of which none of them has labels.
+        """
+        return {"parts of the task": self.holdings(data)} if self.parts else {}
+
     def owned(self, data: TaskData) -> Mapping[str, int]:
         """For each `OWNERS` key that `data` trains: how many of its examples do."""
         raise NotImplementedError(f"{type(self).__name__} must say which keys {data.examples} examples train")

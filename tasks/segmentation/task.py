@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig
-from fednc.common.errors import ConfigError
+from fednc.common.errors import ConfigError, DataError
 from fednc.common.learning.frame import unit
 from fednc.common.learning.heads import Head, build_head
 from fednc.common.learning.losses import objective
@@ -106,7 +106,13 @@ class SegmentationTask(DenseTask, ClassifierTask):
 
     def read(self, spec: str, purpose: Purpose) -> DenseData:
         """The pictures at `spec`; for prediction also a picture file or a folder of them. Raises DataError."""
-        return read_data(spec, purpose, self.options, self.label_space)
+        data = read_data(spec, purpose, self.options, self.label_space)
+        if purpose != "input" and not bool(data.pixel_count_NK.any()):
+            raise DataError(
+                f"{spec}: not one pixel has a label of this run's classes, so there is nothing to learn or judge. "
+                "Give data with labels, or correct task.void (docs/segmentation.md)."
+            )
+        return data
 
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
 

@@ -312,6 +312,29 @@ def test_a_client_whose_labels_belong_to_no_task_of_the_run_is_told_by_check(tmp
     assert "It has part" in told
 
 
+def test_tasks_and_parts_of_which_no_site_has_labels_are_told_by_check(tmp_path: Path) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(
+        f'[task]\nname = "multitask"\ntasks = ["segmentation", "depth", "parts", "edges"]\n'
+        f'classes = {json.dumps(list(CLASSES))}\nparts = ["background", "upper", "lower", "wheel"]\n'
+        "size = [16, 16]\nwidth = 8\n[frame]\ndim = 8\n"
+    )
+
+    def checked(*maps: str) -> tuple[int, str]:
+        specs = [f"scenes:images=9,objects=2,seed={number},maps={each}" for number, each in enumerate(maps)]
+        given = [part for spec in specs for part in ("--data", spec)]
+        result = CliRunner().invoke(command, ["check", str(run), *given])
+        return result.exit_code, " ".join(f"{result.output} {result.exception}".split())
+
+    code, told = checked("label", "depth+part")
+    assert code != 0
+    assert "no site has an example of 1 of the run's tasks: 'edges'" in told
+    assert "no site has an example of 1 of the run's parts: 'wheel'" in told
+    assert "no pixel of some of the run's parts: 'wheel'" in checked("label+part")[1]  # one site: a note
+    run.write_text(run.read_text().replace(', "wheel"', ""))
+    assert checked("label", "depth+part", "edges")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("task", "told"),
     [

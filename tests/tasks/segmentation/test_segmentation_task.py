@@ -222,6 +222,18 @@ def test_a_class_that_no_site_has_is_an_error(tmp_path: Path) -> None:
     assert checked(tmp_path, first, second, third).exit_code == 0
 
 
+@pytest.mark.parametrize("purpose", ["train", "test"])
+def test_data_without_a_labelled_pixel_is_refused(purpose: str, tmp_path: Path) -> None:
+    """It would count as much as other clients, with a loss of 0."""
+    arrays = {f"x_{part}": np.zeros((2, 16, 16, 3), np.uint8) for part in ("train", "test")}
+    labels = {f"y_{part}": np.full((2, 16, 16), VOID, np.uint8) for part in ("train", "test")}
+    np.savez(tmp_path / "a.npz", **arrays, **labels)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="not one pixel has a label"):
+        segmentation_task().read(f"npz:{tmp_path / 'a.npz'}", purpose)  # type: ignore[arg-type]
+    assert segmentation_task().load_input(f"npz:{tmp_path / 'a.npz'}").examples == 2
+    assert "not one pixel" in problem(checked(tmp_path, f"npz:{tmp_path / 'a.npz'}"))
+
+
 def test_missing_maps_and_pictures_are_named(tmp_path: Path) -> None:
     spec = written(tmp_path / "a")
     (tmp_path / "a" / "train" / "label" / "road_0.png").unlink()
