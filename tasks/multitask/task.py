@@ -298,6 +298,13 @@ class MultitaskTask(DenseTask):
 
     # ---- for people ------------------------------------------------------------------------------------------
 
+    def displayed(self, model: nn.Module, batch: DenseBatch) -> Tensor:
+        """At the size of the pictures, with normals that are unit vectors again."""
+        output, span = super().displayed(model, batch), self.spans.get("normals")
+        if span and tuple(batch[0].shape[2:]) != tuple(self.options.size):
+            output[:, span] = nn.functional.normalize(output[:, span], dim=1)
+        return output
+
     def described(self, output: Tensor) -> list[dict[str, Any]]:
         """For each picture what is predicted of each task, in a few words."""
         return people.described(self._by_task(output), self.class_names, self.options.parts)

@@ -153,6 +153,24 @@ def test_predicted_files_can_be_read_back_as_labels(finished: Path, tmp_path: Pa
     assert torch.equal(back.maps["label"].long(), output[:, spans["segmentation"]].argmax(dim=1))
 
 
+def test_every_prediction_of_a_picture_file_has_its_size(finished: Path, tmp_path: Path) -> None:
+    Image.effect_noise((50, 33), 90).convert("RGB").save(tmp_path / "one.png")
+    out, found = tmp_path / "out", tmp_path / "found.json"
+    picture = str(tmp_path / "one.png")
+    result = CliRunner().invoke(
+        command, ["predict", str(finished), picture, "--out", str(out), "--json", str(found)]
+    )
+    assert result.exit_code == 0, result.output
+    assert "nan" not in result.output
+    assert "metrics" not in json.loads(found.read_text())
+    for kind in RUN["task"]["tasks"]:
+        with Image.open(out / f"one-{kind}.png") as image:
+            assert image.size == (50, 33)
+            if kind == "normals":
+                vectors = np.asarray(image) / 127.5 - 1
+                np.testing.assert_allclose(np.linalg.norm(vectors, axis=2), 1, atol=0.02)
+
+
 @pytest.mark.parametrize("stretch", [False, True])
 def test_a_task_is_averaged_over_its_owners_and_nobody_else_sends_it(stretch: bool) -> None:
     """What all share is averaged over all, and moved further by as much as their tasks differ."""
