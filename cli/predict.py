@@ -66,7 +66,7 @@ def command(
     }
     known = data.of_classes(0, len(model.class_names)) if model.task.takes_sessions else data
     metrics = _metrics(model, known) if known.count_K.sum() > 0 or not model.class_names else {}
-    if any(not math.isnan(metrics[metric.name]) for metric in model.task.measured_by if metrics):
+    if metrics.get("examples"):
         result["metrics"] = {name: value for name, value in metrics.items() if math.isfinite(value)}
         _show_metrics(model, known, metrics)
     if out:
@@ -177,4 +177,7 @@ def _show_metrics(model: ExportedModel, data: TaskData, metrics: dict[str, float
         show_table(f"{primary.name} of each class", ["class", what, primary.name], rows)
     found = {metric.name: metrics[metric.name] for metric in model.task.measured_by}
     values = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if not math.isnan(value))
+    if not values:
+        say("no metrics: the examples have no labels to judge by, or the predictions are no numbers")
+        return
     say(f"{values} on {int(metrics['examples']):,} labelled examples")
