@@ -22,7 +22,7 @@ class SegmentationOptions(DenseOptions):
         "`backbone`",
     )
     backbone: str = Field(
-        "cnn", description="of `deeplab`: a model of the image task, such as `cnn` or `resnet18`"
+        "cnn", description="of `deeplab`: a model of the image task, such as `cnn`, `resnet18` or `timm:resnet50`"
     )
     norm: Literal["group", "batch"] = Field("group", description="normalisation layers of `backbone`")
     width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)] = Field(
@@ -31,7 +31,9 @@ class SegmentationOptions(DenseOptions):
         "`deeplab`'s head and its backbone",
     )
     tile: Annotated[int, Field(ge=0)] = Field(
-        0, description="side of the tiles in which larger pictures are predicted; 0: whole pictures"
+        0,
+        description="side of the tiles in which `fednc predict` predicts pictures at their own size; 0: they are "
+        "predicted at task.size, and the result is resized",
     )
     overlap: Annotated[int, Field(ge=0)] = Field(
         32, description="pixels by which neighbouring tiles overlap at least"
