@@ -12,6 +12,7 @@ import torch
 
 VOID = 255  # of `label` and `part`: not labelled, neither trained on nor judged
 NO_INSTANCE = -1
+MOST_INSTANCE = 32767  # number of an object; maps of them are stored in 16 bits
 
 LABEL, DEPTH, NORMALS, EDGES, INSTANCE, PART, SALIENCY = (
     "label",

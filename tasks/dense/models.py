@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from fednc.common.config.run import explain
 from fednc.common.errors import ConfigError
+from fednc.tasks.dense.timm_stages import LastStage, timm_stages
+from fednc.tasks.vision import timm_models
 from fednc.tasks.vision.backbones import build_backbone
 from fednc.tasks.vision.options import ImageOptions
 
@@ -96,11 +98,15 @@ def deeplab(backbone: str, norm: str, channels: int, width: int) -> nn.Module:
 
 
 def feature_map(backbone: str, norm: str, channels: int, width: int) -> tuple[nn.Module, int]:
-    """(an image backbone without its pooling, the channels of its feature map).
+    """(an image backbone without its pooling, the channels of its feature map); of a model of timm the last stage.
 
     Raises:
-        ConfigError: no such backbone, or one that does not end by pooling.
+        ConfigError: no such backbone, or one that has no feature map.
+        MissingExtraError: the model is one of timm, which is not installed.
     """
+    if timm_models.is_timm(backbone):
+        stage = LastStage(timm_stages(backbone, channels, 1))
+        return stage, stage.width
     try:
         options = ImageOptions.model_validate(
             {"classes": ("a", "b"), "model": backbone, "norm": norm, "channels": channels, "width": width}

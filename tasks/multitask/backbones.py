@@ -8,19 +8,17 @@ Legend: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fednc.common.errors import ConfigError
 from fednc.tasks.dense.models import enlarged, feature_map
+from fednc.tasks.dense.timm_stages import timm_stages
 from fednc.tasks.vision import timm_models
 
 PYRAMID = "pyramid"
 STAGES = 4
-_PROBE = 64  # side of the picture with which the maps of a model are looked up
+_PROBE = 64  # side of the picture with which the maps of layers are looked up
 
 
 class Pyramid(nn.Module):
@@ -67,27 +65,6 @@ class Layers(nn.Module):
         return small or [found]
 
 
-class TimmStages(nn.Module):
-    """The stages of a model of timm that are `stride` times smaller than the picture or more."""
-
-    def __init__(self, name: str, channels: int, stride: int) -> None:
-        super().__init__()
-        timm: Any = import_module("timm")
-        self.net = timm.create_model(name, pretrained=False, in_chans=channels, features_only=True)
-        self.kept = [i for i, step in enumerate(self.net.feature_info.reduction()) if step >= stride]
-        self.channels = self.net.feature_info.channels()
-
-    def forward(self, pixel_BCHW: Tensor) -> list[Tensor]:
-        """One map or more."""
-        maps = self.net(pixel_BCHW)
-        return [self._channels_first(maps[i], self.channels[i]) for i in self.kept]
-
-    @staticmethod
-    def _channels_first(value: Tensor, channels: int) -> Tensor:
-        """Some models of timm put the channels last."""
-        return value.permute(0, 3, 1, 2) if value.shape[1] != channels else value
-
-
 def build(name: str, norm: str, channels: int, width: int, stride: int) -> tuple[nn.Module, int]:
     """(a module from pictures to a list of maps, the channels of all of them together).
 
@@ -99,9 +76,9 @@ def build(name: str, norm: str, channels: int, width: int, stride: int) -> tuple
         made = Pyramid(channels, width, stride)
         return made, sum(made.widths)
     if timm_models.is_timm(name):
-        found: nn.Module = _timm(name, channels, stride)
-    else:
-        found = Layers(feature_map(name, norm, channels, width)[0], stride)
+        stages = timm_stages(name, channels, stride)
+        return stages, sum(stages.widths)
+    found = Layers(feature_map(name, norm, channels, width)[0], stride)
     return found, _channels_of(found, channels)
 
 
@@ -109,17 +86,6 @@ def joined(maps: Sequence[Tensor]) -> Tensor:
     """All maps, at the size of the first one, side by side."""
     size = maps[0].shape[2:]
     return torch.cat([enlarged(each, size) for each in maps], dim=1)
-
-
-def _timm(name: str, channels: int, stride: int) -> nn.Module:
-    timm_models.inputs_of(name, channels)  # says what is missing, or that there is no such model
-    try:
-        return TimmStages(name.removeprefix(timm_models.PREFIX), channels, stride)
-    except Exception as e:  # other people's code may raise anything
-        raise ConfigError(
-            f"task.backbone: timm cannot give the feature maps of {name!r} ({type(e).__name__}: {e}). Choose a "
-            "model with stages, such as a ResNet, or derive a task with its own `backbone` (docs/multitask.md)."
-        ) from e
 
 
 def _channels_of(layers: nn.Module, channels: int) -> int:

@@ -22,7 +22,7 @@ class SegmentationOptions(DenseOptions):
         "`backbone`",
     )
     backbone: str = Field(
-        "cnn", description="of `deeplab`: a model of the image task, such as `cnn` or `resnet18`"
+        "cnn", description="of `deeplab`: a model of the image task, such as `cnn`, `resnet18` or `timm:resnet50`"
     )
     norm: Literal["group", "batch"] = Field("group", description="normalisation layers of `backbone`")
     width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)] = Field(

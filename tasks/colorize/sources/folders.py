@@ -37,6 +37,7 @@ from fednc.tasks.colorize.sources.pairs import (
 )
 from fednc.tasks.dense.sources.folders import CLASSES, open_picture, pictures_in, value_names_in
 from fednc.tasks.dense.sources.pictures import several
+from fednc.tasks.dense.sources.pixels import in_colour, in_grey
 
 COLOUR, LINE, REGION, REFERENCE = "colour", "line", "region", "reference"
 _LABEL_MODES = ("L", "P", "1", "I;16", "I")
@@ -128,7 +129,7 @@ def _one(folders: dict[str, dict[str, Path]], stem: str, size: tuple[int, int]) 
             values = _labels(image, folders[name][stem])
             found[name] = resized_regions(torch.from_numpy(values)[None], size)
         else:
-            values = np.asarray(image.convert("L" if name == LINE else "RGB")).copy()
+            values = np.asarray((in_grey if name == LINE else in_colour)(image, folders[name][stem])).copy()
             values = values[None] if name == LINE else values.transpose(2, 0, 1)
             found[name] = resized(torch.from_numpy(np.ascontiguousarray(values))[None], size)
     return found

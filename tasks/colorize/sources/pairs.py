@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fednc.common.errors import DataError
 from fednc.common.tasks.splits import Index
+from fednc.tasks.dense.sources.pixels import middles
 
 Array = np.ndarray[Any, np.dtype[Any]]
 NO_REGION = 255
@@ -100,10 +101,8 @@ def resized(value_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 def resized_regions(region_NHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Region numbers at another size, without mixing them."""
-    height, width = region_NHW.shape[1:]
-    row = (torch.arange(size[0]) * height // size[0])[:, None]
-    found: Tensor = region_NHW[:, row, torch.arange(size[1]) * width // size[1]]
-    return found
+    row, column = map(torch.from_numpy, middles((region_NHW.shape[1], region_NHW.shape[2]), size))
+    return region_NHW[:, row, column]
 
 
 def refuse_grey(colour_N3HW: Tensor, names: Sequence[str], source: str) -> None:

@@ -77,9 +77,9 @@ def read_npz(place: str, part: Part, options: DenseOptions) -> Pictures:
     return Pictures(
         pixel_NCHW=torch.from_numpy(np.ascontiguousarray(pixel_NHWC.transpose(0, 3, 1, 2))),
         maps=maps,
-        value_names=tuple(map(str, file["classes"])) if "classes" in file else None,
-        names=_texts(file, f"name_{suffix}", count, source) or tuple(f"{place}[{i}]" for i in range(count)),
-        sites=_texts(file, f"site_{suffix}", count, source),
+        value_names=texts(file["classes"], f"{source}: classes") if "classes" in file else None,
+        names=_for_each(file, f"name_{suffix}", count, source) or tuple(f"{place}[{i}]" for i in range(count)),
+        sites=_for_each(file, f"site_{suffix}", count, source),
         has_test=has_test,
     )
 
@@ -137,9 +137,19 @@ def _coded(
     return np.asarray(found if found.size == size[::-1] else found.resize(size[::-1], how))
 
 
-def _texts(file: Mapping[str, Array], key: str, count: int, source: str) -> tuple[str, ...]:
+def texts(values: Array, source: str) -> tuple[str, ...]:
+    """The texts of an array with one axis; bytes are UTF-8. Raises DataError: another shape, or no text."""
+    if values.ndim != 1:
+        raise DataError(f"{source} has shape {list(values.shape)}, expected a list of texts")
+    try:
+        return tuple(map(str, np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values))
+    except UnicodeDecodeError as e:
+        raise DataError(f"{source}: not text in UTF-8 ({e})") from e
+
+
+def _for_each(file: Mapping[str, Array], key: str, count: int, source: str) -> tuple[str, ...]:
     if key not in file:
         return ()
     if file[key].shape != (count,):
         raise DataError(f"{source}: {key} has shape {list(file[key].shape)}, expected one value for each picture")
-    return tuple(map(str, file[key]))
+    return texts(file[key], f"{source}: {key}")

@@ -4,7 +4,9 @@
     PATH/{train,test}/label/NAME.png    grey or palette, the value is the label
     PATH/{train,test}/depth/NAME.png    16 bits, the share of 65535; 0 is unknown
     PATH/{train,test}/normals/NAME.png  colour, (value - 127.5) / 127.5 for right, down, towards the camera
-    PATH/{train,test}/edges/NAME.png    grey; above 127 is a border; `saliency` alike
+    PATH/{train,test}/edges/NAME.png    grey: above half is a border; `saliency` alike. If all files of the folder
+                                        have only the values 0, 1 and 255: 1 is a border, 255 is unknown
+    PATH/{train,test}/instance/NAME.png grey, the number of the object; the largest value (255, 65535) is none
     PATH/classes.txt                    name of label value 0 in the first line, of 1 in the second, ...
 
 Called by `select.py`. Files are resized to the run's size, labels without mixing values.
@@ -15,7 +17,7 @@ Legend: N pictures, C channels, H height, W width.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,9 +26,21 @@ import torch
 from PIL import Image
 
 from fednc.common.errors import DataError
-from fednc.tasks.dense.maps import DEPTH, EDGES, INSTANCE, LABEL, MAPS, NORMALS, PART, SALIENCY
+from fednc.tasks.dense.maps import (
+    DEPTH,
+    EDGES,
+    INSTANCE,
+    LABEL,
+    MAPS,
+    NO_INSTANCE,
+    NORMALS,
+    PART,
+    SALIENCY,
+    VOID,
+)
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.sources.pictures import Array, Part, Pictures, map_tensor, several
+from fednc.tasks.dense.sources.pixels import in_colour, in_grey, nearest
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
@@ -42,7 +56,11 @@ def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
     base = _base(place, part, has_test=has_test)
     paths = pictures_in(base / IMAGE)
     kinds = [kind for kind in _READ if (base / kind).is_dir()]
-    found = read_files(paths, [_beside(base / kind, kind, paths) for kind in kinds], kinds, options, place)
+    if kinds:
+        by_stem(paths)
+    there = [by_stem(pictures_in(base / kind)) for kind in kinds]
+    beside = [_beside(base / kind, kind, paths, files) for kind, files in zip(kinds, there, strict=True)]
+    found = read_files(paths, beside, kinds, options, place)
     return Pictures(
         pixel_NCHW=found[IMAGE],
         maps={kind: found[kind] for kind in kinds},
@@ -50,17 +68,22 @@ def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
         names=tuple(str(path.relative_to(root)) for path in paths),
         sites=tuple(path.stem.partition("_")[0] for path in paths) if all("_" in p.stem for p in paths) else (),
         has_test=has_test,
+        notes=tuple(note for kind, files in zip(kinds, there, strict=True) for note in _alone(kind, files, paths)),
     )
 
 
 def value_names_in(path: Path) -> tuple[str, ...] | None:
     """The names of label values in a text file, that of value 0 in its first line; None if there is no such file.
 
-    Raises DataError for a line without a name: leaving it out would shift all names after it.
+    Raises DataError: not in UTF-8, or a line without a name, since leaving it out would shift all names after it.
     """
     if not path.is_file():
         return None
-    names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().split("\n")]
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark in front, which is no part of a name
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}: not text in UTF-8 (byte {e.start + 1}); save it in that encoding") from e
+    names = [line.strip() for line in text.rstrip().split("\n")]
     if "" in names:
         line = names.index("")
         raise DataError(
@@ -117,7 +140,7 @@ def read_files(
         try:
             with open_picture(paths[index]) as picture:
                 given = picture.size
-                values = [_resized(picture.convert("RGB"), options.size, Image.Resampling.BILINEAR)]
+                values = [_resized(in_colour(picture, paths[index]), options.size)]
             for kind, files in zip(kinds, beside, strict=True):
                 values.append(_map_of(files[index], kind, given, options.size))
         except DataError as e:
@@ -133,15 +156,27 @@ def read_files(
     pixel_NCHW = torch.from_numpy(np.ascontiguousarray(stacked[0].transpose(0, 3, 1, 2)))
     size = (len(paths), *options.size)
     maps = {
-        kind: map_tensor(kind, values, size, f"folder:{place}")
+        kind: map_tensor(kind, _yes_or_no(values) if kind in _BINARY else values, size, f"folder:{place}")
         for kind, values in zip(kinds, stacked[1:], strict=True)
     }
     return {IMAGE: pixel_NCHW, **maps}
 
 
-def _beside(folder: Path, kind: str, paths: Sequence[Path]) -> list[Path]:
+def by_stem(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names without endings. Raises DataError: two files have one name."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            raise DataError(
+                f"{path.parent}: {found[path.stem].name} and {path.name} have one name, so nobody knows which one "
+                "belongs to the files of this name in other folders. Remove or rename one of them."
+            )
+        found[path.stem] = path
+    return found
+
+
+def _beside(folder: Path, kind: str, paths: Sequence[Path], there: Mapping[str, Path]) -> list[Path]:
     """For each picture the file of the same name in the folder of a map."""
-    there = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
     missing = [path.name for path in paths if path.stem not in there]
     if missing:
         raise DataError(
@@ -150,6 +185,13 @@ def _beside(folder: Path, kind: str, paths: Sequence[Path]) -> list[Path]:
             + f". A map has the name of its picture; remove the folder {kind}/ if there are none."
         )
     return [there[path.stem] for path in paths]
+
+
+def _alone(kind: str, files: Mapping[str, Path], paths: Sequence[Path]) -> tuple[str, ...]:
+    """A note on maps without a picture."""
+    alone = [files[stem].name for stem in sorted(set(files) - {path.stem for path in paths})]
+    more = f" and {len(alone) - 1} more files" if len(alone) > 1 else ""
+    return (f"{kind}/{alone[0]}{more} left out: no picture has that name",) if alone else ()
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -183,11 +225,7 @@ def _as_numbers(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
         raise DataError(
             f"{path}: has colour mode {image.mode}, expected grey or palette, where the value is the label"
         )
-    values = np.asarray(image)
-    row = (np.arange(size[0]) * values.shape[0] // size[0])[:, None]
-    column = np.arange(size[1]) * values.shape[1] // size[1]
-    found: Array = values[row, column]
-    return found
+    return nearest(np.asarray(image), size)
 
 
 def _as_depth(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
@@ -196,24 +234,43 @@ def _as_depth(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
 
 
 def _as_normals(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
-    del path
-    values = _resized(image.convert("RGB"), size, Image.Resampling.NEAREST).astype(np.float32) / 127.5 - 1
+    if image.mode not in ("RGB", "RGBA", "P"):
+        raise DataError(f"{path}: has colour mode {image.mode}, expected colour: right, down, towards the camera")
+    values = nearest(np.asarray(image.convert("RGB")), size).astype(np.float32) / 127.5 - 1
     length = np.linalg.norm(values, axis=2, keepdims=True)
     return np.where(length > 0.1, values / np.maximum(length, 0.1), 0).astype(np.float32)
 
 
-def _as_edges(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
-    return (_as_numbers(image.convert("L"), path, size) > 127).astype(np.uint8)
+def _as_instances(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
+    values = _as_numbers(image, path, size).astype(np.int64)
+    return np.where(values == (65535 if image.mode.startswith("I") else 255), NO_INSTANCE, values)
 
 
+def _as_grey(image: Image.Image, path: Path, size: tuple[int, int]) -> Array:
+    """uint8; of more than 8 bits only whether a value is above half of them."""
+    if not image.mode.startswith("I"):
+        return nearest(np.asarray(in_grey(image, path)), size)
+    values = _as_numbers(image, path, size)
+    return (values if values.max() <= VOID else (values > 32767) * 255).astype(np.uint8)
+
+
+def _yes_or_no(values_NHW: Array) -> Array:
+    """0, 1 or `VOID` from the files of a folder, which are coded in that way or grey."""
+    is_coded = bool((values_NHW == 1).any()) and bool(((values_NHW <= 1) | (values_NHW == VOID)).all())
+    return values_NHW if is_coded else (values_NHW > 127).astype(np.uint8)
+
+
+_BINARY = (EDGES, SALIENCY)
 _DECODERS: dict[str, Callable[[Image.Image, Path, tuple[int, int]], Array]] = {
     DEPTH: _as_depth,
     NORMALS: _as_normals,
-    EDGES: _as_edges,
-    SALIENCY: _as_edges,
+    INSTANCE: _as_instances,
+    EDGES: _as_grey,
+    SALIENCY: _as_grey,
 }
 assert set(_READ) <= set(MAPS)
 
 
-def _resized(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Array:
-    return np.asarray(image if image.size == size[::-1] else image.resize(size[::-1], how))
+def _resized(image: Image.Image, size: tuple[int, int]) -> Array:
+    is_fitting = image.size == size[::-1]
+    return np.asarray(image if is_fitting else image.resize(size[::-1], Image.Resampling.BILINEAR))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fednc.common.errors import DataError
 from fednc.common.tasks.splits import Index
-from fednc.tasks.dense.maps import LABEL, MAPS
+from fednc.tasks.dense.maps import INSTANCE, MAPS, MOST_INSTANCE, NO_INSTANCE, VOID
 
 Part = Literal["train", "test"]
 LISTED = 10  # most bad pictures named in one error
@@ -79,10 +79,22 @@ def map_tensor(kind: str, values: Array, pictures: tuple[int, int, int], source:
     if values.dtype.kind not in ("iub" if wants_numbers else "f"):
         wanted = "whole numbers" if wants_numbers else "floats"
         raise DataError(f"{source}: the {kind} map is {values.dtype}, expected {wanted}")
-    if kind == LABEL and values.size and not 0 <= int(values.min()) <= int(values.max()) <= 255:
-        odd = int(values.min()) if values.min() < 0 else int(values.max())
-        raise DataError(f"{source}: label value {odd} is outside 0 to 255. Store labels as bytes; 255 is void.")
+    if wants_numbers and values.size:
+        _refuse_outside(kind, values, source)
     return torch.from_numpy(np.ascontiguousarray(values)).to(MAPS[kind].dtype)
+
+
+def _refuse_outside(kind: str, values: Array, source: str) -> None:
+    """Raises DataError: a value that would become another one where the map is stored."""
+    least, most = (NO_INSTANCE, MOST_INSTANCE) if kind == INSTANCE else (0, VOID)
+    odd = int(values.min()) if values.min() < least else int(values.max())
+    if not least <= odd <= most:
+        what = (
+            f"Number the objects of each picture from 0 on; {NO_INSTANCE} is none."
+            if kind == INSTANCE
+            else f"Store the values as bytes; {VOID} is where nothing is known."
+        )
+        raise DataError(f"{source}: {kind} value {odd} is outside {least} to {most}. {what}")
 
 
 def several(errors: Sequence[str], total: int, source: str) -> DataError:

@@ -26,8 +26,9 @@ import torch
 from fednc.common.errors import DataError
 from fednc.tasks.dense.maps import INSTANCE, LABEL, NO_INSTANCE, PART, VOID
 from fednc.tasks.dense.sources.pictures import Part, Pictures
+from fednc.tasks.dense.sources.pixels import nearest
 from fednc.tasks.panoptic.options import PanopticOptions
-from fednc.tasks.panoptic.sources.files import base_of, nearest, opened, resized_picture, stack
+from fednc.tasks.panoptic.sources.files import base_of, opened, resized_picture, stack
 from fednc.tasks.panoptic.sources.part_names import part_values
 
 SEGMENTS, PART_NAMES = "panoptic.json", "parts.json"

@@ -17,6 +17,7 @@ from torch import Tensor
 from fednc.common.errors import DataError
 from fednc.tasks.dense.sources.folders import IMAGE, SUFFIXES, open_picture
 from fednc.tasks.dense.sources.pictures import Part
+from fednc.tasks.dense.sources.pixels import in_colour
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 _MODES = {"grey": ("L", "P", "1"), "colour": ("RGB",), "numbers": ("I", "I;16", "L")}
@@ -50,17 +51,10 @@ def resized_picture(folder: Path, stem: str, size: tuple[int, int]) -> Numbers:
     if not paths:
         raise DataError(f"{folder}: has no picture {stem} ({', '.join(sorted(SUFFIXES))})")
     with open_picture(paths[0]) as image:
-        colour = image.convert("RGB")
+        colour = in_colour(image, paths[0])
         return np.asarray(
             colour if colour.size == size[::-1] else colour.resize(size[::-1], Image.Resampling.BILINEAR)
         )
-
-
-def nearest(values: Numbers, size: tuple[int, int]) -> Numbers:
-    """The values at another height and width, without mixing them."""
-    row = (np.arange(size[0]) * values.shape[0] // size[0])[:, None]
-    found: Numbers = values[row, np.arange(size[1]) * values.shape[1] // size[1]]
-    return found
 
 
 def stack(pixel_HW3: Sequence[Numbers]) -> Tensor:

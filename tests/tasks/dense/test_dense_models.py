@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from fednc.common.errors import ConfigError
 from fednc.tasks.dense import models
 from fednc.tasks.dense.models import UNet, feature_map
 from fednc.tasks.dense.tiles import in_tiles, starts
+from support.multitask_tasks import multitask
 from support.segmentation_tasks import guide_of, segmentation_task
 
 
@@ -37,6 +41,78 @@ def test_a_backbone_without_a_feature_map_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(models, "build_backbone", lambda _: (torch.nn.Linear(3, 3), 3))
     with pytest.raises(ConfigError, match="does not end by pooling"):
         feature_map("cnn", "group", 3, 16)
+
+
+# ---- models of timm; tests/tasks/vision/test_timm_models.py has real ones
+
+
+class Net(torch.nn.Module):
+    """Three stages as timm gives them with `features_only`, the last one with its channels last."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        widths = [channels, 8, 16, 24]
+        self.stages = torch.nn.ModuleList([torch.nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise(widths)])
+        self.feature_info = SimpleNamespace(reduction=lambda: [2, 4, 8], channels=lambda: widths[1:])
+
+    def forward(self, pixel_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        found = [pixel_BCHW]
+        for stage in self.stages:
+            found.append(stage(found[-1]))
+        return [*found[1:-1], found[-1].permute(0, 2, 3, 1)]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A stand-in for timm, and the settings of the models that were asked of it."""
+    settings: list[dict[str, Any]] = []
+
+    def create_model(name: str, **given: Any) -> Net:
+        settings.append(given)
+        if name == "plain" or not given.get("features_only"):
+            raise RuntimeError("features_only is not implemented")
+        return Net(given["in_chans"])
+
+    module = ModuleType("timm")
+    inputs = SimpleNamespace(input_size=(3, 224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)
+    for key, value in {
+        "create_model": create_model,
+        "is_model": lambda name: name in ("net", "plain"),
+        "list_models": lambda: ["net", "plain"],
+        "get_pretrained_cfg": lambda _: inputs,
+        "__version__": "1.0",
+    }.items():
+        setattr(module, key, value)
+    monkeypatch.setitem(sys.modules, "timm", module)
+    return settings
+
+
+def test_a_class_per_pixel_over_the_last_stage_of_a_model_of_timm(asked: list[dict[str, Any]]) -> None:
+    task = segmentation_task(model="deeplab", backbone="timm:net")
+    model = task.build_model()
+    assert model.features(torch.randn(2, 3, 33, 40)).shape == (2, 33, 40, 8)
+    assert feature_map("timm:net", "group", 3, 16)[1] == 24
+    assert model.training
+    assert all(each["features_only"] and not each["pretrained"] for each in asked)
+    keys = {key for key in task.shared_keys(model) if key.startswith("backbone.0.")}
+    assert len(keys) == 6  # weights and biases of three stages travel
+
+
+@pytest.mark.parametrize(("stride", "channels"), [(2, 48), (4, 40), (8, 24)])
+def test_several_tasks_join_the_stages_that_are_small_enough(
+    asked: list[dict[str, Any]], stride: int, channels: int
+) -> None:
+    backbone, given = multitask(backbone="timm:net", stride=stride).backbone()
+    maps = backbone(torch.randn(1, 3, 32, 32))
+    assert sum(each.shape[1] for each in maps) == given == channels
+    assert maps[0].shape[2] == 32 // stride
+
+
+@pytest.mark.parametrize(("name", "told"), [("plain", "features_only is not"), ("nett", "similar names: net")])
+def test_models_of_timm_without_stages_are_refused(asked: list[dict[str, Any]], name: str, told: str) -> None:
+    for task in (segmentation_task(model="deeplab", backbone=f"timm:{name}"), multitask(backbone=f"timm:{name}")):
+        with pytest.raises(ConfigError, match=told):
+            task.backbone()
 
 
 @pytest.mark.parametrize(("length", "tile", "overlap"), [(100, 32, 8), (33, 32, 8), (32, 32, 31), (65, 32, 0)])

@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fednc.common.errors import DataError
-from fednc.tasks.dense.maps import DEPTH, EDGES, LABEL, MAPS, NORMALS, VOID
+from fednc.tasks.dense.maps import DEPTH, EDGES, INSTANCE, LABEL, MAPS, NO_INSTANCE, NORMALS, VOID
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.preparation import packed, read_data
 from fednc.tasks.dense.scenes import SceneSettings, draw_scenes
 from fednc.tasks.dense.sources.arrays import CAMVID_CLASSES
 from fednc.tasks.dense.sources.folders import value_names_in
+from fednc.tasks.dense.sources.pictures import map_tensor
 from fednc.tasks.dense.sources.select import parsed, read, read_input
 
 SETTINGS = SceneSettings(size=(20, 24), objects=3)
@@ -81,6 +84,121 @@ def test_labels_in_colours_are_refused(folder: Path) -> None:
 def test_one_site_of_a_folder(folder: Path) -> None:
     found = read(f"folder:{folder}?only=site=site1", "train", OPTIONS)
     assert found.names == ("train/image/site1_a.png",)
+
+
+def test_names_are_text_in_utf_8_and_a_mark_in_front_is_no_part_of_them(folder: Path) -> None:
+    names = folder / "classes.txt"
+    names.write_bytes("\ufeffwände\nfloor\n".encode())
+    assert value_names_in(names) == ("wände", "floor")
+    for wrong in ("latin-1", "utf-16"):
+        names.write_bytes("wände\nfloor\n".encode(wrong))
+        with pytest.raises(DataError, match=r"classes\.txt: not text in UTF-8"):
+            read(f"folder:{folder}", "train", OPTIONS)
+
+
+@pytest.mark.parametrize("kind", ["image", LABEL])
+def test_two_files_of_one_name_are_refused(folder: Path, kind: str) -> None:
+    with Image.open(folder / "train" / kind / "site0_a.png") as image:
+        image.save(folder / "train" / kind / "site0_a.bmp")
+    with pytest.raises(DataError, match=rf"{kind}: site0_a.bmp and site0_a.png have one name"):
+        read(f"folder:{folder}", "train", OPTIONS)
+
+
+def test_maps_without_a_picture_are_left_out_with_a_note(folder: Path) -> None:
+    (folder / "train" / "image" / "site1_a.png").unlink()
+    found = read(f"folder:{folder}", "train", OPTIONS)
+    assert len(found.names) == 1
+    assert set(found.notes) == {
+        f"{kind}/site1_a.png left out: no picture has that name" for kind in (LABEL, DEPTH, NORMALS, EDGES)
+    }
+    assert read_data(f"folder:{folder}", "train", OPTIONS, 5).notes[: len(found.notes)] == found.notes
+
+
+GREY, CODED = np.tile([0, 255], (20, 12)), np.tile([0, 1], (20, 12))
+HOLE = np.where(np.arange(20)[:, None] < 3, VOID, CODED)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (GREY, GREY, CODED),
+        (GREY * 257, GREY, CODED),
+        (CODED, CODED * 0, CODED),
+        (HOLE, CODED * 0 + VOID, HOLE),  # 255 alone is unknown too, since its neighbour is coded
+        (CODED, CODED * 200, CODED * 0),  # a 1 among grey values is nearly black
+        (CODED * 300, GREY, CODED * 0),  # of 65535
+        (CODED * 200, GREY // 255 * 90, CODED),  # as `fednc predict` writes probabilities
+    ],
+)
+@pytest.mark.parametrize("kind", [EDGES, "saliency"])
+def test_files_of_edges_are_grey_or_have_the_values_of_arrays(
+    folder: Path, kind: str, first: np.ndarray, second: np.ndarray, expected: np.ndarray
+) -> None:
+    (folder / "train" / kind).mkdir(exist_ok=True)
+    for number, values in enumerate((first, second)):
+        image = Image.fromarray(values.astype(np.uint16 if values.max() > VOID else np.uint8))
+        image.save(folder / "train" / kind / f"site{number}_a.png")
+    found = read(f"folder:{folder}", "train", OPTIONS).maps[kind]
+    assert np.array_equal(found[0], expected)
+
+
+@pytest.mark.parametrize(("dtype", "none"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_the_largest_value_of_an_instance_file_is_none(folder: Path, dtype: type, none: int) -> None:
+    values = np.zeros((20, 24), dtype)
+    values[:5], values[5:9] = none, 7
+    (folder / "train" / INSTANCE).mkdir()
+    for number in range(2):
+        Image.fromarray(values).save(folder / "train" / INSTANCE / f"site{number}_a.png")
+    found = read(f"folder:{folder}", "train", OPTIONS).maps[INSTANCE]
+    assert np.array_equal(found[0], np.where(values == none, NO_INSTANCE, values.astype(int)))
+
+
+def test_normals_in_grey_are_refused(folder: Path) -> None:
+    Image.new("L", (24, 20), 128).save(folder / "train" / NORMALS / "site0_a.png")
+    with pytest.raises(DataError, match=r"site0_a.png: has colour mode L, expected colour"):
+        read(f"folder:{folder}", "train", OPTIONS)
+
+
+# ---- arrays
+
+
+def arrays(tmp_path: Path, **changes: np.ndarray) -> str:
+    pictures = np.zeros((2, 20, 24, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=pictures, **changes)  # type: ignore[arg-type]
+    return f"npz:{tmp_path / 'a.npz'}"
+
+
+BYTES = [kind for kind, form in MAPS.items() if form.dtype == torch.uint8]
+
+
+@given(kind=st.sampled_from([*BYTES, INSTANCE]), value=st.integers(-(2**62), 2**62) | st.integers(-300, 70_000))
+@settings(max_examples=80, deadline=None)
+def test_no_value_becomes_another_one_where_it_is_stored(kind: str, value: int) -> None:
+    """Every value is kept or refused, whatever type its array has."""
+    values = np.full((1, 3, 3), value)
+    least, most = (-1, 32767) if kind == INSTANCE else (0, 255)
+    if least <= value <= most:
+        assert int(map_tensor(kind, values, (1, 3, 3), "x").unique()) == value
+    else:
+        with pytest.raises(DataError, match=rf"{kind} value {value} is outside {least} to {most}"):
+            map_tensor(kind, values, (1, 3, 3), "x")
+
+
+def test_names_in_arrays_are_lists_of_texts(tmp_path: Path) -> None:
+    labels = np.zeros((2, 20, 24), np.uint8)
+    spec = arrays(
+        tmp_path, y_train=labels, classes=np.array(SETTINGS.class_names, "S"), site_train=np.array([b"a", b"b"])
+    )
+    found = read(spec, "train", OPTIONS)
+    assert found.value_names == SETTINGS.class_names
+    assert found.sites == ("a", "b")
+    with pytest.raises(DataError, match=r"classes has shape \[\], expected a list of texts"):
+        read(arrays(tmp_path, y_train=labels, classes=np.array("floor")), "train", OPTIONS)
+    with pytest.raises(DataError, match=r"classes: not text in UTF-8"):
+        read(arrays(tmp_path, y_train=labels, classes=np.array([b"w\xe4nde"])), "train", OPTIONS)
+
+
+# ---- coded sets
 
 
 def coded(images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,9 @@ from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
 from fednc.tasks.image.task import ImageTask
 from fednc.tasks.vision import timm_models
+from support.multitask_tasks import model_of, multitask, outputs_of
 from support.runs_on_grids import in_one_process
+from support.segmentation_tasks import segmentation_task
 
 try:
     import timm
@@ -163,3 +165,18 @@ def test_a_closed_form_run_with_a_model_of_timm() -> None:
     run = config(method={"name": "fedavg", "readout": "ridge"}, train={"epochs": 0})
     result = in_one_process(run, clients(), app)
     assert result.history.rounds[-1].test["accuracy"] > 0.5
+
+
+@needs_timm
+@pytest.mark.parametrize("model", [CONVNEXT, RESNET, "timm:mobilenetv3_small_050"])
+def test_values_for_every_pixel_over_the_stages_of_a_model_of_timm(model: str) -> None:
+    single = segmentation_task(model="deeplab", backbone=model)
+    assert single.build_model().features(torch.randn(2, 3, 64, 80)).shape == (2, 64, 80, 8)
+    several = multitask(backbone=model, size=[64, 80])
+    assert outputs_of(several, model_of(several), torch.randn(2, 3, 64, 80)).shape == (2, 9, 64, 80)
+
+
+@needs_timm
+def test_a_model_of_timm_for_one_size_of_pictures_has_no_values_for_every_pixel() -> None:
+    with pytest.raises(ConfigError, match=r"task\.backbone: timm cannot give the feature maps"):
+        segmentation_task(model="deeplab", backbone="timm:swin_tiny_patch4_window7_224").build_model()

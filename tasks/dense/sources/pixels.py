@@ -1,0 +1,58 @@
+"""Pixels of picture files: brought to 8 bits, without transparency, and maps resized without mixing values.
+
+Used by every reader of pictures with maps, of this and of other tasks. Knows no files and no kinds of maps.
+
+Legend: H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from fednc.common.errors import DataError
+from fednc.tasks.dense.sources.pictures import Array
+
+_LONG = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's grey pictures of 16 bits
+
+
+def in_colour(image: Image.Image, source: object) -> Image.Image:
+    """The picture in 8 bits of red, green and blue; what is transparent lies on white.
+
+    Pillow alone would clip 16 bits to white, and show the colour below transparent pixels, which is often black.
+
+    Raises:
+        DataError: numbers of 32 bits, of which nobody says which one is white.
+    """
+    if image.mode in _LONG or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DataError(f"{source}: has 32 bits a pixel (mode {image.mode}); save the picture with 8 or 16")
+    if image.has_transparency_data:
+        above = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
+    return image.convert("RGB")
+
+
+def in_grey(image: Image.Image, source: object) -> Image.Image:
+    """As `in_colour`, in 8 bits of grey."""
+    is_plain = image.mode == "L" and not image.has_transparency_data
+    return image if is_plain else in_colour(image, source).convert("L")
+
+
+def middles(given: tuple[int, int], size: tuple[int, int]) -> tuple[Array, Array]:
+    """(rows [H, 1], columns [W]) of the `given` pixels in the middle of each pixel of another `size`.
+
+    `values[rows, columns]` are the values at that size. The middle, as in pictures that are resized: with any
+    other pixel of the cell, maps would be shifted against their pictures.
+    """
+    row, column = (
+        (2 * np.arange(wanted) + 1) * have // (2 * wanted) for have, wanted in zip(given, size, strict=True)
+    )
+    return row[:, None], column
+
+
+def nearest(values: Array, size: tuple[int, int]) -> Array:
+    """The values [H, W] or [H, W, C] at another height and width, without mixing them."""
+    found: Array = values[middles((values.shape[0], values.shape[1]), size)]
+    return found
