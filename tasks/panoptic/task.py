@@ -308,13 +308,13 @@ class PanopticTask(DenseTask, ClassifierTask):
         return [{"segments": overlays.listed(maps_3HW, self.columns)} for maps_3HW in output.long()]
 
     def prediction_files(self, batch: Batch, output: Tensor, names: Sequence[str]) -> Mapping[str, bytes]:
-        """For each picture an overlay, and the maps as a PNG: class, instance (0: none), part."""
+        """For each picture an overlay, and a PNG of each map (`overlays.coded`)."""
         files = {}
         for number, name in enumerate(names):
             maps_3HW = output[number].long().cpu()
             stem = file_stem(name)
             files[f"{stem}-overlay.png"] = self._page(batch, number, maps_3HW)
-            files[f"{stem}-maps.png"] = overlays.coded(maps_3HW)
+            files |= {f"{stem}-{kind}.png": file for kind, file in overlays.coded(maps_3HW).items()}
         return files
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:
