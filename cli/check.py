@@ -5,7 +5,7 @@ Does what server and client would do before round 1, on one machine, and shows t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +30,7 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="SPEC",
-            help="A client's data; repeat it for the data of all sites, to find classes that none of them has. "
+            help="A client's data; repeat it for the data of all sites, to find classes and labels that none has. "
             "Default: read the server's own test data.",
         ),
     ] = None,
@@ -166,7 +166,7 @@ def _the_data(task: Task, spec: str, part: Part | None) -> Found:
 
 
 def _the_sites(task: Task, specs: Sequence[str]) -> Found:
-    """The training data of several sites side by side. Raises DataError: unusable, or a class that none has."""
+    """The training data of several sites side by side. Raises DataError: unusable, or names that none has."""
     read, errors = _collected(*(partial(_one_site, task, spec) for spec in specs))
     if errors:
         raise DataError("\n".join(map(str, errors)))
@@ -175,18 +175,29 @@ def _the_sites(task: Task, specs: Sequence[str]) -> Found:
         say(f"site {number}: {each['spec']}")
         _show_notes(each)
     _show_counts(task, {f"site {number}": each for number, each in enumerate(sites, start=1)})
-    missing = [name for name in task.class_names if not any(each["count"][name] for each in sites)]
-    if missing:
-        listed = ", ".join(map(repr, missing[:20]))
-        raise DataError(
-            f"no site has an example of {len(missing)} of the run's classes: {listed}. They cannot be "
-            "learnt: take them out of task.classes, or add data that has them."
-        )
+    problems = list(_nowhere("classes", [each["count"] for each in sites]))
+    for kind in sites[0]["labels"]:
+        problems += _nowhere(kind, [each["labels"][kind] for each in sites])
+    if problems:
+        raise DataError("\n".join(problems))
     return {"sites": sites}
 
 
+def _nowhere(kind: str, counts: Sequence[dict[str, int]]) -> Iterator[str]:
+    """What to say of the names of this kind of which no site has an example."""
+    missing = [name for name in counts[0] if not any(each[name] for each in counts)]
+    if missing:
+        listed = ", ".join(map(repr, missing[:20]))
+        yield (
+            f"no site has an example of {len(missing)} of the run's {kind}: {listed}. They cannot be learnt: take "
+            "them out of [task], or add data that has them."
+        )
+
+
 def _one_site(task: Task, spec: str) -> Found:
-    return {spec: _described(task, spec, task.load_train(spec, None, None))}
+    data = task.load_train(spec, None, None)
+    labels = {kind: dict(counts) for kind, counts in task.label_counts(data).items()}
+    return {spec: {**_described(task, spec, data), "labels": labels}}
 
 
 def _described(task: Task, spec: str, data: TaskData) -> Found:

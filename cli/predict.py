@@ -66,7 +66,7 @@ def command(
     }
     known = data.of_classes(0, len(model.class_names)) if model.task.takes_sessions else data
     metrics = _metrics(model, known) if known.count_K.sum() > 0 or not model.class_names else {}
-    if metrics.get("examples"):
+    if any(not math.isnan(metrics[metric.name]) for metric in model.task.measured_by if metrics):
         result["metrics"] = {name: value for name, value in metrics.items() if math.isfinite(value)}
         _show_metrics(model, known, metrics)
     if out:
@@ -94,20 +94,23 @@ class Predicted:
 def _predictions(model: ExportedModel, data: TaskData, out: Path | None) -> Predicted:
     """Predict on all examples, in their order; writes the task's files of them to `out`."""
     from fednc.common.files import write_atomically
-    from fednc.common.tasks.evaluation import evaluation_batches
+    from fednc.common.tasks.evaluation import display_batches
+    from fednc.common.tasks.file_names import file_stems
 
     names = list(data.names or [str(number) for number in range(data.examples)])
+    stems = file_stems(names)
     found = Predicted()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     with progress("examples", quiet_s=1.0) as show:
-        for batch in evaluation_batches(model, data, model.run.evaluate.batch):
-            output, here = model(model.task.inputs_of(batch)), names[len(found.rows) :]
+        for batch in display_batches(model, data, model.run.evaluate.batch):
+            output, first = model.task.displayed(model, batch), len(found.rows)
             described = model.task.described(output)
+            here, files_of = names[first:], stems[first : first + len(described)]
             found.rows += [{"name": name, **row} for name, row in zip(here, described, strict=False)]
             if model.class_names and output.ndim == 2:
                 found.shares += model.probabilities(output).tolist()
-            files = model.task.prediction_files(batch, output, here[: len(described)]) if out is not None else {}
+            files = model.task.prediction_files(batch, output, files_of) if out is not None else {}
             for name, content in files.items():
                 assert out is not None
                 write_atomically(out / Path(name).name, content)
@@ -172,5 +175,6 @@ def _show_metrics(model: ExportedModel, data: TaskData, metrics: dict[str, float
     ]
     if rows:
         show_table(f"{primary.name} of each class", ["class", what, primary.name], rows)
-    values = ", ".join(f"{metric.name} {metrics[metric.name]:.4f}" for metric in model.task.measured_by)
+    found = {metric.name: metrics[metric.name] for metric in model.task.measured_by}
+    values = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if not math.isnan(value))
     say(f"{values} on {int(metrics['examples']):,} labelled examples")

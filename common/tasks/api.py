@@ -145,6 +145,10 @@ class TaskData(ABC):
     def eval_batches(self, batch: int) -> Iterator[Batch]:
         """All examples in stored order, never augmented."""
 
+    def display_batches(self, batch: int) -> Iterator[Batch]:
+        """As `eval_batches`, in the form in which people see the examples; the default is the same form."""
+        return self.eval_batches(batch)
+
     @abstractmethod
     def hold_out(self, share: float, seed: int) -> tuple[TaskData, TaskData]:
         """(training data, held-out data): disjoint, and the same for the same seed."""
@@ -614,6 +618,13 @@ class Task(ABC):
         """
         return dict.fromkeys(self.parts, data.examples)
 
+    def label_counts(self, data: TaskData) -> Mapping[str, Mapping[str, int]]:
+        """What examples may have labels of beside classes: by kind (a plural), each name and the examples with it.
+
+        `fednc check` with the data of all sites refuses a name of which none of them has labels.
+        """
+        return {"parts of the task": self.holdings(data)} if self.parts else {}
+
     def owned(self, data: TaskData) -> Mapping[str, int]:
         """For each `OWNERS` key that `data` trains: how many of its examples do."""
         raise NotImplementedError(f"{type(self).__name__} must say which keys {data.examples} examples train")
@@ -685,16 +696,21 @@ class Task(ABC):
         output: Tensor = model(inputs)
         return output
 
+    def displayed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What people see of the prediction of an exported model for a batch of `display_batches`."""
+        output: Tensor = model(self.inputs_of(batch))
+        return output
+
     def described(self, output: Tensor) -> list[dict[str, Any]]:
-        """For `fednc predict`: JSON values by name for each example of a batch, from the result of `predict`."""
+        """For `fednc predict`: JSON values by name for each example of a batch, from the result of `displayed`."""
         return [{"value": value} for value in output.tolist()]
 
     def prediction_files(self, batch: Batch, output: Tensor, names: Sequence[str]) -> Mapping[str, bytes]:
         """For `fednc predict --out`: files to show to users, by name, for a batch; by default none.
 
         Args:
-            output: the result of `predict` for the batch.
-            names: where each of its examples came from.
+            output: the result of `displayed` for the batch.
+            names: where each of its examples came from; `fednc predict` gives each another `file_stem`.
         """
         del batch, output, names
         return {}

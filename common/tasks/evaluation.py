@@ -29,9 +29,18 @@ def evaluation_batches(
         batch: examples per batch.
         before_batch: called before each batch; an exception from it ends the loop.
     """
+    return _evaluating(model, data.eval_batches(batch), before_batch)
+
+
+def display_batches(model: nn.Module, data: TaskData, batch: int) -> Iterator[Batch]:
+    """As `evaluation_batches`, of what people see (`TaskData.display_batches`)."""
+    return _evaluating(model, data.display_batches(batch), do_nothing)
+
+
+def _evaluating(model: nn.Module, batches: Iterator[Batch], before_batch: Callable[[], None]) -> Iterator[Batch]:
     model.eval()
     with torch.no_grad():
-        for each in data.eval_batches(batch):
+        for each in batches:
             before_batch()
             yield each
 

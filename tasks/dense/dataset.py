@@ -8,7 +8,7 @@ Legend: N pictures, B batch, C channels, H height, W width, K label space, P pix
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -20,6 +20,8 @@ from fednc.common.tasks.splits import Index
 from fednc.common.tasks.tensor_data import hold_out_index, run_lengths
 from fednc.tasks.dense.maps import LABEL, MAPS, VOID, known
 from fednc.tasks.dense.moves import Moves, draw_moves, moved
+from fednc.tasks.dense.sources.pictures import Array
+from fednc.tasks.dense.sources.pixels import middles
 
 DenseBatch = tuple[Tensor, ...]
 
@@ -40,6 +42,7 @@ class DenseData(TaskData):
         flip: whether training pictures are mirrored at random.
         sites: for each picture the place it comes from; may be empty.
         names: for each picture where it came from; may be empty.
+        whole: for each picture, reads it at its own size, uint8 [H, W, 3], to show predictions; may be empty.
         notes: what was read and what was left out, to show to users.
     """
 
@@ -54,6 +57,7 @@ class DenseData(TaskData):
     flip: bool = False
     sites: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    whole: tuple[Callable[[], Array], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -137,6 +141,20 @@ class DenseData(TaskData):
         for row_B in torch.arange(self.examples).split(batch) if self.examples else ():
             yield self._batch(row_B, None)
 
+    def display_batches(self, batch: int) -> Iterator[DenseBatch]:
+        """Each picture alone and at its own size, with its maps at that size; else as `eval_batches`."""
+        if not self.whole:
+            yield from self.eval_batches(batch)
+            return
+        for row, read in enumerate(self.whole):
+            pixel_HW3 = read()
+            place_HW = middles((self.pixel_NCHW.shape[2], self.pixel_NCHW.shape[3]), pixel_HW3.shape[:2])
+            rows, columns = (torch.from_numpy(each).to(self.pixel_NCHW.device) for each in place_HW)
+            maps = self._batch(torch.tensor([row]), None)[1:]
+            pixel_1CHW = torch.from_numpy(pixel_HW3.transpose(2, 0, 1).copy())[None].to(self.pixel_NCHW.device)
+            pixel_1CHW = normalised(pixel_1CHW, self.mean_C11, self.std_C11)
+            yield (pixel_1CHW, *(value[..., rows, columns] for value in maps))
+
     def _batch(self, row_B: Tensor, moves: Moves | None) -> DenseBatch:
         row_B = row_B.to(self.pixel_NCHW.device)
         pixel_BCHW = self.pixel_NCHW[row_B]
@@ -144,7 +162,7 @@ class DenseData(TaskData):
         if moves is not None:
             pixel_BCHW = moved(pixel_BCHW, moves)
             found = {kind: moved(value, moves, kind) for kind, value in found.items()}
-        pixel_BCHW = (pixel_BCHW.float() / 255 - self.mean_C11) / self.std_C11
+        pixel_BCHW = normalised(pixel_BCHW, self.mean_C11, self.std_C11)
         return (pixel_BCHW, *(value.to(MAPS[kind].batch_dtype) for kind, value in found.items()))
 
     def _map(self, kind: str, row_B: Tensor) -> Tensor:
@@ -170,6 +188,7 @@ class DenseData(TaskData):
             maps={kind: value[row_B] for kind, value in self.maps.items()},
             sites=tuple(self.sites[i] for i in index) if self.sites else (),
             names=tuple(self.names[i] for i in index) if self.names else (),
+            whole=tuple(self.whole[i] for i in index) if self.whole else (),
         )
 
     def with_notes(self, notes: tuple[str, ...]) -> DenseData:
@@ -185,6 +204,11 @@ class DenseData(TaskData):
             mean_C11=self.mean_C11.to(device),
             std_C11=self.std_C11.to(device),
         )
+
+
+def normalised(pixel_BCHW: Tensor, mean_C11: Tensor, std_C11: Tensor) -> Tensor:
+    """Pictures of bytes as a model gets them."""
+    return (pixel_BCHW.float() / 255 - mean_C11) / std_C11
 
 
 def unknown_map(kind: str, size: tuple[int, ...], device: torch.device | None = None) -> Tensor:

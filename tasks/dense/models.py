@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fednc.common.config.run import explain
 from fednc.common.errors import ConfigError
+from fednc.tasks.dense.sources.pixels import middles
 from fednc.tasks.dense.timm_stages import LastStage, timm_stages
 from fednc.tasks.vision import timm_models
 from fednc.tasks.vision.backbones import build_backbone
@@ -24,6 +25,7 @@ from fednc.tasks.vision.options import ImageOptions
 
 GROUPS = 8  # divides every channel count below
 LEVELS = 3
+_LOWEST = -1e30  # for the score of a class that cannot be: minus infinity, mixed with weight 0, would be NaN
 
 
 def enlarged(value_BCHW: Tensor, size: Sequence[int]) -> Tensor:
@@ -31,6 +33,15 @@ def enlarged(value_BCHW: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(value_BCHW.shape[2:]) == tuple(size):
         return value_BCHW
     return F.interpolate(value_BCHW, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def at_size(output_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """A prediction at another height and width: scores and values bilinear, whole numbers without mixing them."""
+    if not output_BCHW.is_floating_point():
+        given = (output_BCHW.shape[2], output_BCHW.shape[3])
+        rows, columns = (torch.from_numpy(each).to(output_BCHW.device) for each in middles(given, size))
+        return output_BCHW[..., rows, columns]
+    return enlarged(output_BCHW.float().clamp(min=_LOWEST), size)
 
 
 class UNet(nn.Module):

@@ -63,6 +63,7 @@ def read_data(
         flip=options.flip and purpose == "train",
         sites=found.sites,
         names=found.names,
+        whole=found.whole if purpose == "input" else (),
         notes=found.notes,
     )
     return data.with_notes(_classes_without_pixels(data, options)) if LABEL in data.maps else data

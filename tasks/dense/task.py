@@ -2,7 +2,7 @@
 
 The base of dense tasks, classifiers or not. Must not know which task it is.
 
-Legend: N pictures.
+Legend: N pictures, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from abc import abstractmethod
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from fednc.common.config.tables import SplitSection
 from fednc.common.tasks.api import Part, Purpose, Task, TaskData, split_with
 from fednc.common.tasks.request_forms import RequestForm, preprocessed
 from fednc.common.tasks.splits import split_digest
-from fednc.tasks.dense.dataset import DenseData
+from fednc.tasks.dense import pictures
+from fednc.tasks.dense.dataset import DenseBatch, DenseData, normalised
+from fednc.tasks.dense.models import at_size
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.preparation import DenseSplit, packed, parts_of
+from fednc.tasks.dense.sources.pixels import resized_picture
 
 
 class DenseTask(Task):
@@ -52,6 +58,27 @@ class DenseTask(Task):
     def load_input(self, spec: str) -> DenseData:
         """The pictures at `spec` to predict on. Raises DataError."""
         return self.read(spec, "input")
+
+    @property
+    def predicts_at_own_size(self) -> bool:
+        """Whether predictions for people are made of pictures at their own size; by default at the run's size."""
+        return False
+
+    def displayed(self, model: nn.Module, batch: DenseBatch) -> Tensor:
+        """Predictions at the size of the pictures: made at the run's size, which the model knows, and resized."""
+        own = (batch[0].shape[2], batch[0].shape[3])
+        if self.predicts_at_own_size or own == tuple(self.options.size):
+            return super().displayed(model, batch)
+        small = [self._at_run_size(pixel_CHW) for pixel_CHW in batch[0]]
+        return at_size(super().displayed(model, (torch.stack(small),)), own)
+
+    def _at_run_size(self, pixel_CHW: Tensor) -> Tensor:
+        """A normalised picture, resized as the reader resizes it."""
+        mean, std = self.options.mean, self.options.std
+        pixel_HW3 = resized_picture(Image.fromarray(pictures.as_bytes(pixel_CHW, mean, std)), self.options.size)
+        small_CHW = torch.from_numpy(pixel_HW3.transpose(2, 0, 1).copy())
+        mean_C11, std_C11 = (torch.tensor(each)[:, None, None] for each in (mean, std))
+        return normalised(small_CHW, mean_C11, std_C11).to(pixel_CHW.device)
 
     def make_split(self, spec: str, split: SplitSection) -> str:
         """See Task."""

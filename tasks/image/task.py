@@ -21,6 +21,7 @@ from fednc.common.errors import ConfigError
 from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData, split_with
 from fednc.common.tasks.classifier import ClassifierTask
+from fednc.common.tasks.file_names import file_stem
 from fednc.common.tasks.graph_input import GraphInput
 from fednc.common.tasks.request_forms import RequestForm
 from fednc.common.tasks.tensor_data import UNLABELLED
@@ -30,7 +31,7 @@ from fednc.tasks.vision.dataset import ImageBatch, ImageData
 from fednc.tasks.vision.graph_input import pixel_input
 from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.request_forms import image_forms
-from fednc.tasks.vision.sheet import file_stem, sheet
+from fednc.tasks.vision.sheet import sheet
 from fednc.tasks.vision.shifts import ImageSplit, is_shifted, shift_part, shift_test
 from fednc.tasks.vision.sources import select
 from fednc.tasks.vision.suggest import suggest
@@ -38,7 +39,6 @@ from fednc.tasks.vision.timm_models import is_timm
 
 SHOWN_WRONG = 24  # images on the sheet of wrong predictions
 SHEET_BATCH = 256
-MOST_STEM = 100  # characters of an image's name in the name of a file
 
 
 class ImageTask(ClassifierTask):
@@ -163,7 +163,7 @@ class ImageTask(ClassifierTask):
         files = {}
         for number, (name, told) in enumerate(zip(names, self.described(output), strict=False)):
             text = str(told["class"]), f"{told['confidence']:.0%}"
-            files[f"{file_stem(name)[:MOST_STEM]}.png"] = sheet(pixel_NCHW[number : number + 1], [text])
+            files[f"{file_stem(name)}.png"] = sheet(pixel_NCHW[number : number + 1], [text])
         return files
 
     def preprocessing(self) -> dict[str, Any]:

@@ -40,12 +40,27 @@ def read_labelled(spec: str, purpose: Purpose, options: MultitaskOptions, label_
             "labels of one of them (docs/multitask.md)."
         )
     told = ", ".join(f"{task} {count}" for task, count in counts.items())
-    return data.with_notes((f"pictures with labels of each task: {told}",))
+    return data.with_notes((f"pictures with labels of each task: {told}", *_without_pixels(data, options)))
 
 
 def labelled(data: DenseData, tasks: Sequence[str]) -> dict[str, int]:
     """By task, the number of pictures with labels of it."""
     return {task: data.having(KINDS[task].map) for task in tasks}
+
+
+def _without_pixels(data: DenseData, options: MultitaskOptions) -> tuple[str, ...]:
+    """A note on parts that no picture has, if there are part labels."""
+    counts = part_counts(data, options.parts) if data.having(PART) else {}
+    missing = ", ".join(repr(name) for name, count in counts.items() if not count)
+    return (f"no pixel of some of the run's parts: {missing}",) if missing else ()
+
+
+def part_counts(data: DenseData, parts: Sequence[str]) -> dict[str, int]:
+    """By part, the number of pictures with a pixel of it."""
+    if PART not in data.maps:
+        return dict.fromkeys(parts, 0)
+    part_NP = data.maps[PART].flatten(1)
+    return {name: int((part_NP == value).any(dim=1).sum()) for value, name in enumerate(parts)}
 
 
 def targets_of(batch: Sequence[Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:

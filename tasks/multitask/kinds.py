@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fednc.tasks.dense.maps import DEPTH, EDGES, LABEL, NORMALS, PART, SALIENCY
 
-SEGMENTATION = "segmentation"
+SEGMENTATION, PARTS = "segmentation", "parts"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Kind:
 
 KINDS = {
     SEGMENTATION: Kind(LABEL, 1.0, 0),
-    "parts": Kind(PART, 2.0, 0),
+    PARTS: Kind(PART, 2.0, 0),
     "saliency": Kind(SALIENCY, 5.0, 1),
     "normals": Kind(NORMALS, 10.0, 3),
     "depth": Kind(DEPTH, 1.0, 1),

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from fednc.common.tasks.file_names import file_stem
 from fednc.tasks.dense import pictures
 from fednc.tasks.dense.described import most_frequent
 from fednc.tasks.dense.maps import VOID, known
@@ -22,7 +23,6 @@ from fednc.tasks.dense.pictures import Bytes
 from fednc.tasks.multitask.kinds import KINDS, SEGMENTATION
 from fednc.tasks.multitask.model import MultitaskModel
 from fednc.tasks.multitask.options import MultitaskOptions
-from fednc.tasks.vision.sheet import file_stem
 
 _LEAST, _GAP, _LINE, _CELL = 128, 4, 14, 78
 _SURE = 0.5  # a pixel is an edge, or salient, from this probability on

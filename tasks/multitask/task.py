@@ -37,8 +37,8 @@ from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.metrics import PixelLoss
 from fednc.tasks.dense.task import DenseTask
 from fednc.tasks.multitask import backbones, metrics, people
-from fednc.tasks.multitask.data import labelled, read_labelled, targets_of
-from fednc.tasks.multitask.kinds import KINDS, SEGMENTATION
+from fednc.tasks.multitask.data import labelled, part_counts, read_labelled, targets_of
+from fednc.tasks.multitask.kinds import KINDS, PARTS, SEGMENTATION
 from fednc.tasks.multitask.losses import loss_of
 from fednc.tasks.multitask.model import MultitaskModel, Shape, task_of
 from fednc.tasks.multitask.options import MultitaskOptions, MultitaskSplit
@@ -85,7 +85,7 @@ class MultitaskTask(DenseTask):
         options, pixels = self.options, self.options.size[0] * self.options.size[1]
         every: dict[str, tuple[Metric, ...]] = {
             SEGMENTATION: (metrics.ClassIoU(pixels), PixelLoss(pixels)),
-            "parts": (metrics.PartIoU(pixels, options.parts),),
+            PARTS: (metrics.PartIoU(pixels, options.parts),),
             "saliency": (metrics.saliency_f(pixels),),
             "normals": (metrics.NormalError(pixels),),
             "depth": (metrics.DepthRMSE(pixels),),
@@ -141,7 +141,7 @@ class MultitaskTask(DenseTask):
     @property
     def _channels(self) -> dict[str, int]:
         """By task, the channels of its prediction; 0 for segmentation, whose scores come from the head."""
-        given = {"parts": len(self.options.parts)}
+        given = {PARTS: len(self.options.parts)}
         return {task: given.get(task, KINDS[task].channels) for task in self.options.tasks}
 
     def _head(self, width: int) -> tuple[nn.Module, nn.Module, Tensor | None]:
@@ -167,6 +167,12 @@ class MultitaskTask(DenseTask):
         """Pictures with labels of each task."""
         assert isinstance(data, DenseData)
         return labelled(data, self.options.tasks)
+
+    def label_counts(self, data: TaskData) -> Mapping[str, Mapping[str, int]]:
+        """The tasks, and the values of the part map."""
+        assert isinstance(data, DenseData)
+        parts = {"parts": part_counts(data, self.options.parts)} if PARTS in self.options.tasks else {}
+        return {"tasks": self.holdings(data), **parts}
 
     def owned(self, data: TaskData) -> Mapping[str, int]:
         """Each task's layers are trained with the pictures that have its labels."""
@@ -291,6 +297,13 @@ class MultitaskTask(DenseTask):
         return len(self.class_names) if task == SEGMENTATION else 0
 
     # ---- for people ------------------------------------------------------------------------------------------
+
+    def displayed(self, model: nn.Module, batch: DenseBatch) -> Tensor:
+        """At the size of the pictures, with normals that are unit vectors again."""
+        output, span = super().displayed(model, batch), self.spans.get("normals")
+        if span and tuple(batch[0].shape[2:]) != tuple(self.options.size):
+            output[:, span] = nn.functional.normalize(output[:, span], dim=1)
+        return output
 
     def described(self, output: Tensor) -> list[dict[str, Any]]:
         """For each picture what is predicted of each task, in a few words."""

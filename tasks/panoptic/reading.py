@@ -52,6 +52,7 @@ def read_data(spec: str, purpose: Purpose, options: PanopticOptions, columns: Co
         flip=options.flip and purpose == "train",
         sites=found.sites,
         names=found.names,
+        whole=found.whole if purpose == "input" else (),
         notes=found.notes,
     )
     if purpose == "input":

@@ -29,6 +29,7 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Part, Purpose, Suggestion, TaskData
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask, views_of
+from fednc.common.tasks.file_names import file_stem
 from fednc.common.tasks.metrics import EXAMPLES, Stats
 from fednc.tasks.dense import preparation
 from fednc.tasks.dense.dataset import DenseData
@@ -45,7 +46,6 @@ from fednc.tasks.panoptic.options import PanopticOptions
 from fednc.tasks.panoptic.reading import read_data
 from fednc.tasks.panoptic.suggest import suggest
 from fednc.tasks.panoptic.targets import Targets, targets_of
-from fednc.tasks.vision.sheet import file_stem
 
 PARTS = "backbone.parts."  # keys that only clients with part labels train
 PART_LABELS = "part labels"  # what clients announce that they have

@@ -1,8 +1,9 @@
 """The centre collapse regulariser (CeCo, CVPR 2023, arXiv 2301.01100), and its federated extension.
 
 The mean feature of each class in a batch, its centre, goes through two projections and is classified against a
-fixed frame. Each class in the batch counts once, however many pixels it has, so rare classes get as much gradient
-as frequent ones. The branch is used in training only. Pure functions and a module; must not know tasks or clients.
+fixed frame. Each class in the batch counts once, so rare classes get about as much gradient as frequent ones,
+exactly as much without `norm`, which divides by the deviation of all pixels. The branch is used in training only.
+Pure functions and a module; must not know tasks or clients.
 
 Legend: P pixels, D feature width, K classes, R reduced width, W width of the frame, C classes in the batch.
 """

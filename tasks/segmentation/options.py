@@ -31,7 +31,9 @@ class SegmentationOptions(DenseOptions):
         "`deeplab`'s head and its backbone",
     )
     tile: Annotated[int, Field(ge=0)] = Field(
-        0, description="side of the tiles in which larger pictures are predicted; 0: whole pictures"
+        0,
+        description="side of the tiles in which `fednc predict` predicts pictures at their own size; 0: they are "
+        "predicted at task.size, and the result is resized",
     )
     overlap: Annotated[int, Field(ge=0)] = Field(
         32, description="pixels by which neighbouring tiles overlap at least"

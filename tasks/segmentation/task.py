@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fednc.common.config.run import RunConfig
-from fednc.common.errors import ConfigError
+from fednc.common.errors import ConfigError, DataError
 from fednc.common.learning.frame import unit
 from fednc.common.learning.heads import Head, build_head
 from fednc.common.learning.losses import objective
@@ -27,6 +27,7 @@ from fednc.common.learning.round_context import Guide
 from fednc.common.tasks.aggregation import Aggregation
 from fednc.common.tasks.api import Purpose, Suggestion, TaskData
 from fednc.common.tasks.classifier import ClassifierModel, ClassifierTask, views_of
+from fednc.common.tasks.file_names import file_stem
 from fednc.common.tasks.metrics import Stats, refuse_unless
 from fednc.tasks.dense import pictures
 from fednc.tasks.dense.dataset import DenseBatch, DenseData, most_members, sampled
@@ -40,7 +41,6 @@ from fednc.tasks.dense.task import DenseTask
 from fednc.tasks.dense.tiles import in_tiles
 from fednc.tasks.segmentation.ceco import COUNT, CentreBranch, rare_share
 from fednc.tasks.segmentation.options import SegmentationOptions
-from fednc.tasks.vision.sheet import file_stem
 
 BRANCH = "centres"  # the attribute of the model that holds CeCo's branch
 IMAGES, PIXELS = "images_K", "pixels_K"  # sums of the data before round 1
@@ -106,7 +106,13 @@ class SegmentationTask(DenseTask, ClassifierTask):
 
     def read(self, spec: str, purpose: Purpose) -> DenseData:
         """The pictures at `spec`; for prediction also a picture file or a folder of them. Raises DataError."""
-        return read_data(spec, purpose, self.options, self.label_space)
+        data = read_data(spec, purpose, self.options, self.label_space)
+        if purpose != "input" and not bool(data.pixel_count_NK.any()):
+            raise DataError(
+                f"{spec}: not one pixel has a label of this run's classes, so there is nothing to learn or judge. "
+                "Give data with labels, or correct task.void (docs/segmentation.md)."
+            )
+        return data
 
     # ---- sums of the data before round 1 -----------------------------------------------------------------------
 
@@ -238,6 +244,11 @@ class SegmentationTask(DenseTask, ClassifierTask):
         return self.scores(model, self.inputs_of(batch), guide).float(), batch[1]
 
     # ---- for people ------------------------------------------------------------------------------------------
+
+    @property
+    def predicts_at_own_size(self) -> bool:
+        """With `tile`."""
+        return self.options.tile > 0
 
     def described(self, output: Tensor) -> list[dict[str, Any]]:
         """For each picture its most frequent classes with their shares of the pixels, and the mean confidence."""

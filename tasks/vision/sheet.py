@@ -20,14 +20,6 @@ _SIDE, _LINE = 64, 24  # pixels of a picture and of the text below it
 _COLUMNS = 6
 
 
-def file_stem(name: str) -> str:
-    """Where a picture came from, as the beginning of a file's name: of a path the last part, without its
-    ending.
-    """
-    stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    return "".join(letter if letter.isalnum() or letter in "-_[]" else "_" for letter in stem)
-
-
 def sheet(pixel_NCHW: Tensor, texts: Sequence[tuple[str, str]]) -> bytes:
     """A PNG with all images in rows and two lines of text below each."""
     columns = min(_COLUMNS, len(texts))

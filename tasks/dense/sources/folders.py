@@ -19,6 +19,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ from fednc.tasks.dense.maps import (
 )
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.sources.pictures import Array, Part, Pictures, map_tensor, several
-from fednc.tasks.dense.sources.pixels import in_colour, in_grey, nearest
+from fednc.tasks.dense.sources.pixels import in_colour, in_grey, nearest, resized_picture
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
@@ -67,6 +68,7 @@ def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
         value_names=value_names_in(root / CLASSES),
         names=tuple(str(path.relative_to(root)) for path in paths),
         sites=tuple(path.stem.partition("_")[0] for path in paths) if all("_" in p.stem for p in paths) else (),
+        whole=tuple(partial(_whole, path) for path in paths),
         has_test=has_test,
         notes=tuple(note for kind, files in zip(kinds, there, strict=True) for note in _alone(kind, files, paths)),
     )
@@ -116,7 +118,14 @@ def _base(place: str, part: Part, *, has_test: bool) -> Path:
 def read_loose(paths: Sequence[Path], options: DenseOptions) -> Pictures:
     """Pictures without labels, to predict on."""
     found = read_files(paths, [], [], options, str(paths[0].parent))
-    return Pictures(pixel_NCHW=found[IMAGE], names=tuple(map(str, paths)), has_test=True)
+    whole = tuple(partial(_whole, path) for path in paths)
+    return Pictures(pixel_NCHW=found[IMAGE], names=tuple(map(str, paths)), whole=whole, has_test=True)
+
+
+def _whole(path: Path) -> Array:
+    """uint8 [H, W, 3] of a picture at its own size. Raises DataError."""
+    with open_picture(path) as picture:
+        return np.asarray(in_colour(picture, path))
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -140,7 +149,7 @@ def read_files(
         try:
             with open_picture(paths[index]) as picture:
                 given = picture.size
-                values = [_resized(in_colour(picture, paths[index]), options.size)]
+                values = [resized_picture(in_colour(picture, paths[index]), options.size)]
             for kind, files in zip(kinds, beside, strict=True):
                 values.append(_map_of(files[index], kind, given, options.size))
         except DataError as e:
@@ -269,8 +278,3 @@ _DECODERS: dict[str, Callable[[Image.Image, Path, tuple[int, int]], Array]] = {
     SALIENCY: _as_grey,
 }
 assert set(_READ) <= set(MAPS)
-
-
-def _resized(image: Image.Image, size: tuple[int, int]) -> Array:
-    is_fitting = image.size == size[::-1]
-    return np.asarray(image if is_fitting else image.resize(size[::-1], Image.Resampling.BILINEAR))

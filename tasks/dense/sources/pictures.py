@@ -7,7 +7,7 @@ Legend: N pictures, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class Pictures:
         value_names: names of the label values from 0 on; None: they are numbers of the run's classes.
         names: where each picture came from.
         sites: the place that each picture belongs to; empty if the source has none.
+        whole: for each picture, reads it at its own size, uint8 [H, W, 3]; empty if the source has no other size.
         has_test: whether the source has a test part; if not, these are all of its pictures.
         notes: what was read and what was left out, one sentence each.
     """
@@ -43,6 +44,7 @@ class Pictures:
     value_names: tuple[str, ...] | None = None
     names: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
+    whole: tuple[Callable[[], Array], ...] = ()
     has_test: bool = False
     notes: tuple[str, ...] = ()
 
@@ -55,6 +57,7 @@ class Pictures:
             maps={kind: value[row] for kind, value in self.maps.items()},
             names=tuple(self.names[i] for i in index) if self.names else (),
             sites=tuple(self.sites[i] for i in index) if self.sites else (),
+            whole=tuple(self.whole[i] for i in index) if self.whole else (),
         )
 
 

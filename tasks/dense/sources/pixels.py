@@ -40,6 +40,12 @@ def in_grey(image: Image.Image, source: object) -> Image.Image:
     return image if is_plain else in_colour(image, source).convert("L")
 
 
+def resized_picture(image: Image.Image, size: tuple[int, int]) -> Array:
+    """uint8 [H, W, 3] of a colour picture at another height and width, bilinear."""
+    is_fitting = image.size == size[::-1]
+    return np.asarray(image if is_fitting else image.resize(size[::-1], Image.Resampling.BILINEAR))
+
+
 def middles(given: tuple[int, int], size: tuple[int, int]) -> tuple[Array, Array]:
     """(rows [H, 1], columns [W]) of the `given` pixels in the middle of each pixel of another `size`.
 

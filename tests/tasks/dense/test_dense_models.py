@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from fednc.common.errors import ConfigError
 from fednc.tasks.dense import models
-from fednc.tasks.dense.models import UNet, feature_map
+from fednc.tasks.dense.models import UNet, at_size, feature_map
 from fednc.tasks.dense.tiles import in_tiles, starts
 from support.multitask_tasks import multitask
 from support.segmentation_tasks import guide_of, segmentation_task
@@ -41,6 +41,18 @@ def test_a_backbone_without_a_feature_map_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(models, "build_backbone", lambda _: (torch.nn.Linear(3, 3), 3))
     with pytest.raises(ConfigError, match="does not end by pooling"):
         feature_map("cnn", "group", 3, 16)
+
+
+def test_predictions_are_resized_without_mixing_numbers_and_without_nan() -> None:
+    score = torch.randn(2, 3, 8, 9)
+    score[:, 1] = -torch.inf  # a class without a score yet
+    large = at_size(score, (31, 20))
+    assert large.shape == (2, 3, 31, 20)
+    assert bool(large.isfinite().all())
+    assert not bool((large.argmax(dim=1) == 1).any())
+    numbers = torch.randint(0, 1000, (2, 3, 8, 9)) * 7
+    assert set(at_size(numbers, (31, 20)).unique().tolist()) == set(numbers.unique().tolist())
+    assert torch.equal(at_size(numbers, (8, 9)), numbers)
 
 
 # ---- models of timm; tests/tasks/vision/test_timm_models.py has real ones

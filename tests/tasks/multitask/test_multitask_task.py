@@ -153,6 +153,24 @@ def test_predicted_files_can_be_read_back_as_labels(finished: Path, tmp_path: Pa
     assert torch.equal(back.maps["label"].long(), output[:, spans["segmentation"]].argmax(dim=1))
 
 
+def test_every_prediction_of_a_picture_file_has_its_size(finished: Path, tmp_path: Path) -> None:
+    Image.effect_noise((50, 33), 90).convert("RGB").save(tmp_path / "one.png")
+    out, found = tmp_path / "out", tmp_path / "found.json"
+    picture = str(tmp_path / "one.png")
+    result = CliRunner().invoke(
+        command, ["predict", str(finished), picture, "--out", str(out), "--json", str(found)]
+    )
+    assert result.exit_code == 0, result.output
+    assert "nan" not in result.output
+    assert "metrics" not in json.loads(found.read_text())
+    for kind in RUN["task"]["tasks"]:
+        with Image.open(out / f"one-{kind}.png") as image:
+            assert image.size == (50, 33)
+            if kind == "normals":
+                vectors = np.asarray(image) / 127.5 - 1
+                np.testing.assert_allclose(np.linalg.norm(vectors, axis=2), 1, atol=0.02)
+
+
 @pytest.mark.parametrize("stretch", [False, True])
 def test_a_task_is_averaged_over_its_owners_and_nobody_else_sends_it(stretch: bool) -> None:
     """What all share is averaged over all, and moved further by as much as their tasks differ."""
@@ -310,6 +328,29 @@ def test_a_client_whose_labels_belong_to_no_task_of_the_run_is_told_by_check(tmp
     told = " ".join(result.output.split())
     assert "no map of label, depth, normals, edges" in told
     assert "It has part" in told
+
+
+def test_tasks_and_parts_of_which_no_site_has_labels_are_told_by_check(tmp_path: Path) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(
+        f'[task]\nname = "multitask"\ntasks = ["segmentation", "depth", "parts", "edges"]\n'
+        f'classes = {json.dumps(list(CLASSES))}\nparts = ["background", "upper", "lower", "wheel"]\n'
+        "size = [16, 16]\nwidth = 8\n[frame]\ndim = 8\n"
+    )
+
+    def checked(*maps: str) -> tuple[int, str]:
+        specs = [f"scenes:images=9,objects=2,seed={number},maps={each}" for number, each in enumerate(maps)]
+        given = [part for spec in specs for part in ("--data", spec)]
+        result = CliRunner().invoke(command, ["check", str(run), *given])
+        return result.exit_code, " ".join(f"{result.output} {result.exception}".split())
+
+    code, told = checked("label", "depth+part")
+    assert code != 0
+    assert "no site has an example of 1 of the run's tasks: 'edges'" in told
+    assert "no site has an example of 1 of the run's parts: 'wheel'" in told
+    assert "no pixel of some of the run's parts: 'wheel'" in checked("label+part")[1]  # one site: a note
+    run.write_text(run.read_text().replace(', "wheel"', ""))
+    assert checked("label", "depth+part", "edges")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,18 @@ def test_a_class_gets_the_same_gradient_however_many_pixels_it_has() -> None:
         torch.testing.assert_close(few, lots, rtol=1e-4, atol=1e-6)
 
 
+def test_normalised_over_the_pixels_the_gradient_of_a_class_depends_a_little_on_its_pixels() -> None:
+    """Mean and variance, by which centres are then normalised, are those of all pixels."""
+    feat_PD, label_P = drawn(60)
+    totals = []
+    for copies in (1, 10, 100, 1000):
+        many_P = label_P.repeat_interleave(torch.where(label_P == 1, copies, 1))
+        many_PD = feat_PD.detach().repeat_interleave(torch.where(label_P == 1, copies, 1), dim=0).requires_grad_()
+        (gradient_PD,) = torch.autograd.grad(plain(norm=True)(many_PD, many_P), many_PD)
+        totals.append(float(gradient_PD[many_P == 1].norm(dim=1).sum()))
+    assert 1.05 < max(totals) / min(totals) < 2  # and not a thousand
+
+
 # ---- 3: frame and inference
 
 

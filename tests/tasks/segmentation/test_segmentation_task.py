@@ -23,6 +23,7 @@ from fednc.common.tasks.api import Part
 from fednc.common.tasks.evaluation import evaluation_batches
 from fednc.common.tasks.round_guide import guide_at
 from fednc.tasks.dense.maps import VOID
+from fednc.tasks.dense.models import at_size
 from fednc.testing import TaskContract
 from support.segmentation_tasks import CLASSES, guide_of, segmentation_task
 
@@ -135,6 +136,64 @@ def test_a_picture_without_labels_is_predicted_without_metrics(finished: Path, t
     assert "labelled examples" not in result.output
 
 
+def pictures_in(folder: Path, sizes: dict[str, tuple[int, int]]) -> Path:
+    random = np.random.default_rng(1)
+    for name, size in sizes.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (*size, 3)).astype(np.uint8)).save(folder / name)
+    return folder
+
+
+def test_predictions_have_the_size_of_the_pictures_and_each_its_own_files(finished: Path, tmp_path: Path) -> None:
+    sizes = {"a.png": (33, 21), "a.jpg": (60, 90), "b.png": (16, 16), "c.tif": (8, 12)}
+    folder, out = pictures_in(tmp_path / "in", sizes), tmp_path / "out"
+    result = CliRunner().invoke(command, ["predict", str(finished), str(folder), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "8 files in" in result.output
+    assert "labelled examples" not in result.output
+    model, task = load(finished), segmentation_task()
+    data = task.load_input(str(folder))
+    stems = {"a.jpg": "a_jpg", "a.png": "a_png", "b.png": "b", "c.tif": "c"}
+    assert len(list(out.iterdir())) == 2 * len(stems)
+    with torch.no_grad():
+        score = model(next(data.eval_batches(4))[0])  # at the size of the run, as metrics are made
+    for number, (name, stem) in enumerate(stems.items()):
+        with Image.open(out / f"{stem}-labels.png") as labels:
+            found = np.asarray(labels)
+        assert found.shape == sizes[name]
+        guess = at_size(score[number : number + 1], sizes[name]).argmax(dim=1)[0].numpy()
+        assert np.array_equal(found, guess), name
+
+
+def test_truth_is_shown_at_the_size_of_the_pictures(finished: Path, tmp_path: Path) -> None:
+    spec = written(tmp_path / "in", (48, 40), (48, 40), value=3)
+    out = tmp_path / "out"
+    result = CliRunner().invoke(command, ["predict", str(finished), spec, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "on 2 labelled examples" in result.output
+    with Image.open(out / "road_1-labels.png") as labels, Image.open(out / "road_1-overlay.png") as page:
+        assert labels.size == (40, 48)
+        assert page.width == 4 * (4 * 40 + 4)  # picture, prediction, truth, mistakes, each enlarged four times
+
+
+def test_with_tiles_pictures_are_predicted_at_their_own_size(tmp_path: Path) -> None:
+    folder = pictures_in(tmp_path, {"a.png": (40, 57), "b.png": (12, 20)})
+    seen: list[tuple[int, ...]] = []
+    for tile in (0, 24):
+        task = segmentation_task(tile=tile, overlap=8)
+
+        def model(pixel_BCHW: torch.Tensor, task: Any = task) -> torch.Tensor:
+            seen.append(tuple(pixel_BCHW.shape[2:]))
+            scores: torch.Tensor = task.scores(task.build_model().eval(), pixel_BCHW, guide_of(task))
+            return scores
+
+        batches = list(task.load_input(str(folder)).display_batches(2))
+        outputs = [task.displayed(model, batch) for batch in batches]  # type: ignore[arg-type]
+        assert [tuple(each.shape[2:]) for each in outputs] == [(40, 57), (12, 20)]
+        assert [tuple(each[1].shape) for each in batches] == [(1, 40, 57), (1, 12, 20)]
+    assert seen == [(16, 16), (16, 16), (40, 57), (12, 20)]
+
+
 # ---- bad data, as `fednc check` says it
 
 
@@ -220,6 +279,18 @@ def test_a_class_that_no_site_has_is_an_error(tmp_path: Path) -> None:
     assert "no site has an example of 1 of the run's classes: 'square'" in told
     third = written(tmp_path / "c", value=3)
     assert checked(tmp_path, first, second, third).exit_code == 0
+
+
+@pytest.mark.parametrize("purpose", ["train", "test"])
+def test_data_without_a_labelled_pixel_is_refused(purpose: str, tmp_path: Path) -> None:
+    """It would count as much as other clients, with a loss of 0."""
+    arrays = {f"x_{part}": np.zeros((2, 16, 16, 3), np.uint8) for part in ("train", "test")}
+    labels = {f"y_{part}": np.full((2, 16, 16), VOID, np.uint8) for part in ("train", "test")}
+    np.savez(tmp_path / "a.npz", **arrays, **labels)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="not one pixel has a label"):
+        segmentation_task().read(f"npz:{tmp_path / 'a.npz'}", purpose)  # type: ignore[arg-type]
+    assert segmentation_task().load_input(f"npz:{tmp_path / 'a.npz'}").examples == 2
+    assert "not one pixel" in problem(checked(tmp_path, f"npz:{tmp_path / 'a.npz'}"))
 
 
 def test_missing_maps_and_pictures_are_named(tmp_path: Path) -> None:
