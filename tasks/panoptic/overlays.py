@@ -69,7 +69,7 @@ def coded(maps_3HW: Tensor) -> dict[str, bytes]:
     Instances have 16 bits, because there may be more than 255, and 65535 is none.
     """
     label, instance, part = (maps_3HW[each].numpy() for each in (SEMANTIC, INSTANCE, PART))
-    numbers = {
+    numbers: dict[str, np.ndarray[Any, Any]] = {
         kinds.LABEL: label.astype(np.uint8),
         kinds.INSTANCE: np.where(instance < 0, _NO_NUMBER, instance).astype(np.uint16),
         kinds.PART: part.astype(np.uint8),
