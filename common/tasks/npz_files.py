@@ -44,6 +44,16 @@ def arrays_in(path: Path, source: str, wanted: Collection[str] | None = None) ->
     return {key: values for key, values in found.items() if isinstance(values, np.ndarray)}
 
 
+def texts(values: np.ndarray[Any, np.dtype[Any]], source: str) -> tuple[str, ...]:
+    """The texts of an array with one axis; bytes are UTF-8. Raises DataError: another shape, or no text."""
+    if values.ndim != 1:
+        raise DataError(f"{source} has shape {list(values.shape)}, expected a list of texts")
+    try:
+        return tuple(map(str, np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values))
+    except UnicodeDecodeError as e:
+        raise DataError(f"{source}: not text in UTF-8 ({e})") from e
+
+
 def refuse_bomb(path: str | Path) -> None:
     """Raises ValueError if the arrays that the headers declare would take too much memory."""
     with zipfile.ZipFile(path) as archive:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -97,6 +97,8 @@ class ColourTask(Task):
                 f"{spec}: has no regions, but task.classes names {len(self.options.classes)}. Add a region map to "
                 "each picture, or leave out task.classes."
             )
+        if pairs.region_NHW is not None and purpose != "input":
+            pairs = replace(pairs, notes=(*pairs.notes, _regions(pairs.region_NHW, self.options.classes, spec)))
         return ColourData(
             pairs=pairs,
             warp=self.options.warp,
@@ -268,6 +270,17 @@ class ColourTask(Task):
             rows.append([pictures.pixels(each) for each in row])
         titles = ("line art", "reference", "result", "truth", "from the truth")
         return {"colours.png": as_png(pictures.table(titles, rows))}
+
+
+def _regions(region_NHW: Tensor, names: Sequence[str], spec: str) -> str:
+    """A note on how many pictures have each region. Raises DataError: none has any."""
+    having = [int((region_NHW == number).flatten(1).any(dim=1).sum()) for number in range(len(names))]
+    if not any(having):
+        raise DataError(
+            f"{spec}: not one pixel has a region, but task.classes names {len(names)}. Label some, or leave out "
+            "task.classes."
+        )
+    return "pictures with each region: " + ", ".join(f"{name} {n}" for name, n in zip(names, having, strict=True))
 
 
 def generator_of(model: nn.Module) -> Generator:

@@ -41,6 +41,11 @@ class L1(MAE):
         """See Metric."""
         return float(sums["l1_sum"]) / examples
 
+    def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
+        """See Metric."""
+        super().check(sums, examples)
+        refuse_unless(float(sums["l1_sum"]) <= examples * (1 + SUM_STEP), "a difference above 1")
+
 
 def ssim(one_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
     """float64 [B]: structural similarity, 1 for equal pictures of 0 to 1 (Wang et al. 2004).

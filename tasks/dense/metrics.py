@@ -134,7 +134,9 @@ class PixelLoss(_OfConfusion):
     def check(self, sums: Mapping[str, Tensor], examples: int) -> None:
         """See Metric."""
         super().check(sums, examples)
-        refuse_unless(bool(sums["pixel_loss_sum"] >= 0), "a loss below 0")
+        loss, pixels = sums["pixel_loss_sum"], bool(sums[CONFUSION].any())
+        refuse_unless(bool(loss >= 0), "a loss below 0")
+        refuse_unless(pixels or not bool(loss), "a loss without pixels")
 
 
 def _mean(values: Sequence[float]) -> float:

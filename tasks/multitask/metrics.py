@@ -118,7 +118,8 @@ class DepthRMSE(Metric):
         slack = 1e-6 * (1 + square * pixels)  # terms are rounded
         fits = 0 <= total < math.inf and total**2 <= square * pixels + slack
         refuse_unless(fits, "a sum of depths that its squares do not allow")
-        refuse_unless(pixels > 0 or not float(sums["depth_error_sum"]), "errors without pixels")
+        sums_of_pixels = ("depth_error_sum", "depth_sum", "depth_square_sum")
+        refuse_unless(pixels > 0 or not any(float(sums[name]) for name in sums_of_pixels), "depths without pixels")
 
 
 class NormalError(Metric):

@@ -55,8 +55,7 @@ def aims_of(targets: Targets, matches: Matches, columns: Columns) -> Aims:
     column_BN[picture_M, query_M] = targets.class_BQ[picture_M, object_M]
     has_BM = targets.has_own_BM
     column_BN[:, columns.queries :] = torch.where(has_BM, columns.own_M.to(device), columns.no_object)
-    told_BN = torch.ones(size, dtype=torch.bool, device=device)
-    told_BN[:, columns.part_rows] = targets.known_parts_B[:, None]
+    told_BN = targets.told_BN
     judged = targets.judged_Bhw[:, None].expand(-1, columns.part_rows.start, -1, -1)
     judged_parts = targets.judged_parts_Bhw[:, None].expand(-1, len(columns.parts), -1, -1)
     return Aims(
@@ -86,19 +85,22 @@ def semantic_loss(semantic_BChw: Tensor, part_BPhw: Tensor, targets: Targets) ->
     classes = semantic_BChw.shape[1]
     class_BChw = targets.label_Bhw[:, None] == torch.arange(classes, device=semantic_BChw.device)[:, None, None]
     judged_Bhw = targets.judged_Bhw
-    judged_parts_Bhw = targets.judged_parts_Bhw & targets.known_parts_B[:, None, None]
-    of_parts = _focal(part_BPhw, targets.part_BPhw, judged_parts_Bhw)
+    of_parts = _focal(part_BPhw, targets.part_BPhw, targets.judged_parts_Bhw)
     return SEMANTIC * (_focal(semantic_BChw, class_BChw, judged_Bhw) + of_parts)
 
 
 def _focal(guess_BChw: Tensor, truth_BChw: Tensor, judged_Bhw: Tensor) -> Tensor:
-    """The focal loss (Lin et al. 2017), summed and divided by the number of positive pixels."""
+    """The focal loss (Lin et al. 2017), summed and divided by the number of positive pixels.
+
+    Without any it is divided by the number of judged pixels: the sum alone would be larger than all other losses.
+    """
     truth = truth_BChw.to(guess_BChw.dtype)
     entropy = F.binary_cross_entropy_with_logits(guess_BChw, truth, reduction="none")
     wrong = (guess_BChw.sigmoid() - truth).abs()
     balance = _BALANCE * truth + (1 - _BALANCE) * (1 - truth)
     each = balance * wrong.pow(_FOCUS) * entropy * judged_Bhw[:, None]
-    return each.sum() / (truth_BChw & judged_Bhw[:, None]).sum().clamp(min=1)
+    positive, judged = (truth_BChw & judged_Bhw[:, None]).sum(), judged_Bhw.sum()
+    return each.sum() / torch.where(positive > 0, positive, judged.clamp(min=1))
 
 
 def rank_loss(mask_BNhw: Tensor, aims: Aims, columns: Columns) -> Tensor:

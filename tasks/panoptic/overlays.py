@@ -14,16 +14,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from fednc.tasks.dense import maps as kinds
 from fednc.tasks.dense.maps import VOID
 from fednc.tasks.dense.pictures import Bytes, as_png, colours, sheet
 from fednc.tasks.dense.scenes import borders
 from fednc.tasks.panoptic.columns import Columns
-from fednc.tasks.panoptic.merging import INSTANCE, SEMANTIC
+from fednc.tasks.panoptic.merging import INSTANCE, PART, SEMANTIC
 from fednc.tasks.panoptic.segments import overlap
 from fednc.tasks.panoptic.task_metrics import empty, maps_of
 
 _LEAST = 240  # pixels; smaller pictures are enlarged to at least this height
 _GAP, _LINE = 6, 14
+_NO_NUMBER = 65535
 _SHARE = 0.5  # of the colour of a class over the picture
 _GREEN, _RED, _AMBER, _GREY = (40, 170, 70), (215, 40, 40), (245, 160, 20), (70, 70, 70)
 _STRIPES = 6  # pixels from one line of a hatch to the next
@@ -61,11 +63,18 @@ def as_file(pages: Sequence[Image.Image]) -> bytes:
     return as_png(sheet(pages))
 
 
-def coded(maps_3HW: Tensor) -> bytes:
-    """A colour PNG whose channels are class, instance (counted from 1, 0: none) and part."""
-    values = maps_3HW.clone()
-    values[INSTANCE] += 1
-    return as_png(Image.fromarray(values.permute(1, 2, 0).numpy().astype(np.uint8)))
+def coded(maps_3HW: Tensor) -> dict[str, bytes]:
+    """Grey PNGs of the maps, by the names of the folders in which `folder:` reads them.
+
+    Instances have 16 bits, because there may be more than 255, and 65535 is none.
+    """
+    label, instance, part = (maps_3HW[each].numpy() for each in (SEMANTIC, INSTANCE, PART))
+    numbers: dict[str, np.ndarray[Any, Any]] = {
+        kinds.LABEL: label.astype(np.uint8),
+        kinds.INSTANCE: np.where(instance < 0, _NO_NUMBER, instance).astype(np.uint16),
+        kinds.PART: part.astype(np.uint8),
+    }
+    return {kind: as_png(Image.fromarray(value)) for kind, value in numbers.items()}
 
 
 def listed(maps_3HW: Tensor, columns: Columns) -> str:

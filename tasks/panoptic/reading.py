@@ -55,10 +55,25 @@ def read_data(spec: str, purpose: Purpose, options: PanopticOptions, columns: Co
         whole=found.whole if purpose == "input" else (),
         notes=found.notes,
     )
-    if purpose == "train" and columns.parts:
-        note = f"{data.with_parts} of {data.examples} pictures have part labels"
-        return data.with_notes((note,))  # type: ignore[return-value]
-    return data
+    if purpose == "input":
+        return data
+    if not data.count_K.any():
+        raise DataError(
+            f"{spec}: not one pixel can be trained or tested with: all are void, or things without an instance "
+            "(crowds). Give pictures with labels of this run's classes (docs/panoptic.md)."
+        )
+    told = (f"{data.with_parts} of {data.examples} pictures have part labels",) if columns.parts else ()
+    return data.with_notes((*told, *_missing(data)))  # type: ignore[return-value]
+
+
+def _missing(data: PanopticData) -> tuple[str, ...]:
+    """A note on what no picture has; of parts only where some are labelled."""
+    layout = data.layout
+    counted = layout.no_object if data.with_parts else len(layout.classes)
+    pairs = zip(layout.names[:counted], data.having_K.tolist(), strict=False)
+    missing = [name for name, pictures in pairs if not pictures]
+    listed = ", ".join(map(repr, missing[:20]))
+    return (f"no picture has {len(missing)} of the run's classes and parts: {listed}",) if missing else ()
 
 
 def filled(maps: Mapping[str, Tensor], pixel_NCHW: Tensor) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ class Targets:
         counted_B: int64, their number.
         stuff_BShw: bool.
         part_BPhw: bool.
-        known_parts_B: bool, pictures with part labels.
+        told_BN: bool, queries of which it is known what they should find, if only nothing.
     """
 
     label_Bhw: Tensor
@@ -42,7 +42,7 @@ class Targets:
     counted_B: Tensor
     stuff_BShw: Tensor
     part_BPhw: Tensor
-    known_parts_B: Tensor
+    told_BN: Tensor
 
     @property
     def judged_Bhw(self) -> Tensor:
@@ -61,9 +61,7 @@ class Targets:
         found.scatter_add_(1, self.class_BQ.where(is_object_BQ, 0), is_object_BQ.long())
         has_BM = self.has_own_BM
         found[:, columns.own_M.to(found.device)] += has_BM.long()
-        parts = len(columns.parts)
-        told_B = columns.all_queries - parts + parts * self.known_parts_B.long()
-        found[:, columns.no_object] = told_B - found.sum(dim=1)
+        found[:, columns.no_object] = self.told_BN.sum(dim=1) - found.sum(dim=1)
         return found
 
     @property
@@ -86,8 +84,7 @@ class Targets:
 def targets_of(maps: Sequence[Tensor], columns: Columns) -> Targets:
     """The targets of the maps of a batch: labels, instances and parts, each [B, H, W]."""
     label, instance, part = (each[:, ::STRIDE, ::STRIDE].long() for each in maps)
-    is_thing = _among(label, columns.things)
-    label = torch.where(is_thing & (instance < 0), VOID, label)
+    label = _without_crowds(label, instance, columns)
     wholes = tuple(columns.part_ids)
     known_parts_B = (part != VOID).flatten(1).any(dim=1)
     # A pixel of a class with parts that has no part is not labelled; elsewhere there is no part.
@@ -98,6 +95,8 @@ def targets_of(maps: Sequence[Tensor], columns: Columns) -> Targets:
     stuff = [label == value for value in columns.stuff]
     parts = [(label == whole) & (part == value) for whole, value in columns.parts]
     none = label.new_zeros(len(label), 0, *label.shape[1:], dtype=torch.bool)
+    part_BPhw = torch.stack(parts, dim=1) if parts else none
+    has_BP = part_BPhw.flatten(2).any(dim=2)
     return Targets(
         label_Bhw=label,
         part_Bhw=part,
@@ -105,9 +104,46 @@ def targets_of(maps: Sequence[Tensor], columns: Columns) -> Targets:
         class_BQ=class_BQ,
         counted_B=counted_B,
         stuff_BShw=torch.stack(stuff, dim=1) if stuff else none,
-        part_BPhw=torch.stack(parts, dim=1) if parts else none,
-        known_parts_B=known_parts_B,
+        part_BPhw=part_BPhw,
+        told_BN=_told(maps, columns, label != VOID, counted_B > 0, known_parts_B, has_BP),
     )
+
+
+def parts_labelled(maps: Sequence[Tensor], columns: Columns) -> Tensor:
+    """bool [B]: pictures of which a mask has a pixel of a labelled part."""
+    label, instance, part = (each[:, ::STRIDE, ::STRIDE].long() for each in maps)
+    label = _without_crowds(label, instance, columns)
+    is_part = _among(label, tuple(columns.part_ids)) & (part != 0) & (part != VOID)
+    return is_part.flatten(1).any(dim=1)
+
+
+def _without_crowds(label: Tensor, instance: Tensor, columns: Columns) -> Tensor:
+    return torch.where(_among(label, columns.things) & (instance < 0), VOID, label)
+
+
+def _told(
+    maps: Sequence[Tensor],
+    columns: Columns,
+    judged_Bhw: Tensor,
+    has_things_B: Tensor,
+    known_parts_B: Tensor,
+    has_BP: Tensor,
+) -> Tensor:
+    """bool [B, N]. A query is told of nothing only where nothing may hide.
+
+    A picture without a judged pixel says nothing at all. If all things of it are crowds, there are objects, but
+    nobody knows which. Where some of a class, or a crowd of it, has no part label, its parts may be there.
+    """
+    label, instance, part = maps
+    crowd = _among(label, columns.things) & (instance < 0)
+    judged_B = judged_Bhw.flatten(1).any(dim=1)
+    things_B = judged_B & (has_things_B | ~crowd.flatten(1).any(dim=1))
+    unlabelled = (part == 0) | (part == VOID) | crowd
+    hides_B = {whole: ((label == whole) & unlabelled).flatten(1).any(dim=1) for whole in columns.part_ids}
+    told = [things_B] * columns.queries + [judged_B] * len(columns.stuff)
+    for row, (whole, _) in enumerate(columns.parts):
+        told.append(judged_B & known_parts_B & (has_BP[:, row] | ~hides_B[whole]))
+    return torch.stack(told, dim=1)
 
 
 def _objects(label_Bhw: Tensor, instance_Bhw: Tensor, columns: Columns) -> tuple[Tensor, Tensor, Tensor]:

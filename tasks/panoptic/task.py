@@ -198,7 +198,7 @@ class PanopticTask(DenseTask, ClassifierTask):
         targets = targets_of(batch[1:], columns)
         # What only owners send must not move elsewhere: the rest would be trained together with it, and meet
         # another.
-        guess = found.backbone(batch[0], trains_parts=bool(targets.known_parts_B.any()))
+        guess = found.backbone(batch[0], trains_parts=bool(targets.judged_parts_Bhw.any()))
         feat_TBND = found.of_stages(guess)
         matches = self._matches(guess, feat_TBND, found, targets, guide)
         aims = [losses.aims_of(targets, each, columns) for each in matches]
@@ -229,6 +229,8 @@ class PanopticTask(DenseTask, ClassifierTask):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of `guide.method`; each query's softmax is over the columns that it may have."""
         told_TBN = torch.stack([aim.told_BN for aim in aims])
+        if not told_TBN.any():  # pictures without a judged pixel
+            return 0 * feat_TBND.sum(), {}
         column_TBN = torch.stack([aim.column_BN for aim in aims])
         allowed_NK = self.columns.allowed_NK.to(told_TBN.device)
         views = views_of(guide, lambda other: as_panoptic(other).of_stages(other.backbone(inputs))[told_TBN])
@@ -306,13 +308,13 @@ class PanopticTask(DenseTask, ClassifierTask):
         return [{"segments": overlays.listed(maps_3HW, self.columns)} for maps_3HW in output.long()]
 
     def prediction_files(self, batch: Batch, output: Tensor, names: Sequence[str]) -> Mapping[str, bytes]:
-        """For each picture an overlay, and the maps as a PNG: class, instance (0: none), part."""
+        """For each picture an overlay, and a PNG of each map (`overlays.coded`)."""
         files = {}
         for number, name in enumerate(names):
             maps_3HW = output[number].long().cpu()
             stem = file_stem(name)
             files[f"{stem}-overlay.png"] = self._page(batch, number, maps_3HW)
-            files[f"{stem}-maps.png"] = overlays.coded(maps_3HW)
+            files |= {f"{stem}-{kind}.png": file for kind, file in overlays.coded(maps_3HW).items()}
         return files
 
     def examples(self, model: nn.Module, data: TaskData, guide: Guide) -> Mapping[str, bytes]:

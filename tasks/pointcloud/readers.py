@@ -142,7 +142,9 @@ def _read_npz(spec: DataSpec, purpose: Purpose, points: int) -> Clouds:
         values = values[chosen]
         label, names = (None if x is None or len(x) != len(chosen) else x[chosen] for x in (label, names))
     where = [f"{spec.source}[{i}]" for i in range(len(values))]
-    classes = spec.class_names or (tuple(map(str, file["classes"])) if "classes" in file else ())
+    classes = spec.class_names or (
+        npz_files.texts(file["classes"], f"{spec.source}: classes") if "classes" in file else ()
+    )
     found = Clouds(
         point_NP3=_stacked([_normal(x, points, at) for x, at in zip(values, where, strict=True)], points),
         classes=classes,

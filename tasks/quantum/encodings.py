@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fednc.tasks.quantum.circuit import on_qubits, rotation_y, rotation_z
 
+_MOST_POWER = 126  # of two, so that its inverse is a normal float32 too
+
 
 def basis(value_BF: Tensor) -> Tensor:
     """The basis state whose bits are the values (0 or 1), [B, A] with N = F."""
@@ -26,12 +28,19 @@ def amplitude(value_BF: Tensor, qubits: int) -> Tensor:
 
     An example without any value other than 0 has no direction; it becomes the first basis state.
     """
-    value_BA = torch.nn.functional.pad(value_BF, (0, 2**qubits - value_BF.shape[1]))
+    value_BA = torch.nn.functional.pad(_near_one(value_BF), (0, 2**qubits - value_BF.shape[1]))
     length_B = torch.linalg.vector_norm(value_BA, dim=1)
     first_BA = torch.zeros_like(value_BA)
     first_BA[:, 0] = 1
     unit_BA = torch.where(length_B[:, None] > 0, value_BA / length_B.clamp_min(1e-20)[:, None], first_BA)
     return unit_BA.to(_complex(value_BF))
+
+
+def _near_one(value_BF: Tensor) -> Tensor:
+    """Rows times powers of two, which change no digit, so that no square overflows or vanishes."""
+    largest_B1 = value_BF.detach().abs().amax(dim=1, keepdim=True)
+    power_B1 = torch.frexp(largest_B1).exponent.clamp(-_MOST_POWER, _MOST_POWER)
+    return torch.ldexp(value_BF, -power_B1)
 
 
 def angle(value_BF: Tensor, qubits: int, uploads: int, perm_A: Tensor) -> Tensor:

@@ -60,7 +60,19 @@ def read(text: str, purpose: Purpose, options: QuantumOptions, test_share: float
     else:
         found = _arrays(_npz_spec(spec, purpose), purpose, test_share)
     _check(found.value_NF, options, text)
-    return found
+    return replace(found, notes=(*found.notes, *_unused(options)))
+
+
+def _unused(options: QuantumOptions) -> tuple[str, ...]:
+    """A note on values of an example that no upload reaches."""
+    used = options.wires * options.uploads
+    if options.model != "circuit" or options.encoding != "angle" or used >= options.inputs:
+        return ()
+    enough = -(-options.inputs // options.wires)
+    return (
+        f"only the first {used} of {options.inputs} values are used: {options.wires} qubits take as many in each "
+        f"upload. Set task.uploads to {enough} or more to use all.",
+    )
 
 
 def length_of(spec: DataSpec) -> int:
@@ -97,18 +109,26 @@ def _arrays(spec: DataSpec, purpose: Purpose, test_share: float) -> ValueRows:
     value, label = found.get(f"x_{part}"), found.get(f"y_{part}")
     if value is None or value.dtype.kind not in "biuf" or (label is None and purpose != "input"):
         raise DataError(f"{spec.source}: expected numbers x_{part} and labels y_{part}; it has {sorted(found)}")
-    value_NF = torch.from_numpy(value.reshape(len(value), -1).astype(np.float32))
+    if not value.ndim or not value.size:
+        raise DataError(f"{spec.source}: x_{part} has shape {list(value.shape)}, expected [N, F] with rows in it")
+    if label is not None and label.shape != (len(value),):
+        raise DataError(
+            f"{spec.source}: x_{part} has {len(value)} rows, but y_{part} has shape {list(label.shape)}; give one "
+            "label for each row"
+        )
+    with np.errstate(over="ignore"):  # infinite values are refused by `_check`
+        value_NF = torch.from_numpy(value.reshape(len(value), -1).astype(np.float32))
     labels = None if label is None else _labels(label, found.get("classes"), spec)
     rows = ValueRows(value_NF=value_NF, labels=labels)
     return rows if "x_test" in found or labels is None else _divided(rows, purpose, test_share, spec)
 
 
 def _labels(label: np.ndarray, names: np.ndarray | None, spec: DataSpec) -> tuple[str, ...] | Tensor:
-    if label.ndim != 1 or label.dtype.kind not in "iuUS":
-        raise DataError(f"{spec.source}: labels are {label.dtype} {list(label.shape)}, expected one for each row")
+    if label.dtype.kind not in "iuUS":
+        raise DataError(f"{spec.source}: labels are {label.dtype}, expected names or whole numbers")
     if label.dtype.kind in "US":
-        return tuple(map(str, label.astype(str).tolist()))
-    given = spec.class_names or (tuple(map(str, names.tolist())) if names is not None else ())
+        return npz_files.texts(label, f"{spec.source}: labels")
+    given = spec.class_names or (npz_files.texts(names, f"{spec.source}: classes") if names is not None else ())
     if not given:
         return tuple(map(str, label.tolist()))
     if len(label) and not 0 <= label.min() <= label.max() < len(given):
@@ -152,4 +172,5 @@ def _images(text: str, purpose: Purpose, options: QuantumOptions, test_share: fl
     else:
         found = select.read(text, purpose, wanted, test_share)
     pixel_NCHW = as_unit_range(found.pixel_NCHW)
-    return ValueRows(value_NF=pixel_NCHW.flatten(1), labels=found.label_N, names=found.names, notes=found.notes)
+    notes = (*found.notes, *_unused(options))
+    return ValueRows(value_NF=pixel_NCHW.flatten(1), labels=found.label_N, names=found.names, notes=notes)

@@ -45,8 +45,9 @@ def _of_rows(path: Path, text: str) -> Suggestion | None:
     value, label = found.get("x_train"), found.get("y_train")
     if value is None or label is None or value.ndim != 2 or value.dtype.kind not in "biuf":
         return None
-    named = found["classes"] if "classes" in found else np.unique(label)
+    classes = found.get("classes", np.unique(label))
+    named = npz_files.texts(classes, f"{text}: classes")
     is_binary = bool(np.isin(value, (0, 1)).all()) and value.shape[1] <= MOST_QUBITS
     encoding = "basis" if is_binary else "angle" if value.shape[1] <= MOST_QUBITS else "amplitude"
-    options = {"classes": [str(name) for name in named], "values": value.shape[1], "encoding": encoding}
+    options = {"classes": list(named), "values": value.shape[1], "encoding": encoding}
     return Suggestion(options, tables=_TABLES)

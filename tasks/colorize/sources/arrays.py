@@ -58,7 +58,7 @@ def read_npz(spec: DataSpec, purpose: Purpose, options: ColorizeOptions) -> Pair
     count = len(next(iter(values.values())))
     rows = chosen_rows(spec, count, part_column(arrays, part, spec))
     names = tuple(f"{spec.place}[{i}]" for i in range(count))
-    artists = arrays.get(f"artist_{part}", arrays.get("artist"))
+    artists = _artists(arrays, part, count, spec)
     return _pairs(values, arrays, names, artists, options, spec, has_test=has_test).select(rows)
 
 
@@ -66,7 +66,7 @@ def _pairs(
     values: dict[str, Array],
     arrays: dict[str, Array],
     names: tuple[str, ...],
-    artists: Array | None,
+    artists: tuple[str, ...],
     options: ColorizeOptions,
     spec: DataSpec,
     *,
@@ -75,7 +75,10 @@ def _pairs(
     colour, reference = (_colours(values.get(role), options) for role in (COLOUR, REFERENCE))
     if colour is not None:
         refuse_grey(colour, names, spec.source)
-    value_names = tuple(map(str, arrays["classes"])) if "classes" in arrays else None
+    if reference is not None:
+        refuse_grey(reference, [f"the reference of {name}" for name in names], spec.source)
+    named = arrays.get("classes")
+    value_names = None if named is None else npz_files.texts(named, f"{spec.source}: classes")
 
     def regions(role: str) -> Tensor | None:
         if role not in values or not options.classes:
@@ -96,10 +99,22 @@ def _pairs(
         region_NHW=regions(REGION),
         reference_region_NHW=regions(REFERENCE_REGION),
         names=names,
-        artists=tuple(map(str, artists)) if artists is not None and len(artists) == len(names) else (),
+        artists=artists,
         has_test=has_test,
         notes=notes,
     )
+
+
+def _artists(arrays: dict[str, Array], part: str, count: int, spec: DataSpec) -> tuple[str, ...]:
+    key = next((key for key in (f"artist_{part}", "artist") if key in arrays), "")
+    if not key:
+        return ()
+    if arrays[key].shape != (count,):
+        raise DataError(
+            f"{spec.source}: {key} has shape {list(arrays[key].shape)}, but there are {count} pictures; give one "
+            "artist for each"
+        )
+    return npz_files.texts(arrays[key], f"{spec.source}: {key}")
 
 
 def _load(spec: DataSpec) -> dict[str, Array]:

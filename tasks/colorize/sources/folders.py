@@ -35,7 +35,7 @@ from fednc.tasks.colorize.sources.pairs import (
     resized,
     resized_regions,
 )
-from fednc.tasks.dense.sources.folders import CLASSES, open_picture, pictures_in, value_names_in
+from fednc.tasks.dense.sources.folders import CLASSES, by_stem, open_picture, pictures_in, value_names_in
 from fednc.tasks.dense.sources.pictures import several
 from fednc.tasks.dense.sources.pixels import in_colour, in_grey
 
@@ -51,7 +51,11 @@ def read_folder(place: str, purpose: Purpose, options: ColorizeOptions) -> Pairs
     has_test = any((root / "test" / name).is_dir() for name in (COLOUR, LINE))
     base = root / ("train" if purpose == "train" or not has_test else "test")
     base = base if any((base / name).is_dir() for name in (COLOUR, LINE)) else root
-    folders = {name: _files(base / name) for name in (COLOUR, LINE, REGION, REFERENCE) if (base / name).is_dir()}
+    folders = {
+        name: by_stem(pictures_in(base / name))
+        for name in (COLOUR, LINE, REGION, REFERENCE)
+        if (base / name).is_dir()
+    }
     if COLOUR not in folders and not (purpose == "input" and LINE in folders and REFERENCE in folders):
         raise DataError(
             f"{source}: has no folder {COLOUR}/ or train/{COLOUR}/ with the coloured pictures (to predict, "
@@ -62,6 +66,8 @@ def read_folder(place: str, purpose: Purpose, options: ColorizeOptions) -> Pairs
     found = _read(folders, stems, options.size, source)
     if COLOUR in found:
         refuse_grey(found[COLOUR], stems, source)
+    if REFERENCE in found:
+        refuse_grey(found[REFERENCE], [f"{REFERENCE}/{stem}" for stem in stems], source)
     value_names = value_names_in(root / CLASSES)
     region = found.get(REGION)
     if region is not None and options.classes:
@@ -76,10 +82,6 @@ def read_folder(place: str, purpose: Purpose, options: ColorizeOptions) -> Pairs
         has_test=has_test,
         notes=made,
     )
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in pictures_in(folder)}
 
 
 def _refuse_missing(folders: dict[str, dict[str, Path]], source: str) -> None:

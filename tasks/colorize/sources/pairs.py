@@ -71,12 +71,18 @@ class Pairs:
         )
 
     def with_references(self) -> Pairs:
-        """The same pictures, each with a reference: the next picture of the same artist."""
+        """The same pictures, each with a reference: the next one of the same artist, or else of any."""
         if self.reference_N3HW is not None or self.colour_N3HW is None:
             return self
         index = torch.from_numpy(_next_of_artist(len(self.names), self.artists))
         region = None if self.region_NHW is None else self.region_NHW[index]
-        return replace(self, reference_N3HW=self.colour_N3HW[index], reference_region_NHW=region)
+        alone = ("one picture alone is its own reference: fd_rand and colour_error say nothing of it",)
+        return replace(
+            self,
+            reference_N3HW=self.colour_N3HW[index],
+            reference_region_NHW=region,
+            notes=(*self.notes, *(alone if len(index) == 1 else ())),
+        )
 
 
 def _next_of_artist(count: int, artists: Sequence[str]) -> Index:
@@ -84,7 +90,7 @@ def _next_of_artist(count: int, artists: Sequence[str]) -> Index:
     who = np.array(artists or [""] * count)
     for name in np.unique(who):
         mine = np.flatnonzero(who == name)
-        found[mine] = np.roll(mine, -1)
+        found[mine] = np.roll(mine, -1) if len(mine) > 1 else (mine + 1) % count
     return found
 
 
@@ -125,23 +131,30 @@ def listed(names: Sequence[str]) -> str:
 def numbered_regions(
     value_NHW: Tensor, value_names: Sequence[str] | None, classes: Sequence[str], names: Sequence[str], source: str
 ) -> Tensor:
-    """uint8 [N, H, W]: positions in the run's regions; `NO_REGION` stays. Raises DataError for any other value.
+    """uint8 [N, H, W]: positions in the run's regions; `NO_REGION` stays.
 
     Args:
         value_names: names of the values from 0 on; None: they are numbers of the run's regions.
+
+    Raises:
+        DataError: a value has no name, or its name is not one of the run's regions.
     """
     place = {name: number for number, name in enumerate(classes)}
-    known = [place.get(name) for name in value_names] if value_names is not None else list(range(len(classes)))
+    given = list(classes if value_names is None else value_names)[:NO_REGION]
     table = torch.full((256,), -1, dtype=torch.int16)
     table[NO_REGION] = NO_REGION
-    for value, number in enumerate(known[:NO_REGION]):
-        table[value] = NO_REGION if number is None else number
+    for value, name in enumerate(given):
+        table[value] = place.get(name, -1)
     found_NHW = table[value_NHW.long()]
     odd = (found_NHW < 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if odd:
         value = int(value_NHW[odd[0]][found_NHW[odd[0]] < 0][0])
+        what, remedy = "has no name", "Name the values from 0 on in `classes`"
+        if value < len(given):
+            what = f"is {given[value]!r}, which is not in this run"
+            remedy = f"Set its pixels to {NO_REGION}, or use another run file"
         raise DataError(
-            f"{source}: region value {value} in {listed([names[i] for i in odd])} has no name. Name the values "
-            f"from 0 on in `classes`; the run's regions are {', '.join(classes)}"
+            f"{source}: region value {value} in {listed([names[i] for i in odd])} {what}. {remedy}; the run's "
+            f"regions are {', '.join(classes)}"
         )
     return found_NHW.to(torch.uint8)

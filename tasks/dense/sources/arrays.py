@@ -17,6 +17,7 @@ from PIL import Image
 
 from fednc.common.errors import DataError
 from fednc.common.tasks import npz_files
+from fednc.common.tasks.npz_files import texts
 from fednc.tasks.dense.maps import EDGES, LABEL, MAPS, VOID
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.scenes import borders, next_to
@@ -135,16 +136,6 @@ def _coded(
     except Exception as e:  # any error of a decoder means the same
         raise DataError(f"camvid:{place}: picture {index} of {key} cannot be decoded ({e})") from e
     return np.asarray(found if found.size == size[::-1] else found.resize(size[::-1], how))
-
-
-def texts(values: Array, source: str) -> tuple[str, ...]:
-    """The texts of an array with one axis; bytes are UTF-8. Raises DataError: another shape, or no text."""
-    if values.ndim != 1:
-        raise DataError(f"{source} has shape {list(values.shape)}, expected a list of texts")
-    try:
-        return tuple(map(str, np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values))
-    except UnicodeDecodeError as e:
-        raise DataError(f"{source}: not text in UTF-8 ({e})") from e
 
 
 def _for_each(file: Mapping[str, Array], key: str, count: int, source: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,47 +24,62 @@ import numpy as np
 import torch
 
 from fednc.common.errors import DataError
-from fednc.tasks.dense.maps import INSTANCE, LABEL, NO_INSTANCE, PART, VOID
+from fednc.tasks.dense.maps import INSTANCE, LABEL, MOST_INSTANCE, NO_INSTANCE, PART, VOID
+from fednc.tasks.dense.sources.folders import IMAGE
 from fednc.tasks.dense.sources.pictures import Part, Pictures
-from fednc.tasks.dense.sources.pixels import nearest
 from fednc.tasks.panoptic.options import PanopticOptions
-from fednc.tasks.panoptic.sources.files import base_of, opened, resized_picture, stack
+from fednc.tasks.panoptic.sources.files import (
+    PNG,
+    base_of,
+    file_of,
+    files_in,
+    labels_of,
+    left_out,
+    picture_of,
+    stack,
+)
 from fednc.tasks.panoptic.sources.part_names import part_values
 
 SEGMENTS, PART_NAMES = "panoptic.json", "parts.json"
+SEGMENT_FILES = "panoptic"  # the folder
+MOST_ID = 256**3 - 1
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
+Entry = Mapping[str, Any]  # of a picture, in the JSON file
 
 
 def read_coco(place: str, part: Part, options: PanopticOptions) -> Pictures:
     """The pictures of `place` that the JSON file lists. Raises DataError that names what is wrong where."""
     base, has_test = base_of(Path(place).expanduser(), part, SEGMENTS, f"coco:{place}")
     source = str(base / SEGMENTS)
-    categories, annotations = _listed(base / SEGMENTS)
+    categories, entries = _listed(base / SEGMENTS)
     classes = tuple(name for _, name in sorted(categories.items()))
     value = {number: classes.index(name) for number, name in categories.items()}
-    names = _part_names(base / PART_NAMES, classes) if (base / "part").is_dir() else {}
-    pixels, labels, instances, parts = [], [], [], []
-    for entry in annotations:
-        stem = Path(str(entry["file_name"])).stem
-        picture = resized_picture(base / "image", stem, options.size)
-        label_HW, instance_HW = _segments(
-            base / "panoptic" / f"{stem}.png", entry, value, options, classes, source
-        )
-        pixels.append(picture)
-        labels.append(label_HW)
-        instances.append(instance_HW)
-        if names:
-            parts.append(nearest(opened(base / "part" / f"{stem}.png", "grey"), options.size))
-    label_NHW = np.stack(labels).astype(np.uint8)
-    maps = {LABEL: label_NHW, INSTANCE: np.stack(instances).astype(np.int16)}
-    if parts:
-        maps[PART] = part_values(label_NHW, np.stack(parts), classes, names, options, str(base / "part"))
+    has_parts = (base / PART).is_dir()
+    names = _part_names(base / PART_NAMES, classes) if has_parts else {}
+    images, segments = files_in(base / IMAGE), files_in(base / SEGMENT_FILES, PNG)
+    parts = files_in(base / PART, PNG) if has_parts else {}
+    pixels: list[np.ndarray[Any, Any]] = []
+    maps: dict[str, list[np.ndarray[Any, Any]]] = {LABEL: [], INSTANCE: [], **({PART: []} if has_parts else {})}
+    for stem, entry in entries.items():
+        pixel_HW3, given = picture_of(file_of(images, stem, base / IMAGE), options.size)
+        path = file_of(segments, stem, base / SEGMENT_FILES)
+        colour_HW3 = labels_of(path, "colour", given, options.size)
+        label_HW, instance_HW = _segments(colour_HW3, path, entry, value, options, classes, source)
+        pixels.append(pixel_HW3)
+        maps[LABEL].append(label_HW.astype(np.uint8))
+        maps[INSTANCE].append(instance_HW.astype(np.int16))
+        if has_parts:
+            path = file_of(parts, stem, base / PART)
+            part_HW = labels_of(path, "grey", given, options.size)
+            maps[PART].append(part_values(label_HW, part_HW, classes, names, options, str(path)))
+    every = [images, segments, *([parts] if has_parts else [])]
     return Pictures(
         pixel_NCHW=stack(pixels),
-        maps={kind: torch.from_numpy(found) for kind, found in maps.items()},
+        maps={kind: torch.from_numpy(np.stack(found)) for kind, found in maps.items()},
         value_names=classes,
-        names=tuple(str(entry["file_name"]) for entry in annotations),
+        names=tuple(str(entry["file_name"]) for entry in entries.values()),
         has_test=has_test,
+        notes=tuple(note for files in every for note in left_out(files, entries, f"not in {SEGMENTS}")),
     )
 
 
@@ -97,14 +112,14 @@ def names_in(place: str) -> Names:
         DataError: the files are missing or wrong, or no category is a thing.
     """
     base = base_in(place)
-    categories, annotations = _listed(base / SEGMENTS)
+    categories, entries = _listed(base / SEGMENTS)
     classes = [name for _, name in sorted(categories.items())]
-    named = _part_names(base / PART_NAMES, tuple(classes)) if (base / "part").is_dir() else {}
+    named = _part_names(base / PART_NAMES, tuple(classes)) if (base / PART).is_dir() else {}
     parts = {classes[value]: list(names) for value, names in sorted(named.items())}
     told = json.loads((base / SEGMENTS).read_text(encoding="utf-8"))["categories"]
     guessed = not any("isthing" in each for each in told)
     if guessed:
-        marked = {categories[number] for number in _several(annotations) & set(categories)} | set(parts)
+        marked = {categories[number] for number in _several(entries.values()) & set(categories)} | set(parts)
     else:
         marked = {str(each["name"]) for each in told if each.get("isthing")}
     things = [name for name in classes if name in marked]
@@ -116,53 +131,87 @@ def names_in(place: str) -> Names:
     return Names(classes, things, parts, guessed)
 
 
-def _several(annotations: Sequence[Mapping[str, Any]]) -> set[int]:
+def _several(entries: Iterable[Entry]) -> set[int]:
     """Categories with several segments in one picture."""
     found: set[int] = set()
-    for entry in annotations:
-        count = Counter(int(segment["category_id"]) for segment in entry["segments_info"])
+    for entry in entries:
+        count = Counter(segment["category_id"] for segment in entry["segments_info"])
         found |= {number for number, times in count.items() if times > 1}
     return found
 
 
-def _listed(path: Path) -> tuple[dict[int, str], list[Mapping[str, Any]]]:
+def _listed(path: Path) -> tuple[dict[int, str], dict[str, Entry]]:
+    """(names of the categories by number, entries of the pictures by their names without endings)."""
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
-        categories = {int(each["id"]): str(each["name"]) for each in given["categories"]}
-        annotations = sorted(given["annotations"], key=lambda entry: str(entry["file_name"]))
-        _ = [segment["id"] + segment["category_id"] for entry in annotations for segment in entry["segments_info"]]
+        categories = {_whole(each["id"]): str(each["name"]) for each in given["categories"]}
+        entries = sorted(given["annotations"], key=lambda entry: str(entry["file_name"]))
+        for entry in entries:
+            for segment in entry["segments_info"]:
+                _whole(segment["id"], 1, MOST_ID), _whole(segment["category_id"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise DataError(
             f"{path}: not a COCO panoptic file with categories and annotations ({type(e).__name__}: {e})"
         ) from e
-    if len(set(categories.values())) < len(categories) or len(categories) > VOID:
-        raise DataError(f"{path}: {len(categories)} categories; expected at most {VOID}, with different names")
-    if not annotations:
+    numbers, names = len(given["categories"]), len(set(categories.values()))
+    if not numbers == len(categories) == names or numbers > VOID:
+        raise DataError(f"{path}: {numbers} categories; expected at most {VOID}, with different ids and names")
+    if not entries:
         raise DataError(f"{path}: it lists no pictures")
-    return categories, annotations
+    return categories, _by_stem(entries, path)
+
+
+def _whole(value: object, least: int = 0, most: int | None = None) -> int:
+    """`value`. Raises ValueError: it is no whole number of that range."""
+    if type(value) is not int or value < least or (most is not None and value > most):
+        limit = "" if most is None else f" to {most}"
+        raise ValueError(f"{value!r} is not a whole number from {least}{limit}")
+    return value
+
+
+def _by_stem(entries: Iterable[Entry], path: Path) -> dict[str, Entry]:
+    """Raises DataError: two entries whose files are the same, or a segment that is listed twice."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        name = str(entry["file_name"])
+        stem = Path(name).stem
+        if stem in found:
+            raise DataError(
+                f"{path}: {found[stem]['file_name']} and {name} are both read from the files named {stem}. List "
+                "each picture once, and give different pictures different names."
+            )
+        count = Counter(segment["id"] for segment in entry["segments_info"])
+        twice = [number for number, times in count.items() if times > 1]
+        if twice:
+            raise DataError(f"{path}: segment {twice[0]} of {name} is listed more than once; which one counts?")
+        if len(count) > MOST_INSTANCE:
+            raise DataError(f"{path}: {name} has {len(count)} segments, at most {MOST_INSTANCE} can be told apart")
+        found[stem] = entry
+    return found
 
 
 def _segments(
+    colour_HW3: Numbers,
     path: Path,
-    entry: Mapping[str, Any],
+    entry: Entry,
     value: Mapping[int, int],
     options: PanopticOptions,
     classes: tuple[str, ...],
     source: str,
 ) -> tuple[Numbers, Numbers]:
-    colour_HW3 = nearest(opened(path, "colour"), options.size).astype(np.int64)
-    id_HW = colour_HW3 @ np.array([1, 256, 256**2])
+    """(label by place in `classes`, instance), each [H, W]."""
+    id_HW = colour_HW3.astype(np.int64) @ np.array([1, 256, 256**2])
     label_HW, instance_HW = np.full(id_HW.shape, VOID), np.full(id_HW.shape, NO_INSTANCE)
     known = {0}
     for number, segment in enumerate(entry["segments_info"]):
-        category, inside_HW = int(segment["category_id"]), id_HW == int(segment["id"])
+        category, inside_HW = segment["category_id"], id_HW == segment["id"]
         if category not in value:
             listed = ", ".join(map(str, sorted(value)[:20]))
             raise DataError(
                 f"{source}: category_id {category} of segment {segment['id']} in {entry['file_name']} is "
                 f"not one of its categories ({listed}). Add it there, or correct the segment."
             )
-        known.add(int(segment["id"]))
+        known.add(segment["id"])
         label_HW[inside_HW] = value[category]
         if classes[value[category]] in options.things and not segment.get("iscrowd", 0):
             instance_HW[inside_HW] = number

@@ -5,7 +5,7 @@ Legend: N pictures, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from fednc.common.errors import DataError
-from fednc.tasks.dense.sources.folders import IMAGE, SUFFIXES, open_picture
+from fednc.tasks.dense.sources.folders import IMAGE, SUFFIXES, by_stem, open_picture
 from fednc.tasks.dense.sources.pictures import Part
-from fednc.tasks.dense.sources.pixels import in_colour
+from fednc.tasks.dense.sources.pixels import in_colour, nearest
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
+Size = tuple[int, int]  # height, width
+PNG = frozenset({".png"})
 _MODES = {"grey": ("L", "P", "1"), "colour": ("RGB",), "numbers": ("I", "I;16", "L")}
 
 
@@ -35,26 +37,58 @@ def base_of(root: Path, part: Part, marker: str, source: str) -> tuple[Path, boo
     return base, has_test
 
 
-def opened(path: Path, kind: Literal["grey", "colour", "numbers"]) -> Numbers:
-    """The values of a file. Raises DataError: missing, unreadable, or of another kind."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; every picture needs one of its name")
+def files_in(folder: Path, suffixes: Collection[str] = SUFFIXES) -> dict[str, Path]:
+    """The files with these endings, in capitals too, by their names without them.
+
+    Raises DataError: no such folder, no such files, or two of one name.
+    """
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = by_stem([path for path in paths if path.suffix.lower() in suffixes])
+    if not found:
+        raise DataError(f"{folder}: has no files that end in {', '.join(sorted(suffixes))}")
+    return found
+
+
+def file_of(files: Mapping[str, Path], stem: str, folder: Path) -> Path:
+    """The file of that name. Raises DataError: there is none."""
+    if stem not in files:
+        raise DataError(f"{folder}: has no file {stem}; every picture needs one of its name here")
+    return files[stem]
+
+
+def left_out(files: Mapping[str, Path], used: Collection[str], why: str) -> tuple[str, ...]:
+    """A note on the files that nothing refers to."""
+    paths = [files[stem] for stem in sorted(set(files) - set(used))]
+    more = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
+    return (f"{paths[0].parent.name}/{paths[0].name}{more} left out: {why}",) if paths else ()
+
+
+def picture_of(path: Path, size: Size) -> tuple[Numbers, Size]:
+    """(uint8 [H, W, 3] at `size`, the size in the file). Raises DataError."""
+    with open_picture(path) as image:
+        given, colour = (image.height, image.width), in_colour(image, path)
+        fits = given == size
+        return np.asarray(colour if fits else colour.resize(size[::-1], Image.Resampling.BILINEAR)), given
+
+
+def labels_of(path: Path, kind: Literal["grey", "colour", "numbers"], given: Size, size: Size) -> Numbers:
+    """The values of a file at `size`, without mixing them.
+
+    Args:
+        given: the size of its picture in the file.
+
+    Raises:
+        DataError: unreadable, of another kind, or of another size than its picture.
+    """
     with open_picture(path) as image:
         if image.mode not in _MODES[kind]:
             raise DataError(f"{path}: has colour mode {image.mode}, expected {' or '.join(_MODES[kind])}")
-        return np.asarray(image)
-
-
-def resized_picture(folder: Path, stem: str, size: tuple[int, int]) -> Numbers:
-    """uint8 [H, W, 3] of the picture of that name, whatever its ending."""
-    paths = [path for path in (folder / f"{stem}{suffix}" for suffix in sorted(SUFFIXES)) if path.is_file()]
-    if not paths:
-        raise DataError(f"{folder}: has no picture {stem} ({', '.join(sorted(SUFFIXES))})")
-    with open_picture(paths[0]) as image:
-        colour = in_colour(image, paths[0])
-        return np.asarray(
-            colour if colour.size == size[::-1] else colour.resize(size[::-1], Image.Resampling.BILINEAR)
-        )
+        if (image.height, image.width) != given:
+            raise DataError(
+                f"{path}: is {image.height}x{image.width}, but its picture is {given[0]}x{given[1]} (height x "
+                "width). Make it again in the picture's size."
+            )
+        return nearest(np.asarray(image), size)
 
 
 def stack(pixel_HW3: Sequence[Numbers]) -> Tensor:

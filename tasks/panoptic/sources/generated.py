@@ -56,8 +56,9 @@ def read_streets(place: str, part: Part, options: PanopticOptions) -> Pictures:
     maps = {LABEL: label_NHW, INSTANCE: np.stack([street.instance for street in streets])}
     if labelled or part == "test":
         names = {CLASSES.index(whole): own for whole, own in PARTS.items()}
-        part_NHW = np.stack([street.part for street in streets])
-        maps[PART] = part_values(label_NHW, part_NHW, CLASSES, names, options, f"streets:{place}")
+        maps[PART] = np.stack(
+            [part_values(s.label, s.part, CLASSES, names, options, f"streets:{place}") for s in streets]
+        )
     number, of = settings.site
     pixel_NHWC = np.stack([street.pixel for street in streets])
     return Pictures(

@@ -2,9 +2,8 @@
 have.
 
     PATH/{train,test}/image/NAME.png    the pictures; without `train` and `test`, PATH/image/
-    PATH/{train,test}/ids/NAME.tif      32 bits: class, class and instance (3 digits), or those and the part (2
-    digits) PATH/{train,test}/ids.json          {"classes": {"26": "car", ...}, "parts": {"26": {"1": "window",
-    ...}}}
+    PATH/{train,test}/ids/NAME.tif      32 bits: class, class and instance (3 digits), or those and the part (2)
+    PATH/{train,test}/ids.json          {"classes": {"26": "car", ...}, "parts": {"26": {"1": "window", ...}}}
 
 Called by `reading.py`. Without `ids.json` the numbers have their meaning of Cityscapes. The encoding is that of
 panoptic_parts (Meletis et al. 2020), which its file calls uids.
@@ -24,13 +23,23 @@ import torch
 
 from fednc.common.errors import DataError
 from fednc.tasks.dense.maps import INSTANCE, LABEL, NO_INSTANCE, PART, VOID
+from fednc.tasks.dense.sources.folders import IMAGE
 from fednc.tasks.dense.sources.pictures import Part, Pictures
-from fednc.tasks.dense.sources.pixels import nearest
 from fednc.tasks.panoptic.options import PanopticOptions
-from fednc.tasks.panoptic.sources.files import base_of, opened, resized_picture, stack
+from fednc.tasks.panoptic.sources.files import (
+    Size,
+    base_of,
+    file_of,
+    files_in,
+    labels_of,
+    left_out,
+    picture_of,
+    stack,
+)
 from fednc.tasks.panoptic.sources.part_names import part_values
 
 IDS, NAMES = "ids", "ids.json"
+ENDINGS = frozenset({".tif", ".tiff", ".png"})
 NONE = -1
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -72,31 +81,34 @@ def read_part_ids(place: str, part: Part, options: PanopticOptions) -> Pictures:
     """The pictures of `place`. Raises DataError that names what is wrong where."""
     base, has_test = base_of(Path(place).expanduser(), part, IDS, f"partids:{place}")
     classes, parts = _names(base / NAMES)
-    paths = sorted(path for path in (base / IDS).iterdir() if path.suffix.lower() in (".tif", ".tiff", ".png"))
-    if not paths:
-        raise DataError(f"{base / IDS}: no .tif files in it")
-    labelled = [_labels(path, classes, options) for path in paths]
-    label_NHW, instance_NHW, part_NHW = (np.stack(each) for each in zip(*labelled, strict=True))
-    maps: dict[str, np.ndarray[Any, Any]] = {LABEL: label_NHW, INSTANCE: instance_NHW}
-    if (part_NHW > 0).any():
-        names = {list(classes).index(number): _in_order(own) for number, own in parts.items() if number in classes}
-        maps[PART] = part_values(label_NHW, part_NHW, tuple(classes.values()), names, options, str(base / IDS))
+    named = {list(classes).index(number): _in_order(own) for number, own in parts.items()}
+    ids, images = files_in(base / IDS, ENDINGS), files_in(base / IMAGE)
+    pixels: list[np.ndarray[Any, Any]] = []
+    maps: dict[str, list[np.ndarray[Any, Any]]] = {LABEL: [], INSTANCE: [], PART: []}
+    for stem, path in ids.items():
+        pixel_HW3, given = picture_of(file_of(images, stem, base / IMAGE), options.size)
+        label_HW, instance_HW, part_HW = _labels(path, classes, options, given)
+        pixels.append(pixel_HW3)
+        maps[LABEL].append(label_HW)
+        maps[INSTANCE].append(instance_HW)
+        maps[PART].append(part_values(label_HW, part_HW, tuple(classes.values()), named, options, str(path)))
     return Pictures(
-        pixel_NCHW=stack([resized_picture(base / "image", path.stem, options.size) for path in paths]),
-        maps={kind: torch.from_numpy(found) for kind, found in maps.items()},
+        pixel_NCHW=stack(pixels),
+        maps={kind: torch.from_numpy(np.stack(found)) for kind, found in maps.items()},
         value_names=tuple(classes.values()),
-        names=tuple(path.name for path in paths),
-        sites=tuple(path.stem.partition("_")[0] for path in paths) if all("_" in p.stem for p in paths) else (),
+        names=tuple(path.name for path in ids.values()),
+        sites=tuple(stem.partition("_")[0] for stem in ids) if all("_" in stem for stem in ids) else (),
         has_test=has_test,
+        notes=left_out(images, ids, f"no file of that name in {IDS}/"),
     )
 
 
 def _labels(
-    path: Path, classes: Mapping[int, str], options: PanopticOptions
+    path: Path, classes: Mapping[int, str], options: PanopticOptions, given: Size
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """(label by place in `classes`, instance, part; 0: no part label)."""
     try:
-        class_HW, instance_HW, part_HW = decoded(nearest(opened(path, "numbers"), options.size).astype(np.int64))
+        class_HW, instance_HW, part_HW = decoded(labels_of(path, "numbers", given, options.size).astype(np.int64))
     except ValueError as e:
         raise DataError(f"{path}: {e}") from e
     unlisted = sorted(set(np.unique(class_HW).tolist()) - set(classes) - VOID_NUMBERS[classes is CITYSCAPES])

@@ -2,7 +2,7 @@
 
 Used by readers that know names of parts.
 
-Legend: N pictures, H height, W width.
+Legend: H height, W width.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def part_values(
-    label_NHW: np.ndarray[Any, Any],
-    part_NHW: np.ndarray[Any, Any],
+    label_HW: np.ndarray[Any, Any],
+    part_HW: np.ndarray[Any, Any],
     classes: Sequence[str],
     names: Mapping[int, Sequence[str]],
     options: PanopticOptions,
     source: str,
 ) -> Bytes:
-    """uint8 [N, H, W]: 0 outside parts, the part's place among those of its class from 1 on, VOID if unlabelled.
+    """uint8 [H, W]: 0 outside parts, the part's place among those of its class from 1 on, VOID if unlabelled.
 
     Args:
-        label_NHW: values of the source.
-        part_NHW: values of the source; 0: not labelled.
+        label_HW: values of the source.
+        part_HW: values of the source; 0: not labelled.
         classes: names of the label values.
         names: by label value, the names of the part values from 1 on.
+        source: the file of the parts, for messages.
 
     Raises:
         DataError: a part of a class without parts, or a part that is not one of the run's.
     """
-    found: Bytes = np.zeros(part_NHW.shape, np.uint8)
-    pairs = np.unique(np.stack([label_NHW.ravel(), part_NHW.ravel()]), axis=1).T.tolist()
+    found: Bytes = np.zeros(part_HW.shape, np.uint8)
+    pairs = np.unique(np.stack([label_HW.ravel(), part_HW.ravel()]), axis=1).T.tolist()
     for label, part in pairs:
         whole = classes[label] if label < len(classes) else ""
         if whole in options.parts:
             value = VOID if part in (0, VOID) else _place(whole, part, names.get(label, ()), options, source)
-            found[(label_NHW == label) & (part_NHW == part)] = value
+            found[(label_HW == label) & (part_HW == part)] = value
         elif part not in (0, VOID) and whole in options.classes:
             raise DataError(
                 f"{source}: part value {part} of class {whole!r}, which has no parts in this run. Name its "

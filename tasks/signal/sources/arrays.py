@@ -67,7 +67,7 @@ def class_names(arrays: dict[str, Array], spec: DataSpec) -> tuple[str, ...] | N
     """The names of integer labels from 0: those given by the owner, else the array `classes`, else None."""
     if spec.class_names:
         return spec.class_names
-    return tuple(map(str, arrays["classes"].tolist())) if "classes" in arrays else None
+    return npz_files.texts(arrays["classes"], f"{spec.source}: classes") if "classes" in arrays else None
 
 
 def _windows(values: Array, name: str, spec: DataSpec, options: SignalOptions) -> Array:
@@ -118,7 +118,7 @@ def _labels(
             f"names [{count}]"
         )
     if labels.dtype.kind in "US":
-        return tuple(map(str, labels.astype(str).tolist()))
+        return npz_files.texts(labels, f"{spec.source}: {name}")
     names = class_names(arrays, spec)
     if names is None:
         return tuple(map(str, labels.tolist()))

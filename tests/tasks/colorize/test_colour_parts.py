@@ -199,6 +199,8 @@ def test_a_picture_in_the_colours_of_its_reference_has_no_colour_error_and_the_t
         ("colour_count_R", lambda x: x + 100, "more regions"),
         ("colour_own_R", lambda x: x - 100, "no two colours"),
         ("l1_sum", lambda x: x - 100, "errors"),
+        ("l1_sum", lambda x: x * 0 + 10, "above 1"),
+        ("l1_sum", lambda x: x * 0 + 2.0**53, "above 1"),
     ],
 )
 def test_statistics_that_no_pictures_have_are_refused(name: str, change, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -100,12 +101,34 @@ def damaged(folder: Path) -> None:
     (folder / "colour" / "1.png").write_bytes(b"nonsense")
 
 
+def grey_reference(folder: Path) -> None:
+    shutil.copytree(folder / "colour", folder / "reference")
+    Image.fromarray(np.arange(480).reshape(20, 24).astype(np.uint8)).save(folder / "reference" / "1.png")
+
+
+def two_of_one_name(folder: Path) -> None:
+    shutil.copy(folder / "colour" / "1.png", folder / "colour" / "1.BMP")
+
+
+def region_of_another_run(folder: Path) -> None:
+    (folder.parent / "classes.txt").write_text("\n".join([*REGIONS[:5], "tail"]))
+
+
+def no_regions(folder: Path) -> None:
+    for path in (folder / "region").iterdir():
+        Image.fromarray(np.full((20, 24), NO_REGION, np.uint8)).save(path)
+
+
 FAULTS = [
     (other_size, ["line/1.png", "10x24", "20x24", "one size"]),
     (no_partner, ["line/", "no picture for 1", "same name"]),
     (grey, ["1 should be coloured", "grey"]),
     (strange_region, ["region value 77", "in 1", "background"]),
     (damaged, ["colour/1.png", "not a picture"]),
+    (grey_reference, ["reference/1 should be coloured", "grey"]),
+    (two_of_one_name, ["1.BMP", "1.png", "one name"]),
+    (region_of_another_run, ["region value 5", "'tail'", "not in this run", "background"]),
+    (no_regions, ["not one pixel has a region"]),
 ]
 
 
@@ -137,6 +160,60 @@ def test_arrays_that_are_no_pairs_are_refused(arrays: dict[str, Any], said: str,
     np.savez(tmp_path / "x.npz", **{k: random.integers(0, 255, s, dtype=np.uint8) for k, s in arrays.items()})
     with pytest.raises(DataError, match=said):
         colour_task(classes=[]).load_train(f"npz:{tmp_path / 'x.npz'}", None, None)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"artist_train": np.array(["a", "b", "c"])}, "artist_train has shape"),
+        ({"artist": np.array("a")}, "artist has shape"),
+        ({"classes": np.array("a"), "region": np.zeros((4, 20, 20), np.uint8)}, "classes has shape"),
+        ({"reference": np.full((4, 20, 20, 3), 80, np.uint8)}, r"the reference of .* should be coloured"),
+        (
+            {"classes": np.array(["tail", "wing"]), "region": np.zeros((4, 20, 20), np.uint8)},
+            "'tail', which is not",
+        ),
+        ({"region": np.full((4, 20, 20), NO_REGION, np.uint8)}, "not one pixel has a region"),
+    ],
+)
+def test_arrays_beside_the_colours_are_never_dropped_in_silence(
+    arrays: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    colour = np.random.default_rng(0).integers(0, 255, (4, 20, 20, 3), dtype=np.uint8)
+    region = np.zeros((4, 20, 20), np.uint8)
+    np.savez(tmp_path / "x.npz", **{"colour": colour, "region": region, **arrays})
+    with pytest.raises(DataError, match=said):
+        colour_task().load_train(f"npz:{tmp_path / 'x.npz'}", None, None)
+
+
+def test_names_may_be_bytes_and_regions_are_counted(tmp_path: Path) -> None:
+    colour = np.random.default_rng(0).integers(0, 255, (4, 20, 20, 3), dtype=np.uint8)
+    region = np.full((4, 20, 20), NO_REGION, np.uint8)
+    region[:3], region[0, :9] = 1, 0
+    names, artists = np.array([b"hair", b"face"]), np.array([b"a", b"b", b"b", b"b"])
+    np.savez(tmp_path / "x.npz", colour=colour, region=region, classes=names, artist=artists)
+    data = colour_task().load_train(f"npz:{tmp_path / 'x.npz'}", None, None)
+    assert data.pairs.artists == ("a", "b", "b", "b")
+    counted = "pictures with each region: background 0, clothes 0, hair 1, face 3, eyes 0, mouth 0"
+    assert counted in data.notes
+
+
+@pytest.mark.parametrize("artists", [["a", "b", "c"], ["a", "b", "b"], ["b", "b", "a"], ["a", "a", "a"]])
+def test_no_picture_is_its_own_reference_while_there_are_others(tmp_path: Path, artists: list[str]) -> None:
+    colour = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", colour=colour, artist=np.array(artists))
+    task = colour_task(classes=[])
+    data = task.load_train(f"npz:{tmp_path / 'x.npz'}", None, None)
+    pictures, references = data.pairs.colour_N3HW, data.pairs.reference_N3HW
+    for number, who in enumerate(artists):
+        (chosen,) = [i for i in range(3) if torch.equal(references[number], pictures[i])]
+        assert chosen != number
+        assert artists[chosen] == who or artists.count(who) == 1
+    assert not any("its own reference" in note for note in data.notes)
+    np.savez(tmp_path / "one.npz", colour=colour[:1])
+    assert any(
+        "its own reference" in note for note in task.load_train(f"npz:{tmp_path / 'one.npz'}", None, None).notes
+    )
 
 
 def test_arrays_with_other_names_and_without_a_test_part_are_divided(tmp_path: Path) -> None:

@@ -98,6 +98,9 @@ def test_impossible_sums_are_refused() -> None:
     loss = PixelLoss(56)
     with pytest.raises(ProtocolError, match="below 0"):
         loss.check({**loss.sums(score, label), "pixel_loss_sum": torch.tensor(-1.0)}, 6)
+    for lie in (1e9, math.inf):
+        with pytest.raises(ProtocolError, match="without pixels"):
+            loss.check({**loss.zeros(K), "pixel_loss_sum": torch.tensor(lie)}, 6)
 
 
 def test_counts_whose_total_overflows_are_refused() -> None:

@@ -19,7 +19,7 @@ from fednc.tasks.colorize.sources.pairs import resized_regions
 from fednc.tasks.dense.options import DenseOptions
 from fednc.tasks.dense.sources.folders import read_folder
 from fednc.tasks.dense.sources.pixels import in_colour, in_grey, nearest
-from fednc.tasks.panoptic.sources.files import resized_picture
+from fednc.tasks.panoptic.sources.files import picture_of
 
 GREY16 = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)  # from black to white
 
@@ -72,7 +72,7 @@ def test_readers_of_pictures_keep_16_bits(tmp_path: Path) -> None:
     Image.fromarray(GREY16).save(tmp_path / "image" / "a.png")
     read = read_folder(str(tmp_path), "train", DenseOptions(classes=("a", "b"), size=(64, 64)))
     assert np.array_equal(read.pixel_NCHW[0, 0].numpy(), GREY16 >> 8)
-    assert np.array_equal(resized_picture(tmp_path / "image", "a", (64, 64))[..., 0], GREY16 >> 8)
+    assert np.array_equal(picture_of(tmp_path / "image" / "a.png", (64, 64))[0][..., 0], GREY16 >> 8)
 
 
 def test_line_art_on_a_transparent_sheet_is_dark_on_white(tmp_path: Path) -> None:

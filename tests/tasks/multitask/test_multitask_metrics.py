@@ -77,6 +77,15 @@ def test_more_pixels_than_there_are_or_less_than_none_are_refused(task: str) -> 
             metric.check({**sums, name: -1 - sums[name].abs()}, 5)
 
 
+@pytest.mark.parametrize("name", ["depth_error_sum", "depth_sum", "depth_square_sum"])
+def test_sums_of_depths_without_pixels_are_refused(name: str) -> None:
+    """They would count in the mean of all other clients."""
+    metric = EVERY["depth"]
+    metric.check(metric.zeros(3), 5)
+    with pytest.raises(ProtocolError):
+        metric.check({**metric.zeros(3), name: torch.tensor(1e-7, dtype=torch.float64)}, 5)
+
+
 @pytest.mark.parametrize("angle", [0.0, 30.0, 90.0, 180.0])
 def test_the_error_of_normals_is_the_angle(angle: float) -> None:
     truth = torch.zeros(1, 3, 8, 8)

@@ -168,6 +168,28 @@ def test_encodings_have_length_one_and_mean_what_they_say() -> None:
     assert torch.allclose(turned.abs(), encodings.basis(torch.tensor([[1.0, 0]])).abs(), atol=1e-6)
 
 
+@pytest.mark.parametrize("power", [-140, -100, -70, -3, 0, 3, 64, 100, 126])
+def test_amplitudes_do_not_depend_on_the_scale_of_the_values(power: int) -> None:
+    """Down to values that are not normal numbers any more; scaled by a power of two not even in the last bit."""
+    value_BF = torch.randn(50, 6, generator=torch.Generator().manual_seed(3))
+    state_BA = encodings.amplitude(value_BF, 3)
+    scaled_BF = torch.ldexp(torch.ldexp(value_BF, torch.tensor(power // 2)), torch.tensor(power - power // 2))
+    found_BA = encodings.amplitude(scaled_BF, 3)
+    if power > -100:
+        assert torch.equal(found_BA, state_BA)
+    assert torch.allclose(found_BA, state_BA, atol=1e-2)
+    assert torch.allclose(found_BA.abs().square().sum(dim=1), torch.ones(50), atol=1e-5)
+
+
+def test_amplitudes_of_ordinary_values_are_these_divided_by_their_length_bit_for_bit() -> None:
+    """Results were measured so."""
+    value_BF = (
+        torch.randn(200, 64, generator=torch.Generator().manual_seed(4)) * torch.logspace(-6, 6, 200)[:, None]
+    )
+    plain_BF = value_BF / torch.linalg.vector_norm(value_BF, dim=1).clamp_min(1e-20)[:, None]
+    assert torch.equal(encodings.amplitude(value_BF, 6).real, plain_BF)
+
+
 def test_deep_encodings_of_random_data_make_all_states_equally_far_apart() -> None:
     """As far as random states: then classes cannot be told from one another."""
     value_BF = 2 * math.pi * torch.rand(160, 60, generator=torch.Generator().manual_seed(0))

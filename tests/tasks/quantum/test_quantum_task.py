@@ -280,6 +280,58 @@ def test_rows_of_a_file_are_read_by_name_and_refused_with_a_reason(tmp_path: Pat
     assert suggest(spec).options["encoding"] == "angle"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y_train": np.array(["even"] * 3)}, "x_train has 8 rows, but y_train has shape"),
+        ({"x_train": np.ones((3, 4))}, "x_train has 3 rows, but y_train has shape"),
+        ({"y_train": np.array("even")}, "but y_train has shape"),
+        ({"x_train": np.array(1.0)}, "x_train has shape"),
+        ({"x_train": np.ones((0, 4)), "y_train": np.array([], "U4")}, "x_train has shape"),
+        ({"y_train": np.array([0, 1] * 4), "classes": np.array("even")}, "classes has shape"),
+        ({"y_train": np.array([0, 1] * 4), "classes": np.array([b"\xff", b"b"])}, "not text in UTF-8"),
+        ({"y_train": np.array([b"\xff", b"b"] * 4)}, "not text in UTF-8"),
+        ({"x_train": np.full((8, 4), 1e300)}, "not finite"),
+    ],
+)
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_arrays_that_do_not_fit_together_are_refused(
+    tmp_path: Path, change: dict[str, np.ndarray], message: str, share: float
+) -> None:
+    """Before rows are divided: labels that are missing must not look like a smaller file."""
+    arrays = {"x_train": np.ones((8, 4)), "y_train": np.array(["even", "odd"] * 4), **change}
+    np.savez(tmp_path / "rows.npz", **arrays)
+    run = _task().run
+    task = QuantumTask(run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"test_share": share})}))
+    with pytest.raises(DataError, match=message):
+        task.load_train(f"npz:{tmp_path / 'rows.npz'}", None, None)
+
+
+def test_names_of_classes_may_be_bytes(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "rows.npz",
+        x_train=np.ones((4, 4)),
+        y_train=np.array([1, 0, 1, 0]),
+        classes=np.array([b"odd", b"even"]),
+    )
+    found = _task().load_train(f"npz:{tmp_path / 'rows.npz'}", None, None)
+    assert found.tensors[1].tolist() == [0, 1, 0, 1]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("qubits", "uploads", "noted"), [(2, 1, "uploads to 2"), (2, 2, ""), (4, 1, ""), (3, 1, "of 4")]
+)
+def test_values_that_no_upload_reaches_are_noted(qubits: int, uploads: int, noted: str) -> None:
+    task = _task(encoding="angle", qubits=qubits, uploads=uploads)
+    notes = task.load_train("parity:4", None, None).notes
+    assert bool(notes) == bool(noted)
+    assert noted in " ".join(notes)
+    model = _model(task).backbone
+    value_BF = torch.rand(1, 4)
+    changed = [not torch.equal(model(value_BF), model(value_BF + torch.eye(4)[k])) for k in range(4)]
+    assert all(changed) == (not noted)
+
+
 def test_images_become_grey_rows_of_the_runs_size() -> None:
     options = {"classes": list("0123456789"), "values": 0, "size": 4, "encoding": "amplitude", "layers": 1}
     task = _task(**options)
