@@ -19,7 +19,7 @@ from fednc.common.errors import ConfigError
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.model_export import WEIGHTS, load
 from fednc.common.tasks import discovery
-from fednc.ops.pipelines.journal import FEDERATED, Cause, Journal
+from fednc.ops.pipelines.journal import ALARM, DATA, FEDERATED, Cause, Journal
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.runner import inputs_of
 from fednc.ops.pipelines.work import Carriers, RunOrder
@@ -28,7 +28,6 @@ from fednc.ops.registry.registry import ModelRegistry
 from fednc.server.storage.data_manifests import FILE, read_manifests
 from fednc.server.storage.events import ClientDrifts, Event
 
-ALARM, DATA = "alarm", "data"
 LAST = "look"  # folder of the last look, in the pipeline's
 _WITHOUT = ("init", "sessions", "personal", "track")  # tables of the run file that only training needs
 

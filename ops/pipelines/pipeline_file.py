@@ -161,6 +161,19 @@ class PipelineFile(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_passes_the_gate(self) -> PipelineFile:
+        if self.gate is None or self.gate.before != "deploy":
+            return self
+        if self.deploy is None:
+            raise ValueError("gate.before = 'deploy' holds back nothing without [deploy]: add it, or leave it out")
+        if self.register_.alias == self.deploy.alias:
+            raise ValueError(
+                f"register.alias and deploy.alias are both {self.deploy.alias!r}: with gate.before = 'deploy' it "
+                "would move to the new version before the verdict. Give register another alias, or none"
+            )
+        return self
+
     @property
     def tables(self) -> dict[str, Any]:
         """The run file as plain values."""

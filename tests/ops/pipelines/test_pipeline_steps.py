@@ -12,7 +12,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from fednc.cli.main import app
 from fednc.cli.pipeline import search_in_process
 from fednc.common import plugins
 from fednc.common.errors import ConfigError, DataError, RefusedError, RunFailedError
@@ -298,6 +300,79 @@ def test_somebody_who_moves_the_alias_back_is_not_overruled(tmp_path: Path) -> N
     assert registry(pipeline).aliases("toy")["champion"] == 1
 
 
+# ---- what an earlier time left is no longer true --------------------------------------------------------------
+
+
+def through_the_gate(pipeline: SmallPipeline) -> str:
+    """Run it, approve what it asks about, run it to its end; the digest that was approved."""
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    digest = approve(pipeline)
+    pipeline()
+    return digest
+
+
+@pytest.mark.parametrize("before", ["register", "deploy"])
+def test_what_was_approved_last_is_deployed_even_if_it_was_deployed_before(before: str, tmp_path: Path) -> None:
+    """Data A, data B, then data A again: the earlier results for A are known, but the aliases have moved since."""
+    pipeline = SmallPipeline(tmp_path, gate={"before": before})
+    anna, first_data = tmp_path / "anna.npz", (tmp_path / "anna.npz").read_bytes()
+    first = through_the_gate(pipeline)
+    pipeline.new_data("anna")
+    second = through_the_gate(pipeline)
+    assert registry(pipeline).resolve("toy@champion").digest == second != first
+    anna.write_bytes(first_data)
+    assert through_the_gate(pipeline) == first
+    assert registry(pipeline).aliases("toy") == {"challenger": 1, "champion": 1}
+    assert pipeline.states()["train"] == "cached", "nothing was trained again"
+    verdicts = lineage_of(registry(pipeline), "toy/1")["approvals"]
+    assert [one["digest"] for one in verdicts] == [first, first], "each verdict that opened the gate is kept"
+    pipeline()
+    assert {state for state in pipeline.states().values() if state != "skipped"} == {"cached"}
+
+
+@pytest.mark.parametrize("before", ["register", "deploy"])
+def test_a_verdict_that_was_given_anew_reaches_the_lineage_and_moves_nothing(before: str, tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={"before": before})
+    digest = through_the_gate(pipeline)
+    pipeline.new_data("anna")
+    newer = through_the_gate(pipeline)
+    registry(pipeline).rollback("toy", "champion")
+    pipeline.box.decide(newer, "approved", "nils", "looked again", change=True)
+    pipeline()
+    told = lineage_of(registry(pipeline), "toy/2")["approvals"]
+    assert [(one["who"], one["valid"]) for one in told] == [("mara", True), ("nils", True)]
+    assert registry(pipeline).resolve("toy@champion").digest == digest
+
+
+def test_an_alias_that_is_gone_is_set_again(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path)
+    pipeline()
+    registry(pipeline).store.client.delete_registered_model_alias("toy", "champion")
+    pipeline()
+    assert registry(pipeline).aliases("toy")["champion"] == 1
+
+
+@pytest.mark.parametrize(
+    ("tables", "problem"),
+    [
+        ({"register": {"alias": "champion"}}, "would move to the new version before the verdict"),
+        ({"deploy": {"alias": "challenger"}}, "would move to the new version before the verdict"),
+        ({"deploy": None}, r"holds back nothing without \[deploy\]"),
+    ],
+)
+def test_no_alias_that_is_deployed_moves_before_the_verdict(
+    tables: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={"before": "deploy"}, **tables)
+    if tables.get("deploy", {}) is None:
+        del pipeline.tables["deploy"]
+    with pytest.raises(ConfigError, match=problem):
+        pipeline.read()
+    pipeline.tables["gate"]["before"] = "register"
+    pipeline.read()
+
+
 # ---- reasons to run ------------------------------------------------------------------------------------------
 
 
@@ -326,6 +401,47 @@ def test_a_new_run_has_a_reason(tmp_path: Path) -> None:
     assert (cause.kind, cause.text) == ("data", "changed since the last run: client anna")
     pipeline.tables["triggers"] = {"data": False}
     assert reason(pipeline) == ""
+
+
+def test_one_failed_run_does_not_stop_the_schedule(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, triggers={"every_h": 1.0, "data": False})
+    (tmp_path / "bert.npz").rename(tmp_path / "gone")
+    with pytest.raises(DataError):
+        pipeline()
+    assert reason(pipeline) == "", "what failed is not tried again at once"
+    run = pipeline.journal.latest()
+    assert run is not None
+    run.began_at -= 3600
+    run.save()
+    cause = due(*pipeline.read())
+    assert cause is not None
+    assert cause.kind == "schedule"
+    with pytest.raises(DataError):
+        pipeline(cause)
+    assert len(pipeline.journal.runs()) == 2
+    assert reason(pipeline) == "", "its time counts from the new run"
+
+
+def test_the_watch_outlives_a_file_that_is_half_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = SmallPipeline(tmp_path, triggers={"poll_s": 0.25})
+    path = pipeline.write()
+    whole, seen = path.read_text(), list[float]()
+
+    class EndedError(Exception):
+        """The test has seen enough."""
+
+    def sleep(seconds: float) -> None:
+        seen.append(seconds)
+        path.write_text('name = "toy' if len(seen) == 1 else whole)
+        if len(seen) == 3:
+            raise EndedError
+
+    monkeypatch.setattr("fednc.cli.pipeline.time.sleep", sleep)
+    monkeypatch.setattr("fednc.cli.pipeline._reason", lambda runner: None)
+    done = CliRunner().invoke(app, ["pipeline", "watch", str(path)])
+    assert isinstance(done.exception, EndedError), done.output
+    assert seen == [0.25] * 3
+    assert "is not TOML" in done.output
 
 
 def test_newer_data_replace_a_candidate_that_waits(tmp_path: Path) -> None:
