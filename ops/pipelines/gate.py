@@ -16,6 +16,7 @@ from typing import Any
 from fednc.common.security.signatures import Trust
 from fednc.common.waiting import Deadline, wait_until
 from fednc.ops.approvals.box import ApprovalBox, Request, Verdict
+from fednc.ops.pipelines.check import plugins_of
 from fednc.ops.pipelines.journal import StepRecord, StepState
 from fednc.ops.pipelines.pipeline_file import GateTable, PipelineFile
 from fednc.ops.pipelines.work import GateRejectedError, GateWaitsError, PipelineWork
@@ -129,7 +130,7 @@ def facts(work: PipelineWork) -> dict[str, Any]:
         "code": [f"{one['name']} {one['version']}" for one in run.summary.get("distributions", [])],
         "plug-ins": [
             f"{one['name']} of {one['distribution']} {one['version']} ({one['licence']}): {one['outcome']}"
-            for one in work.results["check"]["plugins"]
+            for one in plugins_of(work)
         ],
     }
 

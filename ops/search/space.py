@@ -209,10 +209,16 @@ class Space:
             fixed = next((fixed for fixed in _FIXED if key == fixed or key.startswith(f"{fixed}.")), None)
             if fixed:
                 raise ConfigError(f"{source}: space.{key}: cannot be searched, because {_FIXED[fixed]}")
-        for values, key in self._tries():
-            where = f"{source}: space.{key} with {_shown(values)}"
-            made = self.apply(run, values, source=where)
+        for key, made in self._corners(run, source):
             self._check_type(key, made, source)
+
+    def corners(self, run: Values, source: str = "search file") -> Iterator[RunConfig]:
+        """Runs in which every choice of every key occurs, and the ends of every range. Raises ConfigError."""
+        return (made for _, made in self._corners(run, source))
+
+    def _corners(self, run: Values, source: str) -> Iterator[tuple[str, RunConfig]]:
+        for values, key in self._tries():
+            yield key, self.apply(run, values, source=f"{source}: space.{key} with {_shown(values)}")
 
     def _tries(self) -> Iterator[tuple[Values, str]]:
         """Each corner of each dimension, with the keys above it such that its condition holds."""
