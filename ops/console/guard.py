@@ -11,6 +11,8 @@ from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
 
+from fednc.common.address import is_wildcard
+
 log = logging.getLogger("fednc.console")
 Headers = dict[bytes, bytes]
 
@@ -94,14 +96,6 @@ def hosts_of(listen: str, more: Collection[str], certificate_hosts: Collection[s
     own = set() if is_wildcard(listen) else {listen}
     local = set(_LOCAL) if is_wildcard(listen) or listen in _LOCAL else set()
     return frozenset(name.lower() for name in own | local | set(more) | set(certificate_hosts))
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether a server that listens on `host` listens on all addresses: no name to call it by."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 def _name_of(host: str) -> str:

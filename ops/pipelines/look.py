@@ -74,7 +74,9 @@ def _run_of(file: PipelineFile, folder: Path) -> RunConfig:
     served = ModelRegistry(file.store).resolve(f"{file.model}@{alias}")
     model = load(served.folder)
     trained = model.run.model_dump(mode="json", exclude_unset=True)
-    tables: dict[str, Any] = {key: value for key, value in trained.items() if key not in (*_WITHOUT, *_OF_THE_FILE)}
+    tables: dict[str, Any] = {
+        key: value for key, value in trained.items() if key not in (*_WITHOUT, *_OF_THE_FILE)
+    }
     tables |= {key: value for key, value in deepcopy(file.tables).items() if key in _OF_THE_FILE}
     tables |= {"method": {"name": "fednc"}, "train": {"epochs": 0}}
     tables["rounds"] = {**tables.get("rounds", {}), "total": 1}

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from fednc.common.address import without_secrets
 from fednc.common.config.run import RunConfig, explain, parse_run
 from fednc.common.errors import ConfigError
 from fednc.common.tasks import discovery
@@ -114,6 +115,11 @@ class SearchPlan:
     def storage(self) -> str:
         """URL of the storage: `sqlite:///PATH`, `journal:PATH`, or whatever SQLAlchemy opens."""
         return self.file.storage or f"sqlite:///{self.folder / 'study.db'}"
+
+    @property
+    def shown_storage(self) -> str:
+        """The same for people and programs: without a password."""
+        return without_secrets(self.storage, self.storage)
 
     @property
     def directions(self) -> tuple[str, ...]:

@@ -125,6 +125,10 @@ class Dimension(BaseModel):
             raise ValueError(f"{value!r} is not a number from {self.low} to {self.high}")
         if self.is_int and int(value) != value:
             raise ValueError(f"{value!r} is not a whole number")
+        if self.step is not None:  # Optuna takes a value between two steps, and then cannot read it any more
+            nearest = self.low + self.step * round((value - self.low) / self.step)
+            if abs(value - nearest) > 1e-8 * self.step:
+                raise ValueError(f"{value!r} is not {self.low} and some steps of {self.step}; next is {nearest:g}")
         return int(value) if self.is_int else float(value)
 
     def corners(self) -> tuple[Value, ...]:

@@ -712,7 +712,9 @@ def test_a_step_at_the_server_is_in_the_request_and_in_the_lineage(
     assert told.startswith("ours of our-step 0.3.0")
     approve(pipeline)
     pipeline()
-    used = {one["name"]: one["provides"] for one in lineage_of(registry(pipeline), "toy@champion")["distributions"]}
+    used = {
+        one["name"]: one["provides"] for one in lineage_of(registry(pipeline), "toy@champion")["distributions"]
+    }
     assert used["our-step"] == ["method ours"]
 
 
