@@ -5,7 +5,6 @@ Pure ASGI around the pages, so nothing that a page does can forget it.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Collection
 from typing import Any

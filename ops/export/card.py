@@ -106,7 +106,8 @@ def snippet(description: Description, reading: Sequence[str]) -> str:
 def _overview(description: Description, run: RunConfig) -> Iterator[str]:
     names = description.class_names
     kind = f"a classifier with {len(names)} classes" if names else "a model without classes"
-    yield f"Task {markdown_code(description.task)} (version {description.task_version}): {kind}, trained by federated learning."
+    task = f"{markdown_code(description.task)} (version {description.task_version})"
+    yield f"Task {task}: {kind}, trained by federated learning."
     yield ""
     if names:
         yield f"* **Classes**: {markdown_text(_listed(names))}"

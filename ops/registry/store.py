@@ -154,6 +154,6 @@ def answering(store: Store) -> Iterator[None]:
     except Exception as e:  # MLflow, SQLAlchemy and requests each have their own
         said = without_secrets(one_line(e, LONG_TEXT), store.uri)
         raise AddressError(
-            f"--store {store}: it cannot be used ({type(e).__name__}: {said}). Check the folder or the address, and "
-            "that this user may read and write there"
+            f"--store {store}: it cannot be used ({type(e).__name__}: {said}). Check the folder or the address, "
+            "and that this user may read and write there"
         ) from None

@@ -129,6 +129,8 @@ class Dimension(BaseModel):
             nearest = self.low + self.step * round((value - self.low) / self.step)
             if abs(value - nearest) > 1e-8 * self.step:
                 raise ValueError(f"{value!r} is not {self.low} and some steps of {self.step}; next is {nearest:g}")
+            distribution: Any = self.distribution()
+            value = min(value, distribution.high)  # the last step, as Optuna rounds it
         return int(value) if self.is_int else float(value)
 
     def corners(self) -> tuple[Value, ...]:

@@ -193,8 +193,9 @@ def _checked(study: Study, plan: SearchPlan) -> Study:
         study.set_user_attr(IDENTITY, plan.identity())  # last: whoever finds it finds the others too
     elif known != plan.identity():
         raise ConfigError(
-            f"study {plan.name!r} in {plan.shown_storage} was made with another space, other objectives or another run "
-            "file, so its trials cannot be compared with new ones. Choose another `name`, or another `storage`"
+            f"study {plan.name!r} in {plan.shown_storage} was made with another space, other objectives or "
+            "another run file, so its trials cannot be compared with new ones. Choose another `name`, or another "
+            "`storage`"
         )
     return study
 

@@ -1,4 +1,4 @@
-"""A server's folder of `fednc certs`, checked before a port is opened. Called by the console and by `fednc serve`."""
+"""A server's folder of `fednc certs`, checked before a port is opened. Used by the console and `fednc serve`."""
 
 from __future__ import annotations
 

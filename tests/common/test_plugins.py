@@ -211,7 +211,7 @@ STEP = METHOD.replace("Method\n", "ServerStep\n").replace("(Method)", "(ServerSt
 
 
 def test_everything_that_a_run_loads_is_in_the_lineage(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a run imports of strangers is what `distributions_of` lists, so no key that names a plug-in is left out."""
+    """What a run imports of strangers is what `distributions_of` has: no key that names a plug-in is left out."""
     site.install_task("clinic")
     site.install("quiet-method", {METHODS: {"quiet": "{}:Quiet"}}, METHOD.format(name="quiet"))
     site.install("quiet-step", {METHODS: {"calm": "{}:Quiet"}}, STEP.format(name="calm"))

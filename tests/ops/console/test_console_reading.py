@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import random
+import re
 from pathlib import Path
 
 import pytest

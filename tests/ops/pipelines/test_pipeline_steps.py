@@ -24,7 +24,7 @@ from fednc.ops.pipelines import deployment, gate, phases
 from fednc.ops.pipelines.digests import data_digest, digest_of
 from fednc.ops.pipelines.journal import Cause, PipelineRun
 from fednc.ops.pipelines.look import look
-from fednc.ops.pipelines.over_link import search_over_link
+from fednc.ops.pipelines.over_link import host_of, search_over_link
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.runner import Runner, inputs_of
 from fednc.ops.pipelines.steps import STEPS
@@ -555,6 +555,30 @@ def test_the_clients_of_this_machine_stay_for_all_trials_of_a_search_over_the_li
     with pytest.raises(RunFailedError):
         Runner(file, run, Carriers(pipeline.carrier, stop_after))(ASKED)
     assert [trial.state for trial in found[0].trials] == ["complete", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("listen", "names", "host"),
+    [
+        ("example.org:8440", ["example.org"], "example.org"),
+        ("0.0.0.0:8440", [], "127.0.0.1"),
+        ("[::]:8440", [], "[::1]"),
+        ("0.0.0.0:8440", ["example.org", "127.0.0.1", "localhost"], "127.0.0.1"),
+        ("0.0.0.0:8440", ["example.org", "localhost"], "localhost"),
+        ("[::]:8440", ["*.example.org", "fl.example.org", "10.0.0.1"], "fl.example.org"),
+        ("0.0.0.0:8440", ["2001:db8::1"], "[2001:db8::1]"),
+    ],
+)
+def test_clients_of_this_machine_call_a_name_that_the_certificate_has(
+    listen: str, names: list[str], host: str, tmp_path: Path
+) -> None:
+    pipeline = SmallPipeline(tmp_path)
+    pipeline.run["server"] = {"listen": listen}
+    if names:
+        made = Authority.create(tmp_path / "pki", "test")
+        made.issue_server(names, timedelta(days=1))
+        pipeline.run["server"]["certs"] = str(made.server_folder)
+    assert host_of(pipeline.read()[1]) == host
 
 
 # ---- sessions ------------------------------------------------------------------------------------------------
