@@ -55,20 +55,23 @@ def gates(folder: Folder = "", trust: TrustFolder = None, json: Json = "") -> No
     """Show what waits for a verdict, with the facts to judge it by, and the verdicts so far."""
     box = _box(folder, trust)
     waiting, given = box.pending(), box.verdicts()
+    problems = box.problems(given)
     for each in waiting:
         _show(each)
     if not waiting:
         say(f"nothing waits in {box.folder}")
     if given:
         rows = [
-            [v.subject, v.digest[:_SHORT], v.verdict, v.who, v.signed, v.at, v.reason, box.problem_with(v)]
-            for v in given
+            [v.subject, v.digest[:_SHORT], v.verdict, v.who, v.signed, v.at, v.reason, problem]
+            for v, problem in zip(given, problems, strict=True)
         ]
         head = ["gate", "digest", "verdict", "who", "signed by", "at", "reason", "does not count because"]
         show_table("verdicts", head, rows)
     if json:
         pending = [{**vars(each.request), "at": each.at, "sha256": each.sha256} for each in waiting]
-        told = [{**verdict.to_json(), "problem": box.problem_with(verdict)} for verdict in given]
+        told = [
+            {**verdict.to_json(), "problem": problem} for verdict, problem in zip(given, problems, strict=True)
+        ]
         write_json(json, {"pending": pending, "verdicts": told})
 
 

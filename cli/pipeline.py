@@ -58,8 +58,7 @@ def run(
     A run that was interrupted is continued. Steps whose inputs have not changed since an earlier run are not done
     again. Exit code 1 if the gate rejects, or waits and --no-wait was given.
     """
-    from fednc.ops.pipelines.journal import Cause, Journal
-    from fednc.ops.pipelines.triggers import OPERATOR
+    from fednc.ops.pipelines.journal import OPERATOR, Cause, Journal
 
     runner = _runner(path, on, wait=wait)
     cause = Cause(OPERATOR, f"{getpass.getuser()} started it" + (f": {reason}" if reason else ""))
@@ -120,9 +119,10 @@ def watch(
     from fednc.ops.pipelines.work import GateWaitsError
 
     say(f"watching {path}")
+    runner = _runner(path, on, wait=False)
     while True:
-        runner = _runner(path, on, wait=False)  # the files are read anew: both may change
         try:
+            runner = _runner(path, on, wait=False)  # the files are read anew: both may change, or be half saved
             cause = _reason(runner)
             if cause:
                 runner(cause)

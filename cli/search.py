@@ -327,7 +327,7 @@ def _as_json(plan: SearchPlan, view: SearchView) -> dict[str, Any]:
     found = view.best_trial
     return {
         "name": view.name,
-        "storage": plan.storage,
+        "storage": plan.shown_storage,
         "objectives": view.objectives,
         "best": view.best,
         "best_settings": found.settings if found else None,

@@ -1,6 +1,7 @@
-"""One parser of HOST:PORT for every option and key that takes an address, with hints for common mistakes.
+"""One parser of HOST:PORT for every option and key that takes an address, with hints for common mistakes; and what
+may be shown of the URL of a storage.
 
-Used by both ends of the link. Opens no connection and resolves no names.
+Used by both ends of the link, and by whatever opens a storage. Opens no connection and resolves no names.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from fednc.common.errors import ConfigError
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _PORTS = 65535
+_HIDDEN = "***"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,34 @@ def parse_host(text: str, option: str, *, may_be_wildcard: bool = False) -> str:
         host = text.rpartition("]")[0].removeprefix("[") or text.rpartition(":")[0]
         raise ConfigError(f"{given}: expected a host without port or brackets: write {host}")
     raise ConfigError(f"{given}: {text!r} is not a DNS name or an IP address")
+
+
+def without_secrets(text: str, url: str) -> str:
+    """A text that may hold the URL of a storage, without the password in that URL and the values of its query.
+
+    Everything that is shown to people or written for programs goes through this. It rather hides too much: a
+    password may hold any sign.
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return text
+    before, at, host = rest.rpartition("@")
+    user, colon, password = before.partition(":")
+    host, question, query = (host if at else rest).partition("?")
+    hidden = f"{scheme}://{user}{colon}{_HIDDEN if colon else ''}{at}{host}{question}{_HIDDEN if question else ''}"
+    secrets = [password, *(value for pair in query.split("&") if (value := pair.partition("=")[2]))]
+    text = text.replace(url, hidden)
+    for secret in sorted({form for one in secrets for form in (one, unquote(one)) if one}, key=len, reverse=True):
+        text = text if secret in hidden else text.replace(secret, _HIDDEN)
+    return text
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether a server that listens on `host` listens on all addresses: no name to call it by."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return False
 
 
 def is_loopback(address: str) -> bool:

@@ -19,7 +19,7 @@ from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
 from fednc.common.methods import registry
 from fednc.common.peer_text import one_line
-from fednc.common.plugins import OURS, TASKS, Plugin
+from fednc.common.plugins import KINDS, METHODS, OURS, TASKS, TRACKERS, Plugin
 
 _MOST_LICENCE = 200  # characters
 _FLOORS = ("common", "server", "client", "tasks", "protos")  # what a run executes
@@ -36,9 +36,8 @@ def distributions_of(run: RunConfig) -> list[dict[str, Any]]:
             "provides": [],
         }
     }
-    used = {"task": _task_plugin(run.task.name), "method": registry.plugin_of(run.method.name)}
-    names = {"task": run.task.name, "method": run.method.name}
-    for kind, plugin in used.items():
+    for group, name in named_by(run):
+        plugin = _plugin(group, name)
         place = plugin.distribution if plugin else OURS
         if plugin and place not in found:
             found[place] = {
@@ -48,15 +47,28 @@ def distributions_of(run: RunConfig) -> list[dict[str, Any]]:
                 "licence": licence_of(plugin.distribution),
                 "provides": [],
             }
-        found[place]["provides"].append(f"{kind} {names[kind]}")
+        found[place]["provides"].append(f"{KINDS[group]} {name}")
     return list(found.values())
 
 
-def _task_plugin(name: str) -> Plugin | None:
+def named_by(run: RunConfig) -> list[tuple[str, str]]:
+    """(group, name) of everything in a run file that is looked up among entry points, each once.
+
+    The only list of such keys: lineage and quarantine go by it, and a key that is not in it escapes both.
+    """
+    trackers = [(TRACKERS, name) for name in (*run.server.trackers, *run.track)]
+    step = [(METHODS, run.method.server_step)] if run.method.server_step else []
+    return list(dict.fromkeys([(TASKS, run.task.name), (METHODS, run.method.name), *step, *trackers]))
+
+
+def _plugin(group: str, name: str) -> Plugin | None:
+    """None: it was registered in this process only, or a tracker is not installed where this is asked."""
+    if group == METHODS:
+        return registry.plugin_of(name)
     try:
-        return plugins.find(TASKS, name)
+        return plugins.find(group, name)
     except ConfigError:
-        return None  # registered in this process only
+        return None
 
 
 def code_of(plugin: Plugin) -> str:

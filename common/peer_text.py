@@ -5,8 +5,13 @@ Used by both ends of the link, the log and the command line. Knows nothing about
 
 from __future__ import annotations
 
+import re
+
 SHORT_TEXT, LONG_TEXT = 200, 4000  # most characters of a name, and of a reason
 _LAYOUT = {ord("\n"): " ", ord("\t"): " "}
+# What begins or ends something in Markdown: punctuation, the mark of a list, a number of a list, a bare address.
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&@]|^[-+=]|(?<=:)//|(?<=www)\.)")
+_LIST_NUMBER = re.compile(r"^(\d+)([.)])")
 
 
 def is_plain(text: str) -> bool:
@@ -31,6 +36,17 @@ def one_line(text: object, most: int | None = None) -> str:
     return line if line.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in line)
 
 
-def table_cell(text: object) -> str:
-    """The text in one cell of a Markdown table: it cannot end the cell, nor become HTML."""
-    return one_line(text).replace("|", "\\|").replace("<", "&lt;")
+def markdown_text(text: object) -> str:
+    """The text as one line of Markdown, also in a cell of a table: nothing in it is markup, a link or HTML.
+
+    A backslash before punctuation means the character itself. Every page that is written in Markdown uses this.
+    """
+    return _LIST_NUMBER.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", one_line(text).strip()))
+
+
+def markdown_code(text: object) -> str:
+    """The text as code in a line of Markdown that is no table; nothing in it ends the code."""
+    line = one_line(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    edge = " " if not line.strip() or "`" in (line[0], line[-1]) or line[0] == line[-1] == " " else ""
+    return f"{fence}{edge}{line}{edge}{fence}"

@@ -18,11 +18,11 @@ from typing import Any
 
 from fednc.common import plugins, versions
 from fednc.common.config.run import RunConfig
-from fednc.common.distributions import code_of, licence_of
+from fednc.common.distributions import code_of, licence_of, named_by
 from fednc.common.errors import ConfigError
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.peer_text import one_line
-from fednc.common.plugins import KINDS, METHODS, TASKS, TRACKERS, Plugin
+from fednc.common.plugins import KINDS, Plugin
 
 PASSED, FAILED, UNCHECKED = "passed", "failed", "not checked"
 _FORMAT = 1
@@ -86,8 +86,8 @@ def keep(plugin: Plugin, outcomes: Mapping[str, str]) -> Checked:
     return checked
 
 
-def admit(run: RunConfig, *, unchecked: bool = True) -> list[Checked]:
-    """The plug-ins that a run file uses, none of which is in quarantine. Built-in ones are not among them.
+def admit(*runs: RunConfig, unchecked: bool = True) -> list[Checked]:
+    """The plug-ins that run files use, none of which is in quarantine. Built-in ones are not among them.
 
     Args:
         unchecked: whether plug-ins that were never tested may be used.
@@ -95,9 +95,8 @@ def admit(run: RunConfig, *, unchecked: bool = True) -> list[Checked]:
     Raises:
         ConfigError: one failed its tests, or was not tested although it has to be.
     """
-    used = [(TASKS, run.task.name), (METHODS, run.method.name), *((TRACKERS, name) for name in _trackers(run))]
     found = []
-    for group, name in used:
+    for group, name in dict.fromkeys(named for run in runs for named in named_by(run)):
         plugin = next((each for each in plugins.installed(group) if each.name == name), None)
         if plugin is None or plugin.is_built_in:
             continue  # registered in this process only, or ours
@@ -118,10 +117,6 @@ def _admitted(checked: Checked, *, unchecked: bool) -> Checked:
             f"{who} has not been tested as it is installed: run `fednc plugins check {checked.name}`"
         )
     return checked
-
-
-def _trackers(run: RunConfig) -> list[str]:
-    return list(dict.fromkeys([*run.server.trackers, *run.track]))
 
 
 def _described(plugin: Plugin) -> Checked:

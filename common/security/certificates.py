@@ -71,6 +71,16 @@ def check_authority(pem: bytes) -> None:
         raise ValueError("it contains no certificate")
 
 
+def names_in(pem: bytes) -> list[str]:
+    """The hosts that a server's certificate names: DNS names, then IP addresses. Raises ValueError: no PEM."""
+    try:
+        extensions = x509.load_pem_x509_certificate(pem).extensions
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+
+
 def make_authority(name: str, lifetime: timedelta) -> KeyPair:
     """A self-signed authority that may only sign end certificates."""
     key = ec.generate_private_key(ec.SECP256R1())

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,7 @@ class PendingRequest:
     request: Request
     at: str  # ISO 8601, UTC
     sha256: str
+    not_before: float = 0.0  # Unix time of the latest event up to this one: no answer is older
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ class Verdict:
         """Who signed, for people: `operator 'mara'`, `server for 'mara'`, `unsigned`."""
         if self.signature is None:
             return "unsigned"
-        holder = self.signature.holder
+        try:
+            holder = self.signature.holder
+        except RefusedError:
+            return "a certificate that cannot be read"
         return str(holder) if holder else f"server for {self.who!r}"
 
     @property
@@ -106,14 +111,17 @@ class Verdict:
         if not all(isinstance(value, str) for value in found.values()):
             raise ValueError("it lacks a part, or a part is not text")
         given = values.get("signature")
-        return cls(**found, signature=None if given is None else Signature(**given))
+        signature = None if given is None else Signature(**given)
+        if signature is not None and not all(isinstance(value, str) for value in asdict(signature).values()):
+            raise ValueError("a part of its signature is not text")
+        return cls(**found, signature=signature)
 
     def check(self, trust: Trust) -> None:
         """Check the signature. Raises RefusedError: there is none, or it does not count; ConfigError."""
         if self.signature is None:
             raise RefusedError(f"the verdict of {self.who!r} on {self.digest[:16]} is not signed")
         self._check_signer(self.signature)
-        trust.check(self.signature, _PURPOSE, self.statement, datetime.fromisoformat(self.at).timestamp())
+        trust.check(self.signature, _PURPOSE, self.statement, _seconds(self.at))
 
     def check_alone(self) -> None:
         """Check the signature, if there is one, by its own certificate, whoever issued that. Raises
@@ -191,17 +199,24 @@ class ApprovalBox:
             )
         found = fitting[0].verdict if fitting else None
         if found is not None:
-            self._check(fitting[0].pending.request, found)
+            self._check(fitting[0].pending, found)
         return found
 
     def verdicts(self) -> list[Verdict]:
-        """Every verdict ever given, the oldest first. Their signatures are not checked; see `problem_with`."""
+        """Every verdict ever given, the oldest first. Nothing about them is checked; see `problems`."""
         return [_verdict_of(each) for each in self._file.read() if each.event.get("kind") == "verdict"]
 
-    def problem_with(self, given: Verdict) -> str:
-        """Why the signature of a verdict does not count; empty if it does, or if nobody signed."""
+    def problems(self, verdicts: Sequence[Verdict]) -> list[str]:
+        """Why each of these verdicts does not count; empty text if it does, or if nobody signed."""
+        asked = {each.sha256: each for each in _requests(self._file.read())}
+        return [self._problem_with(given, asked.get(given.request)) for given in verdicts]
+
+    def _problem_with(self, given: Verdict, asked: PendingRequest | None) -> str:
+        if asked is None:
+            return "it answers no request of this record"
         try:
             self._check_signature(given)
+            self._check_time(asked, given)
         except RefusedError as e:
             return str(e)
         return ""
@@ -242,25 +257,38 @@ class ApprovalBox:
                 who,
                 how,
                 reason,
-                _time(signatures.now()),
+                _time(max(signatures.now(), asked.not_before)),  # a clock may be behind that of the gate
                 None,
                 asked.request.subject,
                 asked.sha256,
             )
             if signer is not None:
                 given = replace(given, signature=signer.sign(_PURPOSE, given.statement))
-            self._check(asked.request, given)
+            self._check(asked, given)
             file.add({"kind": "verdict", "format": _FORMAT, **asdict(given)})
         return given
 
-    def _check(self, request: Request, given: Verdict) -> None:
+    def _check(self, asked: PendingRequest, given: Verdict) -> None:
         """Raises RefusedError."""
+        request = asked.request
         if request.signed and given.signature is None:
             raise RefusedError(
                 f"{request.subject}: this gate takes signed verdicts only. On the command line give "
                 "--certs DIR, the folder that `fednc certs node DIR NAME --operator` made"
             )
         self._check_signature(given)
+        self._check_time(asked, given)
+
+    def _check_time(self, asked: PendingRequest, given: Verdict) -> None:
+        """The holder of an expired key can name any time, but none before the request that the verdict answers.
+
+        Raises RefusedError.
+        """
+        if _seconds(given.at) < asked.not_before:
+            raise RefusedError(
+                f"the verdict of {given.who!r} says that it was given at {given.at}, before the gate asked at "
+                f"{_time(asked.not_before)}"
+            )
 
     def _check_signature(self, given: Verdict) -> None:
         """Raises RefusedError."""
@@ -289,11 +317,12 @@ class _GateState:
 def _gates(events: Sequence[ChainedEvent]) -> dict[str, _GateState]:
     """The state of each gate, by subject. Raises ChangedRecordError."""
     gates: dict[str, _GateState] = {}
+    requests = {each.sha256: each for each in _requests(events)}
     for each in events:
         if each.event.get("format") != _FORMAT:
             raise ChangedRecordError(f"event {each.n} has a format that this version of fednc does not know")
         if each.event.get("kind") == "request":
-            asked = _request_of(each)
+            asked = requests[each.sha256]
             gates.pop(asked.request.subject, None)  # so that the order is that of the newest requests
             gates[asked.request.subject] = _GateState(asked)
         else:
@@ -305,10 +334,23 @@ def _gates(events: Sequence[ChainedEvent]) -> dict[str, _GateState]:
     return gates
 
 
-def _request_of(each: ChainedEvent) -> PendingRequest:
+def _requests(events: Sequence[ChainedEvent]) -> Iterator[PendingRequest]:
+    """All requests. One that says it is older than an event before it counts as being of that event's time.
+
+    Raises ChangedRecordError.
+    """
+    latest = 0.0
+    for each in events:
+        with suppress(RefusedError):  # a verdict that names no time is refused when somebody asks for it
+            latest = max(latest, _seconds(str(each.event.get("at"))))
+        if each.event.get("kind") == "request":
+            yield _request_of(each, latest)
+
+
+def _request_of(each: ChainedEvent, latest: float) -> PendingRequest:
     try:
         parts = {key: each.event[key] for key in ("digest", "subject", "facts", "signed")}
-        return PendingRequest(Request(**parts), str(each.event["at"]), each.sha256)
+        return PendingRequest(Request(**parts), str(each.event["at"]), each.sha256, latest)
     except KeyError as e:
         raise ChangedRecordError(f"event {each.n}: a request without {e}") from e
 
@@ -373,6 +415,17 @@ def _check_text(what: str, text: str) -> None:
     """Raises ConfigError unless a terminal shows the text as it is."""
     if not text.strip() or len(text) > _MOST_TEXT or one_line(text) != text:
         raise ConfigError(f"{what} {text!r:.80}: give one line of 1 to {_MOST_TEXT} printable characters")
+
+
+def _seconds(at: str) -> float:
+    """Seconds since 1970 of an ISO 8601 time with its zone. Raises RefusedError: it is none."""
+    try:
+        found = datetime.fromisoformat(at)
+    except ValueError as e:
+        raise RefusedError(f"{at!r:.40} is not a time") from e
+    if found.tzinfo is None:
+        raise RefusedError(f"{at!r:.40} is a time without a zone")
+    return found.timestamp()
 
 
 def _time(seconds: float) -> str:

@@ -7,6 +7,7 @@ and dark. Sizes do not grow with the number of rounds or classes.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ MOST_POINTS = 240  # drawn per line; more are thinned out
 _WIDTH, _WIDE = 420, 860  # of a chart, and of one that has a row to itself
 _TALL, _LOW = 168, 116  # height of a chart, and of one among several
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 22
+_LARGEST = 1e300  # what is beyond cannot be drawn: differences would overflow
+_LAST_ROUND = 2.0**52  # beyond, a round and the next one are the same number
+_SAME = 1e-12  # of a value: below that two of them are one, because numbers between them would be rounded away
 _STEPS = 4  # at most, between the numbers of an axis
 
 
@@ -63,7 +67,7 @@ def line_chart(
     kept = [line for line in kept if line.points]
     if not kept:
         return Markup("")
-    ranges = [p for p in (band.points if band else ()) if math.isfinite(p[1]) and math.isfinite(p[2])]
+    ranges = [p for p in (band.points if band else ()) if _is_drawable(p[1]) and _is_drawable(p[2])]
     ranges = ranges[:: max(1, len(ranges) // MOST_POINTS)]
     xs = [x for line in kept for x, _ in line.points]
     ys = [y for line in kept for _, y in line.points] + [y for p in ranges for y in p[1:]]
@@ -114,7 +118,7 @@ def spark(points: Points, *, lowest: float | None = None, highest: float | None 
 
 def histogram(values: Sequence[float], show: Callable[[float], str], label: str) -> Markup:
     """How many clients have which value."""
-    kept = sorted(value for value in values if math.isfinite(value))
+    kept = sorted(filter(_is_drawable, values))
     if len(kept) < 2 or kept[0] == kept[-1]:
         return Markup("")
     bins = min(24, max(6, round(math.sqrt(len(kept)))))
@@ -248,7 +252,11 @@ def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]
 
 def finite(points: Points) -> list[tuple[float, float]]:
     """The points that can be drawn."""
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    return [(x, y) for x, y in points if abs(x) <= _LAST_ROUND and _is_drawable(y)]
+
+
+def _is_drawable(value: float) -> bool:
+    return abs(value) <= _LARGEST  # NaN is not
 
 
 class _Plot:
@@ -308,8 +316,8 @@ def _readout(line: ChartLine, plot: _Plot, show: Callable[[float], str]) -> str:
 def _ticks(low: float, high: float, from_zero: bool, highest: float) -> list[float]:
     """Three to five round numbers around both."""
     low = min(0.0, low) if from_zero else low
-    if high <= low:
-        pad = abs(high) * 0.1 or 1.0
+    if high - low <= max(abs(low), abs(high)) * _SAME or high - low < sys.float_info.min / _SAME:
+        pad = abs(high) * 0.1 if abs(high) > 1 / _LARGEST else 1.0
         low, high = (low, high + pad) if from_zero else (low - pad, min(high + pad, max(high, highest)))
     tenth = 10 ** math.floor(math.log10((high - low) / _STEPS))
     for unit in (tenth * times for times in (1, 2, 2.5, 5, 10, 20)):

@@ -109,7 +109,8 @@ def _snapshot(manifest: Path) -> Snapshot | str:
         frame_KD, mean_KD, seen_K = (tensors.get_tensor(name) for name in (_FRAME, _MEANS, _SEEN))
     if frame_KD.ndim != 2 or not 2 <= len(frame_KD) <= _MOST_CLASSES:
         return "this run has no frame, or one with too few or too many vertices to draw"
-    if frame_KD.shape != mean_KD.shape:
+    space = ((head.get("config") or {}).get("method") or {}).get("memory_space")
+    if frame_KD.shape != mean_KD.shape or space == "backbone":  # their widths may be equal all the same
         return "the memory lies before the projection, so its means cannot be compared with the vertices"
     if not seen_K.any():
         return "no class has a mean yet"

@@ -5,11 +5,12 @@ Pure ASGI around the pages, so nothing that a page does can forget it.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
+
+from fednc.common.address import is_wildcard
 
 log = logging.getLogger("fednc.console")
 Headers = dict[bytes, bytes]
@@ -94,14 +95,6 @@ def hosts_of(listen: str, more: Collection[str], certificate_hosts: Collection[s
     own = set() if is_wildcard(listen) else {listen}
     local = set(_LOCAL) if is_wildcard(listen) or listen in _LOCAL else set()
     return frozenset(name.lower() for name in own | local | set(more) | set(certificate_hosts))
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether a server that listens on `host` listens on all addresses: no name to call it by."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 def _name_of(host: str) -> str:

@@ -238,7 +238,11 @@ def _network(peer: str) -> str:
         address = ipaddress.ip_address(peer)
     except ValueError:
         return peer
-    return str(ipaddress.ip_network((peer, 64), strict=False)) if address.version == 6 else peer
+    if isinstance(address, ipaddress.IPv4Address):
+        return peer
+    if address.ipv4_mapped:  # how a port for both names an IPv4 address
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))
 
 
 def _user() -> str:

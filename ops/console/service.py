@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
-from fednc.common.address import Address, is_loopback
+from fednc.common.address import Address, is_loopback, is_wildcard
 from fednc.common.errors import ConfigError
 from fednc.common.security import credentials
-from fednc.common.security.certificates import check_authority, check_pair
 from fednc.ops.console.desk import ConsoleDesk, Sights
-from fednc.ops.console.guard import RequestGuard, hosts_of, is_wildcard
+from fednc.ops.console.guard import RequestGuard, hosts_of
 from fednc.ops.console.logins import ByCredential, ByKey, Entrance, Logins
 from fednc.ops.console.routes import Console
+from fednc.ops.web.certificates import check_server_folder
 from fednc.ops.web.server import http_served
 
 log = logging.getLogger("fednc.console")
@@ -79,7 +76,7 @@ def _door(settings: ConsoleSettings) -> tuple[Entrance, dict[str, Any], list[str
     if settings.insecure:
         raise ConfigError("--insecure contradicts --access, which brings TLS; leave one of them out")
     entrance = ByCredential(settings.access)
-    names = _check_files(settings.access)
+    names = check_server_folder(settings.access, "--access", authority=True)
     return (
         entrance,
         {
@@ -101,30 +98,3 @@ def _check_open(settings: ConsoleSettings) -> None:
             "--access DIR, the folder that `fednc certs server` made, or ask for plaintext with --insecure"
         )
     log.warning("INSECURE: anyone on the way to %s can read what is sent, the key to log in too", settings.listen)
-
-
-def _check_files(folder: Path) -> list[str]:
-    """The names in the certificate. Raises ConfigError: a file is missing, damaged or expired."""
-    key, cert, ca = (_content(folder / name) for name in (credentials.KEY, credentials.CERT, credentials.CA))
-    try:
-        check_pair(cert, key)
-        check_authority(ca)
-        read = x509.load_pem_x509_certificate(cert)
-    except ValueError as e:
-        raise ConfigError(
-            f"--access {folder} cannot be used: {e}; `fednc certs server --renew` makes another"
-        ) from e
-    if read.not_valid_after_utc.timestamp() <= time.time():
-        raise ConfigError(f"{folder / credentials.CERT} has expired; `fednc certs server --renew` makes another")
-    names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return [
-        *names.get_values_for_type(x509.DNSName),
-        *map(str, names.get_values_for_type(x509.IPAddress)),
-    ]
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror}; `fednc certs server` makes it, --access names its folder") from e

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -69,7 +69,7 @@ class RunShelf:
         return self._found
 
     def _look(self) -> dict[str, RunFolder]:
-        found: list[tuple[str, RunFolder]] = []
+        found: dict[str, RunFolder] = {}
         for folder in self.folders:
             try:
                 listed = runs_in(folder, self._reader)
@@ -77,10 +77,11 @@ class RunShelf:
                 continue  # not made yet
             for run in listed:
                 if run.state is not State.FOREIGN:
-                    found.append((run.path.name if run.path == folder else str(run.path.relative_to(folder)), run))
-        known = {run.path for _, run in found}
+                    name = run.path.name if run.path == folder else str(run.path.relative_to(folder))
+                    found[_unused(name, folder, run.path, found)] = run
+        known = {run.path for run in found.values()}
         self._read = {path: one for path, one in self._read.items() if path in known}
-        return dict(reversed(found))
+        return dict(reversed(found.items()))
 
     def _reader(self, path: Path) -> RunFolder:
         """`read_run`, unless nothing has changed since the last time."""
@@ -112,6 +113,17 @@ class RunShelf:
         self._open.move_to_end(folder)
         run.read()
         return run
+
+
+def _unused(name: str, folder: Path, path: Path, found: Mapping[str, RunFolder]) -> str:
+    """The run's name, with its folder before it if another folder has a run of that name.
+
+    The same run in two folders that overlap keeps its name.
+    """
+    for taken in (name, f"{folder.name}/{name}", *(f"{folder.name}-{n}/{name}" for n in range(2, len(found) + 3))):
+        if taken not in found or found[taken].path == path:
+            return taken
+    raise AssertionError("there are more names than runs")
 
 
 def _grown(run: RunFolder, log: RunLog) -> RunFolder:

@@ -14,7 +14,7 @@ from typing import Any
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import DataError
 from fednc.common.model_export import ExportedModel, ModelManifest
-from fednc.common.peer_text import one_line, table_cell
+from fednc.common.peer_text import markdown_code, markdown_text, one_line
 from fednc.common.tasks.metric_info import ACCURACY, MetricInfo
 from fednc.ops.export.description import Description
 from fednc.server.storage.client_metrics import of_round
@@ -68,10 +68,14 @@ def card(
     """The whole card."""
     run = manifest.run
     parts = [
-        [f"# {run.name}", "", *_overview(description, run)],
+        [f"# {markdown_text(run.name)}", "", *_overview(description, run)],
         ["## Training", "", *_training(manifest, evidence)],
         ["## Results", "", *_results(exported, evidence, client_names=client_names)],
-        ["## Intended use and limits", "", *(f"* {line}" for line in _limits(exported, manifest, evidence))],
+        [
+            "## Intended use and limits",
+            "",
+            *(f"* {markdown_text(line)}" for line in _limits(exported, manifest, evidence)),
+        ],
         ["## Use it without fednc", "", *_usage(description, exported, files)],
         ["## Origin", "", *_origin(description)],
     ]
@@ -102,26 +106,27 @@ def snippet(description: Description, reading: Sequence[str]) -> str:
 def _overview(description: Description, run: RunConfig) -> Iterator[str]:
     names = description.class_names
     kind = f"a classifier with {len(names)} classes" if names else "a model without classes"
-    yield f"Task `{description.task}` (version {description.task_version}): {kind}, trained by federated learning."
+    task = f"{markdown_code(description.task)} (version {description.task_version})"
+    yield f"Task {task}: {kind}, trained by federated learning."
     yield ""
     if names:
-        yield f"* **Classes**: {_listed(names)}"
+        yield f"* **Classes**: {markdown_text(_listed(names))}"
     given = description.input
     shape = ", ".join(["batch", *map(str, given.shape)])
-    yield f"* **Input**: `{given.name}`, {given.dtype} [{shape}]; {given.note}"
-    yield f"* **Outputs**: {', '.join(f'`{name}`' for name in description.outputs)}"
+    yield f"* **Input**: {markdown_code(given.name)}, {given.dtype} [{shape}]; {given.note}"
+    yield f"* **Outputs**: {', '.join(map(markdown_code, description.outputs))}"
     if names:
         yield f"* **Probabilities**: softmax of the scores; the temperature {description.temperature:g} is in them"
     if description.preprocessing:
-        yield f"* **Preprocessing**: `{json.dumps(description.preprocessing, ensure_ascii=False)}`"
+        yield f"* **Preprocessing**: {markdown_code(json.dumps(description.preprocessing, ensure_ascii=False))}"
     options = {k: v for k, v in run.chosen_task.items() if k not in ("name", "classes")}
     if options:
-        yield f"* **Model**: `{json.dumps(options, ensure_ascii=False)}`"
+        yield f"* **Model**: {markdown_code(json.dumps(options, ensure_ascii=False))}"
 
 
 def _training(manifest: ModelManifest, evidence: Evidence) -> Iterator[str]:
     run, rounds = manifest.run, evidence.history.rounds
-    yield f"* **Method**: {run.method.name}" + (
+    yield f"* **Method**: {markdown_text(run.method.name)}" + (
         f", read out by `{run.method.readout}`" if manifest.class_names else ""
     )
     done = len(rounds)
@@ -205,13 +210,14 @@ def _by_client(
     if record.spread:
         shown = {name: _number(value, primary.name, primary) for name, value in record.spread.items()}
         figures = ", ".join(f"{name} {shown[name]}" for name in ("min", "median", "max"))
-        yield from [f"{primary.name} of {record.spread['clients']:g} clients: {figures}.", ""]
+        told = f"{primary.name} of {record.spread['clients']:g} clients: {figures}."
+        yield from [markdown_text(told), ""]
     if clients:
         ordered = sorted(clients.items(), key=lambda item: item[1].get(primary.name, 0.0))
         metrics = list(dict.fromkeys(metric for _, found in ordered for metric in found if "/" not in metric))
         rows = [
             [
-                one_line(name) if client_names else f"site {place}",
+                name if client_names else f"site {place}",
                 *(_number(found.get(m), m, primary) for m in metrics),
             ]
             for place, (name, found) in enumerate(ordered[:_MOST_LISTED], 1)
@@ -219,14 +225,14 @@ def _by_client(
         yield from _table(["client", *metrics], rows)
         return
     worst = record.worst_client
-    name = f"`{one_line(worst.get('name'))}`" if client_names else "the worst client"
+    name = str(worst.get("name")) if client_names else "the worst client"
     pooled = record.pooled.get(primary.name)
     together = "" if pooled is None else f"; all clients together: {primary.show(pooled)}"
-    yield f"{primary.name} of {name}: {primary.show(worst[primary.name])}{together}."
+    yield markdown_text(f"{primary.name} of {name}: {primary.show(worst[primary.name])}{together}.")
 
 
 def _limits(exported: ExportedModel, manifest: ModelManifest, evidence: Evidence) -> Iterator[str]:
-    """What follows from the facts of the run for whoever uses the model."""
+    """What follows from the facts of the run for whoever uses the model, in plain sentences."""
     names, run, record = exported.class_names, manifest.run, evidence.evaluated
     if names:
         yield f"It knows these {len(names)} classes only, and gives every input one of them."
@@ -253,7 +259,7 @@ def _limits(exported: ExportedModel, manifest: ModelManifest, evidence: Evidence
     }
     if len(by_class) > 1:
         weakest = (min if primary.higher_is_better else max)(by_class, key=lambda name: by_class[name])
-        yield f"It is weakest on class `{weakest}` ({primary.name} {primary.show(by_class[weakest])})."
+        yield f"It is weakest on class {weakest} ({primary.name} {primary.show(by_class[weakest])})."
     if record.worst_client:
         yield f"At the worst site its {primary.name} is {primary.show(record.worst_client[primary.name])}."
     ended = evidence.summary.get("ended")
@@ -290,9 +296,9 @@ def _origin(description: Description) -> Iterator[str]:
         ["", ""],
         [
             ["made by", description.made_by],
-            ["run file", f"sha256 `{description.config_sha256}`"],
-            ["frame", f"sha256 `{description.frame_sha256}`"],
-            ["weights", f"sha256 `{description.weights_sha256}`"],
+            ["run file", f"sha256 {description.config_sha256}"],
+            ["frame", f"sha256 {description.frame_sha256}"],
+            ["weights", f"sha256 {description.weights_sha256}"],
         ],
     )
 
@@ -320,13 +326,14 @@ def _mib(rounds: Sequence[RoundRecord], key: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(table_cell(name) for name in names[:_MOST_LISTED])
+    shown = ", ".join(names[:_MOST_LISTED])
     more = len(names) - _MOST_LISTED
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(map(table_cell, head))} |"
+    """A table of plain text."""
+    yield f"| {' | '.join(map(markdown_text, head))} |"
     yield f"|{'---|' * len(head)}"
     for row in rows:
-        yield f"| {' | '.join(map(table_cell, row))} |"
+        yield f"| {' | '.join(map(markdown_text, row))} |"

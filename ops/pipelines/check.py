@@ -28,8 +28,15 @@ def inputs(work: PipelineWork) -> dict[str, Any]:
 
 
 def plugins_of(work: PipelineWork) -> list[dict[str, str]]:
-    """The plug-ins that the run uses, with licence, version and hash. Raises ConfigError: one is in quarantine."""
-    admitted = quarantine.admit(work.run, unchecked=not work.file.checked_plugins)
+    """The plug-ins that the run uses, and those that a search before it may try, with licence, version and hash.
+
+    Raises ConfigError: one is in quarantine.
+    """
+    runs = [work.run]
+    if work.file.search and "search" not in work.results:
+        plan = work.file.search_plan(work.file.name, work.file.place)
+        runs += [plan.run, *plan.space.corners(plan.base)]
+    admitted = quarantine.admit(*runs, unchecked=not work.file.checked_plugins)
     return [{key: str(value) for key, value in one.to_json().items() if key in _OF_A_PLUGIN} for one in admitted]
 
 

@@ -15,20 +15,20 @@ from typing import Any
 from fednc.common.errors import AddressError, ConfigError
 from fednc.common.model_export import read_manifest
 from fednc.common.waiting import Deadline, wait_until
+from fednc.ops.pipelines.gate import keep_verdict
 from fednc.ops.pipelines.work import PipelineWork
 from fednc.ops.registry.registration import register
-from fednc.ops.registry.registry import APPROVAL
 
 _LOOK_AGAIN_S, _ANSWER_S = 0.25, 5.0
 
 
 def register_inputs(work: PipelineWork) -> dict[str, Any]:
     """The run, the verdict and the place of the version."""
-    table = work.file.register_
+    table, verdict = work.file.register_, work.results.get("gate", {}).get("verdict", {})
     return {
         "run": work.federated.name,
         "weights_sha256": read_manifest(work.federated).weights_sha256,
-        "approved": work.results.get("gate", {}).get("digest", ""),
+        "approved": [verdict.get(key, "") for key in ("digest", "request", "at")],
         "store": work.file.store,
         "model": work.file.model,
         "alias": table.alias,
@@ -38,6 +38,7 @@ def register_inputs(work: PipelineWork) -> dict[str, Any]:
 def registered(work: PipelineWork) -> dict[str, Any]:
     """Add the run as a version, exactly as it was approved, and keep the verdict with it."""
     alias, approved = work.file.register_.alias, work.results.get("gate", {})
+    work.journal.forget("register")  # the alias leaves the version that had it
     made = register(work.registry, work.federated, work.file.model, alias, digest=str(approved.get("digest", "")))
     reference = f"{made.name}/{made.version}"
     if approved:
@@ -51,15 +52,6 @@ def registered(work: PipelineWork) -> dict[str, Any]:
         "outdated": list(made.outdated),
         "note": f"{reference}{known}{aliased}, digest {made.digest[:12]}",
     }
-
-
-def keep_verdict(work: PipelineWork, reference: str, verdict: dict[str, Any]) -> None:
-    """Keep a verdict with its version, once: a step that was killed does this again."""
-    tags = work.registry.resolve(reference).tags
-    kept = [json.loads(value) for key, value in tags.items() if key.startswith(APPROVAL)]
-    pipeline = {"pipeline": work.file.name, "number": work.current.number}
-    if not any(one.get("request") == verdict["request"] and one.get("at") == verdict["at"] for one in kept):
-        work.registry.add_approval(reference, {**verdict, **pipeline})
 
 
 def is_registered(work: PipelineWork, found: dict[str, Any]) -> bool:
@@ -87,10 +79,18 @@ def deploy_inputs(work: PipelineWork) -> dict[str, Any]:
     return {"version": made["version"], "digest": made["digest"], "alias": work.file.deploy.alias}
 
 
+def is_deployed(work: PipelineWork, found: dict[str, Any]) -> bool:
+    """Whether the alias is still there, wherever somebody has moved it since."""
+    del found
+    assert work.file.deploy is not None
+    return work.file.deploy.alias in work.registry.aliases(work.file.model)
+
+
 def deployed(work: PipelineWork) -> dict[str, Any]:
     """Let the alias point to the version; wait until a server says that it serves it."""
     table, made, name = work.file.deploy, work.results["register"], work.file.model
     assert table is not None
+    work.journal.forget("deploy")  # from here on an earlier deployment is no longer in force
     if work.results.get("gate"):
         keep_verdict(work, f"{name}/{made['version']}", work.results["gate"]["verdict"])
     before = work.registry.aliases(name).get(table.alias, 0)

@@ -6,6 +6,7 @@ Requests and verdicts are in an approval box; `fednc approve` and the console an
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ from typing import Any
 from fednc.common.security.signatures import Trust
 from fednc.common.waiting import Deadline, wait_until
 from fednc.ops.approvals.box import ApprovalBox, Request, Verdict
+from fednc.ops.pipelines.check import plugins_of
 from fednc.ops.pipelines.journal import StepRecord, StepState
 from fednc.ops.pipelines.pipeline_file import GateTable, PipelineFile
 from fednc.ops.pipelines.work import GateRejectedError, GateWaitsError, PipelineWork
 from fednc.ops.registry.registration import digest_before
+from fednc.ops.registry.registry import APPROVAL
 from fednc.ops.registry.run_files import RunFiles
 
 _DIGITS = 16  # of a digest, as `fednc approve` takes it
@@ -70,9 +73,9 @@ def verdict_on(file: PipelineFile, digest: str) -> Verdict | None:
 
 
 def is_approved(work: PipelineWork, found: dict[str, Any]) -> bool:
-    """Whether the box still says so."""
+    """Whether the box still says so, by the same verdict: the one that opens the gate is the one that is kept."""
     verdict = verdict_on(work.file, str(found.get("digest", "")))
-    return verdict is not None and verdict.approved
+    return verdict is not None and verdict.approved and verdict.to_json() == found.get("verdict")
 
 
 def ask(work: PipelineWork) -> dict[str, Any]:
@@ -91,12 +94,23 @@ def ask(work: PipelineWork) -> dict[str, Any]:
     verdict = verdict_on(work.file, digest) or _wait(work, digest)
     if not verdict.approved:
         raise GateRejectedError(f"{verdict.who} rejected {digest[:_DIGITS]}: {verdict.reason}")
+    if made := work.results.get("register"):
+        keep_verdict(work, f"{work.file.model}/{made['version']}", verdict.to_json())
     told = f" ({verdict.reason})" if verdict.reason else ""
     return {
         "digest": digest,
         "verdict": verdict.to_json(),
         "note": f"{digest[:_DIGITS]} approved by {verdict.who}, {verdict.signed}{told}",
     }
+
+
+def keep_verdict(work: PipelineWork, reference: str, verdict: dict[str, Any]) -> None:
+    """Keep a verdict with its version, once: a step that was killed does this again."""
+    tags = work.registry.resolve(reference).tags
+    kept = [json.loads(value) for key, value in tags.items() if key.startswith(APPROVAL)]
+    pipeline = {"pipeline": work.file.name, "number": work.current.number}
+    if not any(one.get("request") == verdict["request"] and one.get("at") == verdict["at"] for one in kept):
+        work.registry.add_approval(reference, {**verdict, **pipeline})
 
 
 def facts(work: PipelineWork) -> dict[str, Any]:
@@ -116,7 +130,7 @@ def facts(work: PipelineWork) -> dict[str, Any]:
         "code": [f"{one['name']} {one['version']}" for one in run.summary.get("distributions", [])],
         "plug-ins": [
             f"{one['name']} of {one['distribution']} {one['version']} ({one['licence']}): {one['outcome']}"
-            for one in work.results["check"]["plugins"]
+            for one in plugins_of(work)
         ],
     }
 

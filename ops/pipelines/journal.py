@@ -63,6 +63,9 @@ class StepRecord:
     seconds: float = 0.0
 
 
+OPERATOR, DATA, ALARM, SCHEDULE, VERDICT = "operator", "data", "alarm", "schedule", "verdict"  # kinds of a cause
+
+
 @dataclass(frozen=True)
 class Cause:
     """Why a run of a pipeline began.
@@ -108,6 +111,11 @@ class PipelineRun:
         states = [step.state for step in self.steps]
         closed = StepState.REJECTED in states or StepState.REPLACED in states
         return bool(states) and (closed or all(state.is_over for state in states))
+
+    @property
+    def failed(self) -> bool:
+        """Whether a step failed: it is done again only for another cause."""
+        return any(step.state is StepState.FAILED for step in self.steps)
 
     @property
     def asks(self) -> bool:
@@ -177,9 +185,13 @@ class Journal:
         text = json.dumps({"step": step, "digest": digest, "result": result}, indent=2, allow_nan=False)
         write_atomically(self._result(step, digest), text.encode())
 
-    def forget(self, step: str, digest: str) -> None:
-        """Do the step again next time."""
-        self._result(step, digest).unlink(missing_ok=True)
+    def forget(self, step: str) -> None:
+        """Do the step again next time, whatever its inputs are.
+
+        For a step that changes what an earlier time left behind: only its newest result is true.
+        """
+        for path in (self.place / RESULTS).glob(f"{step}-*.json"):
+            path.unlink(missing_ok=True)
 
     def _result(self, step: str, digest: str) -> Path:
         return self.place / RESULTS / f"{step}-{digest[:_DIGITS]}.json"

@@ -14,10 +14,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from fednc.common.address import is_wildcard
 from fednc.common.config.run import RunConfig
 from fednc.common.errors import ConfigError
 from fednc.common.files import private_folder
 from fednc.common.process.interrupt import run_until_interrupted
+from fednc.common.security import credentials
+from fednc.common.security.certificates import names_in
 from fednc.ops.pipelines.base_rounds import CLIENTS
 from fednc.ops.pipelines.child_process import die_with_parent
 from fednc.ops.pipelines.pipeline_file import PipelineFile
@@ -81,6 +84,26 @@ def _run_of(file: PipelineFile, run: RunConfig) -> RunConfig:
     return run.model_copy(update={"server": run.server.model_copy(update={"listen": f"{host}:0"})})
 
 
+def host_of(run: RunConfig) -> str:
+    """The host by which clients of this machine call the server, in brackets if it is an address of IPv6.
+
+    A server that listens on all addresses is called by a name of this machine that its certificate has, if any.
+    """
+    host = run.server.listen.rpartition(":")[0]
+    if not is_wildcard(host):
+        return host
+    own = "[::1]" if ":" in host else "127.0.0.1"
+    server = run.server
+    if not (server.cert or server.certs):
+        return own
+    path = Path(server.cert) if server.cert else Path(server.certs) / credentials.CERT
+    try:
+        names = [f"[{name}]" if ":" in name else name for name in names_in(path.read_bytes()) if "*" not in name]
+    except (OSError, ValueError):
+        return own  # the server says what is wrong with it
+    return next((name for name in (own, "localhost", *names) if name in names), own)
+
+
 class _Clients:
     """A process for each client that this machine runs; with `once` they leave after one run."""
 
@@ -92,7 +115,7 @@ class _Clients:
         """Start them all; the server listens on `port`."""
         if not self._file.link.start_clients:
             return
-        host = run.server.listen.rpartition(":")[0]
+        host = host_of(run)
         with (self._folder / "clients.log").open("ab") as log:
             for index, (name, spec) in enumerate(self._clients.items()):
                 words = self._command(run, name, spec, index, f"{host}:{port}")

@@ -15,8 +15,11 @@ from pydantic import Field, ValidationError, model_validator
 from fednc.common.config.run import RunConfig, explain, parse_run, read_run_file
 from fednc.common.config.tables import Section
 from fednc.common.errors import ConfigError
+from fednc.common.security.signatures import Trust
 from fednc.ops.registry.names import CHALLENGER, CHAMPION
 from fednc.ops.registry.store import DEFAULT_STORE
+from fednc.ops.search.plan import SearchFile, SearchPlan, plan_of
+from fednc.ops.search.strategies import make_pruner, make_sampler
 
 PAGE = "docs/pipelines.md"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -161,6 +164,19 @@ class PipelineFile(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_passes_the_gate(self) -> PipelineFile:
+        if self.gate is None or self.gate.before != "deploy":
+            return self
+        if self.deploy is None:
+            raise ValueError("gate.before = 'deploy' holds back nothing without [deploy]: add it, or leave it out")
+        if self.register_.alias == self.deploy.alias:
+            raise ValueError(
+                f"register.alias and deploy.alias are both {self.deploy.alias!r}: with gate.before = 'deploy' it "
+                "would move to the new version before the verdict. Give register another alias, or none"
+            )
+        return self
+
     @property
     def tables(self) -> dict[str, Any]:
         """The run file as plain values."""
@@ -171,6 +187,16 @@ class PipelineFile(Section):
     def model(self) -> str:
         """Name of the model in the registry."""
         return self.register_.model or self.name
+
+    def search_plan(self, name: str, folder: Path) -> SearchPlan:
+        """The trials of [search], checked. Raises ConfigError."""
+        assert self.search is not None
+        source = f"[search] of pipeline {self.name}"
+        try:
+            search = SearchFile(run="", **self.search.model_dump())
+        except ValidationError as e:
+            raise ConfigError(explain(e, source, page="docs/search.md")) from e
+        return plan_of(search, self.tables, name, folder, source)
 
     @property
     def store(self) -> str:
@@ -192,7 +218,7 @@ class PipelineFile(Section):
 def read_pipeline(path: Path, on: str = "") -> tuple[PipelineFile, RunConfig]:
     """The pipeline file at `path`, with the tables of its run file in it; and the run file.
 
-    Raises ConfigError with a line for every wrong key.
+    Raises ConfigError with a line for every wrong key; MissingExtraError: what [search] needs is not installed.
 
     Args:
         on: where clients work, instead of the file's `on`.
@@ -208,7 +234,20 @@ def read_pipeline(path: Path, on: str = "") -> tuple[PipelineFile, RunConfig]:
     except ValidationError as e:
         raise ConfigError(explain(e, str(path), page=PAGE)) from e
     if isinstance(file.run, dict):
-        return file, parse_run(file.run, source=f"[run] of {path}")
-    run = read_run_file(path.parent / file.run)
-    tables = tomllib.loads((path.parent / file.run).read_text(encoding="utf-8"))
-    return file.model_copy(update={"run": tables}), run
+        run = parse_run(file.run, source=f"[run] of {path}")
+    else:
+        run = read_run_file(path.parent / file.run)
+        tables = tomllib.loads((path.parent / file.run).read_text(encoding="utf-8"))
+        file = file.model_copy(update={"run": tables})
+    _check_tables(file)
+    return file, run
+
+
+def _check_tables(file: PipelineFile) -> None:
+    """What a later step would refuse, hours later. Raises ConfigError, MissingExtraError."""
+    if file.search:
+        plan = file.search_plan(file.name, file.place)
+        make_sampler(plan)
+        make_pruner(plan)
+    if file.gate and file.gate.trust:
+        Trust.from_folder(Path(file.gate.trust))

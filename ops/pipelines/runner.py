@@ -15,7 +15,7 @@ from fednc.common.errors import FedncError
 from fednc.common.files import private_folder
 from fednc.common.peer_text import one_line
 from fednc.ops.pipelines.digests import data_digest, digest_of
-from fednc.ops.pipelines.journal import Cause, Journal, PipelineRun, StepRecord, StepState
+from fednc.ops.pipelines.journal import SCHEDULE, Cause, Journal, PipelineRun, StepRecord, StepState
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.steps import Step, steps_of
 from fednc.ops.pipelines.work import Carriers, GateRejectedError, GateWaitsError, PipelineWork
@@ -59,7 +59,9 @@ class Runner:
     def _current(self, journal: Journal, cause: Cause, inputs: dict[str, str]) -> PipelineRun:
         names = [step.name for step in steps_of(self.file)]
         last = journal.latest()
-        if last is not None and not last.ended and last.inputs != inputs:
+        # What the schedule asks for is a new run, even if the last one failed: its time counts from now.
+        is_new = last is not None and (last.inputs != inputs or (last.failed and cause.kind == SCHEDULE))
+        if last is not None and not last.ended and is_new:
             journal.replaced(last)
         if last is None or last.ended:
             current = journal.begin(cause, self.file.on, names, inputs)

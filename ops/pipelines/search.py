@@ -5,18 +5,16 @@ Called through `steps.py`. The trials themselves are `ops/search`.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 from fednc.common.config.run import parse_run
 from fednc.common.errors import RunFailedError
-from fednc.common.tasks import discovery
-from fednc.ops.pipelines.check import clients_of, code, data_of
+from fednc.ops.pipelines.check import clients_of, code, data_of, plugins_of
 from fednc.ops.pipelines.digests import digest_of
 from fednc.ops.pipelines.pipeline_file import SearchTable
 from fednc.ops.pipelines.work import PipelineWork, SearchOrder
-from fednc.ops.search.plan import SearchFile, SearchPlan
-from fednc.ops.search.space import Space, put, without_unset
+from fednc.ops.search.plan import SearchPlan
+from fednc.ops.search.space import put, without_unset
 
 SEARCHES = "searches"  # folder of all searches, in the pipeline's
 _DIGITS = 12
@@ -35,6 +33,7 @@ def inputs(work: PipelineWork) -> dict[str, Any]:
         "data": data_of(work),
         "clients": clients_of(work.file),
         "number": 0 if work.file.clients else work.current.number,
+        "plugins": plugins_of(work),
         **code(work),
     }
 
@@ -73,20 +72,5 @@ def _table(work: PipelineWork) -> SearchTable:
 
 def _plan(work: PipelineWork) -> SearchPlan:
     """The search, in a folder of its own for each set of inputs: a killed one continues there."""
-    table, base = _table(work), deepcopy(work.file.tables)
-    for key, value in table.set.items():
-        put(base, key, value)
-    source = f"[search] of pipeline {work.file.name}"
-    run, space = parse_run(base, source=source), Space.parse(table.space, source=source)
-    space.check(base, source=source)
     name = f"{work.file.name}-{digest_of(inputs(work))[:_DIGITS]}"
-    return SearchPlan(
-        name=name,
-        file=SearchFile(run="", **table.model_dump()),
-        space=space,
-        base=base,
-        run=run,
-        primary=discovery.get(run).primary,
-        folder=work.journal.place / SEARCHES / name,
-        source=source,
-    )
+    return work.file.search_plan(name, work.journal.place / SEARCHES / name)

@@ -49,7 +49,13 @@ STEPS = {
         Step("evaluate", evaluation.inputs, evaluation.evaluated),
         Step("gate", gate.inputs, gate.ask, gate.no_gate, holds=gate.is_approved),
         Step("register", deployment.register_inputs, deployment.registered, holds=deployment.is_registered),
-        Step("deploy", deployment.deploy_inputs, deployment.deployed, deployment.no_deploy),
+        Step(
+            "deploy",
+            deployment.deploy_inputs,
+            deployment.deployed,
+            deployment.no_deploy,
+            holds=deployment.is_deployed,
+        ),
     )
 }
 

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 
 from fednc.common.config.run import RunConfig
 from fednc.ops.pipelines.gate import timeout_text, verdict_on, waits_still_s
-from fednc.ops.pipelines.journal import Cause, Journal, PipelineRun, StepState
+from fednc.ops.pipelines.journal import DATA, OPERATOR, SCHEDULE, VERDICT, Cause, Journal, PipelineRun
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.runner import inputs_of
-
-OPERATOR, DATA, SCHEDULE, VERDICT = "operator", "data", "schedule", "verdict"
 
 
 def due(file: PipelineFile, run: RunConfig) -> Cause | None:
@@ -42,13 +40,13 @@ def _new_data(last: PipelineRun, inputs: dict[str, str]) -> Iterator[Cause]:
 
 def _schedule(file: PipelineFile, last: PipelineRun) -> Iterator[Cause]:
     every_h = file.triggers.every_h
-    if every_h and last.ended and time.time() - last.began_at >= 3600 * every_h:
+    if every_h and (last.ended or last.failed) and time.time() - last.began_at >= 3600 * every_h:
         yield Cause(SCHEDULE, f"{every_h:g} h have passed since the last run began")
 
 
 def _unfinished(file: PipelineFile, last: PipelineRun) -> Iterator[Cause]:
     """A run that was killed, or whose gate has an answer or no time left. One that failed needs another cause."""
-    if last.ended or any(step.state is StepState.FAILED for step in last.steps):
+    if last.ended or last.failed:
         return
     if not last.asks:
         yield Cause(OPERATOR, "the last run was interrupted")

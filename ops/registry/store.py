@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fednc.common import fault_injection
+from fednc.common.address import without_secrets
 from fednc.common.errors import AddressError, ConfigError, FedncError, MissingExtraError
 from fednc.common.files import private_folder
 from fednc.common.peer_text import LONG_TEXT, one_line
@@ -58,7 +59,7 @@ class Store:
         self.uri = where if self.folder is None else f"sqlite:///{self.folder / DATABASE}"
 
     def __str__(self) -> str:
-        return str(self.folder or self.uri)
+        return str(self.folder or without_secrets(self.uri, self.uri))
 
     @property
     def exists(self) -> bool:
@@ -151,7 +152,8 @@ def answering(store: Store) -> Iterator[None]:
     except (FedncError, OSError):
         raise
     except Exception as e:  # MLflow, SQLAlchemy and requests each have their own
+        said = without_secrets(one_line(e, LONG_TEXT), store.uri)
         raise AddressError(
-            f"--store {store}: it cannot be used ({type(e).__name__}: {one_line(e, LONG_TEXT)}). Check the folder "
-            "or the address, and that this user may read and write there"
-        ) from e
+            f"--store {store}: it cannot be used ({type(e).__name__}: {said}). Check the folder or the address, "
+            "and that this user may read and write there"
+        ) from None

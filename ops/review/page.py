@@ -8,14 +8,12 @@ from __future__ import annotations
 import base64
 import html
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fednc.common.peer_text import one_line
+from fednc.common.peer_text import markdown_text, one_line
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&@]|^[-+]|(?<=^\d)[.)]|(?<=:)//|(?<=www)\.)")
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b;"
     "background:#fff}table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}"
@@ -66,9 +64,9 @@ class Page:
 
     def to_markdown(self, folder: Path) -> str:
         """As Markdown; pictures are linked relative to `folder`."""
-        parts = [f"# {_escaped(self.title)}"]
+        parts = [f"# {markdown_text(self.title)}"]
         for heading, blocks in self.sections:
-            parts += [f"## {_escaped(heading)}", *(_markdown(block, folder) for block in blocks)]
+            parts += [f"## {markdown_text(heading)}", *(_markdown(block, folder) for block in blocks)]
         return "\n\n".join(parts) + "\n"
 
     def to_html(self) -> str:
@@ -89,14 +87,14 @@ class Page:
 
 def _markdown(block: Block, folder: Path) -> str:
     if isinstance(block, str):
-        return _escaped(block)
+        return markdown_text(block)
     if isinstance(block, Bullets):
-        return "\n".join(f"* {_escaped(line)}" for line in block.lines)
+        return "\n".join(f"* {markdown_text(line)}" for line in block.lines)
     if isinstance(block, Picture):
         place = Path(os.path.relpath(block.path, folder)).as_posix()
-        return f"![{_escaped(block.caption)}](<{place}>)"
+        return f"![{markdown_text(block.caption)}](<{place}>)"
     rows = [block.head, ["---"] * len(block.head), *block.rows]
-    lines = [f"| {' | '.join(cell if row is rows[1] else _escaped(cell) for cell in row)} |" for row in rows]
+    lines = [f"| {' | '.join(cell if row is rows[1] else markdown_text(cell) for cell in row)} |" for row in rows]
     return "\n".join(lines)
 
 
@@ -119,8 +117,3 @@ def _html(block: Block) -> str:
 
 def _text(text: str) -> str:
     return html.escape(one_line(text), quote=True)
-
-
-def _escaped(text: str) -> str:
-    """Nothing in the text is markup, a link or HTML: a backslash before punctuation means the character itself."""
-    return _MARKDOWN.sub(r"\\\1", one_line(text).strip())

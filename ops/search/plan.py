@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tomllib
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from fednc.common.address import without_secrets
 from fednc.common.config.run import RunConfig, explain, parse_run
 from fednc.common.errors import ConfigError
 from fednc.common.tasks import discovery
@@ -115,6 +117,11 @@ class SearchPlan:
         return self.file.storage or f"sqlite:///{self.folder / 'study.db'}"
 
     @property
+    def shown_storage(self) -> str:
+        """The same for people and programs: without a password."""
+        return without_secrets(self.storage, self.storage)
+
+    @property
     def directions(self) -> tuple[str, ...]:
         """`maximize` or `minimize` for each objective."""
         return tuple(OBJECTIVES[name].direction(self.primary) for name in self.file.objectives)
@@ -140,23 +147,25 @@ def read_search_file(path: Path) -> SearchPlan:
         file = SearchFile.model_validate(values)
     except ValidationError as e:
         raise ConfigError(explain(e, str(path), page=_PAGE)) from e
-    run_path = path.parent / file.run
-    base = _read(run_path, f"run file of {path}")
+    tables, name = _read(path.parent / file.run, f"run file of {path}"), file.name or path.stem
+    return plan_of(file, tables, name, path.parent / (file.folder or f"searches/{name}"), str(path))
+
+
+def plan_of(file: SearchFile, tables: Values, name: str, folder: Path, source: str) -> SearchPlan:
+    """A search over the run file `tables`, checked. Raises ConfigError.
+
+    Args:
+        source: what messages name: where the keys of the search are.
+    """
+    base = copy.deepcopy(tables)
     for key, value in _settings(file.set):
         put(base, key, value)
-    run = parse_run(base, source=str(run_path))
-    space = Space.parse(file.space, source=str(path))
-    space.check(base, source=str(path))
-    name = file.name or path.stem
+    run = parse_run(base, source=f"{source}: its run file{' with [set]' if file.set else ''}")
+    space = Space.parse(file.space, source=source)
+    space.check(base, source=source)
+    primary = discovery.get(run).primary
     return SearchPlan(
-        name=name,
-        file=file,
-        space=space,
-        base=base,
-        run=run,
-        primary=discovery.get(run).primary,
-        folder=path.parent / (file.folder or f"searches/{name}"),
-        source=str(path),
+        name=name, file=file, space=space, base=base, run=run, primary=primary, folder=folder, source=source
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fednc.common.errors import ConfigError, MissingExtraError
+from fednc.common.peer_text import markdown_text
 from fednc.ops.search.plan import SearchPlan
 from fednc.ops.search.strategies import load_optuna
 from fednc.ops.search.study import SearchView, TrialView, load_study, open_storage, read_search, suggest
@@ -49,13 +50,17 @@ class Ranking:
 
     @property
     def best(self) -> int:
-        """The trial with the highest utility; of equal ones the first."""
+        """The trial with the highest utility; of equal ones the first. Raises ConfigError: there is none."""
+        if not self.numbers:
+            raise ConfigError("no trial of this search has been completed yet, so none can be preferred")
         return self.numbers[int(np.argmax(self.utility_N))]
 
     def next_pair(self) -> tuple[int, int] | None:
         """The best trial and the one that could most easily be better; None if all others are known to be
         worse.
         """
+        if not self.numbers:
+            return None
         best = int(np.argmax(self.utility_N))
         open_N = ~self.beats_NN[best]
         open_N[best] = False
@@ -186,7 +191,7 @@ class Preferences:
         """What the dashboard shows of a trial: settings, values, and where its pictures are."""
         shown, dashboard = self.trials[number], _dashboard()
         lines = [f"**trial {number}**", ""]
-        lines += [f"* {key} = {value}" for key, value in shown.settings.items()]
+        lines += [f"* {markdown_text(f'{key} = {value}')}" for key, value in shown.settings.items()]
         lines += [f"* {name}: {value:.6g}" for name, value in shown.values.items()]
         added = next(one for one in self._study.get_trials() if _number(one) == number)
         asked = load_optuna().trial.Trial(self._study._study, added._trial_id)
@@ -205,10 +210,23 @@ def _number(trial: FrozenTrial) -> int:
     return int(trial.user_attrs.get(_MIRRORS, -1))
 
 
+def _without_steps(optuna: Any, distribution: Any) -> Any:
+    """The range of a value that somebody has queued between two of its steps, past our own check."""
+    kinds = (optuna.distributions.FloatDistribution, optuna.distributions.IntDistribution)
+    if not isinstance(distribution, kinds) or distribution.log:
+        return distribution
+    step = None if isinstance(distribution, kinds[0]) else 1
+    return type(distribution)(distribution.low, distribution.high, step=step)
+
+
 def _copy(optuna: Any, trial: FrozenTrial, value: float) -> FrozenTrial:
+    distributions = {
+        key: one if one._contains(one.to_internal_repr(trial.params[key])) else _without_steps(optuna, one)
+        for key, one in trial.distributions.items()
+    }
     made: FrozenTrial = optuna.trial.create_trial(
         params=trial.params,
-        distributions=trial.distributions,
+        distributions=distributions,
         value=value,
         user_attrs={_MIRRORS: trial.number},
     )

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fednc.common.address import without_secrets
 from fednc.common.errors import ConfigError, DataError, DivergedError, FedncError, QuorumError
 from fednc.common.files import private_folder, write_atomically
 from fednc.ops.search.objectives import MAXIMIZE, MINIMIZE, OBJECTIVES, primary_of
@@ -121,7 +122,8 @@ class Searcher:
         try:
             yield
         except self._optuna.exceptions.StorageInternalError as e:
-            raise FedncError(f"storage {self._plan.storage}: {str(e).splitlines()[0]}") from e
+            said = f"storage {self._plan.storage}: {str(e).splitlines()[0]}"
+            raise FedncError(without_secrets(said, self._plan.storage)) from None
 
     # ---- which trials ------------------------------------------------------------------------------------------
 

@@ -125,6 +125,12 @@ class Dimension(BaseModel):
             raise ValueError(f"{value!r} is not a number from {self.low} to {self.high}")
         if self.is_int and int(value) != value:
             raise ValueError(f"{value!r} is not a whole number")
+        if self.step is not None:  # Optuna takes a value between two steps, and then cannot read it any more
+            nearest = self.low + self.step * round((value - self.low) / self.step)
+            if abs(value - nearest) > 1e-8 * self.step:
+                raise ValueError(f"{value!r} is not {self.low} and some steps of {self.step}; next is {nearest:g}")
+            distribution: Any = self.distribution()
+            value = min(value, distribution.high)  # the last step, as Optuna rounds it
         return int(value) if self.is_int else float(value)
 
     def corners(self) -> tuple[Value, ...]:
@@ -209,10 +215,16 @@ class Space:
             fixed = next((fixed for fixed in _FIXED if key == fixed or key.startswith(f"{fixed}.")), None)
             if fixed:
                 raise ConfigError(f"{source}: space.{key}: cannot be searched, because {_FIXED[fixed]}")
-        for values, key in self._tries():
-            where = f"{source}: space.{key} with {_shown(values)}"
-            made = self.apply(run, values, source=where)
+        for key, made in self._corners(run, source):
             self._check_type(key, made, source)
+
+    def corners(self, run: Values, source: str = "search file") -> Iterator[RunConfig]:
+        """Runs in which every choice of every key occurs, and the ends of every range. Raises ConfigError."""
+        return (made for _, made in self._corners(run, source))
+
+    def _corners(self, run: Values, source: str) -> Iterator[tuple[str, RunConfig]]:
+        for values, key in self._tries():
+            yield key, self.apply(run, values, source=f"{source}: space.{key} with {_shown(values)}")
 
     def _tries(self) -> Iterator[tuple[Values, str]]:
         """Each corner of each dimension, with the keys above it such that its condition holds."""

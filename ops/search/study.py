@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fednc.common.address import without_secrets
 from fednc.common.errors import AddressError, ConfigError
 from fednc.common.files import private_folder
 from fednc.ops.search.objectives import MAXIMIZE
@@ -116,7 +117,7 @@ def open_storage(url: str, *, make: bool = True) -> BaseStorage:
         return opened
     except Exception as e:  # of SQLAlchemy, of a driver, of the file system
         said = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise AddressError(f"storage {url}: cannot be opened: {said}") from e
+        raise AddressError(without_secrets(f"storage {url}: cannot be opened: {said}", url)) from None
 
 
 @contextmanager
@@ -180,20 +181,21 @@ def _refused(plan: SearchPlan) -> Iterator[None]:
     except (KeyError, ValueError) as e:
         said = str(e).strip("'\"")
         raise ConfigError(
-            f"study {plan.name!r} in {plan.storage}: {said}; choose another `name` or `storage`"
+            f"study {plan.name!r} in {plan.shown_storage}: {said}; choose another `name` or `storage`"
         ) from e
 
 
 def _checked(study: Study, plan: SearchPlan) -> Study:
     known = study.user_attrs.get(IDENTITY)
-    if known is None:
-        study.set_user_attr(IDENTITY, plan.identity())
-        study.set_user_attr(METRIC, plan.primary.name)
+    if known is None or (known == plan.identity() and study.metric_names is None):
         study.set_metric_names(list(plan.file.objectives))
+        study.set_user_attr(METRIC, plan.primary.name)
+        study.set_user_attr(IDENTITY, plan.identity())  # last: whoever finds it finds the others too
     elif known != plan.identity():
         raise ConfigError(
-            f"study {plan.name!r} in {plan.storage} was made with another space, other objectives or another run "
-            "file, so its trials cannot be compared with new ones. Choose another `name`, or another `storage`"
+            f"study {plan.name!r} in {plan.shown_storage} was made with another space, other objectives or "
+            "another run file, so its trials cannot be compared with new ones. Choose another `name`, or another "
+            "`storage`"
         )
     return study
 
@@ -211,7 +213,7 @@ def read_studies(url: str) -> list[SearchView]:
     optuna = load_optuna()
     storage = open_storage(url, make=False)
     found = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
-    return [view_of(study) for study in found if IDENTITY in study.user_attrs]
+    return [view_of(study) for study in found if IDENTITY in study.user_attrs and study.metric_names]
 
 
 def view_of(study: Study, plan: SearchPlan | None = None) -> SearchView:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import ssl
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ import grpc
 from fednc.common.address import Address, is_loopback
 from fednc.common.errors import ConfigError
 from fednc.common.security import credentials
-from fednc.common.security.certificates import check_authority, check_pair
 from fednc.ops.serving.refusals import Problem, RequestRefusal
+from fednc.ops.web.certificates import check_server_folder
 from fednc.server.access.identity import (
     Anybody,
     Authenticator,
@@ -109,14 +108,10 @@ def door_of(auth: str, certs: Path | None, addresses: list[Address], *, insecure
         raise ConfigError(f"--insecure contradicts --auth {mode}; leave one of them out")
     if certs is None:
         raise ConfigError(f"--auth {mode} needs --certs: the folder of `fednc certs server`")
-    _check_pair(certs)
+    check_server_folder(certs, "--certs", authority=mode == "mtls")
     revoked = _watched(certs / credentials.REVOKED, credentials.read_revoked)
     if mode == "token":
         return Door(mode, ByToken(_watched(certs / credentials.TOKENS, read_tokens), revoked), certs)
-    try:
-        check_authority(_content(certs / credentials.CA))
-    except ValueError as e:
-        raise ConfigError(f"{certs / credentials.CA} is not a CA certificate ({e})") from e
     return Door(mode, ByCertificate(revoked), certs)
 
 
@@ -131,24 +126,6 @@ def _check_open(certs: Path | None, addresses: list[Address], *, insecure: bool)
         )
     if reachable:
         log.warning("INSECURE: anyone who can reach %s can ask, and read all requests", ", ".join(reachable))
-
-
-def _check_pair(certs: Path) -> None:
-    path = certs / credentials.CERT
-    key, cert = _content(certs / credentials.KEY), _content(path)
-    try:
-        check_pair(cert, key)
-    except ValueError as e:
-        raise ConfigError(f"{path} cannot be used: {e}; `fednc certs server --renew` makes another") from e
-    if credentials.read_certificate(cert).expires <= time.time():
-        raise ConfigError(f"{path} has expired; `fednc certs server --renew` makes another")
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror}; `fednc certs server` makes it, --certs names its folder") from e
 
 
 def _watched(path: Path, read: Callable[[bytes], T]) -> WatchedFile[T]:

@@ -15,7 +15,7 @@ from fednc.common.distributions import distributions_of
 from fednc.common.files import private_folder, write_atomically
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.model_export import export
-from fednc.common.peer_text import table_cell
+from fednc.common.peer_text import markdown_text
 from fednc.common.tasks.round_guide import guide_of_model
 from fednc.server.rounds.run import RunResult
 
@@ -76,10 +76,11 @@ def client_table(result: RunResult) -> str:
     rows: dict[str, Mapping[str, float]] = dict(sorted(result.client_metrics.items()))
     if last:
         rows |= {name: found for name, found in (("held out, all", last.pooled), ("test", last.test)) if found}
-    lines = [f"| client | examples | {' | '.join(info.name for info in infos)} |", f"|{'---|' * (len(infos) + 2)}"]
+    names = " | ".join(markdown_text(info.name) for info in infos)
+    lines = [f"| client | examples | {names} |", f"|{'---|' * (len(infos) + 2)}"]
     for name, found in rows.items():
         values = [info.show(found[info.name]) if info.name in found else "" for info in infos]
-        lines.append(f"| {table_cell(name)} | {found.get('examples', 0):,.0f} | {' | '.join(values)} |")
+        lines.append(f"| {markdown_text(name)} | {found.get('examples', 0):,.0f} | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,9 +19,10 @@ from typer.testing import CliRunner, Result
 
 from fednc.cli.main import app
 from fednc.common.errors import ConfigError, RefusedError
+from fednc.common.security import signatures
 from fednc.common.security.authority import Authority
 from fednc.common.security.credentials import Holder, Role
-from fednc.common.security.signatures import Signer, Trust
+from fednc.common.security.signatures import Signature, Signer, Trust
 from fednc.ops.approvals.box import APPROVED, CONSOLE, REJECTED, ApprovalBox, Request, Verdict
 from fednc.ops.approvals.chained_file import EVENTS, HEAD, ChainedFile, ChangedRecordError
 
@@ -223,6 +226,66 @@ def test_a_stranger_or_an_expired_certificate_is_refused(
     own = trust if lifetime > timedelta() else Trust.from_folder(tmp_path / "other")
     with pytest.raises(RefusedError, match=r"not issued by|not in force"):
         waiting(tmp_path, own).decide(A, APPROVED, "mara", "", operator(other, "mara"))
+
+
+def self_written(box: ApprovalBox, signer: Signer | None, **parts: Any) -> None:
+    """A verdict that somebody appends to the record without asking the box."""
+    (asked,) = box.pending()
+    given = Verdict(A, APPROVED, "mara", "command line", "", asked.at, None, asked.request.subject, asked.sha256)
+    given = replace(given, **parts)
+    if signer is not None:
+        given = replace(given, signature=signer.sign("verdict", given.statement))
+    with ChainedFile(box.folder).appending() as file:
+        file.add({"kind": "verdict", "format": 1, **asdict(given)})
+
+
+@pytest.mark.parametrize("asks_again", [False, True])
+def test_an_expired_key_cannot_answer_what_was_asked_after_its_time(tmp_path: Path, asks_again: bool) -> None:
+    """Not even if its holder adds a request of that time too: the record has later events before it."""
+    made = Authority.create(tmp_path / "ca", "test")
+    made.issue_certificate(Holder(Role.OPERATOR, "mara"), timedelta(minutes=-1))  # in force until a minute ago
+    signer, box = operator(made, "mara"), waiting(tmp_path, Trust.from_folder(tmp_path / "ca"))
+    (asked,) = box.pending()
+    in_force = (datetime.now(UTC) - timedelta(minutes=2)).isoformat(timespec="milliseconds")
+    if asks_again:
+        with ChainedFile(box.folder).appending() as file:
+            file.add({"kind": "request", "format": 1, "at": in_force, **asdict(asked.request)})
+    self_written(box, signer, at=in_force)
+    with pytest.raises(RefusedError, match="before the gate asked"):
+        box.verdict(A)
+    (problem,) = box.problems(box.verdicts())
+    assert "before the gate asked" in problem
+
+
+def test_a_clock_that_is_behind_that_of_the_gate_refuses_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = waiting(tmp_path)
+    monkeypatch.setattr(signatures, "now", lambda: time.time() - 3600)
+    box.decide(A, APPROVED, "mara")
+    assert box.verdict(A) is not None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"signature": Signature("junk", "x")},
+        {"signature": Signature("\ud800", "x")},
+        {"at": "yesterday"},
+        {"at": "2026-01-01T00:00:00"},
+    ],
+)
+def test_a_verdict_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, bad: dict[str, Any]) -> None:
+    box = waiting(tmp_path)
+    self_written(box, None, **bad)
+    (given,) = box.verdicts()
+    assert given.signed in ("unsigned", "a certificate that cannot be read")
+    assert box.problems([given]) != [""]
+    box.request(Request(B, "another gate", {}))
+    assert [each.request.digest for each in box.pending()] == [B]
+    with pytest.raises(RefusedError):
+        box.verdict(A)
+    cli("gates", "--folder", box.folder)
 
 
 CHANGES: dict[str, Callable[[Verdict], Verdict]] = {

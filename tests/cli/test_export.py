@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -23,8 +24,9 @@ from fednc.cli.main import app
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import Frame
 from fednc.common.learning.readout import READOUTS
-from fednc.common.model_export import ExportedModel, load
+from fednc.common.model_export import ExportedModel, load, read_manifest
 from fednc.ops.export import formats
+from fednc.ops.export.card import card, evidence_of
 from fednc.ops.export.description import describe
 from support import fewshot_run
 from support.installed_plugins import Site, site
@@ -252,6 +254,56 @@ def test_the_card_states_the_facts_of_the_run(run: Path, exported: Path) -> None
     assert f"accuracy of 2 clients: min {last['spread']['min']:.2%}" in text
     assert "anna" not in text
     assert "bert" not in text
+
+
+HOSTILE = (
+    "x` <img src=x onerror=alert(1)> `",
+    "![c](http://evil.example/p.png)",
+    "[x](javascript:alert(1))",
+    "a\\|b",
+    "<b>4</b>",
+    "*6*",
+    "# seven",
+    "&lt;",
+    "_nine_",
+    "``",
+)
+
+
+@pytest.mark.parametrize("weakest", range(10))
+def test_no_name_is_markup_in_a_card(run: Path, weakest: int) -> None:
+    exported, manifest = load(run), read_manifest(run)
+    told = evidence_of(run, manifest)
+    exported.class_names = HOSTILE
+    exported.seen_K = torch.zeros(10)
+    name = HOSTILE[weakest]
+    metrics = {f"accuracy/{one}": 0.1 if one == name else 0.9 for one in HOSTILE if "/" not in one}
+    primary = replace(told.history.primary, unit=name)
+    rounds = [replace(one, test={"accuracy": 0.5, **metrics}) for one in told.history.rounds]
+    evidence = replace(
+        told,
+        history=replace(told.history, rounds=rounds, primary=primary),
+        clients={name: {"accuracy": 0.5}},
+        summary={**told.summary, "ended": name},
+    )
+    described = describe(exported, (8, 8, 1), 1, manifest=manifest)
+    described = described.model_copy(update={"preprocessing": {"columns": list(HOSTILE)}})
+    text = card(exported, manifest, described, evidence, ["model.onnx"], client_names=True)
+    blocks = MarkdownIt("js-default", {"html": True, "linkify": False}).parse(text)
+    kinds = {one.type for block in blocks for one in [block, *(block.children or [])]}
+    markup = ("html_block", "html_inline", "image", "link_open", "em_open", "s_open")
+    assert kinds.isdisjoint(markup), kinds & {*markup}
+    headings = [blocks[place + 1].content for place, one in enumerate(blocks) if one.type == "heading_open"]
+    assert headings == [
+        "run",
+        "Training",
+        "Results",
+        "By class",
+        "By client, on what it holds out",
+        "Intended use and limits",
+        "Use it without fednc",
+        "Origin",
+    ]
 
 
 def test_nothing_is_replaced_unless_forced(run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fednc.cli.main import app
-from fednc.common.address import Address, parse_address, parse_host
+from fednc.common.address import Address, is_wildcard, parse_address, parse_host, without_secrets
 from fednc.common.config.server import ServerSection
 from fednc.common.errors import ConfigError
 
@@ -94,3 +95,36 @@ def test_a_certificate_is_made_only_for_hosts(host: str, tmp_path: Path) -> None
     assert "--host" in result.output
     good = [word for name in ("fl.example.org", "10.0.0.5", "::1", "*.example.org") for word in ("--host", name)]
     assert runner.invoke(app, ["certs", "server", str(tmp_path / "ca"), *good]).exit_code == 0
+
+
+SECRETS = st.from_regex(r"[A-Za-z0-9:/@?&=+!#]{4,16}[A-Z]{4}", fullmatch=True)
+
+
+@given(SECRETS, st.sampled_from(["cannot open {}", "{}: no password {}", "{}"]), st.booleans())
+def test_no_text_shows_the_password_of_a_storage(secret: str, said: str, quoted: bool) -> None:
+    secret = secret if quoted else secret.replace("@", "").replace("?", "")
+    given = quote(secret, safe="") if quoted else secret
+    for url in (
+        f"postgresql://mara:{given}@db.example:5432/searches",
+        f"postgresql://mara@db.example/searches?password={quote(secret, safe='')}",
+        f"https://mara:{given}@mlflow.example",
+    ):
+        text = without_secrets(said.format(url, secret), url)
+        assert secret not in text
+        assert given not in text
+        assert "db.example" in text or "mlflow.example" in text
+        assert "mara" in text, "who it was is worth knowing"
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:////data/a@b/study.db", "journal:/data/x.log", "models", "http://host:5000"]
+)
+def test_the_address_of_a_storage_without_secrets_is_shown_as_it_is(url: str) -> None:
+    assert without_secrets(url, url) == url
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]"])
+def test_a_wildcard_is_no_host_to_call(host: str) -> None:
+    assert is_wildcard(host)
+    assert not is_wildcard("127.0.0.1")
+    assert not is_wildcard("example.org")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
@@ -24,7 +25,7 @@ from fednc.client.link import resource_limits
 from fednc.client.link.resource_limits import DownloadBounds, DownloadTooLargeError, OutOfReserveError
 from fednc.common.errors import ConfigError, DataError, ProtocolError
 from fednc.common.files import private_folder, write_atomically
-from fednc.common.peer_text import one_line, table_cell
+from fednc.common.peer_text import markdown_code, markdown_text, one_line
 from fednc.common.process.log_format import OneLineFormatter
 from fednc.common.tasks.data_spec import parse_spec
 from fednc.common.wire import failure_reasons
@@ -234,5 +235,34 @@ def test_the_metrics_port_serves_few_at_once_and_each_briefly(monkeypatch: pytes
         serving.join()
 
 
-def test_text_in_a_table_cannot_end_its_cell_nor_become_html() -> None:
-    assert table_cell("a | b\n<script>") == "a \\| b &lt;script>"
+MARKUP = st.one_of(ANY, st.text(st.sampled_from("`*_[](){}<>#|~$&@!:/.\\\\\n\t +-=19)wax\"'"), max_size=40))
+RENDERER = MarkdownIt("js-default", {"html": True, "linkify": False})
+
+
+@given(MARKUP)
+def test_text_in_markdown_is_that_text_and_nothing_else(text: str) -> None:
+    line = one_line(text).strip()
+    inline = [one for block in RENDERER.parse(markdown_text(text)) for one in block.children or []]
+    assert {one.type for one in inline} <= {"text"}
+    assert "".join(one.content for one in inline) == line
+    for before in ("* ", "# ", "It is `weak`: "):
+        found = [one for block in RENDERER.parse(before + markdown_text(text)) for one in block.children or []]
+        assert {one.type for one in found} <= {"text", "code_inline"}
+        assert "".join(one.content for one in found).endswith(line)
+
+
+@given(MARKUP, MARKUP)
+def test_a_cell_of_a_markdown_table_stays_one_cell(first: str, second: str) -> None:
+    table = f"| a | b |\n|---|---|\n| {markdown_text(first)} | {markdown_text(second)} |"
+    cells = [block.children or [] for block in RENDERER.parse(table) if block.type == "inline"]
+    assert {one.type for cell in cells for one in cell} <= {"text"}
+    shown = ["".join(one.content for one in cell) for cell in cells]
+    assert shown == ["a", "b", one_line(first).strip(), one_line(second).strip()]
+
+
+@given(MARKUP)
+def test_code_in_markdown_ends_where_the_text_ends(text: str) -> None:
+    (block,) = [one for one in RENDERER.parse(f"so {markdown_code(text)} it") if one.type == "inline"]
+    first, code, last = block.children or []
+    assert (first.content, code.type, last.content) == ("so ", "code_inline", " it")
+    assert code.content.strip() == one_line(text).strip()

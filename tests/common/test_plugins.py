@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from fednc.common import plugins, versions
 from fednc.common.config.run import parse_run, parse_run_json
+from fednc.common.distributions import distributions_of
 from fednc.common.errors import ConfigError
 from fednc.common.methods import registry
-from fednc.common.plugins import METHODS, OURS, TASKS
+from fednc.common.plugins import METHODS, OURS, TASKS, Plugin
 from fednc.common.tasks import discovery
+from fednc.server.operations.trackers import tracked
+from fednc.server.storage.event_log import EventLog
 from fednc.tasks.image.task import ImageTask
 from support.installed_plugins import Site, site
 
@@ -196,3 +199,47 @@ def test_a_broken_method_breaks_no_other(site: Site) -> None:
 def test_no_run_file_names_a_methods_module(name: str) -> None:
     with pytest.raises(ConfigError, match="never names a module"):
         parse_run({**RUN, "method": {"name": name}})
+
+
+TRACKER = """
+from fednc.common.trackers import Tracker
+
+class Quiet(Tracker):
+    pass
+"""
+STEP = METHOD.replace("Method\n", "ServerStep\n").replace("(Method)", "(ServerStep)").replace("preset = PLAIN", "")
+
+
+def test_everything_that_a_run_loads_is_in_the_lineage(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run imports of strangers is what `distributions_of` has: no key that names a plug-in is left out."""
+    site.install_task("clinic")
+    site.install("quiet-method", {METHODS: {"quiet": "{}:Quiet"}}, METHOD.format(name="quiet"))
+    site.install("quiet-step", {METHODS: {"calm": "{}:Quiet"}}, STEP.format(name="calm"))
+    for name in ("heard", "told"):
+        site.install(f"{name}-tracker", {plugins.TRACKERS: {name: "{}:Quiet"}}, TRACKER)
+    loaded: list[Plugin] = []
+    load = Plugin.load
+    monkeypatch.setattr(Plugin, "load", lambda plugin: (loaded.append(plugin), load(plugin))[1])
+    run = parse_run(
+        {
+            "task": {**RUN["task"], "name": "clinic"},
+            "method": {"name": "quiet", "server_step": "calm"},
+            "server": {"trackers": ["heard"]},
+            "track": {"told": {}},
+        }
+    )
+    discovery.get(run)
+    assert [part.name for part in run.method.parts] == ["quiet", "calm"]
+    with tracked(run, "run", None, EventLog()):
+        pass
+    strangers = {plugin for plugin in loaded if not plugin.is_built_in}
+    assert len(strangers) == 5
+    listed = {one["name"]: one["provides"] for one in distributions_of(run)}
+    assert listed == {"fednc": [], **{each.distribution: [f"{each.kind} {each.name}"] for each in strangers}}
+
+
+@pytest.mark.parametrize("method", sorted(registry.SHIPPED))
+def test_what_the_lineage_lists_is_named_as_the_run_file_names_it(method: str) -> None:
+    run = parse_run({**RUN, "method": {"name": method}, "server": {"trackers": ["csv"]}, "track": {"csv": {}}})
+    (ours,) = distributions_of(run)
+    assert ours["provides"] == ["task image", f"method {method}", "tracker csv"]

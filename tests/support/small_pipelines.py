@@ -72,8 +72,8 @@ class SmallPipeline:
             "folder": str(self.folder / "pipelines"),
             "clients": self.clients,
             "run": self.run,
-            "register": {"store": str(self.folder / "models")},
             **self.tables,
+            "register": {"store": str(self.folder / "models"), **self.tables.get("register", {})},
         }
         self.path.write_text(as_toml(values))
         return self.path

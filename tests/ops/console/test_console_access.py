@@ -190,6 +190,20 @@ def test_one_machine_of_ipv6_cannot_guess_from_all_its_addresses() -> None:
         doors.log_in(Caller("2001:db8::ffff", authorization="Bearer x"))
 
 
+@pytest.mark.parametrize("prefix", ["", "::ffff:"])
+def test_addresses_of_ipv4_are_told_apart_however_a_port_names_them(prefix: str) -> None:
+    entrance = ByKey(read_only=False)
+    doors = Logins(entrance)
+    for _ in range(5):
+        with pytest.raises(LoginRefused):
+            doors.log_in(Caller(f"{prefix}10.0.0.1", authorization="Bearer x"))
+    right = f"Bearer {entrance.key}"
+    for same in ("10.0.0.1", "::ffff:10.0.0.1"):
+        with pytest.raises(logins.TooManyLogins):
+            doors.log_in(Caller(same, authorization=right))
+    assert doors.log_in(Caller(f"{prefix}10.0.0.2", authorization=right))
+
+
 def test_a_login_ends_when_nobody_uses_it(console: RunningConsole, monkeypatch: pytest.MonkeyPatch) -> None:
     visitor = console.logged_in()
     begun = time.monotonic()

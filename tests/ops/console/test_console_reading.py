@@ -7,18 +7,29 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from fednc.common.learning.frame import draw_frame
 from fednc.common.security.credentials import Role
 from fednc.common.tasks.metric_info import MetricInfo
-from fednc.ops.console.charts import ChartLine, corner, cosine_rows, histogram, line_chart, simplex, spark, thinned
+from fednc.ops.console.charts import (
+    Band,
+    ChartLine,
+    corner,
+    cosine_rows,
+    histogram,
+    line_chart,
+    simplex,
+    spark,
+    thinned,
+)
 from fednc.ops.console.geometry import Geometry
 from fednc.ops.console.pages import bytes_text, duration, metric_text
 from fednc.ops.console.run_log import RunLog
@@ -153,6 +164,19 @@ def test_a_run_that_goes_on_is_listed_by_its_log(tmp_path: Path, monkeypatch: py
     assert shelf.runs()["one"].state is not State.RUNNING
 
 
+def test_runs_of_one_name_in_several_folders_are_all_listed(tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "runs", tmp_path / "b" / "runs", tmp_path / "c" / "runs"]
+    for folder in folders:
+        write_run(folder / "one", rounds=2)
+    shelf = RunShelf([*folders, folders[0]])  # a folder that is given twice has no runs of its own
+    names = {name: run.path for name, run in shelf.runs().items()}
+    assert names == {
+        "one": folders[0] / "one",
+        "runs/one": folders[1] / "one",
+        "runs-2/one": folders[2] / "one",
+    }
+
+
 # ---- geometry ---------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +210,19 @@ def test_classes_nobody_has_are_left_out_and_another_width_is_explained(tmp_path
     (tmp_path / "checkpoints" / "round-000003.json").write_text("{")
     other.read()
     assert "cannot be read" in other.why_not
+
+
+def test_a_memory_before_the_projection_is_not_drawn_even_if_it_is_as_wide_as_the_frame(tmp_path: Path) -> None:
+    frame_KD = draw_frame(4, 8, 5).etf_KD
+    write_means(tmp_path, frame_KD, frame_KD)
+    path = tmp_path / "checkpoints" / "round-000001.json"
+    for space, reason in (("projected", ""), ("backbone", "before the projection")):
+        head = json.loads(path.read_text())
+        path.write_text(json.dumps({**head, "config": {"method": {"memory_space": space}}}))
+        geometry = Geometry(tmp_path)
+        geometry.read()
+        assert (geometry.now is None) == bool(reason)
+        assert reason in geometry.why_not
 
 
 def test_earlier_checkpoints_become_trails(tmp_path: Path) -> None:
@@ -233,6 +270,31 @@ def test_every_point_of_a_chart_lies_in_it(curve: list[tuple[float, float]], fro
     places = [tuple(map(float, place.split())) for place in path.split(" L")]
     assert all(40 <= x <= (860 if wide else 420) and 9.9 <= y <= 146.1 for x, y in places)
     assert len(text) < 60_000
+
+
+ANY_NUMBER = st.floats() | st.sampled_from(
+    [0.9, 0.9000000000000001, 1e308, -1e308, 5e-324, 1e-323, 1e300, 1e-300, -1e300, 1.0, 1.0000000000000002]
+)
+
+
+@given(
+    curve=st.lists(st.tuples(ANY_NUMBER, ANY_NUMBER), max_size=6),
+    band=st.lists(st.tuples(st.just(1.0), ANY_NUMBER, ANY_NUMBER), max_size=3),
+    from_zero=st.booleans(),
+    highest=st.sampled_from([1.0, math.inf]),
+)
+@example([(1.0, 0.9), (2.0, 0.9000000000000001)], [], False, 1.0)
+@example([(1.0, -1e308), (2.0, 1e308)], [], False, math.inf)
+@example([(1.0, 5e-324), (2.0, 1e-323)], [], True, math.inf)
+def test_no_values_break_a_page(
+    curve: list[tuple[float, float]], band: list[tuple[float, float, float]], from_zero: bool, highest: float
+) -> None:
+    """A client says what it likes, and two values may be as near or as far as floating point allows."""
+    lines = [ChartLine("x", curve)]
+    text = str(line_chart(lines, "{:.3g}".format, band=Band("b", band), from_zero=from_zero, highest=highest))
+    text += str(spark(curve)) + str(histogram([y for _, y in curve], "{:.3g}".format, "x"))
+    assert "nan" not in text.lower().replace("aria", "")
+    assert re.search(r"\binf\b", text) is None
 
 
 def test_shares_have_no_axis_above_all_of_them() -> None:

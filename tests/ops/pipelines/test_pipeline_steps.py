@@ -12,7 +12,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from fednc.cli.main import app
 from fednc.cli.pipeline import search_in_process
 from fednc.common import plugins
 from fednc.common.errors import ConfigError, DataError, RefusedError, RunFailedError
@@ -21,16 +23,25 @@ from fednc.ops import quarantine
 from fednc.ops.pipelines import deployment, gate, phases
 from fednc.ops.pipelines.digests import data_digest, digest_of
 from fednc.ops.pipelines.journal import Cause, PipelineRun
-from fednc.ops.pipelines.over_link import search_over_link
+from fednc.ops.pipelines.look import look
+from fednc.ops.pipelines.over_link import host_of, search_over_link
 from fednc.ops.pipelines.pipeline_file import PipelineFile
 from fednc.ops.pipelines.runner import Runner, inputs_of
 from fednc.ops.pipelines.steps import STEPS
 from fednc.ops.pipelines.triggers import due
-from fednc.ops.pipelines.work import Carriers, GateRejectedError, GateWaitsError, PipelineWork, SearchOrder
+from fednc.ops.pipelines.work import (
+    Carriers,
+    GateRejectedError,
+    GateWaitsError,
+    PipelineWork,
+    RunOrder,
+    SearchOrder,
+)
 from fednc.ops.registry.lineage import lineage_of
 from fednc.ops.registry.registration import register
 from fednc.ops.registry.registry import ModelRegistry
 from fednc.ops.search.study import SearchView
+from fednc.server.storage.events import ClientDrifts
 from support.fewshot_run import SESSIONS
 from support.fewshot_run import config as fewshot
 from support.installed_plugins import Site
@@ -298,6 +309,79 @@ def test_somebody_who_moves_the_alias_back_is_not_overruled(tmp_path: Path) -> N
     assert registry(pipeline).aliases("toy")["champion"] == 1
 
 
+# ---- what an earlier time left is no longer true --------------------------------------------------------------
+
+
+def through_the_gate(pipeline: SmallPipeline) -> str:
+    """Run it, approve what it asks about, run it to its end; the digest that was approved."""
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    digest = approve(pipeline)
+    pipeline()
+    return digest
+
+
+@pytest.mark.parametrize("before", ["register", "deploy"])
+def test_what_was_approved_last_is_deployed_even_if_it_was_deployed_before(before: str, tmp_path: Path) -> None:
+    """Data A, data B, then data A again: the earlier results for A are known, but the aliases have moved since."""
+    pipeline = SmallPipeline(tmp_path, gate={"before": before})
+    anna, first_data = tmp_path / "anna.npz", (tmp_path / "anna.npz").read_bytes()
+    first = through_the_gate(pipeline)
+    pipeline.new_data("anna")
+    second = through_the_gate(pipeline)
+    assert registry(pipeline).resolve("toy@champion").digest == second != first
+    anna.write_bytes(first_data)
+    assert through_the_gate(pipeline) == first
+    assert registry(pipeline).aliases("toy") == {"challenger": 1, "champion": 1}
+    assert pipeline.states()["train"] == "cached", "nothing was trained again"
+    verdicts = lineage_of(registry(pipeline), "toy/1")["approvals"]
+    assert [one["digest"] for one in verdicts] == [first, first], "each verdict that opened the gate is kept"
+    pipeline()
+    assert {state for state in pipeline.states().values() if state != "skipped"} == {"cached"}
+
+
+@pytest.mark.parametrize("before", ["register", "deploy"])
+def test_a_verdict_that_was_given_anew_reaches_the_lineage_and_moves_nothing(before: str, tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={"before": before})
+    digest = through_the_gate(pipeline)
+    pipeline.new_data("anna")
+    newer = through_the_gate(pipeline)
+    registry(pipeline).rollback("toy", "champion")
+    pipeline.box.decide(newer, "approved", "nils", "looked again", change=True)
+    pipeline()
+    told = lineage_of(registry(pipeline), "toy/2")["approvals"]
+    assert [(one["who"], one["valid"]) for one in told] == [("mara", True), ("nils", True)]
+    assert registry(pipeline).resolve("toy@champion").digest == digest
+
+
+def test_an_alias_that_is_gone_is_set_again(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path)
+    pipeline()
+    registry(pipeline).store.client.delete_registered_model_alias("toy", "champion")
+    pipeline()
+    assert registry(pipeline).aliases("toy")["champion"] == 1
+
+
+@pytest.mark.parametrize(
+    ("tables", "problem"),
+    [
+        ({"register": {"alias": "champion"}}, "would move to the new version before the verdict"),
+        ({"deploy": {"alias": "challenger"}}, "would move to the new version before the verdict"),
+        ({"deploy": None}, r"holds back nothing without \[deploy\]"),
+    ],
+)
+def test_no_alias_that_is_deployed_moves_before_the_verdict(
+    tables: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    pipeline = SmallPipeline(tmp_path, gate={"before": "deploy"}, **tables)
+    if tables.get("deploy", {}) is None:
+        del pipeline.tables["deploy"]
+    with pytest.raises(ConfigError, match=problem):
+        pipeline.read()
+    pipeline.tables["gate"]["before"] = "register"
+    pipeline.read()
+
+
 # ---- reasons to run ------------------------------------------------------------------------------------------
 
 
@@ -326,6 +410,93 @@ def test_a_new_run_has_a_reason(tmp_path: Path) -> None:
     assert (cause.kind, cause.text) == ("data", "changed since the last run: client anna")
     pipeline.tables["triggers"] = {"data": False}
     assert reason(pipeline) == ""
+
+
+def test_one_failed_run_does_not_stop_the_schedule(tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, triggers={"every_h": 1.0, "data": False})
+    (tmp_path / "bert.npz").rename(tmp_path / "gone")
+    with pytest.raises(DataError):
+        pipeline()
+    assert reason(pipeline) == "", "what failed is not tried again at once"
+    run = pipeline.journal.latest()
+    assert run is not None
+    run.began_at -= 3600
+    run.save()
+    cause = due(*pipeline.read())
+    assert cause is not None
+    assert cause.kind == "schedule"
+    with pytest.raises(DataError):
+        pipeline(cause)
+    assert len(pipeline.journal.runs()) == 2
+    assert reason(pipeline) == "", "its time counts from the new run"
+
+
+def test_the_watch_outlives_a_file_that_is_half_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = SmallPipeline(tmp_path, triggers={"poll_s": 0.25})
+    path = pipeline.write()
+    whole, seen = path.read_text(), list[float]()
+
+    class EndedError(Exception):
+        """The test has seen enough."""
+
+    def sleep(seconds: float) -> None:
+        seen.append(seconds)
+        path.write_text('name = "toy' if len(seen) == 1 else whole)
+        if len(seen) == 3:
+            raise EndedError
+
+    monkeypatch.setattr("fednc.cli.pipeline.time.sleep", sleep)
+    monkeypatch.setattr("fednc.cli.pipeline._reason", lambda runner: None)
+    done = CliRunner().invoke(app, ["pipeline", "watch", str(path)])
+    assert isinstance(done.exception, EndedError), done.output
+    assert seen == [0.25] * 3
+    assert "is not TOML" in done.output
+
+
+def looked(pipeline: SmallPipeline, alarms: list[ClientDrifts] | None = None) -> Cause | None:
+    """One look: at the clients themselves, or one in which these alarms are heard."""
+
+    def carry(order: RunOrder) -> None:
+        if alarms is None:
+            pipeline.carrier(order)
+        for event in alarms or []:
+            order.heard(event)
+
+    return look(*pipeline.read(), Carriers(carry, search_in_process))
+
+
+def test_a_look_is_at_the_served_model_whatever_the_file_says_by_now(tmp_path: Path) -> None:
+    """A search may have found its settings, or somebody has edited the file."""
+    pipeline = SmallPipeline(tmp_path)
+    pipeline()
+    pipeline.run["task"]["width"], pipeline.run["frame"] = 16, {"dim": 12}
+    assert looked(pipeline) is None
+    asked = pipeline.carrier.orders[-1].run
+    assert (asked.task.width, asked.frame.dim, asked.train.epochs, asked.rounds.total) == (8, 8, 0, 1)  # type: ignore[attr-defined]
+
+
+def drifts(node: str, *classes: str) -> ClientDrifts:
+    return ClientDrifts(
+        text=f"{node} {classes}", node=node, round=1, times=3.0, chance=1e-6, cosine=0.1, classes=classes
+    )
+
+
+@pytest.mark.parametrize("node", ["anna", "zoe", ""])
+def test_each_drift_raises_one_run(node: str, tmp_path: Path) -> None:
+    """anna's data can be read here, zoe comes by herself, and the last one is not listed."""
+    pipeline = SmallPipeline(tmp_path)
+    pipeline()
+    cause = looked(pipeline, [drifts(node, "a")])
+    assert cause is not None
+    assert looked(pipeline, [drifts(node, "a")]) == cause, "nobody has acted on it yet"
+    pipeline(cause)
+    assert looked(pipeline, [drifts(node, "a")]) is None
+    other = looked(pipeline, [drifts(node, "a"), drifts("", "b")])
+    assert other is not None
+    assert other.text == " ('b',)"
+    looked(pipeline, [])
+    again = looked(pipeline, [drifts(node, "a")])
+    assert (again is None) == (node == "anna"), "a drift that was over is a new one, unless the data are the same"
 
 
 def test_newer_data_replace_a_candidate_that_waits(tmp_path: Path) -> None:
@@ -384,6 +555,30 @@ def test_the_clients_of_this_machine_stay_for_all_trials_of_a_search_over_the_li
     with pytest.raises(RunFailedError):
         Runner(file, run, Carriers(pipeline.carrier, stop_after))(ASKED)
     assert [trial.state for trial in found[0].trials] == ["complete", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("listen", "names", "host"),
+    [
+        ("example.org:8440", ["example.org"], "example.org"),
+        ("0.0.0.0:8440", [], "127.0.0.1"),
+        ("[::]:8440", [], "[::1]"),
+        ("0.0.0.0:8440", ["example.org", "127.0.0.1", "localhost"], "127.0.0.1"),
+        ("0.0.0.0:8440", ["example.org", "localhost"], "localhost"),
+        ("[::]:8440", ["*.example.org", "fl.example.org", "10.0.0.1"], "fl.example.org"),
+        ("0.0.0.0:8440", ["2001:db8::1"], "[2001:db8::1]"),
+    ],
+)
+def test_clients_of_this_machine_call_a_name_that_the_certificate_has(
+    listen: str, names: list[str], host: str, tmp_path: Path
+) -> None:
+    pipeline = SmallPipeline(tmp_path)
+    pipeline.run["server"] = {"listen": listen}
+    if names:
+        made = Authority.create(tmp_path / "pki", "test")
+        made.issue_server(names, timedelta(days=1))
+        pipeline.run["server"]["certs"] = str(made.server_folder)
+    assert host_of(pipeline.read()[1]) == host
 
 
 # ---- sessions ------------------------------------------------------------------------------------------------
@@ -477,6 +672,110 @@ def test_a_plug_in_in_quarantine_is_refused_and_one_that_passed_is_in_the_lineag
     assert used["our-task"]["version"] == "0.3.0"
     assert used["our-task"]["code_sha256"]
     assert "licence" in used["our-task"]
+
+
+STEP = """
+from fednc.common.methods.api import ServerStep
+
+class Ours(ServerStep):
+    '''A step at the server.'''
+
+    name = "ours"
+"""
+NAMING_OURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "the method": ({"method": {"name": "ours"}}, {}),
+    "its step": ({"method": {"name": "fednc", "server_step": "ours"}}, {}),
+    "a choice of the method": ({}, {"space": {"method.name": {"choices": ["fednc", "ours"]}}}),
+    "a choice of the step": ({}, {"space": {"method.server_step": {"choices": ["", "ours"]}}}),
+    "a choice under a condition": (
+        {},
+        {
+            "space": {
+                "method.name": {"choices": ["fedavg", "fednc"]},
+                "method.server_step": {"choices": ["", "ours"], "when": {"method.name": "fednc"}},
+            }
+        },
+    ),
+    "trials only": (
+        {},
+        {"space": {"train.lr": {"choices": [0.1, 0.2]}}, "set": {"method": {"server_step": "ours"}}},
+    ),
+}
+
+
+@pytest.mark.parametrize("where", NAMING_OURS)
+def test_no_key_that_names_a_plug_in_escapes_the_quarantine(
+    where: str, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    site.install("our-step", {plugins.METHODS: {"ours": "{}:Ours"}}, STEP)
+    run, search = NAMING_OURS[where]
+    pipeline = SmallPipeline(tmp_path, checked_plugins=True, **({"search": search} if search else {}))
+    pipeline.run |= run
+    with pytest.raises(ConfigError, match="has not been tested"):
+        pipeline()
+    quarantine.keep(plugins.find(plugins.METHODS, "ours"), {"a promise": "it does not hold"})
+    for checked in (True, False):
+        pipeline.tables["checked_plugins"] = checked
+        with pytest.raises(ConfigError, match="in quarantine"):
+            pipeline()
+    assert (pipeline.states()["check"], pipeline.carrier.orders) == ("failed", [])
+
+
+def test_a_step_at_the_server_is_in_the_request_and_in_the_lineage(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    site.install("our-step", {plugins.METHODS: {"ours": "{}:Ours"}}, STEP)
+    search = {"space": {"method.server_step": {"choices": ["ours"]}}, "trials": 1, "set": {"rounds.total": 1}}
+    pipeline = SmallPipeline(tmp_path, gate={}, search=search)
+    with pytest.raises(GateWaitsError):
+        pipeline()
+    (waiting,) = pipeline.box.pending()
+    (told,) = waiting.request.facts["plug-ins"]
+    assert told.startswith("ours of our-step 0.3.0")
+    approve(pipeline)
+    pipeline()
+    used = {
+        one["name"]: one["provides"] for one in lineage_of(registry(pipeline), "toy@champion")["distributions"]
+    }
+    assert used["our-step"] == ["method ours"]
+
+
+# ---- found when the file is read -----------------------------------------------------------------------------
+
+SPACE = {"train.lr": {"low": 0.01, "high": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("tables", "problem"),
+    [
+        ({"search": {"space": SPACE, "objectives": ["acc"]}}, "'acc' is no objective"),
+        ({"search": {"space": SPACE, "objectives": []}}, "objectives"),
+        ({"search": {"space": SPACE, "sampler": "Tea"}}, "sampler 'Tea'"),
+        ({"search": {"space": SPACE, "sampler": {"seeds": 3}}}, "sampler"),
+        ({"search": {"space": SPACE, "pruner": {"name": "Median", "cups": 3}}}, "no option 'cups'"),
+        ({"search": {"space": {"train.lr": {"low": 0.1, "high": 0.01}}}}, "`low` must be the smaller one"),
+        ({"search": {"space": {"train.speed": {"choices": [1, 2]}}}}, "train.speed"),
+        ({"search": {"space": SPACE, "set": {"rounds": {"totals": 1}}}}, "rounds.totals"),
+        ({"gate": {"trust": "nowhere"}}, "nowhere does not have both"),
+    ],
+)
+def test_what_a_later_step_would_refuse_is_refused_when_the_file_is_read(
+    tables: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        SmallPipeline(tmp_path, **tables).read()
+
+
+@pytest.mark.parametrize("settings", [{"rounds.total": 1}, {"rounds": {"total": 1}}])
+def test_settings_for_trials_change_nothing_but_their_keys(settings: dict[str, Any], tmp_path: Path) -> None:
+    pipeline = SmallPipeline(tmp_path, search={"space": SPACE, "set": settings})
+    pipeline.run["rounds"] |= {"min_clients": 2, "keep": "best"}
+    file, run = pipeline.read()
+    tried = file.search_plan("toy", tmp_path).run
+    assert tried == run.model_copy(update={"rounds": run.rounds.model_copy(update={"total": 1})})
+    assert file.tables["rounds"]["total"] == run.rounds.total == 2
 
 
 def test_the_page_lists_every_key() -> None:

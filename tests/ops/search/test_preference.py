@@ -26,7 +26,7 @@ from fednc.common.errors import ConfigError
 from fednc.ops.search.plan import SearchPlan
 from fednc.ops.search.preference import Preferences, rank
 from fednc.ops.search.searcher import search
-from fednc.ops.search.study import read_search
+from fednc.ops.search.study import open_study, read_search, suggest
 from support.toy_search import ToyClients, plan
 
 
@@ -35,6 +35,31 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> SearchPlan:
     made = plan(tmp_path_factory.mktemp("search"), "trials = 7\nsampler = 'Random'")
     search(made, ToyClients())  # type: ignore[arg-type]
     return made
+
+
+def test_nothing_can_be_preferred_before_a_trial_is_completed() -> None:
+    nothing = rank([], [])
+    assert nothing.next_pair() is None
+    with pytest.raises(ConfigError, match="no trial of this search has been completed"):
+        _ = nothing.best
+
+
+@pytest.mark.filterwarnings("ignore:Fixed parameter")
+def test_a_trial_between_two_steps_is_refused_and_breaks_nothing_if_it_is_there(tmp_path: Path) -> None:
+    made = plan(tmp_path, "trials = 3", "[space]\ntrain.lr = { low = 0.01, high = 0.1, step = 0.03 }")
+    with pytest.raises(ConfigError, match=r"some steps of 0\.03"):
+        suggest(made, {"train.lr": 0.055})
+    assert suggest(made, {"train.lr": 0.07})
+    open_study(made).enqueue_trial({"train.lr": 0.055})  # as Optuna's own tools can
+    search(made, ToyClients())  # type: ignore[arg-type]
+    preferences = Preferences(made)
+    assert sorted(preferences.trials) == [0, 1, 2]
+    off = next(number for number, one in preferences.trials.items() if one.settings["train.lr"] == 0.055)
+    for other in preferences.trials:
+        if other != off:
+            preferences.prefer(off, other)
+    assert Preferences(made).ranking().best == off
+    preferences.propose(1)
 
 
 @given(st.permutations(range(9)), st.integers(0, 100))

@@ -17,8 +17,17 @@ from fednc.common.config.run import RunConfig
 from fednc.common.errors import AddressError, ConfigError, DivergedError, MissingExtraError, QuorumError
 from fednc.ops.search.plan import SearchPlan
 from fednc.ops.search.searcher import Searcher, search
-from fednc.ops.search.strategies import names
-from fednc.ops.search.study import SearchView, TrialView, read_search, read_studies, suggest
+from fednc.ops.search.strategies import load_optuna, names
+from fednc.ops.search.study import (
+    IDENTITY,
+    METRIC,
+    SearchView,
+    TrialView,
+    open_storage,
+    read_search,
+    read_studies,
+    suggest,
+)
 from support.toy_search import SPACE, ToyClients, accuracy, plan
 
 PLAIN = """
@@ -315,6 +324,33 @@ def test_a_study_of_another_space_is_not_continued(tmp_path: Path) -> None:
         done(plan(tmp_path, "trials = 1", PLAIN))
     with pytest.raises(ConfigError, match="there is no study"):
         read_search(plan(tmp_path, "folder = 'elsewhere'"))
+
+
+@pytest.mark.parametrize("kept", [[], [IDENTITY], [METRIC]])
+def test_a_searcher_that_is_killed_while_it_makes_the_study_spoils_nothing(
+    kept: list[str], tmp_path: Path
+) -> None:
+    made = plan(tmp_path / "one", 'objectives = ["primary", "bytes_up"]')
+    storage = open_storage(made.storage)
+    begun = load_optuna().create_study(storage=storage, study_name=made.name, directions=list(made.directions))
+    values = {IDENTITY: made.identity(), METRIC: made.primary.name}
+    for key in kept:
+        begun.set_user_attr(key, values[key])
+    assert read_studies(made.storage) == [], "it has no names for its figures yet"
+    assert set(done(made).objectives) == {"primary", "bytes_up"}
+    (view,) = read_studies(made.storage)
+    assert set(view.objectives) == {"primary", "bytes_up"}
+
+
+@pytest.mark.parametrize("url", ["postgresql://mara:s3cret@127.0.0.1:1/x", "nothing://mara:s3cret@host/x"])
+def test_the_password_of_a_storage_is_in_no_message(url: str, tmp_path: Path) -> None:
+    made = plan(tmp_path, f'storage = "{url}"')
+    assert "s3cret" not in made.shown_storage
+    for ask in (lambda: read_studies(url), lambda: read_search(made), lambda: suggest(made, {"train.batch": 8})):
+        with pytest.raises(AddressError) as refused:
+            ask()
+        assert "s3cret" not in str(refused.value)
+        assert "mara" in str(refused.value)
 
 
 def test_a_persons_guess_is_tried_next(tmp_path: Path) -> None:

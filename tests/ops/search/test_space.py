@@ -14,7 +14,7 @@ pytest.importorskip("optuna", reason="pip install 'fednc[search]'")
 
 from fednc.common.errors import ConfigError
 from fednc.common.toml_text import to_toml
-from fednc.ops.search.space import Space
+from fednc.ops.search.space import Dimension, Space
 from support.toy_search import SPACE, plan
 
 DEEP: dict[str, Any] = {
@@ -60,6 +60,20 @@ def test_a_key_is_set_exactly_when_its_condition_holds(data: st.DataObject) -> N
         )
         assert (key in values) == holds
     assert space.values(space.labels(values)) == values
+
+
+@pytest.mark.filterwarnings("ignore:The distribution is specified by")
+@given(st.floats(0.001, 10), st.floats(0.001, 3), st.integers(1, 40), st.data())
+def test_what_a_person_may_name_is_what_optuna_can_store(
+    low: float, step: float, steps: int, data: st.DataObject
+) -> None:
+    dimension = Dimension(low=low, high=low + step * steps * 1.0001, step=step, type="float")
+    distribution = dimension.distribution()
+    value = low + step * data.draw(st.integers(0, steps))
+    assert distribution._contains(distribution.to_internal_repr(dimension.label(value)))
+    between = low + step * (data.draw(st.integers(0, steps - 1)) + 0.5)
+    with pytest.raises(ValueError, match="some steps of"):
+        dimension.label(between)
 
 
 def test_numbers_become_the_distribution_that_was_meant() -> None:
