@@ -295,8 +295,8 @@ def test_the_list_says_what_pays_and_what_does_not(full: Place) -> None:
         "+20.0, **leads**: fednc against the best other method; ahead in 4 of 4 pairs, leads in 2 of 2 settings"
     )
     assert part == (
-        "-10.0, **costs**: the pull; ahead in 0 of 4 pairs, costs in 2 of 2 settings; rivals that were run: fednc, "
-        "fedavg"
+        "-10.0, **costs**: the pull; ahead in 0 of 4 pairs, costs in 2 of 2 settings; rivals that were run: "
+        "fednc, fedavg"
     )
     assert speed.startswith(
         "in 2 of 2 settings fednc reaches the baseline's best accuracy with every seed, in 100% of"
