@@ -251,7 +251,7 @@ def draw(compared: Compared, folder: Path) -> None:
     metric = compared.metric
     pictured = compared.plan.pictured or [variant.name for variant in compared.plan.variants]
     for setting in (setting.name for setting in compared.plan.settings):
-        rows = {variant: compared.of(setting, variant) for variant in pictured}
+        rows = {variant: found for variant in pictured if (found := compared.of(setting, variant))}
         curves = {
             variant: [_curve(row, metric.name, factor(metric)) for row in found] for variant, found in rows.items()
         }
@@ -263,7 +263,7 @@ def draw(compared: Compared, folder: Path) -> None:
         }
         if any(curve for lines in geometry.values() for curves in lines.values() for curve in curves):
             plots.bands(folder / f"{setting}-geometry.png", geometry)
-        reached = {variant: compared.rounds_to_target(setting, variant) for variant in pictured}
+        reached = {variant: compared.rounds_to_target(setting, variant) for variant in rows}
         title = f"rounds to the best {worded(metric)} of {compared.plan.baseline}"
         plots.bars(folder / f"{setting}-rounds.png", reached, title)
         panels = {name: _alignment(found) for name, found in models.items() if any(map(_aligned, found))}

@@ -33,10 +33,10 @@ TERMS: Mapping[str, str] = {
     "+control": "a variant with the control variates of scaffold",
     "+own-control": "a variant with control variates that each client derives, without bytes",
     "+momentum": "a variant whose mean change of the model gets momentum at the server",
-    "+backbone, +backbone-16": "a variant whose class memory is of the features before the projection; with second "
-    "moments of 16 bits",
-    "+fitted, -drawn": "a variant whose projection is computed from the class memory after each round, or stays as it "
-    "was drawn",
+    "+backbone, +backbone-16": "a variant whose class memory is of the features before the projection; with "
+    "second moments of 16 bits",
+    "+fitted, -drawn": "a variant whose projection is computed from the class memory after each round, or stays "
+    "as it was drawn",
     "-wide": "a variant whose projection is as wide as the features before it",
     "+nio, +nio-cheap": "a variant with initial scales learnt by all clients together, or by each client alone",
     "controls": "the memory replaced by other vectors: the vertices (-vertex), one client's own means (-own), the "
