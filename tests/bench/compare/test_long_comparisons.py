@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
 from PIL import Image
 
+from fednc.bench.compare import plots
+from fednc.bench.compare.report import draw as draw_settings
+from fednc.bench.compare.results_folder import read_folder
 from fednc.bench.compare.results_page import draw
 from support.written_results import SMALL, Place
 
@@ -173,3 +177,20 @@ def test_without_a_shared_seed_there_is_no_distance(tmp_path: Path) -> None:
     central = {("central-fedavg", 2), ("central-fednc", 2)}
     text = filled_without(central | {("fednc", 1), ("fednc+vertex", 1)}, tmp_path)
     assert f"{accuracies('fednc')[1]:.1f} (1 of 2 seeds) | - |" in text
+
+
+def test_pictures_name_only_what_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path, FILE, ACCURACY)
+    for row in place.rows():
+        if row.variant != "scaffold":
+            place.put(row)
+    compared = read_folder(place.plan, place.results / "small").compared
+    assert compared is not None
+    shown: list[set[str]] = []
+    monkeypatch.setattr(plots, "bands", lambda _, panels: shown.extend(set(lines) for lines in panels.values()))
+    monkeypatch.setattr(plots, "bars", lambda _, lines, __: shown.append(set(lines)))
+    whole = replace(compared, plan=place.plan.model_copy(update={"pictured": tuple(ACCURACY)}))
+    draw_settings(whole, tmp_path)
+    assert shown
+    assert all("fednc" in names for names in shown)
+    assert not any("scaffold" in names for names in shown)
