@@ -9,9 +9,10 @@ import re
 
 SHORT_TEXT, LONG_TEXT = 200, 4000  # most characters of a name, and of a reason
 _LAYOUT = {ord("\n"): " ", ord("\t"): " "}
-# What begins or ends something in Markdown: punctuation, the mark of a list, a number of a list, a bare address.
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&@]|^[-+=]|(?<=:)//|(?<=www)\.)")
-_LIST_NUMBER = re.compile(r"^(\d+)([.)])")
+# What begins or ends something in Markdown: punctuation (but not _ inside a word), the mark of a list, a bare
+# address.
+_MARKUP = re.compile(r"([\\`*{}\[\]<>#|~$&@]|(?<![^\W_])_|_(?![^\W_])|^[-+=]|(?<=:)//|(?<=www)\.)")
+_LIST_NUMBER = re.compile(r"^(\d+)([.)])(?=\s|$)")
 
 
 def is_plain(text: str) -> bool:
