@@ -6,6 +6,7 @@ Every figure follows from the rows in results/. Runs nothing.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,7 +57,8 @@ def table(comparisons: Sequence[Compared]) -> Iterator[str]:
 
 
 def _place(one: Compared, setting: Setting) -> str:
-    return f"{one.plan.title.partition(',')[0]}, {setting.title or setting.name}"
+    data = re.split(r" \(|, ", one.plan.title)[0]
+    return f"{data}, {setting.title or setting.name}"
 
 
 def _rows(one: Compared, setting: Setting, part: MethodPart) -> Iterator[str]:
