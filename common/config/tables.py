@@ -455,6 +455,13 @@ class RoundsSection(Section):
     clients_per_round: Annotated[int, Field(ge=0)] = Field(
         0, description="clients drawn for each round (seeded); 0: all that are connected"
     )
+    memory_clients: Annotated[Literal["round", "all"], LATER] = Field(
+        "round",
+        description="whose features the class memory is made of, where it is made anew for the new model: those "
+        "of the clients that trained in the `round`, or of `all` that are connected. With `clients_per_round` and "
+        "skewed labels the memory of absent classes is old otherwise; the price is one more download and one "
+        "forward pass on each of the others",
+    )
     deadline_s: Positive = Field(600.0, description="seconds after which a round goes on without missing clients")
     wait_s: Positive = Field(300.0, description="seconds to wait for `min_clients` before giving up (exit code 5)")
     max_update_norm: Annotated[NonNegative, LATER] = Field(

@@ -283,8 +283,7 @@ class FrameStrategy(Strategy):
         elif not self._train(server_round, grid, timeout_s):
             return None
         if self.run.train.epochs and self._wants_global_memory(server_round, evaluates):
-            nodes = sorted(grid.get_node_ids()) if self.task.takes_sessions else self._trained
-            self._refresh_memory(server_round, grid, timeout_s, nodes)
+            self._refresh_memory(server_round, grid, timeout_s, self._remembering(grid))
             if task and task.settling_steps and self.stage.is_first:
                 self._fit(server_round, task.settling_steps)
         if evaluates:
@@ -307,7 +306,7 @@ class FrameStrategy(Strategy):
             and self._wants_global_memory(server_round, True)
             and not self._wants_global_memory(server_round, False)
         ):
-            self._refresh_memory(server_round, grid, timeout_s, self._trained)
+            self._refresh_memory(server_round, grid, timeout_s, self._remembering(grid))
         self._evaluate(server_round, grid, timeout_s)
 
     def _evaluate(self, server_round: int, grid: Grid, timeout_s: float) -> None:
@@ -367,6 +366,11 @@ class FrameStrategy(Strategy):
         self._record.missing = [self.replies.name_of(node) for node in asked if node not in summed]
         self._record.replies, self._record.examples = len(summed), sum(summed.values())
         return True
+
+    def _remembering(self, grid: Grid) -> list[int]:
+        """The nodes whose features the memory of the round's model is made of."""
+        wants_all = self.task.takes_sessions or self.run.rounds.memory_clients == "all"
+        return sorted(grid.get_node_ids()) if wants_all else self._trained
 
     def _refresh_memory(
         self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]
