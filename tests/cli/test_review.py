@@ -235,7 +235,8 @@ def test_no_text_becomes_markup(text: str) -> None:
     _, _, rest = page.to_markdown(Path()).partition("| --- |\n")
     cell, _, paragraph = rest.partition("\n\n")
     for part in (cell.removeprefix("| ").removesuffix(" |"), paragraph.removesuffix("\n")):
-        assert not re.search(r"[`*_\[\]<>#|~$&@\n]|://|www\.", re.sub(r"\\.", "", part))
+        plain = re.sub(r"(?<=[^\W_])_(?=[^\W_])", "", re.sub(r"\\.", "", part))  # inside a word _ means nothing
+        assert not re.search(r"[`*_\[\]<>#|~$&@\n]|://|www\.", plain)
 
 
 def test_a_real_run_has_a_report(run: Path) -> None:
