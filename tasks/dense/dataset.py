@@ -21,7 +21,7 @@ from fednc.common.tasks.tensor_data import hold_out_index, run_lengths
 from fednc.tasks.dense.maps import LABEL, MAPS, VOID, known
 from fednc.tasks.dense.moves import Moves, draw_moves, moved
 from fednc.tasks.dense.sources.pictures import Array
-from fednc.tasks.dense.sources.pixels import middles
+from fednc.tasks.dense.sources.pixels import nearest_pixels
 
 DenseBatch = tuple[Tensor, ...]
 
@@ -148,12 +148,11 @@ class DenseData(TaskData):
             return
         for row, read in enumerate(self.whole):
             pixel_HW3 = read()
-            place_HW = middles((self.pixel_NCHW.shape[2], self.pixel_NCHW.shape[3]), pixel_HW3.shape[:2])
-            rows, columns = (torch.from_numpy(each).to(self.pixel_NCHW.device) for each in place_HW)
+            own = (pixel_HW3.shape[0], pixel_HW3.shape[1])
             maps = self._batch(torch.tensor([row]), None)[1:]
             pixel_1CHW = torch.from_numpy(pixel_HW3.transpose(2, 0, 1).copy())[None].to(self.pixel_NCHW.device)
             pixel_1CHW = normalised(pixel_1CHW, self.mean_C11, self.std_C11)
-            yield (pixel_1CHW, *(value[..., rows, columns] for value in maps))
+            yield (pixel_1CHW, *(nearest_pixels(value, own) for value in maps))
 
     def _batch(self, row_B: Tensor, moves: Moves | None) -> DenseBatch:
         row_B = row_B.to(self.pixel_NCHW.device)

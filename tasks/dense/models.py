@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fednc.common.config.run import explain
 from fednc.common.errors import ConfigError
-from fednc.tasks.dense.sources.pixels import middles
+from fednc.tasks.dense.sources.pixels import nearest_pixels
 from fednc.tasks.dense.timm_stages import LastStage, timm_stages
 from fednc.tasks.vision import timm_models
 from fednc.tasks.vision.backbones import build_backbone
@@ -38,9 +38,7 @@ def enlarged(value_BCHW: Tensor, size: Sequence[int]) -> Tensor:
 def at_size(output_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """A prediction at another height and width: scores and values bilinear, whole numbers without mixing them."""
     if not output_BCHW.is_floating_point():
-        given = (output_BCHW.shape[2], output_BCHW.shape[3])
-        rows, columns = (torch.from_numpy(each).to(output_BCHW.device) for each in middles(given, size))
-        return output_BCHW[..., rows, columns]
+        return nearest_pixels(output_BCHW, size)
     return enlarged(output_BCHW.float().clamp(min=_LOWEST), size)
 
 

@@ -53,13 +53,12 @@ def read(text: str, purpose: Purpose, options: QuantumOptions, test_share: float
         DataError: they are missing or unreadable, or do not have the run's classes and number of values.
     """
     spec = parse_spec(text)
-    if spec.kind == PARITY:
-        found = _parity(spec, purpose)
-    elif options.size:
-        return _images(text, purpose, options, test_share)
+    is_parity = spec.kind == PARITY
+    if options.size and not is_parity:
+        found = _images(text, purpose, options, test_share)
     else:
-        found = _arrays(_npz_spec(spec, purpose), purpose, test_share)
-    _check(found.value_NF, options, text)
+        found = _parity(spec, purpose) if is_parity else _arrays(_npz_spec(spec, purpose), purpose, test_share)
+        _check(found.value_NF, options, text)
     return replace(found, notes=(*found.notes, *_unused(options)))
 
 
@@ -172,5 +171,4 @@ def _images(text: str, purpose: Purpose, options: QuantumOptions, test_share: fl
     else:
         found = select.read(text, purpose, wanted, test_share)
     pixel_NCHW = as_unit_range(found.pixel_NCHW)
-    notes = (*found.notes, *_unused(options))
-    return ValueRows(value_NF=pixel_NCHW.flatten(1), labels=found.label_N, names=found.names, notes=notes)
+    return ValueRows(value_NF=pixel_NCHW.flatten(1), labels=found.label_N, names=found.names, notes=found.notes)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fednc.common.errors import DataError
 from fednc.common.tasks.splits import Index
-from fednc.tasks.dense.sources.pixels import middles
+from fednc.tasks.dense.sources.pixels import nearest_pixels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 NO_REGION = 255
@@ -107,8 +107,7 @@ def resized(value_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 def resized_regions(region_NHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Region numbers at another size, without mixing them."""
-    row, column = map(torch.from_numpy, middles((region_NHW.shape[1], region_NHW.shape[2]), size))
-    return region_NHW[:, row, column]
+    return nearest_pixels(region_NHW, size)
 
 
 def refuse_grey(colour_N3HW: Tensor, names: Sequence[str], source: str) -> None:

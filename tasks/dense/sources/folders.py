@@ -17,7 +17,7 @@ Legend: N pictures, C channels, H height, W width.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
     has_test = (root / "test" / IMAGE).is_dir()
     base = _base(place, part, has_test=has_test)
     paths = pictures_in(base / IMAGE)
+    stems = [path.stem for path in paths]
     kinds = [kind for kind in _READ if (base / kind).is_dir()]
     if kinds:
         by_stem(paths)
@@ -70,7 +71,7 @@ def read_folder(place: str, part: Part, options: DenseOptions) -> Pictures:
         sites=tuple(path.stem.partition("_")[0] for path in paths) if all("_" in p.stem for p in paths) else (),
         whole=tuple(partial(_whole, path) for path in paths),
         has_test=has_test,
-        notes=tuple(note for kind, files in zip(kinds, there, strict=True) for note in _alone(kind, files, paths)),
+        notes=tuple(note for files in there for note in left_out(files, stems, "no picture has that name")),
     )
 
 
@@ -196,11 +197,11 @@ def _beside(folder: Path, kind: str, paths: Sequence[Path], there: Mapping[str, 
     return [there[path.stem] for path in paths]
 
 
-def _alone(kind: str, files: Mapping[str, Path], paths: Sequence[Path]) -> tuple[str, ...]:
-    """A note on maps without a picture."""
-    alone = [files[stem].name for stem in sorted(set(files) - {path.stem for path in paths})]
-    more = f" and {len(alone) - 1} more files" if len(alone) > 1 else ""
-    return (f"{kind}/{alone[0]}{more} left out: no picture has that name",) if alone else ()
+def left_out(files: Mapping[str, Path], used: Collection[str], why: str) -> tuple[str, ...]:
+    """A note on the files of a folder that nothing refers to. `used`: their names without endings."""
+    paths = [files[stem] for stem in sorted(set(files) - set(used))]
+    more = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
+    return (f"{paths[0].parent.name}/{paths[0].name}{more} left out: {why}",) if paths else ()
 
 
 def open_picture(path: Path) -> Image.Image:

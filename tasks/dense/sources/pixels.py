@@ -8,7 +8,9 @@ Legend: H height, W width, C channels.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from fednc.common.errors import DataError
 from fednc.tasks.dense.sources.pictures import Array
@@ -62,3 +64,10 @@ def nearest(values: Array, size: tuple[int, int]) -> Array:
     """The values [H, W] or [H, W, C] at another height and width, without mixing them."""
     found: Array = values[middles((values.shape[0], values.shape[1]), size)]
     return found
+
+
+def nearest_pixels(value_HW: Tensor, size: tuple[int, int]) -> Tensor:
+    """As `nearest`, of a tensor whose last two axes are height and width, on its device."""
+    given = (value_HW.shape[-2], value_HW.shape[-1])
+    row_H1, column_W = (torch.from_numpy(each).to(value_HW.device) for each in middles(given, size))
+    return value_HW[..., row_H1, column_W]

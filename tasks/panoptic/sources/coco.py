@@ -25,7 +25,7 @@ import torch
 
 from fednc.common.errors import DataError
 from fednc.tasks.dense.maps import INSTANCE, LABEL, MOST_INSTANCE, NO_INSTANCE, PART, VOID
-from fednc.tasks.dense.sources.folders import IMAGE
+from fednc.tasks.dense.sources.folders import IMAGE, left_out
 from fednc.tasks.dense.sources.pictures import Part, Pictures
 from fednc.tasks.panoptic.options import PanopticOptions
 from fednc.tasks.panoptic.sources.files import (
@@ -34,7 +34,6 @@ from fednc.tasks.panoptic.sources.files import (
     file_of,
     files_in,
     labels_of,
-    left_out,
     picture_of,
     stack,
 )

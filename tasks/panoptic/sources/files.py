@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fednc.common.errors import DataError
 from fednc.tasks.dense.sources.folders import IMAGE, SUFFIXES, by_stem, open_picture
 from fednc.tasks.dense.sources.pictures import Part
-from fednc.tasks.dense.sources.pixels import in_colour, nearest
+from fednc.tasks.dense.sources.pixels import in_colour, nearest, resized_picture
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 Size = tuple[int, int]  # height, width
@@ -56,19 +55,10 @@ def file_of(files: Mapping[str, Path], stem: str, folder: Path) -> Path:
     return files[stem]
 
 
-def left_out(files: Mapping[str, Path], used: Collection[str], why: str) -> tuple[str, ...]:
-    """A note on the files that nothing refers to."""
-    paths = [files[stem] for stem in sorted(set(files) - set(used))]
-    more = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
-    return (f"{paths[0].parent.name}/{paths[0].name}{more} left out: {why}",) if paths else ()
-
-
 def picture_of(path: Path, size: Size) -> tuple[Numbers, Size]:
     """(uint8 [H, W, 3] at `size`, the size in the file). Raises DataError."""
     with open_picture(path) as image:
-        given, colour = (image.height, image.width), in_colour(image, path)
-        fits = given == size
-        return np.asarray(colour if fits else colour.resize(size[::-1], Image.Resampling.BILINEAR)), given
+        return resized_picture(in_colour(image, path), size), (image.height, image.width)
 
 
 def labels_of(path: Path, kind: Literal["grey", "colour", "numbers"], given: Size, size: Size) -> Numbers:
