@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from fednc.bench.compare import plots
-from fednc.bench.compare.report import Compared, factor, metric_of, table_head
+from fednc.bench.compare.report import Compared, factor, failures, metric_of, table_head
 from fednc.bench.compare.run_archive import Result
 from fednc.server.storage.events import Event, RoundCompleted, SessionOpened
 
@@ -91,12 +91,6 @@ def session_table(compared: Compared, setting: str) -> Iterator[str]:
         costs = [_places(runs, "bytes_up", 1e-3, ".0f"), _places(runs, "seconds", 1, ".2f")]
         lost = f"{100 * forgotten(runs):.1f}" if runs else "-"
         yield f"| {variant} | {' | '.join([*values, *costs])} | {lost} |"
-
-
-def failures(rows: Sequence[Result]) -> str:
-    """How many of the runs failed, to stand behind a variant's name; empty if none did."""
-    count = sum(bool(row["failed"]) for row in rows)
-    return f" ({count} of {len(rows)} seeds failed)" if count else ""
 
 
 def stages_of_rows(rows: Sequence[Result]) -> list[list[dict[str, Any]]]:

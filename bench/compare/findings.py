@@ -22,6 +22,7 @@ from fednc.bench.compare.gains import (
     central,
     fedavg,
     fedavg_with_our_readout,
+    gain_in,
     gains,
     others,
     ours,
@@ -140,11 +141,11 @@ def _cell(one: Compared, setting: str, variant: str) -> str:
 
 
 def _best_other(one: Compared, setting: str) -> str:
-    found = [gain for gain in gains(one, ours(one.plan), others(one.plan)) if gain.setting == setting]
-    if not found:
+    found = gain_in(one, setting, ours(one.plan), others(one.plan))
+    if found is None:
         return _ABSENT
     run = sum(bool(one.of(setting, name)) for name in others(one.plan))
-    return f"{_cell(one, setting, found[0].than)} ({found[0].than}, best of {run})"
+    return f"{_cell(one, setting, found.than)} ({found.than}, best of {run})"
 
 
 def findings(comparisons: Sequence[Compared]) -> list[Finding]:

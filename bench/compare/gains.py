@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from fednc.bench.compare.plan import POOLED, Comparison, Variant
+from fednc.bench.compare.plan import ALONE, POOLED, Comparison, Variant
 from fednc.bench.compare.report import Compared, factor, last5
 from fednc.common.config.tables import MethodSection
 from fednc.common.tasks.metric_info import PERCENT
@@ -58,23 +58,32 @@ class Gain:
 
 
 def gains(compared: Compared, variant: str, against: Sequence[str]) -> list[Gain]:
-    """For each setting how far `variant` is ahead of the best of `against`, over the seeds that both have.
+    """The gain in each setting that has one."""
+    settings = (setting.name for setting in compared.plan.settings)
+    return [gain for setting in settings if (gain := gain_in(compared, setting, variant, against))]
 
-    A setting in which they share no seed has no gain.
-    """
-    metric, found = compared.metric, []
+
+def gain_in(compared: Compared, setting: str, variant: str, against: Sequence[str]) -> Gain | None:
+    """How far `variant` is ahead of the best of `against`, over the seeds that both have; None: there are none."""
+    metric = compared.metric
+    ours = _by_seed(compared, setting, variant)
+    theirs = {name: _by_seed(compared, setting, name) for name in against}
+    shared = {name: sorted(ours.keys() & values.keys()) for name, values in theirs.items()}
+    rivals = {name: fmean(theirs[name][seed] for seed in seeds) for name, seeds in shared.items() if seeds}
+    if not rivals:
+        return None
+    best = (max if metric.higher_is_better else min)(rivals, key=rivals.__getitem__)
     scale = factor(metric) if metric.higher_is_better else -factor(metric)
-    for setting in compared.plan.settings:
-        ours = _by_seed(compared, setting.name, variant)
-        theirs = {name: _by_seed(compared, setting.name, name) for name in against}
-        shared = {name: sorted(ours.keys() & values.keys()) for name, values in theirs.items()}
-        rivals = {name: fmean(theirs[name][seed] for seed in seeds) for name, seeds in shared.items() if seeds}
-        if rivals:
-            best = (max if metric.higher_is_better else min)(rivals, key=rivals.__getitem__)
-            ahead = tuple(scale * _difference(ours[seed], theirs[best][seed]) for seed in shared[best])
-            is_share = metric.unit == PERCENT
-            found.append(Gain(setting.name, ahead, best, is_share=is_share, rivals=tuple(rivals)))
-    return found
+    ahead = tuple(scale * _difference(ours[seed], theirs[best][seed]) for seed in shared[best])
+    return Gain(setting, ahead, best, is_share=metric.unit == PERCENT, rivals=tuple(rivals))
+
+
+def best_of(compared: Compared, setting: str, variants: Sequence[str]) -> str:
+    """Of these variants the one with the best metric, mean over its seeds; empty if none was run."""
+    metric = compared.metric
+    found = {name: rows for name in variants if (rows := compared.of(setting, name))}
+    means = {name: fmean(last5(row, metric) for row in rows) for name, rows in found.items()}
+    return (max if metric.higher_is_better else min)(means, key=means.__getitem__, default="")
 
 
 def _difference(one: float, other: float) -> float:
@@ -99,6 +108,11 @@ def fedavg(plan: Comparison, *, readout: str = "") -> str:
 def fedavg_with_our_readout(plan: Comparison) -> str:
     """The variant that is fedavg with the read-out of fednc; empty if there is none."""
     return fedavg(plan, readout=MethodSection.model_validate({"name": OURS}).readout)
+
+
+def alone(plan: Comparison) -> list[str]:
+    """The variants that give each client a model of its own."""
+    return [variant.name for variant in plan.variants if variant.clients == ALONE]
 
 
 def central(plan: Comparison) -> list[str]:

@@ -15,11 +15,12 @@ from fednc.bench.compare.file_comment import code
 from fednc.bench.compare.findings import paragraph
 from fednc.bench.compare.gains import (
     OURS,
+    best_of,
     central,
     fedavg,
     fedavg_with_our_readout,
     fedetf,
-    gains,
+    gain_in,
     method_of,
     ours,
 )
@@ -71,8 +72,7 @@ def one_factor(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
     for one in comparisons:
         for setting in (setting for setting in one.plan.settings if ours(one.plan)):
             cells = [_spread(one, setting.name, pick(one.plan)) for _, pick in _ONE_OF]
-            there = [name for name in central(one.plan) if one.of(setting.name, name)]
-            top = max(there, key=lambda name: _highest(one, setting.name, [name]), default="")
+            top = best_of(one, setting.name, central(one.plan))
             cells.append(_spread(one, setting.name, top) if top else "-")
             cells.append(_below_central(one, setting.name, [ours(one.plan)]))
             yield f"| {one.plan.title or one.plan.name}: {setting.title or setting.name} | {' | '.join(cells)} |"
@@ -120,11 +120,10 @@ def _highest(compared: Compared, setting: str, variants: Sequence[str]) -> float
 
 def _below_central(compared: Compared, setting: str, variants: Sequence[str]) -> str:
     """How far the better of `variants` is below the best central training, over the seeds that both have."""
-    ahead = [gain for name in variants for gain in gains(compared, name, central(compared.plan))]
-    found = [gain for gain in ahead if gain.setting == setting]
-    if not found:
+    found = (gain_in(compared, setting, name, central(compared.plan)) for name in variants)
+    best = max(filter(None, found), key=lambda gain: gain.mean, default=None)
+    if best is None:
         return "-"
-    best = max(found, key=lambda gain: gain.mean)
     return str(replace(best, of_seed=tuple(0.0 - value for value in best.of_seed))).removeprefix("+")
 
 

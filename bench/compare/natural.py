@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from fednc.bench.compare import plots
-from fednc.bench.compare.gains import OURS, central, others
-from fednc.bench.compare.plan import ALONE, Choice, Published
+from fednc.bench.compare.gains import OURS, alone, best_of, central, others
+from fednc.bench.compare.plan import Choice, Published
 from fednc.bench.compare.report import Compared, factor, last5, on_data, table_head
 from fednc.bench.compare.run_archive import Result
 from fednc.common.tasks.metric_info import PERCENT, MetricInfo
@@ -110,10 +110,10 @@ def _overview_cells(compared: Compared, setting: str) -> Iterator[str]:
     yield _pair(leading.rows, compared.metric) if leading else "not run"
     for names, with_name in (
         (others(compared.plan), True),
-        (_alone(compared), False),
+        (alone(compared.plan), False),
         (central(compared.plan), False),
     ):
-        best = _best(compared, setting, names)
+        best = best_of(compared, setting, names)
         told = _pair(compared.of(setting, best), compared.metric) if best else "-"
         yield f"{told} ({best})" if best and with_name else told
     known = _federated(compared)
@@ -123,19 +123,6 @@ def _overview_cells(compared: Compared, setting: str) -> Iterator[str]:
     sign = 1 if compared.metric.higher_is_better else -1
     top = max(known, key=lambda one: sign * one.pooled)
     yield f"{_of_two([top.pooled], [] if top.mean is None else [top.mean], compared.metric)} ({top.name})"
-
-
-def _alone(compared: Compared) -> list[str]:
-    return [variant.name for variant in compared.plan.variants if variant.clients == ALONE]
-
-
-def _best(compared: Compared, setting: str, names: Sequence[str]) -> str:
-    """Of these variants the one with the best metric, mean over the seeds; empty if none was run."""
-    sign = 1 if compared.metric.higher_is_better else -1
-    found = {name: rows for name in names if (rows := compared.of(setting, name))}
-    return max(
-        found, key=lambda name: sign * fmean(last5(row, compared.metric) for row in found[name]), default=""
-    )
 
 
 def _federated(compared: Compared) -> list[Published]:
@@ -264,7 +251,7 @@ def _signed(value: float, metric: MetricInfo) -> str:
 def _for_each_client(compared: Compared, setting: str, ours: Line) -> Iterator[str]:
     """How many clients have a better metric from the federation than from a model of their own."""
     metric = compared.metric
-    rows = [row for name in _alone(compared)[:1] for row in compared.of(setting, name)]
+    rows = [row for name in alone(compared.plan)[:1] for row in compared.of(setting, name)]
     gains = []
     for name in compared.plan.data.clients:
         federated, own = _of_client(ours.rows, name), _of_client(rows, name)

@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fednc.bench.compare.class_sessions import failures, forgotten, stages_of_rows
-from fednc.bench.compare.gains import gains
+from fednc.bench.compare.class_sessions import forgotten, stages_of_rows
+from fednc.bench.compare.gains import gain_in
 from fednc.bench.compare.plan import MethodPart, Setting, read_comparison
-from fednc.bench.compare.report import Compared, table_head
+from fednc.bench.compare.report import Compared, failures, table_head
 from fednc.bench.compare.results_folder import read_folder
 
 PART = "the whole system for classes in sessions, against what a user could do without it"
@@ -50,10 +50,9 @@ def table(comparisons: Sequence[Compared]) -> Iterator[str]:
             yield from _rows(one, setting, part)
     yield ""
     for one, setting, part in contests:
-        for gain in gains(one, part.variant, part.against):
-            if gain.setting == setting.name:
-                rivals = f"{part.variant} against {gain.than}, the best recipe"
-                yield f"* {_place(one, setting)}: {gain} points for {rivals}"
+        if gain := gain_in(one, setting.name, part.variant, part.against):
+            rivals = f"{part.variant} against {gain.than}, the best recipe"
+            yield f"* {_place(one, setting)}: {gain} points for {rivals}"
 
 
 def _place(one: Compared, setting: Setting) -> str:

@@ -184,8 +184,14 @@ def spread(rows: Sequence[Result], metric: MetricInfo) -> str:
 
     A run that failed counts as the worst there is, and the text says how many did.
     """
-    told, failed = _spread([last5(row, metric) for row in rows], metric), sum(bool(row["failed"]) for row in rows)
-    return told if not failed or told.startswith("failed") else f"{told} ({failed} of {len(rows)} seeds failed)"
+    values = [last5(row, metric) for row in rows]
+    return _spread(values, metric) + (failures(rows) if all(map(math.isfinite, values)) else "")
+
+
+def failures(rows: Sequence[Result]) -> str:
+    """How many of the runs failed, to stand behind a figure or a name; empty if none did."""
+    count = sum(bool(row["failed"]) for row in rows)
+    return f" ({count} of {len(rows)} seeds failed)" if count else ""
 
 
 def _spread(values: Sequence[float], metric: MetricInfo) -> str:

@@ -283,10 +283,15 @@ def _judged(gain: Gain | None, part: MethodPart) -> str:
 
 def _variants(variants: Sequence[Variant], run: Mapping[str, Any]) -> Iterator[str]:
     yield from table_head(("variant", "keys"))
-    common = {"method": run.get("method", {})}
+    common = run.get("method", {})
     for variant in variants:
-        tables = {"method": {**common["method"], **variant.method}, "frame": variant.frame, "init": variant.init}
-        tables |= {"task": variant.task, "sessions": variant.sessions}
+        tables = {
+            "method": {**common, **variant.method},
+            "frame": variant.frame,
+            "init": variant.init,
+            "task": variant.task,
+            "sessions": variant.sessions,
+        }
         keys = [
             f"`{table}.{key} = {json.dumps(value)}`" for table, v in tables.items() for key, value in v.items()
         ]
