@@ -15,13 +15,13 @@ from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
 from fednc.bench.compare.prepared_data import prepare
 from fednc.bench.compare.report import Compared, choose_rates, draw, report
 from fednc.bench.compare.results_folder import read_folder
-from fednc.bench.compare.rows import Bench, run_rows
+from fednc.bench.compare.rows import Bench, rounds_to_run, run_rows
 from fednc.bench.compare.run_archive import archive_runs
 from fednc.common.errors import MissingExtraError
 from fednc.common.files import write_atomically
 
 log = logging.getLogger("fednc.bench")
-Progress = Callable[[float], None]  # share of all rounds done
+Progress = Callable[[float], None]  # share of the rounds to run that are done
 
 
 def compare(
@@ -39,7 +39,7 @@ def compare(
         whole: the comparison.
         places: paths by name, for `data.source`.
         bench: where results go, and how to run.
-        progress: called as rounds end.
+        progress: called as rounds end. Rows that the folder has do not count, so it shows the time left.
         settings: those to run, and to return; empty: all. Table and pictures show all that is in the folder.
         also: seeds that table and pictures show too, where the folder has them.
 
@@ -50,7 +50,8 @@ def compare(
     plan = whole.part(settings) if settings else whole
     for_tuning, for_report = prepare(plan, places, bench.folder)
     tuning = tuning_rows(plan, for_tuning.sha256)
-    total = sum(row.run.all_rounds for row in [*tuning, *_final_rows_at_any_rate(plan)])
+    # Which of the final rows are missing is known once the rates are chosen; until then all of them count.
+    total = rounds_to_run(tuning, bench.folder) + sum(row.run.all_rounds for row in _final_rows_at_any_rate(plan))
     done = 0
 
     def count(rounds: int) -> None:
@@ -60,7 +61,11 @@ def compare(
 
     tuned = run_rows(tuning, for_tuning, bench, count)
     rates = choose_rates(tuned)
-    final = run_rows(final_rows(plan, rates, for_report.sha256), for_report, bench, count)
+    chosen = final_rows(plan, rates, for_report.sha256)
+    total = done + rounds_to_run(chosen, bench.folder)
+    if total:
+        count(0)
+    final = run_rows(chosen, for_report, bench, count)
     archive_runs(bench.folder)
     compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
     shown = whole.model_copy(update={"seeds": tuple(sorted({*whole.seeds, *also}))})

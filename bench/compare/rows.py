@@ -50,20 +50,30 @@ def run_rows(
     rows: Sequence[Row], data: Prepared, bench: Bench, count: Callable[[int], None] = lambda _: None
 ) -> list[Result]:
     """The results of all rows, in order; runs those that the folder does not have. `count` is called with the
-    number of rounds done.
+    number of rounds done, of those rows.
 
     Raises:
         RunFailedError: a process was killed.
         DataError: a file in the folder is not what this program wrote.
         MissingExtraError, ConfigError: Ray is missing, or its cluster cannot be used.
     """
-    kept = read_runs(bench.folder)
-    there = {row.digest: kept[row.file_name] for row in rows if row.file_name in kept}
+    there = _found(rows, bench.folder)
     missing = [row for row in rows if row.digest not in there]
     run = _run_on_ray if bench.engine == "ray" else _run_here if bench.workers <= 1 else _run_in_processes
-    count(sum(row.run.all_rounds for row in rows if row.digest in there))
     there |= {result["digest"]: result for result in run(missing, data, bench, count)}
     return [there[row.digest] for row in rows]
+
+
+def rounds_to_run(rows: Sequence[Row], folder: Path) -> int:
+    """The rounds of the rows that `folder` does not have."""
+    there = _found(rows, folder)
+    return sum(row.run.all_rounds for row in rows if row.digest not in there)
+
+
+def _found(rows: Sequence[Row], folder: Path) -> dict[str, Result]:
+    """By digest, the results of those rows that `folder` has."""
+    kept = read_runs(folder)
+    return {row.digest: kept[row.file_name] for row in rows if row.file_name in kept}
 
 
 def _trainings(rows: Sequence[Row]) -> list[list[Row]]:

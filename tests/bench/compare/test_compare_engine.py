@@ -93,15 +93,19 @@ def test_variants_that_differ_in_one_line_may_share_a_rate(tmp_path: Path) -> No
 
 def test_existing_results_are_not_run_again(done: tuple[Path, report.Compared], tmp_path: Path) -> None:
     """Of eight rows one is lost, two have a file of their own and five are in an archive."""
+    shares: list[float] = []
     folder, compared = done
     before = read_runs(folder)
-    lost, *kept = before
+    lost = next(name for name, row in before.items() if row["kind"] == "final")
+    kept = [name for name in before if name != lost]
     for name in kept[2:]:
         write_run(tmp_path, before[name])
     archive_runs(tmp_path)
     for name in kept[:2]:
         write_run(tmp_path, before[name])
-    again = compare(reduced(), {}, bench(tmp_path))
+    again = compare(reduced(), {}, bench(tmp_path), shares.append)
+    rounds = len(before[lost]["rounds"])
+    assert shares == [i / rounds for i in range(rounds + 1)], "progress is of what is missing"
     after = read_runs(tmp_path)
     assert {name for name in before if after[name] != before[name]} <= {lost}
     assert without_time(after[lost]) == without_time(before[lost])
