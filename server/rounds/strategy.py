@@ -46,7 +46,7 @@ from fednc.server.rounds.reply_contents import is_named, of_fewer, stats_in, sum
 from fednc.server.rounds.round_mean import RoundMean
 from fednc.server.rounds.server_training import fit_centrally
 from fednc.server.storage.event_log import EventLog
-from fednc.server.storage.events import DiskProblem, RunStarted
+from fednc.server.storage.events import DiskProblem, MemoryIsOld, RunStarted
 from fednc.server.storage.history import RoundRecord, spread_of
 
 
@@ -75,6 +75,7 @@ class FrameStrategy(Strategy):
         self._counted: dict[int, int] = {}  # weight of each update that came
         self._held_out: dict[int, int] = {}  # held-out examples that each node counts for
         self._record = RoundRecord(round=0)
+        self._warned_of_old_memory = False
         self._local = self._pool_of_sums("local")
         self._fold = Fold(
             state.folded, state.extra, task.combining
@@ -369,8 +370,11 @@ class FrameStrategy(Strategy):
 
     def _remembering(self, grid: Grid) -> list[int]:
         """The nodes whose features the memory of the round's model is made of."""
-        wants_all = self.task.takes_sessions or self.run.rounds.memory_clients == "all"
-        return sorted(grid.get_node_ids()) if wants_all else self._trained
+        return sorted(grid.get_node_ids()) if self._remembers_all else self._trained
+
+    @property
+    def _remembers_all(self) -> bool:
+        return self.task.takes_sessions or self.run.rounds.memory_clients == "all"
 
     def _refresh_memory(
         self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]
@@ -394,8 +398,24 @@ class FrameStrategy(Strategy):
                     watched.add(sums, node, is_named=is_named(reply.content))
                     summed[node] = counted[node]
             self._end_exchange(server_round, counted)
+        self._warn_of_old_memory(server_round, pool.all)
         self._remember(server_round, pool)
         return summed
+
+    def _warn_of_old_memory(self, server_round: int, sums: ClassSums) -> None:
+        """Say once that a read-out suffers because few clients train in each round."""
+        suffers = self.run.rounds.clients_per_round and self.run.method.reads_memory and not self._remembers_all
+        if self._warned_of_old_memory or not suffers:
+            return
+        named = zip(self.task.class_names, sums.count_K.tolist(), strict=False)
+        old = [name for name, count in named if not count]
+        if old:
+            self._warned_of_old_memory = True
+            text = (
+                f"no client of round {server_round} has {', '.join(old)[:200]}: their class memory is old or "
+                'missing, and tests read it. Set rounds.memory_clients = "all" (docs/methods.md)'
+            )
+            self.events.emit(MemoryIsOld(text=text, round=server_round, classes=tuple(old)))
 
     def _remember(self, server_round: int, pool: Pool) -> None:
         method = self.run.method

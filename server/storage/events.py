@@ -337,6 +337,14 @@ class ClassesWithoutMemory(Event, kind="no-memory", level=logging.WARNING):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryIsOld(Event, kind="old-memory", level=logging.WARNING):
+    """No client of this round has these classes, so their class memory is of an earlier model."""
+
+    round: int
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class OperatorCommand(Event, kind="control"):
     """An operator's command was carried out."""
 

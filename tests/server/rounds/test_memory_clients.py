@@ -14,6 +14,8 @@ from fednc.common.tasks.classifier import classifier
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.run import FederatedRun
 from fednc.server.storage.event_log import EventLog
+from fednc.server.storage.events import MemoryIsOld
+from support.heard_events import of_kind
 
 SITES, EACH, CLASSES = 6, 12, ["a", "b", "c", "d", "e", "f"]
 
@@ -31,17 +33,22 @@ def clients(tmp_path):
     return found
 
 
-def trained(clients, **rounds):
+def trained(clients, heard=lambda _: None, **keys):
+    """A run of two of the clients in each round; `keys` are of [rounds], but for `method`."""
+    method = keys.pop("method", {})
     run = parse_run(
         {
             "seed": 3,
             "task": {"classes": CLASSES, "size": 8, "channels": 1, "width": 8},
             "frame": {"dim": 8},
-            "rounds": {"total": 3, "min_clients": 2, "clients_per_round": 2, "evaluate_every": 3, **rounds},
+            "method": method,
+            "rounds": {"total": 3, "min_clients": 2, "clients_per_round": 2, "evaluate_every": 3, **keys},
         }
     )
     with LocalGrid(run, clients) as grid:
-        done = FederatedRun(run, EventLog(), torch.device("cpu"))
+        log = EventLog()
+        log.listen(heard)
+        done = FederatedRun(run, log, torch.device("cpu"))
         done.execute(grid, Surroundings(name_of=grid.name_of))
     return done
 
@@ -66,3 +73,21 @@ def test_by_default_only_the_clients_of_a_round_are_asked(clients) -> None:
         assert torch.equal(every.state.model[key], value), f"{key}: training is the same"
     assert int(every.state.memory.seen_K.sum()) == SITES
     assert int(ours.state.memory.seen_K.sum()) < SITES
+
+
+def test_an_old_memory_is_told_once_with_the_key_that_helps(clients) -> None:
+    events = []
+    trained(clients, events.append, evaluate_every=1)
+    [told] = of_kind(MemoryIsOld, events)
+    assert told.round == 1
+    assert len(told.classes) == SITES - 2, "those of the clients that are not in the round"
+    assert "rounds.memory_clients" in told.text
+
+
+@pytest.mark.parametrize(
+    "keys", [{"memory_clients": "all"}, {"clients_per_round": 0}, {"method": {"readout": "vertex"}}]
+)
+def test_nothing_is_told_if_the_memory_is_of_all_or_not_read(clients, keys) -> None:
+    events = []
+    trained(clients, events.append, **keys)
+    assert not of_kind(MemoryIsOld, events)

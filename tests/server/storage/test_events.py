@@ -56,6 +56,7 @@ FIELDS = {
     "no-probe": "answered withheld",
     "no-reply": "node reason",
     "not-calibrated": "",
+    "old-memory": "round classes",
     "other-code": "node code",
     "outlier": "node times done",
     "paused": "node",
