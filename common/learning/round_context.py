@@ -72,6 +72,14 @@ class Guide:
         )
 
 
+def with_faded_prior(method: MethodSection, server_round: int, rounds: int) -> MethodSection:
+    """The method with the prior's strength in round `server_round` of `rounds` (see `method.prior_fade`)."""
+    if not method.prior_fade:
+        return method
+    done = min(1.0, max(0.0, (server_round - 1) / max(1, rounds - 1)))
+    return method.model_copy(update={"prior_tau": method.prior_tau * (1 - method.prior_fade * done)})
+
+
 def memory_ramp(method: MethodSection, server_round: int) -> float:
     """0 during the warm-up, then linear to 1 over the same number of rounds (`server_round` counts from 1)."""
     if method.warmup_rounds == 0:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fednc.common import seeds
 from fednc.common.config.tables import MethodSection
 from fednc.common.learning.class_memory import OPTIONAL, ClassMemory
-from fednc.common.learning.round_context import Guide, memory_ramp
+from fednc.common.learning.round_context import Guide, memory_ramp, with_faded_prior
 from fednc.common.tasks.api import Task
 
 
@@ -39,7 +39,7 @@ def guide_at(
         count_K: examples of each class that this client trains on; None if there is no training.
         method: replaces the run's own method; a comparison reads out one model in several ways.
     """
-    method = method or task.run.method
+    method = with_faded_prior(method or task.run.method, server_round, task.run.rounds.total)
     guide = _guide(method, etf_KD, memory, memory_ramp(method, server_round), count_K)
     return task.within_stage(guide, server_round)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
+from fednc.common.config.run import parse_run
 from fednc.common.errors import ProtocolError
 from fednc.common.learning.class_memory import ClassMemory
 from fednc.common.learning.frame import draw_frame
+from fednc.common.tasks import discovery
 from fednc.common.tasks.round_guide import guide_at, guide_of_model, memory_of
 from fednc.common.wire import arrays
 from fednc.common.wire.messages import GUIDE, frame_and_memory_of, guide_record
@@ -51,6 +54,21 @@ def test_client_and_server_have_the_same_guide(server_round: int, ramp: float) -
     assert not ours.count_K.any()
     for key in ("etf_KD", "mean_KD", "seen_K", "metric_DD"):
         assert torch.equal(getattr(ours, key), getattr(theirs, key)), key
+
+
+@pytest.mark.parametrize("fade", [0.0, 0.5, 1.0])
+def test_the_prior_fades_linearly_from_its_strength_to_what_is_left(fade: float) -> None:
+    total, tau = 5, 0.8
+    values = make_task().run.model_dump(exclude_defaults=True)
+    method, rounds = {"name": "fednc", "prior_tau": tau, "prior_fade": fade}, {"total": total}
+    task = discovery.get(parse_run({**values, "method": method, "rounds": rounds}))
+    numbers = range(total + 3)  # 0 is before the first round
+    found = [guide_at(task, FRAME.etf_KD, MEMORY, number).method.prior_tau for number in numbers]
+    assert found[:2] == [tau, tau]
+    assert found[total:] == pytest.approx([tau * (1 - fade)] * 3)
+    steps = [before - after for before, after in pairwise(found[1 : total + 1])]
+    assert steps == pytest.approx([tau * fade / (total - 1)] * (total - 1))
+    assert guide_at(task, FRAME.etf_KD, MEMORY, 1, count_K=torch.arange(K)).method.parts == task.run.method.parts
 
 
 @pytest.mark.parametrize("regression", [False, True])
