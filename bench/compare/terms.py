@@ -32,6 +32,7 @@ TERMS: Mapping[str, str] = {
     "+memory, +discriminant": "a variant with that read-out",
     "+control": "a variant with the control variates of scaffold",
     "+own-control": "a variant with control variates that each client derives, without bytes",
+    "+fade": "a variant whose class prior fades to nothing over the rounds",
     "+momentum": "a variant whose mean change of the model gets momentum at the server",
     "+backbone, +backbone-16": "a variant whose class memory is of the features before the projection; with "
     "second moments of 16 bits",
