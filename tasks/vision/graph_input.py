@@ -27,7 +27,8 @@ def pixel_input(options: ImageOptions) -> GraphInput:
         shape=(size, size, channels),
         prepare=partial(_normalised, mean=options.mean, std=options.std),
         raw_of=partial(_pixels_of, mean=options.mean, std=options.std),
-        note=f"resize images to {size}x{size}, convert them to {mode}, bytes 0 to 255; the graph normalises them",
+        note=f"resize images to {size}x{size}, convert them to {mode} (what is transparent on white), "
+        "bytes 0 to 255; the graph normalises them",
         reading=(
             "from PIL import Image",
             f'image = Image.open("image.png").convert("{mode}").resize(({size}, {size}), Image.BILINEAR)',

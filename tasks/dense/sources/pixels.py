@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fednc.common.errors import DataError
 from fednc.tasks.dense.sources.pictures import Array
+from fednc.tasks.vision.sources.transparency import on_white
 
 _LONG = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's grey pictures of 16 bits
 
@@ -21,7 +22,7 @@ _LONG = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's grey pictures of 16 bits
 def in_colour(image: Image.Image, source: object) -> Image.Image:
     """The picture in 8 bits of red, green and blue; what is transparent lies on white.
 
-    Pillow alone would clip 16 bits to white, and show the colour below transparent pixels, which is often black.
+    Pillow alone would clip 16 bits to white.
 
     Raises:
         DataError: numbers of 32 bits, of which nobody says which one is white.
@@ -30,10 +31,7 @@ def in_colour(image: Image.Image, source: object) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise DataError(f"{source}: has 32 bits a pixel (mode {image.mode}); save the picture with 8 or 16")
-    if image.has_transparency_data:
-        above = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
-    return image.convert("RGB")
+    return on_white(image).convert("RGB")
 
 
 def in_grey(image: Image.Image, source: object) -> Image.Image:

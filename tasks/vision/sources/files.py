@@ -1,7 +1,8 @@
 """Reads image files: folders with one subfolder per class, loose images, or a single image.
 
 Called by `select.py`, and by `hub.py` for encoded images; `folders.py` finds the files. Every image is turned
-upright, checked for colour and resized to the run's size (bilinear with antialiasing, aspect ratio not kept).
+upright, checked for colour, laid on white if it is transparent, and resized to the run's size (bilinear with
+antialiasing, aspect ratio not kept).
 Errors name the images that cannot be decoded.
 
 Legend: N images, C channels, H height, W width.
@@ -28,6 +29,7 @@ from fednc.tasks.vision.options import ImageOptions
 from fednc.tasks.vision.sources.folders import LeftOut, class_folders, images_in, readable
 from fednc.tasks.vision.sources.images import Images, Purpose, several
 from fednc.tasks.vision.sources.labels import map_names
+from fednc.tasks.vision.sources.transparency import on_white
 
 MAX_PIXELS = 64_000_000  # a small file can declare an image that fills all memory
 GREY_MODES = frozenset({"1", "L", "LA"})
@@ -99,7 +101,7 @@ def decode(file: Path | IO[bytes], name: str, options: ImageOptions) -> Pixels:
             _refuse_bomb(image.size, name)
             refuse_frames(image, name)
             _refuse_other_colours(image.mode, name, options)
-            upright = ImageOps.exif_transpose(image).convert("L" if options.channels == 1 else "RGB")
+            upright = on_white(ImageOps.exif_transpose(image)).convert("L" if options.channels == 1 else "RGB")
     except DataError:
         raise
     except PermissionError as e:

@@ -80,6 +80,21 @@ def test_colour_images_of_other_modes_are_converted(tmp_path, mode):
     assert pixel_C[1:].max() < 5
 
 
+@pytest.mark.parametrize(("mode", "channels"), [("RGBA", 3), ("P", 3), ("LA", 1), ("L", 1)])
+def test_what_is_transparent_is_white(tmp_path, mode, channels):
+    """Whatever colour lies below it."""
+    (tmp_path / "ant").mkdir()
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 255))
+    image.paste((9, 9, 9, 0), (0, 4, 8, 8))
+    if "A" in mode:
+        image.convert(mode).save(tmp_path / "ant" / "a.png")
+    else:  # one value means transparent
+        image.convert("L").convert(mode).save(tmp_path / "ant" / "a.png", transparency=9)
+    pixel_CHW = read(f"folder:{tmp_path}", "train", options(channels=channels)).pixel_NCHW[0]
+    assert (pixel_CHW[:, 4:] == 255).all()
+    assert not pixel_CHW[:, :4].any()
+
+
 def test_one_bad_image_does_not_hide_the_next_and_ten_are_enough(tmp_path):
     root = write_folder(tmp_path / "d", CLASSES)
     for k in range(3):
