@@ -44,6 +44,7 @@ from fednc.common.learning.covariance import inverse_covariance
 
 FEWEST_CLIENTS = 3  # of two that differ, nobody knows which one drifted
 FEWEST_EXAMPLES = 8  # of a class, here and elsewhere; a mean over fewer is far from normal
+MOST_ALARMS = 16  # of one exchange, because each costs two passes over all clients
 CUSTOM = 4.0  # directions in which honest clients differ by custom: the fewer, the more R varies
 _ONE_CLASS = 4.0  # if no client has two classes; classes of images vary in about a quarter of the directions
 _MOST_SHARE = 0.5  # of the freedom that the metric may use up: beyond that it is mostly noise
@@ -129,7 +130,9 @@ class ClientMeans:
         self._clients.append(client)
 
     def deviations(self, rate: float) -> list[Deviation]:
-        """The clients that raise an alarm, in the order in which they were found; [] if nothing can be compared.
+        """The clients that raise an alarm, the farthest first; [] if nothing can be compared.
+
+        Of more than `MOST_ALARMS` only these are found.
 
         Args:
             rate: the wanted probability of an alarm for a usual client. Measured, it is well below this if clients
@@ -143,7 +146,7 @@ class ClientMeans:
         if metric is None:
             return []
         aside: list[Deviation] = []
-        while len(self._clients) - len(aside) >= FEWEST_CLIENTS:
+        while len(aside) < MOST_ALARMS and len(self._clients) - len(aside) >= FEWEST_CLIENTS:
             out = {each.client for each in aside}
             distances = list(self._distances(metric, out))
             farthest = max(distances, key=lambda each: (each.r, each.client), default=None)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Self
 
 from fednc.common.learning.class_memory import ClassSums
-from fednc.common.learning.drift_alarm import ClientMeans, Deviation
+from fednc.common.learning.drift_alarm import MOST_ALARMS, ClientMeans, Deviation
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import ClientDrifts, DiskProblem, DriftOver
 
@@ -69,12 +69,14 @@ class DriftWatch:
                 self.alarms.pop(self._name_of(node), None)  # it may have been listed before
             if node not in self._alarmed:
                 self._events.emit(event)
-        for node in sorted((self._alarmed & exchange.asked) - found.keys(), key=self._name_of):
+        # With so many alarms, a client that is not among them may still be far away.
+        over = (self._alarmed & exchange.asked) - found.keys() if len(found) < MOST_ALARMS else set[int]()
+        for node in sorted(over, key=self._name_of):
             name = self._name_of(node) if node in exchange.named else ""
             self.alarms.pop(self._name_of(node), None)
             text = f"{name or _UNNAMED}: its class means are where those of the others are again"
             self._events.emit(DriftOver(text=text, node=name, round=server_round))
-        self._alarmed = (self._alarmed - exchange.asked) | found.keys()
+        self._alarmed = (self._alarmed - over) | found.keys()
 
 
 class Exchange:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from fednc.common.learning import drift_alarm
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.drift_alarm import ClientMeans, f_tail
 from fednc.common.learning.frame import unit
@@ -101,6 +102,17 @@ def test_several_shifted_clients_do_not_hide_each_other() -> None:
         assert told >= {1, 5}
         others += len(told - {1, 5})
     assert others <= 2
+
+
+def test_many_alarms_are_those_of_the_farthest_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs two passes over all clients, so without a bound hostile clients could keep the server busy."""
+    world = World(3)
+    far = {k: world.direction(2.0) for k in range(6)}
+    drawn = [world.client([40] * K, far.get(k, NONE)) for k in range(24)]
+    found = alarms(drawn)
+    assert set(found) >= far.keys()
+    monkeypatch.setattr(drift_alarm, "MOST_ALARMS", 4)
+    assert alarms(drawn) == found[:4]
 
 
 def test_the_class_that_is_farthest_away_comes_first() -> None:
