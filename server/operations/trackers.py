@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fednc.common import plugins
+from fednc.common.address import without_secrets
 from fednc.common.config.run import RunConfig, explain
 from fednc.common.errors import ConfigError, FedncError
 from fednc.common.peer_text import one_line
@@ -48,7 +49,7 @@ def tracked(run: RunConfig, run_id: str, folder: Path | None, events: EventLog) 
     """
     names = dict.fromkeys([*run.server.trackers, *run.track])
     created = {name: _create(name, run.track.get(name, {})) for name in names}
-    threads = [_Thread(name, tracker, events) for name, (tracker, _) in created.items()]
+    threads = [_Thread(name, tracker, events, run.track.get(name, {})) for name, (tracker, _) in created.items()]
     start = Start(run_id=run_id, folder=folder, config=run.decisive(), digest=run.digest, primary=_primary(run))
     for thread, (_, options) in zip(threads, created.values(), strict=True):
         thread.start(replace(start, options=options))
@@ -136,8 +137,9 @@ def _finish(threads: Sequence[_Thread]) -> None:
 class _Thread:
     """One tracker and its queue of calls. Adding a call never blocks."""
 
-    def __init__(self, name: str, tracker: Tracker, events: EventLog) -> None:
+    def __init__(self, name: str, tracker: Tracker, events: EventLog, settings: dict[str, Any]) -> None:
         self._name, self._tracker, self._events = name, tracker, events
+        self._urls = [value for value in settings.values() if isinstance(value, str)]  # some may have passwords
         self._calls: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(_MOST_WAITING)
         self._failed = False
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
@@ -179,5 +181,7 @@ class _Thread:
 
     def _fail(self, why: str) -> None:
         self._failed = True
+        for url in self._urls:
+            why = without_secrets(why, url)
         text = f"tracker {self._name} {why}; it gets no more of this run"
         self._events.emit(TrackerFailed(text=text, tracker=self._name))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from fednc.common.config.run import parse_run
 from fednc.common.errors import ConfigError
@@ -120,6 +121,29 @@ def test_a_tracker_that_fails_is_left_out_and_harms_nothing(
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["value"] for row in rows if row["metric"] == "loss in training"] == ["1.0", "0.5", str(1 / 3)]
+
+
+def test_the_password_of_a_store_is_not_in_the_message_of_a_tracker_that_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Options(BaseModel):
+        uri: str
+
+    class Board(Tracker):
+        def on_start(self, start: Start) -> None:
+            assert isinstance(start.options, Options)
+            raise OSError(f"{start.options.uri}: no route to host")
+
+    Board.Options = Options
+    monkeypatch.setattr(trackers, "load", lambda plugin: Board)
+    run = parse_run({"track": {"csv": {"uri": "postgresql://ann:k3y@db.example/runs"}}})
+    events, heard = listened()
+    with tracked(run, "r", tmp_path, events):
+        pass
+    (text,) = told(heard)
+    assert "k3y" not in text
+    assert "ann" in text
+    assert "db.example" in text
 
 
 def test_a_tracker_that_is_stuck_holds_up_neither_rounds_nor_the_end(
