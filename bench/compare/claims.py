@@ -1,4 +1,4 @@
-"""The claims of the long comparisons: for each a heading with its gain, its verdict, one picture and its commands.
+"""The claims of the long comparisons: for each its verdict, its gains and one picture, and the commands.
 
 Called by `results_page.py`. The claims are the findings, so all of them come from the rows by stated rules.
 """
@@ -21,19 +21,38 @@ _WORDS = 8  # of a claim in the name of its picture
 
 
 def section(claims: Sequence[Finding], configs: Path, pictures: Path) -> Iterator[str]:
-    """The lines of all claims.
+    """The commands that give the rows of all claims, then the claims, without those that repeat another.
 
     Args:
         claims: in the order of the page.
         configs: folder of comparison files.
         pictures: folder in which `draw` has drawn.
     """
-    for claim in claims:
-        yield from [f"### {claim.mean:+.1f} points: {claim.name}", ""]
-        yield from paragraph(f"**{claim.verdict.capitalize()}**: {claim.counts}.")
-        yield from code(configs, claim.comparisons, {gain.setting for gain in claim.gains})
+    yield from _commands(claims, configs)
+    for claim in _distinct(claims):
+        yield from [f"### {claim.name}", "", *paragraph(f"{_told(claim)}; {claim.counts}."), ""]
         if (pictures / _file(claim)).exists():
             yield from [f"![{claim.name}](../results/{FOLDER}/{_file(claim)})", ""]
+
+
+def _commands(claims: Sequence[Finding], configs: Path) -> list[str]:
+    names = dict.fromkeys(name for claim in claims for name in claim.comparisons)
+    return code(configs, names, {gain.setting for claim in claims for gain in claim.gains})
+
+
+def _distinct(claims: Sequence[Finding]) -> list[Finding]:
+    found = {str([(gain.setting, gain.of_seed) for gain in claim.gains]): claim for claim in reversed(claims)}
+    return [claim for claim in claims if claim in found.values()]
+
+
+def _told(claim: Finding) -> str:
+    """The verdict, the gain in the first setting, and the least and the largest mean gain in the others."""
+    first, *others = claim.gains
+    told = f"**{claim.verdict.capitalize()}**: {first} in {first.setting}"
+    if not others:
+        return told
+    least, most = (f"{pick(gain.mean for gain in others):+.1f}" for pick in (min, max))
+    return f"{told}, {least if least == most else f'{least} to {most}'} elsewhere"
 
 
 def draw(claims: Sequence[Finding], comparisons: Sequence[Compared], pictures: Path) -> None:
@@ -46,7 +65,7 @@ def draw(claims: Sequence[Finding], comparisons: Sequence[Compared], pictures: P
     for drawn in pictures.glob("*.png"):
         drawn.unlink()
     titles = {(one.plan.name, s.name): _title(one, s) for one in comparisons for s in one.plan.settings}
-    for claim in claims:
+    for claim in _distinct(claims):
         of_setting = {
             titles[name, gain.setting]: gain.of_seed
             for name, found in claim.by_comparison.items()

@@ -17,13 +17,13 @@ from fednc.bench.compare.file_comment import code
 from fednc.bench.compare.gains import (
     OURS,
     POINTS,
-    STANDARD_ERRORS,
     Gain,
     central,
     fedavg,
     fedavg_with_our_readout,
     gain_in,
     gains,
+    leading,
     others,
     ours,
     share_of_rounds,
@@ -34,6 +34,7 @@ from fednc.bench.compare.report import Compared, spread, table_head
 WIDTH = 116
 _COLUMNS = ("setting", OURS, "best other method", "fedavg", f"fedavg with {OURS}'s read-out")
 _ABSENT = "not run"
+_FEW_SETTINGS = 3
 _AS_A_WHOLE = ("leads", "trails")
 
 
@@ -91,7 +92,8 @@ class Finding:
         pairs = f"ahead in {ahead} of {len(self.pairs)} pairs" + (f", equal in {equal}" if equal else "")
         counts = zip(self.verbs, (self.paying, self.costing), strict=True)
         told = " and ".join(f"{verb} in {count}" for verb, count in counts if count)
-        return f"{pairs}, {told or 'no clear difference in any'} of {len(self.gains)} settings{self._rivals}"
+        settings = f"{told or 'no clear difference in any'} of {len(self.gains)} settings"
+        return f"{pairs}, {settings}{self._rivals}{self._unused}"
 
     @property
     def _rivals(self) -> str:
@@ -99,8 +101,20 @@ class Finding:
         names = list(dict.fromkeys(name for gain in self.gains for name in gain.rivals))
         return f"; rivals that were run: {', '.join(names)}" if len(names) > 1 else ""
 
+    @property
+    def _unused(self) -> str:
+        count = sum(gain.is_unused for gain in self.gains)
+        return f"; in {count} settings the clients' scales were refused, so nothing changed" if count else ""
+
     def __str__(self) -> str:
-        return f"{self.mean:+.1f}, **{self.verdict}**: {self.name}; {self.counts}"
+        told = ", ".join(f"{name} {_means(found)}" for name, found in self.by_comparison.items())
+        return f"**{self.verdict}**: {self.name} ({told}); {self.counts}"
+
+
+def _means(found: Sequence[Gain]) -> str:
+    """The mean gain of each setting; of many settings the least and the largest."""
+    means = [f"{gain.mean:+.1f}" for gain in sorted(found, key=lambda gain: gain.mean)]
+    return " / ".join(means) if len(means) <= _FEW_SETTINGS else f"{means[0]} to {means[-1]}"
 
 
 def links(comparisons: Sequence[str]) -> str:
@@ -170,15 +184,20 @@ def listed(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
         yield ""
 
 
-def rules() -> str:
+def rules() -> Iterator[str]:
     """How verdicts are made, for the page."""
-    return (
-        "A gain is a difference of two accuracies of this kind, in points. A pair is one setting with one seed, "
-        "run with the part and without it; if a part has several rivals, the best one counts. A part pays in a "
-        f"setting if its mean gain there exceeds {STANDARD_ERRORS:g} standard errors and {POINTS:g} points, and "
-        "costs if it is as far below zero. It *pays* if it pays in at least half of its settings and costs in "
-        f"none, and *costs* the other way round. By the same rule {OURS} as a whole *leads* or *trails*."
-    )
+    yield "A gain is a difference of two test accuracies, in points (percentage points)."
+    yield ""
+    for rule in (
+        "A *pair* is one setting with one seed, run with the part and without it. If a part has several rivals, "
+        "the best one counts.",
+        f"A part *pays in a setting* if its mean gain there exceeds {POINTS:g} points and the 95 % confidence "
+        "interval of the mean (Student's t over the seeds) lies above zero. It *costs* by the same rule.",
+        "Over all settings a part *pays* if it pays in at least half of them and costs in none; *costs* likewise. "
+        "Without any clear setting there is *no clear difference*; everything else is *mixed*.",
+        f"By the same rules {OURS} as a whole *leads* or *trails*. Other methods have their own read-out.",
+    ):
+        yield from paragraph(rule, "* ")
 
 
 def _whole(comparisons: Sequence[Compared]) -> list[Finding]:
@@ -189,16 +208,22 @@ def _whole(comparisons: Sequence[Compared]) -> list[Finding]:
     )
     with_us = [one for one in comparisons if ours(one.plan)]
     found = [
-        _finding(name, {one.plan.name: gains(one, ours(one.plan), of(one.plan)) for one in with_us}, _AS_A_WHOLE)
+        _finding(name, {one.plan.name: _gains_of_ours(one, of(one.plan)) for one in with_us}, _AS_A_WHOLE)
         for name, of in rivals
     ]
     return [one for one in found if one]
 
 
+def _gains_of_ours(one: Compared, against: Sequence[str]) -> list[Gain]:
+    """As `gains`, of the variant that stands for fednc in each setting."""
+    names = (setting.name for setting in one.plan.settings)
+    return [gain for name in names if (gain := gain_in(one, name, leading(one, name), against))]
+
+
 def _behind_and_speed(with_us: Sequence[Compared]) -> Iterator[str]:
     """Where fednc is not ahead of the best other method, and how soon it reaches the baseline's best."""
     for one in with_us:
-        for gain in gains(one, ours(one.plan), others(one.plan)):
+        for gain in _gains_of_ours(one, others(one.plan)):
             if gain.verdict <= 0:
                 where = f"{links([one.plan.name])}, {gain.setting}"
                 yield f"not clearly ahead of the best other method on {where} ({gain} against {gain.than})"

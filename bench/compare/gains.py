@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from fednc.bench.compare.plan import ALONE, POOLED, Comparison, Variant
+from fednc.bench.compare.plan import ALONE, POOLED, Choice, Comparison, Variant
 from fednc.bench.compare.report import Compared, factor, last5
+from fednc.bench.compare.run_archive import Result
 from fednc.common.config.tables import MethodSection
 from fednc.common.tasks.metric_info import PERCENT
 
 OURS, BASELINE = "fednc", "fedavg"
-STANDARD_ERRORS, POINTS = 2.0, 0.5  # a mean gain counts if it exceeds both
+POINTS = 0.5  # a mean gain counts if it exceeds this, and if its 95 % confidence interval does not hold zero
+# Student's t for that interval, by the number of seeds; for more than ten seeds as for ten, which is cautious.
+_STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Gain:
     """How far one variant is ahead of another in one setting, seed by seed: in points, or in the metric's unit.
 
     Positive is better in either direction of the metric. `rivals` were compared; `than` is the best of them.
+    `is_unused`: the initial scales of the variant were refused before round 1, so it is the run without them.
     """
 
     setting: str
@@ -32,6 +36,7 @@ class Gain:
     than: str
     is_share: bool = True
     rivals: tuple[str, ...] = ()
+    is_unused: bool = False
 
     @property
     def mean(self) -> float:
@@ -45,8 +50,9 @@ class Gain:
             return 0
         if not math.isfinite(self.mean):  # one of the two failed, which is infinitely far off
             return (self.mean > 0) - (self.mean < 0)
-        error = stdev(self.of_seed) / math.sqrt(len(self.of_seed))
-        least = max(STANDARD_ERRORS * error, POINTS if self.is_share else 0.0)
+        seeds = len(self.of_seed)
+        half_interval = _STUDENT_T[min(seeds, 10)] * stdev(self.of_seed) / math.sqrt(seeds)
+        least = max(half_interval, POINTS if self.is_share else 0.0)
         return (self.mean > least) - (self.mean < -least)
 
     def __str__(self) -> str:
@@ -75,7 +81,19 @@ def gain_in(compared: Compared, setting: str, variant: str, against: Sequence[st
     best = (max if metric.higher_is_better else min)(rivals, key=rivals.__getitem__)
     scale = factor(metric) if metric.higher_is_better else -factor(metric)
     ahead = tuple(scale * _difference(ours[seed], theirs[best][seed]) for seed in shared[best])
-    return Gain(setting, ahead, best, is_share=metric.unit == PERCENT, rivals=tuple(rivals))
+    return Gain(
+        setting,
+        ahead,
+        best,
+        is_share=metric.unit == PERCENT,
+        rivals=tuple(rivals),
+        is_unused=all(map(_refused_scales, compared.of(setting, variant))),
+    )
+
+
+def _refused_scales(row: Result) -> bool:
+    init = row["summary"].get("init") or {}
+    return bool(init.get("initialiser", "ordinary") != "ordinary" and not init["used"])
 
 
 def best_of(compared: Compared, setting: str, variants: Sequence[str]) -> str:
@@ -108,6 +126,24 @@ def fedavg(plan: Comparison, *, readout: str = "") -> str:
 def fedavg_with_our_readout(plan: Comparison) -> str:
     """The variant that is fedavg with the read-out of fednc; empty if there is none."""
     return fedavg(plan, readout=MethodSection.model_validate({"name": OURS}).readout)
+
+
+def chosen(compared: Compared, setting: str, choice: Choice) -> str:
+    """The variant with the best metric on validation data at its own best rate; of two equal ones the first."""
+    metric = compared.metric
+    sign = 1 if metric.higher_is_better else -1
+    found: dict[str, float] = {}
+    for row in compared.tuning:
+        if row["setting"] == setting and row["variant"] in choice.among:
+            value = sign * last5(row, metric)
+            found[row["variant"]] = max(found.get(row["variant"], -math.inf), value)
+    return max((name for name in choice.among if name in found), key=lambda name: found[name], default="")
+
+
+def leading(compared: Compared, setting: str) -> str:
+    """The variant that stands for fednc: the one that validation data chooses, or fednc as it ships."""
+    choices = compared.plan.choices[:1]
+    return next((chosen(compared, setting, choice) for choice in choices), ours(compared.plan))
 
 
 def alone(plan: Comparison) -> list[str]:

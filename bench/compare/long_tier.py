@@ -37,7 +37,10 @@ _ONE_OF: tuple[tuple[str, Callable[[Comparison], str]], ...] = (
     ("fedetf", fedetf),
     (OURS, ours),
 )
-
+_ONE_FACTOR = (
+    "The first row is the setting of the table at the top. Each other row changes what its name says, and nothing "
+    "else. Test accuracy in per cent, as there; guessing gives {:.0f}."
+)
 
 _Line = list[Variant]  # variants that train alike: the one with fednc's read-out, and the one with another
 
@@ -53,30 +56,51 @@ def base_cell(compared: Compared, configs: Path) -> Iterator[str]:
         name = min(names, key=len)
         name = f"**{name}**" if ours(compared.plan) in names else name
         yield f"| {name}{_price(compared.plan, line)} | {' | '.join(cells)} | {below} |"
-    yield from ["", *paragraph(_caption(compared)), *code(configs, [compared.plan.name], [setting])]
+    yield from ["", *paragraph(_caption(compared)), "", *paragraph(_answer(compared))]
+    yield from code(configs, [compared.plan.name], [setting])
 
 
 def _caption(compared: Compared) -> str:
     plan, setting = compared.plan, compared.plan.settings[0]
+    what = f"{plan.title or plan.name}, {setting.title or setting.name}, {len(plan.seeds)} seeds"
+    rates = " and ".join(f"{rate:g}" for rate in plan.tuning.rates)
     return (
-        f"{plan.title or plan.name}, {setting.title or setting.name}: test accuracy in per cent, mean of the last "
-        "five evaluations ± standard deviation over the seeds. Each method is tested with its own read-out and "
-        f"with {OURS}'s, each at its best learning rate. The last column is how many points the better of the "
-        "two is below the best central training with the same seeds: all images at one place, as many epochs."
+        f"{what}: test accuracy in per cent, mean of the last five evaluations ± standard deviation over the "
+        f"seeds. Each method has its own read-out and {OURS}'s, each at the better of the learning rates {rates}, "
+        f"by validation data after {plan.tuning.rounds} rounds. Last column: how far the better read-out is below "
+        f"the best central training with as many epochs. Bold: {OURS} as it ships."
+    )
+
+
+def _answer(compared: Compared) -> str:
+    """What the table says; empty if a method is missing."""
+    plan, setting = compared.plan, compared.plan.settings[0].name
+    names = (ours(plan), fedavg(plan), fedavg_with_our_readout(plan), best_of(compared, setting, central(plan)))
+    own, plain, read_out, top = (100 * _highest(compared, setting, [name]) for name in names)
+    if not all((own, plain, read_out, top)):
+        return ""
+    return (
+        f"{OURS} is {own - plain:.1f} points ahead of fedavg. {read_out - plain:.1f} of them come from the "
+        f"read-out, which fedavg can have too. {top - own:.1f} points to central training remain."
     )
 
 
 def one_factor(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
-    """A table with a row for each setting of the long comparisons, and the commands that give it."""
+    """For each long comparison a table with a row for each setting, and the commands that give it."""
+    for one in (one for one in comparisons if ours(one.plan)):
+        chance = 100 / len(one.plan.run["task"]["classes"])
+        yield from paragraph(f"{one.plan.title or one.plan.name}. {_ONE_FACTOR.format(chance)}")
+        yield from ["", *_settings(one), *code(configs, [one.plan.name], [s.name for s in one.plan.settings])]
+
+
+def _settings(one: Compared) -> Iterator[str]:
     yield from table_head(("setting", *(name for name, _ in _ONE_OF), "central", f"{OURS} below central"))
-    for one in comparisons:
-        for setting in (setting for setting in one.plan.settings if ours(one.plan)):
-            cells = [_spread(one, setting.name, pick(one.plan)) for _, pick in _ONE_OF]
-            top = best_of(one, setting.name, central(one.plan))
-            cells.append(_spread(one, setting.name, top) if top else "-")
-            cells.append(_below_central(one, setting.name, [ours(one.plan)]))
-            yield f"| {one.plan.title or one.plan.name}: {setting.title or setting.name} | {' | '.join(cells)} |"
-    yield from code(configs, [one.plan.name for one in comparisons])
+    for setting in one.plan.settings:
+        cells = [_spread(one, setting.name, pick(one.plan)) for _, pick in _ONE_OF]
+        top = best_of(one, setting.name, central(one.plan))
+        cells.append(_spread(one, setting.name, top) if top else "-")
+        cells.append(_below_central(one, setting.name, [ours(one.plan)]))
+        yield f"| {setting.title or setting.name} (`{setting.name}`) | {' | '.join(cells)} |"
 
 
 def _lines(compared: Compared, setting: str) -> list[_Line]:

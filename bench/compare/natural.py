@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from fednc.bench.compare import plots
-from fednc.bench.compare.gains import OURS, alone, best_of, central, others
-from fednc.bench.compare.plan import Choice, Published
+from fednc.bench.compare.gains import OURS, alone, best_of, central, chosen, fedavg_with_our_readout, others
+from fednc.bench.compare.plan import Published
 from fednc.bench.compare.report import Compared, factor, last5, on_data, table_head
 from fednc.bench.compare.run_archive import Result
 from fednc.common.tasks.metric_info import PERCENT, MetricInfo
@@ -36,18 +36,6 @@ class Line:
 def is_natural(compared: Compared) -> bool:
     """Whether its clients have data of their own."""
     return bool(compared.plan.data.clients)
-
-
-def chosen(compared: Compared, setting: str, choice: Choice) -> str:
-    """The variant with the best metric on validation data at its own best rate; of two equal ones the first."""
-    metric = compared.metric
-    sign = 1 if metric.higher_is_better else -1
-    found: dict[str, float] = {}
-    for row in compared.tuning:
-        if row["setting"] == setting and row["variant"] in choice.among:
-            value = sign * last5(row, metric)
-            found[row["variant"]] = max(found.get(row["variant"], -math.inf), value)
-    return max((name for name in choice.among if name in found), key=lambda name: found[name], default="")
 
 
 def client_table(compared: Compared, setting: str) -> Iterator[str]:
@@ -98,7 +86,17 @@ def draw(compared: Compared, setting: str, path: Path) -> None:
 
 def overview(comparisons: Sequence[Compared]) -> Iterator[str]:
     """One table: a line for each natural federation."""
-    yield from table_head(("federation", OURS, "best other method", "alone", "at one place", "best published"))
+    yield from table_head(
+        (
+            "federation",
+            OURS,
+            "best other method",
+            f"fedavg with {OURS}'s read-out",
+            "alone",
+            "at one place",
+            "best published",
+        )
+    )
     for compared in comparisons:
         for setting in compared.plan.settings:
             what = f"[{compared.plan.title or compared.plan.name}](#{compared.plan.name})"
@@ -110,6 +108,7 @@ def _overview_cells(compared: Compared, setting: str) -> Iterator[str]:
     yield _pair(leading.rows, compared.metric) if leading else "not run"
     for names, with_name in (
         (others(compared.plan), True),
+        ([fedavg_with_our_readout(compared.plan)], False),
         (alone(compared.plan), False),
         (central(compared.plan), False),
     ):

@@ -24,8 +24,8 @@ class Found:
         plan: the comparison file.
         compared: the rows in the folder, without settings that lack the baseline and variants that have no row;
             None if nothing is left.
-        there: how many rows of the comparison file are in the folder.
-        planned: how many rows the comparison file has.
+        there: how many rows of the comparison file are in the folder; tuned: those of them that tune rates.
+        planned: how many rows the comparison file has; to_tune: those of them that tune rates.
         missing: how many of these the folder lacks, by setting; only settings that lack some.
         older: how many of the shown rows come from an earlier version of the file or of a method's defaults.
     """
@@ -34,6 +34,8 @@ class Found:
     compared: Compared | None
     there: int
     planned: int
+    tuned: int
+    to_tune: int
     missing: dict[str, int]
     older: int
 
@@ -57,6 +59,8 @@ def read_folder(plan: Comparison, folder: Path) -> Found:
         compared=_compared(plan, tuning, final, rates),
         there=there.total(),
         planned=planned.total(),
+        tuned=sum(row["digest"] in wanted for row in tuning),
+        to_tune=sum(len(plan.tuning.rates) for _, variant in plan.pairs if not variant.rate_like),
         missing=dict(planned - there),
         older=sum(row["digest"] not in wanted for row in shown),
     )

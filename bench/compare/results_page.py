@@ -25,17 +25,17 @@ from fednc.bench.compare.terms import COLUMNS, METHODS, PICTURES, SPEED, TERMS, 
 from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
 
 _BENCHES = ("link", "fold", "scale", "trainer")
-_OF_A_SETTING = [kind for kind in PICTURES if kind != "initialisation"]
+_OF_A_SETTING = [kind for kind in PICTURES if kind not in ("claims", "initialisation")]
 _OPENING = """
-How close federated training comes to training with all data at one place, and what each part of it is worth. Each
-figure and verdict is computed from the rows in `results/`; the command beside it gives them again.
-[Clients with data of their own](#clients-with-data-of-their-own) and [other questions](#other-questions) follow,
-then [what did not run](#what-did-not-run), [all words](#how-to-read-this-page) and all details.
+How close federated training comes to training with all data at one place, and what each part of it is worth.
+*fednc* is this project's method: the class vectors are fixed, the loss allows for each client's class
+frequencies, and a model is tested by its *read-out*, the nearest class mean. *+fitted*: the server computes the
+last layer instead of training it. *central-*: all images at one place.
 """
 _CAPTION = """
-Test accuracy of the global model in per cent, mean of the last five rounds; then mean ± standard deviation over
-the seeds. The best other method is the best of those that were run in that setting. The last column shows how much
-of the lead comes from the read-out alone.
+Test accuracy of the global model in per cent, mean of the last five evaluations; then mean ± standard deviation
+over the seeds. The best other method is the best of those that were run in that setting. The last column shows how
+much of the lead comes from the read-out alone.
 """
 _SMOKE = """
 Eight to twelve rounds on at most 6,000 images. They are quick, so they show whether a change broke a method, and
@@ -53,11 +53,14 @@ Learning rates, and the choice among several variants, follow validation data he
 to a published figure is called one if it exceeds two standard errors of our test data.
 """
 _SOURCE = """
-`make results` writes this page from `results/`, and a test fails if it says anything else. Each comparison has a
-folder there with its rows (`runs.jsonl.gz`), a table and pictures; a row holds its configuration, command, commit
-and hardware. Learning rates were chosen per method and setting on validation data, with a seed that no result
-uses.
-[compare.md](compare.md) says how to run a comparison.
+`make results` writes this page from the rows in `results/`, and a test fails if it says anything else. The
+commands on the page run what is missing. A row (`runs.jsonl.gz`) holds its configuration, command, commit (+: with
+changes that were not committed) and hardware. Learning rates were chosen per method and setting on validation
+data, with a seed that no result uses. [compare.md](compare.md) says how to get data and run a comparison.
+"""
+_NEXT = """
+Then come [clients with data of their own](#clients-with-data-of-their-own), [other questions](#other-questions),
+[what did not run](#what-did-not-run), [all words](#how-to-read-this-page) and all details.
 """
 
 
@@ -131,7 +134,7 @@ def _long(comparisons: Sequence[Compared], configs: Path, results: Path) -> Iter
         yield from ["The long comparisons: nothing has been measured yet.", ""]
         return
     yield from long_tier.base_cell(comparisons[0], configs)
-    yield from ["## What pays and what does not", "", *paragraph(rules()), ""]
+    yield from [*paragraph(_NEXT.strip()), "", "## What pays and what does not", "", *rules()]
     yield from claims.section(_claims(comparisons), configs, results / claims.FOLDER)
     yield from ["## One factor at a time", "", *long_tier.one_factor(comparisons, configs)]
 
@@ -141,7 +144,7 @@ def _findings(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
     if not there:
         yield from [_UNRUN, ""]
         return
-    yield from [*paragraph(rules()), "", *listed(there, configs)]
+    yield from listed(there, configs)
 
 
 def _natural(comparisons: Sequence[Compared], configs: Path) -> Iterator[str]:
@@ -169,20 +172,25 @@ def _words() -> Iterator[str]:
 
 def _not_run(found: Sequence[Found], configs: Path) -> Iterator[str]:
     """A table of the comparisons that lack runs, in which settings, and the commands that run them."""
-    yield from table_head(("comparison", "runs done", "not run", "command"))
+    yield from table_head(("comparison", "results", "tuning runs", "not run", "command"))
     for one in (one for one in found if one.missing):
         name, older = one.plan.name, f", {one.older} of an earlier version" if one.older else ""
         every = len(one.missing) == len(one.plan.settings) and not one.there
         lacks = "all" if every else "; ".join(f"{setting}: {count} runs" for setting, count in one.missing.items())
         lines = file_comment.commands(configs / f"{name}.toml", one.missing)
         run = "<br>".join(f"`{line}`" for line in lines)
-        yield f"| [{name}](../bench/configs/{name}.toml) | {one.there} of {one.planned}{older} | {lacks} | {run} |"
+        yield f"| [{name}](../bench/configs/{name}.toml) | {_done(one)}{older} | {lacks} | {run} |"
+
+
+def _done(one: Found) -> str:
+    results = f"{one.there - one.tuned} of {one.planned - one.to_tune}"
+    return f"{results} | {one.tuned} of {one.to_tune}"
 
 
 def _not_measured(paths: Sequence[Path]) -> Iterator[str]:
     for kind in _BENCHES:
         if not any(path.stem.split("-")[0] == kind for path in paths):
-            yield f"| speed: {kind} | none | all | `fednc bench {kind}` |"
+            yield f"| speed: {kind} | none | - | all | `fednc bench {kind}` |"
 
 
 def _section(compared: Compared, found: Found, folder: Path, configs: Path) -> Iterator[str]:

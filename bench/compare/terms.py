@@ -57,7 +57,12 @@ TERMS: Mapping[str, str] = {
 METHODS: Mapping[str, str] = {
     "fedavg": "plain federated averaging with an ordinary trained classifier",
     "fedprox": "fedavg with a pull of each client's weights towards the global weights",
-    "fedadam": "fedavg whose mean change of the model is a step of Adam at the server",
+    "fedavgm": "fedavg whose mean change of the model gets momentum at the server",
+    "fedadagrad, fedadam, fedyogi": "fedavg whose mean change of the model is a step of Adagrad, Adam or Yogi at "
+    "the server",
+    "feddyn": "fedavg with a linear and a proximal term for each client, which move its optimum to the global one",
+    "fednova": "fedavg of the change per local step, so that clients with many steps do not weigh more",
+    "scaffnew": "scaffold's correction without its bytes: clients derive it from the models that they are sent",
     "scaffold": "fedavg with gradients corrected by control variates; doubles the bytes",
     "moon": "fedavg with a contrast between the features of the global and the client's previous model",
     "fedntd": "fedavg with distillation of the global model's scores for all classes but the label",
@@ -68,10 +73,10 @@ METHODS: Mapping[str, str] = {
 
 COLUMNS: Mapping[str, str] = {
     "lr": "learning rate, the best one on the validation data",
-    "last 5": "test accuracy in per cent, mean of the last five rounds; with sessions, mean over the sessions",
+    "last 5": "test accuracy in per cent, mean of the last five evaluations; with sessions, mean over sessions",
     "best": "test accuracy in per cent of the best round",
-    "rounds": "rounds until the baseline's best accuracy with the same seed is reached; mean over the seeds that "
-    "reach it",
+    "rounds": "first evaluated round that has the baseline's best accuracy with the same seed; mean over the "
+    "seeds that reach it",
     "drift": "mean squared distance of the clients' own class means from their common mean, in the last round",
     "NC1": "spread of features within classes over the spread between classes; 0: all of a class in one point",
     "s per run": "seconds of one run; training that several variants share is divided by their number",
@@ -164,10 +169,11 @@ SPEED: Mapping[str, str] = {
 PICTURES: Mapping[str, str] = {
     "accuracy": "test accuracy per round: mean over the seeds, in a band from the lowest to the highest",
     "sessions": "accuracy after each session, and the mean cosine of the class memory to its vertices",
-    "rounds": "rounds until the baseline's best accuracy, with a dot per seed",
+    "rounds": "first evaluated round with the baseline's best accuracy, with a dot per seed",
     "clients": "test accuracy of each natural client, a dot each, and their mean",
     "geometry": "per round: drift, and how far the features are from neural collapse (NC1 to NC4; 0 is collapse)",
     "alignment": "cosine of each class mean with each class vector at the end; collapse is a diagonal of ones",
+    "claims": "gain in each setting: a dot per seed and a stroke for their mean; grey: too small to count",
     "initialisation": "cosine and length of the clients' gradients before and after learning initial scales",
 }
 

@@ -74,6 +74,13 @@ ACCURACY = {
     "central-fednc": 0.78,
 }
 
+CLAIMS = {  # the best other method is scaffold in the base cell, and fedavg in the other setting
+    "fednc against the best other method": "**Leads**: +12.0 ± 0.0 in base, +22.0 elsewhere",
+    "fednc against fedavg with fednc's read-out": "**Leads**: +2.0 ± 0.0 in base, +2.0 elsewhere",
+    "fednc against the best central training": "**Trails**: -8.0 ± 0.0 in base",
+    "the read-out for fedavg": "**Pays**: +20.0 ± 0.0 in base, +20.0 elsewhere",
+}
+
 
 @pytest.fixture
 def full(tmp_path: Path) -> Place:
@@ -114,29 +121,34 @@ def test_every_claim_has_its_gain_its_verdict_its_commands_and_one_picture(full:
     draw(full.configs, full.results)
     top = full.page().partition("\n## One factor at a time\n")[0]
     claims = re.split(r"^### ", top, flags=re.MULTILINE)[1:]
-    assert [claim.splitlines()[0] for claim in claims] == [
-        "+17.0 points: fednc against the best other method",
-        "+2.0 points: fednc against fedavg with fednc's read-out",
-        "-8.0 points: fednc against the best central training",
-        "+20.0 points: the read-out for fedavg",
-    ]
-    here, elsewhere = ("    fednc compare small.toml --settings " + names for names in ("base", "other,third"))
-    for claim in claims:
-        verdict = "Trails" if "central" in claim else "Leads" if "fednc against" in claim else "Pays"
-        assert f"\n**{verdict}**: ahead in " in claim
-        assert claim.count(here) == 1
-        assert claim.count(elsewhere) == ("central" not in claim), "only the base cell has central training"
+    assert [claim.splitlines()[0] for claim in claims] == [*CLAIMS]
+    commands = [f"    fednc compare small.toml --settings {names}" for names in ("base", "other,third")]
+    before = top.partition("\n### ")[0].partition("\n## ")[2]
+    assert [before.count(command) for command in commands] == [1, 1]
+    for claim, told in zip(claims, CLAIMS.values(), strict=True):
+        assert f"\n{told}; ahead in " in claim
         (picture,) = re.findall(r"!\[[^\]]+\]\(\.\./results/(claims/[^)]+\.png)\)", claim)
         with Image.open(full.results / picture) as image:
             assert image.width > 400
+
+
+def test_a_claim_that_repeats_another_is_shown_once(tmp_path: Path) -> None:
+    again = FILE.replace('name = "the read-out for fedavg"', 'name = "the same under another name"')
+    again += FILE[FILE.index("[[parts]]") :]
+    place = Place(tmp_path, again, ACCURACY)
+    place.fill()
+    draw(place.configs, place.results)
+    said = place.page()
+    assert ("### the same under another name" in said) != ("### the read-out for fedavg" in said)
+    assert len(list((place.results / "claims").glob("*.png"))) == len(CLAIMS)
 
 
 def test_one_factor_at_a_time_has_a_row_for_each_setting(full: Place) -> None:
     section = full.page().partition("\n## One factor at a time\n")[2].partition("\n## ")[0]
     four = " | ".join(cell(variant) for variant in ("fedavg", "fedavg+discriminant"))
     top = f"{cell('fednc')} | {cell('central-fedavg')} | {below('fednc')}"
-    assert f"| Shapes (9 images): all skewed | {four} | not run | {top} |" in section
-    assert f"| Shapes (9 images): other | {four} | not run | {cell('fednc')} | - | - |" in section
+    assert f"| all skewed (`base`) | {four} | not run | {top} |" in section
+    assert f"| other (`other`) | {four} | not run | {cell('fednc')} | - | - |" in section
     assert "    fednc compare small.toml --settings base\n    fednc compare small.toml --settings other" in section
 
 

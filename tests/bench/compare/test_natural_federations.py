@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from fednc.bench.compare import natural
 from fednc.bench.compare.engine import compare
+from fednc.bench.compare.gains import chosen
 from fednc.bench.compare.plan import Comparison, tuning_rows
 from fednc.bench.compare.prepared_data import prepare
 from fednc.bench.compare.report import Compared, last5
@@ -168,7 +169,7 @@ def test_a_tuning_row_is_the_mean_of_its_validation_splits(done: tuple[Path, Com
 
 def test_validation_data_chooses_among_variants(done: tuple[Path, Compared]) -> None:
     compared = done[1]
-    name = natural.chosen(compared, "natural", plan().choices[0])
+    name = chosen(compared, "natural", plan().choices[0])
     best = {
         variant: max(last5(row, compared.metric) for row in compared.tuning if row["variant"] == variant)
         for variant in ("fednc", "fednc+vertex")
@@ -182,7 +183,7 @@ def test_the_page_has_each_client_and_says_what_follows_from_the_rows(
     folder, compared = done
     (tmp_path / "sites.toml").write_text(FILE.lstrip())
     text = page(tmp_path, folder.parent)
-    name = natural.chosen(compared, "natural", plan().choices[0])
+    name = chosen(compared, "natural", plan().choices[0])
     value = 100 * fmean(last5(row, compared.metric) for row in compared.of("natural", name))
     flat = " ".join(text.split())
     size = {name: client["examples"] for name, client in compared.final[0]["clients"].items()}
@@ -202,7 +203,7 @@ def test_the_page_has_each_client_and_says_what_follows_from_the_rows(
 
 def test_a_difference_within_the_error_of_the_test_data_is_not_called_one(done: tuple[Path, Compared]) -> None:
     _, compared = done
-    name = natural.chosen(compared, "natural", plan().choices[0])
+    name = chosen(compared, "natural", plan().choices[0])
     value = fmean(last5(row, compared.metric) for row in compared.of("natural", name))
     near = plan(FILE.replace("pooled = 0.01", f"pooled = {value - 0.001}"))
     said = list(

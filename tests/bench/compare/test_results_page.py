@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from fednc.bench.compare.gains import Gain, gains
 from fednc.bench.compare.plan import Row, read_comparison
@@ -222,10 +223,12 @@ def test_committed_findings_follow_from_the_rows() -> None:
     ):
         gain = {s: [accuracy(s, variant, n) - accuracy(s, rival, n) for n in seeds] for s in settings}
         pairs = [one for them in gain.values() for one in them]
-        sure = {s: abs(fmean(them)) > max(0.5, 2 * stdev(them) / 3**0.5) for s, them in gain.items()}
+        interval = {s: stats.t.interval(0.95, 2, fmean(them), stats.sem(them)) for s, them in gain.items()}
+        sure = [s for s, (low, high) in interval.items() if low * high > 0 and abs(low + high) > 2 * 0.5]
+        means = " / ".join(f"{mean:+.1f}" for mean in sorted(map(fmean, gain.values())))
         assert (
-            f"{fmean(pairs):+.1f}, **{verdict}**: {name}; ahead in {sum(one > 0 for one in pairs)} of 9 pairs, "
-            f"{verdict} in {sum(sure.values())} of 3 settings"
+            f"**{verdict}**: {name} (cpu-ladder {means}); ahead in {sum(one > 0 for one in pairs)} of 9 pairs, "
+            f"{verdict} in {len(sure)} of 3 settings"
         ) in items(text, "cpu-ladder")
 
 
@@ -279,7 +282,8 @@ def test_every_column_of_the_page_is_explained_once() -> None:
     columns -= {f"rounds: {one.baseline}" for one in plans}
     columns -= {metric for one in plans for gain in one.gains for metric in gain.against}
     settings = {one.name for path in CONFIGS.glob("*.toml") for one in read_comparison(path).settings}
-    plain = {"setting", "best other method", "fedavg with fednc's read-out", "comparison", "runs done", "not run"}
+    plain = {"setting", "best other method", "fedavg with fednc's read-out", "comparison", "results"}
+    plain |= {"tuning runs", "not run"}
     plain |= {"command", "own read-out", "fednc's read-out", "below central training", "fednc below central"}
     plain |= {"word", "method", "column", "picture", "meaning", "value", "rounds: fednc", "rounds: fedavg"}
     rates = {column for column in columns if column.replace(".", "").isdecimal()}
@@ -292,11 +296,12 @@ def test_the_list_says_what_pays_and_what_does_not(full: Place) -> None:
     said = full.page()
     whole, part, speed = items(said, "small")
     assert whole == (
-        "+20.0, **leads**: fednc against the best other method; ahead in 4 of 4 pairs, leads in 2 of 2 settings"
+        "**leads**: fednc against the best other method (small +20.0 / +20.0); ahead in 4 of 4 pairs, leads in 2 "
+        "of 2 settings"
     )
     assert part == (
-        "-10.0, **costs**: the pull; ahead in 0 of 4 pairs, costs in 2 of 2 settings; rivals that were run: "
-        "fednc, fedavg"
+        "**costs**: the pull (small -10.0 / -10.0); ahead in 0 of 4 pairs, costs in 2 of 2 settings; rivals "
+        "that were run: fednc, fedavg"
     )
     assert speed.startswith(
         "in 2 of 2 settings fednc reaches the baseline's best accuracy with every seed, in 100% of"
@@ -352,14 +357,14 @@ def test_lists_of_figures_have_a_column(full: Place) -> None:
 
 def test_what_is_missing_is_listed_in_one_place_with_its_command(place: Place) -> None:
     link, command = "[small](../bench/configs/small.toml)", "`fednc compare small.toml`"
-    assert f"| {link} | 0 of 20 | all | {command} |" in place.page()
+    assert f"| {link} | 0 of 12 | 0 of 8 | all | {command} |" in place.page()
     assert "Nothing has been measured yet." in place.page()
-    assert "| speed: scale | none | all | `fednc bench scale` |" in place.page()
+    assert "| speed: scale | none | - | all | `fednc bench scale` |" in place.page()
     for row in place.rows():
         if row.setting == "easy" and row.variant != "pulled":
             place.put(row)
     said = place.page()
-    assert f"| {link} | 8 of 20 | easy: 2 runs; hard: 10 runs | {command} |" in said
+    assert f"| {link} | 4 of 12 | 4 of 8 | easy: 2 runs; hard: 10 runs | {command} |" in said
     assert "### hard" not in said
     assert "| the pull | pulled | fednc, fedavg | not run |" in said
     place.fill()
@@ -408,19 +413,29 @@ def test_a_gain_is_taken_seed_by_seed_from_the_best_rival(full: Place) -> None:
 @pytest.mark.parametrize(
     ("of_seed", "verdict"),
     [
-        ((1.0, 2.0, 3.0), 1),
-        ((0.5, 2.0, 3.5), 1),
-        ((0.0, 2.0, 4.0), 0),
+        ((1.2, 2.0, 2.8), 1),
+        ((1.0, 2.0, 3.0), 0),
         ((0.4, 0.5, 0.4), 0),
-        ((-1.0, -1.2), -1),
+        ((-1.0, -1.02), -1),
+        ((-1.0, -1.2), 0),
         ((5.0,), 0),
         ((0.0, 0.0), 0),
     ],
 )
-def test_a_gain_counts_beyond_two_standard_errors_and_half_a_point(
+def test_a_gain_counts_beyond_its_confidence_interval_and_half_a_point(
     of_seed: tuple[float, ...], verdict: int
 ) -> None:
     assert Gain("s", of_seed, "x").verdict == verdict
+
+
+@pytest.mark.parametrize("seeds", range(2, 11))
+def test_the_confidence_interval_is_that_of_students_t(seeds: int) -> None:
+    """Equal to scipy's, on both sides of the border."""
+    around = [(-1.0) ** k for k in range(seeds)]
+    around = [value - fmean(around) for value in around]
+    border = stats.sem(around) * stats.t.ppf(0.975, seeds - 1)
+    for factor, verdict in ((0.99, 0), (1.01, 1)):
+        assert Gain("s", tuple(factor * border + value for value in around), "x").verdict == verdict
 
 
 def test_every_picture_is_shown_once(full: Place) -> None:
@@ -436,7 +451,8 @@ def test_every_picture_of_a_claim_is_on_the_committed_page() -> None:
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     drawn = {path.name for path in (RESULTS / "claims").glob("*.png")}
     assert {*re.findall(r"\]\(\.\./results/claims/([^)]+)\)", text)} == drawn
-    assert len(drawn) == len(re.findall(r"^### [-+][0-9.]+ points: ", text, re.MULTILINE))
+    claims = text.partition("\n## What pays and what does not\n")[2].partition("\n## ")[0]
+    assert len(drawn) == len(re.findall(r"^### ", claims, re.MULTILINE))
 
 
 def test_measurements_have_a_table_with_their_command(place: Place) -> None:
