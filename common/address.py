@@ -15,7 +15,7 @@ from fednc.common.errors import ConfigError
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _PORTS = 65535
-_HIDDEN = "***"
+HIDDEN = "***"
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def without_secrets(text: str, url: str) -> str:
     before, at, host = rest.rpartition("@")
     user, colon, password = before.partition(":")
     host, question, query = (host if at else rest).partition("?")
-    hidden = f"{scheme}://{user}{colon}{_HIDDEN if colon else ''}{at}{host}{question}{_HIDDEN if question else ''}"
+    hidden = f"{scheme}://{user}{colon}{HIDDEN if colon else ''}{at}{host}{question}{HIDDEN if question else ''}"
     secrets = [password, *(value for pair in query.split("&") if (value := pair.partition("=")[2]))]
     text = text.replace(url, hidden)
     for secret in sorted({form for one in secrets for form in (one, unquote(one)) if one}, key=len, reverse=True):
-        text = text if secret in hidden else text.replace(secret, _HIDDEN)
+        text = text if secret in hidden else text.replace(secret, HIDDEN)
     return text
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 from fednc.bench.compare import initialisation, natural
 from fednc.bench.compare.class_sessions import draw_sessions, session_table
-from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
+from fednc.bench.compare.plan import Comparison, final_rows, tuning_rows
 from fednc.bench.compare.prepared_data import prepare
 from fednc.bench.compare.report import Compared, choose_rates, draw, report
 from fednc.bench.compare.results_folder import read_folder
 from fednc.bench.compare.rows import Bench, rounds_to_run, run_rows
-from fednc.bench.compare.run_archive import archive_runs
+from fednc.bench.compare.run_archive import archive_runs, read_runs
 from fednc.common.errors import MissingExtraError
 from fednc.common.files import write_atomically
 
@@ -50,21 +50,18 @@ def compare(
     plan = whole.part(settings) if settings else whole
     for_tuning, for_report = prepare(plan, places, bench.folder)
     tuning = tuning_rows(plan, for_tuning.sha256)
-    # Which of the final rows are missing is known once the rates are chosen; until then all of them count.
-    total = rounds_to_run(tuning, bench.folder) + sum(row.run.all_rounds for row in _final_rows_at_any_rate(plan))
-    done = 0
+    total, done = rounds_to_run(tuning, bench.folder) + _final_rounds(plan, for_report.sha256, bench), 0
 
     def count(rounds: int) -> None:
         nonlocal done
         done += rounds
-        progress(done / total)
+        progress(done / total if total else 1.0)
 
     tuned = run_rows(tuning, for_tuning, bench, count)
     rates = choose_rates(tuned)
     chosen = final_rows(plan, rates, for_report.sha256)
     total = done + rounds_to_run(chosen, bench.folder)
-    if total:
-        count(0)
+    count(0)
     final = run_rows(chosen, for_report, bench, count)
     archive_runs(bench.folder)
     compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
@@ -74,10 +71,12 @@ def compare(
     return compared
 
 
-def _final_rows_at_any_rate(plan: Comparison) -> list[Row]:
-    rate = plan.tuning.rates[0]
-    names = [(setting.name, variant.tuned_as) for setting, variant in plan.pairs]
-    return final_rows(plan, dict.fromkeys(names, rate), "")
+def _final_rounds(plan: Comparison, data_sha256: str, bench: Bench) -> int:
+    """The rounds of final rows that the folder has at none of the rates: which one is chosen is not known yet."""
+    names, there = [(setting.name, variant.tuned_as) for setting, variant in plan.pairs], read_runs(bench.folder)
+    at_rates = [final_rows(plan, dict.fromkeys(names, rate), data_sha256) for rate in plan.tuning.rates]
+    missing = (one for one in zip(*at_rates, strict=True) if not any(row.file_name in there for row in one))
+    return sum(first.run.all_rounds for first, *_ in missing)
 
 
 def _write(compared: Compared, bench: Bench) -> None:

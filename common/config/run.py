@@ -86,6 +86,14 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _prior_fades_once(self) -> Self:
+        if self.sessions and self.method.prior_fade:
+            raise ValueError(
+                "method.prior_fade would leave later [[sessions]] without the prior: leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _probe_fits(self) -> Self:
         if self.probe and (self.sessions or self.task.weights or self.task.adapter_rank or not self.train.epochs):
             raise ValueError(

@@ -153,7 +153,9 @@ class MethodSection(Section):
         1.0, description="strength of prior or margin in `balanced-ce` and `calibrated-ce`"
     )
     prior_fade: Annotated[Share, LATER] = Field(
-        0.0, description="share of `prior_tau` that is gone in the last round; it falls linearly over the rounds"
+        0.0,
+        description="share of `prior_tau` that is gone in the last round; it falls linearly over the rounds. Not "
+        "with [[sessions]]",
     )
     dot_weight: Positive = Field(10.0, description="weight of the dot-regression loss")
     anchor: NonNegative = Field(0.0, description="weight of the pull of features towards the class memory")

@@ -44,7 +44,7 @@ from fednc.common.learning.covariance import inverse_covariance
 
 FEWEST_CLIENTS = 3  # of two that differ, nobody knows which one drifted
 FEWEST_EXAMPLES = 8  # of a class, here and elsewhere; a mean over fewer is far from normal
-MOST_ALARMS = 16  # of one exchange, because each costs two passes over all clients
+MOST_ALARMS = 16  # of one exchange, because each costs several passes over all clients
 CUSTOM = 4.0  # directions in which honest clients differ by custom: the fewer, the more R varies
 _ONE_CLASS = 4.0  # if no client has two classes; classes of images vary in about a quarter of the directions
 _MOST_SHARE = 0.5  # of the freedom that the metric may use up: beyond that it is mostly noise
@@ -94,6 +94,9 @@ class _Distance:
 class ClientMeans:
     """The class means of the clients of one exchange, in a file: the memory used does not grow with the
     clients.
+
+    Attributes:
+        is_cut: whether more clients raised an alarm than `deviations` returned.
     """
 
     def __init__(self, label_space: int, dim: int) -> None:
@@ -104,6 +107,7 @@ class ClientMeans:
         self._cells = 0
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._clients: list[int] = []
+        self.is_cut = False
 
     def __enter__(self) -> Self:
         return self
@@ -130,9 +134,9 @@ class ClientMeans:
         self._clients.append(client)
 
     def deviations(self, rate: float) -> list[Deviation]:
-        """The clients that raise an alarm, the farthest first; [] if nothing can be compared.
+        """The clients that raise an alarm, in the order in which they were found; [] if nothing can be compared.
 
-        Of more than `MOST_ALARMS` only these are found.
+        With more than `MOST_ALARMS` the others are left out, and `is_cut` is set.
 
         Args:
             rate: the wanted probability of an alarm for a usual client. Measured, it is well below this if clients
@@ -146,7 +150,7 @@ class ClientMeans:
         if metric is None:
             return []
         aside: list[Deviation] = []
-        while len(aside) < MOST_ALARMS and len(self._clients) - len(aside) >= FEWEST_CLIENTS:
+        while len(aside) <= MOST_ALARMS and len(self._clients) - len(aside) >= FEWEST_CLIENTS:
             out = {each.client for each in aside}
             distances = list(self._distances(metric, out))
             farthest = max(distances, key=lambda each: (each.r, each.client), default=None)
@@ -158,7 +162,8 @@ class ClientMeans:
             if judged is None or judged.chance >= rate:
                 break
             aside.append(judged)
-        return aside
+        self.is_cut = len(aside) > MOST_ALARMS
+        return aside[:MOST_ALARMS]
 
     def _metric(self) -> tuple[Tensor, float, float] | None:
         """(A, t, effective number of directions); None if the examples do not determine a metric."""

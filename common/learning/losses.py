@@ -64,7 +64,8 @@ def calibration(count_K: Tensor, tau: float) -> Tensor:
     Zhang et al., ICML 2022, arXiv 2209.00189). The paper also leaves the label out of the softmax's denominator,
     which gives a loss without lower bound; here it is kept.
     """
-    return -tau * count_K.to(torch.get_default_dtype()).pow(-0.25)
+    margin_K = -tau * count_K.clamp(min=1).to(torch.get_default_dtype()).pow(-0.25)
+    return margin_K.masked_fill(count_K == 0, -torch.inf)  # without a margin too
 
 
 def memory_anchor(feat_BD: Tensor, label_B: Tensor, mean_KD: Tensor, seen_K: Tensor) -> Tensor:

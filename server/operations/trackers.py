@@ -6,6 +6,7 @@ Listens to the event log while the server command or `fednc.run` runs. Knows tra
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fednc.common import plugins
-from fednc.common.address import without_secrets
+from fednc.common.address import HIDDEN, without_secrets
 from fednc.common.config.run import RunConfig, explain
 from fednc.common.errors import ConfigError, FedncError
 from fednc.common.peer_text import one_line
@@ -28,6 +29,7 @@ from fednc.server.storage.events import Event, RoundCompleted, TrackerFailed
 from fednc.server.storage.history import RoundRecord
 
 _MOST_WAITING = 1000  # rounds that a slow tracker may lag behind
+_SECRET = re.compile("pass|secret|token|key", re.IGNORECASE)  # in the names of settings
 _FINISH_S = 5.0  # how long the end of a run waits for all trackers together
 
 
@@ -87,7 +89,21 @@ def _options(name: str, kind: type[Tracker], settings: dict[str, Any]) -> BaseMo
         return kind.Options.model_validate(settings)
     except ValidationError as e:
         known = list(kind.Options.model_fields)
-        raise ConfigError(explain(e, "the run file", f"track.{name}", known=known)) from e
+        told = explain(e, "the run file", f"track.{name}", known=known)
+        raise ConfigError(_without_secrets(told, settings)) from None
+
+
+def _without_secrets(text: str, settings: Any, key: str = "") -> str:
+    """The text without passwords in URLs among the settings, and without settings whose names say secret."""
+    if isinstance(settings, dict):
+        for name, value in settings.items():
+            text = _without_secrets(text, value, name)
+    elif isinstance(settings, list):
+        for value in settings:
+            text = _without_secrets(text, value, key)
+    elif isinstance(settings, str) and settings:
+        text = text.replace(settings, HIDDEN) if _SECRET.search(key) else without_secrets(text, settings)
+    return text
 
 
 def _primary(run: RunConfig) -> str:
@@ -139,7 +155,7 @@ class _Thread:
 
     def __init__(self, name: str, tracker: Tracker, events: EventLog, settings: dict[str, Any]) -> None:
         self._name, self._tracker, self._events = name, tracker, events
-        self._urls = [value for value in settings.values() if isinstance(value, str)]  # some may have passwords
+        self._settings = settings
         self._calls: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(_MOST_WAITING)
         self._failed = False
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
@@ -181,7 +197,5 @@ class _Thread:
 
     def _fail(self, why: str) -> None:
         self._failed = True
-        for url in self._urls:
-            why = without_secrets(why, url)
-        text = f"tracker {self._name} {why}; it gets no more of this run"
+        text = f"tracker {self._name} {_without_secrets(why, self._settings)}; it gets no more of this run"
         self._events.emit(TrackerFailed(text=text, tracker=self._name))

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Self
 
 from fednc.common.learning.class_memory import ClassSums
-from fednc.common.learning.drift_alarm import MOST_ALARMS, ClientMeans, Deviation
+from fednc.common.learning.drift_alarm import ClientMeans, Deviation
 from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import ClientDrifts, DiskProblem, DriftOver
 
@@ -60,17 +60,17 @@ class DriftWatch:
     def _tell(
         self, server_round: int, exchange: Exchange, found: dict[int, Deviation], class_names: Sequence[str]
     ) -> None:
+        for node in exchange.asked - exchange.named:
+            self.alarms.pop(self._name_of(node), None)  # it may have been listed before
         for node in sorted(found, key=self._name_of):
             name = self._name_of(node) if node in exchange.named else ""
             event = _event(server_round, name, found[node], class_names)
             if name:
                 self.alarms[name] = f"drift alarm: {event.times:.1f} times as far as usual"
-            else:
-                self.alarms.pop(self._name_of(node), None)  # it may have been listed before
             if node not in self._alarmed:
                 self._events.emit(event)
-        # With so many alarms, a client that is not among them may still be far away.
-        over = (self._alarmed & exchange.asked) - found.keys() if len(found) < MOST_ALARMS else set[int]()
+        # If there are too many to be found, a client that is not among them may still be far away.
+        over = set[int]() if exchange.is_cut else (self._alarmed & exchange.asked) - found.keys()
         for node in sorted(over, key=self._name_of):
             name = self._name_of(node) if node in exchange.named else ""
             self.alarms.pop(self._name_of(node), None)
@@ -114,6 +114,11 @@ class Exchange:
         self.asked.add(node)
         if is_named:
             self.named.add(node)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether more clients raise an alarm than `deviations` returned."""
+        return self._means is not None and self._means.is_cut
 
     def deviations(self, rate: float) -> dict[int, Deviation]:
         """The clients that raise an alarm, by node."""

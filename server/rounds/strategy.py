@@ -284,7 +284,7 @@ class FrameStrategy(Strategy):
         elif not self._train(server_round, grid, timeout_s):
             return None
         if self.run.train.epochs and self._wants_global_memory(server_round, evaluates):
-            self._refresh_memory(server_round, grid, timeout_s, self._remembering(grid))
+            self._renew_memory(server_round, grid, timeout_s)
             if task and task.settling_steps and self.stage.is_first:
                 self._fit(server_round, task.settling_steps)
         if evaluates:
@@ -307,7 +307,7 @@ class FrameStrategy(Strategy):
             and self._wants_global_memory(server_round, True)
             and not self._wants_global_memory(server_round, False)
         ):
-            self._refresh_memory(server_round, grid, timeout_s, self._remembering(grid))
+            self._renew_memory(server_round, grid, timeout_s)
         self._evaluate(server_round, grid, timeout_s)
 
     def _evaluate(self, server_round: int, grid: Grid, timeout_s: float) -> None:
@@ -358,7 +358,8 @@ class FrameStrategy(Strategy):
         self.replies.forget_failures()
         self._record, self.fold_s = RoundRecord(round=server_round, failures=self.replies.failures), 0.0
         before = self.state.memories
-        asked = self.sample(server_round, grid)
+        wants_all = self.run.rounds.memory_clients == "all"
+        asked = sorted(grid.get_node_ids()) if wants_all else self.sample(server_round, grid)
         summed = self._refresh_memory(server_round, grid, timeout_s, asked)
         if len(summed) < self.quorum:
             self.state.memories = before
@@ -368,13 +369,33 @@ class FrameStrategy(Strategy):
         self._record.replies, self._record.examples = len(summed), sum(summed.values())
         return True
 
-    def _remembering(self, grid: Grid) -> list[int]:
-        """The nodes whose features the memory of the round's model is made of."""
-        return sorted(grid.get_node_ids()) if self._remembers_all else self._trained
+    def _renew_memory(self, server_round: int, grid: Grid, timeout_s: float) -> None:
+        """Make the memory of the trained model: of the clients that trained it, or of all."""
+        here = sorted(grid.get_node_ids())
+        wants_all = self.task.takes_sessions or self.run.rounds.memory_clients == "all"
+        self._refresh_memory(server_round, grid, timeout_s, here if wants_all else self._trained)
+        if not wants_all:
+            self._warn_of_old_memory(server_round, here)
 
-    @property
-    def _remembers_all(self) -> bool:
-        return self.task.takes_sessions or self.run.rounds.memory_clients == "all"
+    def _warn_of_old_memory(self, server_round: int, here: Iterable[int]) -> None:
+        """Say once that classes of clients outside the round are remembered as an earlier model saw them."""
+        method = self.run.method
+        if self._warned_of_old_memory or not (method.reads_memory or method.fits_projection):
+            return
+        old = self._classes_of({*here} - {*self._trained}) - self._classes_of(self._trained)
+        names = [name for number, name in enumerate(self.task.class_names) if number in old]
+        if names:
+            self._warned_of_old_memory = True
+            text = (
+                f"no client of round {server_round} has {', '.join(names)[:200]}, but others do: the memory of "
+                'these classes is old, and tests read it. Set rounds.memory_clients = "all" (docs/methods.md)'
+            )
+            self.events.emit(MemoryIsOld(text=text, round=server_round, classes=tuple(names)))
+
+    def _classes_of(self, nodes: Iterable[int]) -> set[int]:
+        """Those of which one of the nodes has announced examples."""
+        counts = (self.clients.holding(node).count_K for node in nodes)
+        return {number for count_K in counts for number, count in enumerate(count_K) if count}
 
     def _refresh_memory(
         self, server_round: int, grid: Grid, timeout_s: float, nodes: Iterable[int]
@@ -398,24 +419,8 @@ class FrameStrategy(Strategy):
                     watched.add(sums, node, is_named=is_named(reply.content))
                     summed[node] = counted[node]
             self._end_exchange(server_round, counted)
-        self._warn_of_old_memory(server_round, pool.all)
         self._remember(server_round, pool)
         return summed
-
-    def _warn_of_old_memory(self, server_round: int, sums: ClassSums) -> None:
-        """Say once that a read-out suffers because few clients train in each round."""
-        suffers = self.run.rounds.clients_per_round and self.run.method.reads_memory and not self._remembers_all
-        if self._warned_of_old_memory or not suffers:
-            return
-        named = zip(self.task.class_names, sums.count_K.tolist(), strict=False)
-        old = [name for name, count in named if not count]
-        if old:
-            self._warned_of_old_memory = True
-            text = (
-                f"no client of round {server_round} has {', '.join(old)[:200]}: their class memory is old or "
-                'missing, and tests read it. Set rounds.memory_clients = "all" (docs/methods.md)'
-            )
-            self.events.emit(MemoryIsOld(text=text, round=server_round, classes=tuple(old)))
 
     def _remember(self, server_round: int, pool: Pool) -> None:
         method = self.run.method

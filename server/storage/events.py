@@ -338,7 +338,7 @@ class ClassesWithoutMemory(Event, kind="no-memory", level=logging.WARNING):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryIsOld(Event, kind="old-memory", level=logging.WARNING):
-    """No client of this round has these classes, so their class memory is of an earlier model."""
+    """Clients outside this round have these classes and none of it has, so their memory is of an earlier model."""
 
     round: int
     classes: tuple[str, ...]

@@ -31,7 +31,9 @@ def pixel_input(options: ImageOptions) -> GraphInput:
         "bytes 0 to 255; the graph normalises them",
         reading=(
             "from PIL import Image",
-            f'image = Image.open("image.png").convert("{mode}").resize(({size}, {size}), Image.BILINEAR)',
+            'image = Image.open("image.png").convert("RGBA")',
+            'image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)',
+            f'image = image.convert("{mode}").resize(({size}, {size}), Image.BILINEAR)',
             f"pixels = np.asarray(image, np.uint8).reshape(1, {size}, {size}, {channels})",
         ),
     )

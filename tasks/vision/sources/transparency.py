@@ -1,4 +1,4 @@
-"""Takes the transparency out of pictures. Used by every reader of picture files."""
+"""Takes the transparency out of pictures. Used by the readers of folders of pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ def on_white(image: Image.Image) -> Image.Image:
 
     Pillow alone would show the colour below transparent pixels, which nobody sees and which is often black.
     """
-    if not image.has_transparency_data:
+    if not image.has_transparency_data or _is_opaque(image):
         return image
     above = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    """Whether it has transparency and uses none of it, as many RGBA pictures."""
+    return "A" in image.getbands() and image.getchannel("A").getextrema()[0] == 255

@@ -87,6 +87,11 @@ def test_calibration_gives_rarer_classes_larger_margins_and_leaves_absent_ones_o
     assert (logit_BK.grad[:, 4] == 0).all()
 
 
+def test_calibration_without_margins_still_leaves_absent_classes_out() -> None:
+    assert torch.equal(torch.isneginf(calibration(COUNT_K, 0.0)), COUNT_K == 0)
+    assert not calibration(COUNT_K, 0.0)[COUNT_K > 0].any()
+
+
 def guide(**method: Any) -> Guide:
     etf_KD = draw_frame(K, D, seed=0).etf_KD
     seen_K = torch.zeros(K, dtype=torch.bool)

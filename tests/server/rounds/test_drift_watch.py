@@ -18,7 +18,6 @@ from fednc.common.learning import drift_alarm
 from fednc.common.learning.class_memory import ClassSums
 from fednc.common.learning.drift_alarm import ClientMeans
 from fednc.common.learning.frame import unit
-from fednc.server.rounds import drift_watch
 from fednc.server.rounds.context import Surroundings
 from fednc.server.rounds.control import RunControl
 from fednc.server.rounds.drift_watch import DriftWatch
@@ -82,13 +81,16 @@ def test_an_alarm_is_told_when_it_begins_and_when_it_ends() -> None:
 
 
 def test_no_alarm_ends_while_more_clients_may_be_far_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (drift_alarm, drift_watch):
-        monkeypatch.setattr(module, "MOST_ALARMS", 1)
     watched = Watched()
-    told = [*watched.round(1, {3}), *watched.round(2, {1})]
-    assert {event.node for event in of_kind(ClientDrifts, told)} == {"site-1", "site-3"}
-    assert not of_kind(DriftOver, told)
-    assert {event.node for event in of_kind(DriftOver, watched.round(3, set()))} == {"site-1", "site-3"}
+    assert of_kind(ClientDrifts, watched.round(1, {3}))
+    monkeypatch.setattr(drift_alarm, "MOST_ALARMS", 0)
+    assert watched.round(2, {1}) == []
+    assert watched.round(3, {1}, unnamed={3}) == []
+    assert watched.watch.alarms == {}, "site-3 is no longer listed"
+    monkeypatch.undo()
+    (over,) = watched.round(4, set())
+    assert isinstance(over, DriftOver)
+    assert over.node == "site-3"
 
 
 def test_a_client_that_is_not_listed_is_not_named() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from fednc.server.storage.event_log import EventLog
 from fednc.server.storage.events import MemoryIsOld
 from support.heard_events import of_kind
 
-SITES, EACH, CLASSES = 6, 12, ["a", "b", "c", "d", "e", "f"]
+SITES, EACH, CLASSES = 6, 12, ["a", "b", "c", "d", "e", "f", "nobody has it"]
 
 
 @pytest.fixture
@@ -34,14 +36,14 @@ def clients(tmp_path):
 
 
 def trained(clients, heard=lambda _: None, **keys):
-    """A run of two of the clients in each round; `keys` are of [rounds], but for `method`."""
-    method = keys.pop("method", {})
+    """A run of two of the clients in each round; `keys` are of [rounds], but for `epochs`."""
+    train = {"epochs": keys.pop("epochs", 1)}
     run = parse_run(
         {
             "seed": 3,
             "task": {"classes": CLASSES, "size": 8, "channels": 1, "width": 8},
             "frame": {"dim": 8},
-            "method": method,
+            "train": train,
             "rounds": {"total": 3, "min_clients": 2, "clients_per_round": 2, "evaluate_every": 3, **keys},
         }
     )
@@ -77,17 +79,27 @@ def test_by_default_only_the_clients_of_a_round_are_asked(clients) -> None:
 
 def test_an_old_memory_is_told_once_with_the_key_that_helps(clients) -> None:
     events = []
-    trained(clients, events.append, evaluate_every=1)
+    done = trained(clients, events.append, total=6, evaluate_every=1)
     [told] = of_kind(MemoryIsOld, events)
-    assert told.round == 1
-    assert len(told.classes) == SITES - 2, "those of the clients that are not in the round"
+    assert 1 < told.round <= 6, "in the first round nobody knows what the others have"
+    assert set(told.classes) < set(CLASSES[:SITES])
     assert "rounds.memory_clients" in told.text
+    assert int(done.state.memory.seen_K.sum()) > 2, "these classes are remembered, as an earlier model saw them"
 
 
 @pytest.mark.parametrize(
-    "keys", [{"memory_clients": "all"}, {"clients_per_round": 0}, {"method": {"readout": "vertex"}}]
+    ("keys", "withheld"),
+    [({"memory_clients": "all"}, 1), ({"clients_per_round": 0}, 1), ({"clients_per_round": 0}, EACH + 1)],
+    ids=["memory of all", "all train", "sums withheld"],
 )
-def test_nothing_is_told_if_the_memory_is_of_all_or_not_read(clients, keys) -> None:
+def test_nothing_is_told_if_no_other_client_could_help(clients, keys, withheld) -> None:
+    """Though nobody has the last class, and though clients withhold sums over few examples."""
+    clients = [replace(client, min_sum_examples=withheld) for client in clients]
     events = []
-    trained(clients, events.append, **keys)
+    trained(clients, events.append, total=4, evaluate_every=1, **keys)
     assert not of_kind(MemoryIsOld, events)
+
+
+def test_without_training_the_memory_of_all_is_made_in_one_round(clients) -> None:
+    done = trained(clients, epochs=0, total=1, evaluate_every=1, memory_clients="all")
+    assert int(done.state.memory.seen_K.sum()) == SITES
