@@ -103,6 +103,12 @@ def test_head_loss_and_readout_must_fit_together() -> None:
     assert "no trained head" in complaint({"method": {"name": "fednc", "readout": "head"}})
 
 
+def test_a_prior_that_fades_does_not_fit_sessions() -> None:
+    fading = {"method": {"prior_fade": 0.5}}
+    assert "without the prior" in complaint({**fading, "sessions": [{"classes": ["late"]}]})
+    parse_run(fading)
+
+
 @pytest.mark.parametrize(
     ("path", "key", "schema"), NUMBERS, ids=lambda value: value if isinstance(value, str) else ""
 )
@@ -110,7 +116,7 @@ def test_the_digest_depends_on_every_number_that_affects_the_result(
     path: str, key: str, schema: dict[str, Any]
 ) -> None:
     base: dict[str, Any] = {"split": {"shift": {}}, "sessions": [{"classes": ["late"]}], "personal": {}}
-    if key == "stop_after" or path.startswith("probe"):  # not with sessions
+    if key in ("stop_after", "prior_fade") or path.startswith("probe"):  # not with sessions
         del base["sessions"]
     if path.startswith("probe"):
         base["probe"] = {"families": [{"name": "one", "axis": "width", "values": [8, 16]}]}

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from fednc.common.errors import DataError
+from fednc.tasks.vision.graph_input import pixel_input
 from fednc.tasks.vision.sources.select import read, read_input
 from support.image_files import CLASSES, options, picture, write_folder, write_npz
 
@@ -93,6 +94,20 @@ def test_what_is_transparent_is_white(tmp_path, mode, channels):
     pixel_CHW = read(f"folder:{tmp_path}", "train", options(channels=channels)).pixel_NCHW[0]
     assert (pixel_CHW[:, 4:] == 255).all()
     assert not pixel_CHW[:, :4].any()
+
+
+def test_the_snippet_of_a_model_card_reads_what_clients_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ant").mkdir()
+    for image, channels in ((Image.fromarray(NOISE), 1), (picture(3).convert("RGBA"), 3)):
+        if channels == 3:
+            image.putalpha(Image.fromarray(NOISE).resize(image.size))
+        for place in ("image.png", "ant/a.png"):
+            image.save(place)
+        found = {"np": np}
+        exec("\n".join(pixel_input(options(channels=channels)).reading), found)
+        pixel_CHW = read(f"folder:{tmp_path}", "train", options(channels=channels)).pixel_NCHW[0]
+        assert np.array_equal(found["pixels"][0], pixel_CHW.permute(1, 2, 0).numpy())
 
 
 def test_one_bad_image_does_not_hide_the_next_and_ten_are_enough(tmp_path):
