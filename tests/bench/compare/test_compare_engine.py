@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from fednc.bench.compare import plots, report
+from fednc.bench.compare import report
 from fednc.bench.compare.engine import compare
 from fednc.bench.compare.plan import tuning_rows
 from fednc.bench.compare.prepared_data import prepare
@@ -241,14 +241,6 @@ def test_rounds_to_target_are_counted_seed_by_seed() -> None:
     compared = report.Compared(plan=plan, tuning=[], rates={}, final=final)
     assert compared.rounds_to_target("s", "a") == [2, 3]
     assert compared.rounds_to_target("s", "b") == [1, None]
-
-
-def test_bars_and_bands_are_drawn_for_missing_values_too(tmp_path: Path) -> None:
-    plots.bars(tmp_path / "bars.png", {"a": [3, None], "b": [None, None]}, "rounds")
-    plots.bands(tmp_path / "bands.png", {"x": {"a": [[(1, 0.5)], [(1, 0.6), (2, 0.7)]], "b": [[]]}})
-    for name in ("bars", "bands"):
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 3
 
 
 def test_damaged_results_are_not_used(tmp_path: Path) -> None:
