@@ -54,8 +54,11 @@ def draw(compared: Compared, folder: Path, looks: Mapping[str, Style]) -> None:
         _draw_geometry(folder / f"{setting}-geometry.png", rows, models, looks, has_sessions=has_sessions)
         alignments = {" = ".join(names): _alignment(rows[names[0]]) for names in models}
         panels = {name: cosine_KK for name, cosine_KK in alignments.items() if cosine_KK is not None}
+        path = folder / f"{setting}-alignment.png"
         if panels:
-            heat_maps(folder / f"{setting}-alignment.png", panels, _class_names(compared, setting))
+            heat_maps(path, panels, _class_names(compared, setting))
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _draw_by_round(

@@ -27,7 +27,7 @@ _LETTERS = 30  # of a row's label or an entry of a legend in one line
 _COLUMNS = 3  # panels side by side
 _LOG_RATIO = 1000  # values that span more get a logarithmic axis
 _MANY = 6  # lines; the bands of more would hide them
-_APART = 4  # at most one line in so many is left outside, where the others had less than this part of the axis
+_APART = 4  # at most one line in so many is left outside an axis; the others had less than this part of it
 
 
 def curves(path: Path, series: Mapping[str, Points], metric: MetricInfo = ACCURACY) -> None:
@@ -287,29 +287,22 @@ def _make_logarithmic(axes: Any, values: Sequence[float]) -> None:
 
 
 def _together(lines: Mapping[str, _Line]) -> list[str]:
-    """All lines; or without the few below or above all others, if these had less than a quarter of the axis."""
+    """All lines; or without the few that end far below or above all others."""
     order = sorted(lines, key=lambda name: lines[name].means[-1])
-    quarter = (_highest(lines, order) - _lowest(lines, order)) / _APART
     most = len(order) // _APART
     for below, above in sorted(product(range(most + 1), repeat=2), key=sum):
         kept = order[below : len(order) - above]
-        if below + above > most or not below + above:
-            continue
-        low, high = _lowest(lines, kept), _highest(lines, kept)
-        are_apart = all(max(lines[name].tail) < low for name in order[:below]) and all(
-            min(lines[name].tail) > high for name in order[len(order) - above :]
-        )
-        if are_apart and high - low < quarter:
+        others = [lines[name] for name in lines if name not in kept]
+        if below + above <= most and others and _squeeze(others, [lines[name] for name in kept]):
             return kept
     return order
 
 
-def _lowest(lines: Mapping[str, _Line], names: Sequence[str]) -> float:
-    return min(min(lines[name].means) for name in names)
-
-
-def _highest(lines: Mapping[str, _Line], names: Sequence[str]) -> float:
-    return max(max(lines[name].means) for name in names)
+def _squeeze(others: Sequence[_Line], kept: Sequence[_Line]) -> bool:
+    """Whether these had less than a quarter of an axis that reaches to the second half of any of the others."""
+    low, high = min(min(line.means) for line in kept), max(max(line.means) for line in kept)
+    reach = min(max(high - max(line.tail), min(line.tail) - low) for line in others)
+    return reach > _APART * (high - low) > 0
 
 
 def _grid(panels: int, entries: int) -> tuple[Figure, list[Any]]:

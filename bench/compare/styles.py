@@ -35,14 +35,14 @@ class Style:
     marker: str
 
 
-_KEPT = {"fednc": Style("#0072B2", "-", "o"), "fedavg": Style("#D55E00", (0, (5, 1.5)), "s")}
+_KEPT = {"fednc": Style("#0072B2", "-", "*"), "fedavg": Style("#D55E00", (0, (5, 1.5)), "p")}
 
 
 def styles(variants: Iterable[str]) -> dict[str, Style]:
     """A style for each variant by its place: give all that the comparison has, not only those in a picture.
 
-    fednc and fedavg look the same everywhere, and no other has their colour. Up to 63 others differ in colour or
-    marker; neighbours differ in both.
+    fednc and fedavg look the same everywhere, and no other has their colour or marker. Up to 63 others differ in
+    colour or marker; neighbours differ in both.
     """
     names = dict.fromkeys(variants)
     others = [name for name in names if name not in _KEPT]

@@ -166,8 +166,9 @@ def test_a_line_far_from_all_others_leaves_them_the_axis_and_is_named(
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == list(others)
 
 
-def test_lines_that_only_begin_low_are_shown_whole(tmp_path: Path, figures: list[Figure]) -> None:
-    series = lines(**{f"v{n}": [80.0 + n, 81.0 + n] for n in range(5)}, learns=[2.0, 82.0])
+@pytest.mark.parametrize("end", [82.0, 78.0, 70.0])
+def test_lines_that_only_begin_far_off_are_shown_whole(tmp_path: Path, figures: list[Figure], end: float) -> None:
+    series = lines(**{f"v{n}": [80.0 + n, 81.0 + n] for n in range(5)}, learns=[2.0, end])
     bands(tmp_path / "b.png", {"test accuracy (%)": series}, styles(series))
     assert figures[0].axes[0].get_ylim()[0] < 2
 
