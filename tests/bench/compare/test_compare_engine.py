@@ -190,7 +190,7 @@ def test_table_and_pictures(done: tuple[Path, report.Compared]) -> None:
     rows = compared.of("dirichlet-0.1", "fednc")
     mean = 50 * sum(row["summary"]["last5"] for row in rows)
     assert f"| fednc | {compared.rates['dirichlet-0.1', 'fednc']:g} | {mean:.1f} ± " in table
-    for kind in ("accuracy", "geometry", "rounds", "alignment"):
+    for kind in ("accuracy", "geometry", "alignment"):
         with Image.open(folder / f"dirichlet-0.1-{kind}.png") as picture:
             assert picture.width > 400
 
