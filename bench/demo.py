@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fednc.bench.compare import plots
+from fednc.bench.compare.heat_maps import geometry
 from fednc.common.config.run import RunConfig, parse_run
 from fednc.common.files import write_atomically
 from fednc.common.process.interrupt import run_until_interrupted
@@ -163,6 +164,6 @@ def _write(folder: Path, finished: dict[str, Finished], summary: dict[str, Any])
         assert result.evaluation is not None
         means[name] = result.evaluation.class_means(result.state.model)
     final = results["fednc"]
-    plots.geometry(folder / "geometry.png", means, final.frame.etf_KD, final.task.class_names)
+    geometry(folder / "geometry.png", means, final.frame.etf_KD, final.task.class_names)
     (folder / "fednc" / "model").rename(folder / "model")
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())

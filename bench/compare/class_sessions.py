@@ -7,7 +7,7 @@ comparisons without sessions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from fednc.bench.compare import plots
 from fednc.bench.compare.report import Compared, factor, failures, metric_of, table_head
 from fednc.bench.compare.run_archive import Result
+from fednc.bench.compare.styles import Style
 from fednc.server.storage.events import Event, RoundCompleted, SessionOpened
 
 COSTS = "session_costs"
@@ -114,8 +115,14 @@ def _places(runs: Sequence[Sequence[dict[str, Any]]], key: str, scale: float = 1
     return " / ".join(format(scale * fmean(found), form) for found in stages if found) or "-"
 
 
-def draw_sessions(results: Sequence[Result], setting: str, folder: Path) -> None:
+def draw_sessions(results: Sequence[Result], setting: str, folder: Path, looks: Mapping[str, Style]) -> None:
     """Draw the metric after each session and the memory's mean cosine to its vertices: `<setting>-sessions.png`.
+
+    Args:
+        results: the rows.
+        setting: the setting to draw.
+        folder: folder of results.
+        looks: style of each variant.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -138,4 +145,4 @@ def draw_sessions(results: Sequence[Result], setting: str, folder: Path) -> None
             plots.metric_label(metric, " over all classes so far"): curves,
             "memory's cosine to its vertex": cosine,
         }
-        plots.bands(folder / f"{setting}-sessions.png", panels, across="session")
+        plots.bands(folder / f"{setting}-sessions.png", panels, looks, across="session")

@@ -1,7 +1,8 @@
 """`fednc compare`: runs variants x settings x seeds in parallel processes, then writes tables and pictures.
 
 First every variant is tuned in every setting, then it runs with each seed at its best learning rate. Called by the
-command and by tests. `plan.py` decides what runs, `rows.py` runs it, `report.py` makes tables and pictures.
+command and by tests. `plan.py` decides what runs, `rows.py` runs it, `report.py` makes tables, `pictures.py`
+pictures.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Callable, Sequence
 
 from fednc.bench.compare import initialisation, natural
 from fednc.bench.compare.class_sessions import draw_sessions, session_table
+from fednc.bench.compare.pictures import draw, looks_of
 from fednc.bench.compare.plan import Comparison, final_rows, tuning_rows
 from fednc.bench.compare.prepared_data import prepare
-from fednc.bench.compare.report import Compared, choose_rates, draw, report
+from fednc.bench.compare.report import Compared, choose_rates, report
 from fednc.bench.compare.results_folder import read_folder
 from fednc.bench.compare.rows import Bench, rounds_to_run, run_rows
 from fednc.bench.compare.run_archive import archive_runs, read_runs
@@ -67,7 +69,7 @@ def compare(
     compared = Compared(plan=plan, tuning=tuned, rates=rates, final=final)
     shown = whole.model_copy(update={"seeds": tuple(sorted({*whole.seeds, *also}))})
     there = read_folder(shown, bench.folder).compared if settings or shown.seeds != whole.seeds else None
-    _write(there or compared, bench)
+    _write(there or compared, whole, bench)
     return compared
 
 
@@ -79,7 +81,8 @@ def _final_rounds(plan: Comparison, data_sha256: str, bench: Bench) -> int:
     return sum(first.run.all_rounds for first, *_ in missing)
 
 
-def _write(compared: Compared, bench: Bench) -> None:
+def _write(compared: Compared, whole: Comparison, bench: Bench) -> None:
+    looks = looks_of(whole)
     text = report(compared, bench.command)
     for setting in compared.plan.settings:
         if table := "\n".join(session_table(compared, setting.name)):
@@ -89,9 +92,9 @@ def _write(compared: Compared, bench: Bench) -> None:
         text += f"\n## {setting.name}: each client (test examples)\n\n{table}\n"
     write_atomically(bench.folder / "table.md", text.encode())
     try:
-        draw(compared, bench.folder)
+        draw(compared, bench.folder, looks)
         for setting in compared.plan.settings:
-            draw_sessions(compared.final, setting.name, bench.folder)
+            draw_sessions(compared.final, setting.name, bench.folder, looks)
             if natural.is_natural(compared):
                 natural.draw(compared, setting.name, bench.folder / f"{setting.name}-clients.png")
         initialisation.draw(bench.folder / "initialisation.png", compared.final)

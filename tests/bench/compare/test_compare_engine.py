@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from fednc.bench.compare import plots, report
+from fednc.bench.compare import report
 from fednc.bench.compare.engine import compare
 from fednc.bench.compare.plan import tuning_rows
 from fednc.bench.compare.prepared_data import prepare
@@ -190,7 +190,7 @@ def test_table_and_pictures(done: tuple[Path, report.Compared]) -> None:
     rows = compared.of("dirichlet-0.1", "fednc")
     mean = 50 * sum(row["summary"]["last5"] for row in rows)
     assert f"| fednc | {compared.rates['dirichlet-0.1', 'fednc']:g} | {mean:.1f} ± " in table
-    for kind in ("accuracy", "geometry", "rounds", "alignment"):
+    for kind in ("accuracy", "geometry", "alignment"):
         with Image.open(folder / f"dirichlet-0.1-{kind}.png") as picture:
             assert picture.width > 400
 
@@ -241,14 +241,6 @@ def test_rounds_to_target_are_counted_seed_by_seed() -> None:
     compared = report.Compared(plan=plan, tuning=[], rates={}, final=final)
     assert compared.rounds_to_target("s", "a") == [2, 3]
     assert compared.rounds_to_target("s", "b") == [1, None]
-
-
-def test_bars_and_bands_are_drawn_for_missing_values_too(tmp_path: Path) -> None:
-    plots.bars(tmp_path / "bars.png", {"a": [3, None], "b": [None, None]}, "rounds")
-    plots.bands(tmp_path / "bands.png", {"x": {"a": [[(1, 0.5)], [(1, 0.6), (2, 0.7)]], "b": [[]]}})
-    for name in ("bars", "bands"):
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 3
 
 
 def test_damaged_results_are_not_used(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from fednc.bench.compare import plots
-from fednc.bench.compare.report import draw as draw_settings
+from fednc.bench.compare.pictures import draw as draw_settings
+from fednc.bench.compare.pictures import looks_of
 from fednc.bench.compare.results_folder import read_folder
 from fednc.bench.compare.results_page import draw
 from support.written_results import SMALL, Place
@@ -199,10 +200,10 @@ def test_pictures_name_only_what_was_run(tmp_path: Path, monkeypatch: pytest.Mon
     compared = read_folder(place.plan, place.results / "small").compared
     assert compared is not None
     shown: list[set[str]] = []
-    monkeypatch.setattr(plots, "bands", lambda _, panels: shown.extend(set(lines) for lines in panels.values()))
-    monkeypatch.setattr(plots, "bars", lambda _, lines, __: shown.append(set(lines)))
+    monkeypatch.setattr(plots, "bands", lambda _, panels, *__, **___: shown.extend(map(set, panels.values())))
+    monkeypatch.setattr(plots, "bars", lambda _, lines, *__: shown.append(set(lines)))
     whole = replace(compared, plan=place.plan.model_copy(update={"pictured": tuple(ACCURACY)}))
-    draw_settings(whole, tmp_path)
+    draw_settings(whole, tmp_path, looks_of(place.plan))
     assert shown
     assert all("fednc" in names for names in shown)
     assert not any("scaffold" in names for names in shown)
