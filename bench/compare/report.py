@@ -1,27 +1,22 @@
-"""What is made from the rows of a comparison: the chosen learning rates, a Markdown table, pictures.
+"""What is made from the rows of a comparison: the chosen learning rates and a Markdown table.
 
-Called by `engine.py` and for the page of results. Everything here follows from the rows alone.
+Called by `engine.py`, for the page of results and for pictures. Everything here follows from the rows alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 
-import torch
-from torch import Tensor
-
-from fednc.bench.compare import plots, relative_gains
+from fednc.bench.compare import relative_gains
 from fednc.bench.compare.plan import Comparison, Variant
 from fednc.bench.compare.run_archive import Result
 from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
 
 Rates = dict[tuple[str, str], float]
 _KNOWN = {"rounds", "metric", "best", "last5", "drift", "nc1", "worst_client"}  # and the metric's own two
-_GEOMETRY = {"drift": "cross-client class drift", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3", "nc4": "NC4"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,63 +241,3 @@ def _first_round(row: Result, target: float | None, metric: MetricInfo) -> int |
         return None
     values = ((one["round"], one.get(metric.name)) for one in row["rounds"])
     return next((number for number, value in values if value is not None and metric.reaches(value, target)), None)
-
-
-def draw(compared: Compared, folder: Path) -> None:
-    """Draw PNG files of each setting: the metric, geometry, rounds to target, cosines of class means and vectors.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    metric = compared.metric
-    pictured = compared.plan.pictured or [variant.name for variant in compared.plan.variants]
-    for setting in (setting.name for setting in compared.plan.settings):
-        rows = {variant: found for variant in pictured if (found := compared.of(setting, variant))}
-        curves = {
-            variant: [_curve(row, metric.name, factor(metric)) for row in found] for variant, found in rows.items()
-        }
-        plots.bands(folder / f"{setting}-{metric.name}.png", {plots.metric_label(metric): curves})
-        models = _by_models(rows)
-        geometry = {
-            title: {name: [_curve(row, key) for row in found] for name, found in models.items()}
-            for key, title in _GEOMETRY.items()
-        }
-        if any(curve for lines in geometry.values() for curves in lines.values() for curve in curves):
-            plots.bands(folder / f"{setting}-geometry.png", geometry)
-        reached = {variant: compared.rounds_to_target(setting, variant) for variant in rows}
-        title = f"rounds to the best {worded(metric)} of {compared.plan.baseline}"
-        plots.bars(folder / f"{setting}-rounds.png", reached, title)
-        panels = {name: _alignment(found) for name, found in models.items() if any(map(_aligned, found))}
-        if panels:
-            plots.heat_maps(folder / f"{setting}-alignment.png", panels, _class_names(compared, setting))
-
-
-def _by_models(rows: Mapping[str, list[Result]]) -> dict[str, list[Result]]:
-    """Rows by variant; variants that differ only in the read-out have the same models and share one name."""
-    named: dict[tuple[str, ...], list[str]] = {}
-    for variant, found in rows.items():
-        models = tuple(str(row.get("training", row["digest"])) for row in found)
-        named.setdefault(models, []).append(variant)
-    return {" = ".join(names): rows[names[0]] for names in named.values()}
-
-
-def _curve(row: Result, key: str, factor: float = 1) -> list[tuple[int, float]]:
-    return [(one["round"], factor * one[key]) for one in row["rounds"] if one.get(key) is not None]
-
-
-def _aligned(row: Result) -> bool:
-    return "alignment" in row
-
-
-def _alignment(rows: Sequence[Result]) -> Tensor:
-    """[K, K], mean over the seeds."""
-    found = [
-        [[float(value) for value in line.split()] for line in row["alignment"]] for row in filter(_aligned, rows)
-    ]
-    return torch.tensor(found, dtype=torch.float64).nanmean(dim=0)
-
-
-def _class_names(compared: Compared, setting: str) -> list[str]:
-    config = next(row for row in compared.final if row["setting"] == setting)["config"]
-    later = [name for session in config.get("sessions", []) for name in session["classes"]]
-    return [*config["task"]["classes"], *later]
