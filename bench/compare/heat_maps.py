@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fednc.bench.compare.plots import new_figure, wrapped
+from fednc.bench.compare.plots import new_figure, save, wrapped
 
 _MAX_ANNOTATED = 10  # classes; with more the numbers would be too small to read
 _MAX_NAMED = 25  # classes on an axis; of more, only some are named
@@ -94,7 +94,7 @@ def _draw(path: Path, panels: Mapping[str, Tensor], class_names: Sequence[str], 
         image = _draw_heat_map(axes, cos_KK, title)
         _name_classes(axes, short, named if place % columns == 0 else short)
     figure.colorbar(image, ax=grid, label=label, shrink=min(0.8, 1.6 / rows), pad=0.02)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    save(figure, path, dpi=130, bbox_inches="tight")
 
 
 def _draw_heat_map(axes: Any, cos_KK: Tensor, title: str) -> Any:

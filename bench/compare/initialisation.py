@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fednc.bench.compare.plots import new_figure
+from fednc.bench.compare.plots import new_figure, save
 from fednc.server.storage.history import History
 
 _FEW_ROUNDS = 6
@@ -56,4 +56,4 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.set_xscale("log")
     axes.invert_yaxis()
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    save(figure, path)

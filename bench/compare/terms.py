@@ -173,7 +173,7 @@ PICTURES: Mapping[str, str] = {
     "rounds": "first evaluated round with the baseline's best accuracy, with a dot per seed; "
     "no picture if all bars are equal",
     "clients": "test accuracy of each natural client, a dot each, and their mean",
-    "geometry": "per round or session: drift, and how far features are from neural collapse (NC1 to NC4; 0 is collapse)",
+    "geometry": "per round or session: drift, and how far features are from collapse (NC1 to NC4; 0 is collapse)",
     "alignment": "cosine of each class mean with each class vector at the end; collapse is a diagonal of ones",
     "claims": "gain in each setting: a dot per seed and a stroke for their mean; grey: too small to count",
     "initialisation": "cosine and length of the clients' gradients before and after learning initial scales",
