@@ -34,7 +34,7 @@ from fednc.bench.compare.report import Compared, spread, table_head
 WIDTH = 116
 _COLUMNS = ("setting", OURS, "best other method", "fedavg", f"fedavg with {OURS}'s read-out")
 _ABSENT = "not run"
-_FEW_SETTINGS = 3
+_FEW_SETTINGS, _FEW_NAMES = 3, 7
 _AS_A_WHOLE = ("leads", "trails")
 
 
@@ -98,8 +98,13 @@ class Finding:
     @property
     def _rivals(self) -> str:
         """Those that were run, if there is a choice: the best other method is the best of these."""
-        names = list(dict.fromkeys(name for gain in self.gains for name in gain.rivals))
-        return f"; rivals that were run: {', '.join(names)}" if len(names) > 1 else ""
+        first, *others = (gain.rivals for gain in self.gains)
+        names, elsewhere = ([*dict.fromkeys(name for each in sets for name in each)] for sets in ([first], others))
+        if len({*names, *elsewhere}) < 2:
+            return ""
+        if {*elsewhere} < {*names} and len(self.comparisons) == 1:
+            return f"; rivals: {_told(names)} in {self.gains[0].setting}, {_told(elsewhere)} elsewhere"
+        return f"; rivals: {_told([*dict.fromkeys([*names, *elsewhere])])}"
 
     @property
     def _unused(self) -> str:
@@ -109,6 +114,10 @@ class Finding:
     def __str__(self) -> str:
         told = ", ".join(f"{name} {_means(found)}" for name, found in self.by_comparison.items())
         return f"**{self.verdict}**: {self.name} ({told}); {self.counts}"
+
+
+def _told(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _FEW_NAMES else f"{len(names)} others"
 
 
 def _means(found: Sequence[Gain]) -> str:

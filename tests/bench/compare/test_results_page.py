@@ -300,8 +300,8 @@ def test_the_list_says_what_pays_and_what_does_not(full: Place) -> None:
         "of 2 settings"
     )
     assert part == (
-        "**costs**: the pull (small -10.0 / -10.0); ahead in 0 of 4 pairs, costs in 2 of 2 settings; rivals "
-        "that were run: fednc, fedavg"
+        "**costs**: the pull (small -10.0 / -10.0); ahead in 0 of 4 pairs, costs in 2 of 2 settings; rivals: "
+        "fednc, fedavg"
     )
     assert speed.startswith(
         "in 2 of 2 settings fednc reaches the baseline's best accuracy with every seed, in 100% of"
