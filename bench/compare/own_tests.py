@@ -85,7 +85,7 @@ def _pooled(task: Task, record: RoundRecord, of_clients: OfClients | None) -> Ro
 def client_figures(task: Task, own: Sequence[OfClients]) -> dict[str, Any]:
     """`clients`: examples and primary metric of each client; for the summary, mean and worst over the clients.
 
-    Metrics are means of the last five rounds. A client without a metric (AUROC of one class) does not count.
+    Metrics are means of the last five evaluations. A client without a metric (AUROC of one class) does not count.
     """
     primary = task.primary
     clients = {}

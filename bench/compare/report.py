@@ -55,7 +55,7 @@ def metric_of(rows: Sequence[Result]) -> MetricInfo:
 
 
 def choose_rates(tuning: Sequence[Result]) -> Rates:
-    """The rate with the best metric over the last five rounds; of two equal ones the smaller."""
+    """The rate with the best metric over the last five evaluations; of two equal ones the smaller."""
     metric = metric_of(tuning)
     sign = 1 if metric.higher_is_better else -1
     rates: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -73,7 +73,7 @@ def report(compared: Compared, command: str) -> str:
         f"`{command}`, commit {one['commit'] or 'unknown'}, {one['machine']['cpu']} ({one['device']}), "
         f"torch {one['machine']['torch']}.",
         f"{on_data('Test', metric)}: mean ± standard deviation over seeds {', '.join(map(str, plan.seeds))}. "
-        "`last 5`: mean of the last five rounds. `rounds`: rounds until the best "
+        "`last 5`: mean of the last five evaluations. `rounds`: rounds until the best "
         f"{worded(metric)} of {plan.baseline} with the same seed is reached, mean over the seeds that reach it. "
         "`s per run`: seconds of a run; training that several variants share is divided by their number. `lr`: "
         "the learning rate that is best on a validation split (below).",
@@ -175,7 +175,7 @@ def factor(metric: MetricInfo) -> float:
 
 
 def spread(rows: Sequence[Result], metric: MetricInfo) -> str:
-    """The metric over the last five rounds, in its unit: mean and standard deviation over the seeds.
+    """The metric over the last five evaluations, in its unit: mean and standard deviation over the seeds.
 
     A run that failed counts as the worst there is, and the text says how many did.
     """
@@ -212,7 +212,7 @@ def _mean(rows: Sequence[Result], key: str, form: str) -> str:
 
 
 def last5(row: Result, metric: MetricInfo) -> float:
-    """Mean of the metric in the last five rounds; the worst there is for a run that failed."""
+    """Mean of the metric in the last five evaluations; the worst there is for a run that failed."""
     return _figure_of(row, "last5", metric)
 
 
