@@ -15,7 +15,7 @@ from typing import Any
 from fednc.bench.compare import plots
 from fednc.bench.compare.report import Compared, factor, failures, metric_of, table_head
 from fednc.bench.compare.run_archive import Result
-from fednc.bench.compare.styles import Style
+from fednc.bench.compare.styles import Look
 from fednc.server.storage.events import Event, RoundCompleted, SessionOpened
 
 COSTS = "session_costs"
@@ -115,7 +115,7 @@ def _places(runs: Sequence[Sequence[dict[str, Any]]], key: str, scale: float = 1
     return " / ".join(format(scale * fmean(found), form) for found in stages if found) or "-"
 
 
-def draw_sessions(results: Sequence[Result], setting: str, folder: Path, looks: Mapping[str, Style]) -> None:
+def draw_sessions(results: Sequence[Result], setting: str, folder: Path, looks: Mapping[str, Look]) -> None:
     """Draw the metric after each session and the memory's mean cosine to its vertices: `<setting>-sessions.png`.
 
     Args:

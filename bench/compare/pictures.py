@@ -16,17 +16,17 @@ from fednc.bench.compare.heat_maps import heat_maps
 from fednc.bench.compare.plan import Comparison
 from fednc.bench.compare.report import Compared, factor, worded
 from fednc.bench.compare.run_archive import Result
-from fednc.bench.compare.styles import Style, styles
+from fednc.bench.compare.styles import Look, styles
 
 _GEOMETRY = {"drift": "cross-client class drift", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3", "nc4": "NC4"}
 
 
-def looks_of(whole: Comparison) -> dict[str, Style]:
+def looks_of(whole: Comparison) -> dict[str, Look]:
     """How each variant looks in all pictures. Those that the file wants pictured come first: they differ most."""
     return styles([*whole.pictured, *(variant.name for variant in whole.variants)])
 
 
-def draw(compared: Compared, folder: Path, looks: Mapping[str, Style]) -> None:
+def draw(compared: Compared, folder: Path, looks: Mapping[str, Look]) -> None:
     """Draw PNG files of each setting, and delete those of earlier ones that say nothing now.
 
     With sessions there is none of the metric per round, nor of rounds to a target: the metric is for other classes
@@ -66,7 +66,7 @@ def _draw_by_round(
     rows: Mapping[str, list[Result]],
     setting: str,
     paths: tuple[Path, Path],
-    looks: Mapping[str, Style],
+    looks: Mapping[str, Look],
 ) -> None:
     """Draw the metric per round, and the rounds to the baseline's best."""
     metric = compared.metric
@@ -80,7 +80,7 @@ def _draw_geometry(
     path: Path,
     rows: Mapping[str, list[Result]],
     models: Sequence[Sequence[str]],
-    looks: Mapping[str, Style],
+    looks: Mapping[str, Look],
     *,
     has_sessions: bool,
 ) -> None:
@@ -104,7 +104,7 @@ def _by_models(rows: Mapping[str, list[Result]]) -> list[list[str]]:
     return list(named.values())
 
 
-def _look(names: Sequence[str], looks: Mapping[str, Style]) -> Style:
+def _look(names: Sequence[str], looks: Mapping[str, Look]) -> Look:
     """That of fednc or fedavg if it is among them, because these look the same everywhere."""
     return looks[next((name for name in ("fednc", "fedavg") if name in names), names[0])]
 

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fednc.bench.compare.styles import COLOURS, MARKERS, Style, styles
+from fednc.bench.compare.styles import COLOURS, MARKERS, Look, styles
 from fednc.common.errors import MissingExtraError
 from fednc.common.tasks.metric_info import ACCURACY, PERCENT, MetricInfo
 
@@ -55,7 +55,7 @@ def curves(path: Path, series: Mapping[str, Points], metric: MetricInfo = ACCURA
 def bands(
     path: Path,
     panels: Mapping[str, Mapping[str, Sequence[Points]]],
-    looks: Mapping[str, Style],
+    looks: Mapping[str, Look],
     across: str = "round",
 ) -> None:
     """Draw panels with one line per name: the mean of its curves, in a band from the lowest to the highest.
@@ -144,7 +144,7 @@ def differences(path: Path, series: Mapping[str, Sequence[float]], label: str, *
     save(figure, path)
 
 
-def bars(path: Path, rounds: Mapping[str, Sequence[int | None]], label: str, looks: Mapping[str, Style]) -> None:
+def bars(path: Path, rounds: Mapping[str, Sequence[int | None]], label: str, looks: Mapping[str, Look]) -> None:
     """Draw one bar per name, the mean of its values, and a dot for each; text counts those that are None.
 
     Bars that are all equal say nothing: then nothing is drawn, and an earlier picture is deleted.
@@ -215,14 +215,14 @@ def wrapped(text: str, letters: int = _LETTERS) -> str:
 # ---- lines ---------------------------------------------------------------------------------------------------
 
 
-def _draw_curve(axes: Any, look: Style, name: str, points: Points, metric: MetricInfo) -> None:
+def _draw_curve(axes: Any, look: Look, name: str, points: Points, metric: MetricInfo) -> None:
     scale = 100 if metric.unit == PERCENT else 1
     last = f"{100 * points[-1][1]:.1f} %" if metric.unit == PERCENT else metric.show(points[-1][1])
     numbers, values = [number for number, _ in points], [scale * value for _, value in points]
     _draw_line(axes, look, numbers, values, f"{name}, last {last}")
 
 
-def _draw_line(axes: Any, look: Style, numbers: Sequence[int], values: Sequence[float], label: str) -> Any:
+def _draw_line(axes: Any, look: Look, numbers: Sequence[int], values: Sequence[float], label: str) -> Any:
     (line,) = axes.plot(
         numbers,
         values,
@@ -261,7 +261,7 @@ def _with_points(series: Mapping[str, Sequence[Points]]) -> dict[str, _Line]:
     return {name: line for name, line in lines.items() if line.numbers}
 
 
-def _draw_panel(axes: Any, lines: Mapping[str, _Line], looks: Mapping[str, Style]) -> dict[str, Any]:
+def _draw_panel(axes: Any, lines: Mapping[str, _Line], looks: Mapping[str, Look]) -> dict[str, Any]:
     """Draw the lines of a panel. Returns an entry of the legend for each that can be seen."""
     alpha = 0.15 if len(lines) <= _MANY else 0.07
     drawn = {}

@@ -27,7 +27,7 @@ _DASHES: tuple[Dash, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
 
 @dataclass(frozen=True)
-class Style:
+class Look:
     """How the line of one variant looks. Line style is that of matplotlib."""
 
     colour: str
@@ -35,10 +35,10 @@ class Style:
     marker: str
 
 
-_KEPT = {"fednc": Style("#0072B2", "-", "*"), "fedavg": Style("#D55E00", (0, (5, 1.5)), "p")}
+_KEPT = {"fednc": Look("#0072B2", "-", "*"), "fedavg": Look("#D55E00", (0, (5, 1.5)), "p")}
 
 
-def styles(variants: Iterable[str]) -> dict[str, Style]:
+def styles(variants: Iterable[str]) -> dict[str, Look]:
     """A style for each variant by its place: give all that the comparison has, not only those in a picture.
 
     fednc and fedavg look the same everywhere, and no other has their colour or marker. Up to 63 others differ in
@@ -50,7 +50,7 @@ def styles(variants: Iterable[str]) -> dict[str, Style]:
     return {name: _KEPT.get(name) or found[name] for name in names}
 
 
-def _style(place: int) -> Style:
+def _style(place: int) -> Look:
     turn, colour = divmod(place, len(COLOURS))
     shift = colour + turn  # so that the uses of a colour differ
-    return Style(COLOURS[colour], _DASHES[shift % len(_DASHES)], MARKERS[shift % len(MARKERS)])
+    return Look(COLOURS[colour], _DASHES[shift % len(_DASHES)], MARKERS[shift % len(MARKERS)])

@@ -27,13 +27,11 @@ def pixel_input(options: ImageOptions) -> GraphInput:
         shape=(size, size, channels),
         prepare=partial(_normalised, mean=options.mean, std=options.std),
         raw_of=partial(_pixels_of, mean=options.mean, std=options.std),
-        note=f"resize images to {size}x{size}, convert them to {mode} (what is transparent on white), "
+        note=f"resize images to {size}x{size}, convert them to {mode} (lay transparent ones on white first), "
         "bytes 0 to 255; the graph normalises them",
         reading=(
             "from PIL import Image",
-            'image = Image.open("image.png").convert("RGBA")',
-            'image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)',
-            f'image = image.convert("{mode}").resize(({size}, {size}), Image.BILINEAR)',
+            f'image = Image.open("image.png").convert("{mode}").resize(({size}, {size}), Image.BILINEAR)',
             f"pixels = np.asarray(image, np.uint8).reshape(1, {size}, {size}, {channels})",
         ),
     )
