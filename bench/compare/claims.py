@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fednc.bench.compare import plots
 from fednc.bench.compare.file_comment import code
-from fednc.bench.compare.findings import Finding, paragraph
+from fednc.bench.compare.findings import Finding, paragraph, span
 from fednc.bench.compare.gains import POINTS
 from fednc.bench.compare.plan import Setting
 from fednc.bench.compare.report import Compared
@@ -41,18 +41,17 @@ def _commands(claims: Sequence[Finding], configs: Path) -> list[str]:
 
 
 def _distinct(claims: Sequence[Finding]) -> list[Finding]:
-    found = {str([(gain.setting, gain.of_seed) for gain in claim.gains]): claim for claim in reversed(claims)}
-    return [claim for claim in claims if claim in found.values()]
+    found: dict[tuple[tuple[str, tuple[float, ...]], ...], Finding] = {}
+    for claim in claims:
+        found.setdefault(tuple((gain.setting, gain.of_seed) for gain in claim.gains), claim)
+    return list(found.values())
 
 
 def _told(claim: Finding) -> str:
     """The verdict, the gain in the first setting, and the least and the largest mean gain in the others."""
     first, *others = claim.gains
     told = f"**{claim.verdict.capitalize()}**: {first} in {first.setting}"
-    if not others:
-        return told
-    least, most = (f"{pick(gain.mean for gain in others):+.1f}" for pick in (min, max))
-    return f"{told}, {least if least == most else f'{least} to {most}'} elsewhere"
+    return f"{told}, {span([gain.mean for gain in others], '+.1f')} elsewhere" if others else told
 
 
 def draw(claims: Sequence[Finding], comparisons: Sequence[Compared], pictures: Path) -> None:

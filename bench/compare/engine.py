@@ -8,17 +8,17 @@ pictures.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from fednc.bench.compare import initialisation, natural
 from fednc.bench.compare.class_sessions import draw_sessions, session_table
 from fednc.bench.compare.pictures import draw, looks_of
-from fednc.bench.compare.plan import Comparison, final_rows, tuning_rows
+from fednc.bench.compare.plan import Comparison, Row, final_rows, tuning_rows
 from fednc.bench.compare.prepared_data import prepare
 from fednc.bench.compare.report import Compared, choose_rates, report
 from fednc.bench.compare.results_folder import read_folder
 from fednc.bench.compare.rows import Bench, rounds_to_run, run_rows
-from fednc.bench.compare.run_archive import archive_runs, read_runs
+from fednc.bench.compare.run_archive import archive_runs
 from fednc.common.errors import MissingExtraError
 from fednc.common.files import write_atomically
 
@@ -52,7 +52,7 @@ def compare(
     plan = whole.part(settings) if settings else whole
     for_tuning, for_report = prepare(plan, places, bench.folder)
     tuning = tuning_rows(plan, for_tuning.sha256)
-    total, done = rounds_to_run(tuning, bench.folder) + _final_rounds(plan, for_report.sha256, bench), 0
+    total, done = rounds_to_run([*zip(tuning), *_at_all_rates(plan, for_report.sha256)], bench.folder), 0
 
     def count(rounds: int) -> None:
         nonlocal done
@@ -62,7 +62,7 @@ def compare(
     tuned = run_rows(tuning, for_tuning, bench, count)
     rates = choose_rates(tuned)
     chosen = final_rows(plan, rates, for_report.sha256)
-    total = done + rounds_to_run(chosen, bench.folder)
+    total = done + rounds_to_run(zip(chosen), bench.folder)
     count(0)
     final = run_rows(chosen, for_report, bench, count)
     archive_runs(bench.folder)
@@ -73,12 +73,12 @@ def compare(
     return compared
 
 
-def _final_rounds(plan: Comparison, data_sha256: str, bench: Bench) -> int:
-    """The rounds of final rows that the folder has at none of the rates: which one is chosen is not known yet."""
-    names, there = [(setting.name, variant.tuned_as) for setting, variant in plan.pairs], read_runs(bench.folder)
-    at_rates = [final_rows(plan, dict.fromkeys(names, rate), data_sha256) for rate in plan.tuning.rates]
-    missing = (one for one in zip(*at_rates, strict=True) if not any(row.file_name in there for row in one))
-    return sum(first.run.all_rounds for first, *_ in missing)
+def _at_all_rates(plan: Comparison, data_sha256: str) -> Iterator[tuple[Row, ...]]:
+    """Each final row at every learning rate: before the tuning, nobody knows which of them runs."""
+    names = [(setting.name, variant.tuned_as) for setting, variant in plan.pairs]
+    return zip(
+        *(final_rows(plan, dict.fromkeys(names, rate), data_sha256) for rate in plan.tuning.rates), strict=True
+    )
 
 
 def _write(compared: Compared, whole: Comparison, bench: Bench) -> None:

@@ -98,13 +98,14 @@ class Finding:
     @property
     def _rivals(self) -> str:
         """Those that were run, if there is a choice: the best other method is the best of these."""
-        first, *others = (gain.rivals for gain in self.gains)
-        names, elsewhere = ([*dict.fromkeys(name for each in sets for name in each)] for sets in ([first], others))
-        if len({*names, *elsewhere}) < 2:
+        first, *others = self.gains
+        elsewhere = list(dict.fromkeys(name for gain in others for name in gain.rivals))
+        every = list(dict.fromkeys([*first.rivals, *elsewhere]))
+        if len(every) < 2:
             return ""
-        if {*elsewhere} < {*names} and len(self.comparisons) == 1:
-            return f"; rivals: {_told(names)} in {self.gains[0].setting}, {_told(elsewhere)} elsewhere"
-        return f"; rivals: {_told([*dict.fromkeys([*names, *elsewhere])])}"
+        if others and {*elsewhere} < {*first.rivals} and len(self.comparisons) == 1:
+            return f"; rivals: {_told(first.rivals)} in {first.setting}, {_told(elsewhere)} elsewhere"
+        return f"; rivals: {_told(every)}"
 
     @property
     def _unused(self) -> str:
@@ -122,8 +123,14 @@ def _told(names: Sequence[str]) -> str:
 
 def _means(found: Sequence[Gain]) -> str:
     """The mean gain of each setting; of many settings the least and the largest."""
-    means = [f"{gain.mean:+.1f}" for gain in sorted(found, key=lambda gain: gain.mean)]
-    return " / ".join(means) if len(means) <= _FEW_SETTINGS else f"{means[0]} to {means[-1]}"
+    means = sorted(gain.mean for gain in found)
+    return " / ".join(f"{mean:+.1f}" for mean in means) if len(means) <= _FEW_SETTINGS else span(means, "+.1f")
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """The least and the largest value, or one if they look the same."""
+    least, most = (format(pick(values), form) for pick in (min, max))
+    return least if least == most else f"{least} to {most}"
 
 
 def links(comparisons: Sequence[str]) -> str:
@@ -252,10 +259,7 @@ def _speed(shares: Sequence[float]) -> str:
     said = (
         f"in {len(reached)} of {len(shares)} settings {OURS} reaches the baseline's best accuracy with every seed"
     )
-    if not reached:
-        return said
-    least, most = (f"{pick(reached):.0%}" for pick in (min, max))
-    return f"{said}, in {least if least == most else f'{least} to {most}'} of the baseline's rounds"
+    return f"{said}, in {span(reached, '.0%')} of the baseline's rounds" if reached else said
 
 
 def _parts(comparisons: Sequence[Compared]) -> list[Finding]:

@@ -8,7 +8,7 @@ are this one, or spawned (never forked) by it, or Ray's (`on_ray.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -57,23 +57,19 @@ def run_rows(
         DataError: a file in the folder is not what this program wrote.
         MissingExtraError, ConfigError: Ray is missing, or its cluster cannot be used.
     """
-    there = _found(rows, bench.folder)
+    kept = read_runs(bench.folder)
+    there = {row.digest: kept[row.file_name] for row in rows if row.file_name in kept}
     missing = [row for row in rows if row.digest not in there]
     run = _run_on_ray if bench.engine == "ray" else _run_here if bench.workers <= 1 else _run_in_processes
     there |= {result["digest"]: result for result in run(missing, data, bench, count)}
     return [there[row.digest] for row in rows]
 
 
-def rounds_to_run(rows: Sequence[Row], folder: Path) -> int:
-    """The rounds of the rows that `folder` does not have."""
-    there = _found(rows, folder)
-    return sum(row.run.all_rounds for row in rows if row.digest not in there)
-
-
-def _found(rows: Sequence[Row], folder: Path) -> dict[str, Result]:
-    """By digest, the results of those rows that `folder` has."""
+def rounds_to_run(choices: Iterable[Sequence[Row]], folder: Path) -> int:
+    """The rounds that are missing if `folder` is to have one row of each choice."""
     kept = read_runs(folder)
-    return {row.digest: kept[row.file_name] for row in rows if row.file_name in kept}
+    missing = (rows for rows in choices if not any(row.file_name in kept for row in rows))
+    return sum(rows[0].run.all_rounds for rows in missing)
 
 
 def _trainings(rows: Sequence[Row]) -> list[list[Row]]:

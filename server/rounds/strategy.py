@@ -379,10 +379,10 @@ class FrameStrategy(Strategy):
 
     def _warn_of_old_memory(self, server_round: int, here: Iterable[int]) -> None:
         """Say once that classes of clients outside the round are remembered as an earlier model saw them."""
-        method = self.run.method
-        if self._warned_of_old_memory or not (method.reads_memory or method.fits_projection):
+        method, outside = self.run.method, {*here} - {*self._trained}
+        if self._warned_of_old_memory or not outside or not (method.reads_memory or method.fits_projection):
             return
-        old = self._classes_of({*here} - {*self._trained}) - self._classes_of(self._trained)
+        old = self._classes_of(outside) - self._classes_of(self._trained)
         names = [name for number, name in enumerate(self.task.class_names) if number in old]
         if names:
             self._warned_of_old_memory = True

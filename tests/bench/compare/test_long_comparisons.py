@@ -133,6 +133,12 @@ def test_every_claim_has_its_gain_its_verdict_its_commands_and_one_picture(full:
             assert image.width > 400
 
 
+def test_rivals_are_told_where_they_were_run(full: Place) -> None:
+    said = " ".join(full.page().partition("\n## One factor at a time\n")[0].split())
+    assert "rivals: fedavg, scaffold in base, fedavg elsewhere." in said
+    assert "rivals: central-fedavg, central-fednc. " in said, "there is no other setting"
+
+
 def test_a_claim_that_repeats_another_is_shown_once(tmp_path: Path) -> None:
     again = FILE.replace('name = "the read-out for fedavg"', 'name = "the same under another name"')
     again += FILE[FILE.index("[[parts]]") :]
